@@ -1,0 +1,212 @@
+"""What every store promises: the base class of the backends."""
+
+from __future__ import annotations
+
+import abc
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from .record import Outcome, Record, Update
+
+#: How long a single call to a store may take, in milliseconds.  It is
+#: short on purpose: while the store does not answer, jobs and
+#: enqueues wait for it this long, once, and then do without.
+DEFAULT_TIMEOUT: Final = 500
+
+#: The largest encoded value of one field, in bytes.
+DEFAULT_MAX_FIELD_SIZE: Final = 65_536
+
+#: The longest message id, in UTF-8 bytes.  Memcached takes keys of at
+#: most 250 bytes, the namespace included.
+MAX_MESSAGE_ID_SIZE: Final = 200
+
+#: The longest namespace, in bytes.
+MAX_NAMESPACE_SIZE: Final = 48
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NAMESPACE = re.compile(r"[!-~]+")
+
+
+class StatusBackend(abc.ABC):
+    """ABC for status backends.
+
+    A backend stores one record a message and changes it only by
+    :func:`dramatiq_status.record.apply`, atomically: no update that was
+    answered with ``Outcome.APPLIED`` is ever lost to another writer,
+    in this process or elsewhere.  Its methods may be called by any
+    number of threads at once.
+
+    Every method raises :class:`.BackendError` where the store cannot
+    be reached, takes longer than `timeout` or answers with an error;
+    nothing else but the ``TypeError`` and ``ValueError`` of bad input.
+
+    Parameters:
+      namespace(str): What the keys of this backend start with: up to
+        48 printable ASCII characters without spaces.  Backends with
+        different namespaces never see each other's statuses.
+      timeout(int): How long one call may take, in milliseconds.
+      max_field_size(int): The largest encoded value of one field, in
+        bytes.
+    """
+
+    #: How long a watcher of this backend sleeps between two looks, in
+    #: milliseconds: the first time, and at most.
+    poll_interval: tuple[int, int] = (50, 1000)
+
+    def __init__(
+        self,
+        *,
+        namespace: str = "dramatiq-status",
+        timeout: int | timedelta = DEFAULT_TIMEOUT,
+        max_field_size: int = DEFAULT_MAX_FIELD_SIZE,
+    ) -> None:
+        if not isinstance(namespace, str):
+            raise TypeError(f"namespace must be a str, not {type(namespace).__name__}.")
+        if not _NAMESPACE.fullmatch(namespace) or len(namespace) > MAX_NAMESPACE_SIZE:
+            raise ValueError(
+                f"namespace must be 1 to {MAX_NAMESPACE_SIZE} printable ASCII characters without spaces, "
+                f"not {namespace!r}."
+            )
+        self.namespace = namespace
+        self.timeout = check_duration("timeout", timeout, minimum=1)
+        self.max_field_size = check_duration("max_field_size", max_field_size, minimum=1)
+
+    @abc.abstractmethod
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        """Carry out updates in their order, in as few round trips as
+        the store allows: one for all on Redis.
+
+        Parameters:
+          updates(Sequence[tuple[str, Update]]): Message ids and what to
+            do with their records.
+
+        Returns:
+          list[Outcome]: What became of each.
+        """
+
+    @abc.abstractmethod
+    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
+        """Read records in one round trip.
+
+        Returns:
+          list[Record | None]: One for each id, in their order; None for
+          those that are unknown, expired or damaged.
+        """
+
+    @abc.abstractmethod
+    def delete(self, message_id: str) -> bool:
+        """Delete a record; one round trip.
+
+        Returns:
+          bool: Whether there was one.
+        """
+
+    def update(self, message_id: str, update: Update) -> Outcome:
+        """Carry out one update; one round trip where nobody else writes
+        to the same record.
+        """
+        return self.update_many(((message_id, update),))[0]
+
+    def read(self, message_id: str) -> Record | None:
+        """Read one record; one round trip."""
+        return self.read_many((message_id,))[0]
+
+    def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
+        """Begin an update and return at once what completes it.
+
+        Where the store allows, the update is on its way when this
+        returns, and the caller does something else before it asks for
+        the outcome.  The default carries it out before it returns.
+        """
+        outcome = self.update(message_id, update)
+        return lambda: outcome
+
+    def receipt(self, message_id: str) -> str | None:
+        """What a message may carry from the enqueue that this process has
+        just stored to the worker that runs it, so that the worker can
+        write the record without reading it first (see
+        :class:`dramatiq_status.record.Origin`).  None for nothing.
+        """
+        return None
+
+    def now(self) -> int:
+        """The present moment in epoch milliseconds, by the clock that dates this
+        backend's records: the store's own where it has one.
+        """
+        return now_ms()
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Close the connections of this backend; it opens new ones when it is used again."""
+
+
+def now_ms() -> int:
+    """The present moment by this host's clock, in epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def check_message_id(message_id: Any) -> str:
+    """Check the id of a message before it becomes a key.
+
+    Parameters:
+      message_id(str | Message): An id, or a message that has one.
+
+    Raises:
+      TypeError: When it is neither.
+      ValueError: When it is empty, too long or holds control characters.
+    """
+    if not isinstance(message_id, str):
+        found = getattr(message_id, "message_id", None)
+        if not isinstance(found, str):
+            raise TypeError(
+                f"message_id must be a str or a dramatiq.Message, not {type(message_id).__name__}: "
+                f"pass message.message_id."
+            )
+        message_id = found
+    if not message_id:
+        raise ValueError("message_id must not be empty: pass message.message_id.")
+    if len(message_id) * 4 > MAX_MESSAGE_ID_SIZE:
+        size = len(message_id.encode("utf-8", "surrogatepass"))
+        if size > MAX_MESSAGE_ID_SIZE:
+            raise ValueError(f"message_id must have at most {MAX_MESSAGE_ID_SIZE} bytes, this one has {size}.")
+    if not message_id.isascii() or not message_id.isprintable():
+        if _CONTROL.search(message_id):
+            raise ValueError(f"message_id must not hold control characters: {message_id!r}.")
+        try:
+            message_id.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"message_id must be valid Unicode: {message_id!r}.") from None
+    return message_id
+
+
+def check_message_ids(message_ids: Iterable[Any]) -> list[str]:
+    """Check many ids; a single string is an error, not an iterable of letters."""
+    if isinstance(message_ids, (str, bytes)):
+        raise TypeError(f"message_ids must be an iterable of ids, not one {type(message_ids).__name__}.")
+    return [check_message_id(message_id) for message_id in message_ids]
+
+
+def check_duration(name: str, value: int | timedelta, *, minimum: int = 0) -> int:
+    """Check a duration.
+
+    Parameters:
+      name(str): What the caller calls it.
+      value(int | timedelta): Milliseconds, or a timedelta.
+      minimum(int): The least that makes sense, in milliseconds.
+
+    Returns:
+      int: The duration in milliseconds.
+
+    Raises:
+      TypeError: When it is neither an int nor a timedelta.
+      ValueError: When it is less than `minimum`.
+    """
+    if isinstance(value, timedelta):
+        value = round(value / timedelta(milliseconds=1))
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int (milliseconds) or a timedelta, not {type(value).__name__}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum} milliseconds, not {value}.")
+    return value

@@ -1,0 +1,68 @@
+"""An in-memory backend, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+from ..backend import StatusBackend
+from ..record import Outcome, Record, Update, apply
+
+
+class StubBackend(StatusBackend):
+    """Keeps statuses in the memory of this process, with the semantics
+    of the other backends.  It is meant for unit tests.
+
+    Parameters:
+      **parameters: See :class:`.StatusBackend`.
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self._lock = Lock()
+        self._records: dict[str, tuple[Record, int]] = {}
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        outcomes = []
+        with self._lock:
+            for message_id, update in updates:
+                now = self.now()
+                record, expires_at = self._find(message_id, now)
+                applied = apply(record, update, now)
+                if applied.record is not None:
+                    self._records[message_id] = (
+                        applied.record,
+                        expires_at if applied.ttl is None else now + applied.ttl,
+                    )
+                outcomes.append(applied.outcome)
+        return outcomes
+
+    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
+        with self._lock:
+            now = self.now()
+            found = (self._find(message_id, now)[0] for message_id in message_ids)
+            return [dict(record) if record else None for record in found]
+
+    def delete(self, message_id: str) -> bool:
+        with self._lock:
+            return self._records.pop(message_id, None) is not None
+
+    def expires_in(self, message_id: str) -> int | None:
+        """How long a status has left to live, in milliseconds; None for none."""
+        with self._lock:
+            now = self.now()
+            record, expires_at = self._find(message_id, now)
+            return expires_at - now if record else None
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._records.clear()
+
+    def _find(self, message_id: str, now: int) -> tuple[Record | None, int]:
+        record, expires_at = self._records.get(message_id, (None, 0))
+        if record is not None and expires_at <= now:
+            del self._records[message_id]
+            record = None
+        return record, expires_at

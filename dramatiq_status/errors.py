@@ -1,0 +1,47 @@
+"""The exceptions of this package. Every one of them is a :class:`StatusError`."""
+
+from __future__ import annotations
+
+from dramatiq.middleware.middleware import MiddlewareError
+
+
+class StatusError(Exception):
+    """Base class for all errors of this package."""
+
+
+class StatusMissing(StatusError, LookupError):
+    """Raised when a status is asked for (or written to) whose message
+    id is unknown to the store: never enqueued, expired or deleted.
+    """
+
+    def __init__(self, message_id: str) -> None:
+        super().__init__(
+            f"There is no status for message {message_id!r}: it was never enqueued with status tracking, "
+            f"has expired or was deleted."
+        )
+        self.message_id = message_id
+
+
+class StatusTimeout(StatusError, TimeoutError):
+    """Raised when waiting for a message to finish takes longer than the
+    given time-out.
+    """
+
+
+class BackendError(StatusError):
+    """Raised when a store cannot be reached, takes too long or answers
+    with an error.  The driver's own exception is its ``__cause__``.
+    """
+
+
+class NotSupported(StatusError):
+    """Raised when a backend cannot do what was asked of it."""
+
+
+class StatusOptionError(StatusError, MiddlewareError, ValueError):
+    """Raised by ``send()`` or by ``@dramatiq.actor`` when a status
+    option is wrong.  Nothing has been enqueued or declared then.
+
+    It is one of Dramatiq's middleware errors, because those are the
+    only ones that a broker lets through to the caller.
+    """

@@ -1,0 +1,186 @@
+"""What may be written into a status: names, values and their encoding.
+
+Values are encoded where they are written, so that a bad one fails in
+the line that wrote it and not later in a background thread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .record import (
+    PROGRESS,
+    STATES,
+    TOTAL,
+    USER_PREFIX,
+    Record,
+    State,
+    number_text,
+)
+
+#: The names of a status that only the library writes.
+RESERVED: Final = frozenset(
+    (
+        "message_id",
+        "actor_name",
+        "queue_name",
+        "enqueued_at",
+        "scheduled_at",
+        "started_at",
+        "finished_at",
+        "updated_at",
+        "heartbeat_at",
+        "attempts",
+        "exception",
+        "skipped",
+        "rate",
+        "args",
+        "kwargs",
+        "traceback",
+        "result",
+        "retrying",
+        "scheduled",
+        "stalled",
+        "finished",
+        "duration",
+        "time_remaining",
+        "percent",
+    )
+)
+
+#: The longest name of a field, in UTF-8 bytes.
+MAX_NAME_SIZE: Final = 255
+
+#: The largest progress and total: up to here every whole number is
+#: exact in Redis, whose script counts in doubles.
+MAX_COUNT: Final = 2**53
+
+_NUMBERS = {state.value: number for number, state in enumerate(STATES)}
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+def encode_fields(fields: Mapping[str, Any], *, max_size: int) -> tuple[Record, int | None]:
+    """Check and encode what a user writes.
+
+    Parameters:
+      fields(Mapping[str, Any]): Names and JSON values.
+      max_size(int): The largest encoded value, in bytes.
+
+    Returns:
+      tuple[Record, int | None]: The stored names with their JSON texts,
+      and the stored number of the state if ``status`` was among them.
+
+    Raises:
+      TypeError: When a name is not a string, or a value cannot be
+        written as JSON without becoming something else.
+      ValueError: When a name is reserved or malformed, a value is too
+        large, NaN or infinite, or the state is unknown.
+    """
+    encoded: Record = {}
+    state = None
+    for name, value in fields.items():
+        if name == "status":
+            state = state_number(value)
+        elif name == "progress":
+            encoded[PROGRESS] = encode_count("progress", value)
+        elif name == "total":
+            encoded[TOTAL] = encode_total(value)
+        else:
+            encoded[user_name(name)] = encode_value(name, value, max_size)
+    return encoded, state
+
+
+def user_name(name: Any) -> str:
+    """Check the name of a user's field, and return its stored name."""
+    if not isinstance(name, str):
+        raise TypeError(f"Field names must be strings, not {type(name).__name__}: {name!r}.")
+    if name in RESERVED:
+        raise ValueError(f"Field {name!r} is written by dramatiq-status itself: choose another name.")
+    if not name:
+        raise ValueError("Field names must not be empty.")
+    if not name.isprintable():
+        # What is printable holds no control character and no lone surrogate.
+        raise ValueError(f"Field names must be printable, not {name!r}.")
+    if len(name) * 4 > MAX_NAME_SIZE and len(name.encode()) > MAX_NAME_SIZE:
+        raise ValueError(f"Field names must have at most {MAX_NAME_SIZE} bytes; {name[:32]!r}... has more.")
+    return USER_PREFIX + name
+
+
+def encode_value(name: str, value: Any, max_size: int) -> str:
+    """Encode one value as a JSON text.
+
+    >>> encode_value("step", "reading", 1024)
+    '"reading"'
+    """
+    try:
+        text = _encode(value)
+    except TypeError as e:
+        raise TypeError(
+            f"Field {name!r} of type {type(value).__name__} cannot be stored as JSON: {e}. Write a string, a number, "
+            f"a bool, None, or a list or dict of these."
+        ) from None
+    except ValueError as e:
+        raise ValueError(
+            f"Field {name!r} of type {type(value).__name__} cannot be stored as JSON: {e}. "
+            f"Write None instead of NaN or infinity."
+        ) from None
+    except RecursionError:
+        raise ValueError(f"Field {name!r} of type {type(value).__name__} is nested too deeply.") from None
+    if len(text) > max_size:
+        raise ValueError(
+            f"Field {name!r} of type {type(value).__name__} takes {len(text)} bytes as JSON, more than the "
+            f"{max_size} that a field may have: store it elsewhere and write a reference, or raise the "
+            f"backend's max_field_size."
+        )
+    if isinstance(value, (dict, list, tuple)):
+        _check_keys(name, value)
+    return text
+
+
+def encode_count(name: str, value: Any) -> str:
+    """Encode a progress."""
+    return number_text(check_count(name, value))
+
+
+def encode_total(value: Any) -> str:
+    """Encode a total, which is not negative."""
+    if check_count("total", value) < 0:
+        raise ValueError(f"Field 'total' must not be negative, not {value!r}.")
+    return number_text(value)
+
+
+def check_count(name: str, value: Any) -> int | float:
+    """Check a number to count with: finite, and at most 2**53 either way."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"Field {name!r} must be an int or a float, not {type(value).__name__}.")
+    if not (isinstance(value, int) or math.isfinite(value)) or abs(value) > MAX_COUNT:
+        raise ValueError(f"Field {name!r} must be a finite number of at most 2**53, not {value!r}.")
+    return value
+
+
+def state_number(value: Any) -> int:
+    """Check a state, and return its stored number."""
+    number = _NUMBERS.get(value) if isinstance(value, str) else None
+    if number is None:
+        names = ", ".join(repr(state.value) for state in State)
+        raise ValueError(f"Field 'status' must be one of {names}, not {value!r}.")
+    return number
+
+
+def _check_keys(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError(
+                    f"Field {name!r} of type dict has the key {key!r} of type {type(key).__name__}, which would "
+                    f"come back as a string: use string keys."
+                )
+            if isinstance(inner, (dict, list, tuple)):
+                _check_keys(name, inner)
+    else:
+        for inner in value:
+            if isinstance(inner, (dict, list, tuple)):
+                _check_keys(name, inner)

@@ -1,0 +1,429 @@
+"""What the stores hold for a message, and what an update does to it.
+
+Everything here is pure.  :func:`apply` is the one definition of an
+update: the stub, memcached, and every other backend that keeps whole
+documents call it, ``backends/redis.lua`` mirrors it, and a property
+test holds the two together.
+
+A record maps *stored names* to JSON texts.  Fields that the library
+writes itself have the short names below (a job in Redis then fits its
+compact hash encoding); a user's field ``step`` is stored as ``:step``,
+so that the two can never collide.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+#: A stored status: stored name -> JSON text.
+Record = dict[str, str]
+
+#: How long a status lives while its message waits or runs, in
+#: milliseconds.  Seven days is the longest delay that Dramatiq allows.
+DEFAULT_LIVE_TTL: Final = 604_800_000
+
+#: How long a status lives after its message finished, in milliseconds.
+DEFAULT_STATUS_TTL: Final = 3_600_000
+
+#: How often a worker says of its running messages that they still run,
+#: in milliseconds.
+DEFAULT_HEARTBEAT_INTERVAL: Final = 15_000
+
+#: The total of a progress whose total was never set.
+DEFAULT_TOTAL: Final = 100
+
+#: What the stored name of a user's field starts with.
+USER_PREFIX: Final = ":"
+
+# The stored names of the library's own fields.
+STATE: Final = "s"
+VERSION: Final = "v"
+ROOT: Final = "e"
+NUMBER: Final = "n"
+RUN: Final = "r"
+PLACE: Final = "q"
+LIVE_TTL: Final = "L"
+ACTOR_NAME: Final = "a"
+QUEUE_NAME: Final = "Q"
+ENQUEUED_AT: Final = "E"
+SCHEDULED_AT: Final = "D"
+STARTED_AT: Final = "S"
+FINISHED_AT: Final = "F"
+UPDATED_AT: Final = "U"
+HEARTBEAT_AT: Final = "H"
+HEARTBEAT_INTERVAL: Final = "B"
+PROGRESS: Final = "p"
+TOTAL: Final = "t"
+RATE: Final = "R"
+ATTEMPTS: Final = "A"
+EXCEPTION: Final = "x"
+SKIPPED: Final = "k"
+ARGS: Final = "ia"
+KWARGS: Final = "ik"
+TRACEBACK: Final = "it"
+RESULT: Final = "ir"
+
+#: What a new run of a message starts without (DESIGN §2, rule 5).
+CLEARED_BY_START: Final = (PROGRESS, RATE, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RESULT)
+
+#: What a message that goes back to its queue leaves behind.
+CLEARED_BY_REQUEUE: Final = (RUN, PLACE, SCHEDULED_AT, RATE, HEARTBEAT_AT)
+
+#: What only a running message has.
+CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, HEARTBEAT_AT)
+
+#: What a message that was completed in the end no longer has.
+CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
+
+#: What a requeue writes over; everything else that it carries was given
+#: when the message was first enqueued, and only fills gaps.
+WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK))
+
+
+class State(str, Enum):
+    """The four states of a message.  Each equals its name: ``State.WORKING == "working"``."""
+
+    QUEUED = "queued"
+    WORKING = "working"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def finished(self) -> bool:
+        """Whether Dramatiq is done with a message in this state."""
+        return self is State.COMPLETED or self is State.FAILED
+
+
+#: The states by their stored numbers.
+STATES: Final = (State.QUEUED, State.WORKING, State.COMPLETED, State.FAILED)
+
+#: The first line of a record that is kept as one text: its format.
+DOCUMENT_MARK: Final = "dramatiq-status 1"
+
+_STATE_TEXTS: Final = frozenset("0123")
+
+#: The stored numbers of the states.
+QUEUED: Final = 0
+WORKING: Final = 1
+COMPLETED: Final = 2
+FAILED: Final = 3
+
+
+class Epoch(NamedTuple):
+    """Which enqueue of a message a transition belongs to.
+
+    The first enqueue draws a random ``root``; each one that follows
+    from it (a retry, a message put back by an actor) counts ``number``
+    up.  Epochs of one root are ordered by their number; one of another
+    root is the same message enqueued anew.  No clock takes part.
+    """
+
+    root: int
+    number: int
+
+
+#: The epoch of a message that was enqueued by a process without our
+#: middleware.
+NO_EPOCH: Final = Epoch(0, 0)
+
+
+class Kind(int, Enum):
+    """Who writes an update."""
+
+    ENQUEUE = 0
+    RUN = 1
+    OUTSIDE = 2
+    HEARTBEAT = 3
+
+
+class Outcome(int, Enum):
+    """What became of an update."""
+
+    #: It is stored.
+    APPLIED = 1
+    #: An enqueue that came after what it had led to: the fields that
+    #: nobody had written since are stored, the state is not.
+    ASIDE = 2
+    #: It had been stored before.
+    DUPLICATE = 3
+    #: It came from a run that no longer owns the status, or after the end.
+    REFUSED = 4
+    #: There is no record; nothing is stored.
+    MISSING = 5
+
+
+class Update(NamedTuple):
+    """One change of one record.
+
+    Parameters:
+      kind: Who writes.
+      epoch: The enqueue that the writer belongs to.
+      run: The token of the run that writes, 0 for none.
+      place: The place of this update among those of its run.  The store
+        remembers the last one, so that an update may be sent again
+        after a time-out without being counted twice.
+      start: The run begins with this update.
+      create: The update holds all that its run knows, and may make the
+        record where there is none.
+      state: The state that the message enters, by its stored number.
+      attempts: With ``start``: how many runs the message has had at least.
+      fields: What to set, stored name -> JSON text.
+      increment: What to add to the progress, after ``fields``.
+      ttl: With a final state: how long the record lives from now on, in
+        milliseconds.
+      origin: With ``start``: what the message has carried from its
+        enqueue; only stores with receipts look at it.
+    """
+
+    kind: Kind
+    epoch: Epoch = NO_EPOCH
+    run: int = 0
+    place: int = 0
+    start: bool = False
+    create: bool = False
+    state: int | None = None
+    attempts: int = 1
+    fields: Record = {}  # noqa: RUF012 - never written to
+    increment: int | float = 0
+    ttl: int = DEFAULT_STATUS_TTL
+    origin: Origin | None = None
+
+
+class Origin(NamedTuple):
+    """How a record came to be, for a store that can then write it without
+    having read it: the enqueue that made it, and the store's receipt of it.
+    """
+
+    enqueue: Update
+    receipt: str
+
+
+class Applied(NamedTuple):
+    """The result of :func:`apply`.
+
+    Parameters:
+      outcome: What became of the update.
+      record: The record as it is now; None where there is none.
+      ttl: How long the record lives from now on, in milliseconds; None
+        where its expiry stays as it was.
+    """
+
+    outcome: Outcome
+    record: Record | None
+    ttl: int | None = None
+
+
+def to_document(record: Record) -> str:
+    """Write a record as one text, for stores that keep one value a message.
+
+    Neither names nor JSON texts ever hold a line break, so lines it is.
+    """
+    return "\n".join([DOCUMENT_MARK, *(line for item in record.items() for line in item)])
+
+
+def from_document(document: str) -> Record | None:
+    """Read a record back; None where the text is not one.
+
+    >>> from_document(to_document({"s": "0", "v": "1", "e": "7", "n": "1"}))
+    {'s': '0', 'v': '1', 'e': '7', 'n': '1'}
+    """
+    mark, *lines = document.split("\n")
+    if mark != DOCUMENT_MARK or len(lines) % 2:
+        return None
+    record = dict(zip(lines[::2], lines[1::2]))
+    return record if is_sound(record) else None
+
+
+def number_text(value: int | float) -> str:
+    """Write a number the way every store writes it: whole ones without a fraction.
+
+    >>> number_text(3.0), number_text(0.5)
+    ('3', '0.5')
+    """
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def number_of(text: str) -> int | float:
+    """Read a number back.
+
+    >>> number_of("3"), number_of("0.5")
+    (3, 0.5)
+    """
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def is_sound(record: Record) -> bool:
+    """Whether a record can be worked with.  One that cannot (a foreign
+    value under our key, say) counts as missing.
+    """
+    numbers = [record.get(VERSION, ""), record.get(NUMBER, "")]
+    numbers += [record[name] for name in (LIVE_TTL, SCHEDULED_AT, ATTEMPTS, PROGRESS) if name in record]
+    if RUN in record:
+        numbers.append(record.get(PLACE, ""))
+    return record.get(STATE) in _STATE_TEXTS and ROOT in record and all(map(_is_number, numbers))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def is_finished(record: Record) -> bool:
+    """Whether Dramatiq is done with the record's message."""
+    return record[STATE] > "1"
+
+
+def live_ttl_of(record: Record, now: int) -> int:
+    """How long an unfinished record lives from `now` on, in milliseconds: its
+    own live time to live, on top of the delay that is left of its message.
+    """
+    delay = int(record[SCHEDULED_AT]) - now if SCHEDULED_AT in record else 0
+    return int(record.get(LIVE_TTL, DEFAULT_LIVE_TTL)) + max(0, delay)
+
+
+def apply(record: Record | None, update: Update, now: int) -> Applied:
+    """Work out what `update` does to `record`.
+
+    Parameters:
+      record: What the store holds, None for nothing.  It is not changed.
+      update: What to do.
+      now: The store's present moment, in epoch milliseconds.
+
+    Returns:
+      The outcome, the new record and its time to live.
+    """
+    if update.kind is Kind.RUN:
+        return _apply_run(record, update, now)
+    if update.kind is Kind.ENQUEUE:
+        return _apply_enqueue(record, update, now)
+    if update.kind is Kind.HEARTBEAT:
+        return _apply_heartbeat(record, update, now)
+    return _apply_outside(record, update, now)
+
+
+def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
+    root, number = str(update.epoch.root), str(update.epoch.number)
+    if record is not None and record.get(ROOT) == root:
+        if update.epoch.number <= int(record[NUMBER]):
+            late = {name: text for name, text in update.fields.items() if name not in WRITTEN_BY_REQUEUE}
+            new = {**late, **record}
+            return Applied(Outcome.ASIDE, _touch(new, record, now) if len(new) > len(record) else record)
+        if not is_finished(record):
+            new = {name: text for name, text in record.items() if name not in CLEARED_BY_REQUEUE}
+            for name, text in update.fields.items():
+                if name in WRITTEN_BY_REQUEUE:
+                    new[name] = text
+                else:
+                    new.setdefault(name, text)
+            new[NUMBER] = number
+            new[STATE] = str(QUEUED)
+            return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
+    new = {**update.fields, STATE: str(QUEUED), ROOT: root, NUMBER: number}
+    return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
+
+
+def _standing(record: Record | None, update: Update) -> Outcome:
+    """Whether a run may write: ``MISSING`` stands for a record that is not
+    there, or that belongs to an enqueue before the run's own.
+    """
+    if record is None:
+        return Outcome.MISSING
+    finished = is_finished(record)
+    if update.run and record.get(RUN) == str(update.run):
+        if update.place <= int(record[PLACE]):
+            return Outcome.DUPLICATE
+        return Outcome.REFUSED if finished else Outcome.APPLIED
+    if not update.start and update.state is None:
+        return Outcome.REFUSED
+    if record.get(ROOT) != str(update.epoch.root):
+        return Outcome.MISSING
+    ahead = update.epoch.number - int(record[NUMBER])
+    if ahead < 0:
+        return Outcome.REFUSED
+    if finished:
+        return Outcome.MISSING if ahead else Outcome.REFUSED
+    if update.start or not update.run or RUN not in record:
+        return Outcome.APPLIED
+    return Outcome.REFUSED
+
+
+def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
+    outcome = _standing(record, update)
+    if outcome is Outcome.APPLIED:
+        assert record is not None
+        new = dict(record)
+        if update.start:
+            for name in CLEARED_BY_START:
+                new.pop(name, None)
+            new[ATTEMPTS] = str(max(int(new.get(ATTEMPTS, "0")) + 1, update.attempts))
+            new[STATE] = str(WORKING)
+    elif outcome is Outcome.MISSING and update.create:
+        new = {STATE: str(WORKING)}
+        if update.run:
+            new[ATTEMPTS] = str(update.attempts)
+    else:
+        return Applied(outcome, record)
+    new[ROOT], new[NUMBER] = str(update.epoch.root), str(update.epoch.number)
+    if update.run:
+        new[RUN], new[PLACE] = str(update.run), str(update.place)
+    _write(new, update)
+    if update.state is None:
+        return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
+    _finish(new, update.state)
+    return Applied(Outcome.APPLIED, _touch(new, record, now), update.ttl)
+
+
+def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
+    if record is None:
+        return Applied(Outcome.MISSING, None)
+    new = dict(record)
+    _write(new, update)
+    if update.state is not None and update.state >= COMPLETED:
+        _finish(new, update.state)
+        new.setdefault(FINISHED_AT, str(now))
+        return Applied(Outcome.APPLIED, _touch(new, record, now), update.ttl)
+    if update.state is not None:
+        new.pop(FINISHED_AT, None)
+        new[STATE] = str(update.state)
+    ttl = None if is_finished(new) else live_ttl_of(new, now)
+    return Applied(Outcome.APPLIED, _touch(new, record, now), ttl)
+
+
+def _apply_heartbeat(record: Record | None, update: Update, now: int) -> Applied:
+    if record is None:
+        return Applied(Outcome.MISSING, None)
+    if record.get(RUN) != str(update.run) or is_finished(record):
+        return Applied(Outcome.REFUSED, record)
+    new = {**record, HEARTBEAT_AT: str(now)}
+    return Applied(Outcome.APPLIED, new, live_ttl_of(new, now))
+
+
+def _write(new: Record, update: Update) -> None:
+    new.update(update.fields)
+    if update.increment:
+        new[PROGRESS] = number_text(number_of(new.get(PROGRESS, "0")) + update.increment)
+
+
+def _finish(new: Record, state: int) -> None:
+    for name in CLEARED_BY_FINISH:
+        new.pop(name, None)
+    if state == COMPLETED:
+        for name in CLEARED_BY_COMPLETION:
+            new.pop(name, None)
+    new[STATE] = str(state)
+
+
+def _touch(new: Record, record: Record | None, now: int) -> Record:
+    new[VERSION] = str(int(record[VERSION]) + 1) if record is not None else "1"
+    new[UPDATED_AT] = str(now)
+    return new
