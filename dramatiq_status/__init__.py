@@ -1,0 +1,37 @@
+"""Job status and progress for Dramatiq."""
+
+from .context import current_progress, current_status, track
+from .errors import (
+    BackendError,
+    NotSupported,
+    StatusError,
+    StatusMissing,
+    StatusOptionError,
+    StatusTimeout,
+)
+from .middleware import StatusMiddleware
+from .progress import Progress
+from .record import State
+from .registry import StatusRegistry
+from .snapshot import Snapshot
+from .status import Status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "NotSupported",
+    "Progress",
+    "Snapshot",
+    "State",
+    "Status",
+    "StatusError",
+    "StatusMiddleware",
+    "StatusMissing",
+    "StatusOptionError",
+    "StatusRegistry",
+    "StatusTimeout",
+    "current_progress",
+    "current_status",
+    "track",
+]

@@ -157,14 +157,12 @@ def check_message_id(message_id: Any) -> str:
       TypeError: When it is neither.
       ValueError: When it is empty, too long or holds control characters.
     """
+    given = message_id
+    message_id = given if isinstance(given, str) else getattr(given, "message_id", None)
     if not isinstance(message_id, str):
-        found = getattr(message_id, "message_id", None)
-        if not isinstance(found, str):
-            raise TypeError(
-                f"message_id must be a str or a dramatiq.Message, not {type(message_id).__name__}: "
-                f"pass message.message_id."
-            )
-        message_id = found
+        raise TypeError(
+            f"message_id must be a str or a dramatiq.Message, not {type(given).__name__}: pass message.message_id."
+        )
     if not message_id:
         raise ValueError("message_id must not be empty: pass message.message_id.")
     if len(message_id) * 4 > MAX_MESSAGE_ID_SIZE:

@@ -54,6 +54,10 @@ RESERVED: Final = frozenset(
 #: The longest name of a field, in UTF-8 bytes.
 MAX_NAME_SIZE: Final = 255
 
+#: How deep lists and dicts may be nested.  A reader's decoder stops at
+#: some hundred, less what its own stack holds already.
+MAX_DEPTH: Final = 100
+
 #: The largest progress and total: up to here every whole number is
 #: exact in Redis, whose script counts in doubles.
 MAX_COUNT: Final = 2**53
@@ -170,7 +174,9 @@ def state_number(value: Any) -> int:
     return number
 
 
-def _check_keys(name: str, value: Any) -> None:
+def _check_keys(name: str, value: Any, depth: int = 1) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"Field {name!r} is nested too deeply: {MAX_DEPTH} levels are allowed.")
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
@@ -179,8 +185,8 @@ def _check_keys(name: str, value: Any) -> None:
                     f"come back as a string: use string keys."
                 )
             if isinstance(inner, (dict, list, tuple)):
-                _check_keys(name, inner)
+                _check_keys(name, inner, depth + 1)
     else:
         for inner in value:
             if isinstance(inner, (dict, list, tuple)):
-                _check_keys(name, inner)
+                _check_keys(name, inner, depth + 1)

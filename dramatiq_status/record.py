@@ -14,6 +14,7 @@ so that the two can never collide.
 from __future__ import annotations
 
 from enum import Enum
+from math import isfinite
 from typing import Final, NamedTuple
 
 #: A stored status: stored name -> JSON text.
@@ -263,19 +264,19 @@ def is_sound(record: Record) -> bool:
     """Whether a record can be worked with.  One that cannot (a foreign
     value under our key, say) counts as missing.
     """
-    numbers = [record.get(VERSION, ""), record.get(NUMBER, "")]
-    numbers += [record[name] for name in (LIVE_TTL, SCHEDULED_AT, ATTEMPTS, PROGRESS) if name in record]
-    if RUN in record:
-        numbers.append(record.get(PLACE, ""))
-    return record.get(STATE) in _STATE_TEXTS and ROOT in record and all(map(_is_number, numbers))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
+    if record.get(STATE) not in _STATE_TEXTS or ROOT not in record:
         return False
-    return True
+    try:
+        int(record[VERSION])
+        int(record[NUMBER])
+        if RUN in record:
+            int(record[PLACE])
+        for name in (LIVE_TTL, SCHEDULED_AT, ATTEMPTS):
+            if name in record:
+                int(record[name])
+        return PROGRESS not in record or isfinite(number_of(record[PROGRESS]))
+    except (KeyError, ValueError):
+        return False
 
 
 def is_finished(record: Record) -> bool:
@@ -377,10 +378,13 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
     if update.run:
         new[RUN], new[PLACE] = str(update.run), str(update.place)
     _write(new, update)
-    if update.state is None:
-        return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
-    _finish(new, update.state)
-    return Applied(Outcome.APPLIED, _touch(new, record, now), update.ttl)
+    if update.state is not None and update.state >= COMPLETED:
+        _finish(new, update.state)
+        return Applied(Outcome.APPLIED, _touch(new, record, now), update.ttl)
+    if update.state is not None:
+        new.pop(FINISHED_AT, None)
+        new[STATE] = str(update.state)
+    return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
 
 
 def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:

@@ -48,6 +48,9 @@ from .record import (
 #: counts as stalled.
 STALLED_AFTER: Final = 3
 
+#: A remaining time of so many seconds, a century, is as good as unknown.
+LONGEST_REMAINING: Final = 100 * 365 * 86_400
+
 _NAMES: Final = {
     STATE: "status",
     PROGRESS: "progress",
@@ -198,9 +201,10 @@ class Snapshot:
     def time_remaining(self) -> timedelta | None:
         """How long the message will still run at its present rate; None while unknown."""
         rate, done, total = self.rate, self._values.get(PROGRESS), self.total
-        if not self.working or not rate or done is None or total is None:
+        if not self.working or not rate or rate < 0 or done is None or total is None:
             return None
-        return timedelta(seconds=max(0.0, (total - done) / rate))
+        seconds = max(0.0, (total - done) / rate)
+        return timedelta(seconds=seconds) if seconds < LONGEST_REMAINING else None
 
     # Origin
 
@@ -324,6 +328,10 @@ class Snapshot:
         seconds, milliseconds = divmod(moment, 1000)
         return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=milliseconds * 1000)
 
+    def __reduce__(self) -> tuple[type[Snapshot], tuple[str, dict[str, Any], int]]:
+        # The usual way of copying and pickling sets attributes.
+        return Snapshot, (self.message_id, self._values, self._now)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Snapshot):
             return NotImplemented
@@ -340,9 +348,9 @@ class Snapshot:
         return f"<Snapshot of {self.message_id}: {self}>"
 
 
-_set_message_id = Snapshot.message_id.__set__  # type: ignore[attr-defined]
-_set_values = Snapshot._values.__set__  # type: ignore[attr-defined]
-_set_now = Snapshot._now.__set__  # type: ignore[attr-defined]
+_set_message_id = vars(Snapshot)["message_id"].__set__
+_set_values = vars(Snapshot)["_values"].__set__
+_set_now = vars(Snapshot)["_now"].__set__
 
 
 def take_snapshot(message_id: str, record: Record | None, now: int) -> Snapshot | None:
@@ -356,17 +364,26 @@ def take_snapshots(ids: Sequence[str], records: Sequence[Record | None], now: in
     """
     texts = ["[" + ",".join(record.values()) + "]" for record in records if record]
     try:
-        decoded = iter(json.loads("[" + ",".join(texts) + "]"))
-    except ValueError:
+        decoded = json.loads("[" + ",".join(texts) + "]")
+        if len(decoded) != len(texts):
+            raise ValueError("A damaged record is more than one list.")
+    except (ValueError, RecursionError):
         if len(records) == 1:
             return [None]
         return [take_snapshot(message_id, record, now) for message_id, record in zip(ids, records)]
     found: list[Snapshot | None] = []
+    lists = iter(decoded)
     for message_id, record in zip(ids, records):
         if record:
-            values = dict(zip(record, next(decoded)))
+            decoded_values = next(lists)
+            values = dict(zip(record, decoded_values))
             # A bool is not taken for a number: its type is compared.
-            sound = type(values.get(STATE)) is int and 0 <= values[STATE] <= FAILED and type(values.get(VERSION)) is int
+            sound = (
+                len(decoded_values) == len(record)
+                and type(values.get(STATE)) is int
+                and 0 <= values[STATE] <= FAILED
+                and type(values.get(VERSION)) is int
+            )
             found.append(Snapshot(message_id, values, now) if sound else None)
         else:
             found.append(None)
@@ -386,7 +403,7 @@ def fraction_of(progress: Any, total: Any) -> float | None:
     if total <= 0:
         # There was nothing to do, and it is done.
         return 1.0
-    return min(1.0, max(0.0, progress / total))
+    return float(min(1.0, max(0.0, progress / total)))
 
 
 def _to_json(value: Any) -> str:

@@ -109,7 +109,8 @@ local function update(key, at)
       end
       set_pairs(key, written, 1, #written)
     else
-      if exists then call('DEL', key) end
+      -- Also what is not ours under our key.
+      call('DEL', key)
       scheduled_at, live_ttl = false, false
       for i = first, last, 2 do
         if ARGV[i] == 'D' then scheduled_at = ARGV[i + 1] end
@@ -152,7 +153,7 @@ local function update(key, at)
     end
     if standing == 5 then
       if not create then return 5 end
-      if exists then call('DEL', key) end
+      call('DEL', key)
       scheduled_at, live_ttl = false, false
       write('s', '1')
       if run ~= '0' then write('A', attempts) end

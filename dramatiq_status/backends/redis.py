@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from ..backend import StatusBackend, now_ms
 from ..errors import BackendError
-from ..record import Kind, Outcome, Record, Update, number_text
+from ..record import Kind, Outcome, Record, Update, is_sound, number_text
 
 #: The script that mirrors ``record.apply``.
 SCRIPT: Final = (Path(__file__).parent / "redis.lua").read_text(encoding="utf-8")
@@ -218,15 +218,15 @@ class RedisBackend(StatusBackend):
 
     def _call(self, call: Callable[[Any], Any], *, again: bool = True) -> Any:
         """Call with a connection; once again with a new one where the
-        server has hung up, if that can do no harm.
+        server has hung up on an idle one, if that can do no harm.
         """
+        idle = self._connections.any_idle()
         try:
             return self._call_once(call)
         except BackendError as e:
-            if not again or not isinstance(e.__cause__, redis.ConnectionError):
+            if not again or not idle or not isinstance(e.__cause__, redis.ConnectionError):
                 raise
-            if not self._connections.close():
-                raise
+            self._connections.close()
             return self._call_once(call)
 
     def _call_once(self, call: Callable[[Any], Any]) -> Any:
@@ -287,16 +287,18 @@ class _Connections:
     def give(self, connection: Any) -> None:
         self._idle.append((connection, time.monotonic()))
 
-    def close(self) -> bool:
-        """Close the idle connections, and tell whether there were any."""
-        found = False
+    def any_idle(self) -> bool:
+        """Whether there is a connection that was used before."""
+        return bool(self._idle)
+
+    def close(self) -> None:
+        """Close the idle connections."""
         while True:
             try:
                 connection, _ = self._idle.pop()
             except IndexError:
-                return found
+                return
             connection.disconnect()
-            found = True
 
     def _forget(self) -> None:
         self._idle = deque()
@@ -305,6 +307,5 @@ class _Connections:
 def _to_record(reply: Any) -> Record | None:
     if not reply:
         return None
-    if isinstance(reply, dict):
-        return reply
-    return dict(zip(reply[::2], reply[1::2]))
+    record = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2]))
+    return record if is_sound(record) else None

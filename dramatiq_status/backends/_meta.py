@@ -1,0 +1,313 @@
+"""A thin client of memcached's text protocols, over sockets that pymemcache has connected.
+
+pymemcache 4.0 has no meta commands but ``raw_command``, which loses
+step with replies over 4 KB and checks nothing; and after an interrupt
+in the middle of a call it goes on with a connection on which a reply
+is still owed.  So it only connects here.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import time
+import weakref
+from collections import deque
+from enum import Enum
+from ssl import SSLWantReadError
+from typing import Any, Final, NamedTuple
+
+from pymemcache.exceptions import (
+    MemcacheError,
+    MemcacheServerError,
+    MemcacheUnexpectedCloseError,
+    MemcacheUnknownError,
+)
+
+#: The first version whose meta commands are today's.  Those of 1.6.6,
+#: say, which Amazon had for years, take the size of a value elsewhere
+#: and return no cas (see RevenueCat/meta-memcache-py#12).
+META_SINCE: Final = (1, 6, 10)
+
+#: What an item takes besides its value, at most: its header, its cas
+#: and a key of 250 bytes, generously.
+ITEM_OVERHEAD: Final = 512
+
+#: The server's item size limit where it does not tell, in bytes.
+DEFAULT_ITEM_SIZE: Final = 1_048_576
+
+#: A connection that was idle for this many seconds is looked at before
+#: it is used again: the server may have closed it.
+IDLE_CHECK: Final = 1.0
+
+_RECEIVE_SIZE: Final = 65_536
+
+
+class Stored(Enum):
+    """What became of a value that was sent."""
+
+    STORED = "stored"
+    #: Somebody else has written since.
+    CHANGED = "changed"
+    #: There is no such item any more.
+    GONE = "gone"
+    #: There is such an item already.
+    TAKEN = "taken"
+
+
+_STORED: Final = {
+    b"HD": Stored.STORED,
+    b"EX": Stored.CHANGED,
+    b"NF": Stored.GONE,
+    b"NS": Stored.TAKEN,
+    b"STORED": Stored.STORED,
+    b"EXISTS": Stored.CHANGED,
+    b"NOT_FOUND": Stored.GONE,
+    b"NOT_STORED": Stored.TAKEN,
+}
+
+
+class Item(NamedTuple):
+    """An item as it was read.
+
+    Parameters:
+      value: What it holds.
+      cas: The number of its last write.
+      ttl: How many seconds it has left by the server's clock, which
+        counts whole ones; None where the protocol does not tell.
+    """
+
+    value: bytes
+    cas: int
+    ttl: int | None
+
+
+class Connection:
+    """A connection, in step as long as every request's reply is read.
+
+    Parameters:
+      client(pymemcache.Client): Connects; nobody else uses it.
+      meta(bool): Whether to use the meta commands where the server has them.
+
+    Attributes:
+      meta(bool): Whether it uses them.
+      server(str): Which run of which server this is: cas numbers begin
+        anew when a server is restarted, so they mean nothing to another.
+      max_value_size(int): The largest value that can be stored, in bytes.
+    """
+
+    def __init__(self, client: Any, *, meta: bool) -> None:
+        self._client = client
+        self._buffer = b""
+        self._at = 0
+        self._deadline = 0.0
+        try:
+            # The one public call that connects and fails where there is no memcached.
+            version = client.version()
+            self._socket = client.sock
+            self._greet(version, meta)
+        except BaseException:
+            client.close()
+            raise
+
+    def _greet(self, version: bytes, meta: bool) -> None:
+        self.send(b"mn\r\nstats\r\nstats settings\r\n")
+        self.meta = self._line() == b"MN" and meta and _version(version) >= META_SINCE
+        stats = self._stats()
+        settings = self._stats()
+        if settings.get(b"cas_enabled") == b"no":
+            raise MemcacheServerError(b"it runs without cas (-C), so that updates would be lost")
+        try:
+            started = int(stats[b"time"]) - int(stats[b"uptime"])
+            self.server = f"{int(stats[b'pid']):x}-{started:x}"
+        except (KeyError, ValueError):
+            # A proxy, maybe.  What is learned here then is good for this connection only.
+            self.server = os.urandom(8).hex()
+        self.max_value_size = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
+
+    def _stats(self) -> dict[bytes, bytes]:
+        stats = {}
+        while (line := self._line()).startswith(b"STAT "):
+            _, name, value = line.split(b" ", 2)
+            stats[name] = value
+        return stats
+
+    # Requests
+
+    def get(self, key: bytes) -> bytes:
+        """The request for an item; :meth:`read_item` reads the reply."""
+        return b"mg %b v c t\r\n" % key if self.meta else b"gets %b\r\n" % key
+
+    def store(self, key: bytes, value: bytes, expiry: int, cas: int | None) -> bytes:
+        """The request to store a value: over the item with that cas, or
+        where there is none.  :meth:`read_stored` reads the reply.
+        """
+        if self.meta:
+            if cas is None:
+                return b"ms %b %d T%d ME c\r\n%b\r\n" % (key, len(value), expiry, value)
+            return b"ms %b %d T%d C%d c\r\n%b\r\n" % (key, len(value), expiry, cas, value)
+        if cas is None:
+            return b"add %b 0 %d %d\r\n%b\r\n" % (key, expiry, len(value), value)
+        return b"cas %b 0 %d %d %d\r\n%b\r\n" % (key, expiry, len(value), cas, value)
+
+    def send(self, request: bytes) -> None:
+        """Send requests, all in one."""
+        self._deadline = time.monotonic() + self._client.timeout
+        self._socket.sendall(request)
+
+    # Replies
+
+    def read_item(self) -> Item | None:
+        """Read the reply to :meth:`get`: None for no item."""
+        line = self._line()
+        code, *tokens = line.split()
+        if code == b"VA":
+            flags = {token[:1]: token[1:] for token in tokens[1:]}
+            return Item(self._block(int(tokens[0])), int(flags[b"c"]), int(flags[b"t"]))
+        if code == b"VALUE":
+            item = Item(self._block(int(tokens[2])), int(tokens[3]), None)
+            code = self._line()
+            if code == b"END":
+                return item
+        if code in (b"EN", b"END"):
+            return None
+        raise _error(line)
+
+    def read_stored(self) -> tuple[Stored, int | None]:
+        """Read the reply to :meth:`store`: what became of it, and the
+        item's new cas where the protocol tells.
+        """
+        line = self._line()
+        code, _, flags = line.partition(b" ")
+        stored = _STORED.get(code)
+        if stored is None:
+            raise _error(line)
+        return stored, int(flags[1:]) if stored is Stored.STORED and flags.startswith(b"c") else None
+
+    def delete(self, key: bytes) -> bool:
+        """Delete an item, and tell whether there was one."""
+        self.send(b"delete %b\r\n" % key)
+        line = self._line()
+        if line not in (b"DELETED", b"NOT_FOUND"):
+            raise _error(line)
+        return line == b"DELETED"
+
+    def _line(self) -> bytes:
+        while (end := self._buffer.find(b"\r\n", self._at)) < 0:
+            self._receive()
+        line = self._buffer[self._at : end]
+        self._at = end + 2
+        return line
+
+    def _block(self, size: int) -> bytes:
+        while len(self._buffer) < self._at + size + 2:
+            self._receive()
+        block = self._buffer[self._at : self._at + size]
+        self._at += size + 2
+        return block
+
+    def _receive(self) -> None:
+        received = self._socket.recv(_RECEIVE_SIZE)
+        if not received:
+            raise MemcacheUnexpectedCloseError
+        # The socket's own time-out begins anew with every piece.
+        if time.monotonic() > self._deadline:
+            raise TimeoutError("timed out")
+        self._buffer = self._buffer[self._at :] + received
+        self._at = 0
+
+    # The end
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has come that nobody asked for: the end, for one."""
+        self._socket.settimeout(0)
+        try:
+            self._socket.recv(1)
+        except (BlockingIOError, SSLWantReadError):
+            self._socket.settimeout(self._client.timeout)
+            return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        """Close it, whatever is owed."""
+        self._client.close()
+
+
+class Pool:
+    """The idle connections to one server; the one used last is taken first.
+
+    Parameters:
+      client(pymemcache.Client): Says where and how to connect.
+      timeout(float): Seconds to connect, and for each call.
+      meta(bool): See :class:`Connection`.
+    """
+
+    def __init__(self, client: Any, *, timeout: float, meta: bool) -> None:
+        self._client = copy.copy(client)
+        self._client.sock = None
+        self._client.timeout = self._client.connect_timeout = timeout
+        self._client.no_delay = True
+        self._meta = meta
+        self._idle: deque[tuple[Connection, float]] = deque()
+        _pools.add(self)
+
+    @property
+    def address(self) -> str:
+        """Where the server is, for people."""
+        server = self._client.server
+        return f"{server[0]}:{server[1]}" if isinstance(server, tuple) else str(server)
+
+    def take(self) -> tuple[Connection, bool]:
+        """Take an idle connection or make one, and tell which: whether
+        it had been used before.
+        """
+        try:
+            connection, used = self._idle.pop()
+        except IndexError:
+            return Connection(copy.copy(self._client), meta=self._meta), False
+        if time.monotonic() - used > IDLE_CHECK and not connection.is_quiet():
+            connection.close()
+            return Connection(copy.copy(self._client), meta=self._meta), False
+        return connection, True
+
+    def give(self, connection: Connection) -> None:
+        """Give a connection back on which nothing is owed."""
+        self._idle.append((connection, time.monotonic()))
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while True:
+            try:
+                connection, _ = self._idle.pop()
+            except IndexError:
+                return
+            connection.close()
+
+    def forget(self) -> None:
+        """Drop the idle connections without a word to the server."""
+        self._idle = deque()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _forget_connections() -> None:
+    for pool in _pools:
+        pool.forget()
+
+
+# The sockets belong to the parent.
+os.register_at_fork(after_in_child=_forget_connections)
+
+
+def _version(text: bytes) -> tuple[int, ...]:
+    found = re.match(rb"(\d+)\.(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+def _error(line: bytes) -> MemcacheError:
+    kind = MemcacheServerError if line.startswith(b"SERVER_ERROR") else MemcacheUnknownError
+    return kind(line.decode("ascii", "replace"))

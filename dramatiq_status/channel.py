@@ -1,0 +1,205 @@
+"""Where the writes of a handle go, and where its reads come from: the
+running message, any other message, or nowhere but memory.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
+from .errors import StatusMissing
+from .record import (
+    COMPLETED,
+    DEFAULT_STATUS_TTL,
+    PROGRESS,
+    QUEUED,
+    TOTAL,
+    Epoch,
+    Kind,
+    Outcome,
+    Record,
+    Update,
+    apply,
+    number_of,
+)
+from .snapshot import Snapshot, take_snapshot
+from .writer import Lane
+
+#: A progress, a total and a rate; None for each that is unknown.
+Counts = tuple[int | float | None, int | float | None, float | None]
+
+
+class Channel(Protocol):
+    """What the handles stand on."""
+
+    message_id: str
+    max_field_size: int
+
+    def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        """Set fields, and the state if it is given by its stored number."""
+
+    def increment(self, n: int | float = 1) -> None:
+        """Add to the progress."""
+
+    def read(self) -> Snapshot | None:
+        """Read the status; one round trip."""
+
+    def counts(self) -> Counts:
+        """The present progress, total and rate."""
+
+    def flush(self) -> bool:
+        """Wait until all that was written is stored."""
+
+    def delete(self) -> bool:
+        """Delete the status."""
+
+
+class RunChannel:
+    """To the message that is being processed: everything goes through the
+    writer, and nothing that is written waits for the store.
+    """
+
+    def __init__(self, lane: Lane, backend: StatusBackend) -> None:
+        self.message_id = lane.message_id
+        self.max_field_size = backend.max_field_size
+        #: The final state that the actor has said, None for none.
+        self.verdict: int | None = None
+        self.increment = lane.increment
+        self.counts = lane.counts
+        self.flush = lane.flush
+        self._lane = lane
+        self._backend = backend
+
+    def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        if state is not None:
+            if state == QUEUED:
+                raise ValueError(
+                    "Field 'status' cannot be 'queued' while the message runs: raise dramatiq.Retry to run it again."
+                )
+            # Shown when Dramatiq is done with the message (DESIGN §2, rule 10).
+            self.verdict = state if state >= COMPLETED else None
+        if fields:
+            self._lane.write(fields, urgent=urgent)
+
+    def read(self) -> Snapshot | None:
+        self.flush()
+        return _read(self._backend, self.message_id)
+
+    def delete(self) -> bool:
+        self.flush()
+        return self._backend.delete(self.message_id)
+
+
+class LaneChannel:
+    """To another message than the one that is being processed."""
+
+    def __init__(self, lane: Lane, backend: StatusBackend) -> None:
+        self.message_id = lane.message_id
+        self.max_field_size = backend.max_field_size
+        self.increment = lane.increment
+        self.flush = lane.flush
+        self._lane = lane
+        self._backend = backend
+
+    def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        if state is None:
+            self._lane.write(fields, urgent=urgent)
+        else:
+            self.flush()
+            _write(self._backend, self.message_id, fields, state)
+
+    def counts(self) -> Counts:
+        return _counts(self.read())
+
+    def read(self) -> Snapshot | None:
+        self.flush()
+        return _read(self._backend, self.message_id)
+
+    def delete(self) -> bool:
+        self.flush()
+        return self._backend.delete(self.message_id)
+
+
+class DirectChannel:
+    """From outside of a worker: each write is one call to the store, on
+    the calling thread, and stored when it returns.
+    """
+
+    def __init__(self, backend: StatusBackend, message_id: str) -> None:
+        self.message_id = message_id
+        self.max_field_size = backend.max_field_size
+        self._backend = backend
+
+    def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        _write(self._backend, self.message_id, fields, state)
+
+    def increment(self, n: int | float = 1) -> None:
+        if self._backend.update(self.message_id, Update(Kind.OUTSIDE, increment=n)) is Outcome.MISSING:
+            raise StatusMissing(self.message_id)
+
+    def read(self) -> Snapshot | None:
+        return _read(self._backend, self.message_id)
+
+    def counts(self) -> Counts:
+        return _counts(self.read())
+
+    def flush(self) -> bool:
+        return True
+
+    def delete(self) -> bool:
+        return self._backend.delete(self.message_id)
+
+
+class DetachedChannel:
+    """To nowhere: values are kept in memory, for code that is called without a worker."""
+
+    message_id = ""
+    max_field_size = DEFAULT_MAX_FIELD_SIZE
+
+    def __init__(self) -> None:
+        start = Update(Kind.RUN, Epoch(1, 1), run=1, start=True, create=True)
+        self._record: Record | None = apply(None, start, now_ms()).record
+
+    def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        self._apply(Update(Kind.OUTSIDE, fields=fields, state=state))
+
+    def increment(self, n: int | float = 1) -> None:
+        self._apply(Update(Kind.OUTSIDE, increment=n))
+
+    def read(self) -> Snapshot | None:
+        return take_snapshot(self.message_id, self._record, now_ms())
+
+    def counts(self) -> Counts:
+        record = self._record or {}
+        return (
+            number_of(record[PROGRESS]) if PROGRESS in record else None,
+            number_of(record[TOTAL]) if TOTAL in record else None,
+            None,
+        )
+
+    def flush(self) -> bool:
+        return True
+
+    def delete(self) -> bool:
+        found, self._record = self._record is not None, None
+        return found
+
+    def _apply(self, update: Update) -> None:
+        self._record = apply(self._record, update, now_ms()).record
+
+
+def _read(backend: StatusBackend, message_id: str) -> Snapshot | None:
+    record = backend.read(message_id)
+    return take_snapshot(message_id, record, backend.now())
+
+
+def _write(backend: StatusBackend, message_id: str, fields: Record, state: int | None) -> None:
+    update = Update(Kind.OUTSIDE, state=state, fields=fields, ttl=DEFAULT_STATUS_TTL)
+    if backend.update(message_id, update) is Outcome.MISSING:
+        raise StatusMissing(message_id)
+
+
+def _counts(snapshot: Snapshot | None) -> Counts:
+    if snapshot is None:
+        return None, None, None
+    return snapshot.get("progress"), snapshot.get("total"), snapshot.rate

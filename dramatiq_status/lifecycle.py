@@ -1,0 +1,126 @@
+"""From Dramatiq's hooks to what they mean.  Pure: no store, no broker.
+
+Dramatiq never says "this message is done", "this one will run again".
+It has to be put together from the order of its hooks, and can only be
+known when a message is acknowledged or rejected: an exception may
+still be retried, a retry may fail to be enqueued, a skip may be a
+rejection, and an acknowledgement on a delay queue ends nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from .record import COMPLETED, FAILED, NO_EPOCH, Epoch
+
+#: The longest text of an exception that is stored, in characters.
+MAX_EXCEPTION_LENGTH: Final = 1024
+
+#: What the names of Dramatiq's delay queues end with.
+_DELAY_SUFFIX: Final = ".DQ"
+
+
+class Decision(Enum):
+    """What an acknowledgement or a rejection means."""
+
+    #: Nothing: a copy in a delay queue was moved.
+    MOVED = "moved"
+    #: The message will run again; that was written when it was enqueued.
+    REQUEUED = "requeued"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def state(self) -> int | None:
+        """The stored number of the final state; None where there is none."""
+        return _STATES.get(self)
+
+
+_STATES: Final = {Decision.COMPLETED: COMPLETED, Decision.FAILED: FAILED}
+
+
+@dataclass(eq=False)
+class Frame:
+    """One delivery of a message, from the first hook that sees it to the last.
+
+    Parameters:
+      message_id(str)
+      epoch(Epoch): The enqueue that it is the delivery of.
+      run(int): The token of the run; 0 where no run began (another
+        middleware stopped the message before ours saw it).
+    """
+
+    message_id: str
+    epoch: Epoch = NO_EPOCH
+    run: int = 0
+    #: Whether an outcome was seen, and which.
+    outcome_seen: bool = False
+    exception: BaseException | None = None
+    result: Any = None
+    skipped: bool = False
+    #: Whether the broker has taken the message again.
+    requeued: bool = False
+    #: Whether the decision has been made.
+    settled: bool = False
+    #: What the middleware hangs on it.
+    context: Any = field(default=None, repr=False)
+
+    def decide(self, *, rejected: bool) -> Decision:
+        """What the end of this delivery means."""
+        if self.requeued:
+            return Decision.REQUEUED
+        if rejected:
+            return Decision.FAILED
+        if self.skipped or (self.outcome_seen and self.exception is None):
+            return Decision.COMPLETED
+        # An exception without Retries, or a retry that could not be enqueued.
+        return Decision.FAILED
+
+
+class ThreadNotes(threading.local):
+    """What is remembered between the hooks of one thread (under gevent,
+    of one greenlet).
+    """
+
+    def __init__(self) -> None:
+        #: Whether this is one of Dramatiq's worker threads.
+        self.worker = False
+        #: Delayed messages that this thread holds, by id.
+        self.delayed: set[str] = set()
+        #: Messages that were enqueued since the last acknowledgement, by
+        #: id, other than the one being processed.
+        self.enqueued: set[str] = set()
+        #: Completes the last direct enqueue of this thread.
+        self.owed: Any = None
+        #: What the last enqueue of this thread through the writer waits for.
+        self.barrier: Any = None
+
+    def forget(self) -> None:
+        """The delivery is over."""
+        self.enqueued.clear()
+
+
+def is_delayed_copy(queue_name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a message is the copy that waits in a delay queue."""
+    return "eta" in options or queue_name.endswith(_DELAY_SUFFIX)
+
+
+def queue_of(queue_name: str) -> str:
+    """The name of a queue, without that of its delay queue."""
+    return queue_name.removesuffix(_DELAY_SUFFIX)
+
+
+def describe_exception(exception: BaseException) -> dict[str, str]:
+    """What is stored of an exception: its type and its message."""
+    try:
+        message = str(exception)
+    except Exception:
+        # The job has failed already; its exception's own bug is no news.
+        message = "<str() of the exception failed>"
+    if len(message) > MAX_EXCEPTION_LENGTH:
+        message = message[: MAX_EXCEPTION_LENGTH - 3] + "..."
+    return {"type": type(exception).__name__, "message": message}

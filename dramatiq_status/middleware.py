@@ -1,0 +1,571 @@
+"""Dramatiq's hooks: what each means is in ``lifecycle.py``, what is
+written goes through ``writer.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from random import SystemRandom
+from typing import Any, Final, NamedTuple, TypeVar
+
+import dramatiq
+from dramatiq.errors import ActorNotFound
+from dramatiq.middleware import Middleware
+
+from .backend import StatusBackend, check_duration, check_message_id, now_ms
+from .channel import RunChannel
+from .context import Binding, bind, current_binding
+from .errors import BackendError, StatusOptionError
+from .fields import encode_fields, encode_value
+from .lifecycle import Decision, Frame, ThreadNotes, describe_exception, is_delayed_copy, queue_of
+from .outage import Outage, logger
+from .progress import Progress
+from .record import (
+    ACTOR_NAME,
+    ARGS,
+    COMPLETED,
+    DEFAULT_HEARTBEAT_INTERVAL,
+    DEFAULT_LIVE_TTL,
+    DEFAULT_STATUS_TTL,
+    ENQUEUED_AT,
+    EXCEPTION,
+    FINISHED_AT,
+    HEARTBEAT_INTERVAL,
+    KWARGS,
+    LIVE_TTL,
+    NO_EPOCH,
+    QUEUE_NAME,
+    QUEUED,
+    RESULT,
+    SCHEDULED_AT,
+    SKIPPED,
+    STARTED_AT,
+    TRACEBACK,
+    Epoch,
+    Kind,
+    Origin,
+    Record,
+    Update,
+)
+from .status import Status
+from .writer import DEFAULT_MAX_PENDING, Barrier, Enqueue, Finish, Lane, Start, Writer
+
+try:
+    from dramatiq.threading import Interrupt
+except ImportError:  # Dramatiq 1.x
+    from dramatiq.middleware.threading import Interrupt
+
+F = TypeVar("F", bound=Callable[..., None])
+
+#: What ``includes`` may name.
+INCLUDES: Final = frozenset(("message", "traceback", "result"))
+
+#: How long a worker that shuts down waits for its last updates, in seconds.
+SHUTDOWN_TIMEOUT: Final = 5.0
+
+#: How many frames of a traceback are stored; what Dramatiq's Retries keeps.
+_TRACEBACK_LIMIT: Final = 30
+
+#: The message options that are ours: which enqueue a message is the
+#: delivery of, and the store's receipt of it.
+EPOCH_OPTION: Final = "status_epoch"
+RECEIPT_OPTION: Final = "status_receipt"
+
+_token = SystemRandom()
+
+
+class Settings(NamedTuple):
+    """What the middleware, an actor and a message together ask for."""
+
+    tracked: bool
+    status_ttl: int
+    throttle: int
+    includes: frozenset[str]
+
+
+_SETTINGS_OPTIONS: Final = frozenset(("status_ttl", "status_throttle", "status_includes", "track_status"))
+
+
+class _Context(NamedTuple):
+    """What the middleware hangs on a frame."""
+
+    lane: Lane
+    channel: RunChannel
+    settings: Settings
+    previous: Binding | None
+
+
+def _through_interrupts(hook: F) -> F:
+    """Carry a hook through to its end.
+
+    Time limits, aborts and shutdowns are raised asynchronously, here
+    too.  Behind the actor they come too late to stop it, and Dramatiq would run
+    a message again whose actor has returned, or lose the thread.
+    """
+
+    @functools.wraps(hook)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        while True:
+            try:
+                return hook(*args, **kwargs)
+            except Interrupt:
+                logger.debug("An interrupt came after the actor had returned; it is ignored.")
+
+    return wrapper  # type: ignore[return-value]
+
+
+class StatusMiddleware(Middleware):
+    """Records the status of every message.
+
+    Add it last; anywhere else in the list it works too, but then shows
+    ``working`` for a message that a middleware behind it goes on to skip.
+
+    >>> broker.add_middleware(StatusMiddleware(backend=RedisBackend(url="redis://127.0.0.1:6379/1")))
+
+    Parameters:
+      backend(StatusBackend): Where statuses are kept.
+      status_ttl(int): How long a status lives after its message
+        finished, in milliseconds.  By default 1 hour.
+      live_ttl(int): How long a status lives while its message waits or
+        runs, on top of the message's delay, in milliseconds.  Every write and every
+        heartbeat begins it anew.  By default 7 days.
+      status_throttle(int): The shortest time between two throttled
+        writes of a message, in milliseconds.  What comes earlier is kept
+        and sent when the time is over, or with the next write.
+      includes(Iterable[str]): What else to store: ``"message"`` (args
+        and kwargs), ``"traceback"``, ``"result"``.
+      track_status(bool): Whether messages are tracked whose actor does
+        not say.
+      heartbeat_interval(int): How often a worker says of its running
+        messages that they still run, in milliseconds.
+      max_pending(int): For how many messages a worker keeps updates in
+        memory while the store is down.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: StatusBackend,
+        status_ttl: int | timedelta = DEFAULT_STATUS_TTL,
+        live_ttl: int | timedelta = DEFAULT_LIVE_TTL,
+        status_throttle: int | timedelta = 0,
+        includes: Iterable[str] = (),
+        track_status: bool = True,
+        heartbeat_interval: int | timedelta = DEFAULT_HEARTBEAT_INTERVAL,
+        max_pending: int = DEFAULT_MAX_PENDING,
+    ) -> None:
+        if not isinstance(backend, StatusBackend):
+            raise TypeError(f"backend must be a StatusBackend, not {type(backend).__name__}.")
+        self.backend = backend
+        self.live_ttl = check_duration("live_ttl", live_ttl, minimum=1)
+        self.heartbeat_interval = check_duration("heartbeat_interval", heartbeat_interval, minimum=1)
+        self._defaults = Settings(
+            bool(track_status),
+            check_duration("status_ttl", status_ttl, minimum=1),
+            check_duration("status_throttle", status_throttle),
+            _check_includes("includes", includes),
+        )
+        self._outage = Outage(type(backend).__name__)
+        self._writer = Writer(
+            backend, self._outage, heartbeat_interval=self.heartbeat_interval, max_pending=max_pending
+        )
+        self._notes = ThreadNotes()
+        # By actor; actors are few and live as long as the process.
+        self._settings: dict[str, Settings] = {}
+        # What every record of this middleware says of itself, where it is not the default.
+        self._extra: Record = {}
+        if self.live_ttl != DEFAULT_LIVE_TTL:
+            self._extra[LIVE_TTL] = str(self.live_ttl)
+        if self.heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
+            self._extra[HEARTBEAT_INTERVAL] = str(self.heartbeat_interval)
+
+    @property
+    def actor_options(self) -> set[str]:
+        return set(_SETTINGS_OPTIONS)
+
+    # Declaring
+
+    def before_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
+        self._settings[actor.actor_name] = _refine(self._defaults, actor.options, f"actor {actor.actor_name!r}")
+
+    # Enqueueing
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        notes, message_id = self._notes, message.message_id
+        if delay is None and message_id in notes.delayed:
+            # A due message is moved to its queue; it was enqueued before.
+            return
+        binding = self._binding()
+        inside = notes.worker or binding is not None
+        settings = self._settings_of(broker, message, strict=not inside)
+        if not settings.tracked:
+            return
+        epoch = _next_epoch(message.options)
+        message.options[EPOCH_OPTION] = epoch
+        fields = self._fields_of(message, settings, strict=not inside)
+        if delay is not None:
+            fields[SCHEDULED_AT] = str(now_ms() + int(delay))
+        if not inside:
+            self._enqueue_directly(message, Update(Kind.ENQUEUE, epoch, fields=fields))
+        elif binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
+            frame = binding.frame
+            # A tracer that stands first sees the retry before the outcome.
+            exception = frame.exception or _exception_in_flight(message)
+            if exception is not None:
+                fields.update(_fields_of_exception(exception, settings))
+            lane, barrier = frame.context.lane, Barrier()
+            lane.add(Enqueue(epoch, fields))
+            lane.add(barrier)
+            notes.barrier = barrier
+        else:
+            notes.barrier = self._writer.enqueue(message_id, Enqueue(epoch, fields))
+
+    def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        notes, message_id = self._notes, message.message_id
+        if delay is None and message_id in notes.delayed:
+            return
+        binding = self._binding()
+        if binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
+            binding.frame.requeued = True
+        elif notes.worker:
+            notes.enqueued.add(message_id)
+        self._complete_owed()
+        barrier, notes.barrier = notes.barrier, None
+        if barrier is not None and asyncio._get_running_loop() is None:
+            self._writer.wait(barrier)
+
+    def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._notes.delayed.add(message.message_id)
+
+    def _enqueue_directly(self, message: Any, update: Update) -> None:
+        """Send `queued` before the broker gets the message; the reply is
+        read after it, so that the two round trips overlap.
+        """
+        self._complete_owed()
+        if self._outage.blocked:
+            self._outage.dropped()
+            return
+        try:
+            self._notes.owed = self.backend.begin_update(message.message_id, update)
+        except BackendError as e:
+            self._outage.failed(e)
+            return
+        except (TypeError, ValueError) as e:
+            logger.error("The status of message %s cannot be stored: %s", message.message_id, e)
+            return
+        receipt = self.backend.receipt(message.message_id)
+        if receipt is not None:
+            message.options[RECEIPT_OPTION] = receipt
+
+    def _complete_owed(self) -> None:
+        # Owed since the last enqueue of this thread, if the broker refused it.
+        owed, self._notes.owed = self._notes.owed, None
+        if owed is not None:
+            try:
+                owed()
+            except BackendError as e:
+                self._outage.failed(e)
+            else:
+                self._outage.succeeded()
+
+    # Processing
+
+    def before_process_message(self, broker: dramatiq.Broker, message: Any) -> None:
+        notes, message_id = self._notes, message.message_id
+        previous = current_binding()
+        if notes.worker:
+            # Left behind by a delivery whose end we were not told.
+            _abandon(previous)
+            previous = None
+        settings = self._settings_of(broker, message, strict=False)
+        if not settings.tracked:
+            bind(None)
+            return
+        if previous is not None and previous.frame is not None and previous.frame.message_id == message_id:
+            # A broker that retries inside of the hooks.
+            previous.frame.requeued = True
+        frame = self._open(message, settings, previous, run=_token.getrandbits(31) | 1)
+        bind(Binding(Status(frame.context.channel), Progress(frame.context.channel), self._writer, frame))
+        lane: Lane = frame.context.lane
+        fields = {STARTED_AT: str(now_ms())}
+        lane.add(Start(fields, int(message.options.get("retries") or 0) + 1, self._origin_of(message, lane)))
+
+    @_through_interrupts
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        frame = self._frame_of(broker, message)
+        if frame is not None:
+            frame.outcome_seen, frame.exception, frame.result = True, exception, result
+
+    @_through_interrupts
+    def after_skip_message(self, broker: dramatiq.Broker, message: Any) -> None:
+        frame = self._frame_of(broker, message)
+        if frame is not None:
+            frame.skipped = True
+
+    @_through_interrupts
+    def before_ack(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._settle(broker, message, rejected=message.failed)
+
+    @_through_interrupts
+    def before_nack(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._settle(broker, message, rejected=True)
+
+    @_through_interrupts
+    def after_ack(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._close(broker, message, rejected=message.failed)
+
+    @_through_interrupts
+    def after_nack(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._close(broker, message, rejected=True)
+
+    def _settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
+        """The message is about to be acknowledged or rejected: write what it has come to."""
+        frame = self._find_frame(message.message_id)
+        if frame is None:
+            if is_delayed_copy(message.queue_name, message.options):
+                return
+            if message.message_id in self._notes.enqueued:
+                # Another middleware has put it back before ours saw it.
+                return
+            # No worker has had it: its actor is unknown.
+            frame = self._frame_of(broker, message)
+            if frame is None:
+                return
+        if frame.settled:
+            return
+        decision = frame.decide(rejected=rejected)
+        context: _Context = frame.context
+        if decision.state is None:
+            context.lane.close()
+            frame.settled = True
+            return
+        barrier = Barrier()
+        context.lane.add(self._finish(frame, message, decision))
+        context.lane.add(barrier)
+        context.lane.close()
+        frame.settled = True
+        self._writer.wait(barrier)
+
+    def _finish(self, frame: Frame, message: Any, decision: Decision) -> Finish:
+        context: _Context = frame.context
+        settings, state = context.settings, decision.state
+        assert state is not None
+        fields = {FINISHED_AT: str(now_ms())}
+        if frame.skipped:
+            fields[SKIPPED] = "true"
+        if state == COMPLETED and context.channel.verdict is not None:
+            state = context.channel.verdict
+        if decision is Decision.FAILED:
+            exception = frame.exception or getattr(message, "_exception", None)
+            if exception is None and not frame.outcome_seen and not frame.run and not frame.skipped:
+                # Dramatiq 1.x does not say why it rejects a message without running it.
+                exception = ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
+            if exception is not None:
+                fields.update(_fields_of_exception(exception, settings))
+        elif "result" in settings.includes:
+            self._include(fields, RESULT, "result", frame.result)
+        return Finish(state, fields, settings.status_ttl)
+
+    def _close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
+        """The delivery is over."""
+        notes = self._notes
+        if is_delayed_copy(message.queue_name, message.options):
+            notes.delayed.discard(message.message_id)
+        frame = self._find_frame(message.message_id)
+        if frame is not None:
+            if not frame.settled:
+                # A broker without the hooks before.
+                self._settle(broker, message, rejected=rejected)
+            frame.exception = frame.result = None
+            bind(frame.context.previous)
+        notes.forget()
+
+    # Frames
+
+    def _binding(self) -> Binding | None:
+        binding = current_binding()
+        return binding if binding is not None and binding.writer is self._writer else None
+
+    def _find_frame(self, message_id: str) -> Frame | None:
+        binding = self._binding()
+        if binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
+            return binding.frame
+        return None
+
+    def _frame_of(self, broker: dramatiq.Broker, message: Any) -> Frame | None:
+        """The frame of a message; one without a run where another
+        middleware stopped the message before ours saw it; None for one
+        that is not tracked.
+        """
+        frame = self._find_frame(message.message_id)
+        if frame is None:
+            settings = self._settings_of(broker, message, strict=False)
+            if settings.tracked:
+                previous = None if self._notes.worker else current_binding()
+                frame = self._open(message, settings, previous, run=0)
+                bind(Binding(Status(frame.context.channel), Progress(frame.context.channel), self._writer, frame))
+        return frame
+
+    def _open(self, message: Any, settings: Settings, previous: Binding | None, *, run: int) -> Frame:
+        epoch = _epoch_of(message.options)
+        lane = self._writer.begin_run(
+            message.message_id,
+            run=run,
+            epoch=epoch,
+            throttle=settings.throttle,
+            base=self._fields_of(message, settings, strict=False),
+        )
+        context = _Context(lane, RunChannel(lane, self.backend), settings, previous)
+        return Frame(message.message_id, epoch, run, context=context)
+
+    def _origin_of(self, message: Any, lane: Lane) -> Origin | None:
+        receipt = message.options.get(RECEIPT_OPTION)
+        if not receipt:
+            return None
+        return Origin(Update(Kind.ENQUEUE, _epoch_of(message.options), fields=lane.base), receipt)
+
+    # Options
+
+    def _settings_of(self, broker: dramatiq.Broker, message: Any, *, strict: bool) -> Settings:
+        name, options = message.actor_name, message.options
+        settings = self._settings.get(name)
+        if settings is None:
+            # Declared before this middleware was added, or known to other processes only.
+            actor = broker.actors.get(name)
+            settings = _refine(self._defaults, actor.options if actor else {}, f"actor {name!r}")
+            if actor is not None:
+                self._settings[name] = settings
+        if not _SETTINGS_OPTIONS.isdisjoint(options):
+            try:
+                settings = _refine(settings, options, f"message {message.message_id!r}")
+            except StatusOptionError as e:
+                if strict:
+                    raise
+                logger.error("%s The option is ignored.", e)
+        if settings.tracked:
+            try:
+                check_message_id(message.message_id)
+            except (TypeError, ValueError) as e:
+                logger.warning("A message of actor %r is not tracked: %s", name, e)
+                settings = settings._replace(tracked=False)
+        return settings
+
+    def _fields_of(self, message: Any, settings: Settings, *, strict: bool) -> Record:
+        """What a message says of itself, and the fields that were given when it was sent."""
+        fields = {
+            ACTOR_NAME: _quoted(message.actor_name),
+            QUEUE_NAME: _quoted(queue_of(message.queue_name)),
+            ENQUEUED_AT: str(int(message.message_timestamp)),
+            **self._extra,
+        }
+        given = message.options.get("status")
+        if given is not None:
+            fields.update(self._given_fields(given, message, strict=strict))
+        if "message" in settings.includes:
+            self._include(fields, ARGS, "args", list(message.args))
+            self._include(fields, KWARGS, "kwargs", message.kwargs)
+        return fields
+
+    def _given_fields(self, given: Any, message: Any, *, strict: bool) -> Record:
+        where = f"message {message.message_id!r} of actor {message.actor_name!r}"
+        if not isinstance(given, Mapping):
+            if strict:
+                raise StatusOptionError(f"The option 'status' of {where} must be a dict, not {type(given).__name__}.")
+            logger.error("The option 'status' of %s is not a dict and is ignored.", where)
+            return {}
+        fields: Record = {}
+        for name, value in given.items():
+            try:
+                encoded, state = encode_fields({name: value}, max_size=self.backend.max_field_size)
+                if state not in (None, QUEUED):
+                    raise ValueError(f"Field 'status' of a message that is sent is 'queued', not {value!r}.")
+            except (TypeError, ValueError) as e:
+                if strict:
+                    raise StatusOptionError(f"The option 'status' of {where} is wrong. {e}") from e
+                logger.error("A field in the option 'status' of %s is ignored. %s", where, e)
+            else:
+                fields.update(encoded)
+        return fields
+
+    def _include(self, fields: Record, stored: str, name: str, value: Any) -> None:
+        try:
+            fields[stored] = encode_value(name, value, self.backend.max_field_size)
+        except (TypeError, ValueError) as e:
+            logger.warning("It is not included: %s", e)
+
+    # Shutting down
+
+    def after_worker_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
+        self._notes.worker = True
+
+    def after_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
+        self._writer.drain(SHUTDOWN_TIMEOUT)
+
+
+@functools.lru_cache(maxsize=1024)
+def _quoted(name: str) -> str:
+    return encode_value("name", name, 1 << 20)
+
+
+def _next_epoch(options: dict[str, Any]) -> Epoch:
+    root, number = _epoch_of(options)
+    return Epoch(root, number + 1) if root else Epoch(_token.getrandbits(31) | 1, 1)
+
+
+def _epoch_of(options: dict[str, Any]) -> Epoch:
+    try:
+        root, number = options[EPOCH_OPTION]
+        return Epoch(int(root), int(number))
+    except (KeyError, TypeError, ValueError):
+        return NO_EPOCH
+
+
+def _exception_in_flight(message: Any) -> BaseException | None:
+    # Dramatiq puts it there before any hook hears of it.
+    found = getattr(message, "_exception", None)
+    return found if isinstance(found, BaseException) else None
+
+
+def _fields_of_exception(exception: BaseException, settings: Settings) -> Record:
+    fields = {EXCEPTION: encode_value("exception", describe_exception(exception), 1 << 20)}
+    if "traceback" in settings.includes:
+        text = "".join(traceback.format_exception(exception, limit=_TRACEBACK_LIMIT))
+        fields[TRACEBACK] = encode_value("traceback", text, 1 << 20)
+    return fields
+
+
+def _abandon(binding: Binding | None) -> None:
+    if binding is not None and binding.frame is not None and not binding.frame.settled:
+        binding.frame.context.lane.close()
+
+
+def _refine(settings: Settings, options: Mapping[str, Any], where: str) -> Settings:
+    """Lay the options of an actor or a message over the settings."""
+    try:
+        if options.get("track_status") is not None:
+            settings = settings._replace(tracked=bool(options["track_status"]))
+        if options.get("status_ttl") is not None:
+            settings = settings._replace(status_ttl=check_duration("status_ttl", options["status_ttl"], minimum=1))
+        if options.get("status_throttle") is not None:
+            settings = settings._replace(throttle=check_duration("status_throttle", options["status_throttle"]))
+        if options.get("status_includes") is not None:
+            settings = settings._replace(includes=_check_includes("status_includes", options["status_includes"]))
+    except (TypeError, ValueError) as e:
+        raise StatusOptionError(f"An option of {where} is wrong. {e}") from e
+    return settings
+
+
+def _check_includes(name: str, includes: Iterable[str]) -> frozenset[str]:
+    if isinstance(includes, str):
+        raise TypeError(f"{name} must be a set of names, not the str {includes!r}: write {{{includes!r}}}.")
+    found = frozenset(includes)
+    if not found <= INCLUDES:
+        unknown = ", ".join(sorted(map(repr, found - INCLUDES)))
+        raise ValueError(f"{name} may name {', '.join(sorted(map(repr, INCLUDES)))}, not {unknown}.")
+    return found

@@ -1,0 +1,83 @@
+"""What a process knows of a store that does not answer: a circuit breaker
+that also does the logging, one line when an outage begins and one when it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Lock
+from typing import Final
+
+logger = logging.getLogger("dramatiq_status")
+
+#: For how many seconds nobody tries again: after the first failure of
+#: an outage, and at most.
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 2.0
+
+
+class Outage:
+    """Tells whether a store is down, and when to try it again.
+
+    Parameters:
+      name(str): What the log calls the store.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = Lock()
+        self._began = 0.0
+        self._pause = 0.0
+        self._failures = 0
+        self._dropped = 0
+        #: Whether the last call failed.
+        self.down = False
+        #: When to try again, by the monotonic clock.
+        self.retry_at = 0.0
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it is too early to try again."""
+        return self.down and time.monotonic() < self.retry_at
+
+    def failed(self, error: BaseException) -> None:
+        """A call failed."""
+        with self._lock:
+            now = time.monotonic()
+            began = not self.down
+            if began:
+                self.down, self._began, self._pause, self._failures = True, now, FIRST_PAUSE, 0
+            self._failures += 1
+            self.retry_at = now + self._pause
+            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        if began:
+            logger.warning(
+                "The status store %s does not answer (%s). Jobs go on; their statuses are kept in memory and "
+                "written when it is back.",
+                self._name,
+                error,
+            )
+
+    def dropped(self, count: int = 1) -> None:
+        """Updates were given up."""
+        with self._lock:
+            self._dropped += count
+
+    def succeeded(self) -> None:
+        """A call succeeded."""
+        if not self.down:
+            return
+        with self._lock:
+            ended, self.down = self.down, False
+            if not ended:
+                return
+            lasted, failures, dropped = time.monotonic() - self._began, self._failures, self._dropped
+            self._dropped = 0
+        logger.warning(
+            "The status store %s answers again after %.1f seconds and %d failed calls; %d updates were dropped.",
+            self._name,
+            lasted,
+            failures,
+            dropped,
+        )
