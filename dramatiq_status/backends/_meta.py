@@ -11,13 +11,19 @@ from __future__ import annotations
 import copy
 import os
 import re
+import socket
+import struct
 import time
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from ssl import SSLWantReadError
 from typing import Any, Final, NamedTuple
 
+from pymemcache.client.base import Client, PooledClient
+from pymemcache.client.hash import HashClient
+from pymemcache.client.rendezvous import RendezvousHash
 from pymemcache.exceptions import (
     MemcacheError,
     MemcacheServerError,
@@ -106,10 +112,25 @@ class Connection:
             # The one public call that connects and fails where there is no memcached.
             version = client.version()
             self._socket = client.sock
+            if not os.environ.get("NOKT"):
+                self._use_kernel_timeouts()
             self._greet(version, meta)
         except BaseException:
             client.close()
             raise
+
+    def _use_kernel_timeouts(self) -> None:
+        """Let the kernel mind the time where it is its own socket: Python
+        would call poll() before every send and receive.
+        """
+        if type(self._socket) is not socket.socket or socket.socket.__module__ != "socket" or os.name != "posix":
+            # TLS, gevent and the like.
+            return
+        seconds, microseconds = divmod(round(self._client.timeout * 1_000_000), 1_000_000)
+        timeval = struct.pack("@ll", seconds, microseconds)
+        self._socket.settimeout(None)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
     def _greet(self, version: bytes, meta: bool) -> None:
         self.send(b"mn\r\nstats\r\nstats settings\r\n")
@@ -154,7 +175,10 @@ class Connection:
     def send(self, request: bytes) -> None:
         """Send requests, all in one."""
         self._deadline = time.monotonic() + self._client.timeout
-        self._socket.sendall(request)
+        try:
+            self._socket.sendall(request)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
 
     # Replies
 
@@ -174,16 +198,36 @@ class Connection:
             return None
         raise _error(line)
 
+    def read_values(self, keys: Sequence[bytes]) -> list[tuple[bytes, int | None] | None]:
+        """Read many items' values and seconds left, in one round trip."""
+        if not self.meta:
+            self.send(b"".join(map(self.get, keys)))
+            items = [self.read_item() for _ in keys]
+            return [item and (item.value, item.ttl) for item in items]
+        self.send(b"mg " + b" v t\r\nmg ".join(keys) + b" v t\r\n" if keys else b"")
+        values: list[tuple[bytes, int | None] | None] = []
+        for _ in keys:
+            line = self._line()
+            if line.startswith(b"VA "):
+                _, size, ttl = line.split()
+                values.append((self._block(int(size)), int(ttl[1:])))
+            elif line.startswith(b"EN"):
+                values.append(None)
+            else:
+                raise _error(line)
+        return values
+
     def read_stored(self) -> tuple[Stored, int | None]:
         """Read the reply to :meth:`store`: what became of it, and the
         item's new cas where the protocol tells.
         """
         line = self._line()
-        code, _, flags = line.partition(b" ")
-        stored = _STORED.get(code)
+        if line.startswith(b"HD c"):
+            return Stored.STORED, int(line[4:])
+        stored = _STORED.get(line.partition(b" ")[0])
         if stored is None:
             raise _error(line)
-        return stored, int(flags[1:]) if stored is Stored.STORED and flags.startswith(b"c") else None
+        return stored, None
 
     def delete(self, key: bytes) -> bool:
         """Delete an item, and tell whether there was one."""
@@ -208,7 +252,10 @@ class Connection:
         return block
 
     def _receive(self) -> None:
-        received = self._socket.recv(_RECEIVE_SIZE)
+        try:
+            received = self._socket.recv(_RECEIVE_SIZE)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
         if not received:
             raise MemcacheUnexpectedCloseError
         # The socket's own time-out begins anew with every piece.
@@ -221,11 +268,12 @@ class Connection:
 
     def is_quiet(self) -> bool:
         """Whether nothing has come that nobody asked for: the end, for one."""
+        timeout = self._socket.gettimeout()
         self._socket.settimeout(0)
         try:
             self._socket.recv(1)
         except (BlockingIOError, SSLWantReadError):
-            self._socket.settimeout(self._client.timeout)
+            self._socket.settimeout(timeout)
             return True
         except OSError:
             pass
@@ -311,3 +359,35 @@ def _version(text: bytes) -> tuple[int, ...]:
 def _error(line: bytes) -> MemcacheError:
     kind = MemcacheServerError if line.startswith(b"SERVER_ERROR") else MemcacheUnknownError
     return kind(line.decode("ascii", "replace"))
+
+
+def clients_of(client: Any) -> tuple[Any, dict[Any, Any]]:
+    """Take the servers and how to reach them from a client of pymemcache's.
+
+    Returns:
+      tuple: What chooses a key's node, and the nodes with a client each.
+    """
+    if isinstance(client, HashClient):
+        # A copy: the original moves keys elsewhere while a server is down.
+        return copy.deepcopy(client.hasher), {node: _client_of(inner) for node, inner in client.clients.items()}
+    inner = _client_of(client)
+    return RendezvousHash([inner.server]), {inner.server: inner}
+
+
+def clients_for(servers: Any, parameters: dict[str, Any]) -> tuple[Any, dict[Any, Any]]:
+    """The same for servers by their addresses.  Keys go where a
+    ``HashClient`` would send them.
+    """
+    if isinstance(servers, str) or (isinstance(servers, tuple) and len(servers) == 2 and isinstance(servers[1], int)):
+        servers = [servers]
+    if not servers:
+        raise ValueError("servers must name at least one server, like 'host:11211'.")
+    return clients_of(HashClient(servers, **parameters))
+
+
+def _client_of(client: Any) -> Any:
+    if isinstance(client, PooledClient):
+        return client._create_client()
+    if isinstance(client, Client):
+        return client
+    raise TypeError(f"client must be a pymemcache Client, PooledClient or HashClient, not {type(client).__name__}.")

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
-from pymemcache.client.base import Client, PooledClient, normalize_server_spec
-from pymemcache.client.hash import HashClient
-from pymemcache.client.rendezvous import RendezvousHash
-from pymemcache.exceptions import MemcacheError
+from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
 
 from ..backend import StatusBackend, now_ms
 from ..errors import BackendError
-from ..record import (
-    ARGS,
-    EXCEPTION,
-    KWARGS,
-    RESULT,
-    TRACEBACK,
-    USER_PREFIX,
-    Applied,
-    Kind,
-    Outcome,
-    Record,
-    Update,
-    apply,
-    from_document,
-    is_finished,
-    to_document,
+from ..record import VERSION, Kind, Outcome, Record, Update, apply, is_finished
+from ._item import (
+    ABSENT,
+    RESERVED_SIZE,
+    Job,
+    Known,
+    counts_twice,
+    expiry_of,
+    from_receipt,
+    from_value,
+    to_receipt,
+    to_value,
 )
-from ._meta import Connection, Item, Pool, Stored
+from ._meta import Connection, Pool, Stored, clients_for, clients_of
 
 #: How many messages are written in one round trip at most, and how many
 #: are read.  So many short requests fit into the sockets' buffers:
@@ -49,28 +41,16 @@ MAX_KNOWN: Final = 1024
 #: The largest value that is remembered, in bytes.
 MAX_KNOWN_SIZE: Final = 65_536
 
-#: For how long a writer that is not a message's run believes that
-#: nobody else has written since, in milliseconds: a wrong guess costs
-#: it a third round trip, a right one saves it the first of two.
-OUTSIDE_TRUST: Final = 1000
-
-#: From how many conflicts on an update waits a moment before the next try.
+#: From how many conflicts on an update waits a moment before it is tried again.
 PATIENT_CONFLICTS: Final = 3
 
-#: The part of an item that is kept free for what the library itself has
-#: to store, in bytes, and the longest field that it may hold.
-RESERVED_SIZE: Final = 4096
-SHORT_FIELD: Final = 512
-
-#: The most seconds that memcached takes for a span; a larger number is
-#: a date to it, which is good until 2038.
-MAX_SPAN: Final = 2_592_000
-MAX_DATE: Final = 2**31 - 1
-
+#: The longest key, in bytes, and what those start with that are hashes.
 MAX_KEY_SIZE: Final = 250
-_HASHED: Final = "#"
+HASHED: Final = "#"
+HASH_SIZE: Final = 64
 
-_NAMES: Final = {ARGS: "args", KWARGS: "kwargs", TRACEBACK: "traceback", RESULT: "result", EXCEPTION: "exception"}
+#: What a server's hanging up looks like.
+_HUNG_UP: Final = (ConnectionError, MemcacheUnexpectedCloseError)
 
 T = TypeVar("T")
 
@@ -126,28 +106,66 @@ class MemcachedBackend(StatusBackend):
     ) -> None:
         own = {name: parameters.pop(name) for name in ("timeout", "max_field_size") if name in parameters}
         super().__init__(namespace=namespace, **own)
-        hasher, clients = _clients_of(client) if client is not None else _clients_for(servers, parameters)
-        prefix = next(iter(clients.values())).key_prefix.decode("ascii") + namespace + ":"
-        if len(prefix) + len(_HASHED) + 64 > MAX_KEY_SIZE or not prefix.isprintable() or " " in prefix:
+        hasher, clients = clients_of(client) if client is not None else clients_for(servers, parameters)
+        prefix: str = next(iter(clients.values())).key_prefix.decode() + namespace + ":"
+        if len(prefix) + len(HASHED) + HASH_SIZE > MAX_KEY_SIZE or not prefix.isprintable() or " " in prefix:
             raise ValueError(f"key_prefix and namespace must be short and hold no spaces, not {prefix!r}.")
         self._prefix = prefix
-        self._pools = {
-            node: Pool(client, timeout=self.timeout / 1000, meta=meta) for node, client in clients.items()
-        }
+        self._pools = {node: Pool(client, timeout=self.timeout / 1000, meta=meta) for node, client in clients.items()}
         self._only_pool = next(iter(self._pools.values())) if len(self._pools) == 1 else None
         # pymemcache's hash takes some 15 microseconds a server.
-        self._node_of: Callable[[str], Any] = lru_cache(4096)(hasher.get_node)
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._node_of: Callable[[bytes], Any] = lru_cache(4096)(lambda key: hasher.get_node(key.decode()))
+        self._known: OrderedDict[str, Known] = OrderedDict()
         self._receipts: OrderedDict[str, str] = OrderedDict()
 
     # Writing
 
+    def update(self, message_id: str, update: Update) -> Outcome:
+        """Carry out one update; one round trip where this process was the
+        last to write to the record.
+        """
+        known = self._known.pop(message_id, None)
+        if known is not None:
+            outcome = self._call(
+                self._pool(known.key),
+                lambda connection: self._rewrite(connection, message_id, known, update),
+                lambda: not counts_twice(update),
+            )
+            if outcome is not None:
+                return outcome
+        return self.update_many(((message_id, update),))[0]
+
+    def _rewrite(self, connection: Connection, message_id: str, known: Known, update: Update) -> Outcome | None:
+        """Carry out an update of what is remembered, as fast as can be;
+        None where there is more to it.
+        """
+        now = now_ms()
+        if not known.serves(update, connection.server, now):
+            return None
+        applied = apply(known.record, update, now)
+        record, expires_at = applied.record, known.expires_at
+        if record is None or record is known.record:
+            # It need not be true of the record as it is now.
+            return None
+        if applied.ttl is not None:
+            expires_at = now + applied.ttl
+        value = to_value(record, expires_at)
+        if len(value) > connection.max_value_size - RESERVED_SIZE:
+            return None
+        connection.send(connection.store(known.key, value, expiry_of(expires_at, now), known.cas))
+        stored, cas = connection.read_stored()
+        if stored is not Stored.STORED:
+            return None
+        after = Known(record, expires_at, cas, known.key, connection.server, now)
+        self._remember(message_id, update, after, len(value))
+        return applied.outcome
+
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        jobs: dict[str, _Job] = {}
+        jobs: dict[str, Job] = {}
         for index, (message_id, update) in enumerate(updates):
             job = jobs.get(message_id)
             if job is None:
-                job = jobs[message_id] = _Job(message_id, self._key(message_id))
+                job = jobs[message_id] = Job(message_id, self._key(message_id))
             job.indexes.append(index)
             job.updates.append(update)
         for pool, group in self._by_server(jobs.values(), lambda job: job.key):
@@ -162,24 +180,26 @@ class MemcachedBackend(StatusBackend):
                 raise job.error
         return outcomes
 
-    def _carry_out(self, pool: Pool, jobs: list[_Job]) -> None:
+    def _carry_out(self, pool: Pool, jobs: list[Job]) -> None:
         """Carry out updates of messages of one server, in rounds: each
         sends what it can for all messages, and then reads all replies.
         """
         deadline = time.monotonic() + self.timeout / 1000
 
         def rounds(connection: Connection) -> None:
-            pending = jobs
-            while pending := [job for job in pending if not job.done]:
-                self._round(connection, pending)
-                conflicts = max(job.conflicts for job in pending)
+            while True:
+                pending = [job for job in jobs if not job.done]
+                if not pending:
+                    return
+                conflicts = max([job.conflicts for job in pending])
                 if conflicts >= PATIENT_CONFLICTS:
                     if time.monotonic() > deadline:
                         raise BackendError(f"memcached at {pool.address}: others kept writing to the same status")
                     time.sleep(random.random() * min(0.0002 * 2**conflicts, 0.02))
+                self._round(connection, pending)
 
         def again() -> bool:
-            if any(job.sent and job.counts_twice for job in jobs):
+            if any(job.sent and any(map(counts_twice, job.updates)) for job in jobs):
                 return False
             for job in jobs:
                 job.ask()
@@ -187,16 +207,14 @@ class MemcachedBackend(StatusBackend):
 
         self._call(pool, rounds, again)
 
-    def _round(self, connection: Connection, jobs: list[_Job]) -> None:
+    def _round(self, connection: Connection, jobs: list[Job]) -> None:
         now = now_ms()
         stores, gets, requests = [], [], []
         for job in jobs:
-            if job.known is None and job.may_guess:
-                job.known = self._guess(job, connection, now)
-            known = job.known
-            value = job.work_out(now, connection.max_value_size) if known is not None else None
+            known = job.known or self._guess(job, connection, now)
+            value = None if known is None else job.work_out(known, now, connection.max_value_size)
             if known is not None and value is not None:
-                stores.append((job, value))
+                stores.append((job, len(value)))
                 requests.append(connection.store(job.key, value, expiry_of(job.expires_at, now), known.cas))
                 job.sent = True
             elif known is not None and not job.may_guess:
@@ -210,59 +228,78 @@ class MemcachedBackend(StatusBackend):
         requests += [connection.get(job.key) for job in gets]
         if requests:
             connection.send(b"".join(requests))
-        for job, value in stores:
+        for job, size in stores:
             stored, cas = connection.read_stored()
             job.sent = False
             if stored is Stored.STORED:
                 job.done = True
-                self._remember(job, connection, now, cas, len(value))
+                if job.error is None:
+                    after = Known(job.record, job.expires_at, cas, job.key, connection.server, now)
+                    self._remember(job.message_id, job.updates[-1], after, size)
             elif stored is Stored.GONE:
-                job.learn(_Known(None, 0, None))
+                job.learn(ABSENT)
             else:
                 job.conflicts += 1
                 job.ask()
         for job in gets:
-            job.learn(_known_from(connection.read_item(), now))
+            item = connection.read_item()
+            job.learn(ABSENT if item is None else Known(*from_value(item.value, item.ttl, now), item.cas, job.key))
 
-    def _guess(self, job: _Job, connection: Connection, now: int) -> _Known | None:
+    def _guess(self, job: Job, connection: Connection, now: int) -> Known | None:
         """What the item of a message holds, as far as can be told without
         reading it.  A wrong guess does no harm: its cas is refused.
         """
+        if not job.may_guess:
+            return None
         update = job.updates[0]
         known = self._known.pop(job.message_id, None)
-        if known is not None and known.server == connection.server:
-            if update.kind is not Kind.OUTSIDE or now - known.since < OUTSIDE_TRUST:
-                return known
+        if known is not None and known.serves(update, connection.server, now):
+            return known
         if update.kind is Kind.ENQUEUE and update.epoch.number <= 1:
-            return _Known(None, 0, None)
+            return ABSENT
         if update.origin is not None:
-            return _known_from_receipt(update.origin.enqueue, update.origin.receipt, connection.server)
+            return from_receipt(update.origin.enqueue, update.origin.receipt, connection.server)
         return None
 
-    def _remember(self, job: _Job, connection: Connection, now: int, cas: int | None, size: int) -> None:
-        if cas is None or job.record is None:
+    def _remember(self, message_id: str, update: Update, known: Known, size: int) -> None:
+        if known.cas is None or known.record is None or size > MAX_KNOWN_SIZE:
             return
-        last = job.updates[-1]
-        if last.kind is Kind.ENQUEUE:
-            if len(job.updates) == 1 and job.known is not None and job.known.record is None:
-                _put(self._receipts, job.message_id, f"{cas}-{now}-{connection.server}")
-        elif size <= MAX_KNOWN_SIZE and not is_finished(job.record):
-            if last.kind is not Kind.OUTSIDE or not job.conflicts:
-                _put(self._known, job.message_id, _Known(job.record, job.expires_at, cas, connection.server, now))
+        # After these, the next to write is somebody else, or nobody.
+        if update.kind is Kind.ENQUEUE:
+            if known.record[VERSION] == "1":
+                # What was made of nothing can be made anew of the enqueue alone.
+                receipt = to_receipt(known.cas, known.since, known.server)
+                _put(self._receipts, message_id, receipt)
+        elif not is_finished(known.record):
+            _put(self._known, message_id, known)
 
     def receipt(self, message_id: str) -> str | None:
         return self._receipts.pop(message_id, None)
 
     # Reading
 
+    def read(self, message_id: str) -> Record | None:
+        key = self._key(message_id)
+        (value,) = self._call(self._pool(key), lambda connection: connection.read_values((key,)))
+        return None if value is None else from_value(value[0], value[1], now_ms())[0]
+
     def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        found: dict[bytes, Record | None] = {}
         keys = [self._key(message_id) for message_id in message_ids]
+        if self._only_pool is not None:
+            return self._read(self._only_pool, keys)
+        found: dict[bytes, Record | None] = {}
         for pool, group in self._by_server(keys, lambda key: key):
-            for first in range(0, len(group), READS_A_ROUND):
-                some = group[first : first + READS_A_ROUND]
-                found.update(zip(some, self._call(pool, lambda connection, some=some: _read(connection, some))))
+            found.update(zip(group, self._read(pool, group)))
         return [found[key] for key in keys]
+
+    def _read(self, pool: Pool, keys: list[bytes]) -> list[Record | None]:
+        records: list[Record | None] = []
+        for first in range(0, len(keys), READS_A_ROUND):
+            some = keys[first : first + READS_A_ROUND]
+            values = self._call(pool, partial(Connection.read_values, keys=some))
+            now = now_ms()
+            records += [None if value is None else from_value(value[0], value[1], now)[0] for value in values]
+        return records
 
     # Deleting and closing
 
@@ -280,14 +317,13 @@ class MemcachedBackend(StatusBackend):
 
     def _key(self, message_id: str) -> bytes:
         key = self._prefix + message_id
-        if len(key) > MAX_KEY_SIZE or not key.isascii() or not key.isprintable() or " " in key or _HASHED in key:
-            # The ids that cannot be keys; and those that look like their
-            # hashes, so that no two ids have the same key.
-            key = self._prefix + _HASHED + sha256(message_id.encode("utf-8", "surrogatepass")).hexdigest()
-        return key.encode("ascii")
+        # The prefix is known to be fit for a key.
+        if not _fits(message_id, key):
+            key = self._prefix + HASHED + sha256(message_id.encode("utf-8", "surrogatepass")).hexdigest()
+        return key.encode()
 
     def _pool(self, key: bytes) -> Pool:
-        return self._only_pool or self._pools[self._node_of(key.decode("ascii"))]
+        return self._only_pool or self._pools[self._node_of(key)]
 
     def _by_server(self, items: Iterable[T], key_of: Callable[[T], bytes]) -> list[tuple[Pool, list[T]]]:
         if self._only_pool is not None:
@@ -324,122 +360,23 @@ class MemcachedBackend(StatusBackend):
             return result
 
 
-class _Known(NamedTuple):
-    """What an item holds: just read, or remembered, or guessed.
-
-    Parameters:
-      record: Its record, None for nothing that is one.
-      expires_at: When it expires, in epoch milliseconds.
-      cas: The number of its last write, None where there is no item.
-      server: With what is remembered: the run of the server that the cas is from.
-      since: With what is remembered: when it was stored.
+def _fits(message_id: str, key: str) -> bool:
+    """Whether a message's own id makes its key.  Not where it looks like
+    a hash either, so that no two ids have the same key.
     """
-
-    record: Record | None
-    expires_at: int
-    cas: int | None
-    server: str = ""
-    since: int = 0
-
-
-_ABSENT: Final = _Known(None, 0, None)
-
-
-class _Job:
-    """The updates of one message in a call, to be stored with one write."""
-
-    __slots__ = (
-        "conflicts",
-        "done",
-        "error",
-        "expires_at",
-        "indexes",
-        "key",
-        "known",
-        "may_guess",
-        "message_id",
-        "outcomes",
-        "record",
-        "sent",
-        "updates",
+    return (
+        len(key) <= MAX_KEY_SIZE
+        and message_id.isascii()
+        and message_id.isprintable()
+        and " " not in message_id
+        and not message_id.startswith(HASHED)
     )
 
-    def __init__(self, message_id: str, key: bytes) -> None:
-        self.message_id = message_id
-        self.key = key
-        self.indexes: list[int] = []
-        self.updates: list[Update] = []
-        self.known: _Known | None = None
-        #: Whether `known` need not be what was read just now.
-        self.may_guess = True
-        #: Whether a value is on its way of which nobody knows yet if it was stored.
-        self.sent = False
-        self.done = False
-        self.conflicts = 0
-        self.outcomes: list[Outcome] = []
-        self.record: Record | None = None
-        self.expires_at = 0
-        self.error: ValueError | None = None
 
-    @property
-    def counts_twice(self) -> bool:
-        """Whether the store could not tell if it got these updates twice."""
-        return any(update.kind is Kind.OUTSIDE and update.increment for update in self.updates)
-
-    def learn(self, known: _Known) -> None:
-        """Take what the server has just said for granted."""
-        self.known = known
-        self.may_guess = False
-
-    def ask(self) -> None:
-        """Forget what was known, so that the item is read."""
-        self.known = None
-        self.may_guess = False
-        self.sent = False
-
-    def work_out(self, now: int, limit: int) -> bytes | None:
-        """Apply the updates to what is known, and return the value to
-        store: None for nothing new.
-        """
-        value = self._apply(now, None)
-        if value is not None and len(value) > limit - RESERVED_SIZE:
-            value = self._apply(now, limit)
-        return value
-
-    def _apply(self, now: int, limit: int | None) -> bytes | None:
-        """With a limit, what does not fit into an item is left out, and
-        `error` tells: an item that is too large would not only be
-        refused, the server would delete the one that is there.
-        """
-        assert self.known is not None
-        record, expires_at = self.known.record, self.known.expires_at
-        self.outcomes, self.error = [], None
-        value = None
-        for update in self.updates:
-            if expires_at <= now:
-                record = None
-            applied = apply(record, update, now)
-            if limit is not None and applied.record is not record:
-                applied = self._fit(record, update, applied, now, limit)
-            if applied.record is not record:
-                assert applied.record is not None
-                record, value = applied.record, b""
-                if applied.ttl is not None:
-                    expires_at = now + applied.ttl
-            self.outcomes.append(applied.outcome)
-        self.record, self.expires_at = record, expires_at
-        return None if value is None or record is None else _to_value(record, expires_at)
-
-    def _fit(self, record: Record | None, update: Update, applied: Applied, now: int, limit: int) -> Applied:
-        assert applied.record is not None
-        size = len(_to_value(applied.record, now))
-        if size <= limit - RESERVED_SIZE:
-            return applied
-        if update.start or update.state is not None or update.kind in (Kind.ENQUEUE, Kind.HEARTBEAT):
-            # What happened to the message is stored nevertheless.
-            short = {name: text for name, text in update.fields.items() if len(text) <= SHORT_FIELD}
-            essence = apply(record, update._replace(fields=short), now)
-            if len(short) == len(update.fields) and size <= limit:
-                return essence
-            applied_size = len(_to_value(essence.record, now)) if essence.record else 0
-        ...
+def _put(mapping: OrderedDict[str, T], key: str, value: T) -> None:
+    mapping[key] = value
+    if len(mapping) > MAX_KNOWN:
+        try:
+            mapping.popitem(last=False)
+        except KeyError:
+            pass

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
 
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
-from redis.retry import Retry
 
 from ..backend import StatusBackend, now_ms
-from ..errors import BackendError
 from ..record import Kind, Outcome, Record, Update, is_sound, number_text
+from ._redis import Connections, Link, pack
 
 #: The script that mirrors ``record.apply``.
 SCRIPT: Final = (Path(__file__).parent / "redis.lua").read_text(encoding="utf-8")
@@ -30,10 +24,6 @@ UPDATES_A_CALL: Final = 128
 
 #: How many hashes one pipeline reads at most.
 READS_A_CALL: Final = 2000
-
-#: A connection that was idle for this many seconds is looked at before
-#: it is used again: the server may have closed it.
-IDLE_CHECK: Final = 1.0
 
 #: For how many seconds the measured distance between the server's
 #: clock and ours is believed.
@@ -81,7 +71,7 @@ class RedisBackend(StatusBackend):
             client = redis.Redis.from_url(url) if url else redis.Redis(**parameters)
         self.client = client
         self._prefix = namespace + ":"
-        self._connections = _Connections(client.connection_pool, self.timeout / 1000)
+        self._connections = Connections(client.connection_pool, self.timeout / 1000)
         self._clock_offset = 0
         self._clock_checked = -CLOCK_TRUST
         #: The present moment that the script is told, '' for the server's own.
@@ -90,72 +80,51 @@ class RedisBackend(StatusBackend):
     # Writing
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if len(updates) <= UPDATES_A_CALL:
+            return self._evaluate(updates)
         outcomes: list[Outcome] = []
         for first in range(0, len(updates), UPDATES_A_CALL):
-            batch = updates[first : first + UPDATES_A_CALL]
-            outcomes += self._evaluate(batch)
+            outcomes += self._evaluate(updates[first : first + UPDATES_A_CALL])
         return outcomes
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         """Send the update; its reply is read by what this returns."""
-        updates = ((message_id, update),)
-        with self._connected() as connection:
-            connection.send_packed_command(connection.pack_command(*self._command(updates)), check_health=False)
-
-        def complete() -> Outcome:
-            with self._connected(connection):
-                try:
-                    reply = connection.read_response()
-                except NoScriptError:
-                    reply = self._load_and_repeat(connection, updates)
-            self._connections.give(connection)
-            return _OUTCOMES[reply[0]]
-
-        return complete
+        request = pack(*self._command(((message_id, update),)))
+        complete = self._connections.begin(request, lambda link: _outcomes(link, request))
+        return lambda: _OUTCOMES[complete()[0]]
 
     def _evaluate(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        command = self._command(updates)
-
-        def call(connection: Any) -> Any:
-            connection.send_packed_command(connection.pack_command(*command), check_health=False)
-            try:
-                return connection.read_response()
-            except NoScriptError:
-                return self._load_and_repeat(connection, updates)
-
-        reply = self._call(call, again=not any(u.increment and u.kind is Kind.OUTSIDE for _, u in updates))
-        return [_OUTCOMES[number] for number in reply]
+        if not updates:
+            return []
+        request = pack(*self._command(updates))
+        # An increment from outside has nothing that would tell it from its repetition.
+        again = not any(update.increment and update.kind is Kind.OUTSIDE for _, update in updates)
+        numbers = self._connections.call(request, lambda link: _outcomes(link, request), again=again)
+        return [_OUTCOMES[number] for number in numbers]
 
     def _command(self, updates: Sequence[tuple[str, Update]]) -> list[Any]:
         prefix = self._prefix
         command: list[Any] = ["EVALSHA", SCRIPT_SHA, len(updates)]
-        command += [prefix + message_id for message_id, _ in updates]
+        for message_id, _ in updates:
+            command.append(prefix + message_id)
         command.append(self._script_now)
         for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, _) in updates:
-            command += (
-                kind.value,
-                epoch[0],
-                epoch[1],
-                run,
-                place,
-                1 if start else 0,
-                1 if create else 0,
-                "" if state is None else state,
-                attempts,
-                number_text(increment) if increment else 0,
-                ttl,
-                len(fields),
-            )
+            added = number_text(increment) if increment else 0
+            if kind is Kind.RUN:
+                if start or create or state is not None:
+                    command += (1, epoch[0], epoch[1], run, place, 1 if start else 0, 1 if create else 0)
+                    command += ("" if state is None else state, attempts, added, ttl, len(fields))
+                else:
+                    command += (4, run, place, added, len(fields))
+            elif kind is Kind.OUTSIDE:
+                command += (2, "" if state is None else state, added, ttl, len(fields))
+            elif kind is Kind.ENQUEUE:
+                command += (0, epoch[0], epoch[1], len(fields))
+            else:
+                command += (3, run, len(fields))
             for item in fields.items():
                 command += item
         return command
-
-    def _load_and_repeat(self, connection: Any, updates: Sequence[tuple[str, Update]]) -> Any:
-        # The server was restarted, or is new to us.
-        connection.send_command("SCRIPT LOAD", SCRIPT, check_health=False)
-        connection.read_response()
-        connection.send_packed_command(connection.pack_command(*self._command(updates)), check_health=False)
-        return connection.read_response()
 
     # Reading
 
@@ -177,24 +146,15 @@ class RedisBackend(StatusBackend):
             request.append(f"*2\r\n$7\r\nHGETALL\r\n${size}\r\n{key}\r\n")
         packed = "".join(request).encode()
 
-        def call(connection: Any) -> list[Any]:
-            connection.send_packed_command([packed], check_health=False)
+        def read(link: Link) -> list[Any]:
             if measure:
-                self._set_clock(connection.read_response())
-            read = connection.read_response
-            replies = []
-            for _ in message_ids:
-                try:
-                    replies.append(read())
-                except redis.ResponseError:
-                    # Something that is not ours lies under our key.
-                    replies.append(None)
-            return replies
+                self._set_clock(link.read())
+            return [link.read() for _ in message_ids]
 
-        return [_to_record(reply) for reply in self._call(call)]
+        return [_to_record(reply) for reply in self._connections.call(packed, read)]
 
     def _set_clock(self, reply: Any) -> None:
-        seconds, microseconds = reply
+        seconds, microseconds = _checked(reply)
         self._clock_offset = int(seconds) * 1000 + int(microseconds) // 1000 - now_ms()
         self._clock_checked = time.monotonic()
 
@@ -205,107 +165,32 @@ class RedisBackend(StatusBackend):
     # Deleting and closing
 
     def delete(self, message_id: str) -> bool:
-        def call(connection: Any) -> Any:
-            connection.send_command("DEL", self._prefix + message_id, check_health=False)
-            return connection.read_response()
-
-        return bool(self._call(call))
+        return bool(self._connections.call(pack("DEL", self._prefix + message_id), lambda link: _checked(link.read())))
 
     def close(self) -> None:
         self._connections.close()
 
-    # Connections
 
-    def _call(self, call: Callable[[Any], Any], *, again: bool = True) -> Any:
-        """Call with a connection; once again with a new one where the
-        server has hung up on an idle one, if that can do no harm.
-        """
-        idle = self._connections.any_idle()
-        try:
-            return self._call_once(call)
-        except BackendError as e:
-            if not again or not idle or not isinstance(e.__cause__, redis.ConnectionError):
-                raise
-            self._connections.close()
-            return self._call_once(call)
-
-    def _call_once(self, call: Callable[[Any], Any]) -> Any:
-        with self._connected() as connection:
-            reply = call(connection)
-        self._connections.give(connection)
-        return reply
-
-    @contextmanager
-    def _connected(self, connection: Any = None) -> Iterator[Any]:
-        if connection is None:
-            connection = self._connections.take()
-        try:
-            yield connection
-        except (RedisError, OSError) as e:
-            connection.disconnect()
-            raise BackendError(f"Redis: {type(e).__name__}: {e}") from e
-        except BaseException:
-            # An interrupt (time limit, abort, shutdown) may have struck
-            # between a request and its reply: never use this one again.
-            connection.disconnect()
-            raise
+def _outcomes(link: Link, request: bytes) -> list[int]:
+    """Read the script's reply; load it where the server does not have it: a new or restarted one."""
+    reply = link.read()
+    if type(reply) is not list and str(reply).startswith("NOSCRIPT"):
+        link.send(pack("SCRIPT", "LOAD", SCRIPT) + request)
+        _checked(link.read())
+        reply = link.read()
+    numbers: list[int] = _checked(reply)
+    return numbers
 
 
-class _Connections:
-    """Idle connections; the one used last is taken first."""
-
-    def __init__(self, pool: Any, timeout: float) -> None:
-        self._class = pool.connection_class
-        self._parameters = {
-            **pool.connection_kwargs,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-            "retry": Retry(NoBackoff(), 0),
-            "retry_on_timeout": False,
-            "retry_on_error": [],
-            "encoding": "utf-8",
-            "encoding_errors": "replace",
-            "decode_responses": True,
-        }
-        self._idle: deque[tuple[Any, float]] = deque()
-        # The sockets belong to the parent.
-        os.register_at_fork(after_in_child=self._forget)
-
-    def take(self) -> Any:
-        try:
-            connection, used = self._idle.pop()
-        except IndexError:
-            return self._class(**self._parameters)
-        if time.monotonic() - used > IDLE_CHECK:
-            try:
-                if connection.can_read():
-                    connection.disconnect()
-            except (RedisError, OSError):
-                connection.disconnect()
-        return connection
-
-    def give(self, connection: Any) -> None:
-        self._idle.append((connection, time.monotonic()))
-
-    def any_idle(self) -> bool:
-        """Whether there is a connection that was used before."""
-        return bool(self._idle)
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        while True:
-            try:
-                connection, _ = self._idle.pop()
-            except IndexError:
-                return
-            connection.disconnect()
-
-    def _forget(self) -> None:
-        self._idle = deque()
+def _checked(reply: Any) -> Any:
+    if isinstance(reply, Exception):
+        raise redis.ResponseError(str(reply))
+    return reply
 
 
 def _to_record(reply: Any) -> Record | None:
-    if not reply:
+    if not reply or isinstance(reply, Exception):
+        # An error: something that is not ours lies under our key.
         return None
     record = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2]))
     return record if is_sound(record) else None

@@ -1,0 +1,67 @@
+"""How fast messages are enqueued, tracking on and off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from time import perf_counter
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+
+from dramatiq_status import StatusMiddleware
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.backends.redis import RedisBackend
+from tests.servers import MemcachedServer, RedisServer
+
+from .common import Options, Table, placed, ratios, spread
+
+#: How many messages a turn takes.  They are short and many, against the noise.
+MESSAGES = 400
+
+
+def run(options: Options) -> Iterator[Table]:
+    rows = [["placement", "case", "messages/s", "share of off", "80 % in", "goal (stretch)"]]
+    with RedisServer() as server, MemcachedServer() as memcached_server:
+        actors = {
+            "off": declare(RedisBroker(url=server.database(1))),
+            "on, Redis": declare(tracked(server.database(2), RedisBackend(url=server.database(2)))),
+            "on, memcached": declare(tracked(server.database(3), MemcachedBackend(servers=memcached_server.address))),
+        }
+        for placement in ("free", "same", "cross"):
+            with placed(placement, server, memcached_server):
+                rates = measure(actors, options.rounds(30))
+            for name, found in rates.items():
+                share = ratios(found, rates["off"])
+                goal = ">= 0.85 (0.95)" if name == "on, Redis" else ""
+                rows.append([placement, name, f"{median(found):.0f}", f"{median(share):.2f}", spread(share), goal])
+    yield Table("Enqueueing, Redis broker", rows)
+
+
+def tracked(url: str, backend: RedisBackend | MemcachedBackend) -> RedisBroker:
+    broker = RedisBroker(url=url)
+    broker.add_middleware(StatusMiddleware(backend=backend))
+    return broker
+
+
+def declare(broker: RedisBroker) -> dramatiq.Actor[[int], None]:
+    @dramatiq.actor(broker=broker)
+    def import_rows(number: int) -> None:
+        pass
+
+    return import_rows
+
+
+def measure(actors: dict[str, dramatiq.Actor[[int], None]], rounds: int) -> dict[str, list[float]]:
+    """Messages a second, one number for each round, by name."""
+    rates: dict[str, list[float]] = {name: [] for name in actors}
+    for round_ in range(rounds + 1):
+        for name, actor in actors.items():
+            begin = perf_counter()
+            for number in range(MESSAGES):
+                actor.send(number)
+            rate = MESSAGES / (perf_counter() - begin)
+            actor.broker.flush_all()
+            if round_:
+                rates[name].append(rate)
+    return rates

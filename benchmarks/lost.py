@@ -1,0 +1,88 @@
+"""How many updates are lost where two processes write to the same jobs at the same time."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+from dramatiq_status import StatusRegistry
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.backends.redis import RedisBackend
+from tests.servers import MemcachedServer, RedisServer
+
+from .common import Options, Table, running_job
+
+WRITERS = 2
+#: How many jobs they write to, one after the other and always the same one at a time.
+JOBS = 20
+#: How many fields, and how many increments, each writes to each of them.
+WRITES = 100
+
+
+def run(options: Options) -> Iterator[Table]:
+    jobs = 2 if options.quick else JOBS
+    rows = [["store", "fields written", "lost", "increments", "lost", "us an update, each", "goal"]]
+    with RedisServer() as redis_server, MemcachedServer() as memcached_server:
+        stores: dict[str, Callable[[], StatusBackend]] = {
+            "Redis": lambda: RedisBackend(url=redis_server.url),
+            "memcached": lambda: MemcachedBackend(servers=memcached_server.address),
+            "memcached, gets and cas": lambda: MemcachedBackend(servers=memcached_server.address, meta=False),
+        }
+        for store, make in stores.items():
+            fields, increments, microseconds = measure(make, jobs)
+            written = WRITERS * jobs * WRITES
+            rows.append(
+                [
+                    store,
+                    str(written),
+                    str(written - fields),
+                    str(written),
+                    str(written - increments),
+                    f"{microseconds:.0f}",
+                    "0",
+                ]
+            )
+    yield Table(f"Updates lost, {WRITERS} processes at once", rows)
+
+
+def measure(make: Callable[[], StatusBackend], jobs: int) -> tuple[int, int, float]:
+    """Return how many fields and increments have come through, and microseconds an update."""
+    backend = make()
+    ids = [running_job(backend)[0] for _ in range(jobs)]
+    for message_id in ids:
+        StatusRegistry.get(message_id, backend=backend).update(progress=0)
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(WRITERS)
+    writers = [context.Process(target=write, args=(make, ids, writer, barrier)) for writer in range(WRITERS)]
+    begin = perf_counter()
+    for process in writers:
+        process.start()
+    for process in writers:
+        process.join(120)
+        if process.exitcode != 0:
+            process.kill()
+            raise RuntimeError(f"A writer ended with {process.exitcode}.")
+    microseconds = (perf_counter() - begin) / (2 * jobs * WRITES) * 1e6
+    fields = increments = 0
+    for snapshot in StatusRegistry.read_many(ids, backend=backend):
+        assert snapshot is not None
+        increments += int(snapshot["progress"])
+        fields += sum(
+            snapshot.get(f"field-{writer}-{number}") == number for writer in range(WRITERS) for number in range(WRITES)
+        )
+    return fields, increments, microseconds
+
+
+def write(make: Callable[[], StatusBackend], ids: list[str], writer: int, barrier: Any) -> None:
+    """What one process does."""
+    backend = make()
+    for message_id in ids:
+        status = StatusRegistry.get(message_id, backend=backend)
+        progress = StatusRegistry.progress(message_id, backend=backend)
+        barrier.wait(60)
+        for number in range(WRITES):
+            status[f"field-{writer}-{number}"] = number
+            progress.increment()

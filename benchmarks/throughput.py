@@ -1,0 +1,84 @@
+"""How many messages a worker gets through, tracking on and off, beside Dramatiq's own Results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+from tests.servers import RedisServer
+
+from .common import ROOT, Options, Table, ratios, spread
+
+MODES = ("off", "on", "results")
+
+
+class Setting(NamedTuple):
+    """A way to run a worker."""
+
+    name: str
+    jobs: int
+    rounds: int
+    goal: str
+    sleep: float = 0.0
+    environment: dict[str, str] = {}  # noqa: RUF012 - never written to
+
+
+SETTINGS = (
+    Setting("no-op jobs, default", 1500, 7, ">= 0.97 (0.99)"),
+    Setting("5 ms jobs", 1000, 7, ">= 0.95 (0.98)", sleep=0.005),
+    Setting(
+        "no-op jobs, CPU-bound", 4000, 9, ">= 0.60 (0.80), > Results", environment={"dramatiq_queue_prefetch": "1000"}
+    ),
+)
+
+
+def run(options: Options) -> Iterator[Table]:
+    rows = [["worker", "mode", "jobs/s", "share of off", "80 % in", "CPU us/job", "goal (stretch)"]]
+    with RedisServer() as server:
+        for setting in SETTINGS:
+            measured = measure(server, setting, options)
+            rates = {mode: [found["rate"] for found in measured[mode]] for mode in MODES}
+            for mode in MODES:
+                share = ratios(rates[mode], rates["off"])
+                rows.append(
+                    [
+                        setting.name,
+                        {"off": "tracking off", "on": "tracking on", "results": "Results"}[mode],
+                        f"{median(rates[mode]):.0f}",
+                        f"{median(share):.2f}",
+                        spread(share),
+                        f"{median(found['cpu'] for found in measured[mode]) * 1e6:.0f}",
+                        setting.goal if mode == "on" else "",
+                    ]
+                )
+    yield Table("Worker throughput, 8 threads, Redis broker and store on one server", rows)
+
+
+def measure(server: RedisServer, setting: Setting, options: Options) -> dict[str, list[dict[str, float]]]:
+    """Measure in turns, each time in a process of its own; the order turns about as well."""
+    measured: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
+    jobs = setting.jobs // 10 if options.quick else setting.jobs
+    for round_ in range(options.rounds(setting.rounds)):
+        for mode in MODES if round_ % 2 == 0 else reversed(MODES):
+            found = work(setting.environment, url=server.url, mode=mode, jobs=jobs, sleep=setting.sleep)
+            measured[mode].append({"rate": jobs / found["seconds"], "cpu": found["cpu"] / jobs})
+    return measured
+
+
+def work(environment: dict[str, str], **parameters: Any) -> dict[str, float]:
+    """Run a worker process and return its figures."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.worker", json.dumps(parameters)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        timeout=180,
+        check=True,
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,1 @@
+"""The tests of dramatiq-status: against real servers, which `servers.py` starts."""

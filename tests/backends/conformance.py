@@ -1,0 +1,1168 @@
+"""What every store has to do, as a class of tests to mix in.
+
+A backend's test class inherits from :class:`BackendConformance` and gives
+it the fixture ``backend``.  What needs more than that (a second
+namespace, a look at the time to live, a server to pause) is skipped until
+the fixture or hook for it is there too:
+
+>>> class TestMyBackend(BackendConformance):
+...     @pytest.fixture
+...     def backend(self):
+...         return MyBackend()
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+from uuid import uuid4
+
+import pytest
+
+from dramatiq_status.backend import MAX_MESSAGE_ID_SIZE, StatusBackend
+from dramatiq_status.errors import BackendError
+from dramatiq_status.record import (
+    ATTEMPTS,
+    COMPLETED,
+    DEFAULT_LIVE_TTL,
+    EXCEPTION,
+    FAILED,
+    FINISHED_AT,
+    HEARTBEAT_AT,
+    HEARTBEAT_INTERVAL,
+    LIVE_TTL,
+    PLACE,
+    PROGRESS,
+    QUEUED,
+    RATE,
+    RUN,
+    SCHEDULED_AT,
+    STARTED_AT,
+    STATE,
+    TOTAL,
+    UPDATED_AT,
+    VERSION,
+    WORKING,
+    Epoch,
+    Kind,
+    Outcome,
+    Record,
+    Update,
+    apply,
+)
+from dramatiq_status.snapshot import take_snapshot
+
+#: How many writes each of two threads makes at the same time.
+WRITES = 2_000
+
+#: How many times a client is interrupted, and how many calls it makes for that at most.
+INTERRUPTS, INTERRUPTED_CALLS = 300, 20_000
+
+DAY = 86_400_000
+
+
+class PausableServer(Protocol):
+    """A server of a test's own."""
+
+    def start(self) -> Any: ...
+    def stop(self) -> Any: ...
+    def pause(self) -> Any: ...
+    def resume(self) -> Any: ...
+
+
+# Updates as the layers above write them.
+
+
+def enqueue(root: int = 7, number: int = 1, **fields: str) -> Update:
+    return Update(Kind.ENQUEUE, Epoch(root, number), fields=named(fields))
+
+
+def start(run: int, root: int = 7, number: int = 1, *, place: int = 1, create: bool = True, **fields: str) -> Update:
+    return Update(
+        Kind.RUN, Epoch(root, number), run, place, start=True, create=create, fields={STARTED_AT: "5", **named(fields)}
+    )
+
+
+def write(
+    run: int,
+    place: int,
+    root: int = 7,
+    number: int = 1,
+    *,
+    create: bool = False,
+    increment: int | float = 0,
+    state: int | None = None,
+    **fields: str,
+) -> Update:
+    return Update(
+        Kind.RUN,
+        Epoch(root, number),
+        run,
+        place,
+        create=create,
+        increment=increment,
+        state=state,
+        fields=named(fields),
+    )
+
+
+def finish(
+    run: int,
+    place: int = 9,
+    root: int = 7,
+    number: int = 1,
+    *,
+    state: int = COMPLETED,
+    create: bool = False,
+    ttl: int = 3_600_000,
+    increment: int | float = 0,
+    **fields: str,
+) -> Update:
+    return Update(
+        Kind.RUN,
+        Epoch(root, number),
+        run,
+        place,
+        create=create,
+        state=state,
+        ttl=ttl,
+        increment=increment,
+        fields={FINISHED_AT: "6", **named(fields)},
+    )
+
+
+def outside(*, increment: int | float = 0, state: int | None = None, ttl: int = 3_600_000, **fields: str) -> Update:
+    return Update(Kind.OUTSIDE, increment=increment, state=state, ttl=ttl, fields=named(fields))
+
+
+def heartbeat(run: int) -> Update:
+    return Update(Kind.HEARTBEAT, run=run)
+
+
+def named(fields: dict[str, str]) -> Record:
+    """Keywords of one or two letters, or in capitals, are the library's own fields; others are users'."""
+    return {name if len(name) <= 2 else ":" + name: text for name, text in fields.items()}
+
+
+def fold(updates: list[Update], now: int = 1000) -> Record | None:
+    """What `apply` makes of updates, one after another."""
+    record = None
+    for update in updates:
+        record = apply(record, update, now).record
+    return record
+
+
+def timeless(record: Record | None) -> dict[str, Any] | None:
+    """A record decoded, without the moments that the store's clock gave it."""
+    if record is None:
+        return None
+    moments = (UPDATED_AT, HEARTBEAT_AT)
+    return {name: "moment" if name in moments else json.loads(text) for name, text in record.items()}
+
+
+#: What was there, what comes, and what becomes of it.  There is a line for every branch of `apply`.
+CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
+    # Enqueues
+    "enqueue, first": ([], enqueue(step='"a"'), Outcome.APPLIED),
+    "enqueue, again": ([enqueue()], enqueue(), Outcome.ASIDE),
+    "enqueue, after the start": ([start(1)], enqueue(user_id="42"), Outcome.ASIDE),
+    "enqueue, after the end": ([start(1), finish(1)], enqueue(user_id="42"), Outcome.ASIDE),
+    "enqueue, older": ([enqueue(number=2)], enqueue(number=1), Outcome.ASIDE),
+    "requeue of a running message": ([enqueue(), start(1)], enqueue(number=2, D="9", x='{"type": "E"}'), Outcome.APPLIED),
+    "requeue of a waiting message": ([enqueue(D="5")], enqueue(number=2), Outcome.APPLIED),
+    "requeue, after its own run": ([start(1, number=2)], enqueue(number=2, D="9", x='"E"'), Outcome.ASIDE),
+    "requeue of a finished message": ([start(1), finish(1)], enqueue(number=2), Outcome.APPLIED),
+    "enqueue anew of a waiting message": ([enqueue(step="1")], enqueue(root=8, user_id="2"), Outcome.APPLIED),
+    "enqueue anew of a running message": ([start(1, step="1")], enqueue(root=8), Outcome.APPLIED),
+    "enqueue anew of a finished message": ([start(1), finish(1, step="1")], enqueue(root=8), Outcome.APPLIED),
+    # Starts
+    "start": ([enqueue(step="1")], start(1, create=False), Outcome.APPLIED),
+    "start of the unknown": ([], start(1, create=False), Outcome.MISSING),
+    "start of the unknown, whole": ([], start(1, step="1"), Outcome.APPLIED),
+    "start, sent again": ([enqueue(), start(1)], start(1), Outcome.DUPLICATE),
+    "start of a redelivery": ([enqueue(), start(1), write(1, 2, p="5")], start(2), Outcome.APPLIED),
+    "start of a retry": ([enqueue(), start(1), enqueue(number=2)], start(2, number=2), Outcome.APPLIED),
+    "start of a retry before its enqueue": ([enqueue(), start(1)], start(2, number=2), Outcome.APPLIED),
+    "start of an older enqueue": ([enqueue(number=2)], start(1, number=1), Outcome.REFUSED),
+    "start after the end": ([start(1), finish(1)], start(2), Outcome.REFUSED),
+    "start of an enqueue after the end": ([start(1), finish(1, step="1")], start(2, number=2), Outcome.APPLIED),
+    "start of an enqueue after the end, not whole": (
+        [start(1), finish(1)],
+        start(2, number=2, create=False),
+        Outcome.MISSING,
+    ),
+    "start of another root": ([enqueue(step="1")], start(1, root=8), Outcome.APPLIED),
+    "start of another root, not whole": ([enqueue()], start(1, root=8, create=False), Outcome.MISSING),
+    # Writes of a run
+    "write": ([start(1)], write(1, 2, p="5", t="10", step='"b"'), Outcome.APPLIED),
+    "write, sent again": ([start(1), write(1, 2, increment=3)], write(1, 2, increment=3), Outcome.DUPLICATE),
+    "write, overtaken": ([start(1), write(1, 3)], write(1, 2, increment=3), Outcome.DUPLICATE),
+    "write of the unknown": ([], write(1, 2, step="1"), Outcome.MISSING),
+    "write of the unknown, whole": ([], write(1, 2, create=True, step="1", p="5"), Outcome.APPLIED),
+    "write of an older run": ([start(1), start(2)], write(1, 2, step="1"), Outcome.REFUSED),
+    "write of an older run, whole": ([start(1), start(2)], write(1, 2, create=True), Outcome.REFUSED),
+    "write of a run whose message was requeued": ([start(1), enqueue(number=2)], write(1, 2), Outcome.REFUSED),
+    "write after the end": ([start(1), finish(1, 3)], write(1, 4, step="1"), Outcome.REFUSED),
+    "write that overtakes nothing, after the end": ([start(1), finish(1, 3)], write(1, 2), Outcome.DUPLICATE),
+    "write of a state that is not final": ([start(1)], write(1, 2, state=QUEUED), Outcome.APPLIED),
+    # Ends
+    "completed": ([start(1, D="5", R="2", x='"E"', it='"tb"')], finish(1, p="100"), Outcome.APPLIED),
+    "failed": ([start(1, D="5", R="2")], finish(1, state=FAILED, x='"E"', it='"tb"'), Outcome.APPLIED),
+    "end with an increment": ([start(1), write(1, 2, p="4")], finish(1, 3, increment=2), Outcome.APPLIED),
+    "end, sent again": ([start(1), finish(1)], finish(1), Outcome.DUPLICATE),
+    "end of the unknown": ([], finish(1), Outcome.MISSING),
+    "end of the unknown, whole": ([], finish(1, create=True, step="1"), Outcome.APPLIED),
+    "end of an older run": ([start(1), start(2)], finish(1), Outcome.REFUSED),
+    "end of an older run after the newer's": ([start(1), start(2), finish(2)], finish(1, create=True), Outcome.REFUSED),
+    "end of a run whose message was requeued": ([start(1), enqueue(number=2)], finish(1), Outcome.REFUSED),
+    "end of a run that the store never saw start": ([enqueue()], finish(1), Outcome.APPLIED),
+    "end of another root": ([enqueue()], finish(1, root=8, create=True), Outcome.APPLIED),
+    "end of another root, not whole": ([enqueue()], finish(1, root=8), Outcome.MISSING),
+    "end of an enqueue after the end": ([start(1), finish(1)], finish(2, number=2, create=True), Outcome.APPLIED),
+    "end without a run": ([enqueue()], finish(0, state=FAILED, k="true"), Outcome.APPLIED),
+    "end without a run, of a running message": ([start(1)], finish(0, state=FAILED), Outcome.APPLIED),
+    "end without a run, of the unknown": ([], finish(0, create=True), Outcome.APPLIED),
+    "end without a run, after the end": ([start(1), finish(1)], finish(0, state=FAILED), Outcome.REFUSED),
+    # From outside
+    "outside": ([start(1)], outside(step="1", increment=2), Outcome.APPLIED),
+    "outside, the unknown": ([], outside(step="1"), Outcome.MISSING),
+    "outside, after the end": ([start(1), finish(1)], outside(step="1"), Outcome.APPLIED),
+    "outside, a final state": ([start(1, R="2")], outside(state=FAILED, F="6"), Outcome.APPLIED),
+    "outside, a final state after the end": ([start(1), finish(1)], outside(state=FAILED), Outcome.APPLIED),
+    "outside, back to life": ([start(1), finish(1)], outside(state=WORKING), Outcome.APPLIED),
+    "outside, back to the queue": ([start(1)], outside(state=QUEUED), Outcome.APPLIED),
+    # Heartbeats
+    "heartbeat": ([start(1)], heartbeat(1), Outcome.APPLIED),
+    "heartbeat of the unknown": ([], heartbeat(1), Outcome.MISSING),
+    "heartbeat of an older run": ([start(1), start(2)], heartbeat(1), Outcome.REFUSED),
+    "heartbeat of a waiting message": ([enqueue()], heartbeat(1), Outcome.REFUSED),
+    "heartbeat after the end": ([start(1), finish(1)], heartbeat(1), Outcome.REFUSED),
+}
+
+#: JSON texts that have to come back as they are.
+TEXTS = {
+    "null": "null",
+    "empty string": '""',
+    "escapes": r'"\u0000 \n \r\n \\ \" \ud83d\ude00 \ud800"',
+    "not ASCII": '"žluťoučký кůň 😀 \u2028"',
+    "big integer": "123456789012345678901234567890",
+    "float": "0.1",
+    "small float": "-1e-300",
+    "negative zero": "-0.0",
+    "nested": '{"a":[1,{"b":[]}],"":{}}',
+    "spaces": '{ "a" : 1 }',
+    "looks like a protocol": '"$-1 END *2 VA 5 NOSCRIPT"',
+}
+
+#: Names of users' fields that a store might trip over.
+NAMES = ("a b", "ключ", "😀", "a:b", ":", "s", "v", "p", "$", "END", "x" * 255, "0", "-1", "{a}", "*")
+
+#: Message ids that a store might trip over.
+MESSAGE_IDS = {
+    "space": "a b",
+    "spaces around": " a ",
+    "Unicode": "žluťoučký kůň 😀",
+    "longest": "x" * MAX_MESSAGE_ID_SIZE,
+    "longest, Unicode": "😀" * (MAX_MESSAGE_ID_SIZE // 4),
+    "longest, spaces": " " * MAX_MESSAGE_ID_SIZE,
+    "hash tag": "{a}b",
+    "separators": "a:b/../c%20*?[a]",
+    "quotes": "'a\"\\",
+    "digits": "0",
+}
+
+#: Message ids that are easily taken for one another.
+ALIKE = ("a b", "a_b", "a%20b", "a+b", "A b", "a  b", "a b ", "ab", "\u00e9", "e\u0301", "%C3%A9", "a:b", "a::b")
+
+#: Updates that give an unfinished record its whole life back.
+RENEWING: dict[str, tuple[list[Update], Update]] = {
+    "requeue": ([enqueue(), start(1)], enqueue(number=2)),
+    "start": ([enqueue()], start(1)),
+    "write": ([start(1)], write(1, 2, step="1")),
+    "heartbeat": ([start(1)], heartbeat(1)),
+    "outside": ([start(1)], outside(step="1")),
+    "outside, back to life": ([start(1), finish(1)], outside(state=WORKING)),
+}
+
+#: Updates that leave the time to live as it was.
+NOT_RENEWING: dict[str, tuple[list[Update], Update]] = {
+    "outside, after the end": ([start(1), finish(1)], outside(step="1")),
+    "late enqueue": ([start(1)], enqueue(step="1")),
+    "late enqueue, after the end": ([start(1), finish(1)], enqueue(step="1")),
+    "duplicate": ([start(1), write(1, 2)], write(1, 2)),
+    "refused": ([start(1), start(2)], write(1, 2)),
+    "heartbeat, after the end": ([start(1), finish(1)], heartbeat(1)),
+}
+
+
+class BackendConformance:
+    """The tests.  A subclass has the fixture ``backend`` at least."""
+
+    #: How much less than it should a time to live may be, in
+    #: milliseconds: the test's own duration and the store's rounding.
+    ttl_tolerance = 10_000
+
+    #: The least by which a store can let records live on: memcached counts in seconds.
+    ttl_resolution = 1
+
+    # Fixtures and hooks
+
+    @pytest.fixture
+    def message_id(self) -> str:
+        """The id of a message that nobody else uses."""
+        return uuid4().hex
+
+    @pytest.fixture
+    def make_backend(self) -> Callable[..., StatusBackend]:
+        """Make another backend for the store of ``backend``, with a `namespace`."""
+        pytest.skip("Needs the fixture make_backend.")
+
+    @pytest.fixture
+    def outage(self) -> tuple[PausableServer, StatusBackend]:
+        """A running server of the test's own, and a backend that uses it, with a short time-out."""
+        pytest.skip("Needs the fixture outage.")
+
+    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
+        """How long a record has left to live, in milliseconds; None for no record."""
+        pytest.skip("Needs the hook ttl_of.")
+
+    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+        """Change that behind the backend's back."""
+        pytest.skip("Needs the hook set_ttl.")
+
+    def damages(self) -> dict[str, Callable[[Any, str], None]]:
+        """What can lie under a record's key without being one: how to
+        plant it there, given the backend and the message id.
+        """
+        pytest.skip("Needs the hook damages.")
+
+    # One update
+
+    def test_the_unknown_reads_none(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message that was never enqueued
+        # When it is read
+        # Then there is nothing
+        assert backend.read(message_id) is None
+
+    def test_what_was_written_is_read(self, backend: StatusBackend, message_id: str) -> None:
+        # Given an enqueued message
+        assert backend.update(message_id, enqueue(a='"actor"', user_id="42")) is Outcome.APPLIED
+        # When it is read
+        record = backend.read(message_id)
+        # Then all is there, and what the store itself adds
+        assert record is not None
+        assert {**record, UPDATED_AT: ""} == {
+            "s": "0",
+            "v": "1",
+            "e": "7",
+            "n": "1",
+            "a": '"actor"',
+            ":user_id": "42",
+            "U": "",
+        }
+
+    def test_a_life(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message that runs, is retried and completed
+        life = [
+            enqueue(a='"actor"', E="1", user_id="42"),
+            start(1, t="10"),
+            write(1, 2, increment=3, step='"a"'),
+            enqueue(number=2, D="9", x='"E"'),
+            start(2, number=2),
+            write(2, 2, number=2, increment=5),
+            finish(2, 3, number=2, increment=5),
+        ]
+        # When all that is written
+        outcomes = [backend.update(message_id, update) for update in life]
+        # Then the store has what `apply` says
+        assert (outcomes, timeless(backend.read(message_id))) == ([Outcome.APPLIED] * 7, timeless(fold(life)))
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_outcomes(self, backend: StatusBackend, message_id: str, case: str) -> None:
+        # Given a record
+        given, update, expected = CASES[case]
+        for one in given:
+            backend.update(message_id, one)
+        # When an update comes
+        outcome = backend.update(message_id, update)
+        # Then its outcome and the record are those of `apply`
+        assert (outcome, timeless(backend.read(message_id))) == (expected, timeless(fold([*given, update])))
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_outcomes_of_begun_updates(self, backend: StatusBackend, message_id: str, case: str) -> None:
+        # Given a record
+        given, update, expected = CASES[case]
+        backend.update_many([(message_id, one) for one in given])
+        # When an update is begun and completed
+        outcome = backend.begin_update(message_id, update)()
+        # Then nothing differs from an update in one go
+        assert (outcome, timeless(backend.read(message_id))) == (expected, timeless(fold([*given, update])))
+
+    def test_begun_updates_do_not_mix(self, backend: StatusBackend) -> None:
+        # Given two updates that are begun, and another call between them
+        first, second, third = uuid4().hex, uuid4().hex, uuid4().hex
+        backend.update(third, start(1))
+        complete_first = backend.begin_update(first, enqueue())
+        read = backend.read(third)
+        complete_second = backend.begin_update(second, outside(step="1"))
+        # When they are completed in another order
+        outcomes = complete_second(), complete_first()
+        # Then everybody has their own reply
+        assert read is not None and read[RUN] == "1"
+        assert outcomes == (Outcome.MISSING, Outcome.APPLIED)
+
+    # Order
+
+    def test_a_late_enqueue_is_put_aside(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message that was started before its enqueue got here
+        backend.update(message_id, start(1, step='"run"'))
+        # When the enqueue arrives
+        backend.update(message_id, enqueue(step='"enqueue"', user_id="42"))
+        # Then the run's values stay, and the others are kept
+        record = backend.read(message_id)
+        assert record is not None
+        assert (record[STATE], record[":step"], record[":user_id"]) == ("1", '"run"', "42")
+
+    @pytest.mark.parametrize("root, number", [(7, 2), (8, 1)], ids=["same root", "other root"])
+    def test_a_finished_message_starts_anew(
+        self, backend: StatusBackend, message_id: str, root: int, number: int
+    ) -> None:
+        # Given a finished message
+        for update in (enqueue(user_id="42"), start(1, step="1"), finish(1, p="100")):
+            backend.update(message_id, update)
+        # When it is enqueued again
+        backend.update(message_id, enqueue(root, number, step="2"))
+        # Then nothing is left of what was but the count of changes
+        record = backend.read(message_id)
+        assert record is not None and record.pop(UPDATED_AT)
+        assert record == {"s": "0", "v": "4", "e": str(root), "n": str(number), ":step": "2"}
+
+    def test_a_requeue_keeps_what_was_written(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message that ran
+        for update in (enqueue(user_id="42"), start(1, step="1"), write(1, 2, p="5", t="10")):
+            backend.update(message_id, update)
+        # When it is put back into its queue, with what it carries since it was first enqueued
+        backend.update(message_id, enqueue(number=2, x='"E"', step='"old"'))
+        # Then fields, progress and attempts are still there
+        record = backend.read(message_id)
+        assert record is not None
+        found = {name: record.get(name) for name in (STATE, ATTEMPTS, PROGRESS, EXCEPTION, ":user_id", ":step", RUN)}
+        assert found == {"s": "0", "A": "1", "p": "5", "x": '"E"', ":user_id": "42", ":step": "1", "r": None}
+
+    def test_a_new_run_starts_over(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message with a progress
+        for update in (enqueue(), start(1, step="1"), write(1, 2, p="5", R="2", t="10")):
+            backend.update(message_id, update)
+        # When a new run starts
+        backend.update(message_id, start(2))
+        # Then progress and rate are gone, and what users wrote is not
+        record = backend.read(message_id)
+        assert record is not None
+        found = {name: record.get(name) for name in (PROGRESS, RATE, TOTAL, ":step", ATTEMPTS)}
+        assert found == {PROGRESS: None, RATE: None, TOTAL: "10", ":step": "1", ATTEMPTS: "2"}
+
+    def test_the_newer_run_owns_the_status(self, backend: StatusBackend, message_id: str) -> None:
+        # Given two runs of one message
+        for update in (enqueue(), start(1), start(2), write(2, 2, step='"newer"')):
+            backend.update(message_id, update)
+        before = backend.read(message_id)
+        # When the older writes, ends and says that it runs
+        late = [write(1, 2, step='"older"', increment=1), finish(1, 3, state=FAILED), heartbeat(1)]
+        outcomes = [backend.update(message_id, update) for update in late]
+        # Then nothing of that is stored
+        assert (outcomes, backend.read(message_id)) == ([Outcome.REFUSED] * 3, before)
+
+    @pytest.mark.parametrize("create", [False, True], ids=["", "whole"])
+    def test_no_run_revives_a_finished_status(self, backend: StatusBackend, message_id: str, create: bool) -> None:
+        # Given a finished message
+        backend.update_many([(message_id, update) for update in (enqueue(), start(1), finish(1, 5))])
+        before = backend.read(message_id)
+        # When runs write to it
+        late = [
+            write(1, 6, create=create, step="1"),
+            finish(1, 7, create=create, state=FAILED),
+            start(2, create=create),
+            write(2, 2, create=create, step="1"),
+            finish(3, 1, create=create, state=FAILED),
+        ]
+        outcomes = [backend.update(message_id, update) for update in late]
+        # Then nothing of that is stored
+        assert (outcomes, backend.read(message_id)) == ([Outcome.REFUSED] * 5, before)
+
+    def test_a_write_sent_twice_counts_once(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a run that counted to three
+        backend.update_many([(message_id, start(1)), (message_id, write(1, 2, increment=3))])
+        # When that is sent again
+        backend.update(message_id, write(1, 2, increment=3))
+        # Then it still is three
+        record = backend.read(message_id)
+        assert record is not None and record[PROGRESS] == "3"
+
+    # From outside
+
+    def test_an_outside_write_merges(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1, step="1", user_id="42"))
+        # When somebody else writes
+        backend.update(message_id, outside(step="2", label='"x"'))
+        # Then field after field is merged, and the run still owns it
+        record = backend.read(message_id)
+        assert record is not None
+        found = {name: record[name] for name in (STATE, RUN, PLACE, ":step", ":user_id", ":label")}
+        assert found == {STATE: "1", RUN: "1", PLACE: "1", ":step": "2", ":user_id": "42", ":label": '"x"'}
+
+    def test_an_outside_write_creates_nothing(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message that the store does not know
+        # When somebody writes to it
+        outcome = backend.update(message_id, outside(step="1", state=COMPLETED))
+        # Then there still is nothing
+        assert (outcome, backend.read(message_id)) == (Outcome.MISSING, None)
+
+    def test_an_outside_end_is_dated_by_the_store(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1))
+        # When somebody else says that it failed
+        backend.update(message_id, outside(state=FAILED))
+        # Then it has failed at that moment
+        record = backend.read(message_id)
+        assert record is not None and (record[STATE], record[FINISHED_AT]) == ("3", record[UPDATED_AT])
+
+    def test_a_heartbeat_changes_one_moment(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1, B="15000"))
+        before = backend.read(message_id)
+        # When its worker says that it runs
+        backend.update(message_id, heartbeat(1))
+        # Then that moment is stored, and nothing else has changed
+        after = backend.read(message_id)
+        assert after is not None and before is not None and before[HEARTBEAT_INTERVAL] == "15000"
+        assert abs(int(after.pop(HEARTBEAT_AT)) - backend.now()) < 60_000
+        assert after == before
+
+    def test_moments_are_of_the_backends_clock(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a record that was read once, so that the store's clock is known
+        backend.read(message_id)
+        # When it is changed
+        earliest = backend.now()
+        backend.update(message_id, enqueue())
+        latest = backend.now()
+        # Then the change is dated by that clock, give or take what the measurement can be off
+        record = backend.read(message_id)
+        assert record is not None and earliest - 1000 <= int(record[UPDATED_AT]) <= latest + 1000
+
+    # Many at once
+
+    def test_read_many_keeps_the_order(self, backend: StatusBackend) -> None:
+        # Given some records
+        ids = [uuid4().hex for _ in range(5)]
+        backend.update_many([(ids[0], enqueue(mark="0")), (ids[3], enqueue(mark="3"))])
+        # When they are read among others, one of them twice
+        found = backend.read_many([*ids, ids[0]])
+        # Then each is in its place, and None where there is nothing
+        assert [record and record[":mark"] for record in found] == ["0", None, None, "3", None, "0"]
+
+    def test_many_are_read(self, backend: StatusBackend) -> None:
+        # Given more records than one request may ask for
+        ids = [uuid4().hex for _ in range(2_500)]
+        backend.update_many([(message_id, enqueue(mark=str(n))) for n, message_id in enumerate(ids)])
+        # When all are read
+        found = backend.read_many(ids)
+        # Then each is in its place
+        assert [record and record[":mark"] for record in found] == [str(n) for n in range(2_500)]
+
+    def test_nothing_is_read_or_written(self, backend: StatusBackend) -> None:
+        # Given nothing
+        # When it is written and read
+        # Then there is nothing
+        assert (backend.update_many([]), backend.read_many([])) == ([], [])
+
+    def test_a_batch_keeps_the_order_of_each_message(self, backend: StatusBackend) -> None:
+        # Given updates of three messages, mixed
+        one, two, three = uuid4().hex, uuid4().hex, uuid4().hex
+        batch = [
+            (one, enqueue()),
+            (two, outside(step="1")),
+            (one, start(1)),
+            (three, start(3, step="1")),
+            (one, write(1, 2, increment=1)),
+            (three, finish(3)),
+            (one, write(1, 2, increment=1)),
+            (two, enqueue()),
+            (one, finish(1, 3)),
+        ]
+        # When they are written in one call
+        outcomes = backend.update_many(batch)
+        # Then each has its outcome
+        a, m, d = Outcome.APPLIED, Outcome.MISSING, Outcome.DUPLICATE
+        assert outcomes == [a, m, a, a, a, a, d, a, a]
+        # And its message is as if they had come alone
+        expected = [fold([update for message_id, update in batch if message_id == each]) for each in (one, two, three)]
+        assert list(map(timeless, backend.read_many([one, two, three]))) == list(map(timeless, expected))
+
+    def test_a_batch_of_hundreds(self, backend: StatusBackend) -> None:
+        # Given several hundred updates of few messages
+        ids = [uuid4().hex for _ in range(7)]
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+        batch = [(ids[n % 7], write(1, 2 + n, increment=1)) for n in range(700)]
+        # When they are written in one call
+        outcomes = backend.update_many(batch)
+        # Then all are stored
+        assert set(outcomes) == {Outcome.APPLIED} and len(outcomes) == 700
+        assert [record and record[PROGRESS] for record in backend.read_many(ids)] == ["100"] * 7
+
+    # Deleting
+
+    def test_delete(self, backend: StatusBackend, message_id: str) -> None:
+        # Given two records
+        other = uuid4().hex
+        backend.update_many([(message_id, start(1)), (other, start(1))])
+        # When one is deleted, twice
+        deleted = backend.delete(message_id), backend.delete(message_id)
+        # Then it was there the first time
+        assert deleted == (True, False)
+        # And the other still is
+        assert [record is None for record in backend.read_many([message_id, other])] == [True, False]
+
+    def test_a_deleted_record_is_restored_whole(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message whose record is gone
+        backend.update(message_id, start(1))
+        backend.delete(message_id)
+        # When its run writes, first in part and then all
+        outcomes = [
+            backend.update(message_id, heartbeat(1)),
+            backend.update(message_id, write(1, 2, step="1")),
+            backend.update(message_id, write(1, 2, create=True, step="1", p="5")),
+        ]
+        # Then the whole is stored
+        record = backend.read(message_id)
+        assert outcomes == [Outcome.MISSING, Outcome.MISSING, Outcome.APPLIED]
+        assert record is not None and (record[STATE], record[PROGRESS], record[":step"]) == ("1", "5", "1")
+
+    # Damage
+
+    def test_damage_reads_none(self, backend: StatusBackend) -> None:
+        for name, plant in self.damages().items():
+            # Given something under a record's key that is none
+            message_id = uuid4().hex
+            plant(backend, message_id)
+            # When it is read
+            record = backend.read(message_id)
+            # Then there is nothing
+            assert take_snapshot(message_id, record, 0) is None and record is None, name
+
+    def test_damage_hides_no_other_record(self, backend: StatusBackend) -> None:
+        for name, plant in self.damages().items():
+            # Given a damaged record between two others
+            ids = [uuid4().hex for _ in range(3)]
+            backend.update_many([(message_id, start(1)) for message_id in ids])
+            backend.delete(ids[1])
+            plant(backend, ids[1])
+            # When all are read
+            found = backend.read_many(ids)
+            # Then only that one is missing
+            assert [record is None for record in found] == [False, True, False], name
+
+    @pytest.mark.parametrize("update", [outside(step="1"), write(1, 2), heartbeat(1)], ids=["outside", "run", "heartbeat"])
+    def test_damage_counts_as_missing(self, backend: StatusBackend, update: Update) -> None:
+        for name, plant in self.damages().items():
+            # Given something under a record's key that is none
+            message_id = uuid4().hex
+            plant(backend, message_id)
+            # When somebody writes who does not know the whole record
+            # Then it is missing, for whoever knows to restore it
+            assert backend.update(message_id, update) is Outcome.MISSING, name
+
+    @pytest.mark.parametrize("update", [enqueue(step="1"), start(1, step="1")], ids=["enqueue", "start"])
+    def test_damage_heals(self, backend: StatusBackend, update: Update) -> None:
+        for name, plant in self.damages().items():
+            # Given something under a record's key that is none
+            message_id = uuid4().hex
+            plant(backend, message_id)
+            # When somebody writes the whole record
+            outcome = backend.update(message_id, update)
+            # Then nothing else is left
+            assert outcome is Outcome.APPLIED, name
+            assert timeless(backend.read(message_id)) == timeless(fold([update])), name
+
+    # Names and values
+
+    @pytest.mark.parametrize("name", TEXTS)
+    def test_texts_come_back_as_they_are(self, backend: StatusBackend, message_id: str, name: str) -> None:
+        # Given a field with a JSON text
+        text = TEXTS[name]
+        backend.update(message_id, enqueue(field=text))
+        # When it is read
+        record = backend.read(message_id)
+        # Then not a byte of it has changed
+        assert record is not None and record[":field"] == text
+
+    def test_names_come_back_as_they_are(self, backend: StatusBackend, message_id: str) -> None:
+        # Given fields with odd names
+        fields = {":" + name: str(n) for n, name in enumerate(NAMES)}
+        backend.update_many([(message_id, start(1)), (message_id, Update(Kind.OUTSIDE, fields=fields))])
+        # When they are read
+        record = backend.read(message_id)
+        # Then they are all there
+        assert record is not None and {name: record.get(name) for name in fields} == fields
+
+    @pytest.mark.parametrize("make", [enqueue, lambda **f: start(1, **f), outside], ids=["enqueue", "start", "outside"])
+    def test_a_large_field(self, backend: StatusBackend, message_id: str, make: Callable[..., Update]) -> None:
+        # Given a field of the largest size that a backend takes by default
+        text = '"' + "x" * 65_534 + '"'
+        backend.update(message_id, enqueue())
+        # When it is written
+        backend.update(message_id, make(field=text))
+        # Then it is read as it was
+        record = backend.read(message_id)
+        assert record is not None and record[":field"] == text
+
+    @pytest.mark.parametrize(
+        "given, make",
+        [
+            ([], enqueue),
+            ([start(1)], enqueue),
+            ([start(1)], lambda **f: enqueue(number=2, **f)),
+            ([enqueue()], lambda **f: start(1, **f)),
+            ([], lambda **f: start(1, **f)),
+            ([start(1)], lambda **f: write(1, 2, **f)),
+            ([start(1)], lambda **f: finish(1, **f)),
+            ([start(1)], outside),
+        ],
+        ids=["enqueue", "late enqueue", "requeue", "start", "whole start", "write", "finish", "outside"],
+    )
+    def test_thousands_of_fields(
+        self, backend: StatusBackend, message_id: str, given: list[Update], make: Callable[..., Update]
+    ) -> None:
+        # Given more fields than a call's stack holds in Lua
+        fields = {f"field-{n}": str(n) for n in range(3_000)}
+        backend.update_many([(message_id, update) for update in given])
+        # When they are written in one update
+        backend.update(message_id, make(**fields))
+        # Then they are all there
+        record = backend.read(message_id)
+        assert record is not None and {name[1:]: text for name, text in record.items() if name[0] == ":"} == fields
+
+    @pytest.mark.parametrize("name", MESSAGE_IDS)
+    def test_odd_message_ids(self, backend: StatusBackend, name: str) -> None:
+        # Given a message with an odd id
+        message_id = MESSAGE_IDS[name]
+        backend.delete(message_id)
+        # When it is written, read and deleted
+        outcomes = [backend.update(message_id, update) for update in (enqueue(), start(1, step="1"))]
+        record, deleted = backend.read(message_id), backend.delete(message_id)
+        # Then that is as with any other
+        assert outcomes == [Outcome.APPLIED] * 2 and record is not None and record[":step"] == "1" and deleted
+
+    def test_message_ids_that_look_alike(self, backend: StatusBackend) -> None:
+        # Given messages whose ids might be taken for one another
+        backend.update_many([(message_id, enqueue(root=n + 1)) for n, message_id in enumerate(ALIKE)])
+        # When they are read
+        found = backend.read_many(ALIKE)
+        # Then each is itself
+        assert [record and record["e"] for record in found] == [str(n + 1) for n in range(len(ALIKE))]
+
+    def test_namespaces_are_apart(self, make_backend: Callable[..., StatusBackend], message_id: str) -> None:
+        # Given two namespaces in one store
+        one, two = make_backend(namespace="one"), make_backend(namespace="two")
+        # When a message is written in one
+        one.update(message_id, enqueue())
+        # Then the other knows nothing of it
+        assert (two.read(message_id), two.delete(message_id)) == (None, False)
+        assert one.read(message_id) is not None
+
+    def test_backends_of_one_namespace_share(self, make_backend: Callable[..., StatusBackend], message_id: str) -> None:
+        # Given two backends with one namespace
+        one, two = make_backend(namespace="one"), make_backend(namespace="one")
+        # When both write
+        one.update(message_id, start(1))
+        outcome = two.update(message_id, write(1, 2, step="1"))
+        # Then both see it all
+        assert outcome is Outcome.APPLIED and one.read(message_id) == two.read(message_id)
+
+    # Time to live
+
+    def _check_ttl(self, backend: StatusBackend, message_id: str, expected: int) -> None:
+        found = self.ttl_of(backend, message_id)
+        assert found is not None
+        assert expected - self.ttl_tolerance <= found <= expected + self.ttl_resolution
+
+    def test_a_waiting_message_lives(self, backend: StatusBackend, message_id: str) -> None:
+        # Given an enqueued message
+        # When nobody says how long it lives
+        backend.update(message_id, enqueue())
+        # Then it is a week
+        self._check_ttl(backend, message_id, DEFAULT_LIVE_TTL)
+
+    @pytest.mark.parametrize("live_ttl", [60_000, DAY, 40 * DAY], ids=["minute", "day", "more than 30 days"])
+    def test_its_own_live_ttl(self, backend: StatusBackend, message_id: str, live_ttl: int) -> None:
+        # Given a live time to live
+        # When a message is enqueued with it
+        backend.update(message_id, enqueue(L=str(live_ttl)))
+        # Then it lives that long
+        self._check_ttl(backend, message_id, live_ttl)
+
+    @pytest.mark.parametrize(
+        "given, update",
+        [([], enqueue), ([start(1, L="60000")], lambda **f: enqueue(number=2, **f))],
+        ids=["enqueue", "requeue"],
+    )
+    def test_a_delay_is_on_top(
+        self, backend: StatusBackend, message_id: str, given: list[Update], update: Callable[..., Update]
+    ) -> None:
+        # Given a message that is delayed for an hour
+        backend.update_many([(message_id, one) for one in given])
+        backend.read(message_id)
+        scheduled_at = backend.now() + 3_600_000
+        # When it is enqueued
+        backend.update(message_id, update(L="60000", D=str(scheduled_at)))
+        # Then it lives for that hour and a minute
+        self._check_ttl(backend, message_id, 3_660_000)
+
+    def test_a_delay_is_kept_by_an_outside_write(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a delayed message
+        backend.read(message_id)
+        backend.update(message_id, enqueue(L="60000", D=str(backend.now() + 3_600_000)))
+        # When somebody writes to it
+        backend.update(message_id, outside(step="1"))
+        # Then it lives for the hour and a minute still
+        self._check_ttl(backend, message_id, 3_660_000)
+
+    def test_a_delay_that_is_over_counts_for_nothing(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message whose delay is long over
+        # When it is enqueued
+        backend.update(message_id, enqueue(L="60000", D=str(backend.now() - DAY)))
+        # Then nothing is taken off
+        self._check_ttl(backend, message_id, 60_000)
+
+    def test_a_finished_message_lives_its_own_time(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1))
+        # When it finishes
+        backend.update(message_id, finish(1, ttl=7_200_000))
+        # Then its time to live is the final one, and the live one no longer matters
+        self._check_ttl(backend, message_id, 7_200_000)
+
+    @pytest.mark.parametrize("name", RENEWING)
+    def test_writes_renew(self, backend: StatusBackend, message_id: str, name: str) -> None:
+        # Given a record that has a minute left
+        given, update = RENEWING[name]
+        backend.update_many([(message_id, one) for one in given])
+        self.set_ttl(backend, message_id, 60_000)
+        # When something happens to its message
+        backend.update(message_id, update)
+        # Then it has its whole life before it
+        self._check_ttl(backend, message_id, DEFAULT_LIVE_TTL)
+
+    @pytest.mark.parametrize("name", NOT_RENEWING)
+    def test_other_writes_leave_the_ttl(self, backend: StatusBackend, message_id: str, name: str) -> None:
+        # Given a record with a time to live of its own
+        given, update = NOT_RENEWING[name]
+        backend.update_many([(message_id, one) for one in given])
+        self.set_ttl(backend, message_id, 50 * DAY)
+        # When something comes that is no sign of life
+        backend.update(message_id, update)
+        # Then its expiry is as it was
+        self._check_ttl(backend, message_id, 50 * DAY)
+
+    def test_an_outside_end_has_a_final_ttl(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1))
+        # When somebody else says that it failed
+        backend.update(message_id, outside(state=FAILED, ttl=120_000))
+        # Then the final time to live counts
+        self._check_ttl(backend, message_id, 120_000)
+
+    def test_a_record_expires(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message that finished with a time to live of much less than a second
+        backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=20))])
+        # When that is over
+        deadline = time.monotonic() + 10
+        while backend.read(message_id) is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # Then nothing is left of it
+        assert (backend.read(message_id), backend.update(message_id, outside(step="1"))) == (None, Outcome.MISSING)
+
+    # Concurrency
+
+    def test_no_increment_is_lost(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1))
+
+        # When two threads count at the same time
+        def count() -> None:
+            for _ in range(WRITES):
+                assert backend.update(message_id, outside(increment=1)) is Outcome.APPLIED
+
+        together(count, count)
+        # Then the sum is exact
+        record = backend.read(message_id)
+        assert record is not None and (record[PROGRESS], record[VERSION]) == (str(2 * WRITES), str(2 * WRITES + 1))
+
+    def test_no_field_is_lost(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1))
+
+        # When two threads write fields of their own at the same time, in two kinds of call
+        def write_one_by_one() -> None:
+            for n in range(WRITES):
+                backend.update(message_id, outside(**{f"one-{n}": str(n)}))
+
+        def write_in_batches() -> None:
+            for first in range(0, WRITES, 10):
+                backend.update_many(
+                    [(message_id, outside(**{f"two-{n}": str(n)})) for n in range(first, first + 10)]
+                )
+
+        together(write_one_by_one, write_in_batches)
+        # Then all are there
+        record = backend.read(message_id)
+        expected = {f":{who}-{n}": str(n) for who in ("one", "two") for n in range(WRITES)}
+        assert record is not None and {name: text for name, text in record.items() if name[0] == ":"} == expected
+
+    def test_one_of_two_starts_owns_it(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message that is delivered to many workers at once
+        backend.update(message_id, enqueue())
+        runs = range(1, 9)
+
+        # When they all start it
+        def work(run: int) -> Callable[[], None]:
+            def start_it() -> None:
+                assert backend.update(message_id, start(run)) is Outcome.APPLIED
+
+            return start_it
+
+        together(*map(work, runs))
+        # Then each was counted, and one of them can finish it
+        record = backend.read(message_id)
+        outcomes = [backend.update(message_id, finish(run)) for run in runs]
+        assert record is not None and record[ATTEMPTS] == "8"
+        assert (outcomes.count(Outcome.APPLIED), outcomes.count(Outcome.REFUSED)) == (1, 7)
+
+    def test_an_interrupted_call_spoils_no_other(self, backend: StatusBackend) -> None:
+        # Given records that say whose they are
+        ids = [uuid4().hex for _ in range(20)]
+        backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
+        wrong: list[object] = []
+        calls = 0
+
+        def call() -> None:
+            nonlocal calls
+            for message_id in random.sample(ids, 5):
+                calls += 1
+                found = backend.read(message_id)
+                if found is None or found[":mark"] != f'"{message_id}"':
+                    wrong.append((message_id, found))
+                calls += 1
+                outcome = backend.update(message_id, outside(mark=f'"{message_id}"'))
+                if outcome is not Outcome.APPLIED:
+                    wrong.append((message_id, outcome))
+                if backend.begin_update(message_id, start(1))() is not Outcome.DUPLICATE:
+                    wrong.append((message_id, "begin_update"))
+            found_many = backend.read_many(ids)
+            if [record and record[":mark"] for record in found_many] != [f'"{message_id}"' for message_id in ids]:
+                wrong.append(found_many)
+
+        # When a thread that reads and writes them is interrupted, again and again
+        interrupts = interrupt_while(call, lambda: calls < INTERRUPTED_CALLS and not wrong)
+        # Then no call ever gets what another one asked for
+        assert interrupts > 0 and not wrong
+        call()
+        assert not wrong
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_fork_shares_no_connection(self, backend: StatusBackend) -> None:
+        # Given records that say whose they are, and a backend that has been used
+        ids = [uuid4().hex for _ in range(10)]
+        backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
+
+        def read_all() -> bool:
+            for _ in range(100):
+                for message_id in ids:
+                    record = backend.read(message_id)
+                    if record is None or record[":mark"] != f'"{message_id}"':
+                        return False
+                    if backend.update(message_id, heartbeat(1)) is not Outcome.APPLIED:
+                        return False
+            return True
+
+        assert read_all()
+        # When the process forks, and parent and child both use it
+        child = os.fork()
+        if child == 0:
+            code = 2
+            try:
+                code = 0 if read_all() else 1
+            finally:
+                os._exit(code)
+        try:
+            right_in_parent = read_all()
+        finally:
+            _, status = os.waitpid(child, 0)
+        # Then both get their own replies, and the child's end closes nothing of the parent's
+        assert (right_in_parent, os.waitstatus_to_exitcode(status), read_all()) == (True, 0, True)
+
+    def test_a_closed_backend_opens_again(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a backend that was used and closed
+        backend.update(message_id, enqueue())
+        backend.close()
+        # When it is used again
+        # Then it works
+        assert backend.update(message_id, start(1)) is Outcome.APPLIED
+
+    # Outages
+
+    def test_a_server_that_does_not_answer(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
+        # Given a server that takes connections and answers nothing
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.pause()
+        # When it is asked for something, over an old connection and over a new one
+        # Then that ends in a BackendError, which has a cause
+        for call in (backend.read, lambda m: backend.update(m, outside(step="1")), backend.delete, backend.read):
+            with pytest.raises(BackendError) as caught:
+                call(message_id)
+            assert caught.value.__cause__ is not None
+
+    def test_late_replies_are_nobodys(self, outage: tuple[PausableServer, StatusBackend]) -> None:
+        # Given calls that gave up waiting for their replies
+        server, backend = outage
+        ids = [uuid4().hex for _ in range(5)]
+        backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
+        server.pause()
+        for message_id in ids[:2]:
+            with pytest.raises(BackendError):
+                backend.read(message_id)
+        # When the server goes on, and sends them
+        server.resume()
+        # Then nobody takes them for their own
+        found = [backend.read(message_id) for message_id in ids]
+        assert [record and record[":mark"] for record in found] == [f'"{message_id}"' for message_id in ids]
+
+    def test_a_server_that_is_down(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
+        # Given a server that was used and is down
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.stop()
+        # When it is asked for something
+        # Then that ends in a BackendError
+        for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, lambda m: backend.read(m)):
+            with pytest.raises(BackendError) as caught:
+                call(message_id)
+            assert caught.value.__cause__ is not None
+
+    def test_begun_updates_and_a_server_that_is_down(
+        self, outage: tuple[PausableServer, StatusBackend], message_id: str
+    ) -> None:
+        # Given a server that was used and is down
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.stop()
+        # When an update is begun and completed
+        # Then one of the two ends in a BackendError
+        with pytest.raises(BackendError):
+            backend.begin_update(message_id, enqueue())()
+
+    def test_a_server_that_is_back(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
+        # Given a server that was missed
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.stop()
+        with pytest.raises(BackendError):
+            backend.read(message_id)
+        # When it is back, empty
+        server.start()
+        # Then all works, with the same backend
+        assert backend.update(message_id, write(1, 2)) is Outcome.MISSING
+        assert backend.update(message_id, write(1, 2, create=True)) is Outcome.APPLIED
+        assert backend.read(message_id) is not None
+
+    @pytest.mark.parametrize("name", ["update", "read"])
+    def test_a_restart_that_nobody_saw(
+        self, outage: tuple[PausableServer, StatusBackend], message_id: str, name: str
+    ) -> None:
+        # Given a connection that the server has closed while nobody used it
+        server, backend = outage
+        backend.update(message_id, enqueue())
+        server.stop()
+        server.start()
+        # When it is used the next time
+        # Then a new one is opened
+        if name == "update":
+            assert backend.update(message_id, enqueue()) is Outcome.APPLIED
+        else:
+            assert backend.read(message_id) is None
+
+
+def together(*functions: Callable[[], None]) -> None:
+    """Call functions at the same time, each in a thread of its own; raise what they raise."""
+    barrier = threading.Barrier(len(functions))
+
+    def run(function: Callable[[], None]) -> None:
+        barrier.wait(30)
+        function()
+
+    with ThreadPoolExecutor(len(functions)) as threads:
+        for future in [threads.submit(run, function) for function in functions]:
+            future.result()
+
+
+class Interrupt(BaseException):
+    """What strikes a thread, as a time limit does."""
+
+
+def interrupt_while(call: Callable[[], None], goes_on: Callable[[], bool]) -> int:
+    """Call again and again in a thread, and interrupt it in the middle, as Dramatiq does.
+
+    Returns:
+      int: How often it was interrupted.
+    """
+    caught = 0
+    failures: list[BaseException] = []
+    over = threading.Event()
+
+    def work() -> None:
+        nonlocal caught
+        while goes_on() and caught < INTERRUPTS:
+            try:
+                call()
+            except (Interrupt, BackendError):
+                caught += 1
+
+    def shielded() -> Iterator[None]:
+        # An interrupt may also strike while the one before it is handled.
+        while not over.is_set():
+            try:
+                work()
+                over.set()
+            except Interrupt:
+                yield
+            except BaseException as e:
+                failures.append(e)
+                over.set()
+
+    def run() -> None:
+        while not over.is_set():
+            try:
+                for _ in shielded():
+                    pass
+            except Interrupt:
+                pass
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    pause = random.Random(7)
+    while not over.wait(pause.uniform(0.0002, 0.003)):
+        assert thread.ident is not None
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupt))
+    thread.join(30)
+    if failures:
+        raise failures[0]
+    return caught

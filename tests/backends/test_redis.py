@@ -1,0 +1,314 @@
+"""Redis, and what only it has."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends.redis import READS_A_CALL, SCRIPT_SHA, UPDATES_A_CALL, RedisBackend
+from dramatiq_status.errors import BackendError
+from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, Outcome, number_text
+
+from ..servers import RedisServer
+from .conformance import BackendConformance, enqueue, heartbeat, outside, start, together, write
+
+#: Enough for a busy machine: most tests are not about time-outs.
+PATIENT = 20_000
+
+
+@pytest.fixture
+def backend(redis_url: str) -> Iterator[RedisBackend]:
+    backend = RedisBackend(url=redis_url, timeout=PATIENT)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+class TestRedis(BackendConformance):
+    @pytest.fixture
+    def backend(self, backend: RedisBackend) -> RedisBackend:
+        return backend
+
+    @pytest.fixture
+    def make_backend(self, redis_url: str) -> Iterator[Callable[..., StatusBackend]]:
+        made: list[RedisBackend] = []
+
+        def make(**parameters: Any) -> StatusBackend:
+            made.append(RedisBackend(url=redis_url, timeout=PATIENT, **parameters))
+            return made[-1]
+
+        yield make
+        for backend in made:
+            backend.close()
+
+    @pytest.fixture
+    def outage(self, start_server: Callable[[RedisServer], RedisServer]) -> Iterator[tuple[RedisServer, RedisBackend]]:
+        server = start_server(RedisServer())
+        backend = RedisBackend(url=server.url, timeout=300)
+        yield server, backend
+        backend.close()
+
+    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
+        assert isinstance(backend, RedisBackend)
+        found = int(backend.client.pttl(f"{backend.namespace}:{message_id}"))
+        # -1 is for ever, and no record is.
+        assert found != -1
+        return None if found < 0 else found
+
+    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+        assert isinstance(backend, RedisBackend)
+        assert backend.client.pexpire(f"{backend.namespace}:{message_id}", ttl)
+
+    def damages(self) -> dict[str, Callable[[Any, str], None]]:
+        def hash_of(**fields: str) -> Callable[[RedisBackend, str], None]:
+            return lambda backend, message_id: backend.client.hset(
+                f"{backend.namespace}:{message_id}", mapping=fields
+            ) and None
+
+        def a_string(backend: RedisBackend, message_id: str) -> None:
+            backend.client.set(f"{backend.namespace}:{message_id}", "x")
+
+        def a_list(backend: RedisBackend, message_id: str) -> None:
+            backend.client.lpush(f"{backend.namespace}:{message_id}", "x")
+
+        return {
+            "string": a_string,
+            "list": a_list,
+            "foreign hash": hash_of(foo="bar"),
+            "unknown state": hash_of(s="4", v="1", e="7", n="1"),
+            "state of more than a digit": hash_of(s="01", v="1", e="7", n="1"),
+            "no state": hash_of(v="1", e="7", n="1", r="1", q="1"),
+            "no version": hash_of(s="1", e="7", n="1", r="1", q="1"),
+            "version that is no number": hash_of(s="1", v="x", e="7", n="1", r="1", q="1"),
+            "no root": hash_of(s="1", v="1", n="1", r="1", q="1"),
+            "no number": hash_of(s="1", v="1", e="7", r="1", q="1"),
+            "run without a place": hash_of(s="1", v="1", e="7", n="1", r="1"),
+            "place that is no number": hash_of(s="1", v="1", e="7", n="1", r="1", q="x"),
+            "delay that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", D="x"),
+            "live ttl that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", L="x"),
+        }
+
+    # The driver, and the server
+
+    def test_a_client_is_taken(self, redis_url: str, message_id: str) -> None:
+        # Given a client of one's own, with settings of its own
+        with redis.Redis.from_url(redis_url, decode_responses=False, encoding="latin-1") as client:
+            backend = RedisBackend(client=client, timeout=PATIENT)
+            # When it is passed
+            backend.update(message_id, enqueue(step='"žluť"'))
+            # Then records are read as always
+            record = backend.read(message_id)
+        assert record is not None and record[":step"] == '"žluť"'
+
+    @pytest.mark.parametrize("protocol", [2, 3])
+    def test_protocols(self, redis_url: str, message_id: str, protocol: int) -> None:
+        # Given a client that speaks a certain version of the protocol
+        with redis.Redis.from_url(redis_url, protocol=protocol) as client:
+            backend = RedisBackend(client=client, timeout=PATIENT)
+            # When a record is written
+            backend.update(message_id, enqueue(step="1"))
+            # Then it is read as always
+            record = backend.read(message_id)
+            backend.close()
+        assert record is not None and record[":step"] == "1"
+
+    def test_connection_parameters(self, redis_server: RedisServer, redis_url: str, message_id: str) -> None:
+        # Given connection parameters in place of a URL
+        backend = RedisBackend(host="127.0.0.1", port=redis_server.port, timeout=PATIENT)
+        # When a record is written
+        outcome = backend.update(message_id, enqueue())
+        backend.close()
+        # Then it is stored where they say
+        assert outcome is Outcome.APPLIED and RedisBackend(url=redis_url, timeout=PATIENT).read(message_id) is not None
+
+    def test_a_script_that_was_flushed(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
+        # Given a server that has forgotten the script
+        backend.update(message_id, enqueue())
+        client.script_flush()
+        # When an update is written
+        outcome = backend.update(message_id, start(1))
+        # Then it is loaded again
+        assert outcome is Outcome.APPLIED and client.script_exists(SCRIPT_SHA) == [True]
+
+    def test_a_script_that_was_flushed_between_begin_and_end(
+        self, backend: RedisBackend, client: redis.Redis, message_id: str
+    ) -> None:
+        # Given a server that does not know the script
+        client.script_flush()
+        # When an update is begun and completed
+        complete = backend.begin_update(message_id, enqueue())
+        # Then it is loaded, and the update is stored
+        assert complete() is Outcome.APPLIED
+
+    def test_a_connection_that_the_server_closed(
+        self, backend: RedisBackend, client: redis.Redis, message_id: str
+    ) -> None:
+        # Given a connection in use that the server has closed
+        backend.update(message_id, enqueue())
+        kill_others(client)
+        # When an update is written
+        # Then another one is opened
+        assert backend.update(message_id, start(1)) is Outcome.APPLIED
+
+    def test_an_increment_is_not_sent_twice(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
+        # Given a connection that the server has closed: nobody knows whether it had read the last request
+        backend.update(message_id, start(1))
+        kill_others(client)
+        # When an increment from outside is written, which cannot be told from another one
+        # Then it is left to the caller to try again
+        with pytest.raises(BackendError):
+            backend.update(message_id, outside(increment=1))
+
+    def test_an_error_of_the_server(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
+        # Given a server that takes no more data
+        maxmemory = client.config_get("maxmemory")["maxmemory"]
+        client.config_set("maxmemory", 1)
+        try:
+            # When an update is written
+            with pytest.raises(BackendError) as caught:
+                backend.update(message_id, enqueue())
+        finally:
+            client.config_set("maxmemory", maxmemory)
+        # Then its error is the cause, and the next update works
+        assert isinstance(caught.value.__cause__, redis.ResponseError)
+        assert (backend.read(message_id), backend.update(message_id, enqueue())) == (None, Outcome.APPLIED)
+
+    def test_a_wrong_password(self, start_server: Callable[[RedisServer], RedisServer], message_id: str) -> None:
+        # Given a server that wants a password
+        class Locked(RedisServer):
+            # It says no until it is told, which is an answer too.
+            hello = (b"PING\r\n", b"-NOAUTH")
+
+        server = start_server(Locked("--requirepass", "secret"))
+        # When it is given another one
+        backend = RedisBackend(url=server.url.replace("redis://", "redis://:wrong@"), timeout=PATIENT)
+        # Then that ends in a BackendError
+        with pytest.raises(BackendError):
+            backend.read(message_id)
+
+    def test_connections_are_used_again(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
+        # Given a backend that was used from many threads at once
+        together(*[lambda: [backend.read(message_id) for _ in range(20)] and None] * 8)
+        before = len(client.client_list())
+        # When it is used on
+        for _ in range(100):
+            backend.read(message_id)
+        # Then no more connections are open, and no more than there were threads
+        assert len(client.client_list()) == before <= 8 + 1
+
+    def test_a_dead_threads_connection_is_used_again(
+        self, backend: RedisBackend, client: redis.Redis, message_id: str
+    ) -> None:
+        # Given threads that come and go
+        for _ in range(20):
+            thread = threading.Thread(target=backend.read, args=(message_id,))
+            thread.start()
+            thread.join()
+        # When the connections are counted
+        # Then there is one, and the test's own
+        assert len(client.client_list()) == 2
+
+    @pytest.mark.parametrize(
+        "updates, calls", [(1, 1), (UPDATES_A_CALL, 1), (UPDATES_A_CALL + 1, 2)], ids=["one", "full", "one more"]
+    )
+    def test_round_trips_of_updates(
+        self, backend: RedisBackend, client: redis.Redis, message_id: str, updates: int, calls: int
+    ) -> None:
+        # Given a loaded script
+        backend.update(message_id, enqueue())
+        before = calls_of(client, "evalsha")
+        # When updates are written
+        backend.update_many([(message_id, outside(step="1"))] * updates)
+        # Then there are no more calls than needed
+        assert calls_of(client, "evalsha") - before == calls
+
+    def test_many_more_reads_than_a_call_takes(self, backend: RedisBackend) -> None:
+        # Given two records that are far apart
+        ids = [str(n) for n in range(2 * READS_A_CALL + 1)]
+        backend.update_many([(ids[0], enqueue(root=1)), (ids[-1], enqueue(root=2))])
+        # When they are read with all between them
+        found = backend.read_many(ids)
+        # Then each is in its place
+        assert [(n, record["e"]) for n, record in enumerate(found) if record] == [(0, "1"), (2 * READS_A_CALL, "2")]
+
+    # The script
+
+    def test_moments_come_from_the_server(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
+        # Given the server's clock
+        seconds, microseconds = client.time()
+        before = seconds * 1000 + microseconds // 1000
+        # When a record is written, and its worker says that it runs
+        backend.update_many([(message_id, start(1)), (message_id, heartbeat(1))])
+        # Then its moments are whole milliseconds by that clock
+        seconds, microseconds = client.time()
+        after = seconds * 1000 + microseconds // 1000
+        record = backend.read(message_id)
+        assert record is not None
+        assert before <= int(record[UPDATED_AT]) <= int(record[HEARTBEAT_AT]) <= after
+
+    def test_a_clock_that_differs(
+        self, backend: RedisBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a host whose clock is an hour behind the server's
+        from dramatiq_status.backends import redis as module
+
+        right = module.now_ms
+        monkeypatch.setattr(module, "now_ms", lambda: right() - 3_600_000)
+        # When something was read from it
+        backend.read(message_id)
+        # Then its backend has the server's present moment
+        assert abs(backend.now() - right()) < 60_000
+
+    @pytest.mark.parametrize(
+        "steps", [[0.1] * 10, [0.5, 0.5], [1e-9, 1], [2**53 - 1], [-3, 1.5], [1e15, 0.25], [7, -7]], ids=str
+    )
+    def test_sums_are_those_of_python(self, backend: RedisBackend, message_id: str, steps: list[float]) -> None:
+        # Given a progress
+        backend.update(message_id, start(1))
+        # When numbers are added to it
+        backend.update_many([(message_id, write(1, 2 + n, increment=step)) for n, step in enumerate(steps)])
+        # Then the sum is what Python adds up to, and whole if it is whole
+        total: float = 0
+        for step in steps:
+            total += step
+        record = backend.read(message_id)
+        assert record is not None and json.loads(record[PROGRESS]) == total
+        assert ("." in record[PROGRESS] or "e" in record[PROGRESS]) == ("." in number_text(total) or "e" in number_text(total))
+
+    def test_a_small_job_keeps_its_compact_encoding(
+        self, backend: RedisBackend, client: redis.Redis, message_id: str
+    ) -> None:
+        # Given a message with the fields that most have
+        backend.update_many(
+            [
+                (message_id, enqueue(a='"import_rows"', Q='"default"', E="1795479267029", user_id="42")),
+                (message_id, start(123456789, S="1795479267029", B="15000")),
+                (message_id, write(123456789, 2, increment=5, t="100", step='"reading"')),
+            ]
+        )
+        # When Redis is asked how it keeps it
+        # Then it is the compact way
+        assert client.object("encoding", f"{backend.namespace}:{message_id}") in ("listpack", "ziplist")
+
+
+def kill_others(client: redis.Redis) -> None:
+    """Close all connections of a server but the client's own."""
+    for connection in client.client_list():
+        if int(connection["id"]) != client.client_id():
+            client.client_kill_filter(_id=connection["id"])
+
+
+def calls_of(client: redis.Redis, command: str) -> int:
+    found = client.info("commandstats").get(f"cmdstat_{command}", {})
+    return int(found.get("calls", 0))

@@ -1,0 +1,71 @@
+"""The stub, and what only it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import StubBackend
+
+from .conformance import BackendConformance, enqueue, finish, start
+
+
+class TestStub(BackendConformance):
+    ttl_tolerance = 5_000
+
+    @pytest.fixture
+    def backend(self) -> StubBackend:
+        return StubBackend()
+
+    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
+        assert isinstance(backend, StubBackend)
+        return backend.expires_in(message_id)
+
+    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+        assert isinstance(backend, StubBackend)
+        record, _ = backend._records[message_id]
+        backend._records[message_id] = record, backend.now() + ttl
+
+    def test_clear(self, backend: StubBackend, message_id: str) -> None:
+        # Given a record
+        backend.update(message_id, enqueue())
+        # When everything is forgotten
+        backend.clear()
+        # Then it is gone
+        assert (backend.read(message_id), backend.expires_in(message_id)) == (None, None)
+
+    def test_what_is_read_is_a_copy(self, backend: StubBackend, message_id: str) -> None:
+        # Given a record that was read
+        backend.update(message_id, enqueue(step="1"))
+        record = backend.read(message_id)
+        assert record is not None
+        # When a reader changes it
+        record[":step"] = "2"
+        # Then the store's own has not changed
+        again = backend.read(message_id)
+        assert again is not None and again[":step"] == "1"
+
+    def test_expiry_needs_no_sleep(self, message_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a finished message, and a clock that a test sets
+        now = 1_000_000
+        backend = StubBackend()
+        monkeypatch.setattr(backend, "now", lambda: now)
+        backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=60_000))])
+        # When the clock reaches the end of its life
+        expired = []
+        for now in (1_059_999, 1_060_000):
+            expired.append(backend.read(message_id) is None)
+        # Then it is gone at that moment, and not before
+        assert expired == [False, True]
+
+
+def test_two_stubs_share_nothing(message_id: str = "m") -> None:
+    # Given two stubs
+    make: Callable[[], StubBackend] = StubBackend
+    one, two = make(), make()
+    # When a message is written to one
+    one.update(message_id, enqueue())
+    # Then the other knows nothing of it
+    assert two.read(message_id) is None

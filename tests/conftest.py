@@ -1,0 +1,94 @@
+"""Fixtures for all tests: real servers, one of a kind for the whole run, clean for every test that asks by URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Protocol, TypeVar
+
+import pytest
+from hypothesis import settings
+
+from .servers import MemcachedServer, RabbitmqServer, RedisServer, Server, ServerMissing
+
+ServerT = TypeVar("ServerT", bound=Server)
+
+
+class StartServer(Protocol):
+    """What the fixture `start_server` gives."""
+
+    def __call__(self, server: ServerT) -> ServerT: ...
+
+
+# Real servers are behind most properties, and how long they take says nothing.
+settings.register_profile("servers", deadline=None, print_blob=True)
+settings.load_profile("servers")
+
+
+def started(server: ServerT) -> ServerT:
+    """Start it. Where its program is missing the test is skipped, or fails under CI=true."""
+    try:
+        return server.start()
+    except ServerMissing as missing:
+        server.close()
+        if os.environ.get("CI", "").lower() in {"1", "true"}:
+            raise
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    with started(RedisServer()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def memcached_server() -> Iterator[MemcachedServer]:
+    with started(MemcachedServer()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[RabbitmqServer]:
+    with started(RabbitmqServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """An empty Redis database, no scripts loaded."""
+    redis_server.reset()
+    return redis_server.url
+
+
+@pytest.fixture
+def redis_broker_url(redis_url: str, redis_server: RedisServer) -> str:
+    """Another empty database of the server of `redis_url`, for a broker that keeps out of the statuses' way."""
+    return redis_server.database(1)
+
+
+@pytest.fixture
+def memcached_url(memcached_server: MemcachedServer) -> str:
+    """An empty memcached."""
+    memcached_server.reset()
+    return memcached_server.url
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq_server: RabbitmqServer) -> str:
+    """A running RabbitMQ, with whatever queues other tests left: use names of your own."""
+    rabbitmq_server.reset()
+    return rabbitmq_server.url
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Starts a server for this test alone: `start_server(RedisServer("--maxmemory", "2mb"))`; it ends with the test."""
+    with ExitStack() as stack:
+
+        def start(server: ServerT) -> ServerT:
+            stack.callback(started(server).close)
+            return server
+
+        yield start

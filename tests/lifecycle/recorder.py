@@ -1,0 +1,136 @@
+"""Backends that remember every state that a reader could have seen, in the order in which the store took them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from hashlib import sha1
+from itertools import groupby
+from threading import Lock
+from typing import Any, cast
+
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends.redis import SCRIPT, RedisBackend
+from dramatiq_status.backends.stub import StubBackend
+from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Kind, Outcome, Record, Update
+from dramatiq_status.snapshot import Snapshot, take_snapshot
+
+#: Queued, working, completed, failed: by their stored numbers.
+LETTERS = "qwcf"
+
+
+class Recorder(StatusBackend):
+    """What the recording backends share.
+
+    The writer may send the start and the end of a short run in one update; a reader then never sees ``working``.
+    Such an update is taken apart here, so that sequences can be compared whole.
+    """
+
+    def records(self, message_id: str) -> list[Record]:
+        """The record after each update, in the store's own order."""
+        raise NotImplementedError
+
+    def count_run(self, message_id: str) -> int:
+        """Count the runs of a message, over all processes: 0 for the first."""
+        raise NotImplementedError
+
+    def sequence(self, message_id: str) -> str:
+        """The states, a letter each; what repeats the one before is left out."""
+        return "".join(LETTERS[int(state)] for state, _ in groupby(r[STATE] for r in self.records(message_id)))
+
+    def history(self, message_id: str) -> list[Snapshot]:
+        """What a reader saw who looked after each change of the state."""
+        found: list[Snapshot] = []
+        for record in self.records(message_id):
+            snapshot = take_snapshot(message_id, record, self.now())
+            assert snapshot is not None, record
+            if found and found[-1].state is snapshot.state:
+                found.pop()
+            found.append(snapshot)
+        return found
+
+
+def _before_its_end(record: Record) -> Record:
+    """The record of a run whose start and end came in one update, between the two."""
+    ended = (FINISHED_AT, SKIPPED, RESULT)
+    return {**{name: text for name, text in record.items() if name not in ended}, STATE: str(WORKING)}
+
+
+class RecordingStubBackend(Recorder, StubBackend):
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self._recording = Lock()
+        self._history: defaultdict[str, list[Record]] = defaultdict(list)
+        self._runs: defaultdict[str, int] = defaultdict(int)
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        outcomes = []
+        with self._recording:
+            for message_id, update in updates:
+                outcomes += super().update_many([(message_id, update)])
+                if outcomes[-1] is Outcome.APPLIED and update.kind is not Kind.HEARTBEAT:
+                    record = self.read(message_id)
+                    assert record is not None
+                    if update.start and update.state is not None:
+                        self._history[message_id].append(_before_its_end(record))
+                    self._history[message_id].append(record)
+        return outcomes
+
+    def records(self, message_id: str) -> list[Record]:
+        with self._recording:
+            return list(self._history[message_id])
+
+    def count_run(self, message_id: str) -> int:
+        with self._recording:
+            self._runs[message_id] += 1
+            return self._runs[message_id] - 1
+
+
+# The script as it is, and after it a line for the history.
+_RECORDING_SCRIPT = f"""
+local function carry_out()
+{SCRIPT}
+end
+local outcomes = carry_out()
+local kind = ARGV[#ARGV]
+if outcomes[1] == 1 and kind ~= 'heartbeat' then
+  redis.call('RPUSH', KEYS[1] .. ':history', cjson.encode({{kind, redis.call('HGETALL', KEYS[1])}}))
+end
+return outcomes
+"""
+_RECORDING_SHA = sha1(_RECORDING_SCRIPT.encode()).hexdigest()
+
+
+class RecordingRedisBackend(Recorder, RedisBackend):
+    """Has Redis itself write the history: whole and in order for all processes."""
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        assert self.client.script_load(_RECORDING_SCRIPT) == _RECORDING_SHA
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        # One by one: the script sees what each has made of its record.
+        return [outcome for update in updates for outcome in super(RecordingRedisBackend, self).update_many([update])]
+
+    def _command(self, updates: Sequence[tuple[str, Update]]) -> list[Any]:
+        ((_, update),) = updates
+        name, _, *rest = super()._command(updates)
+        if update.kind is Kind.HEARTBEAT:
+            kind = "heartbeat"
+        else:
+            kind = "both" if update.start and update.state is not None else "one"
+        return [name, _RECORDING_SHA, *rest, kind]
+
+    def records(self, message_id: str) -> list[Record]:
+        found: list[Record] = []
+        for line in cast(list[bytes], self.client.lrange(f"{self.namespace}:{message_id}:history", 0, -1)):
+            kind, pairs = json.loads(line)
+            record = dict(zip(pairs[::2], pairs[1::2]))
+            if kind == "both":
+                found.append(_before_its_end(record))
+            found.append(record)
+        return found
+
+    def count_run(self, message_id: str) -> int:
+        return cast(int, self.client.incr(f"{self.namespace}:{message_id}:runs")) - 1

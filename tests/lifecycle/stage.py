@@ -1,0 +1,297 @@
+"""A broker with the usual middleware, ours at a chosen place among them, and an actor that does what its message says."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Condition
+from typing import Any, Final
+
+import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import Retry
+from dramatiq.middleware import (
+    AgeLimit,
+    Callbacks,
+    CurrentMessage,
+    GroupCallbacks,
+    Middleware,
+    MiddlewareError,
+    Pipelines,
+    Retries,
+    ShutdownNotifications,
+    SkipMessage,
+    TimeLimit,
+    TimeLimitExceeded,
+)
+from dramatiq.rate_limits import backends as rate_limits
+from dramatiq.results import Results
+from dramatiq.results import backends as results
+
+from dramatiq_status import StatusMiddleware, current_progress, current_status
+from dramatiq_status.snapshot import Snapshot
+
+from .recorder import Recorder
+
+#: Where our middleware stands: ahead of all others, among them, behind all.
+POSITIONS: Final = ("first", "middle", "last")
+
+#: How long to wait for what must happen, in seconds.
+PATIENCE: Final = 30.0
+
+
+class Boom(Exception):
+    """Worth a retry."""
+
+
+class Expected(Exception):
+    """What the actor says it throws."""
+
+
+class Nasty(MiddlewareError):
+    """What Dramatiq lets through when a middleware raises it."""
+
+
+class Audit(Middleware):
+    """Knows when Dramatiq is done with a message, all of its copies included."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+        self._closed: Counter[str] = Counter()
+        self._changed = Condition()
+
+    def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        with self._changed:
+            self._open[message.message_id] += 1
+            self._changed.notify_all()
+
+    def after_ack(self, broker: dramatiq.Broker, message: Any) -> None:
+        with self._changed:
+            self._closed[message.message_id] += 1
+            self._changed.notify_all()
+
+    after_nack = after_ack
+
+    def wait(self, message_id: str, *, rounds: int = 1) -> None:
+        """Wait until as many copies have been acknowledged or rejected as were enqueued."""
+
+        def done() -> bool:
+            return self._closed[message_id] >= max(rounds, self._open[message_id])
+
+        with self._changed:
+            assert self._changed.wait_for(done, PATIENCE), (
+                f"{message_id}: {self._open[message_id]} enqueued, {self._closed[message_id]} done"
+            )
+
+
+class Unruly(Middleware):
+    """Somebody else's middleware: does what a message's option ``unruly`` says, ``(hook, deed)``, once a message."""
+
+    def __init__(self) -> None:
+        self._done: set[str] = set()
+
+    def _act(self, hook: str, broker: dramatiq.Broker, message: Any) -> None:
+        wanted, deed = message.options.get("unruly", (None, None))
+        if wanted != hook or message.message_id in self._done:
+            return
+        self._done.add(message.message_id)
+        if deed == "fail":
+            message.fail()
+        elif deed == "skip":
+            raise SkipMessage
+        elif deed == "requeue and skip":
+            broker.enqueue(message.copy(), delay=20)
+            raise SkipMessage
+        else:
+            raise {"error": ValueError, "nasty": Nasty, "interrupt": TimeLimitExceeded}[deed](deed)
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        self._act("before_retry" if message.options.get("retries") else "before_enqueue", broker, message)
+
+    def before_process_message(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._act("before_process_message", broker, message)
+
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        self._act("after_process_message", broker, message)
+
+    def before_ack(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._act("before_ack", broker, message)
+
+
+#: One for all: its thread never ends.
+_time_limit = TimeLimit(interval=20)
+
+
+def make_middleware(*, retries: bool) -> list[Middleware]:
+    """Dramatiq's own in their usual order, then the unruly one."""
+    if not _time_limit.manager.is_alive():
+        _time_limit.after_process_boot(None)
+    return [
+        AgeLimit(),
+        _time_limit,
+        ShutdownNotifications(),
+        Callbacks(),
+        Pipelines(),
+        *([Retries(min_backoff=10, max_backoff=20)] if retries else []),
+        Results(backend=results.StubBackend()),
+        GroupCallbacks(rate_limits.StubBackend()),
+        CurrentMessage(),
+        Unruly(),
+    ]
+
+
+def insert(middleware: list[Middleware], ours: Middleware, position: str) -> list[Middleware]:
+    """Put ours in its place."""
+    at = {"first": 0, "middle": 5, "last": len(middleware)}[position]
+    return [*middleware[:at], ours, *middleware[at:]]
+
+
+def make_broker(url: str, middleware: list[Middleware], *, namespace: str) -> dramatiq.Broker:
+    """A broker by its URL; Redis notices the death of a worker within seconds."""
+    if url.startswith("redis://"):
+        return RedisBroker(
+            url=url, middleware=middleware, namespace=namespace, heartbeat_timeout=3000, maintenance_chance=1_000_000
+        )
+    if url.startswith("amqp://"):
+        return RabbitmqBroker(url=url, middleware=middleware)
+    return StubBroker(middleware, fail_fast_default=False)
+
+
+class Stage:
+    """A broker, the store and the actors.
+
+    Parameters:
+      url: The broker's, ``stub://`` for Dramatiq's stub.
+      backend: Where statuses are recorded.
+      position: One of POSITIONS.
+      name: What the queue and the broker's keys are called.
+      retries: Whether there is a Retries middleware.
+      middleware: Made anew where it is not given.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        backend: Recorder,
+        *,
+        position: str = "last",
+        name: str = "lifecycle",
+        retries: bool = True,
+        middleware: list[Middleware] | None = None,
+        **options: Any,
+    ) -> None:
+        self.backend = backend
+        self.name = name
+        self.retries = retries
+        self.audit = Audit()
+        self.middleware = StatusMiddleware(backend=backend, **options)
+        others = make_middleware(retries=retries) if middleware is None else middleware
+        ordered = [self.audit, *insert(others, self.middleware, position)]
+        self.broker = make_broker(url, ordered, namespace=name)
+        #: What run the steps of a script.
+        self.steps: dict[str, Callable[[str], Any]] = {
+            "return": lambda rest: None,
+            "result": lambda rest: rest,
+            "raise": self._raise,
+            "throw": self._throw,
+            "retry": self._retry,
+            "skip": self._skip,
+            "loop": self._loop,
+            "say": self._say,
+            "progress": self._progress,
+            "send": self._send,
+            "send self": self._send_self,
+            "call": self._call,
+        }
+        self.play = dramatiq.actor(
+            self._play, broker=self.broker, queue_name=name, actor_name="play", throws=(Expected,), max_retries=3
+        )
+        self.other = dramatiq.actor(self._other, broker=self.broker, queue_name=name, actor_name="other")
+
+    # The actors
+
+    def _play(self, *script: str) -> Any:
+        """Do the n-th part of the script in the n-th run, the last one in all that follow: steps parted by commas."""
+        message = CurrentMessage.get_current_message()
+        assert message is not None
+        part = script[min(self.backend.count_run(message.message_id), len(script) - 1)]
+        value = None
+        for step in part.split(","):
+            name, _, rest = step.partition(":")
+            value = self.steps[name](rest)
+        return value
+
+    def _other(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+    def _raise(self, rest: str) -> None:
+        raise Boom(rest)
+
+    def _throw(self, rest: str) -> None:
+        raise Expected(rest)
+
+    def _retry(self, rest: str) -> None:
+        raise Retry("later", delay=int(rest))
+
+    def _skip(self, rest: str) -> None:
+        raise SkipMessage
+
+    def _loop(self, rest: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _say(self, rest: str) -> None:
+        name, _, value = rest.partition("=")
+        current_status()[name] = value
+
+    def _progress(self, rest: str) -> None:
+        current_progress().progress = int(rest)
+
+    def _send(self, rest: str) -> None:
+        self.broker.enqueue(self.other.message().copy(message_id=rest))
+
+    def _send_self(self, rest: str) -> None:
+        message = CurrentMessage.get_current_message()
+        assert message is not None
+        self.broker.enqueue(message.copy())
+
+    def _call(self, rest: str) -> None:
+        self.other.fn(rest)
+
+    # Sending and looking
+
+    def send(self, *script: str, **options: Any) -> str:
+        """Send the actor a script and return the id of the message."""
+        message_id: str = self.play.send_with_options(args=script, **options).message_id
+        return message_id
+
+    def sequence(self, message_id: str) -> str:
+        return self.backend.sequence(message_id)
+
+    def read(self, message_id: str) -> Snapshot:
+        return self.backend.history(message_id)[-1]
+
+    @contextmanager
+    def working(self, *, threads: int = 2) -> Iterator[dramatiq.Worker]:
+        """With a worker in this process."""
+        worker = dramatiq.Worker(self.broker, worker_timeout=20, worker_threads=threads)
+        worker.start()
+        try:
+            yield worker
+        finally:
+            worker.stop(timeout=int(PATIENCE * 1000))
+
+    def close(self) -> None:
+        if isinstance(self.broker, RabbitmqBroker):
+            for queue in (self.name, f"{self.name}.DQ", f"{self.name}.XQ"):
+                self.broker.channel.queue_delete(queue)
+        self.broker.close()
+        self.backend.close()
+

@@ -1,0 +1,92 @@
+"""Every scenario, wherever our middleware stands, with and without Retries, on Dramatiq's three brokers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from dramatiq_status.snapshot import Snapshot
+
+from .recorder import Recorder, RecordingRedisBackend, RecordingStubBackend
+from .scenarios import SCENARIOS, End, Scenario
+from .stage import POSITIONS, Stage
+
+#: The brokers; statuses are in Redis, except next to the stub broker.
+BROKERS = ("stub", "redis", "rabbitmq")
+
+
+@pytest.fixture(scope="module", params=BROKERS)
+def broker(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=POSITIONS)
+def position(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["retries", "no-retries"])
+def retries(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def stage(request: pytest.FixtureRequest, broker: str, position: str, retries: bool) -> Iterator[Stage]:
+    """One stage and its worker for all scenarios; each looks at its own messages only."""
+    backend: Recorder = RecordingStubBackend(timeout=20_000)
+    url = "stub://"
+    if broker != "stub":
+        redis_server = request.getfixturevalue("redis_server")
+        backend = RecordingRedisBackend(url=redis_server.url, namespace=f"s-{uuid4()}", timeout=20_000)
+        url = redis_server.database(1)
+    if broker == "rabbitmq":
+        url = request.getfixturevalue("rabbitmq_server").url
+    stage = Stage(url, backend, position=position, name=f"q-{uuid4()}", retries=retries)
+    with stage.working():
+        yield stage
+    stage.close()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_a_reader_sees_nothing_but_the_right_states(stage: Stage, position: str, scenario: Scenario) -> None:
+    # Given a worker, and where our middleware stands to the one that makes the difference
+    order = [type(middleware).__name__ for middleware in stage.broker.middleware]
+    ahead = scenario.cause in order and order.index("StatusMiddleware") < order.index(str(scenario.cause))
+    expected = scenario.expected(retries=stage.retries, ahead=ahead)
+
+    # When it happens
+    sent = scenario.perform(stage, scenario)
+    if expected.states not in ("", "q"):
+        for message_id in sent.values():
+            stage.audit.wait(message_id)
+
+    # Then these are the states that the store went through, and this is how it ended
+    seen = {role: end_of(stage, message_id) for role, message_id in sent.items()}
+    assert seen == {role: expected if role == "it" else scenario.others for role in sent}
+
+
+def end_of(stage: Stage, message_id: str) -> End:
+    """What was seen of a message, after a look at what every status of its kind has."""
+    states = stage.sequence(message_id)
+    if not states:
+        return End("", 0)
+    last = stage.read(message_id)
+    for snapshot in stage.backend.history(message_id):
+        check(snapshot)
+    exception = last.exception and last.exception["type"]
+    return End(states, last.attempts, exception, last.skipped)
+
+
+def check(snapshot: Snapshot) -> None:
+    """What holds for every status, whatever happened."""
+    fields: dict[str, Any] = snapshot.to_dict()
+    assert snapshot.enqueued_at is not None
+    assert ("finished_at" in fields) is snapshot.finished
+    assert ("skipped" in fields) <= snapshot.finished
+    assert ("scheduled_at" in fields) <= snapshot.queued
+    assert ("heartbeat_at" in fields) <= snapshot.working
+    assert ("started_at" in fields) is (snapshot.attempts > 0) or snapshot.queued
+    assert not (snapshot.completed and snapshot.exception)

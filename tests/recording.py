@@ -1,0 +1,169 @@
+"""A backend that writes down what reaches it and can be held up or broken, and brokers whose jobs run on it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dramatiq
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import AsyncIO, Callbacks, Middleware, Pipelines, Retries
+
+from dramatiq_status import BackendError, StatusMiddleware
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import StubBackend
+from dramatiq_status.record import Kind, Outcome, Record, Update
+
+#: For how many seconds a test waits for something before it fails.
+PATIENCE = 20.0
+
+Updates = list[tuple[str, Update]]
+
+
+class RecordingBackend(StubBackend):
+    """A stub whose calls are on record, in order: :attr:`calls`, one list of updates each.
+
+    ``before`` and ``after`` are called with each call's updates; they may block, or raise in its place.
+    """
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self.calls: list[Updates] = []
+        self.attempts = 0
+        self.before: Callable[[Updates], None] = lambda updates: None
+        self.after: Callable[[Updates], None] = lambda updates: None
+        self._called = threading.Condition()
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        given = list(updates)
+        with self._called:
+            self.attempts += 1
+            self._called.notify_all()
+        self.before(given)
+        outcomes = super().update_many(given)
+        with self._called:
+            self.calls.append(given)
+            self._called.notify_all()
+        self.after(given)
+        return outcomes
+
+    def wait_for(self, predicate: Callable[[], Any]) -> None:
+        """Wait until the predicate is true; it is asked after every call."""
+        with self._called:
+            assert self._called.wait_for(predicate, PATIENCE), "It did not happen in time."
+
+    def updates(self, message_id: str | None = None, *kinds: Kind) -> list[Update]:
+        """The updates that were carried out, of one message or all, of some kinds or all."""
+        return [
+            update
+            for call in list(self.calls)
+            for found, update in call
+            if message_id in (None, found) and (not kinds or update.kind in kinds)
+        ]
+
+    def writes(self, message_id: str | None = None) -> list[Update]:
+        """What runs have written, but for heartbeats."""
+        return self.updates(message_id, Kind.RUN)
+
+    def field(self, message_id: str, stored_name: str) -> str | None:
+        """What is stored under a name, as JSON text."""
+        record: Record | None = self.read(message_id)
+        return None if record is None else record.get(stored_name)
+
+
+class Gate:
+    """Holds up a backend's calls once it is shut, those for which ``holds`` says so."""
+
+    def __init__(self, backend: RecordingBackend, holds: Callable[[Updates], bool] | None = None) -> None:
+        self._holds = holds or (lambda updates: any(update.kind is Kind.RUN for _, update in updates))
+        self._open = threading.Event()
+        #: A call stands before the gate.
+        self.reached = threading.Event()
+        backend.before = self._pass
+
+    def _pass(self, updates: Updates) -> None:
+        if not self._open.is_set() and self._holds(updates):
+            self.reached.set()
+            assert self._open.wait(PATIENCE)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Broken:
+    """Makes a backend fail all calls while it is ``down``, before or after they are carried out."""
+
+    def __init__(self, backend: RecordingBackend, *, after: bool = False) -> None:
+        self.down = True
+        self.failures = 0
+        if after:
+            backend.after = self._fail
+        else:
+            backend.before = self._fail
+
+    def _fail(self, updates: Updates) -> None:
+        if self.down:
+            self.failures += 1
+            raise BackendError("The store is down for this test.")
+
+
+def make_broker(backend: StatusBackend, *middleware: Middleware, asyncio: bool = False, **options: Any) -> StubBroker:
+    """A broker with the usual middleware, quick retries (none by default) and statuses."""
+    first = [AsyncIO()] if asyncio else []
+    return StubBroker(
+        middleware=[
+            *first,
+            Callbacks(),
+            Pipelines(),
+            Retries(max_retries=0, min_backoff=1, max_backoff=2),
+            *middleware,
+            StatusMiddleware(backend=backend, **options),
+        ],
+        fail_fast_default=False,
+    )
+
+
+@contextmanager
+def working(broker: dramatiq.Broker, *, threads: int = 2) -> Iterator[dramatiq.Worker]:
+    """A worker in this process for the length of the block."""
+    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=threads)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+def run(broker: StubBroker, *, threads: int = 2) -> None:
+    """Process all that is enqueued, to its end."""
+    with working(broker, threads=threads) as worker:
+        join(broker, worker)
+
+
+def join(broker: StubBroker, worker: dramatiq.Worker) -> None:
+    """Wait until all that is enqueued has been processed."""
+    for queue_name in list(broker.queues):
+        if not queue_name.endswith(".DQ"):
+            broker.join(queue_name, timeout=int(PATIENCE * 1000))
+    worker.join()
+
+
+def eventually(predicate: Callable[[], Any]) -> Any:
+    """Wait until something is true that nobody announces, and return it."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := predicate()):
+        assert time.monotonic() < deadline, "It did not happen in time."
+        time.sleep(0.005)
+    return found
+
+
+def raised_by(call: Callable[[], Any]) -> BaseException | None:
+    """What a call raises, to look at outside of the job that made it."""
+    try:
+        call()
+    except BaseException as e:
+        return e
+    return None

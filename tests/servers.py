@@ -1,0 +1,416 @@
+"""Real servers for tests: each a process on a loopback port of its own, gone when the tests are.
+
+    >>> with RedisServer("--maxmemory", "2mb") as server:
+    ...     redis.Redis.from_url(server.url)
+
+A server that was started here does not outlive the process that started it, however that ends: `close()` and
+`atexit` for the usual ways, the kernel's parent-death signal for a crash, a SIGKILL or the hard exit of
+pytest-timeout.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+ServerT = TypeVar("ServerT", bound="Server")
+
+#: Where Debian puts servers that are not on everybody's PATH. RabbitMQ's own scripts come first: the wrapper in
+#: /usr/sbin changes the user, and with it loses the environment that makes a private node.
+SEARCH_PATH = os.pathsep.join(
+    ["/usr/lib/rabbitmq/bin", os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/usr/bin"]
+)
+
+#: How often a server is started anew on another port, if somebody took the one that was free a moment before.
+PORT_ATTEMPTS = 3
+
+# NOTE: the parent-death signal is sent when the *thread* that started the process ends, so all are started from one
+# that lives as long as the interpreter. A test may thus restart a server from a thread of its own.
+_launcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-launcher")
+_running: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+class ServerMissing(LookupError):
+    """Raised when a server's program is not installed; says how to get it."""
+
+
+class ServerFailed(RuntimeError):
+    """Raised when a server did not start, or not in time; ends with what it had logged."""
+
+
+def free_port() -> int:
+    """Find a TCP port on 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A server process, its port and its directory.
+
+    Parameters:
+      args: Added to the command line.
+      port: The loopback port; a free one when not given.
+    """
+
+    #: The names that the program goes by.
+    programs: ClassVar[tuple[str, ...]]
+    #: The Debian package that has it.
+    package: ClassVar[str]
+    #: Seconds to wait for it to answer, and for it to end when asked to.
+    start_timeout: ClassVar[float] = 20.0
+    stop_timeout: ClassVar[float] = 10.0
+    #: A request of which the answer is known, to tell that it serves.
+    hello: ClassVar[tuple[bytes, bytes]]
+
+    def __init__(self, *args: str, port: int | None = None) -> None:
+        self.args = args
+        self.directory = Path(tempfile.mkdtemp(prefix=f"dramatiq-status-{self.package}-"))
+        self.log = self.directory / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._port = port
+        self._port_is_given = port is not None
+        self._owner = os.getpid()
+        self._paused = False
+        _running.add(self)
+
+    @property
+    def port(self) -> int:
+        """The loopback port: chosen at the first start, kept from then on."""
+        if self._port is None:
+            raise RuntimeError(f"{self.package} has no port before its first start")
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it, as `backend_from_url` or a broker takes it."""
+        raise NotImplementedError
+
+    @property
+    def pid(self) -> int:
+        """The process id; an error when it is not running."""
+        if self.process is None:
+            raise RuntimeError(f"{self.package} is not running")
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there, paused or not."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self: ServerT) -> ServerT:
+        """Start it and wait until it answers. Nothing happens if it runs already.
+
+        Raises:
+          ServerMissing: The program is not installed.
+          ServerFailed: It ended, or did not answer in time.
+        """
+        if self.running:
+            return self
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            chosen = self._port is None
+            if self._port is None:
+                self._port = free_port()
+            try:
+                self._launch()
+                self._wait_until_ready()
+            except BaseException as error:
+                self.kill()
+                if chosen:
+                    self._port = None
+                if isinstance(error, ServerFailed) and chosen and attempt < PORT_ATTEMPTS:
+                    continue
+                raise
+            break
+        return self
+
+    def stop(self) -> None:
+        """Ask it to end and wait; kill it if it takes too long. A later `start()` uses the same port."""
+        if self.process is None:
+            return
+        self.resume()
+        self.process.terminate()
+        try:
+            self.process.wait(self.stop_timeout)
+        except subprocess.TimeoutExpired:
+            pass
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, without a chance to say goodbye to its clients."""
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+        self._paused = False
+
+    def restart(self: ServerT) -> ServerT:
+        """Stop and start it on the same port, its memory lost."""
+        self.stop()
+        return self.start()
+
+    def pause(self) -> None:
+        """Freeze it: connections are still accepted by the kernel, and nothing is answered. See `resume`."""
+        os.kill(self.pid, signal.SIGSTOP)
+        # The signal takes effect a moment later, thread by thread. WNOWAIT leaves the exit status to Popen.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let it go on after `pause`; it then answers what came in meanwhile."""
+        if self._paused and self.running:
+            os.kill(self.pid, signal.SIGCONT)
+        self._paused = False
+
+    def reset(self) -> None:
+        """Make it fit for the next test: running, not paused, and empty where it can be emptied."""
+        self.resume()
+        self.start()
+
+    def ask(self, request: bytes, *, timeout: float = 5.0) -> bytes:
+        """Send bytes over a connection of its own and return the first piece of the answer. For tests of the wire."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
+            connection.sendall(request)
+            return connection.recv(65536)
+
+    def close(self) -> None:
+        """End it for good and remove its directory."""
+        # A child that was forked off the tests inherits this object, but the server is not its own to end.
+        if os.getpid() != self._owner:
+            return
+        # An orderly shutdown takes seconds (RabbitMQ) for data that nobody will read again.
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+        _running.discard(self)
+
+    def __enter__(self: ServerT) -> ServerT:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} port={self._port} running={self.running}>"
+
+    def _command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "LC_ALL": "C"}
+
+    def _program(self) -> str:
+        for name in self.programs:
+            if path := shutil.which(name, path=SEARCH_PATH):
+                return path
+        raise ServerMissing(
+            f"{self.programs[0]} is not installed: run scripts/services, or as root: apt-get install {self.package}"
+        )
+
+    def _launch(self) -> None:
+        self.process = self._spawn(self._command())
+
+    def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        # NOTE: setpriv (util-linux) and not a preexec_fn, which may deadlock where there are threads. Where it is
+        # not to be had (macOS), atexit has to do.
+        if setpriv := shutil.which("setpriv", path=SEARCH_PATH):
+            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
+        with self.log.open("ab") as log:
+            return _launcher.submit(
+                subprocess.Popen,
+                command,
+                cwd=self.directory,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for pytest; it ends the servers in its own time.
+                start_new_session=True,
+            ).result()
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self.start_timeout
+        request, answer = self.hello
+        while time.monotonic() < deadline:
+            if not self.running:
+                raise ServerFailed(f"{self.package} ended as it started:\n{self._log_tail()}")
+            try:
+                if self.ask(request).startswith(answer):
+                    return
+            except OSError:
+                pass
+            time.sleep(0.01)
+        raise ServerFailed(f"{self.package} did not answer within {self.start_timeout} s:\n{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
+
+
+class RedisServer(Server):
+    """Redis (or Valkey), in memory only unless `args` say otherwise."""
+
+    programs = ("redis-server", "valkey-server")
+    package = "redis-server"
+    hello = (b"PING\r\n", b"+PONG")
+
+    @property
+    def url(self) -> str:
+        return self.database(0)
+
+    def database(self, number: int) -> str:
+        """The URL of one of its 16 databases; `url` is that of number 0."""
+        return f"redis://127.0.0.1:{self.port}/{number}"
+
+    def reset(self) -> None:
+        super().reset()
+        # Its scripts go too: a test that works only because another loaded its script is worth nothing.
+        for request in (b"FLUSHALL\r\n", b"SCRIPT FLUSH\r\n"):
+            if (answer := self.ask(request)) != b"+OK\r\n":
+                raise ServerFailed(f"Redis cannot be emptied: {answer!r}")
+
+    def _command(self) -> Sequence[str]:
+        return [
+            *(self._program(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)),
+            *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+            *self.args,
+        ]
+
+
+class MemcachedServer(Server):
+    """Memcached, 64 MB unless `args` say otherwise."""
+
+    programs = ("memcached",)
+    package = "memcached"
+    hello = (b"version\r\n", b"VERSION ")
+
+    @property
+    def url(self) -> str:
+        return f"memcached://{self.address}"
+
+    @property
+    def address(self) -> str:
+        """Host and port, as pymemcache takes it."""
+        return f"127.0.0.1:{self.port}"
+
+    def reset(self) -> None:
+        super().reset()
+        if (answer := self.ask(b"flush_all\r\n")) != b"OK\r\n":
+            raise ServerFailed(f"memcached cannot be emptied: {answer!r}")
+
+    def _command(self) -> Sequence[str]:
+        # It insists on a user when it is started by root. Not another one: a change of user clears the
+        # parent-death signal.
+        user = ["-u", "root"] if os.geteuid() == 0 else []
+        return [self._program(), "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-m", "64", *user, *self.args]
+
+
+class RabbitmqServer(Server):
+    """A RabbitMQ node with a name, a cookie, a data directory and a port mapper (epmd) of its own; no plugins.
+
+    Takes some seconds to start. `reset()` leaves its queues: a test uses queue names of its own.
+    """
+
+    programs = ("rabbitmq-server",)
+    package = "rabbitmq-server"
+    start_timeout = 90.0
+    stop_timeout = 30.0
+    # The protocol header, answered with the method frame Connection.Start on channel 0.
+    hello = (b"AMQP\x00\x00\x09\x01", b"\x01\x00\x00")
+
+    def __init__(self, *args: str, port: int | None = None) -> None:
+        super().__init__(*args, port=port)
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._epmd_port = 0
+        self._dist_port = 0
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/%2F"
+
+    def kill(self) -> None:
+        super().kill()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+
+    def _launch(self) -> None:
+        epmd = shutil.which("epmd", path=SEARCH_PATH)
+        if epmd is None:
+            raise ServerMissing("epmd (Erlang) is not installed: run scripts/services, or apt-get install erlang-base")
+        program = self._program()
+        self._epmd_port, self._dist_port = free_port(), free_port()
+        self._configure()
+        # NOTE: Erlang would start an epmd that outlives it, so one is there before it looks.
+        self._epmd = self._spawn([epmd, "-port", str(self._epmd_port), "-address", "127.0.0.1"])
+        self._wait_for_epmd()
+        self.process = self._spawn([program])
+
+    def _wait_for_epmd(self) -> None:
+        deadline = time.monotonic() + self.start_timeout
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self._epmd_port), timeout=1).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline or self._epmd is None or self._epmd.poll() is not None:
+                    raise ServerFailed(f"epmd did not start:\n{self._log_tail()}") from None
+                time.sleep(0.01)
+
+    def _configure(self) -> None:
+        settings = [
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}",
+            # Its default of 50 MB stops all publishers on a full disk.
+            "disk_free_limit.absolute = 1MB",
+            "log.console = true",
+            "log.console.level = warning",
+            "log.file = false",
+            *self.args,
+        ]
+        (self.directory / "rabbitmq.conf").write_text("\n".join(settings) + "\n")
+        (self.directory / "rabbitmq-env.conf").write_text("")
+        (self.directory / "enabled_plugins").write_text("[].\n")
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
+        return {
+            **inherited,
+            "LC_ALL": "C.UTF-8",
+            "HOME": str(self.directory),
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"test-{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                # Few schedulers: the machine is the tests' too.
+                "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} +S 2:2"
+            ),
+            "RABBITMQ_CONF_ENV_FILE": str(self.directory / "rabbitmq-env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.directory / "advanced.config"),
+            "RABBITMQ_GENERATED_CONFIG_DIR": str(self.directory / "config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.directory / "logs"),
+            "RABBITMQ_PID_FILE": str(self.directory / "pid"),
+            # The start script then becomes the server instead of watching it, so that the pid is the server's.
+            "RUNNING_UNDER_SYSTEMD": "true",
+        }
+
+
+@atexit.register
+def _close_all() -> None:
+    for server in list(_running):
+        server.close()

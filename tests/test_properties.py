@@ -1,0 +1,517 @@
+"""Properties of updates: every store does what `apply` says, and `apply` keeps its word whatever comes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from dramatiq_status.backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.backends import memcached as memcached_module
+from dramatiq_status.fields import encode_fields
+from dramatiq_status.record import (
+    COMPLETED,
+    FAILED,
+    NUMBER,
+    PLACE,
+    ROOT,
+    RUN,
+    STATE,
+    UPDATED_AT,
+    VERSION,
+    Epoch,
+    Kind,
+    Outcome,
+    Record,
+    State,
+    Update,
+    apply,
+    from_document,
+    is_finished,
+    is_sound,
+    number_text,
+    to_document,
+)
+from dramatiq_status.snapshot import take_snapshot
+
+from .servers import MemcachedServer, RedisServer
+
+#: Under CI the same examples every time: what fails there shall fail here.
+STABLE = os.environ.get("CI", "").lower() in {"1", "true"}
+
+pure = settings(max_examples=300, derandomize=STABLE, deadline=None)
+stored = settings(
+    max_examples=300,
+    derandomize=STABLE,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+HOUR = 3_600_000
+#: Memcached takes expiry far ahead as a date, so tests begin at the present moment.
+NOW = time.time_ns() // 1_000_000
+
+# What is written. There is little of everything, so that the same is met again and again.
+
+epochs = st.one_of(st.builds(Epoch, st.sampled_from([7, 8]), st.integers(1, 3)), st.just(Epoch(0, 0)))
+runs = st.sampled_from([1, 2, 2**63])
+places = st.integers(1, 6)
+texts = st.sampled_from(["0", "1", '"a"', "null", "[1,2]", '"\\u0161"', "0.5"])
+counts = st.one_of(st.integers(-5, 200), st.sampled_from([0.1, 0.25, 1e-7, 2**52])).map(number_text)
+increments = st.one_of(st.just(0), st.integers(-3, 10), st.sampled_from([0.1, 1.5, 2**40, 1e-7]))
+ttls = st.integers(1, 50).map(lambda hours: hours * HOUR)
+moments = st.integers(-2, 20).map(lambda hours: str(NOW + hours * HOUR))
+live_ttls = ttls.map(str)
+user_fields = {":a": texts, ":b": texts, ":s": texts, ":ключ": texts}
+
+
+def updated(*values: Any, **named: Any) -> Update:
+    """An update. It hides from Hypothesis what else there is to make up."""
+    return Update(*values, **named)
+
+
+def fields(**own: st.SearchStrategy[str]) -> st.SearchStrategy[Record]:
+    return st.fixed_dictionaries({}, optional={**user_fields, **own})
+
+
+enqueues = st.builds(
+    updated,
+    st.just(Kind.ENQUEUE),
+    epochs,
+    fields=fields(a=texts, E=moments, D=moments, L=live_ttls, x=texts, it=texts),
+)
+starts = st.builds(
+    updated,
+    st.just(Kind.RUN),
+    epochs,
+    runs,
+    places,
+    start=st.just(True),
+    create=st.booleans(),
+    attempts=st.integers(1, 3),
+    fields=fields(a=texts, S=moments, L=live_ttls, t=counts, p=counts),
+    increment=increments,
+)
+writes = st.builds(
+    updated,
+    st.just(Kind.RUN),
+    epochs,
+    runs,
+    places,
+    create=st.booleans(),
+    state=st.sampled_from([None, None, None, 0, 1]),
+    attempts=st.integers(1, 3),
+    fields=fields(p=counts, t=counts, R=counts, x=texts, D=moments, L=live_ttls),
+    increment=increments,
+)
+ends = st.builds(
+    updated,
+    st.just(Kind.RUN),
+    epochs,
+    st.one_of(runs, st.just(0)),
+    places,
+    start=st.booleans(),
+    create=st.booleans(),
+    state=st.sampled_from([COMPLETED, FAILED]),
+    attempts=st.integers(1, 3),
+    fields=fields(F=moments, x=texts, it=texts, k=st.just("true"), ir=texts, p=counts),
+    increment=increments,
+    ttl=ttls,
+)
+outsides = st.builds(
+    updated,
+    st.just(Kind.OUTSIDE),
+    state=st.sampled_from([None, None, None, None, 0, 1, 2, 3]),
+    fields=fields(p=counts, t=counts),
+    increment=increments,
+    ttl=ttls,
+)
+heartbeats = st.builds(updated, st.just(Kind.HEARTBEAT), run=runs)
+updates = st.one_of(enqueues, starts, starts, writes, writes, ends, outsides, heartbeats)
+histories = st.lists(updates, max_size=12)
+
+#: Batches of updates of one message; None: it is deleted before.
+batches = st.lists(
+    st.tuples(st.sampled_from([0, 0, 1, 1500]), st.one_of(st.none(), st.lists(updates, min_size=1, max_size=5))),
+    min_size=1,
+    max_size=8,
+)
+
+# A store with a clock that tests set.
+
+
+class Store(NamedTuple):
+    backend: StatusBackend
+    #: Set what time it is.
+    set_now: Callable[[int], None]
+    #: How long a record has left, in milliseconds.
+    ttl_of: Callable[[str], int | None]
+    #: Whether records expire by the clock that tests set.
+    expires_by_it: bool
+    #: How exact `ttl_of` is, in milliseconds, the duration of an example included.
+    tolerance: int
+
+
+@pytest.fixture(params=["stub", "redis", "memcached", "memcached without meta"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    if request.param == "stub":
+        stub = StubBackend()
+        yield Store(stub, lambda now: monkeypatch.setattr(stub, "now", lambda: now), stub.expires_in, True, 0)
+    elif request.param == "redis":
+        yield from redis_store(request.getfixturevalue("redis_server"), request.getfixturevalue("redis_url"))
+    else:
+        request.getfixturevalue("memcached_url")
+        server = request.getfixturevalue("memcached_server")
+        yield from memcached_store(server, monkeypatch, meta=request.param == "memcached")
+
+
+def redis_store(server: RedisServer, url: str) -> Iterator[Store]:
+    backend = RedisBackend(url=url, timeout=20_000)
+
+    def set_now(now: int) -> None:
+        backend._script_now = str(now)
+
+    def ttl_of(message_id: str) -> int | None:
+        found = int(backend.client.pttl(f"{backend.namespace}:{message_id}"))
+        return None if found == -2 else found
+
+    yield Store(backend, set_now, ttl_of, False, 30_000)
+    backend.close()
+
+
+def memcached_store(server: MemcachedServer, monkeypatch: pytest.MonkeyPatch, *, meta: bool) -> Iterator[Store]:
+    backend = MemcachedBackend(servers=server.address, timeout=20_000, meta=meta)
+
+    def set_now(now: int) -> None:
+        monkeypatch.setattr(memcached_module, "now_ms", lambda: now)
+
+    def ttl_of(message_id: str) -> int | None:
+        reply = server.ask(f"mg {backend.namespace}:{message_id} t\r\n".encode()).split()
+        return int(reply[1][1:]) * 1000 if reply[0] == b"HD" else None
+
+    yield Store(backend, set_now, ttl_of, False, 30_000)
+    backend.close()
+
+
+def plain(record: Record | None) -> dict[str, Any] | None:
+    """A record decoded: stores may write one number in different ways."""
+    return None if record is None else {name: json.loads(text) for name, text in record.items()}
+
+
+def fold(history: list[Update], record: Record | None = None) -> Record | None:
+    for n, update in enumerate(history):
+        record = apply(record, update, NOW + n).record
+    return record
+
+
+# Stores
+
+
+@stored
+@given(history=batches)
+def test_every_store_does_what_apply_says(store: Store, history: list[tuple[int, list[Update] | None]]) -> None:
+    # Given a message and what several of its runs, and others, write to it
+    message_id = uuid4().hex
+    now, record, ttl, renewed_at = NOW, None, 0, NOW
+    for gap, batch in history:
+        now += gap
+        store.set_now(now)
+        if batch is None:
+            assert store.backend.delete(message_id) is (record is not None)
+            record = None
+            continue
+        expected = []
+        for update in batch:
+            applied = apply(record, update, now)
+            record = applied.record
+            expected.append(applied.outcome)
+            if applied.ttl is not None:
+                ttl, renewed_at = applied.ttl, now
+        # When it is written to a store
+        outcomes = store.backend.update_many([(message_id, update) for update in batch])
+        # Then outcomes and record are those that `apply` gives
+        assert outcomes == expected
+        assert plain(store.backend.read(message_id)) == plain(record)
+    # And the record lives as long as it shall
+    found = store.ttl_of(message_id)
+    assert (found is None) is (record is None)
+    if found is not None:
+        left = ttl - (now - renewed_at) if store.expires_by_it else ttl
+        assert left - store.tolerance <= found <= left + min(store.tolerance, 1000)
+
+
+@stored
+@given(history=histories, cuts=st.sets(st.integers(0, 12)))
+def test_batches_may_be_split_anywhere(store: Store, history: list[Update], cuts: set[int]) -> None:
+    # Given updates, and a way to split them
+    whole, split = uuid4().hex, uuid4().hex
+    store.set_now(NOW)
+    # When one message gets them in one call, and another one in several
+    outcomes = store.backend.update_many([(whole, update) for update in history])
+    edges = [0, *sorted(cut for cut in cuts if 0 < cut < len(history)), len(history)]
+    split_outcomes = []
+    for first, last in itertools.pairwise(edges):
+        split_outcomes += store.backend.update_many([(split, update) for update in history[first:last]])
+    # Then there is no difference
+    assert outcomes == split_outcomes
+    assert plain(store.backend.read(whole)) == plain(store.backend.read(split))
+
+
+@stored
+@given(mixed=st.lists(st.tuples(st.integers(0, 2), updates), max_size=12))
+def test_messages_of_a_batch_do_not_mix(store: Store, mixed: list[tuple[int, Update]]) -> None:
+    # Given updates of three messages
+    ids = [uuid4().hex for _ in range(3)]
+    store.set_now(NOW)
+    # When they are written in one call
+    store.backend.update_many([(ids[n], update) for n, update in mixed])
+    # Then each message has its own
+    expected = []
+    for n in range(3):
+        record = None
+        for of, update in mixed:
+            if of == n:
+                record = apply(record, update, NOW).record
+        expected.append(plain(record))
+    assert [plain(record) for record in store.backend.read_many(ids)] == expected
+
+
+# The pure function
+
+
+@pure
+@given(history=histories, update=st.one_of(starts, writes, ends.filter(lambda update: update.run != 0)))
+def test_what_is_sent_again_is_a_duplicate(history: list[Update], update: Update) -> None:
+    # Given an update that was stored
+    first = apply(fold(history), update, NOW)
+    assume(first.outcome is Outcome.APPLIED)
+    # When it is sent again
+    second = apply(first.record, update, NOW + 1)
+    # Then nothing changes
+    assert second == (Outcome.DUPLICATE, first.record, None)
+
+
+@pure
+@given(increments=st.lists(st.integers(1, 9), min_size=1, max_size=6), data=st.data())
+def test_a_run_may_repeat_itself_at_any_time(increments: list[int], data: st.DataObject) -> None:
+    # Given what a run writes
+    epoch = Epoch(7, 1)
+    sent = [Update(Kind.RUN, epoch, 1, 1, start=True, create=True)]
+    sent += [Update(Kind.RUN, epoch, 1, 2 + n, increment=step) for n, step in enumerate(increments)]
+    # When older updates arrive again between the others
+    record = None
+    for n, update in enumerate(sent):
+        record = apply(record, update, NOW).record
+        for again in data.draw(st.lists(st.sampled_from(sent[: n + 1]), max_size=3)):
+            record = apply(record, again, NOW).record
+    # Then each has counted once
+    assert record is not None and record["p"] == str(sum(increments))
+    assert record[VERSION] == str(len(sent))
+
+
+@pure
+@given(history=histories, end=ends, update=st.one_of(starts, writes, ends, heartbeats))
+def test_no_run_changes_a_finished_record(history: list[Update], end: Update, update: Update) -> None:
+    # Given a finished message
+    record = fold([*history, end])
+    assume(record is not None and is_finished(record))
+    assert record is not None
+    # When a run of an enqueue that is not newer writes to it
+    ours = record[ROOT] == str(update.epoch.root) and update.epoch.number <= int(record[NUMBER])
+    assume(ours or update.kind is Kind.HEARTBEAT or not update.create)
+    applied = apply(record, update, NOW)
+    # Then it stays as it is
+    assert applied.record == record and applied.ttl is None
+    assert applied.outcome is not Outcome.APPLIED
+
+
+@pure
+@given(history=histories, update=enqueues)
+def test_a_late_enqueue_only_fills_gaps(history: list[Update], update: Update) -> None:
+    # Given a record, and an enqueue that is not newer than it
+    record = fold(history)
+    assume(record is not None and record[ROOT] == str(update.epoch.root))
+    assert record is not None
+    assume(update.epoch.number <= int(record[NUMBER]))
+    # When it arrives
+    applied = apply(record, update, NOW)
+    # Then all that was there is as it was, and its life is no longer
+    assert (applied.outcome, applied.ttl) == (Outcome.ASIDE, None)
+    assert applied.record is not None
+    kept = {name: text for name, text in applied.record.items() if name in record}
+    assert {**kept, VERSION: "", UPDATED_AT: ""} == {**record, VERSION: "", UPDATED_AT: ""}
+
+
+@pure
+@given(history=histories, update=writes)
+def test_only_the_owner_writes(history: list[Update], update: Update) -> None:
+    # Given a record that another run owns, or none
+    record = fold(history)
+    assume(record is not None and record.get(RUN) != str(update.run))
+    # When a run writes to it that neither starts nor ends
+    applied = apply(record, update._replace(state=None), NOW)
+    # Then it is refused
+    assert applied == (Outcome.REFUSED, record, None)
+
+
+@pure
+@given(history=histories, update=updates)
+def test_the_version_counts_every_change(history: list[Update], update: Update) -> None:
+    # Given a record, or none
+    record = fold(history)
+    # When something is written to it
+    applied = apply(record, update, NOW)
+    # Then the version has grown by one where it was changed, and there alone; a heartbeat is no change
+    before = 0 if record is None else int(record[VERSION])
+    after = 0 if applied.record is None else int(applied.record[VERSION])
+    changed = applied.record != record and update.kind is not Kind.HEARTBEAT
+    assert after == before + changed
+    assert changed or update.kind is Kind.HEARTBEAT or applied.outcome is not Outcome.APPLIED
+
+
+@pure
+@given(history=histories, update=updates)
+def test_apply_is_pure(history: list[Update], update: Update) -> None:
+    # Given a record and an update
+    record = fold(history)
+    record_before, fields_before = record and dict(record), dict(update.fields)
+    # When it is applied twice
+    results = apply(record, update, NOW), apply(record, update, NOW)
+    # Then neither was changed, and the results are the same
+    assert (record, update.fields) == (record_before, fields_before)
+    assert results[0] == results[1]
+
+
+@pure
+@given(history=histories)
+def test_what_apply_makes_is_sound(history: list[Update]) -> None:
+    # Given nothing
+    record, alive = None, False
+    for update in history:
+        # When something is written
+        applied = apply(record, update, NOW)
+        record, alive = applied.record, alive or applied.ttl is not None
+        # Then what is stored can be worked with, read, and lives for a time
+        if record is not None:
+            assert alive and is_sound(record)
+            snapshot = take_snapshot("m", record, NOW)
+            assert snapshot is not None and str(snapshot) and snapshot.to_json()
+            assert (RUN in record) is (PLACE in record)
+        # And an end is dated for a final life
+        if applied.outcome is Outcome.APPLIED and update.state in (COMPLETED, FAILED):
+            assert applied.ttl == update.ttl
+
+
+@pure
+@given(enqueue=enqueues, start=starts)
+def test_enqueue_and_start_may_arrive_in_any_order(enqueue: Update, start: Update) -> None:
+    # Given an enqueue and the start that it leads to
+    enqueue = enqueue._replace(fields={name: text for name, text in enqueue.fields.items() if name not in ("x", "it")})
+    start = start._replace(epoch=enqueue.epoch, create=True)
+    # When they arrive in one order and the other
+    records = fold([enqueue, start]), fold([start, enqueue])
+    # Then the record is the same, but for the count of changes and their moment
+    one, two = ({**(record or {}), VERSION: "", UPDATED_AT: ""} for record in records)
+    assert one == two
+
+
+@pure
+@given(data=st.data())
+def test_a_message_that_was_retried_is_completed_whatever_the_order(data: st.DataObject) -> None:
+    # Given the life of a message that failed once; each update knows all that its run knows
+    first, second = Epoch(7, 1), Epoch(7, 2)
+    life = [
+        Update(Kind.ENQUEUE, first, fields={":a": "1"}),
+        Update(Kind.RUN, first, 1, 1, start=True, create=True),
+        Update(Kind.RUN, first, 1, 2, create=True, fields={"p": "1"}),
+        Update(Kind.ENQUEUE, second, fields={"x": '"E"'}),
+        Update(Kind.RUN, second, 2, 1, start=True, create=True),
+        Update(Kind.RUN, second, 2, 2, create=True, fields={"p": "2"}),
+        Update(Kind.RUN, second, 2, 3, create=True, state=COMPLETED, fields={"p": "2"}),
+    ]
+    # When that arrives in any order, some of it twice
+    arrived = [*data.draw(st.permutations(life)), *data.draw(st.lists(st.sampled_from(life), max_size=4))]
+    snapshot = take_snapshot("m", fold(arrived), NOW)
+    # Then the message is completed, with what was given at its enqueue
+    assert snapshot is not None
+    assert (snapshot.state, snapshot["a"], snapshot["progress"]) == (State.COMPLETED, 1, 2)
+
+
+# Documents
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(), inner, max_size=3)),
+    max_leaves=8,
+)
+names = st.text(min_size=1, max_size=20).filter(str.isprintable).map(lambda name: "x" + name)
+
+
+@pure
+@given(history=histories, values=st.dictionaries(names, json_values, max_size=5))
+def test_documents_come_back(history: list[Update], values: dict[str, Any]) -> None:
+    # Given a record with whatever users may write
+    encoded, _ = encode_fields(values, max_size=DEFAULT_MAX_FIELD_SIZE)
+    record = fold([*history, Update(Kind.OUTSIDE, fields=encoded)])
+    assume(record is not None)
+    assert record is not None
+    # When it is written as one text, and read
+    # Then it is the same
+    assert from_document(to_document(record)) == record
+
+
+@stored
+@given(values=st.dictionaries(names, json_values, max_size=5))
+def test_values_come_back_from_every_store(store: Store, values: dict[str, Any]) -> None:
+    # Given whatever users may write
+    encoded, _ = encode_fields(values, max_size=DEFAULT_MAX_FIELD_SIZE)
+    message_id = uuid4().hex
+    store.set_now(NOW)
+    # When it is stored with the enqueue
+    store.backend.update(message_id, Update(Kind.ENQUEUE, Epoch(7, 1), fields=encoded))
+    # Then the same is read
+    snapshot = take_snapshot(message_id, store.backend.read(message_id), NOW)
+    assert snapshot is not None and dict(snapshot.fields) == values
+
+
+@pure
+@given(text=st.text(), record=st.dictionaries(st.text(), st.text()))
+def test_no_text_is_too_odd_to_be_read(text: str, record: dict[str, str]) -> None:
+    # Given a text that somebody else has put there
+    for document in (text, "\n".join(["dramatiq-status 1", text]), to_document(record)):
+        # When it is read as a document
+        found = from_document(document)
+        # Then it is none, or one that updates can be applied to
+        if found is not None:
+            apply(found, Update(Kind.OUTSIDE, increment=1), NOW)
+            apply(found, Update(Kind.ENQUEUE, Epoch(7, 1)), NOW)
+
+
+numbers = st.one_of(
+    *[st.integers(0, 9).map(str)] * 4, st.integers().map(str), st.floats().map(repr), st.text(max_size=3)
+)
+
+
+@pure
+@given(
+    record=st.fixed_dictionaries(
+        {STATE: st.sampled_from("0123"), "v": numbers, "e": st.sampled_from(["0", "7", "x"]), "n": numbers},
+        optional={"r": st.sampled_from(["1", "x"]), **dict.fromkeys("qDLAp", numbers)},
+    ).filter(is_sound),
+    update=updates,
+)
+def test_a_sound_record_never_makes_apply_fail(record: Record, update: Update) -> None:
+    # Given a record of the right form, with whatever values
+    # When something is written to it
+    applied = apply(record, update, NOW)
+    # Then there is an outcome
+    assert applied.outcome in Outcome
