@@ -115,9 +115,23 @@ class _Entry:
     has to be sent again the same if its reply is lost.
     """
 
-    __slots__ = ("attempts", "barriers", "enqueue", "fields", "increment", "origin", "sealed", "start", "state", "ttl")
+    __slots__ = (
+        "attempts",
+        "barriers",
+        "enqueue",
+        "epoch",
+        "fields",
+        "increment",
+        "origin",
+        "sealed",
+        "start",
+        "state",
+        "ttl",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: Epoch) -> None:
+        #: The enqueue that it belongs to; a retry that follows begins another.
+        self.epoch = epoch
         self.fields: Record = {}
         self.increment: int | float = 0
         self.start = False
@@ -125,7 +139,7 @@ class _Entry:
         self.origin: Origin | None = None
         self.state: int | None = None
         self.ttl = DEFAULT_STATUS_TTL
-        self.enqueue: Epoch | None = None
+        self.enqueue = False
         self.barriers: list[Barrier] = []
         self.sealed: Update | None = None
 
@@ -363,7 +377,8 @@ class Lane:
                 self._known.update(operation.fields)
             else:
                 entry = self._entry(fresh=True)
-                entry.enqueue = self._epoch = operation.epoch
+                entry.enqueue, entry.epoch = True, operation.epoch
+                self._epoch = operation.epoch
                 entry.fields = {**self._left_to_requeue(), **operation.fields}
 
     def _left_to_requeue(self) -> Record:
@@ -377,9 +392,9 @@ class Lane:
     def _entry(self, *, fresh: bool = False) -> _Entry:
         if self._entries and not fresh:
             last = self._entries[-1]
-            if last.sealed is None and last.enqueue is None and last.state is None:
+            if last.sealed is None and not last.enqueue and last.state is None:
                 return last
-        entry = _Entry()
+        entry = _Entry(self._epoch)
         self._entries.append(entry)
         return entry
 
@@ -388,8 +403,8 @@ class Lane:
         self._known[PROGRESS] = number_text(number_of(self._known.get(PROGRESS, "0")) + n)
 
     def _seal(self, entry: _Entry, now: float) -> Update:
-        if entry.enqueue is not None:
-            return Update(Kind.ENQUEUE, entry.enqueue, fields=entry.fields)
+        if entry.enqueue:
+            return Update(Kind.ENQUEUE, entry.epoch, fields=entry.fields)
         if self._kind is Kind.OUTSIDE:
             return Update(Kind.OUTSIDE, fields=entry.fields, increment=entry.increment)
         self._place += 1
@@ -399,7 +414,7 @@ class Lane:
                 entry.fields[RATE] = number_text(float(f"{self._meter.rate:.4g}"))
         return Update(
             Kind.RUN,
-            self._epoch,
+            entry.epoch,
             self._run,
             self._place,
             entry.start,

@@ -209,9 +209,9 @@ class Stage:
             "send self": self._send_self,
             "call": self._call,
         }
-        self.play = dramatiq.actor(
-            self._play, broker=self.broker, queue_name=name, actor_name="play", throws=(Expected,), max_retries=3
-        )
+        # Options of Retries, which nobody else knows.
+        limits: dict[str, Any] = {"throws": (Expected,), "max_retries": 3} if retries else {}
+        self.play = dramatiq.actor(self._play, broker=self.broker, queue_name=name, actor_name="play", **limits)
         self.other = dramatiq.actor(self._other, broker=self.broker, queue_name=name, actor_name="other")
 
     # The actors
@@ -220,6 +220,7 @@ class Stage:
         """Do the n-th part of the script in the n-th run, the last one in all that follow: steps parted by commas."""
         message = CurrentMessage.get_current_message()
         assert message is not None
+        script = script or ("return",)
         part = script[min(self.backend.count_run(message.message_id), len(script) - 1)]
         value = None
         for step in part.split(","):
