@@ -10,14 +10,13 @@ lock behind.
 from __future__ import annotations
 
 import atexit
-import heapq
+import math
 import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from itertools import count
 from queue import Empty, SimpleQueue
 from typing import Final, NamedTuple
 
@@ -188,6 +187,8 @@ class Lane:
         self._entries: list[_Entry] = []
         # Whether something among the entries is not throttled.
         self._urgent = False
+        # Whether something is.
+        self._throttled = False
         self._throttle = throttle / 1000
         self._due = 0.0
         #: What the run knew of its message before it began.
@@ -282,7 +283,9 @@ class Lane:
         with self._lock:
             self._merge()
             self._urgent = False
-            self._due = now + self._throttle
+            if self._throttled:
+                self._throttled = False
+                self._due = now + self._throttle
             for entry in self._entries:
                 if entry.sealed is None:
                     entry.sealed = self._seal(entry, now)
@@ -345,6 +348,7 @@ class Lane:
         while operations:
             operation = operations.popleft()
             if isinstance(operation, (int, float)):
+                self._throttled = True
                 self._add(operation)
                 continue
             if isinstance(operation, Write):
@@ -355,6 +359,7 @@ class Lane:
                 entry.fields.update(operation.fields)
                 self._known.update(operation.fields)
                 self._urgent = self._urgent or operation.urgent
+                self._throttled = self._throttled or not operation.urgent
                 if operation.increment:
                     self._add(operation.increment)
                 continue
@@ -470,10 +475,10 @@ class Writer:
         #: The lanes of the messages that run in this process.
         self.running: dict[Lane, None] = {}
         self._outside: weakref.WeakValueDictionary[str, Lane] = weakref.WeakValueDictionary()
-        # Lanes with something to send, in order; lanes to look at later, by when.
+        # Lanes with something to send, in order; lanes to look at later, and when.
         self._ready: dict[Lane, None] = {}
-        self._later: list[tuple[float, int, Lane]] = []
-        self._ties = count()
+        self._later: dict[Lane, float] = {}
+        self._next_due = math.inf
         self._beat_at = time.monotonic() + self._interval
         self._stopping = False
 
@@ -561,8 +566,7 @@ class Writer:
         """Wait for something to send, and collect all that there is."""
         now = time.monotonic()
         wake_at = self._beat_at
-        if self._later:
-            wake_at = min(wake_at, self._later[0][0])
+        wake_at = min(wake_at, self._next_due)
         if self._ready:
             wake_at = min(wake_at, self.outage.retry_at)
         try:
@@ -574,19 +578,24 @@ class Writer:
         except Empty:
             pass
         now = time.monotonic()
-        while self._later and (self._stopping or self._later[0][0] <= now):
-            self._collect(heapq.heappop(self._later)[2])
+        if self._stopping or now >= self._next_due:
+            for lane in [lane for lane, due in self._later.items() if self._stopping or due <= now]:
+                del self._later[lane]
+                self._collect(lane)
+            self._next_due = min(self._later.values(), default=math.inf)
 
     def _collect(self, lane: Lane) -> None:
         due = lane.collect(time.monotonic())
         if due == 0.0 or (due and self._stopping):
             self._ready[lane] = None
+            self._later.pop(lane, None)
             if self.outage.blocked:
                 lane.give_up(entries=False)
                 if len(self._ready) > self._max_pending:
                     self._drop()
         elif due is not None:
-            heapq.heappush(self._later, (due, next(self._ties), lane))
+            self._later[lane] = due
+            self._next_due = min(self._next_due, due)
 
     def _send(self) -> None:
         lanes = list(self._ready)

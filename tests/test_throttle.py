@@ -9,7 +9,7 @@ from typing import Any
 import dramatiq
 import pytest
 
-from dramatiq_status import StatusRegistry, current_progress, current_status, track
+from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status, track
 from dramatiq_status.record import COMPLETED, PROGRESS, TOTAL
 
 from .recording import PATIENCE, RecordingBackend, eventually, make_broker, run, working
@@ -366,6 +366,7 @@ def test_the_writer_keeps_no_finished_jobs_until_their_interval_ends(backend, br
     with working(broker) as worker:
         broker.join(count.queue_name)
         worker.join()
-        writer = broker.middleware[-1]._writer
+        (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
+        writer = middleware._writer
         # Then the writer has no look at them to come
         assert len(writer._later) <= 2

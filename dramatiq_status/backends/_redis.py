@@ -5,6 +5,9 @@ open, and the shortest way through the driver.
 from __future__ import annotations
 
 import os
+import socket
+import struct
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,12 +28,16 @@ except ImportError:
 
 T = TypeVar("T")
 
+# Sockets of gevent and of TLS keep their own time; so do those of
+# systems whose timeval we do not know.
+_PLAIN_SOCKET: Final = socket.socket if sys.platform == "linux" and socket.socket.__module__ == "socket" else None
+
 #: A connection that was idle for this many seconds is looked at before
 #: it is used again: the server may have closed it.
 IDLE_CHECK: Final = 1.0
 
 _INCOMPLETE: Final = object()
-_BUFFER_SIZE: Final = 65_536
+_BUFFER_SIZE: Final = 16_384
 
 
 class Link:
@@ -61,6 +68,7 @@ class Link:
         if hiredis is not None:
             self._connection.connect()
             self._socket = getattr(self._connection, "_sock", None)
+            _let_kernel_time(self._socket)
             self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_INCOMPLETE)
         if self._socket is not None:
             self._socket.sendall(request)
@@ -202,6 +210,19 @@ class Connections:
 
     def _forget(self) -> None:
         self._idle = deque()
+
+
+def _let_kernel_time(found: Any) -> None:
+    """Leave the time-outs of a plain socket to the kernel: Python's own
+    cost another system call for each of ours.
+    """
+    timeout = found.gettimeout() if type(found) is _PLAIN_SOCKET else None
+    if timeout:
+        seconds = int(timeout)
+        interval = struct.pack("@ll", seconds, int((timeout - seconds) * 1_000_000))
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+        found.settimeout(None)
 
 
 def pack(*command: Any) -> bytes:

@@ -55,32 +55,31 @@ local function renew(key, scheduled_at, live_ttl)
   call('PEXPIRE', key, ttl)
 end
 
--- Whether a hash that has a state is not a record (is_sound in record.py says when it is).
-local function damaged(old)
-  return not (old.state:match('^[0-3]$') and tonumber(old.version) and old.root and tonumber(old.number))
-    or (old.run and not tonumber(old.place))
-    or (old.scheduled_at and not tonumber(old.scheduled_at))
-    or (old.live_ttl and not tonumber(old.live_ttl))
+-- What a record says of itself: state, version, root, number, run, place, scheduled at, live ttl, progress, attempts.
+-- Nothing where there is no record, or something that is none (is_sound in record.py says what is).
+local function fetch(key)
+  local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A')
+  local state = found[1]
+  if found.err or not state then return nil end
+  if (state == '0' or state == '1' or state == '2' or state == '3')
+    and tonumber(found[2]) and found[3] and tonumber(found[4])
+    and (not found[5] or tonumber(found[6]))
+    and tonumber(found[7] or 0) and tonumber(found[8] or 0) and tonumber(found[9] or 0) and tonumber(found[10] or 0)
+  then
+    return found
+  end
+  return nil
 end
 
--- What a record says of itself; empty where there is none.
+-- The same by name, for those who need most of it; empty for nothing.
 local function read(key)
-  local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A')
-  if found.err then
-    call('DEL', key)
-    return {}
-  end
-  if not found[1] then return {} end
-  local old = {
+  local found = fetch(key)
+  if not found then return {} end
+  return {
     state = found[1], version = found[2], root = found[3], number = found[4], run = found[5], place = found[6],
     scheduled_at = found[7], live_ttl = found[8], progress = found[9], attempts = found[10],
     finished = found[1] > '1',
   }
-  if damaged(old) then
-    call('DEL', key)
-    return {}
-  end
-  return old
 end
 
 -- Make room for a new record, also where something lies that is none. Nothing is deleted where nothing is:
@@ -235,14 +234,13 @@ end
 
 local function write(key)
   local run, place, increment = take(), take(), take()
-  local old = redis.pcall('HMGET', key, 's', 'v', 'r', 'q', 'L', 'p')
+  local old = fetch(key)
   local outcome = 1
-  if old.err or not old[1] or not tonumber(old[2]) then
-    -- Nothing, or a damaged record, which counts as nothing: the run makes it anew.
+  if not old then
     outcome = 5
-  elseif old[3] ~= run then
+  elseif old[5] ~= run then
     outcome = 4
-  elseif tonumber(place) <= (tonumber(old[4]) or 0) then
+  elseif tonumber(place) <= tonumber(old[6]) then
     outcome = 3
   elseif old[1] > '1' then
     outcome = 4
@@ -251,7 +249,7 @@ local function write(key)
     skip_fields()
     return outcome
   end
-  local known = {progress = old[6], live_ttl = old[5]}
+  local known = {progress = old[9], live_ttl = old[8]}
   local written = {'v', old[2] + 1, 'U', now, 'q', place}
   set_pairs(key, written, 1, add_fields(known, written, 6, increment))
   renew(key, false, known.live_ttl)
@@ -260,12 +258,12 @@ end
 
 local function outside(key)
   local state, increment, ttl = take(), take(), take()
-  local old = redis.pcall('HMGET', key, 's', 'v', 'D', 'L', 'p')
-  if old.err or not old[1] or not tonumber(old[2]) then
+  local old = fetch(key)
+  if not old then
     skip_fields()
     return 5
   end
-  local known = {progress = old[5], scheduled_at = old[3], live_ttl = old[4]}
+  local known = {progress = old[9], scheduled_at = old[7], live_ttl = old[8]}
   local written = {'v', old[2] + 1, 'U', now}
   local size = add_fields(known, written, 4, increment)
   local finished = old[1] > '1'
