@@ -69,11 +69,13 @@ class Outage:
         if not self.down:
             return
         with self._lock:
-            ended, self.down = self.down, False
-            if not ended:
-                return
-            lasted, failures, dropped = time.monotonic() - self._began, self._failures, self._dropped
-            self._dropped = 0
+            began, self._began = self._began, 0.0
+            failures, dropped = self._failures, self._dropped
+            self.down, self._dropped = False, 0
+        if not began:
+            # Another thread has seen it first.
+            return
+        lasted = time.monotonic() - began
         logger.warning(
             "The status store %s answers again after %.1f seconds and %d failed calls; %d updates were dropped.",
             self._name,

@@ -353,7 +353,7 @@ def _standing(record: Record | None, update: Update) -> Outcome:
         return Outcome.REFUSED
     if finished:
         return Outcome.MISSING if ahead else Outcome.REFUSED
-    if update.start or not update.run or RUN not in record:
+    if update.start or not update.run or RUN not in record or ahead:
         return Outcome.APPLIED
     return Outcome.REFUSED
 

@@ -14,9 +14,7 @@ from .snapshot import Snapshot, take_snapshot
 DEFAULT_MISSING_TIMEOUT: Final = 1_000
 
 
-def follow(
-    backend: StatusBackend, message_id: str, *, timeout: int | None, missing_timeout: int
-) -> Iterator[Snapshot]:
+def follow(backend: StatusBackend, message_id: str, *, timeout: int | None, missing_timeout: int) -> Iterator[Snapshot]:
     """Yield the present snapshot, then one after every change, and end after the final one.
 
     The store is asked again and again, seldom while nothing changes.  An

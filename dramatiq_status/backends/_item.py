@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from ..record import (
     ARGS,
     EXCEPTION,
     KWARGS,
     RESULT,
+    SCHEDULED_AT,
     TRACEBACK,
     USER_PREFIX,
     Applied,
@@ -21,9 +23,9 @@ from ..record import (
     to_document,
 )
 
-#: The part of an item that is kept free for what the library itself has
-#: to store, in bytes, and the longest field that it may hold.
-RESERVED_SIZE: Final = 4096
+#: Which part of an item is kept free for what the library itself has to
+#: store, and the longest field that is stored there, in bytes.
+RESERVED_PART: Final = 64
 SHORT_FIELD: Final = 512
 
 #: The most seconds that memcached takes for a span; a larger number is
@@ -38,6 +40,9 @@ OUTSIDE_TRUST: Final = 1000
 
 #: The largest number of a write.
 MAX_CAS: Final = 2**64 - 1
+
+#: When something expires that is not known to: far away, in epoch milliseconds.
+FAR: Final = 2**53
 
 _NAMES: Final = {ARGS: "args", KWARGS: "kwargs", TRACEBACK: "traceback", RESULT: "result", EXCEPTION: "exception"}
 
@@ -128,7 +133,7 @@ class Job:
           bytes | None: The value to store, None for nothing new.
         """
         value = self._apply(known, now, None)
-        if value is not None and len(value) > limit - RESERVED_SIZE:
+        if value is not None and len(value) > room_in(limit):
             value = self._apply(known, now, limit)
         return value
 
@@ -153,9 +158,9 @@ class Job:
     def _fit(self, record: Record | None, update: Update, applied: Applied, now: int, limit: int) -> Applied:
         size = len(to_value(applied.record or {}, now))
         is_transition = update.start or update.state is not None or update.kind in (Kind.ENQUEUE, Kind.HEARTBEAT)
-        if size <= (limit if is_transition else limit - RESERVED_SIZE):
+        if size <= (limit if is_transition else room_in(limit)):
             return applied
-        self.error = _too_large(self.message_id, applied.record or {}, size, limit - RESERVED_SIZE)
+        self.error = _too_large(self.message_id, applied.record or {}, size, room_in(limit))
         if is_transition:
             # Its state is stored nevertheless: no job is shown as working
             # for ever because its result is too large.
@@ -164,6 +169,11 @@ class Job:
             if len(to_value(applied.record or {}, now)) <= limit:
                 return applied
         return Applied(Outcome.REFUSED, record)
+
+
+def room_in(limit: int) -> int:
+    """How much of an item, which takes `limit` bytes, is for everybody."""
+    return limit - limit // RESERVED_PART
 
 
 def counts_twice(update: Update) -> bool:
@@ -205,24 +215,31 @@ def from_value(value: bytes, ttl: int | None, now: int) -> tuple[Record | None, 
     return from_document(document) if expires_at > now else None, expires_at
 
 
-def to_receipt(cas: int, now: int, server: str) -> str:
-    """Write down which write of which server stored an enqueue, and when."""
-    return f"{cas}-{now}-{server}"
+def to_receipt(record: Record, cas: int, now: int, server: str) -> str:
+    """Write down which write of which run of a server stored a record, and when."""
+    return f"{cas}-{now}-{_checksum(record):x}-{server}"
 
 
 def from_receipt(enqueue: Update, receipt: str, server: str) -> Known | None:
     """Make the record anew that an enqueue has made where there was
-    none; None where the receipt is not for this run of this server.
+    none; None where the receipt is not of this enqueue, or not for this
+    run of this server.
     """
     try:
-        cas, now, stored_on = receipt.split("-", 2)
-        if stored_on != server or int(cas) > MAX_CAS:
+        cas, now, checksum, stored_on = receipt.split("-", 3)
+        record = apply(None, enqueue, int(now)).record
+        if record is None or stored_on != server or int(cas) > MAX_CAS or int(checksum, 16) != _checksum(record):
             return None
-        applied = apply(None, enqueue, int(now))
-        return Known(applied.record, int(now) + (applied.ttl or 0), int(cas))
     except (AttributeError, ValueError):
         # It has come with a message: who knows from whom.
         return None
+    # It has not expired if its cas is still there.
+    return Known(record, FAR, int(cas))
+
+
+def _checksum(record: Record) -> int:
+    # The delay is not known to the worker any more, and no run keeps it.
+    return crc32("\n".join(sorted(f"{name} {text}" for name, text in record.items() if name != SCHEDULED_AT)).encode())
 
 
 def expiry_of(expires_at: int, now: int) -> int:

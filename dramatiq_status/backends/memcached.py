@@ -17,13 +17,13 @@ from ..errors import BackendError
 from ..record import VERSION, Kind, Outcome, Record, Update, apply, is_finished
 from ._item import (
     ABSENT,
-    RESERVED_SIZE,
     Job,
     Known,
     counts_twice,
     expiry_of,
     from_receipt,
     from_value,
+    room_in,
     to_receipt,
     to_value,
 )
@@ -150,14 +150,14 @@ class MemcachedBackend(StatusBackend):
         if applied.ttl is not None:
             expires_at = now + applied.ttl
         value = to_value(record, expires_at)
-        if len(value) > connection.max_value_size - RESERVED_SIZE:
+        if len(value) > room_in(connection.max_value_size):
             return None
         connection.send(connection.store(known.key, value, expiry_of(expires_at, now), known.cas))
         stored, cas = connection.read_stored()
         if stored is not Stored.STORED:
             return None
         after = Known(record, expires_at, cas, known.key, connection.server, now)
-        self._remember(message_id, update, after, len(value))
+        self._remember(message_id, (update,), after, len(value))
         return applied.outcome
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
@@ -235,7 +235,7 @@ class MemcachedBackend(StatusBackend):
                 job.done = True
                 if job.error is None:
                     after = Known(job.record, job.expires_at, cas, job.key, connection.server, now)
-                    self._remember(job.message_id, job.updates[-1], after, size)
+                    self._remember(job.message_id, job.updates, after, size)
             elif stored is Stored.GONE:
                 job.learn(ABSENT)
             else:
@@ -261,16 +261,16 @@ class MemcachedBackend(StatusBackend):
             return from_receipt(update.origin.enqueue, update.origin.receipt, connection.server)
         return None
 
-    def _remember(self, message_id: str, update: Update, known: Known, size: int) -> None:
-        if known.cas is None or known.record is None or size > MAX_KNOWN_SIZE:
+    def _remember(self, message_id: str, updates: Sequence[Update], known: Known, size: int) -> None:
+        record = known.record
+        if known.cas is None or record is None:
             return
-        # After these, the next to write is somebody else, or nobody.
-        if update.kind is Kind.ENQUEUE:
-            if known.record[VERSION] == "1":
+        # After an enqueue, the next to write is a worker; after the end, nobody.
+        if updates[-1].kind is Kind.ENQUEUE:
+            if len(updates) == 1 and record[VERSION] == "1":
                 # What was made of nothing can be made anew of the enqueue alone.
-                receipt = to_receipt(known.cas, known.since, known.server)
-                _put(self._receipts, message_id, receipt)
-        elif not is_finished(known.record):
+                _put(self._receipts, message_id, to_receipt(record, known.cas, known.since, known.server))
+        elif size <= MAX_KNOWN_SIZE and not is_finished(record):
             _put(self._known, message_id, known)
 
     def receipt(self, message_id: str) -> str | None:

@@ -183,7 +183,7 @@ local function standing(old, root, number, run, place, start, state)
   local ahead = number - old.number
   if ahead < 0 then return 4 end
   if old.finished then return ahead == 0 and 4 or 5 end
-  return (start or run == '0' or not old.run) and 1 or 4
+  return (start or run == '0' or not old.run or ahead > 0) and 1 or 4
 end
 
 local function transition(key)
@@ -224,9 +224,10 @@ local function transition(key)
     size = size + 2
   end
   set_pairs(key, written, 1, size)
-  if state ~= '' then
+  if state > '1' then
     finish(key, state, ttl)
   else
+    if state ~= '' then call('HDEL', key, 'F') end
     renew(key, old.scheduled_at, old.live_ttl)
   end
   return 1

@@ -38,13 +38,11 @@ from dramatiq_status.record import (
     FINISHED_AT,
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
-    LIVE_TTL,
     PLACE,
     PROGRESS,
     QUEUED,
     RATE,
     RUN,
-    SCHEDULED_AT,
     STARTED_AT,
     STATE,
     TOTAL,
@@ -176,7 +174,11 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "enqueue, after the start": ([start(1)], enqueue(user_id="42"), Outcome.ASIDE),
     "enqueue, after the end": ([start(1), finish(1)], enqueue(user_id="42"), Outcome.ASIDE),
     "enqueue, older": ([enqueue(number=2)], enqueue(number=1), Outcome.ASIDE),
-    "requeue of a running message": ([enqueue(), start(1)], enqueue(number=2, D="9", x='{"type": "E"}'), Outcome.APPLIED),
+    "requeue of a running message": (
+        [enqueue(), start(1)],
+        enqueue(number=2, D="9", x='{"type": "E"}'),
+        Outcome.APPLIED,
+    ),
     "requeue of a waiting message": ([enqueue(D="5")], enqueue(number=2), Outcome.APPLIED),
     "requeue, after its own run": ([start(1, number=2)], enqueue(number=2, D="9", x='"E"'), Outcome.ASIDE),
     "requeue of a finished message": ([start(1), finish(1)], enqueue(number=2), Outcome.APPLIED),
@@ -670,7 +672,9 @@ class BackendConformance:
             # Then only that one is missing
             assert [record is None for record in found] == [False, True, False], name
 
-    @pytest.mark.parametrize("update", [outside(step="1"), write(1, 2), heartbeat(1)], ids=["outside", "run", "heartbeat"])
+    @pytest.mark.parametrize(
+        "update", [outside(step="1"), write(1, 2), heartbeat(1)], ids=["outside", "run", "heartbeat"]
+    )
     def test_damage_counts_as_missing(self, backend: StatusBackend, update: Update) -> None:
         for name, plant in self.damages().items():
             # Given something under a record's key that is none
@@ -917,9 +921,7 @@ class BackendConformance:
 
         def write_in_batches() -> None:
             for first in range(0, WRITES, 10):
-                backend.update_many(
-                    [(message_id, outside(**{f"two-{n}": str(n)})) for n in range(first, first + 10)]
-                )
+                backend.update_many([(message_id, outside(**{f"two-{n}": str(n)})) for n in range(first, first + 10)])
 
         together(write_one_by_one, write_in_batches)
         # Then all are there
@@ -946,9 +948,7 @@ class BackendConformance:
         assert record is not None and record[ATTEMPTS] == "8"
         assert (outcomes.count(Outcome.APPLIED), outcomes.count(Outcome.REFUSED)) == (1, 7)
 
-    def test_an_interrupted_call_spoils_no_other(
-        self, backend: StatusBackend, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_interrupted_call_spoils_no_other(self, backend: StatusBackend, monkeypatch: pytest.MonkeyPatch) -> None:
         # An interrupt may strike in a driver's __del__, where nobody can catch it
         monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
         # Given records that say whose they are

@@ -72,9 +72,9 @@ class TestRedis(BackendConformance):
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
         def hash_of(**fields: str) -> Callable[[RedisBackend, str], None]:
-            return lambda backend, message_id: backend.client.hset(
-                f"{backend.namespace}:{message_id}", mapping=fields
-            ) and None
+            return lambda backend, message_id: (
+                backend.client.hset(f"{backend.namespace}:{message_id}", mapping=fields) and None
+            )
 
         def a_string(backend: RedisBackend, message_id: str) -> None:
             backend.client.set(f"{backend.namespace}:{message_id}", "x")
@@ -284,7 +284,9 @@ class TestRedis(BackendConformance):
             total += step
         record = backend.read(message_id)
         assert record is not None and json.loads(record[PROGRESS]) == total
-        assert ("." in record[PROGRESS] or "e" in record[PROGRESS]) == ("." in number_text(total) or "e" in number_text(total))
+        assert ("." in record[PROGRESS] or "e" in record[PROGRESS]) == (
+            "." in number_text(total) or "e" in number_text(total)
+        )
 
     def test_a_small_job_keeps_its_compact_encoding(
         self, backend: RedisBackend, client: redis.Redis, message_id: str

@@ -1,4 +1,4 @@
-"""A broker with the usual middleware, ours at a chosen place among them, and an actor that does what its message says."""
+"""A broker with the usual middleware, ours at a chosen place among them, and an actor that plays its message."""
 
 from __future__ import annotations
 
@@ -295,4 +295,3 @@ class Stage:
                 self.broker.channel.queue_delete(queue)
         self.broker.close()
         self.backend.close()
-

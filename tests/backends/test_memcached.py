@@ -1,0 +1,156 @@
+"""Memcached, and what only it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dramatiq_status import BackendError
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend
+from dramatiq_status.record import Origin, Outcome
+
+from ..servers import MemcachedServer
+from .conformance import BackendConformance, PausableServer, enqueue, finish, outside, start, write
+
+#: A time-out that no test reaches by chance, in milliseconds.
+PATIENT = 20_000
+
+
+class MemcachedConformance(BackendConformance):
+    """What holds with meta commands and without."""
+
+    meta = True
+    ttl_resolution = 1000
+
+    @pytest.fixture
+    def backend(self, memcached_server: MemcachedServer, memcached_url: str) -> Iterator[MemcachedBackend]:
+        backend = MemcachedBackend(servers=memcached_server.address, timeout=PATIENT, meta=self.meta)
+        yield backend
+        backend.close()
+
+    @pytest.fixture
+    def make_backend(self, memcached_server: MemcachedServer) -> Iterator[Callable[..., MemcachedBackend]]:
+        made: list[MemcachedBackend] = []
+
+        def make(**parameters: Any) -> MemcachedBackend:
+            made.append(
+                MemcachedBackend(servers=memcached_server.address, timeout=PATIENT, meta=self.meta, **parameters)
+            )
+            return made[-1]
+
+        yield make
+        for backend in made:
+            backend.close()
+
+    @pytest.fixture
+    def outage(self, start_server: Any) -> tuple[PausableServer, StatusBackend]:
+        server = start_server(MemcachedServer())
+        return server, MemcachedBackend(servers=server.address, timeout=300, meta=self.meta)
+
+    def test_a_servers_restart_loses_the_record_and_no_call(self, start_server: Any, message_id: str) -> None:
+        # Given a record on a server that is started anew
+        server = start_server(MemcachedServer())
+        backend = MemcachedBackend(servers=server.address, timeout=PATIENT, meta=self.meta)
+        backend.update_many([(message_id, enqueue(step="1")), (message_id, start(1))])
+        server.restart()
+        # When its run goes on
+        outcome = backend.update(message_id, write(1, 2, p="5"))
+        # Then it is told to restore the whole, and can
+        assert outcome is Outcome.MISSING
+        assert backend.update(message_id, write(1, 2, create=True, p="5")) is Outcome.APPLIED
+        backend.close()
+
+
+class TestMemcached(MemcachedConformance):
+    def test_a_run_is_one_command_an_update(
+        self, memcached_server: MemcachedServer, make_backend: Callable[..., MemcachedBackend], message_id: str
+    ) -> None:
+        # Given a message, what it carries of its enqueue, and the worker that it comes to
+        sender, worker = make_backend(), make_backend()
+        origin = enqueue(step="1")
+        sender.update(message_id, origin)
+        receipt = sender.receipt(message_id)
+        assert receipt is not None
+        worker.read("warm-up")
+        before = commands(memcached_server)
+        # When it is started, goes on and ends
+        worker.update(message_id, start(1)._replace(epoch=origin.epoch, origin=Origin(origin, receipt)))
+        worker.update(message_id, write(1, 2, p="5"))
+        worker.update(message_id, finish(1, 3))
+        # Then nothing was read, and each took one command
+        after = commands(memcached_server)
+        assert after["cmd_get"] - before["cmd_get"] == 0
+        assert after["cmd_set"] - before["cmd_set"] == 3
+        # And all is stored
+        record = sender.read(message_id)
+        assert record is not None and (record["s"], record["p"], record[":step"]) == ("2", "5", "1")
+
+    def test_a_receipt_is_void_once_somebody_has_written(
+        self, make_backend: Callable[..., MemcachedBackend], message_id: str
+    ) -> None:
+        # Given a message whose status was changed on its way to the worker
+        sender, worker, other = make_backend(), make_backend(), make_backend()
+        origin = enqueue(step="1")
+        sender.update(message_id, origin)
+        receipt = sender.receipt(message_id)
+        assert receipt is not None
+        other.update(message_id, outside(owner='"me"'))
+        # When the worker starts it
+        worker.update(message_id, start(1)._replace(epoch=origin.epoch, origin=Origin(origin, receipt)))
+        # Then the change is still there
+        record = worker.read(message_id)
+        assert record is not None and (record["s"], record[":owner"]) == ("1", '"me"')
+
+    def test_an_update_that_is_too_large_leaves_the_record(
+        self, make_backend: Callable[..., MemcachedBackend], message_id: str
+    ) -> None:
+        # Given a running message
+        backend = make_backend()
+        backend.update_many([(message_id, start(1)), (message_id, write(1, 2, step="1"))])
+        # When more is written than an item can hold (it would be deleted)
+        with pytest.raises(ValueError, match="big"):
+            backend.update(message_id, write(1, 3, big='"' + "x" * 1_100_000 + '"'))
+        # Then what there was is still there
+        record = backend.read(message_id)
+        assert record is not None and record[":step"] == "1"
+
+    def test_many_servers(self, start_server: Any) -> None:
+        # Given two servers, and messages on both
+        servers = [start_server(MemcachedServer()) for _ in range(2)]
+        backend = MemcachedBackend(servers=[server.address for server in servers], timeout=300)
+        ids = [f"m{n}" for n in range(20)]
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+        assert all(backend.read_many(ids))
+        # When one of them dies
+        servers[0].kill()
+        # Then those of the other are still there
+        found = 0
+        for message_id in ids:
+            try:
+                found += backend.read(message_id) is not None
+            except BackendError:
+                continue
+        assert 0 < found < len(ids)
+        backend.close()
+
+    @pytest.mark.parametrize("servers", [[], 7])
+    def test_bad_servers(self, servers: Any) -> None:
+        # Given no server, or something that is none
+        # When a backend is made of it
+        # Then that is said at once
+        with pytest.raises((TypeError, ValueError)):
+            MemcachedBackend(servers=servers)
+
+
+class TestMemcachedWithoutMeta(MemcachedConformance):
+    meta = False
+
+
+def commands(server: MemcachedServer) -> dict[str, int]:
+    """What the server has counted of the commands that it was sent."""
+    lines = server.ask(b"stats\r\n").decode().splitlines()
+    found = {parts[1]: parts[2] for parts in map(str.split, lines) if len(parts) == 3}
+    return {name: int(found[name]) for name in ("cmd_get", "cmd_set")}
