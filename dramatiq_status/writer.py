@@ -551,9 +551,11 @@ class Writer:
         while True:
             try:
                 self._look()
-                if self._ready and not self.outage.blocked:
-                    self._send()
-                if self._stopping and self._queue.empty() and (not self._ready or self.outage.down):
+                # One that ends tries once more, however early.
+                sent = True
+                if self._ready and (self._stopping or not self.outage.blocked):
+                    sent = self._send()
+                if self._stopping and self._queue.empty() and not (self._ready and sent):
                     return
                 if time.monotonic() >= self._beat_at:
                     self._beat()
@@ -597,7 +599,8 @@ class Writer:
             self._later[lane] = due
             self._next_due = min(self._next_due, due)
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
+        """Send what is ready, and tell whether the store has answered."""
         lanes = list(self._ready)
         if self.outage.down:
             lanes = lanes[:_PROBE]
@@ -608,16 +611,16 @@ class Writer:
             outcomes = self.backend.update_many(updates)
         except BackendError as e:
             self._failed(e)
-            return
+            return False
         except Exception:
-            self._send_singly(taken)
-            return
+            return self._send_singly(taken)
         self.outage.succeeded()
         replies = iter(outcomes)
         for lane, taken_updates in taken:
             self._settle(lane, [next(replies) for _ in taken_updates])
+        return True
 
-    def _send_singly(self, taken: list[tuple[Lane, list[Update]]]) -> None:
+    def _send_singly(self, taken: list[tuple[Lane, list[Update]]]) -> bool:
         """One of many updates cannot be stored: find out which, and drop it."""
         for lane, updates in taken:
             outcomes = []
@@ -626,11 +629,12 @@ class Writer:
                     outcomes.append(self.backend.update(lane.message_id, update))
                 except BackendError as e:
                     self._failed(e)
-                    return
+                    return False
                 except Exception as e:
                     logger.error("An update of message %s cannot be stored and is dropped: %s", lane.message_id, e)
                     outcomes.append(Outcome.REFUSED)
             self._settle(lane, outcomes)
+        return True
 
     def _settle(self, lane: Lane, outcomes: list[Outcome]) -> None:
         if not lane.settle(outcomes):

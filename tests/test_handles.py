@@ -1,0 +1,319 @@
+"""The handles, inside of actors and out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Middleware, SkipMessage
+
+from dramatiq_status import StatusMissing, StatusRegistry, current_progress, current_status, track
+from dramatiq_status.context import current_binding
+from dramatiq_status.testing import bound_status
+
+from .recording import RecordingBackend, make_broker, raised_by, run
+
+
+@pytest.fixture
+def backend() -> RecordingBackend:
+    return RecordingBackend()
+
+
+@pytest.fixture
+def broker(backend: RecordingBackend) -> StubBroker:
+    return make_broker(backend, asyncio=True)
+
+
+def final(backend: RecordingBackend, message: dramatiq.Message[Any]) -> dict[str, Any]:
+    found = StatusRegistry.get(message, backend=backend).to_dict()
+    assert found
+    return found
+
+
+def test_values_keep_their_types(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given an actor that writes values of many kinds
+    values = {"text": "7", "number": 7, "float": 0.5, "none": None, "deep": {"a": [1, "žluť", {}]}, "yes": True}
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        status = current_status()
+        status.update(values)
+        status["one"] = "1"
+
+    # When it has run
+    message = work.send()
+    run(broker)
+    # Then they are read as they were written
+    found = final(backend, message)
+    assert {name: found[name] for name in values} == values and found["one"] == "1"
+
+
+def test_reads_inside_see_what_was_written(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given an actor that reads what it has just written
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        status, progress = current_status(), current_progress()
+        status["step"] = "reading"
+        progress.total = 50
+        progress.increment(20)
+        progress.decrement(10)
+        seen.extend([status["step"], status.get("none", 1), status.progress, status.state, "step" in status])
+        seen.extend([progress.progress, progress.total, progress.fraction, status.working, bool(status)])
+
+    # When it has run
+    work.send()
+    run(broker)
+    # Then it saw it
+    assert seen == ["reading", 1, 0.2, "working", True, 10, 50, 0.2, True, True]
+
+
+def test_a_new_leg_starts_over(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given an actor with two legs
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        for _ in track(range(7), step="one"):
+            pass
+        current_status().update(step="two", total=50, progress=0)
+        current_progress().increment(5)
+
+    # When it has run
+    message = work.send()
+    run(broker)
+    # Then the last leg is what is seen
+    found = final(backend, message)
+    assert (found["step"], found["progress"], found["total"]) == ("two", 5, 50)
+
+
+def test_track_without_a_length(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given an actor that tracks what has no length
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        for _ in track(n for n in range(13)):
+            pass
+
+    # When it has run
+    message = work.send()
+    run(broker)
+    # Then the total is what there was
+    found = final(backend, message)
+    assert (found["progress"], found["total"]) == (13, 13)
+
+
+@pytest.mark.parametrize(
+    ("write", "error", "text"),
+    [
+        (lambda status: status.update(step=object()), TypeError, "'step' of type object"),
+        (lambda status: status.update(step={1: 2}), TypeError, "int"),
+        (lambda status: status.update(step=float("nan")), ValueError, "'step' of type float"),
+        (lambda status: status.update(step="x" * 70_000), ValueError, "65536"),
+        (lambda status: status.update(attempts=7), ValueError, "'attempts'"),
+        (lambda status: status.update(status="done"), ValueError, "'done'"),
+        (lambda status: status.update(status="queued"), ValueError, "Retry"),
+        (lambda status: status.update({7: 7}), TypeError, "strings"),
+        (lambda status: status.update({"": 7}), ValueError, "empty"),
+        (lambda status: status.update({"a\nb": 7}), ValueError, "printable"),
+        (lambda status: status.update(progress="7"), TypeError, "'progress'"),
+        (lambda status: status.update(total=-1), ValueError, "'total'"),
+        (lambda status: status.update(total=float("inf")), ValueError, "'total'"),
+        (lambda status: current_progress().increment("1"), TypeError, "'increment'"),  # type: ignore[arg-type]
+        (lambda status: current_progress().decrement(None), TypeError, "'decrement'"),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_input_fails_where_it_is_written(
+    backend: RecordingBackend, broker: StubBroker, write: Any, error: type[Exception], text: str
+) -> None:
+    raised: list[BaseException | None] = []
+
+    # Given an actor that writes something bad between two good things
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        status = current_status()
+        status["before"] = 1
+        raised.append(raised_by(lambda: write(status)))
+        status["after"] = 2
+
+    # When it has run
+    message = work.send()
+    run(broker)
+    # Then the line that wrote it has failed, and nothing else
+    (found,) = raised
+    assert isinstance(found, error) and text in str(found)
+    stored = final(backend, message)
+    assert (stored["status"], stored["before"], stored["after"]) == ("completed", 1, 2)
+
+
+def test_async_actors(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given a coroutine that writes from tasks and threads that inherit its context
+    @dramatiq.actor(broker=broker)
+    async def work() -> None:
+        async def child() -> None:
+            current_status()["task"] = True
+            current_progress().increment()
+
+        await asyncio.gather(*(asyncio.create_task(child()) for _ in range(3)))
+        await asyncio.to_thread(lambda: current_progress().increment(4))
+        current_status()["self"] = current_status().message_id
+
+    # When two of them run at the same time
+    messages = [work.send() for _ in range(2)]
+    run(broker)
+    # Then each has written to its own
+    for message in messages:
+        found = final(backend, message)
+        assert (found["task"], found["progress"], found["self"]) == (True, 7, message.message_id)
+
+
+def test_threads_take_a_handle(backend: RecordingBackend, broker: StubBroker) -> None:
+    inherited: list[str] = []
+
+    # Given an actor whose threads are passed its handle; another looks for it
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        progress = current_progress()
+        threads = [threading.Thread(target=lambda: [progress.increment() for _ in range(10_000)]) for _ in range(8)]
+        threads.append(threading.Thread(target=lambda: inherited.append(current_status().message_id)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    # When it has run
+    message = work.send()
+    run(broker)
+    # Then no increment is lost, and threads inherit nothing
+    assert final(backend, message)["progress"] == 80_000 and inherited == [""]
+
+
+def test_calls_and_messages_to_others(backend: RecordingBackend, broker: StubBroker) -> None:
+    sent: list[Any] = []
+
+    # Given an actor that calls another's function, and sends it a message
+    @dramatiq.actor(broker=broker)
+    def other(name: str) -> None:
+        current_status()[name] = current_status().message_id
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        other.fn("called")
+        sent.append(other.send("sent"))
+        current_status()["self"] = True
+
+    # When both have run
+    message = work.send()
+    run(broker)
+    # Then each has its own fields
+    outer, inner = final(backend, message), final(backend, sent[0])
+    assert outer["called"] == message.message_id and outer["self"] is True and "sent" not in outer
+    assert inner["sent"] == sent[0].message_id and inner["actor_name"] == "other"
+
+
+def test_children_count_on_their_parents_bar(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given children that count on a parent's bar and write to it
+    @dramatiq.actor(broker=broker)
+    def child(parent: str) -> None:
+        StatusRegistry.progress(parent, backend=backend).increment()
+        StatusRegistry.get(parent, backend=backend)["seen"] = True
+
+    @dramatiq.actor(broker=broker)
+    def parent() -> None:
+        current_progress().total = 20
+
+    message = parent.send()
+    run(broker)
+    # When they have run
+    for _ in range(20):
+        child.send(message.message_id)
+    run(broker, threads=8)
+    # Then each has been counted
+    found = final(backend, message)
+    assert (found["progress"], found["seen"]) == (20, True)
+
+
+def test_nothing_stays_bound(backend: RecordingBackend) -> None:
+    left: list[Any] = []
+
+    # Given a middleware that stands ahead of ours, and jobs that end in every way
+    class Probe(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            left.append(current_binding())
+            if message.args == ("skip",):
+                raise SkipMessage
+
+    broker = make_broker(backend, Probe())
+
+    @dramatiq.actor(broker=broker)
+    def work(what: str) -> None:
+        if what == "raise":
+            raise ValueError
+
+    # When one follows the other on one thread
+    for what in ("return", "raise", "skip", "return", "skip"):
+        work.send(what)
+    run(broker, threads=1)
+    # Then none finds what another has left
+    assert left == [None] * 5
+
+
+def test_from_outside(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given a message that waits
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message = work.send()
+    status = StatusRegistry.get(message, backend=backend)
+    progress = StatusRegistry.progress(message, backend=backend)
+    # When others write to it
+    status["owner"] = "me"
+    status.update(number=7, force=True)
+    progress.increment(3)
+    progress.total = 6
+    # Then that is stored at once
+    assert status.flush() and status.queued and not status.finished
+    assert json.loads(status.to_json())["number"] == 7 and str(status) == "queued (50%)"
+    assert progress.to_dict() == {"progress": 3, "total": 6, "fraction": 0.5, "rate": None}
+    progress.finish()
+    assert status.progress == 1.0
+    # And one can say how it ended, or delete it
+    status["status"] = "failed"
+    assert status.failed and not status.completed and status["finished_at"] is not None
+    assert status.delete() and not status and status.state is None
+
+
+def test_the_unknown(backend: RecordingBackend) -> None:
+    # Given the handle of a message that nobody knows
+    status = StatusRegistry.get("nobody", backend=backend)
+    # Then it is empty
+    assert (status.state, status.progress, status.to_dict(), status.to_json(), str(status), status.get("a", 1)) == (
+        None, None, {}, "{}", "unknown", 1,
+    )  # fmt: skip
+    with pytest.raises(KeyError):
+        status["step"]
+    # And what is written to it is not lost in silence
+    with pytest.raises(StatusMissing, match="nobody"):
+        status["step"] = 1
+    with pytest.raises(StatusMissing):
+        StatusRegistry.progress("nobody", backend=backend).increment()
+
+
+def test_detached_handles_write_nowhere() -> None:
+    # Given no worker
+    # When an actor's function is called
+    with bound_status() as status:
+        for _ in track(range(5), step="reading"):
+            pass
+        current_status().update(status="failed")
+        current_progress().increment()
+    # Then a test sees what it wrote
+    assert (status["step"], status["progress"], status["total"], status.state) == ("reading", 6, 5, "failed")
+    assert status.flush() and status.delete() and not status
+    # And outside of the block nothing is left
+    assert current_status().message_id == "" and current_progress().progress == 0
+    assert list(track([1, 2])) == [1, 2]
+    assert "nothing" in repr(current_status()) + repr(current_progress())

@@ -1,0 +1,214 @@
+"""What the middleware, an actor and a message may ask for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend as StubResults
+
+from dramatiq_status import StatusMiddleware, StatusOptionError, StatusRegistry, current_status
+from dramatiq_status.record import HEARTBEAT_INTERVAL, LIVE_TTL
+
+from .recording import RecordingBackend, make_broker, run
+
+
+@pytest.fixture
+def backend() -> RecordingBackend:
+    return RecordingBackend()
+
+
+@pytest.fixture
+def broker(backend: RecordingBackend) -> StubBroker:
+    return make_broker(backend, Results(backend=StubResults()))
+
+
+def test_fields_are_stored_together_with_queued(backend: RecordingBackend, broker: StubBroker) -> None:
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    # When a message is sent with fields
+    message = work.send_with_options(status={"user_id": 42, "total": 7, "status": "queued"})
+    # Then one update has stored them and its state
+    assert len(backend.updates(message.message_id)) == 1
+    snapshot = StatusRegistry.read(message, broker=broker)
+    assert snapshot is not None and snapshot.queued and snapshot["user_id"] == 42 and snapshot.total == 7
+    # And they outlive the run
+    run(broker)
+    assert StatusRegistry.get(message, broker=broker)["user_id"] == 42
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"status": {"user": object()}},
+        {"status": {"attempts": 7}},
+        {"status": {"status": "completed"}},
+        {"status": [1]},
+        {"status_ttl": -1},
+        {"status_ttl": "1"},
+        {"status_throttle": -1},
+        {"status_includes": {"everything"}},
+        {"status_includes": "message"},
+    ],
+)
+def test_bad_options_reach_the_sender(backend: RecordingBackend, broker: StubBroker, options: dict[str, Any]) -> None:
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    # When a message is sent with a bad option
+    # Then the sender is told
+    with pytest.raises(StatusOptionError, match=next(iter(options))):
+        work.send_with_options(**options)
+    # And nothing was enqueued or stored
+    assert broker.queues[work.queue_name].qsize() == 0 and backend.calls == []
+
+
+def test_bad_options_inside_of_an_actor_do_not_harm_it(backend: RecordingBackend, broker: StubBroker) -> None:
+    sent: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def inner() -> None: ...
+
+    # Given an actor that sends a message with a good field and a bad one, and a bad option
+    @dramatiq.actor(broker=broker)
+    def outer() -> None:
+        sent.append(inner.send_with_options(status={"good": 1, "attempts": 7}, status_ttl=-1))
+        sent.append(inner.send_with_options(status=[1]))
+
+    # When it runs
+    outer.send()
+    run(broker)
+    # Then the good field is stored
+    first, second = (StatusRegistry.get(message, broker=broker) for message in sent)
+    assert first.completed and first["good"] == 1 and second.completed
+
+
+@pytest.mark.parametrize(("option", "value"), [("status_ttl", 0), ("status_throttle", "1"), ("status_includes", {"x"})])
+def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
+    # When an actor is declared with a bad option
+    # Then that is said
+    with pytest.raises(StatusOptionError, match=option):
+
+        @dramatiq.actor(broker=broker, **{option: value})
+        def work() -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "error"),
+    [
+        ("status_ttl", 0, ValueError),
+        ("live_ttl", -1, ValueError),
+        ("status_throttle", 0.5, TypeError),
+        ("heartbeat_interval", True, TypeError),
+        ("includes", {"x"}, ValueError),
+        ("includes", "result", TypeError),
+        ("backend", None, TypeError),
+    ],
+)
+def test_bad_parameters(backend: RecordingBackend, parameter: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=parameter):
+        StatusMiddleware(**{"backend": backend, parameter: value})
+
+
+@pytest.mark.parametrize("bad", ["", "a b\n", "ž" * 10, "x" * 49])
+def test_bad_namespaces(bad: str) -> None:
+    with pytest.raises(ValueError, match="namespace"):
+        RecordingBackend(namespace=bad)
+
+
+def test_what_lives_how_long(backend: RecordingBackend) -> None:
+    broker = make_broker(backend, live_ttl=timedelta(hours=2), heartbeat_interval=5000, status_ttl=50_000)
+
+    # Given actors and messages with a time to live of their own
+    @dramatiq.actor(broker=broker)
+    def plain() -> None: ...
+
+    @dramatiq.actor(broker=broker, status_ttl=timedelta(minutes=5))
+    def longer() -> None: ...
+
+    messages = [plain.send(), longer.send(), longer.send_with_options(status_ttl=100_000)]
+    # Then they wait for as long as the middleware says
+    assert all(0 <= 7_200_000 - (backend.expires_in(m.message_id) or 0) < 60_000 for m in messages)
+    assert backend.field(messages[0].message_id, LIVE_TTL) == "7200000"
+    assert backend.field(messages[0].message_id, HEARTBEAT_INTERVAL) == "5000"
+    # When they have finished
+    run(broker)
+    # Then they stay for as long as the nearest says
+    left = [backend.expires_in(m.message_id) or 0 for m in messages]
+    assert all(0 <= ttl - found < 45_000 for ttl, found in zip((50_000, 300_000, 100_000), left))
+
+
+@pytest.mark.parametrize("by", ["middleware", "actor", "message"])
+def test_what_is_not_tracked(backend: RecordingBackend, by: str) -> None:
+    broker = make_broker(backend, track_status=by != "middleware")
+
+    # Given a message that is not to be tracked
+    @dramatiq.actor(broker=broker, track_status=False if by == "actor" else None)
+    def work() -> None:
+        current_status()["step"] = "nowhere"
+
+    # When it is sent and runs
+    message = work.send_with_options(track_status=False) if by == "message" else work.send()
+    run(broker)
+    # Then nothing was written
+    assert backend.calls == [] and StatusRegistry.read(message, broker=broker) is None
+
+
+def test_a_message_whose_id_cannot_be_tracked(backend: RecordingBackend, broker: StubBroker) -> None:
+    ran: list[bool] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        ran.append(True)
+
+    # Given a message with an odd id
+    broker.enqueue(work.message().copy(message_id="a" * 300))
+    # When it runs
+    run(broker)
+    # Then it has run, and nothing was stored
+    assert ran == [True] and backend.calls == []
+
+
+def test_includes(backend: RecordingBackend) -> None:
+    broker = make_broker(backend, Results(backend=StubResults()), includes={"message", "traceback", "result"})
+
+    @dramatiq.actor(broker=broker)
+    def work(a: int, b: int = 0) -> dict[str, int]:
+        return {"sum": a + b}
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def fail() -> None:
+        raise ValueError("boo")
+
+    @dramatiq.actor(broker=broker, status_includes=())
+    def private(a: int) -> None: ...
+
+    # When messages have run
+    messages = [work.send(1, b=2), fail.send(), private.send(1)]
+    run(broker)
+    # Then what was asked for is there
+    done, failed, quiet = (StatusRegistry.get(message, broker=broker).to_dict() for message in messages)
+    assert (done["args"], done["kwargs"], done["result"]) == ([1], {"b": 2}, {"sum": 3})
+    assert "ValueError: boo" in failed["traceback"] and "result" not in failed
+    assert not {"args", "kwargs", "result"} & set(quiet)
+
+
+def test_what_cannot_be_included_is_left_out(backend: RecordingBackend) -> None:
+    backend.max_field_size = 100
+    broker = make_broker(backend, Results(backend=StubResults()), includes={"message", "result"})
+
+    @dramatiq.actor(broker=broker)
+    def work(text: str) -> str:
+        return text
+
+    # When arguments and a result are too large
+    message = work.send("x" * 200)
+    run(broker)
+    # Then the message is completed without them
+    found = StatusRegistry.get(message, broker=broker)
+    assert found.completed and "args" not in found and "result" not in found

@@ -1,0 +1,277 @@
+"""A store that is down: jobs go on, and nothing is lost."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import dramatiq
+import pytest
+
+from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend
+from dramatiq_status.record import Kind
+
+from .recording import Broken, Gate, RecordingBackend, eventually, make_broker, run, working
+from .servers import MemcachedServer, RedisServer, Server
+
+
+def a_redis(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(RedisServer())
+    return server, RedisBackend(url=server.url, timeout=200)
+
+
+def a_memcached(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(MemcachedServer())
+    return server, MemcachedBackend(servers=server.address, timeout=200)
+
+
+@pytest.mark.parametrize("fault", ["stop", "pause"])
+@pytest.mark.parametrize("store", [a_redis, a_memcached])
+def test_jobs_go_on_without_a_store(
+    start_server: Any, caplog: pytest.LogCaptureFixture, store: Any, fault: str
+) -> None:
+    caplog.set_level(logging.INFO, logger="dramatiq_status")
+    server, backend = store(start_server)
+    broker = make_broker(backend)
+    done: list[int] = []
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int) -> None:
+        current_progress().increment(n)
+        current_status()["n"] = n
+        current_status().flush()
+        done.append(n)
+
+    with working(broker) as worker:
+        # Given a job that has finished while the store was there
+        first = work.send(1)
+        StatusRegistry.wait(first, backend=backend)
+        # When it goes away, by refusing or by silence
+        getattr(server, fault)()
+        messages = [work.send(n) for n in range(2, 52)]
+        broker.join(work.queue_name, timeout=60_000)
+        worker.join()
+        # Then all jobs were done
+        assert sorted(done) == list(range(1, 52))
+        # And who reads is told
+        with pytest.raises(BackendError):
+            StatusRegistry.read(first, backend=backend)
+        # When it is back
+        if fault == "stop":
+            server.start()
+        else:
+            server.resume()
+        # Then every job's status is there, whole
+        found = eventually(lambda: all_finished(messages, backend))
+    assert [(s["n"], s["progress"], s.attempts) for s in found] == [(n, n, 1) for n in range(2, 52)]
+    lines = [record.getMessage() for record in caplog.records if "status store" in record.getMessage()]
+    assert ["does not answer" in line for line in lines] == [True, False]
+    backend.close()
+
+
+def all_finished(messages: list[Any], backend: Any) -> list[Any] | None:
+    try:
+        found = StatusRegistry.read_many(messages, backend=backend)
+    except BackendError:
+        return None
+    return found if all(snapshot is not None and snapshot.completed for snapshot in found) else None
+
+
+def test_what_was_stored_unheard_is_not_counted_twice() -> None:
+    # Given a store that carries updates out and then breaks
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        broken = Broken(backend, after=True)
+        current_progress().increment(5)
+        current_status()["step"] = 1
+        eventually(lambda: broken.failures >= 2)
+        broken.down = False
+
+    # When it is back
+    message = work.send()
+    run(broker)
+    snapshot = StatusRegistry.read(message, backend=backend)
+    # Then what was sent again counts once
+    assert snapshot is not None and snapshot.completed and snapshot["progress"] == 5
+
+
+def test_a_lost_record_is_restored_whole() -> None:
+    # Given a job whose record the store loses in the middle
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        status = current_status()
+        status.update(step="one", total=50)
+        current_progress().increment(7)
+        status.flush()
+        assert status.delete()
+        status["other"] = 2
+
+    # When it goes on
+    message = work.send_with_options(status={"user_id": 42})
+    run(broker)
+    # Then all is there again
+    found = StatusRegistry.get(message, backend=backend).to_dict()
+    assert {name: found[name] for name in ("status", "user_id", "step", "other", "progress", "total", "attempts")} == {
+        "status": "completed", "user_id": 42, "step": "one", "other": 2, "progress": 7, "total": 50, "attempts": 1,
+    }  # fmt: skip
+    assert found["actor_name"] == "work" and found["enqueued_at"] <= found["started_at"]
+
+
+def test_one_that_cannot_be_stored_harms_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a store that takes no offence at all but one message
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_status()["step"] = 1
+
+    messages = [work.send() for _ in range(10)]
+    bad = messages[3].message_id
+
+    def refuse(updates: Any) -> None:
+        if any(message_id == bad and update.kind is Kind.RUN for message_id, update in updates):
+            raise ValueError("too large")
+
+    backend.before = refuse
+    # When all run
+    run(broker, threads=4)
+    # Then all others are completed
+    states = [StatusRegistry.get(message, backend=backend).state for message in messages]
+    assert states == ["completed"] * 3 + ["queued"] + ["completed"] * 6
+    assert "too large" in caplog.text
+
+
+def test_what_is_kept_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a store that is down, and a writer that keeps the updates of five messages
+    backend = RecordingBackend()
+    broker = make_broker(backend, max_pending=5)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    messages = [work.send() for _ in range(20)]
+    broken = Broken(backend)
+    with working(broker) as worker:
+        broker.join(work.queue_name, timeout=20_000)
+        worker.join()
+        # When it is back
+        broken.down = False
+        eventually(lambda: "answers again" in caplog.text)
+    # Then the last are there
+    states = [StatusRegistry.get(message, backend=backend).state for message in messages]
+    assert 1 <= states.count("completed") <= 10 and states[-1] == "completed"
+    # And it is said how many are not
+    assert "updates were dropped" in caplog.text and " 0 updates were dropped" not in caplog.text
+
+
+def test_many_messages_share_a_round_trip() -> None:
+    # Given a writer that is held up by its first call
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    gate = Gate(backend)
+    begun = threading.Semaphore(0)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        for _ in range(100):
+            current_progress().increment()
+        begun.release()
+
+    messages = [work.send() for _ in range(8)]
+    with working(broker, threads=8) as worker:
+        assert gate.reached.wait(20)
+        for _ in messages:
+            assert begun.acquire(timeout=20)
+        # When it may go on
+        gate.open()
+        broker.join(work.queue_name, timeout=20_000)
+        worker.join()
+    # Then few calls have carried it all
+    calls = [call for call in backend.calls if any(update.kind is Kind.RUN for _, update in call)]
+    assert len(calls) <= 8
+    assert all(StatusRegistry.get(message, backend=backend)["progress"] == 100 for message in messages)
+
+
+def test_heartbeats() -> None:
+    # Given a worker that often says what runs
+    backend = RecordingBackend()
+    broker = make_broker(backend, heartbeat_interval=20)
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        eventually(lambda: backend.updates(None, Kind.HEARTBEAT))
+        seen.append(current_status().read())
+        assert current_status().delete()
+        eventually(lambda: backend.read(current_status().message_id))
+
+    # When a job runs for longer, and its record is lost
+    message = work.send()
+    run(broker)
+    # Then it was said, and the record came back by it
+    assert seen[0].heartbeat_at is not None and seen[0].working and not seen[0].stalled
+    snapshot = StatusRegistry.read(message, backend=backend)
+    assert snapshot is not None and snapshot.completed and snapshot.heartbeat_at is None
+
+
+def test_a_script_that_exits_at_once(redis_url: str) -> None:
+    # Given a script that sends a message and is done
+    script = f"""
+import threading, dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq_status import StatusMiddleware
+from dramatiq_status.backends import RedisBackend
+broker = RedisBroker(url={redis_url!r})
+broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={redis_url!r})))
+dramatiq.set_broker(broker)
+@dramatiq.actor
+def work(): ...
+print(work.send().message_id)
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    # When it has run
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    # Then the status is stored, and there was no thread
+    assert StatusRegistry.get(found.stdout.strip(), backend=RedisBackend(url=redis_url)).queued
+
+
+def test_after_a_fork(redis_url: str) -> None:
+    # Given a process that has used the store, as sender and as worker
+    backend = RedisBackend(url=redis_url)
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work(who: str) -> None:
+        current_status()["who"] = who
+
+    def go(who: str) -> Any:
+        message = work.send(who)
+        run(broker)
+        return StatusRegistry.get(message, backend=backend)
+
+    assert go("before")["who"] == "before"
+    # When it forks
+    pid = os.fork()
+    if pid == 0:
+        done = False
+        try:
+            done = all(go("child")["who"] == "child" for _ in range(20))
+        finally:
+            os._exit(0 if done else 1)
+    parent = all(go("parent")["who"] == "parent" for _ in range(20))
+    _, status = os.waitpid(pid, 0)
+    # Then both go on by themselves
+    assert parent and os.waitstatus_to_exitcode(status) == 0
