@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from dramatiq_status import BackendError
-from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import MemcachedBackend
+from dramatiq_status.backends._item import expiry_of, to_value
 from dramatiq_status.record import Origin, Outcome
 
 from ..servers import MemcachedServer
@@ -23,7 +24,8 @@ class MemcachedConformance(BackendConformance):
     """What holds with meta commands and without."""
 
     meta = True
-    ttl_resolution = 1000
+    #: It counts in seconds, and one is added for its clock's own rounding.
+    ttl_resolution = 2000
 
     @pytest.fixture
     def backend(self, memcached_server: MemcachedServer, memcached_url: str) -> Iterator[MemcachedBackend]:
@@ -49,6 +51,51 @@ class MemcachedConformance(BackendConformance):
     def outage(self, start_server: Any) -> tuple[PausableServer, StatusBackend]:
         server = start_server(MemcachedServer())
         return server, MemcachedBackend(servers=server.address, timeout=300, meta=self.meta)
+
+    @pytest.fixture(autouse=True)
+    def find_server(self, memcached_server: MemcachedServer) -> None:
+        self.server = memcached_server
+
+    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
+        reply = self.server.ask(f"mg {backend.namespace}:{message_id} t\r\n".encode()).split()
+        return int(reply[1][1:]) * 1000 if reply[0] == b"HD" else None
+
+    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+        record = backend.read(message_id)
+        assert record is not None
+        now = now_ms()
+        self._plant(backend, message_id, to_value(record, now + ttl), expiry_of(now + ttl, now))
+
+    def damages(self) -> dict[str, Callable[[Any, str], None]]:
+        later = now_ms() + 86_400_000
+
+        def raw(value: bytes) -> Callable[[MemcachedBackend, str], None]:
+            return lambda backend, message_id: self._plant(backend, message_id, value)
+
+        def record(**fields: str) -> Callable[[MemcachedBackend, str], None]:
+            return raw(to_value(fields, later))
+
+        return {
+            "empty": raw(b""),
+            "text": raw(b"x"),
+            "number": raw(b"5"),
+            "bytes": raw(b"\xff\xfe\r\nEND\r\n"),
+            "replies": raw(b"END\r\nEN\r\nVA 2 c1 t1\r\n"),
+            "not UTF-8": raw(b"%d\ndramatiq-status 1\ns\n\xff" % later),
+            "no expiry": raw(b"dramatiq-status 1\ns\n1\nv\n1\ne\n7\nn\n1"),
+            "another format": raw(b"%d\ndramatiq-status 0\ns\n1\nv\n1\ne\n7\nn\n1" % later),
+            "half a record": raw(b"%d\ndramatiq-status 1\ns\n1\nv\n1\ne\n7\nn" % later),
+            "unknown state": record(s="4", v="1", e="7", n="1"),
+            "no state": record(v="1", e="7", n="1", r="1", q="1"),
+            "no version": record(s="1", e="7", n="1", r="1", q="1"),
+            "version that is no number": record(s="1", v="x", e="7", n="1", r="1", q="1"),
+            "run without a place": record(s="1", v="1", e="7", n="1", r="1"),
+        }
+
+    def _plant(self, backend: StatusBackend, message_id: str, value: bytes, expiry: int = 1000) -> None:
+        key = f"{backend.namespace}:{message_id}".encode()
+        request = b"set %b 0 %d %d\r\n%b\r\n" % (key, expiry, len(value), value)
+        assert self.server.ask(request) == b"STORED\r\n"
 
     def test_a_servers_restart_loses_the_record_and_no_call(self, start_server: Any, message_id: str) -> None:
         # Given a record on a server that is started anew
