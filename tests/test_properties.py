@@ -50,7 +50,7 @@ STABLE = os.environ.get("CI", "").lower() in {"1", "true"}
 
 pure = settings(max_examples=300, derandomize=STABLE, deadline=None)
 stored = settings(
-    max_examples=300,
+    max_examples=100,
     derandomize=STABLE,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

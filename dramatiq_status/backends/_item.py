@@ -246,8 +246,8 @@ def expiry_of(expires_at: int, now: int) -> int:
     """What to tell memcached about when an item expires.
 
     Its clock ticks in seconds, so that an item lives up to one less
-    than it was given: one is added.  The item itself says to the
-    millisecond when it expires.
+    than it was given: one is added, but to dates, which are a month
+    away.  The item itself says to the millisecond when it expires.
 
     >>> expiry_of(1_790_000_000_000 + 1_500, 1_790_000_000_000)
     3
@@ -255,7 +255,7 @@ def expiry_of(expires_at: int, now: int) -> int:
     span = max(0, -((now - expires_at) // 1000)) + 1
     if span <= MAX_SPAN:
         return span
-    date = now // 1000 + 1 + span
+    date = -(-expires_at // 1000)
     return date if date <= MAX_DATE else MAX_SPAN
 
 

@@ -130,7 +130,8 @@ _time_limit = TimeLimit(interval=20)
 
 def make_middleware(*, retries: bool) -> list[Middleware]:
     """Dramatiq's own in their usual order, then the unruly one."""
-    if not _time_limit.manager.is_alive():
+    # Under gevent it is no thread, and the `dramatiq-gevent` command starts it.
+    if not getattr(_time_limit.manager, "is_alive", lambda: True)():
         _time_limit.after_process_boot(None)
     return [
         AgeLimit(),

@@ -1,0 +1,26 @@
+"""What the ``dramatiq`` command loads: a stage as the environment describes it."""
+
+from __future__ import annotations
+
+import os
+
+import dramatiq
+
+from .recorder import RecordingRedisBackend
+from .stage import Stage
+
+
+def make_stage(broker_url: str, store_url: str, *, position: str, name: str, retries: bool = True) -> Stage:
+    """The same stage in the worker and in the test."""
+    backend = RecordingRedisBackend(url=store_url, namespace=name, timeout=20_000)
+    return Stage(broker_url, backend, position=position, name=name, retries=retries, heartbeat_interval=200)
+
+
+if "STAGE_NAME" in os.environ:
+    stage = make_stage(
+        os.environ["STAGE_BROKER"],
+        os.environ["STAGE_STORE"],
+        position=os.environ["STAGE_POSITION"],
+        name=os.environ["STAGE_NAME"],
+    )
+    dramatiq.set_broker(stage.broker)

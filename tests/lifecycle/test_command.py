@@ -1,0 +1,148 @@
+"""The life cycle under the ``dramatiq`` command: processes of their own, and their deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from ..recording import eventually
+from ..servers import RedisServer
+from .app import make_stage
+from .scenarios import SCENARIOS, Scenario
+from .stage import Stage
+
+ROOT = Path(__file__).parent.parent.parent
+
+#: Scenarios that one message tells, and that need nothing of the test's own process.
+NAMES = (
+    "1 success",
+    "3 an exception, retried, then success",
+    "4 retries exhausted",
+    "5 no retries allowed",
+    "6 an exception of throws=",
+    "7 Retry without delay",
+    "10d skipped by the actor",
+    "11 time limit, retried",
+    "14 delayed",
+    "15 a pipeline",
+    "17 an unknown actor",
+    "23c the actor sends its own id",
+    "the actor says failed and returns",
+)
+CHOSEN = [scenario for scenario in SCENARIOS if scenario.name in NAMES]
+
+
+@contextmanager
+def command(
+    stage: Stage, url: str, store: str, position: str, *, gevent: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of two processes."""
+    environment = {
+        **os.environ,
+        "STAGE_BROKER": url,
+        "STAGE_STORE": store,
+        "STAGE_POSITION": position,
+        "STAGE_NAME": stage.name,
+        "dramatiq_worker_timeout": "50",
+    }
+    start = [sys.executable, "-m", "dramatiq"]
+    if gevent:
+        start = [str(Path(sys.executable).with_name("dramatiq-gevent"))]
+    worker = subprocess.Popen(
+        [*start, "tests.lifecycle.app", "--processes", "2", "--threads", "4"], cwd=ROOT, env=environment
+    )
+    try:
+        yield worker
+    finally:
+        worker.terminate()
+        worker.wait(30)
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker_url(request: pytest.FixtureRequest, redis_server: RedisServer) -> str:
+    if request.param == "redis":
+        return redis_server.database(1)
+    return str(request.getfixturevalue("rabbitmq_server").url)
+
+
+@pytest.fixture(params=["first", "last"])
+def position(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def check(stage: Stage, scenarios: list[Scenario]) -> None:
+    """Perform all at once, and compare what was seen of each."""
+    sent = {scenario.name: scenario.perform(stage, scenario)["it"] for scenario in scenarios}
+    expected = {scenario.name: scenario.expected(retries=True, ahead=False).states for scenario in scenarios}
+    for name, message_id in sent.items():
+        eventually(lambda name=name, message_id=message_id: len(stage.sequence(message_id)) >= len(expected[name]))
+    assert {name: stage.sequence(message_id) for name, message_id in sent.items()} == expected
+
+
+def test_scenarios(redis_server: RedisServer, redis_url: str, broker_url: str, position: str) -> None:
+    # Given two worker processes
+    stage = make_stage(broker_url, redis_url, position=position, name=f"q-{uuid4()}")
+    with command(stage, broker_url, redis_url, position):
+        # When messages of all kinds run in them
+        # Then a reader sees the right states of each
+        check(stage, CHOSEN)
+    stage.close()
+
+
+def test_gevent(redis_server: RedisServer, redis_url: str) -> None:
+    # Given workers whose threads are greenlets
+    url = redis_server.database(1)
+    stage = make_stage(url, redis_url, position="last", name=f"q-{uuid4()}")
+    with command(stage, url, redis_url, "last", gevent=True):
+        # When messages run in them, many at a time
+        # Then a reader sees the right states of each
+        check(stage, [scenario for scenario in CHOSEN if "time limit" not in scenario.name])
+    stage.close()
+
+
+def test_a_worker_is_killed(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
+    stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
+    # Given a message that runs in a worker
+    message_id = stage.send("progress:7,loop", "progress:3")
+    with command(stage, broker_url, redis_url, "last") as worker:
+        eventually(lambda: stage.sequence(message_id) == "qw" and stage.read(message_id).get("progress") == 7)
+        # When all of that worker is killed
+        for pid in (*children_of(worker.pid), worker.pid):
+            os.kill(pid, signal.SIGKILL)
+        worker.wait(30)
+    # Then the message still counts as running
+    assert stage.sequence(message_id) == "qw"
+    # And when another worker takes it over, it is seen as it goes there
+    with command(stage, broker_url, redis_url, "last"):
+        eventually(lambda: stage.sequence(message_id) == "qwc")
+    last = stage.read(message_id)
+    assert (last.attempts, last["progress"]) == (2, 3)
+    stage.close()
+
+
+def test_a_worker_is_told_to_stop(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
+    stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
+    # Given a message that wants to be told of a shutdown, and is retried
+    message_id = stage.send("progress:7,loop", "progress:3", notify_shutdown=True)
+    with command(stage, broker_url, redis_url, "last"):
+        eventually(lambda: stage.sequence(message_id) == "qw" and stage.read(message_id).get("progress") == 7)
+        # When its worker is told to stop
+    # Then it went back to its queue, or ran again before the process had ended
+    assert stage.sequence(message_id) in ("qwq", "qwqw", "qwqwc")
+    with command(stage, broker_url, redis_url, "last"):
+        eventually(lambda: stage.sequence(message_id) == "qwqwc")
+    stage.close()
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, those of the children first."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [descendant for child in map(int, found) for descendant in (*children_of(child), child)]
