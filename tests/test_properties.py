@@ -48,9 +48,9 @@ from .servers import MemcachedServer, RedisServer
 #: Under CI the same examples every time: what fails there shall fail here.
 STABLE = os.environ.get("CI", "").lower() in {"1", "true"}
 
-pure = settings(max_examples=300, derandomize=STABLE, deadline=None)
+pure = settings(max_examples=150, derandomize=STABLE, deadline=None)
 stored = settings(
-    max_examples=100,
+    max_examples=50,
     derandomize=STABLE,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
