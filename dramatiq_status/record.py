@@ -374,7 +374,9 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
             new[ATTEMPTS] = str(update.attempts)
     else:
         return Applied(outcome, record)
-    new[ROOT], new[NUMBER] = str(update.epoch.root), str(update.epoch.number)
+    if update.start or update.create or update.state is not None:
+        # Whatever else a run writes belongs to the enqueue that it began with.
+        new[ROOT], new[NUMBER] = str(update.epoch.root), str(update.epoch.number)
     if update.run:
         new[RUN], new[PLACE] = str(update.run), str(update.place)
     _write(new, update)

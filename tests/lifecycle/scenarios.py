@@ -170,10 +170,10 @@ SCENARIOS: Final = (
     Scenario("10d skipped by the actor", skipped("qwc"), ("skip",)),
     Scenario(
         "11 time limit, no retries allowed", failed(exception="TimeLimitExceeded"), ("loop",),
-        {"max_retries": 0, "time_limit": 30},
+        {"max_retries": 0, "time_limit": 300},
     ),
     Scenario(
-        "11 time limit, retried", RETRIED, ("loop", "return"), {"time_limit": 30},
+        "11 time limit, retried", RETRIED, ("loop", "return"), {"time_limit": 300},
         without=failed(exception="TimeLimitExceeded"),
     ),
     Scenario("14 delayed", DONE, (), {"delay": 50}),

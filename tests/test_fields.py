@@ -1,0 +1,319 @@
+"""What may be written into a status, and what is said to whoever writes something else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum, IntEnum
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from dramatiq_status.fields import (
+    MAX_COUNT,
+    MAX_DEPTH,
+    MAX_NAME_SIZE,
+    RESERVED,
+    check_count,
+    encode_count,
+    encode_fields,
+    encode_total,
+    encode_value,
+    state_number,
+    user_name,
+)
+from dramatiq_status.record import State
+from dramatiq_status.snapshot import _NAMES, Snapshot
+
+LARGE = 65_536
+
+
+class Colour(str, Enum):
+    RED = "red"
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+# Fields together
+
+
+def test_fields_are_encoded() -> None:
+    # Given what a user writes
+    fields = {"step": "reading", "user_id": 42, "status": "failed", "progress": 5, "total": 10.0}
+    # When it is encoded
+    encoded = encode_fields(fields, max_size=LARGE)
+    # Then users' fields are kept apart from the library's, and the state is a number
+    assert encoded == ({":step": '"reading"', ":user_id": "42", "p": "5", "t": "10"}, 3)
+
+
+def test_no_fields() -> None:
+    # Given nothing
+    # When it is encoded
+    # Then it is nothing
+    assert encode_fields({}, max_size=LARGE) == ({}, None)
+
+
+# Names
+
+
+def test_every_name_of_a_snapshot_is_reserved() -> None:
+    # Given all that a snapshot says of itself
+    said = set(_NAMES.values()) | {"message_id", "retrying", "scheduled", "stalled", "finished", "percent"}
+    said |= {"duration", "time_remaining"}
+    # When the reserved names are compared to it
+    # Then they are the same, but for the three that users may write
+    assert said - RESERVED == {"status", "progress", "total"}
+    assert said >= RESERVED
+    # And each that is worked out is there to be read
+    assert all(hasattr(Snapshot, name) for name in RESERVED - {"args", "kwargs", "result", "traceback"})
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_reserved_names(name: str) -> None:
+    # Given a name that only the library writes
+    # When a user writes it
+    # Then the error says which
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        encode_fields({name: 1}, max_size=LARGE)
+
+
+@pytest.mark.parametrize("name", [1, None, b"step", ("a",), 1.5])
+def test_names_that_are_no_strings(name: Any) -> None:
+    # Given a name of another type
+    # When it is written
+    # Then the error names the type
+    with pytest.raises(TypeError, match=type(name).__name__):
+        encode_fields({name: 1}, max_size=LARGE)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x00", "\x7f", "\ud800", "a\u2028", "a\tb", "\u200b"], ids=ascii)
+def test_malformed_names(name: str) -> None:
+    # Given a name that nobody can see
+    # When it is written
+    # Then that is an error
+    with pytest.raises(ValueError, match="Field names must"):
+        user_name(name)
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "😀"])
+def test_long_names(letter: str) -> None:
+    # Given the longest name of a letter
+    count = MAX_NAME_SIZE // len(letter.encode())
+    # When it is written, and when it is one letter longer
+    # Then the second is an error
+    assert user_name(letter * count) == ":" + letter * count
+    with pytest.raises(ValueError, match=f"{MAX_NAME_SIZE} bytes"):
+        user_name(letter * (count + 1))
+
+
+@pytest.mark.parametrize("name", ["step", "Step", "a b", "a.b", ":", "ключ", "😀", "s", "p", "__class__", "queued"])
+def test_other_names(name: str) -> None:
+    # Given any other name
+    # When it is written
+    # Then it is stored where it cannot be taken for one of the library's
+    assert user_name(name) == ":" + name
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 0, -1, 10**30, 0.1, 1e300, "", "žluť 😀", "\x00\n\u2028", "\ud800", [], {}, [1, [2, {"a": None}]]],
+    ids=ascii,
+)
+def test_values_come_back(value: Any) -> None:
+    # Given a JSON value
+    # When it is encoded
+    text = encode_value("x", value, LARGE)
+    # Then it comes back the same, with its type, from plain ASCII on one line
+    assert json.loads(text) == value and type(json.loads(text)) is type(value)
+    assert text.isascii() and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [((1, (2,)), [1, [2]]), (Colour.RED, "red"), (Level.HIGH, 3), ({"a": (1,)}, {"a": [1]})],
+    ids=["tuple", "str enum", "int enum", "inner tuple"],
+)
+def test_values_that_are_nearly_json(value: Any, expected: Any) -> None:
+    # Given a value that JSON has a form for
+    # When it is encoded
+    # Then that is what comes back
+    assert json.loads(encode_value("x", value, LARGE)) == expected
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, b"x", datetime.now(), Decimal("1.5"), uuid4(), 1j, print], ids=lambda v: type(v).__name__
+)
+def test_values_that_are_not_json(value: Any) -> None:
+    # Given a value that JSON knows nothing of
+    # When it is written
+    # Then the error names the field and its type, and says what to write
+    with pytest.raises(TypeError, match=rf"'x' of type {type(value).__name__} .*Write a string") as caught:
+        encode_value("x", value, LARGE)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {"a": v}, lambda v: ({"a": [v]},)])
+def test_values_inside_that_are_not_json(wrap: Callable[[Any], Any]) -> None:
+    # Given such a value inside another one
+    value = wrap(object())
+    # When it is written
+    # Then the error names the type of both
+    with pytest.raises(TypeError, match=rf"'x' of type {type(value).__name__} .*type object"):
+        encode_value("x", value, LARGE)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, [math.nan], {"a": {"b": math.inf}}], ids=str)
+def test_nan_and_infinity(value: Any) -> None:
+    # Given a number that JSON does not have
+    # When it is written
+    # Then the error says so
+    with pytest.raises(ValueError, match=r"'x' .*NaN or infinity"):
+        encode_value("x", value, LARGE)
+
+
+@pytest.mark.parametrize("key", [1, None, True, 1.5], ids=repr)
+@pytest.mark.parametrize(
+    "wrap", [lambda v: v, lambda v: [v], lambda v: {"a": v}, lambda v: [({"a": [v]},)]], ids=["", "[]", "{}", "[{[]}]"]
+)
+def test_keys_that_are_no_strings(key: Any, wrap: Callable[[Any], Any]) -> None:
+    # Given a dict with a key that would come back as a string
+    value = wrap({key: 1})
+    # When it is written
+    # Then the error names the field, the key and its type
+    with pytest.raises(TypeError, match=rf"'x' .*{key!r} of type {type(key).__name__}"):
+        encode_value("x", value, LARGE)
+
+
+def test_keys_that_json_has_no_form_for() -> None:
+    # Given a dict with a tuple for a key
+    # When it is written
+    # Then the error names the field
+    with pytest.raises(TypeError, match="'x' of type dict"):
+        encode_value("x", {(1, 2): 3}, LARGE)
+
+
+def test_circles() -> None:
+    # Given a list that holds itself
+    value: list[Any] = []
+    value.append(value)
+    # When it is written
+    # Then the error names the field
+    with pytest.raises(ValueError, match="'x' of type list"):
+        encode_value("x", value, LARGE)
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 950, 5_000, 100_000])
+def test_nesting(depth: int) -> None:
+    # Given a list in a list, and so on, deeper than a reader's decoder is sure to get
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    # When it is written
+    # Then the error says so
+    with pytest.raises(ValueError, match="'x' .*nested too deeply"):
+        encode_value("x", value, 10**9)
+
+
+def test_nesting_that_is_allowed() -> None:
+    # Given a list that is nested as deep as may be
+    value: list[Any] = []
+    for _ in range(MAX_DEPTH - 1):
+        value = [value]
+    # When it is written
+    # Then it is stored
+    assert encode_value("x", value, LARGE) == "[" * MAX_DEPTH + "]" * MAX_DEPTH
+
+
+def test_large_values() -> None:
+    # Given a value that is as large as may be, as JSON
+    value = "x" * (LARGE - 2)
+    # When it is written, and when it is a byte larger
+    # Then the second is an error that says by how much
+    assert len(encode_value("x", value, LARGE)) == LARGE
+    with pytest.raises(ValueError, match=rf"'x' of type str takes {LARGE + 1} bytes.*{LARGE} .*max_field_size"):
+        encode_value("x", value + "x", LARGE)
+
+
+def test_the_size_is_that_of_the_encoded_value() -> None:
+    # Given a short text of letters that take twelve bytes each
+    # When it is written with a limit of less
+    # Then that is an error
+    with pytest.raises(ValueError, match="122 bytes"):
+        encode_value("x", "😀" * 10, 100)
+
+
+# Counts
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 0.5, -2.5, MAX_COUNT, -MAX_COUNT, 1e-300])
+def test_counts(value: float) -> None:
+    # Given a finite number
+    # When it is checked and encoded
+    # Then it is the same
+    assert check_count("progress", value) == value == json.loads(encode_count("progress", value))
+
+
+@pytest.mark.parametrize("value", ["5", None, True, False, [1], Decimal(5), 1j], ids=repr)
+@pytest.mark.parametrize("name", ["progress", "total"])
+def test_counts_of_other_types(name: str, value: Any) -> None:
+    # Given something else
+    # When it is written as a count
+    # Then the error names field and type
+    with pytest.raises(TypeError, match=f"'{name}' must be an int or a float, not {type(value).__name__}"):
+        encode_fields({name: value}, max_size=LARGE)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, MAX_COUNT + 1, -MAX_COUNT - 2, 1e300, 10**400], ids=str)
+@pytest.mark.parametrize("name", ["progress", "total"])
+def test_counts_that_cannot_be_counted_with(name: str, value: Any) -> None:
+    # Given a number that a store cannot add to
+    # When it is written as a count
+    # Then the error names the field
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        encode_fields({name: value}, max_size=LARGE)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, 2.5])
+def test_totals(value: float) -> None:
+    # Given a total that is not negative
+    # When it is encoded
+    # Then it is the same
+    assert json.loads(encode_total(value)) == value
+
+
+@pytest.mark.parametrize("value", [-1, -0.5])
+def test_negative_totals(value: float) -> None:
+    # Given a total below zero
+    # When it is written
+    # Then the error says so
+    with pytest.raises(ValueError, match="'total' must not be negative"):
+        encode_fields({"total": value}, max_size=LARGE)
+
+
+# States
+
+
+@pytest.mark.parametrize("number, state", enumerate(State))
+def test_states(number: int, state: State) -> None:
+    # Given a state, or its name
+    # When it is written
+    # Then both are the same
+    assert state_number(state) == state_number(state.value) == number
+
+
+@pytest.mark.parametrize("value", ["", "done", "Queued", "QUEUED", 0, None, True, ["queued"]], ids=repr)
+def test_other_states(value: Any) -> None:
+    # Given anything else
+    # When it is written as the status
+    # Then the error lists the four
+    with pytest.raises(ValueError, match="'status' must be one of 'queued', 'working', 'completed', 'failed'"):
+        encode_fields({"status": value}, max_size=LARGE)
