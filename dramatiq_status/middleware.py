@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -363,9 +364,10 @@ class StatusMiddleware(Middleware):
             state = context.channel.verdict
         if decision is Decision.FAILED:
             exception = frame.exception or getattr(message, "_exception", None)
-            if exception is None and not frame.outcome_seen and not frame.run and not frame.skipped:
-                # Dramatiq 1.x does not say why it rejects a message without running it.
-                exception = ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
+            if exception is None and not frame.outcome_seen and not frame.skipped:
+                # A broker that tells the hooks of no exception is just raising it; Dramatiq 1.x does
+                # not say why it rejects a message without running it.
+                exception = sys.exc_info()[1] if frame.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if exception is not None:
                 fields.update(_fields_of_exception(exception, settings))
         elif "result" in settings.includes:
