@@ -7,8 +7,9 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol
 
+from .errors import NotSupported
 from .record import Outcome, Record, Update
 
 #: How long a single call to a store may take, in milliseconds.  It is
@@ -28,6 +29,45 @@ MAX_NAMESPACE_SIZE: Final = 48
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAMESPACE = re.compile(r"[!-~]+")
+
+#: What a namespace's own ``:`` and braces become in a key: the first
+#: ``:`` of a key then always ends its namespace, and no namespace has a
+#: hash tag of Redis Cluster.
+_ESCAPES: Final = str.maketrans({char: f"%{ord(char):02X}" for char in "%:{}"})
+
+
+class Query(NamedTuple):
+    """Which statuses to list.
+
+    Parameters:
+      state: Only those in this state, by its stored number; None for all.
+      actor_name: Only those of this actor; None for all.
+      queue_name: Only those of this queue; None for all.
+    """
+
+    state: int | None = None
+    actor_name: str | None = None
+    queue_name: str | None = None
+
+
+class Subscription(Protocol):
+    """Hears of changes of some messages, from the moment it was made on."""
+
+    def wait(self, timeout: float) -> dict[str, int]:
+        """Wait until something changes, for so many seconds at most.
+
+        Returns:
+          dict[str, int]: The messages that have changed since the last
+          call, and the newest version of each that was heard of; 0 for one that
+          was deleted.  Empty when the time is over.
+
+        Raises:
+          BackendError: When the connection was lost.  Changes may have
+            been missed: subscribe anew, then read.
+        """
+
+    def close(self) -> None:
+        """Hear no more."""
 
 
 class StatusBackend(abc.ABC):
@@ -55,6 +95,9 @@ class StatusBackend(abc.ABC):
     #: How long a watcher of this backend sleeps between two looks, in
     #: milliseconds: the first time, and at most.
     poll_interval: tuple[int, int] = (50, 1000)
+
+    #: Why :meth:`find` raises :class:`.NotSupported`, and what to do about it.
+    why_no_list: str = "it keeps no index."
 
     def __init__(
         self,
@@ -132,6 +175,43 @@ class StatusBackend(abc.ABC):
         """
         return None
 
+    def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
+        """List statuses, newest first: the one whose state has changed
+        last comes first.
+
+        Parameters:
+          query(Query): Which ones.
+          limit(int): How many at most.
+          offset(int): How many to leave out first.
+
+        Returns:
+          list[tuple[str, Record]]: Message ids and their records.
+
+        Raises:
+          NotSupported: When this backend cannot list.
+        """
+        raise self._cannot_list()
+
+    def count(self, query: Query) -> int:
+        """Count statuses.
+
+        Raises:
+          NotSupported: When this backend cannot list.
+        """
+        raise self._cannot_list()
+
+    def _cannot_list(self) -> NotSupported:
+        return NotSupported(f"{type(self).__name__} cannot list statuses: {self.why_no_list}")
+
+    def subscribe(self, message_ids: Sequence[str]) -> Subscription | None:
+        """Begin to hear of every change of some messages.
+
+        Returns:
+          Subscription: Has begun when this returns; None where the
+          store cannot tell, and has to be asked again and again.
+        """
+        return None
+
     def now(self) -> int:
         """The present moment in epoch milliseconds, by the clock that dates this
         backend's records: the store's own where it has one.
@@ -140,6 +220,16 @@ class StatusBackend(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Close the connections of this backend; it opens new ones when it is used again."""
+
+
+def escape_namespace(namespace: str) -> str:
+    """Make a namespace fit to be followed by ``:`` in a key, so that no
+    key of one namespace looks like one of another, whatever message ids are.
+
+    >>> escape_namespace("shop"), escape_namespace("shop:eu")
+    ('shop', 'shop%3Aeu')
+    """
+    return namespace.translate(_ESCAPES)
 
 
 def now_ms() -> int:
@@ -208,3 +298,25 @@ def check_duration(name: str, value: int | timedelta, *, minimum: int = 0) -> in
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum} milliseconds, not {value}.")
     return value
+
+
+#: The longest page of a list.
+MAX_LIMIT: Final = 1000
+
+
+def check_limit(limit: int) -> int:
+    """Check how many statuses a page of a list may have."""
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit must be an int, not {type(limit).__name__}.")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}: ask for more pages by offset.")
+    return limit
+
+
+def check_offset(offset: int) -> int:
+    """Check how many statuses a page of a list leaves out."""
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise TypeError(f"offset must be an int, not {type(offset).__name__}.")
+    if offset < 0:
+        raise ValueError(f"offset must not be negative, not {offset}.")
+    return offset

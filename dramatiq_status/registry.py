@@ -8,11 +8,21 @@ from typing import Any
 
 import dramatiq
 
-from .backend import StatusBackend, check_duration, check_message_id, check_message_ids
+from .backend import (
+    Query,
+    StatusBackend,
+    check_duration,
+    check_limit,
+    check_message_id,
+    check_message_ids,
+    check_offset,
+)
 from .channel import Channel, DirectChannel, LaneChannel
 from .context import current_binding
+from .fields import state_number
 from .middleware import StatusMiddleware
 from .progress import Progress
+from .record import State
 from .snapshot import Snapshot, take_snapshot, take_snapshots
 from .status import Status
 from .watch import DEFAULT_MISSING_TIMEOUT, follow
@@ -139,6 +149,55 @@ class StatusRegistry:
         )
 
     @staticmethod
+    def list(
+        state: State | str | None = None,
+        actor_name: str | None = None,
+        queue_name: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> list[Snapshot]:
+        """List statuses, newest first: the one whose state has changed
+        last comes first.  What changes between two pages moves.
+
+        Parameters:
+          state(State): Only those in this state.
+          actor_name(str): Only those of this actor.
+          queue_name(str): Only those of this queue.
+          limit(int): How many at most, from 1 to 1,000.
+          offset(int): How many to leave out first.
+
+        Raises:
+          NotSupported: When the backend cannot list; says why.
+        """
+        backend = _backend(backend, broker)
+        found = backend.find(
+            _query(state, actor_name, queue_name), limit=check_limit(limit), offset=check_offset(offset)
+        )
+        snapshots = take_snapshots(
+            [message_id for message_id, _ in found], [record for _, record in found], backend.now()
+        )
+        return [snapshot for snapshot in snapshots if snapshot is not None]
+
+    @staticmethod
+    def count(
+        state: State | str | None = None,
+        actor_name: str | None = None,
+        queue_name: str | None = None,
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> int:
+        """Count the statuses that :meth:`list` would list without a limit.
+
+        Raises:
+          NotSupported: When the backend cannot list; says why.
+        """
+        return _backend(backend, broker).count(_query(state, actor_name, queue_name))
+
+    @staticmethod
     def delete(
         message_id: str | dramatiq.Message[Any],
         *,
@@ -152,6 +211,13 @@ class StatusRegistry:
         """
         message_id = check_message_id(message_id)
         return _backend(backend, broker).delete(message_id)
+
+
+def _query(state: State | str | None, actor_name: str | None, queue_name: str | None) -> Query:
+    for name, value in (("actor_name", actor_name), ("queue_name", queue_name)):
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, not {type(value).__name__}.")
+    return Query(None if state is None else state_number(state), actor_name, queue_name)
 
 
 def _backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> StatusBackend:
