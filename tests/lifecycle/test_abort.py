@@ -1,0 +1,174 @@
+"""Messages that are aborted before and while they run: the real dramatiq-abort."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from uuid import uuid4
+
+import dramatiq
+import pytest
+from dramatiq_abort import Abort, Abortable
+from dramatiq_abort import backends as aborts
+from dramatiq_abort.middleware import AbortMode
+
+from ..recording import eventually
+from .recorder import Recorder, RecordingRedisBackend, RecordingStubBackend
+from .scenarios import End, failed, skipped
+from .stage import Stage, make_middleware
+from .test_scenarios import end_of
+
+
+class AbortStage(Stage):
+    """A stage whose messages can be aborted."""
+
+    abortable: Abortable
+    #: Plays its message too, and throws what an abort raises.
+    thrower: dramatiq.Actor[..., object]
+
+    def wait_until_it_runs(self, message_id: str) -> None:
+        """Wait until a script has come to its step ``say:step=running``."""
+        eventually(lambda: self.sequence(message_id) and self.read(message_id).get("step") == "running")
+
+    def abort(self, message_id: str, mode: AbortMode = AbortMode.ABORT) -> None:
+        self.abortable.abort(message_id, mode=mode)
+
+
+StageMaker = Callable[..., AbstractContextManager[AbortStage]]
+
+
+@pytest.fixture(params=["first", "last"])
+def position(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["stub", "redis"])
+def make(request: pytest.FixtureRequest, position: str) -> StageMaker:
+    """Makes a stage, whose worker is not started yet."""
+
+    @contextmanager
+    def make_it(*, retries: bool = True) -> Iterator[AbortStage]:
+        backend: Recorder = RecordingStubBackend(timeout=20_000)
+        url, events = "stub://", aborts.StubBackend()
+        if request.param == "redis":
+            server = request.getfixturevalue("redis_server")
+            backend = RecordingRedisBackend(url=server.url, namespace=f"s-{uuid4()}", timeout=20_000)
+            url, events = server.database(1), aborts.RedisBackend.from_url(server.database(2))
+        abortable = Abortable(backend=events)
+        if request.param == "stub":
+            # How often it looks for new messages to watch; on Redis it takes a second or more.
+            abortable.wait_timeout = 20
+        middleware = [abortable, *make_middleware(retries=retries)]
+        stage = AbortStage(url, backend, position=position, name=f"q-{uuid4()}", retries=retries, middleware=middleware)
+        stage.abortable = abortable
+        limits = {"throws": Abort} if retries else {}
+        stage.thrower = dramatiq.actor(
+            stage._play, broker=stage.broker, queue_name=stage.name, actor_name="thrower", **limits
+        )
+        with ExitStack() as stack:
+            stack.callback(stage.close)
+            yield stage
+
+    return make_it
+
+
+def test_aborted_before_it_starts(make: StageMaker, position: str) -> None:
+    with make() as stage:
+        # Given a message that waits, and that somebody aborts
+        message_id = stage.send()
+        stage.abort(message_id)
+        # When a worker comes to it
+        with stage.working():
+            stage.audit.wait(message_id)
+        # Then it was skipped; a middleware ahead of dramatiq-abort saw it begin
+        assert end_of(stage, message_id) == (skipped("qc", 0) if position == "last" else skipped("qwc"))
+
+
+def test_aborted_while_it_waits_for_its_time(make: StageMaker, position: str) -> None:
+    with make() as stage, stage.working():
+        # Given a delayed message
+        message_id = stage.send(delay=300)
+        # When it is aborted before it is due
+        stage.abort(message_id)
+        stage.audit.wait(message_id)
+        # Then it was skipped when it was due
+        assert end_of(stage, message_id) == (skipped("qc", 0) if position == "last" else skipped("qwc"))
+
+
+def test_aborted_while_it_runs(make: StageMaker) -> None:
+    with make() as stage, stage.working():
+        # Given a message that runs, and may not be retried
+        message_id = stage.send("say:step=running,loop", max_retries=0)
+        stage.wait_until_it_runs(message_id)
+        # When it is aborted
+        stage.abort(message_id)
+        stage.audit.wait(message_id)
+        # Then it failed, and says why
+        assert end_of(stage, message_id) == failed(exception="Abort")
+
+
+def test_aborted_while_it_runs_and_retried(make: StageMaker, position: str) -> None:
+    with make() as stage, stage.working():
+        # Given a message that runs, and may be retried
+        message_id = stage.send("say:step=running,loop", "return")
+        stage.wait_until_it_runs(message_id)
+        # When it is aborted
+        stage.abort(message_id)
+        stage.audit.wait(message_id)
+        # Then its retry met the same abort, and was skipped; it never showed `failed`
+        assert end_of(stage, message_id) == (skipped("qwqc", 1) if position == "last" else skipped("qwqwc", 2))
+
+
+def test_aborted_while_it_runs_without_retries(make: StageMaker) -> None:
+    with make(retries=False) as stage, stage.working():
+        # Given a message that runs where nothing is retried
+        message_id = stage.send("say:step=running,loop")
+        stage.wait_until_it_runs(message_id)
+        # When it is aborted
+        stage.abort(message_id)
+        stage.audit.wait(message_id)
+        # Then it failed, although it is acknowledged
+        assert end_of(stage, message_id) == failed(exception="Abort")
+
+
+def test_aborted_where_the_actor_throws_it(make: StageMaker) -> None:
+    with make() as stage, stage.working():
+        # Given a running message of an actor that has Abort in `throws`
+        message_id = stage.thrower.send("say:step=running,loop", "return").message_id
+        stage.wait_until_it_runs(message_id)
+        # When it is aborted
+        stage.abort(message_id)
+        stage.audit.wait(message_id)
+        # Then it failed at once
+        assert end_of(stage, message_id) == failed(exception="Abort")
+
+
+def test_cancelled_while_it_runs(make: StageMaker) -> None:
+    with make() as stage, stage.working():
+        # Given a message that runs
+        cancelled: list[bool] = []
+        stage.steps["until cancelled"] = lambda rest: eventually(lambda: cancelled)
+        message_id = stage.send("say:step=running,until cancelled")
+        stage.wait_until_it_runs(message_id)
+        # When it is cancelled, which is for messages that wait
+        stage.abort(message_id, AbortMode.CANCEL)
+        cancelled.append(True)
+        stage.audit.wait(message_id)
+        # Then it ran to its end
+        assert end_of(stage, message_id) == End("qwc")
+
+
+def test_the_worker_goes_on_after_an_abort(make: StageMaker) -> None:
+    with make() as stage, stage.working(threads=1):
+        # Given a worker of one thread that has aborted a message
+        aborted_id = stage.send("say:step=running,loop", max_retries=0)
+        stage.wait_until_it_runs(aborted_id)
+        stage.abort(aborted_id)
+        stage.audit.wait(aborted_id)
+        # When another comes
+        next_id = stage.send("say:step=next")
+        stage.audit.wait(next_id)
+        # Then that one has its own status, and the aborted one's is left as it was
+        assert end_of(stage, next_id) == End("qwc")
+        assert stage.read(next_id)["step"] == "next"
+        assert stage.read(aborted_id)["step"] == "running"
