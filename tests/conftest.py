@@ -12,6 +12,9 @@ from hypothesis import settings
 
 from .servers import MemcachedServer, RabbitmqServer, RedisServer, Server, ServerMissing
 
+# Its asserts then tell what they have compared, as those of test files do.
+pytest.register_assert_rewrite("dramatiq_status.testing.conformance")
+
 ServerT = TypeVar("ServerT", bound=Server)
 
 

@@ -12,9 +12,17 @@ from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends._item import expiry_of, to_value
 from dramatiq_status.record import Origin, Outcome
+from dramatiq_status.testing.conformance import (
+    BackendConformance,
+    PausableServer,
+    enqueue,
+    finish,
+    outside,
+    start,
+    write,
+)
 
 from ..servers import MemcachedServer
-from .conformance import BackendConformance, PausableServer, enqueue, finish, outside, start, write
 
 #: A time-out that no test reaches by chance, in milliseconds.
 PATIENT = 20_000

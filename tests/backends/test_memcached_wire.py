@@ -37,9 +37,9 @@ from dramatiq_status.record import (
     Update,
     is_finished,
 )
+from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, together, write
 
 from ..servers import MemcachedServer
-from .conformance import enqueue, finish, heartbeat, outside, start, together, write
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000

@@ -14,9 +14,9 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import READS_A_CALL, SCRIPT_SHA, UPDATES_A_CALL, RedisBackend
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, Outcome, number_text
+from dramatiq_status.testing.conformance import BackendConformance, enqueue, heartbeat, outside, start, together, write
 
 from ..servers import RedisServer
-from .conformance import BackendConformance, enqueue, heartbeat, outside, start, together, write
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000

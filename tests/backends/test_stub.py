@@ -8,8 +8,7 @@ import pytest
 
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import StubBackend
-
-from .conformance import BackendConformance, enqueue, finish, start
+from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, start
 
 
 class TestStub(BackendConformance):

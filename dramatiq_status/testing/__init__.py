@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .context import bind, current_binding, detached_binding
-from .status import Status
+from ..context import bind, current_binding, detached_binding
+from ..status import Status
 
 
 @contextmanager

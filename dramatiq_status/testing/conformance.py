@@ -1,14 +1,19 @@
 """What every store has to do, as a class of tests to mix in.
 
-A backend's test class inherits from :class:`BackendConformance` and gives
-it the fixture ``backend``.  What needs more than that (a second
-namespace, a look at the time to live, a server to pause) is skipped until
-the fixture or hook for it is there too:
+It needs pytest, which nothing else of this package does.  A backend's
+test class inherits from :class:`BackendConformance` and gives it the
+fixture ``backend``.  What needs more than that (a second namespace, a
+look at the time to live, a server to pause) is skipped until the fixture
+or hook for it is there too:
 
 >>> class TestMyBackend(BackendConformance):
 ...     @pytest.fixture
 ...     def backend(self):
 ...         return MyBackend()
+
+For asserts that tell what they have compared, ``conftest.py`` says:
+
+>>> pytest.register_assert_rewrite("dramatiq_status.testing.conformance")
 """
 
 from __future__ import annotations
@@ -27,9 +32,9 @@ from uuid import uuid4
 
 import pytest
 
-from dramatiq_status.backend import MAX_MESSAGE_ID_SIZE, StatusBackend
-from dramatiq_status.errors import BackendError
-from dramatiq_status.record import (
+from ..backend import MAX_MESSAGE_ID_SIZE, StatusBackend
+from ..errors import BackendError
+from ..record import (
     ATTEMPTS,
     COMPLETED,
     DEFAULT_LIVE_TTL,
@@ -56,7 +61,7 @@ from dramatiq_status.record import (
     Update,
     apply,
 )
-from dramatiq_status.snapshot import take_snapshot
+from ..snapshot import take_snapshot
 
 #: How many writes each of two threads makes at the same time.
 WRITES = 2_000
@@ -917,11 +922,12 @@ class BackendConformance:
         # When two threads write fields of their own at the same time, in two kinds of call
         def write_one_by_one() -> None:
             for n in range(WRITES):
-                backend.update(message_id, outside(**{f"one-{n}": str(n)}))
+                backend.update(message_id, Update(Kind.OUTSIDE, fields={f":one-{n}": str(n)}))
 
         def write_in_batches() -> None:
             for first in range(0, WRITES, 10):
-                backend.update_many([(message_id, outside(**{f"two-{n}": str(n)})) for n in range(first, first + 10)])
+                fields = [{f":two-{n}": str(n)} for n in range(first, first + 10)]
+                backend.update_many([(message_id, Update(Kind.OUTSIDE, fields=one)) for one in fields])
 
         together(write_one_by_one, write_in_batches)
         # Then all are there
