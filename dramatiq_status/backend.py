@@ -82,6 +82,10 @@ class StatusBackend(abc.ABC):
     Every method raises :class:`.BackendError` where the store cannot
     be reached, takes longer than `timeout` or answers with an error;
     nothing else but the ``TypeError`` and ``ValueError`` of bad input.
+    A store of many servers, each with records of its own, of which one
+    does not answer while others do, goes on: readers get None for the
+    records of that server, and :meth:`update_many` and
+    :meth:`begin_update` answer with ``Outcome.UNREACHED``.
 
     Parameters:
       namespace(str): What the keys of this backend start with: up to

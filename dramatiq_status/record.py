@@ -155,6 +155,10 @@ class Outcome(int, Enum):
     REFUSED = 4
     #: There is no record; nothing is stored.
     MISSING = 5
+    #: The server that has the record does not answer, while others of
+    #: the same store do: whether it is stored is not known, and it may
+    #: be sent again.
+    UNREACHED = 6
 
 
 class Update(NamedTuple):

@@ -18,12 +18,12 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from .backend import StatusBackend
 from .errors import BackendError
 from .fields import check_count
-from .outage import Outage, logger
+from .outage import LONGEST_PAUSE, Outage, logger
 from .rate import RateMeter
 from .record import (
     ATTEMPTS,
@@ -479,6 +479,8 @@ class Writer:
         self._ready: dict[Lane, None] = {}
         self._later: dict[Lane, float] = {}
         self._next_due = math.inf
+        # Whether it was said that too many wait for a server that does not answer.
+        self._full = False
         self._beat_at = time.monotonic() + self._interval
         self._stopping = False
 
@@ -529,7 +531,7 @@ class Writer:
         self._stopping = True
         self._queue.put(None)
         thread.join(timeout)
-        return not thread.is_alive() and not self._ready
+        return not thread.is_alive() and not self._ready and not self._later
 
     def _ensure_thread(self) -> None:
         if self._thread is not None and not self._stopping:
@@ -594,7 +596,7 @@ class Writer:
             if self.outage.blocked:
                 lane.give_up(entries=False)
                 if len(self._ready) > self._max_pending:
-                    self._drop()
+                    self.outage.dropped(self._drop(self._ready))
         elif due is not None:
             self._later[lane] = due
             self._next_due = min(self._next_due, due)
@@ -626,7 +628,7 @@ class Writer:
             outcomes = []
             for update in updates:
                 try:
-                    outcomes.append(self.backend.update(lane.message_id, update))
+                    outcomes += self.backend.update_many(((lane.message_id, update),))
                 except BackendError as e:
                     self._failed(e)
                     return False
@@ -637,19 +639,37 @@ class Writer:
         return True
 
     def _settle(self, lane: Lane, outcomes: list[Outcome]) -> None:
-        if not lane.settle(outcomes):
+        if Outcome.UNREACHED in outcomes:
+            self._postpone(lane)
+        elif not lane.settle(outcomes):
             del self._ready[lane]
+
+    def _postpone(self, lane: Lane) -> None:
+        """One server of many does not answer: try its messages later, and let nobody wait for them."""
+        lane.give_up(entries=False)
+        del self._ready[lane]
+        self._later[lane] = due = time.monotonic() + LONGEST_PAUSE
+        self._next_due = min(self._next_due, due)
+        if len(self._later) > self._max_pending:
+            self._drop(self._later)
+            if not self._full:
+                self._full = True
+                logger.warning(
+                    "More than %d messages wait for a server of the status store: from now on, updates of those that "
+                    "finished first are dropped first.",
+                    self._max_pending,
+                )
 
     def _failed(self, error: BackendError) -> None:
         self.outage.failed(error)
         for lane in self._ready:
             lane.give_up(entries=False)
 
-    def _drop(self) -> None:
+    def _drop(self, lanes: dict[Lane, Any]) -> int:
         """Make room: those that finished first go first, then the oldest."""
-        lane = next((lane for lane in self._ready if lane.closed), next(iter(self._ready)))
-        del self._ready[lane]
-        self.outage.dropped(lane.give_up(entries=True))
+        lane = next((lane for lane in lanes if lane.closed), next(iter(lanes)))
+        del lanes[lane]
+        return lane.give_up(entries=True)
 
     def _beat(self) -> None:
         """Say of all running messages that they run, in one round trip."""
