@@ -98,6 +98,8 @@ class _Context(NamedTuple):
     channel: RunChannel
     settings: Settings
     previous: Binding | None
+    #: As the worker holds it: with its exception, which the copy for a retry lacks.
+    message: Any
 
 
 def _through_interrupts(hook: F) -> F:
@@ -215,7 +217,7 @@ class StatusMiddleware(Middleware):
         elif binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
             frame = binding.frame
             # A tracer that stands first sees the retry before the outcome.
-            exception = frame.exception or _exception_in_flight(message)
+            exception = frame.exception or _exception_in_flight(frame.context.message)
             if exception is not None:
                 fields.update(_fields_of_exception(exception, settings))
             lane, barrier = frame.context.lane, Barrier()
@@ -423,7 +425,7 @@ class StatusMiddleware(Middleware):
             throttle=settings.throttle,
             base=self._fields_of(message, settings, strict=False),
         )
-        context = _Context(lane, RunChannel(lane, self.backend), settings, previous)
+        context = _Context(lane, RunChannel(lane, self.backend), settings, previous, message)
         return Frame(message.message_id, epoch, run, context=context)
 
     def _origin_of(self, message: Any, lane: Lane) -> Origin | None:

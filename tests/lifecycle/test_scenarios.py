@@ -68,6 +68,29 @@ def test_a_reader_sees_nothing_but_the_right_states(stage: Stage, position: str,
     assert seen == {role: expected if role == "it" else scenario.others for role in sent}
 
 
+def test_a_message_that_waits_for_its_retry_says_why(stage: Stage) -> None:
+    # Given a message that is retried twice, for different reasons
+    message_id = stage.send("raise:first", "retry:20", "return")
+    # When Dramatiq is done with it
+    stage.audit.wait(message_id)
+    # Then it has said all the while what the last run had come to, until it succeeded
+    seen = [
+        (snapshot.state, snapshot.attempts, snapshot.exception, snapshot.scheduled_at is not None)
+        for snapshot in stage.backend.history(message_id)
+        if not snapshot.working
+    ]
+    first, second = {"type": "Boom", "message": "first"}, {"type": "Retry", "message": "later"}
+    if stage.retries:
+        assert seen == [
+            ("queued", 0, None, False),
+            ("queued", 1, first, True),
+            ("queued", 2, second, True),
+            ("completed", 3, None, False),
+        ]
+    else:
+        assert seen == [("queued", 0, None, False), ("failed", 1, first, False)]
+
+
 def end_of(stage: Stage, message_id: str) -> End:
     """What was seen of a message, after a look at what every status of its kind has."""
     states = stage.sequence(message_id)
