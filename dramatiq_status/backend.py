@@ -119,7 +119,7 @@ class StatusBackend(abc.ABC):
             )
         self.namespace = namespace
         self.timeout = check_duration("timeout", timeout, minimum=1)
-        self.max_field_size = check_duration("max_field_size", max_field_size, minimum=1)
+        self.max_field_size = check_number("max_field_size", max_field_size, minimum=1)
 
     @abc.abstractmethod
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
@@ -310,17 +310,20 @@ MAX_LIMIT: Final = 1000
 
 def check_limit(limit: int) -> int:
     """Check how many statuses a page of a list may have."""
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit must be an int, not {type(limit).__name__}.")
-    if not 1 <= limit <= MAX_LIMIT:
-        raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}: ask for more pages by offset.")
+    if check_number("limit", limit, minimum=1) > MAX_LIMIT:
+        raise ValueError(f"limit must be at most {MAX_LIMIT}, not {limit}: ask for more pages by offset.")
     return limit
 
 
-def check_offset(offset: int) -> int:
-    """Check how many statuses a page of a list leaves out."""
-    if isinstance(offset, bool) or not isinstance(offset, int):
-        raise TypeError(f"offset must be an int, not {type(offset).__name__}.")
-    if offset < 0:
-        raise ValueError(f"offset must not be negative, not {offset}.")
-    return offset
+def check_number(name: str, value: int, *, minimum: int = 0) -> int:
+    """Check a number of things.
+
+    Raises:
+      TypeError: When it is not an int.
+      ValueError: When it is less than `minimum`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {value}.")
+    return value

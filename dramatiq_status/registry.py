@@ -15,7 +15,7 @@ from .backend import (
     check_limit,
     check_message_id,
     check_message_ids,
-    check_offset,
+    check_number,
 )
 from .channel import Channel, DirectChannel, LaneChannel
 from .context import current_binding
@@ -174,7 +174,7 @@ class StatusRegistry:
         """
         backend = _backend(backend, broker)
         found = backend.find(
-            _query(state, actor_name, queue_name), limit=check_limit(limit), offset=check_offset(offset)
+            _query(state, actor_name, queue_name), limit=check_limit(limit), offset=check_number("offset", offset)
         )
         snapshots = take_snapshots(
             [message_id for message_id, _ in found], [record for _, record in found], backend.now()

@@ -2,19 +2,26 @@
 --
 -- KEYS[i]: the hash of the i-th update's message.
 -- ARGV[1]: the present moment in epoch milliseconds, or '' for the server's own clock.
+-- ARGV[2]: '' for no index, or 'length size prefix': how long the part of a key is that comes before the message's id,
+--   how many messages each set of the index keeps, and what the index's keys start with (see redis_list.lua).
 -- ARGV then holds for each update its kind, what the kind needs (below), the number of fields, and as many pairs of
 -- stored name and JSON text:
 --   0 enqueue: root, number
 --   1 run with a transition: root, number, run ('0': none), place, start ('1'), create ('1'), state ('': none),
 --     attempts, increment, ttl
---   2 outside: state ('': none), increment, ttl
+--   2 outside without a state: increment
 --   3 heartbeat: run
 --   4 run without a transition: run, place, increment
+--   5 outside with a state: state, increment, ttl
+--   6 delete
 -- Returns the outcome of each update: 1 applied, 2 aside, 3 duplicate, 4 refused, 5 missing.
 --
+-- Every change of a version is published on the channel that is named like the key; 0 for a delete.
 -- Numbers are compared as numbers and tokens as texts; nothing is decoded that was not asked for.
 
 local call = redis.call
+-- Users of Redis who may not publish have statuses nevertheless.
+local publish = redis.pcall
 local now = ARGV[1]
 if now == '' then
   local time = call('TIME')
@@ -22,284 +29,440 @@ if now == '' then
 end
 
 -- The place in ARGV of what is read next.
-local at = 2
+local at = 3
 
-local function take()
-  at = at + 1
-  return ARGV[at - 1]
-end
-
--- Set the pairs list[first..last], in pieces that the Lua stack can hold.
-local function set_pairs(key, list, first, last)
-  while first < last do
-    local piece = math.min(last, first + 1999)
-    call('HSET', key, unpack(list, first, piece))
-    first = piece + 1
+-- All but the plain writes, which are most of the updates. It is a function so that they need not wait for Lua to
+-- make a dozen others.
+local function define()
+  local function take()
+    at = at + 1
+    return ARGV[at - 1]
   end
-end
 
--- What number_text in record.py writes.
-local function text_of(number)
-  if number == math.floor(number) and math.abs(number) < 9007199254740992 then
-    return string.format('%.0f', number)
-  end
-  return string.format('%.17g', number)
-end
-
--- Renew the life of an unfinished record (live_ttl_of in record.py).
-local function renew(key, scheduled_at, live_ttl)
-  local ttl = live_ttl or 604800000
-  if scheduled_at then
-    ttl = ttl + math.max(0, scheduled_at - now)
-  end
-  call('PEXPIRE', key, ttl)
-end
-
--- What a record says of itself: state, version, root, number, run, place, scheduled at, live ttl, progress, attempts.
--- Nothing where there is no record, or something that is none (is_sound in record.py says what is).
-local function fetch(key)
-  local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A')
-  local state = found[1]
-  if found.err or not state then return nil end
-  if (state == '0' or state == '1' or state == '2' or state == '3')
-    and tonumber(found[2]) and found[3] and tonumber(found[4])
-    and (not found[5] or tonumber(found[6]))
-    and tonumber(found[7] or 0) and tonumber(found[8] or 0) and tonumber(found[9] or 0) and tonumber(found[10] or 0)
-  then
-    return found
-  end
-  return nil
-end
-
--- The same by name, for those who need most of it; empty for nothing.
-local function read(key)
-  local found = fetch(key)
-  if not found then return {} end
-  return {
-    state = found[1], version = found[2], root = found[3], number = found[4], run = found[5], place = found[6],
-    scheduled_at = found[7], live_ttl = found[8], progress = found[9], attempts = found[10],
-    finished = found[1] > '1',
-  }
-end
-
--- Make room for a new record, also where something lies that is none. Nothing is deleted where nothing is:
--- once a script has written, Redis no longer refuses its writes for want of memory.
-local function clear(key)
-  if call('EXISTS', key) == 1 then call('DEL', key) end
-end
-
-local function enqueue(key)
-  local old = read(key)
-  local root, number, count = take(), take(), take()
-  local first, last = at, at + 2 * count - 1
-  at = last + 1
-  local version = (old.version or 0) + 1
-  local same = old.root == root
-  if same and tonumber(number) <= tonumber(old.number) then
-    local added = 0
-    for i = first, last, 2 do
-      local name = ARGV[i]
-      if name ~= 'D' and name ~= 'x' and name ~= 'it' then
-        added = added + call('HSETNX', key, name, ARGV[i + 1])
-      end
+  -- Set the pairs list[first..last], in pieces that the Lua stack can hold.
+  local function set_pairs(key, list, first, last)
+    while first < last do
+      local piece = math.min(last, first + 1999)
+      call('HSET', key, unpack(list, first, piece))
+      first = piece + 1
     end
-    if added > 0 then call('HSET', key, 'v', version, 'U', now) end
-    return 2
   end
-  local scheduled_at, live_ttl = false, false
-  if same and not old.finished then
-    call('HDEL', key, 'r', 'q', 'D', 'R', 'H')
-    call('HSET', key, 's', '0', 'n', number, 'v', version, 'U', now)
-    live_ttl = old.live_ttl
-    for i = first, last, 2 do
-      local name, text = ARGV[i], ARGV[i + 1]
-      if name == 'D' or name == 'x' or name == 'it' then
-        call('HSET', key, name, text)
-        if name == 'D' then scheduled_at = text end
+
+  -- What number_text in record.py writes.
+  local function text_of(number)
+    if number == math.floor(number) and math.abs(number) < 9007199254740992 then
+      return string.format('%.0f', number)
+    end
+    return string.format('%.17g', number)
+  end
+
+  -- Renew the life of an unfinished record (live_ttl_of in record.py).
+  local function renew(key, scheduled_at, live_ttl)
+    local ttl = (live_ttl or 604800000) + 0
+    if scheduled_at then
+      ttl = ttl + math.max(0, scheduled_at - now)
+    end
+    call('PEXPIRE', key, ttl)
+    return ttl
+  end
+
+  -- What a record says of itself; empty where there is none, or something that is none (is_sound in record.py says
+  -- what is).
+  local function read(key)
+    local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'a', 'Q')
+    local state = found[1]
+    if found.err or not state then return {} end
+    if (state == '0' or state == '1' or state == '2' or state == '3')
+      and tonumber(found[2]) and found[3] and tonumber(found[4])
+      and (not found[5] or tonumber(found[6]))
+      and tonumber(found[7] or 0) and tonumber(found[8] or 0) and tonumber(found[9] or 0) and tonumber(found[10] or 0)
+    then
+      return {
+        state = state, version = found[2], root = found[3], number = found[4], run = found[5], place = found[6],
+        scheduled_at = found[7], live_ttl = found[8], progress = found[9], attempts = found[10],
+        actor = found[11], queue = found[12], finished = state > '1',
+      }
+    end
+    return {}
+  end
+
+  -- Make room for a new record, also where something lies that is none. Nothing is deleted where nothing is:
+  -- once a script has written, Redis no longer refuses its writes for want of memory.
+  local function clear(key)
+    if call('EXISTS', key) == 1 then call('DEL', key) end
+  end
+
+  -- The index: each message is in one sorted set, that of its state, time to live (where finished), queue and actor,
+  -- by the moment in microseconds at which it came there. So a set of finished messages is trimmed by their age alone.
+  local length, size, prefix = ARGV[2]:match('^(%d+) (%d+) (.*)$')
+  local moment
+
+  local function set_name(state, ttl, queue, actor)
+    return table.concat({state, ttl, queue or '', actor or ''}, '\n')
+  end
+
+  -- To two significant digits, upwards: odd times to live must not make a set each.
+  local function round(ttl)
+    local text = string.format('%.0f', ttl)
+    if #text <= 2 then return text end
+    local unit = 10 ^ (#text - 2)
+    return string.format('%.0f', math.ceil(ttl / unit) * unit)
+  end
+
+  local function unindex(id, old)
+    if old.finished then
+      -- Which of them it is in, nobody remembers; it is a rare thing to leave a final state.
+      for _, name in ipairs(call('SMEMBERS', prefix)) do
+        local state, _, queue, actor = name:match('^(.)\n(%d*)\n([^\n]*)\n([^\n]*)$')
+        if state == old.state and queue == (old.queue or '') and actor == (old.actor or '') then
+          call('ZREM', prefix .. name, id)
+        end
+      end
+    else
+      call('ZREM', prefix .. set_name(old.state, '', old.queue, old.actor), id)
+    end
+  end
+
+  -- Note in which state a message is now.
+  --   old: what the record was, with the fields that it has now where they are new; ttl: how long it lives.
+  local function index(key, old, was, state, ttl)
+    if not prefix then return end
+    if not moment then
+      local time = call('TIME')
+      moment = time[1] * 1000000 + time[2]
+    end
+    local id = key:sub(length + 1)
+    if was.state and (was.state ~= state or was.finished or was.queue ~= old.queue or was.actor ~= old.actor) then
+      unindex(id, was)
+    end
+    local lives = state > '1' and round(ttl) or ''
+    local name = set_name(state, lives, old.queue, old.actor)
+    local set = prefix .. name
+    call('ZADD', set, string.format('%.0f', moment), id)
+    moment = moment + 1
+    if state > '1' then
+      call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%.0f', moment - lives * 1000))
+      call('PEXPIRE', set, lives)
+    else
+      -- Longer than any of its messages lives: what is left of those is dropped when it is met.
+      if call('PTTL', set) < ttl then call('PEXPIRE', set, 2 * ttl) end
+    end
+    local count = call('ZCARD', set)
+    if count == 1 then
+      call('SADD', prefix, name)
+    elseif count > tonumber(size) then
+      call('ZREMRANGEBYRANK', set, 0, count - size - 1)
+    end
+  end
+
+  local function enqueue(key)
+    local old = read(key)
+    local root, number, count = take(), take(), take()
+    local first, last = at, at + 2 * count - 1
+    at = last + 1
+    local version = (old.version or 0) + 1
+    local same = old.root == root
+    if same and tonumber(number) <= tonumber(old.number) then
+      local added = 0
+      for i = first, last, 2 do
+        local name = ARGV[i]
+        if name ~= 'D' and name ~= 'x' and name ~= 'it' then
+          added = added + call('HSETNX', key, name, ARGV[i + 1])
+        end
+      end
+      if added > 0 then
+        call('HSET', key, 'v', version, 'U', now)
+        publish('PUBLISH', key, version)
+      end
+      return 2
+    end
+    local scheduled_at, live_ttl = false, false
+    local new = {actor = old.actor, queue = old.queue}
+    if same and not old.finished then
+      call('HDEL', key, 'r', 'q', 'D', 'R', 'H')
+      call('HSET', key, 's', '0', 'n', number, 'v', version, 'U', now)
+      live_ttl = old.live_ttl
+      for i = first, last, 2 do
+        local name, text = ARGV[i], ARGV[i + 1]
+        if name == 'D' or name == 'x' or name == 'it' then
+          call('HSET', key, name, text)
+          if name == 'D' then scheduled_at = text end
+        else
+          call('HSETNX', key, name, text)
+          if name == 'L' and not live_ttl then live_ttl = text end
+          if name == 'a' and not new.actor then new.actor = text end
+          if name == 'Q' and not new.queue then new.queue = text end
+        end
+      end
+    else
+      clear(key)
+      new = {}
+      for i = first, last, 2 do
+        local name, text = ARGV[i], ARGV[i + 1]
+        if name == 'D' then
+          scheduled_at = text
+        elseif name == 'L' then
+          live_ttl = text
+        elseif name == 'a' then
+          new.actor = text
+        elseif name == 'Q' then
+          new.queue = text
+        end
+      end
+      if count + 0 < 1000 then
+        call('HSET', key, 's', '0', 'v', version, 'e', root, 'n', number, 'U', now, unpack(ARGV, first, last))
       else
-        call('HSETNX', key, name, text)
-        if name == 'L' and not live_ttl then live_ttl = text end
+        call('HSET', key, 's', '0', 'v', version, 'e', root, 'n', number, 'U', now)
+        set_pairs(key, ARGV, first, last)
       end
     end
-  else
-    clear(key)
-    for i = first, last, 2 do
-      if ARGV[i] == 'D' then scheduled_at = ARGV[i + 1] end
-      if ARGV[i] == 'L' then live_ttl = ARGV[i + 1] end
+    index(key, new, old, '0', renew(key, scheduled_at, live_ttl))
+    publish('PUBLISH', key, version)
+    return 1
+  end
+
+  -- Add what an update sets to the pairs that will be written; returns their number.
+  local function add_fields(new, written, size, increment)
+    local count = take()
+    local progress = new.progress
+    for i = at, at + 2 * count - 1, 2 do
+      local name, text = ARGV[i], ARGV[i + 1]
+      written[size + 1], written[size + 2] = name, text
+      size = size + 2
+      if name == 'p' then
+        progress = text
+      elseif name == 'D' then
+        new.scheduled_at = text
+      elseif name == 'L' then
+        new.live_ttl = text
+      elseif name == 'a' then
+        new.actor = text
+      elseif name == 'Q' then
+        new.queue = text
+      end
     end
-    call('HSET', key, 's', '0', 'v', version, 'e', root, 'n', number, 'U', now)
-    set_pairs(key, ARGV, first, last)
-  end
-  renew(key, scheduled_at, live_ttl)
-  return 1
-end
-
--- Add what an update sets to the pairs that will be written; returns their number.
-local function add_fields(old, written, size, increment)
-  local count = take()
-  local progress = old.progress
-  for i = at, at + 2 * count - 1, 2 do
-    local name, text = ARGV[i], ARGV[i + 1]
-    written[size + 1], written[size + 2] = name, text
-    size = size + 2
-    if name == 'p' then
-      progress = text
-    elseif name == 'D' then
-      old.scheduled_at = text
-    elseif name == 'L' then
-      old.live_ttl = text
+    at = at + 2 * count
+    if increment ~= '0' then
+      written[size + 1], written[size + 2] = 'p', text_of((tonumber(progress or 0) or 0) + increment)
+      size = size + 2
     end
+    return size
   end
-  at = at + 2 * count
-  if increment ~= '0' then
-    written[size + 1], written[size + 2] = 'p', text_of((tonumber(progress or 0) or 0) + increment)
-    size = size + 2
-  end
-  return size
-end
 
-local function skip_fields()
-  at = at + 1 + 2 * ARGV[at]
-end
-
-local function finish(key, state, ttl)
-  if state == '2' then
-    call('HDEL', key, 'D', 'R', 'H', 'x', 'it')
-  else
-    call('HDEL', key, 'D', 'R', 'H')
+  local function skip_fields()
+    at = at + 1 + 2 * ARGV[at]
   end
-  call('PEXPIRE', key, ttl)
-end
 
--- Whether a run may write (_standing in record.py).
-local function standing(old, root, number, run, place, start, state)
-  if not old.state then return 5 end
-  if run ~= '0' and old.run == run then
-    if tonumber(place) <= tonumber(old.place) then return 3 end
-    return old.finished and 4 or 1
+  local function finish(key, state, ttl)
+    if state == '2' then
+      call('HDEL', key, 'D', 'R', 'H', 'x', 'it')
+    else
+      call('HDEL', key, 'D', 'R', 'H')
+    end
+    call('PEXPIRE', key, ttl)
   end
-  if not start and state == '' then return 4 end
-  if old.root ~= root then return 5 end
-  local ahead = number - old.number
-  if ahead < 0 then return 4 end
-  if old.finished then return ahead == 0 and 4 or 5 end
-  return (start or run == '0' or not old.run or ahead > 0) and 1 or 4
-end
 
-local function transition(key)
-  local old = read(key)
-  local root, number, run, place = take(), take(), take(), take()
-  local start, create = take() == '1', take() == '1'
-  local state, attempts, increment, ttl = take(), take(), take(), take()
-  local outcome = standing(old, root, number, run, place, start, state)
-  if outcome ~= 1 and not (outcome == 5 and create) then
-    skip_fields()
-    return outcome
+  -- Whether a run may write (_standing in record.py).
+  local function standing(old, root, number, run, place, start, state)
+    if not old.state then return 5 end
+    if run ~= '0' and old.run == run then
+      if tonumber(place) <= tonumber(old.place) then return 3 end
+      return old.finished and 4 or 1
+    end
+    if not start and state == '' then return 4 end
+    if old.root ~= root then return 5 end
+    local ahead = number - old.number
+    if ahead < 0 then return 4 end
+    if old.finished then return ahead == 0 and 4 or 5 end
+    return (start or run == '0' or not old.run or ahead > 0) and 1 or 4
   end
-  local written = {'v', (old.version or 0) + 1, 'U', now, 'e', root, 'n', number}
-  local size = 8
-  if outcome == 5 then
-    clear(key)
-    old = {}
-    written[9], written[10] = 's', '1'
-    size = 10
-    if run ~= '0' then
-      written[11], written[12] = 'A', attempts
+
+  local function transition(key)
+    local old = read(key)
+    local root, number, run, place = take(), take(), take(), take()
+    local start, create = take() == '1', take() == '1'
+    local state, attempts, increment, ttl = take(), take(), take(), take()
+    local outcome = standing(old, root, number, run, place, start, state)
+    if outcome ~= 1 and not (outcome == 5 and create) then
+      skip_fields()
+      return outcome
+    end
+    local version = (old.version or 0) + 1
+    local written = {'v', version, 'U', now, 'e', root, 'n', number}
+    local size = 8
+    local new = {
+      actor = old.actor, queue = old.queue, scheduled_at = old.scheduled_at, live_ttl = old.live_ttl,
+      progress = old.progress, state = old.state,
+    }
+    if outcome == 5 then
+      clear(key)
+      new = {state = '1'}
+      written[9], written[10] = 's', '1'
+      size = 10
+      if run ~= '0' then
+        written[11], written[12] = 'A', attempts
+        size = 12
+      end
+    elseif start then
+      call('HDEL', key, 'p', 'R', 'F', 'k', 'D', 'H', 'ir')
+      new.scheduled_at, new.progress, new.state = false, false, '1'
+      written[9], written[10] = 's', '1'
+      written[11], written[12] = 'A', math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)
       size = 12
     end
-  elseif start then
-    call('HDEL', key, 'p', 'R', 'F', 'k', 'D', 'H', 'ir')
-    old.scheduled_at, old.progress = false, false
-    written[9], written[10] = 's', '1'
-    written[11], written[12] = 'A', math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)
-    size = 12
+    if run ~= '0' then
+      written[size + 1], written[size + 2], written[size + 3], written[size + 4] = 'r', run, 'q', place
+      size = size + 4
+    end
+    size = add_fields(new, written, size, increment)
+    if state ~= '' then
+      written[size + 1], written[size + 2] = 's', state
+      size = size + 2
+      new.state = state
+    end
+    set_pairs(key, written, 1, size)
+    if state > '1' then
+      finish(key, state, ttl)
+    else
+      if state ~= '' then call('HDEL', key, 'F') end
+      ttl = renew(key, new.scheduled_at, new.live_ttl)
+    end
+    if start or state ~= '' or outcome == 5 then index(key, new, old, new.state, ttl) end
+    publish('PUBLISH', key, version)
+    return 1
   end
-  if run ~= '0' then
-    written[size + 1], written[size + 2], written[size + 3], written[size + 4] = 'r', run, 'q', place
-    size = size + 4
-  end
-  size = add_fields(old, written, size, increment)
-  if state ~= '' then
+
+  local function outside(key)
+    local state, increment, ttl = take(), take(), take()
+    local old = read(key)
+    if not old.state then
+      skip_fields()
+      return 5
+    end
+    local version = old.version + 1
+    local new = {
+      actor = old.actor, queue = old.queue, scheduled_at = old.scheduled_at, live_ttl = old.live_ttl,
+      progress = old.progress,
+    }
+    local written = {'v', version, 'U', now}
+    local size = add_fields(new, written, 4, increment)
     written[size + 1], written[size + 2] = 's', state
-    size = size + 2
+    set_pairs(key, written, 1, size + 2)
+    if state > '1' then
+      call('HSETNX', key, 'F', now)
+      finish(key, state, ttl)
+    else
+      call('HDEL', key, 'F')
+      ttl = renew(key, new.scheduled_at, new.live_ttl)
+    end
+    index(key, new, old, state, ttl)
+    publish('PUBLISH', key, version)
+    return 1
   end
-  set_pairs(key, written, 1, size)
-  if state > '1' then
-    finish(key, state, ttl)
-  else
-    if state ~= '' then call('HDEL', key, 'F') end
+
+  local function heartbeat(key)
+    local run = take()
+    local old = read(key)
+    skip_fields()
+    if not old.state then return 5 end
+    if old.run ~= run or old.finished then return 4 end
+    call('HSET', key, 'H', now)
     renew(key, old.scheduled_at, old.live_ttl)
+    return 1
   end
-  return 1
-end
 
-local function write(key)
-  local run, place, increment = take(), take(), take()
-  local old = fetch(key)
-  local outcome = 1
-  if not old then
-    outcome = 5
-  elseif old[5] ~= run then
-    outcome = 4
-  elseif tonumber(place) <= tonumber(old[6]) then
-    outcome = 3
-  elseif old[1] > '1' then
-    outcome = 4
-  end
-  if outcome ~= 1 then
+  local function delete(key)
+    local old = read(key)
     skip_fields()
-    return outcome
+    if prefix and old.state then unindex(key:sub(length + 1), old) end
+    if call('DEL', key) == 0 then return 5 end
+    publish('PUBLISH', key, 0)
+    return 1
   end
-  local known = {progress = old[9], live_ttl = old[8]}
-  local written = {'v', old[2] + 1, 'U', now, 'q', place}
-  set_pairs(key, written, 1, add_fields(known, written, 6, increment))
-  renew(key, false, known.live_ttl)
-  return 1
+
+  return {['0'] = enqueue, ['1'] = transition, ['3'] = heartbeat, ['5'] = outside, ['6'] = delete}, set_pairs, text_of
 end
 
-local function outside(key)
-  local state, increment, ttl = take(), take(), take()
-  local old = fetch(key)
-  if not old then
-    skip_fields()
-    return 5
-  end
-  local known = {progress = old[9], scheduled_at = old[7], live_ttl = old[8]}
-  local written = {'v', old[2] + 1, 'U', now}
-  local size = add_fields(known, written, 4, increment)
-  local finished = old[1] > '1'
-  if state ~= '' then
-    written[size + 1], written[size + 2] = 's', state
-    size = size + 2
-    finished = state > '1'
-  end
-  set_pairs(key, written, 1, size)
-  if state == '' then
-    if not finished then renew(key, known.scheduled_at, known.live_ttl) end
-  elseif finished then
-    call('HSETNX', key, 'F', now)
-    finish(key, state, ttl)
-  else
-    call('HDEL', key, 'F')
-    renew(key, known.scheduled_at, known.live_ttl)
-  end
-  return 1
-end
-
-local function heartbeat(key)
-  local run = take()
-  local old = read(key)
-  skip_fields()
-  if not old.state then return 5 end
-  if old.run ~= run or old.finished then return 4 end
-  call('HSET', key, 'H', now)
-  renew(key, old.scheduled_at, old.live_ttl)
-  return 1
-end
-
-local kinds = {['0'] = enqueue, ['1'] = transition, ['2'] = outside, ['3'] = heartbeat, ['4'] = write}
+local kinds, set_pairs, text_of
 local outcomes = {}
 for i = 1, #KEYS do
-  outcomes[i] = kinds[take()](KEYS[i])
+  local key, kind = KEYS[i], ARGV[at]
+  at = at + 1
+  if kind == '4' or kind == '2' then
+    local from_run = kind == '4'
+    local run, place
+    if from_run then
+      run, place = ARGV[at], ARGV[at + 1]
+      at = at + 2
+    end
+    local increment, count = ARGV[at], tonumber(ARGV[at + 1])
+    local first, last = at + 2, at + 1 + 2 * count
+    at = last + 1
+    local old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A')
+    local state, version, progress = old[1], tonumber(old[2]), old[9]
+    local outcome = 1
+    if old.err
+      or not (state == '1' or state == '2' or state == '0' or state == '3')
+      or not version or not old[3] or not tonumber(old[4])
+      or old[5] and not tonumber(old[6])
+      or not (tonumber(old[7] or 0) and tonumber(old[8] or 0) and tonumber(progress or 0) and tonumber(old[10] or 0))
+    then
+      outcome = 5
+    elseif from_run then
+      if old[5] ~= run then
+        outcome = 4
+      elseif tonumber(place) <= tonumber(old[6]) then
+        outcome = 3
+      elseif state > '1' then
+        outcome = 4
+      end
+    end
+    if outcome == 1 then
+      version = version + 1
+      local scheduled_at, ttl = old[7], old[8] or 604800000
+      for j = first, last, 2 do
+        local name = ARGV[j]
+        if name == 'p' then
+          progress = ARGV[j + 1]
+        elseif name == 'D' then
+          scheduled_at = ARGV[j + 1]
+        elseif name == 'L' then
+          ttl = ARGV[j + 1]
+        end
+      end
+      if count < 1000 then
+        if from_run then
+          call('HSET', key, 'v', version, 'U', now, 'q', place, unpack(ARGV, first, last))
+        else
+          call('HSET', key, 'v', version, 'U', now, unpack(ARGV, first, last))
+        end
+      else
+        if not kinds then kinds, set_pairs, text_of = define() end
+        call('HSET', key, 'v', version, 'U', now)
+        if from_run then call('HSET', key, 'q', place) end
+        set_pairs(key, ARGV, first, last)
+      end
+      if increment ~= '0' then
+        local sum = (tonumber(progress or 0) or 0) + increment
+        if sum % 1 == 0 and sum < 9007199254740992 and sum > -9007199254740992 then
+          call('HSET', key, 'p', string.format('%.0f', sum))
+        else
+          if not kinds then kinds, set_pairs, text_of = define() end
+          call('HSET', key, 'p', text_of(sum))
+        end
+      end
+      if state < '2' then
+        if scheduled_at and not from_run then
+          ttl = ttl + math.max(0, scheduled_at - now)
+        end
+        call('PEXPIRE', key, ttl)
+      end
+      publish('PUBLISH', key, version)
+    end
+    outcomes[i] = outcome
+  else
+    if not kinds then kinds, set_pairs, text_of = define() end
+    outcomes[i] = kinds[kind](key)
+  end
 end
 return outcomes

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from hashlib import sha1
-from pathlib import Path
 from typing import Any, Final
 
 import redis
 
-from ..backend import StatusBackend, now_ms
+from ..backend import Query, StatusBackend, check_number, escape_namespace
+from ..fields import encode_value
 from ..record import Kind, Outcome, Record, Update, is_sound, number_text
-from ._redis import Connections, Link, pack
+from ._redis import Connections, Link
+from ._script import TIME, Script, ScriptCall, ServerClock, checked
 
-#: The script that mirrors ``record.apply``.
-SCRIPT: Final = (Path(__file__).parent / "redis.lua").read_text(encoding="utf-8")
-SCRIPT_SHA: Final = sha1(SCRIPT.encode()).hexdigest()
+#: The script that mirrors ``record.apply``, and the one that reads its index.
+UPDATE: Final = Script.load("redis.lua")
+LIST: Final = Script.load("redis_list.lua")
+
+#: How many messages of one state, queue and actor can be listed.
+DEFAULT_MAX_LISTED: Final = 100_000
 
 #: How many updates one script call carries at most.  Redis serves
 #: nobody else while a script runs; this many take about a millisecond.
@@ -24,10 +26,6 @@ UPDATES_A_CALL: Final = 128
 
 #: How many hashes one pipeline reads at most.
 READS_A_CALL: Final = 2000
-
-#: For how many seconds the measured distance between the server's
-#: clock and ours is believed.
-CLOCK_TRUST: Final = 300.0
 
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
@@ -52,6 +50,9 @@ class RedisBackend(StatusBackend):
       namespace(str): What all keys start with.
       timeout(int): How long one call may take, in milliseconds.
       max_field_size(int): The largest encoded field, in bytes.
+      max_listed(int): How many messages of each state, queue and actor
+        can be listed and counted, the newest ones.  0 for no index: it takes
+        about 110 bytes a message, and some microseconds of the server when a message changes its state.
       **parameters: Connection parameters for :class:`redis.Redis`.
 
     .. _Redis: https://redis.io
@@ -63,6 +64,7 @@ class RedisBackend(StatusBackend):
         client: redis.Redis | None = None,
         url: str | None = None,
         namespace: str = "dramatiq-status",
+        max_listed: int = DEFAULT_MAX_LISTED,
         **parameters: Any,
     ) -> None:
         own = {name: parameters.pop(name) for name in ("timeout", "max_field_size") if name in parameters}
@@ -70,12 +72,24 @@ class RedisBackend(StatusBackend):
         if client is None:
             client = redis.Redis.from_url(url) if url else redis.Redis(**parameters)
         self.client = client
-        self._prefix = namespace + ":"
+        self._prefix = escape_namespace(namespace) + ":"
+        #: What the keys of the index start with. No message's key does: the first ":" of those
+        #: comes before their first space.
+        self._index = escape_namespace(namespace) + " index:"
+        self._index_argument = ""
+        if check_number("max_listed", max_listed):
+            self._index_argument = f"{len(self._prefix)} {max_listed} {self._index}"
         self._connections = Connections(client.connection_pool, self.timeout / 1000)
-        self._clock_offset = 0
-        self._clock_checked = -CLOCK_TRUST
-        #: The present moment that the script is told, '' for the server's own.
+        self._script = UPDATE
+        self._clock = ServerClock()
+        #: The present moment that the script is told; by default what we know of the server's clock.
         self._script_now = ""
+
+    def __repr__(self) -> str:
+        # Not the client: it may show a password.
+        return f"<{type(self).__name__} {self.namespace!r}>"
+
+    why_no_list = "it was made with max_listed=0."
 
     # Writing
 
@@ -89,42 +103,52 @@ class RedisBackend(StatusBackend):
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         """Send the update; its reply is read by what this returns."""
-        request = pack(*self._command(((message_id, update),)))
-        complete = self._connections.begin(request, lambda link: _outcomes(link, request))
+        request = self._request(((message_id, update),))
+        complete = self._connections.begin(request.packed, request.read)
         return lambda: _OUTCOMES[complete()[0]]
 
     def _evaluate(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         if not updates:
             return []
-        request = pack(*self._command(updates))
+        request = self._request(updates)
         # An increment from outside has nothing that would tell it from its repetition.
         again = not any(update.increment and update.kind is Kind.OUTSIDE for _, update in updates)
-        numbers = self._connections.call(request, lambda link: _outcomes(link, request), again=again)
+        numbers = self._connections.call(request.packed, request.read, again=again)
         return [_OUTCOMES[number] for number in numbers]
 
-    def _command(self, updates: Sequence[tuple[str, Update]]) -> list[Any]:
+    def _request(self, updates: Sequence[tuple[str, Update]]) -> ScriptCall:
         prefix = self._prefix
-        command: list[Any] = ["EVALSHA", SCRIPT_SHA, len(updates)]
-        for message_id, _ in updates:
-            command.append(prefix + message_id)
-        command.append(self._script_now)
+        now = self._script_now or self._clock.text()
+        return ScriptCall(
+            self._script,
+            [prefix + message_id for message_id, _ in updates],
+            [now, self._index_argument, *self._arguments(updates)],
+            None if now else self._clock,
+        )
+
+    def _arguments(self, updates: Sequence[tuple[str, Update]]) -> list[Any]:
+        """What the script is told of the updates."""
+        arguments: list[Any] = []
         for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, _) in updates:
             added = number_text(increment) if increment else 0
             if kind is Kind.RUN:
                 if start or create or state is not None:
-                    command += (1, epoch[0], epoch[1], run, place, 1 if start else 0, 1 if create else 0)
-                    command += ("" if state is None else state, attempts, added, ttl, len(fields))
+                    arguments += (1, epoch[0], epoch[1], run, place, 1 if start else 0, 1 if create else 0)
+                    arguments += ("" if state is None else state, attempts, added, ttl, len(fields))
                 else:
-                    command += (4, run, place, added, len(fields))
+                    arguments += (4, run, place, added, len(fields))
             elif kind is Kind.OUTSIDE:
-                command += (2, "" if state is None else state, added, ttl, len(fields))
+                if state is None:
+                    arguments += (2, added, len(fields))
+                else:
+                    arguments += (5, state, added, ttl, len(fields))
             elif kind is Kind.ENQUEUE:
-                command += (0, epoch[0], epoch[1], len(fields))
+                arguments += (0, epoch[0], epoch[1], len(fields))
             else:
-                command += (3, run, len(fields))
+                arguments += (3, run, len(fields))
             for item in fields.items():
-                command += item
-        return command
+                arguments += item
+        return arguments
 
     # Reading
 
@@ -136,10 +160,8 @@ class RedisBackend(StatusBackend):
 
     def _read(self, message_ids: Sequence[str]) -> list[Record | None]:
         prefix = self._prefix
+        clock = None if self._clock.known else self._clock
         request = []
-        measure = time.monotonic() - self._clock_checked > CLOCK_TRUST
-        if measure:
-            request.append("*1\r\n$4\r\nTIME\r\n")
         for message_id in message_ids:
             key = prefix + message_id
             size = len(key) if key.isascii() else len(key.encode())
@@ -147,45 +169,49 @@ class RedisBackend(StatusBackend):
         packed = "".join(request).encode()
 
         def read(link: Link) -> list[Any]:
-            if measure:
-                self._set_clock(link.read())
+            if clock:
+                clock.set(checked(link.read()))
             return [link.read() for _ in message_ids]
 
-        return [_to_record(reply) for reply in self._connections.call(packed, read)]
-
-    def _set_clock(self, reply: Any) -> None:
-        seconds, microseconds = _checked(reply)
-        self._clock_offset = int(seconds) * 1000 + int(microseconds) // 1000 - now_ms()
-        self._clock_checked = time.monotonic()
+        return [_to_record(reply) for reply in self._connections.call(TIME + packed if clock else packed, read)]
 
     def now(self) -> int:
-        """The present moment by the server's clock, as the last reads have seen it."""
-        return now_ms() + self._clock_offset
+        """The present moment by the server's clock, as the last calls have seen it."""
+        return self._clock.now()
+
+    # Listing
+
+    def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
+        found = [(message_id, _to_record(reply)) for _, message_id, reply in self._list(query, limit, offset)]
+        return [(message_id, record) for message_id, record in found if record is not None]
+
+    def count(self, query: Query) -> int:
+        number: int = self._list(query, 0, 0)
+        return number
+
+    def _list(self, query: Query, limit: int, offset: int) -> Any:
+        if not self._index_argument:
+            raise self._cannot_list()
+        wanted = (
+            "" if query.state is None else query.state,
+            "" if query.queue_name is None else _quoted(query.queue_name),
+            "" if query.actor_name is None else _quoted(query.actor_name),
+        )
+        request = ScriptCall(LIST, [self._index], [*wanted, offset, limit, self._prefix, 1], None)
+        return self._connections.call(request.packed, request.read)
 
     # Deleting and closing
 
     def delete(self, message_id: str) -> bool:
-        return bool(self._connections.call(pack("DEL", self._prefix + message_id), lambda link: _checked(link.read())))
+        request = ScriptCall(UPDATE, [self._prefix + message_id], ["", self._index_argument, 6, 0], None)
+        return _OUTCOMES[self._connections.call(request.packed, request.read)[0]] is Outcome.APPLIED
 
     def close(self) -> None:
         self._connections.close()
 
 
-def _outcomes(link: Link, request: bytes) -> list[int]:
-    """Read the script's reply; load it where the server does not have it: a new or restarted one."""
-    reply = link.read()
-    if type(reply) is not list and str(reply).startswith("NOSCRIPT"):
-        link.send(pack("SCRIPT", "LOAD", SCRIPT) + request)
-        _checked(link.read())
-        reply = link.read()
-    numbers: list[int] = _checked(reply)
-    return numbers
-
-
-def _checked(reply: Any) -> Any:
-    if isinstance(reply, Exception):
-        raise redis.ResponseError(str(reply))
-    return reply
+def _quoted(name: str) -> str:
+    return encode_value("name", name, len(name) * 6 + 2)
 
 
 def _to_record(reply: Any) -> Record | None:

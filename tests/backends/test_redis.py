@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 import redis
 
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends.redis import READS_A_CALL, SCRIPT_SHA, UPDATES_A_CALL, RedisBackend
+from dramatiq_status.backends.redis import READS_A_CALL, UPDATE, UPDATES_A_CALL, RedisBackend
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, Outcome, number_text
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, heartbeat, outside, start, together, write
@@ -139,7 +141,7 @@ class TestRedis(BackendConformance):
         # When an update is written
         outcome = backend.update(message_id, start(1))
         # Then it is loaded again
-        assert outcome is Outcome.APPLIED and client.script_exists(SCRIPT_SHA) == [True]
+        assert outcome is Outcome.APPLIED and client.script_exists(UPDATE.sha) == [True]
 
     def test_a_script_that_was_flushed_between_begin_and_end(
         self, backend: RedisBackend, client: redis.Redis, message_id: str
@@ -257,18 +259,25 @@ class TestRedis(BackendConformance):
         assert record is not None
         assert before <= int(record[UPDATED_AT]) <= int(record[HEARTBEAT_AT]) <= after
 
+    @pytest.mark.parametrize("write_first", [False, True])
     def test_a_clock_that_differs(
-        self, backend: RedisBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
+        self, redis_url: str, message_id: str, monkeypatch: pytest.MonkeyPatch, write_first: bool
     ) -> None:
         # Given a host whose clock is an hour behind the server's
-        from dramatiq_status.backends import redis as module
-
-        right = module.now_ms
-        monkeypatch.setattr(module, "now_ms", lambda: right() - 3_600_000)
-        # When something was read from it
-        backend.read(message_id)
-        # Then its backend has the server's present moment
-        assert abs(backend.now() - right()) < 60_000
+        right = time.time
+        monkeypatch.setattr(time, "time", lambda: right() - 3600)
+        with closing(RedisBackend(url=redis_url, timeout=PATIENT)) as backend:
+            # When it has talked to the server once
+            if write_first:
+                backend.update(message_id, enqueue())
+            else:
+                backend.read(message_id)
+            # Then it goes by the server's clock, and so does what it writes
+            backend.update_many([(message_id, start(1)), (message_id, heartbeat(1))])
+            record = backend.read(message_id)
+            assert record is not None
+            for moment in (backend.now(), int(record[UPDATED_AT]), int(record[HEARTBEAT_AT])):
+                assert abs(moment / 1000 - right()) < 60
 
     @pytest.mark.parametrize(
         "steps", [[0.1] * 10, [0.5, 0.5], [1e-9, 1], [2**53 - 1], [-3, 1.5], [1e15, 0.25], [7, -7]], ids=str

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from hashlib import sha1
 from itertools import groupby
 from threading import Lock
 from typing import Any, cast
 
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends.redis import SCRIPT, RedisBackend
+from dramatiq_status.backends._script import Script
+from dramatiq_status.backends.redis import UPDATE, RedisBackend
 from dramatiq_status.backends.stub import StubBackend
 from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Kind, Outcome, Record, Update
 from dramatiq_status.snapshot import Snapshot, take_snapshot
@@ -88,9 +88,9 @@ class RecordingStubBackend(Recorder, StubBackend):
 
 
 # The script as it is, and after it a line for the history.
-_RECORDING_SCRIPT = f"""
+_RECORDING_SCRIPT = Script.of(f"""
 local function carry_out()
-{SCRIPT}
+{UPDATE.text}
 end
 local outcomes = carry_out()
 local kind = ARGV[#ARGV]
@@ -98,8 +98,7 @@ if outcomes[1] == 1 and kind ~= 'heartbeat' then
   redis.call('RPUSH', KEYS[1] .. ':history', cjson.encode({{kind, redis.call('HGETALL', KEYS[1])}}))
 end
 return outcomes
-"""
-_RECORDING_SHA = sha1(_RECORDING_SCRIPT.encode()).hexdigest()
+""")
 
 
 class RecordingRedisBackend(Recorder, RedisBackend):
@@ -107,20 +106,20 @@ class RecordingRedisBackend(Recorder, RedisBackend):
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
-        assert self.client.script_load(_RECORDING_SCRIPT) == _RECORDING_SHA
+        self._script = _RECORDING_SCRIPT
+        assert self.client.script_load(_RECORDING_SCRIPT.text) == _RECORDING_SCRIPT.sha
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         # One by one: the script sees what each has made of its record.
         return [outcome for update in updates for outcome in super(RecordingRedisBackend, self).update_many([update])]
 
-    def _command(self, updates: Sequence[tuple[str, Update]]) -> list[Any]:
+    def _arguments(self, updates: Sequence[tuple[str, Update]]) -> list[Any]:
         ((_, update),) = updates
-        name, _, *rest = super()._command(updates)
         if update.kind is Kind.HEARTBEAT:
             kind = "heartbeat"
         else:
             kind = "both" if update.start and update.state is not None else "one"
-        return [name, _RECORDING_SHA, *rest, kind]
+        return [*super()._arguments(updates), kind]
 
     def records(self, message_id: str) -> list[Record]:
         found: list[Record] = []
