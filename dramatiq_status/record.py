@@ -296,6 +296,13 @@ def live_ttl_of(record: Record, now: int) -> int:
     return int(record.get(LIVE_TTL, DEFAULT_LIVE_TTL)) + max(0, delay)
 
 
+def is_transition(record: Record | None, update: Update) -> bool:
+    """Whether an update that was applied to `record` made it, or set its
+    state.  A list of statuses is ordered by the moment of the last one.
+    """
+    return record is None or update.kind is Kind.ENQUEUE or update.start or update.state is not None
+
+
 def apply(record: Record | None, update: Update, now: int) -> Applied:
     """Work out what `update` does to `record`.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from threading import Lock
 from typing import Any
 
-from ..backend import StatusBackend
-from ..record import Outcome, Record, Update, apply
+from ..backend import Query, StatusBackend
+from ..record import Outcome, Record, Update, apply, is_transition
+from ._query import wanted_by
 
 
 class StubBackend(StatusBackend):
@@ -21,6 +23,7 @@ class StubBackend(StatusBackend):
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
         self._lock = Lock()
+        #: Records and when they expire; those whose state has changed last are at the end.
         self._records: dict[str, tuple[Record, int]] = {}
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
@@ -30,6 +33,8 @@ class StubBackend(StatusBackend):
                 now = self.now()
                 record, expires_at = self._find(message_id, now)
                 applied = apply(record, update, now)
+                if applied.outcome is Outcome.APPLIED and is_transition(record, update):
+                    self._records.pop(message_id, None)
                 if applied.record is not None:
                     self._records[message_id] = (
                         applied.record,
@@ -43,6 +48,17 @@ class StubBackend(StatusBackend):
             now = self.now()
             found = (self._find(message_id, now)[0] for message_id in message_ids)
             return [dict(record) if record else None for record in found]
+
+    def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
+        with self._lock:
+            return [
+                (message_id, dict(record))
+                for message_id, record in islice(self._matches(query), offset, offset + limit)
+            ]
+
+    def count(self, query: Query) -> int:
+        with self._lock:
+            return sum(1 for _ in self._matches(query))
 
     def delete(self, message_id: str) -> bool:
         with self._lock:
@@ -66,3 +82,10 @@ class StubBackend(StatusBackend):
             del self._records[message_id]
             record = None
         return record, expires_at
+
+    def _matches(self, query: Query) -> Iterator[tuple[str, Record]]:
+        now = self.now()
+        wanted = wanted_by(query).items()
+        for message_id, (record, expires_at) in reversed(self._records.items()):
+            if expires_at > now and all(record.get(name) == text for name, text in wanted):
+                yield message_id, record

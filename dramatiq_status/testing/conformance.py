@@ -19,6 +19,7 @@ For asserts that tell what they have compared, ``conftest.py`` says:
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import random
@@ -32,9 +33,10 @@ from uuid import uuid4
 
 import pytest
 
-from ..backend import MAX_MESSAGE_ID_SIZE, StatusBackend
-from ..errors import BackendError
+from ..backend import MAX_MESSAGE_ID_SIZE, Query, StatusBackend, now_ms
+from ..errors import BackendError, NotSupported
 from ..record import (
+    ACTOR_NAME,
     ATTEMPTS,
     COMPLETED,
     DEFAULT_LIVE_TTL,
@@ -308,6 +310,48 @@ NOT_RENEWING: dict[str, tuple[list[Update], Update]] = {
     "refused": ([start(1), start(2)], write(1, 2)),
     "heartbeat, after the end": ([start(1), finish(1)], heartbeat(1)),
 }
+
+#: Updates that bring a message to the head of a list.
+MOVING: dict[str, tuple[list[Update], Update]] = {
+    "requeue": ([enqueue(), start(1)], enqueue(number=2)),
+    "requeue of a waiting message": ([enqueue()], enqueue(number=2)),
+    "enqueue anew": ([start(1), finish(1)], enqueue(root=8)),
+    "start": ([enqueue()], start(1)),
+    "start of a redelivery": ([start(1)], start(2)),
+    "end": ([start(1)], finish(1)),
+    "end without a run": ([enqueue()], finish(0, state=FAILED)),
+    "outside, an end": ([start(1)], outside(state=FAILED)),
+    "outside, back to life": ([start(1), finish(1)], outside(state=WORKING)),
+}
+
+#: Updates that leave a message where it is in a list.
+NOT_MOVING: dict[str, tuple[list[Update], Update]] = {
+    "write": ([start(1)], write(1, 2, step="1")),
+    "whole write": ([start(1)], write(1, 2, create=True, step="1")),
+    "outside": ([start(1)], outside(step="1")),
+    "outside, after the end": ([start(1), finish(1)], outside(step="1")),
+    "heartbeat": ([start(1)], heartbeat(1)),
+    "late enqueue": ([start(1)], enqueue(step="1")),
+    "duplicate": ([start(1)], start(1)),
+    "refused": ([start(1), finish(1)], start(2)),
+}
+
+#: Names of actors and queues that an index might trip over.
+LISTED_NAMES = (
+    "import_rows",
+    "import_rows2",
+    "import",
+    "a:b",
+    "a b",
+    "a,b",
+    "{a}",
+    "a%",
+    "a_",
+    "*",
+    'a"b',
+    "ключ",
+    "A",
+)
 
 
 class BackendConformance:
@@ -787,6 +831,25 @@ class BackendConformance:
         assert (two.read(message_id), two.delete(message_id)) == (None, False)
         assert one.read(message_id) is not None
 
+    def test_ids_do_not_reach_into_other_namespaces(self, make_backend: Callable[..., StatusBackend]) -> None:
+        # Given namespaces and ids that look the same when one follows the other
+        pairs = [
+            ("a", "b:x"),
+            ("a:b", "x"),
+            ("a", "b%3Ax"),
+            ("a%3Ab", "x"),
+            ("a:", "b:x"),
+            ("a::b", "x"),
+            ("a", ":b:x"),
+        ]
+        backends = [make_backend(namespace=namespace) for namespace, _ in pairs]
+        for n, (backend, (_, message_id)) in enumerate(zip(backends, pairs)):
+            backend.update(message_id, enqueue(root=n + 1))
+        # When they are read
+        found = [backend.read(message_id) for backend, (_, message_id) in zip(backends, pairs)]
+        # Then each is itself
+        assert [record and record["e"] for record in found] == [str(n + 1) for n in range(len(pairs))]
+
     def test_backends_of_one_namespace_share(self, make_backend: Callable[..., StatusBackend], message_id: str) -> None:
         # Given two backends with one namespace
         one, two = make_backend(namespace="one"), make_backend(namespace="one")
@@ -898,6 +961,214 @@ class BackendConformance:
             time.sleep(0.02)
         # Then nothing is left of it
         assert (backend.read(message_id), backend.update(message_id, outside(step="1"))) == (None, Outcome.MISSING)
+
+    # Listing
+
+    @pytest.fixture
+    def listing(self, backend: StatusBackend) -> StatusBackend:
+        """``backend``, if it can list."""
+        if type(backend).find is StatusBackend.find:
+            pytest.skip("This backend does not list.")
+        return backend
+
+    def test_a_backend_that_cannot_list_says_why(self, backend: StatusBackend) -> None:
+        if type(backend).find is not StatusBackend.find:
+            pytest.skip("This backend lists.")
+        # Given a backend without an index
+        for call in (lambda: backend.find(Query(), limit=50, offset=0), lambda: backend.count(Query())):
+            # When it is asked for a list
+            with pytest.raises(NotSupported) as caught:
+                call()
+            # Then the error names it, and the reason
+            assert type(backend).__name__ in str(caught.value) and backend.why_no_list in str(caught.value)
+
+    def test_newest_first(self, listing: StatusBackend) -> None:
+        # Given three messages, enqueued one after another
+        actor, ids = uuid4().hex, [uuid4().hex for _ in range(3)]
+        for message_id in ids:
+            write_later(listing, message_id, enqueue(a=f'"{actor}"'))
+        # When the first starts
+        write_later(listing, ids[0], start(1))
+        # Then it comes first, and the one that was enqueued first comes last
+        assert listed(listing, Query(actor_name=actor)) == [ids[0], ids[2], ids[1]]
+
+    def test_the_records_are_listed_that_are_read(self, listing: StatusBackend, message_id: str) -> None:
+        # Given a message that runs
+        actor = uuid4().hex
+        life = (enqueue(a=f'"{actor}"', Q='"default"', step="1"), start(1), write(1, 2, p="5"))
+        listing.update_many([(message_id, update) for update in life])
+        # When it is listed
+        found = listing.find(Query(actor_name=actor), limit=50, offset=0)
+        # Then that gives its record as a read does
+        assert found == [(message_id, listing.read(message_id))]
+
+    @pytest.mark.parametrize("name", MOVING)
+    def test_what_changes_its_state_comes_first(self, listing: StatusBackend, message_id: str, name: str) -> None:
+        # Given a message, and one that is newer
+        given, update = MOVING[name]
+        actor, newer = uuid4().hex, uuid4().hex
+        listing.update_many([(message_id, with_actor(one, actor)) for one in given])
+        write_later(listing, newer, enqueue(a=f'"{actor}"'))
+        # When something sets the older one's state, be it to what it was
+        write_later(listing, message_id, with_actor(update, actor))
+        # Then that is the newest
+        assert listed(listing, Query(actor_name=actor)) == [message_id, newer]
+
+    @pytest.mark.parametrize("name", NOT_MOVING)
+    def test_other_writes_leave_the_order(self, listing: StatusBackend, message_id: str, name: str) -> None:
+        # Given a message, and one that is newer
+        given, update = NOT_MOVING[name]
+        actor, newer = uuid4().hex, uuid4().hex
+        listing.update_many([(message_id, with_actor(one, actor)) for one in given])
+        write_later(listing, newer, enqueue(a=f'"{actor}"'))
+        # When something is written to the older one, or is not
+        write_later(listing, message_id, with_actor(update, actor))
+        # Then the newer one still comes first
+        assert listed(listing, Query(actor_name=actor)) == [newer, message_id]
+
+    def test_a_restored_record_is_listed(self, listing: StatusBackend, message_id: str) -> None:
+        # Given a running message whose record was lost
+        actor, newer = uuid4().hex, uuid4().hex
+        listing.update(message_id, start(1, a=f'"{actor}"'))
+        listing.delete(message_id)
+        write_later(listing, newer, enqueue(a=f'"{actor}"'))
+        # When its run restores it
+        write_later(listing, message_id, write(1, 2, create=True, a=f'"{actor}"'))
+        # Then it is listed, as the newest
+        assert listed(listing, Query(actor_name=actor)) == [message_id, newer]
+
+    def test_filters_and_their_combinations(self, listing: StatusBackend) -> None:
+        # Given a message of each state, actor and queue, and one of which no more is known than its state
+        prefix = uuid4().hex
+        actors, queues = [f"{prefix}-{n}" for n in "ab"], [f"{prefix}-{n}" for n in "qr"]
+        messages = [(state, actor, queue) for actor in actors for queue in queues for state in range(4)]
+        ids = [uuid4().hex for _ in messages]
+        nameless = uuid4().hex
+        listing.update(nameless, enqueue())
+        for message_id, (state, actor, queue) in zip(ids, messages):
+            listing.update_many([(message_id, update) for update in life_to(state, a=f'"{actor}"', Q=f'"{queue}"')])
+        for query in itertools.starmap(
+            Query, itertools.product([None, *range(4)], [None, *actors], [None, *queues, uuid4().hex])
+        ):
+            # When they are listed
+            found = listed(listing, query)
+            # Then those are there that the query is for
+            expected = {
+                message_id
+                for message_id, message in zip(ids, messages)
+                if all(wanted is None or wanted == had for wanted, had in zip(query, message))
+            }
+            assert {message_id for message_id in found if message_id in ids} == expected, query
+            assert (nameless in found) is (query in (Query(), Query(state=QUEUED))), query
+            # And counted
+            assert listing.count(query) == len(found), query
+
+    def test_odd_names_are_filtered_by(self, listing: StatusBackend) -> None:
+        # Given actors and queues with odd names
+        ids = {(actor, queue): uuid4().hex for actor, queue in zip(LISTED_NAMES, reversed(LISTED_NAMES))}
+        suffix = uuid4().hex
+        for (actor, queue), message_id in ids.items():
+            fields = {"a": json.dumps(actor + suffix), "Q": json.dumps(queue + suffix)}
+            listing.update(message_id, Update(Kind.ENQUEUE, Epoch(7, 1), fields=fields))
+        for (actor, queue), message_id in ids.items():
+            # When one is listed
+            by_actor = listed(listing, Query(actor_name=actor + suffix))
+            by_both = listed(listing, Query(actor_name=actor + suffix, queue_name=queue + suffix))
+            # Then it is that one alone
+            assert by_actor == by_both == [message_id], (actor, queue)
+
+    def test_pages_have_no_gaps(self, listing: StatusBackend) -> None:
+        # Given more messages than a page shows
+        actor, ids = uuid4().hex, [uuid4().hex for _ in range(25)]
+        listing.update_many([(message_id, enqueue(a=f'"{actor}"')) for message_id in ids])
+        # When one page after another is listed
+        pages = [listing.find(Query(actor_name=actor), limit=7, offset=offset) for offset in range(0, 42, 7)]
+        # Then each message is on one of them, and the last ones are empty
+        assert [len(page) for page in pages] == [7, 7, 7, 4, 0, 0]
+        assert sorted(message_id for page in pages for message_id, _ in page) == sorted(ids)
+
+    def test_pages_begin_anywhere(self, listing: StatusBackend) -> None:
+        # Given some messages of one actor in several states
+        actor, ids = uuid4().hex, [uuid4().hex for _ in range(9)]
+        for n, message_id in enumerate(ids):
+            for update in life_to(n % 4, a=f'"{actor}"'):
+                write_later(listing, message_id, update)
+        whole = ids[::-1]
+        for query in (Query(), Query(actor_name=actor)):
+            for limit, offset in itertools.product((1, 2, 8, 9, 10), range(11)):
+                # When a page is listed
+                page = [message_id for message_id, _ in listing.find(query, limit=limit, offset=offset)]
+                # Then it is that part of the whole
+                if query == Query(actor_name=actor):
+                    assert page == whole[offset : offset + limit], (limit, offset)
+                else:
+                    assert len(page) == min(limit, max(0, listing.count(query) - offset)), (limit, offset)
+
+    def test_a_requeued_message_changes_lists(self, listing: StatusBackend, message_id: str) -> None:
+        # Given a running message
+        actor = uuid4().hex
+        listing.update(message_id, start(1, a=f'"{actor}"'))
+        # When it is put back into its queue
+        listing.update(message_id, enqueue(number=2))
+        # Then it waits, and no longer runs
+        queries = [Query(state=state, actor_name=actor) for state in range(4)]
+        assert [listed(listing, query) for query in queries] == [[message_id], [], [], []]
+        assert [listing.count(query) for query in queries] == [1, 0, 0, 0]
+
+    def test_a_deleted_message_is_not_listed(self, listing: StatusBackend) -> None:
+        # Given messages in all states
+        actor, ids = uuid4().hex, [uuid4().hex for _ in range(4)]
+        for state, message_id in enumerate(ids):
+            listing.update_many([(message_id, update) for update in life_to(state, a=f'"{actor}"')])
+        for gone, message_id in enumerate(ids, 1):
+            # When one is deleted
+            listing.delete(message_id)
+            # Then the others are listed and counted
+            assert set(listed(listing, Query(actor_name=actor))) == set(ids[gone:])
+            assert listing.count(Query(actor_name=actor)) == 4 - gone
+
+    def test_an_expired_message_is_not_listed(self, listing: StatusBackend, message_id: str) -> None:
+        # Given a finished message that lives for a moment, and one that lives on
+        actor, other = uuid4().hex, uuid4().hex
+        for each, ttl in ((message_id, 20), (other, 3_600_000)):
+            listing.update_many([(each, update) for update in (start(1, a=f'"{actor}"'), finish(1, ttl=ttl))])
+        # When the one has expired
+        deadline = time.monotonic() + 10
+        while listing.read(message_id) is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        # Then the other is listed and counted
+        for query in (Query(actor_name=actor), Query(state=COMPLETED, actor_name=actor)):
+            assert (listed(listing, query), listing.count(query)) == ([other], 1)
+            assert listing.find(query, limit=1, offset=1) == []
+
+    def test_damage_is_not_listed(self, listing: StatusBackend) -> None:
+        actor = uuid4().hex
+        for name, plant in self.damages().items():
+            # Given a message that is listed
+            message_id = uuid4().hex
+            listing.update(message_id, enqueue(a=f'"{actor}"'))
+            # When something comes under its key that is no record
+            listing.delete(message_id)
+            plant(listing, message_id)
+            # Then it is not listed
+            found = listing.find(Query(), limit=1000, offset=0)
+            assert message_id not in [listed_id for listed_id, _ in found], name
+            assert listed(listing, Query(actor_name=actor)) == [], name
+
+    def test_namespaces_are_listed_apart(self, make_backend: Callable[..., StatusBackend]) -> None:
+        one, two = (make_backend(namespace=name) for name in ("listed", "listed:b"))
+        if type(one).find is StatusBackend.find:
+            pytest.skip("This backend does not list.")
+        # Given a message in each of two namespaces
+        before = [backend.count(Query()) for backend in (one, two)]
+        ids = [uuid4().hex for _ in range(2)]
+        one.update(ids[0], enqueue(a='"actor"'))
+        two.update(ids[1], enqueue(a='"actor"'))
+        # When both are listed
+        found = [[message_id for message_id in listed(backend, Query()) if message_id in ids] for backend in (one, two)]
+        # Then each shows its own
+        assert found == [[ids[0]], [ids[1]]]
+        assert [backend.count(Query()) for backend in (one, two)] == [n + 1 for n in before]
 
     # Concurrency
 
@@ -1110,6 +1381,34 @@ class BackendConformance:
             assert backend.update(message_id, enqueue()) is Outcome.APPLIED
         else:
             assert backend.read(message_id) is None
+
+
+def listed(backend: StatusBackend, query: Query) -> list[str]:
+    """The ids of all messages that a query is for, page after page."""
+    found: list[str] = []
+    while page := backend.find(query, limit=100, offset=len(found)):
+        found += [message_id for message_id, _ in page]
+    return found
+
+
+def write_later(backend: StatusBackend, message_id: str, update: Update) -> None:
+    """Carry out an update in a millisecond of its own, as its order is told by the clock."""
+    begin = now_ms()
+    while now_ms() <= begin + 1:
+        time.sleep(0.001)
+    backend.update(message_id, update)
+
+
+def with_actor(update: Update, actor_name: str) -> Update:
+    """Add what the layers above let every update carry that may make a record."""
+    if update.kind is not Kind.ENQUEUE and not update.create:
+        return update
+    return update._replace(fields={**update.fields, ACTOR_NAME: f'"{actor_name}"'})
+
+
+def life_to(state: int, **fields: str) -> list[Update]:
+    """The updates that bring a new message into a state."""
+    return [enqueue()._replace(fields=named(fields)), start(1), finish(1, state=state)][: min(state, COMPLETED) + 1]
 
 
 def together(*functions: Callable[[], None]) -> None:
