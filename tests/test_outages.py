@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import subprocess
 import sys
 import threading
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 import dramatiq
 import pytest
@@ -15,9 +17,10 @@ import pytest
 from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
+from dramatiq_status.outage import FIRST_PAUSE, LONGEST_PAUSE
 from dramatiq_status.record import Kind
 
-from .recording import Broken, Gate, RecordingBackend, eventually, make_broker, run, working
+from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from .servers import MemcachedServer, RedisServer, Server
 
 
@@ -275,3 +278,170 @@ def test_after_a_fork(redis_url: str) -> None:
     _, status = os.waitpid(pid, 0)
     # Then both go on by themselves
     assert parent and os.waitstatus_to_exitcode(status) == 0
+
+
+#: For how many seconds a store is gone in the middle of a run: ``OUTAGE_SECONDS=20 pytest tests/test_outages.py``.
+OUTAGE = float(os.environ.get("OUTAGE_SECONDS", "2"))
+
+#: Seconds between two jobs that are sent.
+PACE = 0.004
+
+
+def a_lasting_redis(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(RedisServer("--appendonly", "yes", "--appendfsync", "always"))
+    return server, RedisBackend(url=server.url, timeout=200)
+
+
+@pytest.mark.timeout(120 + 2 * OUTAGE)
+@pytest.mark.parametrize(("store", "lasting"), [(a_lasting_redis, True), (a_memcached, False)])
+def test_an_outage_in_the_middle(
+    start_server: Any, caplog: pytest.LogCaptureFixture, store: Any, lasting: bool
+) -> None:
+    caplog.set_level(logging.INFO, logger="dramatiq_status")
+    server, backend = store(start_server)
+    broker = make_broker(backend)
+    gone, running = threading.Event(), threading.Semaphore(0)
+    tried: set[int] = set()
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int, outcome: str, begin_before: bool) -> None:
+        status, progress = current_status(), current_progress()
+        status.update(n=n, outcome=outcome)
+        if begin_before:
+            status.flush()
+            running.release()
+            assert gone.wait(PATIENCE)
+        for _ in range(n % 5 + 1):
+            progress.increment()
+        if outcome == "fail" or (outcome == "retry" and n not in tried):
+            tried.add(n)
+            raise ValueError("on purpose")
+        status["last"] = -n
+
+    numbers = itertools.count()
+
+    def send(*, begin_before: bool = False) -> Job:
+        n = next(numbers)
+        outcome = ("complete", "fail", "retry")[n % 3]
+        options = {"max_retries": 1} if outcome == "retry" else {}
+        message = work.send_with_options(args=(n, outcome, begin_before), status={"user": n * 2}, **options)
+        return Job(message.message_id, n, outcome)
+
+    with working(broker, threads=8) as worker:
+        # Given jobs that have finished, some that run, and some that wait
+        finished = [send() for _ in range(50)]
+        for job in finished:
+            StatusRegistry.wait(job.message_id, backend=backend)
+        jobs = [send(begin_before=True) for _ in range(8)]
+        for _ in jobs:
+            assert running.acquire(timeout=PATIENCE)
+        jobs += [send() for _ in range(50)]
+        # When the store goes away, jobs go on, and come all the time
+        server.stop()
+        gone.set()
+        back_at = time.monotonic() + OUTAGE
+        while time.monotonic() < back_at:
+            jobs.append(send())
+            time.sleep(PACE)
+        # And it is back, and some come yet
+        server.start()
+        jobs += [send() for _ in range(50)]
+        join(broker, worker)
+        # Then every job's status is right
+        for job in jobs:
+            StatusRegistry.wait(job.message_id, backend=backend, missing_timeout=int(PATIENCE * 1000))
+    found = StatusRegistry.read_many([job.message_id for job in jobs], backend=backend)
+    assert [job.seen(snapshot) for job, snapshot in zip(jobs, found)] == [job.expected() for job in jobs]
+    # And those of before are as the store has kept them
+    before = StatusRegistry.read_many([job.message_id for job in finished], backend=backend)
+    if lasting:
+        assert [job.seen(snapshot) for job, snapshot in zip(finished, before)] == [job.expected() for job in finished]
+    else:
+        assert before == [None] * len(finished)
+    # And two lines have said it all
+    lines = [record.getMessage() for record in caplog.records if "status store" in record.getMessage()]
+    assert ["does not answer" in line for line in lines] == [True, False], lines
+    backend.close()
+
+
+class Job(NamedTuple):
+    """A job of the test above, and what its record holds in the end."""
+
+    message_id: str
+    n: int
+    outcome: str
+
+    def expected(self) -> dict[str, Any]:
+        fields = {"n": self.n, "outcome": self.outcome, "progress": self.n % 5 + 1, "exception": None, "attempts": 1}
+        if self.outcome == "fail":
+            fields["exception"] = {"type": "ValueError", "message": "on purpose"}
+        if self.outcome == "retry":
+            fields["attempts"] = 2
+        return {
+            **fields,
+            "status": "failed" if self.outcome == "fail" else "completed",
+            "user": self.n * 2,
+            "last": None if self.outcome == "fail" else -self.n,
+            "actor_name": "work",
+        }
+
+    def seen(self, snapshot: Any) -> dict[str, Any] | None:
+        return None if snapshot is None else {name: snapshot.get(name) for name in self.expected()}
+
+
+def test_calls_of_an_outage_are_few() -> None:
+    # Given a store that is down
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    broken = Broken(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_progress().increment()
+        current_status()["step"] = 1
+        current_status().flush()
+
+    # When very many messages are sent and processed
+    begin = time.monotonic()
+    for _ in range(500):
+        work.send()
+    with working(broker, threads=8) as worker:
+        join(broker, worker)
+        lasted = time.monotonic() - begin
+    # Then it was asked only where a pause of the circuit breaker had ended, and once more by the worker that ends
+    allowed, at, pause = 2, 0.0, FIRST_PAUSE
+    while at + pause <= lasted:
+        allowed, at, pause = allowed + 1, at + pause, min(pause * 2, LONGEST_PAUSE)
+    assert 1 <= broken.failures <= allowed
+
+
+def test_nobody_waits_for_a_second_time_out() -> None:
+    # Given a store that says nothing until the first time-out is over, and is then known to be down
+    backend = RecordingBackend(timeout=60_000)
+    broker = make_broker(backend)
+    down, reached, over = threading.Event(), threading.Event(), threading.Event()
+
+    def be_silent(updates: Any) -> None:
+        if down.is_set():
+            reached.set()
+            assert over.wait(PATIENCE)
+            raise BackendError("The time is out.")
+
+    backend.before = be_silent
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_status()["step"] = 1
+        current_status().flush()
+
+    messages = [work.send() for _ in range(100)]
+    down.set()
+    with working(broker, threads=8) as worker:
+        assert reached.wait(PATIENCE)
+        # When that is so
+        over.set()
+        # Then all jobs are done, although the next time-out is longer than the test's patience
+        join(broker, worker)
+        down.clear()
+        for message in messages:
+            assert StatusRegistry.wait(message, backend=backend).completed

@@ -1,0 +1,105 @@
+"""Many jobs at once in many real worker processes: every final record is exact.
+
+``STRESS_MESSAGES=20000 pytest tests/test_stress.py`` runs it in full.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+
+from dramatiq_status import StatusRegistry
+
+from . import stress_app
+from .recording import eventually
+from .servers import RedisServer
+
+ROOT = Path(__file__).parent.parent
+
+MESSAGES = int(os.environ.get("STRESS_MESSAGES", "2000"))
+PROCESSES = 3
+THREADS = 8
+
+#: How long a message may take until it is finished, in milliseconds; all others may come before it.
+PATIENCE = 20_000 + 20 * MESSAGES
+
+
+MOMENTS = {"enqueued_at", "started_at", "finished_at", "updated_at"}
+
+
+def exact(number: int, message_id: str) -> dict[str, Any]:
+    """All that a record holds in the end, but for the moments."""
+    return {
+        "message_id": message_id,
+        "actor_name": "work",
+        "queue_name": "default",
+        "status": "completed",
+        "progress": stress_app.INCREMENTS,
+        "attempts": 1,
+        "user_id": number * 7,
+        "number": number,
+        "step": "done",
+    }
+
+
+def without_moments(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in MOMENTS}
+
+
+@contextmanager
+def command(broker_url: str, store_url: str) -> Iterator[None]:
+    """Worker processes, as a user starts them."""
+    worker = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "dramatiq",
+            "tests.stress_app",
+            "--processes",
+            str(PROCESSES),
+            "--threads",
+            str(THREADS),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "STRESS_BROKER": broker_url, "STRESS_STORE": store_url, "dramatiq_worker_timeout": "50"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        worker.terminate()
+        worker.wait(60)
+
+
+@pytest.mark.timeout(120 + PATIENCE // 1000)
+def test_every_record_is_exact(redis_server: RedisServer, redis_url: str, redis_broker_url: str) -> None:
+    broker = stress_app.make_broker(redis_broker_url, redis_url)
+    actor = dramatiq.actor(stress_app.work, broker=broker)
+    client = redis.Redis.from_url(redis_broker_url, decode_responses=True)
+    # Given three worker processes of eight threads
+    with command(redis_broker_url, redis_url):
+        eventually(lambda: client.llen(stress_app.BOOTED) == PROCESSES)
+        # When they get very many messages
+        messages = [
+            actor.send_with_options(args=(number,), status={"user_id": number * 7}) for number in range(MESSAGES)
+        ]
+        for message in messages:
+            StatusRegistry.wait(message, timeout=PATIENCE, broker=broker)
+    # Then every record is exact
+    found = [StatusRegistry.get(message, broker=broker).to_dict() for message in messages]
+    expected = [exact(number, message.message_id) for number, message in enumerate(messages)]
+    assert [without_moments(record) for record in found] == expected
+    assert all(set(record) >= MOMENTS for record in found)
+    # And nobody had anything to complain of
+    assert client.lrange(stress_app.LOGGED, 0, -1) == []
+    broker.close()
