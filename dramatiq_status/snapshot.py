@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import Any, Final
 
+from .rate import TIME_CONSTANT, slowed
 from .record import (
     ACTOR_NAME,
     ARGS,
@@ -194,14 +195,25 @@ class Snapshot:
 
     @property
     def rate(self) -> float | None:
-        """Units of progress a second, exponentially smoothed; None while unknown."""
-        return self._values.get(RATE)
+        """Units of progress a second, exponentially smoothed; None while
+        unknown.
+
+        It is measured by the run itself: what others count on its bar
+        is not in it.  Without progress it falls (:func:`dramatiq_status.rate.slowed`).
+        """
+        found = self._values.get(RATE)
+        rate, patience = found if isinstance(found, list) and len(found) == 2 else (found, TIME_CONSTANT)
+        if not isinstance(rate, (int, float)):
+            return None
+        return slowed(float(rate), (self._now - self._values.get(UPDATED_AT, self._now)) / 1000, patience)
 
     @property
     def time_remaining(self) -> timedelta | None:
-        """How long the message will still run at its present rate; None while unknown."""
+        """How long the message will still run at its present rate; None
+        while unknown, while nothing moves, and where it does not run.
+        """
         rate, done, total = self.rate, self._values.get(PROGRESS), self.total
-        if not self.working or not rate or rate < 0 or done is None or total is None:
+        if not self.working or self.stalled or not rate or rate < 0 or done is None or total is None:
             return None
         seconds = max(0.0, (total - done) / rate)
         return timedelta(seconds=seconds) if seconds < LONGEST_REMAINING else None
@@ -319,6 +331,8 @@ class Snapshot:
             return self._moment(stored)
         if stored == STATE:
             return self.state
+        if stored == RATE:
+            return self.rate
         return value
 
     def _moment(self, stored: str) -> datetime | None:

@@ -52,8 +52,8 @@ class Status:
     def update(self, fields: Mapping[str, Any] | None = None, /, *, force: bool = False, **more: Any) -> None:
         """Set many fields at once; one update for the store.
 
-        With ``progress`` among them a new leg begins: the rate starts
-        over.  Saying ``status="failed"`` (or ``"completed"``) in a running
+        A ``progress`` of 0, or below the present one, begins a new leg: the
+        rate starts over.  Saying ``status="failed"`` (or ``"completed"``) in a running
         message makes that its final state when the actor returns.
 
         Parameters:

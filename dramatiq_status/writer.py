@@ -195,7 +195,7 @@ class Lane:
         self.base: Record = base or {}
         self._known: Record = dict(self.base)
         self._attempts = 1
-        self._meter = RateMeter(0, time.monotonic())
+        self._meter = RateMeter()
 
     # Writing, on any thread
 
@@ -252,7 +252,7 @@ class Lane:
             return (
                 number_of(known[PROGRESS]) if PROGRESS in known else None,
                 number_of(known[TOTAL]) if TOTAL in known else None,
-                self._meter.rate,
+                self._meter.rate_at(time.monotonic()),
             )
 
     def known(self, name: str) -> str | None:
@@ -355,8 +355,8 @@ class Lane:
                 entry = self._entry()
                 if PROGRESS in operation.fields:
                     entry.increment = 0
-                    self._meter.reset(number_of(operation.fields[PROGRESS]), time.monotonic())
                 entry.fields.update(operation.fields)
+                self._note_leg(operation.fields, entry)
                 self._known.update(operation.fields)
                 self._urgent = self._urgent or operation.urgent
                 self._throttled = self._throttled or not operation.urgent
@@ -386,6 +386,22 @@ class Lane:
                 self._epoch = operation.epoch
                 entry.fields = {**self._left_to_requeue(), **operation.fields}
 
+    def _note_leg(self, fields: Record, entry: _Entry) -> None:
+        """A progress of 0, or below the present one, begins a new leg; the
+        first progress or total begins the first.
+        """
+        if PROGRESS in fields:
+            count, known = number_of(fields[PROGRESS]), self._known.get(PROGRESS, "0")
+            if self._meter.begun and 0 < count >= number_of(known):
+                return
+        elif TOTAL in fields and not self._meter.begun:
+            count = 0
+        else:
+            return
+        self._meter.begin(count, time.monotonic())
+        if self._known.pop(RATE, None) is not None:
+            entry.fields[RATE] = "null"
+
     def _left_to_requeue(self) -> Record:
         # Should the store have lost the record: these only fill gaps.
         if self._kind is not Kind.RUN:
@@ -413,10 +429,12 @@ class Lane:
         if self._kind is Kind.OUTSIDE:
             return Update(Kind.OUTSIDE, fields=entry.fields, increment=entry.increment)
         self._place += 1
-        if entry.state is None and (entry.increment or PROGRESS in entry.fields):
-            self._meter.observe(number_of(self._known[PROGRESS]), now)
-            if self._meter.rate is not None:
-                entry.fields[RATE] = number_text(float(f"{self._meter.rate:.4g}"))
+        if entry.state is None:
+            if entry.increment or PROGRESS in entry.fields:
+                self._meter.observe(number_of(self._known[PROGRESS]), now)
+            rate = self._meter.text_at(now)
+            if rate is not None and rate != self._known.get(RATE):
+                entry.fields[RATE] = self._known[RATE] = rate
         return Update(
             Kind.RUN,
             entry.epoch,
