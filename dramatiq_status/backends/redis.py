@@ -171,7 +171,7 @@ class RedisBackend(StatusBackend):
         def read(link: Link) -> list[Any]:
             if clock:
                 clock.set(checked(link.read()))
-            return [link.read() for _ in message_ids]
+            return link.read_many(len(message_ids))
 
         return [_to_record(reply) for reply in self._connections.call(TIME + packed if clock else packed, read)]
 
@@ -218,5 +218,6 @@ def _to_record(reply: Any) -> Record | None:
     if not reply or isinstance(reply, Exception):
         # An error: something that is not ours lies under our key.
         return None
-    record = reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2]))
+    texts = iter(reply)
+    record = dict(zip(texts, texts))
     return record if is_sound(record) else None
