@@ -100,6 +100,14 @@ class StatusBackend(abc.ABC):
     #: milliseconds: the first time, and at most.
     poll_interval: tuple[int, int] = (50, 1000)
 
+    #: How much time there is at least between two snapshots that a
+    #: watcher is shown, in milliseconds; of more changes it sees the newest.
+    watch_interval: int = 50
+
+    #: How often a watcher that is told of changes looks all the same, in
+    #: milliseconds: nobody tells when a status expires or a message stalls.
+    recheck_interval: int = 5000
+
     #: Why :meth:`find` raises :class:`.NotSupported`, and what to do about it.
     why_no_list: str = "it keeps no index."
 
