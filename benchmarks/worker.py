@@ -43,21 +43,22 @@ class Stopwatch(Middleware):
             self.done.set()
 
 
-def run(url: str, mode: str, jobs: int, sleep: float, threads: int = 8) -> dict[str, float]:
+def run(url: str, mode: str, jobs: int, sleep: float, threads: int = 8, store: str | None = None) -> dict[str, float]:
     """Process messages.
 
     Parameters:
-      url: A Redis database, which is emptied; the broker's and the store's.
+      url: A Redis database, which is emptied; the broker's, and the store's unless `store` is given.
       mode: "off", "on" for our middleware, "results" for Dramatiq's own.
       jobs: How many messages.
       sleep: How many seconds each takes.
       threads: How many threads the worker has.
+      store: The URL of another store, which may be down.
     """
     broker = RedisBroker(url=url)
     broker.flush_all()
     options = {}
     if mode == "on":
-        broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=url)))
+        broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=store or url)))
     elif mode == "results":
         broker.add_middleware(Results(backend=ResultBackend(url=url)))
         options = {"store_results": True}

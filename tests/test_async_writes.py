@@ -59,9 +59,9 @@ def test_writes_do_not_block_the_loop(backend: RecordingBackend, broker: StubBro
     with working(broker, threads=3) as worker:
         assert gate.reached.wait(PATIENCE)
         # Then it gets to its end, and another coroutine goes on
-        assert written.wait(PATIENCE)
-        assert turned.wait(PATIENCE)
+        went_on = written.wait(PATIENCE) and turned.wait(PATIENCE)
         gate.open()
+        assert went_on
         join(broker, worker)
     # And all of it is stored when the store has come to itself
     found = StatusRegistry.read(messages[0], backend=backend)
@@ -92,8 +92,9 @@ def test_flush_in_a_thread_does_not_block_the_loop(backend: RecordingBackend, br
         # When another coroutine wants its turn
         bystander.send()
         # Then it gets it, while the first still waits
-        assert turned.wait(PATIENCE) and not flushed
+        went_on = turned.wait(PATIENCE) and not flushed
         gate.open()
+        assert went_on
         join(broker, worker)
     # And that has waited until all was stored
     found = StatusRegistry.read(message, backend=backend)
