@@ -107,6 +107,11 @@ class StatusRegistry:
     ) -> Snapshot:
         """Wait until a message is completed or failed.
 
+        One round trip if it is so already.  Redis tells when it happens,
+        over a connection that is opened for this call; other stores
+        are asked again and again, twenty times a second at first and then
+        once a second.
+
         Parameters:
           message_id(str | Message)
           timeout(int): For how long, in milliseconds; None for ever.
@@ -116,14 +121,18 @@ class StatusRegistry:
         Raises:
           StatusTimeout: When it is not finished in time.
           StatusMissing: When it is unknown for longer than
-            `missing_timeout`, or its status vanishes.
+            `missing_timeout`, from the beginning or since its status
+            has vanished.
+          BackendError: When the store does not answer at the first
+            look; later outages are waited through.
         """
-        snapshots = StatusRegistry.watch(
-            message_id, timeout=timeout, missing_timeout=missing_timeout, backend=backend, broker=broker
-        )
-        for snapshot in snapshots:
-            if snapshot.finished:
-                break
+        for snapshot in follow(
+            _backend(backend, broker),
+            check_message_id(message_id),
+            timeout=None if timeout is None else check_duration("timeout", timeout),
+            missing_timeout=check_duration("missing_timeout", missing_timeout),
+        ):
+            pass
         return snapshot
 
     @staticmethod
@@ -136,16 +145,25 @@ class StatusRegistry:
         broker: dramatiq.Broker | None = None,
     ) -> Iterator[Snapshot]:
         """Iterate over the snapshots of a message: first the present one,
-        then one after every change seen, the last being the final one.
+        then one after every change, the last being the final one.  A
+        message that stalls, and one that no longer does, counts as changed.
+
+        Of many changes within a short time (50 milliseconds, the
+        backend's `watch_interval`) only the newest is shown, and so it is to
+        whoever is slow to take the next.  With Redis each watcher keeps a
+        connection of its own until it is closed; many watchers in one process share
+        one in :mod:`dramatiq_status.aio`.
 
         Parameters and errors are those of :meth:`wait`; by default it
         goes on as long as the message does.
         """
+        backend = _backend(backend, broker)
         return follow(
-            _backend(backend, broker),
+            backend,
             check_message_id(message_id),
             timeout=None if timeout is None else check_duration("timeout", timeout),
             missing_timeout=check_duration("missing_timeout", missing_timeout),
+            interval=backend.watch_interval,
         )
 
     @staticmethod

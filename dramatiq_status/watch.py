@@ -1,61 +1,280 @@
-"""Following one message until it is finished."""
+"""Following one message until it is finished: when to look, what to show, when to give up."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from math import inf
 from typing import Final
 
-from .backend import StatusBackend
+from .backend import StatusBackend, Subscription
 from .errors import BackendError, StatusMissing, StatusTimeout
 from .snapshot import Snapshot, take_snapshot
 
 #: How long a message may be unknown before it counts as missing, in milliseconds.
 DEFAULT_MISSING_TIMEOUT: Final = 1_000
 
+#: How many looks in a row need not keep the interval.  The two at the
+#: beginning, and those of a quick job that starts and ends.
+BURST: Final = 4
 
-def follow(backend: StatusBackend, message_id: str, *, timeout: int | None, missing_timeout: int) -> Iterator[Snapshot]:
+#: By how much a watcher sleeps longer from one look to the next while nothing changes.
+BACK_OFF: Final = 1.5
+
+#: For how many seconds a store that refused a subscription is not asked for another.
+SUBSCRIBE_AGAIN: Final = 1.0
+
+
+class Follower:
+    """What one watcher of a message is shown, and when it gives up.
+
+    It neither looks nor sleeps: it is told what was found, and when, in
+    seconds by any clock that only goes forward.
+
+    Parameters:
+      message_id(str)
+      now(float)
+      timeout(int): For how long in all, in milliseconds; None for ever.
+      missing_timeout(int): How long the message may be unknown, in
+        milliseconds.
+      interval(int): How much time there is at least between two
+        snapshots that are shown, in milliseconds.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_deadline",
+        "_interval",
+        "_message_id",
+        "_missing_since",
+        "_missing_timeout",
+        "_seen",
+        "_shown_at",
+        "_timeout",
+        "answering",
+        "finished",
+    )
+
+    def __init__(
+        self, message_id: str, now: float, *, timeout: int | None, missing_timeout: int, interval: int = 0
+    ) -> None:
+        #: Whether the final snapshot was shown.
+        self.finished = False
+        #: Whether the store has answered the last time.
+        self.answering = True
+        self._message_id = message_id
+        self._timeout = timeout
+        self._deadline = inf if timeout is None else now + timeout / 1000
+        self._missing_timeout = missing_timeout / 1000
+        self._interval = interval / 1000
+        self._answered = False
+        self._missing_since: float | None = None
+        self._shown_at = -inf
+        self._seen: tuple[object, ...] | None = None
+
+    def saw(self, snapshot: Snapshot | None, now: float) -> bool:
+        """Take note of what the store holds.
+
+        Returns:
+          bool: Whether to show it: it is not what was shown last.
+
+        Raises:
+          StatusMissing: When the message has been unknown for too long.
+        """
+        self._answered = self.answering = True
+        if snapshot is None:
+            if self._missing_since is None:
+                self._missing_since = now
+            if now - self._missing_since >= self._missing_timeout:
+                raise StatusMissing(self._message_id)
+            return False
+        self._missing_since = None
+        # A record that was lost and made anew may have any version; no change is needed to stall.
+        seen = (snapshot.version, snapshot.updated_at, snapshot.stalled)
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        self._shown_at = now
+        self.finished = snapshot.finished
+        return True
+
+    def failed(self, error: BackendError) -> None:
+        """Take note that the store does not answer, which is waited through.
+
+        Raises:
+          BackendError: When it has never answered.
+        """
+        if not self._answered:
+            raise error
+        self.answering = False
+        # Whoever restores the record needs the store for it, too.
+        self._missing_since = None
+
+    def check(self, now: float) -> None:
+        """Raise :class:`.StatusTimeout` when the time is over."""
+        if now >= self._deadline:
+            raise StatusTimeout(f"Message {self._message_id!r} was not finished within {self._timeout} milliseconds.")
+
+    def patience(self, now: float) -> float:
+        """For how many seconds to wait before a last look; infinite for any time."""
+        end = self._deadline
+        if self._missing_since is not None:
+            end = min(end, self._missing_since + self._missing_timeout)
+        return max(0.0, end - now)
+
+    def rest(self, now: float) -> float:
+        """For how many seconds to show nothing, because something was shown just now."""
+        return max(0.0, self._shown_at + self._interval - now)
+
+
+class Pace:
+    """When a message is looked at: as told by the store, as seldom as may
+    be where it tells nothing, at long intervals while it is away.
+
+    It neither looks nor sleeps, and takes moments in seconds.
+
+    Parameters:
+      backend(StatusBackend): Its intervals are kept.
+    """
+
+    __slots__ = (
+        "_allowed",
+        "_failing",
+        "_heard",
+        "_interval",
+        "_last",
+        "_longest",
+        "_pause",
+        "_recheck",
+        "_seen",
+        "_shortest",
+        "told",
+    )
+
+    def __init__(self, backend: StatusBackend) -> None:
+        #: Whether the store tells of changes.
+        self.told = False
+        self._shortest, self._longest = (interval / 1000 for interval in backend.poll_interval)
+        self._interval = backend.watch_interval / 1000
+        self._recheck = backend.recheck_interval / 1000
+        self._pause = self._shortest
+        self._last = self._allowed = -inf
+        self._failing = False
+        self._seen = 0
+        #: The version that was told last and not looked at yet.
+        self._heard: int | None = None
+
+    def hear(self, version: int) -> None:
+        """Take note that the store tells of a version; 0 for deleted."""
+        self._heard = version
+
+    def look(self, now: float) -> None:
+        """Take note that the message is being looked at."""
+        self._heard = None
+        self._last = now
+        self._allowed = min(max(self._allowed, now) + self._interval, now + BURST * self._interval)
+
+    def saw(self, version: int) -> None:
+        """Take note of the version that was found; 0 for none."""
+        if version != self._seen or self._failing:
+            self._pause = self._shortest
+        else:
+            self._pause = min(self._pause * BACK_OFF, self._longest)
+        self._seen = version
+        self._failing = False
+
+    def fail(self) -> None:
+        """Take note that the store did not answer."""
+        self._pause = min(self._pause * BACK_OFF, self._longest) if self._failing else self._shortest
+        self._failing = True
+
+    def due(self) -> float:
+        """When to look next; a moment in the past for at once."""
+        if self._failing or not self.told:
+            return self._last + self._pause
+        recheck = self._last + self._recheck
+        if self._heard is not None and self._heard != self._seen:
+            return min(recheck, max(self._last, self._allowed - (BURST - 1) * self._interval))
+        return recheck
+
+
+def follow(
+    backend: StatusBackend, message_id: str, *, timeout: int | None, missing_timeout: int, interval: int = 0
+) -> Iterator[Snapshot]:
     """Yield the present snapshot, then one after every change, and end after the final one.
 
-    The store is asked again and again, seldom while nothing changes.  An
-    outage is waited through once the store has answered.
+    The first look takes one round trip.  If the message is not finished, the
+    store is then asked to tell of its changes, over a connection that lasts
+    as long as this does, and looked at again, so that nothing is missed
+    in between.  Where the store tells nothing it is looked at again
+    and again, seldom while nothing changes.  An outage is waited through
+    once the store has answered.
 
     Parameters:
       backend(StatusBackend)
       message_id(str)
       timeout(int): For how long in all, in milliseconds; None for ever.
       missing_timeout(int): How long the message may be unknown, in milliseconds.
+      interval(int): How much time there is at least between two
+        snapshots, in milliseconds.
 
     Raises:
-      StatusMissing: When it is unknown for longer, or has vanished.
+      StatusMissing: When it is unknown for longer, from the beginning or
+        since it has vanished.
       StatusTimeout: When the time is over.
       BackendError: When the store does not answer at the first look.
     """
-    begin = time.monotonic()
-    deadline = None if timeout is None else begin + timeout / 1000
-    missing_deadline = begin + missing_timeout / 1000
-    shortest, longest = (interval / 1000 for interval in backend.poll_interval)
-    pause, version, answered = shortest, None, False
-    while True:
-        try:
-            snapshot = take_snapshot(message_id, backend.read(message_id), backend.now())
-            answered = True
-        except BackendError:
-            if not answered:
-                raise
-        else:
-            if snapshot is None:
-                if version is not None or time.monotonic() >= missing_deadline:
-                    raise StatusMissing(message_id)
-            elif snapshot.version != version:
-                version, pause = snapshot.version, shortest
-                yield snapshot
-                if snapshot.finished:
-                    return
-        now = time.monotonic()
-        if deadline is not None and now + pause > deadline:
-            if now >= deadline:
-                raise StatusTimeout(f"Message {message_id!r} was not finished within {timeout} milliseconds.")
-            pause = deadline - now
-        time.sleep(pause)
-        pause = min(pause * 1.5, longest)
+    clock = time.monotonic
+    follower = Follower(message_id, clock(), timeout=timeout, missing_timeout=missing_timeout, interval=interval)
+    pace = Pace(backend)
+    subscription: Subscription | None = None
+    subscribe_at = -inf
+    try:
+        while True:
+            if not follower.answering:
+                # There is nobody to take a last look at.
+                follower.check(clock())
+            pace.look(clock())
+            try:
+                snapshot = take_snapshot(message_id, backend.read(message_id), backend.now())
+            except BackendError as e:
+                follower.failed(e)
+                pace.fail()
+            else:
+                pace.saw(snapshot.version if snapshot else 0)
+                if follower.saw(snapshot, clock()) and snapshot is not None:
+                    yield snapshot
+                    if follower.finished:
+                        return
+            follower.check(clock())
+            if subscription is None and follower.answering and clock() >= subscribe_at:
+                try:
+                    subscription = backend.subscribe((message_id,))
+                except BackendError:
+                    subscribe_at = clock() + SUBSCRIBE_AGAIN
+                else:
+                    pace.told = subscription is not None
+                    if pace.told:
+                        # What was changed before it began.
+                        continue
+                    subscribe_at = inf
+            while True:
+                now = clock()
+                rest = follower.rest(now)
+                pause = min(follower.patience(now), max(rest, pace.due() - now))
+                if pause <= 0:
+                    break
+                if subscription is None or rest >= pause:
+                    time.sleep(pause)
+                    continue
+                try:
+                    heard = subscription.wait(pause)
+                except BackendError:
+                    subscription.close()
+                    subscription, pace.told = None, False
+                else:
+                    if message_id in heard:
+                        pace.hear(heard[message_id])
+    finally:
+        if subscription is not None:
+            subscription.close()

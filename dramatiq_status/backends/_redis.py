@@ -200,6 +200,10 @@ class Connections:
 
         return complete
 
+    def fresh(self) -> Any:
+        """Make a connection of redis-py's that is the caller's alone; it is not connected yet."""
+        return self._class(**self._parameters)
+
     def close(self) -> None:
         """Close the idle connections."""
         while self._idle:
@@ -212,7 +216,7 @@ class Connections:
         try:
             link = self._idle.pop()
         except IndexError:
-            return Link(self._class(**self._parameters))
+            return Link(self.fresh())
         if time.monotonic() - link.used > IDLE_CHECK and link.is_stale():
             link.close()
         return link

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import redis
@@ -10,6 +10,7 @@ import redis
 from ..backend import Query, StatusBackend, check_number, escape_namespace
 from ..fields import encode_value
 from ..record import Kind, Outcome, Record, Update, is_sound, number_text
+from ._push import RedisSubscription
 from ._redis import Connections, Link
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
 
@@ -199,6 +200,16 @@ class RedisBackend(StatusBackend):
         )
         request = ScriptCall(LIST, [self._index], [*wanted, offset, limit, self._prefix, 1], None)
         return self._connections.call(request.packed, request.read)
+
+    # Following
+
+    def subscribe(self, message_ids: Sequence[str]) -> RedisSubscription:
+        """Begin to hear of changes, over a connection that lasts as long as the subscription."""
+        return RedisSubscription(self._connections.fresh(), self._channels(message_ids), self.timeout / 1000)
+
+    def _channels(self, message_ids: Iterable[str]) -> dict[str, str]:
+        """The ids by the names of the channels on which the script tells of them."""
+        return {self._prefix + message_id: message_id for message_id in message_ids}
 
     # Deleting and closing
 
