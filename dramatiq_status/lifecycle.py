@@ -66,6 +66,8 @@ class Frame:
     requeued: bool = False
     #: Whether the decision has been made.
     settled: bool = False
+    #: What the acknowledgement waits for until the decision is stored.
+    barrier: Any = field(default=None, repr=False)
     #: What the middleware hangs on it.
     context: Any = field(default=None, repr=False)
 

@@ -121,6 +121,26 @@ def _through_interrupts(hook: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
+def _through_late_interrupts(hook: F) -> F:
+    """The same for an enqueue, but for one that the actor itself makes: that is interrupted, and the
+    actor with it.  A retry whose enqueue was interrupted would be lost, and the thread with it.
+    """
+
+    @functools.wraps(hook)
+    def wrapper(self: StatusMiddleware, *args: Any, **kwargs: Any) -> None:
+        while True:
+            try:
+                return hook(self, *args, **kwargs)
+            except Interrupt:
+                binding = self._binding()
+                frame = None if binding is None else binding.frame
+                if frame is None or not (frame.outcome_seen or _exception_in_flight(frame.context.message)):
+                    raise
+                logger.debug("An interrupt came after the actor had returned; it is ignored.")
+
+    return wrapper  # type: ignore[return-value]
+
+
 class StatusMiddleware(Middleware):
     """Records the status of every message.
 
@@ -197,6 +217,7 @@ class StatusMiddleware(Middleware):
 
     # Enqueueing
 
+    @_through_late_interrupts
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         notes, message_id = self._notes, message.message_id
         if delay is None and message_id in notes.delayed:
@@ -227,6 +248,7 @@ class StatusMiddleware(Middleware):
         else:
             notes.barrier = self._writer.enqueue(message_id, Enqueue(epoch, fields))
 
+    @_through_late_interrupts
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         notes, message_id = self._notes, message.message_id
         if delay is None and message_id in notes.delayed:
@@ -237,9 +259,10 @@ class StatusMiddleware(Middleware):
         elif notes.worker:
             notes.enqueued.add(message_id)
         self._complete_owed()
-        barrier, notes.barrier = notes.barrier, None
-        if barrier is not None and asyncio._get_running_loop() is None:
-            self._writer.wait(barrier)
+        if notes.barrier is not None:
+            if asyncio._get_running_loop() is None:
+                self._writer.wait(notes.barrier)
+            notes.barrier = None
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
         self._notes.delayed.add(message.message_id)
@@ -292,10 +315,12 @@ class StatusMiddleware(Middleware):
             # A broker that retries inside of the hooks.
             previous.frame.requeued = True
         frame = self._open(message, settings, previous, run=_token.getrandbits(31) | 1)
-        bind(Binding(Status(frame.context.channel), Progress(frame.context.channel), self._writer, frame))
         lane: Lane = frame.context.lane
         fields = {STARTED_AT: str(now_ms())}
         lane.add(Start(fields, int(message.options.get("retries") or 0) + 1, self._origin_of(message, lane)))
+        bind(Binding(Status(frame.context.channel), Progress(frame.context.channel), self._writer, frame))
+        # Not before it is bound: an interrupt between the two would leave a lane that nobody closes.
+        self._writer.running[lane] = None
 
     @_through_interrupts
     def after_process_message(
@@ -340,20 +365,18 @@ class StatusMiddleware(Middleware):
             frame = self._frame_of(broker, message)
             if frame is None:
                 return
-        if frame.settled:
-            return
-        decision = frame.decide(rejected=rejected)
-        context: _Context = frame.context
-        if decision.state is None:
+        if not frame.settled:
+            decision = frame.decide(rejected=rejected)
+            context: _Context = frame.context
+            if decision.state is not None:
+                frame.barrier = Barrier()
+                context.lane.add(self._finish(frame, message, decision))
+                context.lane.add(frame.barrier)
             context.lane.close()
             frame.settled = True
-            return
-        barrier = Barrier()
-        context.lane.add(self._finish(frame, message, decision))
-        context.lane.add(barrier)
-        context.lane.close()
-        frame.settled = True
-        self._writer.wait(barrier)
+        if frame.barrier is not None:
+            self._writer.wait(frame.barrier)
+            frame.barrier = None
 
     def _finish(self, frame: Frame, message: Any, decision: Decision) -> Finish:
         context: _Context = frame.context

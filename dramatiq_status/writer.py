@@ -92,8 +92,8 @@ class Barrier:
     __slots__ = ("_lock", "stored")
 
     def __init__(self) -> None:
-        #: Whether everything was stored; False where the store is down.
-        self.stored = False
+        #: Whether everything was stored; None while that is not known.
+        self.stored: bool | None = None
         self._lock = threading.Lock()
         self._lock.acquire()
 
@@ -102,8 +102,12 @@ class Barrier:
         self._lock.release()
 
     def wait(self, timeout: float) -> bool:
-        """Wait for so many seconds at most, and tell whether all is stored."""
-        return self._lock.acquire(timeout=timeout) and self.stored
+        """Wait for so many seconds at most, and tell whether all is stored;
+        again, where the wait was interrupted.
+        """
+        if self.stored is None:
+            self._lock.acquire(timeout=timeout)
+        return bool(self.stored)
 
 
 _Operation = int | float | Write | Start | Finish | Enqueue | Barrier
@@ -490,7 +494,7 @@ class Writer:
         self._queue: SimpleQueue[Lane | None] = SimpleQueue()
         #: Tell the writer that a lane has something to send.
         self.put = self._queue.put
-        #: The lanes of the messages that run in this process.
+        #: The lanes of the messages that run in this process, for heartbeats; each leaves when it is closed.
         self.running: dict[Lane, None] = {}
         self._outside: weakref.WeakValueDictionary[str, Lane] = weakref.WeakValueDictionary()
         # Lanes with something to send, in order; lanes to look at later, and when.
@@ -505,10 +509,7 @@ class Writer:
     def begin_run(self, message_id: str, *, run: int, epoch: Epoch, throttle: int, base: Record) -> Lane:
         """Open the lane of a run."""
         self._ensure_thread()
-        lane = Lane(self, message_id, kind=Kind.RUN, run=run, epoch=epoch, throttle=throttle, base=base)
-        if run:
-            self.running[lane] = None
-        return lane
+        return Lane(self, message_id, kind=Kind.RUN, run=run, epoch=epoch, throttle=throttle, base=base)
 
     def outside(self, message_id: str) -> Lane:
         """Open a lane to a message that this process does not run, or

@@ -174,6 +174,7 @@ class Stage:
       name: What the queue and the broker's keys are called.
       retries: Whether there is a Retries middleware.
       middleware: Made anew where it is not given.
+      ours: The class of our middleware.
     """
 
     def __init__(
@@ -185,13 +186,14 @@ class Stage:
         name: str = "lifecycle",
         retries: bool = True,
         middleware: list[Middleware] | None = None,
+        ours: type[StatusMiddleware] = StatusMiddleware,
         **options: Any,
     ) -> None:
         self.backend = backend
         self.name = name
         self.retries = retries
         self.audit = Audit()
-        self.middleware = StatusMiddleware(backend=backend, **options)
+        self.middleware = ours(backend=backend, **options)
         others = make_middleware(retries=retries) if middleware is None else middleware
         ordered = [self.audit, *insert(others, self.middleware, position)]
         self.broker = make_broker(url, ordered, namespace=name)
