@@ -1,0 +1,368 @@
+"""How fast a progress moves, and how long it will still take: by clocks of the tests' own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dramatiq_status.backends import StubBackend
+from dramatiq_status.outage import Outage
+from dramatiq_status.rate import SHORTEST, TIME_CONSTANT, RateMeter, slowed
+from dramatiq_status.record import (
+    PROGRESS,
+    RATE,
+    TOTAL,
+    Epoch,
+    Kind,
+    Outcome,
+    Update,
+    apply,
+)
+from dramatiq_status.snapshot import Snapshot, take_snapshot
+from dramatiq_status.writer import Lane, Start, Write, Writer
+
+#: After how many seconds without progress half of a rate is left.
+HALF_LIFE = TIME_CONSTANT * math.log(2)
+
+gaps = st.floats(SHORTEST, 100)
+steps = st.integers(0, 10**6)
+
+
+def measured(steps: Sequence[tuple[float, float]], meter: RateMeter | None = None) -> tuple[RateMeter, float]:
+    """A meter that has seen progress: pairs of seconds passed and units done. Returns it and the moment."""
+    meter, at, count = meter or RateMeter(), 0.0, 0.0
+    meter.begin(0, 0.0)
+    for passed, done in steps:
+        at, count = at + passed, count + done
+        meter.observe(count, at)
+    return meter, at
+
+
+def rate_of(*steps: tuple[float, float]) -> float:
+    meter, at = measured(steps)
+    rate = meter.rate_at(at)
+    assert rate is not None
+    return rate
+
+
+# The meter
+
+
+@given(st.lists(gaps, min_size=1, max_size=30), st.floats(0.001, 1e6))
+def test_a_constant_speed_is_the_rate(gaps: list[float], speed: float) -> None:
+    # Given progress at one speed, however seldom it is reported
+    # When the rate is asked for
+    # Then it is that speed, from the first report on
+    assert rate_of(*((gap, gap * speed) for gap in gaps)) == pytest.approx(speed, rel=1e-6)
+
+
+@given(st.lists(st.tuples(gaps, steps), min_size=1, max_size=30))
+def test_the_rate_lies_among_the_speeds(found: list[tuple[float, int]]) -> None:
+    # Given progress at many speeds
+    speeds = [done / passed for passed, done in found]
+    # When the rate is asked for
+    # Then it is neither more than the fastest nor less than the slowest of them
+    assert min(speeds) * (1 - 1e-6) - 1e-9 <= rate_of(*found) <= max(speeds) * (1 + 1e-6) + 1e-9
+
+
+@given(st.lists(st.tuples(gaps, st.integers(-1000, 1000)), min_size=1, max_size=30), st.floats(0, 1e5))
+def test_a_rate_is_never_negative(found: list[tuple[float, int]], later: float) -> None:
+    # Given progress that also goes back
+    meter, at = measured(found)
+    # When the rate is asked for, then or later
+    rate = meter.rate_at(at + later)
+    # Then it is not negative
+    assert rate is not None and rate >= 0
+
+
+@given(st.lists(st.tuples(st.floats(0, SHORTEST / 100), steps), min_size=1, max_size=50))
+def test_reports_in_quick_succession_are_measured_together(found: list[tuple[float, int]]) -> None:
+    # Given reports much closer to each other than a speed can be measured over
+    meter, at = measured(found)
+    assert meter.rate_at(at) is None
+    # When enough time has passed
+    total = sum(done for _, done in found)
+    meter.observe(total, 10.0)
+    # Then all of them have been counted
+    assert meter.rate_at(10.0) == pytest.approx(total / 10)
+
+
+def test_a_pause_halves_the_rate_once_each_half_life() -> None:
+    # Given a steady speed
+    steady = [(1.0, 10.0)] * 600
+    # When nothing was done for one half-life, or two
+    # Then so much of the rate is left
+    assert rate_of(*steady, (HALF_LIFE, 0)) == pytest.approx(5)
+    assert rate_of(*steady, (2 * HALF_LIFE, 0)) == pytest.approx(2.5)
+    # And it does not matter in how many pieces the pause is reported
+    assert rate_of(*steady, *[(HALF_LIFE / 4, 0)] * 4) == pytest.approx(5)
+
+
+def test_the_rate_comes_back_after_a_pause() -> None:
+    # Given a pause of a minute in the middle of steady work
+    paused = [(1.0, 10.0)] * 60 + [(60.0, 0.0)]
+    # When it has gone on for a while
+    # Then the rate rises to the speed that it had, and never beyond it
+    after = [rate_of(*paused, *[(1.0, 10.0)] * seconds) for seconds in range(0, 91, 15)]
+    assert after == sorted(after) and after[0] < 0.5
+    assert after[3] == pytest.approx(10, rel=0.06) and after[-1] == pytest.approx(10, rel=0.01) and max(after) <= 10
+
+
+def test_a_slow_start_is_forgotten() -> None:
+    # Given a minute in which little was done
+    # When it has been fast for another one
+    # Then the rate is that of the second, where a mean since the start would say 50
+    assert rate_of(*[(1.0, 1.0)] * 60, *[(1.0, 100.0)] * 60) == pytest.approx(100, rel=0.03)
+
+
+def test_a_rate_is_unknown_until_there_is_a_first_speed() -> None:
+    # Given a meter that nobody has begun
+    meter = RateMeter()
+    # Then it knows nothing
+    assert not meter.begun and meter.rate_at(0.0) is None and meter.text_at(0.0) is None
+    # And its first observation is where it begins, since nobody knows how long that took
+    meter.observe(1000, 50.0)
+    assert meter.begun and meter.rate_at(50.0) is None
+    meter.observe(1010, 51.0)
+    assert meter.rate_at(51.0) == pytest.approx(10)
+
+
+# Silence
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0.1, 1e4))
+def test_silence_only_slows(rate: float, silence: float, more: float, patience: float) -> None:
+    # Given a rate and a silence
+    # When the silence goes on
+    # Then the rate falls or stands, and is not negative
+    assert 0 <= slowed(rate, silence + more, patience) <= slowed(rate, silence, patience) <= rate
+
+
+def test_a_rate_stands_for_as_long_as_progress_usually_takes() -> None:
+    # Given a job that reports every minute
+    meter, at = measured([(60.0, 600.0)] * 10)
+    # When it says nothing for as long
+    # Then its rate stands, and falls from then on
+    assert meter.rate_at(at + 59) == pytest.approx(10)
+    assert meter.rate_at(at + 120) == pytest.approx(5)
+    # And a job that reports every second is expected to do so sooner
+    meter, at = measured([(1.0, 10.0)] * 100)
+    assert meter.rate_at(at + TIME_CONSTANT) == pytest.approx(10)
+    assert meter.rate_at(at + 4 * TIME_CONSTANT) == pytest.approx(2.5)
+
+
+# What a run stores
+
+
+class Clock:
+    """Stands in for the module `time` in the writer."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("dramatiq_status.writer.time", clock)
+    return clock
+
+
+class Run:
+    """A run whose writes are sent when the test says so."""
+
+    def __init__(self, clock: Clock, *, attempts: int = 1, backend: StubBackend | None = None) -> None:
+        self.clock = clock
+        self.backend = backend or StubBackend()
+        epoch = Epoch(1, attempts)
+        self.lane = Lane(Writer(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run=attempts, epoch=epoch)
+        self.backend.update("m", Update(Kind.ENQUEUE, epoch))
+        self.lane.add(Start({}, attempts, None))
+
+    def write(self, **fields: str) -> None:
+        names = {"progress": PROGRESS, "total": TOTAL}
+        self.lane.add(Write({names.get(name, f":{name}"): text for name, text in fields.items()}))
+        # What the writer does when it is told.
+        self.lane.collect(self.clock.now)
+
+    def send(self, *, after: float = 0) -> Snapshot:
+        """Send what was written, so many seconds later, and look at the status."""
+        self.clock.now += after
+        outcomes = [self.backend.update("m", update) for update in self.lane.take(self.clock.now)]
+        assert set(outcomes) <= {Outcome.APPLIED}
+        self.lane.settle(outcomes)
+        snapshot = take_snapshot("m", self.backend.read("m"), self.backend.now())
+        assert snapshot is not None
+        return snapshot
+
+
+def test_a_run_stores_its_rate(clock: Clock) -> None:
+    # Given a run with a total
+    run = Run(clock)
+    run.write(total="100")
+    assert run.send().rate is None
+    # When it has counted to 20 in ten seconds
+    for _ in range(20):
+        run.lane.increment()
+    snapshot = run.send(after=10)
+    # Then it is known how fast it is, and how long it will take
+    assert snapshot.rate == snapshot["rate"] == snapshot.to_dict()["rate"] == 2
+    assert snapshot.time_remaining == timedelta(seconds=40)
+
+
+def test_a_progress_that_is_set_has_a_rate_too(clock: Clock) -> None:
+    # Given a run that does not count up but says where it stands, always with the total
+    run = Run(clock)
+    for second in range(11):
+        run.write(progress=str(5 * second), total="100")
+        snapshot = run.send()
+        clock.now += 1
+    # Then that is measured all the same
+    assert snapshot.rate == pytest.approx(5)
+    # And so it is where the total grows as more is found
+    for second in range(11, 21):
+        run.write(progress=str(5 * second), total=str(100 * second))
+        snapshot = run.send()
+        clock.now += 1
+    assert snapshot.rate == pytest.approx(5)
+
+
+@pytest.mark.parametrize("start", [{"progress": "0", "total": "7"}, {"progress": "0"}, {"progress": "3"}])
+def test_a_new_leg_starts_over(clock: Clock, start: dict[str, str]) -> None:
+    # Given a run with a rate
+    run = Run(clock)
+    run.write(progress="0", total="100")
+    run.send()
+    run.lane.increment(50)
+    assert run.send(after=10).rate == 5
+    # When a new leg begins
+    run.write(**start)
+    snapshot = run.send()
+    # Then nothing is left of the old rate
+    assert (snapshot.rate, snapshot["rate"], snapshot.time_remaining) == (None, None, None)
+    assert run.lane.counts()[2] is None
+    # And the new one is measured from there
+    run.lane.increment(30)
+    assert run.send(after=3).rate == 10
+
+
+def test_a_leg_is_measured_from_where_it_begins(clock: Clock) -> None:
+    # Given a run that has spent ten minutes before its first leg begins
+    run = Run(clock)
+    clock.now += 600
+    run.write(total="100")
+    run.send()
+    # When it has come to 30 in three seconds
+    run.write(progress="30")
+    # Then that is its rate
+    assert run.send(after=3).rate == 10
+
+
+def test_a_first_count_out_of_nowhere_says_nothing_of_the_speed(clock: Clock) -> None:
+    # Given a run that never said when it would begin to count
+    run = Run(clock)
+    run.lane.increment(1000)
+    # When it counts for the first time
+    # Then nobody knows how long that took
+    assert run.send(after=60).rate is None
+    run.lane.increment(10)
+    assert run.send(after=1).rate == 10
+
+
+def test_a_retry_starts_over(clock: Clock) -> None:
+    # Given a run with a rate
+    run = Run(clock)
+    run.write(progress="0")
+    run.lane.increment(50)
+    assert run.send(after=10).rate == 5
+    # When the message runs again
+    again = Run(clock, attempts=2, backend=run.backend)
+    # Then it has none
+    snapshot = again.send()
+    assert (snapshot.attempts, snapshot.rate, snapshot.get("progress")) == (2, None, None)
+
+
+def test_other_writes_tell_that_nothing_moves(clock: Clock) -> None:
+    # Given a run with a rate
+    run = Run(clock)
+    run.write(progress="0")
+    run.lane.increment(100)
+    assert run.send(after=10).rate == 10
+    # When it goes on writing for a minute, but stands still
+    for second in range(60):
+        run.write(step=str(second))
+        snapshot = run.send(after=1)
+    # Then its rate has fallen
+    assert snapshot.rate == pytest.approx(10 * TIME_CONSTANT / 60)
+
+
+def test_a_lost_record_is_restored_with_the_rate(clock: Clock) -> None:
+    # Given a run with a rate, whose record the store has lost
+    run = Run(clock)
+    run.write(progress="0")
+    run.lane.increment(100)
+    run.send(after=10)
+    run.backend.clear()
+    # When it writes again
+    run.write(step="1")
+    (update,) = run.lane.take(clock.now)
+    assert run.lane.settle([run.backend.update("m", update)])
+    # Then the rate comes back with everything else
+    assert run.send().rate == 10
+
+
+# What a reader sees
+
+
+def read(rate: str, *, silent: int = 0, state: int = 1, heartbeat: int | None = None) -> Snapshot:
+    """A status at 40 of 100 whose last write was so many milliseconds ago."""
+    moment = 1_000_000_000_000
+    fields = {PROGRESS: "40", TOTAL: "100", RATE: rate, "S": str(moment)}
+    record = apply(None, Update(Kind.RUN, Epoch(1, 1), 1, 1, start=True, create=True, fields=fields), moment).record
+    assert record is not None
+    record["H"] = str(moment + silent)
+    if heartbeat is not None:
+        record["H"] = str(heartbeat)
+    record["s"] = str(state)
+    snapshot = take_snapshot("m", record, moment + silent)
+    assert snapshot is not None
+    return snapshot
+
+
+@pytest.mark.parametrize(
+    ("rate", "silent", "expected", "remaining"),
+    [
+        ("10", 0, 10.0, 6),
+        ("10", 15_000, 10.0, 6),
+        ("10", 60_000, 2.5, 24),
+        ("[10,120.0]", 60_000, 10.0, 6),
+        ("[10,120.0]", 240_000, 5.0, 12),
+        ("0", 0, 0.0, None),
+        ("1e-300", 0, 1e-300, None),
+        ("null", 0, None, None),
+        ("[1]", 0, None, None),
+        ('"fast"', 0, None, None),
+    ],
+)
+def test_reading_a_rate(rate: str, silent: int, expected: float | None, remaining: int | None) -> None:
+    # Given what a run has stored of its rate, some time ago
+    snapshot = read(rate, silent=silent)
+    # Then a reader sees what is left of it, and what follows
+    assert snapshot.rate == expected
+    assert snapshot.time_remaining == (None if remaining is None else timedelta(seconds=remaining))
+
+
+@pytest.mark.parametrize("case", [{"state": 0}, {"heartbeat": 1}])
+def test_nothing_remains_where_nothing_runs(case: dict[str, Any]) -> None:
+    # Given a message that waits, or whose worker is gone
+    # When it is asked how long it will still run
+    # Then nobody can say
+    assert read("10", **case).time_remaining is None
