@@ -8,22 +8,16 @@ is still owed.  So it only connects here.
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import socket
 import struct
 import time
-import weakref
-from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 from ssl import SSLWantReadError
 from typing import Any, Final, NamedTuple
 
-from pymemcache.client.base import Client, PooledClient
-from pymemcache.client.hash import HashClient
-from pymemcache.client.rendezvous import RendezvousHash
 from pymemcache.exceptions import (
     MemcacheError,
     MemcacheServerError,
@@ -43,11 +37,10 @@ ITEM_OVERHEAD: Final = 512
 #: The server's item size limit where it does not tell, in bytes.
 DEFAULT_ITEM_SIZE: Final = 1_048_576
 
-#: A connection that was idle for this many seconds is looked at before
-#: it is used again: the server may have closed it.
-IDLE_CHECK: Final = 1.0
-
+#: How many bytes are received at once at most: of anything, and of the
+#: reply to a single request, which is seldom longer.
 _RECEIVE_SIZE: Final = 65_536
+_SHORT_SIZE: Final = 4096
 
 
 class Stored(Enum):
@@ -89,12 +82,40 @@ class Item(NamedTuple):
     ttl: int | None
 
 
+class Login:
+    """A name and a password, for servers that run with ``-Y``.
+
+    Raises:
+      TypeError: When one of the two is missing.
+      ValueError: When one of the two cannot be sent.
+    """
+
+    def __init__(self, username: str | None, password: str | None) -> None:
+        for name, value in (("username", username), ("password", password)):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a str, not {type(value).__name__}: pass both username and password.")
+            if not value or not value.isprintable() or " " in value:
+                raise ValueError(f"{name} must not be empty, and hold neither spaces nor control characters.")
+        self.username = username
+        self._password = password
+
+    def send(self, client: Any) -> None:
+        """Log in, by what looks like storing an item; where the server asks
+        for no login it is one, and expires at once.
+        """
+        client.set("login", f"{self.username} {self._password}".encode(), expire=-1, noreply=False)
+
+    def __repr__(self) -> str:
+        return f"<Login of {self.username!r}>"
+
+
 class Connection:
     """A connection, in step as long as every request's reply is read.
 
     Parameters:
       client(pymemcache.Client): Connects; nobody else uses it.
       meta(bool): Whether to use the meta commands where the server has them.
+      login(Login): What the server is told first, None for nothing.
 
     Attributes:
       meta(bool): Whether it uses them.
@@ -103,17 +124,18 @@ class Connection:
       max_value_size(int): The largest value that can be stored, in bytes.
     """
 
-    def __init__(self, client: Any, *, meta: bool) -> None:
+    def __init__(self, client: Any, *, meta: bool, login: Login | None = None) -> None:
         self._client = client
         self._buffer = b""
         self._at = 0
         self._deadline = 0.0
         try:
+            if login is not None:
+                login.send(client)
             # The one public call that connects and fails where there is no memcached.
             version = client.version()
             self._socket = client.sock
-            if not os.environ.get("NOKT"):
-                self._use_kernel_timeouts()
+            self._use_kernel_timeouts()
             self._greet(version, meta)
         except BaseException:
             client.close()
@@ -174,11 +196,62 @@ class Connection:
 
     def send(self, request: bytes) -> None:
         """Send requests, all in one."""
-        self._deadline = time.monotonic() + self._client.timeout
         try:
             self._socket.sendall(request)
         except BlockingIOError:
             raise TimeoutError("timed out") from None
+        self.wait_anew()
+
+    def wait_anew(self) -> None:
+        """Give the replies that are still owed their whole time, from now on."""
+        self._deadline = time.monotonic() + self._client.timeout
+
+    def ping(self) -> None:
+        """See whether the server answers."""
+        self.send(b"version\r\n")
+        line = self._line()
+        if not line.startswith(b"VERSION"):
+            raise _error(line)
+
+    # One request and its reply, by the shortest way
+
+    def store_now(self, request: bytes) -> tuple[Stored, int | None]:
+        """Send one :meth:`store` request and read its reply."""
+        reply = self._ask(request)
+        if reply[:4] == b"HD c" and reply[-2:] == b"\r\n" and reply[4:-2].isdigit():
+            return Stored.STORED, int(reply[4:-2])
+        self._keep(reply)
+        return self.read_stored()
+
+    def read_value(self, key: bytes) -> tuple[bytes, int | None] | None:
+        """Read one item's value and seconds left."""
+        if not self.meta:
+            return self.read_values((key,))[0]
+        reply = self._ask(b"mg %b v t\r\n" % key)
+        if reply == b"EN\r\n":
+            return None
+        if reply[:3] == b"VA ":
+            end = reply.find(b"\r\n")
+            size, _, ttl = reply[3:end].partition(b" t")
+            if size.isdigit() and len(reply) == end + int(size) + 4:
+                return reply[end + 2 : -2], int(ttl)
+        self._keep(reply)
+        return self._read_value()
+
+    def _ask(self, request: bytes) -> bytes:
+        try:
+            self._socket.sendall(request)
+            reply: bytes = self._socket.recv(_SHORT_SIZE)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
+        return reply
+
+    def _keep(self, reply: bytes) -> None:
+        """The rest of a reply is still to come."""
+        if not reply:
+            raise MemcacheUnexpectedCloseError
+        self._buffer, self._at = reply, 0
+        self.wait_anew()
 
     # Replies
 
@@ -205,17 +278,16 @@ class Connection:
             items = [self.read_item() for _ in keys]
             return [item and (item.value, item.ttl) for item in items]
         self.send(b"mg " + b" v t\r\nmg ".join(keys) + b" v t\r\n" if keys else b"")
-        values: list[tuple[bytes, int | None] | None] = []
-        for _ in keys:
-            line = self._line()
-            if line.startswith(b"VA "):
-                _, size, ttl = line.split()
-                values.append((self._block(int(size)), int(ttl[1:])))
-            elif line.startswith(b"EN"):
-                values.append(None)
-            else:
-                raise _error(line)
-        return values
+        return [self._read_value() for _ in keys]
+
+    def _read_value(self) -> tuple[bytes, int | None] | None:
+        line = self._line()
+        if line.startswith(b"VA "):
+            _, size, ttl = line.split()
+            return self._block(int(size)), int(ttl[1:])
+        if line.startswith(b"EN"):
+            return None
+        raise _error(line)
 
     def read_stored(self) -> tuple[Stored, int | None]:
         """Read the reply to :meth:`store`: what became of it, and the
@@ -284,73 +356,6 @@ class Connection:
         self._client.close()
 
 
-class Pool:
-    """The idle connections to one server; the one used last is taken first.
-
-    Parameters:
-      client(pymemcache.Client): Says where and how to connect.
-      timeout(float): Seconds to connect, and for each call.
-      meta(bool): See :class:`Connection`.
-    """
-
-    def __init__(self, client: Any, *, timeout: float, meta: bool) -> None:
-        self._client = copy.copy(client)
-        self._client.sock = None
-        self._client.timeout = self._client.connect_timeout = timeout
-        self._client.no_delay = True
-        self._meta = meta
-        self._idle: deque[tuple[Connection, float]] = deque()
-        _pools.add(self)
-
-    @property
-    def address(self) -> str:
-        """Where the server is, for people."""
-        server = self._client.server
-        return f"{server[0]}:{server[1]}" if isinstance(server, tuple) else str(server)
-
-    def take(self) -> tuple[Connection, bool]:
-        """Take an idle connection or make one, and tell which: whether
-        it had been used before.
-        """
-        try:
-            connection, used = self._idle.pop()
-        except IndexError:
-            return Connection(copy.copy(self._client), meta=self._meta), False
-        if time.monotonic() - used > IDLE_CHECK and not connection.is_quiet():
-            connection.close()
-            return Connection(copy.copy(self._client), meta=self._meta), False
-        return connection, True
-
-    def give(self, connection: Connection) -> None:
-        """Give a connection back on which nothing is owed."""
-        self._idle.append((connection, time.monotonic()))
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        while True:
-            try:
-                connection, _ = self._idle.pop()
-            except IndexError:
-                return
-            connection.close()
-
-    def forget(self) -> None:
-        """Drop the idle connections without a word to the server."""
-        self._idle = deque()
-
-
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-
-def _forget_connections() -> None:
-    for pool in _pools:
-        pool.forget()
-
-
-# The sockets belong to the parent.
-os.register_at_fork(after_in_child=_forget_connections)
-
-
 def _version(text: bytes) -> tuple[int, ...]:
     found = re.match(rb"(\d+)\.(\d+)\.(\d+)", text)
     return tuple(map(int, found.groups())) if found else ()
@@ -359,35 +364,3 @@ def _version(text: bytes) -> tuple[int, ...]:
 def _error(line: bytes) -> MemcacheError:
     kind = MemcacheServerError if line.startswith(b"SERVER_ERROR") else MemcacheUnknownError
     return kind(line.decode("ascii", "replace"))
-
-
-def clients_of(client: Any) -> tuple[Any, dict[Any, Any]]:
-    """Take the servers and how to reach them from a client of pymemcache's.
-
-    Returns:
-      tuple: What chooses a key's node, and the nodes with a client each.
-    """
-    if isinstance(client, HashClient):
-        # A copy: the original moves keys elsewhere while a server is down.
-        return copy.deepcopy(client.hasher), {node: _client_of(inner) for node, inner in client.clients.items()}
-    inner = _client_of(client)
-    return RendezvousHash([inner.server]), {inner.server: inner}
-
-
-def clients_for(servers: Any, parameters: dict[str, Any]) -> tuple[Any, dict[Any, Any]]:
-    """The same for servers by their addresses.  Keys go where a
-    ``HashClient`` would send them.
-    """
-    if isinstance(servers, str) or (isinstance(servers, tuple) and len(servers) == 2 and isinstance(servers[1], int)):
-        servers = [servers]
-    if not servers:
-        raise ValueError("servers must name at least one server, like 'host:11211'.")
-    return clients_of(HashClient(servers, **parameters))
-
-
-def _client_of(client: Any) -> Any:
-    if isinstance(client, PooledClient):
-        return client._create_client()
-    if isinstance(client, Client):
-        return client
-    raise TypeError(f"client must be a pymemcache Client, PooledClient or HashClient, not {type(client).__name__}.")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, Final, TypeVar
 
-from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
-
-from ..backend import StatusBackend, now_ms
+from ..backend import StatusBackend, escape_namespace, now_ms
 from ..errors import BackendError
 from ..record import VERSION, Kind, Outcome, Record, Update, apply, is_finished
+from ._fleet import Fleet, Pool, clients_for, clients_of, hung_up
 from ._item import (
     ABSENT,
     Job,
@@ -27,7 +25,7 @@ from ._item import (
     to_receipt,
     to_value,
 )
-from ._meta import Connection, Pool, Stored, clients_for, clients_of
+from ._meta import Connection, Login, Stored
 
 #: How many messages are written in one round trip at most, and how many
 #: are read.  So many short requests fit into the sockets' buffers:
@@ -48,9 +46,6 @@ PATIENT_CONFLICTS: Final = 3
 MAX_KEY_SIZE: Final = 250
 HASHED: Final = "#"
 HASH_SIZE: Final = 64
-
-#: What a server's hanging up looks like.
-_HUNG_UP: Final = (ConnectionError, MemcacheUnexpectedCloseError)
 
 T = TypeVar("T")
 
@@ -75,9 +70,16 @@ class MemcachedBackend(StatusBackend):
 
     It opens connections of its own, as many as there are threads that
     talk to memcached at the same time, with `timeout` as their
-    time-outs.  They are safe across forks.  With many servers, each
-    message lives on one of them; while that is down its statuses cannot
-    be read or written, rather than live on another for a while.
+    time-outs.  They are safe across forks.
+
+    With many servers, each message lives on one of them, by its id, and
+    never moves to another.  While some of them are down, their statuses
+    read as unknown, those of the others as always; updates of running
+    messages are kept and sent when their server is back, and what is
+    written or deleted from outside of a worker raises
+    :class:`.BackendError`.  Each server's outage is logged once when it
+    begins and once when it ends.  Where none answers, or the only one
+    does not, everything raises :class:`.BackendError`.
 
     Parameters:
       client(pymemcache.Client): An optional ``Client``, ``PooledClient``
@@ -89,6 +91,11 @@ class MemcachedBackend(StatusBackend):
       timeout(int): How long one call may take, in milliseconds.
       max_field_size(int): The largest encoded field, in bytes.
       meta(bool): Whether to use the meta commands where the server has them.
+      username(str): With `password`, for servers that run with ``-Y``
+        (1.5.15 and newer).  Memcached sends and takes them as they are:
+        without TLS, everybody on the way can read them.  The binary
+        protocol's SASL (``-S``) cannot be used.
+      password(str): Never shown in a log, an error or a ``repr``.
       **parameters: Connection parameters for :class:`pymemcache.Client`,
         ``tls_context`` for one.
 
@@ -102,19 +109,19 @@ class MemcachedBackend(StatusBackend):
         servers: Any = ("127.0.0.1", 11211),
         namespace: str = "dramatiq-status",
         meta: bool = True,
+        username: str | None = None,
+        password: str | None = None,
         **parameters: Any,
     ) -> None:
         own = {name: parameters.pop(name) for name in ("timeout", "max_field_size") if name in parameters}
         super().__init__(namespace=namespace, **own)
         hasher, clients = clients_of(client) if client is not None else clients_for(servers, parameters)
-        prefix: str = next(iter(clients.values())).key_prefix.decode() + namespace + ":"
+        prefix: str = next(iter(clients.values())).key_prefix.decode() + escape_namespace(namespace) + ":"
         if len(prefix) + len(HASHED) + HASH_SIZE > MAX_KEY_SIZE or not prefix.isprintable() or " " in prefix:
             raise ValueError(f"key_prefix and namespace must be short and hold no spaces, not {prefix!r}.")
         self._prefix = prefix
-        self._pools = {node: Pool(client, timeout=self.timeout / 1000, meta=meta) for node, client in clients.items()}
-        self._only_pool = next(iter(self._pools.values())) if len(self._pools) == 1 else None
-        # pymemcache's hash takes some 15 microseconds a server.
-        self._node_of: Callable[[bytes], Any] = lru_cache(4096)(lambda key: hasher.get_node(key.decode()))
+        login = None if username is None and password is None else Login(username, password)
+        self._fleet = Fleet(hasher, clients, timeout=self.timeout / 1000, meta=meta, login=login)
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._receipts: OrderedDict[str, str] = OrderedDict()
 
@@ -124,43 +131,40 @@ class MemcachedBackend(StatusBackend):
         """Carry out one update; one round trip where this process was the
         last to write to the record.
         """
-        known = self._known.pop(message_id, None)
-        if known is not None:
-            outcome = self._call(
-                self._pool(known.key),
-                lambda connection: self._rewrite(connection, message_id, known, update),
-                lambda: not counts_twice(update),
-            )
-            if outcome is not None:
-                return outcome
-        return self.update_many(((message_id, update),))[0]
-
-    def _rewrite(self, connection: Connection, message_id: str, known: Known, update: Update) -> Outcome | None:
-        """Carry out an update of what is remembered, as fast as can be;
-        None where there is more to it.
-        """
-        now = now_ms()
-        if not known.serves(update, connection.server, now):
-            return None
-        applied = apply(known.record, update, now)
-        record, expires_at = applied.record, known.expires_at
-        if record is None or record is known.record:
-            # It need not be true of the record as it is now.
-            return None
-        if applied.ttl is not None:
-            expires_at = now + applied.ttl
-        value = to_value(record, expires_at)
-        if len(value) > room_in(connection.max_value_size):
-            return None
-        connection.send(connection.store(known.key, value, expiry_of(expires_at, now), known.cas))
-        stored, cas = connection.read_stored()
-        if stored is not Stored.STORED:
-            return None
-        after = Known(record, expires_at, cas, known.key, connection.server, now)
-        self._remember(message_id, (update,), after, len(value))
-        return applied.outcome
+        outcome = self._rewrite(message_id, update)
+        if outcome is None:
+            (outcome,), error = self._attempt(((message_id, update),))
+            if error is not None:
+                raise error
+        return outcome
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        error: BackendError | None = None
+        if len(updates) == 1:
+            try:
+                return [self.update(*updates[0])]
+            except BackendError as e:
+                outcomes, error = [Outcome.UNREACHED], e
+        else:
+            outcomes, error = self._attempt(updates)
+        if error is not None and not self._fleet.goes_on():
+            raise error
+        return outcomes
+
+    def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
+        """Send what enqueues a message for the first time; its reply is
+        read by what this returns.  Anything else is carried out at once.
+        """
+        complete = self._begin(message_id, update)
+        if complete is None:
+            (outcome,) = self.update_many(((message_id, update),))
+            return lambda: outcome
+        return complete
+
+    def _attempt(self, updates: Sequence[tuple[str, Update]]) -> tuple[list[Outcome], BackendError | None]:
+        """Carry out updates as far as their servers answer; tell what
+        happened where one does not.
+        """
         jobs: dict[str, Job] = {}
         for index, (message_id, update) in enumerate(updates):
             job = jobs.get(message_id)
@@ -168,17 +172,88 @@ class MemcachedBackend(StatusBackend):
                 job = jobs[message_id] = Job(message_id, self._key(message_id))
             job.indexes.append(index)
             job.updates.append(update)
-        for pool, group in self._by_server(jobs.values(), lambda job: job.key):
-            for first in range(0, len(group), WRITES_A_ROUND):
-                self._carry_out(pool, group[first : first + WRITES_A_ROUND])
-        outcomes = [Outcome.REFUSED] * len(updates)
-        for job in jobs.values():
-            for index, outcome in zip(job.indexes, job.outcomes):
-                outcomes[index] = outcome
+        error: BackendError | None = None
+        for pool, group in self._fleet.by_server(jobs.values(), lambda job: job.key):
+            try:
+                for first in range(0, len(group), WRITES_A_ROUND):
+                    self._carry_out(pool, group[first : first + WRITES_A_ROUND])
+            except BackendError as e:
+                error = e
+        outcomes = [Outcome.UNREACHED] * len(updates)
         for job in jobs.values():
             if job.error is not None:
                 raise job.error
-        return outcomes
+            if job.done:
+                for index, outcome in zip(job.indexes, job.outcomes):
+                    outcomes[index] = outcome
+        return outcomes, error
+
+    def _begin(self, message_id: str, update: Update) -> Callable[[], Outcome] | None:
+        """Send an update that makes a record where there is none; None
+        where it is no such update, is too large or could not be sent.
+        """
+        if update.kind is not Kind.ENQUEUE or update.epoch.number > 1:
+            return None
+        now = now_ms()
+        _, record, ttl = apply(None, update, now)
+        expires_at = now + (ttl or 0)
+        key, value = self._key(message_id), to_value(record or {}, expires_at)
+
+        def send(connection: Connection) -> bool:
+            if len(value) > room_in(connection.max_value_size):
+                return False
+            connection.send(connection.store(key, value, expiry_of(expires_at, now), None))
+            return True
+
+        begun = self._fleet.begin(self._fleet.pool_of(key), send)
+        if begun is None:
+            return None
+
+        def complete() -> Outcome:
+            try:
+                stored, _ = begun(Connection.read_stored)
+            except BackendError as e:
+                if e.__cause__ is None or not hung_up(e.__cause__):
+                    if self._fleet.goes_on():
+                        return Outcome.UNREACHED
+                    raise
+            else:
+                if stored is Stored.STORED:
+                    return Outcome.APPLIED
+            # Somebody was quicker, or the server had closed an idle connection.
+            return self.update_many(((message_id, update),))[0]
+
+        return complete
+
+    def _rewrite(self, message_id: str, update: Update) -> Outcome | None:
+        """Carry out an update of what is remembered, as fast as can be;
+        None where there is more to it.
+        """
+        known = self._known.pop(message_id, None)
+        if known is None:
+            return None
+        again = _never if counts_twice(update) else None
+        pool = self._fleet.pool_of(known.key)
+        return self._fleet.call(pool, self._rewrite_by, message_id, known, update, again=again)
+
+    def _rewrite_by(self, connection: Connection, message_id: str, known: Known, update: Update) -> Outcome | None:
+        now = now_ms()
+        if not known.serves(update, connection.server, now):
+            return None
+        outcome, record, ttl = apply(known.record, update, now)
+        if record is None or record is known.record:
+            # It need not be true of the record as it is now.
+            return None
+        expires_at = known.expires_at if ttl is None else now + ttl
+        value = to_value(record, expires_at)
+        if len(value) > room_in(connection.max_value_size):
+            return None
+        stored, cas = connection.store_now(connection.store(known.key, value, expiry_of(expires_at, now), known.cas))
+        if stored is not Stored.STORED:
+            return None
+        after = Known(record, expires_at, cas, known.key, connection.server, now)
+        self._remember(message_id, update, after, len(value))
+        return outcome
 
     def _carry_out(self, pool: Pool, jobs: list[Job]) -> None:
         """Carry out updates of messages of one server, in rounds: each
@@ -205,7 +280,7 @@ class MemcachedBackend(StatusBackend):
                 job.ask()
             return True
 
-        self._call(pool, rounds, again)
+        self._fleet.call(pool, rounds, again=again)
 
     def _round(self, connection: Connection, jobs: list[Job]) -> None:
         now = now_ms()
@@ -235,7 +310,7 @@ class MemcachedBackend(StatusBackend):
                 job.done = True
                 if job.error is None:
                     after = Known(job.record, job.expires_at, cas, job.key, connection.server, now)
-                    self._remember(job.message_id, job.updates, after, size)
+                    self._remember(job.message_id, job.updates[-1], after, size, alone=len(job.updates) == 1)
             elif stored is Stored.GONE:
                 job.learn(ABSENT)
             else:
@@ -261,13 +336,13 @@ class MemcachedBackend(StatusBackend):
             return from_receipt(update.origin.enqueue, update.origin.receipt, connection.server)
         return None
 
-    def _remember(self, message_id: str, updates: Sequence[Update], known: Known, size: int) -> None:
+    def _remember(self, message_id: str, last: Update, known: Known, size: int, *, alone: bool = True) -> None:
         record = known.record
         if known.cas is None or record is None:
             return
         # After an enqueue, the next to write is a worker; after the end, nobody.
-        if updates[-1].kind is Kind.ENQUEUE:
-            if len(updates) == 1 and record[VERSION] == "1":
+        if last.kind is Kind.ENQUEUE:
+            if alone and record[VERSION] == "1":
                 # What was made of nothing can be made anew of the enqueue alone.
                 _put(self._receipts, message_id, to_receipt(record, known.cas, known.since, known.server))
         elif size <= MAX_KNOWN_SIZE and not is_finished(record):
@@ -280,23 +355,36 @@ class MemcachedBackend(StatusBackend):
 
     def read(self, message_id: str) -> Record | None:
         key = self._key(message_id)
-        (value,) = self._call(self._pool(key), lambda connection: connection.read_values((key,)))
+        try:
+            value = self._fleet.call(self._fleet.pool_of(key), Connection.read_value, key)
+        except BackendError:
+            if self._fleet.goes_on():
+                return None
+            raise
         return None if value is None else from_value(value[0], value[1], now_ms())[0]
 
     def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
         keys = [self._key(message_id) for message_id in message_ids]
-        if self._only_pool is not None:
-            return self._read(self._only_pool, keys)
         found: dict[bytes, Record | None] = {}
-        for pool, group in self._by_server(keys, lambda key: key):
-            found.update(zip(group, self._read(pool, group)))
-        return [found[key] for key in keys]
+        error: BackendError | None = None
+        groups = self._fleet.by_server(keys, lambda key: key)
+        for pool, group in groups:
+            try:
+                records = self._read(pool, group)
+            except BackendError as e:
+                error = e
+                continue
+            if len(groups) == 1:
+                return records
+            found.update(zip(group, records))
+        if error is not None and not self._fleet.goes_on():
+            raise error
+        return [found.get(key) for key in keys]
 
     def _read(self, pool: Pool, keys: list[bytes]) -> list[Record | None]:
         records: list[Record | None] = []
         for first in range(0, len(keys), READS_A_ROUND):
-            some = keys[first : first + READS_A_ROUND]
-            values = self._call(pool, partial(Connection.read_values, keys=some))
+            values = self._fleet.call(pool, Connection.read_values, keys[first : first + READS_A_ROUND])
             now = now_ms()
             records += [None if value is None else from_value(value[0], value[1], now)[0] for value in values]
         return records
@@ -307,13 +395,12 @@ class MemcachedBackend(StatusBackend):
         self._known.pop(message_id, None)
         self._receipts.pop(message_id, None)
         key = self._key(message_id)
-        return self._call(self._pool(key), lambda connection: connection.delete(key))
+        return self._fleet.call(self._fleet.pool_of(key), Connection.delete, key)
 
     def close(self) -> None:
-        for pool in self._pools.values():
-            pool.close()
+        self._fleet.close()
 
-    # Keys and connections
+    # Keys
 
     def _key(self, message_id: str) -> bytes:
         key = self._prefix + message_id
@@ -322,42 +409,9 @@ class MemcachedBackend(StatusBackend):
             key = self._prefix + HASHED + sha256(message_id.encode("utf-8", "surrogatepass")).hexdigest()
         return key.encode()
 
-    def _pool(self, key: bytes) -> Pool:
-        return self._only_pool or self._pools[self._node_of(key)]
 
-    def _by_server(self, items: Iterable[T], key_of: Callable[[T], bytes]) -> list[tuple[Pool, list[T]]]:
-        if self._only_pool is not None:
-            return [(self._only_pool, list(items))]
-        groups: dict[Pool, list[T]] = {}
-        for item in items:
-            groups.setdefault(self._pool(key_of(item)), []).append(item)
-        return list(groups.items())
-
-    def _call(self, pool: Pool, call: Callable[[Connection], T], again: Callable[[], bool] = lambda: True) -> T:
-        """Call with a connection; once again with a new one where the
-        server has hung up on one that had been idle, if that can do no harm.
-        """
-        retried = False
-        while True:
-            used = False
-            try:
-                connection, used = pool.take()
-                try:
-                    result = call(connection)
-                except BaseException:
-                    # An interrupt (time limit, abort, shutdown) may have struck
-                    # between a request and its reply: never use this one again.
-                    connection.close()
-                    raise
-            except (MemcacheError, OSError) as e:
-                if used and not retried and isinstance(e, _HUNG_UP) and again():
-                    # The other idle ones are no younger.
-                    pool.close()
-                    retried = True
-                    continue
-                raise BackendError(f"memcached at {pool.address}: {type(e).__name__}: {e}") from e
-            pool.give(connection)
-            return result
+def _never() -> bool:
+    return False
 
 
 def _fits(message_id: str, key: str) -> bool:

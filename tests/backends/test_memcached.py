@@ -172,25 +172,6 @@ class TestMemcached(MemcachedConformance):
         record = backend.read(message_id)
         assert record is not None and record[":step"] == "1"
 
-    def test_many_servers(self, start_server: Any) -> None:
-        # Given two servers, and messages on both
-        servers = [start_server(MemcachedServer()) for _ in range(2)]
-        backend = MemcachedBackend(servers=[server.address for server in servers], timeout=300)
-        ids = [f"m{n}" for n in range(20)]
-        backend.update_many([(message_id, start(1)) for message_id in ids])
-        assert all(backend.read_many(ids))
-        # When one of them dies
-        servers[0].kill()
-        # Then those of the other are still there
-        found = 0
-        for message_id in ids:
-            try:
-                found += backend.read(message_id) is not None
-            except BackendError:
-                continue
-        assert 0 < found < len(ids)
-        backend.close()
-
     @pytest.mark.parametrize("servers", [[], 7])
     def test_bad_servers(self, servers: Any) -> None:
         # Given no server, or something that is none

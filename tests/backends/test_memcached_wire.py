@@ -19,8 +19,9 @@ from pymemcache.client.hash import HashClient
 
 from dramatiq_status.backend import MAX_NAMESPACE_SIZE, now_ms
 from dramatiq_status.backends import memcached as memcached_module
+from dramatiq_status.backends._fleet import Pool
 from dramatiq_status.backends._item import MAX_SPAN, expiry_of
-from dramatiq_status.backends._meta import Connection, Pool, Stored
+from dramatiq_status.backends._meta import Connection, Stored
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import (
@@ -172,8 +173,8 @@ def once(meddle: Meddle, mark: bytes) -> Meddle:
 
 
 def pool_of(backend: MemcachedBackend) -> Pool:
-    assert backend._only_pool is not None
-    return backend._only_pool
+    assert backend._fleet.only is not None
+    return backend._fleet.only
 
 
 def seconds_left(server: MemcachedServer, key: str) -> int | None:
@@ -761,7 +762,7 @@ def test_a_server_that_always_has_one_byte_more(make: Make) -> None:
 
 def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an idle connection on which something has come
-    monkeypatch.setattr("dramatiq_status.backends._meta.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends._fleet.IDLE_CHECK", -1.0)
     backend = make()
     backend.update("a", enqueue())
     connection, _ = pool_of(backend).take()
@@ -775,7 +776,7 @@ def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_idle_connection_that_is_well_is_used_again(wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a connection that was idle for a while
-    monkeypatch.setattr("dramatiq_status.backends._meta.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends._fleet.IDLE_CHECK", -1.0)
     backend = make(servers=wire.address)
     backend.update("a", enqueue())
     # When it is looked at, and used
@@ -836,27 +837,6 @@ def test_two_servers_share_the_messages(two_servers: list[MemcachedServer]) -> N
         assert [record and record[":mark"] for record in other.read_many(ids)] == marks
         assert other.update(ids[0], outside(step="1")) is Outcome.APPLIED
         other.close()
-
-
-def test_a_message_does_not_move_while_its_server_is_down(two_servers: list[MemcachedServer]) -> None:
-    # Given two servers of which one is down
-    backend = MemcachedBackend(servers=[server.address for server in two_servers], timeout=PATIENT)
-    ids = [uuid4().hex for _ in range(20)]
-    backend.update_many([(message_id, enqueue()) for message_id in ids])
-    two_servers[0].stop()
-
-    # When each message is read
-    def read(message_id: str) -> bool | None:
-        try:
-            return backend.read(message_id) is not None
-        except BackendError as e:
-            assert two_servers[0].address in str(e)
-            return None
-
-    found = {read(message_id) for message_id in ids}
-    # Then those of the other server are there, and the others are errors, not missing
-    assert found == {True, None}
-    backend.close()
 
 
 def hash_client(server: tuple[str, int], **parameters: Any) -> HashClient:
