@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import itertools
+import json
+import random
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any, NamedTuple
 
+import dramatiq
 import pytest
-from dramatiq.middleware import TimeLimitExceeded
+from dramatiq.middleware import Shutdown, TimeLimitExceeded
+from dramatiq.middleware.threading import raise_thread_exception
+from dramatiq_abort import Abort
 
 import dramatiq_status
-from dramatiq_status import StatusMiddleware
+from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend
+from dramatiq_status.record import COMPLETED, STATE, Kind, Update
 
-from ..recording import eventually
+from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, working
 from .recorder import RecordingStubBackend
 from .scenarios import DONE, RETRIED, End, failed, skipped
 from .stage import Stage
@@ -158,3 +169,116 @@ def test_an_interrupt_ahead_of_the_actor(stage: Stage, retries: bool) -> None:
             assert end.exception == "TimeLimitExceeded"
         struck += 1
     assert struck > 2
+
+
+# In the middle of the store's work
+
+
+@pytest.mark.parametrize("interrupt", [TimeLimitExceeded, Shutdown, Abort], ids=lambda interrupt: interrupt.__name__)
+def test_an_interrupt_while_the_final_status_is_stored(interrupt: type[BaseException]) -> None:
+    # Given a message whose actor has returned, and a store that takes its time for the final status
+    backend = RecordingBackend(timeout=int(PATIENCE * 1000))
+    gate = Gate(backend, holds=lambda updates: any(update.state is not None for _, update in updates))
+    broker = make_broker(backend)
+    runs: list[int] = []
+    at_ack: list[object] = []
+
+    @dramatiq.actor(broker=broker, max_retries=3)
+    def work() -> None:
+        runs.append(threading.get_ident())
+
+    work.send()
+    with working(broker, threads=1) as worker:
+        (consumer,) = (consumer for name, consumer in worker.consumers.items() if not name.endswith(".DQ"))
+        watch_acks(consumer, lambda message: at_ack.append(backend.field(message.message_id, STATE)))
+        assert gate.reached.wait(PATIENCE)
+        # When its thread is interrupted, and then the store is done
+        raise_thread_exception(runs[0], interrupt)
+        gate.open()
+        join(broker, worker)
+        # Then the message was acknowledged once its status was there, and is not run again
+        assert at_ack == [str(COMPLETED)]
+        assert runs == [runs[0]]
+        # And the thread goes on with the next one
+        following = work.send()
+        join(broker, worker)
+    assert backend.field(following.message_id, STATE) == str(COMPLETED)
+    assert runs == [runs[0]] * 2
+
+
+def watch_acks(consumer: Any, see: Callable[[Any], object]) -> None:
+    """Call `see` at the moment at which a broker's consumer is told to acknowledge a message."""
+    # It is there as soon as the thread has connected.
+    inner = eventually(lambda: consumer.consumer)
+    acknowledge = inner.ack
+
+    def ack(message: Any) -> None:
+        see(message)
+        acknowledge(message)
+
+    inner.ack = ack
+
+
+@pytest.fixture(params=["redis", "memcached"])
+def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
+    backend: StatusBackend
+    if request.param == "redis":
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    else:
+        request.getfixturevalue("memcached_url")
+        server = request.getfixturevalue("memcached_server")
+        backend = MemcachedBackend(servers=server.address, timeout=20_000)
+    yield backend
+    backend.close()
+
+
+def test_an_interrupt_while_the_actor_reads_its_status(store: StatusBackend) -> None:
+    # Given actors that write and read their own status, and that of another message, without end
+    broker = make_broker(store)
+    started: SimpleQueue[int] = SimpleQueue()
+    wrong: list[object] = []
+
+    def look() -> None:
+        status = current_status()
+        status["whose"] = status.message_id
+        current_progress().increment()
+        for handle in (status, StatusRegistry.get(other, backend=store)):
+            snapshot = handle.read()
+            if snapshot is None or snapshot["whose"] != handle.message_id:
+                wrong.append((handle.message_id, snapshot))
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        look()
+        started.put(threading.get_ident())
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            look()
+
+    @dramatiq.actor(broker=broker)
+    def last() -> None:
+        for _ in range(10):
+            look()
+
+    other = last.message().message_id
+    store.update(other, Update(Kind.ENQUEUE, fields={":whose": json.dumps(other)}))
+    with working(broker, threads=1) as worker:
+        # When each of them is interrupted, at a random moment, and another one comes after
+        interrupted = []
+        for number in range(30):
+            interrupted.append(work.send().message_id)
+            thread = started.get(timeout=PATIENCE)
+            time.sleep(random.random() / 200)
+            raise_thread_exception(thread, (TimeLimitExceeded, Shutdown)[number % 2])
+            join(broker, worker)
+        final = last.send().message_id
+        join(broker, worker)
+    # Then each has read what was its own, and failed for what had struck it
+    assert wrong == []
+    ends = [StatusRegistry.read(message_id, backend=store) for message_id in interrupted]
+    assert [end and (end.state, end.exception and end.exception["type"], end["whose"]) for end in ends] == [
+        ("failed", ("TimeLimitExceeded", "Shutdown")[number % 2], message_id)
+        for number, message_id in enumerate(interrupted)
+    ]
+    # And the connections of their thread are fit for use
+    assert StatusRegistry.get(final, backend=store).completed
