@@ -101,7 +101,7 @@ class Link:
         """Read the replies to so many commands."""
         if self._reader is None:
             return [self.read() for _ in range(count)]
-        replies = []
+        replies: list[Any] = []
         gets = self._reader.gets
         while len(replies) < count:
             reply = gets()

@@ -2,10 +2,10 @@
 --
 -- KEYS[i]: the hash of the i-th update's message.
 -- ARGV[1]: the present moment in epoch milliseconds, or '' for the server's own clock.
--- ARGV[2]: '' for no index, or 'length size prefix': how long the part of a key is that comes before the message's id,
---   how many messages each set of the index keeps, and what the index's keys start with (see redis_list.lua).
 -- ARGV then holds for each update its kind, what the kind needs (below), the number of fields, and as many pairs of
--- stored name and JSON text:
+-- stored name and JSON text. If any of them is of another kind than 2, 3 and 4, what is said of the index follows
+-- (see redis_list.lua): the present moment in microseconds, '' for the server's own clock; how many messages a set
+-- keeps; how long the part of a key is that comes before a message's id; what the index's keys start with, '' for none.
 --   0 enqueue: root, number
 --   1 run with a transition: root, number, run ('0': none), place, start ('1'), create ('1'), state ('': none),
 --     attempts, increment, ttl
@@ -29,7 +29,40 @@ if now == '' then
 end
 
 -- The place in ARGV of what is read next.
-local at = 3
+local at = 2
+
+-- The index: each message is in one sorted set, that of its state, time to live (where finished), queue and actor,
+-- by the moment in microseconds at which it came there. So a set of finished messages is trimmed by their age alone.
+-- Note that a message is now in this state.
+--   id: its id; lives: its time to live where it is finished, or ''; ttl: how long its record lives.
+local moment
+local function index(id, state, lives, queue, actor, ttl)
+  local prefix = ARGV[#ARGV]
+  if not moment then
+    moment = tonumber(ARGV[#ARGV - 3])
+    if not moment then
+      local time = call('TIME')
+      moment = time[1] * 1000000 + time[2]
+    end
+  end
+  local name = state .. '\n' .. lives .. '\n' .. (queue or '') .. '\n' .. (actor or '')
+  local set = prefix .. name
+  call('ZADD', set, moment, id)
+  moment = moment + 1
+  if lives ~= '' then
+    call('ZREMRANGEBYSCORE', set, '-inf', moment - lives * 1000)
+    call('PEXPIRE', set, lives)
+  elseif call('PTTL', set) < ttl then
+    -- Longer than any of its messages lives: what is left of those is dropped when it is met.
+    call('PEXPIRE', set, 2 * ttl)
+  end
+  local count, size = call('ZCARD', set), ARGV[#ARGV - 2] + 0
+  if count == 1 then
+    call('SADD', prefix, name)
+  elseif count > size then
+    call('ZREMRANGEBYRANK', set, 0, count - size - 1)
+  end
+end
 
 -- All but the plain writes, which are most of the updates. It is a function so that they need not wait for Lua to
 -- make a dozen others.
@@ -92,67 +125,39 @@ local function define()
     if call('EXISTS', key) == 1 then call('DEL', key) end
   end
 
-  -- The index: each message is in one sorted set, that of its state, time to live (where finished), queue and actor,
-  -- by the moment in microseconds at which it came there. So a set of finished messages is trimmed by their age alone.
-  local length, size, prefix = ARGV[2]:match('^(%d+) (%d+) (.*)$')
-  local moment
-
-  local function set_name(state, ttl, queue, actor)
-    return table.concat({state, ttl, queue or '', actor or ''}, '\n')
-  end
-
-  -- To two significant digits, upwards: odd times to live must not make a set each.
-  local function round(ttl)
-    local text = string.format('%.0f', ttl)
-    if #text <= 2 then return text end
-    local unit = 10 ^ (#text - 2)
-    return string.format('%.0f', math.ceil(ttl / unit) * unit)
-  end
-
+  -- Take a message out of the index.
   local function unindex(id, old)
-    if old.finished then
-      -- Which of them it is in, nobody remembers; it is a rare thing to leave a final state.
-      for _, name in ipairs(call('SMEMBERS', prefix)) do
-        local state, _, queue, actor = name:match('^(.)\n(%d*)\n([^\n]*)\n([^\n]*)$')
-        if state == old.state and queue == (old.queue or '') and actor == (old.actor or '') then
-          call('ZREM', prefix .. name, id)
-        end
+    local prefix = ARGV[#ARGV]
+    if not old.finished then
+      call('ZREM', prefix .. old.state .. '\n\n' .. (old.queue or '') .. '\n' .. (old.actor or ''), id)
+      return
+    end
+    -- Which of them it is in, nobody remembers; it is a rare thing to leave a final state.
+    for _, name in ipairs(call('SMEMBERS', prefix)) do
+      local state, queue, actor = name:match('^(.)\n%d*\n([^\n]*)\n([^\n]*)$')
+      if state == old.state and queue == (old.queue or '') and actor == (old.actor or '') then
+        call('ZREM', prefix .. name, id)
       end
-    else
-      call('ZREM', prefix .. set_name(old.state, '', old.queue, old.actor), id)
     end
   end
 
-  -- Note in which state a message is now.
-  --   old: what the record was, with the fields that it has now where they are new; ttl: how long it lives.
-  local function index(key, old, was, state, ttl)
-    if not prefix then return end
-    if not moment then
-      local time = call('TIME')
-      moment = time[1] * 1000000 + time[2]
+  -- A message that was `old` has come into this state.
+  local function move(key, old, new, state, ttl)
+    if ARGV[#ARGV] == '' then return end
+    local id = key:sub(ARGV[#ARGV - 1] + 1)
+    if old.state and (old.finished or old.state ~= state or old.queue ~= new.queue or old.actor ~= new.actor) then
+      unindex(id, old)
     end
-    local id = key:sub(length + 1)
-    if was.state and (was.state ~= state or was.finished or was.queue ~= old.queue or was.actor ~= old.actor) then
-      unindex(id, was)
-    end
-    local lives = state > '1' and round(ttl) or ''
-    local name = set_name(state, lives, old.queue, old.actor)
-    local set = prefix .. name
-    call('ZADD', set, string.format('%.0f', moment), id)
-    moment = moment + 1
+    local lives = ''
     if state > '1' then
-      call('ZREMRANGEBYSCORE', set, '-inf', string.format('(%.0f', moment - lives * 1000))
-      call('PEXPIRE', set, lives)
-    else
-      -- Longer than any of its messages lives: what is left of those is dropped when it is met.
-      if call('PTTL', set) < ttl then call('PEXPIRE', set, 2 * ttl) end
+      -- To two significant digits, upwards: odd times to live must not make a set each.
+      lives = string.format('%.0f', ttl)
+      if #lives > 2 then
+        local unit = 10 ^ (#lives - 2)
+        lives = string.format('%.0f', math.ceil(ttl / unit) * unit)
+      end
     end
-    local count = call('ZCARD', set)
-    if count == 1 then
-      call('SADD', prefix, name)
-    elseif count > tonumber(size) then
-      call('ZREMRANGEBYRANK', set, 0, count - size - 1)
-    end
+    index(id, state, lives, new.queue, new.actor, ttl)
   end
 
   local function enqueue(key)
@@ -216,7 +221,7 @@ local function define()
         set_pairs(key, ARGV, first, last)
       end
     end
-    index(key, new, old, '0', renew(key, scheduled_at, live_ttl))
+    move(key, old, new, '0', renew(key, scheduled_at, live_ttl))
     publish('PUBLISH', key, version)
     return 1
   end
@@ -327,7 +332,7 @@ local function define()
       if state ~= '' then call('HDEL', key, 'F') end
       ttl = renew(key, new.scheduled_at, new.live_ttl)
     end
-    if start or state ~= '' or outcome == 5 then index(key, new, old, new.state, ttl) end
+    if start or state ~= '' or outcome == 5 then move(key, old, new, new.state, ttl) end
     publish('PUBLISH', key, version)
     return 1
   end
@@ -355,7 +360,7 @@ local function define()
       call('HDEL', key, 'F')
       ttl = renew(key, new.scheduled_at, new.live_ttl)
     end
-    index(key, new, old, state, ttl)
+    move(key, old, new, state, ttl)
     publish('PUBLISH', key, version)
     return 1
   end
@@ -374,7 +379,7 @@ local function define()
   local function delete(key)
     local old = read(key)
     skip_fields()
-    if prefix and old.state then unindex(key:sub(length + 1), old) end
+    if old.state and ARGV[#ARGV] ~= '' then unindex(key:sub(ARGV[#ARGV - 1] + 1), old) end
     if call('DEL', key) == 0 then return 5 end
     publish('PUBLISH', key, 0)
     return 1
@@ -460,6 +465,29 @@ for i = 1, #KEYS do
       publish('PUBLISH', key, version)
     end
     outcomes[i] = outcome
+  elseif kind == '0' and ARGV[at + 2] + 0 < 1000 and call('EXISTS', key) == 0 then
+    -- A message that is new, as most are.
+    local first, last = at + 3, at + 2 + 2 * ARGV[at + 2]
+    local ttl, delay, queue, actor = 604800000, 0
+    for j = first, last, 2 do
+      local name, text = ARGV[j], ARGV[j + 1]
+      if name == 'D' then
+        delay = math.max(0, text - now)
+      elseif name == 'L' then
+        ttl = text
+      elseif name == 'a' then
+        actor = text
+      elseif name == 'Q' then
+        queue = text
+      end
+    end
+    ttl = ttl + delay
+    call('HSET', key, 's', '0', 'v', 1, 'e', ARGV[at], 'n', ARGV[at + 1], 'U', now, unpack(ARGV, first, last))
+    call('PEXPIRE', key, ttl)
+    if ARGV[#ARGV] ~= '' then index(key:sub(ARGV[#ARGV - 1] + 1), '0', '', queue, actor, ttl) end
+    publish('PUBLISH', key, 1)
+    outcomes[i] = 1
+    at = last + 1
   else
     if not kinds then kinds, set_pairs, text_of = define() end
     outcomes[i] = kinds[kind](key)

@@ -77,9 +77,8 @@ class RedisBackend(StatusBackend):
         #: What the keys of the index start with. No message's key does: the first ":" of those
         #: comes before their first space.
         self._index = escape_namespace(namespace) + " index:"
-        self._index_argument = ""
-        if check_number("max_listed", max_listed):
-            self._index_argument = f"{len(self._prefix)} {max_listed} {self._index}"
+        self._max_listed = check_number("max_listed", max_listed)
+        self._index_arguments = (max_listed, len(self._prefix), self._index if max_listed else "")
         self._connections = Connections(client.connection_pool, self.timeout / 1000)
         self._script = UPDATE
         self._clock = ServerClock()
@@ -120,20 +119,18 @@ class RedisBackend(StatusBackend):
     def _request(self, updates: Sequence[tuple[str, Update]]) -> ScriptCall:
         prefix = self._prefix
         now = self._script_now or self._clock.text()
-        return ScriptCall(
-            self._script,
-            [prefix + message_id for message_id, _ in updates],
-            [now, self._index_argument, *self._arguments(updates)],
-            None if now else self._clock,
-        )
+        keys = [prefix + message_id for message_id, _ in updates]
+        return ScriptCall(self._script, keys, self._arguments(updates, now), None if now else self._clock)
 
-    def _arguments(self, updates: Sequence[tuple[str, Update]]) -> list[Any]:
-        """What the script is told of the updates."""
-        arguments: list[Any] = []
+    def _arguments(self, updates: Sequence[tuple[str, Update]], now: str) -> list[Any]:
+        """What the script is told."""
+        arguments: list[Any] = [now]
+        moves = False
         for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, _) in updates:
             added = number_text(increment) if increment else 0
             if kind is Kind.RUN:
                 if start or create or state is not None:
+                    moves = True
                     arguments += (1, epoch[0], epoch[1], run, place, 1 if start else 0, 1 if create else 0)
                     arguments += ("" if state is None else state, attempts, added, ttl, len(fields))
                 else:
@@ -142,13 +139,17 @@ class RedisBackend(StatusBackend):
                 if state is None:
                     arguments += (2, added, len(fields))
                 else:
+                    moves = True
                     arguments += (5, state, added, ttl, len(fields))
             elif kind is Kind.ENQUEUE:
+                moves = True
                 arguments += (0, epoch[0], epoch[1], len(fields))
             else:
                 arguments += (3, run, len(fields))
             for item in fields.items():
                 arguments += item
+        if moves:
+            arguments += (self._clock.moment(), *self._index_arguments)
         return arguments
 
     # Reading
@@ -191,7 +192,7 @@ class RedisBackend(StatusBackend):
         return number
 
     def _list(self, query: Query, limit: int, offset: int) -> Any:
-        if not self._index_argument:
+        if not self._max_listed:
             raise self._cannot_list()
         wanted = (
             "" if query.state is None else query.state,
@@ -214,7 +215,7 @@ class RedisBackend(StatusBackend):
     # Deleting and closing
 
     def delete(self, message_id: str) -> bool:
-        request = ScriptCall(UPDATE, [self._prefix + message_id], ["", self._index_argument, 6, 0], None)
+        request = ScriptCall(UPDATE, [self._prefix + message_id], ["", 6, 0, "", *self._index_arguments], None)
         return _OUTCOMES[self._connections.call(request.packed, request.read)[0]] is Outcome.APPLIED
 
     def close(self) -> None:

@@ -87,13 +87,13 @@ class RecordingStubBackend(Recorder, StubBackend):
             return self._runs[message_id] - 1
 
 
-# The script as it is, and after it a line for the history.
+# The script as it is, and after it a line for the history. What it is told last is for us alone.
 _RECORDING_SCRIPT = Script.of(f"""
+local kind = table.remove(ARGV)
 local function carry_out()
 {UPDATE.text}
 end
 local outcomes = carry_out()
-local kind = ARGV[#ARGV]
 if outcomes[1] == 1 and kind ~= 'heartbeat' then
   redis.call('RPUSH', KEYS[1] .. ':history', cjson.encode({{kind, redis.call('HGETALL', KEYS[1])}}))
 end
@@ -113,13 +113,13 @@ class RecordingRedisBackend(Recorder, RedisBackend):
         # One by one: the script sees what each has made of its record.
         return [outcome for update in updates for outcome in super(RecordingRedisBackend, self).update_many([update])]
 
-    def _arguments(self, updates: Sequence[tuple[str, Update]]) -> list[Any]:
+    def _arguments(self, updates: Sequence[tuple[str, Update]], now: str) -> list[Any]:
         ((_, update),) = updates
         if update.kind is Kind.HEARTBEAT:
             kind = "heartbeat"
         else:
             kind = "both" if update.start and update.state is not None else "one"
-        return [*super()._arguments(updates), kind]
+        return [*super()._arguments(updates, now), kind]
 
     def records(self, message_id: str) -> list[Record]:
         found: list[Record] = []
