@@ -1,0 +1,250 @@
+"""The index that Redis lists by: what keeps it true, and small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from dramatiq_status import StatusRegistry
+from dramatiq_status.backend import Query
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.errors import NotSupported
+from dramatiq_status.record import FAILED, QUEUED, WORKING
+from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, write
+
+from ..recording import eventually
+
+#: Enough for a busy machine.
+PATIENT = 20_000
+
+ALL = Query()
+
+
+@pytest.fixture
+def backend(redis_url: str) -> Iterator[RedisBackend]:
+    backend = RedisBackend(url=redis_url, timeout=PATIENT)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+
+
+def sets_of(client: redis.Redis) -> dict[str, list[str]]:
+    """The sets of the index, by state, time to live, queue and actor."""
+    found = {}
+    for key in client.keys("*"):
+        if client.type(key) == "zset":
+            found[key.partition("index:")[2]] = client.zrange(key, 0, -1)
+    return found
+
+
+def listed(backend: RedisBackend, query: Query = ALL, **page: int) -> list[str]:
+    return [
+        message_id for message_id, _ in backend.find(query, limit=page.get("limit", 50), offset=page.get("offset", 0))
+    ]
+
+
+def test_a_message_is_in_one_set(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given a message
+    seen = []
+    # When it goes through its life
+    for update in (
+        enqueue(a='"rows"', Q='"low"'),
+        start(1),
+        write(1, 2, step="1"),
+        heartbeat(1),
+        enqueue(number=2),
+        start(2, number=2),
+        finish(2, number=2, ttl=60_000),
+        outside(state=FAILED, ttl=90_000),
+        enqueue(root=8, a='"rows"', Q='"low"'),
+    ):
+        backend.update("m", update)
+        seen.append(sets_of(client))
+    # Then it is always in the one of its present state
+    queued, working = '0\n\n"low"\n"rows"', '1\n\n"low"\n"rows"'
+    completed, failed = '2\n60000\n"low"\n"rows"', '3\n90000\n"low"\n"rows"'
+    names = [queued, working, working, working, queued, working, completed, failed, queued]
+    assert seen == [{name: ["m"]} for name in names]
+
+
+def test_plain_writes_do_not_touch_it(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given a running message
+    backend.update_many([("m", start(1)), ("m", write(1, 2, step="1"))])
+    client.config_resetstat()
+    # When it writes, and others write to it
+    backend.update_many([("m", write(1, 3, increment=1)), ("m", outside(increment=1, user="1")), ("m", heartbeat(1))])
+    # Then no command of a sorted set was needed
+    assert not [name for name in client.info("commandstats") if "_z" in name]
+
+
+def test_the_key_space_is_never_scanned(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given some messages
+    backend.update_many([(f"m{n}", enqueue(a=f'"actor{n % 3}"')) for n in range(100)])
+    client.config_resetstat()
+    # When they are listed and counted
+    listed(backend, Query(QUEUED, "actor1"), offset=10)
+    backend.count(ALL)
+    # Then neither SCAN nor KEYS was called
+    commands = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+    assert commands & {"scan", "keys", "sscan", "zscan", "hscan"} == set()
+    assert "zrevrange" in commands
+
+
+@pytest.mark.parametrize("states", [(QUEUED,), (QUEUED, WORKING)], ids=["one set", "two sets"])
+def test_pages_of_many(backend: RedisBackend, states: tuple[int, ...]) -> None:
+    # Given more messages than are merged by sorting them all
+    ids = [f"m{n:04}" for n in range(3000)]
+    for first in range(0, len(ids), 100):
+        updates = []
+        for n, message_id in enumerate(ids[first : first + 100]):
+            updates.append((message_id, enqueue() if states[n % len(states)] == QUEUED else start(1)))
+        backend.update_many(updates)
+    # When pages far from the beginning are listed
+    pages = {offset: listed(backend, offset=offset) for offset in (0, 1000, 1475, 2960, 3000)}
+    # Then they have what one long list would have there
+    newest = ids[::-1]
+    assert pages == {offset: newest[offset : offset + 50] for offset in pages}
+
+
+def test_what_the_store_has_lost_is_dropped_when_it_is_met(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given messages of which the store has lost some, and has others in another state than the index says
+    backend.update_many([(f"m{n}", enqueue()) for n in range(10)])
+    client.delete("dramatiq-status:m3", "dramatiq-status:m9")
+    client.hset("dramatiq-status:m5", "s", "1")
+    # When they are listed
+    found = listed(backend, limit=4)
+    # Then the page is full, without them
+    assert found == ["m8", "m7", "m6", "m4"]
+    # And the index has forgotten those that were met
+    assert listed(backend) == ["m8", "m7", "m6", "m4", "m2", "m1", "m0"] and backend.count(ALL) == 7
+
+
+def test_finished_messages_leave_with_their_records(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given messages that live for different times after their end
+    ends = {"short": 150, "long": 60_000}
+    for message_id, ttl in ends.items():
+        backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=ttl))])
+    assert backend.count(ALL) == 2
+    # When the time of one is over
+    eventually(lambda: client.exists("dramatiq-status:short") == 0)
+    # Then it is neither counted nor listed
+    assert eventually(lambda: backend.count(ALL) == 1)
+    assert listed(backend) == ["long"]
+
+
+def test_a_set_is_trimmed_as_it_grows(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given a message that was completed, whose time is over by the clock of the script
+    backend._script_now = "1000000"
+    backend._clock = FixedClock(1_000_000)
+    backend.update_many([("old", start(1)), ("old", finish(1, ttl=60_000))])
+    # When another one is completed later
+    backend._clock = FixedClock(1_061_000)
+    backend.update_many([("new", start(1)), ("new", finish(1, ttl=60_000))])
+    # Then the set has only that
+    assert list(sets_of(client).values()) == [["new"]]
+
+
+class FixedClock:
+    """A server's clock that stands still."""
+
+    known = True
+
+    def __init__(self, now: int) -> None:
+        self._now = now
+
+    def now(self) -> int:
+        return self._now
+
+    def text(self) -> str:
+        return str(self._now)
+
+    def moment(self) -> int:
+        return self._now * 1000
+
+
+def test_it_is_bounded(redis_url: str, client: redis.Redis) -> None:
+    # Given a backend that lists ten messages of a state, queue and actor
+    backend = RedisBackend(url=redis_url, timeout=PATIENT, max_listed=10)
+    # When there are more
+    backend.update_many([(f"m{n:02}", enqueue(a=f'"actor{n % 2}"')) for n in range(50)])
+    # Then the newest are kept of each
+    assert listed(backend) == [f"m{n}" for n in range(49, 29, -1)]
+    assert (backend.count(ALL), backend.count(Query(actor_name="actor1"))) == (20, 10)
+    # And the others' records are whole
+    assert backend.read("m00") is not None
+    backend.close()
+
+
+def test_odd_times_to_live_share_sets(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given messages each of which lives for another time
+    for n in range(300):
+        backend.update_many([(f"m{n}", start(1)), (f"m{n}", finish(1, ttl=3_600_001 + 100 * n))])
+    # Then there are few sets, which keep them for longer, not for less
+    assert [name.split("\n")[1] for name in sets_of(client)] == ["3700000"]
+
+
+def test_every_key_expires(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given messages in all states
+    backend.update_many([("q", enqueue()), ("w", start(1)), ("c", start(1)), ("c", finish(1))])
+    backend.update_many([("l", enqueue(L="2592000000", D=str(backend.now() + 1_000_000)))])
+    # Then each record and each set of the index will expire; only the names of the sets stay
+    ttls = {key: client.pttl(key) for key in client.keys("*")}
+    registry = "dramatiq-status index:"
+    assert ttls.pop(registry) == -1 and min(ttls.values()) > 0
+    # And a set outlives its records
+    assert ttls[registry + "0\n\n\n"] > client.pttl("dramatiq-status:l")
+    # And the names go with their sets
+    for key in client.keys(registry + "?*"):
+        client.delete(key)
+    assert (backend.count(ALL), client.exists(registry)) == (0, 0)
+
+
+def test_a_set_is_not_cut_short(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given a message that may wait for a month
+    backend.update("long", enqueue(L="2592000000"))
+    before = client.pttl("dramatiq-status index:0\n\n\n")
+    # When one with a shorter life joins it
+    backend.update("short", enqueue(L="60000"))
+    # Then the set lives on for both
+    assert client.pttl("dramatiq-status index:0\n\n\n") > before - 60_000
+
+
+def test_without_an_index(redis_url: str, client: redis.Redis) -> None:
+    # Given a backend without one
+    backend = RedisBackend(url=redis_url, timeout=PATIENT, max_listed=0)
+    backend.update_many([("m", enqueue()), ("m", start(1)), ("m", finish(1))])
+    # When it is asked for a list
+    with pytest.raises(NotSupported, match="max_listed=0"):
+        StatusRegistry.list(backend=backend)
+    # Then it says why not, and has kept nothing but the record
+    assert client.keys("*") == ["dramatiq-status:m"]
+    assert backend.delete("m") and client.keys("*") == []
+    backend.close()
+
+
+def test_names_that_look_like_something_else(backend: RedisBackend) -> None:
+    # Given actors and queues with odd names
+    names = ['"', "\n", "a b", "žluť", "*", "%d", "1\n\n"]
+    for n, name in enumerate(names):
+        backend.update(f"m{n}", enqueue(a=json.dumps(name), Q=json.dumps(name + "!")))
+    # Then each finds its own
+    for n, name in enumerate(names):
+        assert listed(backend, Query(None, name, name + "!")) == [f"m{n}"]
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, "10", True], ids=repr)
+def test_a_bad_max_listed(bad: Any) -> None:
+    # Given something that is not a number of messages
+    # When a backend is made with it
+    # Then that is refused by name
+    with pytest.raises((TypeError, ValueError), match="max_listed"):
+        RedisBackend(max_listed=bad)
