@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -126,14 +127,13 @@ class StatusRegistry:
           BackendError: When the store does not answer at the first
             look; later outages are waited through.
         """
-        for snapshot in follow(
+        snapshots = follow(
             _backend(backend, broker),
             check_message_id(message_id),
             timeout=None if timeout is None else check_duration("timeout", timeout),
             missing_timeout=check_duration("missing_timeout", missing_timeout),
-        ):
-            pass
-        return snapshot
+        )
+        return deque(snapshots, maxlen=1).pop()
 
     @staticmethod
     def watch(
