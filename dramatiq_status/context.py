@@ -7,12 +7,14 @@ inherit it; threads that a user starts do not (pass them a handle instead).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterable, Iterable
 from contextvars import ContextVar
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .channel import Channel, DetachedChannel
-from .progress import Progress, track_progress
+from .fields import check_count, encode_fields, encode_total
+from .progress import Progress, Track
 from .status import Status
 
 if TYPE_CHECKING:
@@ -74,24 +76,54 @@ def current_progress() -> Progress:
     return (_binding.get() or detached_binding()).progress
 
 
-def track(iterable: Iterable[T], total: int | float | None = None, **fields: Any) -> Iterator[T]:
+def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None = None, **fields: Any) -> Track[T]:
     """Iterate while reporting progress: set the total and the progress
     to 0, count every item when it has been dealt with, and end with progress and
-    total equal.
+    total at the number of items.
 
     >>> for row in track(rows, step="reading"):
     ...     insert(row)
+    >>> async for page in track(pages, total=12):
+    ...     await index(page)
+
+    A loop that is left by ``break`` or by an exception leaves the
+    progress where it was; the item that it broke off at does not count.
+
+    Inside of the loop another ``track`` of the same message divides the
+    present item: the bar moves on by parts of it, and never back.  One after the
+    other they are legs of their own.  A message has one bar: what
+    runs side by side in threads or tasks had better set a total and count on
+    :func:`current_progress`.
 
     Parameters:
-      iterable(Iterable[T])
+      iterable(Iterable[T] | AsyncIterable[T])
       total(int | float): By default ``len(iterable)``, or its length
-        hint.  Where it has none, the total stays unknown until the end.
-      **fields: Fields to set together with the total.
+        hint.  Where it has none, the total stays as it is until the end.
+      **fields: Fields to set as it begins, in the same update.  With
+        ``progress`` it counts from there, for a job that takes up its work
+        where it was left off.
 
     Returns:
-      Iterator[T]: The items.
+      Track[T]: The items.
+
+    Raises:
+      TypeError: When it cannot be iterated over, a total is no number, or a
+        value is not JSON.
+      ValueError: When a name is reserved, a total is negative, or a
+        value is NaN, infinite or too large.
     """
-    binding = _binding.get() or detached_binding()
-    if fields:
-        binding.status.update(fields)
-    return track_progress(binding.progress, iterable, total)
+    if not any(hasattr(iterable, name) for name in ("__iter__", "__aiter__", "__getitem__")):
+        raise TypeError(f"Cannot track a {type(iterable).__name__}: it is not iterable.")
+    if total is None:
+        hint = length_hint(iterable, -1)
+        total = hint if hint >= 0 else None
+    else:
+        encode_total(total)
+    channel = (_binding.get() or detached_binding()).status._channel
+    done = check_count("progress", fields.pop("progress", 0))
+    if done < 0:
+        raise ValueError(f"Field 'progress' of track() must not be negative, not {done!r}.")
+    encoded, state = encode_fields(fields, max_size=channel.max_field_size)
+    if state is not None:
+        raise ValueError("Field 'status' cannot be set by track(): write current_status().update(status=...).")
+    return Track(channel, iterable, total, done, encoded)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from operator import length_hint
-from typing import Any, TypeVar
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextvars import ContextVar
+from threading import get_ident
+from typing import Any, Final, Generic, TypeVar
 
 from .channel import Channel
 from .fields import check_count, encode_count, encode_total
-from .record import DEFAULT_TOTAL, PROGRESS, TOTAL
+from .record import DEFAULT_TOTAL, PROGRESS, TOTAL, Record
 from .snapshot import fraction_of
 
 T = TypeVar("T")
+
+#: Into how many parts the bar divides an item that is iterated over in
+#: turn.  A power of two, so that parts add up to whole items exactly.
+PARTS: Final = 1024
 
 
 class Progress:
@@ -92,26 +98,144 @@ class Progress:
         return f"<Progress of {self._channel.message_id or 'nothing'}: {progress or 0}/{total or DEFAULT_TOTAL}>"
 
 
-def track_progress(progress: Progress, iterable: Iterable[T], total: int | float | None) -> Iterator[T]:
-    """Yield from `iterable`, counting each item when it has been dealt with.
-
-    The total is, if it is not given, the iterable's length, or its
-    ``__length_hint__``; where there is neither, it becomes the count at
-    the end.
+class Leg:
+    """What an iteration has counted: on the bar of its message, or, inside of
+    another one of the same message, as a part of that one's present item.
     """
-    if total is None:
-        total = length_hint(iterable, -1)
-    known = total >= 0
-    if known:
-        progress._channel.write({TOTAL: encode_total(total), PROGRESS: "0"})
-    else:
-        progress._channel.write({PROGRESS: "0"})
-    count = 0
-    for item in iterable:
-        yield item
-        count += 1
-        progress.increment()
-    if known:
-        progress.finish()
-    else:
-        progress._channel.write({TOTAL: encode_total(count), PROGRESS: encode_count("progress", count)})
+
+    __slots__ = ("__weakref__", "_channel", "_done", "_inside", "_outer", "_shown", "_thread", "_total", "open")
+
+    def __init__(self, channel: Channel, total: int | float | None, done: int | float, fields: Record) -> None:
+        #: Whether it goes on.
+        self.open = True
+        self._channel = channel
+        self._total = total
+        # How many items have been dealt with.
+        self._done = done
+        # Which part of the present item the legs inside of it have dealt with, and what the bar shows of that.
+        self._inside = self._shown = 0.0
+        self._thread = get_ident()
+        self._outer = _enter(self)
+        if self._outer is None:
+            fields = {**fields, PROGRESS: encode_count("progress", done)}
+            if total is not None:
+                fields[TOTAL] = encode_total(total)
+        elif self._outer._thread != self._thread:
+            # Nothing here takes a lock, which an interrupt could leave behind: its items do not move the bar.
+            self._total = None
+        elif total:
+            self._outer._grow(done / total)
+        if fields:
+            channel.write(fields)
+
+    @property
+    def channel(self) -> Channel:
+        return self._channel
+
+    def count(self) -> None:
+        """The present item has been dealt with."""
+        self._done += 1
+        if self._outer is None:
+            self._channel.increment(1 - self._shown if self._shown else 1)
+        elif self._total:
+            self._outer._grow((1 - self._inside) / self._total)
+        self._inside = self._shown = 0.0
+
+    def finish(self) -> None:
+        """There are no more items."""
+        self.open = False
+        if self._outer is None:
+            self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
+
+    def _grow(self, part: float) -> None:
+        """A leg inside has dealt with a part of the present item."""
+        before, self._inside = self._inside, min(1.0, self._inside + part)
+        if self._outer is not None:
+            if self._total:
+                self._outer._grow((self._inside - before) / self._total)
+            return
+        # The small addend makes up for the rounding of many parts.
+        reached = int(self._inside * PARTS + 1e-6) / PARTS
+        if reached > self._shown:
+            self._channel.increment(reached - self._shown)
+            self._shown = reached
+
+
+# The legs that the code of this context is inside of.  Weak: who leaves a loop early, or by an exception, drops
+# its leg without telling.
+_legs: ContextVar[tuple[weakref.ref[Leg], ...]] = ContextVar("dramatiq_status_legs", default=())
+
+
+def _enter(leg: Leg) -> Leg | None:
+    """Note that a leg begins, and return the one of its message that it is inside of."""
+    entered = [found for reference in _legs.get() if (found := reference()) is not None and found.open]
+    _legs.set((*map(weakref.ref, entered), weakref.ref(leg)))
+    return next((found for found in reversed(entered) if found.channel is leg.channel), None)
+
+
+class Track(Generic[T]):
+    """Iterates over something and counts the items that have been dealt
+    with; what :func:`.track` returns.  For ``for``, or for ``async for``, as
+    what it was given.
+    """
+
+    __slots__ = ("_channel", "_done", "_fields", "_iterable", "_total")
+
+    def __init__(
+        self,
+        channel: Channel,
+        iterable: Iterable[T] | AsyncIterable[T],
+        total: int | float | None,
+        done: int | float,
+        fields: Record,
+    ) -> None:
+        self._channel = channel
+        self._iterable = iterable
+        self._total = total
+        self._done = done
+        self._fields = fields
+
+    def __iter__(self) -> Iterator[T]:
+        if isinstance(self._iterable, AsyncIterable) and not isinstance(self._iterable, Iterable):
+            raise TypeError(
+                f"{type(self._iterable).__name__} is an async iterable: write 'async for ... in track(...)'."
+            )
+        return self._items(self._iterable)
+
+    def _items(self, iterable: Iterable[T]) -> Iterator[T]:
+        leg = self._begin()
+        for item in iterable:
+            yield item
+            leg.count()
+        leg.finish()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        if not isinstance(self._iterable, AsyncIterable):
+            raise TypeError(f"{type(self._iterable).__name__} is no async iterable: write 'for ... in track(...)'.")
+        return _AsyncItems(self, self._iterable)
+
+    def _begin(self) -> Leg:
+        return Leg(self._channel, self._total, self._done, self._fields)
+
+
+class _AsyncItems(AsyncIterator[T]):
+    """No async generator, which would outlive a loop that is left early."""
+
+    __slots__ = ("_iterator", "_leg", "_track")
+
+    def __init__(self, track: Track[T], iterable: AsyncIterable[T]) -> None:
+        self._track = track
+        self._iterator = aiter(iterable)
+        self._leg: Leg | None = None
+
+    async def __anext__(self) -> T:
+        if self._leg is None:
+            self._leg = self._track._begin()
+        elif self._leg.open:
+            self._leg.count()
+        try:
+            return await anext(self._iterator)
+        except StopAsyncIteration:
+            if self._leg.open:
+                self._leg.finish()
+            raise

@@ -1,0 +1,397 @@
+"""Iterating while reporting progress."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+
+from dramatiq_status import StatusRegistry, current_progress, current_status, track
+from dramatiq_status.record import PROGRESS, TOTAL
+from dramatiq_status.testing import bound_status
+
+from .recording import RecordingBackend, make_broker, raised_by, run
+
+
+class Bar:
+    """What a bar showed after each step: progress and total."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float]] = []
+
+    def look(self) -> None:
+        progress = current_progress()
+        self.seen.append((progress.progress, progress.total))
+
+    def rises(self) -> bool:
+        counts = [count for count, _ in self.seen]
+        return counts == sorted(counts)
+
+
+@pytest.fixture
+def bar() -> Iterator[Bar]:
+    with bound_status():
+        yield Bar()
+
+
+def generator(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+async def agenerator(n: int) -> AsyncIterator[int]:
+    for i in range(n):
+        await asyncio.sleep(0)
+        yield i
+
+
+class Stream:
+    """Both an iterable and an async one, as some files are."""
+
+    def __iter__(self) -> Iterator[int]:
+        return generator(3)
+
+    def __aiter__(self) -> AsyncIterator[int]:
+        return agenerator(3)
+
+
+class OldSequence:
+    """What can be iterated over by its indices only."""
+
+    def __getitem__(self, index: int) -> int:
+        return [7, 8, 9][index]
+
+
+# What can be tracked
+
+
+@pytest.mark.parametrize(
+    ("make", "total"),
+    [
+        (lambda: [0, 1, 2], 3),
+        (lambda: range(3), 3),
+        (lambda: {"a": 1, "b": 2, "c": 3}, 3),
+        (lambda: iter([0, 1, 2]), 3),
+        (lambda: generator(3), 100),
+        (lambda: map(str, [0, 1, 2]), 100),
+        (lambda: (n for n in range(3)), 100),
+        (OldSequence, 100),
+        (Stream, 100),
+    ],
+)
+def test_kinds_of_iterables(bar: Bar, make: Callable[[], Any], total: int) -> None:
+    # Given three of something
+    expected = list(make())
+    # When it is iterated over
+    found = []
+    for item in track(make()):
+        bar.look()
+        found.append(item)
+    bar.look()
+    # Then all of it comes, and each item counts when it has been dealt with
+    assert found == expected
+    assert bar.seen[:3] == [(0, total), (1, total), (2, total)]
+    # And in the end the total is what there was
+    assert bar.seen[3] == (3, 3)
+
+
+@pytest.mark.parametrize("make", [lambda: agenerator(3), Stream])
+def test_async_iterables(bar: Bar, make: Callable[[], Any]) -> None:
+    async def work() -> list[int]:
+        found = []
+        async for item in track(make(), total=4):
+            bar.look()
+            found.append(item)
+        return found
+
+    # Given an async iterable
+    # When it is iterated over
+    assert asyncio.run(work()) == [0, 1, 2]
+    # Then it counts like any other
+    bar.look()
+    assert bar.seen == [(0, 4), (1, 4), (2, 4), (3, 3)]
+
+
+def test_nothing_to_do(bar: Bar) -> None:
+    # Given nothing
+    # When it is iterated over
+    assert list(track([])) == []
+    # Then it is done
+    assert (current_progress().fraction, current_progress().total) == (1.0, 0)
+
+
+@pytest.mark.parametrize("total", [2, 5])
+def test_a_total_that_was_a_guess(bar: Bar, total: int) -> None:
+    # Given a total that turns out to be wrong
+    # When all has been dealt with
+    assert len(list(track(generator(3), total=total))) == 3
+    # Then what there was is what is shown
+    bar.look()
+    assert bar.seen == [(3, 3)]
+
+
+def test_fields_come_with_the_total() -> None:
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    # Given an actor that tracks with fields
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_status().flush()
+        for _ in track(range(2), step="reading", file="a.csv"):
+            current_status().flush()
+
+    # When it runs
+    message = work.send()
+    run(broker)
+    # Then they were set in one update, with the total and the progress
+    update = next(update for update in backend.writes(message.message_id) if ":step" in update.fields)
+    found = {name: update.fields.get(name) for name in (":step", ":file", TOTAL, PROGRESS)}
+    assert found == {":step": '"reading"', ":file": '"a.csv"', TOTAL: "2", PROGRESS: "0"}
+
+
+def test_work_that_is_taken_up_again(bar: Bar) -> None:
+    # Given ten rows, four of which were dealt with in an earlier run
+    # When the others are
+    for _ in track(range(4, 10), total=10, progress=4):
+        bar.look()
+    bar.look()
+    # Then the bar goes on from there
+    assert bar.seen == [(4, 10), (5, 10), (6, 10), (7, 10), (8, 10), (9, 10), (10, 10)]
+
+
+def test_outside_of_a_worker() -> None:
+    # Given no worker
+    # When something is tracked
+    # Then it is iterated over all the same
+    assert list(track(range(3), step="x")) == [0, 1, 2]
+
+    async def work() -> list[int]:
+        return [item async for item in track(agenerator(3))]
+
+    assert asyncio.run(work()) == [0, 1, 2]
+
+
+# Leaving early
+
+
+def test_break(bar: Bar) -> None:
+    # Given a loop
+    # When it is left in the middle of the third item
+    for item in track(range(10)):
+        if item == 2:
+            break
+    # Then two have been dealt with
+    bar.look()
+    assert bar.seen == [(2, 10)]
+
+
+def test_an_exception(bar: Bar) -> None:
+    # Given a loop
+    def work() -> None:
+        for item in track(range(10)):
+            if item == 2:
+                raise ValueError
+
+    # When the third item fails
+    assert isinstance(raised_by(work), ValueError)
+    # Then two have been dealt with
+    bar.look()
+    assert bar.seen == [(2, 10)]
+
+
+def test_an_iterable_that_breaks_off(bar: Bar) -> None:
+    def rows() -> Iterator[int]:
+        yield from range(2)
+        raise OSError
+
+    # Given rows that cannot be read to their end
+    # When they are tracked
+    assert isinstance(raised_by(lambda: list(track(rows(), total=10))), OSError)
+    # Then the bar stays where they ended
+    bar.look()
+    assert bar.seen == [(2, 10)]
+
+
+def test_an_async_loop_that_is_left(bar: Bar) -> None:
+    async def work(leave: Callable[[], Any]) -> None:
+        try:
+            async for item in track(agenerator(10), total=10):
+                if item == 2 and leave():
+                    break
+        except ValueError:
+            pass
+        bar.look()
+
+    def fail() -> None:
+        raise ValueError
+
+    # Given async loops
+    # When they are left by a break and by an exception
+    asyncio.run(work(lambda: True))
+    asyncio.run(work(fail))
+    # Then two items have been dealt with in each
+    assert bar.seen == [(2, 10), (2, 10)]
+
+
+def test_a_failed_job_does_not_show_all_done() -> None:
+    backend = RecordingBackend()
+    broker = make_broker(backend, asyncio=True)
+
+    # Given an async actor that fails at the third of four
+    @dramatiq.actor(broker=broker)
+    async def work() -> None:
+        async for item in track(agenerator(4), total=4, step="crawling"):
+            if item == 2:
+                raise ValueError
+
+    # When it has run
+    message = work.send()
+    run(broker)
+    # Then it is half done, and failed
+    snapshot = StatusRegistry.read(message, broker=broker)
+    assert snapshot is not None and snapshot.failed
+    assert (snapshot.progress, snapshot["step"]) == (0.5, "crawling")
+
+
+# One leg after the other, and one inside of another
+
+
+def test_one_leg_after_the_other(bar: Bar) -> None:
+    # Given one leg that was done, and one that was left early
+    for _ in track(range(3)):
+        pass
+    for _ in track(range(50)):
+        break
+    # When a third is begun
+    for _ in track(range(2)):
+        bar.look()
+    # Then the bar is its own
+    assert bar.seen == [(0, 2), (1, 2)]
+
+
+def test_a_leg_inside_of_another_divides_its_item(bar: Bar) -> None:
+    # Given two files of four rows each
+    for _ in track(["a", "b"]):
+        for _ in track(range(4)):
+            bar.look()
+    bar.look()
+    # When they were read
+    # Then the bar counted files, and moved on with each row
+    assert bar.seen == [(n / 4, 2) for n in range(8)] + [(2, 2)]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 7, 1000, 5000])
+def test_parts_add_up_exactly(bar: Bar, rows: int) -> None:
+    # Given files of any number of rows, and cells in each
+    whole = []
+    for _ in track(range(3)):
+        whole.append(current_progress().progress)
+        for _ in track(range(rows)):
+            for _ in track(range(3 if rows < 1000 else 0)):
+                bar.look()
+            bar.look()
+    # When they were read
+    # Then the bar was at a whole number whenever a file was done, and never went back
+    assert whole == [0, 1, 2] and current_progress().progress == 3 and bar.rises()
+    assert all(total == 3 for _, total in bar.seen)
+
+
+def test_a_leg_inside_that_has_no_total_or_is_left(bar: Bar) -> None:
+    # Given an item that is iterated over in legs that end in all kinds of ways
+    for _ in track(range(2)):
+        for _ in track(generator(5)):
+            bar.look()
+        for item in track(range(4)):
+            if item == 2:
+                break
+        bar.look()
+        assert raised_by(lambda: list(track(1 / n for n in (1, 0)))) is not None
+        bar.look()
+        for _ in track(range(4), progress=3, step="inner"):
+            bar.look()
+        for _ in track(range(100)):
+            pass
+        bar.look()
+    bar.look()
+    # When it is done
+    # Then the bar never went back, never went beyond the item, and counts it once
+    assert bar.rises() and bar.seen[-1] == (2, 2)
+    assert [count for count, _ in bar.seen[:12]] == [0, 0, 0, 0, 0, 0.5, 0.5, 1, 1, 1, 1, 1]
+    assert current_status()["step"] == "inner"
+
+
+def test_an_iterator_that_outlives_its_loop_is_no_outer_leg(bar: Bar) -> None:
+    # Given a tracked iterable that somebody still holds, whose loop was left
+    rows = track(range(50))
+    for _ in rows:
+        break
+    # When another leg begins
+    for _ in track(range(2)):
+        bar.look()
+    # Then it is one of its own
+    assert bar.seen == [(0, 2), (1, 2)]
+    # And the first can be begun again
+    assert len(list(rows)) == 50
+
+
+def test_legs_in_tasks_and_threads_inside_of_an_item(bar: Bar) -> None:
+    async def part(n: int) -> None:
+        async for _ in track(agenerator(n), total=n):
+            bar.look()
+
+    def in_a_thread() -> None:
+        for _ in track(range(8)):
+            pass
+
+    async def work() -> None:
+        async for _ in track(agenerator(2), total=2):
+            await asyncio.gather(part(3), part(5), asyncio.to_thread(in_a_thread))
+
+    # Given items whose parts are dealt with side by side
+    # When they are
+    asyncio.run(work())
+    bar.look()
+    # Then the bar stays true to the items
+    assert bar.rises() and bar.seen[-1] == (2, 2) and {total for _, total in bar.seen} == {2}
+
+
+def test_the_legs_of_two_messages_have_nothing_to_do_with_each_other(bar: Bar) -> None:
+    # Given a message in whose loop another one is processed
+    for _ in track(range(2)):
+        with bound_status() as inner:
+            assert len(list(track(range(3)))) == 3
+        # When that has its own bar
+        assert (inner["progress"], inner["total"]) == (3, 3)
+        bar.look()
+    # Then this one's is untouched
+    assert bar.seen == [(0, 2), (1, 2)]
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: track(7), TypeError, "int"),  # type: ignore[arg-type]
+        (lambda: track([], total="7"), TypeError, "'total'"),  # type: ignore[arg-type]
+        (lambda: track([], total=-1), ValueError, "'total'"),
+        (lambda: track([], progress=-1), ValueError, "'progress'"),
+        (lambda: track([], step=object()), TypeError, "'step'"),
+        (lambda: track([], attempts=1), ValueError, "'attempts'"),
+        (lambda: track([], status="failed"), ValueError, "'status'"),
+        (lambda: list(track(agenerator(1))), TypeError, "async for"),
+        (lambda: aiter(track([1])), TypeError, "'for"),
+    ],
+)
+def test_what_cannot_be_tracked(bar: Bar, call: Callable[[], Any], error: type[Exception], text: str) -> None:
+    # Given something wrong
+    # When it is tracked
+    # Then it is said what, where it is written
+    with pytest.raises(error, match=text):
+        call()
+    bar.look()
+    assert bar.seen == [(0, 100)]
