@@ -19,10 +19,12 @@ import subprocess
 import tempfile
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+import redis
 
 ServerT = TypeVar("ServerT", bound="Server")
 
@@ -34,6 +36,9 @@ SEARCH_PATH = os.pathsep.join(
 
 #: How often a server is started anew on another port, if somebody took the one that was free a moment before.
 PORT_ATTEMPTS = 3
+
+#: How many slots a Redis Cluster has.
+SLOTS = 16_384
 
 # NOTE: the parent-death signal is sent when the *thread* that started the process ends, so all are started from one
 # that lives as long as the interpreter. A test may thus restart a server from a thread of its own.
@@ -286,6 +291,254 @@ class RedisServer(Server):
             *("--save", "", "--appendonly", "no", "--daemonize", "no"),
             *self.args,
         ]
+
+
+class _ClusterNode(RedisServer):
+    """A Redis that takes part in a cluster, with a free port for the cluster's own talk too."""
+
+    def start(self) -> _ClusterNode:
+        if self._port is None:
+            self._port = _free_cluster_port()
+        return super().start()
+
+    def _command(self) -> Sequence[str]:
+        return [
+            *super()._command(),
+            *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "5000"),
+        ]
+
+
+def _free_cluster_port() -> int:
+    """Find a port that is free together with the one 10,000 above it, on which the nodes of a cluster talk."""
+    while True:
+        port = free_port()
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port + 10_000))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+class Servers:
+    """Servers that belong together; they start and end together."""
+
+    members: Sequence[Server]
+
+    def close(self) -> None:
+        """End them for good."""
+        for server in self.members:
+            server.close()
+
+    def start(self: ServersT) -> ServersT:
+        """Start them and wait until they know one another."""
+        raise NotImplementedError
+
+    def __enter__(self: ServersT) -> ServersT:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+ServersT = TypeVar("ServersT", bound=Servers)
+
+
+class RedisCluster(Servers):
+    """Three nodes of a Redis Cluster, each with a third of the slots, without replicas.
+
+    Parameters:
+      args: Added to the command line of each node.
+    """
+
+    def __init__(self, *args: str) -> None:
+        self.nodes = [_ClusterNode(*args) for _ in range(3)]
+        self.members = self.nodes
+        self._ids: list[str] = []
+        self._moved: dict[int, int] = {}
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each node."""
+        return [("127.0.0.1", node.port) for node in self.nodes]
+
+    def start(self) -> RedisCluster:
+        for node in self.nodes:
+            node.start()
+        for number in range(3):
+            with self.client(number) as client:
+                client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+                slots = [slot for slot in range(SLOTS) if self.owner(slot) == number]
+                client.execute_command("CLUSTER ADDSLOTS", *slots)
+                client.execute_command("CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
+                self._ids.append(str(client.execute_command("CLUSTER MYID")))
+        self._wait_until(lambda client: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        self._wait_until(lambda client: len(client.execute_command("CLUSTER SLOTS")) == 3)
+        return self
+
+    def reset(self) -> None:
+        """Make it fit for the next test: all nodes running, and empty."""
+        for node in self.nodes:
+            node.reset()
+        self._wait_until(lambda client: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+
+    def client(self, number: int) -> redis.Redis:
+        """A client of one node that knows nothing of the cluster."""
+        return redis.Redis(port=self.nodes[number].port, decode_responses=True)
+
+    def owner(self, slot: int) -> int:
+        """The number of the node that has a slot."""
+        return self._moved.get(slot, slot * 3 // SLOTS)
+
+    def begin_move(self, slot: int, target: int) -> None:
+        """Begin to move a slot to another node: new keys are made there from now on."""
+        source = self.owner(slot)
+        with self.client(target) as client:
+            client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", self._ids[source])
+        with self.client(source) as client:
+            client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", self._ids[target])
+
+    def move_keys(self, slot: int, target: int, *keys: str) -> bool:
+        """Move these keys of a slot that is moving, or some; False where there is none left."""
+        with self.client(self.owner(slot)) as client:
+            found = keys or client.execute_command("CLUSTER GETKEYSINSLOT", slot, 10)
+            if found:
+                client.execute_command("MIGRATE", "127.0.0.1", self.nodes[target].port, "", 0, 5000, "KEYS", *found)
+            return bool(found)
+
+    def end_move(self, slot: int, target: int) -> None:
+        """Give the slot to its new node; all keys must have been moved."""
+        for number in (target, *(number for number in range(3) if number != target)):
+            with self.client(number) as client:
+                client.execute_command("CLUSTER SETSLOT", slot, "NODE", self._ids[target])
+        self._moved[slot] = target
+
+    def move(self, slot: int, target: int) -> None:
+        """Move a slot with all its keys, as ``redis-cli --cluster reshard`` does."""
+        if self.owner(slot) == target:
+            return
+        self.begin_move(slot, target)
+        while self.move_keys(slot, target):
+            pass
+        self.end_move(slot, target)
+
+    def _wait_until(self, predicate: Callable[[redis.Redis], bool]) -> None:
+        for number in range(3):
+            with self.client(number) as client:
+                _wait_until(lambda client=client: predicate(client), "The cluster did not come together")
+
+
+class _Sentinel(RedisServer):
+    """Watches over a master.
+
+    Parameters:
+      master: The port of the master.
+      settings: Lines of its configuration.
+    """
+
+    def __init__(self, master: int, *settings: str) -> None:
+        super().__init__()
+        self._master = master
+        self._settings = settings
+
+    def _command(self) -> Sequence[str]:
+        settings = (
+            *(f"port {self.port}", "bind 127.0.0.1", f"dir {self.directory}"),
+            f"sentinel monitor {RedisSentinels.service_name} 127.0.0.1 {self._master} 2",
+            f"sentinel down-after-milliseconds {RedisSentinels.service_name} 1000",
+            f"sentinel failover-timeout {RedisSentinels.service_name} 3000",
+            *self._settings,
+        )
+        path = self.directory / "sentinel.conf"
+        path.write_text("\n".join(settings) + "\n")
+        return [self._program(), str(path), "--sentinel"]
+
+
+class RedisSentinels(Servers):
+    """A master, a replica, and three Sentinels that watch over them."""
+
+    service_name = "mymaster"
+
+    def __init__(self) -> None:
+        self.servers = [RedisServer(), RedisServer()]
+        self.sentinels: list[_Sentinel] = []
+
+    @property
+    def members(self) -> Sequence[Server]:  # type: ignore[override]
+        return [*self.sentinels, *self.servers]
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each Sentinel."""
+        return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
+
+    def start(self) -> RedisSentinels:
+        master, replica = (server.start() for server in self.servers)
+        with redis.Redis(port=replica.port) as client:
+            client.replicaof("127.0.0.1", master.port)
+        self.sentinels = [_Sentinel(master.port) for _ in range(3)]
+        for sentinel in self.sentinels:
+            sentinel.start()
+        self._wait_until_whole()
+        return self
+
+    def reset(self) -> None:
+        """Make it fit for the next test: all running, a master with a replica, and empty."""
+        for server in self.members:
+            server.resume()
+        master = self.master
+        for server in self.servers:
+            if not server.running:
+                server.start()
+                with redis.Redis(port=server.port) as client:
+                    client.replicaof("127.0.0.1", master.port)
+        self._wait_until_whole()
+        self.master.reset()
+
+    @property
+    def master(self) -> RedisServer:
+        """The present master, as the Sentinels see it."""
+        port = self._ask_sentinel(0)["port"]
+        return next(server for server in self.servers if server.port == port)
+
+    @property
+    def replica(self) -> RedisServer:
+        """The one that is not."""
+        master = self.master
+        return next(server for server in self.servers if server is not master)
+
+    def wait_for_failover(self, old: RedisServer) -> None:
+        """Wait until all Sentinels name another master than `old`."""
+        for number in range(3):
+            _wait_until(
+                lambda number=number: self._ask_sentinel(number)["port"] != old.port, "The Sentinels did not act"
+            )
+
+    def _ask_sentinel(self, number: int) -> dict[str, Any]:
+        with redis.Redis(port=self.sentinels[number].port, decode_responses=True) as client:
+            return dict(client.sentinel_master(self.service_name))
+
+    def _wait_until_whole(self) -> None:
+        def whole(number: int) -> bool:
+            seen = self._ask_sentinel(number)
+            return bool(seen["flags"] == "master" and seen["num-other-sentinels"] == 2 and seen["num-slaves"] == 1)
+
+        for number in range(3):
+            _wait_until(lambda number=number: whole(number), "The Sentinels did not come together")
+        with redis.Redis(port=self.replica.port, decode_responses=True) as client:
+            _wait_until(lambda: client.info("replication").get("master_link_status") == "up", "No replication")
+
+
+def _wait_until(predicate: Callable[[], bool], complaint: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if predicate():
+                return
+        except redis.RedisError:
+            pass
+        time.sleep(0.02)
+    raise ServerFailed(f"{complaint}.")
 
 
 class MemcachedServer(Server):
