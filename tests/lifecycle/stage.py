@@ -33,9 +33,11 @@ from dramatiq.results import Results
 from dramatiq.results import backends as results
 
 from dramatiq_status import StatusMiddleware, current_progress, current_status
+from dramatiq_status.record import STATE
 from dramatiq_status.snapshot import Snapshot
 
-from .recorder import Recorder
+from ..recording import eventually
+from .recorder import LETTERS, Recorder
 
 #: Where our middleware stands: ahead of all others, among them, behind all.
 POSITIONS: Final = ("first", "middle", "last")
@@ -164,6 +166,24 @@ def make_broker(url: str, middleware: list[Middleware], *, namespace: str) -> dr
     return StubBroker(middleware, fail_fast_default=False)
 
 
+def watch_acks(worker: dramatiq.Worker, see: Callable[[Any], object]) -> None:
+    """Call `see` at the moment at which the broker is told that a worker is done with a message."""
+    for queue_name, thread in list(worker.consumers.items()):
+        if not queue_name.endswith(".DQ"):
+            # It is there as soon as the thread has connected.
+            consumer = eventually(lambda thread=thread: thread.consumer)
+            for name in ("ack", "nack"):
+                setattr(consumer, name, _seen(getattr(consumer, name), see))
+
+
+def _seen(tell_broker: Callable[[Any], None], see: Callable[[Any], object]) -> Callable[[Any], None]:
+    def tell(message: Any) -> None:
+        see(message)
+        tell_broker(message)
+
+    return tell
+
+
 class Stage:
     """A broker, the store and the actors.
 
@@ -197,6 +217,8 @@ class Stage:
         others = make_middleware(retries=retries) if middleware is None else middleware
         ordered = [self.audit, *insert(others, self.middleware, position)]
         self.broker = make_broker(url, ordered, namespace=name)
+        #: The states that the store had when messages were acknowledged or rejected last, by id.
+        self.at_ack: dict[str, str] = {}
         #: What run the steps of a script.
         self.steps: dict[str, Callable[[str], Any]] = {
             "return": lambda rest: None,
@@ -287,10 +309,15 @@ class Stage:
         """With a worker in this process."""
         worker = dramatiq.Worker(self.broker, worker_timeout=20, worker_threads=threads)
         worker.start()
+        watch_acks(worker, self._see_ack)
         try:
             yield worker
         finally:
             worker.stop(timeout=int(PATIENCE * 1000))
+
+    def _see_ack(self, message: Any) -> None:
+        record = self.backend.read(message.message_id)
+        self.at_ack[message.message_id] = LETTERS[int(record[STATE])] if record else ""
 
     def close(self) -> None:
         if isinstance(self.broker, RabbitmqBroker):

@@ -30,7 +30,7 @@ from dramatiq_status.record import COMPLETED, STATE, Kind, Update
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, working
 from .recorder import RecordingStubBackend
 from .scenarios import DONE, RETRIED, End, failed, skipped
-from .stage import Stage
+from .stage import Stage, watch_acks
 from .test_scenarios import end_of
 
 PACKAGE = str(Path(dramatiq_status.__file__).parent)
@@ -189,8 +189,7 @@ def test_an_interrupt_while_the_final_status_is_stored(interrupt: type[BaseExcep
 
     work.send()
     with working(broker, threads=1) as worker:
-        (consumer,) = (consumer for name, consumer in worker.consumers.items() if not name.endswith(".DQ"))
-        watch_acks(consumer, lambda message: at_ack.append(backend.field(message.message_id, STATE)))
+        watch_acks(worker, lambda message: at_ack.append(backend.field(message.message_id, STATE)))
         assert gate.reached.wait(PATIENCE)
         # When its thread is interrupted, and then the store is done
         raise_thread_exception(runs[0], interrupt)
@@ -204,19 +203,6 @@ def test_an_interrupt_while_the_final_status_is_stored(interrupt: type[BaseExcep
         join(broker, worker)
     assert backend.field(following.message_id, STATE) == str(COMPLETED)
     assert runs == [runs[0]] * 2
-
-
-def watch_acks(consumer: Any, see: Callable[[Any], object]) -> None:
-    """Call `see` at the moment at which a broker's consumer is told to acknowledge a message."""
-    # It is there as soon as the thread has connected.
-    inner = eventually(lambda: consumer.consumer)
-    acknowledge = inner.ack
-
-    def ack(message: Any) -> None:
-        see(message)
-        acknowledge(message)
-
-    inner.ack = ack
 
 
 @pytest.fixture(params=["redis", "memcached"])

@@ -64,8 +64,11 @@ def test_a_reader_sees_nothing_but_the_right_states(stage: Stage, position: str,
             stage.audit.wait(message_id)
 
     # Then these are the states that the store went through, and this is how it ended
-    seen = {role: end_of(stage, message_id) for role, message_id in sent.items()}
-    assert seen == {role: expected if role == "it" else scenario.others for role in sent}
+    ends = {role: expected if role == "it" else scenario.others for role in sent}
+    assert {role: end_of(stage, message_id) for role, message_id in sent.items()} == ends
+    # And the last of them was in the store when the message was acknowledged or rejected
+    last = {message_id: ends[role].states[-1] for role, message_id in sent.items() if len(ends[role].states) > 1}
+    assert {message_id: stage.at_ack[message_id] for message_id in last} == last
 
 
 def test_a_message_that_waits_for_its_retry_says_why(stage: Stage) -> None:
