@@ -1,0 +1,120 @@
+"""What a reader of the status may expect of Dramatiq's results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Retries
+from dramatiq.results import ResultFailure, ResultMissing, Results
+from dramatiq.results import backends as results
+from dramatiq.results.backend import ResultBackend
+
+from dramatiq_status import StatusMiddleware, StatusRegistry
+from dramatiq_status.backends import RedisBackend
+from dramatiq_status.record import COMPLETED, FAILED
+
+from ..recording import PATIENCE, RecordingBackend, Updates, join, working
+from ..servers import RedisServer
+from .stage import Boom
+
+
+@pytest.fixture(params=["first", "last"])
+def position(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def make_broker(ours: StatusMiddleware, theirs: ResultBackend, position: str) -> StubBroker:
+    others = [Retries(max_retries=1, min_backoff=1, max_backoff=2), Results(backend=theirs, store_results=True)]
+    return StubBroker([ours, *others] if position == "first" else [*others, ours], fail_fast_default=False)
+
+
+def result_of(message: dramatiq.Message[Any], backend: ResultBackend) -> object:
+    """The result, the failure, or that there is none yet."""
+    try:
+        return message.get_result(backend=backend)
+    except (ResultFailure, ResultMissing) as e:
+        return type(e)
+
+
+@pytest.mark.parametrize("retried", [False, True], ids=["at-once", "retried"])
+def test_completed_means_that_the_result_is_there(position: str, retried: bool) -> None:
+    # Given somebody who looks for the result just before the store is told that the message is completed
+    seen: list[object] = []
+
+    def look(updates: Updates) -> None:
+        if any(update.state == COMPLETED for _, update in updates):
+            seen.append(result_of(message, theirs))
+
+    theirs = results.StubBackend()
+    backend = RecordingBackend(timeout=int(PATIENCE * 1000))
+    backend.before = look
+    broker = make_broker(StatusMiddleware(backend=backend), theirs, position)
+    runs: list[int] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> str:
+        runs.append(len(runs))
+        if retried and len(runs) == 1:
+            raise Boom
+        return "the result"
+
+    # When a message is processed, at the first or the second attempt
+    message = work.send()
+    with working(broker) as worker:
+        join(broker, worker)
+    # Then the result was there
+    assert seen == ["the result"]
+
+
+def test_whoever_sees_completed_gets_the_result(
+    position: str, redis_server: RedisServer, redis_url: str, redis_broker_url: str
+) -> None:
+    # Given statuses and results on Redis, and a worker
+    theirs = results.RedisBackend(url=redis_broker_url)
+    backend = RedisBackend(url=redis_url, timeout=20_000)
+    broker = make_broker(StatusMiddleware(backend=backend), theirs, position)
+
+    @dramatiq.actor(broker=broker)
+    def work(number: int) -> int:
+        return number
+
+    with working(broker) as worker:
+        # When a reader asks for the status of one message after the other without a pause
+        for number in range(50):
+            message = work.send(number)
+            while not StatusRegistry.get(message, backend=backend).completed:
+                pass
+            # Then the moment it is completed, the result is there
+            assert result_of(message, theirs) == number
+        join(broker, worker)
+    backend.close()
+
+
+def test_failed_comes_with_its_exception_and_a_moment_before_the_result(position: str) -> None:
+    # Given somebody who looks for the result just after the store was told that the message has failed
+    seen: list[object] = []
+
+    def look(updates: Updates) -> None:
+        if any(update.state == FAILED for _, update in updates):
+            snapshot = StatusRegistry.read(message, backend=backend)
+            seen.extend((snapshot and snapshot.exception, result_of(message, theirs)))
+
+    theirs = results.StubBackend()
+    backend = RecordingBackend(timeout=int(PATIENCE * 1000))
+    backend.after = look
+    broker = make_broker(StatusMiddleware(backend=backend), theirs, position)
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def work() -> None:
+        raise Boom("broken")
+
+    # When a message fails
+    message = work.send()
+    with working(broker) as worker:
+        join(broker, worker)
+    # Then its status says why; Dramatiq itself stores the failure when the message has been rejected
+    assert seen == [{"type": "Boom", "message": "broken"}, ResultMissing]
+    assert result_of(message, theirs) is ResultFailure
