@@ -1,11 +1,11 @@
-"""Following one message until it is finished: when to look, what to show, when to give up."""
+"""Following messages until they are finished: when to look, what to show, when to give up."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
-from typing import Final
+from typing import Final, Protocol, TypeVar, cast
 
 from .backend import StatusBackend, Subscription
 from .errors import BackendError, StatusMissing, StatusTimeout
@@ -23,6 +23,30 @@ BACK_OFF: Final = 1.5
 
 #: For how many seconds a store that refused a subscription is not asked for another.
 SUBSCRIBE_AGAIN: Final = 1.0
+
+
+FoundT = TypeVar("FoundT")
+FoundT_contra = TypeVar("FoundT_contra", contravariant=True)
+
+
+class Watcher(Protocol[FoundT_contra]):
+    """What :func:`pursue` asks: it decides and remembers, and neither looks nor sleeps."""
+
+    finished: bool
+    answering: bool
+    version: int
+
+    def saw(self, found: FoundT_contra, now: float) -> bool: ...
+
+    def failed(self, error: BackendError) -> None: ...
+
+    def check(self, now: float) -> None: ...
+
+    def patience(self, now: float) -> float: ...
+
+    def rest(self, now: float) -> float: ...
+
+    def news(self, heard: dict[str, int]) -> int | None: ...
 
 
 class Follower:
@@ -53,6 +77,7 @@ class Follower:
         "_timeout",
         "answering",
         "finished",
+        "version",
     )
 
     def __init__(
@@ -62,6 +87,8 @@ class Follower:
         self.finished = False
         #: Whether the store has answered the last time.
         self.answering = True
+        #: The version that was found last; 0 for none.
+        self.version = 0
         self._message_id = message_id
         self._timeout = timeout
         self._deadline = inf if timeout is None else now + timeout / 1000
@@ -82,6 +109,7 @@ class Follower:
           StatusMissing: When the message has been unknown for too long.
         """
         self._answered = self.answering = True
+        self.version = 0 if snapshot is None else snapshot.version
         if snapshot is None:
             if self._missing_since is None:
                 self._missing_since = now
@@ -121,6 +149,10 @@ class Follower:
         if self._missing_since is not None:
             end = min(end, self._missing_since + self._missing_timeout)
         return max(0.0, end - now)
+
+    def news(self, heard: dict[str, int]) -> int | None:
+        """The version of the message among those that were heard of; None where it is not among them."""
+        return heard.get(self._message_id)
 
     def rest(self, now: float) -> float:
         """For how many seconds to show nothing, because something was shown just now."""
@@ -224,32 +256,55 @@ def follow(
       StatusTimeout: When the time is over.
       BackendError: When the store does not answer at the first look.
     """
+    follower = Follower(
+        message_id, time.monotonic(), timeout=timeout, missing_timeout=missing_timeout, interval=interval
+    )
+
+    def look() -> Snapshot | None:
+        return take_snapshot(message_id, backend.read(message_id), backend.now())
+
+    # An unknown message is never shown.
+    yield from cast("Iterator[Snapshot]", pursue(backend, (message_id,), follower, look))
+
+
+def pursue(
+    backend: StatusBackend, message_ids: Sequence[str], watcher: Watcher[FoundT], look: Callable[[], FoundT]
+) -> Iterator[FoundT]:
+    """Do what a watcher of one or many messages says: look, yield what it wants
+    shown, and wait, until it has finished or raises.
+
+    Parameters:
+      backend(StatusBackend)
+      message_ids(Sequence[str]): What to be told of.
+      watcher(Watcher)
+      look(Callable): Asks the store; one round trip.
+    """
     clock = time.monotonic
-    follower = Follower(message_id, clock(), timeout=timeout, missing_timeout=missing_timeout, interval=interval)
     pace = Pace(backend)
     subscription: Subscription | None = None
     subscribe_at = -inf
     try:
         while True:
-            if not follower.answering:
+            if not watcher.answering:
                 # There is nobody to take a last look at.
-                follower.check(clock())
+                watcher.check(clock())
             pace.look(clock())
             try:
-                snapshot = take_snapshot(message_id, backend.read(message_id), backend.now())
+                found = look()
             except BackendError as e:
-                follower.failed(e)
+                watcher.failed(e)
                 pace.fail()
             else:
-                pace.saw(snapshot.version if snapshot else 0)
-                if follower.saw(snapshot, clock()) and snapshot is not None:
-                    yield snapshot
-                    if follower.finished:
+                show = watcher.saw(found, clock())
+                pace.saw(watcher.version)
+                if show:
+                    yield found
+                    if watcher.finished:
                         return
-            follower.check(clock())
-            if subscription is None and follower.answering and clock() >= subscribe_at:
+            watcher.check(clock())
+            if subscription is None and watcher.answering and clock() >= subscribe_at:
                 try:
-                    subscription = backend.subscribe((message_id,))
+                    subscription = backend.subscribe(message_ids)
                 except BackendError:
                     subscribe_at = clock() + SUBSCRIBE_AGAIN
                 else:
@@ -260,8 +315,8 @@ def follow(
                     subscribe_at = inf
             while True:
                 now = clock()
-                rest = follower.rest(now)
-                pause = min(follower.patience(now), max(rest, pace.due() - now))
+                rest = watcher.rest(now)
+                pause = min(watcher.patience(now), max(rest, pace.due() - now))
                 if pause <= 0:
                     break
                 if subscription is None or rest >= pause:
@@ -273,8 +328,9 @@ def follow(
                     subscription.close()
                     subscription, pace.told = None, False
                 else:
-                    if message_id in heard:
-                        pace.hear(heard[message_id])
+                    news = watcher.news(heard)
+                    if news is not None:
+                        pace.hear(news)
     finally:
         if subscription is not None:
             subscription.close()
