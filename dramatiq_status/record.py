@@ -279,7 +279,7 @@ def is_sound(record: Record) -> bool:
             if name in record:
                 int(record[name])
         return PROGRESS not in record or isfinite(number_of(record[PROGRESS]))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         return False
 
 
