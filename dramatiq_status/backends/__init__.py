@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .memcached import MemcachedBackend
     from .redis import RedisBackend
+    from .sqlite import SQLiteBackend
     from .stub import StubBackend
 
-__all__ = ["MemcachedBackend", "RedisBackend", "StubBackend"]
+__all__ = ["MemcachedBackend", "RedisBackend", "SQLiteBackend", "StubBackend"]
 
 #: Class -> the module that it lives in, the client that it needs, the extra that installs it.
 _BACKENDS = {
     "MemcachedBackend": ("memcached", "pymemcache", "memcached"),
     "RedisBackend": ("redis", "redis", "redis"),
+    "SQLiteBackend": ("sqlite", "", ""),
     "StubBackend": ("stub", "", ""),
 }
 

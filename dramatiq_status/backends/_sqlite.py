@@ -1,0 +1,180 @@
+"""Connections to a SQLite file: each is used by one thread at a time, and none survives a fork."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, TypeVar
+from weakref import WeakSet
+
+from ..errors import BackendError
+
+#: How long somebody who finds the file locked waits before trying again,
+#: in seconds: the first time, and at most.  A write takes some tens of
+#: microseconds; SQLite itself would wait for milliseconds, longer every time.
+PAUSES: Final = (0.0002, 0.01)
+
+#: How long a fork waits for calls of other threads, in seconds.
+FORK_PATIENCE: Final = 1.0
+
+T = TypeVar("T")
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that a :class:`WeakSet` can hold."""
+
+
+class Connections:
+    """Connections that are idle; the one used last is taken first, so that
+    there are as many as threads use the file at the same time.
+
+    SQLite keeps the locks of a file for the whole process, in its own
+    memory.  A child has that memory but not the locks, and would trust
+    them: even a new connection of its own would then lose updates.  So
+    all connections are closed before a fork.
+
+    Parameters:
+      path(Path): The file.
+      timeout(int): How long a call may wait for the locks of others, in milliseconds.
+      prepare(Callable): What every new connection begins with.
+    """
+
+    def __init__(self, path: Path, timeout: int, prepare: Callable[[sqlite3.Connection], None]) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._prepare = prepare
+        self._idle: deque[_Connection] = deque()
+        #: All that are open, idle or in use.
+        self._open: WeakSet[_Connection] = WeakSet()
+        self._inherited: list[_Connection] = []
+        self._forking = False
+        _ALL.add(self)
+
+    def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do some work, again while the file is locked.
+
+        Parameters:
+          work(Callable): Gets a connection without a transaction, and
+            leaves it without one, unless it raises.
+
+        Raises:
+          BackendError: When the file stays locked for longer than the
+            time-out, or SQLite fails.
+        """
+        deadline = time.monotonic() + self._timeout / 1000
+        pause, longest = PAUSES
+        while True:
+            connection = None
+            try:
+                connection = self._take()
+                result = work(connection)
+            except BaseException as e:
+                is_locked = isinstance(e, sqlite3.OperationalError) and "lock" in str(e)
+                if connection is not None:
+                    if is_locked and not connection.in_transaction:
+                        self._idle.append(connection)
+                    else:
+                        # Also for an interrupt (time limit, abort, shutdown): closing rolls back.
+                        self._close(connection)
+                if not isinstance(e, sqlite3.Error):
+                    raise
+                if not is_locked or time.monotonic() >= deadline:
+                    raise BackendError(self._describe(e, is_locked)) from e
+            else:
+                self._idle.append(connection)
+                return result
+            time.sleep(random.uniform(0, pause))
+            pause = min(2 * pause, longest)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            try:
+                self._close(self._idle.pop())
+            except IndexError:
+                return
+
+    def _take(self) -> _Connection:
+        while True:
+            while self._is_forking():
+                time.sleep(PAUSES[0])
+            try:
+                return self._idle.pop()
+            except IndexError:
+                connection = self._connect()
+            try:
+                if not self._is_forking():
+                    self._prepare(connection)
+                    return connection
+            except BaseException:
+                self._close(connection)
+                raise
+            self._close(connection)
+
+    def _connect(self) -> _Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=0, isolation_level=None, check_same_thread=False, factory=_Connection
+        )
+        self._open.add(connection)
+        return connection
+
+    def _is_forking(self) -> bool:
+        return self._forking
+
+    def _close(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+        connection.close()
+
+    def _describe(self, error: sqlite3.Error, is_locked: bool) -> str:
+        if is_locked:
+            return f"{self._path} was locked by others for {self._timeout} milliseconds: {error}."
+        if not self._path.parent.is_dir():
+            return f"Cannot open {self._path}: there is no directory {self._path.parent}; create it."
+        if isinstance(error, sqlite3.OperationalError):
+            return f"Cannot use {self._path}: {error}."
+        return f"Cannot use {self._path}: {error}. Move it away if it is damaged, or name another file."
+
+    def begin_fork(self) -> None:
+        """Close all connections, and keep new ones from being opened."""
+        self._forking = True
+        deadline = time.monotonic() + FORK_PATIENCE
+        self.close()
+        while self._open and time.monotonic() < deadline:
+            time.sleep(PAUSES[0])
+            self.close()
+
+    def end_fork(self) -> None:
+        """Go on, in the parent."""
+        self._forking = False
+
+    def end_fork_in_child(self) -> None:
+        """Go on, in the child."""
+        # Those that were not closed in time, or by a process that does not tell Python
+        # before it forks, are the parent's: to close them could release its locks.
+        self._inherited += self._open
+        self._idle, self._open = deque(), WeakSet()
+        self._forking = False
+
+
+_ALL: Final[WeakSet[Connections]] = WeakSet()
+
+
+def _for_all(method: Callable[[Connections], None]) -> Callable[[], None]:
+    def call() -> None:
+        for connections in list(_ALL):
+            method(connections)
+
+    return call
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_for_all(Connections.begin_fork),
+        after_in_parent=_for_all(Connections.end_fork),
+        after_in_child=_for_all(Connections.end_fork_in_child),
+    )

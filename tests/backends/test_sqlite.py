@@ -1,0 +1,563 @@
+"""SQLite, and what only it has: a file, locks between processes, kills and forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from dramatiq_status.backend import Query, StatusBackend
+from dramatiq_status.backends import SQLiteBackend
+from dramatiq_status.backends.sqlite import ROWS_A_QUERY, SWEPT_A_ROW, TABLE
+from dramatiq_status.errors import BackendError
+from dramatiq_status.record import COMPLETED, PROGRESS, Outcome, Record, to_document
+from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start, together
+
+#: Enough for a busy machine: most tests are not about time-outs.
+PATIENT = 20_000
+
+#: How many processes write to one file, and how often each.
+PROCESSES, WRITES = 8, int(os.environ.get("SQLITE_WRITES", "5000"))
+
+#: Counts in another process, and says so after each update that was stored.
+COUNT = f"""
+import os, sys
+from dramatiq_status.backends import SQLiteBackend
+from dramatiq_status.record import Kind, Outcome, Update
+path, message_id, times = sys.argv[1:]
+backend = SQLiteBackend(path, timeout={PATIENT})
+for _ in range(int(times)):
+    assert backend.update(message_id, Update(Kind.OUTSIDE, increment=1)) is Outcome.APPLIED
+    os.write(1, b".")
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "status.db"
+
+
+@pytest.fixture
+def backend(path: Path) -> Iterator[SQLiteBackend]:
+    backend = SQLiteBackend(path, timeout=PATIENT)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def other(path: Path, backend: SQLiteBackend) -> Iterator[sqlite3.Connection]:
+    """Somebody else's connection to the file of `backend`, which is there already."""
+    backend.read("x")
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as connection:
+        yield connection
+
+
+class TestSQLite(BackendConformance):
+    @pytest.fixture
+    def backend(self, backend: SQLiteBackend) -> SQLiteBackend:
+        return backend
+
+    @pytest.fixture
+    def make_backend(self, path: Path) -> Iterator[Callable[..., StatusBackend]]:
+        made: list[SQLiteBackend] = []
+
+        def make(**parameters: Any) -> StatusBackend:
+            made.append(SQLiteBackend(path, timeout=PATIENT, **parameters))
+            return made[-1]
+
+        yield make
+        for backend in made:
+            backend.close()
+
+    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
+        found = execute(backend, f"SELECT expires_at FROM {TABLE} WHERE message_id = ?", message_id)
+        return found[0][0] - backend.now() if found else None
+
+    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+        execute(backend, f"UPDATE {TABLE} SET expires_at = ? WHERE message_id = ?", backend.now() + ttl, message_id)
+
+    def damages(self) -> dict[str, Callable[[Any, str], None]]:
+        def document_of(document: object) -> Callable[[Any, str], None]:
+            row = f"INSERT INTO {TABLE} VALUES (?, ?, ?, {2**60}, 1, '1', '\"actor\"', NULL)"
+            return lambda backend, message_id: execute(backend, row, backend.namespace, message_id, document) and None
+
+        def record_of(**fields: str) -> Callable[[Any, str], None]:
+            return document_of(to_document(fields).encode())
+
+        sound: Record = {"s": "1", "v": "1", "e": "7", "n": "1"}
+        return {
+            "not UTF-8": document_of(b"\xff\xfe"),
+            "text": document_of(to_document(sound)),
+            "number": document_of(5),
+            "empty": document_of(b""),
+            "other format": document_of(to_document(sound).replace("1", "2", 1).encode()),
+            "cut off": document_of(to_document(sound).encode()[:-2]),
+            "unknown state": record_of(s="4", v="1", e="7", n="1"),
+            "no version": record_of(s="1", e="7", n="1"),
+        }
+
+    # The file
+
+    @pytest.mark.parametrize("path", ["", ":memory:", "file:x.db?mode=memory"])
+    def test_a_path_that_no_other_process_has(self, path: str) -> None:
+        # Given a path that SQLite takes for something else than a file
+        # When a backend is made
+        # Then the error says what to use
+        with pytest.raises(ValueError, match=r"StubBackend"):
+            SQLiteBackend(path)
+
+    def test_a_path_that_is_none(self) -> None:
+        with pytest.raises(TypeError, match=r"path must be a str or an os\.PathLike, not int"):
+            SQLiteBackend(5)  # type: ignore[arg-type]
+
+    def test_a_directory_that_is_not_there(self, tmp_path: Path) -> None:
+        # Given a path into a directory that was not made
+        missing = tmp_path / "missing"
+        # When a backend is made
+        # Then the error names the directory, and what to do
+        with pytest.raises(ValueError, match=rf"there is no directory '{missing}': create it"):
+            SQLiteBackend(missing / "status.db")
+
+    def test_a_path_of_a_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="is a directory"):
+            SQLiteBackend(tmp_path)
+
+    def test_a_relative_path_stays_where_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message_id: str
+    ) -> None:
+        # Given a relative path
+        monkeypatch.chdir(tmp_path)
+        backend = SQLiteBackend("status.db", timeout=PATIENT)
+        # When the process goes to another directory before it is used
+        monkeypatch.chdir("/")
+        backend.update(message_id, enqueue())
+        backend.close()
+        # Then the file is where it was meant to be
+        assert (tmp_path / "status.db").exists()
+
+    def test_bytes_are_a_path(self, path: Path, message_id: str) -> None:
+        # Given a path as the system has it
+        backend = SQLiteBackend(os.fsencode(path), timeout=PATIENT)  # type: ignore[arg-type]
+        # When it is used
+        backend.update(message_id, enqueue())
+        backend.close()
+        # Then it is that file
+        assert backend.path == path and path.exists()
+
+    def test_a_directory_that_vanished(self, tmp_path: Path, message_id: str) -> None:
+        # Given a backend whose directory was removed
+        directory = tmp_path / "gone"
+        directory.mkdir()
+        backend = SQLiteBackend(directory / "status.db")
+        directory.rmdir()
+        # When it is used
+        # Then the error names the directory
+        with pytest.raises(BackendError, match=f"there is no directory {directory}"):
+            backend.read(message_id)
+
+    def test_a_file_that_is_no_database(self, path: Path, message_id: str) -> None:
+        # Given a file with something else in it
+        path.write_bytes(b"not a database, and long enough for a header " * 100)
+        backend = SQLiteBackend(path)
+        # When it is used
+        for call in (lambda: backend.read(message_id), lambda: backend.update(message_id, enqueue())):
+            # Then the error names the file, and it is left alone
+            with pytest.raises(BackendError, match=str(path)) as caught:
+                call()
+            assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
+        assert path.read_bytes().startswith(b"not a database")
+
+    def test_a_damaged_file(self, path: Path, backend: SQLiteBackend) -> None:
+        # Given a file whose pages were overwritten, but for the first ones
+        ids = [uuid4().hex for _ in range(500)]
+        backend.update_many([(message_id, enqueue()) for message_id in ids])
+        backend.close()
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.seek(8 * 4096)
+            file.write(b"\xa5" * (size - 8 * 4096))
+        # When everything is read
+        # Then the error names the file
+        with pytest.raises(BackendError, match=str(path)):
+            backend.read_many(ids)
+
+    def test_other_tables_are_left_alone(self, path: Path, message_id: str) -> None:
+        # Given a file of somebody else's
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("PRAGMA user_version = 7")
+            connection.execute("CREATE TABLE orders AS SELECT 42 AS number")
+        # When statuses are kept there too
+        backend = SQLiteBackend(path, timeout=PATIENT)
+        backend.update(message_id, enqueue())
+        # Then the rest is as it was
+        assert execute(backend, "SELECT number FROM orders") == [(42,)]
+        assert execute(backend, "PRAGMA user_version") == [(7,)]
+        backend.close()
+
+    def test_a_time_to_live_of_ages(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given a time to live that no column holds
+        # When a message is enqueued with it
+        backend.update(message_id, enqueue(L=str(10**30)))
+        # Then it is there
+        assert backend.read(message_id) is not None
+
+    def test_repr(self, backend: SQLiteBackend, path: Path) -> None:
+        assert repr(backend) == f"<SQLiteBackend {str(path)!r} 'dramatiq-status'>"
+
+    # Transactions
+
+    def test_a_call_is_a_transaction(self, backend: SQLiteBackend) -> None:
+        # Given updates of many messages
+        ids = [uuid4().hex for _ in range(50)]
+        # When they are written in one call
+        statements = traced(backend, lambda: backend.update_many([(m, u) for m in ids for u in (enqueue(), start(1))]))
+        # Then that is one transaction, which has each message's row once
+        words = [statement.split()[0] for statement in statements]
+        assert (words.count("BEGIN"), words.count("COMMIT"), words.count("INSERT")) == (1, 1, 50)
+
+    def test_reading_is_a_query(self, backend: SQLiteBackend) -> None:
+        # Given as many messages as SQLite can be asked for at once
+        ids = [uuid4().hex for _ in range(ROWS_A_QUERY)]
+        # When they are read
+        statements = traced(backend, lambda: backend.read_many(ids))
+        # Then that is one query
+        assert len(statements) == 1
+
+    def test_a_failed_call_leaves_nothing(self, backend: SQLiteBackend) -> None:
+        # Given a file that may not grow
+        one, two = uuid4().hex, uuid4().hex
+        backend.update(one, start(1))
+        execute(backend, "PRAGMA max_page_count = 20")
+        # When more is written than there is room for
+        text = '"' + "x" * 200_000 + '"'
+        with pytest.raises(BackendError, match="full"):
+            backend.update_many([(one, outside(increment=1)), (two, enqueue(field=text))])
+        # Then nothing of that call is stored, and the next one works
+        record = backend.read(one)
+        assert record is not None and PROGRESS not in record and backend.read(two) is None
+        assert backend.update(two, enqueue()) is Outcome.APPLIED
+
+    def test_a_plain_write_touches_no_index_of_lists(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1))
+        # When its progress is written
+        statements = traced(backend, lambda: backend.update(message_id, outside(increment=1)))
+        # Then only its document and expiry are
+        (written,) = (statement for statement in statements if statement.split()[0] in ("INSERT", "UPDATE"))
+        assert "state" not in written and "place" not in written
+
+    # Locks
+
+    def test_a_locked_file(
+        self, backend: SQLiteBackend, other: sqlite3.Connection, path: Path, message_id: str
+    ) -> None:
+        # Given a file that somebody writes to for long
+        backend.update(message_id, start(1))
+        hurried = SQLiteBackend(path, timeout=50)
+        other.execute("BEGIN IMMEDIATE")
+        # When something is to be written
+        # Then that ends in a BackendError, which has a cause
+        for call in (lambda: hurried.update(message_id, outside(step="1")), lambda: hurried.delete(message_id)):
+            with pytest.raises(BackendError, match="locked by others for 50 milliseconds") as caught:
+                call()
+            assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+        # And readers read
+        assert hurried.read(message_id) is not None
+        # And when the other is done, all works again
+        other.execute("ROLLBACK")
+        assert hurried.delete(message_id)
+        hurried.close()
+
+    def test_a_file_that_somebody_has_alone(
+        self, backend: SQLiteBackend, other: sqlite3.Connection, path: Path, message_id: str
+    ) -> None:
+        # Given a file that somebody keeps for themselves
+        backend.close()
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
+        # When it is read
+        # Then that ends in a BackendError
+        with pytest.raises(BackendError, match="locked by others"):
+            SQLiteBackend(path, timeout=50).read(message_id)
+
+    def test_waiting_for_a_lock(self, backend: SQLiteBackend, other: sqlite3.Connection, message_id: str) -> None:
+        # Given a file that somebody writes to
+        backend.update(message_id, start(1))
+        other.execute("BEGIN IMMEDIATE")
+        # When another one wants to write, and the first ends
+        tried = threading.Event()
+        find_lock(backend, tried.set)
+        release = threading.Thread(target=lambda: tried.wait(30) and other.execute("ROLLBACK"))
+        release.start()
+        outcome = backend.update(message_id, outside(step="1"))
+        release.join()
+        # Then the other has waited for that
+        assert tried.is_set() and outcome is Outcome.APPLIED
+
+    def test_many_make_the_file_at_once(self, path: Path) -> None:
+        # Given a file that is not there yet
+        ids = [uuid4().hex for _ in range(8)]
+        backends = [SQLiteBackend(path, timeout=PATIENT) for _ in ids]
+        # When many begin to use it at the same time
+        together(*[lambda b=b, m=m: b.update(m, enqueue()) for b, m in zip(backends, ids)])  # type: ignore[misc]
+        # Then what each has written is there
+        assert all(backends[0].read_many(ids))
+        for backend in backends:
+            backend.close()
+
+    # Processes
+
+    def test_processes_lose_no_update(self, backend: SQLiteBackend, path: Path, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1))
+        # When many processes count at the same time
+        command = [sys.executable, "-c", COUNT, str(path), message_id, str(WRITES)]
+        processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(PROCESSES)]
+        codes = [process.wait(100) for process in processes]
+        # Then the sum is exact
+        record = backend.read(message_id)
+        assert codes == [0] * PROCESSES
+        assert record is not None and record[PROGRESS] == str(PROCESSES * WRITES)
+
+    def test_kills_lose_no_update(self, backend: SQLiteBackend, path: Path, message_id: str) -> None:
+        # Given a running message
+        backend.update(message_id, start(1))
+        command = [sys.executable, "-c", COUNT, str(path), message_id, "1000000"]
+        stored = killed = 0
+        for patience in range(1, 6):
+            # When processes that count are killed in the middle of it, all at once
+            processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+            for process in processes:
+                assert process.stdout is not None
+                stored += len(process.stdout.read(patience * 50))
+            for process in processes:
+                os.kill(process.pid, signal.SIGKILL)
+            for process in processes:
+                stored += len(process.communicate()[0])
+                killed += process.returncode == -signal.SIGKILL
+            # Then the file is whole
+            assert execute(backend, "PRAGMA integrity_check") == [("ok",)]
+        # And all that was said to be stored is, and at most what each was about to say
+        record = backend.read(message_id)
+        assert killed == 20 and record is not None
+        assert stored <= int(record[PROGRESS]) <= stored + killed
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_a_childs_updates_outlive_the_parents_connections(self, path: Path, message_id: str) -> None:
+        # Given a process with a connection
+        backend = SQLiteBackend(path, timeout=PATIENT)
+        backend.update(message_id, start(1))
+        to_parent, to_child = os.pipe(), os.pipe()
+        # When it forks, and the child connects too
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                backend.update(message_id, outside(increment=1))
+                os.write(to_parent[1], b".")
+                os.read(to_child[0], 1)
+                backend.update(message_id, outside(increment=1))
+                code = 0
+            finally:
+                os._exit(code)
+        os.read(to_parent[0], 1)
+        # And the parent, which must not think that it is alone, closes its own
+        backend.update(message_id, outside(increment=1))
+        backend.close()
+        os.write(to_child[1], b".")
+        _, status = os.waitpid(child, 0)
+        for end in (*to_parent, *to_child):
+            os.close(end)
+        # Then what the child writes afterwards is stored
+        record = backend.read(message_id)
+        backend.close()
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert record is not None and record[PROGRESS] == "3"
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_forks_in_the_middle_of_writes(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given threads that count all the time
+        backend.update(message_id, start(1))
+        over, counts = threading.Event(), [0, 0, 0]
+
+        def count(n: int) -> None:
+            while not over.is_set():
+                backend.update(message_id, outside(increment=1))
+                counts[n] += 1
+
+        threads = [threading.Thread(target=count, args=(n,)) for n in range(len(counts))]
+        for thread in threads:
+            thread.start()
+        # When the process forks, again and again, and the children count too
+        codes = []
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    for _ in range(20):
+                        backend.update(message_id, outside(increment=1))
+                    code = 0
+                finally:
+                    os._exit(code)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        over.set()
+        for thread in threads:
+            thread.join()
+        # Then the sum is exact
+        record = backend.read(message_id)
+        assert codes == [0] * 10
+        assert record is not None and record[PROGRESS] == str(sum(counts) + 10 * 20)
+
+    # Expiry
+
+    def test_expired_rows_are_deleted_as_new_ones_are_made(self, backend: SQLiteBackend) -> None:
+        # Given many rows that have expired, and one that has not
+        alive = uuid4().hex
+        backend.update_many([(uuid4().hex, start(1)) for _ in range(100)])
+        execute(backend, f"UPDATE {TABLE} SET expires_at = 1")
+        execute(backend, f"DELETE FROM {TABLE} WHERE message_id = ?", alive)
+        backend.update_many([(alive, start(1))])
+        before = rows_of(backend)
+        # When a status is made
+        backend.update(uuid4().hex, enqueue())
+        first = rows_of(backend)
+        # Then a few of them are gone
+        assert first == before + 1 - SWEPT_A_ROW
+        # And with some more statuses all are
+        for _ in range(20):
+            backend.update(uuid4().hex, enqueue())
+        assert rows_of(backend) == 1 + 21 and backend.read(alive) is not None
+
+    def test_other_writes_do_not_wait_for_that(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given rows that have expired
+        backend.update_many([(uuid4().hex, start(1)) for _ in range(10)])
+        execute(backend, f"UPDATE {TABLE} SET expires_at = 1")
+        backend.update(message_id, start(1))
+        before = rows_of(backend)
+        # When a message is written to that has a row
+        backend.update(message_id, outside(step="1"))
+        # Then none is deleted
+        assert rows_of(backend) == before
+
+    def test_an_expired_row_is_no_status(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given a row that has expired and was not deleted
+        backend.update(message_id, start(1, step="1"))
+        execute(backend, f"UPDATE {TABLE} SET expires_at = 1")
+        # When it is read, written to and deleted
+        # Then there is none
+        assert backend.read(message_id) is None
+        assert backend.update(message_id, outside(step="2")) is Outcome.MISSING
+        assert backend.delete(message_id) is False
+
+    # Listing
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            Query(),
+            Query(COMPLETED),
+            Query(None, "actor-1"),
+            Query(None, None, "queue-1"),
+            Query(COMPLETED, "actor-1"),
+            Query(COMPLETED, None, "queue-1"),
+            Query(None, "actor-1", "queue-1"),
+            Query(COMPLETED, "actor-1", "queue-1"),
+        ],
+        ids=lambda query: "-".join(str(value) for value in query if value is not None) or "all",
+    )
+    def test_a_page_takes_as_many_steps_however_many_there_are(self, backend: SQLiteBackend, query: Query) -> None:
+        # Given a thousand messages, each actor's in one queue
+        fill(backend, 0, 1_000)
+        few = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        # When there are twenty times as many
+        fill(backend, 1_000, 20_000)
+        many = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        # Then a page takes SQLite no more work
+        assert many <= few * 1.2
+
+    def test_a_late_enqueue_names_the_actor(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given a message that was started by somebody who did not know its actor
+        backend.update(message_id, start(1))
+        # When its enqueue arrives, and only fills gaps
+        assert backend.update(message_id, enqueue(a='"actor"')) is Outcome.ASIDE
+        # Then it is listed by that
+        assert [found for found, _ in backend.find(Query(None, "actor"), limit=50, offset=0)] == [message_id]
+
+    def test_two_transitions_of_a_millisecond_are_in_order(self, backend: SQLiteBackend) -> None:
+        # Given a clock that stands still
+        backend.now = lambda: 1_000_000  # type: ignore[method-assign]
+        ids = [uuid4().hex for _ in range(3)]
+        # When messages change their states, in one call and in several
+        backend.update_many([(ids[0], enqueue()), (ids[1], enqueue()), (ids[0], start(1))])
+        backend.update(ids[2], enqueue())
+        backend.update(ids[1], start(1))
+        # Then the last is the newest
+        found = [message_id for message_id, _ in backend.find(Query(), limit=50, offset=0)]
+        assert found == [ids[1], ids[2], ids[0]]
+
+
+def execute(backend: StatusBackend, statement: str, *values: object) -> list[Any]:
+    """Run a statement on the connection that the backend uses next."""
+    assert isinstance(backend, SQLiteBackend)
+    return backend._connections.call(lambda connection: connection.execute(statement, values).fetchall())
+
+
+def rows_of(backend: SQLiteBackend) -> int:
+    """How many rows there are, expired ones included."""
+    return int(execute(backend, f"SELECT count(*) FROM {TABLE}")[0][0])
+
+
+def traced(backend: SQLiteBackend, call: Callable[[], object]) -> list[str]:
+    """What a call says to SQLite."""
+    statements: list[str] = []
+    backend._connections.call(lambda connection: connection.set_trace_callback(statements.append))
+    call()
+    backend._connections.call(lambda connection: connection.set_trace_callback(None))
+    return statements
+
+
+def steps_of(backend: SQLiteBackend, call: Callable[[], object]) -> int:
+    """How many steps of SQLite's machine a call takes."""
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    call()
+    backend._connections.call(lambda connection: connection.set_progress_handler(step, 1))
+    call()
+    backend._connections.call(lambda connection: connection.set_progress_handler(None, 0))
+    return steps
+
+
+def find_lock(backend: SQLiteBackend, callback: Callable[[], None]) -> None:
+    """Call back when the backend has begun to write, and that may have failed."""
+    backend._connections.call(
+        lambda connection: connection.set_trace_callback(lambda statement: "BEGIN" in statement and callback())
+    )
+
+
+def fill(backend: SQLiteBackend, first: int, last: int) -> None:
+    """Store messages of four actors in two queues, three in four of each completed."""
+    for begin in range(first, last, 500):
+        batch = []
+        for n in range(begin, begin + 500):
+            fields = {"a": f'"actor-{n % 4}"', "Q": f'"queue-{n % 2}"'}
+            batch += [(f"m{n}", start(1, **fields))]  # type: ignore[arg-type]
+            batch += [(f"m{n}", finish(1))] if n % 16 > 3 else []
+        backend.update_many(batch)
