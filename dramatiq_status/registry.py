@@ -18,6 +18,7 @@ from .backend import (
     check_message_ids,
     check_number,
 )
+from .batch import Batch, chains_of
 from .channel import Channel, DirectChannel, LaneChannel
 from .context import current_binding
 from .fields import state_number
@@ -26,10 +27,7 @@ from .progress import Progress
 from .record import State
 from .snapshot import Snapshot, take_snapshot, take_snapshots
 from .status import Status
-from .watch import DEFAULT_MISSING_TIMEOUT, follow
-
-#: How long :meth:`StatusRegistry.wait` waits by default, in milliseconds.
-DEFAULT_WAIT_TIMEOUT = 10_000
+from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
 
 
 class StatusRegistry:
@@ -165,6 +163,31 @@ class StatusRegistry:
             missing_timeout=check_duration("missing_timeout", missing_timeout),
             interval=backend.watch_interval,
         )
+
+    @staticmethod
+    def batch(
+        messages: dramatiq.group | dramatiq.pipeline | dramatiq.Message[Any] | str | Iterable[Any],
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> Batch:
+        """Get the roll-up of messages that belong together; no round trip yet.
+
+        It may be made before they are sent.  A message that is given
+        twice counts once; a group's completion callbacks do not belong to it.
+
+        Parameters:
+          messages: A group, a pipeline, or an iterable of messages, ids,
+            groups and pipelines.
+          broker(Broker): By default that of the group or pipeline.
+
+        Raises:
+          TypeError: When something else is among the messages.
+          ValueError: When an id is none.
+        """
+        if broker is None and isinstance(messages, (dramatiq.group, dramatiq.pipeline)):
+            broker = messages.broker
+        return Batch(_backend(backend, broker), chains_of(messages))
 
     @staticmethod
     def list(

@@ -324,7 +324,7 @@ class Snapshot:
 
     def to_json(self) -> str:
         """All fields as a JSON object, moments in ISO 8601."""
-        return json.dumps(self.to_dict(), default=_to_json)
+        return json.dumps(self.to_dict(), default=json_default)
 
     def _present(self, stored: str, value: Any) -> Any:
         if stored in _MOMENTS:
@@ -420,7 +420,8 @@ def fraction_of(progress: Any, total: Any) -> float | None:
     return float(min(1.0, max(0.0, progress / total)))
 
 
-def _to_json(value: Any) -> str:
+def json_default(value: Any) -> str:
+    """What ``json.dumps`` makes of a moment."""
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds")
     raise TypeError(f"Cannot write a {type(value).__name__} as JSON.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
-from typing import Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from .backend import StatusBackend, Subscription
 from .errors import BackendError, StatusMissing, StatusTimeout
@@ -13,6 +13,9 @@ from .snapshot import Snapshot, take_snapshot
 
 #: How long a message may be unknown before it counts as missing, in milliseconds.
 DEFAULT_MISSING_TIMEOUT: Final = 1_000
+
+#: How long to wait by default until something is finished, in milliseconds.
+DEFAULT_WAIT_TIMEOUT: Final = 10_000
 
 #: How many looks in a row need not keep the interval.  The two at the
 #: beginning, and those of a quick job that starts and ends.
@@ -49,7 +52,91 @@ class Watcher(Protocol[FoundT_contra]):
     def news(self, heard: dict[str, int]) -> int | None: ...
 
 
-class Follower:
+class Patience:
+    """How long a watcher waits: in all, for what is missing, and between
+    two looks that are shown.
+
+    Parameters:
+      what(str): What is watched, as an error names it.
+      now(float)
+      timeout(int): For how long in all, in milliseconds; None for ever.
+      missing_timeout(int): How long something may be missing, in
+        milliseconds.
+      interval(int): How much time there is at least between two
+        looks that are shown, in milliseconds.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_deadline",
+        "_interval",
+        "_missing_since",
+        "_missing_timeout",
+        "_shown_at",
+        "_timeout",
+        "_what",
+        "answering",
+        "finished",
+        "version",
+    )
+
+    def __init__(self, what: str, now: float, *, timeout: int | None, missing_timeout: int, interval: int = 0) -> None:
+        #: Whether the final look was shown.
+        self.finished = False
+        #: Whether the store has answered the last time.
+        self.answering = True
+        #: The version that was found last; 0 for none.
+        self.version = 0
+        self._what = what
+        self._timeout = timeout
+        self._deadline = inf if timeout is None else now + timeout / 1000
+        self._missing_timeout = missing_timeout / 1000
+        self._interval = interval / 1000
+        self._answered = False
+        self._missing_since: float | None = None
+        self._shown_at = -inf
+
+    def _answer(self, now: float, missing: str | None) -> None:
+        """Take note that the store has answered, and of a message that is missing."""
+        self._answered = self.answering = True
+        if missing is None:
+            self._missing_since = None
+            return
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since >= self._missing_timeout:
+            raise StatusMissing(missing)
+
+    def failed(self, error: BackendError) -> None:
+        """Take note that the store does not answer, which is waited through.
+
+        Raises:
+          BackendError: When it has never answered.
+        """
+        if not self._answered:
+            raise error
+        self.answering = False
+        # Whoever restores a record needs the store for it, too.
+        self._missing_since = None
+
+    def check(self, now: float) -> None:
+        """Raise :class:`.StatusTimeout` when the time is over."""
+        if now >= self._deadline:
+            raise StatusTimeout(f"{self._what} was not finished within {self._timeout} milliseconds.")
+
+    def patience(self, now: float) -> float:
+        """For how many seconds to wait before a last look; infinite for any time."""
+        end = self._deadline
+        if self._missing_since is not None:
+            end = min(end, self._missing_since + self._missing_timeout)
+        return max(0.0, end - now)
+
+    def rest(self, now: float) -> float:
+        """For how many seconds to show nothing, because something was shown just now."""
+        return max(0.0, self._shown_at + self._interval - now)
+
+
+class Follower(Patience):
     """What one watcher of a message is shown, and when it gives up.
 
     It neither looks nor sleeps: it is told what was found, and when, in
@@ -58,45 +145,14 @@ class Follower:
     Parameters:
       message_id(str)
       now(float)
-      timeout(int): For how long in all, in milliseconds; None for ever.
-      missing_timeout(int): How long the message may be unknown, in
-        milliseconds.
-      interval(int): How much time there is at least between two
-        snapshots that are shown, in milliseconds.
+      **parameters: See :class:`.Patience`.
     """
 
-    __slots__ = (
-        "_answered",
-        "_deadline",
-        "_interval",
-        "_message_id",
-        "_missing_since",
-        "_missing_timeout",
-        "_seen",
-        "_shown_at",
-        "_timeout",
-        "answering",
-        "finished",
-        "version",
-    )
+    __slots__ = ("_message_id", "_seen")
 
-    def __init__(
-        self, message_id: str, now: float, *, timeout: int | None, missing_timeout: int, interval: int = 0
-    ) -> None:
-        #: Whether the final snapshot was shown.
-        self.finished = False
-        #: Whether the store has answered the last time.
-        self.answering = True
-        #: The version that was found last; 0 for none.
-        self.version = 0
+    def __init__(self, message_id: str, now: float, **parameters: Any) -> None:
+        super().__init__(f"Message {message_id!r}", now, **parameters)
         self._message_id = message_id
-        self._timeout = timeout
-        self._deadline = inf if timeout is None else now + timeout / 1000
-        self._missing_timeout = missing_timeout / 1000
-        self._interval = interval / 1000
-        self._answered = False
-        self._missing_since: float | None = None
-        self._shown_at = -inf
         self._seen: tuple[object, ...] | None = None
 
     def saw(self, snapshot: Snapshot | None, now: float) -> bool:
@@ -108,15 +164,10 @@ class Follower:
         Raises:
           StatusMissing: When the message has been unknown for too long.
         """
-        self._answered = self.answering = True
         self.version = 0 if snapshot is None else snapshot.version
+        self._answer(now, self._message_id if snapshot is None else None)
         if snapshot is None:
-            if self._missing_since is None:
-                self._missing_since = now
-            if now - self._missing_since >= self._missing_timeout:
-                raise StatusMissing(self._message_id)
             return False
-        self._missing_since = None
         # A record that was lost and made anew may have any version; no change is needed to stall.
         seen = (snapshot.version, snapshot.updated_at, snapshot.stalled)
         if seen == self._seen:
@@ -126,37 +177,9 @@ class Follower:
         self.finished = snapshot.finished
         return True
 
-    def failed(self, error: BackendError) -> None:
-        """Take note that the store does not answer, which is waited through.
-
-        Raises:
-          BackendError: When it has never answered.
-        """
-        if not self._answered:
-            raise error
-        self.answering = False
-        # Whoever restores the record needs the store for it, too.
-        self._missing_since = None
-
-    def check(self, now: float) -> None:
-        """Raise :class:`.StatusTimeout` when the time is over."""
-        if now >= self._deadline:
-            raise StatusTimeout(f"Message {self._message_id!r} was not finished within {self._timeout} milliseconds.")
-
-    def patience(self, now: float) -> float:
-        """For how many seconds to wait before a last look; infinite for any time."""
-        end = self._deadline
-        if self._missing_since is not None:
-            end = min(end, self._missing_since + self._missing_timeout)
-        return max(0.0, end - now)
-
     def news(self, heard: dict[str, int]) -> int | None:
         """The version of the message among those that were heard of; None where it is not among them."""
         return heard.get(self._message_id)
-
-    def rest(self, now: float) -> float:
-        """For how many seconds to show nothing, because something was shown just now."""
-        return max(0.0, self._shown_at + self._interval - now)
 
 
 class Pace:

@@ -1,0 +1,359 @@
+"""The statuses of messages that belong together, rolled up into one."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any, Final
+
+import dramatiq
+
+from .backend import StatusBackend, check_duration, check_message_id
+from .record import State
+from .snapshot import Snapshot, json_default, take_snapshots
+from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Patience, pursue
+
+#: What the counts of a batch call the messages without a status.
+UNKNOWN: Final = "unknown"
+
+#: Messages of which each is enqueued when the one before it has been processed.
+Chain = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSnapshot:
+    """The statuses of many messages at one moment.  It never changes.
+
+    A message may be unknown: one that was not sent yet, a later stage of
+    a pipeline, one whose status has expired.
+
+    Parameters:
+      state(State): ``failed`` if a message is, ``queued`` if all are that
+        are known, ``completed`` if all are, else ``working``; None if all
+        are unknown.  Without any messages it is ``completed``.
+      progress(float): The mean of the messages' progress, from 0.0 to
+        1.0.  A completed message counts 1, whatever it has reported,
+        an unknown one 0; a failed one keeps what it had.
+      finished(bool): Whether all are completed or failed.  After a stage of
+        a pipeline that failed or was skipped no other is waited for.
+      missing(tuple[str, ...]): Those that should be known and are not.
+        They are not waited for for ever.
+    """
+
+    state: State | None
+    progress: float
+    finished: bool
+    missing: tuple[str, ...]
+    _children: dict[str, Snapshot | None] = field(repr=False)
+    _counts: dict[str, int] = field(repr=False)
+
+    @property
+    def children(self) -> Mapping[str, Snapshot | None]:
+        """The messages' snapshots by id, in the order in which they were
+        given; None for those that are unknown.
+        """
+        return MappingProxyType(self._children)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many messages are ``queued``, ``working``, ``completed``, ``failed`` and ``unknown``."""
+        return MappingProxyType(self._counts)
+
+    @property
+    def queued(self) -> bool:
+        """Whether nothing has begun: all messages that are known are queued."""
+        return self.state is State.QUEUED
+
+    @property
+    def working(self) -> bool:
+        """Whether it has begun and is not finished, and nothing has failed."""
+        return self.state is State.WORKING
+
+    @property
+    def completed(self) -> bool:
+        """Whether all is done."""
+        return self.state is State.COMPLETED
+
+    @property
+    def failed(self) -> bool:
+        """Whether a message failed; others may go on (see :attr:`finished`)."""
+        return self.state is State.FAILED
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the worker of a message is gone (see :attr:`.Snapshot.stalled`)."""
+        return any(child.stalled for child in self._children.values() if child is not None)
+
+    @property
+    def percent(self) -> float:
+        """The progress from 0.0 to 100.0, to one decimal place."""
+        return round(self.progress * 100, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, the children's own dicts included."""
+        return {
+            "status": self.state,
+            "progress": self.progress,
+            "finished": self.finished,
+            "counts": dict(self._counts),
+            "children": {
+                message_id: None if child is None else child.to_dict() for message_id, child in self._children.items()
+            },
+        }
+
+    def to_json(self) -> str:
+        """Everything as a JSON object, moments in ISO 8601."""
+        return json.dumps(self.to_dict(), default=json_default)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in self._counts.items() if count)
+        return f"{self.state or UNKNOWN} ({self.percent:g}%{': ' if counts else ''}{counts})"
+
+
+class Batch:
+    """Messages that belong together; made by :meth:`.StatusRegistry.batch`.
+
+    It remembers the messages that it has seen finished: should their
+    statuses expire before the others have ended, they still count.
+
+    Parameters:
+      backend(StatusBackend)
+      chains(Iterable[Chain]): The messages, by :func:`chains_of`.
+    """
+
+    def __init__(self, backend: StatusBackend, chains: Iterable[Chain]) -> None:
+        self._backend = backend
+        self._rollup = Rollup(chains)
+
+    @property
+    def message_ids(self) -> tuple[str, ...]:
+        """The ids of the messages, in the order in which they were given, each once."""
+        return self._rollup.message_ids
+
+    def read(self) -> BatchSnapshot:
+        """Read all statuses; one round trip, however many they are.
+
+        Raises:
+          BackendError: When the store does not answer.
+        """
+        ids, backend = self._rollup.message_ids, self._backend
+        return self._rollup.take(take_snapshots(ids, backend.read_many(ids), backend.now()) if ids else ())
+
+    def wait(
+        self,
+        *,
+        timeout: int | timedelta | None = DEFAULT_WAIT_TIMEOUT,
+        missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
+    ) -> BatchSnapshot:
+        """Wait until all messages are completed or failed.
+
+        That some fail raises nothing, and does not end it before the others have ended.
+
+        Parameters:
+          timeout(int): For how long, in milliseconds; None for ever.
+          missing_timeout(int): How long messages may be unknown while
+            no other one waits or runs and nothing changes, in milliseconds.
+
+        Raises:
+          StatusTimeout: When they are not finished in time.
+          StatusMissing: When only messages are left that are unknown,
+            for longer than `missing_timeout`.
+          BackendError: When the store does not answer at the first look.
+        """
+        snapshots = self._follow(timeout, missing_timeout, 0)
+        for snapshot in snapshots:
+            if snapshot.finished:
+                break
+        return snapshot
+
+    def watch(
+        self,
+        *,
+        timeout: int | timedelta | None = None,
+        missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
+    ) -> Iterator[BatchSnapshot]:
+        """Iterate over the roll-ups: first the present one, then one after
+        every change of a message, the last being the final one.
+
+        Parameters and errors are those of :meth:`wait`; by default it
+        goes on as long as the messages do.
+        """
+        return self._follow(timeout, missing_timeout, self._backend.watch_interval)
+
+    def _follow(
+        self, timeout: int | timedelta | None, missing_timeout: int | timedelta, interval: int
+    ) -> Iterator[BatchSnapshot]:
+        follower = BatchFollower(
+            len(self.message_ids),
+            time.monotonic(),
+            timeout=None if timeout is None else check_duration("timeout", timeout),
+            missing_timeout=check_duration("missing_timeout", missing_timeout),
+            interval=interval,
+        )
+        return pursue(self._backend, self.message_ids, follower, self.read)
+
+    def __len__(self) -> int:
+        return len(self.message_ids)
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self)} messages>"
+
+
+class Rollup:
+    """Makes one of many snapshots, and remembers what must not be forgotten
+    from one time to the next.  It does not ask the store.
+
+    Parameters:
+      chains(Iterable[Chain]): The messages.
+    """
+
+    def __init__(self, chains: Iterable[Chain]) -> None:
+        chains = [chain for chain in chains if chain]
+        #: The ids, in their order, each once.
+        self.message_ids: tuple[str, ...] = tuple(dict.fromkeys(message_id for chain in chains for message_id in chain))
+        self._chains = list(dict.fromkeys(chain for chain in chains if len(chain) > 1))
+        staged = {message_id for chain in self._chains for message_id in chain}
+        self._singles = [message_id for message_id in self.message_ids if message_id not in staged]
+        # The last snapshot of those that were finished, and how far the others were.
+        self._final: dict[str, Snapshot] = {}
+        self._reached: dict[str, float] = {}
+
+    def take(self, snapshots: Iterable[Snapshot | None]) -> BatchSnapshot:
+        """Roll up.
+
+        Parameters:
+          snapshots(Iterable[Snapshot | None]): One for each of :attr:`message_ids`.
+        """
+        children: dict[str, Snapshot | None] = {}
+        counts = dict.fromkeys((*(state.value for state in State), UNKNOWN), 0)
+        reached = 0.0
+        for message_id, snapshot in zip(self.message_ids, snapshots):
+            if snapshot is None:
+                snapshot = self._final.get(message_id)
+            elif snapshot.finished:
+                self._final[message_id] = snapshot
+            elif self._final:
+                # It was enqueued anew.
+                self._final.pop(message_id, None)
+            children[message_id] = snapshot
+            if snapshot is None:
+                counts[UNKNOWN] += 1
+                reached += self._reached.get(message_id, 0.0)
+                continue
+            counts[snapshot.state.value] += 1
+            fraction = self._reached[message_id] = 1.0 if snapshot.completed else snapshot.progress or 0.0
+            reached += fraction
+        missing = [message_id for message_id in self._singles if children[message_id] is None]
+        passed = set[str]()
+        for chain in self._chains:
+            missing += _look_along(chain, children, passed)
+        reached += sum(1.0 - self._reached.get(message_id, 0.0) for message_id in passed)
+        finished = not missing and not counts["queued"] and not counts["working"]
+        state = _state_of(counts, finished=finished, passed=bool(passed))
+        progress = 1.0 if state is State.COMPLETED else min(1.0, reached / len(children)) if children else 0.0
+        return BatchSnapshot(state, progress, finished, tuple(dict.fromkeys(missing)), children, counts)
+
+
+def _look_along(chain: Chain, children: Mapping[str, Snapshot | None], passed: set[str]) -> tuple[str, ...]:
+    """Which stage of a pipeline should be known and is not, none or one.
+    Stages that are unknown ahead of one that is known have been ``passed``.
+    """
+    known = [index for index, message_id in enumerate(chain) if children[message_id] is not None]
+    if not known:
+        return chain[:1]
+    last = known[-1]
+    passed.update(message_id for message_id in chain[:last] if children[message_id] is None)
+    stage = children[chain[last]]
+    assert stage is not None
+    # Dramatiq enqueues a stage before it is done with the one ahead of it, and never after one that
+    # failed or was skipped.
+    over = stage.failed or stage.skipped or not stage.finished
+    return () if over else chain[last + 1 : last + 2]
+
+
+def _state_of(counts: Mapping[str, int], *, finished: bool, passed: bool) -> State | None:
+    known = sum(counts.values()) - counts[UNKNOWN]
+    if counts["failed"]:
+        return State.FAILED
+    if finished:
+        return State.COMPLETED
+    if not known:
+        return None
+    return State.QUEUED if counts["queued"] == known and not passed else State.WORKING
+
+
+class BatchFollower(Patience):
+    """What one watcher of a batch is shown, and when it gives up: the
+    :class:`dramatiq_status.watch.Watcher` of many messages.
+
+    Parameters:
+      size(int): How many messages there are.
+      now(float)
+      **parameters: See :class:`dramatiq_status.watch.Patience`.
+    """
+
+    __slots__ = ("_seen", "_versions")
+
+    def __init__(self, size: int, now: float, **parameters: Any) -> None:
+        super().__init__(f"The batch of {size} messages", now, **parameters)
+        self._versions: dict[str, int] = {}
+        self._seen: list[tuple[int, datetime | None, bool] | None] | None = None
+
+    def saw(self, snapshot: BatchSnapshot, now: float) -> bool:
+        """Take note of what the store holds.
+
+        Returns:
+          bool: Whether to show it: it is not what was shown last.
+
+        Raises:
+          StatusMissing: When only messages are left that are unknown, and have been for too long.
+        """
+        children = snapshot.children.values()
+        seen = [None if child is None else (child.version, child.updated_at, child.stalled) for child in children]
+        changed = seen != self._seen
+        if changed:
+            self._seen = seen
+            self._versions = {child.message_id: child.version for child in children if child is not None}
+            self.version += 1
+            self._missing_since = None
+        moving = snapshot.counts["queued"] or snapshot.counts["working"]
+        self._answer(now, None if moving or not snapshot.missing else snapshot.missing[0])
+        if not changed or (snapshot.state is None and not snapshot.finished):
+            return False
+        self._shown_at = now
+        self.finished = snapshot.finished
+        return True
+
+    def news(self, heard: dict[str, int]) -> int | None:
+        """A version that was not seen yet, if one of a message was heard of; else None."""
+        if all(self._versions.get(message_id, 0) == version for message_id, version in heard.items()):
+            return None
+        return self.version + 1
+
+
+def chains_of(messages: Any) -> Iterator[Chain]:
+    """Find the messages in groups, pipelines, and iterables of these, of
+    messages and of ids, nested as they like.
+
+    Raises:
+      TypeError: When something else is among them.
+      ValueError: When an id is none.
+    """
+    if isinstance(messages, str) or hasattr(messages, "message_id"):
+        yield (check_message_id(messages),)
+    elif isinstance(messages, dramatiq.pipeline):
+        yield tuple(map(check_message_id, messages.messages))
+    elif isinstance(messages, dramatiq.group):
+        yield from chains_of(messages.children)
+    elif isinstance(messages, Iterable) and not isinstance(messages, (bytes, bytearray, Mapping)):
+        for message in messages:
+            yield from chains_of(message)
+    else:
+        raise TypeError(
+            f"A batch is made of groups, pipelines, messages, message ids and iterables of these, "
+            f"not of a {type(messages).__name__}."
+        )
