@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from redis.exceptions import RedisError
-
 from ..errors import BackendError
+from ._driver import errors
 
 #: A server that has said nothing for this many seconds is asked whether it is still there.
 PING_AFTER: Final = 5.0
@@ -42,7 +41,7 @@ class RedisSubscription:
                 connection.read_response()
         except BaseException as e:
             self.close()
-            if isinstance(e, (RedisError, OSError)):
+            if isinstance(e, errors()):
                 raise _lost(e) from e
             raise
         self._heard_at = time.monotonic()
@@ -61,7 +60,7 @@ class RedisSubscription:
             raise BackendError("Redis: this subscription belongs to the parent process.")
         try:
             return self._wait(time.monotonic() + timeout)
-        except (RedisError, OSError) as e:
+        except errors() as e:
             raise _lost(e) from e
 
     def _wait(self, deadline: float) -> dict[str, int]:

@@ -13,12 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
-
 from ..errors import BackendError
+from ._driver import driver_of, errors, hang_ups, response_errors
 
 hiredis: Any = None
 try:
@@ -40,6 +36,33 @@ _INCOMPLETE: Final = object()
 _BUFFER_SIZE: Final = 16_384
 
 
+class ServerError(Exception):
+    """The server has answered with an error."""
+
+    @property
+    def demoted(self) -> bool:
+        """Whether it is a replica: it was the master once, or a Sentinel has erred.  Nothing was written."""
+        return "READONLY" in str(self)
+
+
+#: What redis-py takes off the errors that it has a class for.
+_CODES: Final = {
+    "NoScriptError": "NOSCRIPT",
+    "ReadOnlyError": "READONLY",
+    "MovedError": "MOVED",
+    "AskError": "ASK",
+    "TryAgainError": "TRYAGAIN",
+    "ClusterDownError": "CLUSTERDOWN",
+    "MasterDownError": "MASTERDOWN",
+}
+
+
+def coded(error: Exception) -> Exception:
+    """An error that the server has answered with, as it was sent: with its code."""
+    code = _CODES.get(type(error).__name__)
+    return error if code is None or str(error).startswith(code) else ServerError(f"{code} {error}")
+
+
 class Link:
     """A connection to the server.
 
@@ -48,7 +71,7 @@ class Link:
     then take the socket directly; without it, they go through redis-py.
 
     Parameters:
-      connection(redis.Connection)
+      connection(redis.Connection): Not connected yet.
     """
 
     __slots__ = ("_connection", "_reader", "_socket", "used")
@@ -60,16 +83,19 @@ class Link:
         self._socket: Any = None
         self._reader: Any = None
 
+    def connect(self) -> None:
+        """Connect to the server, if that was not done yet."""
+        if self._socket is None:
+            self._connection.connect()
+            if hiredis is not None:
+                self._socket = getattr(self._connection, "_sock", None)
+                _let_kernel_time(self._socket)
+                self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_INCOMPLETE)
+
     def send(self, request: bytes) -> None:
         """Send packed commands."""
-        if self._socket is not None:
-            self._socket.sendall(request)
-            return
-        if hiredis is not None:
-            self._connection.connect()
-            self._socket = getattr(self._connection, "_sock", None)
-            _let_kernel_time(self._socket)
-            self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_INCOMPLETE)
+        if self._socket is None:
+            self.connect()
         if self._socket is not None:
             self._socket.sendall(request)
         else:
@@ -85,14 +111,14 @@ class Link:
         if self._socket is None or reader is None:
             try:
                 return self._connection.read_response()
-            except redis.ResponseError as e:
-                return e
+            except response_errors() as e:
+                return coded(e)
         while True:
             reply = reader.gets()
             if reply is _INCOMPLETE:
                 data = self._socket.recv(_BUFFER_SIZE)
                 if not data:
-                    raise redis.ConnectionError("Connection closed by server.")
+                    raise ConnectionError("Connection closed by server.")
                 reader.feed(data)
             else:
                 return reply
@@ -112,7 +138,7 @@ class Link:
         """Whether the server has closed the connection, or said something unasked."""
         try:
             return bool(self._connection.can_read())
-        except (RedisError, OSError):
+        except errors():
             return True
 
     def close(self) -> None:
@@ -130,15 +156,16 @@ class Connections:
     Parameters:
       pool(redis.ConnectionPool): Says how to connect.
       timeout(float): The time-outs of the connections, in seconds.
+      address(tuple[str, int]): Where to connect to in place of where the pool says.
     """
 
-    def __init__(self, pool: Any, timeout: float) -> None:
+    def __init__(self, pool: Any, timeout: float, address: tuple[str, int] | None = None) -> None:
         self._class = pool.connection_class
         self._parameters = {
             **pool.connection_kwargs,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
-            "retry": Retry(NoBackoff(), 0),
+            "retry": driver_of(self._class).no_retry,
             "retry_on_timeout": False,
             "retry_on_error": [],
             "encoding": "utf-8",
@@ -147,11 +174,13 @@ class Connections:
             # hiredis takes twice as long for the maps of version 3.
             "protocol": 2,
         }
+        if address is not None:
+            self._parameters["host"], self._parameters["port"] = address
         self._idle: deque[Link] = deque()
         # The sockets belong to the parent.
         os.register_at_fork(after_in_child=self._forget)
 
-    def call(self, request: bytes, read: Callable[[Link], T], *, again: bool = True) -> T:
+    def call(self, request: bytes, read: Callable[[Link], T], *, again: bool = True, first: bool = True) -> T:
         """Send a request and read what it is answered with.
 
         Parameters:
@@ -159,11 +188,12 @@ class Connections:
           read(Callable): Reads the replies from the link.
           again(bool): Whether to do so once more on a new connection
             where the server has closed an idle one.
+          first(bool): False for that other time.
 
         Raises:
           BackendError: When the server does not answer, or with an error.
         """
-        link = self._take()
+        link = self.take()
         try:
             link.send(request)
             reply = read(link)
@@ -171,21 +201,21 @@ class Connections:
             # Also for an interrupt (time limit, abort, shutdown), which may have struck
             # between a request and its reply: never use this one again.
             link.close()
-            if again and link.used and isinstance(e, (redis.ConnectionError, ConnectionError)):
-                self.close()
-                return self.call(request, read, again=False)
+            if first and self._is_past(link, e, again):
+                return self.call(request, read, again=again, first=False)
             raise _error_for(e) from e
-        link.used = time.monotonic()
-        self._idle.append(link)
+        self.give(link)
         return reply
 
-    def begin(self, request: bytes, read: Callable[[Link], T]) -> Callable[[], T]:
-        """Send a request, and return what reads its replies."""
-        link = self._take()
+    def begin(self, request: bytes, read: Callable[[Link], T], *, again: bool = True) -> Callable[[], T]:
+        """Send a request, and return what reads its replies; see :meth:`call`."""
+        link = self.take()
         try:
             link.send(request)
         except BaseException as e:
             link.close()
+            if self._is_past(link, e, again):
+                return lambda: self.call(request, read, again=again, first=False)
             raise _error_for(e) from e
 
         def complete() -> T:
@@ -193,12 +223,29 @@ class Connections:
                 reply = read(link)
             except BaseException as e:
                 link.close()
+                if self._is_past(link, e, again):
+                    return self.call(request, read, again=again, first=False)
                 raise _error_for(e) from e
-            link.used = time.monotonic()
-            self._idle.append(link)
+            self.give(link)
             return reply
 
         return complete
+
+    def _is_past(self, link: Link, error: BaseException, again: bool) -> bool:
+        """Whether a link has failed because the server is not, or not what, it was when we connected to it."""
+        if isinstance(error, ServerError):
+            past = error.demoted
+        else:
+            past = again and link.used > 0 and isinstance(error, hang_ups())
+        if past:
+            # The other idle ones are no younger.
+            self.close()
+        return past
+
+    def give(self, link: Link) -> None:
+        """Give a link back on which nothing is owed."""
+        link.used = time.monotonic()
+        self._idle.append(link)
 
     def fresh(self) -> Any:
         """Make a connection of redis-py's that is the caller's alone; it is not connected yet."""
@@ -212,13 +259,15 @@ class Connections:
             except IndexError:
                 return
 
-    def _take(self) -> Link:
+    def take(self) -> Link:
+        """Take the link used last, or a new one, which is not connected yet."""
         try:
             link = self._idle.pop()
         except IndexError:
             return Link(self.fresh())
         if time.monotonic() - link.used > IDLE_CHECK and link.is_stale():
             link.close()
+            link.used = 0.0
         return link
 
     def _forget(self) -> None:
@@ -251,6 +300,6 @@ def pack(*command: Any) -> bytes:
 
 
 def _error_for(error: BaseException) -> BaseException:
-    if isinstance(error, (RedisError, OSError)):
+    if isinstance(error, (ServerError, *errors())):
         return BackendError(f"Redis: {type(error).__name__}: {error}")
     return error

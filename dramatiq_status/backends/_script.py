@@ -8,9 +8,7 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import redis
-
-from ._redis import Link, pack
+from ._redis import Link, ServerError, pack
 
 #: Asks the server for its time.
 TIME: Final = b"*1\r\n$4\r\nTIME\r\n"
@@ -111,5 +109,5 @@ class ScriptCall:
 def checked(reply: Any) -> Any:
     """Raise the error that the server has answered with."""
     if isinstance(reply, Exception):
-        raise redis.ResponseError(str(reply))
+        raise ServerError(str(reply))
     return reply

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
-
-import redis
+from typing import TYPE_CHECKING, Any, Final
 
 from ..backend import Query, StatusBackend, check_number, escape_namespace
 from ..fields import encode_value
 from ..record import Kind, Outcome, Record, Update, is_sound, number_text
+from ._driver import any_driver
 from ._push import RedisSubscription
 from ._redis import Connections, Link
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
+
+if TYPE_CHECKING:
+    import redis
+
+#: redis-py, or valkey-py where only that is installed.
+DRIVER: Final = any_driver()
 
 #: The script that mirrors ``record.apply``, and the one that reads its index.
 UPDATE: Final = Script.load("redis.lua")
@@ -71,7 +76,7 @@ class RedisBackend(StatusBackend):
         own = {name: parameters.pop(name) for name in ("timeout", "max_field_size") if name in parameters}
         super().__init__(namespace=namespace, **own)
         if client is None:
-            client = redis.Redis.from_url(url) if url else redis.Redis(**parameters)
+            client = DRIVER.client.from_url(url) if url else DRIVER.client(**parameters)
         self.client = client
         self._prefix = escape_namespace(namespace) + ":"
         #: What the keys of the index start with. No message's key does: the first ":" of those
@@ -103,17 +108,16 @@ class RedisBackend(StatusBackend):
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         """Send the update; its reply is read by what this returns."""
-        request = self._request(((message_id, update),))
-        complete = self._connections.begin(request.packed, request.read)
+        updates = ((message_id, update),)
+        request = self._request(updates)
+        complete = self._connections.begin(request.packed, request.read, again=_may_repeat(updates))
         return lambda: _OUTCOMES[complete()[0]]
 
     def _evaluate(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         if not updates:
             return []
         request = self._request(updates)
-        # An increment from outside has nothing that would tell it from its repetition.
-        again = not any(update.increment and update.kind is Kind.OUTSIDE for _, update in updates)
-        numbers = self._connections.call(request.packed, request.read, again=again)
+        numbers = self._connections.call(request.packed, request.read, again=_may_repeat(updates))
         return [_OUTCOMES[number] for number in numbers]
 
     def _request(self, updates: Sequence[tuple[str, Update]]) -> ScriptCall:
@@ -220,6 +224,13 @@ class RedisBackend(StatusBackend):
 
     def close(self) -> None:
         self._connections.close()
+
+
+def _may_repeat(updates: Iterable[tuple[str, Update]]) -> bool:
+    """Whether updates may be sent again that may have been carried out:
+    an increment from outside has nothing that would tell it from its repetition.
+    """
+    return not any(update.increment and update.kind is Kind.OUTSIDE for _, update in updates)
 
 
 def _quoted(name: str) -> str:

@@ -1,0 +1,92 @@
+"""redis-py or valkey-py: they differ in little but their names, and one of them is enough."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+#: The packages, and what the names of their classes begin with.
+PACKAGES: Final = {"redis": "Redis", "valkey": "Valkey"}
+
+_loaded: dict[str, Driver] = {}
+
+
+class Driver:
+    """A client package for Redis and Valkey.
+
+    Parameters:
+      package(str): Its name.
+
+    Raises:
+      ModuleNotFoundError: When it is not installed.
+    """
+
+    def __init__(self, package: str) -> None:
+        exceptions = import_module(f"{package}.exceptions")
+        self.package = package
+        #: What all its errors are.
+        self.error: type[Exception] = getattr(exceptions, f"{PACKAGES[package]}Error")
+        #: What the server has answered with.
+        self.response_error: type[Exception] = exceptions.ResponseError
+        self.connection_error: type[Exception] = exceptions.ConnectionError
+        #: A policy of not trying again.
+        self.no_retry: Any = self.find("retry", "Retry")(self.find("backoff", "NoBackoff")(), 0)
+
+    @property
+    def client(self) -> Any:
+        """The class of clients of one server."""
+        return self.find("client", PACKAGES[self.package])
+
+    def find(self, module: str, name: str) -> Any:
+        """Find a class by its module and name."""
+        return getattr(import_module(f"{self.package}.{module}"), name)
+
+
+def driver(package: str) -> Driver:
+    """Load a driver.
+
+    Raises:
+      ModuleNotFoundError: When it is not installed.
+    """
+    if package not in _loaded:
+        _loaded[package] = Driver(package)
+    return _loaded[package]
+
+
+def any_driver() -> Driver:
+    """Load redis-py; valkey-py where only that is installed.
+
+    Raises:
+      ModuleNotFoundError: When neither is; it names redis-py.
+    """
+    try:
+        return driver("redis")
+    except ModuleNotFoundError as missing:
+        try:
+            return driver("valkey")
+        except ModuleNotFoundError:
+            raise missing from None
+
+
+def driver_of(found: type) -> Driver:
+    """Load the driver that a class is from, or a class that it is derived from."""
+    for base in found.__mro__:
+        package = base.__module__.partition(".")[0]
+        if package in PACKAGES:
+            return driver(package)
+    raise TypeError(f"client must be one of redis-py's or valkey-py's, not one made with {found.__qualname__}.")
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What talking to a server may raise."""
+    return (OSError, *(driver.error for driver in _loaded.values()))
+
+
+def hang_ups() -> tuple[type[Exception], ...]:
+    """What is raised where the server has closed the connection, or there is none."""
+    return (ConnectionError, *(driver.connection_error for driver in _loaded.values()))
+
+
+def response_errors() -> tuple[type[Exception], ...]:
+    """What is raised where the server answers with an error."""
+    return tuple(driver.response_error for driver in _loaded.values())
