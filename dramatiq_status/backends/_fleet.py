@@ -26,7 +26,7 @@ from ._meta import Connection, Login
 IDLE_CHECK: Final = 1.0
 
 #: For how many seconds a server that has answered counts as one that does.
-HEARD_LATELY: Final = 1.0
+HEARD_LATELY: Final = 0.1
 
 #: Of how many keys it is remembered which server has them.
 NODES_KNOWN: Final = 16_384

@@ -155,11 +155,16 @@ class MemcachedBackend(StatusBackend):
         """Send what enqueues a message for the first time; its reply is
         read by what this returns.  Anything else is carried out at once.
         """
-        complete = self._begin(message_id, update)
-        if complete is None:
-            (outcome,) = self.update_many(((message_id, update),))
-            return lambda: outcome
-        return complete
+        try:
+            complete = self._begin(message_id, update)
+        except BackendError:
+            if self._fleet.goes_on():
+                return lambda: Outcome.UNREACHED
+            raise
+        if complete is not None:
+            return complete
+        (outcome,) = self.update_many(((message_id, update),))
+        return lambda: outcome
 
     def _attempt(self, updates: Sequence[tuple[str, Update]]) -> tuple[list[Outcome], BackendError | None]:
         """Carry out updates as far as their servers answer; tell what

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from dramatiq_status import BackendError
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends._item import expiry_of, to_value
@@ -64,11 +63,15 @@ class MemcachedConformance(BackendConformance):
     def find_server(self, memcached_server: MemcachedServer) -> None:
         self.server = memcached_server
 
-    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
-        reply = self.server.ask(f"mg {backend.namespace}:{message_id} t\r\n".encode()).split()
+    def server_of(self, backend: MemcachedBackend, message_id: str) -> MemcachedServer:
+        """The server that has a message's item."""
+        return self.server
+
+    def ttl_of(self, backend: MemcachedBackend, message_id: str) -> int | None:
+        reply = self.server_of(backend, message_id).ask(f"mg {backend.namespace}:{message_id} t\r\n".encode()).split()
         return int(reply[1][1:]) * 1000 if reply[0] == b"HD" else None
 
-    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+    def set_ttl(self, backend: MemcachedBackend, message_id: str, ttl: int) -> None:
         record = backend.read(message_id)
         assert record is not None
         now = now_ms()
@@ -100,10 +103,10 @@ class MemcachedConformance(BackendConformance):
             "run without a place": record(s="1", v="1", e="7", n="1", r="1"),
         }
 
-    def _plant(self, backend: StatusBackend, message_id: str, value: bytes, expiry: int = 1000) -> None:
+    def _plant(self, backend: MemcachedBackend, message_id: str, value: bytes, expiry: int = 1000) -> None:
         key = f"{backend.namespace}:{message_id}".encode()
         request = b"set %b 0 %d %d\r\n%b\r\n" % (key, expiry, len(value), value)
-        assert self.server.ask(request) == b"STORED\r\n"
+        assert self.server_of(backend, message_id).ask(request) == b"STORED\r\n"
 
     def test_a_servers_restart_loses_the_record_and_no_call(self, start_server: Any, message_id: str) -> None:
         # Given a record on a server that is started anew

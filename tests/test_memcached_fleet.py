@@ -1,0 +1,455 @@
+"""Memcached on many servers of which one dies: jobs, writers and readers go on with the others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Callbacks, Retries
+from pymemcache.client.hash import HashClient
+
+from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status import writer as writer_module
+from dramatiq_status.backends import MemcachedBackend
+from dramatiq_status.backends._fleet import Member
+from dramatiq_status.record import Outcome, Update
+from dramatiq_status.testing.conformance import enqueue, outside, start, write
+
+from .backends.test_memcached import PATIENT, MemcachedConformance
+from .conftest import StartServer, started
+from .recording import RecordingBackend, eventually, make_broker, raised_by, working
+from .servers import MemcachedServer
+
+Fleet = list[MemcachedServer]
+
+#: How a fleet is made known to a backend.
+WAYS: dict[str, Callable[[Fleet], dict[str, Any]]] = {
+    "servers": lambda fleet: {"servers": [server.address for server in fleet]},
+    "a HashClient": lambda fleet: {"client": HashClient([server.address for server in fleet])},
+    "without meta": lambda fleet: {"servers": [server.address for server in fleet], "meta": False},
+}
+
+
+@pytest.fixture
+def fleet(start_server: StartServer) -> Fleet:
+    return [start_server(MemcachedServer()) for _ in range(3)]
+
+
+@pytest.fixture(params=WAYS)
+def backend(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[MemcachedBackend]:
+    backend = MemcachedBackend(timeout=300, **WAYS[request.param](fleet))
+    yield backend
+    backend.close()
+
+
+def address_of(backend: MemcachedBackend, message_id: str) -> str:
+    return backend._fleet.pool_of(backend._key(message_id)).address
+
+
+def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> list[str]:
+    """New message ids whose items live on a server."""
+    found: list[str] = []
+    while len(found) < count:
+        message_id = uuid4().hex
+        if address_of(backend, message_id) == server.address:
+            found.append(message_id)
+    return found
+
+
+def blocked(backend: MemcachedBackend) -> list[Member]:
+    """The servers that are left alone for now."""
+    return [member for member in backend._fleet._members.values() if member.outage.blocked]
+
+
+# Jobs
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+def test_jobs_go_on_without_a_server(
+    fleet: Fleet, backend: MemcachedBackend, redis_broker_url: str, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    caplog.set_level(logging.INFO, logger="dramatiq_status")
+    broker = RedisBroker(
+        url=redis_broker_url,
+        middleware=[Callbacks(), Retries(max_retries=0), StatusMiddleware(backend=backend)],
+    )
+    over = threading.Event()
+    done: list[str] = []
+    lost = fleet[1]
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int, long: bool) -> None:
+        status, progress = current_status(), current_progress()
+        status.update(n=n)
+        while long and not over.wait(0.01):
+            progress.increment()
+            status["step"] = "more"
+        status.flush()
+        progress.finish()
+        done.append(status.message_id)
+
+    def send(server: MemcachedServer, count: int, *, long: bool = False) -> list[str]:
+        ids = ids_on(backend, server, count)
+        for n, message_id in enumerate(ids):
+            message = work.message_with_options(args=(n, long), status={"user_id": n})
+            broker.enqueue(message.copy(message_id=message_id))
+        return ids
+
+    def completed(ids: list[str]) -> bool:
+        found = StatusRegistry.read_many(ids, backend=backend)
+        return all(snapshot is not None and snapshot.completed for snapshot in found)
+
+    with working(broker, threads=6):
+        # Given jobs that are done, and one that runs, on each of three servers
+        before = {server: send(server, 4) for server in fleet}
+        long = {server: send(server, 1, long=True)[0] for server in fleet}
+        assert eventually(lambda: all(completed(ids) for ids in before.values()))
+        eventually(lambda: all(StatusRegistry.get(m, backend=backend).get("step") for m in long.values()))
+        # When one of them goes away, and more jobs are sent
+        getattr(lost, fault)()
+        after = {server: send(server, 10) for server in fleet}
+        # Then all are done, and those of the other servers are read as always
+        eventually(lambda: {m for ids in after.values() for m in ids} <= set(done))
+        living = [m for server in fleet if server is not lost for m in [*before[server], *after[server]]]
+        assert eventually(lambda: completed(living))
+        # And those of the one that is gone are unknown, alone and among others
+        assert [StatusRegistry.read(m, backend=backend) for m in [*after[lost], long[lost]]] == [None] * 11
+        mixed = StatusRegistry.read_many([after[lost][0], living[0], long[lost], living[1]], backend=backend)
+        assert [snapshot and snapshot.message_id for snapshot in mixed] == [None, living[0], None, living[1]]
+        # When it is back
+        lost.reset() if fault == "pause" else lost.start()
+        # Then the running job's status is there again, whole
+        snapshot = eventually(lambda: StatusRegistry.read(long[lost], backend=backend))
+        assert (snapshot.state, snapshot["user_id"], snapshot["n"], snapshot["step"]) == ("working", 0, 0, "more")
+        assert snapshot.actor_name == "work" and snapshot["progress"] > 0
+        # And so are those of the jobs that have ended meanwhile
+        assert eventually(lambda: completed(after[lost]))
+        found = StatusRegistry.read_many(after[lost], backend=backend)
+        assert [(s["user_id"], s["n"], s.progress) for s in found if s] == [(n, n, 1.0) for n in range(10)]
+        over.set()
+        assert eventually(lambda: completed(list(long.values())))
+    # And one line was logged when it went, one when it came, and none of the store as a whole
+    lines = [line.getMessage() for line in caplog.records if "status store" in line.getMessage()]
+    assert [(lost.address in line, "does not answer" in line) for line in lines] == [(True, True), (True, False)]
+
+
+# Calls
+
+
+@pytest.fixture
+def lost(fleet: Fleet, backend: MemcachedBackend) -> MemcachedServer:
+    """One of the servers, which is gone after it was used."""
+    backend.update_many([(message_id, enqueue()) for server in fleet for message_id in ids_on(backend, server, 2)])
+    fleet[1].kill()
+    return fleet[1]
+
+
+def test_writes_tell_what_is_stored(fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer) -> None:
+    # Given messages on a server that is gone and on others
+    there, gone = ids_on(backend, fleet[0], 3), ids_on(backend, lost, 3)
+    ids = [message_id for pair in zip(gone, there) for message_id in pair]
+    # When all are written in one call
+    outcomes = backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
+    # Then those of the others are stored, and it is said which are not
+    assert outcomes == [Outcome.UNREACHED, Outcome.APPLIED] * 3
+    assert [record and record[":step"] for record in backend.read_many(ids)] == [None, "1"] * 3
+    # And so it is with those that are alone in their call
+    assert backend.update_many([(gone[0], write(1, 2))]) == [Outcome.UNREACHED]
+    assert backend.update_many([(there[0], write(1, 2))]) == [Outcome.APPLIED]
+    assert [backend.begin_update(m, enqueue(root=8))() for m in (gone[1], there[1])] == [
+        Outcome.UNREACHED,
+        Outcome.APPLIED,
+    ]
+
+
+def test_direct_writes_fail(fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer) -> None:
+    # Given a message on a server that is gone
+    (gone,) = ids_on(backend, lost, 1)
+    # When it is written or deleted by somebody who cannot try again later
+    # Then that is an error, which says where
+    for call in (lambda: backend.update(gone, outside(step="1")), lambda: backend.delete(gone)):
+        with pytest.raises(BackendError, match=lost.address) as caught:
+            call()
+        assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+def test_begun_updates_and_a_server_that_goes(fleet: Fleet, backend: MemcachedBackend, fault: str) -> None:
+    # Given an enqueue that was sent
+    backend.update_many([(m, enqueue()) for server in fleet for m in ids_on(backend, server, 1)])
+    (message_id,) = ids_on(backend, fleet[1], 1)
+    fleet[1].pause()
+    complete = backend.begin_update(message_id, enqueue())
+    # When its server does not live to answer it
+    if fault == "kill":
+        fleet[1].kill()
+    # Then that is known at its end
+    assert complete() is Outcome.UNREACHED
+
+
+def test_a_server_that_failed_is_left_alone_for_a_while(
+    fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
+) -> None:
+    # Given a server that was missed, and is back
+    (message_id,) = ids_on(backend, lost, 1)
+    assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNREACHED]
+    (member,) = [member for member in backend._fleet._members.values() if member.outage.down]
+    lost.start()
+    # When it is asked before its time
+    member.outage.retry_at = time.monotonic() + 1000
+    # Then it is not
+    assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNREACHED]
+    # And when the time has come, it is
+    member.outage.retry_at = 0.0
+    assert backend.update_many([(message_id, enqueue())]) == [Outcome.APPLIED]
+    assert not member.outage.down
+
+
+def test_all_servers_are_gone(fleet: Fleet, backend: MemcachedBackend) -> None:
+    # Given messages on three servers, and then no server any more
+    ids = [message_id for server in fleet for message_id in ids_on(backend, server, 1)]
+    backend.update_many([(message_id, start(1)) for message_id in ids])
+    for server in fleet:
+        server.kill()
+    calls: list[Callable[[], Any]] = [
+        lambda: backend.read(ids[0]),
+        lambda: backend.read_many(ids),
+        lambda: backend.read_many(ids[1:]),
+        lambda: backend.update(ids[0], write(1, 2)),
+        lambda: backend.update_many([(message_id, write(1, 2)) for message_id in ids]),
+        lambda: backend.update_many([(ids[0], write(1, 2))]),
+        lambda: backend.begin_update(ids[0], enqueue())(),
+    ]
+    eventually(lambda: isinstance(raised_by(calls[0]), BackendError))
+    # When they are asked for something
+    # Then that is an error each time, not an unknown status
+    assert [type(raised_by(call)) for call in calls] == [BackendError] * len(calls)
+    # And when one of them is back, it is not
+    fleet[2].start()
+    eventually(lambda: not isinstance(raised_by(calls[0]), BackendError))
+    eventually(lambda: backend.update_many([(ids[2], start(1))]) == [Outcome.APPLIED])
+    assert [record is not None for record in backend.read_many(ids)] == [False, False, True]
+
+
+def test_one_that_is_too_large_on_a_fleet_with_a_gap(
+    fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
+) -> None:
+    # Given a message on a server that is gone, and one on another
+    (gone,), (there,) = ids_on(backend, lost, 1), ids_on(backend, fleet[0], 1)
+    # When something is written to both that is too large for the one that is there
+    large = outside(big='"' + "x" * 1_100_000 + '"')
+    backend.update(there, start(1))
+    # Then that is said
+    with pytest.raises(ValueError, match="'big'"):
+        backend.update_many([(gone, start(1)), (there, large)])
+
+
+def test_a_client_that_has_given_a_server_up(fleet: Fleet) -> None:
+    # Given a HashClient that has moved the keys of a dead server to others
+    client = HashClient([server.address for server in fleet], retry_attempts=0, timeout=1, ignore_exc=True)
+    fleet[1].kill()
+    for n in range(100):
+        client.get(f"key-{n}")
+    assert client._dead_clients
+    # When a backend is made of it
+    moved = MemcachedBackend(client=client)
+    # Then its messages live where those of everybody else do
+    other = MemcachedBackend(servers=[server.address for server in fleet])
+    ids = [uuid4().hex for _ in range(100)]
+    assert [address_of(moved, m) for m in ids] == [address_of(other, m) for m in ids]
+
+
+def test_a_fork_forgets_what_is_down(backend: MemcachedBackend, lost: MemcachedServer) -> None:
+    # Given a process that knows of a server that is gone
+    (message_id,) = ids_on(backend, lost, 1)
+    assert backend.read(message_id) is None and blocked(backend)
+    # When it forks, its connections and what it knows are left to the parent
+    for member in backend._fleet._members.values():
+        member.forget()
+    # Then the child finds out by itself
+    assert not blocked(backend)
+    assert backend.read(message_id) is None and blocked(backend)
+
+
+# The writer, with any store that has many servers
+
+
+class Partial(RecordingBackend):
+    """A store of many servers; those of some messages do not answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone: set[str] = set()
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        reached = iter(super().update_many([pair for pair in updates if pair[0] not in self.gone]))
+        return [Outcome.UNREACHED if message_id in self.gone else next(reached) for message_id, _ in updates]
+
+
+@pytest.fixture
+def partial(monkeypatch: pytest.MonkeyPatch) -> Partial:
+    monkeypatch.setattr(writer_module, "LONGEST_PAUSE", 0.05)
+    return Partial()
+
+
+def test_the_writer_keeps_what_was_not_reached(partial: Partial) -> None:
+    # Given two jobs, of which one is on a server that does not answer
+    broker = make_broker(partial)
+    flushed: dict[str, bool] = {}
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        status = current_status()
+        status["step"] = 1
+        current_progress().increment(5)
+        flushed[status.message_id] = status.flush()
+        status["last"] = 2
+
+    here, gone = work.send().message_id, work.send().message_id
+    partial.gone.add(gone)
+    # When both run to their end
+    with working(broker) as worker:
+        broker.join(work.queue_name, timeout=20_000)
+        worker.join()
+        # Then the one is stored, and nobody has waited for the other
+        assert flushed == {here: True, gone: False}
+        found = StatusRegistry.read(here, backend=partial)
+        assert found is not None and found.completed
+        still = StatusRegistry.read(gone, backend=partial)
+        assert still is not None and still.queued
+        # And when its server is back, it is stored whole
+        partial.gone.clear()
+        later = eventually(lambda: completed_one(gone, partial))
+    assert (later["step"], later["last"], later["progress"], later.attempts) == (1, 2, 5, 1)
+
+
+def completed_one(message_id: str, backend: Any) -> Any:
+    snapshot = StatusRegistry.read(message_id, backend=backend)
+    return snapshot if snapshot is not None and snapshot.completed else None
+
+
+def test_a_worker_that_ends_does_not_wait_for_the_missing(partial: Partial) -> None:
+    # Given a worker with something for a server that does not answer
+    broker = make_broker(partial)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message_id = work.send().message_id
+    partial.gone.add(message_id)
+    with working(broker) as worker:
+        broker.join(work.queue_name, timeout=20_000)
+        worker.join()
+    (middleware,) = [m for m in broker.middleware if isinstance(m, StatusMiddleware)]
+    # When it ends
+    # Then it has tried, says that something is left, and its thread has ended
+    thread = middleware._writer._thread
+    assert thread is not None and not thread.is_alive()
+    assert middleware._writer._later or middleware._writer._ready
+
+
+def test_what_is_kept_for_the_missing_is_bounded(partial: Partial, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a writer that keeps the updates of five messages, and twenty on a server that does not answer
+    broker = make_broker(partial, max_pending=5)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    ids = [work.send().message_id for _ in range(20)]
+    partial.gone.update(ids)
+    with working(broker) as worker:
+        broker.join(work.queue_name, timeout=20_000)
+        worker.join()
+        # When it is back
+        partial.gone.clear()
+        eventually(lambda: completed_one(ids[-1], partial))
+    # Then the last ones are there, and it was said once that the others are not
+    states = [StatusRegistry.get(message_id, backend=partial).state for message_id in ids]
+    assert 1 <= states.count("completed") <= 10 and states[0] == "queued"
+    assert sum("More than 5" in line.getMessage() for line in caplog.records) == 1
+
+
+# What every store has to do
+
+
+class AllOf:
+    """A fleet whose servers come and go together."""
+
+    def __init__(self, fleet: Fleet, backend: MemcachedBackend) -> None:
+        self._fleet = fleet
+        self._backend = backend
+
+    def start(self) -> None:
+        for server in self._fleet:
+            server.start()
+        self._wait()
+
+    def resume(self) -> None:
+        for server in self._fleet:
+            server.resume()
+        self._wait()
+
+    def stop(self) -> None:
+        for server in self._fleet:
+            server.stop()
+        self._forget()
+
+    def pause(self) -> None:
+        for server in self._fleet:
+            server.pause()
+        self._forget()
+
+    def _forget(self) -> None:
+        # Who was heard of a moment ago counts as there.
+        for member in self._backend._fleet._members.values():
+            member.heard = float("-inf")
+
+    def _wait(self) -> None:
+        # It tries them again in its own time.
+        eventually(lambda: not blocked(self._backend))
+
+
+@pytest.fixture(scope="module")
+def three_servers() -> Iterator[Fleet]:
+    fleet = [started(MemcachedServer()) for _ in range(3)]
+    yield fleet
+    for server in fleet:
+        server.close()
+
+
+class TestMemcachedFleet(MemcachedConformance):
+    @pytest.fixture
+    def make_backend(self, three_servers: Fleet) -> Iterator[Callable[..., MemcachedBackend]]:
+        made: list[MemcachedBackend] = []
+
+        def make(**parameters: Any) -> MemcachedBackend:
+            addresses = [server.address for server in three_servers]
+            made.append(MemcachedBackend(servers=addresses, timeout=PATIENT, **parameters))
+            return made[-1]
+
+        yield make
+        for backend in made:
+            backend.close()
+
+    @pytest.fixture
+    def backend(self, make_backend: Callable[..., MemcachedBackend]) -> MemcachedBackend:
+        return make_backend()
+
+    @pytest.fixture
+    def outage(self, fleet: Fleet) -> tuple[AllOf, MemcachedBackend]:
+        backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=200)
+        return AllOf(fleet, backend), backend
+
+    @pytest.fixture(autouse=True)
+    def find_server(self, three_servers: Fleet) -> None:
+        self.servers = {server.address: server for server in three_servers}
+
+    def server_of(self, backend: MemcachedBackend, message_id: str) -> MemcachedServer:
+        return self.servers[address_of(backend, message_id)]
