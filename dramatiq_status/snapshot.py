@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from .rate import TIME_CONSTANT, slowed
 from .record import (
@@ -48,6 +48,13 @@ from .record import (
 #: How many heartbeats in a row a working message has to miss before it
 #: counts as stalled.
 STALLED_AFTER: Final = 3
+
+#: The largest number that can be counted with, far from where floats end.
+LARGEST: Final = 1e300
+
+#: The moments that a datetime can show, in epoch milliseconds: the years 1 to 9999.
+EARLIEST: Final = -62_135_596_800_000
+LATEST: Final = 253_402_300_799_999
 
 #: A remaining time of so many seconds, a century, is as good as unknown.
 LONGEST_REMAINING: Final = 100 * 365 * 86_400
@@ -144,8 +151,8 @@ class Snapshot:
     @property
     def scheduled(self) -> bool:
         """Whether the broker holds the message back until :attr:`scheduled_at`."""
-        moment = self._values.get(SCHEDULED_AT)
-        return self.queued and isinstance(moment, int) and moment > self._now
+        moment = self._milliseconds(SCHEDULED_AT)
+        return self.queued and moment is not None and moment > self._now
 
     @property
     def stalled(self) -> bool:
@@ -154,9 +161,9 @@ class Snapshot:
         """
         if not self.working:
             return False
-        last = self._values.get(HEARTBEAT_AT) or self._values.get(STARTED_AT)
-        interval = self._values.get(HEARTBEAT_INTERVAL, DEFAULT_HEARTBEAT_INTERVAL)
-        return isinstance(last, int) and self._now - last > STALLED_AFTER * interval
+        last = self._milliseconds(HEARTBEAT_AT) or self._milliseconds(STARTED_AT)
+        interval = self._number(HEARTBEAT_INTERVAL) or DEFAULT_HEARTBEAT_INTERVAL
+        return last is not None and self._now - last > STALLED_AFTER * interval
 
     @property
     def skipped(self) -> bool:
@@ -166,7 +173,7 @@ class Snapshot:
     @property
     def attempts(self) -> int:
         """How many runs the message has had, redeliveries included."""
-        return int(self._values.get(ATTEMPTS, 0))
+        return int(self._number(ATTEMPTS) or 0)
 
     @property
     def exception(self) -> dict[str, str] | None:
@@ -203,16 +210,18 @@ class Snapshot:
         """
         found = self._values.get(RATE)
         rate, patience = found if isinstance(found, list) and len(found) == 2 else (found, TIME_CONSTANT)
-        if not isinstance(rate, (int, float)):
+        if not is_number(rate) or not is_number(patience):
             return None
-        return slowed(float(rate), (self._now - self._values.get(UPDATED_AT, self._now)) / 1000, patience)
+        since = self._milliseconds(UPDATED_AT)
+        return slowed(float(rate), 0.0 if since is None else (self._now - since) / 1000, patience)
 
     @property
     def time_remaining(self) -> timedelta | None:
         """How long the message will still run at its present rate; None
         while unknown, while nothing moves, and where it does not run.
         """
-        rate, done, total = self.rate, self._values.get(PROGRESS), self.total
+        rate, done = self.rate, self._number(PROGRESS)
+        total = self._number(TOTAL) if TOTAL in self._values else DEFAULT_TOTAL
         if not self.working or self.stalled or not rate or rate < 0 or done is None or total is None:
             return None
         seconds = max(0.0, (total - done) / rate)
@@ -268,10 +277,12 @@ class Snapshot:
 
         Never negative, although the two moments may come from two hosts.
         """
-        begin = self._values.get(STARTED_AT)
-        if not isinstance(begin, int) or self.queued:
+        begin = self._milliseconds(STARTED_AT)
+        if begin is None or self.queued:
             return None
-        end = self._values.get(FINISHED_AT, self._now)
+        end = self._milliseconds(FINISHED_AT)
+        if end is None:
+            end = self._now
         return timedelta(milliseconds=max(0, end - begin))
 
     @property
@@ -284,7 +295,7 @@ class Snapshot:
     @property
     def fields(self) -> Mapping[str, Any]:
         """What users wrote, by name."""
-        found = {name[1:]: value for name, value in self._values.items() if name[0] == USER_PREFIX}
+        found = {name[1:]: value for name, value in self._values.items() if name.startswith(USER_PREFIX)}
         return MappingProxyType(found)
 
     def __getitem__(self, name: str) -> Any:
@@ -319,8 +330,7 @@ class Snapshot:
         for stored, name in _NAMES.items():
             if stored in self._values:
                 found[name] = self._present(stored, self._values[stored])
-        found.update(self.fields)
-        return found
+        return {**found, **{name: value for name, value in self.fields.items() if name not in found}}
 
     def to_json(self) -> str:
         """All fields as a JSON object, moments in ISO 8601."""
@@ -336,11 +346,19 @@ class Snapshot:
         return value
 
     def _moment(self, stored: str) -> datetime | None:
-        moment = self._values.get(stored)
-        if not isinstance(moment, int):
+        moment = self._milliseconds(stored)
+        if moment is None:
             return None
         seconds, milliseconds = divmod(moment, 1000)
         return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=milliseconds * 1000)
+
+    def _milliseconds(self, stored: str) -> int | None:
+        moment = self._values.get(stored)
+        return moment if isinstance(moment, int) and EARLIEST <= moment <= LATEST else None
+
+    def _number(self, stored: str) -> int | float | None:
+        number = self._values.get(stored)
+        return number if is_number(number) else None
 
     def __reduce__(self) -> tuple[type[Snapshot], tuple[str, dict[str, Any], int]]:
         # The usual way of copying and pickling sets attributes.
@@ -404,6 +422,11 @@ def take_snapshots(ids: Sequence[str], records: Sequence[Record | None], now: in
     return found
 
 
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value can be counted with; what is stored may be damaged."""
+    return isinstance(value, (int, float)) and abs(value) <= LARGEST
+
+
 def fraction_of(progress: Any, total: Any) -> float | None:
     """Progress by total, clamped to 0.0 to 1.0; never NaN.
 
@@ -417,7 +440,10 @@ def fraction_of(progress: Any, total: Any) -> float | None:
     if total <= 0:
         # There was nothing to do, and it is done.
         return 1.0
-    return float(min(1.0, max(0.0, progress / total)))
+    try:
+        return float(min(1.0, max(0.0, progress / total)))
+    except OverflowError:
+        return 1.0 if progress > 0 else 0.0
 
 
 def json_default(value: Any) -> str:

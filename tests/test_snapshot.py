@@ -1,0 +1,404 @@
+"""What a reader gets: what is worked out from a record, that it is frozen, and what becomes of a damaged one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dramatiq_status.record import (
+    ACTOR_NAME,
+    ATTEMPTS,
+    ENQUEUED_AT,
+    EXCEPTION,
+    FINISHED_AT,
+    HEARTBEAT_AT,
+    HEARTBEAT_INTERVAL,
+    NUMBER,
+    PROGRESS,
+    QUEUE_NAME,
+    RATE,
+    ROOT,
+    SCHEDULED_AT,
+    SKIPPED,
+    STARTED_AT,
+    STATE,
+    STATES,
+    TOTAL,
+    UPDATED_AT,
+    VERSION,
+    Record,
+)
+from dramatiq_status.snapshot import Snapshot, fraction_of, take_snapshot, take_snapshots
+
+#: 2026-11-24 03:00:00.123 UTC, in epoch milliseconds.
+NOW = 1_795_489_200_123
+
+MINIMUM: Record = {STATE: "1", VERSION: "3", ROOT: "7", NUMBER: "1"}
+
+
+def snap(state: str = "working", fields: Record | None = None, *, now: int = NOW) -> Snapshot:
+    record = {**MINIMUM, STATE: str([str(known) for known in STATES].index(state)), **(fields or {})}
+    snapshot = take_snapshot("the id", record, now)
+    assert snapshot is not None
+    return snapshot
+
+
+GETTERS = sorted(name for name, value in vars(Snapshot).items() if isinstance(value, property))
+
+# States
+
+
+@pytest.mark.parametrize("state", [str(state) for state in STATES])
+def test_one_state_at_a_time(state: str) -> None:
+    snapshot = snap(state)
+    assert snapshot.state == snapshot["status"] == state
+    flags = {name: getattr(snapshot, name) for name in ("queued", "working", "completed", "failed")}
+    assert flags == {name: name == state for name in flags}
+    assert snapshot.finished is (state in ("completed", "failed"))
+
+
+@pytest.mark.parametrize(
+    ("state", "attempts", "expected"),
+    [("queued", "0", False), ("queued", "1", True), ("working", "1", False), ("failed", "3", False)],
+)
+def test_retrying_is_to_be_queued_after_a_run(state: str, attempts: str, expected: bool) -> None:
+    assert snap(state, {ATTEMPTS: attempts}).retrying is expected
+
+
+def test_a_message_that_was_never_run_is_not_retrying() -> None:
+    assert (snap("queued").attempts, snap("queued").retrying) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("state", "ahead", "expected"),
+    [("queued", 1, True), ("queued", 0, False), ("queued", -1, False), ("working", 1, False), ("failed", 1, False)],
+)
+def test_scheduled_is_to_be_queued_for_later(state: str, ahead: int, expected: bool) -> None:
+    assert snap(state, {SCHEDULED_AT: str(NOW + ahead)}).scheduled is expected
+
+
+def test_a_message_without_a_delay_is_not_scheduled() -> None:
+    assert not snap("queued").scheduled
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({HEARTBEAT_AT: NOW - 45_000}, False),
+        ({HEARTBEAT_AT: NOW - 45_001}, True),
+        ({HEARTBEAT_AT: NOW + 99_999}, False),
+        # One that has not had its first heartbeat yet
+        ({STARTED_AT: NOW - 45_000}, False),
+        ({STARTED_AT: NOW - 45_001}, True),
+        ({STARTED_AT: NOW - 99_999, HEARTBEAT_AT: NOW - 5}, False),
+        # An interval of its own
+        ({HEARTBEAT_AT: NOW - 300, HEARTBEAT_INTERVAL: 100}, False),
+        ({HEARTBEAT_AT: NOW - 301, HEARTBEAT_INTERVAL: 100}, True),
+        ({}, False),
+    ],
+)
+def test_stalled_is_to_miss_three_heartbeats(fields: dict[str, int], expected: bool) -> None:
+    assert snap(fields={name: str(value) for name, value in fields.items()}).stalled is expected
+
+
+@pytest.mark.parametrize("state", ["queued", "completed", "failed"])
+def test_only_a_working_message_stalls(state: str) -> None:
+    assert not snap(state, {STARTED_AT: "1", HEARTBEAT_AT: "1"}).stalled
+
+
+def test_skipped() -> None:
+    assert snap("completed", {SKIPPED: "true"}).skipped is True
+    assert snap("completed").skipped is False
+
+
+def test_an_exception_is_a_copy() -> None:
+    snapshot = snap("failed", {EXCEPTION: '{"type":"Boom","message":"x"}'})
+    found = snapshot.exception
+    assert found == {"type": "Boom", "message": "x"}
+    found["type"] = "changed"
+    assert snapshot.exception == {"type": "Boom", "message": "x"}
+    assert snap("failed").exception is None
+
+
+# Progress
+
+
+@pytest.mark.parametrize(
+    ("progress", "total", "expected"),
+    [
+        (None, None, None), (None, 5, None), (0, None, 0.0), (50, None, 0.5), (1, 4, 0.25), (0.5, 1, 0.5),
+        (150, None, 1.0), (9, 4, 1.0), (-3, 4, 0.0), (0, 0, 1.0), (5, 0, 1.0), (1, -4, 1.0),
+        (10**400, 3, 1.0), (-(10**400), 3, 0.0), (1, 10**400, 0.0), (10**400, 10**401, 0.1),
+        (math.nan, 1, 0.0), (1, math.nan, 0.0), (math.inf, math.inf, 0.0), (math.inf, 1, 1.0), (-math.inf, 1, 0.0),
+        ("5", 10, None), (5, "10", 0.05), ([], {}, None),
+    ],
+)  # fmt: skip
+def test_a_fraction_is_clamped_and_never_nan(progress: Any, total: Any, expected: float | None) -> None:
+    assert fraction_of(progress, total) == expected
+
+
+numbers = st.one_of(st.integers(), st.floats())
+
+
+@given(progress=numbers, total=numbers)
+def test_a_fraction_is_from_zero_to_one(progress: float, total: float) -> None:
+    found = fraction_of(progress, total)
+    assert type(found) is float and 0.0 <= found <= 1.0
+
+
+def test_a_progress_that_nobody_reported_is_none() -> None:
+    snapshot = snap()
+    assert (snapshot.progress, snapshot.percent, snapshot.total, snapshot.get("progress")) == (None, None, None, None)
+
+
+def test_a_total_that_nobody_set_is_a_hundred_as_soon_as_there_is_progress() -> None:
+    assert (snap(fields={PROGRESS: "7"}).total, snap(fields={TOTAL: "8"}).total) == (100, 8)
+
+
+@pytest.mark.parametrize(("progress", "expected"), [("0", 0.0), ("1", 33.3), ("2", 66.7), ("3", 100.0), ("9", 100.0)])
+def test_percent_has_one_decimal_place(progress: str, expected: float) -> None:
+    assert snap(fields={PROGRESS: progress, TOTAL: "3"}).percent == expected
+
+
+# Time
+
+
+def test_moments_are_aware_and_exact_to_the_millisecond() -> None:
+    snapshot = snap(fields={STARTED_AT: str(NOW)})
+    assert snapshot.started_at == datetime(2026, 11, 24, 3, 0, 0, 123_000, timezone.utc)
+    assert snapshot["started_at"] == snapshot.started_at
+    assert snapshot.enqueued_at is snapshot.finished_at is snapshot.scheduled_at is snapshot.heartbeat_at is None
+
+
+@pytest.mark.parametrize("milliseconds", [0, -1, 1, 999, 1000, 253_402_300_799_999])
+def test_moments_of_any_time_come_back(milliseconds: int) -> None:
+    found = snap(fields={STARTED_AT: str(milliseconds)}).started_at
+    assert found is not None
+    assert (found - datetime(1970, 1, 1, tzinfo=timezone.utc)) / timedelta(milliseconds=1) == milliseconds
+
+
+@pytest.mark.parametrize(
+    ("state", "fields", "expected"),
+    [
+        ("working", {STARTED_AT: NOW - 1500}, 1500),
+        ("completed", {STARTED_AT: NOW - 1500, FINISHED_AT: NOW - 500}, 1000),
+        ("failed", {STARTED_AT: NOW - 1500, FINISHED_AT: NOW - 500}, 1000),
+        # The clocks of two hosts
+        ("working", {STARTED_AT: NOW + 1500}, 0),
+        ("completed", {STARTED_AT: NOW, FINISHED_AT: NOW - 500}, 0),
+        # No run, or one that is over and will be followed by another
+        ("working", {}, None),
+        ("failed", {FINISHED_AT: NOW}, None),
+        ("queued", {STARTED_AT: NOW - 1500}, None),
+    ],
+)
+def test_a_duration_is_never_negative(state: str, fields: dict[str, int], expected: int | None) -> None:
+    duration = snap(state, {name: str(value) for name, value in fields.items()}).duration
+    assert duration == (None if expected is None else timedelta(milliseconds=expected))
+
+
+def moving(rate: str, **fields: str) -> Record:
+    """What a run writes that is at 40 of 100."""
+    return {RATE: rate, PROGRESS: "40", UPDATED_AT: str(NOW), STARTED_AT: str(NOW), **fields}
+
+
+def test_the_remaining_time_is_what_is_left_by_the_rate() -> None:
+    assert snap(fields=moving("[2,15]")).time_remaining == timedelta(seconds=30)
+    assert snap(fields={**moving("[2,15]"), TOTAL: "50"}).time_remaining == timedelta(seconds=5)
+
+
+def test_the_remaining_time_is_never_negative() -> None:
+    assert snap(fields={**moving("[2,15]"), PROGRESS: "140"}).time_remaining == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    ("state", "fields"),
+    [
+        ("working", {PROGRESS: "40"}),
+        ("working", moving("0")),
+        ("working", moving("[0,15]")),
+        ("working", moving("[-2,15]")),
+        ("working", moving("[1e-9,15]")),
+        ("queued", moving("[2,15]")),
+        ("completed", moving("[2,15]")),
+        ("working", {RATE: "[2,15]", UPDATED_AT: str(NOW)}),
+    ],
+    ids=["no-rate", "zero", "at-rest", "backwards", "more-than-a-century", "queued", "completed", "no-progress"],
+)
+def test_the_remaining_time_is_unknown(state: str, fields: Record) -> None:
+    assert snap(state, fields).time_remaining is None
+
+
+# Fields
+
+
+FULL: Record = {
+    **MINIMUM, PROGRESS: "40", TOTAL: "80", ACTOR_NAME: '"import_rows"', QUEUE_NAME: '"default"', ENQUEUED_AT: str(NOW),
+    UPDATED_AT: str(NOW), ATTEMPTS: "1", ":step": '"reading"', ":status": '"a user\'s"', ":nothing": "null",
+}  # fmt: skip
+
+
+def full() -> Snapshot:
+    snapshot = take_snapshot("the id", FULL, NOW)
+    assert snapshot is not None
+    return snapshot
+
+
+def test_fields_are_reached_by_their_names() -> None:
+    snapshot = full()
+    assert (snapshot["step"], snapshot["progress"], snapshot["actor_name"], snapshot["message_id"]) == (
+        "reading", 40, "import_rows", "the id",
+    )  # fmt: skip
+    assert (snapshot.get("nothing", 5), snapshot.get("missing", 5), snapshot.get("missing")) == (None, 5, None)
+    with pytest.raises(KeyError, match=r"^'missing'$"):
+        snapshot["missing"]
+
+
+def test_what_is_stored_is_not_reached_by_its_stored_name() -> None:
+    # A user's field of that name is another one
+    assert [name for name in ("s", "v", "e", "n", "p", ":step") if name in full()] == []
+
+
+def test_membership() -> None:
+    snapshot = full()
+    names = ["message_id", "status", "step", "nothing", "progress"]
+    assert [name in snapshot for name in (*names, "missing", "started_at", 5, None)] == [True] * 5 + [False] * 4
+
+
+def test_the_library_s_fields_win_over_users_of_their_names() -> None:
+    # Such a field cannot be written, but it might be there
+    assert full()["status"] == full().to_dict()["status"] == "working"
+
+
+def test_a_snapshot_is_a_mapping_as_far_as_dict_is_concerned() -> None:
+    snapshot = full()
+    found = snapshot.to_dict()
+    assert list(snapshot) == list(found)
+    assert {name: snapshot[name] for name in snapshot} == found
+    assert list(found)[:3] == ["message_id", "status", "progress"]
+    assert found["enqueued_at"] == datetime(2026, 11, 24, 3, 0, 0, 123_000, timezone.utc)
+
+
+def test_users_fields_cannot_be_written() -> None:
+    fields = full().fields
+    assert fields["step"] == "reading"
+    with pytest.raises(TypeError):
+        fields["step"] = "x"  # type: ignore[index]
+
+
+def test_json() -> None:
+    assert json.loads(full().to_json()) == {
+        "message_id": "the id", "status": "working", "progress": 40, "total": 80, "actor_name": "import_rows",
+        "queue_name": "default", "enqueued_at": "2026-11-24T03:00:00.123+00:00",
+        "updated_at": "2026-11-24T03:00:00.123+00:00", "attempts": 1, "step": "reading", "nothing": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"), [({}, "working"), ({PROGRESS: "42"}, "working (42%)"), ({PROGRESS: "42.25"}, "working (42.2%)")]
+)
+def test_text(fields: Record, text: str) -> None:
+    assert str(snap(fields=fields)) == text
+    assert repr(snap(fields=fields)) == f"<Snapshot of the id: {text}>"
+
+
+# Frozen, copied, compared
+
+
+@pytest.mark.parametrize("name", ["message_id", "state", "_values", "_now", "step", "anything"])
+def test_a_snapshot_is_frozen(name: str) -> None:
+    snapshot = full()
+    with pytest.raises(AttributeError, match=f"{name!r}"):
+        setattr(snapshot, name, "x")
+    with pytest.raises(AttributeError, match=f"{name!r}"):
+        delattr(snapshot, name)
+    assert snapshot == full()
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        copy.copy,
+        copy.deepcopy,
+        *(lambda snapshot, n=n: pickle.loads(pickle.dumps(snapshot, n)) for n in range(pickle.HIGHEST_PROTOCOL + 1)),
+    ],
+    ids=["copy", "deepcopy", *(f"pickle-{n}" for n in range(pickle.HIGHEST_PROTOCOL + 1))],
+)
+def test_a_copy_is_the_same(duplicate: Any) -> None:
+    snapshot = snap(fields=moving("[2,15]"))
+    found = duplicate(snapshot)
+    assert found == snapshot and hash(found) == hash(snapshot)
+    assert [getattr(found, name) for name in GETTERS] == [getattr(snapshot, name) for name in GETTERS]
+
+
+def test_snapshots_are_equal_where_message_and_values_are() -> None:
+    # Whenever they were taken
+    assert full() == take_snapshot("the id", FULL, NOW + 1)
+    assert len({full(), take_snapshot("the id", FULL, NOW + 1)}) == 1
+    assert full() != take_snapshot("another", FULL, NOW)
+    assert full() != take_snapshot("the id", {**FULL, PROGRESS: "41"}, NOW)
+    assert full() != "the id"
+
+
+# Damage
+
+
+def test_an_unknown_message_has_no_snapshot() -> None:
+    assert take_snapshot("the id", None, NOW) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {STATE: "4"}, {STATE: "-1"}, {STATE: '"working"'}, {STATE: "1.0"}, {STATE: "true"}, {STATE: "null"},
+        {STATE: ""}, {VERSION: '"3"'}, {VERSION: "null"}, {VERSION: ""}, {":step": "reading"}, {":step": ""},
+        {":step": '"x'}, {":step": "1,2"}, {":step": "1],[2"}, {":step": "[" * 100_000}, {PROGRESS: "\uff19"},
+    ],
+)  # fmt: skip
+def test_a_damaged_record_has_no_snapshot_and_spoils_no_other(damage: Record) -> None:
+    # Given a record that is damaged, among others
+    records = [FULL, {**FULL, **damage}, None, FULL]
+    # When they are decoded together
+    found = take_snapshots(["a", "b", "c", "d"], records, NOW)
+    # Then only that one is missing
+    assert [snapshot and snapshot.message_id for snapshot in found] == ["a", None, None, "d"]
+    assert found[0] is not None and found[0]["step"] == "reading"
+    # And it is missing on its own
+    assert take_snapshot("b", records[1], NOW) is None
+
+
+@pytest.mark.parametrize("name", [STATE, VERSION])
+def test_a_record_that_lacks_what_every_one_has_is_damaged(name: str) -> None:
+    assert take_snapshot("the id", {stored: text for stored, text in FULL.items() if stored != name}, NOW) is None
+
+
+json_texts = st.one_of(
+    st.sampled_from(["null", "true", '""', '"x"', "[]", "{}", "[1,2]", '["x",1]', "0", "-1", "1e300", "1e999", "NaN"]),
+    st.integers().map(str),
+    st.sampled_from(["9" * 20, "9" * 308, "-" + "9" * 308, "9" * 400]),
+)
+library = st.dictionaries(
+    st.sampled_from([*"tpaQESFUHBDRAxk", "ia", "ik", "it", "ir", "", ":x"]), json_texts, max_size=8
+)
+
+
+@given(state=st.sampled_from("0123"), fields=library)
+def test_no_value_is_too_odd_to_be_looked_at(state: str, fields: Record) -> None:
+    # Given a record of JSON values that nobody of us has written
+    snapshot = take_snapshot("the id", {**MINIMUM, STATE: state, **fields}, NOW)
+    assert snapshot is not None
+    # When somebody looks at all of it
+    for name in GETTERS:
+        getattr(snapshot, name)
+    # Then there is an answer to everything
+    assert json.loads(snapshot.to_json())["message_id"] == "the id"
+    assert set(snapshot) == set(snapshot.to_dict())
+    assert str(snapshot) and repr(snapshot)
