@@ -15,6 +15,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -567,6 +568,54 @@ class MemcachedServer(Server):
         # parent-death signal.
         user = ["-u", "root"] if os.geteuid() == 0 else []
         return [self._program(), "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-m", "64", *user, *self.args]
+
+
+class LoginMemcachedServer(MemcachedServer):
+    """Memcached that asks for a login: `username` and `password`."""
+
+    username = "bob"
+    password = "sesame-3141"
+    hello = (f"set login 0 -1 {len(username) + 1 + len(password)}\r\n{username} {password}\r\n".encode(), b"STORED")
+
+    def _command(self) -> Sequence[str]:
+        logins = self.directory / "logins"
+        logins.write_text(f"alice:other\n{self.username}:{self.password}\n")
+        return [*super()._command(), "-Y", str(logins)]
+
+
+class TlsMemcachedServer(MemcachedServer):
+    """Memcached that speaks TLS only, with a certificate of its own for 127.0.0.1."""
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        """What trusts its certificate."""
+        return ssl.create_default_context(cafile=str(self.directory / "certificate.pem"))
+
+    def ask(self, request: bytes, *, timeout: float = 5.0) -> bytes:
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+        with self.context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+            connection.sendall(request)
+            return connection.recv(65536)
+
+    def _command(self) -> Sequence[str]:
+        if b"--enable-ssl" not in subprocess.run([self._program(), "-h"], capture_output=True, check=True).stdout:
+            raise ServerMissing("This memcached is built without TLS: take the one of Debian or Ubuntu.")
+        certificate, key = self.directory / "certificate.pem", self.directory / "key.pem"
+        if not key.exists():
+            self._make_certificate(certificate, key)
+        options = f"ssl_chain_cert={certificate},ssl_key={key}"
+        return [*super()._command(), "-Z", "-o", options]
+
+    def _make_certificate(self, certificate: Path, key: Path) -> None:
+        openssl = shutil.which("openssl", path=SEARCH_PATH)
+        if openssl is None:
+            raise ServerMissing("openssl is not installed: as root, apt-get install openssl")
+        command = [
+            *(openssl, "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ]
+        subprocess.run(command, capture_output=True, check=True)
 
 
 class RabbitmqServer(Server):

@@ -19,6 +19,7 @@ from ssl import SSLWantReadError
 from typing import Any, Final, NamedTuple
 
 from pymemcache.exceptions import (
+    MemcacheClientError,
     MemcacheError,
     MemcacheServerError,
     MemcacheUnexpectedCloseError,
@@ -130,10 +131,7 @@ class Connection:
         self._at = 0
         self._deadline = 0.0
         try:
-            if login is not None:
-                login.send(client)
-            # The one public call that connects and fails where there is no memcached.
-            version = client.version()
+            version = _log_in(client, login)
             self._socket = client.sock
             self._use_kernel_timeouts()
             self._greet(version, meta)
@@ -354,6 +352,20 @@ class Connection:
     def close(self) -> None:
         """Close it, whatever is owed."""
         self._client.close()
+
+
+def _log_in(client: Any, login: Login | None) -> bytes:
+    try:
+        if login is not None:
+            login.send(client)
+        # The one public call that connects and fails where there is no memcached.
+        version: bytes = client.version()
+    except MemcacheClientError as e:
+        if "auth" not in str(e):
+            raise
+        said = "it asks for a login" if login is None else f"it refuses the login of {login.username!r}"
+        raise MemcacheClientError(f"{said}: check username and password") from None
+    return version
 
 
 def _version(text: bytes) -> tuple[int, ...]:

@@ -1,0 +1,243 @@
+"""Memcached behind TLS, and with a login."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import pytest
+
+from dramatiq_status import BackendError, StatusRegistry
+from dramatiq_status.backends import MemcachedBackend
+from dramatiq_status.record import PROGRESS, Outcome
+from dramatiq_status.testing.conformance import enqueue, finish, outside, start, together, write
+
+from ..conftest import StartServer, started
+from ..recording import make_broker, run
+from ..servers import LoginMemcachedServer, MemcachedServer, TlsMemcachedServer
+
+#: Enough for a busy machine: most tests are not about time-outs.
+PATIENT = 20_000
+
+Make = Callable[..., MemcachedBackend]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[MemcachedBackend] = []
+
+    def make_one(**parameters: Any) -> MemcachedBackend:
+        made.append(MemcachedBackend(**{"timeout": PATIENT, **parameters}))
+        return made[-1]
+
+    yield make_one
+    for backend in made:
+        backend.close()
+
+
+@pytest.fixture
+def message_id() -> str:
+    return uuid4().hex
+
+
+def live_through(backend: MemcachedBackend, message_id: str) -> None:
+    """Enqueue, run and complete a message, as a sender, a worker and a reader do."""
+    assert backend.begin_update(message_id, enqueue(user_id="42"))() is Outcome.APPLIED
+    updates = [start(1), write(1, 2, increment=1), outside(step="1"), finish(1, 3)]
+    assert [backend.update(message_id, update) for update in updates] == [Outcome.APPLIED] * 4
+    record = backend.read(message_id)
+    assert record is not None and (record["s"], record[":user_id"], record[":step"]) == ("2", "42", "1")
+    assert backend.read_many([message_id, "unknown"]) == [record, None]
+    assert backend.delete(message_id)
+
+
+# TLS
+
+
+@pytest.fixture(scope="module")
+def tls_server() -> Iterator[TlsMemcachedServer]:
+    with started(TlsMemcachedServer()) as server:
+        yield server
+
+
+@pytest.mark.parametrize("meta", [True, False])
+def test_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: bool) -> None:
+    # Given a server that speaks TLS only
+    backend = make(servers=tls_server.address, tls_context=tls_server.context, meta=meta)
+    # When a message is followed, by many threads at once
+    together(*[lambda n=n: live_through(backend, f"{message_id}-{n}") for n in range(4)])  # type: ignore[misc]
+    # Then all went over TLS
+    connection, _ = backend._fleet.pool_of(b"any").take()
+    assert isinstance(connection._socket, ssl.SSLSocket)
+    connection.close()
+
+
+def test_tls_carries_what_is_large(tls_server: TlsMemcachedServer, make: Make) -> None:
+    # Given more than a record of TLS, or a buffer, holds
+    backend = make(servers=tls_server.address, tls_context=tls_server.context)
+    ids = [uuid4().hex for _ in range(20)]
+    large = '"' + "x" * 60_000 + '"'
+    # When it is written and read in one call each
+    outcomes = backend.update_many([(m, start(1, one=large, two=large)) for m in ids])
+    found = backend.read_many(ids)
+    # Then it is all there
+    assert outcomes == [Outcome.APPLIED] * 20 and all(record and record[":two"] == large for record in found)
+
+
+def test_tls_that_is_not_trusted(tls_server: TlsMemcachedServer, make: Make, message_id: str) -> None:
+    # Given a client that knows nothing of the server's certificate
+    backend = make(servers=tls_server.address, tls_context=ssl.create_default_context())
+    # When it connects
+    # Then it goes no further
+    with pytest.raises(BackendError, match="CERTIFICATE_VERIFY_FAILED"):
+        backend.update(message_id, enqueue())
+
+
+def test_an_idle_tls_connection_is_used_again(
+    tls_server: TlsMemcachedServer, make: Make, message_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a connection that is looked at before each use
+    monkeypatch.setattr("dramatiq_status.backends._fleet.IDLE_CHECK", -1.0)
+    backend = make(servers=tls_server.address, tls_context=tls_server.context)
+    backend.update(message_id, start(1))
+    first, _ = backend._fleet.pool_of(b"any").take()
+    backend._fleet.pool_of(b"any").give(first)
+    # When it is used again and again
+    for n in range(3):
+        backend.update(message_id, write(1, 2 + n, increment=1))
+    # Then it is the same
+    record = backend.read(message_id)
+    assert backend._fleet.pool_of(b"any").take() == (first, True)
+    assert record is not None and record[PROGRESS] == "3"
+    first.close()
+
+
+@pytest.mark.parametrize("fault", ["restart", "pause"])
+def test_a_tls_server_that_goes(start_server: StartServer, make: Make, message_id: str, fault: str) -> None:
+    # Given a server that was used
+    server = start_server(TlsMemcachedServer())
+    backend = make(servers=server.address, tls_context=server.context, timeout=PATIENT if fault == "restart" else 300)
+    backend.update(message_id, start(1))
+    # When it is restarted unseen, or goes silent
+    getattr(server, fault)()
+    # Then that is noticed as without TLS
+    if fault == "restart":
+        assert backend.update(message_id, write(1, 2)) is Outcome.MISSING
+    else:
+        with pytest.raises(BackendError, match="timed out"):
+            backend.update(message_id, write(1, 2))
+        server.resume()
+        assert backend.update(message_id, write(1, 3)) is Outcome.APPLIED
+
+
+# Logins
+
+
+@pytest.fixture(scope="module")
+def login_server() -> Iterator[LoginMemcachedServer]:
+    with started(LoginMemcachedServer()) as server:
+        yield server
+
+
+def login_of(server: LoginMemcachedServer, **other: Any) -> dict[str, Any]:
+    return {"servers": server.address, "username": server.username, "password": server.password, **other}
+
+
+@pytest.mark.parametrize("meta", [True, False])
+def test_a_login(login_server: LoginMemcachedServer, make: Make, message_id: str, meta: bool) -> None:
+    # Given a server that asks for a login
+    backend = make(**login_of(login_server, meta=meta))
+    # When a message is followed, over many connections
+    # Then that works
+    together(*[lambda n=n: live_through(backend, f"{message_id}-{n}") for n in range(4)])  # type: ignore[misc]
+
+
+def test_a_login_on_many_servers(start_server: StartServer, make: Make) -> None:
+    # Given three servers that ask for a login
+    servers = [start_server(LoginMemcachedServer()) for _ in range(3)]
+    backend = make(**login_of(servers[0], servers=[server.address for server in servers]))
+    ids = [uuid4().hex for _ in range(30)]
+    # When messages are written
+    # Then that works on all
+    assert backend.update_many([(message_id, enqueue()) for message_id in ids]) == [Outcome.APPLIED] * 30
+
+
+def test_a_login_where_none_is_needed(memcached_server: MemcachedServer, make: Make, message_id: str) -> None:
+    # Given a server that asks for no login, and a client that has one
+    backend = make(servers=memcached_server.address, username="bob", password="secret")
+    # When a message is followed
+    live_through(backend, message_id)
+    # Then that works, and the password is not left there
+    assert memcached_server.ask(b"get login\r\n") == b"END\r\n"
+
+
+@pytest.mark.parametrize(
+    "login, message",
+    [
+        ({"username": "bob", "password": "sesame-wrong"}, "refuses the login of 'bob'"),
+        ({"username": None, "password": None}, "asks for a login"),
+    ],
+    ids=["wrong", "none"],
+)
+def test_a_login_that_is_refused(
+    login_server: LoginMemcachedServer,
+    make: Make,
+    caplog: pytest.LogCaptureFixture,
+    login: dict[str, Any],
+    message: str,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    # Given a wrong login, or none
+    backend = make(**login_of(login_server, **login))
+    # When a message is sent and read
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    sent = work.send()
+    run(broker)
+    with pytest.raises(BackendError, match=message) as caught:
+        StatusRegistry.read(sent, backend=backend)
+    # Then the error and the log say so, and no password is in either
+    text = caplog.text + "".join(traceback.format_exception(caught.value)) + repr(backend) + repr(vars(backend))
+    assert message in caplog.text and "sesame" not in text
+
+
+def test_a_password_is_not_shown(login_server: LoginMemcachedServer, make: Make, message_id: str) -> None:
+    # Given a backend with a login that was used
+    backend = make(**login_of(login_server))
+    backend.update(message_id, enqueue())
+    pool = backend._fleet.pool_of(b"any")
+    connection, _ = pool.take()
+    # When it is looked at from the outside
+    seen = [backend, vars(backend), backend._fleet, vars(backend._fleet), pool, vars(pool), connection]
+    # Then there is no password to see
+    assert "bob" in repr(seen) and login_server.password not in repr(seen)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "username, password, error, field",
+    [
+        ("bob", None, TypeError, "password"),
+        (None, "x-secret", TypeError, "username"),
+        ("bob", b"x-secret", TypeError, "password"),
+        ("bob", "x-secret x", ValueError, "password"),
+        ("bob\r\nflush_all", "x-secret", ValueError, "username"),
+        ("bob", "x-secret\r\n", ValueError, "password"),
+        ("", "x-secret", ValueError, "username"),
+    ],
+)
+def test_bad_logins(username: Any, password: Any, error: type[Exception], field: str) -> None:
+    # Given a login that cannot be sent
+    # When a backend is made of it
+    with pytest.raises(error, match=f"^{field}") as caught:
+        MemcachedBackend(username=username, password=password)
+    # Then that is refused at once, and the password not shown
+    assert "x-secret" not in str(caught.value)
