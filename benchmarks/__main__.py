@@ -9,7 +9,19 @@ from time import perf_counter
 from .common import Options, versions
 
 #: Each a module with ``run(options)``, which yields tables.
-BENCHMARKS = ("update", "increment", "read", "enqueue", "throughput", "outage", "visibility", "lost", "size", "growth")
+BENCHMARKS = (
+    "update",
+    "increment",
+    "read",
+    "enqueue",
+    "throughput",
+    "outage",
+    "visibility",
+    "lost",
+    "size",
+    "growth",
+    "listing",
+)
 
 
 def main() -> None:

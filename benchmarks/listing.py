@@ -1,0 +1,114 @@
+"""What a page of a list costs as the number of jobs grows, and what the index costs those who write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
+
+from dramatiq_status import StatusRegistry
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.sqlite import SQLiteBackend
+from dramatiq_status.record import ACTOR_NAME, COMPLETED, ENQUEUED_AT, FAILED, QUEUE_NAME, Epoch, Kind, Update
+from tests.servers import RedisServer
+
+from .common import RUN_TOKEN, Case, Options, Table, interleave, placed, running_updates, timed_rows
+
+SIZES = (1_000, 100_000)
+EPOCH = Epoch(1_234_567_890, 1)
+GOAL = "<= 10,000 us, flat"
+
+
+def run(options: Options) -> Iterator[Table]:
+    sizes = (100, 1_000) if options.quick else SIZES
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(TemporaryDirectory()))
+        servers = [stack.enter_context(RedisServer()) for _ in sizes]
+        stores: dict[str, list[StatusBackend]] = {
+            "Redis": [RedisBackend(url=server.url, timeout=20_000) for server in servers],
+            "SQLite": [SQLiteBackend(directory / f"{size}.sqlite", timeout=20_000) for size in sizes],
+        }
+        rows = [["case", "us", "ratio", "80 % in", "goal"]]
+        for store, backends in stores.items():
+            for backend, size in zip(backends, sizes):
+                fill(backend, size)
+            with placed("same", *servers):
+                for what, make in PAGES.items():
+                    cases = {
+                        f"{store}, {what}, of {size:,}": partial(make, backend, size)
+                        for backend, size in zip(backends, sizes)
+                    }
+                    times = interleave(cases, rounds=options.rounds(40), calls=10)
+                    rows += timed_rows(times, next(iter(cases)), goals=dict.fromkeys(cases, GOAL))
+        yield Table("A page of 50 against the number of jobs; same", rows)
+
+    with RedisServer() as server, placed("same", server):
+        cases = {
+            **writing("without the index", RedisBackend(url=server.url, namespace="without", max_listed=0)),
+            **writing("with it", RedisBackend(url=server.url, namespace="with")),
+        }
+        times = interleave(cases, rounds=options.rounds(80), calls=100)
+        rows = [["case", "us", "ratio", "80 % in", "goal"]]
+        goals = {"one update, with it": "<= 1.05"}
+        for what in ("one update", "enqueue, start, completed"):
+            pair = {name: series for name, series in times.items() if name.startswith(what)}
+            rows += timed_rows(pair, f"{what}, without the index", goals=goals)
+        yield Table("What the index costs, Redis; same", rows)
+
+
+#: What is asked for; each takes a backend and how many jobs there are.
+PAGES = {
+    "the first page": lambda backend, size: page(backend),
+    "a page in the middle": lambda backend, size: page(backend, offset=size // 2),
+    "failed ones": lambda backend, size: page(backend, state="failed"),
+    "of one actor": lambda backend, size: page(backend, actor_name="actor7"),
+    "count": lambda backend, size: StatusRegistry.count(backend=backend),
+}
+
+
+def page(backend: StatusBackend, **parameters: object) -> None:
+    if len(StatusRegistry.list(**parameters, backend=backend)) != 50:  # type: ignore[arg-type]
+        raise AssertionError("The page is not full.")
+
+
+def fill(backend: StatusBackend, size: int) -> None:
+    """Store so many jobs: of ten actors; of a hundred, 60 failed and the others half completed, half running."""
+    for first in range(0, size, 100):
+        updates = []
+        for number in range(first, first + 100):
+            message_id = str(uuid4())
+            updates += [(message_id, update) for update in life(f"actor{number % 10}")[: 2 if number % 5 == 1 else 3]]
+            if number % 5 > 1:
+                updates[-1] = (message_id, updates[-1][1]._replace(state=FAILED))
+        backend.update_many(updates)
+
+
+def life(actor: str) -> list[Update]:
+    """All updates of a job."""
+    enqueued = {ACTOR_NAME: f'"{actor}"', QUEUE_NAME: '"default"', ENQUEUED_AT: "1795479267029"}
+    return [
+        Update(Kind.ENQUEUE, EPOCH, fields=enqueued),
+        running_updates(EPOCH)[1],
+        Update(Kind.RUN, EPOCH, RUN_TOKEN, 2, state=COMPLETED, fields={"F": "1795479267029"}),
+    ]
+
+
+def writing(name: str, backend: RedisBackend) -> dict[str, Case]:
+    message_id, places = str(uuid4()), count(2)
+    backend.update_many([(message_id, update) for update in running_updates(EPOCH)])
+
+    def update() -> None:
+        fields = {":step": '"reading"', "p": "500"}
+        backend.update(message_id, Update(Kind.RUN, EPOCH, RUN_TOKEN, next(places), fields=fields))
+
+    def live() -> None:
+        other_id = str(uuid4())
+        for update in life("actor"):
+            backend.update(other_id, update)
+
+    return {f"one update, {name}": update, f"enqueue, start, completed, {name}": live}
