@@ -109,7 +109,7 @@ class LaneChannel:
             _write(self._backend, self.message_id, fields, state)
 
     def counts(self) -> Counts:
-        return _counts(self.read())
+        return counts_of(self.read())
 
     def read(self) -> Snapshot | None:
         self.flush()
@@ -141,7 +141,7 @@ class DirectChannel:
         return _read(self._backend, self.message_id)
 
     def counts(self) -> Counts:
-        return _counts(self.read())
+        return counts_of(self.read())
 
     def flush(self) -> bool:
         return True
@@ -199,7 +199,8 @@ def _write(backend: StatusBackend, message_id: str, fields: Record, state: int |
         raise StatusMissing(message_id)
 
 
-def _counts(snapshot: Snapshot | None) -> Counts:
+def counts_of(snapshot: Snapshot | None) -> Counts:
+    """What a snapshot says of the progress."""
     if snapshot is None:
         return None, None, None
     return snapshot.get("progress"), snapshot.get("total"), snapshot.rate
