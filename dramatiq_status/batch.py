@@ -13,7 +13,7 @@ from typing import Any, Final
 import dramatiq
 
 from .backend import StatusBackend, check_duration, check_message_id
-from .record import State
+from .record import COMPLETED, STATE, STATES, State
 from .snapshot import Snapshot, json_default, take_snapshots
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Patience, pursue
 
@@ -229,32 +229,36 @@ class Rollup:
           snapshots(Iterable[Snapshot | None]): One for each of :attr:`message_ids`.
         """
         children: dict[str, Snapshot | None] = {}
-        counts = dict.fromkeys((*(state.value for state in State), UNKNOWN), 0)
-        reached = 0.0
+        tally = [0] * len(STATES)
+        total = 0.0
+        final, reached = self._final, self._reached
         for message_id, snapshot in zip(self.message_ids, snapshots):
             if snapshot is None:
-                snapshot = self._final.get(message_id)
-            elif snapshot.finished:
-                self._final[message_id] = snapshot
-            elif self._final:
-                # It was enqueued anew.
-                self._final.pop(message_id, None)
+                snapshot = final.get(message_id)
+                if snapshot is None:
+                    children[message_id] = None
+                    total += reached.get(message_id, 0.0)
+                    continue
             children[message_id] = snapshot
-            if snapshot is None:
-                counts[UNKNOWN] += 1
-                reached += self._reached.get(message_id, 0.0)
-                continue
-            counts[snapshot.state.value] += 1
-            fraction = self._reached[message_id] = 1.0 if snapshot.completed else snapshot.progress or 0.0
-            reached += fraction
+            number: int = snapshot._values[STATE]
+            tally[number] += 1
+            if number >= COMPLETED:
+                final[message_id] = snapshot
+            elif final:
+                # It was enqueued anew.
+                final.pop(message_id, None)
+            fraction = reached[message_id] = 1.0 if number == COMPLETED else snapshot.progress or 0.0
+            total += fraction
+        counts = {state.value: count for state, count in zip(STATES, tally)}
+        counts[UNKNOWN] = len(children) - sum(tally)
         missing = [message_id for message_id in self._singles if children[message_id] is None]
         passed = set[str]()
         for chain in self._chains:
             missing += _look_along(chain, children, passed)
-        reached += sum(1.0 - self._reached.get(message_id, 0.0) for message_id in passed)
+        total += sum(1.0 - reached.get(message_id, 0.0) for message_id in passed)
         finished = not missing and not counts["queued"] and not counts["working"]
         state = _state_of(counts, finished=finished, passed=bool(passed))
-        progress = 1.0 if state is State.COMPLETED else min(1.0, reached / len(children)) if children else 0.0
+        progress = 1.0 if state is State.COMPLETED else min(1.0, total / len(children)) if children else 0.0
         return BatchSnapshot(state, progress, finished, tuple(dict.fromkeys(missing)), children, counts)
 
 

@@ -1,0 +1,717 @@
+"""Messages that belong together, rolled up."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq import group, pipeline
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import SkipMessage
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend as StubResults
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dramatiq_status import (
+    BackendError,
+    Snapshot,
+    State,
+    StatusMissing,
+    StatusRegistry,
+    StatusTimeout,
+    current_progress,
+    current_status,
+)
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import RedisBackend, StubBackend
+from dramatiq_status.batch import Batch, BatchFollower, BatchSnapshot, Rollup, chains_of
+from dramatiq_status.record import PROGRESS, SKIPPED, TOTAL, Epoch, Kind, Update
+from dramatiq_status.snapshot import take_snapshot
+
+from .recording import RecordingBackend, make_broker, run, working
+
+QUEUED, WORKING, COMPLETED, FAILED = range(4)
+
+
+def put(
+    backend: StatusBackend, message_id: str, state: int, progress: float | None = None, *, skipped: bool = False
+) -> None:
+    """Store a status, at so many hundredths, as a message that is enqueued anew would have it."""
+    epoch = Epoch(hash(message_id) & 0xFFFFFF | 1, 1)
+    backend.delete(message_id)
+    backend.update(message_id, Update(Kind.ENQUEUE, epoch))
+    fields = {TOTAL: "100"}
+    if progress is not None:
+        fields[PROGRESS] = str(progress)
+    if skipped:
+        fields[SKIPPED] = "true"
+    if state != QUEUED:
+        backend.update(message_id, Update(Kind.RUN, epoch, 1, 1, start=True, fields=fields))
+    if state >= COMPLETED:
+        backend.update(message_id, Update(Kind.RUN, epoch, 1, 2, state=state))
+
+
+@pytest.fixture
+def backend() -> RecordingBackend:
+    backend = RecordingBackend()
+    backend.poll_interval = (1, 5)
+    return backend
+
+
+@pytest.fixture
+def broker(backend: RecordingBackend) -> StubBroker:
+    return make_broker(backend)
+
+
+@pytest.fixture
+def work(broker: StubBroker) -> Any:
+    @dramatiq.actor(broker=broker, queue_name="default")
+    def work(deed: str = "return", *results: Any) -> None:
+        if deed == "fail":
+            raise ValueError(deed)
+        if deed == "skip":
+            raise SkipMessage
+        if deed == "say failed":
+            current_status().update(status="failed")
+
+    return work
+
+
+# What it is made of
+
+
+def test_groups_pipelines_messages_and_ids(broker: StubBroker, work: Any) -> None:
+    # Given messages, alone, in groups and in pipelines, nested
+    a, b, c, d, e, f, g = (work.message() for _ in range(7))
+    members = [
+        a,
+        group([b, group([c], broker=broker), pipeline([d, e], broker=broker)], broker=broker),
+        [f, "x"],
+        (m for m in [g, a, "x"]),
+    ]
+    # When a batch is made of them
+    batch = StatusRegistry.batch(members, broker=broker)
+    # Then it has each once, in their order
+    assert batch.message_ids == (*(message.message_id for message in (a, b, c, d, e, f)), "x", g.message_id)
+    assert len(batch) == 8 and "8" in repr(batch)
+
+
+@pytest.mark.parametrize("kind", ["group", "pipeline", "message", "id", "status", "snapshot"])
+def test_a_batch_of_one_thing(backend: RecordingBackend, broker: StubBroker, work: Any, kind: str) -> None:
+    # Given one message, in any form
+    message = work.send()
+    given = {
+        "group": lambda: group([message], broker=broker),
+        "pipeline": lambda: pipeline([message], broker=broker),
+        "message": lambda: message,
+        "id": lambda: message.message_id,
+        "status": lambda: StatusRegistry.get(message, broker=broker),
+        "snapshot": lambda: StatusRegistry.read(message, broker=broker),
+    }[kind]()
+    # When a batch is made of it
+    # Then that is what is in it; a group and a pipeline know their broker themselves
+    batch = StatusRegistry.batch(given, broker=None if kind in ("group", "pipeline") else broker)
+    assert batch.message_ids == (message.message_id,) and batch.read().queued
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        (7, TypeError, "not of a int"),
+        (None, TypeError, "NoneType"),
+        (b"abc", TypeError, "bytes"),
+        ({"a": "b"}, TypeError, "dict"),
+        (["a", [7]], TypeError, "int"),
+        (["a", ""], ValueError, "empty"),
+        ("a\nb", ValueError, "control"),
+    ],
+)
+def test_what_is_no_batch(backend: RecordingBackend, given: Any, error: type[Exception], text: str) -> None:
+    # Given something else
+    # When a batch is made of it
+    # Then it is said what is wrong
+    with pytest.raises(error, match=text):
+        StatusRegistry.batch(given, backend=backend)
+
+
+# The roll-up
+
+
+def rolled_up(*states: int | None, progress: float | None = None) -> BatchSnapshot:
+    """A batch of messages in these states; None for unknown."""
+    backend = StubBackend()
+    for n, state in enumerate(states):
+        if state is not None:
+            put(backend, str(n), state, progress)
+    return StatusRegistry.batch([str(n) for n in range(len(states))], backend=backend).read()
+
+
+@pytest.mark.parametrize(
+    ("states", "expected", "finished"),
+    [
+        ((QUEUED, QUEUED), "queued", False),
+        ((QUEUED, WORKING), "working", False),
+        ((QUEUED, COMPLETED), "working", False),
+        ((WORKING, COMPLETED), "working", False),
+        ((COMPLETED, COMPLETED), "completed", True),
+        ((FAILED, QUEUED), "failed", False),
+        ((FAILED, WORKING), "failed", False),
+        ((FAILED, COMPLETED), "failed", True),
+        ((None, None), None, False),
+        ((None, QUEUED), "queued", False),
+        ((None, WORKING), "working", False),
+        ((None, COMPLETED), "working", False),
+        ((None, FAILED), "failed", False),
+        ((), "completed", True),
+    ],
+)
+def test_states(states: tuple[int | None, ...], expected: str | None, finished: bool) -> None:
+    # Given messages in some states
+    # When they are rolled up
+    found = rolled_up(*states)
+    # Then that is the state of all
+    assert (found.state, found.finished) == (expected, finished)
+    names = ("queued", "working", "completed", "failed")
+    assert [name for name in names if getattr(found, name)] == ([expected] if expected else [])
+    # And they are counted by theirs, the unknown ones apart
+    assert found.counts == {
+        **{name: states.count(n) for n, name in enumerate(names)},
+        "unknown": states.count(None),
+    }
+    assert found.missing == tuple(str(n) for n, state in enumerate(states) if state is None)
+
+
+@pytest.mark.parametrize(
+    ("states", "progress", "expected"),
+    [
+        ((WORKING, WORKING), 30, 0.3),
+        ((WORKING, QUEUED), 30, 0.15),
+        ((COMPLETED, QUEUED), 30, 0.5),
+        ((COMPLETED, COMPLETED), None, 1.0),
+        ((FAILED, FAILED), None, 0.0),
+        ((FAILED, COMPLETED), 30, 0.65),
+        ((None, WORKING), 30, 0.15),
+        ((None, None), None, 0.0),
+        ((WORKING, WORKING), 300, 1.0),
+        ((WORKING, WORKING), -300, 0.0),
+        ((), None, 1.0),
+    ],
+)
+def test_progress(states: tuple[int | None, ...], progress: float | None, expected: float) -> None:
+    # Given messages that have come so far
+    # When they are rolled up
+    found = rolled_up(*states, progress=progress)
+    # Then the progress of all is the mean
+    assert found.progress == pytest.approx(expected) and found.percent == pytest.approx(expected * 100)
+
+
+def test_the_children() -> None:
+    # Given messages, one unknown
+    found = rolled_up(WORKING, None, FAILED, progress=25)
+    # Then their snapshots are there, in order
+    assert list(found.children) == ["0", "1", "2"]
+    first, second, third = found.children.values()
+    assert first is not None and (first.message_id, first.percent) == ("0", 25.0)
+    assert second is None and third is not None and third.failed
+    # And nothing of it can be changed
+    with pytest.raises(TypeError):
+        found.children["0"] = None  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        found.progress = 1.0  # type: ignore[misc]
+    # And it can be copied, and sent to another process
+    assert copy.deepcopy(found) == pickle.loads(pickle.dumps(found)) == found
+
+
+def test_as_json() -> None:
+    # Given messages
+    found = rolled_up(WORKING, None, progress=25)
+    # When they are written as JSON
+    parsed = json.loads(found.to_json())
+    # Then everything is there
+    assert parsed["status"] == "working" and parsed["progress"] == 0.125 and parsed["finished"] is False
+    assert parsed["counts"] == {"queued": 0, "working": 1, "completed": 0, "failed": 0, "unknown": 1}
+    assert parsed["children"]["0"]["progress"] == 25 and parsed["children"]["1"] is None
+    assert isinstance(found.to_dict()["children"]["0"], dict)
+    # And for people it is short
+    assert str(found) == "working (12.5%: 1 working, 1 unknown)"
+    assert (str(rolled_up(None)), str(rolled_up())) == ("unknown (0%: 1 unknown)", "completed (100%)")
+
+
+def test_a_message_whose_worker_is_gone() -> None:
+    # Given messages that run
+    found = rolled_up(WORKING, WORKING, None)
+    assert not found.stalled
+    # When one of them has not been heard of for long
+    child = found.children["0"]
+    assert child is not None
+    values = {**child._values, "H": 1}
+    later = Snapshot("0", values, child._now)
+    # Then that is seen
+    assert Rollup([("0",), ("1",)]).take([later, found.children["1"]]).stalled
+
+
+def test_one_round_trip(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given many messages
+    asked: list[int] = []
+    read = backend.read_many
+
+    def counting(ids: Any) -> Any:
+        asked.append(len(ids))
+        return read(ids)
+
+    monkeypatch.setattr(backend, "read_many", counting)
+    batch = StatusRegistry.batch([str(n) for n in range(500)] * 2, backend=backend)
+    # When they are read
+    batch.read()
+    # Then all are in one go
+    assert asked == [500]
+    # And for none the store is not asked at all
+    assert StatusRegistry.batch([], backend=backend).read().finished and asked == [500]
+
+
+# What is remembered
+
+
+def test_a_child_that_finishes_never_takes_the_bar_back(backend: RecordingBackend) -> None:
+    # Given two messages, one far ahead
+    put(backend, "a", WORKING, 90)
+    put(backend, "b", WORKING, 40)
+    batch = StatusRegistry.batch(["a", "b"], backend=backend)
+    seen = [batch.read().progress]
+    # When that fails, and the other completes without having reported all
+    put(backend, "a", FAILED, 90)
+    seen.append(batch.read().progress)
+    put(backend, "b", COMPLETED, 40)
+    seen.append(batch.read().progress)
+    # Then the bar only went on
+    assert seen == pytest.approx([0.65, 0.65, 0.95])
+
+
+def test_what_expires_still_counts(backend: RecordingBackend) -> None:
+    # Given messages of which some have finished, and were seen so
+    for message_id, state in {"a": COMPLETED, "b": FAILED, "c": WORKING}.items():
+        put(backend, message_id, state, 50)
+    batch = StatusRegistry.batch(["a", "b", "c"], backend=backend)
+    before = batch.read()
+    # When their statuses expire
+    backend.delete("a")
+    backend.delete("b")
+    # Then they still count, and are there
+    assert batch.read() == before
+    # And the batch finishes when the last one does
+    put(backend, "c", COMPLETED)
+    found = batch.read()
+    assert (found.state, found.finished, found.counts["unknown"]) == ("failed", True, 0)
+    # But a batch that has never seen them cannot know
+    found = StatusRegistry.batch(["a", "b", "c"], backend=backend).read()
+    assert (found.state, found.finished, found.missing) == ("working", False, ("a", "b"))
+
+
+def test_a_record_that_the_store_loses_for_a_while(backend: RecordingBackend) -> None:
+    # Given a message that runs
+    put(backend, "a", WORKING, 50)
+    batch = StatusRegistry.batch(["a"], backend=backend)
+    assert batch.read().progress == 0.5
+    # When the store has lost it
+    backend.delete("a")
+    # Then it is unknown, and the bar stays
+    found = batch.read()
+    assert (found.state, found.progress, found.missing) == (None, 0.5, ("a",))
+
+
+def test_a_message_that_is_enqueued_anew(backend: RecordingBackend) -> None:
+    # Given a message that was seen finished
+    put(backend, "a", COMPLETED)
+    batch = StatusRegistry.batch(["a"], backend=backend)
+    assert batch.read().finished
+    # When it is enqueued anew, and lost
+    put(backend, "a", QUEUED)
+    assert batch.read().queued
+    backend.delete("a")
+    # Then the old end is forgotten
+    assert batch.read().state is None
+
+
+states = st.sampled_from([None, QUEUED, WORKING, COMPLETED, FAILED])
+
+
+@given(st.lists(st.lists(st.tuples(states, st.integers(0, 100)), min_size=1, max_size=4), max_size=4))
+def test_it_always_adds_up(chains: list[list[tuple[int | None, int]]]) -> None:
+    # Given chains of messages in any states
+    backend, ids = StubBackend(), []
+    for n, chain in enumerate(chains):
+        ids.append(tuple(f"{n}.{k}" for k in range(len(chain))))
+        for message_id, (state, progress) in zip(ids[-1], chain):
+            if state is not None:
+                put(backend, message_id, state, progress)
+    # When they are rolled up
+    found = Batch(backend, ids).read()
+    # Then the numbers are those of the messages
+    assert sum(found.counts.values()) == len(found.children) == sum(map(len, ids))
+    assert 0.0 <= found.progress <= 1.0
+    # And it is finished only if nothing moves and nothing is missing
+    assert found.finished == (not (found.counts["queued"] or found.counts["working"] or found.missing))
+    assert found.completed == (found.finished and not found.counts["failed"])
+    # And the later they are looked at, the more is known: nothing is waited for that was not before
+    backend_later = StubBackend()
+    for chain_ids in ids:
+        for message_id in chain_ids:
+            put(backend_later, message_id, COMPLETED)
+    later = Batch(backend_later, ids).read()
+    assert later.completed and later.progress == 1.0
+
+
+# Pipelines
+
+
+def stages(*states: int | None, skipped: int | None = None) -> BatchSnapshot:
+    """A pipeline whose stages are in these states, by id "0", "1", ..."""
+    backend = StubBackend()
+    for n, state in enumerate(states):
+        if state is not None:
+            put(backend, str(n), state, skipped=n == skipped)
+    return Batch(backend, [tuple(map(str, range(len(states))))]).read()
+
+
+@pytest.mark.parametrize(
+    ("states", "expected", "finished", "missing", "progress"),
+    [
+        ((None, None, None), None, False, ("0",), 0),
+        ((QUEUED, None, None), "queued", False, (), 0),
+        ((WORKING, None, None), "working", False, (), 0),
+        # Its next stage should be there.
+        ((COMPLETED, None, None), "working", False, ("1",), 1 / 3),
+        ((COMPLETED, QUEUED, None), "working", False, (), 1 / 3),
+        ((COMPLETED, COMPLETED, COMPLETED), "completed", True, (), 1),
+        # Dramatiq enqueues a stage before it is done with the one ahead of it.
+        ((WORKING, QUEUED, None), "working", False, (), 0),
+        # The others will never come.
+        ((FAILED, None, None), "failed", True, (), 0),
+        ((COMPLETED, FAILED, None), "failed", True, (), 1 / 3),
+        # An actor that says itself that it failed does not stop a pipeline.
+        ((FAILED, WORKING, None), "failed", False, (), 0),
+        ((FAILED, COMPLETED, COMPLETED), "failed", True, (), 2 / 3),
+        # Expired: the later stages could not be there without them.
+        ((None, QUEUED, None), "working", False, (), 1 / 3),
+        ((None, None, COMPLETED), "completed", True, (), 1),
+        ((None, COMPLETED, None), "working", False, ("2",), 2 / 3),
+    ],
+)
+def test_the_stages_of_a_pipeline(
+    states: tuple[int | None, ...], expected: str | None, finished: bool, missing: tuple[str, ...], progress: float
+) -> None:
+    # Given a pipeline that has come so far
+    # When it is rolled up
+    found = stages(*states)
+    # Then it is known what is still to come
+    assert (found.state, found.finished, found.missing) == (expected, finished, missing)
+    assert found.progress == pytest.approx(progress)
+
+
+@pytest.mark.parametrize("state", [COMPLETED, FAILED])
+def test_a_stage_that_is_skipped_ends_its_pipeline(state: int) -> None:
+    # Given a pipeline whose second stage was skipped
+    # When it is rolled up
+    found = stages(COMPLETED, state, None, skipped=1)
+    # Then nothing more is waited for
+    assert found.finished and found.missing == ()
+    assert (found.state, found.progress) == (("completed", 1.0) if state == COMPLETED else ("failed", 1 / 3))
+
+
+def test_a_pipeline_in_a_group(backend: RecordingBackend, broker: StubBroker, work: Any) -> None:
+    # Given a group of a message and a pipeline whose second stage fails
+    first, second, third = work.message(), work.message("fail"), work.message()
+    alone = work.message()
+    members = group([alone, pipeline([first, second, third], broker=broker)], broker=broker)
+    batch = StatusRegistry.batch(members)
+    assert batch.read().state is None
+    # When they are sent
+    members.run()
+    # Then they are queued, and the later stages are still unknown
+    found = batch.read()
+    assert (found.state, found.counts["queued"], found.counts["unknown"]) == ("queued", 2, 2)
+    # And when they have run
+    run(broker)
+    # Then it is finished, although the last stage never came, and nothing was raised
+    found = batch.wait()
+    assert (found.state, found.finished, found.progress) == ("failed", True, 0.5)
+    assert found.counts == {"queued": 0, "working": 0, "completed": 2, "failed": 1, "unknown": 1}
+
+
+@pytest.mark.parametrize(
+    ("deed", "state", "counts"),
+    [
+        ("return", "completed", {"completed": 3}),
+        ("skip", "completed", {"completed": 1, "unknown": 2}),
+        ("say failed", "failed", {"completed": 2, "failed": 1}),
+        ("fail", "failed", {"failed": 1, "unknown": 2}),
+    ],
+)
+def test_pipelines_that_dramatiq_runs(
+    broker: StubBroker, work: Any, deed: str, state: str, counts: dict[str, int]
+) -> None:
+    # Given a pipeline whose first stage does something
+    members = pipeline([work.message(deed), work.message(), work.message()], broker=broker)
+    batch = StatusRegistry.batch(members)
+    # When it is waited for while it runs
+    members.run()
+    with working(broker):
+        found = batch.wait(timeout=20_000)
+    # Then there is an end to that
+    assert found.finished and found.state == state
+    assert {name: count for name, count in found.counts.items() if count} == counts
+
+
+def test_a_failing_child_never_raises(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a group that stores results, of which one fails
+    broker = make_broker(backend, Results(backend=StubResults(), store_results=True))
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int) -> int:
+        return 1 // n
+
+    monkeypatch.setattr("dramatiq.broker.global_broker", broker)
+    members = group([work.message(n) for n in range(3)]).run()
+    run(broker)
+    # When Dramatiq itself is asked how far it is
+    # Then it raises
+    with pytest.raises(Exception, match="ZeroDivision"):
+        _ = members.completed_count
+    # And a batch does not
+    found = StatusRegistry.batch(members).wait()
+    assert found.failed and found.counts["completed"] == 2
+
+
+# Waiting and watching
+
+
+@pytest.fixture(params=["polled", "told"])
+def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
+    """A store that has to be asked again and again, and one that tells of changes."""
+    if request.param == "polled":
+        backend: StatusBackend = StubBackend()
+        backend.poll_interval = (1, 5)
+    else:
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"))
+    yield backend
+    backend.close()
+
+
+def test_watch_shows_how_it_goes_on(store: StatusBackend) -> None:
+    broker = make_broker(store)
+    go_on = threading.Semaphore(0)
+
+    # Given jobs that each wait until they are let go on
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_progress().progress = 50
+        current_status().flush()
+        assert go_on.acquire(timeout=20)
+
+    members = group([work.message() for _ in range(3)], broker=broker).run()
+    # When they are watched
+    seen: list[BatchSnapshot] = []
+    with working(broker, threads=3):
+        for found in StatusRegistry.batch(members).watch(timeout=20_000):
+            seen.append(found)
+            if found.progress >= (1 + found.counts["completed"]) / 3 - 1 / 6 and found.counts["queued"] == 0:
+                go_on.release()
+    # Then it was seen how each of them ended, the bar never went back, and that was the end
+    assert [found.progress for found in seen] == sorted(found.progress for found in seen)
+    assert {found.counts["completed"] for found in seen} >= {0, 3}
+    assert seen[-1].completed and seen[-1].progress == 1.0 and not any(found.finished for found in seen[:-1])
+
+
+def test_wait_ends_when_the_last_one_does(store: StatusBackend) -> None:
+    broker = make_broker(store)
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int) -> None:
+        assert n != 3
+
+    # Given messages that are sent while somebody waits already
+    messages = [work.message(n) for n in range(20)]
+    batch = StatusRegistry.batch(messages, broker=broker)
+    found: list[BatchSnapshot] = []
+    waiting = threading.Thread(target=lambda: found.append(batch.wait(timeout=20_000, missing_timeout=20_000)))
+    waiting.start()
+    # When they run
+    with working(broker):
+        for message in messages:
+            broker.enqueue(message)
+        waiting.join(20)
+    # Then the waiting ends, with all of them
+    assert found and found[0].finished and found[0].failed
+    assert (found[0].counts["completed"], found[0].counts["failed"]) == (19, 1)
+
+
+def test_wait_is_not_for_ever(store: StatusBackend) -> None:
+    # Given a message that runs
+    put(store, "a", WORKING)
+    # When it is waited for
+    # Then there is an end to that
+    with pytest.raises(StatusTimeout, match=r"batch of 1 messages .* 20 milliseconds"):
+        StatusRegistry.batch(["a"], backend=store).wait(timeout=20)
+    with pytest.raises(StatusTimeout):
+        list(StatusRegistry.batch(["a"], backend=store).watch(timeout=20))
+
+
+def test_the_missing_are_not_waited_for_for_ever(store: StatusBackend) -> None:
+    # Given messages that are unknown, beside others that have finished
+    put(store, "a", COMPLETED)
+    put(store, "d", FAILED)
+    batch = StatusRegistry.batch(["a", "b", "c", "d"], backend=store)
+    # When they are waited for
+    # Then it is said that one is missing
+    with pytest.raises(StatusMissing) as caught:
+        batch.wait(timeout=20_000, missing_timeout=20)
+    assert caught.value.message_id == "b"
+    # And who watches sees the others before
+    seen = []
+    with pytest.raises(StatusMissing):
+        for found in batch.watch(missing_timeout=20):
+            seen.append(found.counts["unknown"])
+    assert seen == [2]
+    # And where all are unknown there is nothing to see
+    with pytest.raises(StatusMissing):
+        next(StatusRegistry.batch(["x", "y"], backend=store).watch(missing_timeout=20))
+
+
+def test_an_empty_batch_is_finished(backend: RecordingBackend) -> None:
+    # Given no messages
+    batch = StatusRegistry.batch([], backend=backend)
+    # When they are waited for
+    # Then they are done
+    assert batch.wait().completed and [found.progress for found in batch.watch()] == [1.0]
+
+
+def test_a_store_that_does_not_answer(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a store that answers once
+    put(backend, "a", WORKING)
+    answers = iter([True])
+    read, failed = backend.read_many, threading.Event()
+
+    def failing(ids: Any) -> Any:
+        if next(answers, False) or failed.is_set():
+            return read(ids)
+        failed.set()
+        put(backend, "a", COMPLETED)
+        raise BackendError("away")
+
+    monkeypatch.setattr(backend, "read_many", failing)
+    # When a batch is watched meanwhile
+    # Then that is waited through
+    assert [found.state for found in StatusRegistry.batch(["a"], backend=backend).watch()] == ["working", "completed"]
+    # But not at the first look
+    failed.clear()
+    with pytest.raises(BackendError):
+        StatusRegistry.batch(["a"], backend=backend).wait()
+
+
+# Who is shown what, and when it is given up: by a clock of the test's own
+
+
+class Watching:
+    """A follower of three messages, with its own roll-up and clock."""
+
+    def __init__(self, chains: list[tuple[str, ...]], **parameters: Any) -> None:
+        self.backend = StubBackend()
+        self.rollup = Rollup(chains)
+        self.now = 0.0
+        self.follower = BatchFollower(3, 0.0, **{"timeout": None, "missing_timeout": 1000, **parameters})
+
+    def look(self, after: float = 0.0, **puts: int | None) -> bool:
+        self.now += after
+        for message_id, state in puts.items():
+            if state is None:
+                self.backend.delete(message_id)
+            else:
+                put(self.backend, message_id, state)
+        ids = self.rollup.message_ids
+        found = [take_snapshot(message_id, self.backend.read(message_id), self.backend.now()) for message_id in ids]
+        return self.follower.saw(self.rollup.take(found), self.now)
+
+
+def test_only_changes_are_shown() -> None:
+    # Given a follower
+    watching = Watching([("a",), ("b",)])
+    # When it looks
+    # Then it shows what has changed, from the first that is known to the last
+    shown = [
+        watching.look(),
+        watching.look(a=QUEUED),
+        watching.look(),
+        watching.look(b=WORKING),
+        watching.look(a=COMPLETED),
+        watching.look(),
+    ]
+    assert shown == [False, True, False, True, True, False] and not watching.follower.finished
+    assert watching.look(b=FAILED) and watching.follower.finished
+
+
+def test_missing_messages_are_given_up_when_nothing_else_goes_on() -> None:
+    # Given two messages, one of them unknown, the other running for long
+    watching = Watching([("a",), ("b",)])
+    watching.look(a=WORKING)
+    assert watching.follower.patience(0.0) == float("inf")
+    watching.look(after=100)
+    # When the other one has ended
+    watching.look(a=COMPLETED)
+    # Then the missing one has so much time from there
+    assert watching.follower.patience(100.0) == 1.0
+    watching.look(after=0.9)
+    with pytest.raises(StatusMissing, match="'b'"):
+        watching.look(after=0.2)
+
+
+def test_messages_that_come_one_by_one_are_not_given_up() -> None:
+    # Given messages of which one a second is seen, and gone through at once
+    watching = Watching([(str(n),) for n in range(10)])
+    # When that takes longer in all than one may be missing
+    for n in range(10):
+        watching.look(after=0.9, **{str(n): COMPLETED})
+    # Then they were all waited for
+    assert watching.follower.finished
+
+
+def test_a_next_stage_that_does_not_come() -> None:
+    # Given a pipeline whose second stage is not tracked
+    watching = Watching([("a", "b")])
+    watching.look(a=COMPLETED)
+    # When it does not appear for as long as it may be missing
+    # Then it is given up
+    with pytest.raises(StatusMissing, match="'b'"):
+        watching.look(after=1.0)
+
+
+def test_what_is_heard() -> None:
+    # Given a follower that has looked
+    watching = Watching([("a",), ("b",)])
+    watching.look(a=QUEUED)
+    version = take_snapshot("a", watching.backend.read("a"), 0)
+    assert version is not None
+    hear: Callable[[dict[str, int]], int | None] = watching.follower.news
+    # When it hears of what it has seen
+    # Then that is no news
+    assert hear({"a": version.version}) is None and hear({}) is None
+    # But anything else is
+    assert hear({"a": version.version + 1}) == watching.follower.version + 1
+    assert hear({"a": version.version, "b": 1}) is not None and hear({"a": 0}) is not None
+
+
+def test_chains() -> None:
+    # Given what is nested
+    # When the messages are looked for
+    # Then they come in order, those of a pipeline together
+    assert list(chains_of(["a", ["b", iter(["c"])], []])) == [("a",), ("b",), ("c",)]
+    assert list(chains_of("abc")) == [("abc",)]
+    # And a message that is in a pipeline and beside it is a stage
+    assert Rollup([("b",), ("a", "b"), ()]).message_ids == ("b", "a")
+    assert Rollup([]).take(()).state is State.COMPLETED
