@@ -27,8 +27,6 @@ _DELAY_SUFFIX: Final = ".DQ"
 class Decision(Enum):
     """What an acknowledgement or a rejection means."""
 
-    #: Nothing: a copy in a delay queue was moved.
-    MOVED = "moved"
     #: The message will run again; that was written when it was enqueued.
     REQUEUED = "requeued"
     COMPLETED = "completed"

@@ -1,0 +1,155 @@
+"""From hooks to what they mean: every decision, names of queues, texts of exceptions."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+
+from dramatiq_status.lifecycle import (
+    MAX_EXCEPTION_LENGTH,
+    Decision,
+    Frame,
+    ThreadNotes,
+    describe_exception,
+    is_delayed_copy,
+    queue_of,
+)
+from dramatiq_status.record import COMPLETED, FAILED
+
+SUCCESS: dict[str, object] = {"outcome_seen": True}
+FAILURE: dict[str, object] = {"outcome_seen": True, "exception": ValueError("x")}
+
+
+@pytest.mark.parametrize(
+    ("hooks", "rejected", "expected"),
+    [
+        # It ran, and was acknowledged
+        (SUCCESS, False, Decision.COMPLETED),
+        # It raised, and there is nobody who retries; or the retry could not be enqueued
+        (FAILURE, False, Decision.FAILED),
+        # It raised, and its retry was enqueued
+        ({**FAILURE, "requeued": True}, False, Decision.REQUEUED),
+        # It raised, and was rejected: retries are used up, or it was expected
+        (FAILURE, True, Decision.FAILED),
+        # It succeeded, and a middleware rejected it all the same
+        (SUCCESS, True, Decision.FAILED),
+        # It was skipped, and acknowledged or rejected
+        ({"skipped": True}, False, Decision.COMPLETED),
+        ({"skipped": True}, True, Decision.FAILED),
+        # It was put back and skipped by a middleware
+        ({"skipped": True, "requeued": True}, False, Decision.REQUEUED),
+        # It put itself back, and succeeded
+        ({**SUCCESS, "requeued": True}, False, Decision.REQUEUED),
+        # No outcome was told: an eager broker raised; its actor is unknown
+        ({}, False, Decision.FAILED),
+        ({}, True, Decision.FAILED),
+        # It raised after it had been told to have succeeded: an interrupt in a hook
+        ({"outcome_seen": True, "exception": KeyboardInterrupt()}, False, Decision.FAILED),
+    ],
+)
+def test_decisions(hooks: dict[str, object], rejected: bool, expected: Decision) -> None:
+    frame = Frame("id")
+    for name, value in hooks.items():
+        setattr(frame, name, value)
+    assert frame.decide(rejected=rejected) is expected
+
+
+@pytest.mark.parametrize(("outcome_seen", "raised", "skipped"), itertools.product([False, True], repeat=3))
+def test_what_holds_for_all_decisions(outcome_seen: bool, raised: bool, skipped: bool) -> None:
+    def decide(*, rejected: bool, requeued: bool) -> Decision:
+        exception = ValueError() if raised else None
+        frame = Frame("id", outcome_seen=outcome_seen, exception=exception, skipped=skipped, requeued=requeued)
+        return frame.decide(rejected=rejected)
+
+    # What will run again has no final state, whatever else was heard of it
+    assert decide(rejected=False, requeued=True) is decide(rejected=True, requeued=True) is Decision.REQUEUED
+    # What is rejected has failed
+    assert decide(rejected=True, requeued=False) is Decision.FAILED
+    # What is acknowledged has an end
+    assert decide(rejected=False, requeued=False).state is not None
+
+
+def test_what_decisions_are_stored_as() -> None:
+    assert {decision: decision.state for decision in Decision} == {
+        Decision.REQUEUED: None,
+        Decision.COMPLETED: COMPLETED,
+        Decision.FAILED: FAILED,
+    }
+
+
+def test_frames_are_told_apart() -> None:
+    # Two deliveries of one message are not the same
+    assert Frame("id") != Frame("id")
+
+
+@pytest.mark.parametrize(
+    ("queue_name", "options", "expected"),
+    [
+        ("default", {}, False),
+        ("default.DQ", {}, True),
+        ("default", {"eta": 5}, True),
+        ("default.DQ", {"eta": 5}, True),
+        ("default.XQ", {}, False),
+        ("DQ", {"delay": 5}, False),
+    ],
+)
+def test_copies_in_delay_queues(queue_name: str, options: dict[str, int], expected: bool) -> None:
+    assert is_delayed_copy(queue_name, options) is expected
+
+
+@pytest.mark.parametrize(
+    ("queue_name", "expected"), [("mail", "mail"), ("mail.DQ", "mail"), ("a.DQ.b", "a.DQ.b"), ("DQ", "DQ")]
+)
+def test_the_name_of_a_queue_is_never_that_of_its_delay_queue(queue_name: str, expected: str) -> None:
+    assert queue_of(queue_name) == expected
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("exception", "expected"),
+    [
+        (ValueError("bad"), {"type": "ValueError", "message": "bad"}),
+        (ValueError(), {"type": "ValueError", "message": ""}),
+        (KeyError("name"), {"type": "KeyError", "message": "'name'"}),
+        (KeyboardInterrupt(), {"type": "KeyboardInterrupt", "message": ""}),
+        (Mute(), {"type": "Mute", "message": "<str() of the exception failed>"}),
+        (ValueError("x" * MAX_EXCEPTION_LENGTH), {"type": "ValueError", "message": "x" * MAX_EXCEPTION_LENGTH}),
+        (
+            ValueError("x" * (MAX_EXCEPTION_LENGTH + 1)),
+            {"type": "ValueError", "message": "x" * (MAX_EXCEPTION_LENGTH - 3) + "..."},
+        ),
+    ],
+    ids=["text", "no-text", "quoted", "no-exception-class", "str-fails", "long", "too-long"],
+)
+def test_what_is_stored_of_an_exception(exception: BaseException, expected: dict[str, str]) -> None:
+    assert describe_exception(exception) == expected
+
+
+def test_notes_are_a_thread_s_own() -> None:
+    # Given what one thread has noted
+    notes = ThreadNotes()
+    notes.worker = True
+    notes.delayed.add("id")
+    notes.enqueued.add("id")
+    seen: list[object] = []
+    # When another one looks
+    thread = threading.Thread(target=lambda: seen.extend((notes.worker, notes.delayed, notes.enqueued)))
+    thread.start()
+    thread.join()
+    # Then it finds nothing
+    assert seen == [False, set(), set()]
+
+
+def test_what_is_forgotten_with_a_delivery() -> None:
+    notes = ThreadNotes()
+    notes.worker = True
+    notes.delayed.add("a delayed one")
+    notes.enqueued.add("another")
+    notes.forget()
+    assert (notes.worker, notes.delayed, notes.enqueued) == (True, {"a delayed one"}, set())
