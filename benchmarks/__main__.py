@@ -13,6 +13,7 @@ BENCHMARKS = (
     "update",
     "increment",
     "read",
+    "batch",
     "enqueue",
     "throughput",
     "outage",
