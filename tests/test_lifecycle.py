@@ -56,7 +56,7 @@ def test_decisions(hooks: dict[str, object], rejected: bool, expected: Decision)
     assert frame.decide(rejected=rejected) is expected
 
 
-@pytest.mark.parametrize(("outcome_seen", "raised", "skipped"), itertools.product([False, True], repeat=3))
+@pytest.mark.parametrize(("outcome_seen", "raised", "skipped"), list(itertools.product([False, True], repeat=3)))
 def test_what_holds_for_all_decisions(outcome_seen: bool, raised: bool, skipped: bool) -> None:
     def decide(*, rejected: bool, requeued: bool) -> Decision:
         exception = ValueError() if raised else None
