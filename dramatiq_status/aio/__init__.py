@@ -1,0 +1,28 @@
+"""Job status and progress for event loops: the names of the package, to be awaited."""
+
+from __future__ import annotations
+
+import dramatiq
+
+from .. import registry as _registry
+from ..backend import StatusBackend
+from .backend import close_backend
+from .batch import Batch
+from .handles import Progress, Status
+from .registry import StatusRegistry
+
+__all__ = ["Batch", "Progress", "Status", "StatusRegistry", "close"]
+
+
+async def close(*, backend: StatusBackend | None = None, broker: dramatiq.Broker | None = None) -> None:
+    """Close the connections that the running event loop has to a backend.
+
+    ``asyncio.run`` and all that closes a loop in good order
+    (``shutdown_asyncgens``) does so by itself.  Watches that are under way raise
+    :class:`.BackendError`; whatever comes later opens new connections.
+
+    Parameters:
+      backend(StatusBackend): By default that of `broker`.
+      broker(Broker): By default the default broker.
+    """
+    await close_backend(_registry._backend(backend, broker))

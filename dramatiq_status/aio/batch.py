@@ -1,0 +1,88 @@
+"""Messages that belong together, rolled up in an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from datetime import timedelta
+
+from ..backend import StatusBackend, check_duration
+from ..batch import BatchFollower, BatchSnapshot, Chain, Rollup
+from ..snapshot import take_snapshots
+from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
+from .backend import async_backend
+from .watch import last, pursue
+
+
+class Batch:
+    """Messages that belong together, as :class:`dramatiq_status.batch.Batch`, to be awaited.
+
+    Watches share the loop's one subscription; what changes is read, and nothing else.
+
+    Parameters:
+      backend(StatusBackend)
+      chains(Iterable[Chain]): The messages, by :func:`dramatiq_status.batch.chains_of`.
+    """
+
+    def __init__(self, backend: StatusBackend, chains: Iterable[Chain]) -> None:
+        self._backend = backend
+        self._rollup = Rollup(chains)
+
+    @property
+    def message_ids(self) -> tuple[str, ...]:
+        """The ids of the messages, in the order in which they were given, each once."""
+        return self._rollup.message_ids
+
+    async def read(self) -> BatchSnapshot:
+        """Read all statuses; one round trip, however many they are.
+
+        Raises:
+          BackendError: When the store does not answer.
+        """
+        ids = self._rollup.message_ids
+        if not ids:
+            return self._rollup.take(())
+        records = await (await async_backend(self._backend)).read_many(ids)
+        return self._rollup.take(take_snapshots(ids, records, self._backend.now()))
+
+    async def wait(
+        self,
+        *,
+        timeout: int | timedelta | None = DEFAULT_WAIT_TIMEOUT,
+        missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
+    ) -> BatchSnapshot:
+        """Wait until all messages are completed or failed.
+
+        Parameters and errors are those of :meth:`dramatiq_status.batch.Batch.wait`.
+        """
+        return await last(self._follow(timeout, missing_timeout, 0))
+
+    def watch(
+        self,
+        *,
+        timeout: int | timedelta | None = None,
+        missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
+    ) -> AsyncGenerator[BatchSnapshot, None]:
+        """Iterate over the roll-ups: first the present one, then one after
+        every change of a message, the last being the final one.
+
+        Parameters and errors are those of :meth:`wait`; by default it
+        goes on as long as the messages do.
+        """
+        return self._follow(timeout, missing_timeout, self._backend.watch_interval)
+
+    def _follow(
+        self, timeout: int | timedelta | None, missing_timeout: int | timedelta, interval: int
+    ) -> AsyncGenerator[BatchSnapshot, None]:
+        limit = None if timeout is None else check_duration("timeout", timeout)
+        missing_limit = check_duration("missing_timeout", missing_timeout)
+
+        def begin(now: float) -> BatchFollower:
+            return BatchFollower(len(self), now, timeout=limit, missing_timeout=missing_limit, interval=interval)
+
+        return pursue(self._backend, self.message_ids, begin, self._rollup.take)
+
+    def __len__(self) -> int:
+        return len(self.message_ids)
+
+    def __repr__(self) -> str:
+        return f"<Batch of {len(self)} messages>"

@@ -1,0 +1,101 @@
+"""Where the writes of an asynchronous handle go, and where its reads come from."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from ..backend import StatusBackend
+from ..channel import Channel, Counts, counts_of
+from ..errors import StatusMissing
+from ..record import DEFAULT_STATUS_TTL, Kind, Outcome, Record, Update
+from ..snapshot import Snapshot, take_snapshot
+from .backend import async_backend
+
+
+class AsyncChannel(Protocol):
+    """What the asynchronous handles stand on."""
+
+    message_id: str
+    max_field_size: int
+
+    async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        """Set fields, and the state if it is given by its stored number."""
+
+    async def increment(self, n: int | float = 1) -> None:
+        """Add to the progress."""
+
+    async def read(self) -> Snapshot | None:
+        """Read the status."""
+
+    async def counts(self) -> Counts:
+        """The present progress, total and rate."""
+
+    async def flush(self) -> bool:
+        """Wait until all that was written is stored."""
+
+    async def delete(self) -> bool:
+        """Delete the status."""
+
+
+class OutsideChannel:
+    """From outside of a worker: each call is one call to the store, without a thread where it can be."""
+
+    def __init__(self, backend: StatusBackend, message_id: str) -> None:
+        self.message_id = message_id
+        self.max_field_size = backend.max_field_size
+        self._backend = backend
+
+    async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        await self._update(Update(Kind.OUTSIDE, state=state, fields=fields, ttl=DEFAULT_STATUS_TTL))
+
+    async def increment(self, n: int | float = 1) -> None:
+        await self._update(Update(Kind.OUTSIDE, increment=n))
+
+    async def read(self) -> Snapshot | None:
+        backend = await async_backend(self._backend)
+        record = (await backend.read_many((self.message_id,)))[0]
+        return take_snapshot(self.message_id, record, self._backend.now())
+
+    async def counts(self) -> Counts:
+        return counts_of(await self.read())
+
+    async def flush(self) -> bool:
+        return True
+
+    async def delete(self) -> bool:
+        return await (await async_backend(self._backend)).delete(self.message_id)
+
+    async def _update(self, update: Update) -> None:
+        backend = await async_backend(self._backend)
+        if await backend.update(self.message_id, update) is Outcome.MISSING:
+            raise StatusMissing(self.message_id)
+
+
+class InsideChannel:
+    """From a message that is being processed: through its worker's writer, so
+    that all it writes stays in order; what may wait for the store does so in a thread.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.message_id = channel.message_id
+        self.max_field_size = channel.max_field_size
+        self._channel = channel
+
+    async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        await asyncio.to_thread(self._channel.write, fields, state=state, urgent=urgent)
+
+    async def increment(self, n: int | float = 1) -> None:
+        self._channel.increment(n)
+
+    async def read(self) -> Snapshot | None:
+        return await asyncio.to_thread(self._channel.read)
+
+    async def counts(self) -> Counts:
+        return await asyncio.to_thread(self._channel.counts)
+
+    async def flush(self) -> bool:
+        return await asyncio.to_thread(self._channel.flush)
+
+    async def delete(self) -> bool:
+        return await asyncio.to_thread(self._channel.delete)

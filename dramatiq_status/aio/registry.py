@@ -1,0 +1,228 @@
+"""Reading and changing statuses by message id, in an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from datetime import timedelta
+from operator import itemgetter
+from typing import Any, cast
+
+import dramatiq
+
+from .. import registry
+from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids, check_number
+from ..batch import chains_of
+from ..channel import DirectChannel
+from ..record import State
+from ..snapshot import Snapshot, take_snapshot, take_snapshots
+from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Follower
+from .backend import async_backend
+from .batch import Batch
+from .channel import AsyncChannel, InsideChannel, OutsideChannel
+from .handles import Progress, Status
+from .watch import last, pursue
+
+
+class StatusRegistry:
+    """Finds statuses by message id: :class:`dramatiq_status.StatusRegistry`
+    for code that must not block its event loop.
+
+    The names, parameters and errors are the same.  What asks the store is
+    a coroutine, :meth:`watch` is an asynchronous iterator, and what makes no
+    round trip is called as it is: :meth:`get`, :meth:`progress` and
+    :meth:`batch` return handles whose methods are awaited.
+
+    With a :class:`.RedisBackend` everything goes through ``redis.asyncio``:
+    one connection for the reads and writes of an event loop, and one for the
+    news of all that is watched in it.  They are closed with the loop, or by
+    :func:`dramatiq_status.aio.close`.  Other backends run in threads, and all that is watched is
+    asked for together, again and again.
+    """
+
+    @staticmethod
+    def get(
+        message_id: str | dramatiq.Message[Any],
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> Status:
+        """Get a live handle; no round trip yet, so that the message may be unknown."""
+        return Status(_channel(message_id, backend, broker))
+
+    @staticmethod
+    def progress(
+        message_id: str | dramatiq.Message[Any],
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> Progress:
+        """Get the progress of a message, so that others can count on its
+        bar; no round trip yet.  Increments are atomic in the store.
+        """
+        return Progress(_channel(message_id, backend, broker))
+
+    @staticmethod
+    async def read(
+        message_id: str | dramatiq.Message[Any],
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> Snapshot | None:
+        """Read a status; one round trip.
+
+        Returns:
+          Snapshot: None where the message is unknown or its status has expired.
+        """
+        message_id, backend = check_message_id(message_id), registry._backend(backend, broker)
+        (record,) = await (await async_backend(backend)).read_many((message_id,))
+        return take_snapshot(message_id, record, backend.now())
+
+    @staticmethod
+    async def read_many(
+        message_ids: Iterable[str | dramatiq.Message[Any]],
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> list[Snapshot | None]:
+        """Read many statuses; one round trip.
+
+        Returns:
+          list[Snapshot | None]: One for each id, in their order.
+        """
+        ids, backend = check_message_ids(message_ids), registry._backend(backend, broker)
+        if not ids:
+            return []
+        return take_snapshots(ids, await (await async_backend(backend)).read_many(ids), backend.now())
+
+    @staticmethod
+    async def wait(
+        message_id: str | dramatiq.Message[Any],
+        *,
+        timeout: int | timedelta | None = DEFAULT_WAIT_TIMEOUT,
+        missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> Snapshot:
+        """Wait until a message is completed or failed.
+
+        Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.wait`.
+        """
+        return await last(_follow(message_id, timeout, missing_timeout, 0, registry._backend(backend, broker)))
+
+    @staticmethod
+    def watch(
+        message_id: str | dramatiq.Message[Any],
+        *,
+        timeout: int | timedelta | None = None,
+        missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> AsyncGenerator[Snapshot, None]:
+        """Iterate over the snapshots of a message: first the present one,
+        then one after every change, the last being the final one.
+
+        A watcher that is slow to take the next snapshot gets the newest
+        one, and keeps nobody else waiting.  Parameters and errors are those
+        of :meth:`dramatiq_status.StatusRegistry.watch`.
+        """
+        backend = registry._backend(backend, broker)
+        return _follow(message_id, timeout, missing_timeout, backend.watch_interval, backend)
+
+    @staticmethod
+    def batch(
+        messages: dramatiq.group | dramatiq.pipeline | dramatiq.Message[Any] | str | Iterable[Any],
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> Batch:
+        """Get the roll-up of messages that belong together; no round trip yet.
+
+        Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.batch`.
+        """
+        if broker is None and isinstance(messages, (dramatiq.group, dramatiq.pipeline)):
+            broker = messages.broker
+        return Batch(registry._backend(backend, broker), chains_of(messages))
+
+    @staticmethod
+    async def list(
+        state: State | str | None = None,
+        actor_name: str | None = None,
+        queue_name: str | None = None,
+        limit: int = 50,
+        offset: int = 0,
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> list[Snapshot]:
+        """List statuses, newest first.
+
+        Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.list`.
+        """
+        backend = registry._backend(backend, broker)
+        query = registry._query(state, actor_name, queue_name)
+        limit, offset = check_limit(limit), check_number("offset", offset)
+        found = await (await async_backend(backend)).find(query, limit=limit, offset=offset)
+        snapshots = take_snapshots(
+            [message_id for message_id, _ in found], [record for _, record in found], backend.now()
+        )
+        return [snapshot for snapshot in snapshots if snapshot is not None]
+
+    @staticmethod
+    async def count(
+        state: State | str | None = None,
+        actor_name: str | None = None,
+        queue_name: str | None = None,
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> int:
+        """Count the statuses that :meth:`list` would list without a limit.
+
+        Raises:
+          NotSupported: When the backend cannot list; says why.
+        """
+        query = registry._query(state, actor_name, queue_name)
+        return await (await async_backend(registry._backend(backend, broker))).count(query)
+
+    @staticmethod
+    async def delete(
+        message_id: str | dramatiq.Message[Any],
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> bool:
+        """Delete a status; one round trip.  The message is not touched.
+
+        Returns:
+          bool: Whether there was one.
+        """
+        message_id = check_message_id(message_id)
+        return await (await async_backend(registry._backend(backend, broker))).delete(message_id)
+
+
+def _follow(
+    message: str | dramatiq.Message[Any],
+    timeout: int | timedelta | None,
+    missing_timeout: int | timedelta,
+    interval: int,
+    backend: StatusBackend,
+) -> AsyncGenerator[Snapshot, None]:
+    message_id = check_message_id(message)
+    limit = None if timeout is None else check_duration("timeout", timeout)
+    missing_limit = check_duration("missing_timeout", missing_timeout)
+
+    def begin(now: float) -> Follower:
+        return Follower(message_id, now, timeout=limit, missing_timeout=missing_limit, interval=interval)
+
+    # An unknown message is never shown.
+    return cast("AsyncGenerator[Snapshot, None]", pursue(backend, (message_id,), begin, itemgetter(0)))
+
+
+def _channel(
+    message: str | dramatiq.Message[Any], backend: StatusBackend | None, broker: dramatiq.Broker | None
+) -> AsyncChannel:
+    backend = registry._backend(backend, broker)
+    channel = registry._channel(message, backend, broker)
+    if isinstance(channel, DirectChannel):
+        return OutsideChannel(backend, channel.message_id)
+    return InsideChannel(channel)

@@ -1,0 +1,103 @@
+"""Following messages until they are finished, in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from typing import TypeVar
+
+from ..backend import StatusBackend
+from ..errors import BackendError
+from ..snapshot import Snapshot
+from ..watch import Watcher
+from .backend import async_backend
+from .hub import Bell, HubClosed, Mailbox
+
+FoundT = TypeVar("FoundT")
+
+
+async def pursue(
+    backend: StatusBackend,
+    message_ids: Sequence[str],
+    begin: Callable[[float], Watcher[FoundT]],
+    take: Callable[[list[Snapshot | None]], FoundT],
+) -> AsyncGenerator[FoundT, None]:
+    """Do what a watcher of one or many messages says: yield what it wants shown, and
+    wait, until it has finished or raises.
+
+    What :func:`dramatiq_status.watch.pursue` does, through the hub of the
+    running loop, which looks, and is told of changes, for all.
+
+    Parameters:
+      backend(StatusBackend)
+      message_ids(Sequence[str])
+      begin(Callable): Makes the watcher; is given the present moment.
+      take(Callable): Makes what is shown of the messages' snapshots.
+    """
+    clock = asyncio.get_running_loop().time
+    watcher = begin(clock())
+    hub = (await async_backend(backend)).hub
+    bell = Bell()
+    mailboxes = [hub.join(message_id, bell) for message_id in message_ids]
+    found: list[Snapshot | None] = [None] * len(mailboxes)
+    try:
+        await _until_full(mailboxes, bell)
+        while True:
+            try:
+                _empty(mailboxes, found)
+            except HubClosed:
+                raise
+            except BackendError as e:
+                watcher.failed(e)
+            else:
+                shown = take(found)
+                if watcher.saw(shown, clock()):
+                    yield shown
+                    if watcher.finished:
+                        return
+            watcher.check(clock())
+            while not any(mailbox.full for mailbox in mailboxes):
+                patience = watcher.patience(clock())
+                if patience > 0:
+                    await bell.wait(patience)
+                    continue
+                if not watcher.answering:
+                    # There is nobody to take a last look at.
+                    watcher.check(clock())
+                for message_id in message_ids:
+                    hub.look(message_id)
+                await _until_full(mailboxes, bell)
+            now = clock()
+            rest = min(watcher.rest(now), watcher.patience(now))
+            if rest > 0:
+                await asyncio.sleep(rest)
+    finally:
+        for mailbox in mailboxes:
+            await hub.leave(mailbox)
+
+
+async def last(found: AsyncIterator[FoundT]) -> FoundT:
+    """Get the last of what is found; there must be one."""
+    async for newest in found:  # noqa: B007 - it is used after the loop
+        pass
+    return newest
+
+
+async def _until_full(mailboxes: Iterable[Mailbox], bell: Bell) -> None:
+    while not all(mailbox.full for mailbox in mailboxes):
+        await bell.wait()
+
+
+def _empty(mailboxes: Iterable[Mailbox], found: list[Snapshot | None]) -> None:
+    """Take what is in the mailboxes; an error is raised when all are empty."""
+    error: BackendError | None = None
+    for index, mailbox in enumerate(mailboxes):
+        if mailbox.full:
+            try:
+                found[index] = mailbox.take()
+            except HubClosed:
+                raise
+            except BackendError as e:
+                error = e
+    if error is not None:
+        raise error
