@@ -14,6 +14,7 @@ so that the two can never collide.
 from __future__ import annotations
 
 from enum import Enum
+from itertools import chain
 from math import isfinite
 from typing import Final, NamedTuple
 
@@ -104,6 +105,8 @@ STATES: Final = (State.QUEUED, State.WORKING, State.COMPLETED, State.FAILED)
 
 #: The first line of a record that is kept as one text: its format.
 DOCUMENT_MARK: Final = "dramatiq-status 1"
+
+_FIRST_LINE: Final = DOCUMENT_MARK + "\n"
 
 _STATE_TEXTS: Final = frozenset("0123")
 
@@ -227,7 +230,7 @@ def to_document(record: Record) -> str:
 
     Neither names nor JSON texts ever hold a line break, so lines it is.
     """
-    return "\n".join([DOCUMENT_MARK, *(line for item in record.items() for line in item)])
+    return _FIRST_LINE + "\n".join(chain.from_iterable(record.items()))
 
 
 def from_document(document: str) -> Record | None:
@@ -236,10 +239,12 @@ def from_document(document: str) -> Record | None:
     >>> from_document(to_document({"s": "0", "v": "1", "e": "7", "n": "1"}))
     {'s': '0', 'v': '1', 'e': '7', 'n': '1'}
     """
-    mark, *lines = document.split("\n")
-    if mark != DOCUMENT_MARK or len(lines) % 2:
+    lines = document.split("\n")
+    if lines[0] != DOCUMENT_MARK or len(lines) % 2 == 0:
         return None
-    record = dict(zip(lines[::2], lines[1::2]))
+    rest = iter(lines)
+    next(rest)
+    record = dict(zip(rest, rest))
     return record if is_sound(record) else None
 
 
@@ -275,11 +280,15 @@ def is_sound(record: Record) -> bool:
         int(record[NUMBER])
         if RUN in record:
             int(record[PLACE])
-        for name in (LIVE_TTL, SCHEDULED_AT, ATTEMPTS):
-            if name in record:
-                int(record[name])
-        return PROGRESS not in record or isfinite(number_of(record[PROGRESS]))
-    except (KeyError, ValueError, OverflowError):
+        if LIVE_TTL in record:
+            int(record[LIVE_TTL])
+        if SCHEDULED_AT in record:
+            int(record[SCHEDULED_AT])
+        if ATTEMPTS in record:
+            int(record[ATTEMPTS])
+        # What is too large for a float is as bad as what is infinite.
+        return PROGRESS not in record or isfinite(float(record[PROGRESS]))
+    except (KeyError, ValueError):
         return False
 
 
