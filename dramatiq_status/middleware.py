@@ -164,7 +164,10 @@ class StatusMiddleware(Middleware):
       track_status(bool): Whether messages are tracked whose actor does
         not say.
       heartbeat_interval(int): How often a worker says of its running
-        messages that they still run, in milliseconds.
+        messages that they still run, in milliseconds; all of them in one
+        round trip.  A message of which nothing was said for three intervals
+        is :attr:`.Snapshot.stalled`: they should be longer than any
+        call into C that keeps the interpreter lock.  By default 15 seconds.
       max_pending(int): For how many messages a worker keeps updates in
         memory while the store is down.
     """

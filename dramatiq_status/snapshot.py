@@ -5,7 +5,7 @@ worked out from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
@@ -158,10 +158,18 @@ class Snapshot:
     def stalled(self) -> bool:
         """Whether the message is said to run, but its worker has not said
         so for three heartbeats: it was killed, or it is cut off from the store.
+
+        The worker says so on a thread of its own, which needs the
+        interpreter: a call into C that keeps the interpreter lock for three
+        intervals (45 seconds, unless ``heartbeat_interval`` says else), and
+        under gevent a job that does not yield for as long, looks stalled
+        until it lets go.  Python code, however busy, does not.  A stalled message
+        may still go on; it runs anew when the broker delivers it again.
         """
         if not self.working:
             return False
-        last = self._milliseconds(HEARTBEAT_AT) or self._milliseconds(STARTED_AT)
+        # Both by the store's clock, with which the worker's own need not agree.
+        last = self._milliseconds(HEARTBEAT_AT) or self._milliseconds(UPDATED_AT)
         interval = self._number(HEARTBEAT_INTERVAL) or DEFAULT_HEARTBEAT_INTERVAL
         return last is not None and self._now - last > STALLED_AFTER * interval
 
@@ -382,10 +390,10 @@ class Snapshot:
 
 # What json.loads() does, without what it does before and after that:
 # that takes as long for a record.
-_scan: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once
+_scan: Final = json.JSONDecoder().raw_decode
 
 # What it raises for texts that are not JSON, or nested too deeply.
-_DAMAGED: Final = (ValueError, StopIteration, RecursionError)
+_DAMAGED: Final = (ValueError, RecursionError)
 
 _set_message_id = vars(Snapshot)["message_id"].__set__
 _set_values = vars(Snapshot)["_values"].__set__
@@ -398,7 +406,7 @@ def take_snapshot(message_id: str, record: Record | None, now: int) -> Snapshot 
         return None
     text = "[" + ",".join(record.values()) + "]"
     try:
-        values, end = _scan(text, 0)
+        values, end = _scan(text)
     except _DAMAGED:
         return None
     return _snapshot_of(message_id, record, values, now) if end == len(text) else None
@@ -411,7 +419,7 @@ def take_snapshots(ids: Sequence[str], records: Sequence[Record | None], now: in
     texts = ["[" + ",".join(record.values()) + "]" for record in records if record]
     text = "[" + ",".join(texts) + "]"
     try:
-        decoded, end = _scan(text, 0)
+        decoded, end = _scan(text)
         damaged = end != len(text) or len(decoded) != len(texts)
     except _DAMAGED:
         damaged = True
