@@ -34,6 +34,9 @@ NODES_KNOWN: Final = 16_384
 #: What a server's hanging up looks like.
 _HUNG_UP: Final = (ConnectionError, MemcacheUnexpectedCloseError, SSLEOFError, SSLZeroReturnError)
 
+#: What a server's failing looks like.
+_FAILURES: Final = (MemcacheError, OSError)
+
 T = TypeVar("T")
 
 
@@ -63,30 +66,98 @@ class Pool:
         server = self._client.server
         return f"{server[0]}:{server[1]}" if isinstance(server, tuple) else str(server)
 
-    def check(self) -> None:
-        """Raise a :class:`.BackendError` where it is not to be tried now."""
+    def call(self, call: Callable[..., T], *arguments: Any, again: Callable[[], bool] | None = None) -> T:
+        """Call with a connection, and the arguments; once again with a new
+        connection where the server has hung up on one that had been
+        idle, if `again` does not forbid it.
+
+        Raises:
+          BackendError: When the server does not answer, or with an error.
+        """
+        connection = self.take()
+        if connection is not None:
+            try:
+                result = call(connection, *arguments)
+            except BaseException as e:
+                # An interrupt (time limit, abort, shutdown) may have struck
+                # between a request and its reply: never use this one again.
+                connection.close()
+                if not isinstance(e, _FAILURES):
+                    raise
+                if not hung_up(e) or (again is not None and not again()):
+                    raise self.failed(e) from e
+                # The other idle ones are no younger.
+                self.close()
+            else:
+                self.give(connection)
+                return result
+        try:
+            connection = self.connect()
+            try:
+                result = call(connection, *arguments)
+            except BaseException:
+                connection.close()
+                raise
+        except _FAILURES as e:
+            raise self.failed(e) from e
+        self.give(connection)
+        return result
+
+    def begin(self, send: Callable[[Connection], bool]) -> Callable[[Callable[[Connection], T]], T] | None:
+        """Send a request and return what reads its replies; None where
+        `send` has sent nothing, or an idle connection was closed.
+
+        Raises:
+          BackendError: When the server cannot be reached; what is
+            returned raises it too.
+        """
+        idle = self.take()
+        try:
+            connection = idle or self.connect()
+            try:
+                sent = send(connection)
+            except BaseException:
+                connection.close()
+                raise
+        except _FAILURES as e:
+            if idle is not None and hung_up(e):
+                return None
+            raise self.failed(e) from e
+        if not sent:
+            self.give(connection)
+            return None
+
+        def read(call: Callable[[Connection], T]) -> T:
+            connection.wait_anew()
+            try:
+                result = call(connection)
+            except BaseException as e:
+                connection.close()
+                if isinstance(e, _FAILURES):
+                    raise self.failed(e) from e
+                raise
+            self.give(connection)
+            return result
+
+        return read
 
     def failed(self, error: BaseException) -> BackendError:
-        """It did not answer, or with an error: say so, and where."""
+        """The server did not answer, or with an error: say so, and where."""
         return BackendError(f"memcached at {self.address}: {type(error).__name__}: {error}")
 
-    def succeeded(self) -> None:
-        """It has answered."""
-
-    def take(self) -> tuple[Connection, bool]:
-        """Take an idle connection or make one, and tell which: whether
-        it had been used before.
-        """
+    def take(self) -> Connection | None:
+        """Take an idle connection; None where there is none that is well."""
         try:
             connection, used = self._idle.pop()
         except IndexError:
-            return self._connect(), False
+            return None
         if time.monotonic() - used > IDLE_CHECK and not connection.is_quiet():
             connection.close()
-            return self._connect(), False
-        return connection, True
+            return None
+        return connection
 
-    def _connect(self) -> Connection:
+    def connect(self) -> Connection:
+        """Make a connection."""
         return Connection(copy.copy(self._client), meta=self._meta, login=self._login)
 
     def give(self, connection: Connection) -> None:
@@ -119,19 +190,21 @@ class Member(Pool):
         super().__init__(client, **parameters)
         self.forget()
 
-    def check(self) -> None:
+    def take(self) -> Connection | None:
         if self.outage.blocked:
             raise super().failed(self._failure) from self._failure
+        return super().take()
+
+    def give(self, connection: Connection) -> None:
+        super().give(connection)
+        self.heard = time.monotonic()
+        if self.outage.down:
+            self.outage.succeeded()
 
     def failed(self, error: BaseException) -> BackendError:
         self._failure = error
         self.outage.failed(error)
         return super().failed(error)
-
-    def succeeded(self) -> None:
-        self.heard = time.monotonic()
-        if self.outage.down:
-            self.outage.succeeded()
 
     def forget(self) -> None:
         super().forget()
@@ -175,74 +248,6 @@ class Fleet:
             groups.setdefault(self._members[self._node_of(key_of(item))], []).append(item)
         return [*sorted(groups.items(), key=lambda group: group[0].outage.down)]
 
-    def call(self, pool: Pool, call: Callable[..., T], *arguments: Any, again: Callable[[], bool] | None = None) -> T:
-        """Call with a connection, and the arguments; once again with a new
-        connection where the server has hung up on one that had been
-        idle, if `again` does not forbid it.
-
-        Raises:
-          BackendError: When the server does not answer, or with an error.
-        """
-        pool.check()
-        retried = False
-        while True:
-            used = False
-            try:
-                connection, used = pool.take()
-                try:
-                    result = call(connection, *arguments)
-                except BaseException:
-                    # An interrupt (time limit, abort, shutdown) may have struck
-                    # between a request and its reply: never use this one again.
-                    connection.close()
-                    raise
-            except (MemcacheError, OSError) as e:
-                if used and not retried and hung_up(e) and (again is None or again()):
-                    # The other idle ones are no younger.
-                    pool.close()
-                    retried = True
-                    continue
-                raise pool.failed(e) from e
-            pool.give(connection)
-            pool.succeeded()
-            return result
-
-    def begin(self, pool: Pool, send: Callable[[Connection], bool]) -> Callable[[Callable[[Connection], T]], T] | None:
-        """Send a request and return what reads its replies; None where
-        `send` has sent nothing, or an idle connection was closed.
-        """
-        pool.check()
-        used = False
-        try:
-            connection, used = pool.take()
-            try:
-                sent = send(connection)
-            except BaseException:
-                connection.close()
-                raise
-        except (MemcacheError, OSError) as e:
-            if used and hung_up(e):
-                return None
-            raise pool.failed(e) from e
-        if not sent:
-            pool.give(connection)
-            return None
-
-        def read(call: Callable[[Connection], T]) -> T:
-            connection.wait_anew()
-            try:
-                result = call(connection)
-            except BaseException as e:
-                connection.close()
-                if isinstance(e, (MemcacheError, OSError)):
-                    raise pool.failed(e) from e
-                raise
-            pool.give(connection)
-            pool.succeeded()
-            return result
-
-        return read
-
     def goes_on(self) -> bool:
         """Whether one of many servers has failed, and not all: those that
         were not heard of lately are asked, one round trip each.
@@ -255,7 +260,7 @@ class Fleet:
 
     def _answers(self, member: Member) -> bool:
         try:
-            self.call(member, Connection.ping)
+            member.call(Connection.ping)
         except BackendError:
             return False
         return True

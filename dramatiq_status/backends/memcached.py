@@ -210,7 +210,7 @@ class MemcachedBackend(StatusBackend):
             connection.send(connection.store(key, value, expiry_of(expires_at, now), None))
             return True
 
-        begun = self._fleet.begin(self._fleet.pool_of(key), send)
+        begun = self._fleet.pool_of(key).begin(send)
         if begun is None:
             return None
 
@@ -239,7 +239,7 @@ class MemcachedBackend(StatusBackend):
             return None
         again = _never if counts_twice(update) else None
         pool = self._fleet.pool_of(known.key)
-        return self._fleet.call(pool, self._rewrite_by, message_id, known, update, again=again)
+        return pool.call(self._rewrite_by, message_id, known, update, again=again)
 
     def _rewrite_by(self, connection: Connection, message_id: str, known: Known, update: Update) -> Outcome | None:
         now = now_ms()
@@ -285,7 +285,7 @@ class MemcachedBackend(StatusBackend):
                 job.ask()
             return True
 
-        self._fleet.call(pool, rounds, again=again)
+        pool.call(rounds, again=again)
 
     def _round(self, connection: Connection, jobs: list[Job]) -> None:
         now = now_ms()
@@ -361,7 +361,7 @@ class MemcachedBackend(StatusBackend):
     def read(self, message_id: str) -> Record | None:
         key = self._key(message_id)
         try:
-            value = self._fleet.call(self._fleet.pool_of(key), Connection.read_value, key)
+            value = self._fleet.pool_of(key).call(Connection.read_value, key)
         except BackendError:
             if self._fleet.goes_on():
                 return None
@@ -389,7 +389,7 @@ class MemcachedBackend(StatusBackend):
     def _read(self, pool: Pool, keys: list[bytes]) -> list[Record | None]:
         records: list[Record | None] = []
         for first in range(0, len(keys), READS_A_ROUND):
-            values = self._fleet.call(pool, Connection.read_values, keys[first : first + READS_A_ROUND])
+            values = pool.call(Connection.read_values, keys[first : first + READS_A_ROUND])
             now = now_ms()
             records += [None if value is None else from_value(value[0], value[1], now)[0] for value in values]
         return records
@@ -400,7 +400,7 @@ class MemcachedBackend(StatusBackend):
         self._known.pop(message_id, None)
         self._receipts.pop(message_id, None)
         key = self._key(message_id)
-        return self._fleet.call(self._fleet.pool_of(key), Connection.delete, key)
+        return self._fleet.pool_of(key).call(Connection.delete, key)
 
     def close(self) -> None:
         self._fleet.close()

@@ -14,6 +14,7 @@ import pytest
 
 from dramatiq_status import BackendError, StatusRegistry
 from dramatiq_status.backends import MemcachedBackend
+from dramatiq_status.backends._fleet import Pool
 from dramatiq_status.record import PROGRESS, Outcome
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, together, write
 
@@ -45,6 +46,11 @@ def message_id() -> str:
     return uuid4().hex
 
 
+def pool_of(backend: MemcachedBackend) -> Pool:
+    assert backend._fleet.only is not None
+    return backend._fleet.only
+
+
 def live_through(backend: MemcachedBackend, message_id: str) -> None:
     """Enqueue, run and complete a message, as a sender, a worker and a reader do."""
     assert backend.begin_update(message_id, enqueue(user_id="42"))() is Outcome.APPLIED
@@ -72,7 +78,8 @@ def test_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: 
     # When a message is followed, by many threads at once
     together(*[lambda n=n: live_through(backend, f"{message_id}-{n}") for n in range(4)])  # type: ignore[misc]
     # Then all went over TLS
-    connection, _ = backend._fleet.pool_of(b"any").take()
+    connection = pool_of(backend).take()
+    assert connection is not None
     assert isinstance(connection._socket, ssl.SSLSocket)
     connection.close()
 
@@ -105,14 +112,15 @@ def test_an_idle_tls_connection_is_used_again(
     monkeypatch.setattr("dramatiq_status.backends._fleet.IDLE_CHECK", -1.0)
     backend = make(servers=tls_server.address, tls_context=tls_server.context)
     backend.update(message_id, start(1))
-    first, _ = backend._fleet.pool_of(b"any").take()
-    backend._fleet.pool_of(b"any").give(first)
+    first = pool_of(backend).take()
+    assert first is not None
+    pool_of(backend).give(first)
     # When it is used again and again
     for n in range(3):
         backend.update(message_id, write(1, 2 + n, increment=1))
     # Then it is the same
     record = backend.read(message_id)
-    assert backend._fleet.pool_of(b"any").take() == (first, True)
+    assert pool_of(backend).take() is first
     assert record is not None and record[PROGRESS] == "3"
     first.close()
 
@@ -213,8 +221,9 @@ def test_a_password_is_not_shown(login_server: LoginMemcachedServer, make: Make,
     # Given a backend with a login that was used
     backend = make(**login_of(login_server))
     backend.update(message_id, enqueue())
-    pool = backend._fleet.pool_of(b"any")
-    connection, _ = pool.take()
+    pool = pool_of(backend)
+    connection = pool.take()
+    assert connection is not None
     # When it is looked at from the outside
     seen = [backend, vars(backend), backend._fleet, vars(backend._fleet), pool, vars(pool), connection]
     # Then there is no password to see

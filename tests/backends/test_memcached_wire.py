@@ -599,7 +599,7 @@ def test_a_server_with_larger_items(start_server: StartServer, message_id: str) 
 
 def test_the_largest_value_is_stored(backend: MemcachedBackend) -> None:
     # Given the longest key, and a value of the size that is held possible
-    connection, _ = pool_of(backend).take()
+    connection = pool_of(backend).connect()
     key, value = b"k" * 250, b"x" * connection.max_value_size
     # When it is stored
     connection.send(connection.store(key, value, 1000, None))
@@ -741,7 +741,7 @@ def test_a_paused_server_costs_one_time_out(start_server: StartServer, message_i
 def test_a_server_that_always_has_one_byte_more(make: Make) -> None:
     # Given a reply that does not end
     backend = make(timeout=200)
-    connection, _ = pool_of(backend).take()
+    connection = pool_of(backend).connect()
     connection.close()
 
     class Dribble:
@@ -765,13 +765,13 @@ def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("dramatiq_status.backends._fleet.IDLE_CHECK", -1.0)
     backend = make()
     backend.update("a", enqueue())
-    connection, _ = pool_of(backend).take()
+    connection = pool_of(backend).connect()
     connection.send(b"mn\r\n")
     select.select([connection._socket], [], [], 10)
     pool_of(backend).give(connection)
     # When one is needed
     # Then it is another one
-    assert backend.read("a") is not None and pool_of(backend).take()[0] is not connection
+    assert backend.read("a") is not None and pool_of(backend).take() is not connection
 
 
 def test_an_idle_connection_that_is_well_is_used_again(wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
