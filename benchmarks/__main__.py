@@ -18,6 +18,7 @@ BENCHMARKS = (
     "throughput",
     "outage",
     "visibility",
+    "watch",
     "lost",
     "size",
     "growth",

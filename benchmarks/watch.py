@@ -1,0 +1,226 @@
+"""What watching costs, and how soon a watcher sees a change: many in one event loop, and one that blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import resource
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any, NamedTuple
+
+from dramatiq_status import StatusRegistry, aio
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.record import COMPLETED, Kind, Update
+from tests.servers import RedisServer
+
+from .common import Options, Table, percentile, running_job
+
+JOBS = 200
+WATCHERS = 2000
+#: How many changes each job makes, and the seconds between two of them.
+CHANGES = 20
+PAUSE = 0.2
+
+
+class Result(NamedTuple):
+    """What one way of watching took.
+
+    Parameters:
+      seen: How many snapshots were shown.
+      latencies: Milliseconds from each final write until its watcher saw it.
+      cpu: Seconds of processor time.
+      seconds: Seconds from the first change to the last watcher's end.
+      memory: MB that the process has grown by.
+      connections: How many connections the server saw, by kind.
+    """
+
+    seen: int
+    latencies: list[float]
+    cpu: float
+    seconds: float
+    memory: float
+    connections: str
+
+
+def run(options: Options) -> Iterator[Table]:
+    jobs, watchers, changes = (20, 200, 5) if options.quick else (JOBS, WATCHERS, CHANGES)
+    rows = [
+        ["watchers", "snapshots", "connections", "MB", "cpu s", "us a snapshot", "final p50 ms", "p99 ms", "max ms"]
+    ]
+    cases: dict[str, Callable[[RedisServer, list[str]], Result]] = {
+        f"{watchers} x aio watch": lambda server, ids: in_child(watch_all, server, ids, watchers, changes),
+        f"{watchers} x aio read every 50 ms": lambda server, ids: in_child(poll_all, server, ids, watchers, changes),
+        "1 x watch, blocking": lambda server, ids: in_child(watch_one, server, ids[:1], 1, changes),
+        "1 x aio watch": lambda server, ids: in_child(watch_all, server, ids[:1], 1, changes),
+    }
+    for name, case in cases.items():
+        with RedisServer() as server:
+            backend = RedisBackend(url=server.url)
+            result = case(server, [running_job(backend)[0] for _ in range(jobs)])
+            backend.close()
+        rows.append(
+            [
+                name,
+                str(result.seen),
+                result.connections,
+                f"{result.memory:.1f}",
+                f"{result.cpu:.2f}",
+                f"{result.cpu / result.seen * 1e6:.0f}",
+                f"{median(result.latencies):.1f}",
+                f"{percentile(result.latencies, 0.99):.1f}",
+                f"{max(result.latencies):.1f}",
+            ]
+        )
+    yield Table(
+        f"Watching {jobs} jobs of {changes} changes, one each {PAUSE * 1000:.0f} ms, from one process",
+        rows,
+        "Changes come from another process. A watcher may be shown a change up to 50 ms late where another one "
+        "came just before.",
+    )
+
+
+def in_child(watch: Callable[..., Result], *arguments: Any) -> Result:
+    """Run it in a process of its own, whose memory and processor time are its alone."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+
+    def work() -> None:
+        there.send(watch(*arguments))
+
+    process = context.Process(target=work)
+    process.start()
+    try:
+        found: Result = here.recv()
+        return found
+    finally:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+
+
+@contextmanager
+def changing(server: RedisServer, ids: list[str], changes: int) -> Iterator[None]:
+    """Another process changes the jobs, one after another, and completes them."""
+    process = multiprocessing.get_context("fork").Process(target=change, args=(server.url, ids, changes))
+    process.start()
+    try:
+        yield
+    finally:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+
+
+def change(url: str, ids: list[str], changes: int) -> None:
+    backend = RedisBackend(url=url)
+    begin = time.perf_counter()
+    for number in range(1, changes + 1):
+        for index, message_id in enumerate(ids):
+            # Spread over the pause, as those of real jobs are.
+            time.sleep(max(0.0, begin + (number + index / len(ids)) * PAUSE - time.perf_counter()))
+            fields = {":at": repr(time.perf_counter())}
+            final = COMPLETED if number == changes else None
+            backend.update(message_id, Update(Kind.OUTSIDE, state=final, fields=fields, increment=1))
+    backend.close()
+
+
+def connections(backend: RedisBackend) -> str:
+    """How many connections the server has: those that hear of changes, and others but our own."""
+    found = backend.client.client_list()
+    heard = sum(int(client["sub"]) > 0 for client in found)
+    return f"{heard} + {len(found) - heard - 1}"
+
+
+class Costs:
+    """Takes the processor's time and the memory of this process from now on."""
+
+    def __init__(self) -> None:
+        self._memory = memory()
+        self._begin = time.perf_counter()
+        self._cpu = time.process_time()
+        #: The most memory that was seen, in MB.
+        self.peak = 0.0
+
+    def look(self) -> None:
+        self.peak = max(self.peak, memory() - self._memory)
+
+    def result(self, seen: int, latencies: list[float], found: str) -> Result:
+        cpu, seconds = time.process_time() - self._cpu, time.perf_counter() - self._begin
+        return Result(seen, latencies, cpu, seconds, self.peak, found)
+
+
+def memory() -> float:
+    """The resident memory of this process, in MB."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize() / 1e6
+
+
+def watch_all(server: RedisServer, ids: list[str], watchers: int, changes: int) -> Result:
+    return asyncio.run(follow_all(server, ids, watchers, changes, lambda i, b: aio.StatusRegistry.watch(i, backend=b)))
+
+
+def poll_all(server: RedisServer, ids: list[str], watchers: int, changes: int) -> Result:
+    """What it costs to have each watcher ask by itself, through the same connection."""
+    return asyncio.run(follow_all(server, ids, watchers, changes, poll))
+
+
+async def poll(message_id: str, backend: RedisBackend) -> AsyncIterator[Any]:
+    version = None
+    while True:
+        snapshot = await aio.StatusRegistry.read(message_id, backend=backend)
+        assert snapshot is not None
+        if snapshot.version != version:
+            version = snapshot.version
+            yield snapshot
+        if snapshot.finished:
+            return
+        await asyncio.sleep(0.05)
+
+
+async def follow_all(
+    server: RedisServer,
+    ids: list[str],
+    watchers: int,
+    changes: int,
+    watch: Callable[[str, RedisBackend], AsyncIterator[Any]],
+) -> Result:
+    backend = RedisBackend(url=server.url)
+    latencies: list[float] = []
+    seen = 0
+
+    async def follow(message_id: str) -> None:
+        nonlocal seen
+        async for snapshot in watch(message_id, backend):
+            seen += 1
+            if snapshot.finished:
+                latencies.append((time.perf_counter() - snapshot["at"]) * 1000)
+
+    with changing(server, ids, changes):
+        costs = Costs()
+        tasks = [asyncio.create_task(follow(ids[index % len(ids)])) for index in range(watchers)]
+        found = ""
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0.5)
+            costs.look()
+            found = found or await asyncio.to_thread(connections, backend)
+        await asyncio.gather(*tasks)
+        return costs.result(seen, latencies, found)
+
+
+def watch_one(server: RedisServer, ids: list[str], watchers: int, changes: int) -> Result:
+    backend = RedisBackend(url=server.url)
+    latencies = []
+    seen = 0
+    found = ""
+    with changing(server, ids, changes):
+        costs = Costs()
+        for snapshot in StatusRegistry.watch(ids[0], backend=backend):
+            seen += 1
+            costs.look()
+            if "at" in snapshot:
+                found = found or connections(backend)
+                latencies.append((time.perf_counter() - snapshot["at"]) * 1000)
+        return costs.result(seen, latencies, found)
