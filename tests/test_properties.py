@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dramatiq_status.backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 from dramatiq_status.backends import memcached as memcached_module
 from dramatiq_status.fields import encode_fields
 from dramatiq_status.record import (
@@ -161,11 +162,13 @@ class Store(NamedTuple):
     tolerance: int
 
 
-@pytest.fixture(params=["stub", "redis", "memcached", "memcached without meta"])
+@pytest.fixture(params=["stub", "redis", "memcached", "memcached without meta", "sqlite"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     if request.param == "stub":
         stub = StubBackend()
         yield Store(stub, lambda now: monkeypatch.setattr(stub, "now", lambda: now), stub.expires_in, True, 0)
+    elif request.param == "sqlite":
+        yield from sqlite_store(request.getfixturevalue("tmp_path"), monkeypatch)
     elif request.param == "redis":
         yield from redis_store(request.getfixturevalue("redis_server"), request.getfixturevalue("redis_url"))
     else:
@@ -199,6 +202,18 @@ def memcached_store(server: MemcachedServer, monkeypatch: pytest.MonkeyPatch, *,
         return int(reply[1][1:]) * 1000 if reply[0] == b"HD" else None
 
     yield Store(backend, set_now, ttl_of, False, 30_000)
+    backend.close()
+
+
+def sqlite_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    backend = SQLiteBackend(directory / "status.db", timeout=20_000)
+
+    def ttl_of(message_id: str) -> int | None:
+        query = "SELECT expires_at FROM dramatiq_status_1 WHERE message_id = ?"
+        found = backend._connections.call(lambda connection: connection.execute(query, (message_id,)).fetchall())
+        return found[0][0] - backend.now() if found else None
+
+    yield Store(backend, lambda now: monkeypatch.setattr(backend, "now", lambda: now), ttl_of, True, 0)
     backend.close()
 
 
