@@ -1,0 +1,77 @@
+"""A run that was thought dead and goes on beside the one that has taken its place. Real processes, both of them."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from ..servers import RedisServer
+from .crew import Crew, send_signal, stop
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def crew(request: pytest.FixtureRequest, redis_server: RedisServer, redis_url: str) -> Crew:
+    if request.param == "redis":
+        return Crew(redis_server.database(1), redis_url)
+    # The server then closes the connection of a client that is silent for two seconds, and delivers again.
+    return Crew(request.getfixturevalue("rabbitmq_url") + "?heartbeat=1", redis_url)
+
+
+def state_of(crew: Crew) -> dict[str, Any]:
+    """All that is stored, and how often it was changed. Heartbeats, which the living run goes on to send, are no change."""
+    snapshot = crew.read()
+    return {**snapshot.to_dict(), "version": snapshot.version, "heartbeat_at": None}
+
+
+@pytest.mark.parametrize("deed", ["return", "fail"])
+def test_a_first_run_cannot_write_over_the_second(crew: Crew, deed: str) -> None:
+    # Given a message whose worker is frozen for so long that the broker delivers it again
+    crew.send(deed)
+    with crew.worker("first") as first:
+        crew.heed("first", "began")
+        stop(first)
+        with crew.worker("second"):
+            crew.heed("second", "began")
+            before = state_of(crew)
+            assert before.items() >= {"status": "working", "attempts": 2, "owner": "second", "progress": 1}.items()
+            # When the first run comes back to life, and writes fields and progress
+            send_signal(first, signal.SIGCONT)
+            crew.tell("first", "go on")
+            crew.heed("first", "wrote")
+            # Then nothing of that is stored
+            assert state_of(crew) == before
+            # And when it ends, well or not, the second run still goes on
+            crew.tell("first", "end")
+            crew.heed("first", "settled")
+            assert state_of(crew) == before
+            # And when that ends, its word is the last
+            crew.tell("second", "go on")
+            crew.tell("second", "end")
+            snapshot = crew.wait()
+            assert snapshot.completed and snapshot.exception is None
+            assert (snapshot["owner"], snapshot["late"], snapshot["progress"]) == ("second", "second", 51)
+            assert (snapshot.attempts, snapshot.total) == (2, 7)
+
+
+def test_a_first_run_cannot_reopen_what_the_second_has_finished(crew: Crew) -> None:
+    # Given a message that was delivered again while its first run was frozen, and whose second run is done
+    crew.send("fail")
+    with crew.worker("first") as first:
+        crew.heed("first", "began")
+        stop(first)
+        with crew.worker("second"):
+            crew.heed("second", "began")
+            crew.tell("second", "go on")
+            crew.tell("second", "end")
+            final = crew.wait()
+            assert final.completed and final["owner"] == "second"
+            # When the first one comes back, writes, and fails
+            send_signal(first, signal.SIGCONT)
+            crew.tell("first", "go on")
+            crew.heed("first", "wrote")
+            crew.tell("first", "end")
+            crew.heed("first", "settled")
+            # Then it stays as it was
+            assert crew.read() == final
