@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import dramatiq
@@ -113,17 +114,22 @@ class Broken:
 def make_broker(backend: StatusBackend, *middleware: Middleware, asyncio: bool = False, **options: Any) -> StubBroker:
     """A broker with the usual middleware, quick retries (none by default) and statuses."""
     first = [AsyncIO()] if asyncio else []
-    return StubBroker(
-        middleware=[
-            *first,
-            Callbacks(),
-            Pipelines(),
-            Retries(max_retries=0, min_backoff=1, max_backoff=2),
-            *middleware,
-            StatusMiddleware(backend=backend, **options),
-        ],
-        fail_fast_default=False,
+    return make_stub_broker(
+        *first,
+        Callbacks(),
+        Pipelines(),
+        Retries(max_retries=0, min_backoff=1, max_backoff=2),
+        *middleware,
+        StatusMiddleware(backend=backend, **options),
     )
+
+
+def make_stub_broker(*middleware: Middleware) -> StubBroker:
+    """Dramatiq's own stub, Dramatiq's own middleware where none is given. Its `join` does not raise what jobs have
+    raised: Dramatiq 2 has to be told, 1 cannot be.
+    """
+    knows = "fail_fast_default" in signature(StubBroker).parameters
+    return StubBroker(list(middleware) or None, **({"fail_fast_default": False} if knows else {}))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from dramatiq.middleware import AsyncIO
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.backends import StubBackend
 
-from .recording import PATIENCE, eventually, run, working
+from .recording import PATIENCE, eventually, make_stub_broker, run, working
 from .servers import RedisServer
 
 README = Path(__file__).parent.parent / "README.rst"
@@ -53,7 +53,7 @@ LOOKING = ("first-reader", "get", "read", "read-many", "write", "outage", "view"
 
 @pytest.fixture
 def broker() -> Iterator[StubBroker]:
-    broker = StubBroker(fail_fast_default=False)
+    broker = make_stub_broker()
     broker.add_middleware(AsyncIO())
     broker.add_middleware(StatusMiddleware(backend=StubBackend()))
     dramatiq.set_broker(broker)
@@ -68,6 +68,7 @@ def namespace(broker: StubBroker) -> dict[str, Any]:
     async def fetch_later(url: Any) -> None: ...
 
     found: dict[str, Any] = {
+        "__name__": __name__,
         "read_rows": lambda path: list(range(100)),
         "iter_rows": lambda path: iter(range(500)),
         "card_accepted": lambda order: False,

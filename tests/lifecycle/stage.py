@@ -12,7 +12,6 @@ from typing import Any, Final
 import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import Retry
 from dramatiq.middleware import (
     AgeLimit,
@@ -36,7 +35,7 @@ from dramatiq_status import StatusMiddleware, current_progress, current_status
 from dramatiq_status.record import STATE
 from dramatiq_status.snapshot import Snapshot
 
-from ..recording import eventually
+from ..recording import eventually, make_stub_broker
 from .recorder import LETTERS, Recorder
 
 #: Where our middleware stands: ahead of all others, among them, behind all.
@@ -163,7 +162,7 @@ def make_broker(url: str, middleware: list[Middleware], *, namespace: str) -> dr
         )
     if url.startswith("amqp://"):
         return RabbitmqBroker(url=url, middleware=middleware)
-    return StubBroker(middleware, fail_fast_default=False)
+    return make_stub_broker(*middleware)
 
 
 def watch_acks(worker: dramatiq.Worker, see: Callable[[Any], object]) -> None:
@@ -237,6 +236,14 @@ class Stage:
         # Options of Retries, which nobody else knows.
         limits: dict[str, Any] = {"throws": (Expected,), "max_retries": 3} if retries else {}
         self.play = dramatiq.actor(self._play, broker=self.broker, queue_name=name, actor_name="play", **limits)
+        #: Plays its message, too: in Dramatiq 1.17 a message cannot forbid its retries by a 0.
+        self.once = dramatiq.actor(
+            self._play,
+            broker=self.broker,
+            queue_name=name,
+            actor_name="once",
+            **({**limits, "max_retries": 0} if retries else {}),
+        )
         self.other = dramatiq.actor(self._other, broker=self.broker, queue_name=name, actor_name="other")
 
     # The actors
@@ -295,7 +302,8 @@ class Stage:
 
     def send(self, *script: str, **options: Any) -> str:
         """Send the actor a script and return the id of the message."""
-        message_id: str = self.play.send_with_options(args=script, **options).message_id
+        actor = self.once if options.get("max_retries") == 0 else self.play
+        message_id: str = actor.send_with_options(args=script, **options).message_id
         return message_id
 
     def sequence(self, message_id: str) -> str:

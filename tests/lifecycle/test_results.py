@@ -16,7 +16,7 @@ from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.record import COMPLETED, FAILED
 
-from ..recording import PATIENCE, RecordingBackend, Updates, join, working
+from ..recording import PATIENCE, RecordingBackend, Updates, join, make_stub_broker, working
 from ..servers import RedisServer
 from .stage import Boom
 
@@ -28,7 +28,7 @@ def position(request: pytest.FixtureRequest) -> str:
 
 def make_broker(ours: StatusMiddleware, theirs: ResultBackend, position: str) -> StubBroker:
     others = [Retries(max_retries=1, min_backoff=1, max_backoff=2), Results(backend=theirs, store_results=True)]
-    return StubBroker([ours, *others] if position == "first" else [*others, ours], fail_fast_default=False)
+    return make_stub_broker(*([ours, *others] if position == "first" else [*others, ours]))
 
 
 def result_of(message: dramatiq.Message[Any], backend: ResultBackend) -> object:
