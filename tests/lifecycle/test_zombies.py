@@ -20,7 +20,7 @@ def crew(request: pytest.FixtureRequest, redis_server: RedisServer, redis_url: s
 
 
 def state_of(crew: Crew) -> dict[str, Any]:
-    """All that is stored, and how often it was changed. Heartbeats, which the living run goes on to send, are no change."""
+    """All that is stored, and how often it was changed; without the heartbeat, which the living run goes on to send."""
     snapshot = crew.read()
     return {**snapshot.to_dict(), "version": snapshot.version, "heartbeat_at": None}
 
