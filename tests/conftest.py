@@ -10,12 +10,21 @@ from typing import Protocol, TypeVar
 import pytest
 from hypothesis import settings
 
-from .servers import MemcachedServer, RabbitmqServer, RedisServer, Server, ServerMissing
+from .servers import (
+    MemcachedServer,
+    RabbitmqServer,
+    RedisCluster,
+    RedisSentinels,
+    RedisServer,
+    Server,
+    ServerMissing,
+    Servers,
+)
 
 # Its asserts then tell what they have compared, as those of test files do.
 pytest.register_assert_rewrite("dramatiq_status.testing.conformance")
 
-ServerT = TypeVar("ServerT", bound=Server)
+ServerT = TypeVar("ServerT", bound="Server | Servers")
 
 
 class StartServer(Protocol):
@@ -44,6 +53,20 @@ def started(server: ServerT) -> ServerT:
 def redis_server() -> Iterator[RedisServer]:
     with started(RedisServer()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[RedisCluster]:
+    """Three nodes with whatever other tests left in them: see `reset`."""
+    with started(RedisCluster()) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def redis_sentinels() -> Iterator[RedisSentinels]:
+    """A master, its replica and three Sentinels, with whatever other tests left: see `reset`."""
+    with started(RedisSentinels()) as sentinels:
+        yield sentinels
 
 
 @pytest.fixture(scope="session")

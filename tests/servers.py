@@ -332,8 +332,23 @@ class Servers:
             server.close()
 
     def start(self: ServersT) -> ServersT:
-        """Start them and wait until they know one another."""
+        """Start them and wait until they know one another. Nothing happens if that was done."""
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """End them at once; they can be started again."""
+        for server in self.members:
+            server.kill()
+
+    def pause(self) -> None:
+        """Freeze them, see `Server.pause`."""
+        for server in self.members:
+            server.pause()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        for server in self.members:
+            server.resume()
 
     def __enter__(self: ServersT) -> ServersT:
         return self.start()
@@ -366,6 +381,9 @@ class RedisCluster(Servers):
     def start(self) -> RedisCluster:
         for node in self.nodes:
             node.start()
+        if self._ids:
+            self._wait_until_well()
+            return self
         for number in range(3):
             with self.client(number) as client:
                 client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
@@ -373,15 +391,16 @@ class RedisCluster(Servers):
                 client.execute_command("CLUSTER ADDSLOTS", *slots)
                 client.execute_command("CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
                 self._ids.append(str(client.execute_command("CLUSTER MYID")))
-        self._wait_until(lambda client: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        self._wait_until_well()
         self._wait_until(lambda client: len(client.execute_command("CLUSTER SLOTS")) == 3)
         return self
 
     def reset(self) -> None:
         """Make it fit for the next test: all nodes running, and empty."""
+        self.resume()
+        self.start()
         for node in self.nodes:
             node.reset()
-        self._wait_until(lambda client: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
 
     def client(self, number: int) -> redis.Redis:
         """A client of one node that knows nothing of the cluster."""
@@ -422,6 +441,9 @@ class RedisCluster(Servers):
         while self.move_keys(slot, target):
             pass
         self.end_move(slot, target)
+
+    def _wait_until_well(self) -> None:
+        self._wait_until(lambda client: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
 
     def _wait_until(self, predicate: Callable[[redis.Redis], bool]) -> None:
         for number in range(3):
@@ -474,6 +496,8 @@ class RedisSentinels(Servers):
         return [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
 
     def start(self) -> RedisSentinels:
+        if self.sentinels:
+            return self
         master, replica = (server.start() for server in self.servers)
         with redis.Redis(port=replica.port) as client:
             client.replicaof("127.0.0.1", master.port)

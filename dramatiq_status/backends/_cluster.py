@@ -36,9 +36,6 @@ _RETRIES: Final = 2
 #: How long a map of the cluster is believed at least, in seconds.
 _MAP_TRUST: Final = 0.1
 
-#: For how many seconds a node that has answered counts as one that does.
-_HEARD_LATELY: Final = 1.0
-
 _ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
 
 #: What a node says that cannot answer yet.
@@ -99,8 +96,6 @@ class Node:
         self.clock = ServerClock()
         #: Scripts that it has to be told before it is sent anything else.
         self.unknown: set[Script] = set()
-        #: When it last answered, by the monotonic clock.
-        self.heard = float("-inf")
         self.failure: BaseException = ConnectionError()
         self.forget()
 
@@ -112,11 +107,6 @@ class Node:
         """It did not answer."""
         self.failure = error
         self.outage.failed(error)
-
-    def succeeded(self) -> None:
-        """It has answered."""
-        self.heard = time.monotonic()
-        self.outage.succeeded()
 
 
 class Errand:
@@ -188,9 +178,6 @@ class _Flight:
     def send(self) -> None:
         """Send all; an error of the connection is kept for later."""
         node = self.node
-        if node.outage.blocked:
-            self.error = node.failure
-            return
         request: list[bytes] = []
         if not node.clock.known:
             self._clock = node.clock
@@ -230,7 +217,6 @@ class _Flight:
             return
         self._link = None
         self.node.connections.give(link)
-        self.node.succeeded()
 
     def _fail(self, error: BaseException) -> None:
         self.error = error
@@ -296,10 +282,7 @@ class Cluster:
         return complete
 
     def goes_on(self) -> bool:
-        """Whether a node answers: one that was heard of lately, or is asked now."""
-        now = time.monotonic()
-        if any(not node.outage.down and now - node.heard < _HEARD_LATELY for node in self._nodes.values()):
-            return True
+        """Whether a node answers; one round trip."""
         try:
             self._make_map()
         except BackendError:
@@ -313,15 +296,13 @@ class Cluster:
           use(Callable): Takes a connection that is not connected yet, and
             raises :class:`.BackendError` where it cannot be.
         """
-        nodes = list(self._living())
+        nodes = self._living()
         random.shuffle(nodes)
         for node in nodes[:-1]:
             try:
                 return use(node.connections.fresh())
             except BackendError as e:
                 node.failed(e)
-        if not nodes:
-            raise self._nobody()
         return use(nodes[-1].connections.fresh())
 
     def close(self) -> None:
@@ -333,18 +314,19 @@ class Cluster:
 
     def _send(self, errands: Sequence[Errand]) -> list[_Flight]:
         if self._stale and time.monotonic() - self._mapped > _MAP_TRUST:
-            try:
-                self._make_map()
-            except BackendError:
-                if not any(self._owners):
-                    raise
+            self._make_map()
         groups: dict[Node, list[Errand]] = {}
         for errand in errands:
             groups.setdefault(errand.node or self._owner(errand.shard), []).append(errand)
         flights = [_Flight(node, group) for node, group in groups.items()]
+        # Those that take the longest to fail come last.
+        flights.sort(key=lambda flight: flight.node.outage.down)
         try:
             for flight in flights:
-                flight.send()
+                if flight.node.outage.blocked and not self._is_down():
+                    flight.error = flight.node.failure
+                else:
+                    flight.send()
         except BaseException:
             _close(flights)
             raise
@@ -358,6 +340,8 @@ class Cluster:
             try:
                 for flight in flights:
                     flight.receive()
+                    if flight.error is None:
+                        self._answered(flight.node)
             except BaseException:
                 # An interrupt: nobody knows what is still to come on these.
                 _close(flights)
@@ -406,8 +390,6 @@ class Cluster:
                 continue
             errand.redirections += 1
             wait |= errand.redirections > _REDIRECTIONS
-        if flight.answered:
-            self.clock = flight.node.clock
         if flight.error is not None:
             self._judge_lost(flight, flight.error, done, again)
         return wait
@@ -423,11 +405,11 @@ class Cluster:
             node.failed(error)
         if not flight.old:
             self._stale = True
-            try:
-                if time.monotonic() - self._mapped > _MAP_TRUST:
+            if hung_up and time.monotonic() - self._mapped > _MAP_TRUST:
+                try:
                     self._make_map()
-            except BackendError:
-                pass
+                except BackendError:
+                    pass
         for errand in flight.errands[flight.answered :]:
             errand.error = error
             self._send_home(errand)
@@ -478,26 +460,42 @@ class Cluster:
             return self._node((speaker.address[0], port))
         return self._node(self._remap((host, port)) if self._remap else (host, port))
 
-    def _living(self) -> Iterable[Node]:
+    def _answered(self, node: Node) -> None:
+        """Take note that a node has answered."""
+        self.clock = node.clock
+        if node.outage.down:
+            node.outage.succeeded()
+            for other in self._nodes.values():
+                # What was away together may be back together.
+                other.outage.retry_at = 0.0
+
+    def _is_down(self) -> bool:
+        """Whether all nodes have failed; nothing is lost then by trying one too early."""
+        return all(node.outage.down for node in self._nodes.values())
+
+    def _living(self) -> list[Node]:
         """Nodes that may answer: those with slots first."""
-        for node in dict.fromkeys([*self._owners, *self._first, *self._nodes.values()]):
-            if node is not None and not node.outage.blocked:
-                yield node
+        nodes = [node for node in dict.fromkeys([*self._owners, *self._first, *self._nodes.values()]) if node]
+        return [node for node in nodes if not node.outage.blocked] or nodes
 
     def _make_map(self) -> None:
-        """Ask for the map of the cluster; one round trip.
+        """Ask for the map of the cluster; one round trip, or more within
+        about the time-out where nodes do not answer.
 
         Raises:
           BackendError: When nobody answers.
         """
         request = pack("CLUSTER", "SLOTS")
-        for node in list(self._living()):
+        deadline = time.monotonic() + self._timeout / 2
+        for node in self._living():
+            if time.monotonic() > deadline:
+                break
             try:
                 ranges = node.connections.call(request, lambda link: checked(link.read()))
             except BackendError as e:
                 node.failed(e.__cause__ or e)
                 continue
-            node.succeeded()
+            self._answered(node)
             owners: list[Node | None] = [None] * SHARDS
             for first, last, (host, port, *_), *_ in ranges:
                 owner = self._reached(node, host, port)
@@ -509,11 +507,8 @@ class Cluster:
             # While a node with slots is away, another one may get them.
             self._stale = any(owner is None or owner.outage.down for owner in owners)
             return
-        raise self._nobody()
-
-    def _nobody(self) -> BackendError:
-        failure = self._first[0].failure
-        return BackendError(f"Redis: no node of the cluster answers: {type(failure).__name__}: {failure}")
+        failure = node.failure
+        raise BackendError(f"Redis: no node of the cluster answers: {type(failure).__name__}: {failure}") from failure
 
     def _forget(self) -> None:
         for node in self._nodes.values():

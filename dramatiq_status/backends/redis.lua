@@ -16,6 +16,9 @@
 --   6 delete
 -- Returns the outcome of each update: 1 applied, 2 aside, 3 duplicate, 4 refused, 5 missing.
 --
+-- On a cluster, all keys share a slot. While that moves to another node, keys of the index may be there already;
+-- the index is then left as it is, and what the outcome of such an update is is told as 10 more.
+--
 -- Every change of a version is published on the channel that is named like the key; 0 for a delete.
 -- Numbers are compared as numbers and tokens as texts; nothing is decoded that was not asked for.
 
@@ -36,6 +39,8 @@ local at = 2
 -- Note that a message is now in this state.
 --   id: its id; lives: its time to live where it is finished, or ''; ttl: how long its record lives.
 local moment
+-- Whether the message could not be noted.
+local unlisted = false
 local function index(id, state, lives, queue, actor, ttl)
   local prefix = ARGV[#ARGV]
   if not moment then
@@ -47,7 +52,10 @@ local function index(id, state, lives, queue, actor, ttl)
   end
   local name = state .. '\n' .. lives .. '\n' .. (queue or '') .. '\n' .. (actor or '')
   local set = prefix .. name
-  call('ZADD', set, moment, id)
+  if type(redis.pcall('ZADD', set, moment, id)) == 'table' then
+    unlisted = true
+    return
+  end
   moment = moment + 1
   if lives ~= '' then
     call('ZREMRANGEBYSCORE', set, '-inf', moment - lives * 1000)
@@ -58,7 +66,7 @@ local function index(id, state, lives, queue, actor, ttl)
   end
   local count, size = call('ZCARD', set), ARGV[#ARGV - 2] + 0
   if count == 1 then
-    call('SADD', prefix, name)
+    unlisted = type(redis.pcall('SADD', prefix, name)) == 'table'
   elseif count > size then
     call('ZREMRANGEBYRANK', set, 0, count - size - 1)
   end
@@ -119,24 +127,36 @@ local function define()
     return {}
   end
 
-  -- Make room for a new record, also where something lies that is none. Nothing is deleted where nothing is:
-  -- once a script has written, Redis no longer refuses its writes for want of memory.
+  -- Make room for a new record, also where something lies that is none. Nothing is deleted where nothing is: once a
+  -- script has written, Redis no longer refuses its writes for want of memory. A record keeps its state for now: on a
+  -- cluster, a key whose slot moves cannot be made anew here once it is gone.
   local function clear(key)
-    if call('EXISTS', key) == 1 then call('DEL', key) end
+    local names = redis.pcall('HKEYS', key)
+    if names.err or #names > 0 and call('HEXISTS', key, 's') == 0 then
+      call('DEL', key)
+      return
+    end
+    for first = 1, #names, 2000 do
+      local piece = {}
+      for i = first, math.min(#names, first + 1999) do
+        if names[i] ~= 's' then piece[#piece + 1] = names[i] end
+      end
+      if #piece > 0 then call('HDEL', key, unpack(piece)) end
+    end
   end
 
   -- Take a message out of the index.
   local function unindex(id, old)
     local prefix = ARGV[#ARGV]
     if not old.finished then
-      call('ZREM', prefix .. old.state .. '\n\n' .. (old.queue or '') .. '\n' .. (old.actor or ''), id)
+      redis.pcall('ZREM', prefix .. old.state .. '\n\n' .. (old.queue or '') .. '\n' .. (old.actor or ''), id)
       return
     end
     -- Which of them it is in, nobody remembers; it is a rare thing to leave a final state.
-    for _, name in ipairs(call('SMEMBERS', prefix)) do
+    for _, name in ipairs(redis.pcall('SMEMBERS', prefix)) do
       local state, queue, actor = name:match('^(.)\n%d*\n([^\n]*)\n([^\n]*)$')
       if state == old.state and queue == (old.queue or '') and actor == (old.actor or '') then
-        call('ZREM', prefix .. name, id)
+        redis.pcall('ZREM', prefix .. name, id)
       end
     end
   end
@@ -491,6 +511,9 @@ for i = 1, #KEYS do
   else
     if not kinds then kinds, set_pairs, text_of = define() end
     outcomes[i] = kinds[kind](key)
+  end
+  if unlisted then
+    outcomes[i], unlisted = outcomes[i] + 10, false
   end
 end
 return outcomes

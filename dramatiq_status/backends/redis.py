@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..backend import Query, StatusBackend, check_number, escape_namespace
-from ..fields import encode_value
-from ..record import Kind, Outcome, Record, Update, is_sound, number_text
+from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, is_sound, number_text
 from ._driver import any_driver
 from ._push import RedisSubscription
+from ._query import wanted_by
 from ._redis import Connections, Link
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
 
 if TYPE_CHECKING:
     import redis
+
+    from ._shards import Shards
 
 #: redis-py, or valkey-py where only that is installed.
 DRIVER: Final = any_driver()
@@ -33,7 +35,11 @@ UPDATES_A_CALL: Final = 128
 #: How many hashes one pipeline reads at most.
 READS_A_CALL: Final = 2000
 
-_OUTCOMES = {outcome.value: outcome for outcome in Outcome}
+#: What the script adds to an outcome where it could not tell the index.
+UNLISTED: Final = 10
+
+#: Outcomes by what the script says.
+OUTCOMES: Final = {outcome.value + more: outcome for outcome in Outcome for more in (0, UNLISTED)}
 
 
 class RedisBackend(StatusBackend):
@@ -48,11 +54,37 @@ class RedisBackend(StatusBackend):
     without redis-py's retries, so that a server that is down is noticed
     within that time.  They are safe across forks.
 
+    With Sentinels, the present master is asked for whenever a connection is
+    made, and a master that was replaced is noticed by its refusing to write.
+    What the old master had not sent to its replicas is lost with it: the next
+    write of a job that still runs restores its status, one that had
+    finished just before keeps what the new master knows.  For less of that,
+    let the master take writes only while it has replicas (``min-replicas-to-write``).
+
+    On a Redis Cluster, messages are spread by the CRC-32 of their ids over 64 shards
+    of one slot each, so that a message and the index that lists
+    it are always on the same node.  What goes to different nodes is under way at the same
+    time, one script call a shard.  While a slot moves, all updates of its
+    messages are exact and a list may miss some of them.  A page of a list
+    takes two or three round trips, to all nodes, and is put together here: it costs by the
+    number of messages up to its end.  `max_listed` is divided evenly among
+    the shards, and their nodes' clocks decide what is newest.
+    Changes are published to the whole cluster, as sharded
+    channels are known from Redis 7.0 on only and move with their slots.
+    One node that does not answer leaves the others' messages alone.
+
     Parameters:
-      client(redis.Redis): An optional client.  If this is passed, `url`
-        and all connection parameters are ignored; its pool says how to connect.
+      client(redis.Redis | redis.RedisCluster): An optional client, or one
+        of valkey-py's.  If this is passed, all that follows up to `namespace` and all
+        connection parameters are ignored; it says how to connect.
       url(str): An optional connection URL.  If both a URL and
         connection parameters are provided, the URL is used.
+      sentinels(Sequence[tuple[str, int]]): Hosts and ports of Sentinels, in place of a URL.
+      service_name(str): What they call the master.
+      sentinel_kwargs(dict[str, object]): Connection parameters for the
+        Sentinels themselves; `parameters` are for the master.
+      cluster_nodes(Sequence[tuple[str, int]]): Hosts and ports of some
+        nodes of a cluster, in place of a URL.
       namespace(str): What all keys start with.
       timeout(int): How long one call may take, in milliseconds.
       max_field_size(int): The largest encoded field, in bytes.
@@ -67,24 +99,41 @@ class RedisBackend(StatusBackend):
     def __init__(
         self,
         *,
-        client: redis.Redis | None = None,
+        client: redis.Redis | redis.RedisCluster | Any | None = None,
         url: str | None = None,
+        sentinels: Sequence[tuple[str, int]] | None = None,
+        service_name: str | None = None,
+        sentinel_kwargs: Mapping[str, Any] | None = None,
+        cluster_nodes: Sequence[tuple[str, int]] | None = None,
         namespace: str = "dramatiq-status",
         max_listed: int = DEFAULT_MAX_LISTED,
         **parameters: Any,
     ) -> None:
         own = {name: parameters.pop(name) for name in ("timeout", "max_field_size") if name in parameters}
         super().__init__(namespace=namespace, **own)
-        if client is None:
+        seconds = self.timeout / 1000
+        if client is not None:
+            pass
+        elif sentinels is not None:
+            client = _master_client(sentinels, service_name, sentinel_kwargs, parameters, seconds)
+        elif cluster_nodes is not None:
+            client = _node_client(cluster_nodes, parameters)
+        else:
             client = DRIVER.client.from_url(url) if url else DRIVER.client(**parameters)
-        self.client = client
-        self._prefix = escape_namespace(namespace) + ":"
+        #: The client that was passed, or one that connects in the same way; on a cluster that is one of its nodes.
+        self.client: Any = client
+        prefix = escape_namespace(namespace)
+        self._prefix = prefix + ":"
         #: What the keys of the index start with. No message's key does: the first ":" of those
         #: comes before their first space.
-        self._index = escape_namespace(namespace) + " index:"
+        self._index = prefix + " index:"
         self._max_listed = check_number("max_listed", max_listed)
         self._index_arguments = (max_listed, len(self._prefix), self._index if max_listed else "")
-        self._connections = Connections(client.connection_pool, self.timeout / 1000)
+        self._shards: Shards | None = None
+        if cluster_nodes is not None or hasattr(client, "nodes_manager"):
+            self._shards = self._make_shards(prefix, cluster_nodes)
+        else:
+            self._connections = Connections(client.connection_pool, seconds)
         self._script = UPDATE
         self._clock = ServerClock()
         #: The present moment that the script is told; by default what we know of the server's clock.
@@ -94,11 +143,32 @@ class RedisBackend(StatusBackend):
         # Not the client: it may show a password.
         return f"<{type(self).__name__} {self.namespace!r}>"
 
+    def _make_shards(self, prefix: str, addresses: Sequence[tuple[str, int]] | None) -> Shards:
+        # Not everybody has a cluster.
+        from ._cluster import Cluster
+        from ._shards import Shards
+
+        client, remap = self.client, None
+        if addresses is None:
+            addresses = [(node.host, node.port) for node in client.get_nodes()]
+            remap = getattr(client.nodes_manager, "address_remap", None)
+            connection = getattr(client, "get_redis_connection", None) or client.get_valkey_connection
+            client = connection(client.get_default_node())
+        cluster = Cluster(client.connection_pool, addresses, self.timeout / 1000, remap)
+        return Shards(self, cluster, prefix, self._max_listed)
+
     why_no_list = "it was made with max_listed=0."
 
     # Writing
 
+    def update(self, message_id: str, update: Update) -> Outcome:
+        if self._shards is not None:
+            return self._shards.update(message_id, update)
+        return self._evaluate(((message_id, update),))[0]
+
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if self._shards is not None:
+            return self._shards.update_many(updates)
         if len(updates) <= UPDATES_A_CALL:
             return self._evaluate(updates)
         outcomes: list[Outcome] = []
@@ -108,27 +178,37 @@ class RedisBackend(StatusBackend):
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         """Send the update; its reply is read by what this returns."""
+        if self._shards is not None:
+            return self._shards.begin_update(message_id, update)
         updates = ((message_id, update),)
         request = self._request(updates)
-        complete = self._connections.begin(request.packed, request.read, again=_may_repeat(updates))
-        return lambda: _OUTCOMES[complete()[0]]
+        complete = self._connections.begin(request.packed, request.read, again=may_repeat(updates))
+        return lambda: OUTCOMES[complete()[0]]
 
     def _evaluate(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         if not updates:
             return []
         request = self._request(updates)
-        numbers = self._connections.call(request.packed, request.read, again=_may_repeat(updates))
-        return [_OUTCOMES[number] for number in numbers]
+        numbers = self._connections.call(request.packed, request.read, again=may_repeat(updates))
+        return [OUTCOMES[number] for number in numbers]
 
     def _request(self, updates: Sequence[tuple[str, Update]]) -> ScriptCall:
-        prefix = self._prefix
-        now = self._script_now or self._clock.text()
+        prefix, clock = self._prefix, self._clock
         keys = [prefix + message_id for message_id, _ in updates]
-        return ScriptCall(self._script, keys, self._arguments(updates, now), None if now else self._clock)
+        arguments = self._arguments(updates, clock, self._index_arguments)
+        return ScriptCall(self._script, keys, arguments, None if arguments[0] else clock)
 
-    def _arguments(self, updates: Sequence[tuple[str, Update]], now: str) -> list[Any]:
-        """What the script is told."""
-        arguments: list[Any] = [now]
+    def _arguments(
+        self, updates: Sequence[tuple[str, Update]], clock: ServerClock, index: tuple[int, int, str]
+    ) -> list[Any]:
+        """What the script is told.
+
+        Parameters:
+          updates(Sequence[tuple[str, Update]])
+          clock(ServerClock): That of the server that will carry them out.
+          index(tuple[int, int, str]): What it is told of the index.
+        """
+        arguments: list[Any] = [self._script_now or clock.text()]
         moves = False
         for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, _) in updates:
             added = number_text(increment) if increment else 0
@@ -153,15 +233,16 @@ class RedisBackend(StatusBackend):
             for item in fields.items():
                 arguments += item
         if moves:
-            arguments += (self._clock.moment(), *self._index_arguments)
+            arguments += (clock.moment(), *index)
         return arguments
 
     # Reading
 
     def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
+        read = self._read if self._shards is None else self._shards.read_many
         found: list[Record | None] = []
         for first in range(0, len(message_ids), READS_A_CALL):
-            found += self._read(message_ids[first : first + READS_A_CALL])
+            found += read(message_ids[first : first + READS_A_CALL])
         return found
 
     def _read(self, message_ids: Sequence[str]) -> list[Record | None]:
@@ -179,65 +260,113 @@ class RedisBackend(StatusBackend):
                 clock.set(checked(link.read()))
             return link.read_many(len(message_ids))
 
-        return [_to_record(reply) for reply in self._connections.call(TIME + packed if clock else packed, read)]
+        return [to_record(reply) for reply in self._connections.call(TIME + packed if clock else packed, read)]
 
     def now(self) -> int:
         """The present moment by the server's clock, as the last calls have seen it."""
-        return self._clock.now()
+        return (self._clock if self._shards is None else self._shards.cluster.clock).now()
 
     # Listing
 
     def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
-        found = [(message_id, _to_record(reply)) for _, message_id, reply in self._list(query, limit, offset)]
+        self._check_index()
+        if self._shards is not None:
+            return self._shards.find(query, limit=limit, offset=offset)
+        found = [(message_id, to_record(reply)) for _, message_id, reply in self._list(query, limit, offset)]
         return [(message_id, record) for message_id, record in found if record is not None]
 
     def count(self, query: Query) -> int:
+        self._check_index()
+        if self._shards is not None:
+            return self._shards.count(query)
         number: int = self._list(query, 0, 0)
         return number
 
-    def _list(self, query: Query, limit: int, offset: int) -> Any:
+    def _check_index(self) -> None:
         if not self._max_listed:
             raise self._cannot_list()
-        wanted = (
-            "" if query.state is None else query.state,
-            "" if query.queue_name is None else _quoted(query.queue_name),
-            "" if query.actor_name is None else _quoted(query.actor_name),
-        )
-        request = ScriptCall(LIST, [self._index], [*wanted, offset, limit, self._prefix, 1], None)
+
+    def _list(self, query: Query, limit: int, offset: int) -> Any:
+        arguments = [*filter_of(query), offset, limit, self._prefix, 1]
+        request = ScriptCall(LIST, [self._index], arguments, None)
         return self._connections.call(request.packed, request.read)
 
     # Following
 
     def subscribe(self, message_ids: Sequence[str]) -> RedisSubscription:
         """Begin to hear of changes, over a connection that lasts as long as the subscription."""
-        return RedisSubscription(self._connections.fresh(), self._channels(message_ids), self.timeout / 1000)
+        channels, timeout = self._channels(message_ids), self.timeout / 1000
+        if self._shards is not None:
+            # All nodes hear of everything.
+            return self._shards.cluster.connect(lambda connection: RedisSubscription(connection, channels, timeout))
+        return RedisSubscription(self._connections.fresh(), channels, timeout)
 
     def _channels(self, message_ids: Iterable[str]) -> dict[str, str]:
         """The ids by the names of the channels on which the script tells of them."""
-        return {self._prefix + message_id: message_id for message_id in message_ids}
+        return {self._key(message_id): message_id for message_id in message_ids}
+
+    def _key(self, message_id: str) -> str:
+        """The key of a message's record, and its channel."""
+        return self._prefix + message_id if self._shards is None else self._shards.key(message_id)
 
     # Deleting and closing
 
     def delete(self, message_id: str) -> bool:
+        if self._shards is not None:
+            return self._shards.delete(message_id)
         request = ScriptCall(UPDATE, [self._prefix + message_id], ["", 6, 0, "", *self._index_arguments], None)
-        return _OUTCOMES[self._connections.call(request.packed, request.read)[0]] is Outcome.APPLIED
+        return OUTCOMES[self._connections.call(request.packed, request.read)[0]] is Outcome.APPLIED
 
     def close(self) -> None:
-        self._connections.close()
+        if self._shards is not None:
+            self._shards.cluster.close()
+        else:
+            self._connections.close()
 
 
-def _may_repeat(updates: Iterable[tuple[str, Update]]) -> bool:
+def _master_client(
+    sentinels: Sequence[tuple[str, int]],
+    service_name: str | None,
+    sentinel_kwargs: Mapping[str, Any] | None,
+    parameters: Mapping[str, Any],
+    timeout: float,
+) -> Any:
+    """A client of the master that Sentinels know by a name."""
+    if not service_name:
+        raise ValueError("service_name must say which master to ask the sentinels for, such as 'mymaster'.")
+    if not sentinels:
+        raise ValueError("sentinels must not be empty: pass the host and port of one at least.")
+    quick = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": DRIVER.no_retry}
+    sentinel = DRIVER.find("sentinel", "Sentinel")(
+        list(sentinels), sentinel_kwargs={**quick, **(sentinel_kwargs or {})}, **parameters
+    )
+    return sentinel.master_for(service_name)
+
+
+def _node_client(cluster_nodes: Sequence[tuple[str, int]], parameters: Mapping[str, Any]) -> Any:
+    """A client of a node of a cluster."""
+    if not cluster_nodes:
+        raise ValueError("cluster_nodes must not be empty: pass the host and port of one at least.")
+    if parameters.get("db"):
+        raise ValueError(f"db must be 0, not {parameters['db']!r}: a cluster has no other database.")
+    host, port = cluster_nodes[0]
+    return DRIVER.client(host=host, port=port, **parameters)
+
+
+def may_repeat(updates: Iterable[tuple[str, Update]]) -> bool:
     """Whether updates may be sent again that may have been carried out:
     an increment from outside has nothing that would tell it from its repetition.
     """
     return not any(update.increment and update.kind is Kind.OUTSIDE for _, update in updates)
 
 
-def _quoted(name: str) -> str:
-    return encode_value("name", name, len(name) * 6 + 2)
+def filter_of(query: Query) -> tuple[str, str, str]:
+    """What the script that lists is told to look for: state, queue and actor."""
+    wanted = wanted_by(query)
+    return wanted.get(STATE, ""), wanted.get(QUEUE_NAME, ""), wanted.get(ACTOR_NAME, "")
 
 
-def _to_record(reply: Any) -> Record | None:
+def to_record(reply: Any) -> Record | None:
     if not reply or isinstance(reply, Exception):
         # An error: something that is not ours lies under our key.
         return None

@@ -5,7 +5,8 @@
 --   name lies the sorted set of the ids, by the moment in microseconds at which each came into its state.
 -- ARGV[1..3]: the state, the queue and the actor to look for, '' for all.
 -- ARGV[4]: how many messages to leave out. ARGV[5]: how many to return; 0 to count them.
--- ARGV[6]: the part of a message's key that comes before its id. ARGV[7]: '1' for whole records.
+-- ARGV[6]: the part of a message's key that comes before its id. ARGV[7]: '1' for whole records; '2' for none, and for
+--   dropping nothing: on a cluster, what is not here may still be on the node that the slot comes from.
 -- Returns the number, or for each message its moment, its id and its record (names and texts; empty if not asked for).
 --
 -- Messages that the store has forgotten before their time are dropped as they are met.
@@ -14,7 +15,7 @@ local call = redis.call
 local registry = KEYS[1]
 local wanted_state, wanted_queue, wanted_actor = ARGV[1], ARGV[2], ARGV[3]
 local offset, limit = tonumber(ARGV[4]), tonumber(ARGV[5])
-local before, whole = ARGV[6], ARGV[7] == '1'
+local before, whole, keep = ARGV[6], ARGV[7] == '1', ARGV[7] == '2'
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 
@@ -35,11 +36,12 @@ for _, name in ipairs(call('SMEMBERS', registry)) do
     and (wanted_actor == '' or wanted_actor == actor)
   then
     local key = registry .. name
-    if ttl ~= '' then call('ZREMRANGEBYSCORE', key, '-inf', '(' .. text_of(now - ttl * 1000)) end
-    local count = call('ZCARD', key)
+    -- A set that is on its way to another node, or there already, is passed over.
+    if ttl ~= '' then redis.pcall('ZREMRANGEBYSCORE', key, '-inf', '(' .. text_of(now - ttl * 1000)) end
+    local count = redis.pcall('ZCARD', key)
     if count == 0 then
-      call('SREM', registry, name)
-    else
+      if not keep then call('SREM', registry, name) end
+    elseif type(count) == 'number' then
       sets[#sets + 1] = {key = key, state = state, queue = queue, actor = actor}
       total = total + count
     end
@@ -103,10 +105,11 @@ local function gather()
   return page
 end
 
--- The record of a candidate; nothing if it is no longer what the index says.
+-- The record of a candidate; nothing if it is no longer what the index says; empty if it is on another node.
 local function fetch(candidate)
   local key, set = before .. candidate[2], candidate[3]
   local is = redis.pcall('HMGET', key, 's', 'Q', 'a')
+  if is.err and is.err:find('non local key', 1, true) or keep and not is[1] then return {} end
   if is.err or is[1] ~= set.state or (is[2] or '') ~= set.queue or (is[3] or '') ~= set.actor then return nil end
   return whole and call('HGETALL', key) or {}
 end
@@ -119,10 +122,10 @@ for _ = 1, PATIENCE do
     local record = fetch(candidate)
     if record then
       page[#page + 1] = {text_of(candidate[1]), candidate[2], record}
-    else
+    elseif not keep then
       total = total - call('ZREM', candidate[3].key, candidate[2])
     end
   end
-  if #page == #candidates then break end
+  if keep or #page == #candidates then break end
 end
 return page

@@ -20,6 +20,7 @@ from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, Outcome, 
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, heartbeat, outside, start, together, write
 
 from ..servers import RedisServer
+from .redis_hooks import RedisHooks
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
@@ -38,7 +39,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-class TestRedis(BackendConformance):
+class TestRedis(RedisHooks, BackendConformance):
     @pytest.fixture
     def backend(self, backend: RedisBackend) -> RedisBackend:
         return backend
@@ -61,46 +62,6 @@ class TestRedis(BackendConformance):
         backend = RedisBackend(url=server.url, timeout=300)
         yield server, backend
         backend.close()
-
-    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
-        assert isinstance(backend, RedisBackend)
-        found = int(backend.client.pttl(f"{backend.namespace}:{message_id}"))
-        # -1 is for ever, and no record is.
-        assert found != -1
-        return None if found < 0 else found
-
-    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
-        assert isinstance(backend, RedisBackend)
-        assert backend.client.pexpire(f"{backend.namespace}:{message_id}", ttl)
-
-    def damages(self) -> dict[str, Callable[[Any, str], None]]:
-        def hash_of(**fields: str) -> Callable[[RedisBackend, str], None]:
-            return lambda backend, message_id: (
-                backend.client.hset(f"{backend.namespace}:{message_id}", mapping=fields) and None
-            )
-
-        def a_string(backend: RedisBackend, message_id: str) -> None:
-            backend.client.set(f"{backend.namespace}:{message_id}", "x")
-
-        def a_list(backend: RedisBackend, message_id: str) -> None:
-            backend.client.lpush(f"{backend.namespace}:{message_id}", "x")
-
-        return {
-            "string": a_string,
-            "list": a_list,
-            "foreign hash": hash_of(foo="bar"),
-            "unknown state": hash_of(s="4", v="1", e="7", n="1"),
-            "state of more than a digit": hash_of(s="01", v="1", e="7", n="1"),
-            "no state": hash_of(v="1", e="7", n="1", r="1", q="1"),
-            "no version": hash_of(s="1", e="7", n="1", r="1", q="1"),
-            "version that is no number": hash_of(s="1", v="x", e="7", n="1", r="1", q="1"),
-            "no root": hash_of(s="1", v="1", n="1", r="1", q="1"),
-            "no number": hash_of(s="1", v="1", e="7", r="1", q="1"),
-            "run without a place": hash_of(s="1", v="1", e="7", n="1", r="1"),
-            "place that is no number": hash_of(s="1", v="1", e="7", n="1", r="1", q="x"),
-            "delay that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", D="x"),
-            "live ttl that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", L="x"),
-        }
 
     # The driver, and the server
 

@@ -113,13 +113,13 @@ class RecordingRedisBackend(Recorder, RedisBackend):
         # One by one: the script sees what each has made of its record.
         return [outcome for update in updates for outcome in super(RecordingRedisBackend, self).update_many([update])]
 
-    def _arguments(self, updates: Sequence[tuple[str, Update]], now: str) -> list[Any]:
+    def _arguments(self, updates: Sequence[tuple[str, Update]], *where: Any) -> list[Any]:
         ((_, update),) = updates
         if update.kind is Kind.HEARTBEAT:
             kind = "heartbeat"
         else:
             kind = "both" if update.start and update.state is not None else "one"
-        return [*super()._arguments(updates, now), kind]
+        return [*super()._arguments(updates, *where), kind]
 
     def records(self, message_id: str) -> list[Record]:
         found: list[Record] = []

@@ -1,0 +1,321 @@
+"""How the Redis backend keeps statuses on a cluster: spread over shards, each with an index of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+from ..backend import Query
+from ..errors import BackendError
+from ..record import Kind, Outcome, Record, Update
+from ._cluster import SHARDS, TAGS, Cluster, Command, Errand, Node, shard_of
+from ._query import wanted_by
+from ._redis import coded, pack
+from ._script import Script, ServerClock
+from .redis import LIST, OUTCOMES, UNLISTED, UPDATE, UPDATES_A_CALL, RedisBackend, filter_of, may_repeat, to_record
+
+#: Notes a message in one set of the index.
+INDEX: Final = Script.load("redis_index.lua")
+
+#: How many messages a shard is asked for first, on top of twice its share of a page.
+_MORE: Final = 8
+
+
+class _Call(Errand):
+    """A call of a script.
+
+    Parameters:
+      shard(int)
+      script(Script)
+      keys(Sequence[str])
+      arguments(Callable): Makes the arguments for a node, told whether
+        the slot is on its way there.
+      again(bool)
+    """
+
+    __slots__ = ("_arguments", "_keys", "_script")
+
+    def __init__(
+        self,
+        shard: int,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Callable[[ServerClock, bool], Sequence[Any]],
+        *,
+        again: bool = True,
+    ) -> None:
+        super().__init__(shard, again=again)
+        self._script = script
+        self._keys = keys
+        self._arguments = arguments
+
+    @property
+    def script(self) -> Script:
+        return self._script
+
+    def command(self, node: Node) -> bytes:
+        arguments = self._arguments(node.clock, self.asking)
+        return pack("EVALSHA", self._script.sha, len(self._keys), *self._keys, *arguments)
+
+
+class _Updates(_Call):
+    """Updates of messages of one shard.
+
+    Parameters:
+      shards(Shards)
+      shard(int)
+      updates(list): Places among the outcomes, message ids and updates.
+    """
+
+    __slots__ = ("_shards", "updates")
+
+    def __init__(self, shards: Shards, shard: int, updates: list[tuple[int, str, Update]]) -> None:
+        self._shards = shards
+        self.updates = updates
+        backend = shards.backend
+        pairs = [(message_id, update) for _, message_id, update in updates]
+        super().__init__(
+            shard,
+            backend._script,
+            [shards.key(message_id) for message_id, _ in pairs],
+            lambda clock, asking: backend._arguments(pairs, clock, shards.index_arguments(shard, asking)),
+            again=may_repeat(pairs),
+        )
+
+    def parts(self) -> Sequence[Errand]:
+        found: dict[str, list[tuple[int, str, Update]]] = {}
+        for item in self.updates:
+            found.setdefault(item[1], []).append(item)
+        if len(found) == 1:
+            return (self,)
+        return [_Updates(self._shards, self.shard, updates) for updates in found.values()]
+
+
+class Shards:
+    """What a Redis backend does where its server is a cluster.
+
+    Parameters:
+      backend(RedisBackend)
+      cluster(Cluster)
+      namespace(str): Escaped.
+      max_listed(int)
+    """
+
+    def __init__(self, backend: RedisBackend, cluster: Cluster, namespace: str, max_listed: int) -> None:
+        self.backend = backend
+        self.cluster = cluster
+        self._prefixes = [f"{namespace}:{{{tag}}}:" for tag in TAGS]
+        #: What the keys of the index start with.
+        self._indexes = [f"{namespace} index:{{{tag}}}:" for tag in TAGS]
+        self._size = -(-max_listed // SHARDS)
+
+    def key(self, message_id: str) -> str:
+        """The key of a message's record, and its channel."""
+        return self._prefixes[shard_of(message_id)] + message_id
+
+    def index_arguments(self, shard: int, asking: bool) -> tuple[Any, ...]:
+        """What the script is told of a shard's index: nothing where another node may have parts of it."""
+        listed = self._size and not asking
+        return self._size, len(self._prefixes[shard]), self._indexes[shard] if listed else ""
+
+    # Writing
+
+    def update(self, message_id: str, update: Update) -> Outcome:
+        outcomes, failures = self._update([(message_id, update)])
+        if failures:
+            raise failures[0]
+        return outcomes[0]
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        outcomes, failures = self._update(updates)
+        self._check(failures, any(outcome is not Outcome.UNREACHED for outcome in outcomes))
+        return outcomes
+
+    def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
+        errand = _Updates(self, shard_of(message_id), [(0, message_id, update)])
+        complete = self.cluster.begin([errand])
+
+        def outcome() -> Outcome:
+            outcomes = [Outcome.UNREACHED]
+            failures = self._settle(complete(), outcomes)
+            self._check(failures, False)
+            return outcomes[0]
+
+        return outcome
+
+    def _update(self, updates: Sequence[tuple[str, Update]]) -> tuple[list[Outcome], list[BackendError]]:
+        outcomes = [Outcome.UNREACHED] * len(updates)
+        failures: list[BackendError] = []
+        waiting: dict[int, list[tuple[int, str, Update]]] = {}
+        for place, (message_id, update) in enumerate(updates):
+            waiting.setdefault(shard_of(message_id), []).append((place, message_id, update))
+        # One call a shard at a time: the next one must not overtake it where it is sent elsewhere.
+        size = UPDATES_A_CALL
+        while waiting:
+            errands = [_Updates(self, shard, items[:size]) for shard, items in waiting.items()]
+            done = self.cluster.run(errands)
+            failures += self._settle(done, outcomes)
+            failed = {errand.shard for errand in done if _failure(errand)}
+            waiting = {
+                shard: items[size:] for shard, items in waiting.items() if len(items) > size and shard not in failed
+            }
+        return outcomes, failures
+
+    def _settle(self, done: Iterable[Errand], outcomes: list[Outcome]) -> list[BackendError]:
+        """Note the outcomes, and return why some are missing."""
+        failures: list[BackendError] = []
+        unlisted: dict[str, None] = {}
+        for errand in done:
+            assert isinstance(errand, _Updates)
+            failure = _failure(errand)
+            if failure is not None:
+                failures.append(failure)
+                continue
+            for (place, message_id, update), number in zip(errand.updates, errand.reply):
+                outcomes[place] = OUTCOMES[number]
+                if number >= UNLISTED or (errand.asking and OUTCOMES[number] is Outcome.APPLIED and _moves(update)):
+                    unlisted[message_id] = None
+        if unlisted and self._size:
+            self._list_anew(list(unlisted))
+        return failures
+
+    def _list_anew(self, message_ids: Sequence[str]) -> None:
+        """Note in the index what the script could not while slots move, key
+        by key.  Where that fails as well, a list does without these messages.
+        """
+        run = self.cluster.run
+        try:
+            states = [self._command(message_id, "HMGET", "s", "Q", "a") for message_id in message_ids]
+            ttls = [self._command(message_id, "PTTL") for message_id in message_ids]
+            run([*states, *ttls])
+            errands: list[Errand] = []
+            for message_id, state, ttl in zip(message_ids, states, ttls):
+                if not (_failure(state) or _failure(ttl)) and state.reply[0] in ("0", "1", "2", "3") and ttl.reply > 0:
+                    errands += self._listing(message_id, state.reply, ttl.reply)
+            run(errands)
+        except BackendError:
+            pass
+
+    def _listing(self, message_id: str, names: tuple[str, str | None, str | None], ttl: int) -> Iterable[Errand]:
+        state, queue, actor = names
+        shard = shard_of(message_id)
+        index = self._indexes[shard]
+        unit = 10 ** max(0, len(str(ttl)) - 2)
+        lives = "" if state < "2" else str(-(-ttl // unit) * unit)
+        for other in {"0", "1"} - {state}:
+            name = f"{other}\n\n{queue or ''}\n{actor or ''}"
+            yield Command(shard, pack("ZREM", index + name, message_id))
+        name = f"{state}\n{lives}\n{queue or ''}\n{actor or ''}"
+        moment = self.cluster.clock.now() * 1000
+        arguments = (message_id, moment, lives, ttl, self._size)
+        yield _Call(shard, INDEX, [index + name], lambda clock, asking: arguments)
+        yield Command(shard, pack("SADD", index, name))
+
+    def _command(self, message_id: str, name: str, *arguments: str) -> Command:
+        return Command(shard_of(message_id), pack(name, self.key(message_id), *arguments))
+
+    # Reading
+
+    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
+        errands = [self._command(message_id, "HGETALL") for message_id in message_ids]
+        self.cluster.run(errands)
+        failures = [failure for errand in errands if (failure := _failure(errand, refused=True))]
+        self._check(failures, len(failures) < len(errands))
+        return [to_record(errand.reply) for errand in errands]
+
+    # Listing
+
+    def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
+        page = self._page(query, offset + limit)[offset:]
+        wanted = wanted_by(query).items()
+        found: list[tuple[str, Record]] = []
+        for message_id, record in zip(page, self.read_many(page)):
+            # It may have changed since.
+            if record is not None and wanted <= record.items():
+                found.append((message_id, record))
+        return found
+
+    def _page(self, query: Query, number: int) -> list[str]:
+        """The ids of the newest messages.
+
+        Each shard is asked for somewhat more than its share; one all of
+        whose messages are among the newest is then asked for more.
+        """
+        ask = min(number, number // SHARDS * 2 + _MORE)
+        lists = self._lists(query, range(SHARDS), ask)
+        newest = _newest(lists, number)
+        last = newest[-1] if len(newest) == number else (0, "")
+        full = [shard for shard, found in lists.items() if len(found) >= ask and found[-1] > last]
+        if full and ask < number:
+            lists.update(self._lists(query, full, number))
+            newest = _newest(lists, number)
+        return [message_id for _, message_id in newest]
+
+    def _lists(self, query: Query, shards: Iterable[int], limit: int) -> dict[int, list[tuple[int, str]]]:
+        """The newest messages of each shard that answers: moments and ids."""
+        return {
+            errand.shard: [(int(moment), message_id) for moment, message_id, _ in errand.reply]
+            for errand in self._ask(query, shards, limit)
+        }
+
+    def count(self, query: Query) -> int:
+        return sum(errand.reply for errand in self._ask(query, range(SHARDS), 0))
+
+    def _ask(self, query: Query, shards: Iterable[int], limit: int) -> list[Errand]:
+        wanted = filter_of(query)
+
+        def errand(shard: int) -> Errand:
+            prefix = self._prefixes[shard]
+            return _Call(
+                shard,
+                LIST,
+                [self._indexes[shard]],
+                lambda clock, asking: (*wanted, 0, limit, prefix, 2 if asking else 0),
+            )
+
+        done = self.cluster.run([errand(shard) for shard in shards])
+        failures = [failure for found in done if (failure := _failure(found))]
+        self._check(failures, len(failures) < len(done))
+        return [found for found in done if not _failure(found)]
+
+    # Deleting
+
+    def delete(self, message_id: str) -> bool:
+        shard = shard_of(message_id)
+        errand = _Call(
+            shard,
+            UPDATE,
+            [self.key(message_id)],
+            lambda clock, asking: ("", 6, 0, "", *self.index_arguments(shard, asking)),
+        )
+        self.cluster.run([errand])
+        failure = _failure(errand)
+        if failure is not None:
+            raise failure
+        return OUTCOMES[errand.reply[0]] is Outcome.APPLIED
+
+    def _check(self, failures: Sequence[BackendError], answered: bool) -> None:
+        """Raise where it is not one node of many that does not answer, but the cluster."""
+        if failures and not answered and ("cluster is down" in str(failures[0]) or not self.cluster.goes_on()):
+            raise failures[0]
+
+
+def _moves(update: Update) -> bool:
+    """Whether an update that is applied has its message listed elsewhere, or anew."""
+    return update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
+
+
+def _failure(errand: Errand, *, refused: bool = False) -> BackendError | None:
+    """Why an errand has no reply, an error of the server's included unless `refused`."""
+    error = errand.error
+    if error is None and isinstance(errand.reply, Exception) and not refused:
+        error = coded(errand.reply)
+    if error is None or isinstance(error, BackendError):
+        return error
+    failure = BackendError(f"Redis: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _newest(lists: dict[int, list[tuple[int, str]]], number: int) -> list[tuple[int, str]]:
+    return sorted((item for found in lists.values() for item in found), reverse=True)[:number]

@@ -1,0 +1,51 @@
+"""What the conformance suite asks of every Redis backend: a look behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends.redis import RedisBackend
+
+
+class RedisHooks:
+    """For a backend whose client reaches all keys."""
+
+    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
+        assert isinstance(backend, RedisBackend)
+        found = int(backend.client.pttl(backend._key(message_id)))
+        # -1 is for ever, and no record is.
+        assert found != -1
+        return None if found < 0 else found
+
+    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+        assert isinstance(backend, RedisBackend)
+        assert backend.client.pexpire(backend._key(message_id), ttl)
+
+    def damages(self) -> dict[str, Callable[[Any, str], None]]:
+        def hash_of(**fields: str) -> Callable[[RedisBackend, str], None]:
+            return lambda backend, message_id: backend.client.hset(backend._key(message_id), mapping=fields) and None
+
+        def a_string(backend: RedisBackend, message_id: str) -> None:
+            backend.client.set(backend._key(message_id), "x")
+
+        def a_list(backend: RedisBackend, message_id: str) -> None:
+            backend.client.lpush(backend._key(message_id), "x")
+
+        return {
+            "string": a_string,
+            "list": a_list,
+            "foreign hash": hash_of(foo="bar"),
+            "unknown state": hash_of(s="4", v="1", e="7", n="1"),
+            "state of more than a digit": hash_of(s="01", v="1", e="7", n="1"),
+            "no state": hash_of(v="1", e="7", n="1", r="1", q="1"),
+            "no version": hash_of(s="1", e="7", n="1", r="1", q="1"),
+            "version that is no number": hash_of(s="1", v="x", e="7", n="1", r="1", q="1"),
+            "no root": hash_of(s="1", v="1", n="1", r="1", q="1"),
+            "no number": hash_of(s="1", v="1", e="7", r="1", q="1"),
+            "run without a place": hash_of(s="1", v="1", e="7", n="1", r="1"),
+            "place that is no number": hash_of(s="1", v="1", e="7", n="1", r="1", q="x"),
+            "delay that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", D="x"),
+            "live ttl that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", L="x"),
+        }
