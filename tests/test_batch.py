@@ -65,6 +65,18 @@ def backend() -> RecordingBackend:
     return backend
 
 
+@pytest.fixture(params=["polled", "told"])
+def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
+    """A store that has to be asked again and again, and one that tells of changes."""
+    if request.param == "polled":
+        backend: StatusBackend = StubBackend()
+        backend.poll_interval = (1, 5)
+    else:
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"))
+    yield backend
+    backend.close()
+
+
 @pytest.fixture
 def broker(backend: RecordingBackend) -> StubBroker:
     return make_broker(backend)
@@ -489,19 +501,40 @@ def test_a_failing_child_never_raises(backend: RecordingBackend, monkeypatch: py
     assert found.failed and found.counts["completed"] == 2
 
 
+# Parents and their bars
+
+
+def test_children_count_on_the_bar_of_a_parent_that_is_done(store: StatusBackend) -> None:
+    broker = make_broker(store)
+
+    # Given a parent that sends its children and returns
+    @dramatiq.actor(broker=broker)
+    def parent(n: int) -> None:
+        current_progress().total = n
+        messages = [child.message(current_status().message_id) for _ in range(n)]
+        current_status()["children"] = [message.message_id for message in messages]
+        group(messages, broker=broker).run()
+
+    @dramatiq.actor(broker=broker)
+    def child(parent_id: str) -> None:
+        assert children_may_run.wait(20)
+        StatusRegistry.progress(parent_id, broker=broker).increment()
+
+    children_may_run = threading.Event()
+    message = parent.send(50)
+    with working(broker, threads=4):
+        before = StatusRegistry.wait(message, broker=broker, timeout=20_000)
+        assert before.completed and before.progress is None and before.total == 50
+        # When these count, after it is completed
+        children_may_run.set()
+        assert StatusRegistry.batch(before["children"], broker=broker).wait(timeout=20_000).completed
+    # Then each is counted on its bar, and it is as completed as it was
+    after = StatusRegistry.read(message, broker=broker)
+    assert after is not None and after.completed and (after["progress"], after.progress) == (50, 1.0)
+    assert after.finished_at == before.finished_at
+
+
 # Waiting and watching
-
-
-@pytest.fixture(params=["polled", "told"])
-def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    """A store that has to be asked again and again, and one that tells of changes."""
-    if request.param == "polled":
-        backend: StatusBackend = StubBackend()
-        backend.poll_interval = (1, 5)
-    else:
-        backend = RedisBackend(url=request.getfixturevalue("redis_url"))
-    yield backend
-    backend.close()
 
 
 def test_watch_shows_how_it_goes_on(store: StatusBackend) -> None:

@@ -74,3 +74,45 @@ def test_import_csv(
     # And the rows are where they belong
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("SELECT count(*) FROM orders").fetchone() == (49_950,)
+
+
+@pytest.mark.parametrize("store", ["redis", "memcached"])
+def test_fan_out(
+    redis_server: RedisServer,
+    redis_url: str,
+    memcached_server: MemcachedServer,
+    memcached_url: str,
+    store: str,
+) -> None:
+    environment = {
+        **os.environ,
+        "REDIS_URL": redis_server.database(0),
+        "STATUS_STORE": store,
+        "STATUS_URL": redis_server.database(1),
+        "MEMCACHED_SERVER": memcached_server.address,
+    }
+
+    def example(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "examples/fan_out.py", *arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    # Given a job that will hand out 300 pictures, and another process that follows it
+    message_id = example("send", "300", "--pause", "20").communicate(timeout=60)[0].strip()
+    following = example("follow", message_id)
+    # When three worker processes do it
+    command = [sys.executable, "-m", "dramatiq", "examples.fan_out", "--processes", "3", "--threads", "2"]
+    worker = subprocess.Popen(command, cwd=ROOT, env={**environment, "dramatiq_worker_timeout": "50"})
+    try:
+        *seen, last = following.communicate(timeout=100)[0].splitlines()
+    finally:
+        following.kill()
+        worker.terminate()
+        worker.wait(30)
+    # Then that has seen the bar move, and never go back
+    bars = [int(line.partition("/")[0]) for line in seen]
+    assert bars == sorted(bars) and len(set(bars)) > 1
+    # And in the end each picture was counted once, but for those that are broken
+    assert json.loads(last) == {
+        **{"made": 285, "of": 300, "status": "failed"},
+        **{"queued": 0, "working": 0, "completed": 285, "failed": 15, "unknown": 0},
+    }

@@ -1,0 +1,122 @@
+"""A job hands its work out to many others, which count on its bar; another process follows them all.
+
+    dramatiq examples.fan_out --processes 2 --threads 4             # in a terminal of its own
+    python examples/fan_out.py follow "$(python examples/fan_out.py send 200)"
+
+Set in the environment of all of them:
+
+    REDIS_URL         the broker's Redis; redis://127.0.0.1:6379/0
+    STATUS_STORE      where statuses are kept, "redis" or "memcached"; redis
+    STATUS_URL        the Redis of the statuses; redis://127.0.0.1:6379/1
+    MEMCACHED_SERVER  the memcached of the statuses, host:port; 127.0.0.1:11211
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+
+from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status.backend import StatusBackend
+
+
+def status_backend() -> StatusBackend:
+    """The store that the environment asks for."""
+    store = os.environ.get("STATUS_STORE", "redis")
+    if store == "redis":
+        from dramatiq_status.backends import RedisBackend
+
+        return RedisBackend(url=os.environ.get("STATUS_URL", "redis://127.0.0.1:6379/1"))
+    if store == "memcached":
+        from dramatiq_status.backends import MemcachedBackend
+
+        return MemcachedBackend(servers=os.environ.get("MEMCACHED_SERVER", "127.0.0.1:11211"))
+    raise SystemExit(f"STATUS_STORE must be redis or memcached, not {store!r}.")
+
+
+broker = RedisBroker(url=os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
+broker.add_middleware(StatusMiddleware(backend=status_backend()))
+dramatiq.set_broker(broker)
+
+
+# The workers' part
+
+
+class BrokenPicture(Exception):
+    """There is no use in another try."""
+
+
+@dramatiq.actor(status_ttl=86_400_000)
+def make_thumbnails(pictures: int, pause: int) -> None:
+    """Hand out the pictures, one a message.
+
+    This job is completed as soon as all have been sent.  Its bar goes on: its status takes what others count
+    until it expires, a `status_ttl` after its end, which has to be longer than the children take.
+
+    Parameters:
+      pictures(int): How many there are.
+      pause(int): How long each takes, in milliseconds.
+    """
+    status = current_status()
+    children = [make_thumbnail.message(number, pause, status.message_id) for number in range(pictures)]
+    # Both before the first of them is sent: then nobody ever sees a bar that counts towards nothing.
+    current_progress().total = pictures
+    status["children"] = [child.message_id for child in children]
+    dramatiq.group(children).run()
+
+
+@dramatiq.actor(status_ttl=86_400_000, throws=BrokenPicture)
+def make_thumbnail(number: int, pause: int, parent_id: str) -> None:
+    """Shrink a picture, and count that on the bar of the one who asked for it.
+
+    Parameters:
+      number(int): Every twentieth cannot be read.
+      pause(int): How long it takes, in milliseconds.
+      parent_id(str): Whose bar to count on.
+    """
+    time.sleep(pause / 1000)
+    if number % 20 == 19:
+        raise BrokenPicture(f"picture {number}")
+    # At the end: what fails after this line and is retried counts again.
+    StatusRegistry.progress(parent_id).increment()
+
+
+# Everybody else's
+
+
+def send(pictures: int, pause: int) -> None:
+    """Enqueue the job, and print the id of its message."""
+    print(make_thumbnails.send(pictures, pause).message_id)
+
+
+def follow(parent_id: str) -> None:
+    """Print a line for each change, and at the end the sums as JSON."""
+    parent = StatusRegistry.wait(parent_id, timeout=60_000)
+    if parent.failed:
+        raise SystemExit(f"The pictures were not handed out: {parent.exception}")
+    # The parent's state says that all were sent; what has become of them is theirs to say.
+    for batch in StatusRegistry.batch(parent["children"]).watch():
+        bar = StatusRegistry.progress(parent_id).to_dict()
+        print(f"{bar['progress']}/{bar['total']} made  {batch}", flush=True)
+    print(json.dumps({"made": bar["progress"], "of": bar["total"], "status": batch.state, **batch.counts}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sending = commands.add_parser("send", help="enqueue the job and print the message id")
+    sending.add_argument("pictures", nargs="?", type=int, default=200)
+    sending.add_argument("--pause", type=int, default=100, help="milliseconds that each picture takes; 100")
+    following = commands.add_parser("follow", help="print how it goes until all pictures are done")
+    following.add_argument("parent_id")
+    arguments = vars(parser.parse_args())
+    {"send": send, "follow": follow}[arguments.pop("command")](**arguments)
+
+
+if __name__ == "__main__":
+    main()
