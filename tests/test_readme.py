@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import doctest
 import re
 import subprocess
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dramatiq
 import pytest
@@ -48,7 +49,7 @@ ACTORS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 }
 
 #: Snippets that look at a job that runs, at 42 of 100.
-LOOKING = ("first-reader", "get", "read", "read-many", "write", "outage", "view", "delete")
+LOOKING = ("first-reader", "get", "read", "read-many", "list", "write", "outage", "view", "delete")
 
 
 @pytest.fixture
@@ -156,6 +157,32 @@ def test_looking_at_a_finished_job(
     assert name == "json" or "completed" in capsys.readouterr().out
 
 
+def test_batch(broker: StubBroker, namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(SNIPPETS["first-actor"], namespace)
+    with working(broker):
+        exec(SNIPPETS["batch"], namespace)
+    assert capsys.readouterr().out.endswith("completed (100%: 3 completed)\n")
+
+
+def test_aio(broker: StubBroker, namespace: dict[str, Any]) -> None:
+    class WebSocket:
+        sent: ClassVar[list[str]] = []
+
+        async def send_text(self, text: str) -> None:
+            self.sent.append(text)
+
+    async def use(message_id: str) -> Any:
+        await namespace["follow"](WebSocket(), message_id)
+        return await namespace["job_page"](message_id)
+
+    for name in ("first-actor", "aio"):
+        exec(SNIPPETS[name], namespace)
+    message = namespace["import_rows"].send("orders.csv")
+    run(broker)
+    assert asyncio.run(use(message.message_id))["seen_by"] == "ann"
+    assert '"status": "completed"' in WebSocket.sent[-1]
+
+
 def test_retrying(broker: StubBroker, namespace: dict[str, Any]) -> None:
     # Given a message that waits for another run
     @dramatiq.actor(min_backoff=60_000)
@@ -222,7 +249,20 @@ def test_quick_start(redis_server: RedisServer, redis_url: str, tmp_path: Path) 
 
 
 def test_no_snippet_is_left_out() -> None:
-    seen = {*ACTORS, *LOOKING, "imports", "options", "wait", "watch", "json", "retrying", "unit-test", "stub-test"}
+    seen = {
+        *ACTORS,
+        *LOOKING,
+        "imports",
+        "options",
+        "wait",
+        "watch",
+        "json",
+        "retrying",
+        "unit-test",
+        "stub-test",
+        "batch",
+        "aio",
+    }
     seen |= {"redis-backend", "memcached-backend", "quick-start", "quick-start-reader"}
     assert set(SNIPPETS) == seen
     assert README.read_text(encoding="utf-8").count("code-block:: python") == len(SNIPPETS)
