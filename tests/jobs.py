@@ -1,0 +1,70 @@
+"""A job's life in a store, without a worker: what its status would be told, step by step."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+from dramatiq_status.backend import StatusBackend, now_ms
+from dramatiq_status.record import (
+    ACTOR_NAME,
+    COMPLETED,
+    HEARTBEAT_INTERVAL,
+    QUEUE_NAME,
+    STARTED_AT,
+    Epoch,
+    Kind,
+    Record,
+    Update,
+)
+
+
+class Job:
+    """A message of a run that is played by the test."""
+
+    def __init__(self, backend: StatusBackend, message_id: str | None = None) -> None:
+        self.backend = backend
+        self.message_id = message_id or str(uuid4())
+        self._epoch = Epoch(uuid4().int % 1_000_000_000 + 1, 1)
+        self._run = uuid4().int % 1_000_000_000 + 1
+        self._place = 0
+
+    def enqueue(self) -> Job:
+        self._update(Update(Kind.ENQUEUE, self._epoch, fields={ACTOR_NAME: '"work"', QUEUE_NAME: '"default"'}))
+        return self
+
+    def requeue(self) -> Job:
+        """Enqueue the same message once more, as a retry does."""
+        self._epoch = self._epoch._replace(number=self._epoch.number + 1)
+        return self.enqueue()
+
+    def start(self, heartbeat_interval: int = 15_000) -> Job:
+        """Begin the run; with a short interval between heartbeats it stalls soon."""
+        fields = {STARTED_AT: str(now_ms()), HEARTBEAT_INTERVAL: str(heartbeat_interval)}
+        self._write(fields, start=True)
+        return self
+
+    def write(self, **fields: Any) -> Job:
+        self._write({f":{name}": json.dumps(value) for name, value in fields.items()})
+        return self
+
+    def restore(self, **fields: Any) -> Job:
+        """Write the whole record, as a run does whose status was lost."""
+        self._write({f":{name}": json.dumps(value) for name, value in fields.items()}, create=True)
+        return self
+
+    def beat(self) -> Job:
+        self._update(Update(Kind.HEARTBEAT, self._epoch, self._run))
+        return self
+
+    def finish(self, state: int = COMPLETED) -> Job:
+        self._write({}, state=state, create=True)
+        return self
+
+    def _write(self, fields: Record, **parameters: Any) -> None:
+        self._place += 1
+        self._update(Update(Kind.RUN, self._epoch, self._run, self._place, fields=fields, **parameters))
+
+    def _update(self, update: Update) -> None:
+        self.backend.update(self.message_id, update)

@@ -1,0 +1,523 @@
+"""Following a message: what is decided without a store, and watching on real ones, told of changes or not."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from math import inf
+from typing import Any
+
+import pytest
+import redis
+
+from dramatiq_status import BackendError, Snapshot, State, StatusMissing, StatusRegistry, StatusTimeout
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.record import HEARTBEAT_INTERVAL, STARTED_AT, STATE, UPDATED_AT, VERSION
+from dramatiq_status.snapshot import take_snapshot
+from dramatiq_status.watch import BURST, Follower, Pace
+
+from .conftest import StartServer
+from .jobs import Job
+from .recording import PATIENCE, eventually
+from .servers import RedisServer
+
+#: Nothing that takes so long, in milliseconds, happens in a test.
+NEVER = 3_600_000
+
+
+def snapshot(version: int = 1, *, state: int = 1, updated_at: int = 0, now: int = 0, **fields: str) -> Snapshot:
+    record = {STATE: str(state), VERSION: str(version), UPDATED_AT: str(updated_at), **fields}
+    taken = take_snapshot("m", record, now)
+    assert taken is not None
+    return taken
+
+
+def follower(timeout: int | None = None, missing_timeout: int = 1000, interval: int = 0) -> Follower:
+    return Follower("m", 100.0, timeout=timeout, missing_timeout=missing_timeout, interval=interval)
+
+
+class TestFollower:
+    def test_every_version_is_shown_once(self) -> None:
+        # Given a watcher
+        watcher = follower()
+        # When it sees two versions, each twice
+        shown = [watcher.saw(snapshot(version), 100.0) for version in (1, 1, 2, 2)]
+        # Then it shows each once
+        assert shown == [True, False, True, False]
+        assert not watcher.finished
+
+    def test_a_record_that_was_made_anew(self) -> None:
+        # Given a watcher that has seen a version
+        watcher = follower()
+        watcher.saw(snapshot(7, updated_at=1), 100.0)
+        # When the record was lost and made anew, and has a lower version, or by chance the same
+        # Then it is shown
+        assert watcher.saw(snapshot(1, updated_at=2), 100.0)
+        assert watcher.saw(snapshot(1, updated_at=3), 100.0)
+
+    def test_stalling_is_shown_without_a_change(self) -> None:
+        # Given a watcher that has seen a message run
+        watcher = follower()
+        running = {STARTED_AT: "0", HEARTBEAT_INTERVAL: "1000"}
+        assert not snapshot(1, **running).stalled
+        watcher.saw(snapshot(1, now=0, **running), 100.0)
+        # When it stalls, stays so, and goes on
+        moments = [60_000, 70_000, 0]
+        # Then each turn is shown
+        assert [watcher.saw(snapshot(1, now=now, **running), 100.0) for now in moments] == [True, False, True]
+
+    @pytest.mark.parametrize("state", [2, 3])
+    def test_the_final_state_is_the_end(self, state: int) -> None:
+        watcher = follower()
+        # When a final state is seen
+        # Then it is shown, and the last
+        assert watcher.saw(snapshot(state=state), 100.0) and watcher.finished
+
+    def test_unknown_for_too_long(self) -> None:
+        # Given a message that is unknown
+        watcher = follower(missing_timeout=1000)
+        assert not watcher.saw(None, 100.0)
+        # When the time is nearly over
+        # Then it has that much patience left
+        assert watcher.patience(100.75) == 0.25
+        assert not watcher.saw(None, 100.75)
+        # And when it is over, it is missing
+        with pytest.raises(StatusMissing):
+            watcher.saw(None, 101.0)
+
+    def test_a_record_that_vanishes_may_come_back(self) -> None:
+        # Given a message that was seen
+        watcher = follower(missing_timeout=1000)
+        watcher.saw(snapshot(), 100.0)
+        # When it vanishes later on
+        # Then it has the whole time to come back
+        assert not watcher.saw(None, 150.0)
+        assert watcher.patience(150.0) == 1.0
+        assert watcher.saw(snapshot(2), 150.5)
+        assert watcher.patience(150.5) == inf
+
+    def test_nobody_restores_a_record_without_a_store(self) -> None:
+        # Given a message that has vanished
+        watcher = follower(missing_timeout=1000)
+        watcher.saw(None, 100.0)
+        # When the store is away for longer than it may be missing
+        watcher.failed(BackendError("away"))
+        # Then the time begins anew
+        assert watcher.patience(110.0) == inf
+        assert not watcher.saw(None, 110.0)
+
+    def test_a_store_that_never_answered(self) -> None:
+        # Given a store that does not answer at the first look
+        # When that is said
+        # Then it is raised
+        with pytest.raises(BackendError, match="away"):
+            follower().failed(BackendError("away"))
+
+    def test_the_time_is_over(self) -> None:
+        # Given half a second
+        watcher = follower(timeout=500)
+        watcher.saw(snapshot(), 100.0)
+        # When there is some left, there is patience
+        watcher.check(100.25)
+        assert watcher.patience(100.25) == 0.25
+        # And when there is none, it is over
+        assert watcher.patience(100.75) == 0
+        with pytest.raises(StatusTimeout, match=r"'m'.* 500 milliseconds"):
+            watcher.check(100.5)
+
+    def test_rest(self) -> None:
+        # Given a watcher that wants 50 ms between two snapshots
+        watcher = follower(interval=50)
+        assert watcher.rest(100.0) == 0
+        # When it has shown one
+        watcher.saw(snapshot(), 100.0)
+        # Then it shows nothing for that long
+        assert watcher.rest(100.02) == pytest.approx(0.03)
+        assert watcher.rest(100.06) == 0
+
+
+class TestPace:
+    @pytest.fixture
+    def pace(self) -> Pace:
+        backend = StubBackend()
+        assert (backend.poll_interval, backend.watch_interval, backend.recheck_interval) == ((50, 1000), 50, 5000)
+        return Pace(backend)
+
+    def looked(self, pace: Pace, now: float, version: int) -> float:
+        """Look, and return how long it is to the next time."""
+        pace.look(now)
+        pace.saw(version)
+        return pace.due() - now
+
+    def test_polling_backs_off(self, pace: Pace) -> None:
+        # Given a store that tells nothing
+        assert pace.due() < 0
+        # When nothing changes
+        pauses = [self.looked(pace, 100.0, 1) for _ in range(12)]
+        # Then it is asked less and less often, but once a second
+        assert pauses[:3] == [pytest.approx(0.05), pytest.approx(0.075), pytest.approx(0.1125)]
+        assert pauses[-1] == pytest.approx(1.0)
+        # And after a change as often as at first
+        assert self.looked(pace, 200.0, 2) == pytest.approx(0.05)
+
+    def test_quiet(self, pace: Pace) -> None:
+        # Given a store that tells of changes
+        pace.told = True
+        # When it tells nothing
+        # Then it is asked all the same, now and then
+        assert self.looked(pace, 100.0, 1) == pytest.approx(5.0)
+
+    def test_news(self, pace: Pace) -> None:
+        # Given a store that tells of changes, and a version that was seen
+        pace.told = True
+        self.looked(pace, 100.0, 4)
+        # When it tells of that one
+        pace.hear(4)
+        # Then there is nothing to look for
+        assert pace.due() == pytest.approx(105.0)
+        # And when it tells of another, there is, at once
+        pace.hear(5)
+        assert pace.due() <= 100.0
+
+    def test_many_changes_are_one_look(self, pace: Pace) -> None:
+        # Given a message that changes all the time
+        pace.told = True
+        now, looks = 100.0, 0
+        # When it is looked at as soon as may be for a second
+        while now < 101.0:
+            pace.look(now)
+            pace.saw(looks)
+            looks += 1
+            pace.hear(looks)
+            now = max(now, pace.due())
+        # Then that is each 50 ms, but for the first few
+        assert BURST < looks <= BURST + 20
+
+    def test_news_during_a_look(self, pace: Pace) -> None:
+        # Given a look that is under way
+        pace.told = True
+        pace.look(100.0)
+        # When news come that the look did not see
+        pace.hear(2)
+        pace.saw(1)
+        # Then there is another
+        assert pace.due() <= 100.0
+        # And none if it did
+        pace.look(100.0)
+        pace.hear(3)
+        pace.saw(3)
+        assert pace.due() == pytest.approx(105.0)
+
+    def test_old_news_are_looked_at_once(self, pace: Pace) -> None:
+        # Given news that are older than what was found: maybe a record that was made anew
+        pace.told = True
+        self.looked(pace, 100.0, 9)
+        pace.hear(3)
+        # When it was looked at again
+        # Then that is enough
+        assert pace.due() <= 100.0
+        assert self.looked(pace, 100.0, 9) == pytest.approx(5.0)
+
+    def test_an_outage(self, pace: Pace) -> None:
+        # Given a store that tells of changes
+        pace.told = True
+        self.looked(pace, 100.0, 1)
+        # When it does not answer
+        pauses = []
+        for _ in range(12):
+            pace.look(100.0)
+            pace.fail()
+            pauses.append(pace.due() - 100.0)
+        # Then it is asked less and less often, but once a second
+        assert pauses[0] == pytest.approx(0.05) and pauses[-1] == pytest.approx(1.0)
+        # And all is as before once it answers
+        assert self.looked(pace, 200.0, 1) == pytest.approx(5.0)
+
+
+@pytest.fixture(params=["stub", "memcached", "redis"])
+def backend(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
+    """A backend of each kind, asked often where it does not tell."""
+    made: StatusBackend
+    if request.param == "stub":
+        made = StubBackend()
+    elif request.param == "memcached":
+        made = MemcachedBackend(servers=request.getfixturevalue("memcached_server").address, timeout=20_000)
+        request.getfixturevalue("memcached_url")
+    else:
+        made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    made.poll_interval = (1, 20)
+    with closing(made):
+        yield made
+
+
+class TestEveryBackend:
+    def test_from_the_present_to_the_end(self, backend: StatusBackend) -> None:
+        # Given a message that waits
+        job = Job(backend).enqueue()
+        steps = iter([job.start, lambda: job.write(step="a"), lambda: job.write(step="b"), job.finish])
+        # When it is watched, and goes on whenever that was seen
+        seen = []
+        for found in StatusRegistry.watch(job.message_id, backend=backend):
+            seen.append((found.state, found.get("step")))
+            next(steps, lambda: None)()
+        # Then all was seen, and nothing twice
+        assert seen == [
+            (State.QUEUED, None),
+            (State.WORKING, None),
+            (State.WORKING, "a"),
+            (State.WORKING, "b"),
+            (State.COMPLETED, "b"),
+        ]
+
+    def test_whoever_is_slow_sees_the_newest(self, backend: StatusBackend) -> None:
+        # Given a watcher that has seen a job begin
+        job = Job(backend).enqueue().start()
+        snapshots = StatusRegistry.watch(job.message_id, backend=backend)
+        next(snapshots)
+        # When much happens before it asks for more
+        for n in range(50):
+            job.write(n=n)
+        job.finish()
+        # Then it sees the end, and nothing else
+        assert [(found.state, found["n"]) for found in snapshots] == [(State.COMPLETED, 49)]
+
+    def test_an_unknown_message_that_is_enqueued(self, backend: StatusBackend) -> None:
+        # Given somebody who waits for a message that is not known yet
+        job = Job(backend)
+        waiting = InThread(lambda: StatusRegistry.wait(job.message_id, backend=backend, missing_timeout=NEVER))
+        # When it is enqueued, and runs
+        job.enqueue().start().finish()
+        # Then its end is seen
+        assert waiting.result().completed
+
+    def test_missing(self, backend: StatusBackend) -> None:
+        # Given an unknown message
+        # When it is watched
+        # Then nothing is seen
+        with pytest.raises(StatusMissing, match="nobody"):
+            list(StatusRegistry.watch("nobody", backend=backend, missing_timeout=20))
+
+    def test_deleted_while_it_is_watched(self, backend: StatusBackend) -> None:
+        # Given a message that is watched
+        job = Job(backend).enqueue()
+        snapshots = StatusRegistry.watch(job.message_id, backend=backend, missing_timeout=20)
+        next(snapshots)
+        # When it is deleted
+        backend.delete(job.message_id)
+        # Then it is missing
+        with pytest.raises(StatusMissing):
+            next(snapshots)
+
+    @pytest.mark.parametrize("timeout", [0, 30])
+    def test_no_time(self, backend: StatusBackend, timeout: int) -> None:
+        # Given a message that does not end
+        job = Job(backend).enqueue()
+        seen = []
+        # When it is watched for a moment
+        with pytest.raises(StatusTimeout):
+            for found in StatusRegistry.watch(job.message_id, backend=backend, timeout=timeout):
+                seen.append(found.state)
+        # Then its present state was seen
+        assert seen == [State.QUEUED]
+
+    def test_stalled(self, backend: StatusBackend) -> None:
+        # Given a job whose worker is gone: no heartbeat comes any more
+        job = Job(backend).enqueue().start(heartbeat_interval=50).beat()
+        backend.recheck_interval = 20
+        # When it is watched
+        seen = []
+        for found in StatusRegistry.watch(job.message_id, backend=backend):
+            seen.append(found)
+            if found.stalled:
+                job.finish()
+        # Then that it stalls is seen, although nothing has changed
+        assert [found.stalled for found in seen[-2:]] == [True, False]
+        assert seen[-2].version == seen[0].version and seen[-1].completed
+
+    def test_bad_input(self, backend: StatusBackend) -> None:
+        # Given durations that are none
+        # When somebody wants to watch for so long
+        # Then it is said at once which
+        with pytest.raises(ValueError, match="timeout"):
+            StatusRegistry.watch("m", backend=backend, timeout=-1)
+        with pytest.raises(TypeError, match="missing_timeout"):
+            StatusRegistry.wait("m", backend=backend, missing_timeout="1")  # type: ignore[arg-type]
+
+
+class TestRedis:
+    """Where the store tells of changes: those that only asking would find are found after an hour."""
+
+    @pytest.fixture
+    def told(self, redis_url: str) -> Iterator[RedisBackend]:
+        backend = RedisBackend(url=redis_url, timeout=20_000)
+        backend.recheck_interval = NEVER
+        with closing(backend):
+            yield backend
+
+    def test_nothing_is_missed_in_between(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a job that ends after the first look, before the store was asked to tell
+        job = Job(told).enqueue()
+        subscribe = told.subscribe
+
+        def late(message_ids: Any) -> Any:
+            job.start().finish()
+            return subscribe(message_ids)
+
+        monkeypatch.setattr(told, "subscribe", late)
+        # When it is watched
+        seen = [found.state for found in StatusRegistry.watch(job.message_id, backend=told)]
+        # Then the end is seen
+        assert seen == [State.QUEUED, State.COMPLETED]
+
+    def test_what_is_finished_needs_no_subscription(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a job that has ended
+        job = Job(told).enqueue().start().finish()
+
+        def fail(message_ids: Any) -> Any:
+            raise AssertionError("There is nothing to be told of.")
+
+        monkeypatch.setattr(told, "subscribe", fail)
+        # When it is waited for
+        # Then one look is enough
+        assert StatusRegistry.wait(job.message_id, backend=told).completed
+
+    def test_a_lost_connection(self, told: RedisBackend) -> None:
+        # Given a message that is watched
+        job = Job(told).enqueue()
+        snapshots = StatusRegistry.watch(job.message_id, backend=told)
+        assert next(snapshots).queued
+        job.start()
+        assert next(snapshots).working
+        # When the connection is lost, and something happens meanwhile
+        assert listeners(told) == 1
+        told.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        job.write(step="a")
+        # Then it is seen
+        assert next(snapshots)["step"] == "a"
+        # And the store is asked to tell again
+        watching = InThread(lambda: [found.state for found in snapshots])
+        eventually(lambda: listeners(told) == 1)
+        job.finish()
+        assert watching.result() == [State.COMPLETED]
+
+    def test_an_outage(self, start_server: StartServer) -> None:
+        # Given a message that is watched
+        server = start_server(RedisServer())
+        with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
+            job = Job(backend).enqueue().start()
+            snapshots = StatusRegistry.watch(job.message_id, backend=backend, missing_timeout=NEVER)
+            assert next(snapshots).working
+            # When the server ends, and comes back without its memory, and the job is restored by its run
+            server.kill()
+            watching = InThread(lambda: list(snapshots))
+            server.start()
+            job.restore(step="again").finish()
+            # Then the watcher sees the end
+            assert watching.result()[-1].completed
+
+    def test_no_time_in_an_outage(self, start_server: StartServer) -> None:
+        # Given a message that is watched for a while
+        server = start_server(RedisServer())
+        with closing(RedisBackend(url=server.url, timeout=200)) as backend:
+            job = Job(backend).enqueue()
+            snapshots = StatusRegistry.watch(job.message_id, backend=backend, timeout=500)
+            next(snapshots)
+            # When the server hangs
+            server.pause()
+            # Then there is an end to it nevertheless
+            with pytest.raises(StatusTimeout):
+                next(snapshots)
+
+    def test_expiry_is_found(self, told: RedisBackend) -> None:
+        # Given a message that is watched
+        told.recheck_interval = 20
+        job = Job(told).enqueue()
+        snapshots = StatusRegistry.watch(job.message_id, backend=told, missing_timeout=20)
+        next(snapshots)
+        # When its status expires, of which nobody tells
+        told.client.pexpire(f"{told.namespace}:{job.message_id}", 1)
+        # Then it is missing
+        with pytest.raises(StatusMissing):
+            next(snapshots)
+
+    def test_whoever_may_not_listen_asks(self, start_server: StartServer) -> None:
+        # Given a user who may do everything but subscribe
+        server = start_server(RedisServer())
+        with redis.Redis.from_url(server.url) as client:
+            client.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "&*", "+@all", "-subscribe")
+        url = server.url.replace("redis://", "redis://poor:x@")
+        with closing(RedisBackend(url=url, timeout=20_000)) as backend:
+            backend.poll_interval = (1, 20)
+            job = Job(backend).enqueue()
+            # When a message is watched
+            seen = []
+            for found in StatusRegistry.watch(job.message_id, backend=backend):
+                seen.append(found.state)
+                if found.queued:
+                    job.start().finish()
+            # Then it is seen by asking
+            assert seen == [State.QUEUED, State.COMPLETED]
+
+    def test_nobody_listens_any_more(self, told: RedisBackend) -> None:
+        # Given a watcher
+        job = Job(told).enqueue().start()
+        for _ in StatusRegistry.watch(job.message_id, backend=told):
+            job.write(step="a")
+            if listeners(told):
+                # When it stops early
+                break
+        # Then its connection is closed
+        eventually(lambda: listeners(told) == 0)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_after_a_fork(self, told: RedisBackend) -> None:
+        # Given a watcher that is told of changes
+        job = Job(told).enqueue()
+        snapshots = StatusRegistry.watch(job.message_id, backend=told)
+        next(snapshots)
+        job.start()
+        assert next(snapshots).working
+        # When the process forks, and the child goes on watching, for a change of its own
+        if (child := os.fork()) == 0:
+            try:
+                StatusRegistry.get(job.message_id, backend=told)["step"] = "child"
+                os._exit(0 if next(snapshots)["step"] == "child" else 1)
+            except BaseException:
+                os._exit(2)
+        # Then both see what happens
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert next(snapshots)["step"] == "child"
+        job.finish()
+        assert [found.state for found in snapshots] == [State.COMPLETED]
+
+
+class InThread:
+    """Something that blocks, done in a thread of its own."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._found: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[[], Any]) -> None:
+        try:
+            self._found = call()
+        except BaseException as e:
+            self._error = e
+
+    def result(self) -> Any:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "It did not end in time."
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+
+def listeners(backend: RedisBackend) -> int:
+    """How many connections the server has that listen."""
+    return sum(int(client["sub"]) > 0 for client in backend.client.client_list())
