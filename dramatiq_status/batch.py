@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Final
 
 import dramatiq
 
 from .backend import StatusBackend, check_duration, check_message_id
-from .record import COMPLETED, STATE, STATES, State
+from .record import COMPLETED, STATE, STATES, UPDATED_AT, State
 from .snapshot import Snapshot, json_default, take_snapshots
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Patience, pursue
 
@@ -305,7 +305,7 @@ class BatchFollower(Patience):
     def __init__(self, size: int, now: float, **parameters: Any) -> None:
         super().__init__(f"The batch of {size} messages", now, **parameters)
         self._versions: dict[str, int] = {}
-        self._seen: list[tuple[int, datetime | None, bool] | None] | None = None
+        self._seen: list[Any] | None = None
 
     def saw(self, snapshot: BatchSnapshot, now: float) -> bool:
         """Take note of what the store holds.
@@ -317,7 +317,7 @@ class BatchFollower(Patience):
           StatusMissing: When only messages are left that are unknown, and have been for too long.
         """
         children = snapshot.children.values()
-        seen = [None if child is None else (child.version, child.updated_at, child.stalled) for child in children]
+        seen = [child and (child.version, child._values.get(UPDATED_AT), child.stalled) for child in children]
         changed = seen != self._seen
         if changed:
             self._seen = seen
