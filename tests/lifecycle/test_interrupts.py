@@ -30,7 +30,7 @@ from dramatiq_status.record import COMPLETED, STATE, Kind, Update
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, working
 from .recorder import RecordingStubBackend
 from .scenarios import DONE, RETRIED, End, failed, skipped
-from .stage import Stage, watch_acks
+from .stage import Boom, Stage, watch_acks
 from .test_scenarios import end_of
 
 PACKAGE = str(Path(dramatiq_status.__file__).parent)
@@ -203,6 +203,61 @@ def test_an_interrupt_while_the_final_status_is_stored(interrupt: type[BaseExcep
         join(broker, worker)
     assert backend.field(following.message_id, STATE) == str(COMPLETED)
     assert runs == [runs[0]] * 2
+
+
+def test_an_interrupt_while_a_retry_is_stored() -> None:
+    # Given a message whose actor has raised, and a store that takes its time for the retry
+    backend = RecordingBackend(timeout=int(PATIENCE * 1000))
+    gate = Gate(backend, holds=lambda updates: any(update.epoch.number == 2 for _, update in updates))
+    broker = make_broker(backend)
+    runs: list[int] = []
+
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def work() -> None:
+        runs.append(threading.get_ident())
+        if len(runs) == 1:
+            raise Boom
+
+    message = work.send()
+    with working(broker, threads=1) as worker:
+        assert gate.reached.wait(PATIENCE)
+        # When its thread is interrupted, and then the store is done
+        raise_thread_exception(runs[0], TimeLimitExceeded)
+        gate.open()
+        join(broker, worker)
+    # Then the retry is not lost, nor is the thread
+    assert runs == [runs[0]] * 2
+    assert backend.field(message.message_id, STATE) == str(COMPLETED)
+
+
+def test_an_interrupt_while_the_actor_sends_a_message() -> None:
+    # Given an actor that sends a message, and a store that takes its time for that
+    backend = RecordingBackend(timeout=int(PATIENCE * 1000))
+    broker = make_broker(backend)
+    threads: list[int] = []
+    went_on: list[bool] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        threads.append(threading.get_ident())
+        child.send()
+        went_on.append(True)
+
+    @dramatiq.actor(broker=broker)
+    def child() -> None: ...
+
+    message = work.send()
+    gate = Gate(backend, holds=lambda updates: any(update.kind is Kind.ENQUEUE for _, update in updates))
+    with working(broker, threads=1) as worker:
+        assert gate.reached.wait(PATIENCE)
+        # When its time limit passes, and then the store is done
+        raise_thread_exception(threads[0], TimeLimitExceeded)
+        gate.open()
+        join(broker, worker)
+    # Then the actor is stopped by it
+    snapshot = StatusRegistry.read(message, backend=backend)
+    assert snapshot is not None and snapshot.failed and snapshot.exception is not None
+    assert (snapshot.exception["type"], went_on) == ("TimeLimitExceeded", [])
 
 
 @pytest.fixture(params=["redis", "memcached"])
