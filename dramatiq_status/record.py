@@ -239,11 +239,14 @@ def from_document(document: str) -> Record | None:
     >>> from_document(to_document({"s": "0", "v": "1", "e": "7", "n": "1"}))
     {'s': '0', 'v': '1', 'e': '7', 'n': '1'}
     """
-    lines = document.split("\n")
-    if lines[0] != DOCUMENT_MARK or len(lines) % 2 == 0:
+    return from_lines(document.split("\n"))
+
+
+def from_lines(lines: list[str]) -> Record | None:
+    """Read a record back from a document's lines, which are used up."""
+    if not lines or lines.pop(0) != DOCUMENT_MARK or len(lines) % 2:
         return None
     rest = iter(lines)
-    next(rest)
     record = dict(zip(rest, rest))
     return record if is_sound(record) else None
 
@@ -273,9 +276,9 @@ def is_sound(record: Record) -> bool:
     """Whether a record can be worked with.  One that cannot (a foreign
     value under our key, say) counts as missing.
     """
-    if record.get(STATE) not in _STATE_TEXTS or ROOT not in record:
-        return False
     try:
+        if record[STATE] not in _STATE_TEXTS or ROOT not in record:
+            return False
         int(record[VERSION])
         int(record[NUMBER])
         if RUN in record:

@@ -5,7 +5,7 @@ worked out from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
@@ -390,10 +390,10 @@ class Snapshot:
 
 # What json.loads() does, without what it does before and after that:
 # that takes as long for a record.
-_scan: Final = json.JSONDecoder().raw_decode
+_scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
 
 # What it raises for texts that are not JSON, or nested too deeply.
-_DAMAGED: Final = (ValueError, RecursionError)
+_DAMAGED: Final = (ValueError, StopIteration, RecursionError)
 
 _set_message_id = vars(Snapshot)["message_id"].__set__
 _set_values = vars(Snapshot)["_values"].__set__
@@ -404,12 +404,12 @@ def take_snapshot(message_id: str, record: Record | None, now: int) -> Snapshot 
     """Decode a record; None where it is missing or damaged."""
     if not record:
         return None
-    text = "[" + ",".join(record.values()) + "]"
+    text = f"[{','.join(record.values())}]"
     try:
-        values, end = _scan(text)
+        decoded, end = _scan(text, 0)
     except _DAMAGED:
         return None
-    return _snapshot_of(message_id, record, values, now) if end == len(text) else None
+    return _snapshot_of(message_id, record, decoded, now) if end == len(text) else None
 
 
 def take_snapshots(ids: Sequence[str], records: Sequence[Record | None], now: int) -> list[Snapshot | None]:
@@ -419,7 +419,7 @@ def take_snapshots(ids: Sequence[str], records: Sequence[Record | None], now: in
     texts = ["[" + ",".join(record.values()) + "]" for record in records if record]
     text = "[" + ",".join(texts) + "]"
     try:
-        decoded, end = _scan(text)
+        decoded, end = _scan(text, 0)
         damaged = end != len(text) or len(decoded) != len(texts)
     except _DAMAGED:
         damaged = True
@@ -434,10 +434,17 @@ def take_snapshots(ids: Sequence[str], records: Sequence[Record | None], now: in
 
 def _snapshot_of(message_id: str, record: Record, decoded: list[Any], now: int) -> Snapshot | None:
     values = dict(zip(record, decoded))
-    state = values.get(STATE)
-    # A bool is not taken for a number: its type is compared.
-    if len(decoded) == len(record) and type(state) is int and 0 <= state <= FAILED and type(values.get(VERSION)) is int:
-        return Snapshot(message_id, values, now)
+    try:
+        # A bool is not taken for a number: its type is compared.
+        if (
+            len(decoded) == len(values)
+            and type(values[VERSION]) is int
+            and type(values[STATE]) is int
+            and 0 <= values[STATE] <= FAILED
+        ):
+            return Snapshot(message_id, values, now)
+    except KeyError:
+        pass
     return None
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from ssl import SSLEOFError, SSLZeroReturnError
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 from pymemcache.client.base import Client, PooledClient
@@ -74,7 +74,13 @@ class Pool:
         Raises:
           BackendError: When the server does not answer, or with an error.
         """
-        connection = self.take()
+        connection: Connection | None
+        try:
+            connection, used = self._idle.pop()
+            if monotonic() - used > IDLE_CHECK:
+                connection = self._checked(connection)
+        except IndexError:
+            connection = None
         if connection is not None:
             try:
                 result = call(connection, *arguments)
@@ -89,7 +95,7 @@ class Pool:
                 # The other idle ones are no younger.
                 self.close()
             else:
-                self.give(connection)
+                self._idle.append((connection, monotonic()))
                 return result
         try:
             connection = self.connect()
@@ -151,10 +157,13 @@ class Pool:
             connection, used = self._idle.pop()
         except IndexError:
             return None
-        if time.monotonic() - used > IDLE_CHECK and not connection.is_quiet():
-            connection.close()
-            return None
-        return connection
+        return self._checked(connection) if monotonic() - used > IDLE_CHECK else connection
+
+    def _checked(self, connection: Connection) -> Connection | None:
+        if connection.is_quiet():
+            return connection
+        connection.close()
+        return None
 
     def connect(self) -> Connection:
         """Make a connection."""
@@ -162,7 +171,7 @@ class Pool:
 
     def give(self, connection: Connection) -> None:
         """Give a connection back on which nothing is owed."""
-        self._idle.append((connection, time.monotonic()))
+        self._idle.append((connection, monotonic()))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -190,14 +199,32 @@ class Member(Pool):
         super().__init__(client, **parameters)
         self.forget()
 
-    def take(self) -> Connection | None:
+    def call(self, call: Callable[..., T], *arguments: Any, again: Callable[[], bool] | None = None) -> T:
+        self._check()
+        result = super().call(call, *arguments, again=again)
+        self._succeeded()
+        return result
+
+    def begin(self, send: Callable[[Connection], bool]) -> Callable[[Callable[[Connection], T]], T] | None:
+        self._check()
+        begun = super().begin(send)
+        if begun is None:
+            return None
+        read = begun
+
+        def read_and_note(call: Callable[[Connection], T]) -> T:
+            result: T = read(call)
+            self._succeeded()
+            return result
+
+        return read_and_note
+
+    def _check(self) -> None:
         if self.outage.blocked:
             raise super().failed(self._failure) from self._failure
-        return super().take()
 
-    def give(self, connection: Connection) -> None:
-        super().give(connection)
-        self.heard = time.monotonic()
+    def _succeeded(self) -> None:
+        self.heard = monotonic()
         if self.outage.down:
             self.outage.succeeded()
 
@@ -252,7 +279,7 @@ class Fleet:
         """Whether one of many servers has failed, and not all: those that
         were not heard of lately are asked, one round trip each.
         """
-        now = time.monotonic()
+        now = monotonic()
         members = self._members.values()
         if any(not member.outage.down and now - member.heard < HEARD_LATELY for member in members):
             return True

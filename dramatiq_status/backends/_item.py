@@ -19,7 +19,7 @@ from ..record import (
     Record,
     Update,
     apply,
-    from_document,
+    from_lines,
     to_document,
 )
 
@@ -200,8 +200,8 @@ def from_value(value: bytes, ttl: int | None, now: int) -> tuple[Record | None, 
       not one of ours, and when it expires by our clock.
     """
     try:
-        stated, _, document = value.decode().partition("\n")
-        expires_at = int(stated)
+        lines = value.decode().split("\n")
+        expires_at = int(lines.pop(0))
     except ValueError:
         return None, 0
     if ttl is not None:
@@ -212,7 +212,7 @@ def from_value(value: bytes, ttl: int | None, now: int) -> tuple[Record | None, 
             expires_at = now + ttl * 1000
         elif left < ttl * 1000 - 3000:
             expires_at = now + ttl * 1000 - 3000
-    return from_document(document) if expires_at > now else None, expires_at
+    return from_lines(lines) if expires_at > now else None, expires_at
 
 
 def to_receipt(record: Record, cas: int, now: int, server: str) -> str:

@@ -38,10 +38,13 @@ ITEM_OVERHEAD: Final = 512
 #: The server's item size limit where it does not tell, in bytes.
 DEFAULT_ITEM_SIZE: Final = 1_048_576
 
-#: How many bytes are received at once at most: of anything, and of the
-#: reply to a single request, which is seldom longer.
+#: How many bytes are received at once at most: of anything; of many
+#: items that are taken apart at once; of one item, which is seldom
+#: longer; of what became of one.
 _RECEIVE_SIZE: Final = 65_536
+_SPLIT_SIZE: Final = 1_048_576
 _SHORT_SIZE: Final = 4096
+_TINY_SIZE: Final = 256
 
 
 class Stored(Enum):
@@ -215,7 +218,7 @@ class Connection:
 
     def store_now(self, request: bytes) -> tuple[Stored, int | None]:
         """Send one :meth:`store` request and read its reply."""
-        reply = self._ask(request)
+        reply = self._ask(request, _TINY_SIZE)
         if reply[:4] == b"HD c" and reply[-2:] == b"\r\n" and reply[4:-2].isdigit():
             return Stored.STORED, int(reply[4:-2])
         self._keep(reply)
@@ -225,21 +228,20 @@ class Connection:
         """Read one item's value and seconds left."""
         if not self.meta:
             return self.read_values((key,))[0]
-        reply = self._ask(b"mg %b v t\r\n" % key)
+        reply = self._ask(b"mg %b v t\r\n" % key, _SHORT_SIZE)
+        head, _, value = reply.partition(b"\r\n")
+        code, _, ttl = head.partition(b" t")
+        if code == b"VA %d" % (len(value) - 2):
+            return value[:-2], int(ttl)
         if reply == b"EN\r\n":
             return None
-        if reply[:3] == b"VA ":
-            end = reply.find(b"\r\n")
-            size, _, ttl = reply[3:end].partition(b" t")
-            if size.isdigit() and len(reply) == end + int(size) + 4:
-                return reply[end + 2 : -2], int(ttl)
         self._keep(reply)
         return self._read_value()
 
-    def _ask(self, request: bytes) -> bytes:
+    def _ask(self, request: bytes, size: int) -> bytes:
         try:
             self._socket.sendall(request)
-            reply: bytes = self._socket.recv(_SHORT_SIZE)
+            reply: bytes = self._socket.recv(size)
         except BlockingIOError:
             raise TimeoutError("timed out") from None
         return reply
@@ -275,8 +277,43 @@ class Connection:
             self.send(b"".join(map(self.get, keys)))
             items = [self.read_item() for _ in keys]
             return [item and (item.value, item.ttl) for item in items]
-        self.send(b"mg " + b" v t\r\nmg ".join(keys) + b" v t\r\n" if keys else b"")
-        return [self._read_value() for _ in keys]
+        if not keys:
+            return []
+        # The reply to mn tells that all is there.
+        self.send(b"mg " + b" v t\r\nmg ".join(keys) + b" v t\r\nmn\r\n")
+        self._receive()
+        while self._buffer.startswith((b"VA ", b"EN"), self._at) and len(self._buffer) < _SPLIT_SIZE:
+            if self._buffer.endswith(b"MN\r\n"):
+                break
+            self._receive()
+        values = self._split_values(len(keys))
+        if values is None:
+            values = [self._read_value() for _ in keys]
+            if (line := self._line()) != b"MN":
+                raise _error(line)
+        return values
+
+    def _split_values(self, count: int) -> list[tuple[bytes, int | None] | None] | None:
+        """Take the replies apart at their line breaks, in half the time;
+        None where they are anything but what we wrote.
+        """
+        values: list[tuple[bytes, int | None] | None] = []
+        lines = iter(self._buffer[self._at :].split(b"\r\n"))
+        for line in lines:
+            code, _, ttl = line.partition(b" t")
+            if ttl:
+                value = next(lines, b"")
+                if code != b"VA %d" % len(value):
+                    return None
+                values.append((value, int(ttl)))
+            elif line == b"EN":
+                values.append(None)
+            else:
+                break
+        if line != b"MN" or len(values) != count or list(lines) != [b""]:
+            return None
+        self._at = len(self._buffer)
+        return values
 
     def _read_value(self) -> tuple[bytes, int | None] | None:
         line = self._line()

@@ -409,27 +409,21 @@ class MemcachedBackend(StatusBackend):
 
     def _key(self, message_id: str) -> bytes:
         key = self._prefix + message_id
-        # The prefix is known to be fit for a key.
-        if not _fits(message_id, key):
+        # The prefix is known to be fit for a key.  An id is not where it looks
+        # like a hash, either, so that no two ids have the same key.
+        if (
+            len(key) > MAX_KEY_SIZE
+            or not message_id.isascii()
+            or not message_id.isprintable()
+            or " " in message_id
+            or message_id[:1] == HASHED
+        ):
             key = self._prefix + HASHED + sha256(message_id.encode("utf-8", "surrogatepass")).hexdigest()
         return key.encode()
 
 
 def _never() -> bool:
     return False
-
-
-def _fits(message_id: str, key: str) -> bool:
-    """Whether a message's own id makes its key.  Not where it looks like
-    a hash either, so that no two ids have the same key.
-    """
-    return (
-        len(key) <= MAX_KEY_SIZE
-        and message_id.isascii()
-        and message_id.isprintable()
-        and " " not in message_id
-        and not message_id.startswith(HASHED)
-    )
 
 
 def _put(mapping: OrderedDict[str, T], key: str, value: T) -> None:

@@ -804,6 +804,22 @@ def test_errors_are_errors(wire: Wire, wired: MemcachedBackend, reply: bytes, na
     assert wired.read("a") is None
 
 
+@pytest.mark.parametrize(
+    "value", [b"x\r\nMN", b"EN\r\nMN\r\n", b"VA 1 t1\r\nx\r\nEN\r\nMN\r\n", b"\r\n" * 9, b"x" * 70_000]
+)
+def test_values_that_look_like_replies(server: MemcachedServer, backend: MemcachedBackend, value: bytes) -> None:
+    # Given a foreign value among statuses
+    backend.update_many([("a", enqueue()), ("c", enqueue())])
+    assert server.ask(b"set %b 0 0 %d\r\n%b\r\n" % (backend._key("b"), len(value), value)) == b"STORED\r\n"
+    # When all are read in one call, it being the last and in the middle
+    found = backend.read_many(["a", "b", "missing", "c"]), backend.read_many(["c", "b"])
+    # Then it is not taken for a reply
+    assert [[record is not None for record in records] for records in found] == [
+        [True, False, False, True],
+        [True, False],
+    ]
+
+
 # Servers and clients
 
 
