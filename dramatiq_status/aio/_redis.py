@@ -380,12 +380,7 @@ class Line:
         await connection.send_packed_command([call.request for call in calls], check_health=False)
         for call in calls:
             try:
-                while not call.answer.done():
-                    try:
-                        call.finish()
-                    except Short as e:
-                        for _ in range(e.missing):
-                            call.add(await _reply(connection))
+                await _read(connection, call)
             except Unsent as e:
                 call.next(e.request)
                 self._calls.append(call)
@@ -454,6 +449,18 @@ class RedisSubscription:
             await self._connection.send_command(*command, check_health=False)
         except errors() as e:
             raise error_for(e) from e
+
+
+async def _read(connection: Any, call: Call) -> None:
+    """Read the replies to a call, also where nobody waits for its answer any more."""
+    while True:
+        try:
+            call.finish()
+        except Short as e:
+            for _ in range(e.missing):
+                call.add(await _reply(connection))
+        else:
+            return
 
 
 async def _reply(connection: Any) -> Any:

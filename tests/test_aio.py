@@ -1,0 +1,528 @@
+"""Statuses in an event loop: the same as elsewhere, for every kind of store."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any, TypeVar
+
+import dramatiq
+import pytest
+from dramatiq import group
+
+import dramatiq_status
+from dramatiq_status import (
+    BackendError,
+    NotSupported,
+    Snapshot,
+    State,
+    StatusMissing,
+    StatusRegistry,
+    StatusTimeout,
+    aio,
+    current_status,
+)
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.batch import Batch
+
+from .jobs import Job
+from .recording import PATIENCE, make_broker, run
+
+T = TypeVar("T")
+
+#: Nothing that takes so long, in milliseconds, happens in a test.
+NEVER = 3_600_000
+
+
+def in_loop(main: Callable[[], Awaitable[T]]) -> T:
+    """Run a test's coroutine in a loop of its own."""
+
+    async def patiently() -> T:
+        return await asyncio.wait_for(main(), PATIENCE * 2)
+
+    return asyncio.run(patiently())
+
+
+@pytest.fixture(params=["stub", "memcached", "redis"])
+def backend(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
+    """A backend of each kind, asked often where it does not tell."""
+    made: StatusBackend
+    if request.param == "stub":
+        made = StubBackend()
+    elif request.param == "memcached":
+        made = MemcachedBackend(servers=request.getfixturevalue("memcached_server").address, timeout=20_000)
+        request.getfixturevalue("memcached_url")
+    else:
+        made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    made.poll_interval = (1, 20)
+    with closing(made):
+        yield made
+
+
+class TestSameAsElsewhere:
+    @pytest.mark.parametrize(
+        ("here", "there"),
+        [(aio.StatusRegistry, StatusRegistry), (aio.Batch, Batch)],
+        ids=["StatusRegistry", "Batch"],
+    )
+    def test_signatures(self, here: type, there: type) -> None:
+        # Given the public methods of both faces
+        def signatures(face: type) -> dict[str, list[tuple[str, Any, Any]]]:
+            return {
+                name: [(p.name, p.kind, p.default) for p in inspect.signature(getattr(face, name)).parameters.values()]
+                for name in dir(face)
+                if not name.startswith("_") and callable(getattr(face, name))
+            }
+
+        # When they are compared
+        # Then names, parameters, kinds and defaults are the same
+        assert signatures(here) == signatures(there)
+
+    def test_what_is_awaited(self) -> None:
+        # Given the public methods of the registry
+        plain = {"get", "progress", "batch"}
+        # When they are called
+        # Then those that ask the store are coroutines, but for the one that iterates
+        for name in dir(aio.StatusRegistry):
+            if not name.startswith("_") and name not in plain | {"watch"}:
+                assert inspect.iscoroutinefunction(getattr(aio.StatusRegistry, name)), name
+
+    @pytest.mark.parametrize("name", ["Status", "Progress"])
+    def test_handles(self, name: str) -> None:
+        # Given the handles of both faces
+        here, there = getattr(aio, name), getattr(dramatiq_status, name)
+        # When their public names are compared
+        missing = {name for name in dir(there) if not name.startswith("_")} - set(dir(here))
+        # Then none is missing
+        assert not missing
+
+    def test_the_handles_of_a_message(self, backend: StatusBackend) -> None:
+        # Given a message that runs
+        job = Job(backend).enqueue().start()
+
+        async def main() -> None:
+            status = aio.StatusRegistry.get(job.message_id, backend=backend)
+            # When it is written to
+            await status.update({"a": 1}, b="x")
+            # Then all ways of reading tell
+            assert await status["a"] == 1
+            assert await status.get("b") == "x" and await status.get("c", "none") == "none"
+            assert await status.state is State.WORKING
+            states = [await status.queued, await status.working, await status.completed, await status.failed]
+            assert states == [False, True, False, False] and not await status.finished
+            assert (await status.to_dict())["b"] == "x" and '"a": 1' in await status.to_json()
+            assert await status.progress is None and await status.flush()
+            assert status.message_id == job.message_id and job.message_id in repr(status)
+            with pytest.raises(KeyError, match="c"):
+                await status["c"]
+            # And its progress counts
+            progress = aio.StatusRegistry.progress(job.message_id, backend=backend)
+            await progress.increment(3)
+            await progress.decrement()
+            assert await progress.progress == 2 and await progress.total == 100 and await progress.fraction == 0.02
+            await progress.set(progress=1, total=4)
+            assert await progress.to_dict() == {"progress": 1, "total": 4, "fraction": 0.25, "rate": None}
+            await progress.finish()
+            assert await progress.fraction == 1.0 and await progress.rate is None and job.message_id in repr(progress)
+            # And it can be deleted, and then is unknown
+            assert await status.delete() and not await status.delete()
+            assert await status.read() is None and await status.state is None and await status.progress is None
+            assert await status.to_dict() == {} and await status.to_json() == "{}" and await status.get("a") is None
+            assert await progress.progress == 0
+            with pytest.raises(KeyError):
+                await status["a"]
+            with pytest.raises(StatusMissing):
+                await status.update(a=1)
+            with pytest.raises(StatusMissing):
+                await progress.increment()
+
+        in_loop(main)
+
+    def test_what_cannot_be_awaited(self) -> None:
+        # Given a handle
+        status = aio.StatusRegistry.get("m", backend=StubBackend())
+        # When it is asked what Python does not await
+        # Then it does not answer by chance
+        with pytest.raises(TypeError, match="read"):
+            bool(status)
+        with pytest.raises(TypeError):
+            "a" in status  # type: ignore[operator] # noqa: B015
+        with pytest.raises(TypeError):
+            list(status)  # type: ignore[call-overload]
+        with pytest.raises(TypeError):
+            status["a"] = 1  # type: ignore[index]
+
+    def test_bad_fields(self) -> None:
+        # Given a handle
+        status = aio.StatusRegistry.get("m", backend=StubBackend())
+
+        async def main() -> None:
+            # When something is written that cannot be
+            # Then that is said as elsewhere
+            with pytest.raises(TypeError, match="field"):
+                await status.update(field=object())
+            with pytest.raises(ValueError, match="stalled"):
+                await status.update(stalled=True)
+            with pytest.raises(TypeError, match="increment"):
+                await aio.StatusRegistry.progress("m", backend=StubBackend()).increment("1")  # type: ignore[arg-type]
+
+        in_loop(main)
+
+    def test_reading(self, backend: StatusBackend) -> None:
+        # Given messages, one of them unknown
+        jobs = [Job(backend).enqueue() for _ in range(3)]
+        ids = [jobs[2].message_id, "nobody", jobs[0].message_id]
+
+        async def main() -> None:
+            # When they are read
+            found = await aio.StatusRegistry.read_many(ids, backend=backend)
+            one = await aio.StatusRegistry.read(ids[0], backend=backend)
+            # Then it is as elsewhere
+            assert found == StatusRegistry.read_many(ids, backend=backend)
+            assert one == found[0] and await aio.StatusRegistry.read("nobody", backend=backend) is None
+            assert await aio.StatusRegistry.read_many([], backend=backend) == []
+            assert await aio.StatusRegistry.delete(ids[0], backend=backend)
+            assert not await aio.StatusRegistry.delete(ids[0], backend=backend)
+
+        in_loop(main)
+
+    def test_listing(self, backend: StatusBackend) -> None:
+        # Given messages
+        for _ in range(3):
+            Job(backend).enqueue().start()
+
+        async def main() -> None:
+            # When they are listed
+            # Then it is as elsewhere
+            if isinstance(backend, MemcachedBackend):
+                with pytest.raises(NotSupported):
+                    await aio.StatusRegistry.list(backend=backend)
+                return
+            found = await aio.StatusRegistry.list("working", limit=2, backend=backend)
+            assert found == StatusRegistry.list("working", limit=2, backend=backend) and len(found) == 2
+            assert await aio.StatusRegistry.count("working", "work", "default", backend=backend) == 3
+            assert await aio.StatusRegistry.count("failed", backend=backend) == 0
+            with pytest.raises(ValueError, match="limit"):
+                await aio.StatusRegistry.list(limit=0, backend=backend)
+
+        in_loop(main)
+
+    def test_the_backend_of_a_broker(self) -> None:
+        # Given a broker with statuses, and a message
+        broker = make_broker(StubBackend())
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None: ...
+
+        message = work.send()
+        run(broker)
+
+        async def main() -> None:
+            # When it is waited for by the message itself
+            # Then its backend is found
+            assert (await aio.StatusRegistry.wait(message, broker=broker)).completed
+            await aio.close(broker=broker)
+
+        in_loop(main)
+
+    def test_bad_input(self) -> None:
+        # Given durations and ids that are none
+        # When somebody wants to watch
+        # Then it is said at once, not at the first step
+        with pytest.raises(ValueError, match="timeout"):
+            aio.StatusRegistry.watch("m", timeout=-1, backend=StubBackend())
+        with pytest.raises(TypeError, match="message_id"):
+            aio.StatusRegistry.watch(7, backend=StubBackend())  # type: ignore[arg-type]
+
+    def test_inside_a_worker(self, backend: StatusBackend) -> None:
+        # Given an asynchronous actor that writes to its own status and another's, in both ways
+        broker = make_broker(backend, asyncio=True)
+        other = Job(backend).enqueue()
+        seen: list[Any] = []
+
+        @dramatiq.actor(broker=broker, status_throttle=NEVER)
+        async def work() -> None:
+            own = aio.StatusRegistry.get(current_status().message_id)
+            current_status().update(step="a")
+            await own.update(step="b")
+            current_status().update(more=1)
+            seen.append((await own["step"], await own["more"]))
+            await aio.StatusRegistry.progress(other.message_id).increment(5)
+            await aio.StatusRegistry.get(other.message_id).update(parent=True)
+            await aio.StatusRegistry.get(other.message_id).flush()
+            seen.append(await aio.StatusRegistry.progress(other.message_id).progress)
+
+        dramatiq.set_broker(broker)
+        # When it runs
+        message = work.send()
+        run(broker)
+        # Then all was written in order
+        assert seen == [("b", 1), 5]
+        snapshot = StatusRegistry.read(message, backend=backend)
+        assert snapshot is not None and snapshot.completed and snapshot["step"] == "b"
+
+
+class TestWatching:
+    def test_from_the_present_to_the_end(self, backend: StatusBackend) -> None:
+        # Given a message that waits
+        job = Job(backend).enqueue()
+        steps = iter([job.start, lambda: job.write(step="a"), lambda: job.write(step="b"), job.finish])
+
+        async def main() -> list[Any]:
+            # When it is watched, and goes on whenever that was seen
+            seen = []
+            async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
+                seen.append((found.state, found.get("step")))
+                await asyncio.to_thread(next(steps, lambda: None))
+            return seen
+
+        # Then all was seen, and nothing twice
+        assert in_loop(main) == [
+            (State.QUEUED, None),
+            (State.WORKING, None),
+            (State.WORKING, "a"),
+            (State.WORKING, "b"),
+            (State.COMPLETED, "b"),
+        ]
+
+    def test_whoever_is_slow_sees_the_newest_and_holds_up_nobody(self, backend: StatusBackend) -> None:
+        # Given a watcher that does not ask for more, and others
+        job = Job(backend).enqueue().start()
+
+        async def main() -> None:
+            slow = aio.StatusRegistry.watch(job.message_id, backend=backend)
+            assert (await anext(slow)).working
+            others = [asyncio.create_task(last_of(job, backend)) for _ in range(5)]
+            # When much happens
+            for n in range(50):
+                await asyncio.to_thread(job.write, n=n)
+            await asyncio.to_thread(job.finish)
+            # Then the others see the end
+            assert [found["n"] for found in await asyncio.gather(*others)] == [49] * 5
+            # And the slow one sees nothing else
+            assert [(found.state, found["n"]) async for found in slow] == [(State.COMPLETED, 49)]
+
+        in_loop(main)
+
+    def test_waiting(self, backend: StatusBackend) -> None:
+        # Given an unknown message that is waited for
+        job = Job(backend)
+
+        async def main() -> None:
+            waiting = asyncio.create_task(
+                aio.StatusRegistry.wait(job.message_id, missing_timeout=NEVER, backend=backend)
+            )
+            # When it is enqueued, runs and fails
+            await asyncio.to_thread(lambda: job.enqueue().start().finish(3))
+            # Then its end is seen
+            assert (await waiting).failed
+            # And it is as well when it has ended already
+            assert (await aio.StatusRegistry.wait(job.message_id, backend=backend)).failed
+
+        in_loop(main)
+
+    def test_missing(self, backend: StatusBackend) -> None:
+        # Given an unknown message
+        async def main() -> None:
+            # When it is watched
+            # Then nothing is seen
+            with pytest.raises(StatusMissing):
+                async for _ in aio.StatusRegistry.watch("nobody", missing_timeout=20, backend=backend):
+                    pytest.fail("There is nothing to see.")
+
+        in_loop(main)
+
+    @pytest.mark.parametrize("timeout", [0, 30])
+    def test_no_time(self, backend: StatusBackend, timeout: int) -> None:
+        # Given a message that does not end
+        job = Job(backend).enqueue()
+
+        async def main() -> list[Any]:
+            seen = []
+            # When it is watched for a moment
+            with pytest.raises(StatusTimeout):
+                async for found in aio.StatusRegistry.watch(job.message_id, timeout=timeout, backend=backend):
+                    seen.append(found.state)
+            return seen
+
+        # Then its present state was seen
+        assert in_loop(main) == [State.QUEUED]
+
+    def test_stalled(self, backend: StatusBackend) -> None:
+        # Given a job whose worker is gone: no heartbeat comes any more
+        job = Job(backend).enqueue().start(heartbeat_interval=50).beat()
+        backend.recheck_interval = 20
+
+        async def main() -> None:
+            # When it is watched
+            async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
+                if found.stalled:
+                    break
+            # Then that it stalls is seen, although nothing has changed
+            assert found.version == 2
+
+        in_loop(main)
+
+    def test_batch(self, backend: StatusBackend) -> None:
+        # Given messages that belong together
+        jobs = [Job(backend).enqueue() for _ in range(3)]
+        steps = iter([jobs[0].start, jobs[0].finish, jobs[1].finish, lambda: jobs[2].finish(3)])
+
+        async def main() -> None:
+            batch = aio.StatusRegistry.batch([job.message_id for job in jobs], backend=backend)
+            assert len(batch) == 3 and batch.message_ids == tuple(job.message_id for job in jobs)
+            assert (await batch.read()).queued and "3" in repr(batch)
+            # When they are watched, and go on whenever that was seen
+            seen = []
+            async for found in batch.watch():
+                seen.append((found.state, found.counts["completed"]))
+                await asyncio.to_thread(next(steps, lambda: None))
+            # Then all was seen
+            assert seen == [
+                (State.QUEUED, 0),
+                (State.WORKING, 0),
+                (State.WORKING, 1),
+                (State.WORKING, 2),
+                (State.FAILED, 2),
+            ]
+            assert (await batch.wait()).failed
+
+        in_loop(main)
+
+    def test_batches_of_nothing_and_of_groups(self) -> None:
+        # Given a group of a broker with statuses, and nothing
+        broker = make_broker(StubBackend())
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None: ...
+
+        messages = group([work.message(), work.message()], broker=broker)
+        messages.run()
+        run(broker)
+
+        async def main() -> None:
+            # When they are waited for
+            # Then the one is found by its broker, and the other is done
+            assert (await aio.StatusRegistry.batch(messages).wait()).completed
+            nothing = aio.StatusRegistry.batch([], broker=broker)
+            assert (await nothing.read()).completed and (await nothing.wait()).completed
+
+        in_loop(main)
+
+    def test_a_batch_of_which_a_message_is_missing(self, backend: StatusBackend) -> None:
+        # Given a message that has ended, and an unknown one
+        job = Job(backend).enqueue().finish()
+
+        async def main() -> None:
+            batch = aio.StatusRegistry.batch([job.message_id, "nobody"], backend=backend)
+            # When they are waited for
+            # Then that has an end
+            with pytest.raises(StatusMissing, match="nobody"):
+                await batch.wait(missing_timeout=20)
+
+        in_loop(main)
+
+    def test_a_store_that_never_answered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a store that does not answer
+        backend = StubBackend()
+        monkeypatch.setattr(backend, "read_many", away)
+
+        async def main() -> None:
+            # When one begins to watch
+            # Then that is said at once
+            with pytest.raises(BackendError, match="away"):
+                await aio.StatusRegistry.wait("m", timeout=None, backend=backend)
+            with pytest.raises(BackendError, match="away"):
+                await aio.StatusRegistry.batch(["m", "n"], backend=backend).wait(timeout=None)
+
+        in_loop(main)
+
+    def test_a_store_that_is_away_for_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a message that is watched
+        backend = StubBackend()
+        backend.poll_interval = (1, 5)
+        job = Job(backend).enqueue()
+
+        async def main() -> None:
+            snapshots = aio.StatusRegistry.watch(job.message_id, backend=backend)
+            assert (await anext(snapshots)).queued
+            # When the store is away for some looks, and the message ends meanwhile
+            looks = iter(range(5))
+            read = backend.read_many
+            monkeypatch.setattr(backend, "read_many", lambda ids: read(ids) if next(looks, None) is None else away(ids))
+            job.start().finish()
+            # Then the end is seen
+            assert [found.state async for found in snapshots] == [State.COMPLETED]
+
+        in_loop(main)
+
+    def test_no_time_while_the_store_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a message that is watched for a moment
+        backend = StubBackend()
+        job = Job(backend).enqueue()
+
+        async def main() -> None:
+            snapshots = aio.StatusRegistry.watch(job.message_id, timeout=50, backend=backend)
+            assert (await anext(snapshots)).queued
+            # When the store goes away for good
+            monkeypatch.setattr(backend, "read_many", away)
+            # Then there is an end to it nevertheless
+            with pytest.raises(StatusTimeout):
+                await anext(snapshots)
+
+        in_loop(main)
+
+    def test_a_defect_of_a_backend(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a backend that breaks while a message is watched
+        backend = StubBackend()
+        backend.poll_interval = (1, 5)
+        job = Job(backend).enqueue()
+
+        def broken(ids: Sequence[str]) -> Any:
+            raise ZeroDivisionError
+
+        async def main() -> None:
+            snapshots = aio.StatusRegistry.watch(job.message_id, backend=backend)
+            assert (await anext(snapshots)).queued
+            monkeypatch.setattr(backend, "read_many", broken)
+            # When the watcher waits for more
+            # Then it does not do so for ever
+            with pytest.raises(ZeroDivisionError):
+                await anext(snapshots)
+            # And the next one is served
+            monkeypatch.undo()
+            job.finish()
+            assert (await last_of(job, backend)).completed
+
+        in_loop(main)
+
+    def test_cancelling(self, backend: StatusBackend) -> None:
+        # Given two watchers of a message
+        job = Job(backend).enqueue()
+
+        async def main() -> None:
+            impatient = aio.StatusRegistry.watch(job.message_id, backend=backend)
+            assert (await anext(impatient)).queued
+            patient = asyncio.create_task(last_of(job, backend))
+            # When one is given up
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(anext(impatient), 0.05)
+            with pytest.raises(StopAsyncIteration):
+                await anext(impatient)
+            # Then the other goes on
+            await asyncio.to_thread(lambda: job.start().finish())
+            assert (await patient).completed
+
+        in_loop(main)
+
+
+async def last_of(job: Job, backend: StatusBackend) -> Snapshot:
+    """Watch a job to its end."""
+    return [found async for found in aio.StatusRegistry.watch(job.message_id, backend=backend)][-1]
+
+
+def away(message_ids: Sequence[str]) -> Any:
+    raise BackendError("away")

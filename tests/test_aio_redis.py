@@ -1,0 +1,613 @@
+"""Event loops on Redis: many watchers through one connection, losses and outages, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import aclosing, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from dramatiq_status import BackendError, State, StatusRegistry, StatusTimeout, aio
+from dramatiq_status.aio import _redis as aio_redis
+from dramatiq_status.aio.backend import async_backend
+from dramatiq_status.backends import RedisBackend
+from dramatiq_status.backends._redis import Connections
+from dramatiq_status.record import Record
+
+from .conftest import StartServer
+from .jobs import Job
+from .recording import PATIENCE, eventually
+from .servers import RedisServer
+from .test_aio import in_loop, last_of
+
+ROOT = Path(__file__).parent.parent
+
+#: Nothing that takes so long, in milliseconds, happens in a test.
+NEVER = 3_600_000
+
+#: What the connections of event loops are called on the server.
+NAME = "loop"
+
+
+@pytest.fixture
+def jobs(redis_url: str) -> Iterator[RedisBackend]:
+    """The backend of the jobs that are watched."""
+    with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend:
+        yield backend
+
+
+@pytest.fixture
+def backend(redis_url: str) -> Iterator[RedisBackend]:
+    """The backend of the watchers; what they are not told they find after an hour."""
+    with closing(named(redis_url, timeout=20_000)) as backend:
+        backend.recheck_interval = NEVER
+        yield backend
+
+
+def named(url: str, **parameters: Any) -> RedisBackend:
+    return RedisBackend(url=f"{url}?client_name={NAME}", **parameters)
+
+
+def connections(jobs: RedisBackend) -> Counter[str]:
+    """The connections that event loops have: those that listen, and those that ask."""
+    clients = jobs.client.client_list()
+    return Counter("listens" if int(client["sub"]) else "asks" for client in clients if client["name"] == NAME)
+
+
+async def until(predicate: Callable[[], Any]) -> None:
+    """Wait in a thread until something is true."""
+    await asyncio.to_thread(eventually, predicate)
+
+
+class TestManyWatchers:
+    def test_two_thousand_watchers_of_two_hundred_jobs(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given jobs, each watched by ten, every watcher with a status of its own to tell
+        work = [Job(jobs).enqueue() for _ in range(200)]
+        ended: list[tuple[str, State, Any]] = []
+
+        async def watch(job: Job) -> None:
+            last = await last_of(job, backend)
+            ended.append((last.message_id, last.state, last["n"]))
+
+        async def main() -> None:
+            watchers = [asyncio.create_task(watch(job)) for job in work for _ in range(10)]
+            await until(lambda: sum(int(client["sub"]) for client in jobs.client.client_list()) == 200)
+            # When all have begun
+            # Then they share one connection that listens, and one that asks
+            assert connections(jobs) == {"listens": 1, "asks": 1}
+            # And when the jobs run and end
+            await asyncio.to_thread(run_all, work)
+            await asyncio.gather(*watchers)
+            # Then each watcher has seen the end of its own
+            assert Counter(ended) == {(job.message_id, State.COMPLETED, index): 10 for index, job in enumerate(work)}
+            # And nobody listens any more
+            await until(lambda: not connections(jobs)["listens"])
+
+        def run_all(work: list[Job]) -> None:
+            for job in work:
+                job.start()
+            for index, job in enumerate(work):
+                job.write(n=index)
+            for job in work:
+                job.finish()
+
+        in_loop(main)
+
+    def test_those_who_begin_together_are_served_together(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given messages that have ended
+        work = [Job(jobs).enqueue().finish() for _ in range(100)]
+        reads: list[int] = []
+
+        async def main() -> None:
+            store = await async_backend(backend)
+            read_many = store.read_many
+
+            async def count(message_ids: Sequence[str]) -> list[Record | None]:
+                reads.append(len(message_ids))
+                return await read_many(message_ids)
+
+            store.read_many = count  # type: ignore[method-assign]
+            # When each is watched by ten at the same time
+            await asyncio.gather(*(last_of(job, backend) for job in work for _ in range(10)))
+            # Then they are read together, and each once
+            assert reads == [100]
+            # And nobody had to listen
+            assert connections(jobs) == {"asks": 1}
+
+        in_loop(main)
+
+    def test_nothing_is_missed_in_between(
+        self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a job that ends after the first look, before the server was asked to tell
+        job = Job(jobs).enqueue()
+        add = aio_redis.RedisSubscription.add
+
+        async def late(self: Any, message_ids: Sequence[str]) -> None:
+            job.start().finish()
+            await add(self, message_ids)
+
+        monkeypatch.setattr(aio_redis.RedisSubscription, "add", late)
+
+        async def main() -> list[State]:
+            # When it is watched
+            return [found.state async for found in aio.StatusRegistry.watch(job.message_id, backend=backend)]
+
+        # Then the end is seen
+        assert in_loop(main) == [State.QUEUED, State.COMPLETED]
+
+    def test_who_stops_early_is_not_told_any_more(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given two watched messages
+        first, second = Job(jobs).enqueue(), Job(jobs).enqueue()
+
+        def subscribed() -> int:
+            return sum(int(client["sub"]) for client in jobs.client.client_list())
+
+        async def main() -> None:
+            other = asyncio.create_task(last_of(second, backend))
+            async with aclosing(aio.StatusRegistry.watch(first.message_id, backend=backend)) as snapshots:
+                assert (await anext(snapshots)).queued
+                await until(lambda: subscribed() == 2)
+            # When one of them is no longer watched
+            # Then the server tells of the other only
+            await until(lambda: subscribed() == 1)
+            # And when it is watched again, of both
+            again = asyncio.create_task(last_of(first, backend))
+            await until(lambda: subscribed() == 2)
+            await asyncio.to_thread(lambda: (first.finish(), second.finish()))
+            assert (await again).completed and (await other).completed
+
+        in_loop(main)
+
+    def test_breaking_off(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given a watcher that breaks off without further ado
+        job = Job(jobs).enqueue()
+
+        async def main() -> None:
+            async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
+                assert found.queued
+                await until(lambda: connections(jobs)["listens"])
+                break
+            # When its generator is gone
+            # Then its connection is, too
+            await until(lambda: not connections(jobs)["listens"])
+
+        in_loop(main)
+
+    def test_one_after_another(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given a loop in which messages are watched one after another
+        async def main() -> None:
+            for _ in range(20):
+                job = Job(jobs).enqueue()
+                # When each begins as the last one before it ends
+                async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
+                    if found.queued:
+                        await asyncio.to_thread(job.finish)
+                # Then each is seen to its end
+                assert found.completed
+
+        in_loop(main)
+
+    def test_loops_in_threads(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given loops in three threads, and a message
+        job = Job(jobs).enqueue()
+        seen: list[State] = []
+
+        def work() -> None:
+            seen.append(in_loop(lambda: last_of(job, backend)).state)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        # When it is watched in all of them
+        for thread in threads:
+            thread.start()
+        # Then each has connections of its own
+        eventually(lambda: connections(jobs) == {"listens": 3, "asks": 3})
+        job.start().finish()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert seen == [State.COMPLETED] * 3
+        # And none is left
+        eventually(lambda: not connections(jobs))
+
+
+class TestLosses:
+    def test_a_lost_subscription(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given watchers
+        work = [Job(jobs).enqueue() for _ in range(20)]
+
+        async def main() -> None:
+            watchers = [asyncio.create_task(last_of(job, backend)) for job in work for _ in range(3)]
+            await until(lambda: connections(jobs)["listens"] == 1)
+            # When the connection that listens is lost, and something happens meanwhile
+            jobs.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            for job in work[:10]:
+                job.start().finish()
+            # Then it is seen
+            await asyncio.gather(*watchers[:30])
+            # And so is what comes when there is another
+            await until(lambda: connections(jobs)["listens"] == 1)
+            for job in work[10:]:
+                job.start().finish()
+            await asyncio.gather(*watchers)
+
+        in_loop(main)
+
+    def test_an_outage(self, start_server: StartServer) -> None:
+        # Given watchers
+        server = start_server(RedisServer())
+        with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
+            work = [Job(backend).enqueue().start() for _ in range(10)]
+
+            async def main() -> None:
+                watchers = [
+                    asyncio.create_task(
+                        aio.StatusRegistry.wait(job.message_id, timeout=None, missing_timeout=NEVER, backend=backend)
+                    )
+                    for job in work
+                ]
+                batch = aio.StatusRegistry.batch([job.message_id for job in work], backend=backend)
+                together = asyncio.create_task(batch.wait(timeout=None, missing_timeout=NEVER))
+                await until(lambda: any(int(client["sub"]) for client in backend.client.client_list()))
+                # When the server ends, and comes back without its memory, and the jobs are restored by their runs
+                server.kill()
+                await asyncio.to_thread(server.start)
+                for job in work:
+                    job.restore(step="again").finish()
+                # Then all see the end
+                assert all(found.completed for found in await asyncio.gather(*watchers))
+                assert (await together).completed
+
+            in_loop(main)
+
+    def test_no_time_in_an_outage(self, start_server: StartServer) -> None:
+        # Given a message that is watched for a while
+        server = start_server(RedisServer())
+        with closing(RedisBackend(url=server.url, timeout=100)) as backend:
+            job = Job(backend).enqueue()
+
+            async def main() -> None:
+                snapshots = aio.StatusRegistry.watch(job.message_id, timeout=500, backend=backend)
+                assert (await anext(snapshots)).queued
+                # When the server hangs
+                server.pause()
+                # Then there is an end to it nevertheless
+                with pytest.raises(StatusTimeout):
+                    await anext(snapshots)
+                # And who asks is told
+                with pytest.raises(BackendError, match="Redis"):
+                    await aio.StatusRegistry.read(job.message_id, backend=backend)
+                # And afterwards all is well
+                server.resume()
+                backend.timeout = 20_000
+                found = await aio.StatusRegistry.read(job.message_id, backend=backend)
+                assert found is not None and found.queued
+
+            in_loop(main)
+
+    def test_a_server_that_hangs_is_noticed(self, start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a subscription, and a silent server being asked soon
+        monkeypatch.setattr(aio_redis, "PING_AFTER", 0.02)
+        server = start_server(RedisServer())
+        with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
+            job = Job(backend).enqueue()
+
+            async def main() -> None:
+                store = await async_backend(backend)
+                assert isinstance(store, aio_redis.AsyncRedis)
+                subscription = await store.subscribe()
+                # When it is silent before and after it is asked to tell
+                await asyncio.sleep(0.05)
+                await subscription.add([job.message_id])
+                receive = asyncio.create_task(subscription.receive())
+                assert await receive == (job.message_id, None)
+                receive = asyncio.create_task(subscription.receive())
+                await asyncio.sleep(0.05)
+                # Then what it tells later is heard
+                await asyncio.to_thread(job.start)
+                assert await receive == (job.message_id, 2)
+                # And when it hangs, that is noticed
+                server.pause()
+                with pytest.raises(BackendError, match="says nothing"):
+                    await subscription.receive()
+                server.resume()
+                await subscription.close()
+
+            in_loop(main)
+
+    def test_an_idle_connection_that_the_server_has_closed(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given a connection that was used
+        job = Job(jobs).enqueue()
+
+        async def main() -> None:
+            assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+            # When the server closes it
+            for client in jobs.client.client_list():
+                if client["name"] == NAME:
+                    jobs.client.client_kill_filter(_id=client["id"])
+            # Then nobody who asks notices
+            found = await asyncio.gather(
+                *(aio.StatusRegistry.read(job.message_id, backend=backend) for _ in range(10)),
+                aio.StatusRegistry.get(job.message_id, backend=backend).update(a=1),
+            )
+            assert all(found[:-1])
+
+        in_loop(main)
+
+    def test_an_increment_is_not_repeated(self, start_server: StartServer) -> None:
+        # Given a message, and a connection that was used
+        server = start_server(RedisServer())
+        with closing(named(server.url, timeout=1_000)) as backend, closing(RedisBackend(url=server.url)) as jobs:
+            job = Job(jobs).enqueue()
+
+            async def main() -> None:
+                progress = aio.StatusRegistry.progress(job.message_id, backend=backend)
+                await progress.increment()
+                # When the server hangs as somebody counts, and nobody knows whether it was counted
+                server.pause()
+                with pytest.raises(BackendError, match="Redis"):
+                    await progress.increment()
+                server.resume()
+                # Then it was not counted twice
+                assert await progress.progress in (1, 2)
+
+            in_loop(main)
+
+    def test_a_server_that_is_away(self, start_server: StartServer) -> None:
+        # Given a server that has ended
+        server = start_server(RedisServer())
+        server.kill()
+        with closing(RedisBackend(url=server.url)) as backend:
+
+            async def main() -> None:
+                # When it is asked
+                # Then that is said
+                with pytest.raises(BackendError, match="Redis"):
+                    await aio.StatusRegistry.read("m", backend=backend)
+                with pytest.raises(BackendError, match="Redis"):
+                    await aio.StatusRegistry.wait("m", timeout=None, backend=backend)
+
+            in_loop(main)
+
+
+class TestOneLineForAll:
+    def test_who_stops_waiting_disturbs_nobody(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given messages
+        work = [Job(jobs).enqueue().start().write(n=n) for n in range(50)]
+
+        async def main() -> None:
+            for _ in range(20):
+                # When all are asked for at once, and every third one is given up at different moments
+                tasks = [asyncio.create_task(aio.StatusRegistry.read(job.message_id, backend=backend)) for job in work]
+                for index, task in enumerate(tasks):
+                    if index % 3 == 0:
+                        await asyncio.sleep(0)
+                        task.cancel()
+                found = await asyncio.gather(*tasks, return_exceptions=True)
+                # Then the others get what is theirs
+                for index, one in enumerate(found):
+                    if index % 3:
+                        assert not isinstance(one, BaseException) and one is not None and one["n"] == index
+
+        in_loop(main)
+
+    def test_an_error_is_its_own(self, start_server: StartServer) -> None:
+        # Given a user who may read, and not write
+        server = start_server(RedisServer())
+        with closing(RedisBackend(url=server.url)) as jobs:
+            work = [Job(jobs).enqueue() for _ in range(10)]
+            jobs.client.execute_command("ACL", "SETUSER", "reader", "on", "nopass", "~*", "&*", "+@all", "-evalsha")
+        with closing(RedisBackend(url=server.url.replace("redis://", "redis://reader:x@"))) as backend:
+
+            async def main() -> None:
+                status = aio.StatusRegistry.get(work[0].message_id, backend=backend)
+                # When it does both at once
+                written, *found = await asyncio.gather(
+                    status.update(a=1),
+                    *(aio.StatusRegistry.read(job.message_id, backend=backend) for job in work),
+                    return_exceptions=True,
+                )
+                # Then only the one fails
+                assert isinstance(written, BackendError) and "evalsha" in str(written)
+                assert all(one is not None and not isinstance(one, BaseException) for one in found)
+
+            in_loop(main)
+
+    def test_a_master_that_was_demoted(self, start_server: StartServer) -> None:
+        # Given a master to which there is a connection
+        server, master = start_server(RedisServer()), start_server(RedisServer())
+        with closing(RedisBackend(url=server.url)) as backend, redis.Redis.from_url(server.url) as client:
+            job = Job(backend).enqueue()
+
+            async def main() -> None:
+                status = aio.StatusRegistry.get(job.message_id, backend=backend)
+                await status.update(a=1)
+                # When it becomes a replica
+                client.replicaof("127.0.0.1", master.port)
+                # Then that is said
+                with pytest.raises(BackendError, match="READONLY"):
+                    await status.update(a=2)
+                # And when it is master again, it is written to
+                client.replicaof("NO", "ONE")
+                await asyncio.to_thread(job.requeue)
+                await status.update(a=3)
+                assert await status["a"] == 3
+
+            in_loop(main)
+
+    def test_the_script_is_loaded(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given a server that has forgotten the script
+        job = Job(jobs).enqueue()
+
+        async def main() -> None:
+            status = aio.StatusRegistry.get(job.message_id, backend=backend)
+            for _ in range(3):
+                jobs.client.script_flush()
+                # When many write at once
+                await asyncio.gather(
+                    *(aio.StatusRegistry.progress(status.message_id, backend=backend).increment() for _ in range(20))
+                )
+            # Then all is written, once
+            assert await aio.StatusRegistry.progress(status.message_id, backend=backend).progress == 60
+
+        in_loop(main)
+
+    def test_more_than_one_call(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given more messages than one pipeline reads
+        job = Job(jobs).enqueue()
+
+        async def main() -> None:
+            ids = [job.message_id, *(f"unknown-{n}" for n in range(4_500)), job.message_id]
+            # When they are read
+            found = await aio.StatusRegistry.read_many(ids, backend=backend)
+            # Then all are
+            assert len(found) == 4_502 and found[0] == found[-1] and found[0] is not None and not any(found[1:-1])
+
+        in_loop(main)
+
+    def test_an_idle_connection_is_closed(
+        self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a loop that closes its connections soon
+        monkeypatch.setattr(aio_redis, "IDLE", 0.02)
+        job = Job(jobs).enqueue()
+
+        async def main() -> None:
+            for _ in range(3):
+                # When it has asked, and does nothing for a while
+                assert await aio.StatusRegistry.read(job.message_id, backend=backend)
+                # Then there is no connection
+                await until(lambda: not connections(jobs))
+
+        in_loop(main)
+
+    def test_what_redis_asyncio_does_not_have(self, redis_url: str) -> None:
+        # Given a client with a connection of its own kind
+        class Peculiar(redis.Connection):
+            pass
+
+        client = redis.Redis(connection_pool=redis.ConnectionPool.from_url(redis_url, connection_class=Peculiar))
+        with closing(RedisBackend(client=client)) as backend:
+            job = Job(backend).enqueue()
+
+            async def main() -> None:
+                # When it is used in a loop
+                store = await async_backend(backend)
+                # Then it runs in threads
+                assert not isinstance(store, aio_redis.AsyncRedis)
+                await asyncio.to_thread(job.finish)
+                assert (await last_of(job, backend)).completed
+
+            in_loop(main)
+
+    def test_parameters_that_would_be_lost(self) -> None:
+        # Given a client that checks certificates in a way that redis.asyncio does not know
+        pool = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", ssl_validate_ocsp=True)
+        # When a loop would connect
+        # Then it does not do so without that check
+        assert aio_redis.Connector.of(Connections(pool, 1.0), 1.0) is None
+        plain = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", ssl_ca_certs="x")
+        assert aio_redis.Connector.of(Connections(plain, 1.0), 1.0) is not None
+
+
+class TestClosing:
+    def test_closing_by_hand(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given a watcher, and one who waits for many
+        job = Job(jobs).enqueue()
+
+        async def main() -> None:
+            watching = asyncio.create_task(last_of(job, backend))
+            batch = aio.StatusRegistry.batch([job.message_id], backend=backend)
+            waiting = asyncio.create_task(batch.wait())
+            await until(lambda: connections(jobs) == {"listens": 1, "asks": 1})
+            # When the backend is closed
+            await aio.close(backend=backend)
+            await aio.close(backend=backend)
+            # Then they are told
+            for task in (watching, waiting):
+                with pytest.raises(BackendError, match="closed"):
+                    await task
+            await until(lambda: not connections(jobs))
+            # And it can be used anew
+            job.finish()
+            assert (await last_of(job, backend)).completed
+
+        in_loop(main)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "await watch()",
+            "task = asyncio.create_task(watch()); await asyncio.sleep(0.2)",
+            "found = aio.StatusRegistry.watch('m', backend=backend); await anext(found); await asyncio.sleep(0.1)",
+            "async for _ in aio.StatusRegistry.watch('m', backend=backend): break",
+            "await asyncio.gather(*(read() for _ in range(100)))",
+            "task = asyncio.create_task(read()); await asyncio.sleep(0)",
+            "await read(); task = asyncio.create_task(read())",
+            "await read(); await aio.close(backend=backend)",
+            "await read(); server.kill()",
+            "task = asyncio.create_task(watch()); await asyncio.sleep(0.2); server.kill(); await asyncio.sleep(0.2)",
+            "server.kill()\n    try:\n        await read()\n    except BackendError:\n        pass",
+        ],
+    )
+    def test_nothing_is_left_behind(self, body: str) -> None:
+        # Given a script that watches and reads, and ends
+        script = textwrap.dedent(
+            """
+            import asyncio, gc
+            from dramatiq_status import BackendError, StatusTimeout, aio
+            from dramatiq_status.backends import RedisBackend
+            from tests.jobs import Job
+            from tests.servers import RedisServer
+
+            async def watch():
+                try:
+                    await aio.StatusRegistry.wait("m", timeout=300, backend=backend)
+                except StatusTimeout:
+                    pass
+
+            async def read():
+                await aio.StatusRegistry.read("m", backend=backend)
+
+            async def main():
+                BODY
+
+            with RedisServer() as server:
+                backend = RedisBackend(url=server.url)
+                Job(backend, "m").enqueue()
+                asyncio.run(main(), debug=True)
+                gc.collect()
+                backend.close()
+            """
+        ).replace("BODY", body)
+        # When it runs with all warnings on
+        done = subprocess.run(
+            [sys.executable, "-X", "dev", "-W", "always", "-c", script],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE * 3,
+        )
+        # Then there is none
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def test_a_loop_that_is_not_closed_in_good_order(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given loops that were closed without a word
+        job = Job(jobs).enqueue()
+        for _ in range(3):
+            loop = asyncio.new_event_loop()
+            assert loop.run_until_complete(aio.StatusRegistry.read(job.message_id, backend=backend))
+            loop.run_until_complete(aio.close(backend=backend))
+            loop.close()
+        # When another one begins
+        # Then it works
+        assert in_loop(lambda: aio.StatusRegistry.read(job.message_id, backend=backend))
+        assert StatusRegistry.read(job.message_id, backend=jobs)
