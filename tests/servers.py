@@ -372,6 +372,7 @@ class RedisCluster(Servers):
         self.members = self.nodes
         self._ids: list[str] = []
         self._moved: dict[int, int] = {}
+        self._moving: dict[int, int] = {}
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -396,9 +397,11 @@ class RedisCluster(Servers):
         return self
 
     def reset(self) -> None:
-        """Make it fit for the next test: all nodes running, and empty."""
+        """Make it fit for the next test: all nodes running, empty, and no slot moving."""
         self.resume()
         self.start()
+        for slot, target in list(self._moving.items()):
+            self.end_move(slot, target)
         for node in self.nodes:
             node.reset()
 
@@ -413,6 +416,7 @@ class RedisCluster(Servers):
     def begin_move(self, slot: int, target: int) -> None:
         """Begin to move a slot to another node: new keys are made there from now on."""
         source = self.owner(slot)
+        self._moving[slot] = target
         with self.client(target) as client:
             client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", self._ids[source])
         with self.client(source) as client:
@@ -427,19 +431,20 @@ class RedisCluster(Servers):
             return bool(found)
 
     def end_move(self, slot: int, target: int) -> None:
-        """Give the slot to its new node; all keys must have been moved."""
+        """Move the rest of the keys, and give the slot to its new node."""
+        while self.move_keys(slot, target):
+            pass
         for number in (target, *(number for number in range(3) if number != target)):
             with self.client(number) as client:
                 client.execute_command("CLUSTER SETSLOT", slot, "NODE", self._ids[target])
         self._moved[slot] = target
+        self._moving.pop(slot, None)
 
     def move(self, slot: int, target: int) -> None:
         """Move a slot with all its keys, as ``redis-cli --cluster reshard`` does."""
         if self.owner(slot) == target:
             return
         self.begin_move(slot, target)
-        while self.move_keys(slot, target):
-            pass
         self.end_move(slot, target)
 
     def _wait_until_well(self) -> None:

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
 
-from dramatiq_status.backend import StatusBackend
+from dramatiq_status import StatusRegistry
+from dramatiq_status.backend import Query, StatusBackend
+from dramatiq_status.backends._cluster import SHARDS, SLOTS, TAGS, shard_of, slot_of
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.testing.conformance import BackendConformance
+from dramatiq_status.errors import BackendError, NotSupported
+from dramatiq_status.record import COMPLETED, FAILED, Kind, Outcome, Update
+from dramatiq_status.testing.conformance import (
+    BackendConformance,
+    enqueue,
+    finish,
+    fold,
+    heartbeat,
+    outside,
+    start,
+    timeless,
+    together,
+    write,
+)
 
-from ..servers import RedisCluster
+from ..recording import eventually
+from ..servers import RedisCluster, free_port
 from .redis_hooks import RedisHooks
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
+
+#: What was there, what comes, and what becomes of it: an update of every kind.
+CHANGES: dict[str, tuple[list[Update], Update, Outcome]] = {
+    "enqueue": ([], enqueue(step="1"), Outcome.APPLIED),
+    "late enqueue": ([start(1)], enqueue(step="1"), Outcome.ASIDE),
+    "requeue": ([start(1)], enqueue(number=2), Outcome.APPLIED),
+    "enqueue anew": ([start(1, step="1"), finish(1)], enqueue(root=8, other="1"), Outcome.APPLIED),
+    "start": ([enqueue()], start(1), Outcome.APPLIED),
+    "start of another root": ([enqueue(step="1")], start(1, root=8), Outcome.APPLIED),
+    "write": ([start(1)], write(1, 2, increment=2, step="1"), Outcome.APPLIED),
+    "whole write of the unknown": ([], write(1, 2, create=True), Outcome.APPLIED),
+    "write of the unknown": ([], write(1, 2), Outcome.MISSING),
+    "end": ([start(1)], finish(1), Outcome.APPLIED),
+    "outside": ([start(1)], outside(increment=2), Outcome.APPLIED),
+    "outside, an end": ([start(1)], outside(state=FAILED, F="6"), Outcome.APPLIED),
+    "heartbeat": ([start(1)], heartbeat(1), Outcome.APPLIED),
+}
 
 
 @pytest.fixture
@@ -62,3 +100,317 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         yield redis_cluster, backend
         backend.close()
         redis_cluster.resume()
+
+    # Shards
+
+    def test_the_shard_of_a_message_never_changes(self) -> None:
+        # Given message ids, one of them not ASCII
+        ids = ("0", "message", "žluťoučký kůň", "00000000-0000-4000-8000-000000000000")
+        # When their shards are asked for
+        # Then they are those that have always been
+        assert [shard_of(message_id) for message_id in ids] == [33, 63, 28, 23]
+
+    def test_each_shard_has_its_own_part_of_the_slots(self) -> None:
+        # Given the hash tags of the shards
+        # When their slots are counted by 64ths
+        parts = [slot_of(tag) * SHARDS // SLOTS for tag in TAGS]
+        # Then there is one in each
+        assert parts == list(range(SHARDS))
+
+    def test_all_keys_of_a_message_share_a_slot(self, backend: RedisBackend, client: redis.RedisCluster) -> None:
+        # Given messages whose ids and names have braces of their own
+        for message_id in ("{a}b", "}{", "plain"):
+            client.flushall(target_nodes=client.ALL_NODES)
+            backend.update(message_id, enqueue(a='"{b}"', Q='"{c}"'))
+            # When the slots of all keys are asked for
+            keys = client.keys("*", target_nodes=client.ALL_NODES)
+            # Then it is one, and the backend knows which
+            assert {client.keyslot(key) for key in keys} == {slot_of(TAGS[shard_of(message_id)])}
+            assert len(keys) == 3
+
+    # Slots that move
+
+    @pytest.mark.parametrize("moved", ["nothing", "the record", "the index", "all"])
+    @pytest.mark.parametrize("name", CHANGES)
+    def test_an_update_while_its_slot_moves(
+        self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str, name: str, moved: str
+    ) -> None:
+        # Given a record, and a slot that is moving with all, some or none of its keys
+        given, update, expected = CHANGES[name]
+        outcomes = [backend.update(message_id, with_actor(one)) for one in given]
+        move = Move(redis_cluster, message_id)
+        if moved in ("the record", "all"):
+            move.keys(backend._key(message_id))
+        if moved in ("the index", "all"):
+            move.keys(*move.index())
+        # When an update comes
+        outcome = backend.update(message_id, with_actor(update))
+        # Then its outcome and the record are those of `apply`
+        now = fold([with_actor(one) for one in (*given, update)])
+        assert (outcome, timeless(backend.read(message_id))) == (expected, timeless(now))
+        # And when the move is over, they still are, and the message is listed as what it is
+        move.end()
+        assert timeless(backend.read(message_id)) == timeless(now) and set(outcomes) <= {Outcome.APPLIED}
+        state = None if now is None else int(now["s"])
+        listed = [[found for found, _ in backend.find(Query(state, "actor"), limit=50, offset=0)] for state in range(4)]
+        assert listed == [[message_id] if number == state else [] for number in range(4)]
+
+    def test_a_delete_while_its_slot_moves(
+        self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str
+    ) -> None:
+        for moved in (False, True):
+            # Given a record whose slot is moving
+            backend.update(message_id, start(1, a='"actor"'))
+            move = Move(redis_cluster, message_id)
+            if moved:
+                move.keys(backend._key(message_id))
+            # When it is deleted
+            # Then it is gone, and stays gone
+            assert (backend.delete(message_id), backend.delete(message_id)) == (True, False)
+            move.end()
+            assert backend.read(message_id) is None
+            assert backend.find(Query(actor_name="actor"), limit=50, offset=0) == []
+
+    def test_many_of_a_slot_that_is_half_moved(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+        # Given messages of one shard, every other of which was moved
+        ids = of_one_shard(20)
+        backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
+        new = of_one_shard(25)[20:]
+        move = Move(redis_cluster, ids[0])
+        move.keys(*[backend._key(message_id) for message_id in ids[::2]])
+        # When all are written to, twice each, and some are new
+        updates = [(message_id, write(1, place, increment=1)) for place in (2, 3) for message_id in ids]
+        updates += [(message_id, start(1, p="2", mark=f'"{message_id}"')) for message_id in new]
+        outcomes = backend.update_many(updates)
+        # Then all is stored, once
+        assert outcomes == [Outcome.APPLIED] * 45
+        for _ in range(2):
+            found = backend.read_many([*ids, *new])
+            assert [(record["p"], record[":mark"]) for record in found if record] == [
+                ("2", f'"{message_id}"') for message_id in [*ids, *new]
+            ]
+            move.end()
+
+    def test_a_list_while_slots_move_drops_nothing(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+        # Given messages of one shard
+        ids = of_one_shard(30)
+        backend.update_many([(message_id, start(1, a='"actor"')) for message_id in ids])
+        move = Move(redis_cluster, ids[0])
+        for keys in ([backend._key(message_id) for message_id in ids[::2]], move.index()[:1], move.index()[1:]):
+            # When it is listed and counted while its keys go one after another
+            move.keys(*keys)
+            found = [message_id for message_id, _ in backend.find(Query(actor_name="actor"), limit=50, offset=0)]
+            assert set(found) <= set(ids) and backend.count(Query(actor_name="actor")) in (0, 30)
+        # Then all of it is there when that is over
+        move.end()
+        found = [message_id for message_id, _ in backend.find(Query(actor_name="actor"), limit=50, offset=0)]
+        assert sorted(found) == sorted(ids) and backend.count(Query(actor_name="actor")) == 30
+
+    def test_a_slot_that_has_moved(self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str) -> None:
+        # Given a backend that knows where its message is
+        backend.update(message_id, start(1))
+        # When that changes
+        slot = slot_of(TAGS[shard_of(message_id)])
+        redis_cluster.move(slot, (redis_cluster.owner(slot) + 1) % 3)
+        # Then it is found there, also by an increment that must not be sent twice
+        assert backend.update(message_id, outside(increment=1)) is Outcome.APPLIED
+        record = backend.read(message_id)
+        assert record is not None and record["p"] == "1"
+
+    def test_no_update_is_lost_while_slots_move(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+        # Given messages in all shards, and slots that move again and again
+        ids = [uuid4().hex for _ in range(200)]
+        outcomes = backend.update_many([(message_id, enqueue(a='"actor"')) for message_id in ids])
+        done = threading.Event()
+        moved: list[int] = []
+
+        def move() -> None:
+            for number, tag in enumerate(itertools.cycle(TAGS)):
+                if done.is_set() and number > 20:
+                    return
+                slot = slot_of(tag)
+                redis_cluster.move(slot, (redis_cluster.owner(slot) + 1) % 3)
+                moved.append(slot)
+
+        def work(mine: list[str]) -> None:
+            for place in range(1, 101):
+                update = start(1) if place == 1 else write(1, place, increment=1)
+                outcomes.extend(backend.update_many([(message_id, update) for message_id in mine]))
+                outcomes.append(backend.update(random.choice(mine), outside(increment=1000)))
+                outcomes.append(backend.begin_update(mine[place % len(mine)], outside(increment=0.5))())
+            outcomes.extend(backend.update_many([(message_id, finish(1, 101)) for message_id in mine]))
+
+        # When they are written to by two threads
+        mover = threading.Thread(target=move)
+        mover.start()
+        together(lambda: work(ids[::2]), lambda: work(ids[1::2]))
+        done.set()
+        mover.join()
+        # Then everything is stored once
+        assert set(outcomes) == {Outcome.APPLIED} and len(moved) > 20
+        sums = [float(record["p"]) for record in backend.read_many(ids) if record and record["s"] == "2"]
+        assert sum(sums) == 200 * 99 + 200 * 1000 + 200 * 0.5
+        # And listed
+        listed = backend.find(Query(COMPLETED, "actor"), limit=1000, offset=0)
+        assert sorted(message_id for message_id, _ in listed) == sorted(ids)
+
+    def test_a_watcher_while_its_slot_moves(
+        self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str
+    ) -> None:
+        # Given somebody who watches a message
+        backend.update(message_id, start(1))
+        seen = StatusRegistry.watch(message_id, backend=backend, timeout=PATIENT)
+        assert next(seen).working
+        # When its slot moves, and the message is written to on the way and afterwards
+        move = Move(redis_cluster, message_id)
+        backend.update(message_id, write(1, 2, step="2"))
+        assert next(seen)["step"] == 2
+        move.keys(backend._key(message_id))
+        backend.update(message_id, write(1, 3, step="3"))
+        assert next(seen)["step"] == 3
+        move.end()
+        backend.update(message_id, finish(1, 4))
+        # Then all of that is seen
+        assert [snapshot.state for snapshot in seen] == ["completed"]
+
+    # Nodes that are gone
+
+    def test_a_node_that_is_gone(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+        # Given a cluster that goes on without one of its nodes
+        ids = [uuid4().hex for _ in range(100)]
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+        gone = [redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) == 1 for message_id in ids]
+        assert any(gone) and not all(gone)
+        for number in range(3):
+            with redis_cluster.client(number) as node:
+                node.config_set("cluster-require-full-coverage", "no")
+        redis_cluster.nodes[1].kill()
+        try:
+            # When all messages are written to and read
+            outcomes = backend.update_many([(message_id, write(1, 2, increment=1)) for message_id in ids])
+            found = backend.read_many(ids)
+            # Then those that are elsewhere are as always, and of the others nothing is known
+            assert outcomes == [Outcome.UNREACHED if lost else Outcome.APPLIED for lost in gone]
+            assert [record is None for record in found] == gone
+            # And who asks for one of them alone is told, or told that it is unknown
+            lost = ids[gone.index(True)]
+            assert backend.update_many([(lost, write(1, 2))]) == [Outcome.UNREACHED]
+            with pytest.raises(BackendError):
+                backend.update(lost, write(1, 2))
+            assert backend.begin_update(lost, enqueue())() is Outcome.UNREACHED
+            assert backend.read(lost) is None
+        finally:
+            redis_cluster.start()
+        # And when the node is back, it is used
+        assert eventually(lambda: backend.update_many([(lost, enqueue())]) == [Outcome.APPLIED])
+
+    # Lists
+
+    def test_the_newest_are_all_in_one_shard(self, backend: RedisBackend) -> None:
+        # Given many messages of one shard, and some older ones elsewhere
+        older, ids = [uuid4().hex for _ in range(50)], of_one_shard(120)
+        backend.update_many([(message_id, enqueue(a='"actor"')) for message_id in older])
+        for message_id in ids:
+            backend.update(message_id, enqueue(a='"actor"'))
+        for limit, offset in ((50, 0), (100, 0), (50, 70), (10, 115)):
+            # When a page is listed
+            found = [
+                message_id for message_id, _ in backend.find(Query(actor_name="actor"), limit=limit, offset=offset)
+            ]
+            # Then it is that part of the whole
+            whole = ids[::-1]
+            assert found[: 120 - offset] == whole[offset : offset + limit]
+            assert len(found) == limit
+
+    def test_a_cluster_without_an_index(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
+        # Given a backend that lists nothing
+        with closing(RedisBackend(client=client, timeout=PATIENT, max_listed=0)) as backend:
+            # When a message is written
+            backend.update("m", enqueue(a='"actor"'))
+            # Then there is its record alone, and a list says why there is none
+            assert client.keys("*", target_nodes=client.ALL_NODES) == [backend._key("m")]
+            with pytest.raises(NotSupported, match="max_listed=0"):
+                backend.find(Query(), limit=50, offset=0)
+
+    # Ways to get there
+
+    def test_bad_parameters(self) -> None:
+        # Given nodes that cannot be
+        # When a backend is made
+        # Then that says what to do
+        with pytest.raises(ValueError, match="cluster_nodes must not be empty"):
+            RedisBackend(cluster_nodes=[])
+        with pytest.raises(ValueError, match="db must be 0"):
+            RedisBackend(cluster_nodes=[("127.0.0.1", 7000)], db=1)
+
+    def test_one_address_is_enough(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
+        # Given the address of one node, and one at which nobody is
+        addresses = [("127.0.0.1", free_port()), redis_cluster.addresses[2]]
+        # When messages of all shards are written
+        with closing(RedisBackend(cluster_nodes=addresses, timeout=PATIENT)) as backend:
+            outcomes = backend.update_many([(uuid4().hex, enqueue()) for _ in range(300)])
+        # Then they are stored, on all nodes
+        assert set(outcomes) == {Outcome.APPLIED}
+        for number in range(3):
+            with redis_cluster.client(number) as node:
+                assert node.dbsize() > 0
+
+    def test_nobody_is_there(self) -> None:
+        # Given addresses at which nobody is
+        with closing(RedisBackend(cluster_nodes=[("127.0.0.1", free_port())], timeout=300)) as backend:
+            for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, backend.subscribe):
+                # When something is asked for
+                # Then that ends in a BackendError
+                with pytest.raises(BackendError):
+                    call("m")
+
+    def test_valkeys_client_is_taken(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
+        # Given a cluster client of valkey-py's
+        valkey = pytest.importorskip("valkey")
+        (host, port), *_ = redis_cluster.addresses
+        taken = valkey.ValkeyCluster(host, port)
+        with closing(RedisBackend(client=taken, timeout=PATIENT)) as backend:
+            # When messages of all shards are written
+            ids = [uuid4().hex for _ in range(100)]
+            backend.update_many([(message_id, enqueue()) for message_id in ids])
+            # Then they are read
+            assert all(backend.read_many(ids))
+        taken.close()
+
+
+class Move:
+    """A message's slot on its way to the next node."""
+
+    def __init__(self, cluster: RedisCluster, message_id: str) -> None:
+        self.cluster = cluster
+        self.slot = slot_of(TAGS[shard_of(message_id)])
+        self.source = cluster.owner(self.slot)
+        self.target = (self.source + 1) % 3
+        cluster.begin_move(self.slot, self.target)
+
+    def keys(self, *keys: str) -> None:
+        """Move these keys."""
+        if keys:
+            self.cluster.move_keys(self.slot, self.target, *keys)
+
+    def index(self) -> list[str]:
+        """The keys of the index that are still here."""
+        with self.cluster.client(self.source) as client:
+            found = client.execute_command("CLUSTER GETKEYSINSLOT", self.slot, 1000)
+        return [key for key in found if " index:" in key]
+
+    def end(self) -> None:
+        """Move all that is left; a second time does nothing."""
+        if self.cluster.owner(self.slot) != self.target:
+            self.cluster.end_move(self.slot, self.target)
+
+
+def of_one_shard(number: int) -> list[str]:
+    """So many message ids of one shard, always the same."""
+    return list(itertools.islice((str(n) for n in itertools.count() if shard_of(str(n)) == 5), number))
+
+
+def with_actor(update: Update) -> Update:
+    """The same, of an actor whose messages are listed."""
+    named = update.kind is Kind.ENQUEUE or update.start or update.create
+    return update._replace(fields={**update.fields, "a": '"actor"'}) if named else update
