@@ -1,0 +1,106 @@
+"""What becomes of messages whose worker is told to stop, in this process; under the command, see test_command.py."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from uuid import uuid4
+
+import pytest
+
+from ..recording import eventually
+from ..servers import RedisServer
+from .recorder import RecordingRedisBackend
+from .scenarios import DONE, RETRIED, failed
+from .stage import PATIENCE, Stage
+from .test_scenarios import end_of
+
+StageMaker = Callable[..., Stage]
+
+
+@pytest.fixture(params=["first", "last"])
+def position(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make(redis_server: RedisServer, position: str) -> Iterator[StageMaker]:
+    """Makes a stage, whose worker is not started yet. On Redis: Dramatiq's stub loses what a worker gives back."""
+    with ExitStack() as stack:
+
+        def make_it(*, retries: bool = True) -> Stage:
+            name = f"q-{uuid4()}"
+            backend = RecordingRedisBackend(url=redis_server.url, namespace=name, timeout=20_000)
+            stage = Stage(redis_server.database(1), backend, position=position, name=name, retries=retries)
+            stack.callback(stage.close)
+            return stage
+
+        yield make_it
+
+
+def send_and_wait(stage: Stage, *script: str, **options: object) -> str:
+    """Send a message, and wait until it has come to its step ``say:step=running``."""
+    message_id = stage.send(*script, **options)
+    eventually(lambda: stage.sequence(message_id) and stage.read(message_id).get("step") == "running")
+    return message_id
+
+
+def test_a_message_that_is_told_of_it_and_retried(make: StageMaker) -> None:
+    stage = make()
+    # Given a message that wants to be told
+    with stage.working():
+        message_id = send_and_wait(stage, "say:step=running,loop", "return", notify_shutdown=True)
+        # When its worker stops
+    # Then it is back in its queue, or was run again by the worker that stops
+    assert stage.sequence(message_id) in ("qwq", "qwqw", "qwqwc")
+    assert stage.backend.history(message_id)[2].exception == {"type": "Shutdown", "message": ""}
+    # And another worker does it
+    with stage.working():
+        stage.audit.wait(message_id)
+    assert end_of(stage, message_id) == RETRIED
+
+
+def test_a_message_that_is_told_of_it_and_may_not_be_retried(make: StageMaker) -> None:
+    stage = make()
+    # Given a message that wants to be told, and has no retries
+    with stage.working():
+        message_id = send_and_wait(stage, "say:step=running,loop", notify_shutdown=True, max_retries=0)
+        # When its worker stops
+    # Then it failed, and is not run again
+    assert end_of(stage, message_id) == failed(exception="Shutdown")
+
+
+def test_a_message_that_is_told_of_it_where_nothing_is_retried(make: StageMaker) -> None:
+    stage = make(retries=False)
+    # Given a message that wants to be told, and no middleware that retries
+    with stage.working():
+        message_id = send_and_wait(stage, "say:step=running,loop", notify_shutdown=True)
+        # When its worker stops
+    # Then Dramatiq has acknowledged it, and it is lost: it failed
+    assert end_of(stage, message_id) == failed(exception="Shutdown")
+
+
+def test_a_message_that_is_not_told_of_it(make: StageMaker) -> None:
+    stage = make()
+    going_down = threading.Event()
+    stage.steps["until the end"] = lambda rest: going_down.wait(PATIENCE)
+    # Given a message that runs, and one that waits behind it in the memory of the worker
+    with stage.working(threads=1) as worker:
+        running = send_and_wait(stage, "say:step=running,until the end,say:step=done")
+        waiting = stage.send("say:step=second")
+        eventually(lambda: not worker.work_queue.empty())
+        # When the worker stops
+        stopping = threading.Thread(target=worker.stop)
+        stopping.start()
+        eventually(lambda: not any(thread.running for thread in worker.workers))
+        going_down.set()
+        stopping.join()
+    # Then the first ended as it would have, and the second waits for another worker
+    assert end_of(stage, running) == DONE
+    assert stage.read(running)["step"] == "done"
+    assert stage.sequence(waiting) == "q"
+    # And that gets it
+    with stage.working():
+        stage.audit.wait(waiting)
+    assert end_of(stage, waiting) == DONE
