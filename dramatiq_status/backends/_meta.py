@@ -31,6 +31,9 @@ from pymemcache.exceptions import (
 #: and return no cas (see RevenueCat/meta-memcache-py#12).
 META_SINCE: Final = (1, 6, 10)
 
+#: The first version that takes an item's cas from who stores it.
+CHOICE_SINCE: Final = (1, 6, 27)
+
 #: What an item takes besides its value, at most: its header, its cas
 #: and a key of 250 bytes, generously.
 ITEM_OVERHEAD: Final = 512
@@ -123,6 +126,7 @@ class Connection:
 
     Attributes:
       meta(bool): Whether it uses them.
+      takes_cas(bool): Whether who stores an item may choose its cas.
       server(str): Which run of which server this is: cas numbers begin
         anew when a server is restarted, so they mean nothing to another.
       max_value_size(int): The largest value that can be stored, in bytes.
@@ -158,6 +162,7 @@ class Connection:
     def _greet(self, version: bytes, meta: bool) -> None:
         self.send(b"mn\r\nstats\r\nstats settings\r\n")
         self.meta = self._line() == b"MN" and meta and _version(version) >= META_SINCE
+        self.takes_cas = self.meta and _version(version) >= CHOICE_SINCE
         stats = self._stats()
         settings = self._stats()
         if settings.get(b"cas_enabled") == b"no":
@@ -182,6 +187,12 @@ class Connection:
     def get(self, key: bytes) -> bytes:
         """The request for an item; :meth:`read_item` reads the reply."""
         return b"mg %b v c t\r\n" % key if self.meta else b"gets %b\r\n" % key
+
+    def store_new(self, key: bytes, value: bytes, expiry: int, cas: int) -> bytes:
+        """The request to store a value where there is none, with a cas of
+        our own choice, where the server takes one.
+        """
+        return b"ms %b %d T%d ME E%d c\r\n%b\r\n" % (key, len(value), expiry, cas, value)
 
     def store(self, key: bytes, value: bytes, expiry: int, cas: int | None) -> bytes:
         """The request to store a value: over the item with that cas, or

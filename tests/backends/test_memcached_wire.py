@@ -524,6 +524,118 @@ def test_what_is_remembered_is_bounded(backend: MemcachedBackend, monkeypatch: p
     assert len(backend._known) == 0
 
 
+class Newer:
+    """Makes a server look like one of 1.6.27, which takes a cas from who stores an item: translates it."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._server = wire.server
+        self._real: dict[bytes, bytes] = {}
+        wire.meddle = self.meddle
+
+    def meddle(self, request: bytes) -> bytes | None:
+        if request.startswith(b"version"):
+            return b"VERSION 1.6.27\r\n"
+        line, _, rest = request.partition(b"\r\n")
+        words = line.split(b" ")
+        if words[0] != b"ms":
+            return None
+        chosen = next((word[1:] for word in words[4:] if word.startswith(b"E")), None)
+        words = [
+            b"C" + self._real.get(word[1:], word[1:]) if word.startswith(b"C") else word
+            for word in words
+            if chosen is None or word != b"E" + chosen
+        ]
+        reply = self._server.ask(b" ".join(words) + b"\r\n" + rest)
+        if chosen is None or not reply.startswith(b"HD c"):
+            return reply
+        self._real[chosen] = reply[4:-2]
+        return b"HD c%b\r\n" % chosen
+
+
+def test_a_begun_enqueue_leaves_a_receipt_where_it_can(wire: Wire, make: Make, message_id: str) -> None:
+    # Given a server that takes a cas from who stores an item, a producer and a worker
+    Newer(wire)
+    producer, worker = make(servers=wire.address), make(servers=wire.address)
+    worker.read("warm")
+    queued = enqueue(user_id="42")
+    # When an enqueue is begun, completed after the receipt was taken, and the message is run
+    complete = producer.begin_update(message_id, queued)
+    first = with_receipt(start(1), queued, producer.receipt(message_id))
+    outcome = complete()
+    trips = wire.round_trips(lambda: worker.update(message_id, first))
+    # Then the worker has written without having read
+    record = worker.read(message_id)
+    assert (outcome, trips) == (Outcome.APPLIED, 1)
+    assert record is not None and (record[STATE], record[":user_id"]) == ("1", "42")
+
+
+def test_a_receipt_of_a_begun_enqueue_that_was_put_aside(
+    wire: Wire, make: Make, backend: MemcachedBackend, message_id: str
+) -> None:
+    # Given such a server, and a message that was changed before its enqueue was stored
+    Newer(wire)
+    producer, worker = make(servers=wire.address), make(servers=wire.address)
+    backend.update(message_id, start(1, step="1"))
+    queued = enqueue(user_id="42")
+    # When its enqueue is begun, and a run starts by the receipt
+    complete = producer.begin_update(message_id, queued)
+    first = with_receipt(start(2), queued, producer.receipt(message_id))
+    assert complete() is Outcome.ASIDE
+    worker.update(message_id, first)
+    # Then nothing that was there before is lost
+    record = worker.read(message_id)
+    assert record is not None and (record[":step"], record[":user_id"], record[ATTEMPTS]) == ("1", "42", "2")
+
+
+def test_a_begun_enqueue_is_on_its_way(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
+    # Given an enqueue that was begun
+    complete = wired.begin_update(message_id, enqueue())
+    # When others look, before it is completed
+    # Then it is stored already
+    deadline = time.monotonic() + 20
+    while wired.read(message_id) is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert wired.read(message_id) is not None
+    # And it is completed without another request
+    outcomes: list[Outcome] = []
+    assert wire.round_trips(lambda: outcomes.append(complete())) == 0
+    assert outcomes == [Outcome.APPLIED]
+
+
+def test_a_begun_enqueue_whose_broker_takes_its_time(make: Make, message_id: str) -> None:
+    # Given a short time-out, and an enqueue that was begun
+    backend = make(timeout=300)
+    complete = backend.begin_update(message_id, enqueue())
+    # When the broker takes longer than that
+    time.sleep(0.4)
+    # Then the reply is none the worse for it
+    assert complete() is Outcome.APPLIED
+
+
+def test_a_begun_enqueue_over_a_closed_connection(start_server: StartServer, message_id: str) -> None:
+    # Given a server that was restarted while nobody looked
+    server = start_server(MemcachedServer())
+    backend = MemcachedBackend(servers=server.address, timeout=PATIENT)
+    backend.update("other", enqueue())
+    server.restart()
+    # When an enqueue is begun over the old connection
+    outcome = backend.begin_update(message_id, enqueue())()
+    # Then it is stored over a new one
+    assert outcome is Outcome.APPLIED and backend.read(message_id) is not None
+    backend.close()
+
+
+def test_an_enqueue_that_is_too_large_to_be_begun(backend: MemcachedBackend, message_id: str) -> None:
+    # Given an enqueue with more fields than an item can hold
+    queued = enqueue(**{f"field{n}": LARGE for n in range(20)})
+    # When it is begun
+    with pytest.raises(ValueError, match="field"):
+        backend.begin_update(message_id, queued)()
+    # Then the message is queued all the same
+    record = backend.read(message_id)
+    assert record is not None and record[STATE] == "0"
+
+
 # Sizes
 
 LARGE = '"' + "x" * 60_000 + '"'
