@@ -36,7 +36,8 @@ class Signals:
     """What the test and its workers tell each other, by lists in Redis that are waited for."""
 
     def __init__(self, url: str, name: str) -> None:
-        self._client = redis.Redis.from_url(url)
+        # Newer ones of redis-py give up after some seconds.
+        self._client = redis.Redis.from_url(url, socket_timeout=2 * PATIENCE)
         self._name = name
 
     def say(self, who: str, word: str) -> None:

@@ -15,8 +15,8 @@ from .crew import Crew, send_signal, stop
 def crew(request: pytest.FixtureRequest, redis_server: RedisServer, redis_url: str) -> Crew:
     if request.param == "redis":
         return Crew(redis_server.database(1), redis_url)
-    # The server then closes the connection of a client that is silent for two seconds, and delivers again.
-    return Crew(request.getfixturevalue("rabbitmq_url") + "?heartbeat=1", redis_url)
+    # The server closes the connection of a client that is silent for some seconds, and delivers again.
+    return Crew(request.getfixturevalue("rabbitmq_url") + "?heartbeat=2", redis_url)
 
 
 def state_of(crew: Crew) -> dict[str, Any]:
