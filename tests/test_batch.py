@@ -351,6 +351,30 @@ def test_a_message_that_is_enqueued_anew(backend: RecordingBackend) -> None:
     assert batch.read().state is None
 
 
+steps = st.tuples(st.integers(0, 2), st.sampled_from(["advance", "complete", "fail", "expire"]), st.integers(0, 40))
+
+
+@given(st.lists(steps, max_size=25))
+def test_the_bar_never_goes_back(history: list[tuple[int, str, int]]) -> None:
+    # Given messages that advance, finish and expire in any order
+    backend = StubBackend()
+    reached, over = [0, 0, 0], [False, False, False]
+    batch = StatusRegistry.batch(["0", "1", "2"], backend=backend)
+    seen = [batch.read()]
+    # When the batch is read after each step
+    for n, deed, by in history:
+        if deed == "expire":
+            backend.delete(str(n))
+        elif not over[n]:
+            reached[n] += by
+            over[n] = deed != "advance"
+            put(backend, str(n), {"advance": WORKING, "complete": COMPLETED, "fail": FAILED}[deed], reached[n])
+        seen.append(batch.read())
+    # Then its progress only rises, and what has finished stays so
+    assert [found.progress for found in seen] == sorted(found.progress for found in seen)
+    assert [found.finished for found in seen] == sorted(found.finished for found in seen)
+
+
 states = st.sampled_from([None, QUEUED, WORKING, COMPLETED, FAILED])
 
 
