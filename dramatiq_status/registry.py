@@ -61,7 +61,11 @@ class StatusRegistry:
         broker: dramatiq.Broker | None = None,
     ) -> Progress:
         """Get the progress of a message, so that others can count on its
-        bar; no round trip yet.  Increments are atomic in the store.
+        bar; no round trip yet.
+
+        Increments are atomic in the store, whoever else writes.  They also
+        count after the message is finished, until its status expires, and
+        leave its state and its expiry as they are.
         """
         return Progress(_channel(message_id, backend, broker))
 
