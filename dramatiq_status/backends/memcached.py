@@ -206,8 +206,7 @@ class MemcachedBackend(StatusBackend):
             return None
         now = now_ms()
         _, record, ttl = apply(None, update, now)
-        if record is None or ttl is None:
-            return None
+        assert record is not None and ttl is not None
         expires_at = now + ttl
         key, value = self._key(message_id), to_value(record, expires_at)
 

@@ -625,6 +625,24 @@ def test_a_begun_enqueue_over_a_closed_connection(start_server: StartServer, mes
     backend.close()
 
 
+def test_a_begun_enqueue_that_is_never_answered(start_server: StartServer, message_id: str) -> None:
+    # Given a server that goes silent
+    server = start_server(MemcachedServer())
+    backend = MemcachedBackend(servers=server.address, timeout=200)
+    backend.update("other", enqueue())
+    server.pause()
+    # When an enqueue is begun
+    complete = backend.begin_update(message_id, enqueue())
+    # Then that is known at its end
+    with pytest.raises(BackendError, match="timed out") as caught:
+        complete()
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    # And the reply that comes late is nobody's
+    server.resume()
+    assert backend.read("other") is not None
+    backend.close()
+
+
 def test_an_enqueue_that_is_too_large_to_be_begun(backend: MemcachedBackend, message_id: str) -> None:
     # Given an enqueue with more fields than an item can hold
     queued = enqueue(**{f"field{n}": LARGE for n in range(20)})
