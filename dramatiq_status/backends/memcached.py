@@ -77,7 +77,8 @@ class MemcachedBackend(StatusBackend):
     read as unknown, those of the others as always; updates of running
     messages are kept and sent when their server is back, and what is
     written or deleted from outside of a worker raises
-    :class:`.BackendError`.  Each server's outage is logged once when it
+    :class:`.BackendError`.  A server that has failed is tried again
+    after 0.1 seconds at first, later after 2, by whoever needs it.  Each server's outage is logged once when it
     begins and once when it ends.  Where none answers, or the only one
     does not, everything raises :class:`.BackendError`.
 
