@@ -76,6 +76,7 @@ def namespace(broker: StubBroker) -> dict[str, Any]:
         **dict.fromkeys(("insert", "check", "index", "shrink", "fetch"), lambda value: None),
     }
     exec(SNIPPETS["imports"], found)
+    found["broker"] = broker
     found["index_file"] = dramatiq.actor(lambda path: None, actor_name="index_file")
     found["fetch_later"] = fetch_later
     return found
