@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import threading
+import weakref
 from collections.abc import Iterator
+from contextvars import Context, copy_context
 from typing import Any
 from uuid import uuid4
 
@@ -15,6 +19,7 @@ from dramatiq.middleware import AsyncIO
 from dramatiq_status import current_progress, current_status
 from dramatiq_status.context import current_binding
 
+from ..recording import eventually
 from .recorder import Recorder, RecordingRedisBackend, RecordingStubBackend
 from .scenarios import DONE, RETRIED, failed
 from .stage import PATIENCE, Boom, Stage, make_middleware
@@ -185,6 +190,30 @@ def test_a_task_that_outlives_its_message(stage: Stage) -> None:
     # Then nothing of that is in the final status
     assert stage.backend.read(message_id) == before
     assert end_of(stage, message_id) == DONE
+
+
+# Dramatiq's stub keeps the exceptions of its dead letters
+@pytest.mark.parametrize("stage", ["redis"], indirect=True)
+def test_what_outlives_a_message_keeps_no_exception_alive(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # pytest keeps every record of a log, with its exception
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
+    left: list[Context] = []
+    raised: list[weakref.ref[Boom]] = []
+
+    # Given an actor that leaves something behind which has its context, and raises
+    @dramatiq.actor(broker=stage.broker, queue_name=stage.name, max_retries=0)
+    async def work() -> None:
+        left.append(copy_context())
+        exception = Boom("with all its frames")
+        raised.append(weakref.ref(exception))
+        raise exception
+
+    # When Dramatiq is done with the message
+    (message_id,) = perform(stage, work)
+    assert end_of(stage, message_id) == failed()
+    # Then its exception, and whatever hangs on that, is free to go
+    eventually(lambda: gc.collect() >= 0 and raised[0]() is None)
+    assert left[0].run(lambda: current_status().message_id) == message_id
 
 
 def test_tasks_and_threads_of_a_coroutine_inherit_its_message(stage: Stage) -> None:
