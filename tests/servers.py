@@ -38,6 +38,9 @@ SEARCH_PATH = os.pathsep.join(
 #: How often a server is started anew on another port, if somebody took the one that was free a moment before.
 PORT_ATTEMPTS = 3
 
+#: For a master of Redis: its replicas need not wait for others before they are sent all it has.
+AT_ONCE = ("--repl-diskless-sync-delay", "0")
+
 #: How many slots a Redis Cluster has.
 SLOTS = 16_384
 
@@ -488,7 +491,7 @@ class RedisSentinels(Servers):
     service_name = "mymaster"
 
     def __init__(self) -> None:
-        self.servers = [RedisServer(), RedisServer()]
+        self.servers = [RedisServer(*AT_ONCE), RedisServer(*AT_ONCE)]
         self.sentinels: list[_Sentinel] = []
 
     @property
@@ -518,8 +521,9 @@ class RedisSentinels(Servers):
             server.resume()
         master = self.master
         for server in self.servers:
-            if not server.running:
+            if server is not master:
                 server.start()
+                # The Sentinels would tell it too, some ten seconds later.
                 with redis.Redis(port=server.port) as client:
                     client.replicaof("127.0.0.1", master.port)
         self._wait_until_whole()

@@ -32,6 +32,10 @@ _PLAIN_SOCKET: Final = socket.socket if sys.platform == "linux" and socket.socke
 #: it is used again: the server may have closed it.
 IDLE_CHECK: Final = 1.0
 
+#: For how many seconds Sentinels are believed that the master is the
+#: master: if they answer, and if they do not.
+MASTER_TRUST: Final = (1.0, 15.0)
+
 _INCOMPLETE: Final = object()
 _BUFFER_SIZE: Final = 16_384
 
@@ -272,6 +276,38 @@ class Connections:
 
     def _forget(self) -> None:
         self._idle = deque()
+
+
+class SentinelConnections(Connections):
+    """The same, to the present master.
+
+    A new connection asks the Sentinels for it.  That is not enough: a master that they replace without
+    its having failed takes writes for some ten seconds until they tell it, and they would all be lost.
+    """
+
+    def __init__(self, pool: Any, timeout: float) -> None:
+        super().__init__(pool, timeout)
+        # Connections know it by a weak reference only.
+        self._pool = pool
+        self._address: Any = None
+        #: When to ask who the master is.
+        self.ask_at = 0.0
+
+    def take(self) -> Link:
+        now = time.monotonic()
+        if now >= self.ask_at:
+            answered, not_answered = MASTER_TRUST
+            self.ask_at = now + not_answered
+            try:
+                address = self._pool.get_master_address()
+            except errors():
+                # What there is may well be right.
+                return super().take()
+            self.ask_at = now + answered
+            if address != self._address:
+                self._address = address
+                self.close()
+        return super().take()
 
 
 def _let_kernel_time(found: Any) -> None:

@@ -10,7 +10,7 @@ from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Updat
 from ._driver import any_driver
 from ._push import RedisSubscription
 from ._query import wanted_by
-from ._redis import Connections, Link
+from ._redis import Connections, Link, SentinelConnections
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ class RedisBackend(StatusBackend):
     without redis-py's retries, so that a server that is down is noticed
     within that time.  They are safe across forks.
 
-    With Sentinels, the present master is asked for whenever a connection is
-    made, and a master that was replaced is noticed by its refusing to write.
-    What the old master had not sent to its replicas is lost with it: the next
-    write of a job that still runs restores its status, one that had
+    With Sentinels, they are asked for the present master whenever a connection is
+    made, and once a second.  What the old master had taken and not sent to its replicas is lost with
+    it: a job that still runs restores its status with its next
+    write if there is none, one that had
     finished just before keeps what the new master knows.  For less of that,
     let the master take writes only while it has replicas (``min-replicas-to-write``).
 
@@ -133,7 +133,9 @@ class RedisBackend(StatusBackend):
         if cluster_nodes is not None or hasattr(client, "nodes_manager"):
             self._shards = self._make_shards(prefix, cluster_nodes)
         else:
-            self._connections = Connections(client.connection_pool, seconds)
+            pool = client.connection_pool
+            kind = SentinelConnections if getattr(pool, "is_master", False) else Connections
+            self._connections = kind(pool, seconds)
         self._script = UPDATE
         self._clock = ServerClock()
         #: The present moment that the script is told; by default what we know of the server's clock.

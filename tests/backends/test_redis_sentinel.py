@@ -1,0 +1,312 @@
+"""Redis Sentinel: a master, its replica, and what happens when they change places."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+
+from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.record import Outcome
+from dramatiq_status.testing.conformance import BackendConformance, enqueue, outside, start, write
+
+from ..recording import PATIENCE, eventually, make_broker, working
+from ..servers import AT_ONCE, RedisSentinels, RedisServer, free_port
+from .redis_hooks import RedisHooks
+
+#: Enough for a busy machine: most tests are not about time-outs.
+PATIENT = 20_000
+
+
+def make(sentinels: RedisSentinels, timeout: int = PATIENT, **parameters: Any) -> RedisBackend:
+    return RedisBackend(
+        sentinels=sentinels.addresses, service_name=sentinels.service_name, timeout=timeout, **parameters
+    )
+
+
+@pytest.fixture
+def sentinels(redis_sentinels: RedisSentinels) -> RedisSentinels:
+    """A master and its replica, both empty."""
+    redis_sentinels.reset()
+    return redis_sentinels
+
+
+@pytest.fixture(scope="module")
+def whole(redis_sentinels: RedisSentinels) -> RedisSentinels:
+    """The same for tests that leave everybody where they are."""
+    redis_sentinels.reset()
+    return redis_sentinels
+
+
+class TestSentinel(RedisHooks, BackendConformance):
+    @pytest.fixture
+    def backend(self, whole: RedisSentinels) -> Iterator[RedisBackend]:
+        whole.master.reset()
+        backend = make(whole, decode_responses=True)
+        yield backend
+        backend.close()
+
+    @pytest.fixture
+    def make_backend(self, whole: RedisSentinels) -> Iterator[Callable[..., StatusBackend]]:
+        made: list[RedisBackend] = []
+
+        def make_one(**parameters: Any) -> StatusBackend:
+            made.append(make(whole, **parameters))
+            return made[-1]
+
+        yield make_one
+        for backend in made:
+            backend.close()
+
+
+def test_a_client_that_sentinels_have_made(sentinels: RedisSentinels) -> None:
+    # Given a client from redis-py's Sentinel
+    client = redis.Sentinel(sentinels.addresses).master_for(sentinels.service_name)
+    # When it is passed, and a record is written
+    backend = RedisBackend(client=client, timeout=PATIENT)
+    backend.update("m", enqueue())
+    # Then it is with the master
+    assert RedisBackend(url=sentinels.master.url, timeout=PATIENT).read("m") is not None
+    backend.close()
+
+
+def test_valkeys_client_that_sentinels_have_made(sentinels: RedisSentinels) -> None:
+    # Given the same from valkey-py
+    valkey = pytest.importorskip("valkey.sentinel")
+    client = valkey.Sentinel(sentinels.addresses).master_for(sentinels.service_name)
+    # When it is passed, and a record is written
+    backend = RedisBackend(client=client, timeout=PATIENT)
+    backend.update("m", enqueue())
+    # Then it is with the master
+    assert RedisBackend(url=sentinels.master.url, timeout=PATIENT).read("m") is not None
+    backend.close()
+
+
+def test_bad_parameters() -> None:
+    # Given Sentinels that cannot be asked
+    # When a backend is made
+    # Then that says what to do
+    with pytest.raises(ValueError, match="service_name must say"):
+        RedisBackend(sentinels=[("127.0.0.1", 26379)])
+    with pytest.raises(ValueError, match="sentinels must not be empty"):
+        RedisBackend(sentinels=[], service_name="mymaster")
+
+
+def test_nobody_is_there() -> None:
+    # Given a Sentinel that is not there
+    backend = RedisBackend(sentinels=[("127.0.0.1", free_port())], service_name="mymaster", timeout=300)
+    for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, backend.subscribe):
+        # When something is asked for
+        # Then that ends in a BackendError
+        with pytest.raises(BackendError):
+            call("m")
+
+
+def test_sentinels_have_parameters_of_their_own() -> None:
+    # Given parameters for the master, and others for the Sentinels
+    backend = RedisBackend(
+        sentinels=[("127.0.0.1", 26379)],
+        service_name="mymaster",
+        sentinel_kwargs={"password": "theirs"},
+        username="masters",
+        password="its",
+        db=3,
+        timeout=300,
+    )
+    # When it is asked how they connect
+    pool = backend.client.connection_pool
+    (sentinel,) = pool.sentinel_manager.sentinels
+    theirs = sentinel.connection_pool.connection_kwargs
+    # Then each has its own, and quick time-outs
+    assert (theirs["password"], theirs.get("username"), theirs["db"]) == ("theirs", None, 0)
+    assert (pool.connection_kwargs["password"], pool.connection_kwargs["db"]) == ("its", 3)
+    assert (theirs["socket_timeout"], theirs["socket_connect_timeout"]) == (0.3, 0.3)
+
+
+class Wandering(redis.Connection):
+    """Connects to whoever is the master now."""
+
+    master: RedisServer
+
+    def connect(self) -> None:
+        self.host, self.port = "127.0.0.1", self.master.port
+        super().connect()
+
+
+def test_a_master_that_was_demoted(start_server: Callable[[RedisServer], RedisServer]) -> None:
+    # Given connections to a master
+    old, new = (start_server(RedisServer(*AT_ONCE)) for _ in range(2))
+    Wandering.master = old
+    backend = RedisBackend(
+        client=redis.Redis(connection_pool=redis.ConnectionPool(connection_class=Wandering)), timeout=PATIENT
+    )
+    backend.update("m", start(1))
+    with redis.Redis(port=new.port) as client:
+        client.replicaof("127.0.0.1", old.port)
+        eventually(lambda: client.info("replication")["master_link_status"] == "up")
+        # When another one takes its place, and the connections stay
+        client.replicaof("NO", "ONE")
+    with redis.Redis(port=old.port) as client:
+        client.replicaof("127.0.0.1", new.port)
+    Wandering.master = new
+    # Then what is written goes to the new one, once; also what was only begun
+    assert backend.update("m", outside(increment=1)) is Outcome.APPLIED
+    assert backend.begin_update("m", outside(increment=1))() is Outcome.APPLIED
+    record = RedisBackend(url=new.url, timeout=PATIENT).read("m")
+    assert record is not None and record["p"] == "2"
+    backend.close()
+
+
+def test_a_planned_failover(sentinels: RedisSentinels) -> None:
+    # Given a backend in use
+    backend = make(sentinels)
+    backend.update("m", start(1))
+    old = sentinels.master
+    # When the Sentinels are told to make the replica the master
+    with redis.Redis(port=sentinels.sentinels[0].port) as client:
+        client.execute_command("SENTINEL FAILOVER", sentinels.service_name)
+    sentinels.wait_for_failover(old)
+    # Then it goes on there as soon as it has asked them again, and long before they tell the old one
+    backend._connections.ask_at = 0.0
+    assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED
+    new = RedisBackend(url=sentinels.master.url, timeout=PATIENT)
+    record = new.read("m")
+    assert sentinels.master is not old and record is not None and record[":step"] == "2"
+    new.close()
+    backend.close()
+
+
+def test_sentinels_that_are_gone(sentinels: RedisSentinels) -> None:
+    # Given a backend in use
+    backend = make(sentinels)
+    backend.update("m", start(1))
+    # When no Sentinel answers any more
+    backend.client.connection_pool.sentinel_manager.sentinels.clear()
+    backend._connections.ask_at = 0.0
+    # Then it goes on with the master that it knows
+    assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED
+    backend.close()
+
+
+def test_jobs_go_on_when_the_master_is_killed(sentinels: RedisSentinels) -> None:
+    # Given jobs that run, and more that wait
+    backend = make(sentinels, timeout=500)
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int) -> None:
+        current_status()["n"] = n
+        for _ in range(20):
+            current_progress().increment()
+            time.sleep(0.01)
+
+    with working(broker, threads=4) as worker:
+        messages = [work.send(n) for n in range(60)]
+        eventually(lambda: StatusRegistry.get(messages[10], backend=backend).completed)
+        # When the master is killed
+        old = sentinels.master
+        old.kill()
+        messages += [work.send(n) for n in range(60, 120)]
+        sentinels.wait_for_failover(old)
+        messages += [work.send(n) for n in range(120, 130)]
+        broker.join(work.queue_name, timeout=60_000)
+        worker.join()
+        # Then every job's status is there, whole
+        found = eventually(lambda: all_finished(messages, backend))
+    assert [(s["n"], s["progress"], s.attempts) for s in found] == [(n, 20, 1) for n in range(130)]
+    backend.close()
+
+
+def test_what_the_replica_did_not_get(sentinels: RedisSentinels) -> None:
+    # Given a job that has finished, and one that runs
+    backend = make(sentinels, timeout=500)
+    broker = make_broker(backend, heartbeat_interval=100)
+    goes_on, written = threading.Event(), threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def work(waits: bool) -> None:
+        current_status().update(user_id=42, total=50)
+        if waits:
+            current_progress().increment(7)
+            current_status().flush()
+            written.set()
+            goes_on.wait(PATIENCE)
+
+    with working(broker) as worker:
+        before = work.send(False)
+        eventually(lambda: StatusRegistry.get(before, backend=backend).completed)
+        eventually(lambda: in_step(sentinels))
+        # When the master has lost touch with its replica, as one that is cut off has
+        old, new = sentinels.master, sentinels.replica
+        with redis.Redis(port=new.port) as client, redis.Redis(port=old.port) as master:
+            client.config_set("masteruser", "nobody")
+            client.config_set("masterauth", "x")
+            master.client_kill_filter(_type="replica")
+            eventually(lambda: client.info("replication")["master_link_status"] == "down")
+        # And jobs start and finish after that, and it is killed
+        running, finished = work.send(True), work.send(False)
+        eventually(lambda: StatusRegistry.get(finished, backend=backend).completed)
+        assert written.wait(PATIENCE)
+        old.kill()
+        sentinels.wait_for_failover(old)
+        # Then the one that runs is whole again by its next sign of life
+        seen = eventually(lambda: answered(lambda: StatusRegistry.read(running, backend=backend)))
+        fields = seen.to_dict()
+        assert (seen.state, fields["user_id"], fields["progress"], fields["total"]) == ("working", 42, 7, 50)
+        goes_on.set()
+        broker.join(work.queue_name, timeout=60_000)
+        worker.join()
+    read = StatusRegistry.read_many([running, before, finished], backend=backend)
+    # And the one that has finished is as lost as what else the replica did not get
+    assert [snapshot and snapshot.state for snapshot in read] == ["completed", "completed", None]
+    backend.close()
+
+
+def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
+    # Given somebody who watches a running message
+    backend = make(sentinels, timeout=500)
+    backend.update("m", start(1))
+    seen = StatusRegistry.watch("m", backend=backend, timeout=60_000)
+    assert next(seen).working
+    eventually(lambda: in_step(sentinels))
+    # When the master is killed
+    old = sentinels.master
+    old.kill()
+    sentinels.wait_for_failover(old)
+    eventually(lambda: answered(lambda: backend.update("m", write(1, 2, step="2"))))
+    # Then the next change is seen
+    assert next(seen)["step"] == 2
+    # And the one after it, of which the new master tells
+    backend.update("m", write(1, 3, step="3"))
+    assert next(seen)["step"] == 3
+    seen.close()
+    backend.close()
+
+
+def answered(call: Callable[[], Any]) -> Any:
+    """What a call returns; None where the store does not answer."""
+    try:
+        return call()
+    except BackendError:
+        return None
+
+
+def all_finished(messages: list[Any], backend: StatusBackend) -> list[Any] | None:
+    found = answered(lambda: StatusRegistry.read_many(messages, backend=backend))
+    return found if found and all(snapshot is not None and snapshot.completed for snapshot in found) else None
+
+
+def in_step(sentinels: RedisSentinels) -> bool:
+    """Whether the replica has all that the master has."""
+    offsets = []
+    for server, name in ((sentinels.master, "master_repl_offset"), (sentinels.replica, "slave_repl_offset")):
+        with redis.Redis(port=server.port) as client:
+            offsets.append(client.info("replication").get(name))
+    return offsets[0] == offsets[1]
