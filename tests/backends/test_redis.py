@@ -174,14 +174,16 @@ class TestRedis(RedisHooks, BackendConformance):
     def test_a_dead_threads_connection_is_used_again(
         self, backend: RedisBackend, client: redis.Redis, message_id: str
     ) -> None:
+        # Other tests' clients may still be connected: redis-py 5.0.0 closes them no earlier than they are collected
+        others = {connection["id"] for connection in client.client_list()}
         # Given threads that come and go
         for _ in range(20):
             thread = threading.Thread(target=backend.read, args=(message_id,))
             thread.start()
             thread.join()
         # When the connections are counted
-        # Then there is one, and the test's own
-        assert len(client.client_list()) == 2
+        # Then there is one
+        assert len({connection["id"] for connection in client.client_list()} - others) == 1
 
     @pytest.mark.parametrize(
         "updates, calls", [(1, 1), (UPDATES_A_CALL, 1), (UPDATES_A_CALL + 1, 2)], ids=["one", "full", "one more"]
