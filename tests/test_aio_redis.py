@@ -17,16 +17,17 @@ import pytest
 import redis
 
 from dramatiq_status import BackendError, State, StatusRegistry, StatusTimeout, aio
+from dramatiq_status.aio import _line
 from dramatiq_status.aio import _redis as aio_redis
+from dramatiq_status.aio._connect import Connector, within
 from dramatiq_status.aio.backend import async_backend
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.backends._redis import Connections
 from dramatiq_status.record import Record
 
 from .conftest import StartServer
 from .jobs import Job
 from .recording import PATIENCE, eventually
-from .servers import RedisServer
+from .servers import RedisCluster, RedisSentinels, RedisServer
 from .test_aio import in_loop, last_of
 
 ROOT = Path(__file__).parent.parent
@@ -477,7 +478,7 @@ class TestOneLineForAll:
         self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a loop that closes its connections soon
-        monkeypatch.setattr(aio_redis, "IDLE", 0.02)
+        monkeypatch.setattr(_line, "IDLE", 0.02)
         job = Job(jobs).enqueue()
 
         async def main() -> None:
@@ -510,12 +511,95 @@ class TestOneLineForAll:
 
     def test_parameters_that_would_be_lost(self) -> None:
         # Given a client that checks certificates in a way that redis.asyncio does not know
-        pool = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", ssl_validate_ocsp=True)
+        def connector(**parameters: Any) -> Connector | None:
+            pool = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", **parameters)
+            return Connector.of(RedisBackend(client=redis.Redis(connection_pool=pool)))
+
         # When a loop would connect
         # Then it does not do so without that check
-        assert aio_redis.Connector.of(Connections(pool, 1.0), 1.0) is None
-        plain = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", ssl_ca_certs="x")
-        assert aio_redis.Connector.of(Connections(plain, 1.0), 1.0) is not None
+        assert connector(ssl_validate_ocsp=True) is None
+        assert connector(ssl_ca_certs="x") is not None
+
+
+class TestWithin:
+    def test_a_cancellation_is_never_forgotten(self) -> None:
+        # Given somebody who waits for some work
+        async def main() -> None:
+            for ticks in range(5):
+                gate = asyncio.Event()
+                task = asyncio.create_task(within(PATIENCE, gate.wait()))
+                await asyncio.sleep(0.01)
+                # When it is done, and they are cancelled about the same moment
+                gate.set()
+                for _ in range(ticks):
+                    await asyncio.sleep(0)
+                cancelled = task.cancel()
+                # Then they are, unless they have gone already
+                await asyncio.wait([task])
+                assert task.cancelled() or not cancelled
+
+        in_loop(main)
+
+    def test_time(self) -> None:
+        async def main() -> None:
+            # Given work that takes too long, work that fails, and work that does neither
+            # When somebody waits for it
+            # Then they are told
+            with pytest.raises(TimeoutError, match="10 milliseconds"):
+                await within(0.01, asyncio.sleep(PATIENCE))
+            with pytest.raises(ZeroDivisionError):
+                await within(PATIENCE, fail())
+            assert await within(PATIENCE, asyncio.sleep(0, "done")) == "done"
+
+        async def fail() -> None:
+            raise ZeroDivisionError
+
+        in_loop(main)
+
+
+class TestManyServers:
+    def test_sentinels(self, redis_sentinels: RedisSentinels) -> None:
+        # Given a master that is found by sentinels
+        redis_sentinels.reset()
+        with closing(
+            RedisBackend(sentinels=redis_sentinels.addresses, service_name=redis_sentinels.service_name, timeout=20_000)
+        ) as backend:
+            job = Job(backend).enqueue()
+
+            async def main() -> None:
+                assert isinstance(await async_backend(backend), aio_redis.AsyncRedis)
+                # When a message is watched, and changes
+                seen = []
+                async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
+                    seen.append(found.state)
+                    await asyncio.to_thread(job.start if found.queued else job.finish)
+                # Then all is seen
+                assert seen == [State.QUEUED, State.WORKING, State.COMPLETED]
+                assert await aio.StatusRegistry.get(job.message_id, backend=backend).finished
+
+            in_loop(main)
+
+    def test_a_cluster(self, redis_cluster: RedisCluster) -> None:
+        # Given a cluster, and messages on all of its nodes
+        redis_cluster.reset()
+        with closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=20_000)) as backend:
+            backend.recheck_interval = NEVER
+            backend.poll_interval = (NEVER, NEVER)
+            work = [Job(backend).enqueue() for _ in range(50)]
+
+            async def main() -> None:
+                watchers = [asyncio.create_task(last_of(job, backend)) for job in work]
+                nodes = [redis_cluster.client(number) for number in range(3)]
+                await until(lambda: [n for node in nodes for c in node.client_list() if (n := int(c["sub"]))] == [50])
+                # When they run and end
+                await asyncio.to_thread(lambda: [job.start().finish() for job in work])
+                # Then all is told by whichever node the loop listens to
+                assert all(found.completed for found in await asyncio.gather(*watchers))
+                assert await aio.StatusRegistry.count(backend=backend) == 50
+                await aio.StatusRegistry.progress(work[0].message_id, backend=backend).increment()
+                assert await aio.StatusRegistry.delete(work[0].message_id, backend=backend)
+
+            in_loop(main)
 
 
 class TestClosing:
@@ -578,6 +662,8 @@ class TestClosing:
                 await aio.StatusRegistry.read("m", backend=backend)
 
             async def main():
+                # A busy machine is not what this is about.
+                asyncio.get_running_loop().slow_callback_duration = 60
                 BODY
 
             with RedisServer() as server:

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
-from collections import deque
 from collections.abc import Callable, Sequence
-from inspect import signature
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from ..backend import StatusBackend
-from ..backends._driver import driver_of, errors, hang_ups, response_errors
+from ..backend import Query, StatusBackend
+from ..backends._driver import errors
 from ..backends._push import PING_AFTER
-from ..backends._redis import Connections, ServerError, coded
 from ..backends.redis import RedisBackend
 from ..errors import BackendError
 from ..record import Outcome, Record, Update
+from ._connect import Connector, disconnect, error_for, within
+from ._line import Line
 from .backend import AsyncBackend
 
 T = TypeVar("T")
 
-#: How many requests are sent together, at most.
-REQUESTS_A_CALL: Final = 100
 
-#: After how many seconds an idle connection is closed.
-IDLE: Final = 30.0
-
-#: The connections that ``redis.asyncio`` has under the same names.
-_KINDS: Final = frozenset(("Connection", "SSLConnection", "UnixDomainSocketConnection"))
-
-#: What says where and as whom to connect; all that begins with "ssl" does so, too.
-_PARAMETERS: Final = frozenset(
-    (
-        *("host", "port", "path", "db", "username", "password", "client_name", "credential_provider"),
-        *("socket_keepalive", "socket_keepalive_options", "socket_type", "protocol"),
-        *("encoding", "encoding_errors", "decode_responses"),
-    )
-)
-
-
-class AsyncRedis(AsyncBackend):
-    """A Redis backend for one event loop, through ``redis.asyncio``: one
-    connection for reads and writes, one for news.
+class AsyncCluster(AsyncBackend):
+    """A Redis Cluster for one event loop: it is read and written in threads, and
+    tells of changes through ``redis.asyncio``, over a connection to one of its nodes.
 
     Parameters:
       backend(RedisBackend)
@@ -51,20 +31,24 @@ class AsyncRedis(AsyncBackend):
     def __init__(self, backend: RedisBackend, connector: Connector) -> None:
         super().__init__(backend)
         self._connector = connector
+        self._channels = backend._channels
+
+    async def subscribe(self) -> RedisSubscription:
+        return RedisSubscription(await self._connector.connect(), self._channels, self._connector.timeout)
+
+
+class AsyncRedis(AsyncCluster):
+    """One Redis server, or the master that Sentinels know, for one event loop, through
+    ``redis.asyncio``: one connection for reads and writes, one for news.
+    """
+
+    def __init__(self, backend: RedisBackend, connector: Connector) -> None:
+        super().__init__(backend, connector)
         self._line = Line(connector)
         self._stage = Stage()
         # It knows all that the backend knows, but its calls are made here.
         self._actor = copy.copy(backend)
         self._actor._connections = self._stage  # type: ignore[assignment]
-
-    @staticmethod
-    def of(backend: StatusBackend) -> AsyncRedis | None:
-        """Make one; None where it takes more than ``redis.asyncio`` has."""
-        connections = getattr(backend, "_connections", None)
-        if not isinstance(backend, RedisBackend) or type(connections) is not Connections:
-            return None
-        connector = Connector.of(connections, backend.timeout / 1000)
-        return None if connector is None else AsyncRedis(backend, connector)
 
     async def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
         return await self._play(self._actor.read_many, message_ids)
@@ -75,16 +59,11 @@ class AsyncRedis(AsyncBackend):
     async def delete(self, message_id: str) -> bool:
         return await self._play(self._actor.delete, message_id)
 
-    async def find(self, query: Any, *, limit: int, offset: int) -> list[tuple[str, Record]]:
+    async def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
         return await self._play(lambda: self._actor.find(query, limit=limit, offset=offset))
 
-    async def count(self, query: Any) -> int:
+    async def count(self, query: Query) -> int:
         return await self._play(self._actor.count, query)
-
-    async def subscribe(self) -> RedisSubscription:
-        connection = await self._connector.connect()
-        assert isinstance(self.backend, RedisBackend)
-        return RedisSubscription(connection, self.backend, self._connector.timeout)
 
     async def close(self) -> None:
         await super().close()
@@ -107,6 +86,16 @@ class AsyncRedis(AsyncBackend):
                 answers.append(await self._line.call(request, read, again=again))
             except BackendError as e:
                 answers.append(e)
+
+
+def make(backend: StatusBackend) -> AsyncBackend | None:
+    """Make what a Redis backend is in an event loop; None where it takes more than ``redis.asyncio`` has."""
+    if not isinstance(backend, RedisBackend):
+        return None
+    connector = Connector.of(backend)
+    if connector is None:
+        return None
+    return AsyncRedis(backend, connector) if backend._shards is None else AsyncCluster(backend, connector)
 
 
 class Unanswered(BaseException):
@@ -140,280 +129,30 @@ class Stage:
         return found
 
 
-class Connector:
-    """Makes connections like those of a backend.
-
-    Parameters:
-      kind(type): A connection of ``redis.asyncio``.
-      parameters(dict[str, object])
-      timeout(float): How long the server may take, in seconds.
-    """
-
-    def __init__(self, kind: type, parameters: dict[str, Any], timeout: float) -> None:
-        self.timeout = timeout
-        self._kind = kind
-        self._parameters = parameters
-
-    @staticmethod
-    def of(connections: Connections, timeout: float) -> Connector | None:
-        """Make one; None where ``redis.asyncio`` cannot connect in that way."""
-        name = connections._class.__name__
-        if name not in _KINDS:
-            return None
-        kind = driver_of(connections._class).find("asyncio", name)
-        taken = {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
-        parameters: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-        for name, value in connections._parameters.items():
-            if name in _PARAMETERS or name.startswith("ssl_"):
-                if name in taken:
-                    parameters[name] = value
-                elif value:
-                    return None
-        return Connector(kind, parameters, timeout)
-
-    async def connect(self) -> Any:
-        """Connect.
-
-        Raises:
-          BackendError: When the server does not answer, or with an error.
-        """
-        connection = self._kind(**self._parameters)
-        try:
-            await asyncio.wait_for(connection.connect(), self.timeout)
-        except BaseException as e:
-            await _disconnect(connection, nowait=True)
-            raise error_for(e) from e
-        return connection
-
-
-class Short(BaseException):
-    """Raised where more replies are needed than have come."""
-
-    def __init__(self, missing: int) -> None:
-        self.missing = missing
-
-
-class Unsent(BaseException):
-    """Raised where a request has to be sent before more replies come."""
-
-    def __init__(self, request: bytes) -> None:
-        self.request = request
-
-
-class OutOfStep(BackendError):
-    """Raised where nobody knows how many of the next replies belong to whom."""
-
-
-class Call:
-    """A request, who waits for its answer, and the replies so far: it
-    stands in for the link of a backend, whose replies are read from
-    the beginning whenever there are more.
-    """
-
-    __slots__ = ("_at", "_begin", "_read", "_replies", "_sends", "_sent", "again", "answer", "first", "request")
-
-    def __init__(self, request: bytes, read: Callable[[Any], Any], again: bool, answer: asyncio.Future[Any]) -> None:
-        self.request = request
-        self.again = again
-        #: Whether it was not sent for a second time.
-        self.first = True
-        self.answer = answer
-        self._begin = request
-        self._read = read
-        self._replies: list[Any] = []
-        #: How many requests were sent after the one at the beginning.
-        self._sent = 0
-        self._at = self._sends = 0
-
-    def add(self, reply: Any) -> None:
-        """Take note of a reply."""
-        self._replies.append(reply)
-
-    def next(self, request: bytes) -> None:
-        """Make another request the one to be sent."""
-        self.request = request
-        self._sent += 1
-
-    def restart(self) -> None:
-        """Forget the replies, to be sent once more."""
-        self.request = self._begin
-        self._replies.clear()
-        self._sent = 0
-
-    def finish(self) -> None:
-        """Work out the answer from the replies, and give it to the one who waits."""
-        self._at = self._sends = 0
-        found = self._read(self)
-        if not self.answer.done():
-            self.answer.set_result(found)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-    def read(self) -> Any:
-        return self.read_many(1)[0]
-
-    def read_many(self, number: int) -> list[Any]:
-        missing = self._at + number - len(self._replies)
-        if missing > 0:
-            raise Short(missing)
-        self._at += number
-        return self._replies[self._at - number : self._at]
-
-    def send(self, request: bytes) -> None:
-        self._sends += 1
-        if self._sends > self._sent:
-            raise Unsent(request)
-
-
-class Line:
-    """One connection for all: requests are sent together with those that
-    have come up meanwhile, and each is answered with its own replies.
-
-    Whoever stops waiting leaves the others undisturbed.
-
-    Parameters:
-      connector(Connector): How to connect.
-    """
-
-    def __init__(self, connector: Connector) -> None:
-        self._connector = connector
-        self._connection: Any = None
-        self._calls: deque[Call] = deque()
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    async def call(self, request: bytes, read: Callable[[Any], T], *, again: bool = True) -> T:
-        """Send a request and read what it is answered with.
-
-        Parameters:
-          request(bytes): Packed commands.
-          read(Callable): Reads the replies, from what looks like a link.
-          again(bool): Whether to do so once more on a new connection
-            where the server has closed an idle one.
-
-        Raises:
-          BackendError: When the server does not answer, or with an error.
-        """
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.append(Call(request, read, again, answer))
-        if self._task is None:
-            self._start(self._work())
-        return await answer
-
-    async def close(self) -> None:
-        """Close the connection; those who wait get an error."""
-        task = self._task
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        await self._disconnect()
-
-    def _start(self, work: Any) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._task = asyncio.create_task(work, name="dramatiq-status calls")
-
-    async def _work(self) -> None:
-        try:
-            while self._calls:
-                number = min(len(self._calls), REQUESTS_A_CALL)
-                calls = [self._calls.popleft() for _ in range(number)]
-                await self._exchange([call for call in calls if not call.answer.done()])
-        except BaseException as e:
-            for call in self._calls:
-                call.fail(BackendError(f"Redis: the connection was given up: {type(e).__name__}."))
-            self._calls.clear()
-            raise
-        finally:
-            self._task = None
-        self._timer = asyncio.get_running_loop().call_later(IDLE, self._rest)
-
-    def _rest(self) -> None:
-        self._timer = None
-        if self._task is None:
-            self._start(self._idle())
-
-    async def _idle(self) -> None:
-        try:
-            await self._disconnect()
-        finally:
-            self._task = None
-        if self._calls:
-            self._start(self._work())
-
-    async def _disconnect(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await _disconnect(connection)
-
-    async def _exchange(self, calls: list[Call]) -> None:
-        used = self._connection is not None
-        try:
-            if not used:
-                self._connection = await self._connector.connect()
-            await asyncio.wait_for(self._converse(self._connection, calls), self._connector.timeout)
-        except BaseException as e:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                await _disconnect(connection, nowait=True)
-            error = error_for(e)
-            closed = used and isinstance(e, hang_ups())
-            for call in reversed(calls):
-                if call.answer.done():
-                    continue
-                if call.again and (isinstance(e, OutOfStep) or (closed and call.first)):
-                    call.first = call.first and not closed
-                    call.restart()
-                    self._calls.appendleft(call)
-                else:
-                    call.fail(error if isinstance(error, BackendError) else BackendError("Redis: it was interrupted."))
-            if not isinstance(error, BackendError):
-                raise
-
-    async def _converse(self, connection: Any, calls: list[Call]) -> None:
-        await connection.send_packed_command([call.request for call in calls], check_health=False)
-        for call in calls:
-            try:
-                await _read(connection, call)
-            except Unsent as e:
-                call.next(e.request)
-                self._calls.append(call)
-            except ServerError as e:
-                if e.demoted and call.first:
-                    call.first, call.again = False, True
-                else:
-                    call.fail(error_for(e))
-                raise OutOfStep("Redis: a request failed that was sent together with this one.") from e
-
-
 class RedisSubscription:
     """Hears of changes of any number of messages over one connection.
 
     Parameters:
       connection(redis.asyncio.Connection): Is nobody else's.
-      backend(RedisBackend): Names the channels.
+      channels_of(Callable): Gives message ids by the names of their channels.
       timeout(float): How long the server may take to answer, in seconds.
     """
 
-    def __init__(self, connection: Any, backend: RedisBackend, timeout: float) -> None:
+    def __init__(self, connection: Any, channels_of: Callable[[Sequence[str]], dict[str, str]], timeout: float) -> None:
         self._connection = connection
-        self._backend = backend
+        self._channels_of = channels_of
         self._timeout = timeout
+        # Each call has its own, below.
+        connection.socket_timeout = None
         self._channels: dict[str, str] = {}
 
     async def add(self, message_ids: Sequence[str]) -> None:
-        channels = self._backend._channels(message_ids)
+        channels = self._channels_of(message_ids)
         self._channels.update(channels)
         await self._send("SUBSCRIBE", *channels)
 
     async def remove(self, message_ids: Sequence[str]) -> None:
-        channels = self._backend._channels(message_ids)
+        channels = self._channels_of(message_ids)
         for channel in channels:
             self._channels.pop(channel, None)
         await self._send("UNSUBSCRIBE", *channels)
@@ -442,43 +181,17 @@ class RedisSubscription:
                 return message_id, int(version) if version.isdecimal() else 0
 
     async def close(self) -> None:
-        await _disconnect(self._connection, nowait=True)
+        await disconnect(self._connection, nowait=True)
 
     async def _send(self, *command: str) -> None:
         try:
-            await self._connection.send_command(*command, check_health=False)
+            await within(self._timeout, self._write(command))
         except errors() as e:
             raise error_for(e) from e
 
-
-async def _read(connection: Any, call: Call) -> None:
-    """Read the replies to a call, also where nobody waits for its answer any more."""
-    while True:
-        try:
-            call.finish()
-        except Short as e:
-            for _ in range(e.missing):
-                call.add(await _reply(connection))
-        else:
-            return
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response()
-    except response_errors() as e:
-        return coded(e)
-
-
-async def _disconnect(connection: Any, *, nowait: bool = False) -> None:
-    try:
-        await connection.disconnect(nowait=nowait)
-    except errors():
-        pass
-
-
-def error_for(error: BaseException) -> BaseException:
-    """What a driver's error is to our callers; all else is left as it is."""
-    if isinstance(error, (ServerError, asyncio.TimeoutError, *errors())):
-        return BackendError(f"Redis: {type(error).__name__}: {error}")
-    return error
+    async def _write(self, command: Sequence[str]) -> None:
+        # One task reads and another one writes: the one may have closed what the other
+        # would then connect again.
+        if not self._connection.is_connected:
+            raise ConnectionError("the subscription is closed.")
+        await self._connection.send_command(*command, check_health=False)

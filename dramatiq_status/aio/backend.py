@@ -99,8 +99,8 @@ async def _guard(backend: StatusBackend, made: AsyncBackend) -> AsyncGenerator[N
 def _make(backend: StatusBackend) -> AsyncBackend:
     # Whoever has one has imported its module, and with it the driver.
     if "dramatiq_status.backends.redis" in sys.modules:
-        from ._redis import AsyncRedis
+        from . import _redis
 
-        if (made := AsyncRedis.of(backend)) is not None:
+        if (made := _redis.make(backend)) is not None:
             return made
     return AsyncBackend(backend)
