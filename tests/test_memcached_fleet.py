@@ -50,7 +50,7 @@ def backend(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[MemcachedB
 
 
 def address_of(backend: MemcachedBackend, message_id: str) -> str:
-    return backend._fleet.pool_of(backend._key(message_id)).address
+    return backend._place(message_id)[1].address
 
 
 def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> list[str]:

@@ -7,7 +7,6 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from ssl import SSLEOFError, SSLZeroReturnError
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -27,9 +26,6 @@ IDLE_CHECK: Final = 1.0
 
 #: For how many seconds a server that has answered counts as one that does.
 HEARD_LATELY: Final = 0.1
-
-#: Of how many keys it is remembered which server has them.
-NODES_KNOWN: Final = 16_384
 
 #: What a server's hanging up looks like.
 _HUNG_UP: Final = (ConnectionError, MemcacheUnexpectedCloseError, SSLEOFError, SSLZeroReturnError)
@@ -59,6 +55,11 @@ class Pool:
         self._login = login
         self._idle: deque[tuple[Connection, float]] = deque()
         _pools.add(self)
+
+    @property
+    def down(self) -> bool:
+        """Whether it is known not to answer."""
+        return False
 
     @property
     def address(self) -> str:
@@ -199,6 +200,10 @@ class Member(Pool):
         super().__init__(client, **parameters)
         self.forget()
 
+    @property
+    def down(self) -> bool:
+        return self.outage.down
+
     def call(self, call: Callable[..., T], *arguments: Any, again: Callable[[], bool] | None = None) -> T:
         self._check()
         result = super().call(call, *arguments, again=again)
@@ -259,21 +264,20 @@ class Fleet:
             self.only = Pool(next(iter(clients.values())), **parameters)
         else:
             self._members = {node: Member(client, **parameters) for node, client in clients.items()}
-        # pymemcache's hash takes some 15 microseconds a server.
-        self._node_of: Callable[[bytes], Any] = lru_cache(NODES_KNOWN)(lambda key: hasher.get_node(key.decode()))
+        self._hasher = hasher
 
     def pool_of(self, key: bytes) -> Pool:
         """The server that has a key, up or down."""
-        return self.only or self._members[self._node_of(key)]
+        return self.only or self._members[self._hasher.get_node(key.decode())]
 
-    def by_server(self, items: Iterable[T], key_of: Callable[[T], bytes]) -> list[tuple[Pool, list[T]]]:
-        """Items by the servers that have their keys; those that are down come last."""
+    def by_server(self, items: Iterable[T], pool_of: Callable[[T], Pool]) -> list[tuple[Pool, list[T]]]:
+        """Items by their servers; those that are down come last."""
         if self.only is not None:
             return [(self.only, list(items))]
-        groups: dict[Member, list[T]] = {}
+        groups: dict[Pool, list[T]] = {}
         for item in items:
-            groups.setdefault(self._members[self._node_of(key_of(item))], []).append(item)
-        return [*sorted(groups.items(), key=lambda group: group[0].outage.down)]
+            groups.setdefault(pool_of(item), []).append(item)
+        return sorted(groups.items(), key=lambda group: group[0].down)
 
     def goes_on(self) -> bool:
         """Whether one of many servers has failed, and not all: those that
@@ -281,7 +285,7 @@ class Fleet:
         """
         now = monotonic()
         members = self._members.values()
-        if any(not member.outage.down and now - member.heard < HEARD_LATELY for member in members):
+        if any(not member.down and now - member.heard < HEARD_LATELY for member in members):
             return True
         return any(map(self._answers, members))
 

@@ -6,6 +6,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, TypeVar
 
@@ -36,6 +37,10 @@ READS_A_ROUND: Final = 500
 #: How many items, and receipts, a process remembers.
 MAX_KNOWN: Final = 1024
 
+#: Of how many messages a process remembers the key and the server:
+#: pymemcache's hash takes some 15 microseconds a server.
+PLACES_KNOWN: Final = 16_384
+
 #: The largest value that is remembered, in bytes.
 MAX_KNOWN_SIZE: Final = 65_536
 
@@ -46,6 +51,9 @@ PATIENT_CONFLICTS: Final = 3
 MAX_KEY_SIZE: Final = 250
 HASHED: Final = "#"
 HASH_SIZE: Final = 64
+
+# An attribute of an Enum takes five times as long as a name.
+_STORED: Final = Stored.STORED
 
 T = TypeVar("T")
 
@@ -123,6 +131,8 @@ class MemcachedBackend(StatusBackend):
         self._prefix = prefix
         login = None if username is None and password is None else Login(username, password)
         self._fleet = Fleet(hasher, clients, timeout=self.timeout / 1000, meta=meta, login=login)
+        # The key of a message, and the server that has it.
+        self._place: Callable[[str], tuple[bytes, Pool]] = lru_cache(PLACES_KNOWN)(self._find_place)
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._receipts: OrderedDict[str, str] = OrderedDict()
 
@@ -180,11 +190,11 @@ class MemcachedBackend(StatusBackend):
         for index, (message_id, update) in enumerate(updates):
             job = jobs.get(message_id)
             if job is None:
-                job = jobs[message_id] = Job(message_id, self._key(message_id))
+                job = jobs[message_id] = Job(message_id, self._place(message_id)[0])
             job.indexes.append(index)
             job.updates.append(update)
         error: BackendError | None = None
-        for pool, group in self._fleet.by_server(jobs.values(), lambda job: job.key):
+        for pool, group in self._fleet.by_server(jobs.values(), lambda job: self._place(job.message_id)[1]):
             try:
                 for first in range(0, len(group), WRITES_A_ROUND):
                     self._carry_out(pool, group[first : first + WRITES_A_ROUND])
@@ -209,7 +219,7 @@ class MemcachedBackend(StatusBackend):
         _, record, ttl = apply(None, update, now)
         assert record is not None and ttl is not None
         expires_at = now + ttl
-        key, value = self._key(message_id), to_value(record, expires_at)
+        (key, pool), value = self._place(message_id), to_value(record, expires_at)
 
         def send(connection: Connection) -> bool:
             if len(value) > room_in(connection.max_value_size):
@@ -225,7 +235,7 @@ class MemcachedBackend(StatusBackend):
                 connection.send(connection.store(key, value, expiry, None))
             return True
 
-        begun = self._fleet.pool_of(key).begin(send)
+        begun = pool.begin(send)
         if begun is None:
             return None
 
@@ -252,11 +262,13 @@ class MemcachedBackend(StatusBackend):
         known = self._known.pop(message_id, None)
         if known is None:
             return None
+        key, pool = self._place(message_id)
         again = _never if counts_twice(update) else None
-        pool = self._fleet.pool_of(known.key)
-        return pool.call(self._rewrite_by, message_id, known, update, again=again)
+        return pool.call(self._rewrite_by, message_id, key, known, update, again=again)
 
-    def _rewrite_by(self, connection: Connection, message_id: str, known: Known, update: Update) -> Outcome | None:
+    def _rewrite_by(
+        self, connection: Connection, message_id: str, key: bytes, known: Known, update: Update
+    ) -> Outcome | None:
         now = now_ms()
         if not known.serves(update, connection.server, now):
             return None
@@ -268,11 +280,11 @@ class MemcachedBackend(StatusBackend):
         value = to_value(record, expires_at)
         if len(value) > room_in(connection.max_value_size):
             return None
-        stored, cas = connection.store_now(connection.store(known.key, value, expiry_of(expires_at, now), known.cas))
-        if stored is not Stored.STORED:
+        stored, cas = connection.store_now(connection.store(key, value, expiry_of(expires_at, now), known.cas))
+        if stored is not _STORED:
             return None
-        after = Known(record, expires_at, cas, known.key, connection.server, now)
-        self._remember(message_id, update, after, len(value))
+        if cas is not None and len(value) <= MAX_KNOWN_SIZE and not is_finished(record):
+            _put(self._known, message_id, Known(record, expires_at, cas, connection.server, now))
         return outcome
 
     def _carry_out(self, pool: Pool, jobs: list[Job]) -> None:
@@ -329,8 +341,8 @@ class MemcachedBackend(StatusBackend):
             if stored is Stored.STORED:
                 job.done = True
                 if job.error is None:
-                    after = Known(job.record, job.expires_at, cas, job.key, connection.server, now)
-                    self._remember(job.message_id, job.updates[-1], after, size, alone=len(job.updates) == 1)
+                    after = Known(job.record, job.expires_at, cas, connection.server, now)
+                    self._remember(job, after, size)
             elif stored is Stored.GONE:
                 job.learn(ABSENT)
             else:
@@ -338,7 +350,7 @@ class MemcachedBackend(StatusBackend):
                 job.ask()
         for job in gets:
             item = connection.read_item()
-            job.learn(ABSENT if item is None else Known(*from_value(item.value, item.ttl, now), item.cas, job.key))
+            job.learn(ABSENT if item is None else Known(*from_value(item.value, item.ttl, now), item.cas))
 
     def _guess(self, job: Job, connection: Connection, now: int) -> Known | None:
         """What the item of a message holds, as far as can be told without
@@ -356,17 +368,17 @@ class MemcachedBackend(StatusBackend):
             return from_receipt(update.origin.enqueue, update.origin.receipt, connection.server)
         return None
 
-    def _remember(self, message_id: str, last: Update, known: Known, size: int, *, alone: bool = True) -> None:
+    def _remember(self, job: Job, known: Known, size: int) -> None:
         record = known.record
         if known.cas is None or record is None:
             return
         # After an enqueue, the next to write is a worker; after the end, nobody.
-        if last.kind is Kind.ENQUEUE:
-            if alone and record[VERSION] == "1":
+        if job.updates[-1].kind is Kind.ENQUEUE:
+            if len(job.updates) == 1 and record[VERSION] == "1":
                 # What was made of nothing can be made anew of the enqueue alone.
-                _put(self._receipts, message_id, to_receipt(record, known.cas, known.since, known.server))
+                _put(self._receipts, job.message_id, to_receipt(record, known.cas, known.since, known.server))
         elif size <= MAX_KNOWN_SIZE and not is_finished(record):
-            _put(self._known, message_id, known)
+            _put(self._known, job.message_id, known)
 
     def receipt(self, message_id: str) -> str | None:
         return self._receipts.pop(message_id, None)
@@ -374,9 +386,9 @@ class MemcachedBackend(StatusBackend):
     # Reading
 
     def read(self, message_id: str) -> Record | None:
-        key = self._key(message_id)
+        key, pool = self._place(message_id)
         try:
-            value = self._fleet.pool_of(key).call(Connection.read_value, key)
+            value = pool.call(Connection.read_value, key)
         except BackendError:
             if self._fleet.goes_on():
                 return None
@@ -384,13 +396,12 @@ class MemcachedBackend(StatusBackend):
         return None if value is None else from_value(value[0], value[1], now_ms())[0]
 
     def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        keys = [self._key(message_id) for message_id in message_ids]
-        found: dict[bytes, Record | None] = {}
+        place, found = self._place, dict[str, Record | None]()
         error: BackendError | None = None
-        groups = self._fleet.by_server(keys, lambda key: key)
+        groups = self._fleet.by_server(message_ids, lambda message_id: place(message_id)[1])
         for pool, group in groups:
             try:
-                records = self._read(pool, group)
+                records = self._read(pool, [place(message_id)[0] for message_id in group])
             except BackendError as e:
                 error = e
                 continue
@@ -399,7 +410,7 @@ class MemcachedBackend(StatusBackend):
             found.update(zip(group, records))
         if error is not None and not self._fleet.goes_on():
             raise error
-        return [found.get(key) for key in keys]
+        return [found.get(message_id) for message_id in message_ids]
 
     def _read(self, pool: Pool, keys: list[bytes]) -> list[Record | None]:
         records: list[Record | None] = []
@@ -414,15 +425,15 @@ class MemcachedBackend(StatusBackend):
     def delete(self, message_id: str) -> bool:
         self._known.pop(message_id, None)
         self._receipts.pop(message_id, None)
-        key = self._key(message_id)
-        return self._fleet.pool_of(key).call(Connection.delete, key)
+        key, pool = self._place(message_id)
+        return pool.call(Connection.delete, key)
 
     def close(self) -> None:
         self._fleet.close()
 
     # Keys
 
-    def _key(self, message_id: str) -> bytes:
+    def _find_place(self, message_id: str) -> tuple[bytes, Pool]:
         key = self._prefix + message_id
         # The prefix is known to be fit for a key.  An id is not where it looks
         # like a hash, either, so that no two ids have the same key.
@@ -434,7 +445,8 @@ class MemcachedBackend(StatusBackend):
             or message_id[:1] == HASHED
         ):
             key = self._prefix + HASHED + sha256(message_id.encode("utf-8", "surrogatepass")).hexdigest()
-        return key.encode()
+        encoded = key.encode()
+        return encoded, self._fleet.pool_of(encoded)
 
 
 def _never() -> bool:

@@ -778,7 +778,7 @@ def test_an_id_that_looks_like_another_ones_key(backend: MemcachedBackend) -> No
     # Given an id that cannot be a key
     backend.update("a b", enqueue())
     # When another id is the very hash that stands for it
-    _, _, hashed = backend._key("a b").decode().partition(":")
+    _, _, hashed = backend._place("a b")[0].decode().partition(":")
     # Then that is another message
     assert hashed.startswith("#") and backend.read(hashed) is None
 
@@ -788,7 +788,7 @@ def test_plain_ids_are_plain_keys(make: Make) -> None:
     backend = make(namespace="n" * MAX_NAMESPACE_SIZE)
     # When it becomes a key
     # Then people find it there
-    assert backend._key("x" * 200) == b"n" * MAX_NAMESPACE_SIZE + b":" + b"x" * 200
+    assert backend._place("x" * 200)[0] == b"n" * MAX_NAMESPACE_SIZE + b":" + b"x" * 200
 
 
 # Connections
@@ -940,7 +940,7 @@ def test_errors_are_errors(wire: Wire, wired: MemcachedBackend, reply: bytes, na
 def test_values_that_look_like_replies(server: MemcachedServer, backend: MemcachedBackend, value: bytes) -> None:
     # Given a foreign value among statuses
     backend.update_many([("a", enqueue()), ("c", enqueue())])
-    assert server.ask(b"set %b 0 0 %d\r\n%b\r\n" % (backend._key("b"), len(value), value)) == b"STORED\r\n"
+    assert server.ask(b"set %b 0 0 %d\r\n%b\r\n" % (backend._place("b")[0], len(value), value)) == b"STORED\r\n"
     # When all are read in one call, it being the last and in the middle
     found = backend.read_many(["a", "b", "missing", "c"]), backend.read_many(["c", "b"])
     # Then it is not taken for a reply
