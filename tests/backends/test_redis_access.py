@@ -1,0 +1,250 @@
+"""Redis behind TLS, names and passwords."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+
+from dramatiq_status import StatusRegistry
+from dramatiq_status.backend import Query
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.errors import BackendError
+from dramatiq_status.record import Outcome
+from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, write
+
+from ..servers import RedisCluster, RedisServer, free_port
+
+#: Enough for a busy machine: most tests are not about time-outs.
+PATIENT = 20_000
+
+PASSWORD = "s3cr3t/:@p"
+
+#: What a user may do who may do everything.
+EVERYTHING: dict[str, Any] = {
+    "enabled": True, "passwords": ["+" + PASSWORD], "keys": "*", "channels": "*", "commands": ["+@all"],
+}  # fmt: skip
+
+#: All that a backend asks of Redis, in the words of an access control list.
+PERMITTED = (
+    "+evalsha +script|load +time +hget +hmget +hgetall +hset +hsetnx +hdel +hkeys +hexists +exists +del "
+    "+pexpire +pttl +publish +subscribe +ping +smembers +sadd +srem +zadd +zrem +zcard +zcount +zrange +zrevrange "
+    "+zrevrangebyscore +zremrangebyscore +zremrangebyrank"
+)
+
+
+class TlsServer(RedisServer):
+    """Speaks TLS on a port of its own."""
+
+    def __init__(self, certificates: Path) -> None:
+        self.tls_port = free_port()
+        super().__init__(
+            *("--tls-port", str(self.tls_port), "--tls-auth-clients", "no"),
+            *("--tls-ca-cert-file", str(certificates / "ca.crt")),
+            *("--tls-cert-file", str(certificates / "server.crt"), "--tls-key-file", str(certificates / "server.key")),
+        )
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``ca.crt``, ``server.crt`` and ``server.key`` for 127.0.0.1, and ``other.crt`` of another authority."""
+    directory = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    for name in ("ca", "other"):
+        openssl("req", "-x509", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt")
+    openssl("req", *key, "-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr")
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    openssl(
+        *("x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"),
+        *("-extfile", "names", "-out", "server.crt"),
+    )
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tls_server(certificates: Path) -> Iterator[TlsServer]:
+    with TlsServer(certificates) as server:
+        yield server
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client that may do everything; the users that a test makes are gone after it."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
+        for name in client.acl_users():
+            if name != "default":
+                client.acl_deluser(name)
+
+
+@pytest.mark.parametrize("way", ["url", "parameters"])
+def test_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
+    # Given a server that speaks TLS, and a backend that trusts its authority
+    ca = str(certificates / "ca.crt")
+    if way == "url":
+        backend = RedisBackend(url=f"rediss://127.0.0.1:{tls_server.tls_port}?ssl_ca_certs={ca}", timeout=PATIENT)
+    else:
+        backend = RedisBackend(host="127.0.0.1", port=tls_server.tls_port, ssl=True, ssl_ca_certs=ca, timeout=PATIENT)
+    with closing(backend):
+        # When many records are written and read, also with a large field, and news are heard
+        ids = [uuid4().hex for _ in range(500)]
+        large = '"' + "x" * 60_000 + '"'
+        outcomes = backend.update_many([(message_id, enqueue(large=large)) for message_id in ids])
+        found = backend.read_many(ids)
+        subscription = backend.subscribe(ids[:1])
+        begun = backend.begin_update(ids[0], start(1))
+        with closing(subscription):
+            heard = subscription.wait(PATIENT / 1000)
+        # Then all of it comes whole
+        assert (begun(), set(outcomes), heard) == (Outcome.APPLIED, {Outcome.APPLIED}, {ids[0]: 2})
+        assert all(record is not None and record[":large"] == large for record in found)
+
+
+def test_an_idle_tls_connection_is_used_again(tls_server: TlsServer, certificates: Path) -> None:
+    # Given a connection that was not used for a while
+    url = f"rediss://127.0.0.1:{tls_server.tls_port}?ssl_ca_certs={certificates / 'ca.crt'}"
+    with closing(RedisBackend(url=url, timeout=PATIENT)) as backend:
+        backend.update("m", start(1))
+        (link,) = backend._connections._idle
+        link.used -= 60
+        # When it is needed
+        backend.update("m", write(1, 2))
+        # Then it is the one that is used
+        assert list(backend._connections._idle) == [link]
+
+
+def test_an_authority_that_is_not_trusted(tls_server: TlsServer, certificates: Path) -> None:
+    # Given a backend that trusts another authority
+    url = f"rediss://127.0.0.1:{tls_server.tls_port}?ssl_ca_certs={certificates / 'other.crt'}"
+    backend = RedisBackend(url=url, timeout=PATIENT)
+    # When it is used
+    # Then that ends in a BackendError that says so
+    with pytest.raises(BackendError, match="certificate"):
+        backend.read("m")
+
+
+def test_a_name_and_a_password(client: redis.Redis, redis_server: RedisServer) -> None:
+    # Given a user
+    client.acl_setuser("worker", **EVERYTHING)
+    with closing(
+        RedisBackend(host="127.0.0.1", port=redis_server.port, username="worker", password=PASSWORD, timeout=PATIENT)
+    ) as backend:
+        # When a record is written
+        # Then it is stored
+        assert backend.update("m", enqueue()) is Outcome.APPLIED
+
+
+def test_a_user_who_may_not_publish(client: redis.Redis, redis_server: RedisServer) -> None:
+    # Given a user who has no channels
+    client.execute_command("ACL", "SETUSER", "quiet", "on", "nopass", "~*", "resetchannels", "+@all")
+    with closing(
+        RedisBackend(host="127.0.0.1", port=redis_server.port, username="quiet", password="x", timeout=PATIENT)
+    ) as backend:
+        # When a message goes all its way
+        life = (enqueue(), start(1), write(1, 2, increment=1), outside(step="1"), heartbeat(1), finish(1))
+        outcomes = [backend.update("m", update) for update in life]
+        # Then all is stored, and who watches it looks again and again
+        assert outcomes == [Outcome.APPLIED] * 6
+        assert StatusRegistry.wait("m", backend=backend, timeout=PATIENT)["progress"] == 1
+
+
+def test_a_user_who_may_do_no_more_than_needed(client: redis.Redis, redis_server: RedisServer) -> None:
+    # Given a user with one namespace and few commands
+    client.execute_command(
+        *("ACL", "SETUSER", "narrow", "on", "nopass", "~shop:*", "~shop?index:*", "resetchannels", "&shop:*"),
+        *PERMITTED.split(),
+    )
+    with closing(
+        RedisBackend(
+            **{"host": "127.0.0.1", "port": redis_server.port, "username": "narrow", "password": "x"},
+            namespace="shop",
+            timeout=PATIENT,
+        )
+    ) as backend:
+        # When messages go all their ways
+        life = (
+            *(enqueue(a='"actor"'), start(1), write(1, 2, increment=1, step="1"), enqueue(number=2)),
+            *(start(2, number=2), heartbeat(2), outside(increment=1), finish(2, 9, number=2)),
+            *(enqueue(root=8, step="2"), enqueue(root=8, b="1"), outside(state=3), outside(state=0), start(3, root=9)),
+        )
+        outcomes = [backend.update("m", update) for update in life]
+        with closing(backend.subscribe(["m"])) as subscription:
+            backend.update("m", write(3, 2, root=9))
+            heard = subscription.wait(PATIENT / 1000)
+        for n in range(50):
+            backend.update_many([(f"m{n}", start(1, a=f'"a{n}"')), (f"m{n}", finish(1))])
+        # Then nothing is missing
+        assert set(outcomes) == {Outcome.APPLIED, Outcome.ASIDE} and "m" in heard
+        assert len(backend.find(Query(), limit=20, offset=20)) == 20 and backend.count(Query()) == 51
+        assert backend.delete("m")
+
+
+def test_a_cluster_with_names_and_passwords(redis_cluster: RedisCluster) -> None:
+    redis_cluster.reset()
+    with ExitStack() as stack:
+        # Given a user whom all nodes know
+        for number in range(3):
+            node = stack.enter_context(redis_cluster.client(number))
+            node.acl_setuser("worker", **EVERYTHING)
+            stack.callback(node.acl_deluser, "worker")
+        backend = RedisBackend(
+            cluster_nodes=redis_cluster.addresses, username="worker", password=PASSWORD, timeout=PATIENT
+        )
+        stack.callback(backend.close)
+        ids = [uuid4().hex for _ in range(100)]
+        # When records are written on all of them
+        backend.update_many([(message_id, enqueue()) for message_id in ids])
+        # Then they are read
+        assert all(backend.read_many(ids))
+
+
+@pytest.mark.parametrize("fault", ["nobody there", "wrong password"])
+@pytest.mark.parametrize("way", ["url", "parameters", "client", "sentinels", "cluster"])
+def test_a_password_is_never_told(
+    redis_server: RedisServer, redis_url: str, caplog: pytest.LogCaptureFixture, way: str, fault: str
+) -> None:
+    # Given a backend that cannot log in, or has nobody to log in to
+    port = redis_server.port if fault == "wrong password" else free_port()
+    secret = {"username": "worker", "password": "s3cr3t", "timeout": 300}
+    makers: dict[str, Callable[[], RedisBackend]] = {
+        "url": lambda: RedisBackend(url=f"redis://worker:s3cr3t@127.0.0.1:{port}/0", timeout=300),
+        "parameters": lambda: RedisBackend(host="127.0.0.1", port=port, **secret),
+        "client": lambda: RedisBackend(
+            client=redis.Redis(host="127.0.0.1", port=port, username="worker", password="s3cr3t"), timeout=300
+        ),
+        "sentinels": lambda: RedisBackend(
+            sentinels=[("127.0.0.1", port)], service_name="m", sentinel_kwargs={"password": "s3cr3t"}, **secret
+        ),
+        "cluster": lambda: RedisBackend(cluster_nodes=[("127.0.0.1", port)], **secret),
+    }
+    backend = makers[way]()
+    calls: list[Callable[[], Any]] = [
+        lambda: backend.read("m"),
+        lambda: backend.update("m", enqueue()),
+        lambda: backend.begin_update("m", enqueue())(),
+        lambda: backend.subscribe(["m"]),
+        lambda: backend.find(Query(), limit=1, offset=0),
+    ]
+    told = [repr(backend), str(backend)]
+    for call in calls:
+        # When it fails
+        with pytest.raises(BackendError) as caught:
+            call()
+        error: BaseException | None = caught.value
+        while error is not None:
+            told += [str(error), repr(error)]
+            error = error.__cause__ or error.__context__
+    # Then nothing that is said of it has the password
+    told += [record.getMessage() for record in caplog.records]
+    assert [line for line in told if "s3cr3t" in line] == []
+    backend.close()
