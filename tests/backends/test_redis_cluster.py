@@ -10,10 +10,11 @@ from contextlib import closing
 from typing import Any
 from uuid import uuid4
 
+import dramatiq
 import pytest
 import redis
 
-from dramatiq_status import StatusRegistry
+from dramatiq_status import StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends._cluster import SHARDS, SLOTS, TAGS, shard_of, slot_of
 from dramatiq_status.backends.redis import RedisBackend
@@ -32,7 +33,7 @@ from dramatiq_status.testing.conformance import (
     write,
 )
 
-from ..recording import eventually
+from ..recording import eventually, make_broker, run
 from ..servers import RedisCluster, free_port
 from .redis_hooks import RedisHooks
 
@@ -253,6 +254,44 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # And listed
         listed = backend.find(Query(COMPLETED, "actor"), limit=1000, offset=0)
         assert sorted(message_id for message_id, _ in listed) == sorted(ids)
+
+    def test_jobs_while_slots_move(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+        # Given a worker, and slots that move all the while
+        broker = make_broker(backend)
+
+        @dramatiq.actor(broker=broker, max_retries=1)
+        def work(n: int) -> None:
+            for _ in range(50):
+                current_progress().increment()
+            current_status()["n"] = n
+            if n % 5 == 0 and current_status().read().attempts == 1:
+                raise ValueError("once more")
+
+        messages = [work.send_with_options(args=(n,), status={"user_id": n}) for n in range(300)]
+        moving = threading.Event()
+        moving.set()
+
+        def move() -> None:
+            for tag in itertools.cycle(TAGS):
+                slot = slot_of(tag)
+                redis_cluster.move(slot, (redis_cluster.owner(slot) + 1) % 3)
+                if not moving.is_set():
+                    return
+
+        mover = threading.Thread(target=move)
+        mover.start()
+        # When jobs run, some of them twice
+        run(broker, threads=4)
+        moving.clear()
+        mover.join()
+        # Then each of them is told as it was
+        found = [s for s in StatusRegistry.read_many(messages, backend=backend) if s is not None and s.completed]
+        assert [(s["n"], s["user_id"], s["progress"], s.attempts) for s in found] == [
+            (n, n, 50, 2 if n % 5 == 0 else 1) for n in range(300)
+        ]
+        # And listed
+        for state, number in (("queued", 0), ("working", 0), ("completed", 300), ("failed", 0)):
+            assert len(StatusRegistry.list(state=state, actor_name="work", limit=1000, backend=backend)) == number
 
     def test_a_watcher_while_its_slot_moves(
         self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str

@@ -123,7 +123,7 @@ class RecordingRedisBackend(Recorder, RedisBackend):
 
     def records(self, message_id: str) -> list[Record]:
         found: list[Record] = []
-        for line in cast(list[bytes], self.client.lrange(f"{self.namespace}:{message_id}:history", 0, -1)):
+        for line in cast(list[bytes], self.client.lrange(self._key(message_id) + ":history", 0, -1)):
             kind, pairs = json.loads(line)
             record = dict(zip(pairs[::2], pairs[1::2]))
             if kind == "both":
@@ -132,4 +132,4 @@ class RecordingRedisBackend(Recorder, RedisBackend):
         return found
 
     def count_run(self, message_id: str) -> int:
-        return cast(int, self.client.incr(f"{self.namespace}:{message_id}:runs")) - 1
+        return cast(int, self.client.incr(self._key(message_id) + ":runs")) - 1

@@ -1,0 +1,51 @@
+"""Every scenario with the statuses on a Redis Cluster, and on a master that Sentinels know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+import redis
+
+from ..servers import RedisCluster, RedisSentinels, RedisServer
+from .recorder import RecordingRedisBackend
+from .scenarios import SCENARIOS, Scenario
+from .stage import Stage
+from .test_scenarios import end_of
+
+
+@pytest.fixture(scope="module", params=["cluster", "sentinels"])
+def stage(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator[Stage]:
+    """One stage and its worker for all scenarios; each looks at its own messages only."""
+    namespace = f"s-{uuid4()}"
+    if request.param == "cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        cluster.reset()
+        client = redis.RedisCluster(*cluster.addresses[0])
+        backend = RecordingRedisBackend(client=client, namespace=namespace, timeout=20_000)
+    else:
+        sentinels: RedisSentinels = request.getfixturevalue("redis_sentinels")
+        sentinels.reset()
+        backend = RecordingRedisBackend(
+            sentinels=sentinels.addresses, service_name=sentinels.service_name, namespace=namespace, timeout=20_000
+        )
+    stage = Stage(redis_server.database(1), backend, name=f"q-{uuid4()}")
+    with stage.working():
+        yield stage
+    stage.close()
+    backend.client.close()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_a_reader_sees_nothing_but_the_right_states(stage: Stage, scenario: Scenario) -> None:
+    # Given a worker
+    expected = scenario.expected(retries=True, ahead=False)
+    # When it happens
+    sent = scenario.perform(stage, scenario)
+    if expected.states not in ("", "q"):
+        for message_id in sent.values():
+            stage.audit.wait(message_id)
+    # Then these are the states that the store went through, and this is how it ended
+    seen = {role: end_of(stage, message_id) for role, message_id in sent.items()}
+    assert seen == {role: expected if role == "it" else scenario.others for role in sent}
