@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from threading import Lock
+from threading import RLock
 from typing import Any, cast
 
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends._script import Script
+from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import UPDATE, RedisBackend
 from dramatiq_status.backends.stub import StubBackend
 from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Kind, Outcome, Record, Update
@@ -57,25 +58,44 @@ def _before_its_end(record: Record) -> Record:
     return {**{name: text for name, text in record.items() if name not in ended}, STATE: str(WORKING)}
 
 
-class RecordingStubBackend(Recorder, StubBackend):
+class InProcessRecorder(Recorder):
+    """Keeps the history in memory, for stores that only this process writes to: one update at a time."""
+
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
-        self._recording = Lock()
+        self._recording = RLock()
         self._history: defaultdict[str, list[Record]] = defaultdict(list)
-        self._runs: defaultdict[str, int] = defaultdict(int)
+        self._run_counts: defaultdict[str, int] = defaultdict(int)
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        outcomes = []
+        return [self.update(message_id, update) for message_id, update in updates]
+
+    def update(self, message_id: str, update: Update) -> Outcome:
         with self._recording:
-            for message_id, update in updates:
-                outcomes += super().update_many([(message_id, update)])
-                if outcomes[-1] is Outcome.APPLIED and update.kind is not Kind.HEARTBEAT:
-                    record = self.read(message_id)
-                    assert record is not None
-                    if update.start and update.state is not None:
-                        self._history[message_id].append(_before_its_end(record))
-                    self._history[message_id].append(record)
-        return outcomes
+            outcome = self._record_one(message_id, update)
+            self._note(message_id, update, outcome)
+        return outcome
+
+    def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
+        with self._recording:
+            noted = self._history[message_id][:]
+            outcome = super().begin_update(message_id, update)()
+            # Some backends begin what is not simple by carrying it out.
+            if self._history[message_id] == noted:
+                self._note(message_id, update, outcome)
+        return lambda: outcome
+
+    def _record_one(self, message_id: str, update: Update) -> Outcome:
+        """One update, by the backend that is recorded."""
+        raise NotImplementedError
+
+    def _note(self, message_id: str, update: Update, outcome: Outcome) -> None:
+        if outcome is Outcome.APPLIED and update.kind is not Kind.HEARTBEAT:
+            record = self.read(message_id)
+            assert record is not None
+            if update.start and update.state is not None:
+                self._history[message_id].append(_before_its_end(record))
+            self._history[message_id].append(record)
 
     def records(self, message_id: str) -> list[Record]:
         with self._recording:
@@ -83,8 +103,18 @@ class RecordingStubBackend(Recorder, StubBackend):
 
     def count_run(self, message_id: str) -> int:
         with self._recording:
-            self._runs[message_id] += 1
-            return self._runs[message_id] - 1
+            self._run_counts[message_id] += 1
+            return self._run_counts[message_id] - 1
+
+
+class RecordingStubBackend(InProcessRecorder, StubBackend):
+    def _record_one(self, message_id: str, update: Update) -> Outcome:
+        return StubBackend.update_many(self, [(message_id, update)])[0]
+
+
+class RecordingMemcachedBackend(InProcessRecorder, MemcachedBackend):
+    def _record_one(self, message_id: str, update: Update) -> Outcome:
+        return MemcachedBackend.update(self, message_id, update)
 
 
 # The script as it is, and after it a line for the history. What it is told last is for us alone.

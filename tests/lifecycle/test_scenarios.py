@@ -1,4 +1,4 @@
-"""Every scenario, wherever our middleware stands, with and without Retries, on Dramatiq's three brokers."""
+"""Every scenario, wherever our middleware stands, with and without Retries, on Dramatiq's brokers and our stores."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from dramatiq_status.snapshot import Snapshot
 
-from .recorder import Recorder, RecordingRedisBackend, RecordingStubBackend
+from .recorder import Recorder, RecordingMemcachedBackend, RecordingRedisBackend, RecordingStubBackend
 from .scenarios import SCENARIOS, End, Scenario
 from .stage import POSITIONS, Stage
 
-#: The brokers; statuses are in Redis, except next to the stub broker.
-BROKERS = ("stub", "redis", "rabbitmq")
+#: The brokers and the stores next to them.
+BROKERS = ("stub", "stub, memcached", "redis", "rabbitmq")
 
 
 @pytest.fixture(scope="module", params=BROKERS)
@@ -38,7 +38,10 @@ def stage(request: pytest.FixtureRequest, broker: str, position: str, retries: b
     """One stage and its worker for all scenarios; each looks at its own messages only."""
     backend: Recorder = RecordingStubBackend(timeout=20_000)
     url = "stub://"
-    if broker != "stub":
+    if broker == "stub, memcached":
+        server = request.getfixturevalue("memcached_server")
+        backend = RecordingMemcachedBackend(servers=server.address, namespace=f"s-{uuid4()}", timeout=20_000)
+    elif broker != "stub":
         redis_server = request.getfixturevalue("redis_server")
         backend = RecordingRedisBackend(url=redis_server.url, namespace=f"s-{uuid4()}", timeout=20_000)
         url = redis_server.database(1)
