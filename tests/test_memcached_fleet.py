@@ -44,7 +44,7 @@ def fleet(start_server: StartServer) -> Fleet:
 
 @pytest.fixture(params=WAYS)
 def backend(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[MemcachedBackend]:
-    backend = MemcachedBackend(timeout=300, **WAYS[request.param](fleet))
+    backend = MemcachedBackend(timeout=1000, **WAYS[request.param](fleet))
     yield backend
     backend.close()
 
