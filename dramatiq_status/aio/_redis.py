@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..backend import Query, StatusBackend
-from ..backends._driver import errors
+from ..backends._driver import errors, response_errors
 from ..backends._push import PING_AFTER
 from ..backends.redis import RedisBackend
 from ..errors import BackendError
@@ -165,6 +165,9 @@ class RedisSubscription:
                     await self._send("PING")
                     reply = await self._connection.read_response(timeout=self._timeout)
             except errors() as e:
+                if isinstance(e, response_errors()) and "unsubscribe" in str(e):
+                    # Whoever may not do that hears more than they want.
+                    continue
                 raise error_for(e) from e
             if reply is None:
                 raise BackendError("Redis: the server says nothing any more.")

@@ -17,6 +17,9 @@ PING_AFTER: Final = 5.0
 class RedisSubscription:
     """Hears of changes over a connection of its own.
 
+    Channels know no databases: what happens under the same key of another database
+    of the server is heard, too, and looked at in vain.
+
     It belongs to one thread at a time.  A child process that was forked
     off cannot use it, and leaves the parent's alone.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -12,13 +13,15 @@ from uuid import uuid4
 import pytest
 import redis
 
-from dramatiq_status import StatusRegistry
+from dramatiq_status import State, StatusRegistry, aio
+from dramatiq_status.aio.backend import async_backend
 from dramatiq_status.backend import Query
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, write
 
+from ..conftest import StartServer
 from ..servers import RedisCluster, RedisServer, free_port
 
 #: Enough for a busy machine: most tests are not about time-outs.
@@ -108,6 +111,46 @@ def test_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
         # Then all of it comes whole
         assert (begun(), set(outcomes), heard) == (Outcome.APPLIED, {Outcome.APPLIED}, {ids[0]: 2})
         assert all(record is not None and record[":large"] == large for record in found)
+
+
+@pytest.mark.parametrize("way", ["tls", "unix", "narrow"])
+def test_an_event_loop(
+    request: pytest.FixtureRequest, start_server: StartServer, tmp_path: Path, certificates: Path, way: str
+) -> None:
+    # Given a server behind TLS, at a path, or one where we may do no more than needed
+    if way == "tls":
+        port = request.getfixturevalue("tls_server").tls_port
+        backend = RedisBackend(url=f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificates / 'ca.crt'}", timeout=PATIENT)
+    elif way == "unix":
+        start_server(RedisServer("--unixsocket", str(tmp_path / "socket")))
+        backend = RedisBackend(url=f"unix://{tmp_path / 'socket'}", timeout=PATIENT)
+    else:
+        client = request.getfixturevalue("client")
+        rights = ("~dramatiq-status*", "resetchannels", "&dramatiq-status*", *PERMITTED.split())
+        client.execute_command("ACL", "SETUSER", "narrow", "on", "nopass", *rights)
+        port = request.getfixturevalue("redis_server").port
+        backend = RedisBackend(host="127.0.0.1", port=port, username="narrow", password="x", timeout=PATIENT)
+    ids = ["žluťoučký kůň", *(uuid4().hex for _ in range(20))]
+
+    async def follow(message_id: str) -> State:
+        async for found in aio.StatusRegistry.watch(message_id, backend=backend):
+            if found.queued:
+                await asyncio.to_thread(backend.update, message_id, start(1))
+            elif found.working:
+                await aio.StatusRegistry.get(message_id, backend=backend).update(status="completed")
+        return found.state
+
+    async def main() -> list[State]:
+        store = await async_backend(backend)
+        assert type(store).__name__ == "AsyncRedis"
+        return await asyncio.gather(*map(follow, ids))
+
+    with closing(backend):
+        backend.recheck_interval = 3_600_000
+        backend.update_many([(message_id, enqueue()) for message_id in ids])
+        # When messages are watched in an event loop, and each goes on when that was seen
+        # Then all come to their ends
+        assert asyncio.run(main()) == [State.COMPLETED] * len(ids)
 
 
 def test_an_idle_tls_connection_is_used_again(tls_server: TlsServer, certificates: Path) -> None:
