@@ -59,11 +59,11 @@ class RunChannel:
     writer, and nothing that is written waits for the store.
     """
 
+    __slots__ = ("_backend", "_lane", "counts", "flush", "increment", "max_field_size", "message_id")
+
     def __init__(self, lane: Lane, backend: StatusBackend) -> None:
         self.message_id = lane.message_id
         self.max_field_size = backend.max_field_size
-        #: The final state that the actor has said, None for none.
-        self.verdict: int | None = None
         self.increment = lane.increment
         self.counts = lane.counts
         self.flush = lane.flush
@@ -77,7 +77,7 @@ class RunChannel:
                     "Field 'status' cannot be 'queued' while the message runs: raise dramatiq.Retry to run it again."
                 )
             # Shown when Dramatiq is done with the message (DESIGN §2, rule 10).
-            self.verdict = state if state >= COMPLETED else None
+            self._lane.verdict = state if state >= COMPLETED else None
         if fields:
             self._lane.write(fields, urgent=urgent)
 

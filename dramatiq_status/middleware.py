@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from random import SystemRandom
+from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
 import dramatiq
@@ -34,6 +35,7 @@ from .record import (
     DEFAULT_STATUS_TTL,
     ENQUEUED_AT,
     EXCEPTION,
+    FAILED,
     FINISHED_AT,
     HEARTBEAT_INTERVAL,
     KWARGS,
@@ -76,7 +78,9 @@ _TRACEBACK_LIMIT: Final = 30
 EPOCH_OPTION: Final = "status_epoch"
 RECEIPT_OPTION: Final = "status_receipt"
 
-_token = SystemRandom()
+#: Draws tokens of runs and roots of epochs, which only have to differ: without a system call each.
+_token = Random(os.urandom(32))
+os.register_at_fork(after_in_child=lambda: _token.seed(os.urandom(32)))
 
 
 class Settings(NamedTuple):
@@ -95,7 +99,6 @@ class _Context(NamedTuple):
     """What the middleware hangs on a frame."""
 
     lane: Lane
-    channel: RunChannel
     settings: Settings
     previous: Binding | None
     #: As the worker holds it: with its exception, which the copy for a retry lacks.
@@ -111,10 +114,10 @@ def _through_interrupts(hook: F) -> F:
     """
 
     @functools.wraps(hook)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
+    def wrapper(self: StatusMiddleware, broker: dramatiq.Broker, message: Any, **outcome: Any) -> None:
         while True:
             try:
-                return hook(*args, **kwargs)
+                return hook(self, broker, message, **outcome)
             except Interrupt:
                 logger.debug("An interrupt came after the actor had returned; it is ignored.")
 
@@ -304,24 +307,28 @@ class StatusMiddleware(Middleware):
     # Processing
 
     def before_process_message(self, broker: dramatiq.Broker, message: Any) -> None:
-        notes, message_id = self._notes, message.message_id
+        notes, given = self._notes, _unwrapped(message)
         previous = current_binding()
-        if notes.worker:
+        if previous is not None and notes.worker:
             # Left behind by a delivery whose end we were not told.
             _abandon(previous)
             previous = None
-        settings = self._settings_of(broker, message, strict=False)
+        settings = self._settings_of(broker, given, strict=False)
         if not settings.tracked:
             bind(None)
             return
-        if previous is not None and previous.frame is not None and previous.frame.message_id == message_id:
+        if previous is not None and previous.frame is not None and previous.frame.message_id == given.message_id:
             # A broker that retries inside of the hooks.
             previous.frame.requeued = True
-        frame = self._open(message, settings, previous, run=_token.getrandbits(31) | 1)
+        binding = self._open(message, given, settings, previous, run=_token.getrandbits(31) | 1)
+        assert binding.frame is not None
+        frame, options = binding.frame, given.options
         lane: Lane = frame.context.lane
-        fields = {STARTED_AT: str(now_ms())}
-        lane.add(Start(fields, int(message.options.get("retries") or 0) + 1, self._origin_of(message, lane)))
-        bind(Binding(Status(frame.context.channel), Progress(frame.context.channel), self._writer, frame))
+        origin = None
+        if RECEIPT_OPTION in options:
+            origin = Origin(Update(Kind.ENQUEUE, frame.epoch, fields=lane.base), options[RECEIPT_OPTION])
+        lane.add(Start({STARTED_AT: str(now_ms())}, int(options.get("retries") or 0) + 1, origin))
+        bind(binding)
         # Not before it is bound: an interrupt between the two would leave a lane that nobody closes.
         self._writer.running[lane] = None
 
@@ -368,28 +375,27 @@ class StatusMiddleware(Middleware):
             frame = self._frame_of(broker, message)
             if frame is None:
                 return
+        lane: Lane = frame.context.lane
         if not frame.settled:
             decision = frame.decide(rejected=rejected)
-            context: _Context = frame.context
-            if decision.state is not None:
+            if decision is Decision.REQUEUED:
+                lane.close()
+            else:
                 frame.barrier = Barrier()
-                context.lane.add(self._finish(frame, message, decision))
-                context.lane.add(frame.barrier)
-            context.lane.close()
+                lane.finish(self._finish(frame, message, decision), frame.barrier)
             frame.settled = True
         if frame.barrier is not None:
-            self._writer.wait(frame.barrier)
+            self._writer.confirm(lane, frame.barrier)
             frame.barrier = None
 
     def _finish(self, frame: Frame, message: Any, decision: Decision) -> Finish:
         context: _Context = frame.context
-        settings, state = context.settings, decision.state
-        assert state is not None
+        settings, state = context.settings, FAILED if decision is Decision.FAILED else COMPLETED
         fields = {FINISHED_AT: str(now_ms())}
         if frame.skipped:
             fields[SKIPPED] = "true"
-        if state == COMPLETED and context.channel.verdict is not None:
-            state = context.channel.verdict
+        if state == COMPLETED and context.lane.verdict is not None:
+            state = context.lane.verdict
         if decision is Decision.FAILED:
             exception = frame.exception or getattr(message, "_exception", None)
             if exception is None and not frame.outcome_seen and not frame.skipped:
@@ -404,10 +410,10 @@ class StatusMiddleware(Middleware):
 
     def _close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
         """The delivery is over."""
-        notes = self._notes
-        if is_delayed_copy(message.queue_name, message.options):
-            notes.delayed.discard(message.message_id)
-        frame = self._find_frame(message.message_id)
+        notes, message_id = self._notes, message.message_id
+        if notes.delayed and is_delayed_copy(message.queue_name, message.options):
+            notes.delayed.discard(message_id)
+        frame = self._find_frame(message_id)
         if frame is not None:
             if not frame.settled:
                 # A broker without the hooks before.
@@ -423,10 +429,11 @@ class StatusMiddleware(Middleware):
         return binding if binding is not None and binding.writer is self._writer else None
 
     def _find_frame(self, message_id: str) -> Frame | None:
-        binding = self._binding()
-        if binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
-            return binding.frame
-        return None
+        binding = current_binding()
+        if binding is None or binding.writer is not self._writer:
+            return None
+        frame = binding.frame
+        return frame if frame is not None and frame.message_id == message_id else None
 
     def _frame_of(self, broker: dramatiq.Broker, message: Any) -> Frame | None:
         """The frame of a message; one without a run where another
@@ -438,27 +445,22 @@ class StatusMiddleware(Middleware):
             settings = self._settings_of(broker, message, strict=False)
             if settings.tracked:
                 previous = None if self._notes.worker else current_binding()
-                frame = self._open(message, settings, previous, run=0)
-                bind(Binding(Status(frame.context.channel), Progress(frame.context.channel), self._writer, frame))
+                binding = self._open(message, _unwrapped(message), settings, previous, run=0)
+                bind(binding)
+                frame = binding.frame
         return frame
 
-    def _open(self, message: Any, settings: Settings, previous: Binding | None, *, run: int) -> Frame:
-        epoch = _epoch_of(message.options)
-        lane = self._writer.begin_run(
-            message.message_id,
-            run=run,
-            epoch=epoch,
-            throttle=settings.throttle,
-            base=self._fields_of(message, settings, strict=False),
-        )
-        context = _Context(lane, RunChannel(lane, self.backend), settings, previous, message)
-        return Frame(message.message_id, epoch, run, context=context)
-
-    def _origin_of(self, message: Any, lane: Lane) -> Origin | None:
-        receipt = message.options.get(RECEIPT_OPTION)
-        if not receipt:
-            return None
-        return Origin(Update(Kind.ENQUEUE, _epoch_of(message.options), fields=lane.base), receipt)
+    def _open(self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run: int) -> Binding:
+        """Open the lane and the frame of a delivery."""
+        message_id, epoch = given.message_id, _epoch_of(given.options)
+        base: Callable[[], Record] = functools.partial(self._fields_of, given, settings, strict=False)
+        if "message" in settings.includes:
+            # The actor may change its arguments.
+            base = base().copy
+        lane = self._writer.begin_run(message_id, run=run, epoch=epoch, throttle=settings.throttle, base=base)
+        frame = Frame(message_id, epoch, run, context=_Context(lane, settings, previous, message))
+        channel = RunChannel(lane, self.backend)
+        return Binding(Status(channel), Progress(channel), self._writer, frame)
 
     # Options
 
@@ -538,6 +540,11 @@ class StatusMiddleware(Middleware):
         self._writer.drain(SHUTDOWN_TIMEOUT)
 
 
+def _unwrapped(message: Any) -> Any:
+    """What a worker's proxy of a message stands for: each look through a proxy costs a failed one."""
+    return getattr(message, "_message", message)
+
+
 @functools.lru_cache(maxsize=1024)
 def _quoted(name: str) -> str:
     return encode_value("name", name, 1 << 20)
@@ -570,8 +577,8 @@ def _fields_of_exception(exception: BaseException, settings: Settings) -> Record
     return fields
 
 
-def _abandon(binding: Binding | None) -> None:
-    if binding is not None and binding.frame is not None and not binding.frame.settled:
+def _abandon(binding: Binding) -> None:
+    if binding.frame is not None and not binding.frame.settled:
         binding.frame.context.lane.close()
 
 

@@ -49,8 +49,10 @@ class Outage:
             if began:
                 self.down, self._began, self._pause, self._failures = True, now, FIRST_PAUSE, 0
             self._failures += 1
-            self.retry_at = now + self._pause
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+            if began or now >= self.retry_at:
+                # Many calls at once that fail are one try.
+                self.retry_at = now + self._pause
+                self._pause = min(self._pause * 2, LONGEST_PAUSE)
         if began:
             logger.warning(
                 "The status store %s does not answer (%s). Jobs go on; their statuses are kept in memory and "

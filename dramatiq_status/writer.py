@@ -1,10 +1,17 @@
-"""How a worker process writes: one background thread that merges what is
-written to each message and sends many messages' updates in one round trip.
+"""How a worker process writes: what is written to each message is merged,
+and many messages' updates are sent in one round trip, by one thread at a time.
 
-Those who write only append to a lane, which takes no lock: an
-interrupt (a time limit, an abort, a shutdown) that strikes a
-worker thread in the middle of a write can neither tear it nor leave a
-lock behind.
+Who sends is whoever has the writer's role: a background thread, or a
+worker's thread that waits for a final status anyhow. It then sends everybody's
+updates, instead of handing its own over to the background thread and the
+processor with them, which takes longer than the round trip.
+
+Those who write only append to a lane, which takes no lock: an interrupt (a
+time limit, an abort, a shutdown) that strikes a worker's thread in the middle
+of a write can neither tear it nor leave a lock behind. One that strikes while
+the thread sends leaves work half done, so every step here may be done again:
+a lane replaces what it has merged as a whole, and an update that is sent twice
+counts once.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
@@ -98,19 +105,36 @@ class Barrier:
         self._lock.acquire()
 
     def release(self, stored: bool) -> None:
-        self.stored = stored
-        self._lock.release()
+        """Let the waiting thread go; does nothing the second time."""
+        if self.stored is None:
+            self.stored = stored
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake the waiting thread, so that it looks about."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            # It is awake.
+            pass
+
+    def sleep(self, timeout: float) -> bool:
+        """Wait until somebody wakes this thread, for so many seconds at most."""
+        return self._lock.acquire(timeout=timeout)
 
     def wait(self, timeout: float) -> bool:
         """Wait for so many seconds at most, and tell whether all is stored;
         again, where the wait was interrupted.
         """
         if self.stored is None:
-            self._lock.acquire(timeout=timeout)
+            self.sleep(timeout)
         return bool(self.stored)
 
 
 _Operation = int | float | Write | Start | Finish | Enqueue | Barrier
+
+#: Where those operations end that are merged at once.
+_MARK: Final[Any] = object()
 
 
 class _Entry:
@@ -146,6 +170,58 @@ class _Entry:
         self.barriers: list[Barrier] = []
         self.sealed: Update | None = None
 
+    def copy(self) -> _Entry:
+        """The same, to go on with."""
+        entry = _Entry(self.epoch)
+        entry.fields, entry.barriers = dict(self.fields), list(self.barriers)
+        entry.increment, entry.start, entry.attempts = self.increment, self.start, self.attempts
+        entry.origin, entry.state, entry.ttl, entry.enqueue = self.origin, self.state, self.ttl, self.enqueue
+        return entry
+
+
+class _Merged:
+    """What a lane has merged.  It is replaced by another, never changed,
+    but for the entries' being sealed and settled.
+    """
+
+    __slots__ = ("attempts", "entries", "epoch", "known", "taken")
+
+    def __init__(self, epoch: Epoch, attempts: int, entries: list[_Entry], known: Record) -> None:
+        #: The enqueue that what follows belongs to.
+        self.epoch = epoch
+        self.attempts = attempts
+        #: What has to be sent.
+        self.entries = entries
+        #: What the run has written, all together.
+        self.known = known
+        #: Operations that come next; they stay until another replaces this.
+        self.taken: list[_Operation] = []
+
+    def draft(self) -> _Merged:
+        """What replaces this."""
+        entries = self.entries
+        if entries:
+            entries = entries[:]
+            if entries[-1].sealed is None:
+                entries[-1] = entries[-1].copy()
+            return _Merged(self.epoch, self.attempts, entries, dict(self.known))
+        return _Merged(self.epoch, self.attempts, [], dict(self.known))
+
+    def entry(self, *, fresh: bool = False) -> _Entry:
+        """The entry that the next operation goes into."""
+        if self.entries and not fresh:
+            last = self.entries[-1]
+            if last.sealed is None and not last.enqueue and last.state is None:
+                return last
+        entry = _Entry(self.epoch)
+        self.entries.append(entry)
+        return entry
+
+    def add(self, n: int | float) -> None:
+        """Add to the progress."""
+        self.entry().increment += n
+        self.known[PROGRESS] = number_text(number_of(self.known.get(PROGRESS, "0")) + n)
+
 
 class Lane:
     """What one run writes, or what this process writes to one message
@@ -158,7 +234,7 @@ class Lane:
       epoch(Epoch): The enqueue that the run belongs to.
       throttle(int): The shortest time between two throttled writes, in
         milliseconds.
-      base(Record): What the run knows of its message, should the store lose it.
+      base(Callable): Returns what the run knows of its message, should the store lose it.
     """
 
     def __init__(
@@ -170,13 +246,17 @@ class Lane:
         run: int = 0,
         epoch: Epoch = NO_EPOCH,
         throttle: int = 0,
-        base: Record | None = None,
+        base: Callable[[], Record] = dict,
     ) -> None:
         self.message_id = message_id
+        #: The final state that the run has said, None for none.
+        self.verdict: int | None = None
         #: Whether nothing can be written any more.
         self.closed = False
         #: The thread that runs the message.
         self.thread = threading.current_thread()
+        #: Whether its updates may be sent twice.
+        self.repeatable = kind is Kind.RUN
         self._writer = writer
         self._put = writer.put
         self._operations: deque[_Operation] = deque()
@@ -186,20 +266,24 @@ class Lane:
         self._lock = threading.Lock()
         self._kind = kind
         self._run = run
-        self._epoch = epoch
         self._place = 0
-        self._entries: list[_Entry] = []
+        self._merged = _Merged(epoch, 1, [], {})
         # Whether something among the entries is not throttled.
         self._urgent = False
         # Whether something is.
         self._throttled = False
         self._throttle = throttle / 1000
         self._due = 0.0
-        #: What the run knew of its message before it began.
-        self.base: Record = base or {}
-        self._known: Record = dict(self.base)
-        self._attempts = 1
-        self._meter = RateMeter()
+        self._make_base: Callable[[], Record] = base
+        self._base: Record | None = None
+        self._meter: RateMeter | None = None
+
+    @property
+    def base(self) -> Record:
+        """What the run knew of its message before it began."""
+        if self._base is None:
+            self._base = self._make_base()
+        return self._base
 
     # Writing, on any thread
 
@@ -230,6 +314,13 @@ class Lane:
         self._signalled = True
         self._put(self)
 
+    def finish(self, operation: Finish, barrier: Barrier) -> None:
+        """Add the last operation, for :meth:`Writer.confirm`, and take no more."""
+        self._operations.append(operation)
+        self._operations.append(barrier)
+        self._signalled = True
+        self.close()
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything written so far is stored.
 
@@ -251,21 +342,15 @@ class Lane:
     def counts(self) -> tuple[int | float | None, int | float | None, float | None]:
         """The progress, the total and the rate, as this process has written them."""
         with self._lock:
-            self._merge()
-            known = self._known
+            known = self._merge().known
+            total = known.get(TOTAL) or self.base.get(TOTAL)
             return (
                 number_of(known[PROGRESS]) if PROGRESS in known else None,
-                number_of(known[TOTAL]) if TOTAL in known else None,
-                self._meter.rate_at(time.monotonic()),
+                number_of(total) if total else None,
+                self._meter.rate_at(time.monotonic()) if self._meter else None,
             )
 
-    def known(self, name: str) -> str | None:
-        """The JSON text of a field as this process has written it, None for none."""
-        with self._lock:
-            self._merge()
-            return self._known.get(name)
-
-    # Sending, on the writer's thread
+    # Sending, on the thread that has the writer's role
 
     def collect(self, now: float) -> float | None:
         """Merge what was written, and tell when it is due by the monotonic
@@ -273,8 +358,7 @@ class Lane:
         """
         with self._lock:
             self._signalled = False
-            self._merge()
-            if not self._entries:
+            if not self._merge().entries:
                 return None
             if self._urgent or now >= self._due:
                 return 0.0
@@ -285,15 +369,17 @@ class Lane:
     def take(self, now: float) -> list[Update]:
         """Seal all entries and return their updates, to be followed by :meth:`settle`."""
         with self._lock:
-            self._merge()
+            merged = self._merge()
+            updates = []
+            for entry in merged.entries:
+                if entry.sealed is None:
+                    entry.sealed = self._seal(entry, merged.known, now)
+                updates.append(entry.sealed)
             self._urgent = False
             if self._throttled:
                 self._throttled = False
                 self._due = now + self._throttle
-            for entry in self._entries:
-                if entry.sealed is None:
-                    entry.sealed = self._seal(entry, now)
-            return [entry.sealed for entry in self._entries if entry.sealed is not None]
+            return updates
 
     def settle(self, outcomes: Iterable[Outcome]) -> bool:
         """Take note of what became of the updates taken last.
@@ -301,26 +387,26 @@ class Lane:
         Returns:
           bool: Whether some have to be sent again.
         """
-        barriers: list[Barrier] = []
         with self._lock:
+            merged = self._merged
             left: list[_Entry] = []
-            for entry, outcome in zip(self._entries, outcomes):
+            sent = 0
+            for entry, outcome in zip(merged.entries, outcomes):
                 update = entry.sealed
                 assert update is not None
+                sent += 1
                 if outcome is Outcome.MISSING and update.kind is Kind.RUN and not update.create:
-                    entry.sealed = self._whole(update)
+                    entry.sealed = self._whole(update, merged)
                     left.append(entry)
                     continue
                 if outcome is Outcome.MISSING:
                     logger.info("Message %s has no status: what was written to it is dropped.", self.message_id)
-                if left:
-                    left[-1].barriers += entry.barriers
-                else:
-                    barriers += entry.barriers
-            sent = sum(1 for entry in self._entries if entry.sealed is not None)
-            self._entries = left + self._entries[sent:]
-        for barrier in barriers:
-            barrier.release(True)
+                for barrier in entry.barriers:
+                    if left:
+                        left[-1].barriers.append(barrier)
+                    else:
+                        barrier.release(True)
+            merged.entries = left + merged.entries[sent:]
         return bool(left)
 
     def give_up(self, *, entries: bool) -> int:
@@ -330,104 +416,110 @@ class Lane:
           int: How many updates were forgotten.
         """
         with self._lock:
-            barriers = [barrier for entry in self._entries for barrier in entry.barriers]
-            for entry in self._entries:
+            merged = self._merged
+            for entry in merged.entries:
+                for barrier in entry.barriers:
+                    barrier.release(False)
                 entry.barriers = []
-            forgotten = len(self._entries) if entries else 0
+            forgotten = len(merged.entries) if entries else 0
             if entries:
-                self._entries = []
-        for barrier in barriers:
-            barrier.release(False)
+                merged.entries = []
         return forgotten
 
     def heartbeat(self) -> Update:
-        return Update(Kind.HEARTBEAT, self._epoch, self._run)
+        return Update(Kind.HEARTBEAT, self._merged.epoch, self._run)
 
     def restore(self) -> None:
         """The store has lost the record of a running message."""
         self.add(Write({}))
 
-    def _merge(self) -> None:
-        operations = self._operations
-        while operations:
-            operation = operations.popleft()
-            if isinstance(operation, (int, float)):
-                self._throttled = True
-                self._add(operation)
-                continue
-            if isinstance(operation, Write):
-                entry = self._entry()
-                if PROGRESS in operation.fields:
-                    entry.increment = 0
-                entry.fields.update(operation.fields)
-                self._note_leg(operation.fields, entry)
-                self._known.update(operation.fields)
-                self._urgent = self._urgent or operation.urgent
-                self._throttled = self._throttled or not operation.urgent
-                if operation.increment:
-                    self._add(operation.increment)
-                continue
-            self._urgent = True
-            if isinstance(operation, Barrier):
-                if self._entries:
-                    self._entries[-1].barriers.append(operation)
-                else:
-                    operation.release(True)
-            elif isinstance(operation, Start):
-                entry = self._entry()
+    def _merge(self) -> _Merged:
+        """Merge what was written; done again as a whole where it was interrupted."""
+        merged, operations = self._merged, self._operations
+        if operations:
+            operations.append(_MARK)
+            # One call into C: an interrupt strikes before it or behind it.
+            merged.taken.extend(iter(operations.popleft, _MARK))
+        if not merged.taken:
+            return merged
+        draft = merged.draft()
+        for operation in merged.taken:
+            if isinstance(operation, Start):
+                entry = draft.entry()
                 entry.start, entry.attempts, entry.origin = True, operation.attempts, operation.origin
-                self._attempts = operation.attempts
+                draft.attempts = operation.attempts
                 entry.fields.update(operation.fields)
-                self._known.update(operation.fields)
+                draft.known.update(operation.fields)
+                self._urgent = True
             elif isinstance(operation, Finish):
-                entry = self._entry()
+                entry = draft.entry()
                 entry.state, entry.ttl = operation.state, operation.ttl
                 entry.fields.update(operation.fields)
-                self._known.update(operation.fields)
-            else:
-                entry = self._entry(fresh=True)
+                draft.known.update(operation.fields)
+                self._urgent = True
+            elif isinstance(operation, Barrier):
+                if draft.entries:
+                    draft.entries[-1].barriers.append(operation)
+                    self._urgent = True
+                else:
+                    operation.release(True)
+            elif isinstance(operation, Write):
+                self._merge_write(draft, operation)
+            elif isinstance(operation, Enqueue):
+                entry = draft.entry(fresh=True)
                 entry.enqueue, entry.epoch = True, operation.epoch
-                self._epoch = operation.epoch
-                entry.fields = {**self._left_to_requeue(), **operation.fields}
+                draft.epoch = operation.epoch
+                entry.fields = {**self._left_to_requeue(draft), **operation.fields}
+                self._urgent = True
+            else:
+                draft.add(operation)
+                self._throttled = True
+        self._merged = draft
+        return draft
 
-    def _note_leg(self, fields: Record, entry: _Entry) -> None:
+    def _merge_write(self, draft: _Merged, write: Write) -> None:
+        entry = draft.entry()
+        if PROGRESS in write.fields:
+            entry.increment = 0
+        entry.fields.update(write.fields)
+        self._note_leg(write.fields, entry, draft.known)
+        draft.known.update(write.fields)
+        if write.urgent:
+            self._urgent = True
+        else:
+            self._throttled = True
+        if write.increment:
+            draft.add(write.increment)
+
+    def _note_leg(self, fields: Record, entry: _Entry, known: Record) -> None:
         """A progress of 0, or below the present one, begins a new leg; the
         first progress or total begins the first.
         """
+        begun = self._meter is not None and self._meter.begun
         if PROGRESS in fields:
-            count, known = number_of(fields[PROGRESS]), self._known.get(PROGRESS, "0")
-            if self._meter.begun and 0 < count >= number_of(known):
+            count = number_of(fields[PROGRESS])
+            if begun and 0 < count >= number_of(known.get(PROGRESS, "0")):
                 return
-        elif TOTAL in fields and not self._meter.begun:
+        elif TOTAL in fields and not begun:
             count = 0
         else:
             return
+        if self._meter is None:
+            self._meter = RateMeter()
         self._meter.begin(count, time.monotonic())
-        if self._known.pop(RATE, None) is not None:
+        if known.pop(RATE, None) is not None:
             entry.fields[RATE] = "null"
 
-    def _left_to_requeue(self) -> Record:
+    def _left_to_requeue(self, merged: _Merged) -> Record:
         # Should the store have lost the record: these only fill gaps.
         if self._kind is not Kind.RUN:
             return {}
-        left = {name: text for name, text in self._known.items() if name not in CLEARED_BY_START}
-        left[ATTEMPTS] = str(self._attempts)
+        everything = {**self.base, **merged.known}
+        left = {name: text for name, text in everything.items() if name not in CLEARED_BY_START}
+        left[ATTEMPTS] = str(merged.attempts)
         return left
 
-    def _entry(self, *, fresh: bool = False) -> _Entry:
-        if self._entries and not fresh:
-            last = self._entries[-1]
-            if last.sealed is None and not last.enqueue and last.state is None:
-                return last
-        entry = _Entry(self._epoch)
-        self._entries.append(entry)
-        return entry
-
-    def _add(self, n: int | float) -> None:
-        self._entry().increment += n
-        self._known[PROGRESS] = number_text(number_of(self._known.get(PROGRESS, "0")) + n)
-
-    def _seal(self, entry: _Entry, now: float) -> Update:
+    def _seal(self, entry: _Entry, known: Record, now: float) -> Update:
         if entry.enqueue:
             return Update(Kind.ENQUEUE, entry.epoch, fields=entry.fields)
         if self._kind is Kind.OUTSIDE:
@@ -435,10 +527,12 @@ class Lane:
         self._place += 1
         if entry.state is None:
             if entry.increment or PROGRESS in entry.fields:
-                self._meter.observe(number_of(self._known[PROGRESS]), now)
-            rate = self._meter.text_at(now)
-            if rate is not None and rate != self._known.get(RATE):
-                entry.fields[RATE] = self._known[RATE] = rate
+                if self._meter is None:
+                    self._meter = RateMeter()
+                self._meter.observe(number_of(known[PROGRESS]), now)
+            rate = self._meter.text_at(now) if self._meter else None
+            if rate is not None and rate != known.get(RATE):
+                entry.fields[RATE] = known[RATE] = rate
         return Update(
             Kind.RUN,
             entry.epoch,
@@ -454,14 +548,16 @@ class Lane:
             entry.origin,
         )
 
-    def _whole(self, update: Update) -> Update:
+    def _whole(self, update: Update, merged: _Merged) -> Update:
         # All that the run knows; the increments are in its progress.
-        return update._replace(create=True, fields=dict(self._known), increment=0, attempts=self._attempts, origin=None)
+        base = {name: text for name, text in self.base.items() if name not in CLEARED_BY_START}
+        fields = {**base, **merged.known}
+        return update._replace(create=True, fields=fields, increment=0, attempts=merged.attempts, origin=None)
 
 
 class Writer:
-    """Sends the updates of a process, on a thread that is started when
-    it is first needed, and again after a fork.
+    """Sends the updates of a process.  Its thread is started when it is
+    first needed, and again after a fork.
 
     Parameters:
       backend(StatusBackend)
@@ -491,9 +587,17 @@ class Writer:
     def _begin(self) -> None:
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._queue: SimpleQueue[Lane | None] = SimpleQueue()
-        #: Tell the writer that a lane has something to send.
-        self.put = self._queue.put
+        # Who holds it collects and sends; it guards all that begins with "Lanes" below.
+        self._role = threading.Lock()
+        # Lanes that have something to say, some more than once.
+        self._signals: deque[Lane] = deque()
+        # Those who sleep until their final state is stored, and who of them was woken to take the role.
+        self._waiting: deque[Barrier] = deque()
+        self._heir: Barrier | None = None
+        # Wakes the thread; whether it sleeps, and until when.
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._asleep = False
+        self._wake_at = 0.0
         #: The lanes of the messages that run in this process, for heartbeats; each leaves when it is closed.
         self.running: dict[Lane, None] = {}
         self._outside: weakref.WeakValueDictionary[str, Lane] = weakref.WeakValueDictionary()
@@ -506,7 +610,18 @@ class Writer:
         self._beat_at = time.monotonic() + self._interval
         self._stopping = False
 
-    def begin_run(self, message_id: str, *, run: int, epoch: Epoch, throttle: int, base: Record) -> Lane:
+    def put(self, lane: Lane) -> None:
+        """Tell the writer that a lane has something to send."""
+        self._signals.append(lane)
+        # Who has the role looks about before giving it up.
+        if self._asleep and not self._taken() and (self._alarm() < self._wake_at or self._crowded()):
+            self._ring()
+
+    def _taken(self) -> bool:
+        """Whether some thread has the role, or is about to take it."""
+        return self._heir is not None or self._role.locked()
+
+    def begin_run(self, message_id: str, *, run: int, epoch: Epoch, throttle: int, base: Callable[[], Record]) -> Lane:
         """Open the lane of a run."""
         self._ensure_thread()
         return Lane(self, message_id, kind=Kind.RUN, run=run, epoch=epoch, throttle=throttle, base=base)
@@ -525,6 +640,7 @@ class Writer:
         """Write that a message enters its queue; wait for the barrier."""
         self._ensure_thread()
         lane, barrier = Lane(self, message_id), Barrier()
+        lane.repeatable = True
         lane.add(operation)
         lane.add(barrier)
         return barrier
@@ -537,6 +653,96 @@ class Writer:
             return False
         return barrier.wait(self.backend.timeout / 1000 if timeout is None else timeout)
 
+    def confirm(self, lane: Lane, barrier: Barrier) -> bool:
+        """Wait until what :meth:`Lane.finish` has added is stored, and meanwhile
+        send it where nobody else sends: not at all while the store is down,
+        and no longer than one call to the backend may take.
+
+        Returns:
+          bool: Whether it is stored.
+        """
+        if self.outage.down:
+            self.put(lane)
+            return False
+        self._signals.append(lane)
+        try:
+            self._lead_or_wait(barrier, time.monotonic() + self.backend.timeout / 1000)
+        finally:
+            if barrier.stored is None or self._heir is barrier:
+                # It was interrupted, or is out of time: whatever it was woken for, the writer's thread does.
+                self._resign(barrier)
+        return bool(barrier.stored)
+
+    def _lead_or_wait(self, barrier: Barrier, deadline: float) -> None:
+        while barrier.stored is None and not self.outage.down and time.monotonic() < deadline:
+            if not self._role.locked():
+                self._lead()
+                continue
+            self._waiting.append(barrier)
+            if self._role.locked():
+                # Otherwise nobody is left who would look for sleepers.
+                barrier.sleep(max(0.0, deadline - time.monotonic()))
+
+    def _resign(self, barrier: Barrier) -> None:
+        try:
+            self._waiting.remove(barrier)
+        except ValueError:
+            pass
+        if self._heir is barrier:
+            self._heir = None
+        self._ring()
+
+    def _lead(self) -> None:
+        """Send on a worker's thread."""
+        with self._role:
+            self._send_repeatable()
+        self._pass_on()
+
+    def _send_repeatable(self) -> None:
+        """Send all that may be sent twice."""
+        self._heir = None
+        try:
+            self._gather()
+            lanes = [lane for lane in self._ready if lane.repeatable]
+            if lanes and not self.outage.down:
+                self._send(lanes)
+        except Exception:
+            self._stumble()
+
+    def _pass_on(self) -> None:
+        """Wake the next who waits for the role, or else the thread where
+        there is something left for it.
+        """
+        waiting = self._waiting
+        while waiting:
+            try:
+                barrier = waiting.popleft()
+            except IndexError:
+                break
+            if barrier.stored is None:
+                self._heir = barrier
+                barrier.wake()
+                # What is ready still has to be sent by the thread.
+                if not self._ready:
+                    return
+                break
+        if self._asleep and self._alarm() < self._wake_at:
+            self._ring()
+
+    def _alarm(self) -> float:
+        """When the thread has something to do, by the monotonic clock."""
+        if self.outage.down:
+            return self.outage.retry_at
+        return 0.0 if self._signals or self._ready else self._next_due
+
+    def _crowded(self) -> bool:
+        """Whether so many signals have come that some may have to be dropped."""
+        return len(self._signals) > self._max_pending // 10
+
+    def _ring(self) -> None:
+        self._asleep = False
+        self._bell.put(None)
+
     def drain(self, timeout: float) -> bool:
         """Send everything now, whatever the throttle says; for so many
         seconds at most.  The thread ends, and begins again when it is needed.
@@ -548,7 +754,7 @@ class Writer:
         if thread is None or not thread.is_alive():
             return True
         self._stopping = True
-        self._queue.put(None)
+        self._ring()
         thread.join(timeout)
         return not thread.is_alive() and not self._ready and not self._later
 
@@ -570,49 +776,72 @@ class Writer:
 
     def _work(self) -> None:
         while True:
-            try:
-                self._look()
-                # One that ends tries once more, however early.
-                sent = True
-                if self._ready and (self._stopping or not self.outage.blocked):
-                    sent = self._send()
-                if self._stopping and self._queue.empty() and not (self._ready and sent):
-                    return
-                if time.monotonic() >= self._beat_at:
-                    self._beat()
-            except Exception:
-                # Whatever it was, the next message's status must not suffer.
-                logger.exception("The status writer met an unexpected error; it goes on.")
-                self._ready.clear()
+            self._rest()
+            with self._role:
+                self._heir = None
+                try:
+                    self._gather()
+                    self._gather_due()
+                    # One that ends tries once more, however early.
+                    sent = True
+                    if self._ready and (self._stopping or not self.outage.blocked):
+                        sent = self._send(list(self._ready))
+                    if self._stopping and not self._signals and not (self._ready and sent):
+                        return
+                    if time.monotonic() >= self._beat_at:
+                        self._beat()
+                except Exception:
+                    self._stumble()
+            self._pass_on()
 
-    def _look(self) -> None:
-        """Wait for something to send, and collect all that there is."""
-        now = time.monotonic()
-        wake_at = self._beat_at
-        wake_at = min(wake_at, self._next_due)
-        if self._ready:
-            wake_at = min(wake_at, self.outage.retry_at)
-        try:
-            lane = self._queue.get(timeout=max(0.0, wake_at - now)) if wake_at > now else self._queue.get_nowait()
-            while True:
-                if lane is not None:
-                    self._collect(lane)
-                lane = self._queue.get_nowait()
-        except Empty:
-            pass
+    def _rest(self) -> None:
+        """Sleep until there is something to do."""
+        while not self._stopping:
+            wake_at = min(self._beat_at, self._next_due)
+            if self._ready or (self._signals and self.outage.down):
+                wake_at = min(wake_at, self._alarm())
+            self._wake_at = wake_at
+            self._asleep = True
+            now = time.monotonic()
+            if wake_at <= now:
+                break
+            # Where somebody has the role, he sees to what is signalled.
+            if self._signals and not self._taken() and (not self.outage.down or self._crowded()):
+                break
+            try:
+                self._bell.get(timeout=wake_at - now)
+                while True:
+                    self._bell.get_nowait()
+            except Empty:
+                pass
+        self._asleep = False
+
+    def _gather(self) -> None:
+        """Collect all lanes that have something to say."""
+        signals, now = self._signals, time.monotonic()
+        while signals:
+            listed = list(signals)
+            for lane in dict.fromkeys(listed):
+                self._collect(lane, now)
+            # After an interrupt on the way they are collected again, and not lost.
+            for _ in listed:
+                signals.popleft()
+
+    def _gather_due(self) -> None:
         now = time.monotonic()
         if self._stopping or now >= self._next_due:
             for lane in [lane for lane, due in self._later.items() if self._stopping or due <= now]:
                 del self._later[lane]
-                self._collect(lane)
+                self._collect(lane, now)
             self._next_due = min(self._later.values(), default=math.inf)
 
-    def _collect(self, lane: Lane) -> None:
-        due = lane.collect(time.monotonic())
+    def _collect(self, lane: Lane, now: float) -> None:
+        due = lane.collect(now)
         if due == 0.0 or (due and self._stopping):
             self._ready[lane] = None
-            self._later.pop(lane, None)
-            if self.outage.blocked:
+            if self._later:
+                self._later.pop(lane, None)
+            if self.outage.down and self.outage.blocked:
                 lane.give_up(entries=False)
                 if len(self._ready) > self._max_pending:
                     self.outage.dropped(self._drop(self._ready))
@@ -620,9 +849,15 @@ class Writer:
             self._later[lane] = due
             self._next_due = min(self._next_due, due)
 
-    def _send(self) -> bool:
-        """Send what is ready, and tell whether the store has answered."""
-        lanes = list(self._ready)
+    def _stumble(self) -> None:
+        # Whatever it was, the next message's status must not suffer.
+        logger.exception("The status writer met an unexpected error; it goes on.")
+        for lane in self._ready:
+            lane.give_up(entries=False)
+        self._ready.clear()
+
+    def _send(self, lanes: list[Lane]) -> bool:
+        """Send what these lanes have, and tell whether the store has answered."""
         if self.outage.down:
             lanes = lanes[:_PROBE]
         now = time.monotonic()
@@ -681,6 +916,7 @@ class Writer:
 
     def _failed(self, error: BackendError) -> None:
         self.outage.failed(error)
+        self._gather()
         for lane in self._ready:
             lane.give_up(entries=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import linecache
 import random
 import sys
 import threading
@@ -57,15 +58,32 @@ class Aim:
         code = frame.f_code
         # What carries hooks through has to stand somewhere: an interrupt ahead of it is one ahead of the hook.
         ours = code.co_filename.startswith(PACKAGE) and code.co_name != "wrapper"
-        return self._count if ours else None
+        return self._count if ours and not is_in_store(frame) else None
 
     def _count(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
-        if event == "line":
+        if event == "line" and not is_with(frame):
             self._left -= 1
             if self._left == 0:
                 self.hit = f"{frame.f_code.co_qualname if sys.version_info >= (3, 11) else ''}:{frame.f_lineno}"
                 raise TimeLimitExceeded
         return self._count
+
+
+def is_with(frame: FrameType) -> bool:
+    """Whether a line enters or leaves a ``with`` block. A tracer is called between the last statement of the block and
+    the context manager's exit; an interrupt cannot come there, since the interpreter looks for it behind calls and
+    jumps only, and behind the entry not before the exit is sure to be called.
+    """
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+
+
+def is_in_store(frame: FrameType | None) -> bool:
+    """Whether a frame belongs to a call of the store. Here that is a stub, whose locks stay locked where only a tracer
+    can strike; interrupts in real ones have tests of their own.
+    """
+    while frame is not None and frame.f_code.co_name != "update_many":
+        frame = frame.f_back
+    return frame is not None
 
 
 class Struck(StatusMiddleware):
