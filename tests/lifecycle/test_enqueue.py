@@ -1,0 +1,83 @@
+"""Enqueues that go wrong: the broker that does not take a message, and the store that does not take its status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+from dramatiq_status import StatusMiddleware, StatusRegistry
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend
+
+from ..recording import make_broker, run
+from ..servers import free_port
+
+
+@pytest.fixture(params=["redis", "memcached"])
+def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
+    backend: StatusBackend
+    if request.param == "redis":
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    else:
+        request.getfixturevalue("memcached_url")
+        server = request.getfixturevalue("memcached_server")
+        backend = MemcachedBackend(servers=server.address, timeout=20_000)
+    yield backend
+    backend.close()
+
+
+def test_a_broker_that_is_down_leaves_no_reply_behind(store: StatusBackend) -> None:
+    # Given a broker that nobody can reach, and one that works, with the same store
+    ours = StatusMiddleware(backend=store)
+    down = RedisBroker(host="127.0.0.1", port=free_port(), retry=Retry(NoBackoff(), 0), middleware=[ours])
+    up = make_broker(store)
+
+    @dramatiq.actor(broker=down)
+    def never() -> None: ...
+
+    @dramatiq.actor(broker=up)
+    def work() -> None: ...
+
+    # When messages are sent to the one and to the other, in turns, from one thread
+    refused, sent = [], []
+    for _ in range(3):
+        message = never.message()
+        with pytest.raises(RedisConnectionError):
+            down.enqueue(message)
+        refused.append(message.message_id)
+        # (the reply to that is owed while this is sent, or read)
+        assert StatusRegistry.get("unknown", backend=store).state is None
+        sent.append(work.send().message_id)
+    run(up)
+    # Then whoever has the id of one that was refused sees it queued, and the others are as they should be
+    assert [StatusRegistry.get(found, backend=store).state for found in refused] == ["queued"] * 3
+    snapshots = [StatusRegistry.read(found, backend=store) for found in sent]
+    assert [(found and found.state, found and found.actor_name) for found in snapshots] == [("completed", "work")] * 3
+
+
+def test_a_status_that_the_store_cannot_hold(memcached_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    # Given fields that fit one by one, but not all together, into an item of memcached
+    backend = MemcachedBackend(servers=memcached_url.removeprefix("memcached://"), timeout=20_000)
+    broker = make_broker(backend)
+    ran: list[int] = []
+
+    @dramatiq.actor(broker=broker)
+    def work(number: int) -> None:
+        ran.append(number)
+
+    # When a message is sent with them, and one without
+    large = work.send_with_options(args=(1,), status={f"field {n}": "x" * 60_000 for n in range(20)})
+    small = work.send(2)
+    run(broker, threads=1)
+    # Then both are run, and completed; the one has lost its fields, and that was said
+    assert sorted(ran) == [1, 2]
+    assert f"The status of message {large.message_id} cannot be stored" in caplog.text
+    snapshots = [StatusRegistry.read(message, backend=backend) for message in (large, small)]
+    assert [(found and found.state, found and dict(found.fields)) for found in snapshots] == [("completed", {})] * 2
+    backend.close()
