@@ -5,14 +5,24 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from math import inf
 from typing import Any
 
+import dramatiq
 import pytest
 import redis
 
-from dramatiq_status import BackendError, Snapshot, State, StatusMissing, StatusRegistry, StatusTimeout
+from dramatiq_status import (
+    BackendError,
+    Snapshot,
+    State,
+    StatusMissing,
+    StatusRegistry,
+    StatusTimeout,
+    current_status,
+    track,
+)
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
 from dramatiq_status.record import HEARTBEAT_INTERVAL, STARTED_AT, STATE, UPDATED_AT, VERSION
@@ -21,7 +31,7 @@ from dramatiq_status.watch import BURST, Follower, Pace
 
 from .conftest import StartServer
 from .jobs import Job
-from .recording import PATIENCE, eventually
+from .recording import PATIENCE, eventually, make_broker, working
 from .servers import RedisServer
 
 #: Nothing that takes so long, in milliseconds, happens in a test.
@@ -356,6 +366,39 @@ class TestRedis:
         backend.recheck_interval = NEVER
         with closing(backend):
             yield backend
+
+    def test_a_real_job(self, told: RedisBackend) -> None:
+        # Given a job that fails at first, and the second time waits until it is seen
+        broker = make_broker(told)
+        seen_step = threading.Event()
+
+        @dramatiq.actor(broker=broker, max_retries=1)
+        def work() -> None:
+            snapshot = current_status().read()
+            assert snapshot is not None
+            if snapshot.attempts == 1:
+                raise ValueError("boo")
+            current_status().update(step="again")
+            assert seen_step.wait(PATIENCE)
+            for _ in track(range(10)):
+                pass
+
+        message = work.send()
+        seen: list[Snapshot] = []
+        with ExitStack() as stack:
+            # When it is watched
+            for found in StatusRegistry.watch(message, broker=broker):
+                if not seen:
+                    stack.enter_context(working(broker))
+                if found.get("step") == "again":
+                    seen_step.set()
+                seen.append(found)
+        # Then all that holds for a while is told, the retry never being a failure
+        assert seen[0].queued and seen[-1].completed and seen[-1].progress == 1.0
+        assert any(found.working and found.get("step") == "again" for found in seen)
+        assert not any(found.failed for found in seen)
+        versions = [found.version for found in seen]
+        assert versions == sorted(set(versions))
 
     def test_nothing_is_missed_in_between(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a job that ends after the first look, before the store was asked to tell
