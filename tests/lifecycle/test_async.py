@@ -192,11 +192,18 @@ def test_a_task_that_outlives_its_message(stage: Stage) -> None:
     assert end_of(stage, message_id) == DONE
 
 
+@pytest.fixture
+def no_log() -> Iterator[None]:
+    """Nothing is logged: pytest keeps every record, with its exception."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 # Dramatiq's stub keeps the exceptions of its dead letters
 @pytest.mark.parametrize("stage", ["redis"], indirect=True)
-def test_what_outlives_a_message_keeps_no_exception_alive(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    # pytest keeps every record of a log, with its exception
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
+@pytest.mark.usefixtures("no_log")
+def test_what_outlives_a_message_keeps_no_exception_alive(stage: Stage) -> None:
     left: list[Context] = []
     raised: list[weakref.ref[Boom]] = []
 
