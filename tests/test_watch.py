@@ -25,7 +25,7 @@ from dramatiq_status import (
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
-from dramatiq_status.record import HEARTBEAT_INTERVAL, STARTED_AT, STATE, UPDATED_AT, VERSION
+from dramatiq_status.record import HEARTBEAT_INTERVAL, NUMBER, ROOT, STARTED_AT, STATE, UPDATED_AT, VERSION
 from dramatiq_status.snapshot import take_snapshot
 from dramatiq_status.watch import BURST, Follower, Pace
 
@@ -39,7 +39,7 @@ NEVER = 3_600_000
 
 
 def snapshot(version: int = 1, *, state: int = 1, updated_at: int = 0, now: int = 0, **fields: str) -> Snapshot:
-    record = {STATE: str(state), VERSION: str(version), UPDATED_AT: str(updated_at), **fields}
+    record = {STATE: str(state), ROOT: "1", NUMBER: "1", VERSION: str(version), UPDATED_AT: str(updated_at), **fields}
     taken = take_snapshot("m", record, now)
     assert taken is not None
     return taken
@@ -464,7 +464,7 @@ class TestRedis:
     def test_no_time_in_an_outage(self, start_server: StartServer) -> None:
         # Given a message that is watched for a while
         server = start_server(RedisServer())
-        with closing(RedisBackend(url=server.url, timeout=200)) as backend:
+        with closing(RedisBackend(url=server.url, timeout=1_000)) as backend:
             job = Job(backend).enqueue()
             snapshots = StatusRegistry.watch(job.message_id, backend=backend, timeout=500)
             next(snapshots)
