@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .errors import NotSupported
 from .record import Outcome, Record, Update
+from .snapshot import Snapshot, take_snapshot, take_snapshots
 
 #: How long a single call to a store may take, in milliseconds.  It is
 #: short on purpose: while the store does not answer, jobs and
@@ -168,6 +169,14 @@ class StatusBackend(abc.ABC):
     def read(self, message_id: str) -> Record | None:
         """Read one record; one round trip."""
         return self.read_many((message_id,))[0]
+
+    def snapshot(self, message_id: str) -> Snapshot | None:
+        """Read one status and decode it; one round trip."""
+        return take_snapshot(message_id, self.read(message_id), self.now())
+
+    def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+        """Read many statuses and decode them; one round trip, as :meth:`read_many`."""
+        return take_snapshots(message_ids, self.read_many(message_ids), self.now()) if message_ids else []
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         """Begin an update and return at once what completes it.

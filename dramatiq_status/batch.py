@@ -14,7 +14,7 @@ import dramatiq
 
 from .backend import StatusBackend, check_duration, check_message_id
 from .record import COMPLETED, STATE, STATES, UPDATED_AT, State
-from .snapshot import Snapshot, json_default, take_snapshots
+from .snapshot import Snapshot, json_default
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Patience, pursue
 
 #: What the counts of a batch call the messages without a status.
@@ -140,8 +140,7 @@ class Batch:
         Raises:
           BackendError: When the store does not answer.
         """
-        ids, backend = self._rollup.message_ids, self._backend
-        return self._rollup.take(take_snapshots(ids, backend.read_many(ids), backend.now()) if ids else ())
+        return self._rollup.take(self._backend.snapshots(self._rollup.message_ids))
 
     def wait(
         self,

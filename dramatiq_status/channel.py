@@ -83,7 +83,7 @@ class RunChannel:
 
     def read(self) -> Snapshot | None:
         self.flush()
-        return _read(self._backend, self.message_id)
+        return self._backend.snapshot(self.message_id)
 
     def delete(self) -> bool:
         self.flush()
@@ -113,7 +113,7 @@ class LaneChannel:
 
     def read(self) -> Snapshot | None:
         self.flush()
-        return _read(self._backend, self.message_id)
+        return self._backend.snapshot(self.message_id)
 
     def delete(self) -> bool:
         self.flush()
@@ -138,7 +138,7 @@ class DirectChannel:
             raise StatusMissing(self.message_id)
 
     def read(self) -> Snapshot | None:
-        return _read(self._backend, self.message_id)
+        return self._backend.snapshot(self.message_id)
 
     def counts(self) -> Counts:
         return counts_of(self.read())
@@ -186,11 +186,6 @@ class DetachedChannel:
 
     def _apply(self, update: Update) -> None:
         self._record = apply(self._record, update, now_ms()).record
-
-
-def _read(backend: StatusBackend, message_id: str) -> Snapshot | None:
-    record = backend.read(message_id)
-    return take_snapshot(message_id, record, backend.now())
 
 
 def _write(backend: StatusBackend, message_id: str, fields: Record, state: int | None) -> None:

@@ -13,6 +13,7 @@ so that the two can never collide.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from itertools import chain
 from math import isfinite
@@ -245,14 +246,13 @@ def from_document(document: str) -> Record | None:
     >>> from_document(to_document({"s": "0", "v": "1", "e": "7", "n": "1"}))
     {'s': '0', 'v': '1', 'e': '7', 'n': '1'}
     """
-    return from_lines(document.split("\n"))
+    mark, *pairs = document.split("\n")
+    return from_pairs(pairs) if mark == DOCUMENT_MARK and len(pairs) % 2 == 0 else None
 
 
-def from_lines(lines: list[str]) -> Record | None:
-    """Read a record back from a document's lines, which are used up."""
-    if not lines or lines.pop(0) != DOCUMENT_MARK or len(lines) % 2:
-        return None
-    rest = iter(lines)
+def from_pairs(pairs: Iterable[str]) -> Record | None:
+    """Make a record of stored names and JSON texts in turn; None where it is not sound."""
+    rest = iter(pairs)
     record = dict(zip(rest, rest))
     return record if is_sound(record) else None
 

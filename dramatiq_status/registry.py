@@ -25,7 +25,7 @@ from .fields import state_number
 from .middleware import StatusMiddleware
 from .progress import Progress
 from .record import State
-from .snapshot import Snapshot, take_snapshot, take_snapshots
+from .snapshot import Snapshot, take_snapshots
 from .status import Status
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
 
@@ -81,8 +81,7 @@ class StatusRegistry:
         Returns:
           Snapshot: None where the message is unknown or its status has expired.
         """
-        message_id, backend = check_message_id(message_id), _backend(backend, broker)
-        return take_snapshot(message_id, backend.read(message_id), backend.now())
+        return _backend(backend, broker).snapshot(check_message_id(message_id))
 
     @staticmethod
     def read_many(
@@ -96,8 +95,7 @@ class StatusRegistry:
         Returns:
           list[Snapshot | None]: One for each id, in their order.
         """
-        ids, backend = check_message_ids(message_ids), _backend(backend, broker)
-        return take_snapshots(ids, backend.read_many(ids), backend.now()) if ids else []
+        return _backend(backend, broker).snapshots(check_message_ids(message_ids))
 
     @staticmethod
     def wait(

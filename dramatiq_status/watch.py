@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from .backend import StatusBackend, Subscription
 from .errors import BackendError, StatusMissing, StatusTimeout
-from .snapshot import Snapshot, take_snapshot
+from .snapshot import Snapshot
 
 #: How long a message may be unknown before it counts as missing, in milliseconds.
 DEFAULT_MISSING_TIMEOUT: Final = 1_000
@@ -284,7 +284,7 @@ def follow(
     )
 
     def look() -> Snapshot | None:
-        return take_snapshot(message_id, backend.read(message_id), backend.now())
+        return backend.snapshot(message_id)
 
     # An unknown message is never shown.
     yield from cast("Iterator[Snapshot]", pursue(backend, (message_id,), follower, look))

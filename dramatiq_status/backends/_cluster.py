@@ -173,12 +173,14 @@ class _Flight:
         self.answered = 0
         self._link: Link | None = None
         self._clock: ServerClock | None = None
+        self._asked = 0.0
         self._scripts: set[Script] = set()
 
     def send(self) -> None:
         """Send all; an error of the connection is kept for later."""
         node = self.node
         request: list[bytes] = []
+        self._asked = time.monotonic()
         if not node.clock.known:
             self._clock = node.clock
             request.append(TIME)
@@ -204,7 +206,7 @@ class _Flight:
             return
         try:
             if self._clock:
-                self._clock.set(checked(link.read()))
+                self._clock.set(checked(link.read()), self._asked)
             for _ in self._scripts:
                 checked(link.read())
             for errand in self.errands:

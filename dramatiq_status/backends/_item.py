@@ -7,6 +7,7 @@ from zlib import crc32
 
 from ..record import (
     ARGS,
+    DOCUMENT_MARK,
     EXCEPTION,
     KWARGS,
     RESULT,
@@ -19,7 +20,7 @@ from ..record import (
     Record,
     Update,
     apply,
-    from_lines,
+    from_pairs,
     to_document,
 )
 
@@ -200,9 +201,15 @@ def from_value(value: bytes, ttl: int | None, now: int) -> tuple[Record | None, 
       tuple[Record | None, int]: The record, None where it is expired or
       not one of ours, and when it expires by our clock.
     """
+    pairs, expires_at = split_value(value, ttl, now)
+    return None if pairs is None else from_pairs(pairs), expires_at
+
+
+def split_value(value: bytes, ttl: int | None, now: int) -> tuple[list[str] | None, int]:
+    """The same as :func:`from_value`, but for the record: its stored names and JSON texts in turn."""
     try:
-        lines = value.decode().split("\n")
-        expires_at = int(lines.pop(0))
+        pairs = value.decode().split("\n")
+        expires_at = int(pairs[0])
     except ValueError:
         return None, 0
     if ttl is not None:
@@ -213,7 +220,10 @@ def from_value(value: bytes, ttl: int | None, now: int) -> tuple[Record | None, 
             expires_at = now + ttl * 1000
         elif left < ttl * 1000 - 3000:
             expires_at = now + ttl * 1000 - 3000
-    return from_lines(lines) if expires_at > now else None, expires_at
+    if expires_at <= now or len(pairs) % 2 or pairs[1] != DOCUMENT_MARK:
+        return None, expires_at
+    del pairs[:2]
+    return pairs, expires_at
 
 
 def to_receipt(record: Record, cas: int, now: int, server: str) -> str:

@@ -17,6 +17,10 @@ TIME: Final = b"*1\r\n$4\r\nTIME\r\n"
 #: clock and ours is believed.
 CLOCK_TRUST: Final = 300.0
 
+#: The same where the answer took longer than this many seconds, so that it is less exact.
+QUICK: Final = 0.002
+SLOW_TRUST: Final = 1.0
+
 
 class Script(NamedTuple):
     """A script that the server runs, and its name there."""
@@ -41,22 +45,29 @@ class ServerClock:
     The distance is taken from our monotonic clock, which nobody sets.
     """
 
-    __slots__ = ("_checked", "_offset")
+    __slots__ = ("_known_until", "_offset")
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
-        self._checked = -CLOCK_TRUST
+        self._known_until = float("-inf")
 
     @property
     def known(self) -> bool:
         """Whether the server was asked lately."""
-        return time.monotonic() - self._checked < CLOCK_TRUST
+        return time.monotonic() < self._known_until
 
-    def set(self, reply: Any) -> None:
-        """Take note of the answer to :data:`TIME`, which has just come."""
+    def set(self, reply: Any, asked: float) -> None:
+        """Take note of the answer to :data:`TIME`, which has just come.
+
+        Parameters:
+          reply(tuple[str, str])
+          asked(float): When it was asked, by the monotonic clock.
+        """
         seconds, microseconds = reply
-        self._checked = time.monotonic()
-        self._offset = int(seconds) + int(microseconds) / 1_000_000 - self._checked
+        now = time.monotonic()
+        # The answer is from some moment between the two.
+        self._offset = int(seconds) + int(microseconds) / 1_000_000 - (asked + now) / 2
+        self._known_until = now + (CLOCK_TRUST if now - asked < QUICK else SLOW_TRUST)
 
     def now(self) -> int:
         """The server's present moment, in epoch milliseconds; by our own clock until it is known."""
@@ -65,12 +76,12 @@ class ServerClock:
     def text(self) -> str:
         """The same as a text; empty when it is time to ask."""
         now = time.monotonic()
-        return str(int((now + self._offset) * 1000)) if now - self._checked < CLOCK_TRUST else ""
+        return str(int((now + self._offset) * 1000)) if now < self._known_until else ""
 
     def moment(self) -> int | str:
         """The same in microseconds."""
         now = time.monotonic()
-        return int((now + self._offset) * 1_000_000) if now - self._checked < CLOCK_TRUST else ""
+        return int((now + self._offset) * 1_000_000) if now < self._known_until else ""
 
 
 class ScriptCall:
@@ -83,13 +94,14 @@ class ScriptCall:
       clock(ServerClock): To be set by the way; None for not now.
     """
 
-    __slots__ = ("_clock", "_command", "_script", "packed")
+    __slots__ = ("_asked", "_clock", "_command", "_script", "packed")
 
     def __init__(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Any], clock: ServerClock | None
     ) -> None:
         self._script = script
         self._clock = clock
+        self._asked = time.monotonic()
         self._command = pack("EVALSHA", script.sha, len(keys), *keys, *arguments)
         #: What to send.
         self.packed = TIME + self._command if clock else self._command
@@ -97,7 +109,7 @@ class ScriptCall:
     def read(self, link: Link) -> Any:
         """Read the reply; load the script where the server does not have it: a new or restarted one."""
         if self._clock:
-            self._clock.set(checked(link.read()))
+            self._clock.set(checked(link.read()), self._asked)
         reply = link.read()
         if isinstance(reply, Exception) and str(reply).startswith("NOSCRIPT"):
             link.send(pack("SCRIPT", "LOAD", self._script.text) + self._command)

@@ -216,12 +216,13 @@ class Shards:
 
     # Reading
 
-    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
+    def read_many(self, message_ids: Sequence[str]) -> list[Any]:
+        """What the nodes say of messages: names and texts in turn, nothing, or an error."""
         errands = [self._command(message_id, "HGETALL") for message_id in message_ids]
         self.cluster.run(errands)
         failures = [failure for errand in errands if (failure := _failure(errand, refused=True))]
         self._check(failures, len(failures) < len(errands))
-        return [to_record(errand.reply) for errand in errands]
+        return [errand.reply for errand in errands]
 
     # Listing
 
@@ -229,7 +230,7 @@ class Shards:
         page = self._page(query, offset + limit)[offset:]
         wanted = wanted_by(query).items()
         found: list[tuple[str, Record]] = []
-        for message_id, record in zip(page, self.read_many(page)):
+        for message_id, record in zip(page, map(to_record, self.read_many(page))):
             # It may have changed since.
             if record is not None and wanted <= record.items():
                 found.append((message_id, record))

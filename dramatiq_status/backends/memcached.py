@@ -12,7 +12,8 @@ from typing import Any, Final, TypeVar
 
 from ..backend import StatusBackend, escape_namespace, now_ms
 from ..errors import BackendError
-from ..record import VERSION, Kind, Outcome, Record, Update, apply, is_finished
+from ..record import VERSION, Kind, Outcome, Record, Update, apply, from_pairs, is_finished
+from ..snapshot import Snapshot, take_pairs
 from ._fleet import Fleet, Pool, clients_for, clients_of, hung_up
 from ._item import (
     ABSENT,
@@ -23,6 +24,7 @@ from ._item import (
     from_receipt,
     from_value,
     room_in,
+    split_value,
     to_receipt,
     to_value,
 )
@@ -386,6 +388,19 @@ class MemcachedBackend(StatusBackend):
     # Reading
 
     def read(self, message_id: str) -> Record | None:
+        pairs = self._pairs_of(message_id)
+        return None if pairs is None else from_pairs(pairs)
+
+    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
+        return [None if pairs is None else from_pairs(pairs) for pairs in self._pairs_of_many(message_ids)]
+
+    def snapshot(self, message_id: str) -> Snapshot | None:
+        return take_pairs((message_id,), (self._pairs_of(message_id),), now_ms())[0]
+
+    def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+        return take_pairs(message_ids, self._pairs_of_many(message_ids), now_ms())
+
+    def _pairs_of(self, message_id: str) -> list[str] | None:
         key, pool = self._place(message_id)
         try:
             value = pool.call(Connection.read_value, key)
@@ -393,32 +408,32 @@ class MemcachedBackend(StatusBackend):
             if self._fleet.goes_on():
                 return None
             raise
-        return None if value is None else from_value(value[0], value[1], now_ms())[0]
+        return value and split_value(value[0], value[1], now_ms())[0]
 
-    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        place, found = self._place, dict[str, Record | None]()
+    def _pairs_of_many(self, message_ids: Sequence[str]) -> list[list[str] | None]:
+        place, found = self._place, dict[str, list[str] | None]()
         error: BackendError | None = None
         groups = self._fleet.by_server(message_ids, lambda message_id: place(message_id)[1])
         for pool, group in groups:
             try:
-                records = self._read(pool, [place(message_id)[0] for message_id in group])
+                listed = self._read(pool, [place(message_id)[0] for message_id in group])
             except BackendError as e:
                 error = e
                 continue
             if len(groups) == 1:
-                return records
-            found.update(zip(group, records))
+                return listed
+            found.update(zip(group, listed))
         if error is not None and not self._fleet.goes_on():
             raise error
         return [found.get(message_id) for message_id in message_ids]
 
-    def _read(self, pool: Pool, keys: list[bytes]) -> list[Record | None]:
-        records: list[Record | None] = []
+    def _read(self, pool: Pool, keys: list[bytes]) -> list[list[str] | None]:
+        found: list[list[str] | None] = []
         for first in range(0, len(keys), READS_A_ROUND):
             values = pool.call(Connection.read_values, keys[first : first + READS_A_ROUND])
             now = now_ms()
-            records += [None if value is None else from_value(value[0], value[1], now)[0] for value in values]
-        return records
+            found += [value and split_value(value[0], value[1], now)[0] for value in values]
+        return found
 
     # Deleting and closing
 

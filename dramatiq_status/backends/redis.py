@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ..backend import Query, StatusBackend, check_number, escape_namespace
-from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, is_sound, number_text
+from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, from_pairs, number_text
+from ..snapshot import Snapshot, take_pairs
 from ._driver import any_driver
 from ._push import RedisSubscription
 from ._query import wanted_by
@@ -241,14 +243,26 @@ class RedisBackend(StatusBackend):
     # Reading
 
     def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        read = self._read if self._shards is None else self._shards.read_many
-        found: list[Record | None] = []
+        return [to_record(reply) for reply in self._read(message_ids)]
+
+    def snapshot(self, message_id: str) -> Snapshot | None:
+        return self.snapshots((message_id,))[0]
+
+    def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+        pairs = [reply if reply.__class__ is list else None for reply in self._read(message_ids)]
+        return take_pairs(message_ids, pairs, self.now())
+
+    def _read(self, message_ids: Sequence[str]) -> list[Any]:
+        """What the server says of messages, an error where something that is not ours lies under a key."""
+        read = self._hashes if self._shards is None else self._shards.read_many
+        found: list[Any] = []
         for first in range(0, len(message_ids), READS_A_CALL):
             found += read(message_ids[first : first + READS_A_CALL])
         return found
 
-    def _read(self, message_ids: Sequence[str]) -> list[Record | None]:
+    def _hashes(self, message_ids: Sequence[str]) -> list[Any]:
         prefix = self._prefix
+        asked = time.monotonic()
         clock = None if self._clock.known else self._clock
         request = []
         for message_id in message_ids:
@@ -259,10 +273,10 @@ class RedisBackend(StatusBackend):
 
         def read(link: Link) -> list[Any]:
             if clock:
-                clock.set(checked(link.read()))
+                clock.set(checked(link.read()), asked)
             return link.read_many(len(message_ids))
 
-        return [to_record(reply) for reply in self._connections.call(TIME + packed if clock else packed, read)]
+        return self._connections.call(TIME + packed if clock else packed, read)
 
     def now(self) -> int:
         """The present moment by the server's clock, as the last calls have seen it."""
@@ -372,6 +386,4 @@ def to_record(reply: Any) -> Record | None:
     if not reply or isinstance(reply, Exception):
         # An error: something that is not ours lies under our key.
         return None
-    texts = iter(reply)
-    record = dict(zip(texts, texts))
-    return record if is_sound(record) else None
+    return from_pairs(reply)
