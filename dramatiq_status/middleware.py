@@ -364,7 +364,7 @@ class StatusMiddleware(Middleware):
 
     def _settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
         """The message is about to be acknowledged or rejected: write what it has come to."""
-        frame = self._find_frame(message.message_id)
+        frame = self._find_frame(message)
         if frame is None:
             if is_delayed_copy(message.queue_name, message.options):
                 return
@@ -410,10 +410,10 @@ class StatusMiddleware(Middleware):
 
     def _close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
         """The delivery is over."""
-        notes, message_id = self._notes, message.message_id
+        notes = self._notes
         if notes.delayed and is_delayed_copy(message.queue_name, message.options):
-            notes.delayed.discard(message_id)
-        frame = self._find_frame(message_id)
+            notes.delayed.discard(message.message_id)
+        frame = self._find_frame(message)
         if frame is not None:
             if not frame.settled:
                 # A broker without the hooks before.
@@ -428,19 +428,20 @@ class StatusMiddleware(Middleware):
         binding = current_binding()
         return binding if binding is not None and binding.writer is self._writer else None
 
-    def _find_frame(self, message_id: str) -> Frame | None:
+    def _find_frame(self, message: Any) -> Frame | None:
         binding = current_binding()
-        if binding is None or binding.writer is not self._writer:
+        if binding is None or binding.writer is not self._writer or binding.frame is None:
             return None
         frame = binding.frame
-        return frame if frame is not None and frame.message_id == message_id else None
+        # Mostly it is the same object, and to ask a worker's proxy for an id takes time.
+        return frame if frame.context.message is message or frame.message_id == message.message_id else None
 
     def _frame_of(self, broker: dramatiq.Broker, message: Any) -> Frame | None:
         """The frame of a message; one without a run where another
         middleware stopped the message before ours saw it; None for one
         that is not tracked.
         """
-        frame = self._find_frame(message.message_id)
+        frame = self._find_frame(message)
         if frame is None:
             settings = self._settings_of(broker, message, strict=False)
             if settings.tracked:
@@ -480,7 +481,8 @@ class StatusMiddleware(Middleware):
                 if strict:
                     raise
                 logger.error("%s The option is ignored.", e)
-        if settings.tracked:
+        if settings.tracked and EPOCH_OPTION not in options:
+            # Otherwise it was checked when it was enqueued.
             try:
                 check_message_id(message.message_id)
             except (TypeError, ValueError) as e:

@@ -74,6 +74,11 @@ class Status:
     def flush(self) -> bool:
         """Wait until all that was written is stored.
 
+        It blocks, as every look at the store does.  In a coroutine let a
+        thread wait, so that others go on; it writes to the same message.
+
+        >>> await asyncio.to_thread(status.flush)
+
         Returns:
           bool: False where the store is down, or took longer than the
           backend's time-out.

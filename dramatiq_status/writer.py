@@ -142,33 +142,21 @@ class _Entry:
     has to be sent again the same if its reply is lost.
     """
 
-    __slots__ = (
-        "attempts",
-        "barriers",
-        "enqueue",
-        "epoch",
-        "fields",
-        "increment",
-        "origin",
-        "sealed",
-        "start",
-        "state",
-        "ttl",
-    )
+    # What most entries leave as it is.
+    increment: int | float = 0
+    start = False
+    attempts = 1
+    origin: Origin | None = None
+    state: int | None = None
+    ttl = DEFAULT_STATUS_TTL
+    enqueue = False
+    sealed: Update | None = None
 
     def __init__(self, epoch: Epoch) -> None:
         #: The enqueue that it belongs to; a retry that follows begins another.
         self.epoch = epoch
         self.fields: Record = {}
-        self.increment: int | float = 0
-        self.start = False
-        self.attempts = 1
-        self.origin: Origin | None = None
-        self.state: int | None = None
-        self.ttl = DEFAULT_STATUS_TTL
-        self.enqueue = False
         self.barriers: list[Barrier] = []
-        self.sealed: Update | None = None
 
     def copy(self) -> _Entry:
         """The same, to go on with."""
@@ -237,6 +225,23 @@ class Lane:
       base(Callable): Returns what the run knows of its message, should the store lose it.
     """
 
+    #: The final state that the run has said, None for none.
+    verdict: int | None = None
+    #: Whether nothing can be written any more.
+    closed = False
+    #: Whether its updates may be sent twice.
+    repeatable = False
+    # Whether the writer knows that there is something to do.
+    _signalled = False
+    _place = 0
+    # Whether something among the entries is not throttled.
+    _urgent = False
+    # Whether something is, and when that is due.
+    _throttled = False
+    _due = 0.0
+    _base: Record | None = None
+    _meter: RateMeter | None = None
+
     def __init__(
         self,
         writer: Writer,
@@ -249,34 +254,18 @@ class Lane:
         base: Callable[[], Record] = dict,
     ) -> None:
         self.message_id = message_id
-        #: The final state that the run has said, None for none.
-        self.verdict: int | None = None
-        #: Whether nothing can be written any more.
-        self.closed = False
         #: The thread that runs the message.
         self.thread = threading.current_thread()
-        #: Whether its updates may be sent twice.
-        self.repeatable = kind is Kind.RUN
         self._writer = writer
         self._put = writer.put
         self._operations: deque[_Operation] = deque()
-        # Whether the writer knows that there is something to do.
-        self._signalled = False
         # Guards all that follows; writing does not take it.
         self._lock = threading.Lock()
         self._kind = kind
         self._run = run
-        self._place = 0
         self._merged = _Merged(epoch, 1, [], {})
-        # Whether something among the entries is not throttled.
-        self._urgent = False
-        # Whether something is.
-        self._throttled = False
         self._throttle = throttle / 1000
-        self._due = 0.0
-        self._make_base: Callable[[], Record] = base
-        self._base: Record | None = None
-        self._meter: RateMeter | None = None
+        self._make_base = base
 
     @property
     def base(self) -> Record:
@@ -624,7 +613,9 @@ class Writer:
     def begin_run(self, message_id: str, *, run: int, epoch: Epoch, throttle: int, base: Callable[[], Record]) -> Lane:
         """Open the lane of a run."""
         self._ensure_thread()
-        return Lane(self, message_id, kind=Kind.RUN, run=run, epoch=epoch, throttle=throttle, base=base)
+        lane = Lane(self, message_id, kind=Kind.RUN, run=run, epoch=epoch, throttle=throttle, base=base)
+        lane.repeatable = True
+        return lane
 
     def outside(self, message_id: str) -> Lane:
         """Open a lane to a message that this process does not run, or
@@ -861,8 +852,13 @@ class Writer:
         if self.outage.down:
             lanes = lanes[:_PROBE]
         now = time.monotonic()
-        taken = [(lane, lane.take(now)) for lane in lanes]
-        updates = [(lane.message_id, update) for lane, taken_updates in taken for update in taken_updates]
+        taken: list[tuple[Lane, list[Update]]] = []
+        updates: list[tuple[str, Update]] = []
+        for lane in lanes:
+            found = lane.take(now)
+            taken.append((lane, found))
+            for update in found:
+                updates.append((lane.message_id, update))
         try:
             outcomes = self.backend.update_many(updates)
         except BackendError as e:
@@ -871,9 +867,11 @@ class Writer:
         except Exception:
             return self._send_singly(taken)
         self.outage.succeeded()
-        replies = iter(outcomes)
-        for lane, taken_updates in taken:
-            self._settle(lane, [next(replies) for _ in taken_updates])
+        first = 0
+        for lane, found in taken:
+            last = first + len(found)
+            self._settle(lane, outcomes[first:last])
+            first = last
         return True
 
     def _send_singly(self, taken: list[tuple[Lane, list[Update]]]) -> bool:
