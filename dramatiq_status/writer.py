@@ -731,7 +731,8 @@ class Writer:
         return len(self._signals) > self._max_pending // 10
 
     def _ring(self) -> None:
-        self._asleep = False
+        # Only the thread itself says that it is awake: whoever said so here, and were interrupted
+        # before the bell, would let it sleep on.
         self._bell.put(None)
 
     def drain(self, timeout: float) -> bool:

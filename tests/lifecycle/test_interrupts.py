@@ -135,7 +135,14 @@ HOOKS = ("before_process_message", *dict.fromkeys(case.hook for case in CASES))
 
 @pytest.fixture(params=["first", "last"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    stage = Stage("stub://", RecordingStubBackend(timeout=20_000), position=request.param, ours=Struck)
+    # No heartbeat wakes a writer that an interrupt has left asleep
+    stage = Stage(
+        "stub://",
+        RecordingStubBackend(timeout=20_000),
+        position=request.param,
+        ours=Struck,
+        heartbeat_interval=3_600_000,
+    )
     yield stage
     stage.close()
 
