@@ -16,13 +16,12 @@ from typing import Any
 import pytest
 import redis
 
-from dramatiq_status import BackendError, State, StatusRegistry, StatusTimeout, aio
+from dramatiq_status import BackendError, Snapshot, State, StatusRegistry, StatusTimeout, aio
 from dramatiq_status.aio import _line
 from dramatiq_status.aio import _redis as aio_redis
 from dramatiq_status.aio._connect import Connector, within
 from dramatiq_status.aio.backend import async_backend
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.record import Record
 
 from .conftest import StartServer
 from .jobs import Job
@@ -90,8 +89,8 @@ class TestManyWatchers:
             await asyncio.gather(*watchers)
             # Then each watcher has seen the end of its own
             assert Counter(ended) == {(job.message_id, State.COMPLETED, index): 10 for index, job in enumerate(work)}
-            # And nobody listens any more
-            await until(lambda: not connections(jobs)["listens"])
+            # And the connection that listened is gone
+            await until(lambda: connections(jobs) == {"asks": 1})
 
         def run_all(work: list[Job]) -> None:
             for job in work:
@@ -110,13 +109,13 @@ class TestManyWatchers:
 
         async def main() -> None:
             store = await async_backend(backend)
-            read_many = store.read_many
+            snapshots = store.snapshots
 
-            async def count(message_ids: Sequence[str]) -> list[Record | None]:
+            async def count(message_ids: Sequence[str]) -> list[Snapshot | None]:
                 reads.append(len(message_ids))
-                return await read_many(message_ids)
+                return await snapshots(message_ids)
 
-            store.read_many = count  # type: ignore[method-assign]
+            store.snapshots = count  # type: ignore[method-assign]
             # When each is watched by ten at the same time
             await asyncio.gather(*(last_of(job, backend) for job in work for _ in range(10)))
             # Then they are read together, and each once
@@ -180,7 +179,7 @@ class TestManyWatchers:
                 break
             # When its generator is gone
             # Then its connection is, too
-            await until(lambda: not connections(jobs)["listens"])
+            await until(lambda: connections(jobs) == {"asks": 1})
 
         in_loop(main)
 
@@ -242,6 +241,73 @@ class TestLosses:
 
         in_loop(main)
 
+    def test_a_subscription_that_fails(
+        self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a loop that is told, or else knows nothing, and a server that does not take the first two wishes
+        backend.poll_interval = (NEVER, NEVER)
+        job = Job(jobs).enqueue()
+        add = aio_redis.RedisSubscription.add
+        failures = iter(range(2))
+
+        async def failing(self: Any, message_ids: Sequence[str]) -> None:
+            if next(failures, None) is not None:
+                raise BackendError("too slow")
+            await add(self, message_ids)
+
+        monkeypatch.setattr(aio_redis.RedisSubscription, "add", failing)
+
+        async def main() -> None:
+            # When a message is watched
+            watching = asyncio.create_task(last_of(job, backend))
+            # Then it is asked again
+            await until(lambda: connections(jobs)["listens"])
+            job.finish()
+            assert (await watching).completed
+
+        in_loop(main)
+
+    def test_a_look_that_fails(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given a watcher who is told of changes
+        job = Job(jobs).enqueue()
+
+        async def main() -> None:
+            store = await async_backend(backend)
+            snapshots = store.snapshots
+            failures = iter(())
+
+            async def failing(message_ids: Sequence[str]) -> list[Snapshot | None]:
+                if next(failures, None) is not None:
+                    raise BackendError("away")
+                return await snapshots(message_ids)
+
+            store.snapshots = failing  # type: ignore[method-assign]
+            watching = asyncio.create_task(last_of(job, backend))
+            await until(lambda: connections(jobs)["listens"])
+            # When it is told of the end, and cannot look at first
+            failures = iter(range(3))
+            await asyncio.to_thread(job.finish)
+            # Then it tries again
+            assert (await watching).completed
+
+        in_loop(main)
+
+    def test_what_was_closed_is_not_connected_again(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given a subscription that was closed
+        async def main() -> None:
+            store = await async_backend(backend)
+            assert isinstance(store, aio_redis.AsyncRedis)
+            subscription = await store.subscribe()
+            await subscription.close()
+            await until(lambda: not connections(jobs))
+            # When it shall tell of something
+            with pytest.raises(BackendError, match="closed"):
+                await subscription.add(["m"])
+            # Then there is no new connection of which nobody knows
+            assert not connections(jobs)
+
+        in_loop(main)
+
     def test_an_outage(self, start_server: StartServer) -> None:
         # Given watchers
         server = start_server(RedisServer())
@@ -272,7 +338,7 @@ class TestLosses:
     def test_no_time_in_an_outage(self, start_server: StartServer) -> None:
         # Given a message that is watched for a while
         server = start_server(RedisServer())
-        with closing(RedisBackend(url=server.url, timeout=100)) as backend:
+        with closing(RedisBackend(url=server.url, timeout=1_000)) as backend:
             job = Job(backend).enqueue()
 
             async def main() -> None:
@@ -288,7 +354,6 @@ class TestLosses:
                     await aio.StatusRegistry.read(job.message_id, backend=backend)
                 # And afterwards all is well
                 server.resume()
-                backend.timeout = 20_000
                 found = await aio.StatusRegistry.read(job.message_id, backend=backend)
                 assert found is not None and found.queued
 
@@ -667,7 +732,7 @@ class TestClosing:
                 BODY
 
             with RedisServer() as server:
-                backend = RedisBackend(url=server.url)
+                backend = RedisBackend(url=server.url, timeout=20_000)
                 Job(backend, "m").enqueue()
                 asyncio.run(main(), debug=True)
                 gc.collect()

@@ -12,6 +12,7 @@ from ..backends._push import PING_AFTER
 from ..backends.redis import RedisBackend
 from ..errors import BackendError
 from ..record import Outcome, Record, Update
+from ..snapshot import Snapshot
 from ._connect import Connector, disconnect, error_for, within
 from ._line import Line
 from .backend import AsyncBackend
@@ -50,8 +51,8 @@ class AsyncRedis(AsyncCluster):
         self._actor = copy.copy(backend)
         self._actor._connections = self._stage  # type: ignore[assignment]
 
-    async def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        return await self._play(self._actor.read_many, message_ids)
+    async def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+        return await self._play(self._actor.snapshots, message_ids)
 
     async def update(self, message_id: str, update: Update) -> Outcome:
         return await self._play(self._actor.update, message_id, update)

@@ -9,6 +9,7 @@ from threading import Lock
 
 from ..backend import Query, StatusBackend
 from ..record import Outcome, Record, Update
+from ..snapshot import Snapshot
 from .hub import AsyncSubscription, Hub
 
 
@@ -25,9 +26,9 @@ class AsyncBackend:
         #: Follows messages for all watchers in this loop.
         self.hub = Hub(self)
 
-    async def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        """Read records; one round trip."""
-        return await asyncio.to_thread(self.backend.read_many, message_ids)
+    async def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+        """Read statuses; one round trip."""
+        return await asyncio.to_thread(self.backend.snapshots, message_ids)
 
     async def update(self, message_id: str, update: Update) -> Outcome:
         """Carry out one update."""

@@ -7,7 +7,6 @@ from datetime import timedelta
 
 from ..backend import StatusBackend, check_duration
 from ..batch import BatchFollower, BatchSnapshot, Chain, Rollup
-from ..snapshot import take_snapshots
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
 from .backend import async_backend
 from .watch import last, pursue
@@ -41,8 +40,7 @@ class Batch:
         ids = self._rollup.message_ids
         if not ids:
             return self._rollup.take(())
-        records = await (await async_backend(self._backend)).read_many(ids)
-        return self._rollup.take(take_snapshots(ids, records, self._backend.now()))
+        return self._rollup.take(await (await async_backend(self._backend)).snapshots(ids))
 
     async def wait(
         self,

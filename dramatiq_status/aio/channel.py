@@ -9,7 +9,7 @@ from ..backend import StatusBackend
 from ..channel import Channel, Counts, counts_of
 from ..errors import StatusMissing
 from ..record import DEFAULT_STATUS_TTL, Kind, Outcome, Record, Update
-from ..snapshot import Snapshot, take_snapshot
+from ..snapshot import Snapshot
 from .backend import async_backend
 
 
@@ -53,9 +53,7 @@ class OutsideChannel:
         await self._update(Update(Kind.OUTSIDE, increment=n))
 
     async def read(self) -> Snapshot | None:
-        backend = await async_backend(self._backend)
-        record = (await backend.read_many((self.message_id,)))[0]
-        return take_snapshot(self.message_id, record, self._backend.now())
+        return (await (await async_backend(self._backend)).snapshots((self.message_id,)))[0]
 
     async def counts(self) -> Counts:
         return counts_of(await self.read())

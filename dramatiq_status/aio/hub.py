@@ -11,8 +11,7 @@ from typing import Any, Final, Protocol
 
 from ..backend import StatusBackend
 from ..errors import BackendError
-from ..record import Record
-from ..snapshot import Snapshot, take_snapshots
+from ..snapshot import Snapshot
 from ..watch import BACK_OFF, Pace
 
 #: How many messages are looked at together, at most: while they are
@@ -67,8 +66,8 @@ class Store(Protocol):
 
     backend: StatusBackend
 
-    async def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        """Read records; one round trip."""
+    async def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+        """Read statuses; one round trip."""
 
     async def subscribe(self) -> AsyncSubscription | None:
         """Connect a new subscription, to no message yet; None where the store cannot tell."""
@@ -304,13 +303,12 @@ class Hub:
             topic.pace.look(now)
         ids = [topic.message_id for topic in topics]
         try:
-            records = await self._store.read_many(ids)
+            snapshots = await self._store.snapshots(ids)
         except BackendError as e:
             for topic in topics:
                 topic.pace.fail()
                 self._tell(topic, e)
             return
-        snapshots = take_snapshots(ids, records, self._store.backend.now())
         for topic, snapshot in zip(topics, snapshots):
             topic.pace.saw(snapshot.version if snapshot else 0)
             self._tell(topic, snapshot)
@@ -333,20 +331,20 @@ class Hub:
         if subscription is None:
             return
         try:
-            while self._gone:
+            while self._gone and self._subscription is subscription:
                 ids = list(islice(self._gone, SUBSCRIBE_A_CALL))
                 for message_id in ids:
                     del self._gone[message_id]
                 await subscription.remove(ids)
-            while self._unnamed:
+            while self._unnamed and self._subscription is subscription:
                 topics = list(islice(self._unnamed, SUBSCRIBE_A_CALL))
                 for topic in topics:
                     del self._unnamed[topic]
                     topic.named = True
                 await subscription.add([topic.message_id for topic in topics])
         except BackendError:
-            # Whoever listens learns of it too, and begins anew.
-            pass
+            # Whoever listens learns of it, and begins anew.
+            await subscription.close()
 
     async def _keep_listening(self) -> None:
         shortest, longest = RESUBSCRIBE

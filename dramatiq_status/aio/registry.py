@@ -14,7 +14,7 @@ from ..backend import StatusBackend, check_duration, check_limit, check_message_
 from ..batch import chains_of
 from ..channel import DirectChannel
 from ..record import State
-from ..snapshot import Snapshot, take_snapshot, take_snapshots
+from ..snapshot import Snapshot, take_snapshots
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Follower
 from .backend import async_backend
 from .batch import Batch
@@ -74,8 +74,7 @@ class StatusRegistry:
           Snapshot: None where the message is unknown or its status has expired.
         """
         message_id, backend = check_message_id(message_id), registry._backend(backend, broker)
-        (record,) = await (await async_backend(backend)).read_many((message_id,))
-        return take_snapshot(message_id, record, backend.now())
+        return (await (await async_backend(backend)).snapshots((message_id,)))[0]
 
     @staticmethod
     async def read_many(
@@ -92,7 +91,7 @@ class StatusRegistry:
         ids, backend = check_message_ids(message_ids), registry._backend(backend, broker)
         if not ids:
             return []
-        return take_snapshots(ids, await (await async_backend(backend)).read_many(ids), backend.now())
+        return await (await async_backend(backend)).snapshots(ids)
 
     @staticmethod
     async def wait(
