@@ -802,8 +802,6 @@ class Writer:
                 break
             try:
                 self._bell.get(timeout=wake_at - now)
-                while True:
-                    self._bell.get_nowait()
             except Empty:
                 pass
         self._asleep = False
