@@ -13,7 +13,7 @@ from zlib import crc32
 from ..errors import BackendError
 from ..outage import Outage
 from ._driver import errors, hang_ups
-from ._redis import Connections, Link, pack
+from ._redis import Connections, Link, ServerError, pack
 from ._script import TIME, Script, ServerClock, checked
 
 #: Over how many shards messages are spread.  A shard is what shares a
@@ -214,7 +214,7 @@ class _Flight:
                     checked(link.read())
                 errand.reply = link.read()
                 self.answered += 1
-        except errors() as e:
+        except _failures() as e:
             self._fail(e)
             return
         self._link = None
@@ -355,13 +355,15 @@ class Cluster:
             if not again:
                 return done
             if time.monotonic() + pause > deadline:
-                for errand in again:
-                    errand.error = errand.error or BackendError(f"Redis: {errand.reply}")
-                return done + again
+                return done + _given_up(again, None)
             if wait:
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
-            flights = self._send(again)
+            try:
+                flights = self._send(again)
+            except BackendError as e:
+                # What is done is done.
+                return done + _given_up(again, e)
 
     def _judge(self, flight: _Flight, done: list[Errand], again: list[Errand]) -> bool:
         """Sort errands that have come back into those that are done and
@@ -515,6 +517,16 @@ class Cluster:
     def _forget(self) -> None:
         for node in self._nodes.values():
             node.forget()
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    return (ServerError, *errors())
+
+
+def _given_up(errands: list[Errand], error: BackendError | None) -> list[Errand]:
+    for errand in errands:
+        errand.error = error or errand.error or BackendError(f"Redis: {errand.reply}")
+    return errands
 
 
 def _close(flights: Iterable[_Flight]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from ssl import SSLEOFError, SSLZeroReturnError
 from typing import Any, Final
 
 #: The packages, and what the names of their classes begin with.
@@ -84,7 +85,7 @@ def errors() -> tuple[type[Exception], ...]:
 
 def hang_ups() -> tuple[type[Exception], ...]:
     """What is raised where the server has closed the connection, or there is none."""
-    return (ConnectionError, *(driver.connection_error for driver in _loaded.values()))
+    return (ConnectionError, SSLEOFError, SSLZeroReturnError, *(d.connection_error for d in _loaded.values()))
 
 
 def response_errors() -> tuple[type[Exception], ...]:

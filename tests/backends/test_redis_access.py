@@ -166,6 +166,19 @@ def test_an_idle_tls_connection_is_used_again(tls_server: TlsServer, certificate
         assert list(backend._connections._idle) == [link]
 
 
+def test_a_tls_connection_that_the_server_closed(tls_server: TlsServer, certificates: Path) -> None:
+    # Given a connection in use that the server has closed
+    url = f"rediss://127.0.0.1:{tls_server.tls_port}?ssl_ca_certs={certificates / 'ca.crt'}"
+    with closing(RedisBackend(url=url, timeout=PATIENT)) as backend:
+        message_id = uuid4().hex
+        backend.update(message_id, start(1))
+        with redis.Redis(port=tls_server.port) as other:
+            other.client_kill_filter(_type="normal", skipme=True)
+        # When an update is written
+        # Then another one is opened
+        assert backend.update(message_id, write(1, 2)) is Outcome.APPLIED
+
+
 def test_an_authority_that_is_not_trusted(tls_server: TlsServer, certificates: Path) -> None:
     # Given a backend that trusts another authority
     url = f"rediss://127.0.0.1:{tls_server.tls_port}?ssl_ca_certs={certificates / 'other.crt'}"

@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -317,6 +317,47 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             redis_cluster.start()
         # And when the node is back, it is used
         assert eventually(lambda: backend.update_many([(lost, enqueue())]) == [Outcome.APPLIED])
+
+    def test_what_was_done_before_all_went_wrong(
+        self, redis_cluster: RedisCluster, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given messages on all nodes, one of which has forgotten the script and has to be asked again
+        ids = [uuid4().hex for _ in range(60)]
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+        with redis_cluster.client(1) as node:
+            node.script_flush()
+        there = [redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) == 1 for message_id in ids]
+        assert backend._shards is not None
+        send = backend._shards.cluster._send
+        sent: list[Any] = []
+
+        def send_once(errands: Any) -> Any:
+            if sent:
+                raise BackendError("Nobody answers any more.")
+            sent.append(errands)
+            return send(errands)
+
+        monkeypatch.setattr(backend._shards.cluster, "_send", send_once)
+        # When nobody answers any more
+        outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
+        # Then what was done before counts as done, and will not be done twice
+        assert outcomes == [Outcome.UNREACHED if lost else Outcome.APPLIED for lost in there]
+
+    def test_a_user_who_may_not_load_scripts(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
+        with ExitStack() as stack:
+            # Given a user whom a command is forbidden that is needed
+            for number in range(3):
+                node = stack.enter_context(redis_cluster.client(number))
+                node.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "&*", "+@all", "-script|load")
+                stack.callback(node.acl_deluser, "poor")
+            backend = RedisBackend(
+                cluster_nodes=redis_cluster.addresses, username="poor", password="x", timeout=PATIENT
+            )
+            stack.callback(backend.close)
+            # When something is written
+            # Then that ends in a BackendError that says so
+            with pytest.raises(BackendError, match="script"):
+                backend.update("m", enqueue())
 
     # Lists
 
