@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -33,6 +37,8 @@ from .conftest import StartServer
 from .jobs import Job
 from .recording import PATIENCE, eventually, make_broker, working
 from .servers import RedisServer
+
+PROJECT = Path(__file__).parent.parent
 
 #: Nothing that takes so long, in milliseconds, happens in a test.
 NEVER = 3_600_000
@@ -514,6 +520,33 @@ class TestRedis:
                 break
         # Then its connection is closed
         eventually(lambda: listeners(told) == 0)
+
+    def test_gevent(self, redis_url: str) -> None:
+        # Given greenlets that each wait for a job, and one that plays the jobs
+        script = textwrap.dedent(
+            """
+            from gevent import monkey; monkey.patch_all()
+            import gevent
+            from dramatiq_status import StatusRegistry
+            from dramatiq_status.backends import RedisBackend
+            from tests.jobs import Job
+
+            backend = RedisBackend(url=URL, timeout=20_000)
+            jobs = [Job(backend).enqueue() for _ in range(20)]
+            waiting = [gevent.spawn(StatusRegistry.wait, job.message_id, backend=backend) for job in jobs]
+            while sum(int(client["sub"]) for client in backend.client.client_list()) < 20:
+                gevent.sleep(0.01)
+            for job in jobs:
+                job.start().finish()
+            print([greenlet.get(timeout=20).completed for greenlet in waiting] == [True] * 20)
+            """
+        ).replace("URL", repr(redis_url))
+        # When that runs
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE * 3
+        )
+        # Then none of them holds up another
+        assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

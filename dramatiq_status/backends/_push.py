@@ -13,6 +13,10 @@ from ._driver import errors
 #: A server that has said nothing for this many seconds is asked whether it is still there.
 PING_AFTER: Final = 5.0
 
+#: No system call waits for longer than this many seconds: time limits, aborts
+#: and shutdowns strike a worker's thread in between.
+LONGEST_WAIT: Final = 1.0
+
 
 class RedisSubscription:
     """Hears of changes over a connection of its own.
@@ -72,7 +76,7 @@ class RedisSubscription:
         while True:
             now = time.monotonic()
             pause = 0.0 if heard else min(deadline, self._heard_at + PING_AFTER) - now
-            if connection.can_read(max(0.0, pause)):
+            if connection.can_read(min(max(0.0, pause), LONGEST_WAIT)):
                 self._take(heard)
             elif heard or now >= deadline:
                 return heard

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from dramatiq.middleware import TimeLimitExceeded
+from dramatiq.threading import raise_thread_exception
 
 from dramatiq_status import BackendError, StatusRegistry
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend, _push
@@ -211,6 +213,28 @@ def test_listening_in_a_thread(job: Job, subscription: _push.RedisSubscription) 
     # Then it wakes
     thread.join(PATIENCE)
     assert heard == [{job.message_id: version(job)}]
+
+
+def test_an_interrupt(subscription: _push.RedisSubscription, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a thread that listens, and would do so for an hour
+    monkeypatch.setattr(_push, "PING_AFTER", 3_600)
+    begun, ended = threading.Event(), threading.Event()
+
+    def listen() -> None:
+        begun.set()
+        try:
+            subscription.wait(3_600)
+        except TimeLimitExceeded:
+            ended.set()
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    assert begun.wait(PATIENCE)
+    # When its time limit strikes
+    assert thread.ident is not None
+    raise_thread_exception(thread.ident, TimeLimitExceeded)
+    # Then it ends
+    assert ended.wait(PATIENCE)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
