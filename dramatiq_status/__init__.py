@@ -1,5 +1,6 @@
 """Job status and progress for Dramatiq."""
 
+from .backends import backend_from_url
 from .context import current_progress, current_status, track
 from .errors import (
     BackendError,
@@ -31,6 +32,7 @@ __all__ = [
     "StatusOptionError",
     "StatusRegistry",
     "StatusTimeout",
+    "backend_from_url",
     "current_progress",
     "current_status",
     "track",

@@ -9,13 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._url import backend_from_url
+
 if TYPE_CHECKING:
     from .memcached import MemcachedBackend
     from .redis import RedisBackend
     from .sqlite import SQLiteBackend
     from .stub import StubBackend
 
-__all__ = ["MemcachedBackend", "RedisBackend", "SQLiteBackend", "StubBackend"]
+__all__ = ["MemcachedBackend", "RedisBackend", "SQLiteBackend", "StubBackend", "backend_from_url"]
 
 #: Class -> the module that it lives in, the client that it needs, the extra that installs it.
 _BACKENDS = {

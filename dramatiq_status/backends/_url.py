@@ -1,0 +1,268 @@
+"""Backends by URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+from ..backend import StatusBackend
+
+#: The environment variable that has the URL where none is passed.
+VARIABLE: Final = "DRAMATIQ_STATUS_URL"
+
+_URL = re.compile(r"(?P<scheme>[a-z][a-z+]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]]+)(?::(?P<port>\d+))?")
+_SECRET = re.compile(r"(?<=://).*@")
+
+
+class _Address(NamedTuple):
+    """What a URL says."""
+
+    hosts: list[tuple[str, int]]
+    username: str | None
+    password: str | None
+    path: str
+
+    @property
+    def login(self) -> dict[str, Any]:
+        """The user's name and password, as parameters."""
+        given = {"username": self.username, "password": self.password}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend:
+    """Make the backend that a URL asks for.
+
+    >>> backend_from_url("redis://:secret@db.internal:6379/1?namespace=shop&timeout=250")
+    <RedisBackend 'shop'>
+
+    - ``redis://[[user]:password@]host[:port][/db]``; ``rediss://`` with TLS; ``unix:///path/to.sock``.
+      ``valkey://`` and ``valkeys://`` are the same.
+    - ``redis+sentinel://[[user]:password@]host[:port],host[:port]/service[/db]``; the login is that of the
+      master, ``sentinel_username`` and ``sentinel_password`` are parameters.
+    - ``redis+cluster://[[user]:password@]host[:port],host[:port]``.
+      With TLS these two are ``rediss+sentinel://`` and ``rediss+cluster://``.
+    - ``memcached://[user:password@]host[:port],host[:port]``, or ``memcached:///path/to.sock``.
+    - ``sqlite:///relative/path`` and ``sqlite:////absolute/path``.
+    - ``memory://``, for one process.
+
+    Names, passwords and paths may be percent-encoded, and have to be where
+    they hold one of ``%/?#@:,``.  All take the query parameters ``namespace``, ``timeout`` and
+    ``max_field_size``; those of Redis also ``max_listed``, ``client_name``, ``ssl_ca_certs``, ``ssl_certfile``,
+    ``ssl_keyfile``, ``ssl_cert_reqs`` and ``ssl_check_hostname``; memcached also ``meta``.
+
+    Parameters:
+      url(str): By default the value of the environment variable ``DRAMATIQ_STATUS_URL``.
+      **parameters: For the backend; they win over those in the URL.
+
+    Raises:
+      ValueError: When there is no URL, or something in it is wrong.
+      ImportError: When the store's client is not installed.
+    """
+    where = "The URL"
+    if url is None:
+        url = os.environ.get(VARIABLE)
+        where = f"The URL in {VARIABLE}"
+        if not url:
+            raise ValueError(f"There is no URL of a status store: pass one, or set {VARIABLE}.")
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, not {type(url).__name__}.")
+    try:
+        name, found = _parse(url)
+    except ValueError as e:
+        # Not its context: that may quote a password.
+        raise ValueError(f"{where}, {mask(url)!r}, is wrong: {e}") from None
+    from .. import backends
+
+    backend: StatusBackend = getattr(backends, name)(**{**found, **parameters})
+    return backend
+
+
+def mask(url: str) -> str:
+    """Hide who logs in to what a URL names.
+
+    >>> mask("redis://ann:secret@db.internal/1")
+    'redis://***@db.internal/1'
+    """
+    return _SECRET.sub("***@", re.sub(r"(?<=password=)[^&#]*", "***", url))
+
+
+def _parse(url: str) -> tuple[str, dict[str, Any]]:
+    """The name of the backend's class, and the parameters for it."""
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise ValueError("write it like 'redis://host:6379/0', 'memcached://host:11211' or 'sqlite:///status.db'.")
+    scheme = match["scheme"]
+    if scheme not in _SCHEMES:
+        raise ValueError(f"{scheme!r} is none of {', '.join(_SCHEMES)}.")
+    name, default_port, read, options = _SCHEMES[scheme]
+    address = _read_address(match, default_port)
+    parameters = read(address)
+    for option, text in _read_query(match["query"] or ""):
+        if option not in options:
+            raise ValueError(f"the parameter {option!r} is none of {', '.join(options)}.")
+        parameters[option] = options[option](option, text)
+    if scheme.startswith(("rediss", "valkeys")):
+        parameters["ssl"] = True
+    if "sentinels" in parameters:
+        _tell_sentinels(parameters)
+    return name, parameters
+
+
+def _read_query(query: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError:
+        raise ValueError("parameters are written like '?namespace=shop&timeout=250'.") from None
+
+
+def _read_address(match: re.Match[str], default_port: int) -> _Address:
+    login, at, places = match["authority"].rpartition("@")
+    username, colon, password = login.partition(":")
+    hosts = []
+    for place in places.split(",") if places else ():
+        found = _HOST.fullmatch(place)
+        if found is None:
+            raise ValueError("hosts are written like 'host', 'host:6379' or '[::1]:6379', with commas between them.")
+        port = int(found["port"]) if found["port"] else default_port
+        if found["port"] and not 0 < port < 65_536:
+            raise ValueError(f"the port must be from 1 to 65535, not {port}.")
+        hosts.append((unquote(found["host"].strip("[]")), port))
+    if hosts and "@" in match["path"]:
+        # Part of a password; it must not be quoted by what comes next.
+        raise ValueError("a name or a password with one of '%/?#@:,' in it has to be percent-encoded: '/' is %2F.")
+    return _Address(
+        hosts, unquote(username) or None if at else None, unquote(password) if colon else None, unquote(match["path"])
+    )
+
+
+# What follows the hosts, by store.
+
+
+def _read_redis(address: _Address) -> dict[str, Any]:
+    ((host, port),) = _some(address, at_most=1) if address.hosts else (("127.0.0.1", 6379),)
+    return {"host": host, "port": port, "db": _read_db(address.path.strip("/")), **address.login}
+
+
+def _read_unix(address: _Address) -> dict[str, Any]:
+    if address.hosts or not address.path.strip("/"):
+        raise ValueError("the path of a socket follows three slashes, like 'unix:///run/redis.sock'.")
+    return {"unix_socket_path": address.path, **address.login}
+
+
+def _read_sentinel(address: _Address) -> dict[str, Any]:
+    service_name, _, db = address.path.strip("/").partition("/")
+    if not service_name:
+        raise ValueError("the name of the master follows the hosts, like 'redis+sentinel://host:26379/mymaster'.")
+    return {"sentinels": _some(address), "service_name": service_name, "db": _read_db(db), **address.login}
+
+
+def _read_cluster(address: _Address) -> dict[str, Any]:
+    if address.path.strip("/") not in ("", "0"):
+        raise ValueError("a cluster has no other database than 0: nothing follows its hosts but parameters.")
+    return {"cluster_nodes": _some(address), **address.login}
+
+
+def _read_memcached(address: _Address) -> dict[str, Any]:
+    if not address.hosts and address.path.strip("/"):
+        return {"servers": f"unix:{address.path}", **address.login}
+    if address.path.strip("/"):
+        raise ValueError("nothing follows the hosts of memcached but parameters.")
+    return {"servers": _some(address), **address.login}
+
+
+def _read_sqlite(address: _Address) -> dict[str, Any]:
+    if address.hosts or len(address.path) < 2:
+        raise ValueError("a path follows three slashes: 'sqlite:///status.db', or 'sqlite:////var/lib/status.db'.")
+    return {"path": address.path[1:]}
+
+
+def _read_memory(address: _Address) -> dict[str, Any]:
+    if address.hosts or address.path.strip("/"):
+        raise ValueError("nothing follows 'memory://' but parameters.")
+    return {}
+
+
+def _some(address: _Address, at_most: int = 1000) -> list[tuple[str, int]]:
+    if not address.hosts:
+        raise ValueError("there is no host in it.")
+    if len(address.hosts) > at_most:
+        raise ValueError("there is more than one host in it: write redis+cluster:// or redis+sentinel://.")
+    return address.hosts
+
+
+def _read_db(text: str) -> int:
+    if text and not text.isdecimal():
+        raise ValueError(f"the number of a database ends the path, not {text!r}.")
+    return int(text or 0)
+
+
+def _tell_sentinels(parameters: dict[str, Any]) -> None:
+    """Move what is for the Sentinels themselves to where the backend expects it."""
+    own = {
+        name.removeprefix("sentinel_"): parameters.pop(name)
+        for name in ("sentinel_username", "sentinel_password")
+        if name in parameters
+    }
+    own.update({name: value for name, value in parameters.items() if name.startswith("ssl")})
+    if own:
+        parameters["sentinel_kwargs"] = own
+
+
+# Parameters.
+
+
+def _text(name: str, text: str) -> str:
+    return text
+
+
+def _number(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"the parameter {name!r} must be a number, not {text!r}.")
+    return int(text)
+
+
+def _bool(name: str, text: str) -> bool:
+    if text.lower() not in _BOOLS:
+        raise ValueError(f"the parameter {name!r} must be 'true' or 'false', not {text!r}.")
+    return _BOOLS[text.lower()]
+
+
+_BOOLS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+_Options = Mapping[str, Callable[[str, str], Any]]
+
+_COMMON: Final[_Options] = {"namespace": _text, "timeout": _number, "max_field_size": _number}
+_REDIS: Final[_Options] = {
+    **_COMMON,
+    "max_listed": _number,
+    "client_name": _text,
+    "ssl_ca_certs": _text,
+    "ssl_certfile": _text,
+    "ssl_keyfile": _text,
+    "ssl_cert_reqs": _text,
+    "ssl_check_hostname": _bool,
+}
+_SENTINEL: Final[_Options] = {**_REDIS, "sentinel_username": _text, "sentinel_password": _text}
+_MEMCACHED: Final[_Options] = {**_COMMON, "meta": _bool}
+
+_Scheme = tuple[str, int, Callable[[_Address], dict[str, Any]], _Options]
+
+#: Scheme -> the backend's class, the usual port, how to read what follows, and the parameters that it takes.
+_SCHEMES: Final[dict[str, _Scheme]] = {
+    "redis": ("RedisBackend", 6379, _read_redis, _REDIS),
+    "rediss": ("RedisBackend", 6379, _read_redis, _REDIS),
+    "unix": ("RedisBackend", 0, _read_unix, {**_REDIS, "db": _number}),
+    "valkey": ("RedisBackend", 6379, _read_redis, _REDIS),
+    "valkeys": ("RedisBackend", 6379, _read_redis, _REDIS),
+    "redis+sentinel": ("RedisBackend", 26379, _read_sentinel, _SENTINEL),
+    "rediss+sentinel": ("RedisBackend", 26379, _read_sentinel, _SENTINEL),
+    "redis+cluster": ("RedisBackend", 6379, _read_cluster, _REDIS),
+    "rediss+cluster": ("RedisBackend", 6379, _read_cluster, _REDIS),
+    "memcached": ("MemcachedBackend", 11211, _read_memcached, _MEMCACHED),
+    "sqlite": ("SQLiteBackend", 0, _read_sqlite, _COMMON),
+    "memory": ("StubBackend", 0, _read_memory, _COMMON),
+}

@@ -1,0 +1,211 @@
+"""Backends by URL: what each asks for, what is wrong, and that nobody sees a password."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.stub import StubBroker
+
+from dramatiq_status import BackendError, StatusMiddleware, backend_from_url, backends
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
+from dramatiq_status.testing.conformance import enqueue
+
+from ..servers import MemcachedServer, RedisServer, free_port
+
+MASTERS = {"sentinels": [("h1", 26379), ("h2", 26380)], "service_name": "mymaster", "db": 0}
+
+#: What each URL makes of which class.
+MEANINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "redis://": ("RedisBackend", {"host": "127.0.0.1", "port": 6379, "db": 0}),
+    "redis://db": ("RedisBackend", {"host": "db", "port": 6379, "db": 0}),
+    "redis://db:7000/3": ("RedisBackend", {"host": "db", "port": 7000, "db": 3}),
+    "redis://[::1]:7000/": ("RedisBackend", {"host": "::1", "port": 7000, "db": 0}),
+    "redis://:s3cret@db": ("RedisBackend", {"host": "db", "port": 6379, "db": 0, "password": "s3cret"}),
+    "redis://ann:s%2F%40%3A3@db/1": (
+        "RedisBackend",
+        {"host": "db", "port": 6379, "db": 1, "username": "ann", "password": "s/@:3"},
+    ),
+    "redis://db?namespace=shop&timeout=250&max_field_size=1000&max_listed=0&client_name=web": (
+        "RedisBackend",
+        {"host": "db", "port": 6379, "db": 0, "namespace": "shop", "timeout": 250, "max_field_size": 1000}
+        | {"max_listed": 0, "client_name": "web"},
+    ),
+    "rediss://db?ssl_ca_certs=/ca.pem&ssl_check_hostname=false": (
+        "RedisBackend",
+        {"host": "db", "port": 6379, "db": 0, "ssl": True, "ssl_ca_certs": "/ca.pem", "ssl_check_hostname": False},
+    ),
+    "valkey://db:7000/3": ("RedisBackend", {"host": "db", "port": 7000, "db": 3}),
+    "valkeys://db": ("RedisBackend", {"host": "db", "port": 6379, "db": 0, "ssl": True}),
+    "unix:///run/redis%20a.sock?db=2": ("RedisBackend", {"unix_socket_path": "/run/redis a.sock", "db": 2}),
+    "redis+sentinel://h1,h2:26380/mymaster": ("RedisBackend", MASTERS),
+    "redis+sentinel://ann:s3cret@h1,h2:26380/mymaster/4?sentinel_password=other": (
+        "RedisBackend",
+        MASTERS | {"db": 4, "username": "ann", "password": "s3cret", "sentinel_kwargs": {"password": "other"}},
+    ),
+    "rediss+sentinel://h1,h2:26380/mymaster": (
+        "RedisBackend",
+        MASTERS | {"ssl": True, "sentinel_kwargs": {"ssl": True}},
+    ),
+    "redis+cluster://h1:7000,h2:7001": ("RedisBackend", {"cluster_nodes": [("h1", 7000), ("h2", 7001)]}),
+    "rediss+cluster://:s3cret@h1:7000/0": (
+        "RedisBackend",
+        {"cluster_nodes": [("h1", 7000)], "password": "s3cret", "ssl": True},
+    ),
+    "memcached://h1,h2:11212?meta=no": ("MemcachedBackend", {"servers": [("h1", 11211), ("h2", 11212)], "meta": False}),
+    "memcached://ann:s3cret@h1": (
+        "MemcachedBackend",
+        {"servers": [("h1", 11211)], "username": "ann", "password": "s3cret"},
+    ),
+    "memcached:///run/memcached.sock": ("MemcachedBackend", {"servers": "unix:/run/memcached.sock"}),
+    "sqlite:///status.db": ("SQLiteBackend", {"path": "status.db"}),
+    "sqlite:////var/lib/a%20b@c.db?timeout=5000": ("SQLiteBackend", {"path": "/var/lib/a b@c.db", "timeout": 5000}),
+    "memory://": ("StubBackend", {}),
+    "memory://?namespace=shop": ("StubBackend", {"namespace": "shop"}),
+}
+
+#: What is wrong, and what the error says of it.
+WRONG = {
+    "": "There is no URL|write it like",
+    "db:6379": "write it like",
+    "postgres://db": "'postgres' is none of redis, rediss",
+    "redis://h1,h2": "more than one host",
+    "redis://db:port": "hosts are written like",
+    "redis://db:0": "port must be from 1 to 65535",
+    "redis://db:65536": "port must be from 1 to 65535",
+    "redis://db/one": "number of a database",
+    "redis://db?namespce=shop": "'namespce' is none of namespace, timeout",
+    "redis://db?timeout=1s": "'timeout' must be a number, not '1s'",
+    "redis://db?timeout": "parameters are written like",
+    "redis://db?ssl_check_hostname=maybe": "'true' or 'false'",
+    "unix://run/redis.sock": "three slashes",
+    "redis+sentinel://h1:26379": "name of the master",
+    "redis+sentinel:///mymaster": "there is no host",
+    "redis+cluster://h1:7000/1": "no other database",
+    "redis+cluster://": "there is no host",
+    "memcached://": "there is no host",
+    "memcached://h1/x": "nothing follows the hosts",
+    "sqlite://status.db": "three slashes",
+    "sqlite:///": "three slashes",
+    "memory://here": "nothing follows",
+    # Passwords that were not encoded.
+    "redis://ann:s3cret/s3cret@db": "percent-encoded|hosts are written like",
+    "redis://ann:12/s3cret@db": "percent-encoded",
+    "redis://ann:s3cret#s3cret@db": "write it like|hosts",
+    "memcached://ann:12/s3cret@db": "percent-encoded",
+    "redis+sentinel://ann:12/s3cret@db/mymaster": "percent-encoded",
+    "redis://:s3cret@db/one": "number of a database",
+    "redis+sentinel://h1/m?sentinel_password=s3cret&timeout=x": "must be a number",
+}
+
+
+@pytest.mark.parametrize("url", MEANINGS)
+def test_what_a_url_asks_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given classes that only tell what they were made with
+    made: list[tuple[str, dict[str, Any]]] = []
+    for name in ("RedisBackend", "MemcachedBackend", "SQLiteBackend", "StubBackend"):
+        make: Callable[..., None] = lambda name=name, **parameters: made.append((name, parameters))  # noqa: E731
+        monkeypatch.setattr(backends, name, make, raising=False)
+    # When a backend is asked for by URL
+    backend_from_url(url)
+    # Then it is the right one, with the right parameters
+    assert made == [MEANINGS[url]]
+
+
+@pytest.mark.parametrize("url", WRONG)
+def test_what_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DRAMATIQ_STATUS_URL", raising=False)
+    # Given a URL that is wrong
+    # When a backend is asked for by it
+    with pytest.raises(ValueError, match=WRONG[url]) as caught:
+        backend_from_url(url)
+    # Then the error says what, and shows no password
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+def test_parameters_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a URL with a parameter that is passed as well
+    # When a backend is made
+    backend = backend_from_url("memory://?namespace=shop&timeout=250", namespace="other")
+    # Then what was passed counts
+    assert isinstance(backend, StubBackend) and (backend.namespace, backend.timeout) == ("other", 250)
+
+
+def test_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Given a URL in the environment
+    monkeypatch.setenv("DRAMATIQ_STATUS_URL", f"sqlite:///{tmp_path}/status.db")
+    # When a backend is asked for without one
+    backend = backend_from_url()
+    # Then that one is taken
+    assert isinstance(backend, SQLiteBackend) and backend.update("m", enqueue())
+    # And what is wrong with it is said of it
+    monkeypatch.setenv("DRAMATIQ_STATUS_URL", "redis://:s3cret@db/one")
+    with pytest.raises(ValueError, match="in DRAMATIQ_STATUS_URL, 'redis://\\*\\*\\*@db/one', is wrong"):
+        backend_from_url()
+    # And where there is none, that is said
+    monkeypatch.delenv("DRAMATIQ_STATUS_URL")
+    with pytest.raises(ValueError, match="set DRAMATIQ_STATUS_URL"):
+        backend_from_url()
+
+
+def test_something_else() -> None:
+    with pytest.raises(TypeError, match="url must be a str, not int"):
+        backend_from_url(6379)  # type: ignore[arg-type]
+
+
+def test_on_real_servers(
+    redis_server: RedisServer, redis_url: str, memcached_server: MemcachedServer, memcached_url: str, tmp_path: Path
+) -> None:
+    # Given URLs of stores that are there
+    urls: dict[str, type] = {
+        redis_url + "?namespace=url": RedisBackend,
+        f"memcached://{memcached_server.address}?namespace=url": MemcachedBackend,
+        f"sqlite:///{tmp_path}/status.db?timeout=20000": SQLiteBackend,
+        "memory://": StubBackend,
+    }
+    for url, kind in urls.items():
+        # When backends are made by them
+        backend = backend_from_url(url, timeout=20_000)
+        backend.update("m", enqueue(step='"x"'))
+        # Then they work
+        assert type(backend) is kind and backend.snapshot("m")["step"] == "x"  # type: ignore[index]
+        backend.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://ann:s3cret@127.0.0.1:{port}/1",
+        "redis://:s%333cret@127.0.0.1:{port}",
+        "rediss://ann:s3cret@127.0.0.1:{port}/1",
+        "redis+sentinel://ann:s3cret@127.0.0.1:{port}/mymaster?sentinel_password=s3cret",
+        "redis+cluster://ann:s3cret@127.0.0.1:{port}",
+        "memcached://ann:s3cret@127.0.0.1:{port}",
+    ],
+)
+def test_nobody_sees_a_password(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a backend with a password, whose store is not there, and an actor that uses it
+    backend = backend_from_url(url.format(port=free_port()))
+    broker = StubBroker()
+    broker.add_middleware(StatusMiddleware(backend=backend))
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    caplog.set_level(logging.DEBUG)
+    # When it is used
+    with pytest.raises(BackendError) as caught:
+        backend.read("m")
+    work.send()
+    # Then neither its name, nor the error with all its causes, nor the log has the password
+    texts, error = [repr(backend), str(backend), caplog.text], caught.value
+    while error is not None:
+        texts += [str(error), repr(error)]
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    assert "127.0.0.1" in caplog.text
+    assert not [text for text in texts if "s3cret" in text]
