@@ -456,6 +456,18 @@ class RedisCluster(Servers):
                 client.execute_command("CLUSTER SETSLOT", slot, "NODE", self._ids[target])
         self._moved[slot] = target
         self._moving.pop(slot, None)
+        _wait_until(self._agrees, "The nodes do not agree who has what")
+
+    def _agrees(self) -> bool:
+        """Whether all nodes know all others' epochs, and no two have the same.
+
+        A slot that moves on before that may fall back to the node that it came from, which empties it.
+        """
+        views = [
+            {line.split()[0]: line.split()[6] for line in node.ask(b"CLUSTER NODES\r\n").splitlines() if b":" in line}
+            for node in self.nodes
+        ]
+        return views.count(views[0]) == 3 == len(set(views[0].values()))
 
     def move(self, slot: int, target: int) -> None:
         """Move a slot with all its keys, as ``redis-cli --cluster reshard`` does."""
