@@ -215,8 +215,12 @@ def test_unit_tests(broker: StubBroker, namespace: dict[str, Any]) -> None:
         namespace[test]()
 
 
-@pytest.mark.parametrize("name", ["redis-backend", "memcached-backend"])
-def test_backends(name: str, namespace: dict[str, Any]) -> None:
+STORES = ("redis-backend", "memcached-backend", "sqlite-backend", "backend-from-url")
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_backends(name: str, namespace: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     check_examples(name, namespace)
     assert namespace["backend"].namespace == "shop"
 
@@ -264,6 +268,6 @@ def test_no_snippet_is_left_out() -> None:
         "batch",
         "aio",
     }
-    seen |= {"redis-backend", "memcached-backend", "quick-start", "quick-start-reader"}
+    seen |= {*STORES, "quick-start", "quick-start-reader"}
     assert set(SNIPPETS) == seen
     assert README.read_text(encoding="utf-8").count("code-block:: python") == len(SNIPPETS)
