@@ -195,6 +195,7 @@ class Pace:
     __slots__ = (
         "_allowed",
         "_failing",
+        "_finished",
         "_heard",
         "_interval",
         "_last",
@@ -214,7 +215,7 @@ class Pace:
         self._recheck = backend.recheck_interval / 1000
         self._pause = self._shortest
         self._last = self._allowed = -inf
-        self._failing = False
+        self._failing = self._finished = False
         self._seen = 0
         #: The version that was told last and not looked at yet.
         self._heard: int | None = None
@@ -229,13 +230,17 @@ class Pace:
         self._last = now
         self._allowed = min(max(self._allowed, now) + self._interval, now + BURST * self._interval)
 
-    def saw(self, version: int) -> None:
-        """Take note of the version that was found; 0 for none."""
+    def saw(self, version: int, *, finished: bool = False) -> None:
+        """Take note of the version that was found; 0 for none.
+
+        Of a message that is finished no more is expected; it may be enqueued anew.
+        """
         if version != self._seen or self._failing:
             self._pause = self._shortest
         else:
             self._pause = min(self._pause * BACK_OFF, self._longest)
         self._seen = version
+        self._finished = finished
         self._failing = False
 
     def fail(self) -> None:
@@ -245,7 +250,7 @@ class Pace:
 
     def due(self) -> float:
         """When to look next; a moment in the past for at once."""
-        if self._failing or not self.told:
+        if self._failing or not (self.told or self._finished):
             return self._last + self._pause
         recheck = self._last + self._recheck
         if self._heard is not None and self._heard != self._seen:

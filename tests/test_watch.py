@@ -186,6 +186,16 @@ class TestPace:
         # Then it is asked all the same, now and then
         assert self.looked(pace, 100.0, 1) == pytest.approx(5.0)
 
+    def test_what_is_finished_is_looked_at_seldom(self, pace: Pace) -> None:
+        # Given a store that tells nothing
+        # When a message is finished
+        pace.look(100.0)
+        pace.saw(1, finished=True)
+        # Then it is asked for it as seldom as one that tells
+        assert pace.due() == pytest.approx(105.0)
+        # And as often as before when it was enqueued anew
+        assert self.looked(pace, 105.0, 2) == pytest.approx(0.05)
+
     def test_news(self, pace: Pace) -> None:
         # Given a store that tells of changes, and a version that was seen
         pace.told = True

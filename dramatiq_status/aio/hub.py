@@ -310,9 +310,10 @@ class Hub:
                 self._tell(topic, e)
             return
         for topic, snapshot in zip(topics, snapshots):
-            topic.pace.saw(snapshot.version if snapshot else 0)
+            finished = snapshot is not None and snapshot.finished
+            topic.pace.saw(snapshot.version if snapshot else 0, finished=finished)
             self._tell(topic, snapshot)
-            if not topic.wanted and topic.mailboxes and not (snapshot and snapshot.finished):
+            if not topic.wanted and topic.mailboxes and not finished:
                 topic.wanted = True
                 self._unnamed[topic] = None
                 self._wish.ring()
