@@ -17,7 +17,7 @@ import pytest
 from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
-from dramatiq_status.outage import FIRST_PAUSE, LONGEST_PAUSE
+from dramatiq_status.outage import FIRST_PAUSE, LONGEST_PAUSE, Outage
 from dramatiq_status.record import Kind
 
 from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
@@ -450,3 +450,76 @@ def test_nobody_waits_for_a_second_time_out() -> None:
         down.clear()
         for message in messages:
             assert StatusRegistry.wait(message, backend=backend).completed
+
+
+def test_a_thread_that_waits_sends_for_itself() -> None:
+    # Given a worker whose writer has nothing to do
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    senders: dict[str, list[str]] = {}
+
+    def note(updates: Any) -> None:
+        for message_id, update in updates:
+            if update.state is not None:
+                senders.setdefault(message_id, []).append(threading.current_thread().name)
+
+    backend.after = note
+    threads: dict[str, str] = {}
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_status().flush()
+        threads[current_status().message_id] = threading.current_thread().name
+
+    # When jobs end, one at a time
+    for _ in range(5):
+        work.send()
+    run(broker, threads=1)
+    # Then each one's thread has sent its final state itself, once
+    assert senders == {message_id: [thread] for message_id, thread in threads.items()} and len(senders) == 5
+
+
+def test_who_waits_while_another_sends_is_served_next() -> None:
+    # Given a thread that sends a final state and is held up, and others that wait with theirs
+    backend = RecordingBackend(timeout=60_000)
+    broker = make_broker(backend)
+    reached, go_on = threading.Event(), threading.Event()
+    begun, ended = threading.Semaphore(0), threading.Semaphore(0)
+
+    def hold(updates: Any) -> None:
+        if any(update.state is not None for _, update in updates) and not reached.is_set():
+            reached.set()
+            assert go_on.wait(PATIENCE)
+
+    backend.before = hold
+
+    @dramatiq.actor(broker=broker)
+    def work(others: int) -> None:
+        for _ in range(others):
+            assert begun.acquire(timeout=PATIENCE)
+        if not others:
+            begun.release()
+            assert reached.wait(PATIENCE)
+            ended.release()
+
+    messages = [work.send(5), *(work.send(0) for _ in range(5))]
+    with working(broker, threads=6) as worker:
+        for _ in range(5):
+            assert ended.acquire(timeout=PATIENCE)
+        # When it goes on
+        go_on.set()
+        # Then all are served long before their time is out
+        join(broker, worker)
+    assert [StatusRegistry.get(message, backend=backend).state for message in messages] == ["completed"] * 6
+
+
+def test_many_calls_that_fail_at_once_are_one_try() -> None:
+    # Given a store that is down
+    outage = Outage("a store")
+    outage.failed(BackendError("one"))
+    again_at = outage.retry_at
+    # When the calls fail that were made at the same time
+    for _ in range(8):
+        outage.failed(BackendError("another"))
+    # Then it is tried again no later
+    assert outage.retry_at == again_at
