@@ -7,7 +7,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 from ..backend import StatusBackend, escape_namespace, now_ms
@@ -28,6 +27,7 @@ from ._item import (
     to_receipt,
     to_value,
 )
+from ._key import HASH_SIZE, HASHED, MAX_KEY_SIZE, key_of
 from ._meta import Connection, Login, Stored
 
 #: How many messages are written in one round trip at most, and how many
@@ -48,11 +48,6 @@ MAX_KNOWN_SIZE: Final = 65_536
 
 #: From how many conflicts on an update waits a moment before it is tried again.
 PATIENT_CONFLICTS: Final = 3
-
-#: The longest key, in bytes, and what those start with that are hashes.
-MAX_KEY_SIZE: Final = 250
-HASHED: Final = "#"
-HASH_SIZE: Final = 64
 
 # An attribute of an Enum takes five times as long as a name.
 _STORED: Final = Stored.STORED
@@ -449,18 +444,8 @@ class MemcachedBackend(StatusBackend):
     # Keys
 
     def _find_place(self, message_id: str) -> tuple[bytes, Pool]:
-        key = self._prefix + message_id
-        # The prefix is known to be fit for a key.  An id is not where it looks
-        # like a hash, either, so that no two ids have the same key.
-        if (
-            len(key) > MAX_KEY_SIZE
-            or not message_id.isascii()
-            or not message_id.isprintable()
-            or " " in message_id
-            or message_id[:1] == HASHED
-        ):
-            key = self._prefix + HASHED + sha256(message_id.encode("utf-8", "surrogatepass")).hexdigest()
-        encoded = key.encode()
+        # The prefix is known to be fit for a key.
+        encoded = key_of(self._prefix, message_id).encode()
         return encoded, self._fleet.pool_of(encoded)
 
 
