@@ -17,9 +17,8 @@ TIME: Final = b"*1\r\n$4\r\nTIME\r\n"
 #: clock and ours is believed.
 CLOCK_TRUST: Final = 300.0
 
-#: The same where the answer took longer than this many seconds, so that it is less exact.
+#: An answer that took longer than this many seconds is not exact enough to tell a script the time by.
 QUICK: Final = 0.002
-SLOW_TRUST: Final = 1.0
 
 
 class Script(NamedTuple):
@@ -53,7 +52,7 @@ class ServerClock:
 
     @property
     def known(self) -> bool:
-        """Whether the server was asked lately."""
+        """Whether the server was asked lately, and answered soon."""
         return time.monotonic() < self._known_until
 
     def set(self, reply: Any, asked: float) -> None:
@@ -67,7 +66,8 @@ class ServerClock:
         now = time.monotonic()
         # The answer is from some moment between the two.
         self._offset = int(seconds) + int(microseconds) / 1_000_000 - (asked + now) / 2
-        self._known_until = now + (CLOCK_TRUST if now - asked < QUICK else SLOW_TRUST)
+        if now - asked < QUICK:
+            self._known_until = now + CLOCK_TRUST
 
     def now(self) -> int:
         """The server's present moment, in epoch milliseconds; by our own clock until it is known."""
