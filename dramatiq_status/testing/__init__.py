@@ -1,4 +1,8 @@
-"""For the unit tests of those who use this package."""
+"""For the unit tests of those who use this package.
+
+:mod:`dramatiq_status.testing.conformance` is for those who write a
+backend.  It needs pytest; this module does not.
+"""
 
 from __future__ import annotations
 

@@ -2,18 +2,26 @@
 
 It needs pytest, which nothing else of this package does.  A backend's
 test class inherits from :class:`BackendConformance` and gives it the
-fixture ``backend``.  What needs more than that (a second namespace, a
-look at the time to live, a server to pause) is skipped until the fixture
-or hook for it is there too:
+fixture ``backend``:
 
 >>> class TestMyBackend(BackendConformance):
 ...     @pytest.fixture
 ...     def backend(self):
 ...         return MyBackend()
 
-For asserts that tell what they have compared, ``conftest.py`` says:
+What needs more than that is skipped, and says what it needs, until the
+class has it too: the fixtures ``make_backend`` (a second namespace) and
+``outage`` (a server to pause and to stop), the hooks ``ttl_of`` and
+``set_ttl`` (a look at the time to live) and ``damages`` (what else may lie
+under a key).  A backend without :meth:`.StatusBackend.find` does not list,
+and has to say why.
+
+For asserts that tell what they have compared, ``conftest.py`` says,
+before the module is imported:
 
 >>> pytest.register_assert_rewrite("dramatiq_status.testing.conformance")
+
+``examples/third_party_backend.py`` is a whole backend with its test.
 """
 
 from __future__ import annotations

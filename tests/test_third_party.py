@@ -1,0 +1,196 @@
+"""A backend that is not ours: the example of one, and the conformance suite as its author uses it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import pytest
+
+from dramatiq_status import BackendError, StatusRegistry, current_status, track
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.record import PROGRESS, VERSION, Outcome
+from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start
+from examples import third_party_backend
+from examples.third_party_backend import DirectoryBackend
+
+from .recording import make_broker, working
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+#: Enough for a busy machine: most tests are not about time-outs.
+PATIENT = 20_000
+
+#: How many processes write to one directory, and how often each.
+PROCESSES, WRITES = 4, 250
+
+#: Counts in another process, two messages in a call.
+COUNT = f"""
+import sys
+from dramatiq_status.record import Kind, Outcome, Update
+from third_party_backend import DirectoryBackend
+path, *ids = sys.argv[1:]
+backend = DirectoryBackend(path, timeout={PATIENT})
+for _ in range({WRITES}):
+    outcomes = backend.update_many([(message_id, Update(Kind.OUTSIDE, increment=1)) for message_id in ids])
+    assert set(outcomes) == {{Outcome.APPLIED}}
+"""
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> DirectoryBackend:
+    return DirectoryBackend(tmp_path, timeout=PATIENT)
+
+
+def file_of(backend: StatusBackend, message_id: str) -> Path:
+    assert isinstance(backend, DirectoryBackend)
+    return backend._file(message_id)
+
+
+class TestDirectoryBackend(BackendConformance):
+    @pytest.fixture
+    def make_backend(self, tmp_path: Path) -> Callable[..., StatusBackend]:
+        return lambda **parameters: DirectoryBackend(tmp_path, timeout=PATIENT, **parameters)
+
+    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
+        file = file_of(backend, message_id)
+        return int(file.read_bytes().split(b"\n")[0]) - backend.now() if file.exists() else None
+
+    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+        file = file_of(backend, message_id)
+        _, document = file.read_bytes().split(b"\n", 1)
+        file.write_bytes(b"%d\n%s" % (backend.now() + ttl, document))
+
+    def damages(self) -> dict[str, Callable[[Any, str], None]]:
+        def plant(content: bytes) -> Callable[[Any, str], None]:
+            def write(backend: Any, message_id: str) -> None:
+                file_of(backend, message_id).write_bytes(content)
+
+            return write
+
+        contents = {"empty": b"", "a text": b"hello", "no record": b"9999999999999\nhello\n", "not UTF-8": b"\xff\n"}
+        return {name: plant(content) for name, content in contents.items()}
+
+
+def test_processes_lose_nothing(backend: DirectoryBackend, tmp_path: Path) -> None:
+    # Given two running messages
+    ids = [uuid4().hex, uuid4().hex]
+    backend.update_many([(message_id, start(1)) for message_id in ids])
+    # When several processes count on both at the same time
+    command = [sys.executable, "-c", COUNT, str(tmp_path), *ids]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
+    counting = [subprocess.Popen(command, env=environment) for _ in range(PROCESSES)]
+    codes = [process.wait(100) for process in counting]
+    # Then the sums are exact
+    assert codes == [0] * PROCESSES
+    total = PROCESSES * WRITES
+    found = [record and (record[PROGRESS], record[VERSION]) for record in backend.read_many(ids)]
+    assert found == [(str(total), str(total + 1))] * 2
+
+
+def test_a_directory_that_stays_locked(backend: DirectoryBackend, tmp_path: Path) -> None:
+    # Given a message, and somebody who does not let go of the lock
+    backend.update("m", enqueue())
+    hasty = DirectoryBackend(tmp_path, timeout=50)
+    with open(tmp_path / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # When others write
+        for write in (lambda: hasty.update("m", outside()), lambda: hasty.delete("m"), hasty.sweep):
+            # Then they wait no longer than they should
+            with pytest.raises(BackendError, match="locked for 50 milliseconds") as caught:
+                write()
+            assert isinstance(caught.value.__cause__, TimeoutError)
+        # And readers do not wait at all
+        assert hasty.read("m") is not None
+    # And when it is let go of, all is as before
+    assert hasty.update("m", start(1)) is Outcome.APPLIED
+
+
+def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+    # Given a directory that somebody has deleted
+    backend = DirectoryBackend(tmp_path / "statuses")
+    (tmp_path / "statuses").rmdir()
+    # When it is written to
+    # Then that ends in the error of an outage
+    with pytest.raises(BackendError) as caught:
+        backend.update("m", enqueue())
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_a_sweep_deletes_what_has_expired(backend: DirectoryBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given two messages of which one has expired
+    now = 1_000_000
+    monkeypatch.setattr(backend, "now", lambda: now)
+    backend.update_many([("old", start(1)), ("old", finish(1, ttl=60_000)), ("new", enqueue())])
+    now = 1_060_000
+    # When the directory is swept
+    backend.sweep()
+    # Then the other is there
+    assert [file_of(backend, message_id).exists() for message_id in ("old", "new")] == [False, True]
+
+
+def test_a_job(backend: DirectoryBackend) -> None:
+    # Given a job whose status is kept there
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        for _ in track(range(10)):
+            current_status()["step"] = "counting"
+
+    # When it runs
+    with working(broker):
+        snapshot = StatusRegistry.wait(work.send(), broker=broker, timeout=PATIENT)
+    # Then that is what everybody reads
+    assert (str(snapshot), snapshot.total, snapshot["step"]) == ("completed (100%)", 10, "counting")
+
+
+def test_the_suite_as_its_author_runs_it(tmp_path: Path) -> None:
+    # Given a project elsewhere, with the backend and the test of its docstring, where there is no more than pytest
+    (tmp_path / "third_party_backend.py").write_bytes((EXAMPLES / "third_party_backend.py").read_bytes())
+    found = re.search(r"\n\n((?:    .*\n|\n)+)", third_party_backend.__doc__ or "")
+    assert found is not None
+    (tmp_path / "test_backend.py").write_text(textwrap.dedent(found[1]), encoding="utf-8")
+    others = ["gevent", "hypothesis", "pymemcache", "redis", "tests", "valkey"]
+    (tmp_path / "conftest.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({others}))\n")
+    # When the suite is run, but for what takes long
+    suite = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "-k", "not lost and not fork", "."],
+        cwd=tmp_path,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+    )
+    # Then nothing fails, and what was not asked of the backend is skipped for a reason
+    assert suite.returncode == 0, suite.stdout
+    assert re.search(r" 1\d\d passed, \d+ skipped", suite.stdout), suite.stdout
+    reasons = {line.rpartition(": ")[2] for line in suite.stdout.splitlines() if line.startswith("SKIPPED")}
+    needed = ("hook damages", "hook set_ttl", "hook ttl_of", "fixture make_backend", "fixture outage")
+    assert reasons == {"This backend does not list.", *(f"Needs the {name}." for name in needed)}
+
+
+def test_bound_status_needs_no_pytest(tmp_path: Path) -> None:
+    # Given an environment without pytest
+    script = """
+import sys
+sys.modules["pytest"] = None
+from dramatiq_status import current_status
+from dramatiq_status.testing import bound_status
+with bound_status() as status:
+    current_status()["step"] = "reading"
+assert status["step"] == "reading"
+"""
+    # When a unit test uses the helper
+    # Then it works
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=60)
