@@ -1,26 +1,33 @@
-"""Three jobs and their statuses, in one process and without a server.
+"""Three jobs, and another process that shows how they go. Nothing else is needed: no server, no set-up.
 
     python examples/quickstart.py
 
-The main thread follows each job by its message id, as a web process would; the jobs run on a worker's threads.
+This process runs the jobs on a worker's threads. The other one, `quickstart_reader.py`, does not know the jobs: it
+reads what they write by the ids of their messages, as a web process would. The statuses are in a SQLite file.
 """
 
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import dramatiq
 from dramatiq.brokers.stub import StubBroker
 
-from dramatiq_status import Snapshot, StatusMiddleware, StatusRegistry, current_status, track
-from dramatiq_status.backends import StubBackend
+from dramatiq_status import StatusMiddleware, current_status, track
+from dramatiq_status.backends import SQLiteBackend
 
-BAR_WIDTH = 30
+READER = Path(__file__).with_name("quickstart_reader.py")
 
+directory = TemporaryDirectory(prefix="dramatiq-status-")
+backend = SQLiteBackend(Path(directory.name) / "status.db")
+# Dramatiq's own in-memory broker is enough where jobs are sent and run by one process.
 broker = StubBroker()
-broker.add_middleware(StatusMiddleware(backend=StubBackend()))
+broker.add_middleware(StatusMiddleware(backend=backend))
 dramatiq.set_broker(broker)
 
 
@@ -34,73 +41,45 @@ def import_rows(count: int) -> None:
 
 
 @dramatiq.actor(min_backoff=800, max_backoff=800)
-def fetch_prices() -> None:
+def fetch_prices(shops: list[str]) -> None:
     """Fails the first time; Dramatiq runs it again."""
     snapshot = current_status().read()
-    if snapshot is not None and snapshot.attempts == 1:
-        raise ConnectionError("the shop does not answer")
-    for _ in track(["bread", "milk", "tea"], step="fetching"):
-        time.sleep(0.2)
+    for shop in track(shops, step="fetching"):
+        time.sleep(0.3)
+        if shop == "market" and snapshot is not None and snapshot.attempts == 1:
+            raise ConnectionError(f"no answer from the {shop}")
 
 
 @dramatiq.actor(max_retries=0)
-def send_report(address: str) -> None:
+def send_report(name: str) -> None:
     for page in track(range(10), step="printing"):
-        time.sleep(0.05)
+        time.sleep(0.1)
         if page == 6:
-            raise ValueError(f"there is no {address}")
+            raise ValueError(f"who is {name}?")
 
 
-def follow(title: str, message: dramatiq.Message[None]) -> None:
-    """Show a job until it is finished: as one moving line on a terminal, else as a line for every new tenth."""
-    print(f"{title}: message {message.message_id}")
-    shown: object = None
-    width = 0
-    for snapshot in StatusRegistry.watch(message, timeout=60_000):
-        line = describe(snapshot)
-        if sys.stdout.isatty():
-            print("\r" + line.ljust(width), end="", flush=True)
-            width = len(line)
-            continue
-        news = (snapshot.state, snapshot.retrying, snapshot.get("step"), int((snapshot.percent or 0) // 10))
-        if news != shown:
-            print(line, flush=True)
-            shown = news
-    print("\n" if sys.stdout.isatty() else "")
-
-
-def describe(snapshot: Snapshot) -> str:
-    """One line: ``  working    [#########---------------------]  30.0 %  step=reading``."""
-    filled = round(BAR_WIDTH * (snapshot.progress or 0))
-    percent = "     -" if snapshot.percent is None else f"{snapshot.percent:5.1f} %"
-    line = f"  {snapshot.state:<9}  [{'#' * filled:-<{BAR_WIDTH}}]  {percent}"
-    if "step" in snapshot:
-        line += f"  step={snapshot['step']}"
-    if snapshot.retrying:
-        line += "  retrying"
-    if snapshot.attempts > 1:
-        line += f"  attempts={snapshot.attempts}"
-    if "exception" in snapshot and not snapshot.working:
-        line += "  {type}: {message}".format_map(snapshot["exception"])
-    return line
-
-
-def main() -> None:
+def main() -> int:
     # Dramatiq logs what goes wrong in a job with its traceback; here that would tear the bars apart.
     logging.getLogger("dramatiq").setLevel(logging.CRITICAL + 1)
-    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=1)
-    worker.start()
+    messages = [
+        import_rows.send_with_options(args=(250,), status={"user_id": 42}),
+        fetch_prices.send(["bakery", "dairy", "market", "tea house"]),
+        send_report.send("Nobody"),
+    ]
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
     try:
-        message = import_rows.send_with_options(args=(250,), status={"user_id": 42})
-        follow("A job with two steps", message)
-        follow("A job that is retried", fetch_prices.send())
-        follow("A job that fails", send_report.send("nobody@example.com"))
-        print("What was stored of the first, as JSON:")
-        print(StatusRegistry.get(message.message_id).to_json())
+        # Begun first, so that it sees the jobs wait.
+        reader = subprocess.Popen([sys.executable, READER, backend.path, *(message.message_id for message in messages)])
+        worker.start()
+        return reader.wait()
+    except KeyboardInterrupt:
+        return reader.wait()
     finally:
         worker.stop()
         broker.close()
+        backend.close()
+        directory.cleanup()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,44 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_quickstart() -> None:
-    # When the quick start is run
+    # When the quick start is run, without a terminal
     found = subprocess.run(
         [sys.executable, "examples/quickstart.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    # Then it shows how three jobs go
-    lines = found.stdout.splitlines()
-    assert any("working" in line and "50.0 %" in line for line in lines)
-    assert any("retrying" in line for line in lines)
-    assert any("failed" in line and "ValueError" in line for line in lines)
-    assert json.loads(lines[-1])["status"] == "completed"
+    # Then another process shows how three jobs go
+    heading, *lines, last = found.stdout.splitlines()
+    one, other = re.findall(r"process (\d+)", heading, re.IGNORECASE)
+    assert one != other
+    moving = {line for line in lines if re.match(r"import_rows +working .* [\d.]+ %", line)}
+    assert len(moving) > 3, found.stdout
+    # And in the end one has worked, one worked when it was retried, and one failed
+    ends = {line.split()[0]: line for line in lines if line and line[-1] != ":"}
+    assert re.search("completed .*100.0 %$", ends["import_rows"])
+    assert re.search("completed .*100.0 %  run 2$", ends["fetch_prices"])
+    assert re.search("failed .*ValueError: who is Nobody", ends["send_report"])
+    snapshot = json.loads(last)
+    assert (snapshot["status"], snapshot["step"], snapshot["user_id"]) == ("completed", "done", 42)
+    # And nothing gets in between, the failures' tracebacks least of all
+    assert "Traceback" not in found.stderr
+
+
+def test_quickstart_on_a_terminal() -> None:
+    # When the quick start is run on a terminal
+    terminal, end = os.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as screen:
+        command = [sys.executable, "examples/quickstart.py"]
+        shown = b""
+        with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TERM": "xterm"}, stdout=end) as process:
+            os.close(end)
+            # A terminal that everybody has left raises on Linux, and is at its end elsewhere.
+            with suppress(OSError):
+                while part := screen.read(65_536):
+                    shown += part
+    # Then the three lines are written over and over
+    assert process.returncode == 0
+    *_, picture = shown.split(b"\x1b[3A")
+    assert shown.count(b"\x1b[3A") > 3
+    assert [line.split()[1] for line in picture.splitlines()[:3]] == [b"completed", b"completed", b"failed"]
 
 
 @pytest.mark.parametrize("store", ["redis", "memcached"])

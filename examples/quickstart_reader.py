@@ -1,0 +1,71 @@
+"""Shows jobs of another process until they are finished: the other half of `quickstart.py`, which starts it.
+
+python examples/quickstart_reader.py FILE MESSAGE_ID ...
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+from dramatiq_status import Snapshot, StatusRegistry
+from dramatiq_status.backends import SQLiteBackend
+
+BAR_WIDTH = 18
+
+#: Whether lines can be written over.
+MOVING = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def describe(snapshot: Snapshot) -> str:
+    """One line: ``import_rows   working    [#####-------------]   30.0 %  reading, 2 s left``."""
+    filled = round(BAR_WIDTH * (snapshot.progress or 0))
+    percent = "      -" if snapshot.percent is None else f"{snapshot.percent:5.1f} %"
+    notes = []
+    if snapshot.retrying:
+        notes.append("retrying")
+    if snapshot.attempts > 1:
+        notes.append(f"run {snapshot.attempts}")
+    if snapshot.working and "step" in snapshot:
+        notes.append(snapshot["step"])
+    if snapshot.working and snapshot.time_remaining is not None:
+        notes.append(f"{snapshot.time_remaining.total_seconds():.1f} s left")
+    if "exception" in snapshot and not snapshot.working:
+        notes.append("{type}: {message}".format_map(snapshot["exception"]))
+    bar = "#" * filled + "-" * (BAR_WIDTH - filled)
+    return f"{snapshot.actor_name:<12}  {snapshot.state:<9}  [{bar}]  {percent}  {', '.join(notes)}".rstrip()
+
+
+def follow(backend: SQLiteBackend, message_ids: list[str]) -> None:
+    """Show jobs: as bars that move on a terminal, else as a line for every new state, step and tenth."""
+    shown: dict[str, object] = {}
+    for batch in StatusRegistry.batch(message_ids, backend=backend).watch(timeout=60_000):
+        snapshots = [snapshot for snapshot in batch.children.values() if snapshot is not None]
+        if MOVING:
+            # A line that the terminal breaks in two cannot be written over.
+            width = shutil.get_terminal_size().columns - 1
+            up = f"\x1b[{len(shown)}A" if shown else ""
+            print(up + "".join(f"\x1b[2K{describe(snapshot)[:width]}\n" for snapshot in snapshots), end="", flush=True)
+            shown = {snapshot.message_id: None for snapshot in snapshots}
+            continue
+        for snapshot in snapshots:
+            news = (snapshot.state, snapshot.attempts, snapshot.get("step"), int((snapshot.percent or 0) // 10))
+            if shown.get(snapshot.message_id) != news:
+                print(describe(snapshot), flush=True)
+                shown[snapshot.message_id] = news
+
+
+def main(path: str, *message_ids: str) -> None:
+    backend = SQLiteBackend(path)
+    print(f"Process {os.getppid()} runs three jobs; this is process {os.getpid()}, which reads how they go.\n")
+    follow(backend, list(message_ids))
+    print("\nThe first of them as JSON:")
+    print(StatusRegistry.get(message_ids[0], backend=backend).to_json())
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)
