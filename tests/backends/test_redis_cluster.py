@@ -348,7 +348,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             # Given a user whom a command is forbidden that is needed
             for number in range(3):
                 node = stack.enter_context(redis_cluster.client(number))
-                node.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "&*", "+@all", "-script|load")
+                node.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "&*", "+@all", "-script")
                 stack.callback(node.acl_deluser, "poor")
             backend = RedisBackend(
                 cluster_nodes=redis_cluster.addresses, username="poor", password="x", timeout=PATIENT
