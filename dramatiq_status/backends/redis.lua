@@ -161,6 +161,17 @@ local function define()
     end
   end
 
+  -- To two significant digits, upwards: odd times to live must not make a set each.
+  local rounded = {}
+  local function round(ttl)
+    if not rounded[ttl] then
+      local text = string.format('%.0f', ttl)
+      local unit = 10 ^ math.max(0, #text - 2)
+      rounded[ttl] = string.format('%.0f', math.ceil(ttl / unit) * unit)
+    end
+    return rounded[ttl]
+  end
+
   -- A message that was `old` has come into this state.
   local function move(key, old, new, state, ttl)
     if ARGV[#ARGV] == '' then return end
@@ -168,16 +179,7 @@ local function define()
     if old.state and (old.finished or old.state ~= state or old.queue ~= new.queue or old.actor ~= new.actor) then
       unindex(id, old)
     end
-    local lives = ''
-    if state > '1' then
-      -- To two significant digits, upwards: odd times to live must not make a set each.
-      lives = string.format('%.0f', ttl)
-      if #lives > 2 then
-        local unit = 10 ^ (#lives - 2)
-        lives = string.format('%.0f', math.ceil(ttl / unit) * unit)
-      end
-    end
-    index(id, state, lives, new.queue, new.actor, ttl)
+    index(id, state, state > '1' and round(ttl) or '', new.queue, new.actor, ttl)
   end
 
   local function enqueue(key)
