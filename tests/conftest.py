@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Protocol, TypeVar
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from .servers import (
     MemcachedServer,
@@ -34,7 +34,7 @@ class StartServer(Protocol):
 
 
 # Real servers are behind most properties, and how long they take says nothing.
-settings.register_profile("servers", deadline=None, print_blob=True)
+settings.register_profile("servers", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("servers")
 
 
