@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from ._url import backend_from_url
 
 if TYPE_CHECKING:
+    from .cache import CacheBackend
     from .memcached import MemcachedBackend
     from .redis import RedisBackend
     from .sqlite import SQLiteBackend
     from .stub import StubBackend
 
-__all__ = ["MemcachedBackend", "RedisBackend", "SQLiteBackend", "StubBackend", "backend_from_url"]
+__all__ = ["CacheBackend", "MemcachedBackend", "RedisBackend", "SQLiteBackend", "StubBackend", "backend_from_url"]
 
 #: Class -> the module that it lives in, the client that it needs, the extra that installs it.
 _BACKENDS = {
+    "CacheBackend": ("cache", "", ""),
     "MemcachedBackend": ("memcached", "pymemcache", "memcached"),
     "RedisBackend": ("redis", "redis", "redis"),
     "SQLiteBackend": ("sqlite", "", ""),

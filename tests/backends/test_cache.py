@@ -1,0 +1,470 @@
+"""Caches: Django's, cachelib's and dogpile.cache's, in memory and on disk, and what fits besides them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import pytest
+import redis
+from cachelib import FileSystemCache, RedisCache, SimpleCache
+from django.core.cache import CacheHandler
+from django.utils.connection import ConnectionProxy
+from dogpile.cache import make_region
+from pymemcache import Client
+
+from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
+from dramatiq_status.backend import StatusBackend, now_ms
+from dramatiq_status.backends import CacheBackend
+from dramatiq_status.backends._item import to_value
+from dramatiq_status.backends.cache import MAX_KEY_SIZE, MAX_TTL, seconds_of
+from dramatiq_status.record import Outcome
+from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start, together, write
+
+from ..recording import make_broker, run
+
+#: More entries than a test makes: caches forget the others.
+MANY = 1_000_000
+
+
+def django_caches(kind: str, location: object) -> CacheHandler:
+    """What `django.core.cache.caches` is in an application with such settings."""
+    backend = f"django.core.cache.backends.{kind}"
+    settings = {"BACKEND": backend, "LOCATION": str(location), "OPTIONS": {"MAX_ENTRIES": MANY}}
+    return CacheHandler({"default": settings})
+
+
+class CacheConformance(BackendConformance):
+    """What holds for every cache."""
+
+    @pytest.fixture
+    def cache(self, tmp_path: Path) -> Any:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def backend(self, cache: Any) -> CacheBackend:
+        return CacheBackend(cache)
+
+    @pytest.fixture
+    def make_backend(self, cache: Any) -> Callable[..., StatusBackend]:
+        return lambda **parameters: CacheBackend(cache, **parameters)
+
+    def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
+        assert isinstance(backend, CacheBackend)
+        value = backend._cache.get(backend._key_of(message_id))
+        return int(value.split("\n")[0]) - backend.now() if isinstance(value, str) else None
+
+    def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
+        assert isinstance(backend, CacheBackend)
+        record = backend.read(message_id)
+        assert record is not None
+        backend._store(backend._key_of(message_id), to_value(record, backend.now() + ttl), ttl)
+
+    def damages(self) -> dict[str, Callable[[Any, str], None]]:
+        later = now_ms() + 86_400_000
+
+        def value(value: object) -> Callable[[CacheBackend, str], None]:
+            return lambda backend, message_id: backend._call("set", backend._key_of(message_id), value)
+
+        def record(**fields: str) -> Callable[[CacheBackend, str], None]:
+            return value(to_value(fields, later).decode())
+
+        return {
+            "empty": value(""),
+            "text": value("x"),
+            "surrogate": value(f"{later}\ndramatiq-status 1\ns\n\ud800"),
+            "number": value(5),
+            "nothing": value(None),
+            "structure": value({"s": "1"}),
+            "not UTF-8": value(b"%d\ndramatiq-status 1\ns\n\xff" % later),
+            "no expiry": value("dramatiq-status 1\ns\n1\nv\n1\ne\n7\nn\n1"),
+            "another format": value(f"{later}\ndramatiq-status 0\ns\n1\nv\n1\ne\n7\nn\n1"),
+            "half a record": value(f"{later}\ndramatiq-status 1\ns\n1\nv\n1\ne\n7\nn"),
+            "unknown state": record(s="4", v="1", e="7", n="1"),
+            "no version": record(s="1", e="7", n="1", r="1", q="1"),
+        }
+
+    @pytest.mark.skipif(sys.gettrace() is not None, reason="With a tracer, interrupts strike as a lock is taken.")
+    def test_an_interrupted_call_spoils_no_other(self, backend: StatusBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().test_an_interrupted_call_spoils_no_other(backend, monkeypatch)
+
+    def test_the_cache_gives_bytes(self, backend: CacheBackend, message_id: str) -> None:
+        # Given a record in a cache that gives back bytes for what was a str
+        value = to_value({"s": "1", "v": "1", "e": "7", "n": "1"}, backend.now() + 60_000)
+        backend._call("set", backend._key_of(message_id), value)
+        # When it is read and changed
+        found = backend.read(message_id), backend.update(message_id, outside(step="1"))
+        # Then it is a record like any other
+        assert found == ({"s": "1", "v": "1", "e": "7", "n": "1"}, Outcome.APPLIED)
+
+    def test_writes_of_many_threads_to_many_messages(self, backend: CacheBackend) -> None:
+        # Given messages that several threads write to, through one backend and through another
+        ids = [uuid4().hex for _ in range(5)]
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+
+        def count() -> None:
+            own = CacheBackend(backend._cache)
+            for _ in range(20):
+                own.update_many([(message_id, outside(increment=1)) for message_id in ids])
+
+        # When they count at the same time
+        together(*[count] * 4)
+        # Then every sum is exact
+        assert [record and record["p"] for record in backend.read_many(ids)] == ["80"] * 5
+
+
+class TestDjangoLocMem(CacheConformance):
+    @pytest.fixture
+    def cache(self) -> Any:
+        return django_caches("locmem.LocMemCache", uuid4().hex)["default"]
+
+
+class TestDjangoFileBased(CacheConformance):
+    @pytest.fixture
+    def cache(self, tmp_path: Path) -> Any:
+        return django_caches("filebased.FileBasedCache", tmp_path)["default"]
+
+
+class TestCachelibSimple(CacheConformance):
+    @pytest.fixture
+    def cache(self) -> Any:
+        return SimpleCache(threshold=MANY)
+
+
+class TestCachelibFileSystem(CacheConformance):
+    @pytest.fixture
+    def cache(self, tmp_path: Path) -> Any:
+        return FileSystemCache(str(tmp_path), threshold=MANY)
+
+
+class TestDogpileMemory(CacheConformance):
+    @pytest.fixture
+    def cache(self) -> Any:
+        return make_region().configure("dogpile.cache.memory")
+
+
+class TestDogpileDbm(CacheConformance):
+    # An interrupt can strike between its file lock's being taken and its noting that, or while
+    # dbm.dumb, all that some Pythons have, writes its index.
+    test_an_interrupted_call_spoils_no_other = None  # type: ignore[assignment]
+
+    # For each of these, dbm.dumb reads its whole index twice.
+    test_many_are_read = None  # type: ignore[assignment]
+
+    @pytest.fixture
+    def cache(self, tmp_path: Path) -> Any:
+        return make_region().configure("dogpile.cache.dbm", arguments={"filename": str(tmp_path / "status.dbm")})
+
+
+# What fits
+
+#: Methods called `set`, and what they are called with for a time to live of 1.5 seconds.
+SETS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
+    "timeout": (lambda self, key, value, timeout=300: self.keep(key, value, timeout=timeout), {"timeout": 3}),
+    "ttl": (lambda self, key, value, ttl: self.keep(key, value, ttl=ttl), {"ttl": 3}),
+    "expire": (lambda self, key, value, expire=None, tag=None: self.keep(key, value, expire=expire), {"expire": 3}),
+    "ex": (lambda self, key, value, *, ex=0: self.keep(key, value, ex=ex), {"ex": 3}),
+    "none": (lambda self, name, data: self.keep(name, data), {}),
+}
+
+
+class Shelf:
+    """A cache of somebody's own. It has no method `set` yet, and shows a secret wherever it can."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return "redis://:secret@host"
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def keep(self, key: str, value: Any, **options: Any) -> None:
+        self.values[key], self.options = value, options
+
+    def delete(self, key: str) -> None:
+        self.values.pop(key, None)
+
+
+def shelf_with(**methods: Any) -> Any:
+    return type("OwnShelf", (Shelf,), methods)()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_cache_is_told_how_long_to_keep(name: str, message_id: str = "m") -> None:
+    # Given a cache of somebody's own
+    method, expected = SETS[name]
+    cache = shelf_with(set=method)
+    backend = CacheBackend(cache)
+    # When a status is stored in it that lives for a second and a half
+    outcomes = backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=1_500))])
+    # Then the cache is told in its own way, in seconds and never less
+    assert (outcomes, cache.options) == ([Outcome.APPLIED] * 2, expected)
+    assert backend.read(message_id) is not None
+
+
+@pytest.mark.parametrize(
+    "ttl, seconds",
+    [(-5, 1), (0, 1), (1, 2), (999, 2), (1000, 2), (1001, 3), (40 * 86_400_000, 3_456_001), (10**18, MAX_TTL)],
+)
+def test_seconds(ttl: int, seconds: int) -> None:
+    assert seconds_of(ttl) == seconds
+
+
+@pytest.mark.parametrize("kind", ["locmem", "simple", "file"])
+def test_no_cache_forgets_too_early(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a cache whose clock is at the very end of a second, as one that cuts it off likes it least
+    cache: Any = {
+        "locmem": lambda: django_caches("locmem.LocMemCache", uuid4().hex)["default"],
+        "simple": SimpleCache,
+        "file": lambda: FileSystemCache(str(tmp_path)),
+    }[kind]()
+    backend = CacheBackend(cache)
+    now = 1_790_000_000.999
+    for module in ("django.core.cache.backends.locmem", "django.core.cache.backends.base"):
+        monkeypatch.setattr(f"{module}.time.time", lambda: now)
+    for module in ("cachelib.simple", "cachelib.file"):
+        monkeypatch.setattr(f"{module}.time", lambda: now)
+    monkeypatch.setattr(backend, "now", lambda: int(now * 1000))
+    # When a status is stored for two seconds
+    backend.update_many([("m", start(1)), ("m", finish(1, ttl=2_000))])
+    # Then it is there until they are over, and not longer
+    found = []
+    for now in (1_790_000_002.998, 1_790_000_002.999):  # noqa: B007 - the clocks read it
+        found.append(backend.read("m") is not None)
+    assert found == [True, False]
+
+
+@pytest.mark.parametrize(
+    "cache, message",
+    [
+        ({}, r"this dict has no method set\(\)"),
+        (None, r"this NoneType has no method get\(\)"),
+        ("redis://:secret@host", r"this str has no method get\(\)"),
+        (Shelf(), r"this Shelf has no method set\(\)"),
+        (shelf_with(set=lambda self, key, value, minutes: None), r"set\(key, value, minutes\) takes no time to live"),
+        (shelf_with(set=lambda self, key, value, minutes=5: None), r"set\(key, value, minutes=5\) takes no time"),
+        (shelf_with(set=lambda self, *args, **kwargs: None), r"set\(\*args, \*\*kwargs\) takes no time"),
+        (shelf_with(set=lambda self, key: None), r"set\(key\) takes no time"),
+        (shelf_with(set=lambda self, key, value, ttl, group: None), r"set\(key, value, ttl, group\) takes no time"),
+        (shelf_with(set=SETS["ttl"][0], get=lambda self: None), r"get\(\) that cannot be called with \(key\)"),
+        (shelf_with(set=SETS["ttl"][0], delete=5), r"has no method delete\(\)"),
+        (
+            shelf_with(set=SETS["ttl"][0], delete=staticmethod({}.pop)),
+            r"does not tell which parameters its delete\(\) takes",
+        ),
+        (redis.Redis(password="secret"), r"cache is a Redis, a client: pass it to RedisBackend\(client=\.\.\.\)"),
+        (Client(("127.0.0.1", 1)), r"cache is a Client, a client: pass it to MemcachedBackend\(client=\.\.\.\)"),
+    ],
+)
+def test_what_does_not_fit(cache: Any, message: str) -> None:
+    # Given something that is no cache, or none that can be called
+    # When a backend is made of it
+    # Then the error says what is missing, and shows no secret
+    with pytest.raises(TypeError, match=message) as caught:
+        CacheBackend(cache)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_asynchronous_cache_does_not_fit() -> None:
+    # Given a cache whose methods are awaited
+    async def get(self: object, key: str) -> None: ...
+
+    # When a backend is made of it
+    # Then the error says so
+    with pytest.raises(TypeError, match=r"has a coroutine for get\(\)"):
+        CacheBackend(shelf_with(get=get, set=SETS["ttl"][0]))
+
+
+def test_keys_fit_for_memcached() -> None:
+    # Given Django's cache, which warns of keys that memcached would not take, and the longest namespace
+    cache = django_caches("locmem.LocMemCache", uuid4().hex)["default"]
+    backend = CacheBackend(cache, namespace=":" * 48)
+    ids = ["x" * 200, "a b", "\u010d" * 100, "plain"]
+    # When messages with long and odd ids are written and read
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backend.update_many([(message_id, enqueue()) for message_id in ids])
+        found = backend.read_many(ids)
+    # Then none of their keys was too long or had odd characters
+    assert None not in found
+    assert max(len(backend._key_of(message_id)) for message_id in ids) > MAX_KEY_SIZE
+    assert backend._key_of("plain").endswith(":plain")
+
+
+# Trouble
+
+
+def test_errors_have_causes_and_no_secrets() -> None:
+    # Given caches whose server is down, and who know a password
+    django = django_caches("redis.RedisCache", "redis://:secret@127.0.0.1:1/0")
+    del django.settings["default"]["OPTIONS"]
+    for cache in (ConnectionProxy(django, "default"), RedisCache("127.0.0.1", 1, password="secret")):
+        backend = CacheBackend(cache)
+        # When they are used
+        for call in (backend.read, lambda m, b=backend: b.update(m, enqueue()), backend.delete):
+            with pytest.raises(BackendError) as caught:
+                call("m")
+            # Then the error has a cause, and says neither the password nor where the server is
+            assert isinstance(caught.value.__cause__, redis.ConnectionError)
+            assert "failed with ConnectionError" in str(caught.value)
+            assert not {"secret", "127.0.0.1"} & set(str(caught.value).replace(":", " ").split())
+
+
+def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
+    # Given caches whose directory is gone, and a file in its place
+    made: list[Any] = [
+        django_caches("filebased.FileBasedCache", tmp_path / "django")["default"],
+        FileSystemCache(str(tmp_path / "cachelib")),
+    ]
+    for cache, name in zip(made, ("django", "cachelib")):
+        for file in (tmp_path / name).iterdir():
+            file.unlink()
+        (tmp_path / name).rmdir()
+        (tmp_path / name).write_text("")
+        # When something is to be stored
+        # Then that is an error, also where the cache itself raises none
+        with pytest.raises(
+            BackendError, match=r"FileBasedCache\.get\(\) has failed with NotADir|FileSystemCache did not store"
+        ):
+            CacheBackend(cache).update("m", enqueue())
+
+
+def test_what_was_not_deleted_is_an_error(message_id: str = "m") -> None:
+    # Given a cache that cannot delete, and says so
+    backend = CacheBackend(shelf_with(set=SETS["ttl"][0], delete=lambda self, key: False))
+    backend.update(message_id, enqueue())
+    # When a status is deleted
+    # Then that is an error
+    with pytest.raises(BackendError, match="OwnShelf did not delete"):
+        backend.delete(message_id)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 200, b"x", b"cut"], ids=["empty", "garbage", "short", "cut off"])
+@pytest.mark.parametrize("kind", ["django", "cachelib"])
+def test_damaged_files(tmp_path: Path, kind: str, damage: bytes) -> None:
+    # Given a cache on disk whose only file was damaged
+    cache: Any = FileSystemCache(str(tmp_path), threshold=0)
+    if kind == "django":
+        cache = django_caches("filebased.FileBasedCache", tmp_path)["default"]
+    backend = CacheBackend(cache)
+    backend.update("m", enqueue())
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-20] if damage == b"cut" else damage)
+    # When it is read, and a run restores it
+    found = backend.read("m"), backend.update("m", write(1, 2, create=True, step="1"))
+    # Then it is missing first, and then whole
+    record = backend.read("m")
+    assert found == (None, Outcome.APPLIED) and record is not None and record[":step"] == "1"
+
+
+# What is special about one of them
+
+
+def test_a_regions_expiration_does_not_count() -> None:
+    # Given a region of dogpile.cache whose values are stale at once
+    region = make_region().configure("dogpile.cache.memory", expiration_time=-1)
+    backend = CacheBackend(region)
+    backend.update("m", enqueue())
+    # When a status is read, and once more when all values were made invalid
+    found = [backend.read("m") is not None]
+    region.invalidate()
+    found.append(backend.read("m") is not None)
+    # Then it was there as long as it was to live, and gone when somebody wanted it to be
+    assert found == [True, False]
+
+
+def test_djangos_cache_of_each_thread() -> None:
+    # Given Django's `cache`, behind which every thread has an object of its own
+    backend = CacheBackend(ConnectionProxy(django_caches("locmem.LocMemCache", uuid4().hex), "default"))
+    backend.update("m", start(1))
+
+    # When several threads count at the same time
+    def count() -> None:
+        for _ in range(200):
+            backend.update("m", outside(increment=1))
+
+    together(*[count] * 4)
+    # Then the sum is exact
+    record = backend.read("m")
+    assert record is not None and record["p"] == "800"
+
+
+def test_a_repr_shows_no_secret() -> None:
+    backend = CacheBackend(shelf_with(set=SETS["ttl"][0]), namespace="shop")
+    assert repr(backend) == "<CacheBackend 'shop' in OwnShelf>"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_inherits_no_lock() -> None:
+    # Given a thread that is in the middle of an update
+    reached, go_on = threading.Event(), threading.Event()
+
+    class Slow(SimpleCache):
+        def get(self, key: str) -> Any:
+            if threading.current_thread() is thread:
+                reached.set()
+                assert go_on.wait(60)
+            return super().get(key)
+
+    backend = CacheBackend(Slow())
+    thread = threading.Thread(target=lambda: backend.update("m", enqueue()))
+    thread.start()
+    assert reached.wait(60)
+    # When the process forks, and the child writes to the same message
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.alarm(60)
+            code = 0 if backend.update("m", start(1)) is Outcome.APPLIED else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    thread.join(60)
+    # Then it does not wait for a thread that it does not have
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+# A worker
+
+
+def test_a_job_on_djangos_cache() -> None:
+    # Given a worker whose statuses are in Django's cache
+    broker = make_broker(CacheBackend(ConnectionProxy(django_caches("locmem.LocMemCache", uuid4().hex), "default")))
+
+    @dramatiq.actor(broker=broker)
+    def count_rows(rows: int) -> None:
+        current_status().update(step="counting", total=rows)
+        for _ in range(rows):
+            current_progress().increment()
+        if rows == 3:
+            raise ValueError("three")
+
+    # When jobs are done
+    messages = [count_rows.send_with_options(args=(rows,), status={"user_id": 42}) for rows in (50, 3)]
+    queued = StatusRegistry.read_many(messages, broker=broker)
+    run(broker)
+    # Then each status has been told from its enqueue to its end
+    assert [snapshot and (snapshot.state, snapshot["user_id"]) for snapshot in queued] == [("queued", 42)] * 2
+    done, failed = StatusRegistry.read_many(messages, broker=broker)
+    assert done is not None and (done.state, done.progress, done["step"], done["user_id"]) == (
+        "completed",
+        1.0,
+        "counting",
+        42,
+    )
+    assert failed is not None and failed.state == "failed" and failed.exception is not None
+    assert failed.exception["message"] == "three"
