@@ -20,10 +20,10 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dramatiq_status import BackendError
 from dramatiq_status.backend import StatusBackend
@@ -87,21 +87,33 @@ class DirectoryBackend(StatusBackend):
         `timeout`. A process that is killed leaves no lock behind.
         """
         deadline = time.monotonic() + self.timeout / 1000
+        with _translated_errors(), ExitStack() as stack:
+            # Whoever is next keeps the others behind, else a busy writer, who is back at once, would always be first.
+            with self._lock("next", deadline):
+                stack.enter_context(self._lock("lock", deadline))
+            yield
+
+    @contextmanager
+    def _lock(self, name: str, deadline: float) -> Iterator[None]:
         # A lock belongs to the open file. It is opened anew each time, so that threads do not share one.
-        with _translated_errors(), open(self.path / "lock", "w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise TimeoutError(f"others have it locked for {self.timeout} milliseconds.") from None
-                    time.sleep(0.0005)
+        with open(self.path / name, "w") as file:
             try:
+                while not _try_lock(file):
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"others have it locked for {self.timeout} milliseconds.")
+                    time.sleep(0.0003)
                 yield
             finally:
                 # Closing would do, but for a child that was forked meanwhile: it has the file open, too.
-                fcntl.flock(lock, fcntl.LOCK_UN)
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _try_lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _load(file: Path, now: int) -> tuple[Record | None, int]:
