@@ -11,7 +11,7 @@ while nobody else does. That it keeps what backends promise is tested by a suite
     class TestDirectoryBackend(BackendConformance):
         @pytest.fixture
         def backend(self, tmp_path):
-            return DirectoryBackend(tmp_path)
+            return DirectoryBackend(tmp_path, timeout=20_000)  # a busy machine shall not fail a test
 """
 
 from __future__ import annotations
