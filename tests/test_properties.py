@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import pytest
+from dogpile.cache import make_region
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dramatiq_status.backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
+from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 from dramatiq_status.backends import memcached as memcached_module
 from dramatiq_status.fields import encode_fields
 from dramatiq_status.record import (
@@ -162,13 +163,15 @@ class Store(NamedTuple):
     tolerance: int
 
 
-@pytest.fixture(params=["stub", "redis", "memcached", "memcached without meta", "sqlite"])
+@pytest.fixture(params=["stub", "redis", "memcached", "memcached without meta", "sqlite", "cache"])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     if request.param == "stub":
         stub = StubBackend()
         yield Store(stub, lambda now: monkeypatch.setattr(stub, "now", lambda: now), stub.expires_in, True, 0)
     elif request.param == "sqlite":
         yield from sqlite_store(request.getfixturevalue("tmp_path"), monkeypatch)
+    elif request.param == "cache":
+        yield from cache_store(monkeypatch)
     elif request.param == "redis":
         yield from redis_store(request.getfixturevalue("redis_server"), request.getfixturevalue("redis_url"))
     else:
@@ -215,6 +218,18 @@ def sqlite_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 
     yield Store(backend, lambda now: monkeypatch.setattr(backend, "now", lambda: now), ttl_of, True, 0)
     backend.close()
+
+
+def cache_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    # One that takes no time to live, and so knows of no clock but the test's.
+    backend = CacheBackend(make_region().configure("dogpile.cache.memory"))
+
+    def ttl_of(message_id: str) -> int | None:
+        now = backend.now()
+        record, expires_at = backend._fetch(backend._key_of(message_id), now)
+        return None if record is None else expires_at - now
+
+    yield Store(backend, lambda now: monkeypatch.setattr(backend, "now", lambda: now), ttl_of, True, 0)
 
 
 def plain(record: Record | None) -> dict[str, Any] | None:

@@ -20,6 +20,8 @@ from django.core.cache import CacheHandler
 from django.utils.connection import ConnectionProxy
 from dogpile.cache import make_region
 from pymemcache import Client
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import StatusBackend, now_ms
@@ -307,9 +309,10 @@ def test_keys_fit_for_memcached() -> None:
 
 def test_errors_have_causes_and_no_secrets() -> None:
     # Given caches whose server is down, and who know a password
+    once = Retry(NoBackoff(), 0)
     django = django_caches("redis.RedisCache", "redis://:secret@127.0.0.1:1/0")
-    del django.settings["default"]["OPTIONS"]
-    for cache in (ConnectionProxy(django, "default"), RedisCache("127.0.0.1", 1, password="secret")):
+    django.settings["default"]["OPTIONS"] = {"retry": once}
+    for cache in (ConnectionProxy(django, "default"), RedisCache("127.0.0.1", 1, password="secret", retry=once)):
         backend = CacheBackend(cache)
         # When they are used
         for call in (backend.read, lambda m, b=backend: b.update(m, enqueue()), backend.delete):
@@ -318,7 +321,7 @@ def test_errors_have_causes_and_no_secrets() -> None:
             # Then the error has a cause, and says neither the password nor where the server is
             assert isinstance(caught.value.__cause__, redis.ConnectionError)
             assert "failed with ConnectionError" in str(caught.value)
-            assert not {"secret", "127.0.0.1"} & set(str(caught.value).replace(":", " ").split())
+            assert "secret" not in str(caught.value) and "127.0.0.1" not in str(caught.value)
 
 
 def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
