@@ -73,9 +73,11 @@ class CacheBackend(StatusBackend):
     - Reading takes one call of the cache a message, an update two.
       Nothing limits how long they take but the cache's own time-outs.
     - Time limits and aborts may interrupt the cache's own code in the
-      middle of a call.  No lock of this backend is left behind then; not
-      every cache can say that of its own (the file lock of dogpile.cache's
-      ``dbm`` cannot).
+      middle of a call.  No lock of this backend is left behind then, but
+      not every cache can say that of its own: not Django's ``cache``, which
+      looks for the thread's own object under a lock at every call
+      (``caches["default"]`` is that object, and threads can share those in
+      memory and on disk), nor dogpile.cache's ``dbm`` with its file lock.
 
     Moments and expiry come from the clock of the host that writes.
 
