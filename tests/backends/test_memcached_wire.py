@@ -141,6 +141,8 @@ class Wire:
         return len(self.requests) - before
 
     def close(self) -> None:
+        # Closing alone leaves the thread that waits for clients waiting.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
