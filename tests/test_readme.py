@@ -215,7 +215,7 @@ def test_unit_tests(broker: StubBroker, namespace: dict[str, Any]) -> None:
         namespace[test]()
 
 
-STORES = ("redis-backend", "memcached-backend", "sqlite-backend", "backend-from-url")
+STORES = ("redis-backend", "memcached-backend", "sqlite-backend", "cache-backend", "backend-from-url")
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -223,6 +223,32 @@ def test_backends(name: str, namespace: dict[str, Any], tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     check_examples(name, namespace)
     assert namespace["backend"].namespace == "shop"
+
+
+def test_own_backend(tmp_path: Path) -> None:
+    # Given the backend and its tests, as their author would have them in a file
+    (tmp_path / "conftest.py").write_text(
+        'import pytest\n\npytest.register_assert_rewrite("dramatiq_status.testing.conformance")\n', encoding="utf-8"
+    )
+    code = SNIPPETS["own-backend"] + SNIPPETS["own-backend-test"]
+    (tmp_path / "test_dict_backend.py").write_text(code, encoding="utf-8")
+    # When they are run
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    tests = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    # Then they pass, and what needs more than a backend is skipped
+    assert tests.returncode == 0, tests.stdout
+    found = re.search(r"(\d+) passed, (\d+) skipped", tests.stdout)
+    assert found is not None and int(found[1]) > 100 > int(found[2]), tests.stdout
 
 
 def test_quick_start(redis_server: RedisServer, redis_url: str, tmp_path: Path) -> None:
@@ -268,6 +294,6 @@ def test_no_snippet_is_left_out() -> None:
         "batch",
         "aio",
     }
-    seen |= {*STORES, "quick-start", "quick-start-reader"}
+    seen |= {*STORES, "quick-start", "quick-start-reader", "own-backend", "own-backend-test"}
     assert set(SNIPPETS) == seen
     assert README.read_text(encoding="utf-8").count("code-block:: python") == len(SNIPPETS)
