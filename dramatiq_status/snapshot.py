@@ -309,7 +309,7 @@ class Snapshot:
     @property
     def fields(self) -> Mapping[str, Any]:
         """What users wrote, by name."""
-        found = {name[1:]: value for name, value in self._values.items() if name.startswith(USER_PREFIX)}
+        found = {name[1:]: _copy_of(value) for name, value in self._values.items() if name.startswith(USER_PREFIX)}
         return MappingProxyType(found)
 
     def __getitem__(self, name: str) -> Any:
@@ -357,7 +357,7 @@ class Snapshot:
             return self.state
         if stored == RATE:
             return self.rate
-        return value
+        return _copy_of(value)
 
     def _moment(self, stored: str) -> datetime | None:
         moment = self._milliseconds(stored)
@@ -392,6 +392,21 @@ class Snapshot:
 
     def __repr__(self) -> str:
         return f"<Snapshot of {self.message_id}: {self}>"
+
+
+def _copy_of(value: Any) -> Any:
+    """Copy lists and dicts, as deep as they are nested: who changes what he was given must not change the snapshot."""
+    if value.__class__ is not list and value.__class__ is not dict:
+        return value
+    found = value.copy()
+    # Not recursive: what others have stored may be nested more deeply than Python calls can be.
+    containers = [found]
+    for container in containers:
+        for key, inner in container.items() if container.__class__ is dict else enumerate(container):
+            if inner.__class__ is list or inner.__class__ is dict:
+                container[key] = copy = inner.copy()
+                containers.append(copy)
+    return found
 
 
 # What json.loads() does, without what it does before and after that:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import pickle
+import sys
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -15,12 +17,14 @@ from hypothesis import strategies as st
 
 from dramatiq_status.record import (
     ACTOR_NAME,
+    ARGS,
     ATTEMPTS,
     ENQUEUED_AT,
     EXCEPTION,
     FINISHED_AT,
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
+    KWARGS,
     NUMBER,
     PROGRESS,
     QUEUE_NAME,
@@ -321,6 +325,49 @@ def test_a_snapshot_is_frozen(name: str) -> None:
     with pytest.raises(AttributeError, match=f"{name!r}"):
         delattr(snapshot, name)
     assert snapshot == full()
+
+
+def test_what_a_snapshot_gives_away_is_a_copy() -> None:
+    # Given a snapshot of fields that hold others
+    deep = {"list": [{"a": [1]}, 2], "dict": {"b": {"c": 3}}}
+    stored = {ARGS: '[["x"]]', KWARGS: '{"rows":[1]}', EXCEPTION: '{"type":"OSError","message":"no"}'}
+    snapshot = snap(fields={":deep": json.dumps(deep), ":step": '"reading"', **stored})
+    unchanged = snapshot.to_json()
+
+    # When somebody changes all that it gives
+    def spoil(value: Any) -> None:
+        for inner in list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()):
+            spoil(inner)
+        if isinstance(value, dict):
+            value["spoilt"] = True
+        elif isinstance(value, list):
+            value.append("spoilt")
+
+    spoil(snapshot.to_dict())
+    spoil(dict(snapshot.fields))
+    spoil(snapshot.exception)
+    for name in snapshot:
+        spoil(snapshot[name])
+        spoil(snapshot.get(name))
+    # Then it is as it was
+    assert snapshot.to_json() == unchanged and snapshot["deep"] == deep
+
+
+def test_a_field_that_is_nested_deeply_is_given_all_the_same() -> None:
+    # Given a field that somebody else has stored, nested as deeply as the decoder goes
+    depth = 400
+    snapshot = snap(fields={":deep": "[" * depth + "]" * depth})
+    # When it is looked at where little of the stack is left
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + depth // 2)
+    try:
+        found = snapshot["deep"]
+    finally:
+        sys.setrecursionlimit(limit)
+    # Then it is all there
+    for _ in range(depth - 1):
+        (found,) = found
+    assert found == []
 
 
 @pytest.mark.parametrize(
