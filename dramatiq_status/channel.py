@@ -4,10 +4,12 @@ running message, any other message, or nowhere but memory.
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Protocol
 
 from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
 from .errors import StatusMissing
+from .fields import check_count
 from .record import (
     COMPLETED,
     DEFAULT_STATUS_TTL,
@@ -72,10 +74,7 @@ class RunChannel:
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         if state is not None:
-            if state == QUEUED:
-                raise ValueError(
-                    "Field 'status' cannot be 'queued' while the message runs: raise dramatiq.Retry to run it again."
-                )
+            _check_verdict(state)
             # Shown when Dramatiq is done with the message (DESIGN §2, rule 10).
             self._lane.verdict = state if state >= COMPLETED else None
         if fields:
@@ -159,12 +158,15 @@ class DetachedChannel:
     def __init__(self) -> None:
         start = Update(Kind.RUN, Epoch(1, 1), run=1, start=True, create=True)
         self._record: Record | None = apply(None, start, now_ms()).record
+        self._lock = Lock()
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        if state is not None:
+            _check_verdict(state)
         self._apply(Update(Kind.OUTSIDE, fields=fields, state=state))
 
     def increment(self, n: int | float = 1) -> None:
-        self._apply(Update(Kind.OUTSIDE, increment=n))
+        self._apply(Update(Kind.OUTSIDE, increment=check_count("increment", n)))
 
     def read(self) -> Snapshot | None:
         return take_snapshot(self.message_id, self._record, now_ms())
@@ -181,11 +183,22 @@ class DetachedChannel:
         return True
 
     def delete(self) -> bool:
-        found, self._record = self._record is not None, None
+        with self._lock:
+            found, self._record = self._record is not None, None
         return found
 
     def _apply(self, update: Update) -> None:
-        self._record = apply(self._record, update, now_ms()).record
+        # Records are never changed but replaced, so that who only reads needs no lock.
+        with self._lock:
+            self._record = apply(self._record, update, now_ms()).record
+
+
+def _check_verdict(state: int) -> None:
+    """Check what a running message says of its own state."""
+    if state == QUEUED:
+        raise ValueError(
+            "Field 'status' cannot be 'queued' while the message runs: raise dramatiq.Retry to run it again."
+        )
 
 
 def _write(backend: StatusBackend, message_id: str, fields: Record, state: int | None) -> None:

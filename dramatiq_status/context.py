@@ -7,6 +7,7 @@ inherit it; threads that a user starts do not (pass them a handle instead).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import AsyncIterable, Iterable
 from contextvars import ContextVar
 from operator import length_hint
@@ -35,9 +36,16 @@ class Binding(NamedTuple):
 
 _binding: ContextVar[Binding | None] = ContextVar("dramatiq_status", default=None)
 
+# What the detached handles of this context write to.  Weak: the values go with the last handle of them, so that one
+# call of an actor's function never finds what another has left, nor one request of a web process what another has.
+_detached: ContextVar[weakref.ref[DetachedChannel] | None] = ContextVar("dramatiq_status_detached", default=None)
+
 
 def bind(binding: Binding | None) -> None:
     """Bind the handles of a message to this context; None to unbind."""
+    if binding is None and _binding.get() is None:
+        # A message that is not tracked: one before it, on the same thread, may have left a handle to somebody.
+        _detached.set(None)
     _binding.set(binding)
 
 
@@ -57,13 +65,16 @@ def current_status() -> Status:
 
     Outside of a worker, in a unit test that calls an actor's function
     directly say, the handle is detached: it keeps values in memory and
-    writes nowhere.  :func:`dramatiq_status.testing.bound_status` shows a test
-    what was written.
+    writes nowhere.  Detached handles that are held at the same time, in one
+    context, have the same values; with the last of them these are gone, so
+    that every call of the function begins with none.
+    :func:`dramatiq_status.testing.bound_status` keeps them, and shows a test what was written.
 
     Returns:
       Status
     """
-    return (_binding.get() or detached_binding()).status
+    binding = _binding.get()
+    return Status(_detached_channel()) if binding is None else binding.status
 
 
 def current_progress() -> Progress:
@@ -73,7 +84,17 @@ def current_progress() -> Progress:
     Returns:
       Progress
     """
-    return (_binding.get() or detached_binding()).progress
+    binding = _binding.get()
+    return Progress(_detached_channel()) if binding is None else binding.progress
+
+
+def _detached_channel() -> DetachedChannel:
+    reference = _detached.get()
+    channel = None if reference is None else reference()
+    if channel is None:
+        channel = DetachedChannel()
+        _detached.set(weakref.ref(channel))
+    return channel
 
 
 def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None = None, **fields: Any) -> Track[T]:
@@ -119,7 +140,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
         total = hint if hint >= 0 else None
     else:
         encode_total(total)
-    channel = (_binding.get() or detached_binding()).status._channel
+    channel = current_status()._channel
     done = check_count("progress", fields.pop("progress", 0))
     if done < 0:
         raise ValueError(f"Field 'progress' of track() must not be negative, not {done!r}.")

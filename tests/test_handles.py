@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import json
 import threading
+import weakref
 from typing import Any
 
 import dramatiq
@@ -14,6 +17,7 @@ from dramatiq.middleware import Middleware, SkipMessage
 
 from dramatiq_status import StatusMissing, StatusRegistry, current_progress, current_status, track
 from dramatiq_status.context import current_binding
+from dramatiq_status.record import apply
 from dramatiq_status.testing import bound_status
 
 from .recording import RecordingBackend, make_broker, raised_by, run
@@ -300,6 +304,134 @@ def test_the_unknown(backend: RecordingBackend) -> None:
         status["step"] = 1
     with pytest.raises(StatusMissing):
         StatusRegistry.progress("nobody", backend=backend).increment()
+
+
+@pytest.mark.parametrize(
+    ("write", "error", "text"),
+    [
+        (lambda: current_status().update(status="queued"), ValueError, "Retry"),
+        (lambda: current_status().update(status="done"), ValueError, "'done'"),
+        (lambda: current_status().update(step=object()), TypeError, "'step' of type object"),
+        (lambda: current_progress().increment("1"), TypeError, "'increment'"),  # type: ignore[arg-type]
+        (lambda: current_progress().increment(10**400), ValueError, "'increment'"),
+        (lambda: current_progress().decrement(None), TypeError, "'decrement'"),  # type: ignore[arg-type]
+    ],
+)
+def test_detached_handles_are_as_strict(write: Any, error: type[Exception], text: str) -> None:
+    # Given no worker
+    with bound_status() as status:
+        status["step"] = "before"
+        # When something is written that a worker would not take
+        # Then it fails as there, and changes nothing
+        with pytest.raises(error, match=text):
+            write()
+        assert status.working and status["step"] == "before" and status.progress is None
+
+
+def test_detached_handles_agree() -> None:
+    # Given no worker, and a function that holds a handle
+    def work(found: list[Any]) -> None:
+        status = current_status()
+        current_status()["step"] = "reading"
+        for _ in track(range(4)):
+            found.append((status["step"], current_progress().progress, current_progress().total))
+            for _ in track(range(2)):
+                pass
+        current_progress().increment(4)
+        found.append((current_status().progress, current_status()["progress"]))
+
+    # When it is called twice in one context
+    first: list[Any] = []
+    second: list[Any] = []
+    contextvars.Context().run(lambda: (work(first), work(second)))
+    # Then its handles agree, and the second call finds nothing of the first
+    assert first == second == [("reading", n, 4) for n in range(4)] + [(1.0, 8)]
+
+
+def test_detached_handles_leave_nothing() -> None:
+    channels: list[weakref.ref[Any]] = []
+
+    def work() -> None:
+        status, progress = current_status(), current_progress()
+        progress.increment(status.get("done", 0) + 1)
+        status["done"] = 1
+        channels.append(weakref.ref(status._channel))
+
+    def long_lived() -> None:
+        # Given a process that calls an actor's function over and over
+        for _ in range(10):
+            work()
+        # When somebody looks for what is left
+        # Then there is nothing
+        assert current_progress().progress == 0 and "done" not in current_status()
+        assert [channel() for channel in channels] == [None] * 10
+
+    contextvars.Context().run(long_lived)
+
+
+def test_untracked_messages_have_nothing_of_each_other(backend: RecordingBackend) -> None:
+    broker = make_broker(backend)
+    held: list[Any] = []
+    seen: list[Any] = []
+
+    # Given an actor that is not tracked, and that leaves its handle to somebody
+    @dramatiq.actor(broker=broker, track_status=False)
+    def work() -> None:
+        held.append(current_status())
+        seen.append((current_status().message_id, current_status().get("done")))
+        current_status()["done"] = True
+
+    # When it runs twice on one thread
+    for _ in range(2):
+        work.send()
+    run(broker, threads=1)
+    # Then the second finds nothing of the first, and nothing is stored
+    assert seen == [("", None)] * 2 and [status["done"] for status in held] == [True, True]
+    assert backend.updates() == []
+
+
+def test_a_worker_s_handles_have_nothing_of_detached_ones(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given a context that holds a detached handle
+    status = current_status()
+    status["detached"] = True
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_status()["bound"] = "detached" not in current_status()
+
+    # When a message is sent and processed
+    message = work.send()
+    run(broker)
+    # Then neither has anything of the other
+    assert final(backend, message)["bound"] is True and "detached" not in final(backend, message)
+    assert "bound" not in status and current_binding() is None
+    # And a test's block comes before it
+    with bound_status() as bound:
+        current_status()["inside"] = True
+    assert bound["inside"] and "inside" not in status and "detached" not in bound
+    assert current_status()["detached"]
+
+
+def test_detached_handles_are_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = threading.Barrier(2)
+
+    def slow(record: Any, update: Any, now: int) -> Any:
+        # Given two threads that would both have read before either has written
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.wait(0.2)
+        return apply(record, update, now)
+
+    with bound_status() as status:
+        progress = current_progress()
+        monkeypatch.setattr("dramatiq_status.channel.apply", slow)
+        threads = [threading.Thread(target=progress.increment) for _ in range(2)]
+        # When both count on one handle
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        # Then nothing is lost
+        assert status["progress"] == 2
 
 
 def test_detached_handles_write_nowhere() -> None:
