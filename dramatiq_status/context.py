@@ -14,7 +14,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .channel import Channel, DetachedChannel
-from .fields import check_count, encode_fields, encode_total
+from .fields import MAX_COUNT, check_count, encode_fields, encode_total
 from .progress import Progress, Track
 from .status import Status
 
@@ -136,8 +136,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     if not any(hasattr(iterable, name) for name in ("__iter__", "__aiter__", "__getitem__")):
         raise TypeError(f"Cannot track a {type(iterable).__name__}: it is not iterable.")
     if total is None:
-        hint = length_hint(iterable, -1)
-        total = hint if hint >= 0 else None
+        total = _length_of(iterable)
     else:
         encode_total(total)
     channel = current_status()._channel
@@ -148,3 +147,12 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     if state is not None:
         raise ValueError("Field 'status' cannot be set by track(): write current_status().update(status=...).")
     return Track(channel, iterable, total, done, encoded)
+
+
+def _length_of(iterable: object) -> int | None:
+    try:
+        length = length_hint(iterable, -1)
+    except OverflowError:
+        return None
+    # What is longer than can be counted is not meant to be iterated over to its end.
+    return length if 0 <= length <= MAX_COUNT else None

@@ -143,7 +143,6 @@ class Leg:
 
     def finish(self) -> None:
         """There are no more items."""
-        self.open = False
         if self._outer is None:
             self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
 
@@ -204,10 +203,14 @@ class Track(Generic[T]):
 
     def _items(self, iterable: Iterable[T]) -> Iterator[T]:
         leg = self._begin()
-        for item in iterable:
-            yield item
-            leg.count()
-        leg.finish()
+        try:
+            for item in iterable:
+                yield item
+                leg.count()
+            leg.finish()
+        finally:
+            # The traceback of an exception keeps the leg, for as long as somebody keeps the exception.
+            leg.open = False
 
     def __aiter__(self) -> AsyncIterator[T]:
         if not isinstance(self._iterable, AsyncIterable):
@@ -221,21 +224,36 @@ class Track(Generic[T]):
 class _AsyncItems(AsyncIterator[T]):
     """No async generator, which would outlive a loop that is left early."""
 
-    __slots__ = ("_iterator", "_leg", "_track")
+    __slots__ = ("_ended", "_given", "_iterator", "_leg", "_track")
 
     def __init__(self, track: Track[T], iterable: AsyncIterable[T]) -> None:
         self._track = track
         self._iterator = aiter(iterable)
         self._leg: Leg | None = None
+        # Whether there is an item out there that has yet to be counted.
+        self._given = False
+        self._ended = False
 
     async def __anext__(self) -> T:
-        if self._leg is None:
-            self._leg = self._track._begin()
-        elif self._leg.open:
-            self._leg.count()
+        if self._ended:
+            raise StopAsyncIteration
+        leg = self._leg
+        if leg is None:
+            leg = self._leg = self._track._begin()
+        elif self._given:
+            self._given = False
+            leg.count()
+        leg.open = True
         try:
-            return await anext(self._iterator)
+            item = await anext(self._iterator)
         except StopAsyncIteration:
-            if self._leg.open:
-                self._leg.finish()
+            self._ended = True
+            leg.open = False
+            leg.finish()
             raise
+        except BaseException:
+            # As above; who only gave up waiting may come back.
+            leg.open = False
+            raise
+        self._given = True
+        return item

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import io
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import dramatiq
@@ -64,6 +67,29 @@ class OldSequence:
         return [7, 8, 9][index]
 
 
+class Inbox:
+    """An async iterator that can be waited for again when somebody gave up; None is its end."""
+
+    def __init__(self) -> None:
+        self.items: asyncio.Queue[int | None] = asyncio.Queue()
+
+    def __aiter__(self) -> Inbox:
+        return self
+
+    async def __anext__(self) -> int:
+        item = await self.items.get()
+        if item is None:
+            raise StopAsyncIteration
+        return item
+
+
+def queue(*items: int | None) -> SimpleQueue[int | None]:
+    found: SimpleQueue[int | None] = SimpleQueue()
+    for item in items:
+        found.put(item)
+    return found
+
+
 # What can be tracked
 
 
@@ -73,6 +99,13 @@ class OldSequence:
         (lambda: [0, 1, 2], 3),
         (lambda: range(3), 3),
         (lambda: {"a": 1, "b": 2, "c": 3}, 3),
+        (lambda: {"a": 1, "b": 2, "c": 3}.items(), 3),
+        (lambda: {1, 2, 3}, 3),
+        (lambda: "abc", 3),
+        (lambda: b"abc", 3),
+        (lambda: deque([0, 1, 2]), 3),
+        (lambda: io.StringIO("a\nb\nc\n"), 100),
+        (lambda: iter(queue(0, 1, 2, None).get, None), 100),
         (lambda: iter([0, 1, 2]), 3),
         (lambda: generator(3), 100),
         (lambda: map(str, [0, 1, 2]), 100),
@@ -130,6 +163,18 @@ def test_a_total_that_was_a_guess(bar: Bar, total: int) -> None:
     # Then what there was is what is shown
     bar.look()
     assert bar.seen == [(3, 3)]
+
+
+@pytest.mark.parametrize("length", [2**53 + 1, 2**64])
+def test_what_is_too_long_to_be_counted(bar: Bar, length: int) -> None:
+    # Given what has no end for all that is meant
+    # When it is tracked
+    for item in track(range(length)):
+        if item == 2:
+            break
+    # Then it counts like what has no length
+    bar.look()
+    assert bar.seen == [(2, 100)]
 
 
 def test_fields_come_with_the_total() -> None:
@@ -234,6 +279,152 @@ def test_an_async_loop_that_is_left(bar: Bar) -> None:
     asyncio.run(work(fail))
     # Then two items have been dealt with in each
     assert bar.seen == [(2, 10), (2, 10)]
+
+
+def test_a_generator_that_is_closed(bar: Bar) -> None:
+    # Given an iterator that was closed in the middle of its second item, and that somebody still holds
+    rows = iter(track(range(50)))
+    assert (next(rows), next(rows)) == (0, 1)
+    assert isinstance(rows, Generator)
+    rows.close()
+    bar.look()
+    # When another leg begins
+    for _ in track(range(2)):
+        bar.look()
+    # Then it is one of its own
+    assert bar.seen == [(1, 50), (0, 2), (1, 2)]
+
+
+def test_exceptions_that_are_kept(bar: Bar) -> None:
+    kept: list[BaseException | None] = []
+
+    def rows(good: int) -> Iterator[int]:
+        yield from range(good)
+        if good < 10:
+            raise ConnectionError
+
+    def attempt(good: int) -> None:
+        for _ in track(rows(good), total=10):
+            pass
+        bar.look()
+
+    # Given legs whose iterables broke off, and whose exceptions somebody keeps, with all that was going on
+    for good in (5, 3):
+        kept.append(raised_by(lambda good=good: attempt(good)))  # type: ignore[misc]
+    # When it is tried once more
+    kept.append(raised_by(lambda: attempt(10)))
+    # Then that is a leg of its own, and not inside of those
+    assert [type(exception) for exception in kept] == [ConnectionError, ConnectionError, type(None)]
+    assert bar.seen == [(10, 10)]
+
+
+def test_exceptions_of_async_iterables_that_are_kept(bar: Bar) -> None:
+    kept: list[BaseException] = []
+
+    async def rows(good: int) -> AsyncIterator[int]:
+        for i in range(good):
+            yield i
+        if good < 10:
+            raise ConnectionError
+
+    async def work() -> None:
+        for good in (5, 3, 10):
+            try:
+                async for _ in track(rows(good), total=10):
+                    pass
+            except ConnectionError as e:
+                kept.append(e)
+
+    # Given async iterables that break off, and somebody who keeps their exceptions
+    # When it is tried again until it works
+    asyncio.run(work())
+    # Then the last leg was one of its own
+    bar.look()
+    assert len(kept) == 2 and bar.seen == [(10, 10)]
+
+
+def test_an_exception_inside_of_a_leg_inside(bar: Bar) -> None:
+    kept: list[BaseException] = []
+    # Given files, one of which cannot be read at first
+    for name in track(["a", "b"]):
+        for good in (2, 4):
+            try:
+                for row in track(range(4)):
+                    bar.look()
+                    if name == "a" and row == good:
+                        raise OSError
+            except OSError as e:
+                kept.append(e)
+            else:
+                break
+    bar.look()
+    # When it was read again
+    # Then the bar counted files, went on meanwhile, and never back
+    assert len(kept) == 1 and bar.rises() and bar.seen[-1] == (2, 2)
+    assert [count for count, _ in bar.seen] == [0, 0.25, 0.5, 0.5, 0.75, 1, 1, 1, 1.25, 1.5, 1.75, 2]
+
+
+def test_who_gives_up_waiting_has_not_dealt_with_an_item(bar: Bar) -> None:
+    async def give_up(items: AsyncIterator[int]) -> None:
+        waiting = asyncio.ensure_future(anext(items))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        bar.look()
+
+    async def work() -> list[int]:
+        inbox = Inbox()
+        items = aiter(track(inbox, total=10))
+        # Given somebody who waits for an item and gives up, over and over
+        for _ in range(3):
+            await give_up(items)
+        inbox.items.put_nowait(7)
+        found = [await anext(items)]
+        for _ in range(3):
+            await give_up(items)
+        # When items come after all
+        inbox.items.put_nowait(8)
+        inbox.items.put_nowait(None)
+        async for item in items:
+            found.append(item)
+            bar.look()
+        # Then they come, and only they count
+        assert [item async for item in items] == []
+        return found
+
+    assert asyncio.run(work()) == [7, 8]
+    bar.look()
+    assert bar.seen == [(0, 10)] * 3 + [(1, 10)] * 4 + [(2, 2)]
+
+
+def test_an_async_iterator_that_goes_on_after_an_exception(bar: Bar) -> None:
+    class Flaky:
+        def __init__(self) -> None:
+            self.answers = iter([TimeoutError(), 1, 2])
+
+        def __aiter__(self) -> Flaky:
+            return self
+
+        async def __anext__(self) -> Any:
+            answer = next(self.answers, StopAsyncIteration())
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    async def work() -> None:
+        items = aiter(track(Flaky(), total=2))
+        # Given an async iterator that has raised
+        with pytest.raises(TimeoutError):
+            await anext(items)
+        # When it goes on
+        async for _ in items:
+            for _ in track(range(2)):
+                bar.look()
+
+    asyncio.run(work())
+    bar.look()
+    # Then its leg does, too: what is tracked inside of it divides its items
+    assert bar.seen == [(0, 2), (0.5, 2), (1, 2), (1.5, 2), (2, 2)]
 
 
 def test_a_failed_job_does_not_show_all_done() -> None:
