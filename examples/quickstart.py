@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import dramatiq
 from dramatiq.brokers.stub import StubBroker
 
-from dramatiq_status import StatusMiddleware, current_status, track
+from dramatiq_status import StatusMiddleware, StatusRegistry, current_status, track
 from dramatiq_status.backends import SQLiteBackend
 
 READER = Path(__file__).with_name("quickstart_reader.py")
@@ -47,7 +47,7 @@ def fetch_prices(shops: list[str]) -> None:
     for shop in track(shops, step="fetching"):
         time.sleep(0.3)
         if shop == "market" and snapshot is not None and snapshot.attempts == 1:
-            raise ConnectionError(f"no answer from the {shop}")
+            raise ConnectionError(f"{shop} is closed")
 
 
 @dramatiq.actor(max_retries=0)
@@ -68,8 +68,10 @@ def main() -> int:
     ]
     worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
     try:
-        # Begun first, so that it sees the jobs wait.
         reader = subprocess.Popen([sys.executable, READER, backend.path, *(message.message_id for message in messages)])
+        # It shall see the jobs wait: they begin when it has said that it looks.
+        while reader.poll() is None and "reader" not in StatusRegistry.get(messages[0]):
+            time.sleep(0.02)
         worker.start()
         return reader.wait()
     except KeyboardInterrupt:

@@ -12,29 +12,34 @@ import sys
 from dramatiq_status import Snapshot, StatusRegistry
 from dramatiq_status.backends import SQLiteBackend
 
-BAR_WIDTH = 18
+BAR_WIDTH = 14
 
 #: Whether lines can be written over.
 MOVING = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def describe(snapshot: Snapshot) -> str:
-    """One line: ``import_rows   working    [#####-------------]   30.0 %  reading, 2 s left``."""
+    """One line: ``import_rows   working    [####----------]   30.0 %  reading, 2.0 s left``."""
     filled = round(BAR_WIDTH * (snapshot.progress or 0))
     percent = "      -" if snapshot.percent is None else f"{snapshot.percent:5.1f} %"
     notes = []
-    if snapshot.retrying:
-        notes.append("retrying")
     if snapshot.attempts > 1:
         notes.append(f"run {snapshot.attempts}")
     if snapshot.working and "step" in snapshot:
         notes.append(snapshot["step"])
     if snapshot.working and snapshot.time_remaining is not None:
         notes.append(f"{snapshot.time_remaining.total_seconds():.1f} s left")
-    if "exception" in snapshot and not snapshot.working:
-        notes.append("{type}: {message}".format_map(snapshot["exception"]))
+    if snapshot.exception is not None and not snapshot.working:
+        failure = "retrying" if snapshot.retrying else snapshot.exception["type"]
+        notes.append(f"{failure}: {snapshot.exception['message']}")
     bar = "#" * filled + "-" * (BAR_WIDTH - filled)
     return f"{snapshot.actor_name:<12}  {snapshot.state:<9}  [{bar}]  {percent}  {', '.join(notes)}".rstrip()
+
+
+def fit(line: str) -> str:
+    """Cut a line that the terminal would break in two: it could not be written over."""
+    width = shutil.get_terminal_size().columns - 1
+    return line if len(line) <= width else line[: max(0, width - 3)] + "..."
 
 
 def follow(backend: SQLiteBackend, message_ids: list[str]) -> None:
@@ -43,10 +48,9 @@ def follow(backend: SQLiteBackend, message_ids: list[str]) -> None:
     for batch in StatusRegistry.batch(message_ids, backend=backend).watch(timeout=60_000):
         snapshots = [snapshot for snapshot in batch.children.values() if snapshot is not None]
         if MOVING:
-            # A line that the terminal breaks in two cannot be written over.
-            width = shutil.get_terminal_size().columns - 1
+            lines = [fit(describe(snapshot)) for snapshot in snapshots]
             up = f"\x1b[{len(shown)}A" if shown else ""
-            print(up + "".join(f"\x1b[2K{describe(snapshot)[:width]}\n" for snapshot in snapshots), end="", flush=True)
+            print(up + "".join(f"\x1b[2K{line}\n" for line in lines), end="", flush=True)
             shown = {snapshot.message_id: None for snapshot in snapshots}
             continue
         for snapshot in snapshots:
@@ -59,6 +63,8 @@ def follow(backend: SQLiteBackend, message_ids: list[str]) -> None:
 def main(path: str, *message_ids: str) -> None:
     backend = SQLiteBackend(path)
     print(f"Process {os.getppid()} runs three jobs; this is process {os.getpid()}, which reads how they go.\n")
+    # Anybody may write to a status, too.
+    StatusRegistry.get(message_ids[0], backend=backend)["reader"] = os.getpid()
     follow(backend, list(message_ids))
     print("\nThe first of them as JSON:")
     print(StatusRegistry.get(message_ids[0], backend=backend).to_json())

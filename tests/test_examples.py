@@ -36,6 +36,8 @@ def test_quickstart() -> None:
     assert re.search("failed .*ValueError: who is Nobody", ends["send_report"])
     snapshot = json.loads(last)
     assert (snapshot["status"], snapshot["step"], snapshot["user_id"]) == ("completed", "done", 42)
+    # And the other process has written to it, before the jobs began
+    assert str(snapshot["reader"]) == other
     # And nothing gets in between, the failures' tracebacks least of all
     assert "Traceback" not in found.stderr
 
