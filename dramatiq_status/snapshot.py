@@ -91,7 +91,8 @@ _MOMENTS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT,
 
 
 class Snapshot:
-    """The status of a message at one moment.  It never changes.
+    """The status of a message at one moment.  It never changes; the lists and
+    dicts that it gives are copies.
 
     ``snapshot["step"]`` and :meth:`get` reach every field by its name,
     those of the library included; ``"step" in snapshot`` tells whether

@@ -16,7 +16,9 @@ from ..status import Status
 @contextmanager
 def bound_status() -> Iterator[Status]:
     """Bind detached handles for the length of a ``with`` block, so that a
-    test can call an actor's function and look at what it wrote.
+    test can call an actor's function and look at what it wrote.  All handles
+    that are taken inside agree.  Threads that the function starts have
+    to be passed one, as in a worker.
 
     >>> with bound_status() as status:
     ...     import_rows.fn("f.csv")
