@@ -12,7 +12,6 @@ from .errors import StatusMissing
 from .fields import check_count
 from .record import (
     COMPLETED,
-    DEFAULT_STATUS_TTL,
     PROGRESS,
     QUEUED,
     TOTAL,
@@ -133,7 +132,8 @@ class DirectChannel:
         _write(self._backend, self.message_id, fields, state)
 
     def increment(self, n: int | float = 1) -> None:
-        if self._backend.update(self.message_id, Update(Kind.OUTSIDE, increment=n)) is Outcome.MISSING:
+        update = Update(Kind.OUTSIDE, increment=check_count("increment", n))
+        if self._backend.update(self.message_id, update) is Outcome.MISSING:
             raise StatusMissing(self.message_id)
 
     def read(self) -> Snapshot | None:
@@ -202,7 +202,7 @@ def _check_verdict(state: int) -> None:
 
 
 def _write(backend: StatusBackend, message_id: str, fields: Record, state: int | None) -> None:
-    update = Update(Kind.OUTSIDE, state=state, fields=fields, ttl=DEFAULT_STATUS_TTL)
+    update = Update(Kind.OUTSIDE, state=state, fields=fields)
     if backend.update(message_id, update) is Outcome.MISSING:
         raise StatusMissing(message_id)
 

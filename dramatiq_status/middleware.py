@@ -47,6 +47,7 @@ from .record import (
     SCHEDULED_AT,
     SKIPPED,
     STARTED_AT,
+    STATUS_TTL,
     TRACEBACK,
     Epoch,
     Kind,
@@ -498,6 +499,9 @@ class StatusMiddleware(Middleware):
             ENQUEUED_AT: str(int(message.message_timestamp)),
             **self._extra,
         }
+        if settings.status_ttl != DEFAULT_STATUS_TTL:
+            # For an end that somebody else says.
+            fields[STATUS_TTL] = str(settings.status_ttl)
         given = message.options.get("status")
         if given is not None:
             fields.update(self._given_fields(given, message, strict=strict))

@@ -13,6 +13,7 @@ so that the two can never collide.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from enum import Enum
 from itertools import chain
@@ -33,6 +34,10 @@ DEFAULT_STATUS_TTL: Final = 3_600_000
 #: in milliseconds.
 DEFAULT_HEARTBEAT_INTERVAL: Final = 15_000
 
+#: The longest time to live, in milliseconds: a hundred years.  Stores
+#: count it from now, and some fail where that goes beyond 64 bits.
+LONGEST_TTL: Final = 100 * 365 * 86_400_000
+
 #: The total of a progress whose total was never set.
 DEFAULT_TOTAL: Final = 100
 
@@ -47,6 +52,7 @@ NUMBER: Final = "n"
 RUN: Final = "r"
 PLACE: Final = "q"
 LIVE_TTL: Final = "L"
+STATUS_TTL: Final = "T"
 ACTOR_NAME: Final = "a"
 QUEUE_NAME: Final = "Q"
 ENQUEUED_AT: Final = "E"
@@ -59,6 +65,7 @@ HEARTBEAT_INTERVAL: Final = "B"
 PROGRESS: Final = "p"
 TOTAL: Final = "t"
 RATE: Final = "R"
+RATED: Final = "W"
 ATTEMPTS: Final = "A"
 EXCEPTION: Final = "x"
 SKIPPED: Final = "k"
@@ -68,13 +75,13 @@ TRACEBACK: Final = "it"
 RESULT: Final = "ir"
 
 #: What a new run of a message starts without (DESIGN §2, rule 5).
-CLEARED_BY_START: Final = (PROGRESS, RATE, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RESULT)
+CLEARED_BY_START: Final = (PROGRESS, RATE, RATED, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RESULT)
 
 #: What a message that goes back to its queue leaves behind.
-CLEARED_BY_REQUEUE: Final = (RUN, PLACE, SCHEDULED_AT, RATE, HEARTBEAT_AT)
+CLEARED_BY_REQUEUE: Final = (RUN, PLACE, SCHEDULED_AT, RATE, RATED, HEARTBEAT_AT)
 
 #: What only a running message has.
-CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, HEARTBEAT_AT)
+CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATED, HEARTBEAT_AT)
 
 #: What a message that was completed in the end no longer has.
 CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
@@ -82,6 +89,9 @@ CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
 #: What a requeue writes over; everything else that it carries was given
 #: when the message was first enqueued, and only fills gaps.
 WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK))
+
+#: What an enqueue that comes after what it had led to brings too late: a run starts without it.
+OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
 
 
 class State(str, Enum):
@@ -111,6 +121,11 @@ _FIRST_LINE: Final = DOCUMENT_MARK + "\n"
 
 _STATE_TEXTS: Final = frozenset("0123")
 
+# As every store reads them: Python would take "1_0" for a number, and Lua "0x10"; up to 15 digits, Lua is exact.
+_WHOLE_NUMBERS: Final = re.compile(r"(?:-?[0-9]{1,15} ){6}-?[0-9]{1,15}").fullmatch
+_RATED: Final = re.compile(r"\[([0-9]+),([0-9]+)\]").fullmatch
+_NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
+
 #: The stored numbers of the states.
 QUEUED: Final = 0
 WORKING: Final = 1
@@ -134,6 +149,8 @@ class Epoch(NamedTuple):
 #: The epoch of a message that was enqueued by a process without our
 #: middleware.
 NO_EPOCH: Final = Epoch(0, 0)
+
+_NO_ROOT: Final = str(NO_EPOCH.root)
 
 
 class Kind(int, Enum):
@@ -189,7 +206,7 @@ class Update(NamedTuple):
       fields: What to set, stored name -> JSON text.
       increment: What to add to the progress, after ``fields``.
       ttl: With a final state: how long the record lives from now on, in
-        milliseconds.
+        milliseconds.  From outside: unless the record says, or is finished already.
       origin: With ``start``: what the message has carried from its
         enqueue; only stores with receipts look at it.
     """
@@ -282,23 +299,16 @@ def is_sound(record: Record) -> bool:
     """Whether a record can be worked with.  One that cannot (a foreign
     value under our key, say) counts as missing.
     """
-    try:
-        if record[STATE] not in _STATE_TEXTS or ROOT not in record:
-            return False
-        int(record[VERSION])
-        int(record[NUMBER])
-        if RUN in record:
-            int(record[PLACE])
-        if LIVE_TTL in record:
-            int(record[LIVE_TTL])
-        if SCHEDULED_AT in record:
-            int(record[SCHEDULED_AT])
-        if ATTEMPTS in record:
-            int(record[ATTEMPTS])
-        # What is too large for a float is as bad as what is infinite.
-        return PROGRESS not in record or isfinite(float(record[PROGRESS]))
-    except (KeyError, ValueError):
+    get = record.get
+    if get(STATE) not in _STATE_TEXTS or ROOT not in record or (RUN in record and PLACE not in record):
         return False
+    numbers = (
+        f"{get(VERSION)} {get(NUMBER)} {get(PLACE, 0)} {get(LIVE_TTL, 0)} {get(STATUS_TTL, 0)} "
+        f"{get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"
+    )
+    progress = get(PROGRESS, "0")
+    # What is too large for a float is as bad as what is infinite.
+    return bool(_WHOLE_NUMBERS(numbers) and _NUMBER(progress) and isfinite(float(progress)))
 
 
 def is_finished(record: Record) -> bool:
@@ -311,7 +321,17 @@ def live_ttl_of(record: Record, now: int) -> int:
     own live time to live, on top of the delay that is left of its message.
     """
     delay = int(record[SCHEDULED_AT]) - now if SCHEDULED_AT in record else 0
-    return int(record.get(LIVE_TTL, DEFAULT_LIVE_TTL)) + max(0, delay)
+    return min(max(1, int(record.get(LIVE_TTL, DEFAULT_LIVE_TTL)) + max(0, delay)), LONGEST_TTL)
+
+
+def rated_of(record: Record) -> tuple[int, str]:
+    """The version of a record, and when its run last wrote, and with it how
+    fast it goes: not when others have written since, which :data:`RATED` tells.
+    """
+    version = int(record[VERSION])
+    mark = _RATED(record.get(RATED, ""))
+    since = mark[2] if mark and int(mark[1]) == version else record.get(UPDATED_AT, "")
+    return version, since if since.isdecimal() else "0"
 
 
 def is_transition(record: Record | None, update: Update) -> bool:
@@ -343,19 +363,25 @@ def apply(record: Record | None, update: Update, now: int) -> Applied:
 
 def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
     root, number = str(update.epoch.root), str(update.epoch.number)
-    if record is not None and record.get(ROOT) == root:
-        if update.epoch.number <= int(record[NUMBER]):
-            late = {name: text for name, text in update.fields.items() if name not in WRITTEN_BY_REQUEUE}
-            new = {**late, **record}
-            return Applied(Outcome.ASIDE, _touch(new, record, now) if len(new) > len(record) else record)
-        if not is_finished(record):
+    if record is not None:
+        finished = is_finished(record)
+        if record[ROOT] == root:
+            if update.epoch.number <= int(record[NUMBER]):
+                late = {name: text for name, text in update.fields.items() if name not in OUTDATED}
+                new = {**late, **record}
+                return Applied(Outcome.ASIDE, _touch(new, record, now) if len(new) > len(record) else record)
+        elif record[ROOT] != _NO_ROOT and update.epoch.number > 1 and not finished:
+            # It puts back an older enqueue of the same message; the newer one owns the status.
+            return Applied(Outcome.ASIDE, record)
+        # What was enqueued without our middleware may be put back by a process that has it.
+        if record[ROOT] in (root, _NO_ROOT) and not finished:
             new = {name: text for name, text in record.items() if name not in CLEARED_BY_REQUEUE}
             for name, text in update.fields.items():
                 if name in WRITTEN_BY_REQUEUE:
                     new[name] = text
                 else:
                     new.setdefault(name, text)
-            new[NUMBER] = number
+            new[ROOT], new[NUMBER] = root, number
             new[STATE] = str(QUEUED)
             return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
     new = {**update.fields, STATE: str(QUEUED), ROOT: root, NUMBER: number}
@@ -364,7 +390,7 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
 
 def _standing(record: Record | None, update: Update) -> Outcome:
     """Whether a run may write: ``MISSING`` stands for a record that is not
-    there, or that belongs to an enqueue before the run's own.
+    there, or that belongs to another enqueue than a run that begins.
     """
     if record is None:
         return Outcome.MISSING
@@ -376,7 +402,8 @@ def _standing(record: Record | None, update: Update) -> Outcome:
     if not update.start and update.state is None:
         return Outcome.REFUSED
     if record.get(ROOT) != str(update.epoch.root):
-        return Outcome.MISSING
+        # Of two enqueues of one message, who began last owns the status.
+        return Outcome.MISSING if update.start or not update.run else Outcome.REFUSED
     ahead = update.epoch.number - int(record[NUMBER])
     if ahead < 0:
         return Outcome.REFUSED
@@ -408,6 +435,8 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         new[ROOT], new[NUMBER] = str(update.epoch.root), str(update.epoch.number)
     if update.run:
         new[RUN], new[PLACE] = str(update.run), str(update.place)
+        if update.start or outcome is not _APPLIED:
+            new[HEARTBEAT_AT] = str(now)
     _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
         _finish(new, update.state)
@@ -422,11 +451,17 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
     if record is None:
         return Applied(Outcome.MISSING, None)
     new = dict(record)
+    if RATE in record:
+        # Nobody but the run says how fast it goes: its rate is as old as it was.
+        version, since = rated_of(record)
+        new[RATED] = f"[{version + 1},{since}]"
     _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
         _finish(new, update.state)
         new.setdefault(FINISHED_AT, str(now))
-        return Applied(Outcome.APPLIED, _touch(new, record, now), update.ttl)
+        # One that is finished already lives as long as it was to.
+        ttl = None if is_finished(record) else min(max(1, int(record.get(STATUS_TTL, update.ttl))), LONGEST_TTL)
+        return Applied(Outcome.APPLIED, _touch(new, record, now), ttl)
     if update.state is not None:
         new.pop(FINISHED_AT, None)
         new[STATE] = str(update.state)

@@ -33,6 +33,7 @@ from .record import (
     QUEUE_NAME,
     QUEUED,
     RATE,
+    RATED,
     RESULT,
     ROOT,
     RUN,
@@ -41,6 +42,7 @@ from .record import (
     STARTED_AT,
     STATE,
     STATES,
+    STATUS_TTL,
     TOTAL,
     TRACEBACK,
     UPDATED_AT,
@@ -176,7 +178,7 @@ class Snapshot:
         if not self.working:
             return False
         # Both by the store's clock, with which the worker's own need not agree.
-        last = self._milliseconds(HEARTBEAT_AT) or self._milliseconds(UPDATED_AT)
+        last = self._milliseconds(HEARTBEAT_AT)
         interval = self._number(HEARTBEAT_INTERVAL) or DEFAULT_HEARTBEAT_INTERVAL
         return last is not None and self._now - last > STALLED_AFTER * interval
 
@@ -227,7 +229,10 @@ class Snapshot:
         rate, patience = found if isinstance(found, list) and len(found) == 2 else (found, TIME_CONSTANT)
         if not is_number(rate) or not is_number(patience):
             return None
-        since = self._milliseconds(UPDATED_AT)
+        # Since the run has last written; what others write brings no progress of its own.
+        since, mark = self._milliseconds(UPDATED_AT), self._values.get(RATED)
+        if isinstance(mark, list) and len(mark) == 2 and mark[0] == self._values[VERSION] and is_number(mark[1]):
+            since = int(mark[1])
         return slowed(float(rate), 0.0 if since is None else (self._now - since) / 1000, patience)
 
     @property
@@ -494,7 +499,7 @@ def _is_sound(values: dict[str, Any]) -> bool:
         return False
     if RUN in values and get(PLACE).__class__ is not int:
         return False
-    for name in (LIVE_TTL, SCHEDULED_AT, ATTEMPTS):
+    for name in (LIVE_TTL, STATUS_TTL, SCHEDULED_AT, ATTEMPTS):
         if get(name, 0).__class__ is not int:
             return False
     progress = get(PROGRESS, 0)

@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from .backend import StatusBackend
 from .errors import BackendError
-from .fields import check_count
+from .fields import MAX_COUNT, check_count
 from .outage import LONGEST_PAUSE, Outage, logger
 from .rate import RateMeter
 from .record import (
@@ -278,7 +278,7 @@ class Lane:
 
     def increment(self, n: int | float = 1) -> None:
         """Add to the progress; throttled."""
-        if n.__class__ is not int:
+        if n.__class__ is not int or not -MAX_COUNT <= n <= MAX_COUNT:
             check_count("increment", n)
         if self.closed:
             return

@@ -23,11 +23,13 @@ from dramatiq_status.fields import encode_fields
 from dramatiq_status.record import (
     COMPLETED,
     FAILED,
+    HEARTBEAT_AT,
     NUMBER,
     PLACE,
     ROOT,
     RUN,
     STATE,
+    STATUS_TTL,
     UPDATED_AT,
     VERSION,
     Epoch,
@@ -89,7 +91,7 @@ enqueues = st.builds(
     updated,
     st.just(Kind.ENQUEUE),
     epochs,
-    fields=fields(a=texts, E=moments, D=moments, L=live_ttls, x=texts, it=texts),
+    fields=fields(a=texts, E=moments, D=moments, L=live_ttls, T=live_ttls, x=texts, it=texts, p=counts),
 )
 starts = st.builds(
     updated,
@@ -429,6 +431,7 @@ def test_what_apply_makes_is_sound(history: list[Update]) -> None:
     record, alive = None, False
     for update in history:
         # When something is written
+        before = record
         applied = apply(record, update, NOW)
         record, alive = applied.record, alive or applied.ttl is not None
         # Then what is stored can be worked with, read, and lives for a time
@@ -437,9 +440,13 @@ def test_what_apply_makes_is_sound(history: list[Update]) -> None:
             snapshot = take_snapshot("m", record, NOW)
             assert snapshot is not None and str(snapshot) and snapshot.to_json()
             assert (RUN in record) is (PLACE in record)
-        # And an end is dated for a final life
+        # And an end is dated for a final life, but for one from outside: that leaves the one that is there, or asks
+        # the record
         if applied.outcome is Outcome.APPLIED and update.state in (COMPLETED, FAILED):
-            assert applied.ttl == update.ttl
+            expected: int | None = update.ttl
+            if update.kind is Kind.OUTSIDE and before is not None:
+                expected = None if is_finished(before) else int(before.get(STATUS_TTL, update.ttl))
+            assert applied.ttl == expected
 
 
 @pure
@@ -450,8 +457,8 @@ def test_enqueue_and_start_may_arrive_in_any_order(enqueue: Update, start: Updat
     start = start._replace(epoch=enqueue.epoch, create=True)
     # When they arrive in one order and the other
     records = fold([enqueue, start]), fold([start, enqueue])
-    # Then the record is the same, but for the count of changes and their moment
-    one, two = ({**(record or {}), VERSION: "", UPDATED_AT: ""} for record in records)
+    # Then the record is the same, but for the count of changes and their moments
+    one, two = ({**(record or {}), VERSION: "", UPDATED_AT: "", HEARTBEAT_AT: ""} for record in records)
     assert one == two
 
 
@@ -532,17 +539,34 @@ numbers = st.one_of(
 )
 
 
-@pure
-@given(
-    record=st.fixed_dictionaries(
-        {STATE: st.sampled_from("0123"), "v": numbers, "e": st.sampled_from(["0", "7", "x"]), "n": numbers},
-        optional={"r": st.sampled_from(["1", "x"]), **dict.fromkeys("qDLAp", numbers)},
-    ).filter(is_sound),
-    update=updates,
+odd_records = st.fixed_dictionaries(
+    {STATE: st.sampled_from("0123"), "v": numbers, "e": st.sampled_from(["0", "7", "x"]), "n": numbers},
+    optional={"r": st.sampled_from(["1", "x"]), **dict.fromkeys("qDLTAp", numbers)},
 )
+
+
+@pure
+@given(record=odd_records.filter(is_sound), update=updates)
 def test_a_sound_record_never_makes_apply_fail(record: Record, update: Update) -> None:
     # Given a record of the right form, with whatever values
     # When something is written to it
     applied = apply(record, update, NOW)
     # Then there is an outcome
     assert applied.outcome in Outcome
+
+
+@stored
+@given(record=odd_records, update=updates)
+def test_redis_takes_the_same_for_numbers_as_we_do(redis_server: RedisServer, record: Record, update: Update) -> None:
+    # Given a hash of the right form, with whatever values, and a message beside it
+    backend = RedisBackend(url=redis_server.url, timeout=20_000)
+    damaged, beside = uuid4().hex, uuid4().hex
+    backend.client.hset(f"{backend.namespace}:{damaged}", mapping=record)
+    backend.update(beside, Update(Kind.ENQUEUE, Epoch(7, 1)))
+    # When something is written to both
+    outcomes = backend.update_many([(damaged, update), (beside, Update(Kind.OUTSIDE, increment=1))])
+    # Then the one is changed where it can be read, made anew where a record may be made, and left alone otherwise
+    assert outcomes == [apply(record if is_sound(record) else None, update, NOW).outcome, Outcome.APPLIED]
+    # And the other one is not harmed
+    assert backend.read(beside) is not None
+    backend.close()

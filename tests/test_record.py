@@ -19,11 +19,13 @@ from dramatiq_status.record import (
     FINISHED_AT,
     HEARTBEAT_AT,
     LIVE_TTL,
+    LONGEST_TTL,
     NUMBER,
     PLACE,
     PROGRESS,
     QUEUED,
     RATE,
+    RATED,
     RESULT,
     ROOT,
     RUN,
@@ -32,6 +34,7 @@ from dramatiq_status.record import (
     STARTED_AT,
     STATE,
     STATES,
+    STATUS_TTL,
     TOTAL,
     TRACEBACK,
     UPDATED_AT,
@@ -51,6 +54,7 @@ from dramatiq_status.record import (
     live_ttl_of,
     number_of,
     number_text,
+    rated_of,
     to_document,
 )
 
@@ -117,13 +121,14 @@ FAILED_RECORD = fold(finish(1, state=FAILED), record=WORKING_RECORD)
 
 def test_a_new_run_starts_over() -> None:
     # Given a record whose first run got somewhere, and its requeue
-    traces = {PROGRESS: "40", RATE: "2", HEARTBEAT_AT: "9", FINISHED_AT: "9", SKIPPED: "true", RESULT: "1"}
+    traces = {PROGRESS: "40", RATE: "2", RATED: "[1,9]", FINISHED_AT: "9", SKIPPED: "true", RESULT: "1"}
     record = {**WORKING_RECORD, **traces, TOTAL: "80", **user(step='"reading"')}
     requeued = fold(enqueue(2, **{SCHEDULED_AT: "99"}), record=record)
     # When another one begins
     new = fold(start(2, number=2), record=requeued)
     # Then what belongs to one run is gone, and all the rest is there
     assert not {*traces, SCHEDULED_AT} & set(new)
+    assert (HEARTBEAT_AT in requeued, new[HEARTBEAT_AT]) == (False, str(NOW))
     assert (new[STATE], new[ATTEMPTS], new[TOTAL], new[":step"], new[":label"]) == (
         str(WORKING), "2", "80", '"reading"', '"x"',
     )  # fmt: skip
@@ -237,6 +242,33 @@ def test_a_write_from_outside_leaves_the_expiry_of_a_finished_message_alone() ->
     assert apply(COMPLETED_RECORD, outside(increment=1), NOW).ttl is None
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"), [({}, 5), ({STATUS_TTL: "9000"}, 9000), ({STATUS_TTL: "9" * 15}, LONGEST_TTL)]
+)
+def test_an_end_from_outside_gives_the_life_that_the_message_asked_for(fields: Record, expected: int) -> None:
+    record = fold(enqueue(**fields), start(1))
+    assert apply(record, Update(Kind.OUTSIDE, state=FAILED, ttl=5), NOW).ttl == expected
+
+
+@pytest.mark.parametrize("state", [None, COMPLETED, FAILED])
+def test_a_state_from_outside_leaves_the_expiry_of_a_finished_message_alone(state: int | None) -> None:
+    assert apply(COMPLETED_RECORD, Update(Kind.OUTSIDE, state=state, ttl=5), NOW).ttl is None
+
+
+def test_what_others_write_makes_a_rate_no_younger() -> None:
+    # Given a run that has told how fast it goes, and nothing since
+    record = fold(write(1, 2, **{RATE: "5"}), record=WORKING_RECORD)
+    # When others write, again and again
+    for n in (1, 2, 3):
+        record = {**(apply(record, Update(Kind.OUTSIDE, increment=1), NOW + n).record or {})}
+        # Then it is known how old the rate is
+        assert record[RATED] == f"[{record[VERSION]},{NOW}]"
+        assert rated_of(record) == (int(record[VERSION]), str(NOW))
+    # And the run's own next write makes it young again
+    record = {**(apply(record, write(1, 3), NOW + 9).record or {})}
+    assert rated_of(record) == (int(record[VERSION]), str(NOW + 9))
+
+
 def test_what_is_put_aside_leaves_the_expiry_alone() -> None:
     assert apply(WORKING_RECORD, enqueue(**user(late="1")), NOW).ttl is None
 
@@ -289,6 +321,37 @@ def test_a_record_of_another_enqueue_is_as_good_as_none() -> None:
     assert_refused(record, start(1), Outcome.MISSING)
     new = fold(start(1, create=True), record=record)
     assert (new[ROOT], ":old" in new) == (str(ROOT_ID), False)
+
+
+@pytest.mark.parametrize("state", [None, COMPLETED, FAILED])
+def test_of_two_enqueues_the_run_that_began_last_owns_the_status(state: int | None) -> None:
+    # Given a message that was enqueued twice, and two runs at once
+    record = fold(
+        enqueue(),
+        start(1),
+        enqueue(root=OTHER_ROOT),
+        start(2, root=OTHER_ROOT),
+        write(2, 2, increment=3),
+    )
+    # When the older run writes, or ends, or its message is to be retried
+    # Then the status stays the newer one's
+    assert_refused(record, write(1, 2, increment=1)._replace(state=state, create=True))
+    assert_refused(record, enqueue(2, **{EXCEPTION: '"x"'}), Outcome.ASIDE)
+    # And the retry owns it as soon as it runs
+    assert fold(start(3, number=2, create=True), record=record)[ROOT] == str(ROOT_ID)
+
+
+def test_a_retry_goes_on_where_an_enqueue_without_epoch_had_begun() -> None:
+    # Given a message of a process without our middleware, and a field from outside
+    record = fold(
+        start(1, root=0, number=0, create=True),
+        Update(Kind.OUTSIDE, fields=user(seen_by='"ann"')),
+    )
+    # When a worker puts it back
+    new = fold(enqueue(1, **{EXCEPTION: '"x"'}), record=record)
+    # Then it is the same message that waits
+    assert (new[STATE], new[ROOT], new[NUMBER], new[":seen_by"]) == (str(QUEUED), str(ROOT_ID), "1", '"ann"')
+    assert new[ATTEMPTS] == "1"
 
 
 # Rule 11: nothing is lost, nothing counts twice

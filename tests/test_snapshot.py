@@ -99,9 +99,9 @@ def test_a_message_without_a_delay_is_not_scheduled() -> None:
         ({HEARTBEAT_AT: NOW - 45_000}, False),
         ({HEARTBEAT_AT: NOW - 45_001}, True),
         ({HEARTBEAT_AT: NOW + 99_999}, False),
-        # One that has not had its first heartbeat yet: by the store's clock, not the worker's
-        ({UPDATED_AT: NOW - 45_000, STARTED_AT: NOW - 99_999}, False),
-        ({UPDATED_AT: NOW - 45_001, STARTED_AT: NOW + 99_999}, True),
+        # By the store's clock, not the worker's; whoever else writes
+        ({HEARTBEAT_AT: NOW - 45_000, STARTED_AT: NOW - 99_999}, False),
+        ({HEARTBEAT_AT: NOW - 45_001, STARTED_AT: NOW + 99_999, UPDATED_AT: NOW}, True),
         ({UPDATED_AT: NOW - 99_999, HEARTBEAT_AT: NOW - 5}, False),
         # An interval of its own
         ({HEARTBEAT_AT: NOW - 300, HEARTBEAT_INTERVAL: 100}, False),

@@ -29,7 +29,7 @@ from dramatiq_status import (
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
-from dramatiq_status.record import HEARTBEAT_INTERVAL, NUMBER, ROOT, STARTED_AT, STATE, UPDATED_AT, VERSION
+from dramatiq_status.record import HEARTBEAT_AT, HEARTBEAT_INTERVAL, NUMBER, ROOT, STATE, UPDATED_AT, VERSION
 from dramatiq_status.snapshot import take_snapshot
 from dramatiq_status.watch import BURST, Follower, Pace
 
@@ -77,8 +77,8 @@ class TestFollower:
     def test_stalling_is_shown_without_a_change(self) -> None:
         # Given a watcher that has seen a message run
         watcher = follower()
-        running = {STARTED_AT: "0", HEARTBEAT_INTERVAL: "1000"}
-        assert not snapshot(1, **running).stalled
+        running = {HEARTBEAT_AT: "0", HEARTBEAT_INTERVAL: "1000"}
+        assert not snapshot(1, now=0, **running).stalled
         watcher.saw(snapshot(1, now=0, **running), 100.0)
         # When it stalls, stays so, and goes on
         moments = [60_000, 70_000, 0]

@@ -8,7 +8,8 @@ from typing import Protocol
 from ..backend import StatusBackend
 from ..channel import Channel, Counts, counts_of
 from ..errors import StatusMissing
-from ..record import DEFAULT_STATUS_TTL, Kind, Outcome, Record, Update
+from ..fields import check_count
+from ..record import Kind, Outcome, Record, Update
 from ..snapshot import Snapshot
 from .backend import async_backend
 
@@ -47,10 +48,10 @@ class OutsideChannel:
         self._backend = backend
 
     async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
-        await self._update(Update(Kind.OUTSIDE, state=state, fields=fields, ttl=DEFAULT_STATUS_TTL))
+        await self._update(Update(Kind.OUTSIDE, state=state, fields=fields))
 
     async def increment(self, n: int | float = 1) -> None:
-        await self._update(Update(Kind.OUTSIDE, increment=n))
+        await self._update(Update(Kind.OUTSIDE, increment=check_count("increment", n)))
 
     async def read(self) -> Snapshot | None:
         return (await (await async_backend(self._backend)).snapshots((self.message_id,)))[0]

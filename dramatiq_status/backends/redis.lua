@@ -72,6 +72,35 @@ local function index(id, state, lives, queue, actor, ttl)
   end
 end
 
+-- A time to live that PEXPIRE takes (LONGEST_TTL in record.py).
+local function limited(ttl)
+  return math.min(math.max(1, ttl), 3153600000000)
+end
+
+-- Whether what is there of these texts are whole numbers of up to 15 digits.
+local function are_whole(a, b, c, d, e, f, g)
+  local text = a .. ' ' .. b .. ' ' .. (c or 0) .. ' ' .. (d or 0) .. ' ' .. (e or 0) .. ' ' .. (f or 0) .. ' ' .. (g or 0)
+  return text:find('^%-?%d+ %-?%d+ %-?%d+ %-?%d+ %-?%d+ %-?%d+ %-?%d+$')
+    and (#text < 28 or not text:find(('%d'):rep(16)))
+end
+
+-- Whether a text is a number as record.py knows them: Lua also knows '0x10', ' 1' and 'nan'.
+local function is_number(text)
+  return text:find('^%-?%d+%.?%d*[eE]?[+-]?%d*$') and tonumber(text) and math.abs(tonumber(text)) < math.huge
+end
+
+-- What an update from outside writes into W: when the run last wrote (rated_of in record.py).
+local function rated(key, version)
+  local found = call('HMGET', key, 'R', 'W', 'U')
+  if not found[1] then return nil end
+  local since = found[3] or ''
+  if found[2] then
+    local of, known = found[2]:match('^%[(%d+),(%d+)%]$')
+    if of and tonumber(of) == tonumber(version) then since = known end
+  end
+  return string.format('[%.0f,%s]', version + 1, since:find('^%d+$') and since or '0')
+end
+
 -- All but the plain writes, which are most of the updates. It is a function so that they need not wait for Lua to
 -- make a dozen others.
 local function define()
@@ -103,6 +132,7 @@ local function define()
     if scheduled_at then
       ttl = ttl + math.max(0, scheduled_at - now)
     end
+    ttl = limited(ttl)
     call('PEXPIRE', key, ttl)
     return ttl
   end
@@ -110,18 +140,18 @@ local function define()
   -- What a record says of itself; empty where there is none, or something that is none (is_sound in record.py says
   -- what is).
   local function read(key)
-    local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'a', 'Q')
+    local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q')
     local state = found[1]
     if found.err or not state then return {} end
-    if (state == '0' or state == '1' or state == '2' or state == '3')
-      and tonumber(found[2]) and found[3] and tonumber(found[4])
-      and (not found[5] or tonumber(found[6]))
-      and tonumber(found[7] or 0) and tonumber(found[8] or 0) and tonumber(found[9] or 0) and tonumber(found[10] or 0)
+    if (state == '0' or state == '1' or state == '2' or state == '3') and found[2] and found[3] and found[4]
+      and (not found[5] or found[6])
+      and are_whole(found[2], found[4], found[6], found[7], found[8], found[10], found[11])
+      and (not found[9] or is_number(found[9]))
     then
       return {
         state = state, version = found[2], root = found[3], number = found[4], run = found[5], place = found[6],
-        scheduled_at = found[7], live_ttl = found[8], progress = found[9], attempts = found[10],
-        actor = found[11], queue = found[12], finished = state > '1',
+        scheduled_at = found[7], live_ttl = found[8], progress = found[9], attempts = found[10], status_ttl = found[11],
+        actor = found[12], queue = found[13], finished = state > '1',
       }
     end
     return {}
@@ -193,7 +223,7 @@ local function define()
       local added = 0
       for i = first, last, 2 do
         local name = ARGV[i]
-        if name ~= 'D' and name ~= 'x' and name ~= 'it' then
+        if name ~= 'D' and name ~= 'x' and name ~= 'it' and name ~= 'p' then
           added = added + call('HSETNX', key, name, ARGV[i + 1])
         end
       end
@@ -203,11 +233,12 @@ local function define()
       end
       return 2
     end
+    if not same and old.state and old.root ~= '0' and number + 0 > 1 and not old.finished then return 2 end
     local scheduled_at, live_ttl = false, false
     local new = {actor = old.actor, queue = old.queue}
-    if same and not old.finished then
-      call('HDEL', key, 'r', 'q', 'D', 'R', 'H')
-      call('HSET', key, 's', '0', 'n', number, 'v', version, 'U', now)
+    if (same or old.root == '0') and not old.finished then
+      call('HDEL', key, 'r', 'q', 'D', 'R', 'W', 'H')
+      call('HSET', key, 's', '0', 'e', root, 'n', number, 'v', version, 'U', now)
       live_ttl = old.live_ttl
       for i = first, last, 2 do
         local name, text = ARGV[i], ARGV[i + 1]
@@ -282,11 +313,11 @@ local function define()
 
   local function finish(key, state, ttl)
     if state == '2' then
-      call('HDEL', key, 'D', 'R', 'H', 'x', 'it')
+      call('HDEL', key, 'D', 'R', 'W', 'H', 'x', 'it')
     else
-      call('HDEL', key, 'D', 'R', 'H')
+      call('HDEL', key, 'D', 'R', 'W', 'H')
     end
-    call('PEXPIRE', key, ttl)
+    if ttl then call('PEXPIRE', key, ttl) end
   end
 
   -- Whether a run may write (_standing in record.py).
@@ -297,7 +328,7 @@ local function define()
       return old.finished and 4 or 1
     end
     if not start and state == '' then return 4 end
-    if old.root ~= root then return 5 end
+    if old.root ~= root then return (start or run == '0') and 5 or 4 end
     local ahead = number - old.number
     if ahead < 0 then return 4 end
     if old.finished then return ahead == 0 and 4 or 5 end
@@ -331,7 +362,7 @@ local function define()
         size = 12
       end
     elseif start then
-      call('HDEL', key, 'p', 'R', 'F', 'k', 'D', 'H', 'ir')
+      call('HDEL', key, 'p', 'R', 'W', 'F', 'k', 'D', 'ir')
       new.scheduled_at, new.progress, new.state = false, false, '1'
       written[9], written[10] = 's', '1'
       written[11], written[12] = 'A', math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)
@@ -340,6 +371,10 @@ local function define()
     if run ~= '0' then
       written[size + 1], written[size + 2], written[size + 3], written[size + 4] = 'r', run, 'q', place
       size = size + 4
+      if start or outcome == 5 then
+        written[size + 1], written[size + 2] = 'H', now
+        size = size + 2
+      end
     end
     size = add_fields(new, written, size, increment)
     if state ~= '' then
@@ -372,12 +407,21 @@ local function define()
       progress = old.progress,
     }
     local written = {'v', version, 'U', now}
+    local mark = rated(key, old.version)
     local size = add_fields(new, written, 4, increment)
     written[size + 1], written[size + 2] = 's', state
-    set_pairs(key, written, 1, size + 2)
+    size = size + 2
+    if mark then
+      written[size + 1], written[size + 2] = 'W', mark
+      size = size + 2
+    end
+    set_pairs(key, written, 1, size)
     if state > '1' then
       call('HSETNX', key, 'F', now)
-      finish(key, state, ttl)
+      -- One that is finished already lives as long as it was to.
+      ttl = limited((old.status_ttl or ttl) + 0)
+      finish(key, state, not old.finished and ttl)
+      if old.finished then ttl = call('PTTL', key) end
     else
       call('HDEL', key, 'F')
       ttl = renew(key, new.scheduled_at, new.live_ttl)
@@ -425,14 +469,14 @@ for i = 1, #KEYS do
     local increment, count = ARGV[at], tonumber(ARGV[at + 1])
     local first, last = at + 2, at + 1 + 2 * count
     at = last + 1
-    local old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A')
-    local state, version, progress = old[1], tonumber(old[2]), old[9]
+    local old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'R')
+    local state, version, progress = old[1], old[2], old[9]
     local outcome = 1
     if old.err
       or not (state == '1' or state == '2' or state == '0' or state == '3')
-      or not version or not old[3] or not tonumber(old[4])
-      or old[5] and not tonumber(old[6])
-      or not (tonumber(old[7] or 0) and tonumber(old[8] or 0) and tonumber(progress or 0) and tonumber(old[10] or 0))
+      or not version or not old[3] or not old[4] or old[5] and not old[6]
+      or not are_whole(version, old[4], old[6], old[7], old[8], old[10], old[11])
+      or progress and not is_number(progress)
     then
       outcome = 5
     elseif from_run then
@@ -445,6 +489,7 @@ for i = 1, #KEYS do
       end
     end
     if outcome == 1 then
+      if old[12] and not from_run then call('HSET', key, 'W', rated(key, version)) end
       version = version + 1
       local scheduled_at, ttl = old[7], old[8] or 604800000
       for j = first, last, 2 do
@@ -482,7 +527,7 @@ for i = 1, #KEYS do
         if scheduled_at and not from_run then
           ttl = ttl + math.max(0, scheduled_at - now)
         end
-        call('PEXPIRE', key, ttl)
+        call('PEXPIRE', key, limited(ttl + 0))
       end
       publish('PUBLISH', key, version)
     end
@@ -503,7 +548,7 @@ for i = 1, #KEYS do
         queue = text
       end
     end
-    ttl = ttl + delay
+    ttl = limited(ttl + delay)
     call('HSET', key, 's', '0', 'v', 1, 'e', ARGV[at], 'n', ARGV[at + 1], 'U', now, unpack(ARGV, first, last))
     call('PEXPIRE', key, ttl)
     if ARGV[#ARGV] ~= '' then index(key:sub(ARGV[#ARGV - 1] + 1), '0', '', queue, actor, ttl) end
