@@ -100,11 +100,7 @@ class LaneChannel:
         self._backend = backend
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
-        if state is None:
-            self._lane.write(fields, urgent=urgent)
-        else:
-            self.flush()
-            _write(self._backend, self.message_id, fields, state)
+        self._lane.write(fields, urgent=urgent or state is not None, state=state)
 
     def counts(self) -> Counts:
         return counts_of(self.read())

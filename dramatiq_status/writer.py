@@ -63,11 +63,12 @@ _PROBE: Final = 16
 
 
 class Write(NamedTuple):
-    """Fields and an increment, in this order."""
+    """Fields and an increment, in this order; to a message that is not this run's own, a state as well."""
 
     fields: Record
     increment: int | float = 0
     urgent: bool = True
+    state: int | None = None
 
 
 class Start(NamedTuple):
@@ -239,6 +240,10 @@ class Lane:
     # Whether something is, and when that is due.
     _throttled = False
     _due = 0.0
+    # Whether some entries wait until what was sent before is answered.
+    _held = False
+    #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
+    retry_at = 0.0
     _base: Record | None = None
     _meter: RateMeter | None = None
 
@@ -286,16 +291,23 @@ class Lane:
         operations.append(n)
         if not self._signalled:
             self._signalled = True
-            self._put(self)
+            try:
+                self._put(self)
+            except BaseException:
+                # Interrupted before anybody was told: whoever counts next tells.
+                self._signalled = False
+                raise
         elif not len(operations) % _MERGE_EVERY:
             self._put(self)
 
-    def write(self, fields: Record, increment: int | float = 0, *, urgent: bool = True) -> None:
-        """Set fields, then add to the progress."""
+    def write(
+        self, fields: Record, increment: int | float = 0, *, urgent: bool = True, state: int | None = None
+    ) -> None:
+        """Set fields, then add to the progress; the state only from outside of its run."""
         if self.closed:
             logger.warning("Message %s is finished: what its run writes now is dropped.", self.message_id)
             return
-        self.add(Write(fields, increment, urgent))
+        self.add(Write(fields, increment, urgent, state))
 
     def add(self, operation: _Operation) -> None:
         """Add an operation, and tell the writer."""
@@ -347,9 +359,10 @@ class Lane:
         """
         with self._lock:
             self._signalled = False
-            if not self._merge().entries:
+            entries = self._merge().entries
+            if not entries:
                 return None
-            if self._urgent or now >= self._due:
+            if self._urgent or now >= self._due or entries[0].sealed is not None:
                 return 0.0
             # Increments need not tell the writer before that.
             self._signalled = True
@@ -360,8 +373,14 @@ class Lane:
         with self._lock:
             merged = self._merge()
             updates = []
+            self._held = False
+            unanswered = bool(merged.entries) and merged.entries[0].sealed is not None
             for entry in merged.entries:
                 if entry.sealed is None:
+                    if unanswered:
+                        # Meanwhile what follows goes on merging: an outage leaves two entries, however long it is.
+                        self._held = True
+                        break
                     entry.sealed = self._seal(entry, merged.known, now)
                 updates.append(entry.sealed)
             self._urgent = False
@@ -385,6 +404,7 @@ class Lane:
                 assert update is not None
                 sent += 1
                 if outcome is Outcome.MISSING and update.kind is Kind.RUN and not update.create:
+                    _absorb(merged.entries)
                     entry.sealed = self._whole(update, merged)
                     left.append(entry)
                     continue
@@ -396,7 +416,7 @@ class Lane:
                     else:
                         barrier.release(True)
             merged.entries = left + merged.entries[sent:]
-        return bool(left)
+        return bool(left) or self._held
 
     def give_up(self, *, entries: bool) -> int:
         """Let those go who wait; forget the updates too if `entries`.
@@ -415,6 +435,16 @@ class Lane:
                 merged.entries = []
         return forgotten
 
+    def discard(self) -> None:
+        """Forget what was written and cannot be merged."""
+        with self._lock:
+            taken = [*self._merged.taken, *self._operations]
+            self._merged.taken = []
+            self._operations.clear()
+        for operation in taken:
+            if isinstance(operation, Barrier):
+                operation.release(False)
+
     def heartbeat(self) -> Update:
         return Update(Kind.HEARTBEAT, self._merged.epoch, self._run)
 
@@ -432,7 +462,16 @@ class Lane:
         if not merged.taken:
             return merged
         draft = merged.draft()
+        count: int | float = 0
         for operation in merged.taken:
+            if operation.__class__ is int or operation.__class__ is float:
+                # By far the most; taken together, so that nobody counts faster than this.
+                self._throttled = True
+                count += operation
+                continue
+            if count:
+                draft.add(count)
+                count = 0
             if isinstance(operation, Start):
                 entry = draft.entry()
                 entry.start, entry.attempts, entry.origin = True, operation.attempts, operation.origin
@@ -461,8 +500,9 @@ class Lane:
                 entry.fields = {**self._left_to_requeue(draft), **operation.fields}
                 self._urgent = True
             else:
-                draft.add(operation)
-                self._throttled = True
+                raise TypeError(f"A {type(operation).__name__} cannot be merged.")
+        if count:
+            draft.add(count)
         self._merged = draft
         return draft
 
@@ -473,6 +513,8 @@ class Lane:
         entry.fields.update(write.fields)
         self._note_leg(write.fields, entry, draft.known)
         draft.known.update(write.fields)
+        if write.state is not None:
+            entry.state = write.state
         if write.urgent:
             self._urgent = True
         else:
@@ -512,7 +554,7 @@ class Lane:
         if entry.enqueue:
             return Update(Kind.ENQUEUE, entry.epoch, fields=entry.fields)
         if self._kind is Kind.OUTSIDE:
-            return Update(Kind.OUTSIDE, fields=entry.fields, increment=entry.increment)
+            return Update(Kind.OUTSIDE, state=entry.state, fields=entry.fields, increment=entry.increment)
         self._place += 1
         if entry.state is None:
             if entry.increment or PROGRESS in entry.fields:
@@ -659,7 +701,7 @@ class Writer:
         try:
             self._lead_or_wait(barrier, time.monotonic() + self.backend.timeout / 1000)
         finally:
-            if barrier.stored is None or self._heir is barrier:
+            if barrier.stored is None or self._heir is barrier or self._is_left_alone():
                 # It was interrupted, or is out of time: whatever it was woken for, the writer's thread does.
                 self._resign(barrier)
         return bool(barrier.stored)
@@ -674,11 +716,17 @@ class Writer:
                 # Otherwise nobody is left who would look for sleepers.
                 barrier.sleep(max(0.0, deadline - time.monotonic()))
 
+    def _is_left_alone(self) -> bool:
+        """Whether there is something to send, and nobody who knows: an interrupt came before the role was passed on."""
+        return bool(self._signals or self._waiting or self._ready) and self._asleep and not self._taken()
+
     def _resign(self, barrier: Barrier) -> None:
-        try:
-            self._waiting.remove(barrier)
-        except ValueError:
-            pass
+        # It may stand there once for each time that it went to sleep.
+        while barrier in self._waiting:
+            try:
+                self._waiting.remove(barrier)
+            except ValueError:
+                break
         if self._heir is barrier:
             self._heir = None
         self._ring()
@@ -812,7 +860,12 @@ class Writer:
         while signals:
             listed = list(signals)
             for lane in dict.fromkeys(listed):
-                self._collect(lane, now)
+                try:
+                    self._collect(lane, now)
+                except Exception:
+                    # Once, and without harm to the other messages.
+                    logger.exception("What was written to message %s cannot be merged; it is dropped.", lane.message_id)
+                    lane.discard()
             # After an interrupt on the way they are collected again, and not lost.
             for _ in listed:
                 signals.popleft()
@@ -827,6 +880,10 @@ class Writer:
 
     def _collect(self, lane: Lane, now: float) -> None:
         due = lane.collect(now)
+        if due is not None and now < lane.retry_at and not self._stopping:
+            # Nobody waits for a server that does not answer.
+            lane.give_up(entries=False)
+            due = lane.retry_at
         if due == 0.0 or (due and self._stopping):
             self._ready[lane] = None
             if self._later:
@@ -899,7 +956,7 @@ class Writer:
         """One server of many does not answer: try its messages later, and let nobody wait for them."""
         lane.give_up(entries=False)
         del self._ready[lane]
-        self._later[lane] = due = time.monotonic() + LONGEST_PAUSE
+        self._later[lane] = lane.retry_at = due = time.monotonic() + LONGEST_PAUSE
         self._next_due = min(self._next_due, due)
         if len(self._later) > self._max_pending:
             self._drop(self._later)
@@ -938,6 +995,16 @@ class Writer:
         for lane, outcome in zip(lanes, outcomes):
             if outcome is Outcome.MISSING:
                 lane.restore()
+
+
+def _absorb(entries: list[_Entry]) -> None:
+    """All that the run knows is about to be sent: what waits behind that shall not be counted once more."""
+    for entry in entries:
+        if entry.sealed is None:
+            if entry.enqueue or PROGRESS in entry.fields:
+                # It counts from there on.
+                return
+            entry.increment = 0
 
 
 #: All writers of this process.
