@@ -499,6 +499,41 @@ class TestWatching:
 
         in_loop(main)
 
+    def test_somebody_cancels_all_tasks(self, backend: StatusBackend) -> None:
+        # Given a watcher of a message
+        job, other = Job(backend).enqueue(), Job(backend).enqueue().finish()
+
+        async def main() -> None:
+            tests = asyncio.all_tasks()
+            snapshots = aio.StatusRegistry.watch(job.message_id, backend=backend)
+            assert (await anext(snapshots)).queued
+            # When all tasks but its own are cancelled, those that look for it among them
+            cancel_all_but(tests)
+            # Then it is told, and does not wait for ever
+            with pytest.raises(BackendError, match="cancelled"):
+                await anext(snapshots)
+            # And who comes next is served
+            assert (await last_of(other, backend)).completed
+
+        in_loop(main)
+
+    def test_who_comes_when_all_tasks_were_cancelled(self) -> None:
+        # Given a watcher of a message
+        backend = StubBackend()
+        job, other = Job(backend).enqueue(), Job(backend).enqueue().finish()
+
+        async def main() -> None:
+            tests = asyncio.all_tasks()
+            first = aio.StatusRegistry.watch(job.message_id, backend=backend)
+            assert (await anext(first)).queued
+            # When all tasks but its own are cancelled, and another watcher comes before anybody has noticed
+            cancel_all_but(tests)
+            await asyncio.sleep(0)
+            # Then that one is served
+            assert (await last_of(other, backend)).completed
+
+        in_loop(main)
+
     def test_cancelling(self, backend: StatusBackend) -> None:
         # Given two watchers of a message
         job = Job(backend).enqueue()
@@ -522,6 +557,12 @@ class TestWatching:
 async def last_of(job: Job, backend: StatusBackend) -> Snapshot:
     """Watch a job to its end."""
     return [found async for found in aio.StatusRegistry.watch(job.message_id, backend=backend)][-1]
+
+
+def cancel_all_but(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel all other tasks of the loop, as some programs do at their end."""
+    for task in asyncio.all_tasks() - tasks:
+        task.cancel()
 
 
 def away(message_ids: Sequence[str]) -> Any:

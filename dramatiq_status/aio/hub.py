@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count, islice
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ..backend import StatusBackend
 from ..errors import BackendError
@@ -34,7 +34,9 @@ RESUBSCRIBE: Final = (0.05, 1.0)
 
 
 class HubClosed(BackendError):
-    """Raised in watches that were under way when their backend was closed."""
+    """Raised in watches that were under way when their backend was
+    closed, or the tasks that look for them were cancelled.
+    """
 
 
 class AsyncSubscription(Protocol):
@@ -121,7 +123,7 @@ class Mailbox:
         #: Whether there is something to take.
         self.full = False
         self._found: Snapshot | BackendError | None = None
-        self._end: Exception | None = None
+        self._end: BaseException | None = None
         self._bell = bell
 
     def put(self, found: Snapshot | BackendError | None) -> None:
@@ -132,7 +134,7 @@ class Mailbox:
             self._found, self.full = found, True
             self._bell.ring()
 
-    def end(self, error: Exception) -> None:
+    def end(self, error: BaseException) -> None:
         """Say why nothing will come any more."""
         if not self.full:
             self._found, self.full = None, True
@@ -211,12 +213,18 @@ class Hub:
           message_id(str)
           bell(Bell): Rung when something was seen.
         """
+        for task in self._tasks:
+            if task.done():
+                # Whoever comes now is told nothing of how those before have ended.
+                self._ended(task)
         if not self._tasks:
             self._begin()
             self._tasks = [
-                asyncio.create_task(self._run(self._keep_looking()), name="dramatiq-status looks"),
-                asyncio.create_task(self._run(self._keep_listening()), name="dramatiq-status listens"),
+                asyncio.create_task(self._keep_looking(), name="dramatiq-status looks"),
+                asyncio.create_task(self._keep_listening(), name="dramatiq-status listens"),
             ]
+            for task in self._tasks:
+                task.add_done_callback(self._ended)
         topic = self._topics.get(message_id)
         if topic is None:
             topic = self._topics[message_id] = Topic(message_id, Pace(self._store.backend))
@@ -246,11 +254,11 @@ class Hub:
             self._gone[topic.message_id] = None
             self._bell.ring()
         if not self._topics:
-            await self._stop()
+            await _end_of(self._cancel())
 
     async def close(self) -> None:
         """End all watches: those who wait are told that it was closed."""
-        await self._end(HubClosed("The backend was closed while a status was watched."))
+        await _end_of(self._end(HubClosed("The backend was closed while a status was watched.")))
 
     # Looking
 
@@ -396,24 +404,30 @@ class Hub:
 
     # Tasks
 
-    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception as e:
-            # A defect: nobody shall wait for ever for its sake.
-            await self._end(e)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody shall wait for ever for the sake of a defect, or of somebody who cancels all tasks of the loop."""
+        if task.cancelled():
+            error: BaseException | None = HubClosed("The tasks that look for those who watch a status were cancelled.")
+        else:
+            error = task.exception()
+        if error is not None and task in self._tasks:
+            self._end(error)
 
-    async def _end(self, error: Exception) -> None:
+    def _end(self, error: BaseException) -> list[asyncio.Task[None]]:
         for topic in self._topics.values():
             for mailbox in topic.mailboxes:
                 mailbox.end(error)
         self._topics.clear()
-        await self._stop()
+        return self._cancel()
 
-    async def _stop(self) -> None:
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        self._tasks = []
+    def _cancel(self) -> list[asyncio.Task[None]]:
+        """Stop all work, and return what has not ended yet."""
+        tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        return [task for task in tasks if not task.done()]
+
+
+async def _end_of(tasks: Collection[asyncio.Task[None]]) -> None:
+    if tasks:
+        await asyncio.wait(tasks)

@@ -89,7 +89,7 @@ async def _until_full(mailboxes: Iterable[Mailbox], bell: Bell) -> None:
 
 
 def _empty(mailboxes: Iterable[Mailbox], found: list[Snapshot | None]) -> None:
-    """Take what is in the mailboxes; an error is raised when all are empty."""
+    """Take all that is in the mailboxes.  If an error is among it, it is raised after the others were taken."""
     error: BackendError | None = None
     for index, mailbox in enumerate(mailboxes):
         if mailbox.full:
