@@ -94,8 +94,7 @@ class Progress:
         }
 
     def __repr__(self) -> str:
-        progress, total, _ = self._channel.counts()
-        return f"<Progress of {self._channel.message_id or 'nothing'}: {progress or 0}/{total or DEFAULT_TOTAL}>"
+        return f"<Progress of {self._channel.message_id or 'nothing'}>"
 
 
 class Leg:

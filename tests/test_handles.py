@@ -448,4 +448,13 @@ def test_detached_handles_write_nowhere() -> None:
     # And outside of the block nothing is left
     assert current_status().message_id == "" and current_progress().progress == 0
     assert list(track([1, 2])) == [1, 2]
-    assert "nothing" in repr(current_status()) + repr(current_progress())
+    assert "nothing" in repr(current_status()) and "nothing" in repr(current_progress())
+
+
+def test_handles_for_people_to_read(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given handles, and a store that must not be asked
+    status, progress = (get("m", backend=backend) for get in (StatusRegistry.get, StatusRegistry.progress))
+    monkeypatch.setattr(backend, "read_many", lambda ids: pytest.fail("Nobody wants to wait for that."))
+    # When they are printed, by a debugger say
+    # Then the store is not asked
+    assert (repr(status), repr(progress)) == ("<Status of m>", "<Progress of m>")
