@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
@@ -48,8 +48,9 @@ class BatchSnapshot:
     progress: float
     finished: bool
     missing: tuple[str, ...]
-    _children: dict[str, Snapshot | None] = field(repr=False)
-    _counts: dict[str, int] = field(repr=False)
+    # A hash needs no dict: those that are equal have equal ones without.
+    _children: dict[str, Snapshot | None] = field(repr=False, hash=False)
+    _counts: dict[str, int] = field(repr=False, hash=False)
 
     @property
     def children(self) -> Mapping[str, Snapshot | None]:
@@ -338,9 +339,13 @@ class BatchFollower(Patience):
         return self.version + 1
 
 
-def chains_of(messages: Any) -> Iterator[Chain]:
+def chains_of(messages: Any, found: Callable[[dramatiq.Broker], None] = lambda broker: None) -> Iterator[Chain]:
     """Find the messages in groups, pipelines, and iterables of these, of
     messages and of ids, nested as they like.
+
+    Parameters:
+      messages: As for :meth:`.StatusRegistry.batch`.
+      found(Callable): Is told the broker of each group and pipeline that is in no other one.
 
     Raises:
       TypeError: When something else is among them.
@@ -349,12 +354,14 @@ def chains_of(messages: Any) -> Iterator[Chain]:
     if isinstance(messages, str) or hasattr(messages, "message_id"):
         yield (check_message_id(messages),)
     elif isinstance(messages, dramatiq.pipeline):
+        found(messages.broker)
         yield tuple(map(check_message_id, messages.messages))
     elif isinstance(messages, dramatiq.group):
+        found(messages.broker)
         yield from chains_of(messages.children)
     elif isinstance(messages, Iterable) and not isinstance(messages, (bytes, bytearray, Mapping)):
         for message in messages:
-            yield from chains_of(message)
+            yield from chains_of(message, found)
     else:
         raise TypeError(
             f"A batch is made of groups, pipelines, messages, message ids and iterables of these, "

@@ -18,7 +18,7 @@ from .backend import (
     check_message_ids,
     check_number,
 )
-from .batch import Batch, chains_of
+from .batch import Batch, Chain, chains_of
 from .channel import Channel, DirectChannel, LaneChannel
 from .context import current_binding
 from .fields import state_number
@@ -181,15 +181,15 @@ class StatusRegistry:
         Parameters:
           messages: A group, a pipeline, or an iterable of messages, ids,
             groups and pipelines.
-          broker(Broker): By default that of the group or pipeline.
+          broker(Broker): By default that of the groups and pipelines, if
+            there are any.
 
         Raises:
           TypeError: When something else is among the messages.
-          ValueError: When an id is none.
+          ValueError: When an id is none, or groups and pipelines are of
+            brokers with different backends.
         """
-        if broker is None and isinstance(messages, (dramatiq.group, dramatiq.pipeline)):
-            broker = messages.broker
-        return Batch(_backend(backend, broker), chains_of(messages))
+        return Batch(*_batch(messages, backend, broker))
 
     @staticmethod
     def list(
@@ -273,6 +273,18 @@ def _backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> S
         "The broker doesn't have a status backend: call broker.add_middleware(StatusMiddleware(backend=...)), "
         "or pass backend=."
     )
+
+
+def _batch(
+    messages: Any, backend: StatusBackend | None, broker: dramatiq.Broker | None
+) -> tuple[StatusBackend, list[Chain]]:
+    brokers: list[dramatiq.Broker] = []
+    chains = list(chains_of(messages, brokers.append))
+    if backend is None and broker is None and brokers:
+        backend, *others = dict.fromkeys(_backend(None, found) for found in brokers)
+        if others:
+            raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
+    return _backend(backend, broker), chains
 
 
 def _channel(

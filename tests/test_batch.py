@@ -26,6 +26,7 @@ from dramatiq_status import (
     StatusMissing,
     StatusRegistry,
     StatusTimeout,
+    aio,
     current_progress,
     current_status,
 )
@@ -131,6 +132,25 @@ def test_a_batch_of_one_thing(backend: RecordingBackend, broker: StubBroker, wor
     # Then that is what is in it; a group and a pipeline know their broker themselves
     batch = StatusRegistry.batch(given, broker=None if kind in ("group", "pipeline") else broker)
     assert batch.message_ids == (message.message_id,) and batch.read().queued
+
+
+@pytest.mark.parametrize("registry", [StatusRegistry, aio.StatusRegistry])
+def test_groups_and_pipelines_know_their_broker(
+    backend: RecordingBackend, broker: StubBroker, work: Any, registry: Any
+) -> None:
+    # Given groups and pipelines of a broker that is not the default one
+    first, second, third = (work.message() for _ in range(3))
+    one, two = group([first], broker=broker), pipeline([second, third], broker=broker)
+    # When they are given together, nested, beside others
+    batch = registry.batch(part for part in [["x"], [one], (two,)])
+    # Then their broker's backend is found
+    assert batch._backend is backend
+    assert batch.message_ids == ("x", first.message_id, second.message_id, third.message_id)
+    # And where each has another, that is said, unless it is said which
+    other = group([work.message()], broker=make_broker(StubBackend()))
+    with pytest.raises(ValueError, match="different backends"):
+        registry.batch([one, other])
+    assert len(registry.batch([one, other], broker=broker)) == len(registry.batch([one, other], backend=backend)) == 2
 
 
 @pytest.mark.parametrize(
@@ -239,6 +259,8 @@ def test_the_children() -> None:
         found.progress = 1.0  # type: ignore[misc]
     # And it can be copied, and sent to another process
     assert copy.deepcopy(found) == pickle.loads(pickle.dumps(found)) == found
+    # And be in a set, where the same is there once
+    assert len({found, copy.deepcopy(found), rolled_up(WORKING, WORKING)}) == 2
 
 
 def test_as_json() -> None:

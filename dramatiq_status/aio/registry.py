@@ -11,7 +11,6 @@ import dramatiq
 
 from .. import registry
 from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids, check_number
-from ..batch import chains_of
 from ..channel import DirectChannel
 from ..record import State
 from ..snapshot import Snapshot, take_snapshots
@@ -138,9 +137,7 @@ class StatusRegistry:
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.batch`.
         """
-        if broker is None and isinstance(messages, (dramatiq.group, dramatiq.pipeline)):
-            broker = messages.broker
-        return Batch(registry._backend(backend, broker), chains_of(messages))
+        return Batch(*registry._batch(messages, backend, broker))
 
     @staticmethod
     async def list(
