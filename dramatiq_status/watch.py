@@ -24,6 +24,9 @@ BURST: Final = 4
 #: By how much a watcher sleeps longer from one look to the next while nothing changes.
 BACK_OFF: Final = 1.5
 
+#: The version of a change that nobody tells of; there may be none.
+UNHEARD: Final = -1
+
 #: For how many seconds a store that refused a subscription is not asked for another.
 SUBSCRIBE_AGAIN: Final = 1.0
 
@@ -338,9 +341,10 @@ def pursue(
                 else:
                     pace.told = subscription is not None
                     if pace.told:
-                        # What was changed before it began.
-                        continue
-                    subscribe_at = inf
+                        # Of what was changed before it began nobody tells the version.
+                        pace.hear(UNHEARD)
+                    else:
+                        subscribe_at = inf
             while True:
                 now = clock()
                 rest = watcher.rest(now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
 
@@ -350,6 +350,27 @@ class TestWatching:
 
         # Then its present state was seen
         assert in_loop(main) == [State.QUEUED]
+
+    @pytest.mark.parametrize("together", [False, True])
+    def test_the_interval_is_kept(self, backend: StatusBackend, together: bool) -> None:
+        # Given a store of which one sees a change each hour
+        backend.watch_interval = NEVER
+        job = Job(backend).enqueue().start()
+
+        async def main() -> int:
+            watched: AsyncIterator[object] = aio.StatusRegistry.watch(job.message_id, timeout=200, backend=backend)
+            if together:
+                watched = aio.StatusRegistry.batch([job.message_id], backend=backend).watch(timeout=200)
+            seen = 0
+            # When a message changes each time that it was seen
+            with pytest.raises(StatusTimeout):
+                async for _ in watched:
+                    seen += 1
+                    await asyncio.to_thread(job.write, n=seen)
+            return seen
+
+        # Then the first change is not seen before the time is up, and no second one
+        assert in_loop(main) <= 2
 
     def test_stalled(self, backend: StatusBackend) -> None:
         # Given a job whose worker is gone: no heartbeat comes any more

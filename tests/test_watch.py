@@ -349,6 +349,23 @@ class TestEveryBackend:
         # Then its present state was seen
         assert seen == [State.QUEUED]
 
+    @pytest.mark.parametrize("together", [False, True])
+    def test_the_interval_is_kept(self, backend: StatusBackend, together: bool) -> None:
+        # Given a store of which one sees a change each hour
+        backend.watch_interval = NEVER
+        job = Job(backend).enqueue().start()
+        batch = StatusRegistry.batch([job.message_id], backend=backend)
+        watched: Iterator[object] = batch.watch(timeout=200)
+        if not together:
+            watched = StatusRegistry.watch(job.message_id, timeout=200, backend=backend)
+        seen = 0
+        # When a message changes each time that it was seen
+        with pytest.raises(StatusTimeout):
+            for seen, _ in enumerate(watched, 1):
+                job.write(n=seen)
+        # Then the first change is not seen before the time is up, and no second one
+        assert seen <= 2
+
     def test_stalled(self, backend: StatusBackend) -> None:
         # Given a job whose worker is gone: no heartbeat comes any more
         job = Job(backend).enqueue().start(heartbeat_interval=50).beat()
