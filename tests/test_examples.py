@@ -113,6 +113,7 @@ def test_fan_out(
     redis_url: str,
     memcached_server: MemcachedServer,
     memcached_url: str,
+    tmp_path: Path,
     store: str,
 ) -> None:
     environment = {
@@ -122,6 +123,7 @@ def test_fan_out(
         "STATUS_URL": redis_server.database(1),
         "MEMCACHED_SERVER": memcached_server.address,
     }
+    shown = tmp_path / "shown"
 
     def example(*arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "examples/fan_out.py", *arguments]
@@ -130,18 +132,22 @@ def test_fan_out(
     # Given a job that will hand out 300 pictures, and another process that follows it
     message_id = example("send", "300", "--pause", "20").communicate(timeout=60)[0].strip()
     following = example("follow", message_id)
-    # When three worker processes do it
-    command = [sys.executable, "-m", "dramatiq", "examples.fan_out", "--processes", "3", "--threads", "2"]
-    worker = subprocess.Popen(command, cwd=ROOT, env={**environment, "dramatiq_worker_timeout": "50"})
+    assert following.stdout is not None
+    # When three worker processes do it, the pictures not before that one has shown that there are any
+    command = [sys.executable, "-m", "dramatiq", "examples.fan_out", "tests.hold", "--processes", "3", "--threads", "2"]
+    held = {"dramatiq_worker_timeout": "50", "HOLD_ACTOR": "make_thumbnail", "HOLD_UNTIL": str(shown)}
+    worker = subprocess.Popen(command, cwd=ROOT, env={**environment, **held})
     try:
+        first = following.stdout.readline()
+        shown.touch()
         *seen, last = following.communicate(timeout=100)[0].splitlines()
     finally:
         following.kill()
         worker.terminate()
         worker.wait(30)
     # Then that has seen the bar move, and never go back
-    bars = [int(line.partition("/")[0]) for line in seen]
-    assert bars == sorted(bars) and len(set(bars)) > 1
+    bars = [int(line.partition("/")[0]) for line in (first, *seen)]
+    assert bars == sorted(bars) and (bars[0], bars[-1]) == (0, 285)
     # And in the end each picture was counted once, but for those that are broken
     assert json.loads(last) == {
         **{"made": 285, "of": 300, "status": "failed"},
