@@ -335,24 +335,31 @@ class TestLosses:
 
             in_loop(main)
 
-    def test_no_time_in_an_outage(self, start_server: StartServer) -> None:
+    def test_no_time_in_an_outage(self, start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a message that is watched for a while
         server = start_server(RedisServer())
-        with closing(RedisBackend(url=server.url, timeout=1_000)) as backend:
+        with (
+            closing(RedisBackend(url=server.url, timeout=20_000)) as backend,
+            closing(RedisBackend(url=server.url, timeout=200)) as hasty,
+        ):
             job = Job(backend).enqueue()
 
             async def main() -> None:
+                store, hasty_store = await async_backend(backend), await async_backend(hasty)
                 snapshots = aio.StatusRegistry.watch(job.message_id, timeout=500, backend=backend)
                 assert (await anext(snapshots)).queued
-                # When the server hangs
+                # When the server hangs, and nobody waits for it for long
                 server.pause()
+                monkeypatch.setattr(store, "snapshots", hasty_store.snapshots)
+                monkeypatch.setattr(store, "subscribe", hasty_store.subscribe)
                 # Then there is an end to it nevertheless
                 with pytest.raises(StatusTimeout):
                     await anext(snapshots)
                 # And who asks is told
                 with pytest.raises(BackendError, match="Redis"):
-                    await aio.StatusRegistry.read(job.message_id, backend=backend)
+                    await aio.StatusRegistry.read(job.message_id, backend=hasty)
                 # And afterwards all is well
+                monkeypatch.undo()
                 server.resume()
                 found = await aio.StatusRegistry.read(job.message_id, backend=backend)
                 assert found is not None and found.queued

@@ -26,6 +26,7 @@ from dramatiq_status import (
     StatusTimeout,
     current_status,
     track,
+    watch,
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
@@ -494,18 +495,42 @@ class TestRedis:
             # Then the watcher sees the end
             assert watching.result()[-1].completed
 
-    def test_no_time_in_an_outage(self, start_server: StartServer) -> None:
+    def test_no_time_in_an_outage(self, start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a message that is watched for a while
         server = start_server(RedisServer())
-        with closing(RedisBackend(url=server.url, timeout=1_000)) as backend:
+        with (
+            closing(RedisBackend(url=server.url, timeout=20_000)) as backend,
+            closing(RedisBackend(url=server.url, timeout=200)) as hasty,
+        ):
             job = Job(backend).enqueue()
             snapshots = StatusRegistry.watch(job.message_id, backend=backend, timeout=500)
             next(snapshots)
-            # When the server hangs
+            # When the server hangs, and nobody waits for it for long
             server.pause()
+            monkeypatch.setattr(backend, "snapshot", hasty.snapshot)
+            monkeypatch.setattr(backend, "subscribe", hasty.subscribe)
             # Then there is an end to it nevertheless
             with pytest.raises(StatusTimeout):
                 next(snapshots)
+
+    def test_a_refused_subscription(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a server that does not take the first wish, and is asked again soon
+        monkeypatch.setattr(watch, "SUBSCRIBE_AGAIN", 0.0)
+        subscribe, refusals = told.subscribe, iter([BackendError("too many connections")])
+
+        def refusing(message_ids: Any) -> Any:
+            for refusal in refusals:
+                raise refusal
+            return subscribe(message_ids)
+
+        monkeypatch.setattr(told, "subscribe", refusing)
+        job = Job(told).enqueue()
+        # When a message is watched
+        watching = InThread(lambda: list(StatusRegistry.watch(job.message_id, backend=told)))
+        # Then the server is asked again, and tells
+        eventually(lambda: listeners(told) == 1)
+        job.finish()
+        assert watching.result()[-1].completed
 
     def test_expiry_is_found(self, told: RedisBackend) -> None:
         # Given a message that is watched
