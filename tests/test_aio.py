@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any, TypeVar
+from unittest.mock import ANY
 
 import dramatiq
 import pytest
@@ -24,6 +25,8 @@ from dramatiq_status import (
     aio,
     current_status,
 )
+from dramatiq_status.aio.backend import AsyncBackend
+from dramatiq_status.aio.hub import FAIR_SHARE, Bell
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
 from dramatiq_status.batch import Batch
@@ -35,6 +38,9 @@ T = TypeVar("T")
 
 #: Nothing that takes so long, in milliseconds, happens in a test.
 NEVER = 3_600_000
+
+#: More news than are dealt with in one go.
+MANY = 10 * FAIR_SHARE
 
 
 def in_loop(main: Callable[[], Awaitable[T]]) -> T:
@@ -69,17 +75,10 @@ class TestSameAsElsewhere:
         ids=["StatusRegistry", "Batch"],
     )
     def test_signatures(self, here: type, there: type) -> None:
-        # Given the public methods of both faces
-        def signatures(face: type) -> dict[str, list[tuple[str, Any, Any]]]:
-            return {
-                name: [(p.name, p.kind, p.default) for p in inspect.signature(getattr(face, name)).parameters.values()]
-                for name in dir(face)
-                if not name.startswith("_") and callable(getattr(face, name))
-            }
-
-        # When they are compared
+        # Given both faces
+        # When their public names are compared
         # Then names, parameters, kinds and defaults are the same
-        assert signatures(here) == signatures(there)
+        assert signatures_of(here) == signatures_of(there)
 
     def test_what_is_awaited(self) -> None:
         # Given the public methods of the registry
@@ -95,9 +94,8 @@ class TestSameAsElsewhere:
         # Given the handles of both faces
         here, there = getattr(aio, name), getattr(dramatiq_status, name)
         # When their public names are compared
-        missing = {name for name in dir(there) if not name.startswith("_")} - set(dir(here))
-        # Then none is missing
-        assert not missing
+        # Then they take the same, but for the way to set what elsewhere is a property
+        assert signatures_of(here) == signatures_of(there) | ({"set": ANY} if name == "Progress" else {})
 
     def test_the_handles_of_a_message(self, backend: StatusBackend) -> None:
         # Given a message that runs
@@ -575,9 +573,58 @@ class TestWatching:
         in_loop(main)
 
 
+class TestTurns:
+    def test_a_message_that_changes_all_the_time(self) -> None:
+        # Given much that a subscription has heard of one message, all at once
+        heard: list[int] = []
+
+        class Subscription:
+            async def add(self, message_ids: Sequence[str]) -> None: ...
+
+            async def remove(self, message_ids: Sequence[str]) -> None: ...
+
+            async def receive(self) -> tuple[str, int | None]:
+                if len(heard) == MANY:
+                    await asyncio.Event().wait()
+                heard.append(len(heard))
+                return "busy", len(heard)
+
+            async def close(self) -> None: ...
+
+        class Telling(AsyncBackend):
+            async def subscribe(self) -> Subscription:
+                return Subscription()
+
+        backend = StubBackend()
+        Job(backend, "busy").enqueue()
+
+        async def main() -> None:
+            hub = Telling(backend).hub
+            hub.join("busy", Bell())
+            turns = set()
+            # When others wait for their turn meanwhile
+            while len(heard) < MANY:
+                await asyncio.sleep(0)
+                turns.add(len(heard))
+            # Then they have it after each share
+            assert turns == set(range(0, MANY + 1, FAIR_SHARE))
+            await hub.close()
+
+        in_loop(main)
+
+
 async def last_of(job: Job, backend: StatusBackend) -> Snapshot:
     """Watch a job to its end."""
     return [found async for found in aio.StatusRegistry.watch(job.message_id, backend=backend)][-1]
+
+
+def signatures_of(face: type) -> dict[str, Any]:
+    """The public names of a class, with the parameters, kinds and defaults of what can be called."""
+    found = {name: getattr(face, name) for name in dir(face) if not name.startswith("_")}
+    return {
+        name: callable(value) and [(p.name, p.kind, p.default) for p in inspect.signature(value).parameters.values()]
+        for name, value in found.items()
+    }
 
 
 def cancel_all_but(tasks: set[asyncio.Task[Any]]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +186,31 @@ class TestManyWatchers:
 
         in_loop(main)
 
+    def test_breaking_off_a_batch(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given messages that are watched together, and one beside them that is watched on
+        work, other = [Job(jobs).enqueue() for _ in range(20)], Job(jobs).enqueue()
+
+        def subscribed() -> int:
+            return sum(int(client["sub"]) for client in jobs.client.client_list())
+
+        async def main() -> None:
+            hub = (await async_backend(backend)).hub
+            watching = asyncio.create_task(last_of(other, backend))
+            batch = aio.StatusRegistry.batch([job.message_id for job in work], backend=backend)
+            async with aclosing(batch.watch()) as snapshots:
+                assert (await anext(snapshots)).queued
+                await until(lambda: subscribed() == 21)
+            # When the watcher of the many breaks off
+            # Then nothing of them is left
+            assert list(hub._topics) == [other.message_id]
+            await until(lambda: subscribed() == 1)
+            # And when the other one ends, nothing at all
+            await asyncio.to_thread(other.finish)
+            assert (await watching).completed and not hub._topics
+            await until(lambda: not connections(jobs)["listens"])
+
+        in_loop(main)
+
     def test_one_after_another(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a loop in which messages are watched one after another
         async def main() -> None:
@@ -217,6 +245,28 @@ class TestManyWatchers:
         assert seen == [State.COMPLETED] * 3
         # And none is left
         eventually(lambda: not connections(jobs))
+
+    def test_one_loop_after_another(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+        # Given a process that has one loop after another
+        left: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+        async def main(job: Job) -> None:
+            left.append(weakref.ref(asyncio.get_running_loop()))
+            broken_off = aio.StatusRegistry.watch(Job(jobs).enqueue().message_id, backend=backend)
+            assert (await anext(broken_off)).queued
+            async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
+                if found.queued:
+                    await asyncio.to_thread(job.finish)
+            assert found.completed
+
+        for _ in range(3):
+            job = Job(jobs).enqueue()
+            # When messages are watched in each, one of them not to its end
+            in_loop(partial(main, job))
+            # Then it works, and nothing is left of it
+            eventually(lambda: not connections(jobs))
+            gc.collect()
+            assert [reference() for reference in left] == [None] * len(left)
 
 
 class TestLosses:

@@ -240,6 +240,31 @@ def test_children_count_on_their_parents_bar(backend: RecordingBackend, broker: 
     assert (found["progress"], found["seen"]) == (20, True)
 
 
+def test_reads_of_another_message_see_what_was_written(backend: RecordingBackend, broker: StubBroker) -> None:
+    # Given an actor whose writes are kept for an hour, and that reads what it has written to another message
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker, status_throttle=3_600_000)
+    def work(parent: str) -> None:
+        status = StatusRegistry.get(parent, backend=backend)
+        progress = StatusRegistry.progress(parent, backend=backend)
+        for n in range(3):
+            progress.increment()
+            status.update(n=n)
+            seen.append((progress.progress, status["n"]))
+
+    @dramatiq.actor(broker=broker)
+    def parent() -> None: ...
+
+    message = parent.send()
+    run(broker)
+    # When it has run
+    work.send(message.message_id)
+    run(broker)
+    # Then it saw it
+    assert seen == [(1, 0), (2, 1), (3, 2)]
+
+
 def test_nothing_stays_bound(backend: RecordingBackend) -> None:
     left: list[Any] = []
 

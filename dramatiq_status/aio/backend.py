@@ -92,8 +92,12 @@ async def _guard(backend: StatusBackend, made: AsyncBackend) -> AsyncGenerator[N
     try:
         yield
     finally:
-        here = _open.get(asyncio.get_running_loop(), {})
+        loop = asyncio.get_running_loop()
+        here = _open.get(loop, {})
         here.pop(backend, None)
+        if not here:
+            with _lock:
+                _open.pop(loop, None)
         await made.close()
 
 

@@ -41,6 +41,9 @@ from .redis_hooks import RedisHooks
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
 
+#: Nothing that takes so long, in milliseconds, happens in a test.
+NEVER = 3_600_000
+
 #: What was there, what comes, and what becomes of it: an update of every kind.
 CHANGES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "enqueue": ([], enqueue(step="1"), Outcome.APPLIED),
@@ -271,7 +274,8 @@ class TestRedisCluster(RedisHooks, BackendConformance):
     def test_a_watcher_while_its_slot_moves(
         self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str
     ) -> None:
-        # Given somebody who watches a message
+        # Given somebody who watches a message, and finds after an hour what nobody tells
+        backend.recheck_interval, backend.poll_interval = NEVER, (NEVER, NEVER)
         backend.update(message_id, start(1))
         seen = StatusRegistry.watch(message_id, backend=backend, timeout=PATIENT)
         assert next(seen).working
