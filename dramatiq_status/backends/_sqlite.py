@@ -15,18 +15,24 @@ from weakref import WeakSet
 from ..errors import BackendError
 
 #: How long somebody who finds the file locked waits before trying again,
-#: in seconds: the first time, and at most.  A write takes some tens of
+#: in seconds: the first time, and at most.  A write takes about a hundred
 #: microseconds; SQLite itself would wait for milliseconds, longer every time.
 PAUSES: Final = (0.0002, 0.01)
 
 #: How long a fork waits for calls of other threads, in seconds.
 FORK_PATIENCE: Final = 1.0
 
+#: How often somebody looks whether the file is still the one that was opened, in seconds.
+LOOK_EVERY: Final = 1.0
+
 T = TypeVar("T")
 
 
 class _Connection(sqlite3.Connection):
     """A connection that a :class:`WeakSet` can hold."""
+
+    #: Which file it has open, see :func:`_identify`.
+    file: tuple[int, int] | None = None
 
 
 class Connections:
@@ -37,6 +43,9 @@ class Connections:
     memory.  A child has that memory but not the locks, and would trust
     them: even a new connection of its own would then lose updates.  So
     all connections are closed before a fork.
+
+    Nor does SQLite notice when the file is deleted or replaced: it would
+    go on writing to what nobody else can open any more.
 
     Parameters:
       path(Path): The file.
@@ -53,6 +62,9 @@ class Connections:
         self._open: WeakSet[_Connection] = WeakSet()
         self._inherited: list[_Connection] = []
         self._forking = False
+        #: The file that is there, as far as is known, and when to look again.
+        self._file: tuple[int, int] | None = None
+        self._look_at = 0.0
         _ALL.add(self)
 
     def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -104,12 +116,18 @@ class Connections:
             while self._is_forking():
                 time.sleep(PAUSES[0])
             try:
-                return self._idle.pop()
+                connection = self._idle.pop()
             except IndexError:
                 connection = self._connect()
+            else:
+                if self._is_current(connection):
+                    return connection
+                self._close(connection)
+                continue
             try:
                 if not self._is_forking():
                     self._prepare(connection)
+                    connection.file = self._file = _identify(self._path)
                     return connection
             except BaseException:
                 self._close(connection)
@@ -122,6 +140,13 @@ class Connections:
         )
         self._open.add(connection)
         return connection
+
+    def _is_current(self, connection: _Connection) -> bool:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._file = _identify(self._path)
+            self._look_at = now + LOOK_EVERY
+        return connection.file == self._file
 
     def _is_forking(self) -> bool:
         return self._forking
@@ -159,6 +184,15 @@ class Connections:
         self._inherited += self._open
         self._idle, self._open = deque(), WeakSet()
         self._forking = False
+
+
+def _identify(path: Path) -> tuple[int, int] | None:
+    """Tell one file from another that has its name later; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 _ALL: Final[WeakSet[Connections]] = WeakSet()
