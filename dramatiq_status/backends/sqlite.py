@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +19,7 @@ from ..record import (
     Update,
     apply,
     from_document,
+    is_finished,
     is_transition,
     to_document,
 )
@@ -29,10 +30,16 @@ from ._sqlite import Connections
 TABLE: Final = "dramatiq_status_1"
 
 #: `place` orders the messages of a namespace by their last change of
-#: state.  An index ends with what lists are ordered by, so that a page is
-#: read off its end; `actor` and `queue` are JSON texts, as in the record.
-#: An actor's messages are in one queue, as a rule, so that a list by both
-#: has the index of actors: one more would cost every transition a tenth.
+#: state, and a page is read off the end of an index, nothing of what it
+#: leaves out being looked up.  `actor` and `queue` are JSON texts, as in
+#: the record.  A list by both has the index of the one that has fewer
+#: messages: an index of both would cost every transition a tenth.
+#:
+#: `gone_by` is when an index takes a row for expired: never before
+#: `expires_at`, and a little later while the message lives.  So, most
+#: writes that renew the expiry leave the indexes of lists as they are;
+#: they would take half as long again.  Rows that have expired and are not
+#: gone are few, and have an index of their own.
 SCHEMA: Final = (
     f"""
     CREATE TABLE IF NOT EXISTS {TABLE} (
@@ -40,6 +47,7 @@ SCHEMA: Final = (
         message_id TEXT NOT NULL,
         document BLOB NOT NULL,
         expires_at INTEGER NOT NULL,
+        gone_by INTEGER NOT NULL,
         place INTEGER NOT NULL,
         state TEXT NOT NULL,
         actor TEXT,
@@ -47,45 +55,65 @@ SCHEMA: Final = (
         UNIQUE (namespace, message_id)
     )
     """,
-    f"CREATE INDEX IF NOT EXISTS {TABLE}_expiry ON {TABLE} (expires_at)",
-    f"CREATE INDEX IF NOT EXISTS {TABLE}_states ON {TABLE} (namespace, state, place)",
-    f"CREATE INDEX IF NOT EXISTS {TABLE}_actors ON {TABLE} (namespace, actor, state, place, queue)",
-    f"CREATE INDEX IF NOT EXISTS {TABLE}_queues ON {TABLE} (namespace, queue, state, place)",
+    f"CREATE INDEX IF NOT EXISTS {TABLE}_gone ON {TABLE} (expires_at) WHERE expires_at = gone_by",
+    f"CREATE INDEX IF NOT EXISTS {TABLE}_expiry ON {TABLE} (expires_at, gone_by) WHERE expires_at < gone_by",
+    f"CREATE INDEX IF NOT EXISTS {TABLE}_places ON {TABLE} (namespace, place, gone_by)",
+    f"CREATE INDEX IF NOT EXISTS {TABLE}_states ON {TABLE} (namespace, state, place, gone_by)",
+    f"CREATE INDEX IF NOT EXISTS {TABLE}_actors ON {TABLE} (namespace, actor, state, place, queue, gone_by)",
+    f"CREATE INDEX IF NOT EXISTS {TABLE}_queues ON {TABLE} (namespace, queue, state, place, actor, gone_by)",
 )
 
 #: The columns of the fields that lists are filtered by.
 COLUMNS: Final = {STATE: "state", ACTOR_NAME: "actor", QUEUE_NAME: "queue"}
 
+#: Which index a list has that is filtered by a column, or by that and the state.
+INDEXES: Final = {"actor": "actors", "queue": "queues", "state": "states"}
+
 #: How many rows are asked for at once.  SQLite before 3.32 takes 999 variables.
 ROWS_A_QUERY: Final = 900
 
-#: How many expired rows are deleted for each one that is made.
+#: How many expired rows a call deletes for each message whose state it changes.
 SWEPT_A_ROW: Final = 8
+
+#: A call that changes more messages than this deletes one expired row for
+#: each, and any other at most so many: others wait for it.
+MAX_SWEPT: Final = 200
+
+#: Which part of its time to live the indexes keep a message longer that is
+#: not finished: of a week, two and a half hours.
+SLACK: Final = 64
+
+#: How far to count when it is asked which of two indexes has less to look through.
+FEW: Final = 200
 
 #: The latest moment that a column can hold.
 END_OF_TIME: Final = 2**63 - 1
 
-_FETCH = f"SELECT message_id, document, expires_at, place FROM {TABLE} WHERE namespace = ? AND message_id IN ({{}})"
+_FETCH = f"""
+    SELECT message_id, document, expires_at, gone_by, place FROM {TABLE} WHERE namespace = ? AND message_id IN ({{}})
+    """
 _STORE = f"""
-    INSERT INTO {TABLE} (namespace, message_id, document, expires_at, place, state, actor, queue)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO {TABLE} (namespace, message_id, document, expires_at, gone_by, place, state, actor, queue)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (namespace, message_id) DO UPDATE SET document = excluded.document, expires_at = excluded.expires_at,
-        place = excluded.place, state = excluded.state, actor = excluded.actor, queue = excluded.queue
+        gone_by = excluded.gone_by, place = excluded.place, state = excluded.state, actor = excluded.actor,
+        queue = excluded.queue
     """
 _REWRITE = f"UPDATE {TABLE} SET document = ?, expires_at = ? WHERE namespace = ? AND message_id = ?"
 _DELETE = f"DELETE FROM {TABLE} WHERE namespace = ? AND message_id = ? AND expires_at > ?"
 _SWEEP = f"""
-    DELETE FROM {TABLE} WHERE rowid IN
-        (SELECT rowid FROM {TABLE} WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)
+    DELETE FROM {TABLE} WHERE rowid IN (
+        SELECT * FROM (
+            SELECT rowid FROM {TABLE} INDEXED BY {TABLE}_gone
+            WHERE expires_at = gone_by AND expires_at <= :now ORDER BY expires_at LIMIT :most)
+        UNION ALL SELECT * FROM (
+            SELECT rowid FROM {TABLE} INDEXED BY {TABLE}_expiry
+            WHERE expires_at < gone_by AND expires_at <= :now ORDER BY expires_at LIMIT :most)
+        LIMIT :most)
     """
-_LAST_PLACE = "SELECT max(place) FROM ({})".format(
-    " UNION ALL ".join(
-        f"SELECT max(place) AS place FROM {TABLE} WHERE namespace = :namespace AND state = '{state}'"
-        for state in range(len(STATES))
-    )
-)
-#: Expired rows are few, and to look each row up would take longer.
-_ALIVE = f"rowid NOT IN (SELECT rowid FROM {TABLE} WHERE expires_at <= :now)"
+_LAST_PLACE = f"SELECT max(place) FROM {TABLE} WHERE namespace = ?"
+#: What the indexes of lists do not know to be expired.
+_LATE = f"{TABLE} INDEXED BY {TABLE}_expiry WHERE expires_at < gone_by AND expires_at <= :now AND gone_by > :now"
 
 
 class _Row(NamedTuple):
@@ -93,10 +121,11 @@ class _Row(NamedTuple):
 
     record: Record | None
     expires_at: int
+    gone_by: int
     place: int
 
 
-_NO_ROW: Final = _Row(None, 0, 0)
+_NO_ROW: Final = _Row(None, 0, 0, 0)
 
 
 class SQLiteBackend(StatusBackend):
@@ -113,8 +142,17 @@ class SQLiteBackend(StatusBackend):
     the disk (``synchronous=NORMAL``).
 
     Expired statuses are never shown.  Their rows are deleted a few at a
-    time, as new ones are made, and their space is used again; the file
-    itself does not shrink.
+    time, as messages change their states, and their space is used again;
+    the file itself does not shrink.
+
+    The first pages of a list take as long however many statuses there
+    are.  A page further on passes those before it: to pass 50,000 takes
+    some 5 milliseconds, in a list by actor or queue without a state four
+    times that.  To count 100,000 takes some 10.  Rows that have expired
+    and are not yet deleted take their time, too.
+
+    When the file is deleted or replaced, the backend notices within a
+    second and goes on with what is there then, a new one if need be.
 
     It may be used before and after a fork.  A server that forks in C
     (uWSGI) has to call :meth:`close` before it does.
@@ -168,27 +206,29 @@ class SQLiteBackend(StatusBackend):
                 moved.pop(message_id, None)
                 moved[message_id] = None
         if moved:
-            (last,) = connection.execute(_LAST_PLACE, {"namespace": self.namespace}).fetchone()
+            (last,) = connection.execute(_LAST_PLACE, (self.namespace,)).fetchone()
             for place, message_id in enumerate(moved, (last or 0) + 1):
                 rows[message_id] = rows[message_id]._replace(place=place)
         for message_id, row in rows.items():
-            self._store(connection, message_id, found.get(message_id, _NO_ROW), row)
-        made = sum(message_id not in found for message_id in rows)
-        if made:
-            connection.execute(_SWEEP, (now, made * SWEPT_A_ROW))
+            self._store(connection, message_id, found.get(message_id, _NO_ROW), row, now)
+        if moved:
+            most = max(min(len(moved) * SWEPT_A_ROW, MAX_SWEPT), len(moved))
+            connection.execute(_SWEEP, {"now": now, "most": most})
         connection.execute("COMMIT")
         return outcomes
 
-    def _store(self, connection: sqlite3.Connection, message_id: str, old: _Row, row: _Row) -> None:
-        record, expires_at, place = row
+    def _store(self, connection: sqlite3.Connection, message_id: str, old: _Row, row: _Row, now: int) -> None:
+        record, expires_at, gone_by, place = row
         assert record is not None
         document = to_document(record).encode()
-        if place == old.place and all(record.get(name) == (old.record or {}).get(name) for name in COLUMNS):
-            # Four of the indexes need not be touched.
+        columns = [record.get(name) for name in COLUMNS]
+        is_listed_alike = place == old.place and columns == [(old.record or {}).get(name) for name in COLUMNS]
+        if is_listed_alike and expires_at <= gone_by:
+            # The indexes of lists need not be touched.
             connection.execute(_REWRITE, (document, expires_at, self.namespace, message_id))
-        else:
-            columns = (record.get(name) for name in COLUMNS)
-            connection.execute(_STORE, (self.namespace, message_id, document, expires_at, place, *columns))
+            return
+        gone_by = expires_at if is_finished(record) else min(expires_at + (expires_at - now) // SLACK, END_OF_TIME)
+        connection.execute(_STORE, (self.namespace, message_id, document, expires_at, gone_by, place, *columns))
 
     def delete(self, message_id: str) -> bool:
         key = self.namespace, message_id, self.now()
@@ -212,41 +252,35 @@ class SQLiteBackend(StatusBackend):
             size = min(1 << (len(ids) - 1).bit_length(), ROWS_A_QUERY)
             query = _FETCH.format(", ".join("?" * size))
             keys = [self.namespace, *ids, *ids[-1:] * (size - len(ids))]
-            for message_id, document, expires_at, place in connection.execute(query, keys).fetchall():
-                rows[message_id] = _Row(_to_record(document), expires_at, place)
+            for message_id, document, *rest in connection.execute(query, keys).fetchall():
+                rows[message_id] = _Row(_to_record(document), *rest)
         return rows
 
     # Listing
 
     def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
         wanted = self._wanted(query)
-        # The newest of each state are merged: that many steps, however many messages there are.
-        states = [query.state] if query.state is not None else range(len(STATES))
-        index = "actors" if "actor" in wanted else "queues" if "queue" in wanted else "states"
-        page = " UNION ALL ".join(
-            f"SELECT rowid AS id, place FROM {TABLE} INDEXED BY {TABLE}_{index} "
-            f"WHERE {_conditions(wanted)} AND state = '{state}' AND {_ALIVE}"
-            for state in states
-        )
-        statement = f"""
-            SELECT message_id, document
-            FROM ({page} ORDER BY place DESC LIMIT :limit OFFSET :offset) AS page
-            JOIN {TABLE} ON {TABLE}.rowid = page.id ORDER BY page.place DESC
-            """
         values = {**wanted, "limit": limit, "offset": offset}
-        rows = self._connections.call(lambda connection: connection.execute(statement, values).fetchall())
+        rows = self._connections.call(
+            lambda connection: connection.execute(_page(connection, wanted), values).fetchall()
+        )
         found = [(message_id, _to_record(document)) for message_id, document in rows]
         return [(message_id, record) for message_id, record in found if record is not None]
 
     def count(self, query: Query) -> int:
         wanted = self._wanted(query)
-        # All by one index, but for the few that another one knows to be expired.
-        statement = f"""
-            SELECT (SELECT count(*) FROM {TABLE} WHERE {_conditions(wanted)}) -
-                (SELECT count(*) FROM {TABLE} WHERE expires_at <= :now AND {_conditions(wanted, "+")})
-            """
-        ((number,),) = self._connections.call(lambda connection: connection.execute(statement, wanted).fetchall())
-        return int(number)
+
+        def count(connection: sqlite3.Connection) -> Any:
+            index = _choose_index(connection, wanted)
+            # All by one index, but for the few that another one knows to be expired.
+            statement = f"""
+                SELECT (SELECT count(*) FROM {TABLE} INDEXED BY {TABLE}_{index}
+                    WHERE {_conditions(wanted)} AND gone_by > :now) -
+                    (SELECT count(*) FROM {_LATE} AND {_conditions(wanted)})
+                """
+            return connection.execute(statement, wanted).fetchone()[0]
+
+        return int(self._connections.call(count))
 
     def _wanted(self, query: Query) -> dict[str, Any]:
         fields = wanted_by(query)
@@ -280,9 +314,42 @@ def _check_path(path: Any) -> Path:
     return checked
 
 
-def _conditions(wanted: Iterable[str], no_index: str = "") -> str:
-    columns = ("namespace", *COLUMNS.values())
-    return " AND ".join(f"{no_index}{column} = :{column}" for column in columns if column in wanted)
+def _page(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str:
+    """The query for a page: what its index leaves out is not looked up."""
+    index = _choose_index(connection, wanted)
+    (is_late,) = connection.execute(f"SELECT EXISTS (SELECT 1 FROM {_LATE})", wanted).fetchone()
+    alive = f"gone_by > :now AND rowid NOT IN (SELECT rowid FROM {_LATE})" if is_late else "gone_by > :now"
+    # The newest of each state are merged where the index has one state after another.
+    states = [""] if "state" in wanted or index == "places" else [f" AND state = '{n}'" for n in range(len(STATES))]
+    page = " UNION ALL ".join(
+        f"SELECT rowid AS id, place FROM {TABLE} INDEXED BY {TABLE}_{index} "
+        f"WHERE {_conditions(wanted)}{state} AND {alive}"
+        for state in states
+    )
+    return f"""
+        SELECT message_id, document
+        FROM ({page} ORDER BY place DESC LIMIT :limit OFFSET :offset) AS page
+        JOIN {TABLE} ON {TABLE}.rowid = page.id ORDER BY page.place DESC
+        """
+
+
+def _choose_index(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str:
+    """The index with the least to pass that the list does not want."""
+    if "actor" in wanted and "queue" in wanted:
+        of_queue, of_actor = (
+            connection.execute(
+                f"SELECT count(*) FROM (SELECT 1 FROM {TABLE} INDEXED BY {TABLE}_{index} "
+                f"WHERE namespace = :namespace AND {column} = :{column} LIMIT {FEW})",
+                wanted,
+            ).fetchone()[0]
+            for index, column in (("queues", "queue"), ("actors", "actor"))
+        )
+        return "queues" if of_queue < of_actor else "actors"
+    return next((index for column, index in INDEXES.items() if column in wanted), "places")
+
+
+def _conditions(wanted: Iterable[str]) -> str:
+    return " AND ".join(f"{column} = :{column}" for column in ("namespace", *COLUMNS.values()) if column in wanted)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

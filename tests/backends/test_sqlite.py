@@ -17,11 +17,20 @@ from uuid import uuid4
 import pytest
 
 from dramatiq_status.backend import Query, StatusBackend
-from dramatiq_status.backends import SQLiteBackend
-from dramatiq_status.backends.sqlite import ROWS_A_QUERY, SWEPT_A_ROW, TABLE
+from dramatiq_status.backends import SQLiteBackend, _sqlite
+from dramatiq_status.backends.sqlite import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW, TABLE
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import COMPLETED, PROGRESS, Outcome, Record, to_document
-from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start, together
+from dramatiq_status.testing.conformance import (
+    BackendConformance,
+    enqueue,
+    finish,
+    heartbeat,
+    outside,
+    start,
+    together,
+    write,
+)
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
@@ -41,6 +50,23 @@ for _ in range(int(times)):
     assert set(outcomes) == {{Outcome.APPLIED}}
     os.write(1, b".")
 """
+
+
+#: All that a list may be filtered by, by names of :func:`fill`.
+queried = pytest.mark.parametrize(
+    "query",
+    [
+        Query(),
+        Query(COMPLETED),
+        Query(None, "actor-1"),
+        Query(None, None, "queue-1"),
+        Query(COMPLETED, "actor-1"),
+        Query(COMPLETED, None, "queue-1"),
+        Query(None, "actor-1", "queue-1"),
+        Query(COMPLETED, "actor-1", "queue-1"),
+    ],
+    ids=lambda query: "-".join(str(value) for value in query if value is not None) or "all",
+)
 
 
 @pytest.fixture
@@ -85,11 +111,12 @@ class TestSQLite(BackendConformance):
         return found[0][0] - backend.now() if found else None
 
     def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
-        execute(backend, f"UPDATE {TABLE} SET expires_at = ? WHERE message_id = ?", backend.now() + ttl, message_id)
+        change = f"UPDATE {TABLE} SET expires_at = ?1, gone_by = max(gone_by, ?1) WHERE message_id = ?2"
+        execute(backend, change, backend.now() + ttl, message_id)
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
         def document_of(document: object) -> Callable[[Any, str], None]:
-            row = f"INSERT INTO {TABLE} VALUES (?, ?, ?, {2**60}, 1, '1', '\"actor\"', NULL)"
+            row = f"INSERT INTO {TABLE} VALUES (?, ?, ?, {2**60}, {2**60}, 1, '1', '\"actor\"', NULL)"
             return lambda backend, message_id: execute(backend, row, backend.namespace, message_id, document) and None
 
         def record_of(**fields: str) -> Callable[[Any, str], None]:
@@ -192,6 +219,39 @@ class TestSQLite(BackendConformance):
         with pytest.raises(BackendError, match=str(path)):
             backend.read_many(ids)
 
+    def test_a_file_that_was_deleted(
+        self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a file that is deleted while a process has it open, and that another one makes anew
+        monkeypatch.setattr(_sqlite, "LOOK_EVERY", 0)
+        backend.update(message_id, start(1))
+        for each in path.parent.iterdir():
+            each.unlink()
+        other, its_id = SQLiteBackend(path, timeout=PATIENT), uuid4().hex
+        other.update(its_id, start(1))
+        # When the first one goes on
+        # Then it does so in the file that all others have
+        assert backend.update(message_id, outside(step="1")) is Outcome.MISSING
+        assert backend.update(message_id, start(1)) is Outcome.APPLIED
+        assert None not in [*backend.read_many([message_id, its_id]), *other.read_many([message_id, its_id])]
+        # And nothing was damaged on the way
+        assert execute(other, "PRAGMA integrity_check") == [("ok",)]
+        other.close()
+
+    def test_a_file_that_is_looked_for_now_and_then(
+        self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a file in use
+        monkeypatch.setattr(_sqlite, "LOOK_EVERY", 3600)
+        looked: list[Path] = []
+        identify = _sqlite._identify
+        monkeypatch.setattr(_sqlite, "_identify", lambda path: looked.append(path) or identify(path))  # type: ignore[func-returns-value]
+        # When it is used often
+        for _ in range(20):
+            backend.update(message_id, start(1))
+        # Then it is looked for when it is opened, once more, and not again
+        assert looked == [path, path]
+
     def test_other_tables_are_left_alone(self, path: Path, message_id: str) -> None:
         # Given a file of somebody else's
         with closing(sqlite3.connect(path)) as connection, connection:
@@ -255,7 +315,7 @@ class TestSQLite(BackendConformance):
         statements = traced(backend, lambda: backend.update(message_id, outside(increment=1)))
         # Then only its document and expiry are
         (written,) = (statement for statement in statements if statement.split()[0] in ("INSERT", "UPDATE"))
-        assert "state" not in written and "place" not in written
+        assert not any(column in written for column in ("state", "place", "gone_by"))
 
     # Locks
 
@@ -428,29 +488,42 @@ class TestSQLite(BackendConformance):
 
     # Expiry
 
-    def test_expired_rows_are_deleted_as_new_ones_are_made(self, backend: SQLiteBackend) -> None:
+    @pytest.mark.parametrize("ends", [False, True], ids=["waiting", "finished"])
+    def test_expired_rows_are_deleted_as_messages_change_their_states(self, backend: SQLiteBackend, ends: bool) -> None:
         # Given many rows that have expired, and one that has not
         alive = uuid4().hex
-        backend.update_many([(uuid4().hex, start(1)) for _ in range(100)])
-        execute(backend, f"UPDATE {TABLE} SET expires_at = 1")
-        execute(backend, f"DELETE FROM {TABLE} WHERE message_id = ?", alive)
-        backend.update_many([(alive, start(1))])
+        for message_id in [uuid4().hex for _ in range(100)]:
+            backend.update_many([(message_id, update) for update in ([start(1), finish(1)] if ends else [start(1)])])
+        expire(backend)
+        execute(backend, f"INSERT INTO {TABLE} VALUES ('other', ?, x'', {2**60}, {2**60}, 1, '1', NULL, NULL)", alive)
         before = rows_of(backend)
-        # When a status is made
-        backend.update(uuid4().hex, enqueue())
-        first = rows_of(backend)
-        # Then a few of them are gone
-        assert first == before + 1 - SWEPT_A_ROW
+        for update, made in ((enqueue(), 1), (start(1), 0), (finish(1), 0)):
+            # When a status is made, and changes its state
+            backend.update("x", update)
+            after = rows_of(backend)
+            # Then a few of them are gone each time
+            assert after == before + made - SWEPT_A_ROW
+            before = after
         # And with some more statuses all are
         for _ in range(20):
             backend.update(uuid4().hex, enqueue())
-        assert rows_of(backend) == 1 + 21 and backend.read(alive) is not None
+        assert rows_of(backend) == 1 + 1 + 20
+
+    @pytest.mark.parametrize("made, deleted", [(100, MAX_SWEPT), (500, 500)])
+    def test_a_call_deletes_so_many_at_most(self, backend: SQLiteBackend, made: int, deleted: int) -> None:
+        # Given very many rows that have expired
+        backend.update_many([(uuid4().hex, start(1)) for _ in range(1_000)])
+        expire(backend)
+        # When many statuses are made in one call
+        backend.update_many([(uuid4().hex, enqueue()) for _ in range(made)])
+        # Then those who wait for it do not also wait for all of them to be deleted, and yet they become fewer
+        assert rows_of(backend) == 1_000 + made - deleted
 
     def test_other_writes_do_not_wait_for_that(self, backend: SQLiteBackend, message_id: str) -> None:
         # Given rows that have expired
-        backend.update_many([(uuid4().hex, start(1)) for _ in range(10)])
-        execute(backend, f"UPDATE {TABLE} SET expires_at = 1")
         backend.update(message_id, start(1))
+        backend.update_many([(uuid4().hex, start(1)) for _ in range(10)])
+        execute(backend, f"UPDATE {TABLE} SET expires_at = 1 WHERE message_id <> ?", message_id)
         before = rows_of(backend)
         # When a message is written to that has a row
         backend.update(message_id, outside(step="1"))
@@ -460,7 +533,7 @@ class TestSQLite(BackendConformance):
     def test_an_expired_row_is_no_status(self, backend: SQLiteBackend, message_id: str) -> None:
         # Given a row that has expired and was not deleted
         backend.update(message_id, start(1, step="1"))
-        execute(backend, f"UPDATE {TABLE} SET expires_at = 1")
+        expire(backend)
         # When it is read, written to and deleted
         # Then there is none
         assert backend.read(message_id) is None
@@ -469,20 +542,7 @@ class TestSQLite(BackendConformance):
 
     # Listing
 
-    @pytest.mark.parametrize(
-        "query",
-        [
-            Query(),
-            Query(COMPLETED),
-            Query(None, "actor-1"),
-            Query(None, None, "queue-1"),
-            Query(COMPLETED, "actor-1"),
-            Query(COMPLETED, None, "queue-1"),
-            Query(None, "actor-1", "queue-1"),
-            Query(COMPLETED, "actor-1", "queue-1"),
-        ],
-        ids=lambda query: "-".join(str(value) for value in query if value is not None) or "all",
-    )
+    @queried
     def test_a_page_takes_as_many_steps_however_many_there_are(self, backend: SQLiteBackend, query: Query) -> None:
         # Given a thousand messages, each actor's in one queue
         fill(backend, 0, 1_000)
@@ -492,6 +552,108 @@ class TestSQLite(BackendConformance):
         many = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
         # Then a page takes SQLite no more work
         assert many <= few * 1.2
+
+    @queried
+    def test_a_page_further_on_looks_up_nothing_before_it(self, backend: SQLiteBackend, query: Query) -> None:
+        # Given messages, each actor's in one queue
+        fill(backend, 0, 2_000)
+        offset = backend.count(query) // 2
+        first = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        # When a page in the middle is listed
+        middle = steps_of(backend, lambda: backend.find(query, limit=50, offset=offset))
+        plan = plan_of(backend, lambda: backend.find(query, limit=50, offset=offset))
+        # Then what comes before it is passed in an index, some steps each
+        assert middle - first <= offset * 25
+        searches = [step for step in plan if "message_id" not in step and "rowid=?" not in step and "INDEX" in step]
+        assert searches and all("USING COVERING INDEX" in step for step in searches), plan
+
+    @queried
+    def test_counting_looks_up_nothing(self, backend: SQLiteBackend, query: Query) -> None:
+        # Given messages
+        fill(backend, 0, 2_000)
+        # When they are counted
+        plan = plan_of(backend, lambda: backend.count(query))
+        # Then that is done in an index, but for those that have expired before it knows
+        covering = [step for step in plan if "USING COVERING INDEX" in step]
+        lookups = [step for step in plan if "INDEX" in step and step not in covering]
+        assert covering and len(lookups) <= 1 and all(f"{TABLE}_expiry" in step for step in lookups), plan
+
+    @queried
+    def test_expired_rows_are_passed_in_an_index(self, backend: SQLiteBackend, query: Query) -> None:
+        # Given some messages, and twenty thousand that have finished since, have expired, and were not deleted
+        fill(backend, 0, 1_000)
+        steps = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        ids = [message_id for message_id, _ in backend.find(query, limit=50, offset=0)]
+        number = backend.count(query)
+        for n in range(1, 21):
+            copies = f"namespace, message_id || '-{n}', document, 1, 1, place + {n * 10_000}, state, actor, queue"
+            execute(backend, f"INSERT INTO {TABLE} SELECT {copies} FROM {TABLE} WHERE expires_at > 1")
+        # When a page is listed
+        more = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        # Then it is the same, and each of them took a few steps
+        assert [message_id for message_id, _ in backend.find(query, limit=50, offset=0)] == ids
+        assert backend.count(query) == number
+        assert more - steps <= 20_000 * 6
+
+    @queried
+    def test_what_expires_before_indexes_know_is_not_listed(self, backend: SQLiteBackend, query: Query) -> None:
+        # Given messages, of which some expire sooner than their indexes say
+        fill(backend, 0, 1_000)
+        whole = [message_id for message_id, _ in backend.find(query, limit=1_000, offset=0)]
+        gone = set(whole[10:300:3])
+        for message_id in gone:
+            change = f"UPDATE {TABLE} SET expires_at = 1, gone_by = {2**60} WHERE message_id = ?"
+            execute(backend, change, message_id)
+        # When they are listed and counted
+        found = [message_id for message_id, _ in backend.find(query, limit=100, offset=7)]
+        # Then they are left out
+        expected = [message_id for message_id in whole if message_id not in gone]
+        assert gone and found == expected[7:107] and backend.count(query) == len(expected)
+
+    def test_a_message_that_lives_long_is_listed_to_its_end(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given a message that runs for ten times as long as it lives without a sign of life
+        now, written = backend.now(), 0
+        backend.now = lambda: now  # type: ignore[method-assign]
+        backend.update(message_id, start(1, L="60000"))
+        for n in range(100):
+            now += 6_000
+            statements = traced(backend, lambda n=n: backend.update(message_id, write(1, n + 2, step=str(n))))  # type: ignore[misc]
+            written += any("gone_by" in statement for statement in statements)
+        # When it is over after its last write
+        listed = []
+        for pause in (59_999, 1):
+            now += pause
+            listed.append((len(backend.find(Query(), limit=50, offset=0)), backend.count(Query())))
+        # Then it is listed until then
+        assert listed == [(1, 1), (0, 0)]
+
+    def test_indexes_are_told_of_a_renewal_now_and_then(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given a running message that lives for a week
+        now = backend.now()
+        backend.now = lambda: now  # type: ignore[method-assign]
+        backend.update(message_id, start(1))
+        known = set()
+        # When it gives a sign of life every quarter of a minute for a day
+        for _ in range(4 * 60 * 24):
+            now += 15_000
+            backend.update(message_id, heartbeat(1))
+            known |= {execute(backend, f"SELECT gone_by FROM {TABLE}")[0][0]}
+        # Then the indexes of lists have heard of it some times
+        assert 5 < len(known) < 15
+
+    def test_a_rare_queue_of_a_common_actor(self, backend: SQLiteBackend) -> None:
+        # Given an actor of whose messages few are in one queue
+        for first in range(0, 10_000, 500):
+            fields = [{"a": '"actor"', "Q": f'"queue-{n % 2_000}"'} for n in range(first, first + 500)]
+            backend.update_many([(uuid4().hex, start(1, **one)) for one in fields])  # type: ignore[arg-type]
+        # When those are listed and counted
+        query = Query(None, "actor", "queue-7")
+        steps = [
+            steps_of(backend, lambda: backend.find(query, limit=50, offset=0)),
+            steps_of(backend, lambda: backend.count(query)),
+        ]
+        # Then not all messages of the actor are looked at
+        assert backend.count(query) == 5 and max(steps) < 10_000
 
     def test_a_late_enqueue_names_the_actor(self, backend: SQLiteBackend, message_id: str) -> None:
         # Given a message that was started by somebody who did not know its actor
@@ -548,6 +710,17 @@ def steps_of(backend: SQLiteBackend, call: Callable[[], object]) -> int:
     call()
     backend._connections.call(lambda connection: connection.set_progress_handler(None, 0))
     return steps
+
+
+def plan_of(backend: SQLiteBackend, call: Callable[[], object]) -> list[str]:
+    """How SQLite goes about the last query of a call."""
+    query = traced(backend, call)[-1]
+    return [step for *_, step in execute(backend, f"EXPLAIN QUERY PLAN {query}")]
+
+
+def expire(backend: SQLiteBackend) -> None:
+    """Let everything expire, at the moments that indexes know of."""
+    execute(backend, f"UPDATE {TABLE} SET gone_by = 1 + gone_by - expires_at, expires_at = 1")
 
 
 def find_lock(backend: SQLiteBackend, callback: Callable[[], None]) -> None:
