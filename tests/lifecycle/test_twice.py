@@ -1,0 +1,61 @@
+"""One message enqueued twice, so that two workers run it at once: what a reader sees is the run that began last."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from threading import Event
+from uuid import uuid4
+
+import dramatiq
+import pytest
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Retries
+
+from dramatiq_status import StatusMiddleware, StatusRegistry, current_status
+from dramatiq_status.backends import RedisBackend
+
+from ..recording import PATIENCE, eventually, working
+from ..servers import RedisServer
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["completed", "retried"])
+def test_the_end_of_the_older_run_is_not_shown(redis_server: RedisServer, fails: bool) -> None:
+    # Given a broker that gives each enqueue of a message options of its own
+    backend = RedisBackend(url=redis_server.url, namespace=f"s-{uuid4()}", timeout=20_000)
+    retries = Retries(min_backoff=3_600_000, max_backoff=3_600_000)
+    broker = RedisBroker(url=redis_server.url, namespace=f"b-{uuid4()}", middleware=[retries])
+    broker.add_middleware(StatusMiddleware(backend=backend))
+    begun: SimpleQueue[Event] = SimpleQueue()
+
+    @dramatiq.actor(broker=broker)
+    def work(fails: bool) -> None:
+        end = Event()
+        begun.put(end)
+        assert end.wait(PATIENCE)
+        current_status()["ended"] = not fails
+        if fails:
+            raise RuntimeError("It does not work.")
+
+    message = work.message(fails)
+    broker.enqueue(message)
+    with working(broker):
+        older = begun.get(timeout=PATIENCE)
+        # When it is enqueued again, runs a second time, and the first run ends
+        broker.enqueue(message)
+        newer = begun.get(timeout=PATIENCE)
+        older.set()
+        if fails:
+            eventually(lambda: broker.client.hlen(f"{broker.namespace}:default.DQ.msgs"))
+        else:
+            eventually(lambda: broker.client.hlen(f"{broker.namespace}:default.msgs") == 1)
+        # Then the newer one runs, for all to see, and what it writes is taken
+        snapshot = StatusRegistry.read(message, backend=backend)
+        assert snapshot is not None and snapshot.working and "ended" not in snapshot
+        newer.set()
+        if not fails:
+            assert StatusRegistry.wait(message, backend=backend, timeout=20_000).completed
+        else:
+            assert eventually(lambda: StatusRegistry.get(message, backend=backend).get("ended") is False)
+            assert eventually(lambda: StatusRegistry.get(message, backend=backend).queued)
+    broker.close()
+    backend.close()
