@@ -207,7 +207,9 @@ def _fit(cache: Any) -> tuple[dict[str, Any], str | None]:
       tuple[dict[str, Any], str | None]: What to pass to `get` as well, and
       what `set` calls the time to live, None where it takes none.
     """
-    own = OWN_BACKENDS.get(type(cache).__module__.partition(".")[0])
+    # A class of somebody's own may inherit from a client.
+    packages = [kind.__module__.partition(".")[0] for kind in type(cache).__mro__]
+    own = next((OWN_BACKENDS[package] for package in packages if package in OWN_BACKENDS), None)
     if own is not None:
         raise TypeError(f"cache is a {_name_of(type(cache))}, a client: pass it to {own}(client=...).")
     gets = _signature_of(cache, "get", "key")
