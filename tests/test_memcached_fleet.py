@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +68,11 @@ def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> li
 def blocked(backend: MemcachedBackend) -> list[Member]:
     """The servers that are left alone for now."""
     return [member for member in backend._fleet._members.values() if member.outage.blocked]
+
+
+def down(backend: MemcachedBackend) -> list[str]:
+    """The servers that are known to be gone."""
+    return [member.address for member in backend._fleet._members.values() if member.down]
 
 
 # Jobs
@@ -266,16 +273,26 @@ def test_a_client_that_has_given_a_server_up(fleet: Fleet) -> None:
     assert [address_of(moved, m) for m in ids] == [address_of(other, m) for m in ids]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_forgets_what_is_down(backend: MemcachedBackend, lost: MemcachedServer) -> None:
     # Given a process that knows of a server that is gone
     (message_id,) = ids_on(backend, lost, 1)
-    assert backend.read(message_id) is None and blocked(backend)
-    # When it forks, its connections and what it knows are left to the parent
-    for member in backend._fleet._members.values():
-        member.forget()
-    # Then the child finds out by itself
-    assert not blocked(backend)
-    assert backend.read(message_id) is None and blocked(backend)
+    assert backend.read(message_id) is None and down(backend) == [lost.address]
+    # When it forks
+    if (child := os.fork()) == 0:
+        signal.alarm(60)
+        code = 1
+        try:
+            # Then the child does not know, and finds out by itself
+            before = down(backend)
+            found = backend.read(message_id)
+            code = 0 if (before, found, down(backend)) == ([], None, [lost.address]) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    # And the parent still knows
+    assert down(backend) == [lost.address]
 
 
 # The writer, with any store that has many servers
