@@ -1,0 +1,115 @@
+"""The conformance suite holds backends to what their subscriptions promise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
+
+import pytest
+
+from dramatiq_status.backends import StubBackend
+from dramatiq_status.record import VERSION, Outcome, Update
+from dramatiq_status.testing import conformance
+from dramatiq_status.testing.conformance import BackendConformance, enqueue
+
+Change = tuple[str, int]
+
+#: What a subscription makes of a change before it tells: none, one or several.
+Tell = Callable[["Heard", Change], Iterable[Change]]
+
+
+class Heard(NamedTuple):
+    """A subscription of :class:`TellingBackend`."""
+
+    message_ids: Sequence[str]
+    changes: SimpleQueue[Change]
+    listeners: list[Any]
+
+    def wait(self, timeout: float) -> dict[str, int]:
+        try:
+            return dict([self.changes.get(timeout=timeout)])
+        except Empty:
+            return {}
+
+    def close(self) -> None:
+        self.listeners.remove(self)
+
+
+class TellingBackend(StubBackend):
+    """A stub that tells of changes, as it is told to."""
+
+    def __init__(self, tell: Tell, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self._tell = tell
+        self._listeners: list[Heard] = []
+
+    def subscribe(self, message_ids: Sequence[str]) -> Heard:
+        heard = Heard(message_ids, SimpleQueue(), self._listeners)
+        self._listeners.append(heard)
+        return heard
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        outcomes = super().update_many(updates)
+        for message_id, _ in updates:
+            record = self.read(message_id)
+            self._say((message_id, int(record[VERSION]) if record else 0))
+        return outcomes
+
+    def delete(self, message_id: str) -> bool:
+        deleted = super().delete(message_id)
+        self._say((message_id, 0))
+        return deleted
+
+    def _say(self, change: Change) -> None:
+        for heard in self._listeners:
+            for told in self._tell(heard, change):
+                heard.changes.put(told)
+
+
+def tell(heard: Heard, change: Change) -> list[Change]:
+    """As it should be."""
+    return [change] if change[0] in heard.message_ids else []
+
+
+#: What a backend may get wrong, and the test that shows it.
+WRONG: dict[str, tuple[Tell, str]] = {
+    "never tells": (lambda heard, change: [], "test_a_change_is_told"),
+    "tells no version": (lambda heard, change: [(id, 1) for id, _ in tell(heard, change)], "test_a_change_is_told"),
+    "tells of no delete": (lambda heard, change: tell(heard, change) if change[1] else [], "test_a_delete_is_told"),
+    "tells of all": (lambda heard, change: [change], "test_changes_of_other_messages_are_not_told"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_suite_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a backend that tells the wrong things
+    monkeypatch.setattr(conformance, "HEARING", 0.05)
+    wrong, test = WRONG[name]
+    backend = TellingBackend(wrong)
+    backend.update("message", enqueue())
+    # When the suite is run against it
+    # Then a test fails
+    with pytest.raises(AssertionError):
+        getattr(BackendConformance(), test)(backend, backend.subscribe(("message",)), "message")
+
+
+@pytest.mark.parametrize("test", sorted({test for _, test in WRONG.values()}))
+def test_what_the_suite_lets_pass(test: str) -> None:
+    # Given a backend that tells the right things
+    backend = TellingBackend(tell)
+    backend.update("message", enqueue())
+    # When the suite is run against it
+    # Then no test fails
+    getattr(BackendConformance(), test)(backend, backend.subscribe(("message",)), "message")
+
+
+def test_what_happened_before() -> None:
+    # Given a backend that tells what happened before anybody asked
+    backend = TellingBackend(tell)
+    early = backend.subscribe(("message",))
+    backend.update("message", enqueue())
+    # When the suite is run against it
+    # Then a test fails
+    with pytest.raises(AssertionError):
+        BackendConformance().test_what_happened_before_is_not_told(backend, early, "message")
