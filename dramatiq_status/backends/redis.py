@@ -92,7 +92,7 @@ class RedisBackend(StatusBackend):
       max_field_size(int): The largest encoded field, in bytes.
       max_listed(int): How many messages of each state, queue and actor
         can be listed and counted, the newest ones.  0 for no index: it takes
-        about 110 bytes a message, and some microseconds of the server when a message changes its state.
+        about 150 bytes a message, and some microseconds of the server when a message changes its state.
       **parameters: Connection parameters for :class:`redis.Redis`.
 
     .. _Redis: https://redis.io
