@@ -576,7 +576,8 @@ class RedisSentinels(Servers):
 
     def _ask_sentinel(self, number: int) -> dict[str, Any]:
         with redis.Redis(port=self.sentinels[number].port, decode_responses=True) as client:
-            return dict(client.sentinel_master(self.service_name))
+            # Not sentinel_master(), which redis-py 6.4 cannot do.
+            return dict(client.sentinel_masters()[self.service_name])
 
     def _wait_until_whole(self) -> None:
         def whole(number: int) -> bool:

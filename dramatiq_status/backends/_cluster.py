@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+import weakref
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
@@ -260,7 +261,7 @@ class Cluster:
         self._mapped = float("-inf")
         #: The clock of the node that has answered last.
         self.clock = self._first[0].clock
-        os.register_at_fork(after_in_child=self._forget)
+        _all.add(self)
 
     def run(self, errands: Sequence[Errand]) -> list[Errand]:
         """Carry out errands, those for different nodes at the same time.
@@ -514,9 +515,22 @@ class Cluster:
         failure = node.failure
         raise BackendError(f"Redis: no node of the cluster answers: {type(failure).__name__}: {failure}") from failure
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Leave what is known of outages to the parent process."""
         for node in self._nodes.values():
             node.forget()
+
+
+_all: Final[weakref.WeakSet[Cluster]] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for cluster in list(_all):
+        cluster.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -35,6 +36,9 @@ IDLE_CHECK: Final = 1.0
 #: For how many seconds Sentinels are believed that the master is the
 #: master: if they answer, and if they do not.
 MASTER_TRUST: Final = (1.0, 15.0)
+
+#: What a socket raises whose time is over, be it the kernel's or Python's.
+_TIME_OUTS: Final = (BlockingIOError, TimeoutError)
 
 _INCOMPLETE: Final = object()
 _BUFFER_SIZE: Final = 16_384
@@ -78,7 +82,7 @@ class Link:
       connection(redis.Connection): Not connected yet.
     """
 
-    __slots__ = ("_connection", "_reader", "_socket", "used")
+    __slots__ = ("_connection", "_reader", "_socket", "_timeout", "used")
 
     def __init__(self, connection: Any) -> None:
         #: When it was last used, by the monotonic clock; 0 for never.
@@ -86,6 +90,7 @@ class Link:
         self._connection = connection
         self._socket: Any = None
         self._reader: Any = None
+        self._timeout: float | None = None
 
     def connect(self) -> None:
         """Connect to the server, if that was not done yet."""
@@ -93,7 +98,7 @@ class Link:
             self._connection.connect()
             if hiredis is not None:
                 self._socket = getattr(self._connection, "_sock", None)
-                _let_kernel_time(self._socket)
+                self._timeout = _let_kernel_time(self._socket)
                 self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_INCOMPLETE)
 
     def send(self, request: bytes) -> None:
@@ -101,7 +106,10 @@ class Link:
         if self._socket is None:
             self.connect()
         if self._socket is not None:
-            self._socket.sendall(request)
+            try:
+                self._socket.sendall(request)
+            except _TIME_OUTS as e:
+                raise self._no_answer() from e
         else:
             self._connection.send_packed_command([request], check_health=False)
 
@@ -120,7 +128,10 @@ class Link:
         while True:
             reply = reader.gets()
             if reply is _INCOMPLETE:
-                data = self._socket.recv(_BUFFER_SIZE)
+                try:
+                    data = self._socket.recv(_BUFFER_SIZE)
+                except _TIME_OUTS as e:
+                    raise self._no_answer() from e
                 if not data:
                     raise ConnectionError("Connection closed by server.")
                 reader.feed(data)
@@ -149,6 +160,10 @@ class Link:
         self._socket = self._reader = None
         self._connection.disconnect()
 
+    def _no_answer(self) -> TimeoutError:
+        # The kernel's own words are that a resource is temporarily unavailable.
+        return TimeoutError(f"no answer within {(self._timeout or 0) * 1000:.0f} milliseconds.")
+
 
 class Connections:
     """Links that are idle; the one used last is taken first, so that there
@@ -161,15 +176,20 @@ class Connections:
       pool(redis.ConnectionPool): Says how to connect.
       timeout(float): The time-outs of the connections, in seconds.
       address(tuple[str, int]): Where to connect to in place of where the pool says.
+
+    Raises:
+      TypeError: When connections do not take a parameter.
+      ValueError: When they do not take its value.
     """
 
     def __init__(self, pool: Any, timeout: float, address: tuple[str, int] | None = None) -> None:
         self._class = pool.connection_class
+        driver = driver_of(self._class)
         self._parameters = {
             **pool.connection_kwargs,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
-            "retry": driver_of(self._class).no_retry,
+            "retry": driver.no_retry,
             "retry_on_timeout": False,
             "retry_on_error": [],
             "encoding": "utf-8",
@@ -181,8 +201,13 @@ class Connections:
         if address is not None:
             self._parameters["host"], self._parameters["port"] = address
         self._idle: deque[Link] = deque()
-        # The sockets belong to the parent.
-        os.register_at_fork(after_in_child=self._forget)
+        try:
+            # Here, and not at the first call: what is wrong with a parameter is no outage.
+            self.fresh()
+        except (TypeError, ValueError, driver.error) as e:
+            kind = TypeError if isinstance(e, TypeError) else ValueError
+            raise kind(f"A connection parameter, passed or in the URL, is wrong: {e}") from None
+        _all.add(self)
 
     def call(self, request: bytes, read: Callable[[Link], T], *, again: bool = True, first: bool = True) -> T:
         """Send a request and read what it is answered with.
@@ -274,7 +299,8 @@ class Connections:
             link.used = 0.0
         return link
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Leave the connections to the parent process."""
         self._idle = deque()
 
 
@@ -287,8 +313,7 @@ class SentinelConnections(Connections):
 
     def __init__(self, pool: Any, timeout: float) -> None:
         super().__init__(pool, timeout)
-        # Connections know it by a weak reference only.
-        self._pool = pool
+        self._master = self._parameters["connection_pool"] = _Master(pool)
         self._address: Any = None
         #: When to ask who the master is.
         self.ask_at = 0.0
@@ -299,7 +324,7 @@ class SentinelConnections(Connections):
             answered, not_answered = MASTER_TRUST
             self.ask_at = now + not_answered
             try:
-                address = self._pool.get_master_address()
+                address = self._master.get_master_address()
             except errors():
                 # What there is may well be right.
                 return super().take()
@@ -310,17 +335,62 @@ class SentinelConnections(Connections):
         return super().take()
 
 
-def _let_kernel_time(found: Any) -> None:
+class _Master:
+    """A pool of connections to a master, as they know it: it tells them where that is.
+
+    Where no Sentinel knows, some versions of redis-py (6.4, 7.1) quote how
+    they were asked, with their passwords.  This does not.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._unknown = driver_of(pool.connection_class).find("sentinel", "MasterNotFoundError")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def get_master_address(self) -> Any:
+        try:
+            return self._pool.get_master_address()
+        except self._unknown:
+            pass
+        # Not in the handler: those who log an error with its context would have the passwords.
+        asked = (sentinel.connection_pool.connection_kwargs for sentinel in self._pool.sentinel_manager.sentinels)
+        places = ", ".join(f"{one.get('host')}:{one.get('port')}" for one in asked)
+        raise self._unknown(
+            f"no Sentinel names a master {self._pool.service_name!r}: those at {places} "
+            f"do not answer, refuse the login, or see none."
+        )
+
+
+_all: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for connections in list(_all):
+        connections.forget()
+
+
+# The sockets belong to the parent.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
+
+
+def _let_kernel_time(found: Any) -> float | None:
     """Leave the time-outs of a plain socket to the kernel: Python's own
     cost another system call for each of ours.
+
+    Returns:
+      float: The time-out in seconds; None where there is no socket, or no time-out.
     """
-    timeout = found.gettimeout() if type(found) is _PLAIN_SOCKET else None
-    if timeout:
+    timeout: float | None = None if found is None else found.gettimeout()
+    if timeout and type(found) is _PLAIN_SOCKET:
         seconds = int(timeout)
         interval = struct.pack("@ll", seconds, int((timeout - seconds) * 1_000_000))
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
         found.settimeout(None)
+    return timeout
 
 
 def pack(*command: Any) -> bytes:

@@ -14,8 +14,7 @@ from ..backend import StatusBackend
 VARIABLE: Final = "DRAMATIQ_STATUS_URL"
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z+]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
-_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]]+)(?::(?P<port>\d+))?")
-_SECRET = re.compile(r"(?<=://).*@")
+_HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+)(?::(?P<port>\d{1,5}))?")
 
 
 class _Address(NamedTuple):
@@ -39,8 +38,9 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
     >>> backend_from_url("redis://:secret@db.internal:6379/1?namespace=shop&timeout=250")
     <RedisBackend 'shop'>
 
-    - ``redis://[[user]:password@]host[:port][/db]``; ``rediss://`` with TLS; ``unix:///path/to.sock``.
-      ``valkey://`` and ``valkeys://`` are the same.
+    - ``redis://[[user]:password@]host[:port][/db]``; ``rediss://`` with TLS;
+      ``unix://[[user]:password@]/path/to.sock[?db=0]``.
+      ``valkey://`` and ``valkeys://`` are the same as the first two.
     - ``redis+sentinel://[[user]:password@]host[:port],host[:port]/service[/db]``; the login is that of the
       master, ``sentinel_username`` and ``sentinel_password`` are parameters.
     - ``redis+cluster://[[user]:password@]host[:port],host[:port]``.
@@ -51,8 +51,8 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
 
     Names, passwords and paths may be percent-encoded, and have to be where
     they hold one of ``%/?#@:,``.  All take the query parameters ``namespace``, ``timeout`` and
-    ``max_field_size``; those of Redis also ``max_listed``, ``client_name``, ``ssl_ca_certs``, ``ssl_certfile``,
-    ``ssl_keyfile``, ``ssl_cert_reqs`` and ``ssl_check_hostname``; memcached also ``meta``.
+    ``max_field_size``; those of Redis also ``max_listed`` and ``client_name``, and with TLS ``ssl_ca_certs``,
+    ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs`` and ``ssl_check_hostname``; memcached also ``meta``.
 
     Parameters:
       url(str): By default the value of the environment variable ``DRAMATIQ_STATUS_URL``.
@@ -82,12 +82,31 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
 
 
 def mask(url: str) -> str:
-    """Hide who logs in to what a URL names.
+    """Hide who logs in to what a URL names, and whatever may be part of a password that was not encoded.
 
-    >>> mask("redis://ann:secret@db.internal/1")
-    'redis://***@db.internal/1'
+    >>> mask("redis://ann:secret@db.internal/1?timeout=250")
+    'redis://***@db.internal/1?timeout=250'
+    >>> mask("redis://ann:sec#ret@db.internal/1"), mask("ann:secret@db.internal")
+    ('redis://***', '***')
     """
-    return _SECRET.sub("***@", re.sub(r"(?<=password=)[^&#]*", "***", url))
+    match = _URL.fullmatch(url)
+    if match is None or "@" in (match["path"] + (match["query"] or "")):
+        return _only_scheme(url)
+    _, at, places = match["authority"].rpartition("@")
+    if places and not all(map(_HOST.fullmatch, places.split(","))):
+        return _only_scheme(url)
+    query = "" if match["query"] is None else "?" + "&".join(map(_mask_parameter, match["query"].split("&")))
+    return f"{match['scheme']}://{at and '***@'}{places}{match['path']}{query}"
+
+
+def _only_scheme(url: str) -> str:
+    scheme, found, _ = url.partition("://")
+    return f"{scheme}://***" if found and scheme in _SCHEMES else "***"
+
+
+def _mask_parameter(text: str) -> str:
+    name, equals, _ = text.partition("=")
+    return text if equals and name in _HARMLESS else "***"
 
 
 def _parse(url: str) -> tuple[str, dict[str, Any]]:
@@ -101,12 +120,22 @@ def _parse(url: str) -> tuple[str, dict[str, Any]]:
     name, default_port, read, options = _SCHEMES[scheme]
     address = _read_address(match, default_port)
     parameters = read(address)
-    for option, text in _read_query(match["query"] or ""):
+    query = match["query"] or ""
+    for option, text in _read_query(query):
         if option not in options:
+            if "sentinel_password" in parameters or "@" in query:
+                # It may be what follows a '&' or '?' of the password.
+                raise ValueError(
+                    f"a parameter is none of {', '.join(options)}; in passwords, '&' is %26 and '?' is %3F."
+                )
+            if option in _TLS and name == "RedisBackend":
+                raise ValueError(f"the parameter {option!r} is for TLS, as with rediss:// and rediss+sentinel://.")
             raise ValueError(f"the parameter {option!r} is none of {', '.join(options)}.")
         parameters[option] = options[option](option, text)
     if scheme.startswith(("rediss", "valkeys")):
         parameters["ssl"] = True
+    if parameters.get("ssl_cert_reqs") == "none" and parameters.get("ssl_check_hostname"):
+        raise ValueError("ssl_check_hostname needs a certificate, which ssl_cert_reqs=none does not ask for.")
     if "sentinels" in parameters:
         _tell_sentinels(parameters)
     return name, parameters
@@ -129,7 +158,7 @@ def _read_address(match: re.Match[str], default_port: int) -> _Address:
             raise ValueError("hosts are written like 'host', 'host:6379' or '[::1]:6379', with commas between them.")
         port = int(found["port"]) if found["port"] else default_port
         if found["port"] and not 0 < port < 65_536:
-            raise ValueError(f"the port must be from 1 to 65535, not {port}.")
+            raise ValueError("the port must be from 1 to 65535.")
         hosts.append((unquote(found["host"].strip("[]")), port))
     if hosts and "@" in match["path"]:
         # Part of a password; it must not be quoted by what comes next.
@@ -231,37 +260,44 @@ def _bool(name: str, text: str) -> bool:
     return _BOOLS[text.lower()]
 
 
+def _cert_reqs(name: str, text: str) -> str:
+    if text not in ("none", "optional", "required"):
+        raise ValueError(f"the parameter {name!r} must be 'none', 'optional' or 'required', not {text!r}.")
+    return text
+
+
 _BOOLS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 _Options = Mapping[str, Callable[[str, str], Any]]
 
 _COMMON: Final[_Options] = {"namespace": _text, "timeout": _number, "max_field_size": _number}
-_REDIS: Final[_Options] = {
-    **_COMMON,
-    "max_listed": _number,
-    "client_name": _text,
+_REDIS: Final[_Options] = {**_COMMON, "max_listed": _number, "client_name": _text}
+_TLS: Final[_Options] = {
     "ssl_ca_certs": _text,
     "ssl_certfile": _text,
     "ssl_keyfile": _text,
-    "ssl_cert_reqs": _text,
+    "ssl_cert_reqs": _cert_reqs,
     "ssl_check_hostname": _bool,
 }
-_SENTINEL: Final[_Options] = {**_REDIS, "sentinel_username": _text, "sentinel_password": _text}
+_SENTINEL: Final[_Options] = {"sentinel_username": _text, "sentinel_password": _text}
 _MEMCACHED: Final[_Options] = {**_COMMON, "meta": _bool}
+
+#: Parameters whose values everybody may see.
+_HARMLESS: Final = frozenset({**_REDIS, **_TLS, **_MEMCACHED, "db": _number})
 
 _Scheme = tuple[str, int, Callable[[_Address], dict[str, Any]], _Options]
 
 #: Scheme -> the backend's class, the usual port, how to read what follows, and the parameters that it takes.
 _SCHEMES: Final[dict[str, _Scheme]] = {
     "redis": ("RedisBackend", 6379, _read_redis, _REDIS),
-    "rediss": ("RedisBackend", 6379, _read_redis, _REDIS),
+    "rediss": ("RedisBackend", 6379, _read_redis, {**_REDIS, **_TLS}),
     "unix": ("RedisBackend", 0, _read_unix, {**_REDIS, "db": _number}),
     "valkey": ("RedisBackend", 6379, _read_redis, _REDIS),
-    "valkeys": ("RedisBackend", 6379, _read_redis, _REDIS),
-    "redis+sentinel": ("RedisBackend", 26379, _read_sentinel, _SENTINEL),
-    "rediss+sentinel": ("RedisBackend", 26379, _read_sentinel, _SENTINEL),
+    "valkeys": ("RedisBackend", 6379, _read_redis, {**_REDIS, **_TLS}),
+    "redis+sentinel": ("RedisBackend", 26379, _read_sentinel, {**_REDIS, **_SENTINEL}),
+    "rediss+sentinel": ("RedisBackend", 26379, _read_sentinel, {**_REDIS, **_TLS, **_SENTINEL}),
     "redis+cluster": ("RedisBackend", 6379, _read_cluster, _REDIS),
-    "rediss+cluster": ("RedisBackend", 6379, _read_cluster, _REDIS),
+    "rediss+cluster": ("RedisBackend", 6379, _read_cluster, {**_REDIS, **_TLS}),
     "memcached": ("MemcachedBackend", 11211, _read_memcached, _MEMCACHED),
     "sqlite": ("SQLiteBackend", 0, _read_sqlite, _COMMON),
     "memory": ("StubBackend", 0, _read_memory, _COMMON),

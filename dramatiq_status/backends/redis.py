@@ -14,6 +14,7 @@ from ._push import RedisSubscription
 from ._query import wanted_by
 from ._redis import Connections, Link, SentinelConnections
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
+from ._url import mask
 
 if TYPE_CHECKING:
     import redis
@@ -95,6 +96,10 @@ class RedisBackend(StatusBackend):
         about 150 bytes a message, and some microseconds of the server when a message changes its state.
       **parameters: Connection parameters for :class:`redis.Redis`.
 
+    Raises:
+      TypeError: When a parameter is unknown to the driver.
+      ValueError: When one is wrong, or a part of the URL.
+
     .. _Redis: https://redis.io
     """
 
@@ -121,7 +126,7 @@ class RedisBackend(StatusBackend):
         elif cluster_nodes is not None:
             client = _node_client(cluster_nodes, parameters)
         else:
-            client = DRIVER.client.from_url(url) if url else DRIVER.client(**parameters)
+            client = _url_client(url) if url else DRIVER.client(**parameters)
         #: The client that was passed, or one that connects in the same way; on a cluster that is one of its nodes.
         self.client: Any = client
         prefix = escape_namespace(namespace)
@@ -340,6 +345,20 @@ class RedisBackend(StatusBackend):
             self._connections.close()
 
 
+def _url_client(url: str) -> Any:
+    """A client of the server that a URL names."""
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str, not {type(url).__name__}.")
+    try:
+        return DRIVER.client.from_url(url)
+    except ValueError:
+        # Not the driver's words: they may quote a password.
+        raise ValueError(
+            f"url, {mask(url)!r}, is wrong: write it like 'redis://[[user]:password@]host[:port][/db]', "
+            "with names and passwords percent-encoded, or see backend_from_url."
+        ) from None
+
+
 def _master_client(
     sentinels: Sequence[tuple[str, int]],
     service_name: str | None,
@@ -356,6 +375,8 @@ def _master_client(
     sentinel = DRIVER.find("sentinel", "Sentinel")(
         list(sentinels), sentinel_kwargs={**quick, **(sentinel_kwargs or {})}, **parameters
     )
+    # What is wrong with their parameters would be no outage either.
+    Connections(sentinel.sentinels[0].connection_pool, timeout)
     return sentinel.master_for(service_name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -184,6 +185,17 @@ class TestRedis(RedisHooks, BackendConformance):
         # When the connections are counted
         # Then there is one
         assert len({connection["id"] for connection in client.client_list()} - others) == 1
+
+    def test_a_backend_that_is_gone_leaves_no_connection_open(self, redis_url: str, message_id: str) -> None:
+        # Given a backend that was used
+        backend = RedisBackend(url=redis_url, timeout=PATIENT)
+        backend.read(message_id)
+        sockets = [link._connection._sock for link in backend._connections._idle]
+        # When nobody has it any more
+        del backend
+        gc.collect()
+        # Then its connection is closed
+        assert [found.fileno() for found in sockets] == [-1]
 
     @pytest.mark.parametrize(
         "updates, calls", [(1, 1), (UPDATES_A_CALL, 1), (UPDATES_A_CALL + 1, 2)], ids=["one", "full", "one more"]

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
 import redis
 
-from dramatiq_status import State, StatusRegistry, aio
+from dramatiq_status import State, StatusRegistry, aio, backend_from_url
 from dramatiq_status.aio.backend import async_backend
 from dramatiq_status.backend import Query
 from dramatiq_status.backends.redis import RedisBackend
@@ -22,7 +23,7 @@ from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, write
 
 from ..conftest import StartServer
-from ..servers import RedisCluster, RedisServer, free_port
+from ..servers import RedisCluster, RedisSentinels, RedisServer, _free_cluster_port, _Sentinel, free_port
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
@@ -42,16 +43,21 @@ PERMITTED = (
 )
 
 
+def tls_arguments(certificates: Path, port: int) -> tuple[str, ...]:
+    """What makes a server speak TLS on another port."""
+    return (
+        *("--tls-port", str(port), "--tls-auth-clients", "no"),
+        *("--tls-ca-cert-file", str(certificates / "ca.crt")),
+        *("--tls-cert-file", str(certificates / "server.crt"), "--tls-key-file", str(certificates / "server.key")),
+    )
+
+
 class TlsServer(RedisServer):
     """Speaks TLS on a port of its own."""
 
     def __init__(self, certificates: Path) -> None:
         self.tls_port = free_port()
-        super().__init__(
-            *("--tls-port", str(self.tls_port), "--tls-auth-clients", "no"),
-            *("--tls-ca-cert-file", str(certificates / "ca.crt")),
-            *("--tls-cert-file", str(certificates / "server.crt"), "--tls-key-file", str(certificates / "server.key")),
-        )
+        super().__init__(*tls_arguments(certificates, self.tls_port))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +117,56 @@ def test_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
         # Then all of it comes whole
         assert (begun(), set(outcomes), heard) == (Outcome.APPLIED, {Outcome.APPLIED}, {ids[0]: 2})
         assert all(record is not None and record[":large"] == large for record in found)
+
+
+@pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
+@pytest.mark.parametrize("trust", ["authority", "anybody"])
+def test_tls_by_url(tls_server: TlsServer, certificates: Path, scheme: str, trust: str) -> None:
+    # Given the URL of a server that speaks TLS, and asks for a login
+    query = f"ssl_ca_certs={certificates / 'ca.crt'}" if trust == "authority" else "ssl_cert_reqs=none"
+    with redis.Redis(port=tls_server.port) as client:
+        client.acl_setuser("worker", **EVERYTHING)
+        url = f"{scheme}://worker:{quote(PASSWORD, safe='')}@127.0.0.1:{tls_server.tls_port}/1?{query}"
+        # When a backend is made by it
+        with closing(backend_from_url(url, timeout=PATIENT)) as backend:
+            # Then it works
+            message_id = uuid4().hex
+            assert backend.update(message_id, enqueue()) is Outcome.APPLIED and backend.read(message_id) is not None
+        client.acl_deluser("worker")
+
+
+def test_tls_to_sentinels_by_url(start_server: StartServer, tls_server: TlsServer, certificates: Path) -> None:
+    # Given a Sentinel that speaks TLS, also with its master
+    port = free_port()
+    lines = [argument.replace("--", "", 1) for argument in tls_arguments(certificates, port)]
+    settings = (f"{name} {value}" for name, value in zip(lines[::2], lines[1::2]))
+    start_server(_Sentinel(tls_server.tls_port, "tls-replication yes", *settings))
+    # When a backend is made by a URL
+    url = f"rediss+sentinel://127.0.0.1:{port}/{RedisSentinels.service_name}?ssl_ca_certs={certificates / 'ca.crt'}"
+    with closing(backend_from_url(url, timeout=PATIENT)) as backend:
+        # Then it works
+        message_id = uuid4().hex
+        assert backend.update(message_id, enqueue()) is Outcome.APPLIED and backend.read(message_id) is not None
+
+
+def test_tls_to_a_cluster_by_url(start_server: StartServer, certificates: Path) -> None:
+    # Given a cluster that speaks TLS
+    cluster, ports = RedisCluster(), [free_port() for _ in range(3)]
+    for node, port in zip(cluster.nodes, ports):
+        node._port = _free_cluster_port()
+        # Only nodes that speak TLS among themselves know of each other's ports for it.
+        bus = ("--tls-cluster", "yes", "--cluster-port", str(node.port + 10_000))
+        node.args = (*tls_arguments(certificates, port), *bus)
+    start_server(cluster)
+    # When a backend is made by the URL of one of its nodes
+    url = f"rediss+cluster://127.0.0.1:{ports[0]}?ssl_ca_certs={certificates / 'ca.crt'}"
+    with closing(backend_from_url(url, timeout=PATIENT)) as backend:
+        ids = [uuid4().hex for _ in range(200)]
+        outcomes = backend.update_many([(message_id, enqueue()) for message_id in ids])
+        # Then it works with all of them
+        assert set(outcomes) == {Outcome.APPLIED} and all(backend.read_many(ids))
+        assert isinstance(backend, RedisBackend) and backend._shards is not None
+        assert {port for _, port in backend._shards.cluster._nodes} == set(ports)
 
 
 @pytest.mark.parametrize("way", ["tls", "unix", "narrow"])
@@ -177,6 +233,28 @@ def test_a_tls_connection_that_the_server_closed(tls_server: TlsServer, certific
         # When an update is written
         # Then another one is opened
         assert backend.update(message_id, write(1, 2)) is Outcome.APPLIED
+
+
+@pytest.mark.parametrize("way", ["plain", "tls"])
+def test_a_server_that_says_nothing(
+    request: pytest.FixtureRequest, redis_server: RedisServer, certificates: Path, way: str
+) -> None:
+    # Given a connection to a server that answers no more
+    if way == "plain":
+        server, url = redis_server, redis_server.url
+    else:
+        server = request.getfixturevalue("tls_server")
+        url = f"rediss://127.0.0.1:{server.tls_port}?ssl_ca_certs={certificates / 'ca.crt'}"
+    with closing(RedisBackend(url=url, timeout=1500)) as backend:
+        backend.read("m")
+        server.pause()
+        try:
+            # When it is asked for something
+            # Then the error says for how long it was waited, and not what the system calls that
+            with pytest.raises(BackendError, match="no answer within 1500 milliseconds"):
+                backend.read("m")
+        finally:
+            server.resume()
 
 
 def test_an_authority_that_is_not_trusted(tls_server: TlsServer, certificates: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import random
 import threading
@@ -105,6 +106,20 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         yield redis_cluster, backend
         backend.close()
         redis_cluster.resume()
+
+    def test_a_backend_that_is_gone_leaves_no_connection_open(self, redis_cluster: RedisCluster) -> None:
+        redis_cluster.reset()
+        # Given a backend that has talked to all nodes
+        backend = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=PATIENT)
+        backend.read_many([str(n) for n in range(200)])
+        assert backend._shards is not None
+        nodes = backend._shards.cluster._nodes.values()
+        sockets = [link._connection._sock for node in nodes for link in node.connections._idle]
+        # When nobody has it any more
+        del backend, nodes
+        gc.collect()
+        # Then its connections are closed
+        assert [found.fileno() for found in sockets] == [-1] * 3
 
     # Shards
 

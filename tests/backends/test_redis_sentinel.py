@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 import redis
 
 from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
+from dramatiq_status.aio._connect import Connector
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.record import Outcome
@@ -107,6 +109,41 @@ def test_nobody_is_there() -> None:
         # Then that ends in a BackendError
         with pytest.raises(BackendError):
             call("m")
+
+
+def test_a_driver_that_quotes_the_sentinels_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a driver that says how the Sentinels were asked, as redis-py 6.4 and 7.1 do
+    def quote(self: redis.Sentinel, service_name: str) -> None:
+        raise redis.sentinel.MasterNotFoundError(f"No master found for {service_name!r} : <Redis(password=s3cr3t)>")
+
+    monkeypatch.setattr(redis.Sentinel, "discover_master", quote)
+    backend = RedisBackend(
+        sentinels=[("10.0.0.1", 26379), ("10.0.0.2", 26379)],
+        service_name="mymaster",
+        sentinel_kwargs={"password": "s3cr3t"},
+        timeout=300,
+    )
+
+    async def connect() -> None:
+        connector = Connector.of(backend)
+        assert connector is not None
+        await connector.connect()
+
+    calls: list[Callable[[], Any]] = [
+        lambda: backend.read("m"),
+        lambda: backend.begin_update("m", enqueue())(),
+        lambda: backend.subscribe(["m"]),
+        lambda: asyncio.run(connect()),
+    ]
+    for call in calls:
+        # When no master is found
+        with pytest.raises(BackendError, match=r"names a master 'mymaster': .*10\.0\.0\.1:26379, 10") as caught:
+            call()
+        # Then that is said, and neither the error nor what led to it has the password
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "s3cr3t" not in repr(error)
+            error = error.__cause__ or error.__context__
 
 
 def test_sentinels_have_parameters_of_their_own() -> None:
@@ -248,7 +285,7 @@ def test_what_the_replica_did_not_get(sentinels: RedisSentinels) -> None:
         with redis.Redis(port=new.port) as client, redis.Redis(port=old.port) as master:
             client.config_set("masteruser", "nobody")
             client.config_set("masterauth", "x")
-            master.client_kill_filter(_type="replica")
+            master.execute_command("CLIENT KILL TYPE replica")
             eventually(lambda: client.info("replication")["master_link_status"] == "down")
         # And jobs start and finish after that, and it is killed
         running, finished = work.send(True), work.send(False)

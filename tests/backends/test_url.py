@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import dramatiq
 import pytest
+import redis
 from dramatiq.brokers.stub import StubBroker
 
 from dramatiq_status import BackendError, StatusMiddleware, backend_from_url, backends
+from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 from dramatiq_status.testing.conformance import enqueue
 
-from ..servers import MemcachedServer, RedisServer, free_port
+from ..conftest import StartServer
+from ..servers import MemcachedServer, RedisCluster, RedisSentinels, RedisServer, free_port
 
 MASTERS = {"sentinels": [("h1", 26379), ("h2", 26380)], "service_name": "mymaster", "db": 0}
 
@@ -81,7 +85,13 @@ WRONG = {
     "redis://db?namespce=shop": "'namespce' is none of namespace, timeout",
     "redis://db?timeout=1s": "'timeout' must be a number, not '1s'",
     "redis://db?timeout": "parameters are written like",
-    "redis://db?ssl_check_hostname=maybe": "'true' or 'false'",
+    "rediss://db?ssl_check_hostname=maybe": "'true' or 'false'",
+    "rediss://db?ssl_cert_reqs=bogus": "'ssl_cert_reqs' must be 'none', 'optional' or 'required', not 'bogus'",
+    "rediss://db?ssl_cert_reqs=none&ssl_check_hostname=true": "ssl_check_hostname needs a certificate",
+    "redis://db?ssl_ca_certs=/ca.pem": "'ssl_ca_certs' is for TLS, as with rediss://",
+    "redis+sentinel://h1/m?ssl_ca_certs=/ca.pem": "is for TLS",
+    "unix:///run/redis.sock?ssl_cert_reqs=none": "is for TLS",
+    "memcached://h1?ssl_ca_certs=/ca.pem": "'ssl_ca_certs' is none of",
     "unix://run/redis.sock": "three slashes",
     "redis+sentinel://h1:26379": "name of the master",
     "redis+sentinel:///mymaster": "there is no host",
@@ -100,6 +110,26 @@ WRONG = {
     "redis+sentinel://ann:12/s3cret@db/mymaster": "percent-encoded",
     "redis://:s3cret@db/one": "number of a database",
     "redis+sentinel://h1/m?sentinel_password=s3cret&timeout=x": "must be a number",
+    "redis://ann:12#s3cret": "'redis://\\*\\*\\*', is wrong: write it like",
+    "redis://ann:12?s3cret@db": "parameters are written like",
+    "redis://ann:12?s3cret=s3cret@db": "'[?]' is %3F",
+    "redis://:s3cret": "hosts are written like",
+    "redis://ann:s3cret": "hosts are written like",
+    "redis://:s3cret\n@db/one": "number of a database",
+    "redis://db/0?timeout=5&auth=s3cret": "'auth' is none of",
+    "redis://db?pass=s3cret": "'pass' is none of",
+    "redis+sentinel://h1/m?Sentinel_Password=s3cret": "'Sentinel_Password' is none of",
+    "redis+sentinel://h1/m?sentinel%5Fpassword=s3cret&timeout=x": "must be a number",
+    "redis+sentinel://h1/m?sentinel_password=a@s3cret&timeout=x": "must be a number",
+    "redis+sentinel://h1/m?sentinel_password=x#s3cret": "write it like",
+    "redis+sentinel://h1/m?sentinel_password=x&s3cret": "parameters are written like",
+    "redis+sentinel://h1/m?sentinel_password=x&s3cret=y": "'&' is %26",
+    # Those that are no URLs.
+    "ann:s3cret@db:6379": "'\\*\\*\\*', is wrong: write it like",
+    "redis:/ann:s3cret@db": "write it like",
+    "redis:ann:s3cret@db": "write it like",
+    "redis//ann:s3cret@db": "write it like",
+    "Redis://ann:s3cret@db": "write it like",
 }
 
 
@@ -126,6 +156,47 @@ def test_what_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Then the error says what, and shows no password
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret/x@db",
+        "redis://:s3cret@db:port",
+        "redis://:s3cret@db:6379999",
+        "http://:s3cret@db",
+        "redis://ann:s3/cret@db/0?max_connections=s3cret",
+        "redis://[s3cret@db",
+    ],
+)
+def test_a_backends_own_url_that_is_wrong(url: str) -> None:
+    # Given a URL that redis-py does not understand, and whose password its errors may quote
+    # When the Redis backend is made by it
+    with pytest.raises(ValueError, match=r"url, '[a-z]+://.*', is wrong: write it like") as caught:
+        RedisBackend(url=url)
+    # Then the error says what is expected, and shows no password
+    assert "s3cret" not in str(caught.value) and "s3/cret" not in str(caught.value)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+def test_parameters_that_connections_do_not_take() -> None:
+    # Given parameters that redis-py looks at no earlier than it makes a connection
+    ca = {"ssl_ca_certs": "/ca.pem"}
+    sentinels = {"sentinels": [("h1", 26379)], "service_name": "m"}
+    # When a backend is made with them
+    # Then that is said at once, and is no outage
+    with pytest.raises(TypeError, match=r"connection parameter, passed or in the URL, is wrong: .*'timeout'"):
+        RedisBackend(url="redis://:s3cret@db?timeout=250")
+    with pytest.raises(TypeError, match="'ssl_ca_certs'"):
+        RedisBackend(**sentinels, **ca)
+    with pytest.raises(ValueError, match=r"connection parameter, .* is wrong: .*bogus"):
+        RedisBackend(url="rediss://db?ssl_cert_reqs=bogus")
+    with pytest.raises(ValueError, match="bogus"):
+        RedisBackend(**sentinels, sentinel_kwargs={"ssl": True, "ssl_cert_reqs": "bogus"})
+    with pytest.raises(ValueError, match="bogus"):
+        RedisBackend(cluster_nodes=[("h1", 7000)], ssl=True, ssl_cert_reqs="bogus")
+    with pytest.raises(TypeError, match="url must be a str, not int"):
+        RedisBackend(url=6379)  # type: ignore[arg-type]
 
 
 def test_parameters_win(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,17 +235,61 @@ def test_on_real_servers(
     # Given URLs of stores that are there
     urls: dict[str, type] = {
         redis_url + "?namespace=url": RedisBackend,
+        redis_server.database(1).replace("redis://", "valkey://") + "?namespace=url": RedisBackend,
         f"memcached://{memcached_server.address}?namespace=url": MemcachedBackend,
         f"sqlite:///{tmp_path}/status.db?timeout=20000": SQLiteBackend,
         "memory://": StubBackend,
     }
     for url, kind in urls.items():
         # When backends are made by them
-        backend = backend_from_url(url, timeout=20_000)
-        backend.update("m", enqueue(step='"x"'))
         # Then they work
-        assert type(backend) is kind and backend.snapshot("m")["step"] == "x"  # type: ignore[index]
-        backend.close()
+        assert type(works(url)) is kind
+
+
+def test_on_a_socket(start_server: StartServer, tmp_path: Path) -> None:
+    # Given a Redis that listens at a path, and asks for a login
+    server = start_server(RedisServer("--unixsocket", str(tmp_path / "redis.sock")))
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "ann", "on", ">s3c/ret", "~*", "&*", "+@all")
+    # When a backend is made by its URL
+    # Then it works
+    backend = works(f"unix://ann:s3c%2Fret@{tmp_path}/redis.sock?db=2")
+    assert isinstance(backend, RedisBackend) and backend.client.connection_pool.connection_kwargs["db"] == 2
+
+
+def test_on_sentinels(redis_sentinels: RedisSentinels) -> None:
+    redis_sentinels.reset()
+    # Given Sentinels, and users whom the master knows
+    with redis.Redis.from_url(redis_sentinels.master.url) as client:
+        client.execute_command("ACL", "SETUSER", "ann", "on", ">s3cret", "~*", "&*", "+@all")
+        hosts = ",".join(f"{host}:{port}" for host, port in redis_sentinels.addresses)
+        try:
+            # When a backend is made by their URL
+            works(f"redis+sentinel://ann:s3cret@{hosts}/{redis_sentinels.service_name}/3?namespace=url")
+            # Then it works, in the database that was named
+            client.select(3)
+            assert client.exists("url:m")
+        finally:
+            client.acl_deluser("ann")
+
+
+def test_on_a_cluster(redis_cluster: RedisCluster) -> None:
+    redis_cluster.reset()
+    # Given a cluster
+    hosts = ",".join(f"{host}:{port}" for host, port in redis_cluster.addresses[1:])
+    # When a backend is made by the URL of some of its nodes
+    # Then it works
+    backend = works(f"redis+cluster://{hosts}")
+    assert isinstance(backend, RedisBackend) and backend._shards is not None
+
+
+def works(url: str) -> StatusBackend:
+    """Make a backend that patiently writes and reads, and is closed."""
+    with closing(backend_from_url(url, timeout=20_000)) as backend:
+        backend.update("m", enqueue(step='"x"'))
+        found = backend.snapshot("m")
+        assert found is not None and found["step"] == "x"
+    return backend
 
 
 @pytest.mark.parametrize(
