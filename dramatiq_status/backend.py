@@ -18,6 +18,13 @@ from .snapshot import Snapshot, take_snapshot, take_snapshots
 #: enqueues wait for it this long, once, and then do without.
 DEFAULT_TIMEOUT: Final = 500
 
+#: The longest `timeout` of a backend, in milliseconds: a day.  Sockets take no more than some weeks.
+MAX_TIMEOUT: Final = 86_400_000
+
+#: The longest duration, in milliseconds: a hundred years.  Stores add
+#: it to the present moment; Redis answers with an error where that overflows.
+MAX_DURATION: Final = 36_525 * 86_400_000
+
 #: The largest encoded value of one field, in bytes.
 DEFAULT_MAX_FIELD_SIZE: Final = 65_536
 
@@ -92,7 +99,7 @@ class StatusBackend(abc.ABC):
       namespace(str): What the keys of this backend start with: up to
         48 printable ASCII characters without spaces.  Backends with
         different namespaces never see each other's statuses.
-      timeout(int): How long one call may take, in milliseconds.
+      timeout(int): How long one call may take, in milliseconds; a day at most.
       max_field_size(int): The largest encoded value of one field, in
         bytes.
     """
@@ -127,7 +134,7 @@ class StatusBackend(abc.ABC):
                 f"not {namespace!r}."
             )
         self.namespace = namespace
-        self.timeout = check_duration("timeout", timeout, minimum=1)
+        self.timeout = check_duration("timeout", timeout, minimum=1, maximum=MAX_TIMEOUT)
         self.max_field_size = check_number("max_field_size", max_field_size, minimum=1)
 
     @abc.abstractmethod
@@ -297,20 +304,21 @@ def check_message_ids(message_ids: Iterable[Any]) -> list[str]:
     return [check_message_id(message_id) for message_id in message_ids]
 
 
-def check_duration(name: str, value: int | timedelta, *, minimum: int = 0) -> int:
+def check_duration(name: str, value: int | timedelta, *, minimum: int = 0, maximum: int = MAX_DURATION) -> int:
     """Check a duration.
 
     Parameters:
       name(str): What the caller calls it.
       value(int | timedelta): Milliseconds, or a timedelta.
       minimum(int): The least that makes sense, in milliseconds.
+      maximum(int): The most that does.
 
     Returns:
       int: The duration in milliseconds.
 
     Raises:
       TypeError: When it is neither an int nor a timedelta.
-      ValueError: When it is less than `minimum`.
+      ValueError: When it is less than `minimum` or more than `maximum`.
     """
     if isinstance(value, timedelta):
         value = round(value / timedelta(milliseconds=1))
@@ -318,6 +326,10 @@ def check_duration(name: str, value: int | timedelta, *, minimum: int = 0) -> in
         raise TypeError(f"{name} must be an int (milliseconds) or a timedelta, not {type(value).__name__}.")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum} milliseconds, not {value}.")
+    if value > maximum:
+        raise ValueError(
+            f"{name} must be at most {maximum:,} milliseconds ({timedelta(milliseconds=maximum).days:,} days)."
+        )
     return value
 
 

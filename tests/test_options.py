@@ -12,6 +12,7 @@ from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend as StubResults
 
 from dramatiq_status import StatusMiddleware, StatusOptionError, StatusRegistry, current_status
+from dramatiq_status.backend import MAX_DURATION, MAX_TIMEOUT
 from dramatiq_status.record import HEARTBEAT_INTERVAL, LIVE_TTL
 
 from .recording import RecordingBackend, make_broker, run
@@ -51,7 +52,10 @@ def test_fields_are_stored_together_with_queued(backend: RecordingBackend, broke
         {"status": [1]},
         {"status_ttl": -1},
         {"status_ttl": "1"},
+        {"status_ttl": MAX_DURATION + 1},
+        {"status_ttl": timedelta.max},
         {"status_throttle": -1},
+        {"status_throttle": 10**30},
         {"status_includes": {"everything"}},
         {"status_includes": "message"},
     ],
@@ -88,7 +92,10 @@ def test_bad_options_inside_of_an_actor_do_not_harm_it(backend: RecordingBackend
     assert first.completed and first["good"] == 1 and second.completed
 
 
-@pytest.mark.parametrize(("option", "value"), [("status_ttl", 0), ("status_throttle", "1"), ("status_includes", {"x"})])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("status_ttl", 0), ("status_ttl", 10**30), ("status_throttle", "1"), ("status_includes", {"x"})],
+)
 def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
     # When an actor is declared with a bad option
     # Then that is said
@@ -102,9 +109,12 @@ def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
     ("parameter", "value", "error"),
     [
         ("status_ttl", 0, ValueError),
+        ("status_ttl", 10**30, ValueError),
         ("live_ttl", -1, ValueError),
+        ("live_ttl", timedelta.max, ValueError),
         ("status_throttle", 0.5, TypeError),
         ("heartbeat_interval", True, TypeError),
+        ("heartbeat_interval", MAX_DURATION + 1, ValueError),
         ("includes", {"x"}, ValueError),
         ("includes", "result", TypeError),
         ("backend", None, TypeError),
@@ -113,6 +123,28 @@ def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
 def test_bad_parameters(backend: RecordingBackend, parameter: str, value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=parameter):
         StatusMiddleware(**{"backend": backend, parameter: value})
+
+
+def test_the_longest_durations(backend: RecordingBackend) -> None:
+    # Given durations of a hundred years, and one day of patience
+    century = timedelta(days=36_525)
+    broker = make_broker(backend, live_ttl=century, status_ttl=century)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    # When they are used
+    message = work.send()
+    run(broker)
+    # Then they are what was asked for, also where somebody waits
+    assert StatusRegistry.wait(message, broker=broker, timeout=century).completed
+    assert 0 <= MAX_DURATION - (backend.expires_in(message.message_id) or 0) < 60_000
+    assert RecordingBackend(timeout=timedelta(days=1)).timeout == MAX_TIMEOUT
+    # And more is too much
+    with pytest.raises(ValueError, match=r"timeout must be at most 3,155,760,000,000 milliseconds \(36,525 days\)"):
+        StatusRegistry.wait(message, broker=broker, timeout=timedelta.max)
+    with pytest.raises(ValueError, match=r"timeout must be at most 86,400,000 milliseconds \(1 days\)"):
+        RecordingBackend(timeout=MAX_TIMEOUT + 1)
 
 
 @pytest.mark.parametrize("bad", ["", "a b\n", "ž" * 10, "x" * 49])

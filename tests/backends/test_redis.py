@@ -13,12 +13,21 @@ from typing import Any
 import pytest
 import redis
 
-from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backend import MAX_DURATION, StatusBackend
 from dramatiq_status.backends._redis import ServerError
 from dramatiq_status.backends.redis import READS_A_CALL, UPDATE, UPDATES_A_CALL, RedisBackend
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, Outcome, number_text
-from dramatiq_status.testing.conformance import BackendConformance, enqueue, heartbeat, outside, start, together, write
+from dramatiq_status.testing.conformance import (
+    BackendConformance,
+    enqueue,
+    finish,
+    heartbeat,
+    outside,
+    start,
+    together,
+    write,
+)
 
 from ..servers import RedisServer
 from .redis_hooks import RedisHooks
@@ -254,6 +263,16 @@ class TestRedis(RedisHooks, BackendConformance):
             assert record is not None
             for moment in (backend.now(), int(record[UPDATED_AT]), int(record[HEARTBEAT_AT])):
                 assert abs(moment / 1000 - right()) < 60
+
+    def test_the_longest_times_to_live(self, backend: RedisBackend, message_id: str) -> None:
+        # Given a message that may wait and run for a hundred years
+        backend.update(message_id, enqueue(L=str(MAX_DURATION)))
+        left = [self.ttl_of(backend, message_id)]
+        # When it runs, and its status is kept for as long
+        backend.update_many([(message_id, start(1, L=str(MAX_DURATION))), (message_id, finish(1, ttl=MAX_DURATION))])
+        left.append(self.ttl_of(backend, message_id))
+        # Then Redis can do that
+        assert all(0 <= MAX_DURATION - (ttl or 0) < 60_000 for ttl in left)
 
     @pytest.mark.parametrize(
         "steps", [[0.1] * 10, [0.5, 0.5], [1e-9, 1], [2**53 - 1], [-3, 1.5], [1e15, 0.25], [7, -7]], ids=str
