@@ -588,7 +588,7 @@ class Lane:
 
 class Writer:
     """Sends the updates of a process.  Its thread is started when it is
-    first needed, and again after a fork.
+    first needed, and again after a fork, or after :meth:`drain`.
 
     Parameters:
       backend(StatusBackend)
@@ -639,11 +639,14 @@ class Writer:
         # Whether it was said that too many wait for a server that does not answer.
         self._full = False
         self._beat_at = time.monotonic() + self._interval
-        self._stopping = False
+        # Those who wait until everything is sent.
+        self._drains: deque[Barrier] = deque()
 
     def put(self, lane: Lane) -> None:
         """Tell the writer that a lane has something to send."""
         self._signals.append(lane)
+        if self._thread is None:
+            self._ensure_thread()
         # Who has the role looks about before giving it up.
         if self._asleep and not self._taken() and (self._alarm() < self._wake_at or self._crowded()):
             self._ring()
@@ -663,7 +666,6 @@ class Writer:
         """Open a lane to a message that this process does not run, or
         whose run does not matter; shared by all who do.
         """
-        self._ensure_thread()
         lane = self._outside.get(message_id)
         if lane is None:
             lane = self._outside[message_id] = Lane(self, message_id)
@@ -671,7 +673,6 @@ class Writer:
 
     def enqueue(self, message_id: str, operation: Enqueue) -> Barrier:
         """Write that a message enters its queue; wait for the barrier."""
-        self._ensure_thread()
         lane, barrier = Lane(self, message_id), Barrier()
         lane.repeatable = True
         lane.add(operation)
@@ -698,6 +699,9 @@ class Writer:
             self.put(lane)
             return False
         self._signals.append(lane)
+        if self._thread is None:
+            # Should this thread not get it stored.
+            self._ensure_thread()
         try:
             self._lead_or_wait(barrier, time.monotonic() + self.backend.timeout / 1000)
         finally:
@@ -784,32 +788,40 @@ class Writer:
         self._bell.put(None)
 
     def drain(self, timeout: float) -> bool:
-        """Send everything now, whatever the throttle says; for so many
-        seconds at most.  The thread ends, and begins again when it is needed.
+        """Send everything that was written so far, whatever the throttle says;
+        for so many seconds at most, and once where the store does not answer.
+
+        The thread ends where no message runs in this process any more, and
+        begins again with the next write.  Otherwise it goes on: a process
+        may have other workers, and jobs that outlive the end of theirs.
 
         Returns:
           bool: Whether everything was sent.
         """
+        deadline = time.monotonic() + timeout
         thread = self._thread
         if thread is None or not thread.is_alive():
-            return True
-        self._stopping = True
+            return not (self._signals or self._ready or self._later)
+        barrier = Barrier()
+        self._drains.append(barrier)
         self._ring()
-        thread.join(timeout)
-        return not thread.is_alive() and not self._ready and not self._later
+        barrier.wait(timeout)
+        if self._thread is not thread:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return bool(barrier.stored)
 
     def _ensure_thread(self) -> None:
-        if self._thread is not None and not self._stopping:
+        if self._thread is not None:
             return
         with self._start_lock:
-            thread = self._thread
-            if thread is not None and self._stopping:
-                thread.join()
-                self._thread = None
             if self._thread is None:
-                self._stopping = False
                 thread = threading.Thread(target=self._work, name="dramatiq-status-writer", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as e:
+                    # The interpreter ends, or has too many threads: no job must suffer from that.
+                    logger.error("The status writer cannot start its thread: %s", e)
+                    return
                 self._thread = thread
 
     # The thread
@@ -817,16 +829,18 @@ class Writer:
     def _work(self) -> None:
         while True:
             self._rest()
+            # Those that come later have to wait for another round.
+            drains = len(self._drains)
             with self._role:
                 self._heir = None
                 try:
                     self._gather()
                     self._gather_due()
-                    # One that ends tries once more, however early.
+                    # Who drains tries once more, however early.
                     sent = True
-                    if self._ready and (self._stopping or not self.outage.blocked):
+                    if self._ready and (drains or not self.outage.blocked):
                         sent = self._send(list(self._ready))
-                    if self._stopping and not self._signals and not (self._ready and sent):
+                    if drains and not (self._ready and sent) and self._end(drains):
                         return
                     if time.monotonic() >= self._beat_at:
                         self._beat()
@@ -834,9 +848,23 @@ class Writer:
                     self._stumble()
             self._pass_on()
 
+    def _end(self, drains: int) -> bool:
+        """Let so many of those go who wait until everything is sent, and tell whether the thread ends."""
+        stored, ended = not self._ready and not self._later, False
+        with self._start_lock:
+            if not self.running:
+                # From here on, who writes begins the thread anew.  Who wrote just before did not.
+                self._thread = None
+                ended = not self._signals
+                if not ended:
+                    self._thread = threading.current_thread()
+        for _ in range(drains):
+            self._drains.popleft().release(stored)
+        return ended
+
     def _rest(self) -> None:
         """Sleep until there is something to do."""
-        while not self._stopping:
+        while not self._drains:
             wake_at = min(self._beat_at, self._next_due)
             if self._ready or (self._signals and self.outage.down):
                 wake_at = min(wake_at, self._alarm())
@@ -872,19 +900,19 @@ class Writer:
 
     def _gather_due(self) -> None:
         now = time.monotonic()
-        if self._stopping or now >= self._next_due:
-            for lane in [lane for lane, due in self._later.items() if self._stopping or due <= now]:
+        if self._drains or now >= self._next_due:
+            for lane in [lane for lane, due in self._later.items() if self._drains or due <= now]:
                 del self._later[lane]
                 self._collect(lane, now)
             self._next_due = min(self._later.values(), default=math.inf)
 
     def _collect(self, lane: Lane, now: float) -> None:
         due = lane.collect(now)
-        if due is not None and now < lane.retry_at and not self._stopping:
+        if due is not None and now < lane.retry_at and not self._drains:
             # Nobody waits for a server that does not answer.
             lane.give_up(entries=False)
             due = lane.retry_at
-        if due == 0.0 or (due and self._stopping):
+        if due == 0.0 or (due and self._drains):
             self._ready[lane] = None
             if self._later:
                 self._later.pop(lane, None)

@@ -364,10 +364,10 @@ def test_a_worker_that_ends_does_not_wait_for_the_missing(partial: Partial) -> N
     with working(broker) as worker:
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-    (middleware,) = [m for m in broker.middleware if isinstance(m, StatusMiddleware)]
+        (middleware,) = [m for m in broker.middleware if isinstance(m, StatusMiddleware)]
+        thread = middleware._writer._thread
     # When it ends
     # Then it has tried, says that something is left, and its thread has ended
-    thread = middleware._writer._thread
     assert thread is not None and not thread.is_alive()
     assert middleware._writer._later or middleware._writer._ready
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 from uuid import uuid4
 
+import dramatiq
 import pytest
 
-from ..recording import eventually
+from dramatiq_status import StatusRegistry, current_progress, current_status
+from dramatiq_status.record import PROGRESS, Kind
+
+from ..recording import RecordingBackend, eventually, make_broker, run, working
 from ..servers import RedisServer
 from .recorder import RecordingRedisBackend
 from .scenarios import DONE, RETRIED, failed
@@ -104,3 +109,75 @@ def test_a_message_that_is_not_told_of_it(make: StageMaker) -> None:
     with stage.working():
         stage.audit.wait(waiting)
     assert end_of(stage, waiting) == DONE
+
+
+class Long:
+    """A job that goes on until it is told to end, and writes when it is told to."""
+
+    def __init__(self) -> None:
+        self.backend = RecordingBackend()
+        self.broker = make_broker(self.backend, heartbeat_interval=20)
+        self.go_on, self.end, self.message_id = threading.Event(), threading.Event(), ""
+
+        @dramatiq.actor(broker=self.broker)
+        def work() -> None:
+            self.message_id = current_status().message_id
+            assert self.go_on.wait(PATIENCE)
+            current_progress().increment(7)
+            assert self.end.wait(PATIENCE)
+
+        work.send()
+
+    def check_that_it_goes_on(self) -> None:
+        """It is heard of, and what it writes is stored while it runs."""
+        heard = len(self.backend.updates(self.message_id, Kind.HEARTBEAT))
+        self.backend.wait_for(lambda: len(self.backend.updates(self.message_id, Kind.HEARTBEAT)) > heard)
+        self.go_on.set()
+        self.backend.wait_for(lambda: self.backend.field(self.message_id, PROGRESS) == "7")
+        self.end.set()
+        assert StatusRegistry.wait(self.message_id, backend=self.backend).completed
+
+
+def test_another_worker_of_the_process_stops() -> None:
+    # Given a job that runs in one of two workers of a process
+    job = Long()
+    with working(job.broker, threads=1):
+        eventually(lambda: job.message_id)
+        # When the other one stops
+        with working(job.broker, threads=1):
+            pass
+        # Then the job's status goes on
+        job.check_that_it_goes_on()
+
+
+def test_a_job_that_outlives_its_worker() -> None:
+    # Given a job
+    job = Long()
+    worker = dramatiq.Worker(job.broker, worker_timeout=10, worker_threads=1)
+    worker.start()
+    eventually(lambda: job.message_id)
+    # When its worker no longer waits for it
+    worker.stop(timeout=1)
+    # Then its status goes on until it ends
+    job.check_that_it_goes_on()
+    worker.join()
+
+
+def test_a_handle_that_outlives_its_worker() -> None:
+    # Given a handle to another message that a job has left behind, and a worker that has stopped
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    handles: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def work(other_id: str = "") -> None:
+        if other_id:
+            handles.append(StatusRegistry.progress(other_id, broker=broker))
+
+    other = work.send()
+    work.send(other.message_id)
+    run(broker)
+    # When somebody goes on to count on it
+    handles[0].increment(3)
+    # Then that is stored, too
+    backend.wait_for(lambda: backend.field(other.message_id, PROGRESS) == "3")
