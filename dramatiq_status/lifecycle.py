@@ -9,6 +9,7 @@ rejection, and an acknowledgement on a delay queue ends nothing.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -114,8 +115,8 @@ def queue_of(queue_name: str) -> str:
     return queue_name.removesuffix(_DELAY_SUFFIX)
 
 
-def describe_exception(exception: BaseException) -> dict[str, str]:
-    """What is stored of an exception: its type and its message."""
+def describe_exception(exception: BaseException, max_size: int) -> dict[str, str]:
+    """What is stored of an exception: its type and its message, in at most so many bytes of JSON."""
     try:
         message = str(exception)
     except Exception:
@@ -123,4 +124,31 @@ def describe_exception(exception: BaseException) -> dict[str, str]:
         message = "<str() of the exception failed>"
     if len(message) > MAX_EXCEPTION_LENGTH:
         message = message[: MAX_EXCEPTION_LENGTH - 3] + "..."
-    return {"type": type(exception).__name__, "message": message}
+    name = shortened(type(exception).__name__, max_size // 2)
+    return {"type": name, "message": shortened(message, max_size - _size({"type": name, "message": ""}) + 2)}
+
+
+def shortened(text: str, max_size: int, *, end: bool = False) -> str:
+    """Cut a text so that it takes at most so many bytes as JSON; where `end` is said its end is kept.
+
+    >>> shortened("abcdefghij", 10), shortened("abcdefghij", 10, end=True), shortened("\\u00e4bc", 9)
+    ('abcde...', '...fghij', '...')
+    """
+    if len(text) * 6 + 2 <= max_size or _size(text) <= max_size:
+        return text
+    kept, too_many = 0, min(len(text), max(0, max_size))
+    while too_many - kept > 1:
+        middle = (kept + too_many) // 2
+        if _size(_cut(text, middle, end)) <= max_size:
+            kept = middle
+        else:
+            too_many = middle
+    return _cut(text, kept, end)
+
+
+def _cut(text: str, kept: int, end: bool) -> str:
+    return "..." + text[len(text) - kept :] if end else text[:kept] + "..."
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, separators=(",", ":")))

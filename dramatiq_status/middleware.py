@@ -23,7 +23,7 @@ from .channel import RunChannel
 from .context import Binding, bind, current_binding
 from .errors import BackendError, StatusOptionError
 from .fields import encode_fields, encode_value
-from .lifecycle import Decision, Frame, ThreadNotes, describe_exception, is_delayed_copy, queue_of
+from .lifecycle import Decision, Frame, ThreadNotes, describe_exception, is_delayed_copy, queue_of, shortened
 from .outage import Outage, logger
 from .progress import Progress
 from .record import (
@@ -233,6 +233,8 @@ class StatusMiddleware(Middleware):
         binding = self._binding()
         inside = notes.worker or binding is not None
         settings = self._settings_of(broker, message, strict=not inside)
+        if not _SETTINGS_OPTIONS.isdisjoint(message.options):
+            _write_back(message.options, settings)
         if not settings.tracked:
             return
         epoch = _next_epoch(message.options)
@@ -247,7 +249,7 @@ class StatusMiddleware(Middleware):
             # A tracer that stands first sees the retry before the outcome.
             exception = frame.exception or _exception_in_flight(frame.context.message)
             if exception is not None:
-                fields.update(_fields_of_exception(exception, settings))
+                fields.update(self._fields_of_exception(exception, settings))
             lane, barrier = frame.context.lane, Barrier()
             lane.add(Enqueue(epoch, fields))
             lane.add(barrier)
@@ -404,7 +406,7 @@ class StatusMiddleware(Middleware):
                 # not say why it rejects a message without running it.
                 exception = sys.exc_info()[1] if frame.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if exception is not None:
-                fields.update(_fields_of_exception(exception, settings))
+                fields.update(self._fields_of_exception(exception, settings))
         elif "result" in settings.includes:
             self._include(fields, RESULT, "result", frame.result)
         return Finish(state, fields, settings.status_ttl)
@@ -476,12 +478,13 @@ class StatusMiddleware(Middleware):
             if actor is not None:
                 self._settings[name] = settings
         if not _SETTINGS_OPTIONS.isdisjoint(options):
-            try:
-                settings = _refine(settings, options, f"message {message.message_id!r}")
-            except StatusOptionError as e:
-                if strict:
-                    raise
-                logger.error("%s The option is ignored.", e)
+            for option in _SETTINGS_OPTIONS.intersection(options):
+                try:
+                    settings = _refine(settings, {option: options[option]}, f"message {message.message_id!r}")
+                except StatusOptionError as e:
+                    if strict:
+                        raise
+                    logger.error("%s The option is ignored.", e)
         if settings.tracked and EPOCH_OPTION not in options:
             # Otherwise it was checked when it was enqueued.
             try:
@@ -504,20 +507,25 @@ class StatusMiddleware(Middleware):
             fields[STATUS_TTL] = str(settings.status_ttl)
         given = message.options.get("status")
         if given is not None:
-            fields.update(self._given_fields(given, message, strict=strict))
+            encoded, message.options["status"] = self._given_fields(given, message, strict=strict)
+            fields.update(encoded)
         if "message" in settings.includes:
             self._include(fields, ARGS, "args", list(message.args))
             self._include(fields, KWARGS, "kwargs", message.kwargs)
         return fields
 
-    def _given_fields(self, given: Any, message: Any, *, strict: bool) -> Record:
+    def _given_fields(self, given: Any, message: Any, *, strict: bool) -> tuple[Record, dict[str, Any]]:
+        """What was given when the message was sent, encoded, and what is right of it as a dict: a broker
+        cannot send what is not JSON.
+        """
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if not isinstance(given, Mapping):
             if strict:
                 raise StatusOptionError(f"The option 'status' of {where} must be a dict, not {type(given).__name__}.")
             logger.error("The option 'status' of %s is not a dict and is ignored.", where)
-            return {}
+            return {}, {}
         fields: Record = {}
+        right: dict[str, Any] = {}
         for name, value in given.items():
             try:
                 encoded, state = encode_fields({name: value}, max_size=self.backend.max_field_size)
@@ -529,12 +537,28 @@ class StatusMiddleware(Middleware):
                 logger.error("A field in the option 'status' of %s is ignored. %s", where, e)
             else:
                 fields.update(encoded)
+                right[name] = value
+        return fields, right
+
+    def _fields_of_exception(self, exception: BaseException, settings: Settings) -> Record:
+        fields: Record = {}
+        self._include(fields, EXCEPTION, "exception", describe_exception(exception, self.backend.max_field_size))
+        if "traceback" in settings.includes:
+            try:
+                text = "".join(traceback.format_exception(exception, limit=_TRACEBACK_LIMIT))
+            except Exception as e:
+                # As above.
+                logger.warning("A traceback cannot be written: %s", e)
+            else:
+                # Its end says most: the exception, and where it was raised.
+                self._include(fields, TRACEBACK, "traceback", shortened(text, self.backend.max_field_size, end=True))
         return fields
 
     def _include(self, fields: Record, stored: str, name: str, value: Any) -> None:
         try:
             fields[stored] = encode_value(name, value, self.backend.max_field_size)
-        except (TypeError, ValueError) as e:
+        except Exception as e:
+            # Whatever it is that the job has left: its status must not suffer.
             logger.warning("It is not included: %s", e)
 
     # Shutting down
@@ -575,14 +599,6 @@ def _exception_in_flight(message: Any) -> BaseException | None:
     return found if isinstance(found, BaseException) else None
 
 
-def _fields_of_exception(exception: BaseException, settings: Settings) -> Record:
-    fields = {EXCEPTION: encode_value("exception", describe_exception(exception), 1 << 20)}
-    if "traceback" in settings.includes:
-        text = "".join(traceback.format_exception(exception, limit=_TRACEBACK_LIMIT))
-        fields[TRACEBACK] = encode_value("traceback", text, 1 << 20)
-    return fields
-
-
 def _abandon(binding: Binding) -> None:
     if binding.frame is not None and not binding.frame.settled:
         binding.frame.context.lane.close()
@@ -602,6 +618,21 @@ def _refine(settings: Settings, options: Mapping[str, Any], where: str) -> Setti
     except (TypeError, ValueError) as e:
         raise StatusOptionError(f"An option of {where} is wrong. {e}") from e
     return settings
+
+
+def _write_back(options: dict[str, Any], settings: Settings) -> None:
+    """Write what a message's options were found to mean in their place: a broker cannot send sets and timedeltas,
+    nor what is wrong.
+    """
+    checked = {
+        "track_status": settings.tracked,
+        "status_ttl": settings.status_ttl,
+        "status_throttle": settings.throttle,
+        "status_includes": sorted(settings.includes),
+    }
+    for option in checked.keys() & options:
+        if options[option] is not None:
+            options[option] = checked[option]
 
 
 def _check_includes(name: str, includes: Iterable[str]) -> frozenset[str]:

@@ -128,7 +128,7 @@ class Mute(Exception):
     ids=["text", "no-text", "quoted", "no-exception-class", "str-fails", "long", "too-long"],
 )
 def test_what_is_stored_of_an_exception(exception: BaseException, expected: dict[str, str]) -> None:
-    assert describe_exception(exception) == expected
+    assert describe_exception(exception, 65_536) == expected
 
 
 def test_notes_are_a_thread_s_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import dramatiq
@@ -90,6 +91,75 @@ def test_bad_options_inside_of_an_actor_do_not_harm_it(backend: RecordingBackend
     # Then the good field is stored
     first, second = (StatusRegistry.get(message, broker=broker) for message in sent)
     assert first.completed and first["good"] == 1 and second.completed
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({"status_includes": {"traceback", "message"}}, {"status_includes": ["message", "traceback"]}),
+        ({"status_ttl": timedelta(minutes=2)}, {"status_ttl": 120_000}),
+        ({"status_throttle": timedelta(seconds=3)}, {"status_throttle": 3000}),
+        ({"status": MappingProxyType({"user_id": 42})}, {"status": {"user_id": 42}}),
+        ({"status_includes": frozenset(), "track_status": False}, {"status_includes": [], "track_status": False}),
+    ],
+)
+def test_options_that_are_not_json_are_sent(
+    backend: RecordingBackend, broker: StubBroker, inside: bool, options: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    found: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def outer() -> None:
+        found.append(work.send_with_options(**options))
+
+    # When a message is sent with options that JSON does not know
+    if inside:
+        outer.send()
+        run(broker)
+    else:
+        outer.fn()
+    # Then they have become what they mean
+    (message,) = found
+    given = dramatiq.Message.decode(message.encode()).options
+    assert {name: given[name] for name in sent} == sent
+    # And nothing of them is lost on the way
+    run(broker)
+    snapshot = StatusRegistry.read(message, broker=broker)
+    if sent.get("track_status") is False:
+        assert snapshot is None
+    else:
+        assert (
+            snapshot is not None
+            and snapshot.completed
+            and snapshot.get("user_id") == sent.get("status", {}).get("user_id")
+        )
+        assert ("args" in snapshot.to_dict()) is ("status_includes" in sent)
+
+
+def test_bad_options_that_are_not_json_do_not_harm_an_actor(backend: RecordingBackend, broker: StubBroker) -> None:
+    sent: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def inner() -> None: ...
+
+    # Given an actor that sends messages with what neither we nor JSON know, and one good option
+    @dramatiq.actor(broker=broker)
+    def outer() -> None:
+        sent.append(inner.send_with_options(status={"good": 1, "bad": object()}))
+        sent.append(inner.send_with_options(status={1, 2}))
+        sent.append(inner.send_with_options(status_ttl=object(), status_includes={"message"}))
+
+    # When it runs
+    message = outer.send()
+    run(broker)
+    # Then all of it has been done, and what is good is there
+    assert StatusRegistry.get(message, broker=broker).completed
+    one, two, three = (StatusRegistry.get(message, broker=broker) for message in sent)
+    assert one.completed and one["good"] == 1 and two.completed and three.completed and three["args"] == []
 
 
 @pytest.mark.parametrize(
