@@ -32,6 +32,14 @@ class Binding(NamedTuple):
     progress: Progress
     writer: Writer | None = None
     frame: Frame | None = None
+    hidden: Hidden | None = None
+
+
+class Hidden(NamedTuple):
+    """What a message that is not tracked hides, and the id of that message."""
+
+    binding: Binding
+    message_id: str
 
 
 _binding: ContextVar[Binding | None] = ContextVar("dramatiq_status", default=None)
@@ -58,6 +66,18 @@ def detached_binding(channel: Channel | None = None) -> Binding:
     """Handles that write nowhere but to memory."""
     channel = channel or DetachedChannel()
     return Binding(Status(channel), Progress(channel))
+
+
+def hiding(binding: Binding, message_id: str) -> Binding:
+    """Handles for a message that is not tracked and runs inside of another, which has that binding."""
+    return detached_binding()._replace(hidden=Hidden(binding, message_id))
+
+
+def uncover(message_id: str) -> None:
+    """The message that is not tracked is over: bind again what it has hidden, if it has."""
+    binding = _binding.get()
+    if binding is not None and binding.hidden is not None and binding.hidden.message_id == message_id:
+        bind(binding.hidden.binding)
 
 
 def current_status() -> Status:

@@ -20,7 +20,7 @@ from dramatiq.middleware import Middleware
 
 from .backend import StatusBackend, check_duration, check_message_id, now_ms
 from .channel import RunChannel
-from .context import Binding, bind, current_binding
+from .context import Binding, bind, current_binding, hiding, uncover
 from .errors import BackendError, StatusOptionError
 from .fields import encode_fields, encode_value
 from .lifecycle import Decision, Frame, ThreadNotes, describe_exception, is_delayed_copy, queue_of, shortened
@@ -318,7 +318,8 @@ class StatusMiddleware(Middleware):
             previous = None
         settings = self._settings_of(broker, given, strict=False)
         if not settings.tracked:
-            bind(None)
+            # Its end brings back what it hides; a worker's thread has nothing to hide.
+            bind(None if previous is None else hiding(previous, given.message_id))
             return
         if previous is not None and previous.frame is not None and previous.frame.message_id == given.message_id:
             # A broker that retries inside of the hooks.
@@ -423,6 +424,8 @@ class StatusMiddleware(Middleware):
                 self._settle(broker, message, rejected=rejected)
             frame.exception = frame.result = None
             bind(frame.context.previous)
+        else:
+            uncover(message.message_id)
         notes.forget()
 
     # Frames

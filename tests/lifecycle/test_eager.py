@@ -131,6 +131,46 @@ def test_a_message_that_is_sent_by_another_has_a_status_of_its_own(eager: Eager)
     assert current_binding() is None
 
 
+@pytest.mark.parametrize("failing", [False, True], ids=["succeeds", "fails"])
+def test_a_message_that_is_not_tracked_gives_back_what_it_hides(eager: Eager, failing: bool) -> None:
+    # Given an actor that sends one that is not tracked; that sends one that is, and may fail
+    def innermost() -> None:
+        eager.note()
+
+    def inner() -> None:
+        eager.note()
+        current_status()["who"] = "nobody"
+        third.send()
+        eager.note()
+        if failing:
+            raise Boom
+
+    def outer() -> None:
+        current_progress().increment(3)
+        try:
+            second.send()
+        except Boom:
+            assert failing
+        eager.note()
+        current_status()["who"] = "outer"
+        current_progress().increment(4)
+
+    third, second = eager.actor(innermost), eager.actor(inner, track_status=False, max_retries=1)
+
+    # When it is sent
+    message = eager.actor(outer).send()
+
+    # Then it has its own handle again behind that, which wrote nowhere
+    outer_id = message.message_id
+    runs = 2 if failing and not eager.broker.fail_fast else 1
+    nested = [("" if found in ("", outer_id) else "tracked") for found in eager.bound[:-1]]
+    assert nested == ["", "tracked", ""] * runs and eager.bound[-1] == outer_id
+    assert eager.bound.count(outer_id) == 1
+    last = eager.read(outer_id)
+    assert (eager.end(outer_id), last["who"], last["progress"]) == (("wc", 1, None, False), "outer", 7)
+    assert current_binding() is None
+
+
 def test_a_retry_runs_inside_of_the_first_run(lenient: Eager) -> None:
     # Given an actor that fails once; the broker runs it again from inside of Retries' hook
     def flaky() -> None:
