@@ -18,7 +18,7 @@ import dramatiq
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware
 
-from .backend import StatusBackend, check_duration, check_message_id, now_ms
+from .backend import StatusBackend, check_duration, check_message_id, check_number, now_ms
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, hiding, uncover
 from .errors import BackendError, StatusOptionError
@@ -75,9 +75,11 @@ SHUTDOWN_TIMEOUT: Final = 5.0
 _TRACEBACK_LIMIT: Final = 30
 
 #: The message options that are ours: which enqueue a message is the
-#: delivery of, and the store's receipt of it.
+#: delivery of, the store's receipt of it, and the heartbeat interval that its record
+#: may name, where that is not the default.
 EPOCH_OPTION: Final = "status_epoch"
 RECEIPT_OPTION: Final = "status_receipt"
+HEARTBEAT_OPTION: Final = "status_heartbeat"
 
 #: Draws tokens of runs and roots of epochs, which only have to differ: without a system call each.
 _token = Random(os.urandom(32))
@@ -173,7 +175,7 @@ class StatusMiddleware(Middleware):
         is :attr:`.Snapshot.stalled`: they should be longer than any
         call into C that keeps the interpreter lock.  By default 15 seconds.
       max_pending(int): For how many messages a worker keeps updates in
-        memory while the store is down.
+        memory while the store is down; at least 1.
     """
 
     def __init__(
@@ -201,7 +203,10 @@ class StatusMiddleware(Middleware):
         )
         self._outage = Outage(type(backend).__name__)
         self._writer = Writer(
-            backend, self._outage, heartbeat_interval=self.heartbeat_interval, max_pending=max_pending
+            backend,
+            self._outage,
+            heartbeat_interval=self.heartbeat_interval,
+            max_pending=check_number("max_pending", max_pending, minimum=1),
         )
         self._notes = ThreadNotes()
         # By actor; actors are few and live as long as the process.
@@ -239,6 +244,8 @@ class StatusMiddleware(Middleware):
             return
         epoch = _next_epoch(message.options)
         message.options[EPOCH_OPTION] = epoch
+        if self.heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
+            message.options[HEARTBEAT_OPTION] = self.heartbeat_interval
         fields = self._fields_of(message, settings, strict=not inside)
         if delay is not None:
             fields[SCHEDULED_AT] = str(now_ms() + int(delay))
@@ -331,7 +338,12 @@ class StatusMiddleware(Middleware):
         origin = None
         if RECEIPT_OPTION in options:
             origin = Origin(Update(Kind.ENQUEUE, frame.epoch, fields=lane.base), options[RECEIPT_OPTION])
-        lane.add(Start({STARTED_AT: str(now_ms())}, int(options.get("retries") or 0) + 1, origin))
+        fields = {STARTED_AT: str(now_ms())}
+        if self.heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
+            # The record may name that of a process that has enqueued it. (What a worker that died has named is not
+            # known here: a message is shown as stalled where the next worker's is more than three times as long.)
+            fields[HEARTBEAT_INTERVAL] = str(self.heartbeat_interval)
+        lane.add(Start(fields, int(options.get("retries") or 0) + 1, origin))
         bind(binding)
         # Not before it is bound: an interrupt between the two would leave a lane that nobody closes.
         self._writer.running[lane] = None

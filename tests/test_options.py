@@ -14,7 +14,7 @@ from dramatiq.results.backends import StubBackend as StubResults
 
 from dramatiq_status import StatusMiddleware, StatusOptionError, StatusRegistry, current_status
 from dramatiq_status.backend import MAX_DURATION, MAX_TIMEOUT
-from dramatiq_status.record import HEARTBEAT_INTERVAL, LIVE_TTL
+from dramatiq_status.record import EXCEPTION, HEARTBEAT_INTERVAL, LIVE_TTL, TRACEBACK
 
 from .recording import RecordingBackend, make_broker, run
 
@@ -188,6 +188,9 @@ def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
         ("includes", {"x"}, ValueError),
         ("includes", "result", TypeError),
         ("backend", None, TypeError),
+        ("max_pending", "x", TypeError),
+        ("max_pending", 0, ValueError),
+        ("max_pending", -1, ValueError),
     ],
 )
 def test_bad_parameters(backend: RecordingBackend, parameter: str, value: Any, error: type[Exception]) -> None:
@@ -314,3 +317,79 @@ def test_what_cannot_be_included_is_left_out(backend: RecordingBackend) -> None:
     # Then the message is completed without them
     found = StatusRegistry.get(message, broker=broker)
     assert found.completed and "args" not in found and "result" not in found
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("size", [200, 1000, 65_536])
+def test_an_exception_that_is_too_large(backend: RecordingBackend, retries: int, size: int) -> None:
+    # Given a store with room for so much in a field, and an exception with more of everything
+    backend.max_field_size = size
+    broker = make_broker(backend, includes={"traceback"})
+    loud = type("Loud" * 20_000, (Exception,), {})
+
+    @dramatiq.actor(broker=broker, max_retries=retries)
+    def work() -> None:
+        raise loud("\u00e4\n" * 600_000 + "the end")
+
+    # When a job fails with it, at once or after a retry
+    message = work.send()
+    run(broker)
+    # Then it failed, and what there is room for is stored: how the text begins, and how the traceback ends
+    snapshot = StatusRegistry.read(message, broker=broker)
+    assert snapshot is not None and snapshot.failed and snapshot.attempts == retries + 1
+    for name in (EXCEPTION, TRACEBACK):
+        stored = [update.fields[name] for update in backend.updates(message.message_id) if name in update.fields]
+        assert (len(stored) == retries + 1 and all(size - 30 < len(text) <= size for text in stored)) or (
+            name == EXCEPTION and max(map(len, stored)) <= size
+        )
+        assert json.loads(stored[-1])
+    exception = snapshot.exception
+    assert exception is not None and exception["type"].startswith("Loud") and exception["message"].endswith("...")
+    trace = snapshot.to_dict()["traceback"]
+    assert trace.startswith("...") and trace.endswith("the end\n")
+
+
+class Broken(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("no items")
+
+
+def test_a_result_that_breaks_what_looks_at_it(backend: RecordingBackend) -> None:
+    broker = make_broker(backend, includes={"result"})
+
+    # Given an actor whose result cannot even be looked at
+    @dramatiq.actor(broker=broker)
+    def work() -> Any:
+        return Broken(a=1)
+
+    # When it has run
+    message = work.send()
+    run(broker)
+    # Then it is completed without it
+    snapshot = StatusRegistry.read(message, broker=broker)
+    assert snapshot is not None and snapshot.completed and "result" not in snapshot.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("producer", "worker", "said"),
+    [(15_000, 15_000, None), (100, 15_000, "15000"), (15_000, 200, "200"), (100, 200, "200"), (200, 200, "200")],
+)
+def test_the_heartbeat_interval_is_that_of_the_worker(
+    backend: RecordingBackend, producer: int, worker: int, said: str | None
+) -> None:
+    # Given a message that was sent by a process with one interval
+    sender = make_broker(backend, heartbeat_interval=producer)
+    broker = make_broker(backend, heartbeat_interval=worker)
+    found: list[str | None] = []
+
+    def look() -> None:
+        current_status().flush()
+        found.append(backend.field(current_status().message_id, HEARTBEAT_INTERVAL))
+
+    message = dramatiq.actor(look, broker=sender).send()
+    dramatiq.actor(look, broker=broker)
+    # When it runs in a worker with one of its own
+    broker.enqueue(dramatiq.Message.decode(message.encode()))
+    run(broker)
+    # Then its record says how often that is heard of; nothing where both are the default
+    assert found == [said]
