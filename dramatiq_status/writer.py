@@ -31,7 +31,7 @@ from .backend import StatusBackend
 from .errors import BackendError
 from .fields import MAX_COUNT, check_count
 from .outage import LONGEST_PAUSE, Outage, logger
-from .rate import RateMeter
+from .rate import SHORTEST, RateMeter
 from .record import (
     ATTEMPTS,
     CLEARED_BY_START,
@@ -246,6 +246,8 @@ class Lane:
     retry_at = 0.0
     _base: Record | None = None
     _meter: RateMeter | None = None
+    # When a total without a progress has begun the first leg.
+    _total_at = -math.inf
 
     def __init__(
         self,
@@ -526,18 +528,22 @@ class Lane:
         """A progress of 0, or below the present one, begins a new leg; the
         first progress or total begins the first.
         """
+        now = time.monotonic()
         begun = self._meter is not None and self._meter.begun
+        before = number_of(known.get(PROGRESS, "0"))
         if PROGRESS in fields:
             count = number_of(fields[PROGRESS])
-            if begun and 0 < count >= number_of(known.get(PROGRESS, "0")):
+            # Right behind its total it says where the job takes up its work, and not how fast it was.
+            taken_up, self._total_at = now - self._total_at < SHORTEST, -math.inf
+            if begun and 0 < count >= before and not taken_up:
                 return
         elif TOTAL in fields and not begun:
-            count = 0
+            count, self._total_at = before, now
         else:
             return
         if self._meter is None:
             self._meter = RateMeter()
-        self._meter.begin(count, time.monotonic())
+        self._meter.begin(count, now)
         if known.pop(RATE, None) is not None:
             entry.fields[RATE] = "null"
 

@@ -176,6 +176,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+class Idle(Writer):
+    """Sends nothing by itself."""
+
+    def put(self, lane: Lane) -> None:
+        pass
+
+
 class Run:
     """A run whose writes are sent when the test says so."""
 
@@ -183,7 +190,7 @@ class Run:
         self.clock = clock
         self.backend = backend or StubBackend()
         epoch = Epoch(1, attempts)
-        self.lane = Lane(Writer(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run=attempts, epoch=epoch)
+        self.lane = Lane(Idle(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run=attempts, epoch=epoch)
         self.backend.update("m", Update(Kind.ENQUEUE, epoch))
         self.lane.add(Start({}, attempts, None))
 
@@ -261,9 +268,49 @@ def test_a_leg_is_measured_from_where_it_begins(clock: Clock) -> None:
     run.write(total="100")
     run.send()
     # When it has come to 30 in three seconds
+    clock.now += 3
     run.write(progress="30")
     # Then that is its rate
-    assert run.send(after=3).rate == 10
+    assert run.send().rate == 10
+
+
+@pytest.mark.parametrize(
+    "first", ["total, progress", "increment, total", "total and progress", "increment, flush, total"]
+)
+def test_work_that_is_taken_up_is_no_speed(clock: Clock, first: str) -> None:
+    # Given a run that says where it takes up its work, in whatever order
+    run = Run(clock)
+    if first == "total, progress":
+        run.write(total="10000")
+        run.send(after=0.01)
+        run.write(progress="5000")
+    elif first == "total and progress":
+        run.write(total="10000", progress="5000")
+    else:
+        run.lane.increment(5000)
+        if "flush" in first:
+            run.send(after=0.01)
+        run.write(total="10000")
+    assert run.send(after=0.01).rate is None
+    # When it does 20 in a second, for ten seconds
+    for _ in range(10):
+        run.lane.increment(20)
+        snapshot = run.send(after=1)
+    # Then that is its rate, and what it has found done is not part of it
+    assert snapshot.rate == pytest.approx(20, rel=0.02)
+    assert snapshot.time_remaining is not None and snapshot.time_remaining > timedelta(seconds=230)
+
+
+def test_only_the_first_progress_takes_up_work(clock: Clock) -> None:
+    # Given a run with a total, that says at once how far it has come, and then often
+    run = Run(clock)
+    run.write(total="10000")
+    for tenth in range(1, 101):
+        run.write(progress=str(tenth))
+        snapshot = run.send(after=0.1)
+    # When it has done so for ten seconds
+    # Then that is its rate
+    assert snapshot.rate == pytest.approx(10, rel=0.02)
 
 
 def test_a_first_count_out_of_nowhere_says_nothing_of_the_speed(clock: Clock) -> None:
