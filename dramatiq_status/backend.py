@@ -147,7 +147,11 @@ class StatusBackend(abc.ABC):
             do with their records.
 
         Returns:
-          list[Outcome]: What became of each.
+          list[Outcome]: What became of each: ``Outcome.REFUSED`` where one
+          of many is too large for the store.
+
+        Raises:
+          ValueError: When nothing of it can be stored: the writer then sends each by itself.
         """
 
     @abc.abstractmethod

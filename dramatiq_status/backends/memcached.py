@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from ..backend import StatusBackend, escape_namespace, now_ms
 from ..errors import BackendError
+from ..outage import logger
 from ..record import VERSION, Kind, Outcome, Record, Update, apply, from_pairs, is_finished
 from ..snapshot import Snapshot, take_pairs
 from ._fleet import Fleet, Pool, clients_for, clients_of, hung_up
@@ -141,20 +142,26 @@ class MemcachedBackend(StatusBackend):
         """
         outcome = self._rewrite(message_id, update)
         if outcome is None:
-            (outcome,), error = self._attempt(((message_id, update),))
-            if error is not None:
+            (outcome,), errors = self._attempt(((message_id, update),))
+            for error in errors:
                 raise error
         return outcome
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        error: BackendError | None = None
+        error: Exception | None = None
         if len(updates) == 1:
             try:
                 return [self.update(*updates[0])]
             except BackendError as e:
                 outcomes, error = [Outcome.UNREACHED], e
         else:
-            outcomes, error = self._attempt(updates)
+            outcomes, errors = self._attempt(updates)
+            for found in errors:
+                if isinstance(found, BackendError):
+                    error = found
+                else:
+                    # The others are stored, and must not be sent again because of this one.
+                    logger.error("Something of an update is not stored: %s", found)
         if error is not None and not self._fleet.goes_on():
             raise error
         return outcomes
@@ -179,9 +186,9 @@ class MemcachedBackend(StatusBackend):
         (outcome,) = self.update_many(((message_id, update),))
         return lambda: outcome
 
-    def _attempt(self, updates: Sequence[tuple[str, Update]]) -> tuple[list[Outcome], BackendError | None]:
-        """Carry out updates as far as their servers answer; tell what
-        happened where one does not.
+    def _attempt(self, updates: Sequence[tuple[str, Update]]) -> tuple[list[Outcome], list[Exception]]:
+        """Carry out updates as far as their servers answer and their items
+        have room; tell what happened where they do not.
         """
         jobs: dict[str, Job] = {}
         for index, (message_id, update) in enumerate(updates):
@@ -190,21 +197,21 @@ class MemcachedBackend(StatusBackend):
                 job = jobs[message_id] = Job(message_id, self._place(message_id)[0])
             job.indexes.append(index)
             job.updates.append(update)
-        error: BackendError | None = None
+        errors: list[Exception] = []
         for pool, group in self._fleet.by_server(jobs.values(), lambda job: self._place(job.message_id)[1]):
             try:
                 for first in range(0, len(group), WRITES_A_ROUND):
                     self._carry_out(pool, group[first : first + WRITES_A_ROUND])
             except BackendError as e:
-                error = e
+                errors.append(e)
         outcomes = [Outcome.UNREACHED] * len(updates)
         for job in jobs.values():
-            if job.error is not None:
-                raise job.error
             if job.done:
+                if job.error is not None:
+                    errors.append(job.error)
                 for index, outcome in zip(job.indexes, job.outcomes):
                     outcomes[index] = outcome
-        return outcomes, error
+        return outcomes, errors
 
     def _begin(self, message_id: str, update: Update) -> Callable[[], Outcome] | None:
         """Send an update that makes a record where there is none; None
