@@ -956,7 +956,10 @@ class Writer:
             return False
         except Exception:
             return self._send_singly(taken)
-        self.outage.succeeded()
+        if self.outage.down:
+            # Nobody has heard of running messages meanwhile.
+            self._beat_at = now
+            self.outage.succeeded()
         first = 0
         for lane, found in taken:
             last = first + len(found)
@@ -1016,6 +1019,9 @@ class Writer:
 
     def _beat(self) -> None:
         """Say of all running messages that they run, in one round trip."""
+        if self.outage.blocked:
+            self._beat_at = self.outage.retry_at
+            return
         self._beat_at = time.monotonic() + self._interval
         lanes = [lane for lane in list(self.running) if lane.thread.is_alive()]
         if not lanes or self.outage.blocked:
@@ -1024,8 +1030,11 @@ class Writer:
             outcomes = self.backend.update_many([(lane.message_id, lane.heartbeat()) for lane in lanes])
         except BackendError as e:
             self._failed(e)
+            self._beat_at = min(self._beat_at, self.outage.retry_at)
             return
         self.outage.succeeded()
+        if Outcome.UNREACHED in outcomes:
+            self._beat_at = min(self._beat_at, time.monotonic() + LONGEST_PAUSE)
         for lane, outcome in zip(lanes, outcomes):
             if outcome is Outcome.MISSING:
                 lane.restore()

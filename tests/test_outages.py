@@ -18,7 +18,8 @@ from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, curr
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.outage import FIRST_PAUSE, LONGEST_PAUSE, Outage
-from dramatiq_status.record import Kind
+from dramatiq_status.record import COMPLETED, Epoch, Kind, Update
+from dramatiq_status.writer import Barrier, Finish, Start, Writer
 
 from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from .servers import MemcachedServer, RedisServer, Server
@@ -515,6 +516,162 @@ def test_who_waits_while_another_sends_is_served_next() -> None:
         # Then all are served long before their time is out
         join(broker, worker)
     assert [StatusRegistry.get(message, backend=backend).state for message in messages] == ["completed"] * 6
+
+
+class Threadless(Writer):
+    """Sends only what others send for it."""
+
+    def _ensure_thread(self) -> None:
+        pass
+
+
+def test_a_worker_s_thread_sends_only_what_may_be_sent_twice() -> None:
+    # Given a writer whose thread does nothing, and an increment of another message that waits
+    backend = RecordingBackend()
+    writer = Threadless(backend, Outage("a store"))
+    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    parent = writer.outside("parent")
+    parent.increment(3)
+    # When a worker's thread, which may be interrupted in the middle, stores its final state itself
+    lane = writer.begin_run("child", run=7, epoch=Epoch(2, 1), throttle=0, base=dict)
+    barrier = Barrier()
+    lane.add(Start({}, 1, None))
+    lane.finish(Finish(COMPLETED, {}, 1000), barrier)
+    assert writer.confirm(lane, barrier)
+    # Then it has left that to the thread
+    assert {message_id for call in backend.calls[1:] for message_id, _ in call} == {"child"}
+    assert list(writer._ready) == [parent]
+
+
+def test_running_messages_are_heard_of_as_soon_as_an_outage_has_ended() -> None:
+    # Given a job that says once an hour that it runs
+    backend = RecordingBackend()
+    broker = make_broker(backend, heartbeat_interval=3_600_000)
+    go_on, end = threading.Event(), threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        assert go_on.wait(PATIENCE)
+        current_status()["step"] = 1
+        assert end.wait(PATIENCE)
+
+    message = work.send()
+    with working(broker):
+        backend.wait_for(lambda: backend.writes(message.message_id))
+        # When the store does not take what it writes
+        broken = Broken(backend)
+        go_on.set()
+        eventually(lambda: broken.failures)
+        # And is back
+        broken.down = False
+        # Then it is said at once
+        backend.wait_for(lambda: backend.updates(message.message_id, Kind.HEARTBEAT))
+        end.set()
+
+
+def test_heartbeats_that_fail_are_sent_when_the_store_is_back() -> None:
+    # Given a quiet job that says once an hour that it runs
+    backend = RecordingBackend()
+    broker = make_broker(backend, heartbeat_interval=3_600_000)
+    (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
+    end = threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        assert end.wait(PATIENCE)
+
+    message = work.send()
+    with working(broker):
+        backend.wait_for(lambda: backend.writes(message.message_id))
+        # When the hour is over, and the store does not answer
+        broken = Broken(backend)
+        middleware._writer._beat_at = 0.0
+        middleware._writer._ring()
+        eventually(lambda: broken.failures >= 2)
+        # And is back
+        broken.down = False
+        # Then it is said although nothing else is written
+        backend.wait_for(lambda: backend.updates(message.message_id, Kind.HEARTBEAT))
+        end.set()
+
+
+def test_heartbeats_that_an_outage_holds_back_are_sent_when_it_may_be_over() -> None:
+    # Given a quiet job that says once an hour that it runs
+    backend = RecordingBackend()
+    broker = make_broker(backend, heartbeat_interval=3_600_000)
+    (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
+    end = threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        assert end.wait(PATIENCE)
+
+    message = work.send()
+    with working(broker):
+        backend.wait_for(lambda: backend.writes(message.message_id))
+        # When the hour is over while nobody may try the store, because another thread's call has failed
+        middleware._outage.failed(BackendError("for this test"))
+        middleware._writer._beat_at = 0.0
+        middleware._writer._ring()
+        # Then it is said as soon as somebody may
+        backend.wait_for(lambda: backend.updates(message.message_id, Kind.HEARTBEAT))
+        end.set()
+
+
+def test_nothing_is_said_for_a_thread_that_has_died() -> None:
+    # Given a run whose thread was killed, and another one
+    backend = RecordingBackend()
+    writer = Writer(backend, Outage("a store"), heartbeat_interval=20)
+    for message_id in ("dead", "alive"):
+        backend.update(message_id, Update(Kind.ENQUEUE, Epoch(1, 1)))
+
+    def begin(message_id: str) -> None:
+        lane = writer.begin_run(message_id, run=7, epoch=Epoch(1, 1), throttle=0, base=dict)
+        lane.add(Start({}, 1, None))
+        writer.running[lane] = None
+
+    thread = threading.Thread(target=begin, args=("dead",))
+    thread.start()
+    thread.join()
+    begin("alive")
+    # When it is said what runs
+    backend.wait_for(lambda: backend.updates("alive", Kind.HEARTBEAT))
+    # Then it is not among that
+    assert backend.updates("dead", Kind.HEARTBEAT) == []
+
+
+def test_an_increment_beside_what_is_too_large_counts_once(
+    memcached_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a parent, and a job whose record has hardly any room left in memcached
+    backend = MemcachedBackend(servers=memcached_url.removeprefix("memcached://"), timeout=20_000)
+    broker = make_broker(backend)
+    (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
+    large = "x" * 60_000
+
+    @dramatiq.actor(broker=broker)
+    def parent() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def work(parent_id: str) -> None:
+        status = current_status()
+        for n in range(16):
+            status[f"field {n}"] = large
+            status.flush()
+        # When it writes more than fits, and counts on its parent, in one batch
+        with middleware._writer._role:
+            status["one"], status["two"], status["three"] = large, large, large
+            StatusRegistry.progress(parent_id, broker=broker).increment(3)
+        status.flush()
+        StatusRegistry.get(parent_id, broker=broker).flush()
+
+    above = parent.send()
+    message = work.send(above.message_id)
+    run(broker, threads=1)
+    # Then that has counted once, and it was said that something is missing
+    assert StatusRegistry.get(above, backend=backend)["progress"] == 3
+    assert StatusRegistry.get(message, backend=backend).completed and message.message_id in caplog.text
+    backend.close()
 
 
 def test_many_calls_that_fail_at_once_are_one_try() -> None:
