@@ -3,10 +3,12 @@
 
 A context variable holds it.  Coroutines, tasks and ``asyncio.to_thread``
 inherit it; threads that a user starts do not (pass them a handle instead).
+A process that is forked off by the actor inherits it, too, and writes from outside.
 """
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import AsyncIterable, Iterable
 from contextvars import ContextVar
@@ -60,6 +62,17 @@ def bind(binding: Binding | None) -> None:
 def current_binding() -> Binding | None:
     """The binding of this context."""
     return _binding.get()
+
+
+def _leave_the_worker() -> None:
+    # A process that an actor has forked off is no worker: its handles write from outside (see `Lane.inherit`), and
+    # what it asks the registry for does, too.
+    binding = _binding.get()
+    if binding is not None:
+        bind(Binding(binding.status, binding.progress))
+
+
+os.register_at_fork(after_in_child=_leave_the_worker)
 
 
 def detached_binding(channel: Channel | None = None) -> Binding:

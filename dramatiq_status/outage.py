@@ -36,6 +36,10 @@ class Outage:
         #: When to try again, by the monotonic clock.
         self.retry_at = 0.0
 
+    def renew(self) -> None:
+        """This process was forked off: who held the lock is not here to let it go."""
+        self._lock = Lock()
+
     @property
     def blocked(self) -> bool:
         """Whether it is too early to try again."""

@@ -10,8 +10,16 @@ Those who write only append to a lane, which takes no lock: an interrupt (a
 time limit, an abort, a shutdown) that strikes a worker's thread in the middle
 of a write can neither tear it nor leave a lock behind. One that strikes while
 the thread sends leaves work half done, so every step here may be done again:
-a lane replaces what it has merged as a whole, and an update that is sent twice
-counts once.
+a lane replaces what it has merged as a whole, and an update of a run that is sent
+twice counts once.
+
+What is written to a message from outside of its run has no place by which the
+store could tell that it has it already.  The background thread alone sends it, and no
+interrupt strikes there; but where the store breaks after an increment and before its reply,
+the increment is sent again, and may count twice.  The other way it could be lost.
+
+A process that was forked off in the middle of a job writes to that job from
+outside as well: at once, on the thread that writes.  Nobody can tell how it will end.
 """
 
 from __future__ import annotations
@@ -334,6 +342,19 @@ class Lane:
         barrier = Barrier()
         self.add(barrier)
         return self._writer.wait(barrier, timeout)
+
+    def inherit(self) -> None:
+        """This process was forked off: write from outside of the run, which goes on in the parent.
+        What the parent has not sent yet is the parent's to send.
+        """
+        self._lock = threading.Lock()
+        self._operations.clear()
+        known = {name: text for name, text in self._merged.known.items() if name != RATE}
+        self._merged = _Merged(NO_EPOCH, 1, [], known)
+        self._kind, self._run, self.repeatable = Kind.OUTSIDE, 0, False
+        self._signalled = self._urgent = self._throttled = False
+        self._throttle, self._due, self._meter = 0.0, 0.0, None
+        self._put = self._writer.send_now
 
     def close(self) -> None:
         """Take no more writes; what was written is still sent."""
@@ -793,6 +814,19 @@ class Writer:
         # before the bell, would let it sleep on.
         self._bell.put(None)
 
+    def send_now(self, lane: Lane) -> None:
+        """Send what a lane has on the calling thread, where the store is not known to be down."""
+        self._signals.append(lane)
+        with self._role:
+            self._heir = None
+            try:
+                self._gather()
+                if self._ready and not self.outage.blocked:
+                    self._send(list(self._ready))
+            except Exception:
+                self._stumble()
+        self._pass_on()
+
     def drain(self, timeout: float) -> bool:
         """Send everything that was written so far, whatever the throttle says;
         for so many seconds at most, and once where the store does not answer.
@@ -1024,7 +1058,7 @@ class Writer:
             return
         self._beat_at = time.monotonic() + self._interval
         lanes = [lane for lane in list(self.running) if lane.thread.is_alive()]
-        if not lanes or self.outage.blocked:
+        if not lanes:
             return
         try:
             outcomes = self.backend.update_many([(lane.message_id, lane.heartbeat()) for lane in lanes])
@@ -1059,8 +1093,12 @@ EXIT_TIMEOUT: Final = 5.0
 
 def _begin_all() -> None:
     for writer in list(_writers):
+        inherited = [*writer.running, *writer._outside.values()]
         # What the parent has not sent yet is the parent's to send.
         writer._begin()
+        writer.outage.renew()
+        for lane in inherited:
+            lane.inherit()
 
 
 def _drain_all() -> None:

@@ -1,0 +1,167 @@
+"""Processes that an actor forks off: what they write to its message is stored, whatever becomes of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import dramatiq
+import pytest
+
+from dramatiq_status import Snapshot, StatusRegistry, current_progress, current_status
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend
+from dramatiq_status.middleware import _token
+from dramatiq_status.record import Epoch, Kind, Update
+
+from ..recording import make_broker, run
+
+HOUR = 3_600_000
+
+fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(params=["redis", "memcached"])
+def backend(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    backend: StatusBackend
+    if request.param == "redis":
+        backend = RedisBackend(url=url, timeout=20_000)
+    else:
+        backend = MemcachedBackend(servers=url.removeprefix("memcached://"), timeout=20_000)
+    yield backend
+    backend.close()
+
+
+def perform(backend: StatusBackend, job: Callable[[], Any], **options: Any) -> Snapshot:
+    """Run a job that forks, and read its status."""
+    broker = make_broker(backend, **options)
+    dramatiq.set_broker(broker)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        job()
+
+    message = work.send()
+    run(broker)
+    return StatusRegistry.wait(message, backend=backend)
+
+
+def count(n: int) -> int:
+    current_progress().increment()
+    return n
+
+
+@pytest.mark.parametrize("throttle", [0, HOUR])
+def test_a_pool_counts_to_the_end(backend: StatusBackend, throttle: int) -> None:
+    # Given a job that counts itself, and has a pool of four processes count; they are killed when they are done
+    def job() -> None:
+        current_progress().total = 110
+        for n in range(10):
+            count(n)
+        with fork.Pool(4) as pool:
+            pool.map(count, range(100), chunksize=25)
+
+    # When it runs
+    snapshot = perform(backend, job, status_throttle=throttle)
+    # Then everything was counted, once
+    assert (snapshot.state, snapshot["progress"], snapshot.total) == ("completed", 110, 110)
+
+
+def count_on(message_id: str) -> None:
+    StatusRegistry.progress(message_id).increment()
+
+
+def test_a_pool_counts_on_another_message(backend: StatusBackend) -> None:
+    # Given a job that has a pool count on the bar of another message
+    def job() -> None:
+        with fork.Pool(4) as pool:
+            pool.map(count_on, ["parent"] * 100, chunksize=25)
+
+    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    # When it runs
+    perform(backend, job)
+    # Then everything was counted
+    assert StatusRegistry.get("parent", backend=backend)["progress"] == 100
+
+
+def test_an_executor_counts_to_the_end(backend: StatusBackend) -> None:
+    # Given a job that has the processes of an executor count
+    def job() -> None:
+        with ProcessPoolExecutor(2, mp_context=fork) as pool:
+            list(pool.map(count, range(50)))
+
+    # When it runs
+    # Then everything was counted
+    assert perform(backend, job)["progress"] == 50
+
+
+def fork_off(child: Callable[[], Any]) -> None:
+    """Have a child of this process do something and vanish, and wait for it."""
+    pid = os.fork()
+    if pid == 0:
+        done = False
+        try:
+            child()
+            done = True
+        finally:
+            os._exit(0 if done else 1)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_child_writes_from_outside(backend: StatusBackend) -> None:
+    # Given a job whose child writes all there is, by every handle
+    def child() -> None:
+        status = current_status()
+        status["field"] = "child"
+        status.update(one=1, status="failed")
+        current_progress().increment(2)
+        StatusRegistry.progress(status.message_id).increment(3)
+        assert status.flush() and current_progress().progress >= 9
+        assert StatusRegistry.read(status.message_id)["progress"] == 12  # type: ignore[index]
+
+    def job() -> None:
+        current_progress().increment(7)
+        current_status().flush()
+        fork_off(child)
+        current_status()["parent"] = True
+        current_progress().increment(1)
+
+    # When it runs
+    snapshot = perform(backend, job)
+    # Then all of it is there, the parent's own too; but what becomes of the message the parent says
+    assert dict(snapshot.fields) == {"field": "child", "one": 1, "parent": True}
+    assert (snapshot.state, snapshot["progress"], snapshot.attempts) == ("completed", 13, 1)
+
+
+def test_a_child_sends_a_message(backend: StatusBackend) -> None:
+    sent = fork.Queue()
+
+    # Given a job whose child sends a message
+    def child() -> None:
+        actor = dramatiq.get_broker().get_actor("work")
+        message = actor.message()
+        dramatiq.get_broker().enqueue(message)
+        sent.put(message.message_id)
+        sent.close()
+        sent.join_thread()
+
+    # When it runs
+    perform(backend, lambda: fork_off(child))
+    # Then that one's status is there
+    assert StatusRegistry.get(sent.get(timeout=20), backend=backend).state == "queued"
+
+
+def test_children_draw_tokens_of_their_own() -> None:
+    # Given processes of one parent
+    drawn = fork.Queue()
+    for _ in range(2):
+        fork_off(lambda: (drawn.put(_token.getrandbits(31)), drawn.close(), drawn.join_thread()))
+    # When each has drawn a token, like the parent
+    tokens = {drawn.get(timeout=20), drawn.get(timeout=20), _token.getrandbits(31)}
+    # Then no two are the same: they would own each other's runs
+    assert len(tokens) == 3
