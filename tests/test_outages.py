@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import dramatiq
@@ -24,15 +27,39 @@ from dramatiq_status.writer import Barrier, Finish, Start, Writer
 from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from .servers import MemcachedServer, RedisServer, Server
 
+#: How long a call may take where the store is stopped or paused in a test, in milliseconds.
+TIMEOUT = 500
+
 
 def a_redis(start_server: Any) -> tuple[Server, StatusBackend]:
     server = start_server(RedisServer())
-    return server, RedisBackend(url=server.url, timeout=200)
+    return server, RedisBackend(url=server.url, timeout=TIMEOUT)
 
 
 def a_memcached(start_server: Any) -> tuple[Server, StatusBackend]:
     server = start_server(MemcachedServer())
-    return server, MemcachedBackend(servers=server.address, timeout=200)
+    return server, MemcachedBackend(servers=server.address, timeout=TIMEOUT)
+
+
+@contextmanager
+def blackhole(port: int) -> Iterator[None]:
+    """A port where connections are not refused, and never made: as behind a firewall that drops them."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(0)
+        # What the kernel does not take any more it leaves unanswered.
+        for _ in range(100):
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.2)
+            try:
+                filler.connect(("127.0.0.1", port))
+            except TimeoutError:
+                break
+        else:
+            pytest.skip("This kernel takes any number of connections.")
+        yield
 
 
 @pytest.mark.parametrize("fault", ["stop", "pause"])
@@ -76,6 +103,36 @@ def test_jobs_go_on_without_a_store(
     assert [(s["n"], s["progress"], s.attempts) for s in found] == [(n, n, 1) for n in range(2, 52)]
     lines = [record.getMessage() for record in caplog.records if "status store" in record.getMessage()]
     assert ["does not answer" in line for line in lines] == [True, False]
+    backend.close()
+
+
+@pytest.mark.parametrize("store", [a_redis, a_memcached])
+def test_a_store_that_cannot_even_be_connected_to(start_server: Any, store: Any) -> None:
+    # Given a store whose host leaves connections unanswered
+    server, backend = store(start_server)
+    server.stop()
+    broker = make_broker(backend)
+    done: list[int] = []
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int) -> None:
+        current_progress().increment(n)
+        current_status().flush()
+        done.append(n)
+
+    with working(broker) as worker:
+        with blackhole(server.port):
+            # When jobs are sent and run
+            messages = [work.send(n) for n in range(30)]
+            join(broker, worker)
+            # Then all were done, and who reads is told
+            assert sorted(done) == list(range(30))
+            with pytest.raises(BackendError):
+                StatusRegistry.read(messages[0], backend=backend)
+        # And when the host is back, every job's status is there
+        server.start()
+        found = eventually(lambda: all_finished(messages, backend))
+    assert [snapshot["progress"] for snapshot in found] == list(range(30))
     backend.close()
 
 
@@ -257,6 +314,67 @@ assert threading.active_count() == 1, threading.enumerate()
     assert StatusRegistry.get(found.stdout.strip(), backend=RedisBackend(url=redis_url)).queued
 
 
+def test_a_worker_that_exits_in_the_middle(redis_url: str) -> None:
+    # Given a process that works, and ends while a job still runs that has written something that is held back
+    script = f"""
+import sys, threading, dramatiq
+from dramatiq.brokers.stub import StubBroker
+from dramatiq_status import StatusMiddleware, current_progress, current_status
+from dramatiq_status.backends import RedisBackend
+broker = StubBroker()
+broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={redis_url!r}), status_throttle=3_600_000))
+dramatiq.set_broker(broker)
+written = threading.Event()
+@dramatiq.actor
+def work():
+    current_progress().increment(1)
+    current_status().flush()
+    current_progress().increment(6)
+    current_status().update(step="last")
+    written.set()
+    threading.Event().wait()
+print(work.send().message_id)
+dramatiq.Worker(broker, worker_timeout=10, worker_threads=1).start()
+assert written.wait(30)
+"""
+    # When it has ended
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    # Then that is stored
+    snapshot = StatusRegistry.read(found.stdout.strip(), backend=RedisBackend(url=redis_url))
+    assert snapshot is not None and snapshot.working and (snapshot["progress"], snapshot["step"]) == (7, "last")
+
+
+def test_a_record_that_is_lost_before_its_retry() -> None:
+    # Given a job that has written something, fails, and is retried; the store loses its record just then
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def work() -> None:
+        status = current_status()
+        if status.get("step") is None:
+            status.update(step="one", total=50)
+            status.flush()
+            backend.before = lose
+            raise ValueError("on purpose")
+
+    def lose(updates: Any) -> None:
+        if any(update.kind is Kind.ENQUEUE for _, update in updates):
+            backend.before = lambda updates: None
+            for message_id, _ in updates:
+                assert backend.delete(message_id)
+
+    # When it is retried
+    message = work.send_with_options(status={"user_id": 42})
+    run(broker)
+    # Then everything is there again, and it is known that it has run before
+    snapshot = StatusRegistry.read(message, backend=backend)
+    assert snapshot is not None and snapshot.completed and snapshot.attempts == 2
+    assert dict(snapshot.fields) == {"user_id": 42, "step": "one"} and snapshot.total == 50
+    queued = [update.fields for update in backend.updates(message.message_id, Kind.ENQUEUE)]
+    assert queued[1]["A"] == "1" and snapshot.enqueued_at is not None and snapshot.actor_name == "work"
+
+
 def test_after_a_fork(redis_url: str) -> None:
     # Given a process that has used the store, as sender and as worker
     backend = RedisBackend(url=redis_url)
@@ -295,7 +413,7 @@ PACE = 0.004
 
 def a_lasting_redis(start_server: Any) -> tuple[Server, StatusBackend]:
     server = start_server(RedisServer("--appendonly", "yes", "--appendfsync", "always"))
-    return server, RedisBackend(url=server.url, timeout=200)
+    return server, RedisBackend(url=server.url, timeout=TIMEOUT)
 
 
 @pytest.mark.timeout(120 + 2 * OUTAGE)
@@ -638,6 +756,9 @@ def test_nothing_is_said_for_a_thread_that_has_died() -> None:
     backend.wait_for(lambda: backend.updates("alive", Kind.HEARTBEAT))
     # Then it is not among that
     assert backend.updates("dead", Kind.HEARTBEAT) == []
+    for lane in list(writer.running):
+        lane.close()
+    assert writer.drain(PATIENCE)
 
 
 def test_an_increment_beside_what_is_too_large_counts_once(

@@ -80,19 +80,30 @@ def test_a_throttle_of_an_hour_loses_nothing_when_the_job_fails(backend, broker)
 
 
 def test_a_retry_carries_what_was_throttled(backend, broker):
+    runs = []
+
     @dramatiq.actor(broker=broker, status_throttle=HOUR, max_retries=1)
     def fail_once():
-        status = current_status()
-        if dramatiq.middleware.CurrentMessage is not None and status.read().attempts == 1:
-            status.update(first="kept")
+        status, progress = current_status(), current_progress()
+        runs.append(dict(status.read().fields))
+        if len(runs) == 1:
+            status.update(first="old")
+            progress.increment()
+            status.flush()
+            # (from here on everything is held back, and a retry's own fields only fill gaps)
+            status.update(first="new")
+            progress.increment()
             raise ValueError("on purpose")
 
-    # When the first run of a throttled job fails and the second does not
+    # When the first run of a throttled job fails, and the second does not
     message = fail_once.send()
     run(broker)
 
-    # Then the field of the first is there
-    assert StatusRegistry.read(message, backend=backend)["first"] == "kept"
+    # Then what the first had written last was stored before the second began
+    assert runs == [{}, {"first": "new"}]
+    assert StatusRegistry.read(message, backend=backend)["first"] == "new"
+    # And so was its progress
+    assert sum(update.increment for update in backend.writes(message.message_id)) == 2
 
 
 def test_the_first_throttled_update_goes_at_once(backend, broker):
