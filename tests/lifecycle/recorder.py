@@ -9,6 +9,8 @@ from itertools import groupby
 from threading import RLock
 from typing import Any, cast
 
+from pymemcache.client.base import Client
+
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends._script import Script
 from dramatiq_status.backends.memcached import MemcachedBackend
@@ -163,3 +165,21 @@ class RecordingRedisBackend(Recorder, RedisBackend):
 
     def count_run(self, message_id: str) -> int:
         return cast(int, self.client.incr(self._key(message_id) + ":runs")) - 1
+
+
+class CountingMemcachedBackend(Recorder, MemcachedBackend):
+    """For many processes: has memcached count runs. Of the states that a message went through it knows but the last."""
+
+    def __init__(self, *, servers: str, **parameters: Any) -> None:
+        super().__init__(servers=servers, **parameters)
+        self._client, self._counting = Client(servers), RLock()
+
+    def records(self, message_id: str) -> list[Record]:
+        record = self.read(message_id)
+        return [] if record is None else [record]
+
+    def count_run(self, message_id: str) -> int:
+        name = f"{self.namespace}-runs-{message_id}"
+        with self._counting:
+            self._client.add(name, b"0", noreply=False)
+            return cast(int, self._client.incr(name, 1)) - 1

@@ -18,6 +18,7 @@ from ..servers import RedisServer
 from .app import make_stage
 from .scenarios import SCENARIOS, Scenario
 from .stage import Stage
+from .test_scenarios import end_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -42,7 +43,7 @@ CHOSEN = [scenario for scenario in SCENARIOS if scenario.name in NAMES]
 
 @contextmanager
 def command(
-    stage: Stage, url: str, store: str, position: str, *, gevent: bool = False
+    stage: Stage, url: str, store: str, position: str, *arguments: str, gevent: bool = False
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A worker of two processes."""
     environment = {
@@ -51,13 +52,14 @@ def command(
         "STAGE_STORE": store,
         "STAGE_POSITION": position,
         "STAGE_NAME": stage.name,
+        "STAGE_RETRIES": str(stage.retries),
         "dramatiq_worker_timeout": "50",
     }
     start = [sys.executable, "-m", "dramatiq"]
     if gevent:
         start = [str(Path(sys.executable).with_name("dramatiq-gevent"))]
     worker = subprocess.Popen(
-        [*start, "tests.lifecycle.app", "--processes", "2", "--threads", "4"], cwd=ROOT, env=environment
+        [*start, "tests.lifecycle.app", "--processes", "2", "--threads", "4", *arguments], cwd=ROOT, env=environment
     )
     try:
         yield worker
@@ -81,7 +83,7 @@ def position(request: pytest.FixtureRequest) -> str:
 def check(stage: Stage, scenarios: list[Scenario]) -> None:
     """Perform all at once, and compare what was seen of each."""
     sent = {scenario.name: scenario.perform(stage, scenario)["it"] for scenario in scenarios}
-    expected = {scenario.name: scenario.expected(retries=True, ahead=False).states for scenario in scenarios}
+    expected = {scenario.name: scenario.expected(retries=stage.retries, ahead=False).states for scenario in scenarios}
     for name, message_id in sent.items():
         eventually(lambda name=name, message_id=message_id: len(stage.sequence(message_id)) >= len(expected[name]))
     assert {name: stage.sequence(message_id) for name, message_id in sent.items()} == expected
@@ -94,6 +96,34 @@ def test_scenarios(redis_server: RedisServer, redis_url: str, broker_url: str, p
         # When messages of all kinds run in them
         # Then a reader sees the right states of each
         check(stage, CHOSEN)
+    stage.close()
+
+
+def test_scenarios_without_retries(redis_server: RedisServer, redis_url: str) -> None:
+    # Given two worker processes whose broker does not retry
+    url = redis_server.database(1)
+    stage = make_stage(url, redis_url, position="last", name=f"q-{uuid4()}", retries=False)
+    with command(stage, url, redis_url, "last"):
+        # When messages of all kinds run in them
+        # Then a reader sees the right states of each
+        check(stage, CHOSEN)
+    stage.close()
+
+
+@pytest.mark.parametrize("gevent", [False, True], ids=["threads", "gevent"])
+def test_memcached(redis_server: RedisServer, redis_url: str, memcached_url: str, gevent: bool) -> None:
+    # Given two worker processes whose statuses are in memcached
+    url = redis_server.database(1)
+    stage = make_stage(url, memcached_url, position="last", name=f"q-{uuid4()}")
+    scenarios = [scenario for scenario in CHOSEN if not gevent or "time limit" not in scenario.name]
+    with command(stage, url, memcached_url, "last", gevent=gevent):
+        # When messages of all kinds run in them
+        sent = {scenario.name: scenario.perform(stage, scenario)["it"] for scenario in scenarios}
+        # Then each ends as it should
+        expected = {scenario.name: scenario.end._replace(states=scenario.end.states[-1]) for scenario in scenarios}
+        for message_id in sent.values():
+            eventually(lambda message_id=message_id: stage.sequence(message_id) in ("c", "f"))
+        assert {name: end_of(stage, message_id) for name, message_id in sent.items()} == expected
     stage.close()
 
 
@@ -139,6 +169,25 @@ def test_a_worker_is_told_to_stop(redis_server: RedisServer, redis_url: str, bro
     assert stage.sequence(message_id) in ("qwq", "qwqw", "qwqwc")
     with command(stage, broker_url, redis_url, "last"):
         eventually(lambda: stage.sequence(message_id) == "qwqwc")
+    stage.close()
+
+
+def test_a_worker_whose_time_to_stop_is_over(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
+    stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
+    # Given a message that does not want to be told of a shutdown, and goes on
+    message_id = stage.send("progress:7,loop", "progress:3")
+    # (of a second process, RabbitMQ would have it taken over at once)
+    alone = ("--processes", "1", "--worker-shutdown-timeout", "500")
+    with command(stage, broker_url, redis_url, "last", *alone):
+        eventually(lambda: stage.sequence(message_id) == "qw" and stage.read(message_id).get("progress") == 7)
+        # When its worker is told to stop, and does not wait for it
+    # Then the message still counts as running
+    assert stage.sequence(message_id) == "qw"
+    # And when another worker takes it over, it is seen as it goes there
+    with command(stage, broker_url, redis_url, "last"):
+        eventually(lambda: stage.sequence(message_id) == "qwc")
+    last = stage.read(message_id)
+    assert (last.attempts, last["progress"]) == (2, 3)
     stage.close()
 
 
