@@ -36,39 +36,62 @@ local at = 2
 
 -- The index: each message is in one sorted set, that of its state, time to live (where finished), queue and actor,
 -- by the moment in microseconds at which it came there. So a set of finished messages is trimmed by their age alone.
--- Note that a message is now in this state.
---   id: its id; lives: its time to live where it is finished, or ''; ttl: how long its record lives.
+-- Each call that a script makes takes Redis about a microsecond: a set is looked after when it is due, not each time.
 local moment
 -- Whether the message could not be noted.
 local unlisted = false
-local function index(id, state, lives, queue, actor, ttl)
+
+-- Let a set of the index, and the list of their names, live for so long.
+local function keep(set, name, life)
   local prefix = ARGV[#ARGV]
-  if not moment then
-    moment = tonumber(ARGV[#ARGV - 3])
-    if not moment then
-      local time = call('TIME')
-      moment = time[1] * 1000000 + time[2]
-    end
-  end
-  local name = state .. '\n' .. lives .. '\n' .. (queue or '') .. '\n' .. (actor or '')
-  local set = prefix .. name
-  if type(redis.pcall('ZADD', set, moment, id)) == 'table' then
+  call('PEXPIRE', set, life)
+  local added = redis.pcall('SADD', prefix, name)
+  if type(added) == 'table' then
     unlisted = true
     return
   end
-  moment = moment + 1
-  if lives ~= '' then
-    call('ZREMRANGEBYSCORE', set, '-inf', moment - lives * 1000)
-    call('PEXPIRE', set, lives)
-  elseif call('PTTL', set) < ttl then
-    -- Longer than any of its messages lives: what is left of those is dropped when it is met.
-    call('PEXPIRE', set, 2 * ttl)
+  if call('PTTL', prefix) < life then call('PEXPIRE', prefix, life) end
+  if added == 1 then
+    -- Names of sets that are gone go when others come, also where nobody ever lists.
+    for _, other in ipairs(call('SRANDMEMBER', prefix, 2)) do
+      if redis.pcall('EXISTS', prefix .. other) == 0 then call('SREM', prefix, other) end
+    end
   end
-  local count, size = call('ZCARD', set), ARGV[#ARGV - 2] + 0
-  if count == 1 then
-    unlisted = type(redis.pcall('SADD', prefix, name)) == 'table'
-  elseif count > size then
-    call('ZREMRANGEBYRANK', set, 0, count - size - 1)
+end
+
+-- Note that a message is in this state.
+--   id: its id; lives: its time to live where it is finished, or ''; ttl: how long its record lives, in milliseconds;
+--   since: the moment at which it came there, nothing for the present one.
+local function index(id, state, lives, queue, actor, ttl, since)
+  local prefix = ARGV[#ARGV]
+  if not since then
+    if moment then
+      moment = moment + 1
+    else
+      moment = ARGV[#ARGV - 3]
+      if moment == '' then
+        local time = call('TIME')
+        moment = time[1] * 1000000 + time[2]
+      end
+    end
+    since = moment
+  end
+  local name = state .. '\n' .. lives .. '\n' .. (queue or '') .. '\n' .. (actor or '')
+  local set = prefix .. name
+  if type(redis.pcall('ZADD', set, since, id)) == 'table' then
+    unlisted = true
+    return
+  end
+  if lives ~= '' then ttl = lives + 0 end
+  -- It lives longer than any of its messages does: what is left of those is dropped when it is met.
+  local left = call('PTTL', set)
+  if left < ttl or left < 2 * ttl - 60000 then keep(set, name, 2 * ttl) end
+  local size = ARGV[#ARGV - 2] + 0
+  -- A large set may be larger by some messages for a while.
+  if size < 1000 or since % 13 == 0 then
+    if lives ~= '' then call('ZREMRANGEBYSCORE', set, '-inf', since - lives * 1000) end
+    local count = call('ZCARD', set)
+    if count > size then call('ZREMRANGEBYRANK', set, 0, count - size - 1) end
   end
 end
 
@@ -175,19 +198,26 @@ local function define()
     end
   end
 
+  -- The sets that a message may be in, each with the time to live in its name.
+  local function sets_of(old)
+    local prefix = ARGV[#ARGV]
+    local queue, actor = old.queue or '', old.actor or ''
+    if not old.finished then return {{prefix .. old.state .. '\n\n' .. queue .. '\n' .. actor, ''}} end
+    -- Which of them it is in, nobody remembers; it is a rare thing to leave a final state.
+    local found = {}
+    for _, name in ipairs(redis.pcall('SMEMBERS', prefix)) do
+      local state, ttl, its_queue, its_actor = name:match('^(.)\n(%d*)\n([^\n]*)\n([^\n]*)$')
+      if state == old.state and its_queue == queue and its_actor == actor then
+        found[#found + 1] = {prefix .. name, ttl}
+      end
+    end
+    return found
+  end
+
   -- Take a message out of the index.
   local function unindex(id, old)
-    local prefix = ARGV[#ARGV]
-    if not old.finished then
-      redis.pcall('ZREM', prefix .. old.state .. '\n\n' .. (old.queue or '') .. '\n' .. (old.actor or ''), id)
-      return
-    end
-    -- Which of them it is in, nobody remembers; it is a rare thing to leave a final state.
-    for _, name in ipairs(redis.pcall('SMEMBERS', prefix)) do
-      local state, queue, actor = name:match('^(.)\n%d*\n([^\n]*)\n([^\n]*)$')
-      if state == old.state and queue == (old.queue or '') and actor == (old.actor or '') then
-        redis.pcall('ZREM', prefix .. name, id)
-      end
+    for _, set in ipairs(sets_of(old)) do
+      redis.pcall('ZREM', set[1], id)
     end
   end
 
@@ -212,6 +242,21 @@ local function define()
     index(id, state, state > '1' and round(ttl) or '', new.queue, new.actor, ttl)
   end
 
+  -- A message that was `old`, and is in the same state, may have another queue or actor now: it keeps its place.
+  local function rename(key, old, new)
+    if ARGV[#ARGV] == '' or old.queue == new.queue and old.actor == new.actor then return end
+    local id = key:sub(ARGV[#ARGV - 1] + 1)
+    for _, set in ipairs(sets_of(old)) do
+      local since = redis.pcall('ZSCORE', set[1], id)
+      if type(since) == 'table' then
+        unlisted = true
+      elseif since then
+        redis.pcall('ZREM', set[1], id)
+        index(id, old.state, set[2], new.queue, new.actor, math.max(604800000, call('PTTL', key)), since)
+      end
+    end
+  end
+
   local function enqueue(key)
     local old = read(key)
     local root, number, count = take(), take(), take()
@@ -221,14 +266,18 @@ local function define()
     local same = old.root == root
     if same and tonumber(number) <= tonumber(old.number) then
       local added = 0
+      local new = {actor = old.actor, queue = old.queue}
       for i = first, last, 2 do
         local name = ARGV[i]
         if name ~= 'D' and name ~= 'x' and name ~= 'it' and name ~= 'p' then
           added = added + call('HSETNX', key, name, ARGV[i + 1])
+          if name == 'a' and not new.actor then new.actor = ARGV[i + 1] end
+          if name == 'Q' and not new.queue then new.queue = ARGV[i + 1] end
         end
       end
       if added > 0 then
         call('HSET', key, 'v', version, 'U', now)
+        rename(key, old, new)
         publish('PUBLISH', key, version)
       end
       return 2
@@ -389,7 +438,11 @@ local function define()
       if state ~= '' then call('HDEL', key, 'F') end
       ttl = renew(key, new.scheduled_at, new.live_ttl)
     end
-    if start or state ~= '' or outcome == 5 then move(key, old, new, new.state, ttl) end
+    if start or state ~= '' or outcome == 5 then
+      move(key, old, new, new.state, ttl)
+    else
+      rename(key, old, new)
+    end
     publish('PUBLISH', key, version)
     return 1
   end

@@ -1125,6 +1125,37 @@ class BackendConformance:
                 else:
                     assert len(page) == min(limit, max(0, listing.count(query) - offset)), (limit, offset)
 
+    @pytest.mark.parametrize("state", [WORKING, COMPLETED], ids=["working", "completed"])
+    def test_a_late_enqueue_names_the_actor(self, listing: StatusBackend, message_id: str, state: int) -> None:
+        # Given a message that was started by somebody who did not know its actor, and one that is newer
+        actor, queue, newer = uuid4().hex, uuid4().hex, uuid4().hex
+        listing.update_many([(message_id, update) for update in (start(1), finish(1))[:state]])
+        write_later(listing, newer, start(1, a=f'"{actor}"', Q=f'"{queue}"'))
+        # When its enqueue arrives, and only fills gaps
+        late = enqueue(a=f'"{actor}"', Q=f'"{queue}"')
+        write_later(listing, message_id, late)
+        # Then it is listed by them, where it was
+        for query in (Query(actor_name=actor), Query(queue_name=queue), Query(None, actor, queue)):
+            assert listed(listing, query) == [newer, message_id]
+        assert message_id in listed(listing, Query(state=state))
+        # And once, also when the enqueue arrives again
+        listing.update(message_id, late)
+        assert listing.count(Query(actor_name=actor)) == listing.count(Query(queue_name=queue)) == 2
+
+    def test_a_whole_write_names_the_actor(self, listing: StatusBackend, message_id: str) -> None:
+        # Given a running message, and one that is newer
+        one, other, newer = uuid4().hex, uuid4().hex, uuid4().hex
+        listing.update(message_id, start(1, a=f'"{one}"'))
+        write_later(listing, newer, start(1, a=f'"{other}"'))
+        # When its run tells all that it knows, which is of another actor
+        write_later(listing, message_id, write(1, 2, create=True, a=f'"{other}"'))
+        # Then it is listed by that alone, where it was
+        assert (listed(listing, Query(actor_name=other)), listed(listing, Query(actor_name=one))) == (
+            [newer, message_id],
+            [],
+        )
+        assert (listing.count(Query(actor_name=other)), listing.count(Query(actor_name=one))) == (2, 0)
+
     def test_a_requeued_message_changes_lists(self, listing: StatusBackend, message_id: str) -> None:
         # Given a running message
         actor = uuid4().hex

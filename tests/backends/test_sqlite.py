@@ -655,14 +655,6 @@ class TestSQLite(BackendConformance):
         # Then not all messages of the actor are looked at
         assert backend.count(query) == 5 and max(steps) < 10_000
 
-    def test_a_late_enqueue_names_the_actor(self, backend: SQLiteBackend, message_id: str) -> None:
-        # Given a message that was started by somebody who did not know its actor
-        backend.update(message_id, start(1))
-        # When its enqueue arrives, and only fills gaps
-        assert backend.update(message_id, enqueue(a='"actor"')) is Outcome.ASIDE
-        # Then it is listed by that
-        assert [found for found, _ in backend.find(Query(None, "actor"), limit=50, offset=0)] == [message_id]
-
     def test_two_transitions_of_a_millisecond_are_in_order(self, backend: SQLiteBackend) -> None:
         # Given a clock that stands still
         backend.now = lambda: 1_000_000  # type: ignore[method-assign]
