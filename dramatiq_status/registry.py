@@ -235,6 +235,11 @@ class StatusRegistry:
     ) -> int:
         """Count the statuses that :meth:`list` would list without a limit.
 
+        With Redis and more than 1,000 unfinished statuses, the number may
+        include some of those that have expired before their messages were
+        finished: a worker was killed, or a queue purged, and nobody has
+        heard of them for their whole live time to live.
+
         Raises:
           NotSupported: When the backend cannot list; says why.
         """

@@ -16,16 +16,18 @@ from dogpile.cache import make_region
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dramatiq_status.backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend
+from dramatiq_status.backend import DEFAULT_MAX_FIELD_SIZE, Query, StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 from dramatiq_status.backends import memcached as memcached_module
 from dramatiq_status.fields import encode_fields
 from dramatiq_status.record import (
+    ACTOR_NAME,
     COMPLETED,
     FAILED,
     HEARTBEAT_AT,
     NUMBER,
     PLACE,
+    QUEUE_NAME,
     ROOT,
     RUN,
     STATE,
@@ -141,6 +143,21 @@ outsides = st.builds(
 )
 heartbeats = st.builds(updated, st.just(Kind.HEARTBEAT), run=runs)
 updates = st.one_of(enqueues, starts, starts, writes, writes, ends, outsides, heartbeats)
+
+
+def with_names(update: Update, names: Record) -> Update:
+    """The same with what may name the actor and the queue: all that may make a record."""
+    if update.kind is not Kind.ENQUEUE and not update.start and not update.create:
+        return update
+    own = {name: text for name, text in update.fields.items() if name not in (ACTOR_NAME, QUEUE_NAME)}
+    return update._replace(fields={**own, **names})
+
+
+named_updates = st.builds(
+    with_names,
+    updates,
+    st.fixed_dictionaries({}, optional=dict.fromkeys((ACTOR_NAME, QUEUE_NAME), st.sampled_from(['"a"', '"b"']))),
+)
 histories = st.lists(updates, max_size=12)
 
 #: Batches of updates of one message; None: it is deleted before.
@@ -315,6 +332,33 @@ def test_messages_of_a_batch_do_not_mix(store: Store, mixed: list[tuple[int, Upd
                 record = apply(record, update, NOW).record
         expected.append(plain(record))
     assert [plain(record) for record in store.backend.read_many(ids)] == expected
+
+
+@stored
+@given(mixed=st.lists(st.tuples(st.integers(0, 2), named_updates), max_size=12))
+def test_every_store_lists_what_it_has(store: Store, mixed: list[tuple[int, Update]]) -> None:
+    if type(store.backend).find is StatusBackend.find:
+        pytest.skip("This backend does not list.")
+    # Given three messages, and updates that bring them into any state, queue and actor
+    ids = [uuid4().hex for _ in range(3)]
+    store.set_now(NOW)
+    store.backend.update_many([(ids[n], update) for n, update in mixed])
+    records = store.backend.read_many(ids)
+    names = (None, "a", "b")
+    for query in itertools.starmap(Query, itertools.product((None, 0, 1, 2, 3), names, names)):
+        # When they are listed and counted
+        found = store.backend.find(query, limit=1000, offset=0)
+        # Then those are there that the query is for, as they are, each once
+        wanted = {STATE: query.state, ACTOR_NAME: query.actor_name, QUEUE_NAME: query.queue_name}
+        expected = {
+            message_id: record
+            for message_id, record in zip(ids, records)
+            if record is not None
+            and all(value is None or record.get(name) == json.dumps(value) for name, value in wanted.items())
+        }
+        mine = [(message_id, record) for message_id, record in found if message_id in ids]
+        assert dict(mine) == expected and len(mine) == len(expected), query
+        assert store.backend.count(query) == len(found), query
 
 
 # The pure function

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from ..backend import Query
 from ..errors import BackendError
-from ..record import Kind, Outcome, Record, Update
+from ..record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Record, Update
 from ._cluster import SHARDS, TAGS, Cluster, Command, Errand, Node, shard_of
 from ._query import wanted_by
 from ._redis import coded, pack
 from ._script import Script, ServerClock
-from .redis import LIST, OUTCOMES, UNLISTED, UPDATE, UPDATES_A_CALL, RedisBackend, filter_of, may_repeat, to_record
+from .redis import (
+    LIST,
+    OUTCOMES,
+    PASSES_A_PAGE,
+    UNLISTED,
+    UPDATE,
+    UPDATES_A_CALL,
+    RedisBackend,
+    filter_of,
+    may_repeat,
+    to_record,
+)
 
 #: Notes a message in one set of the index.
 INDEX: Final = Script.load("redis_index.lua")
 
 #: How many messages a shard is asked for first, on top of twice its share of a page.
 _MORE: Final = 8
+
+#: From how many messages to leave out on shards are first asked where those end.
+_FAR: Final = 1000
+
+#: How many moments a shard then tells at most, give or take.
+_SAMPLES: Final = 64
 
 
 class _Call(Errand):
@@ -164,7 +181,8 @@ class Shards:
     def _settle(self, done: Iterable[Errand], outcomes: list[Outcome]) -> list[BackendError]:
         """Note the outcomes, and return why some are missing."""
         failures: list[BackendError] = []
-        unlisted: dict[str, None] = {}
+        # Whether its moment stays what it was, if it has one.
+        unlisted: dict[str, bool] = {}
         for errand in done:
             assert isinstance(errand, _Updates)
             failure = _failure(errand)
@@ -172,44 +190,47 @@ class Shards:
                 failures.append(failure)
                 continue
             for (place, message_id, update), number in zip(errand.updates, errand.reply):
-                outcomes[place] = OUTCOMES[number]
-                if number >= UNLISTED or (errand.asking and OUTCOMES[number] is Outcome.APPLIED and _moves(update)):
-                    unlisted[message_id] = None
+                outcomes[place] = outcome = OUTCOMES[number]
+                if number >= UNLISTED or (errand.asking and _lists_anew(update, outcome)):
+                    unlisted[message_id] = outcome is Outcome.ASIDE and unlisted.get(message_id, True)
         if unlisted and self._size:
-            self._list_anew(list(unlisted))
+            self._list_anew(unlisted)
         return failures
 
-    def _list_anew(self, message_ids: Sequence[str]) -> None:
+    def _list_anew(self, unlisted: Mapping[str, bool]) -> None:
         """Note in the index what the script could not while slots move, key
         by key.  Where that fails as well, a list does without these messages.
         """
         run = self.cluster.run
         try:
-            states = [self._command(message_id, "HMGET", "s", "Q", "a") for message_id in message_ids]
-            ttls = [self._command(message_id, "PTTL") for message_id in message_ids]
+            states = [self._command(message_id, "HMGET", "s", "Q", "a") for message_id in unlisted]
+            ttls = [self._command(message_id, "PTTL") for message_id in unlisted]
             run([*states, *ttls])
             errands: list[Errand] = []
-            for message_id, state, ttl in zip(message_ids, states, ttls):
+            for message_id, state, ttl in zip(unlisted, states, ttls):
                 if not (_failure(state) or _failure(ttl)) and state.reply[0] in ("0", "1", "2", "3") and ttl.reply > 0:
-                    errands += self._listing(message_id, state.reply, ttl.reply)
+                    errands += self._listing(message_id, state.reply, ttl.reply, stays=unlisted[message_id])
             run(errands)
         except BackendError:
             pass
 
-    def _listing(self, message_id: str, names: tuple[str, str | None, str | None], ttl: int) -> Iterable[Errand]:
+    def _listing(
+        self, message_id: str, names: tuple[str, str | None, str | None], ttl: int, *, stays: bool
+    ) -> Iterable[Errand]:
         state, queue, actor = names
         shard = shard_of(message_id)
         index = self._indexes[shard]
         unit = 10 ** max(0, len(str(ttl)) - 2)
-        lives = "" if state < "2" else str(-(-ttl // unit) * unit)
-        for other in {"0", "1"} - {state}:
-            name = f"{other}\n\n{queue or ''}\n{actor or ''}"
-            yield Command(shard, pack("ZREM", index + name, message_id))
-        name = f"{state}\n{lives}\n{queue or ''}\n{actor or ''}"
+        rounded = -(-ttl // unit) * unit
+        here = f"{queue or ''}\n{actor or ''}"
+        # It may have been there without names, too.
+        old = {f"{other}\n\n{those}" for other in "01" for those in (here, "\n")}
+        name = f"{state}\n{'' if state < '2' else rounded}\n{here}"
+        for other in old - {name}:
+            yield Command(shard, pack("ZREM", index + other, message_id))
         moment = self.cluster.clock.now() * 1000
-        arguments = (message_id, moment, lives, ttl, self._size)
-        yield _Call(shard, INDEX, [index + name], lambda clock, asking: arguments)
-        yield Command(shard, pack("SADD", index, name))
+        yield _index_call(shard, index + name, message_id, moment, rounded, self._size, "NX" if stays else "CH")
+        yield _index_call(shard, index, name, "", rounded, self._size, "")
 
     def _command(self, message_id: str, name: str, *arguments: str) -> Command:
         return Command(shard_of(message_id), pack(name, self.key(message_id), *arguments))
@@ -218,51 +239,105 @@ class Shards:
 
     def read_many(self, message_ids: Sequence[str]) -> list[Any]:
         """What the nodes say of messages: names and texts in turn, nothing, or an error."""
-        errands = [self._command(message_id, "HGETALL") for message_id in message_ids]
-        self.cluster.run(errands)
+        errands = self._read(message_ids)
         failures = [failure for errand in errands if (failure := _failure(errand, refused=True))]
         self._check(failures, len(failures) < len(errands))
         return [errand.reply for errand in errands]
 
+    def _read(self, message_ids: Sequence[str]) -> list[Command]:
+        errands = [self._command(message_id, "HGETALL") for message_id in message_ids]
+        self.cluster.run(errands)
+        return errands
+
     # Listing
 
     def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
-        page = self._page(query, offset + limit)[offset:]
+        page = self._page(query, offset, limit)
         wanted = wanted_by(query).items()
         found: list[tuple[str, Record]] = []
-        for message_id, record in zip(page, map(to_record, self.read_many(page))):
+        for message_id, errand in zip(page, self._read(page)):
+            failure = _failure(errand, refused=True)
+            if failure is not None:
+                raise failure
+            record = to_record(errand.reply)
             # It may have changed since.
             if record is not None and wanted <= record.items():
                 found.append((message_id, record))
         return found
 
-    def _page(self, query: Query, number: int) -> list[str]:
-        """The ids of the newest messages.
+    def _page(self, query: Query, offset: int, limit: int) -> list[str]:
+        """The ids of a page.
 
-        Each shard is asked for somewhat more than its share; one all of
-        whose messages are among the newest is then asked for more.
+        Each shard is asked for somewhat more than its share of what is newest, or
+        is older than a moment not far from the page; one all of whose
+        messages are among those wanted is then asked for more.
         """
-        ask = min(number, number // SHARDS * 2 + _MORE)
-        lists = self._lists(query, range(SHARDS), ask)
+        number = offset + limit
+        if offset > _FAR:
+            samples = self._samples(query)
+            total = sum(weight for _, weight in samples)
+            # The estimate is off by less than half of this, as a rule.
+            slack = total / 128 + 64
+            for margin in (slack, 8 * slack):
+                since = _moment_after(samples, offset - margin)
+                ask = int(margin * 2 + limit) // SHARDS * 2 + _MORE
+                newer, lists = self._lists(query, range(SHARDS), ask, since)
+                if newer <= offset:
+                    break
+            # Where it is not even so, the messages move faster than they can be counted.
+            skip = max(0, offset - newer)
+            number = skip + limit
+        else:
+            since, skip = "", offset
+            ask = min(number, number // SHARDS * 2 + _MORE)
+            _, lists = self._lists(query, range(SHARDS), ask, since)
         newest = _newest(lists, number)
         last = newest[-1] if len(newest) == number else (0, "")
         full = [shard for shard, found in lists.items() if len(found) >= ask and found[-1] > last]
         if full and ask < number:
-            lists.update(self._lists(query, full, number))
+            lists.update(self._lists(query, full, number, since)[1])
             newest = _newest(lists, number)
-        return [message_id for _, message_id in newest]
+        return [message_id for _, message_id in newest[skip:]]
 
-    def _lists(self, query: Query, shards: Iterable[int], limit: int) -> dict[int, list[tuple[int, str]]]:
-        """The newest messages of each shard that answers: moments and ids."""
-        return {
-            errand.shard: [(int(moment), message_id) for moment, message_id, _ in errand.reply]
-            for errand in self._ask(query, shards, limit)
-        }
+    def _samples(self, query: Query) -> list[tuple[int, float]]:
+        """Some of the moments at which messages came into their states, newest first,
+        and for how many messages each of them stands.
+        """
+        samples: list[tuple[int, float]] = []
+        for errand in self._ask(query, range(SHARDS), -_SAMPLES):
+            texts = iter(errand.reply)
+            samples += ((int(moment), float(weight)) for moment, weight in zip(texts, texts))
+        return sorted(samples, reverse=True)
+
+    def _lists(
+        self, query: Query, shards: Iterable[int], limit: int, since: int | str
+    ) -> tuple[int, dict[int, list[tuple[int, str]]]]:
+        """How many messages are as new as a moment, and the newest of the others in each shard: moments and ids."""
+        number, lists = 0, {}
+        waiting = list(shards)
+        for passes in range(PASSES_A_PAGE):
+            again = []
+            for errand in self._ask(query, waiting, limit, since):
+                more, newer, page = errand.reply
+                lists[errand.shard] = [(int(moment), message_id) for moment, message_id, _ in page]
+                number += newer if passes == 0 else 0
+                if more:
+                    again.append(errand.shard)
+            waiting = again
+            if not waiting:
+                break
+        return number, lists
 
     def count(self, query: Query) -> int:
         return sum(errand.reply for errand in self._ask(query, range(SHARDS), 0))
 
-    def _ask(self, query: Query, shards: Iterable[int], limit: int) -> list[Errand]:
+    def _ask(self, query: Query, shards: Iterable[int], limit: int, since: int | str = "") -> list[Errand]:
+        """Ask shards.
+
+        Raises:
+          BackendError: When one of them does not answer: nobody could tell
+            what of it is missing.
+        """
         wanted = filter_of(query)
 
         def errand(shard: int) -> Errand:
@@ -271,13 +346,15 @@ class Shards:
                 shard,
                 LIST,
                 [self._indexes[shard]],
-                lambda clock, asking: (*wanted, 0, limit, prefix, 2 if asking else 0),
+                lambda clock, asking: (*wanted, 0, limit, since, prefix, 2 if asking else 0),
             )
 
         done = self.cluster.run([errand(shard) for shard in shards])
-        failures = [failure for found in done if (failure := _failure(found))]
-        self._check(failures, len(failures) < len(done))
-        return [found for found in done if not _failure(found)]
+        for found in done:
+            failure = _failure(found)
+            if failure is not None:
+                raise failure
+        return done
 
     # Deleting
 
@@ -301,9 +378,16 @@ class Shards:
             raise failures[0]
 
 
-def _moves(update: Update) -> bool:
-    """Whether an update that is applied has its message listed elsewhere, or anew."""
-    return update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
+def _lists_anew(update: Update, outcome: Outcome) -> bool:
+    """Whether an update may have had its message listed elsewhere, or anew."""
+    if outcome is Outcome.ASIDE:
+        return ACTOR_NAME in update.fields or QUEUE_NAME in update.fields
+    moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
+    return moves and outcome is Outcome.APPLIED
+
+
+def _index_call(shard: int, key: str, *arguments: Any) -> _Call:
+    return _Call(shard, INDEX, [key], lambda clock, asking: arguments)
 
 
 def _failure(errand: Errand, *, refused: bool = False) -> BackendError | None:
@@ -316,6 +400,17 @@ def _failure(errand: Errand, *, refused: bool = False) -> BackendError | None:
     failure = BackendError(f"Redis: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
+
+
+def _moment_after(samples: Iterable[tuple[int, float]], number: float) -> int | str:
+    """The moment that so many messages are as new as, by samples; empty for none."""
+    found: int | str = ""
+    for moment, weight in samples:
+        number -= weight
+        if number < 0:
+            break
+        found = moment
+    return found
 
 
 def _newest(lists: dict[int, list[tuple[int, str]]], number: int) -> list[tuple[int, str]]:

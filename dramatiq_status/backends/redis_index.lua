@@ -1,16 +1,18 @@
--- Notes that a message is in a state: what `index` in redis.lua does, for one set of the index on a cluster. It has one
--- key, so that Redis knows where that is while its slot moves; redis.lua does not say which ones it will need.
+-- Notes that a message is in a state: what `index` and `keep` in redis.lua do, for one key of the index on a cluster.
+-- It has one key, so that Redis knows where that is while its slot moves; redis.lua does not say which it will need.
 --
--- KEYS[1]: the set. ARGV[1]: the message's id. ARGV[2]: the moment in microseconds. ARGV[3]: how long the set lives, in
--- milliseconds, '' for as long as it does and ARGV[4] at least. ARGV[5]: how many messages it keeps.
+-- KEYS[1]: the set, or what all keys of the index start with: the set of the names of its sets.
+-- ARGV[1]: the message's id, or the name. ARGV[2]: the moment in microseconds, '' for a name. ARGV[3]: how long any of
+-- the set's messages lives, in milliseconds. ARGV[4]: how many messages it keeps. ARGV[5]: 'NX' to leave the moment of
+-- a message that is there already as it is, 'CH' to set it.
 
 local call = redis.call
-local set, ttl = KEYS[1], ARGV[4] + 0
-call('ZADD', set, ARGV[2], ARGV[1])
-if ARGV[3] ~= '' then
-  call('PEXPIRE', set, ARGV[3])
-elseif call('PTTL', set) < ttl then
-  call('PEXPIRE', set, 2 * ttl)
+local key, ttl = KEYS[1], ARGV[3] + 0
+if ARGV[2] == '' then
+  call('SADD', key, ARGV[1])
+else
+  call('ZADD', key, ARGV[5], ARGV[2], ARGV[1])
+  call('ZREMRANGEBYRANK', key, 0, -ARGV[4] - 1)
 end
-call('ZREMRANGEBYRANK', set, 0, -ARGV[5] - 1)
+if call('PTTL', key) < 2 * ttl then call('PEXPIRE', key, 2 * ttl) end
 return 1

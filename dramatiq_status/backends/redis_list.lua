@@ -4,128 +4,309 @@
 --   in milliseconds (of finished messages only), a queue and an actor as JSON, a line each; under the prefix and the
 --   name lies the sorted set of the ids, by the moment in microseconds at which each came into its state.
 -- ARGV[1..3]: the state, the queue and the actor to look for, '' for all.
--- ARGV[4]: how many messages to leave out. ARGV[5]: how many to return; 0 to count them.
--- ARGV[6]: the part of a message's key that comes before its id. ARGV[7]: '1' for whole records; '2' for none, and for
+-- ARGV[4]: how many messages to leave out. ARGV[5]: how many to return; 0 to count them; -n for about n samples.
+-- ARGV[6]: a moment from which on messages are left out, before any others; '' for none.
+-- ARGV[7]: the part of a message's key that comes before its id. ARGV[8]: '1' for whole records; '2' for none, and for
 --   dropping nothing: on a cluster, what is not here may still be on the node that the slot comes from.
--- Returns the number, or for each message its moment, its id and its record (names and texts; empty if not asked for).
+-- Returns the number; or 1 if another call finds more for the page, else 0, how many were left out because of ARGV[6],
+--   and for each message its moment, its id and its record (names and texts; empty if not asked for); or the moments
+--   of the samples, newest first, each followed by the number of messages that it stands for.
 --
--- Messages that the store has forgotten before their time are dropped as they are met.
+-- Messages that the store has forgotten before their time are dropped as they are met. Nobody else is served meanwhile,
+-- so all work is bounded: it grows with the number of sets alone.
 
 local call = redis.call
 local registry = KEYS[1]
 local wanted_state, wanted_queue, wanted_actor = ARGV[1], ARGV[2], ARGV[3]
-local offset, limit = tonumber(ARGV[4]), tonumber(ARGV[5])
-local before, whole, keep = ARGV[6], ARGV[7] == '1', ARGV[7] == '2'
+local offset, limit, high = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local before, whole, keep = ARGV[7], ARGV[8] == '1', ARGV[8] == '2'
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- From how many candidates on it pays to search for the moments between which the page lies.
-local MANY = 2000
--- How often a page is put together anew because messages on it were gone.
-local PATIENCE = 20
+-- From how many messages to leave out on it pays to search for the moment at which they end.
+local FAR = 250
+-- How often a search counts at most.
+local ROUNDS = 20
+-- How many messages one call looks up for a page at most, and how many for a count.
+local LOOKED_UP, CHECKED = 5000, 1000
+-- How many arguments a command is given at most.
+local PIECE = 1000
 
 local function text_of(moment)
   return string.format('%.0f', moment)
 end
 
-local sets, total = {}, 0
+local sets = {}
 for _, name in ipairs(call('SMEMBERS', registry)) do
   local state, ttl, queue, actor = name:match('^(.)\n(%d*)\n([^\n]*)\n([^\n]*)$')
   if (wanted_state == '' or wanted_state == state)
     and (wanted_queue == '' or wanted_queue == queue)
     and (wanted_actor == '' or wanted_actor == actor)
   then
-    local key = registry .. name
-    -- A set that is on its way to another node, or there already, is passed over.
-    if ttl ~= '' then redis.pcall('ZREMRANGEBYSCORE', key, '-inf', '(' .. text_of(now - ttl * 1000)) end
-    local count = redis.pcall('ZCARD', key)
-    if count == 0 then
-      if not keep then call('SREM', registry, name) end
-    elseif type(count) == 'number' then
-      sets[#sets + 1] = {key = key, state = state, queue = queue, actor = actor}
-      total = total + count
-    end
+    sets[#sets + 1] = {
+      key = registry .. name, name = name, state = state, queue = queue, actor = actor,
+      -- Older messages have expired.
+      from = ttl ~= '' and now - ttl * 1000,
+      -- What is noted below: a table that does not grow is made in half the time.
+      count = 0, at = 0, to = 0, seen = 0, size = 0, list = false, next = 0, id = false, moment = 0, stale = false,
+    }
   end
 end
 
-if limit == 0 then return total end
-if offset >= total then return {} end
+-- A set has no messages, or only expired ones.
+local function forget(set)
+  if keep then return end
+  if set.from then redis.pcall('UNLINK', set.key) end
+  call('SREM', registry, set.name)
+end
 
--- The earliest moment from which on there are at most `most` messages, and how many there are.
-local function search(most)
-  local low, high, newer = now, now + 1, 0
+-- Take note of how many messages each set has, of those that have any; returns the sum.
+local function measure()
+  local found, sum = {}, 0
   for _, set in ipairs(sets) do
-    local oldest = call('ZRANGE', set.key, 0, 0, 'WITHSCORES')[2]
-    local newest = call('ZRANGE', set.key, -1, -1, 'WITHSCORES')[2]
-    low, high = math.min(low, tonumber(oldest)), math.max(high, newest + 1)
-  end
-  while high - low > 1 do
-    local middle, count = math.floor((low + high) / 2), 0
-    for _, set in ipairs(sets) do
-      count = count + call('ZCOUNT', set.key, text_of(middle), '+inf')
-    end
-    if count <= most then
-      high, newer = middle, count
+    local count
+    if set.from then
+      count = redis.pcall('ZCOUNT', set.key, text_of(set.from), '+inf')
     else
-      low = middle
+      count = redis.pcall('ZCARD', set.key)
+    end
+    if count == 0 then
+      forget(set)
+    elseif type(count) == 'number' then
+      -- A set that is on its way to another node, or there already, is passed over.
+      found[#found + 1] = set
+      set.count = count
+      sum = sum + count
     end
   end
-  return high, newer
+  sets = found
+  return sum
 end
 
--- The candidates of the page, each a moment, an id and the set that it is in.
-local function gather()
-  local found = {}
-  local function add(set, list)
-    for i = 1, #list, 2 do
-      found[#found + 1] = {tonumber(list[i + 1]), list[i], set}
+-- Drop messages without a record from these places of a set, the oldest being 0; returns how many.
+local function check(set, first, last)
+  local ids, dropped = call('ZRANGE', set.key, first, last), 0
+  for begin = 1, #ids, PIECE do
+    local keys = {}
+    for i = begin, math.min(#ids, begin + PIECE - 1) do
+      keys[#keys + 1] = before .. ids[i]
+    end
+    local alive = redis.pcall('EXISTS', unpack(keys))
+    if type(alive) == 'number' and alive < #keys then
+      local gone = {}
+      for i, key in ipairs(keys) do
+        if call('EXISTS', key) == 0 then gone[#gone + 1] = ids[begin + i - 1] end
+      end
+      dropped = dropped + call('ZREM', set.key, unpack(gone))
     end
   end
-  if #sets == 1 then
-    add(sets[1], call('ZREVRANGE', sets[1].key, offset, offset + limit - 1, 'WITHSCORES'))
-    return found
-  end
-  local skip, high, low = offset, '+inf', '-inf'
-  if #sets * (offset + limit) > MANY and total > offset then
-    local from, newer = search(offset)
-    high, skip = '(' .. text_of(from), offset - newer
-    if total > offset + limit then low = text_of(search(offset + limit) - 1) end
-  end
+  return dropped
+end
+
+-- Drop unfinished messages that have expired: a heartbeat renews their lives, so no set tells which they are. Where
+-- there are more than a call may check, some of the oldest of each set are, and as many others; and more of the oldest
+-- as long as all of those have expired.
+local function clean()
+  local live, sum, dropped, left = {}, 0, 0, CHECKED
   for _, set in ipairs(sets) do
-    add(set, call('ZREVRANGEBYSCORE', set.key, high, low, 'WITHSCORES', 'LIMIT', 0, skip + limit))
+    if not set.from then
+      live[#live + 1] = set
+      sum = sum + set.count
+    end
   end
-  table.sort(found, function(one, other)
-    if one[1] ~= other[1] then return one[1] > other[1] end
-    return one[2] > other[2]
-  end)
-  local page = {}
-  for i = skip + 1, math.min(#found, skip + limit) do
-    page[#page + 1] = found[i]
+  local share = sum <= CHECKED and CHECKED or math.max(2, math.floor(CHECKED / 5 / #live))
+  for n = 1, #live do
+    if left <= 0 then break end
+    local set = live[(time[2] + n) % #live + 1]
+    if set.count <= share then
+      left = left - set.count
+      dropped = dropped + check(set, 0, set.count - 1)
+    else
+      local half = math.floor(share / 2)
+      local place = half + time[2] % (set.count - half)
+      dropped = dropped + check(set, place, place + half - 1)
+      left = left - half
+      repeat
+        local gone = check(set, 0, half - 1)
+        dropped = dropped + gone
+        left = left - half
+      until gone < half or left <= 0
+    end
   end
-  return page
+  return dropped
 end
 
--- The record of a candidate; nothing if it is no longer what the index says; empty if it is on another node.
-local function fetch(candidate)
-  local key, set = before .. candidate[2], candidate[3]
+if limit == 0 then
+  local sum = measure()
+  if keep then return sum end
+  return sum - clean()
+end
+
+-- The moment at a place of a set, the newest being 0.
+local function moment_at(set, place)
+  return tonumber(call('ZREVRANGE', set.key, place, place, 'WITHSCORES')[2])
+end
+
+if limit < 0 then
+  local sum, found = measure(), {}
+  for _, set in ipairs(sets) do
+    local number = math.min(set.count, math.max(1, math.floor(-limit * set.count / sum + 0.5)))
+    for i = 1, number do
+      found[#found + 1] = {moment_at(set, math.floor((i - 0.5) / number * set.count)), set.count / number}
+    end
+  end
+  table.sort(found, function(one, other) return one[1] > other[1] end)
+  local thinned, weight = {}, 0
+  for i, sample in ipairs(found) do
+    weight = weight + sample[2]
+    if weight >= sum / -limit or i == #found then
+      thinned[#thinned + 1], thinned[#thinned + 2] = text_of(sample[1]), string.format('%.17g', weight)
+      weight = 0
+    end
+  end
+  return thinned
+end
+
+-- Find a moment not far from the first message of the page: how many messages of each set are newer is its `at`.
+-- Each round counts from the moment of one message on, which a sample of those that are left says is about there.
+-- Returns how many messages are then still to be left out; nothing if the page is empty.
+local function search()
+  local newer, older = 0, measure()
+  if offset >= older then return nil end
+  for _, set in ipairs(sets) do
+    set.to = set.count
+  end
+  -- To count asks every set, so with many of them it pays to be more exact before, and less in the end.
+  local size, near = math.max(64, #sets / 8), math.max(100, #sets / 4)
+  for round = 1, ROUNDS do
+    if offset - newer <= near then break end
+    local step, passed, samples = (older - newer) / size, 0, {}
+    for _, set in ipairs(sets) do
+      local width = set.to - set.at
+      passed = passed + width
+      while passed > (#samples + 0.5) * step and #samples < size do
+        local place = math.floor((#samples + round) * 0.61803398875 % 1 * width)
+        samples[#samples + 1] = moment_at(set, set.at + place)
+      end
+    end
+    table.sort(samples, function(one, other) return one > other end)
+    local wanted = (offset - near / 2 - newer) / (older - newer)
+    local moment = text_of(samples[math.max(1, math.min(#samples, math.ceil(wanted * #samples)))])
+    local sum = 0
+    for _, set in ipairs(sets) do
+      set.seen = set.at
+      if set.to > set.at then set.seen = call('ZCOUNT', set.key, moment, '+inf') end
+      sum = sum + set.seen
+    end
+    for _, set in ipairs(sets) do
+      if sum <= offset then set.at = set.seen else set.to = set.seen end
+    end
+    if sum <= offset then newer = sum else older = sum end
+  end
+  return offset - newer
+end
+
+local newer, skip = 0, offset
+if #sets == 1 and high == '' then
+  sets[1].at, skip = offset, 0
+elseif offset > FAR then
+  skip = search()
+  if not skip then return {0, 0, {}} end
+elseif high ~= '' then
+  for _, set in ipairs(sets) do
+    local count = redis.pcall('ZCOUNT', set.key, high, '+inf')
+    set.at = type(count) == 'number' and count or 0
+    newer = newer + set.at
+  end
+end
+
+-- How many messages are read from a set at a time, at first.
+local size = math.min(PIECE, math.ceil((skip + limit) / math.max(1, #sets)))
+
+-- Go on to the next message of a set: its `moment` and `id`. Returns whether there is one.
+local function advance(set)
+  set.next = set.next + 2
+  if not (set.list and set.list[set.next]) then
+    set.list = redis.pcall('ZREVRANGE', set.key, set.at, set.at + set.size - 1, 'WITHSCORES')
+    set.at, set.size, set.next = set.at + set.size, math.min(PIECE, 2 * set.size), 1
+  end
+  set.id, set.moment = set.list[set.next], tonumber(set.list[set.next + 1])
+  return set.id and not (set.from and set.moment < set.from)
+end
+
+-- The sets that have a message left, as a heap: on top the one with the newest.
+local heap = {}
+
+local function is_newer(one, other)
+  if one.moment ~= other.moment then return one.moment > other.moment end
+  return one.id > other.id
+end
+
+local function sink(place)
+  local set, last = heap[place], #heap
+  while true do
+    local child = 2 * place
+    if child > last then break end
+    if child < last and is_newer(heap[child + 1], heap[child]) then child = child + 1 end
+    if not is_newer(heap[child], set) then break end
+    heap[place] = heap[child]
+    place = child
+  end
+  heap[place] = set
+end
+
+for _, set in ipairs(sets) do
+  set.size = size
+  local first = set.at == 0
+  if advance(set) then
+    heap[#heap + 1] = set
+  elseif first and not set.list.err then
+    forget(set)
+  end
+end
+for place = math.floor(#heap / 2), 1, -1 do
+  sink(place)
+end
+
+-- The record of a message; nothing if it is no longer what the index says; empty if it is on another node.
+local function fetch(set)
+  local key = before .. set.id
   local is = redis.pcall('HMGET', key, 's', 'Q', 'a')
   if is.err and is.err:find('non local key', 1, true) or keep and not is[1] then return {} end
   if is.err or is[1] ~= set.state or (is[2] or '') ~= set.queue or (is[3] or '') ~= set.actor then return nil end
   return whole and call('HGETALL', key) or {}
 end
 
-local page
-for _ = 1, PATIENCE do
-  page = {}
-  local candidates = gather()
-  for _, candidate in ipairs(candidates) do
-    local record = fetch(candidate)
+local page, more, looked_up, met = {}, 0, 0, {}
+while #page < limit and #heap > 0 do
+  local set = heap[1]
+  if skip > 0 then
+    skip = skip - 1
+  elseif looked_up == LOOKED_UP then
+    more = 1
+    break
+  else
+    looked_up = looked_up + 1
+    local record = fetch(set)
     if record then
-      page[#page + 1] = {text_of(candidate[1]), candidate[2], record}
+      page[#page + 1] = {text_of(set.moment), set.id, record}
     elseif not keep then
-      total = total - call('ZREM', candidate[3].key, candidate[2])
+      if not set.stale then
+        set.stale = {}
+        met[#met + 1] = set
+      end
+      set.stale[#set.stale + 1] = set.id
     end
   end
-  if keep or #page == #candidates then break end
+  if not advance(set) then
+    heap[1] = heap[#heap]
+    heap[#heap] = nil
+  end
+  if #heap > 0 then sink(1) end
 end
-return page
+for _, set in ipairs(met) do
+  for first = 1, #set.stale, PIECE do
+    call('ZREM', set.key, unpack(set.stale, first, math.min(#set.stale, first + PIECE - 1)))
+  end
+end
+return {more, newer, page}

@@ -1179,19 +1179,40 @@ class BackendConformance:
             assert set(listed(listing, Query(actor_name=actor))) == set(ids[gone:])
             assert listing.count(Query(actor_name=actor)) == 4 - gone
 
-    def test_an_expired_message_is_not_listed(self, listing: StatusBackend, message_id: str) -> None:
-        # Given a finished message that lives for a moment, and one that lives on
+    @pytest.mark.parametrize("state", [QUEUED, WORKING, COMPLETED], ids=["queued", "working", "completed"])
+    def test_an_expired_message_is_not_listed(self, listing: StatusBackend, message_id: str, state: int) -> None:
+        # Given a message that lives for a moment, and one that lives on
         actor, other = uuid4().hex, uuid4().hex
         for each, ttl in ((message_id, 20), (other, 3_600_000)):
-            listing.update_many([(each, update) for update in (start(1, a=f'"{actor}"'), finish(1, ttl=ttl))])
+            *life, end = life_to(state, a=f'"{actor}"', L=str(ttl))
+            listing.update_many([(each, update) for update in (*life, end._replace(ttl=ttl))])
         # When the one has expired
-        deadline = time.monotonic() + 10
-        while listing.read(message_id) is not None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        # Then the other is listed and counted
-        for query in (Query(actor_name=actor), Query(state=COMPLETED, actor_name=actor)):
-            assert (listed(listing, query), listing.count(query)) == ([other], 1)
+        await_end(listing, message_id)
+        # Then the other is counted and listed
+        for query in (Query(actor_name=actor), Query(state=state, actor_name=actor)):
+            assert (listing.count(query), listed(listing, query)) == (1, [other])
             assert listing.find(query, limit=1, offset=1) == []
+
+    def test_expired_messages_do_not_shorten_a_page(self, listing: StatusBackend) -> None:
+        # Given messages of several states, under many that are newer and expire
+        actor, ids, gone = uuid4().hex, [uuid4().hex for _ in range(3)], [uuid4().hex for _ in range(300)]
+        for state, message_id in enumerate(ids):
+            for update in life_to(state, a=f'"{actor}"'):
+                write_later(listing, message_id, update)
+        for n in range(0, len(gone), 2):
+            both = [(gone[n], enqueue(a=f'"{actor}"', L="20")), (gone[n + 1], start(1, a=f'"{actor}"', L="20"))]
+            listing.update_many(both)
+        for message_id in gone:
+            await_end(listing, message_id)
+        # When pages are listed
+        query = Query(actor_name=actor)
+        pages = [
+            [message_id for message_id, _ in listing.find(query, limit=limit, offset=offset)]
+            for limit, offset in ((1, 0), (2, 1), (50, 0))
+        ]
+        # Then they are as long as they can be
+        whole = ids[::-1]
+        assert pages == [whole[:1], whole[1:], whole]
 
     def test_damage_is_not_listed(self, listing: StatusBackend) -> None:
         actor = uuid4().hex
@@ -1516,6 +1537,13 @@ def listed(backend: StatusBackend, query: Query) -> list[str]:
     while page := backend.find(query, limit=100, offset=len(found)):
         found += [message_id for message_id, _ in page]
     return found
+
+
+def await_end(backend: StatusBackend, message_id: str) -> None:
+    """Wait until a record that lives for a moment has expired."""
+    deadline = time.monotonic() + 10
+    while backend.read(message_id) is not None and time.monotonic() < deadline:
+        time.sleep(0.02)
 
 
 def write_later(backend: StatusBackend, message_id: str, update: Update) -> None:

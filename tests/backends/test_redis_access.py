@@ -39,7 +39,7 @@ EVERYTHING: dict[str, Any] = {
 PERMITTED = (
     "+evalsha +script|load +time +hget +hmget +hgetall +hset +hsetnx +hdel +hkeys +hexists +exists +del "
     "+pexpire +pttl +publish +subscribe +ping +smembers +sadd +srem +zadd +zrem +zcard +zcount +zrange +zrevrange "
-    "+zrevrangebyscore +zscore +srandmember +zremrangebyscore +zremrangebyrank"
+    "+zscore +srandmember +unlink +zremrangebyscore +zremrangebyrank"
 )
 
 

@@ -49,12 +49,14 @@ NEVER = 3_600_000
 CHANGES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "enqueue": ([], enqueue(step="1"), Outcome.APPLIED),
     "late enqueue": ([start(1)], enqueue(step="1"), Outcome.ASIDE),
+    "late enqueue, a queue": ([start(1)], enqueue(Q='"low"'), Outcome.ASIDE),
     "requeue": ([start(1)], enqueue(number=2), Outcome.APPLIED),
     "enqueue anew": ([start(1, step="1"), finish(1)], enqueue(root=8, other="1"), Outcome.APPLIED),
     "start": ([enqueue()], start(1), Outcome.APPLIED),
     "start of another root": ([enqueue(step="1")], start(1, root=8), Outcome.APPLIED),
     "write": ([start(1)], write(1, 2, increment=2, step="1"), Outcome.APPLIED),
     "whole write of the unknown": ([], write(1, 2, create=True), Outcome.APPLIED),
+    "whole write, another actor": ([start(1, a='"other"')], write(1, 2, create=True), Outcome.APPLIED),
     "write of the unknown": ([], write(1, 2), Outcome.MISSING),
     "end": ([start(1)], finish(1), Outcome.APPLIED),
     "outside": ([start(1)], outside(increment=2), Outcome.APPLIED),
@@ -332,6 +334,10 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                 backend.update(lost, write(1, 2))
             assert backend.begin_update(lost, enqueue())() is Outcome.UNREACHED
             assert backend.read(lost) is None
+            # And nobody is shown a list without what is missing
+            for call in (lambda: backend.find(Query(), limit=50, offset=0), lambda: backend.count(Query())):
+                with pytest.raises(BackendError):
+                    call()
         finally:
             redis_cluster.start()
         # And when the node is back, it is used
@@ -395,6 +401,24 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             whole = ids[::-1]
             assert found[: 120 - offset] == whole[offset : offset + limit]
             assert len(found) == limit
+
+    def test_pages_of_many(self, backend: RedisBackend, client: redis.RedisCluster) -> None:
+        # Given many messages, in all shards
+        ids = [uuid4().hex for _ in range(5000)]
+        for first in range(0, len(ids), 500):
+            updates = [(message_id, enqueue(a=f'"actor{first % 3}"')) for message_id in ids[first : first + 500]]
+            backend.update_many(updates)
+        whole = newest_of(client)
+        assert sorted(whole) == sorted(ids)
+        offsets = (0, 950, 1001, 2500, 4980, 5000, 9000)
+        # When pages are listed
+        pages = {
+            offset: [message_id for message_id, _ in backend.find(Query(), limit=50, offset=offset)]
+            for offset in offsets
+        }
+        # Then they have what one long list would have there
+        assert pages == {offset: whole[offset : offset + 50] for offset in offsets}
+        assert backend.count(Query()) == 5000
 
     def test_a_cluster_without_an_index(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
         # Given a backend that lists nothing
@@ -500,6 +524,15 @@ def moving_slots(cluster: RedisCluster) -> Iterator[None]:
             moves.result()
 
 
+def newest_of(client: redis.RedisCluster) -> list[str]:
+    """The ids of all messages in the index, newest first."""
+    found: list[tuple[float, str]] = []
+    for key in client.keys("*index:*", target_nodes=client.ALL_NODES):
+        if client.type(key) == "zset":
+            found += [(moment, message_id) for message_id, moment in client.zrange(key, 0, -1, withscores=True)]
+    return [message_id for _, message_id in sorted(found, reverse=True)]
+
+
 def of_one_shard(number: int) -> list[str]:
     """So many message ids of one shard, always the same."""
     return list(itertools.islice((str(n) for n in itertools.count() if shard_of(str(n)) == 5), number))
@@ -508,4 +541,4 @@ def of_one_shard(number: int) -> list[str]:
 def with_actor(update: Update) -> Update:
     """The same, of an actor whose messages are listed."""
     named = update.kind is Kind.ENQUEUE or update.start or update.create
-    return update._replace(fields={**update.fields, "a": '"actor"'}) if named else update
+    return update._replace(fields={"a": '"actor"', **update.fields}) if named else update

@@ -116,6 +116,22 @@ def test_pages_of_many(backend: RedisBackend, states: tuple[int, ...]) -> None:
     assert pages == {offset: newest[offset : offset + 50] for offset in pages}
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["at the same time", "one after another"])
+def test_pages_of_many_sets(backend: RedisBackend, apart: bool) -> None:
+    # Given messages of many actors, who enqueue them at the same time or one after another
+    ids = [f"m{n:04}" for n in range(2400)]
+    for first in range(0, len(ids), 100):
+        numbers = range(first, first + 100)
+        actors = [n // 6 if apart else n % 400 for n in numbers]
+        backend.update_many([(ids[n], enqueue(a=f'"actor{actor}"')) for n, actor in zip(numbers, actors)])
+    # When pages are listed
+    offsets = (0, 1, 499, 600, 1200, 2390, 2400, 9000)
+    pages = {offset: listed(backend, offset=offset) for offset in offsets}
+    # Then they have what one long list would have there
+    newest = ids[::-1]
+    assert pages == {offset: newest[offset : offset + 50] for offset in offsets}
+
+
 def test_what_the_store_has_lost_is_dropped_when_it_is_met(backend: RedisBackend, client: redis.Redis) -> None:
     # Given messages of which the store has lost some, and has others in another state than the index says
     backend.update_many([(f"m{n}", enqueue()) for n in range(10)])
@@ -127,6 +143,29 @@ def test_what_the_store_has_lost_is_dropped_when_it_is_met(backend: RedisBackend
     assert found == ["m8", "m7", "m6", "m4"]
     # And the index has forgotten those that were met
     assert listed(backend) == ["m8", "m7", "m6", "m4", "m2", "m1", "m0"] and backend.count(ALL) == 7
+
+
+def test_a_page_under_very_many_that_are_lost(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given a message, and more newer ones than one call looks up, all of which the store has lost
+    lost = [f"m{n}" for n in range(6000)]
+    backend.update_many([("old", enqueue()), *((message_id, enqueue()) for message_id in lost)])
+    client.delete(*(f"dramatiq-status:{message_id}" for message_id in lost))
+    # When a page is listed
+    found = listed(backend, limit=1)
+    # Then it is full
+    assert found == ["old"]
+
+
+def test_many_that_are_lost_are_counted_less_and_less(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given more waiting messages than one call checks, most of which the store has lost
+    ids = [f"m{n}" for n in range(6000)]
+    backend.update_many([(message_id, enqueue(a=f'"actor{n % 2}"')) for n, message_id in enumerate(ids)])
+    client.delete(*(f"dramatiq-status:{message_id}" for message_id in ids[:5000]))
+    # When they are counted again and again
+    counts = [backend.count(ALL) for _ in range(20)]
+    # Then each time finds more of those that are gone, until all are found
+    assert counts == sorted(counts, reverse=True)
+    assert 1000 < counts[0] < 6000 and counts[-1] == 1000
 
 
 def test_finished_messages_leave_with_their_records(backend: RedisBackend, client: redis.Redis) -> None:
@@ -148,11 +187,12 @@ def test_a_set_is_trimmed_as_it_grows(backend: RedisBackend, client: redis.Redis
     backend._script_now = "1000000"
     backend._clock = FixedClock(1_000_000)
     backend.update_many([("old", start(1)), ("old", finish(1, ttl=60_000))])
-    # When another one is completed later
+    # When others are completed later
     backend._clock = FixedClock(1_061_000)
-    backend.update_many([("new", start(1)), ("new", finish(1, ttl=60_000))])
-    # Then the set has only that
-    assert list(sets_of(client).values()) == [["new"]]
+    ids = [f"new{n:02}" for n in range(16)]
+    backend.update_many([(message_id, update) for message_id in ids for update in (start(1), finish(1, ttl=60_000))])
+    # Then the set has only those
+    assert list(sets_of(client).values()) == [ids]
 
 
 class FixedClock:
@@ -198,16 +238,42 @@ def test_every_key_expires(backend: RedisBackend, client: redis.Redis) -> None:
     # Given messages in all states
     backend.update_many([("q", enqueue()), ("w", start(1)), ("c", start(1)), ("c", finish(1))])
     backend.update_many([("l", enqueue(L="2592000000", D=str(backend.now() + 1_000_000)))])
-    # Then each record and each set of the index will expire; only the names of the sets stay
+    # Then each record and each set of the index will expire, and so will the names of the sets
     ttls = {key: client.pttl(key) for key in client.keys("*")}
     registry = "dramatiq-status index:"
-    assert ttls.pop(registry) == -1 and min(ttls.values()) > 0
-    # And a set outlives its records
+    assert min(ttls.values()) > 0
+    # And a set outlives its records, and the names every set
     assert ttls[registry + "0\n\n\n"] > client.pttl("dramatiq-status:l")
+    assert ttls[registry] >= max(ttls.values()) - 1000
     # And the names go with their sets
     for key in client.keys(registry + "?*"):
         client.delete(key)
     assert (backend.count(ALL), client.exists(registry)) == (0, 0)
+
+
+def test_the_names_of_sets_come_back(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given a message, and an index that has lost the names of its sets
+    backend.update("m", enqueue())
+    client.delete("dramatiq-status index:")
+    assert listed(backend) == []
+    # When another message comes, a while later
+    client.pexpire("dramatiq-status index:0\n\n\n", 60_000)
+    backend.update("n", enqueue())
+    # Then both are listed, and all of the index lives long enough
+    assert listed(backend) == ["n", "m"]
+    assert min(client.pttl(key) for key in client.keys("*index:*")) > client.pttl("dramatiq-status:n")
+
+
+def test_names_of_sets_that_are_gone_go(backend: RedisBackend, client: redis.Redis) -> None:
+    # Given names of many sets that are gone, which nobody lists
+    registry = "dramatiq-status index:"
+    backend.update_many([(f"m{n}", enqueue(Q=f'"tenant{n}"')) for n in range(300)])
+    client.delete(*client.keys(registry + "?*"))
+    # When others come
+    backend.update_many([(f"n{n}", enqueue(Q=f'"customer{n}"')) for n in range(300)])
+    # Then most of the old names have gone, and none of the new ones
+    names = client.smembers(registry)
+    assert len(names) < 450 and sum("customer" in name for name in names) == 300
 
 
 def test_a_set_is_not_cut_short(backend: RedisBackend, client: redis.Redis) -> None:
