@@ -34,6 +34,10 @@ _MORE: Final = 8
 #: From how many messages to leave out on shards are first asked where those end.
 _FAR: Final = 1000
 
+#: Among how many unfinished messages of a shard a count looks for expired
+#: ones: together more than a single server does, as not all have the same number.
+_CHECKED: Final = 64
+
 #: How many moments a shard then tells at most, give or take.
 _SAMPLES: Final = 64
 
@@ -339,6 +343,7 @@ class Shards:
             what of it is missing.
         """
         wanted = filter_of(query)
+        checked = 0 if limit else _CHECKED
 
         def errand(shard: int) -> Errand:
             prefix = self._prefixes[shard]
@@ -346,7 +351,7 @@ class Shards:
                 shard,
                 LIST,
                 [self._indexes[shard]],
-                lambda clock, asking: (*wanted, 0, limit, since, prefix, 2 if asking else 0),
+                lambda clock, asking: (*wanted, checked, limit, since, prefix, 2 if asking else 0),
             )
 
         done = self.cluster.run([errand(shard) for shard in shards])

@@ -42,6 +42,9 @@ READS_A_CALL: Final = 2000
 #: what has expired and has not come to its end.
 PASSES_A_PAGE: Final = 64
 
+#: Among how many unfinished messages a count looks for expired ones.
+CHECKED_A_COUNT: Final = 1000
+
 #: What the script adds to an outcome where it could not tell the index.
 UNLISTED: Final = 10
 
@@ -86,9 +89,9 @@ class RedisBackend(StatusBackend):
     and for each `status_ttl` of finished ones.  A filter leaves out the others.
 
     An unfinished status that has expired is dropped from the index when a list meets
-    it.  A count looks for such among 1,000 unfinished ones (of each
-    shard, on a cluster), and is exact where there are no more; else it looks at the
-    oldest and some others, and counts what has expired among the rest until it, or a list, has met it.
+    it.  A count looks for such among 1,000 unfinished ones, and is exact where
+    there are no more; else it looks at the oldest and some others,
+    and counts what has expired among the rest until it, or a list, has met it.
 
     Parameters:
       client(redis.Redis | redis.RedisCluster): An optional client, or one
@@ -318,7 +321,7 @@ class RedisBackend(StatusBackend):
         self._check_index()
         if self._shards is not None:
             return self._shards.count(query)
-        number: int = self._list(query, 0, 0)
+        number: int = self._list(query, 0, CHECKED_A_COUNT)
         return number
 
     def _check_index(self) -> None:

@@ -4,7 +4,8 @@
 --   in milliseconds (of finished messages only), a queue and an actor as JSON, a line each; under the prefix and the
 --   name lies the sorted set of the ids, by the moment in microseconds at which each came into its state.
 -- ARGV[1..3]: the state, the queue and the actor to look for, '' for all.
--- ARGV[4]: how many messages to leave out. ARGV[5]: how many to return; 0 to count them; -n for about n samples.
+-- ARGV[4]: how many messages to leave out. ARGV[5]: how many to return; 0 to count them, where ARGV[4] says among how
+--   many to look for expired ones first; -n for about n samples.
 -- ARGV[6]: a moment from which on messages are left out, before any others; '' for none.
 -- ARGV[7]: the part of a message's key that comes before its id. ARGV[8]: '1' for whole records; '2' for none, and for
 --   dropping nothing: on a cluster, what is not here may still be on the node that the slot comes from.
@@ -27,8 +28,8 @@ local now = time[1] * 1000000 + time[2]
 local FAR = 250
 -- How often a search counts at most.
 local ROUNDS = 20
--- How many messages one call looks up for a page at most, and how many for a count.
-local LOOKED_UP, CHECKED = 5000, 1000
+-- How many messages one call looks up for a page at most.
+local LOOKED_UP = 5000
 -- How many arguments a command is given at most.
 local PIECE = 1000
 
@@ -107,14 +108,14 @@ end
 -- there are more than a call may check, some of the oldest of each set are, and as many others; and more of the oldest
 -- as long as all of those have expired.
 local function clean()
-  local live, sum, dropped, left = {}, 0, 0, CHECKED
+  local live, sum, dropped, left = {}, 0, 0, offset
   for _, set in ipairs(sets) do
     if not set.from then
       live[#live + 1] = set
       sum = sum + set.count
     end
   end
-  local share = sum <= CHECKED and CHECKED or math.max(2, math.floor(CHECKED / 5 / #live))
+  local share = sum <= offset and offset or math.max(2, math.floor(offset / 5 / #live))
   for n = 1, #live do
     if left <= 0 then break end
     local set = live[(time[2] + n) % #live + 1]
@@ -149,22 +150,26 @@ end
 
 if limit < 0 then
   local sum, found = measure(), {}
-  for _, set in ipairs(sets) do
+  -- Sets and shards are alike: if all were sampled at the same places, their errors would add up.
+  local phase = time[2] * 0.61803398875 % 1
+  for n, set in ipairs(sets) do
     local number = math.min(set.count, math.max(1, math.floor(-limit * set.count / sum + 0.5)))
-    for i = 1, number do
-      found[#found + 1] = {moment_at(set, math.floor((i - 0.5) / number * set.count)), set.count / number}
+    local shift = (phase + n * 0.61803398875) % 1
+    for i = 0, number - 1 do
+      found[#found + 1] = {moment_at(set, math.floor((i + shift) / number * set.count)), set.count / number}
     end
   end
   table.sort(found, function(one, other) return one[1] > other[1] end)
-  local thinned, weight = {}, 0
-  for i, sample in ipairs(found) do
-    weight = weight + sample[2]
-    if weight >= sum / -limit or i == #found then
-      thinned[#thinned + 1], thinned[#thinned + 2] = text_of(sample[1]), string.format('%.17g', weight)
-      weight = 0
+  local samples, step, passed = {}, sum / -limit, 0
+  local due = step * phase
+  for _, sample in ipairs(found) do
+    passed = passed + sample[2]
+    while passed > due do
+      samples[#samples + 1], samples[#samples + 2] = text_of(sample[1]), string.format('%.17g', step)
+      due = due + step
     end
   end
-  return thinned
+  return samples
 end
 
 -- Find a moment not far from the first message of the page: how many messages of each set are newer is its `at`.
