@@ -384,9 +384,6 @@ class StatusMiddleware(Middleware):
         if frame is None:
             if is_delayed_copy(message.queue_name, message.options):
                 return
-            if message.message_id in self._notes.enqueued:
-                # Another middleware has put it back before ours saw it.
-                return
             # No worker has had it: its actor is unknown.
             frame = self._frame_of(broker, message)
             if frame is None:
@@ -467,6 +464,9 @@ class StatusMiddleware(Middleware):
                 binding = self._open(message, _unwrapped(message), settings, previous, run=0)
                 bind(binding)
                 frame = binding.frame
+                assert frame is not None
+                # It may have been another middleware that has stopped it, and put it back before ours saw it.
+                frame.requeued = frame.message_id in self._notes.enqueued
         return frame
 
     def _open(self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run: int) -> Binding:

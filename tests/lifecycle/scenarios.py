@@ -167,6 +167,10 @@ SCENARIOS: Final = (
         "10c requeued and skipped by a middleware", DONE, (), unruly("before_process_message", "requeue and skip"),
         cause="Unruly", ahead=RETRIED,
     ),
+    Scenario(
+        "10c put back and skipped by a middleware", DONE, (), unruly("before_process_message", "put back and skip"),
+        cause="Unruly", ahead=RETRIED,
+    ),
     Scenario("10d skipped by the actor", skipped("qwc"), ("skip",)),
     Scenario(
         "11 time limit, no retries allowed", failed(exception="TimeLimitExceeded"), ("loop",),

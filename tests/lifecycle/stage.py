@@ -104,6 +104,10 @@ class Unruly(Middleware):
             message.fail()
         elif deed == "skip":
             raise SkipMessage
+        elif deed == "put back and skip":
+            # Itself: what our middleware notes in its options it then finds there.
+            broker.enqueue(getattr(message, "_message", message))
+            raise SkipMessage
         elif deed == "requeue and skip":
             broker.enqueue(message.copy(), delay=20)
             raise SkipMessage
