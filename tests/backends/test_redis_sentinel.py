@@ -19,8 +19,9 @@ from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, outside, start, write
 
+from ..conftest import StartServer
 from ..recording import PATIENCE, eventually, make_broker, working
-from ..servers import AT_ONCE, RedisSentinels, RedisServer, free_port
+from ..servers import AT_ONCE, RedisSentinels, RedisServer, _Sentinel, free_port
 from .redis_hooks import RedisHooks
 
 #: Enough for a busy machine: most tests are not about time-outs.
@@ -66,6 +67,18 @@ class TestSentinel(RedisHooks, BackendConformance):
         yield make_one
         for backend in made:
             backend.close()
+
+    @pytest.fixture
+    def outage(self, start_server: StartServer) -> Iterator[tuple[RedisServer, RedisBackend]]:
+        master = start_server(RedisServer())
+        # One without a replica, and a Sentinel that names it, gone or not: nobody takes its place meanwhile.
+        patience = f"sentinel down-after-milliseconds {RedisSentinels.service_name} 3600000"
+        sentinel = start_server(_Sentinel(master.port, patience))
+        backend = RedisBackend(
+            sentinels=[("127.0.0.1", sentinel.port)], service_name=RedisSentinels.service_name, timeout=300
+        )
+        yield master, backend
+        backend.close()
 
 
 def test_a_client_that_sentinels_have_made(sentinels: RedisSentinels) -> None:
