@@ -9,6 +9,7 @@ import functools
 import os
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from random import Random
@@ -209,6 +210,7 @@ class StatusMiddleware(Middleware):
             max_pending=check_number("max_pending", max_pending, minimum=1),
         )
         self._notes = ThreadNotes()
+        _middleware.add(self)
         # By actor; actors are few and live as long as the process.
         self._settings: dict[str, Settings] = {}
         # What every record of this middleware says of itself, where it is not the default.
@@ -583,6 +585,19 @@ class StatusMiddleware(Middleware):
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
         self._writer.drain(SHUTDOWN_TIMEOUT)
+
+
+#: All middleware of this process.
+_middleware: weakref.WeakSet[StatusMiddleware] = weakref.WeakSet()
+
+
+def _forget_notes() -> None:
+    # A reply that the store still owes is the parent's to read, from a socket that both have.
+    for middleware in list(_middleware):
+        middleware._notes = ThreadNotes()
+
+
+os.register_at_fork(after_in_child=_forget_notes)
 
 
 def _unwrapped(message: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import dramatiq
@@ -15,7 +16,7 @@ from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 
-from ..recording import make_broker, run
+from ..recording import make_broker, make_stub_broker, run
 from ..servers import free_port
 
 
@@ -59,6 +60,44 @@ def test_a_broker_that_is_down_leaves_no_reply_behind(store: StatusBackend) -> N
     assert [StatusRegistry.get(found, backend=store).state for found in refused] == ["queued"] * 3
     snapshots = [StatusRegistry.read(found, backend=store) for found in sent]
     assert [(found and found.state, found and found.actor_name) for found in snapshots] == [("completed", "work")] * 3
+
+
+def test_a_reply_that_is_owed_is_the_parents(store: StatusBackend) -> None:
+    # Given an enqueue that the broker refuses, so that the store's reply to it is still to be read
+    ours = StatusMiddleware(backend=store)
+    down = RedisBroker(host="127.0.0.1", port=free_port(), retry=Retry(NoBackoff(), 0), middleware=[ours])
+    up = make_stub_broker(ours)
+
+    @dramatiq.actor(broker=down)
+    def never() -> None: ...
+
+    @dramatiq.actor(broker=up)
+    def work() -> None: ...
+
+    with pytest.raises(RedisConnectionError):
+        never.send()
+    # When the process forks, and both go on sending and reading
+    go_on, tell = os.pipe()
+    child = os.fork()
+    messages = [work.message() for _ in range(20)]
+    for message in messages:
+        if not child:
+            # One after the other: both would have to be first to read what is owed.
+            os.read(go_on, 1)
+        up.enqueue(message)
+        if child:
+            os.write(tell, b".")
+        snapshot = StatusRegistry.read(message, backend=store)
+        right = snapshot is not None and snapshot.message_id == message.message_id and snapshot.actor_name == "work"
+        if not child and not right:
+            os._exit(1)
+        assert right
+    if not child:
+        os._exit(0)
+    # Then each hears what is said to it
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    snapshots = StatusRegistry.read_many(messages, backend=store)
+    assert all(found is not None and found.queued for found in snapshots)
 
 
 def test_a_status_that_the_store_cannot_hold(memcached_url: str, caplog: pytest.LogCaptureFixture) -> None:
