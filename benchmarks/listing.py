@@ -27,7 +27,7 @@ MANY_ACTORS = 1_000
 
 
 def run(options: Options) -> Iterator[Table]:
-    sizes = (100, 1_000) if options.quick else SIZES
+    sizes = (500, 1_000) if options.quick else SIZES
     with ExitStack() as stack:
         directory = Path(stack.enter_context(TemporaryDirectory()))
         servers = [stack.enter_context(RedisServer()) for _ in sizes]

@@ -1,0 +1,34 @@
+"""The benchmarks run: what they call is there, and what they check is so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from benchmarks.__main__ import BENCHMARKS
+from benchmarks.common import ROOT
+
+#: Those that take too long for a test, even when they are quick, and why.
+SLOW = {
+    "read": "reads a thousand statuses at a time, in two placements",
+    "batch": "reads a thousand statuses at a time, in two placements",
+    "enqueue": "counts messages in three placements",
+    "throughput": "starts a process with a worker for each kind of job",
+    "outage": "waits for time-outs",
+    "visibility": "looks for each of hundreds of writes, also beside a busy thread",
+}
+
+
+def test_quick_benchmarks_run(redis_url: str, memcached_url: str) -> None:
+    # Given the benchmarks that are quick, and servers, which they start themselves
+    names = [name for name in BENCHMARKS if name not in SLOW]
+    # When they are run
+    command = [sys.executable, "-m", "benchmarks", "--quick", *names]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    # Then each prints its tables, and says how long it took
+    assert found.returncode == 0, found.stderr
+    assert [line.split()[1] for line in found.stdout.splitlines() if line.startswith(".. ")] == names
+
+
+def test_no_slow_one_is_gone() -> None:
+    assert set(SLOW) < set(BENCHMARKS)
