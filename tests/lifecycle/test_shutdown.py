@@ -12,7 +12,9 @@ import dramatiq
 import pytest
 
 from dramatiq_status import StatusRegistry, current_progress, current_status
-from dramatiq_status.record import PROGRESS, Kind
+from dramatiq_status.outage import Outage
+from dramatiq_status.record import PROGRESS, Epoch, Kind, Update
+from dramatiq_status.writer import Writer
 
 from ..recording import RecordingBackend, eventually, make_broker, run, working
 from ..servers import RedisServer
@@ -181,3 +183,29 @@ def test_a_handle_that_outlives_its_worker() -> None:
     handles[0].increment(3)
     # Then that is stored, too
     backend.wait_for(lambda: backend.field(other.message_id, PROGRESS) == "3")
+
+
+def test_what_is_written_while_the_writer_s_thread_ends() -> None:
+    # Given a writer whose thread is about to end when somebody writes, who still sees it there
+    backend = RecordingBackend()
+    writer = Writer(backend, Outage("a store"))
+    backend.update("m", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    lane = writer.outside("m")
+    lane.increment(1)
+    assert lane.flush(PATIENCE)
+
+    class Crossing:
+        """Stands in for the lock that guards the end of the thread."""
+
+        def __enter__(self) -> None:
+            if backend.field("m", PROGRESS) == "1":
+                lane.increment(2)
+
+        def __exit__(self, *error: object) -> None: ...
+
+    writer._start_lock = Crossing()  # type: ignore[assignment]
+    # When it is drained
+    assert writer.drain(PATIENCE)
+    # Then that is stored all the same
+    backend.wait_for(lambda: backend.field("m", PROGRESS) == "3")
+    assert writer.drain(PATIENCE)
