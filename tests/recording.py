@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,10 @@ from dramatiq_status.record import Kind, Outcome, Record, Update
 
 #: For how many seconds a test waits for something before it fails.
 PATIENCE = 20.0
+
+#: An environment for processes whose coverage is not measured: a tracer slows the conformance suite down several times,
+#: and lets its interrupts strike as a lock is taken.
+UNMEASURED = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 Updates = list[tuple[str, Update]]
 
