@@ -279,6 +279,14 @@ def check_message_id(message_id: Any) -> str:
       TypeError: When it is neither.
       ValueError: When it is empty, too long or holds control characters.
     """
+    if (
+        message_id.__class__ is str
+        and message_id.isascii()
+        and message_id.isprintable()
+        and 0 < len(message_id) <= MAX_MESSAGE_ID_SIZE
+    ):
+        # As they usually are: what follows takes thrice as long to find nothing.
+        return message_id
     given = message_id
     message_id = given if isinstance(given, str) else getattr(given, "message_id", None)
     if not isinstance(message_id, str):

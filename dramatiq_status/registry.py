@@ -81,7 +81,9 @@ class StatusRegistry:
         Returns:
           Snapshot: None where the message is unknown or its status has expired.
         """
-        return _backend(backend, broker).snapshot(check_message_id(message_id))
+        if backend is None:
+            backend = _backend(None, broker)
+        return backend.snapshot(check_message_id(message_id))
 
     @staticmethod
     def read_many(
