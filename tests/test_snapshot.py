@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dramatiq_status import snapshot as room
 from dramatiq_status.record import (
     ACTOR_NAME,
     ARGS,
@@ -25,7 +26,9 @@ from dramatiq_status.record import (
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
     KWARGS,
+    LIVE_TTL,
     NUMBER,
+    PLACE,
     PROGRESS,
     QUEUE_NAME,
     RATE,
@@ -35,12 +38,14 @@ from dramatiq_status.record import (
     STARTED_AT,
     STATE,
     STATES,
+    STATUS_TTL,
     TOTAL,
     UPDATED_AT,
     VERSION,
     Record,
+    is_sound,
 )
-from dramatiq_status.snapshot import Snapshot, fraction_of, take_snapshot, take_snapshots
+from dramatiq_status.snapshot import Snapshot, fraction_of, take_snapshot, take_snapshots, take_texts
 
 #: 2026-11-24 03:00:00.123 UTC, in epoch milliseconds.
 NOW = 1_795_489_200_123
@@ -408,6 +413,9 @@ def test_an_unknown_message_has_no_snapshot() -> None:
         {STATE: "4"}, {STATE: "-1"}, {STATE: '"working"'}, {STATE: "1.0"}, {STATE: "true"}, {STATE: "null"},
         {STATE: ""}, {VERSION: '"3"'}, {VERSION: "null"}, {VERSION: ""}, {":step": "reading"}, {":step": ""},
         {":step": '"x'}, {":step": "1,2"}, {":step": "1],[2"}, {":step": "[" * 100_000}, {PROGRESS: "\uff19"},
+        {PROGRESS: "NaN"}, {PROGRESS: "-1e999"}, {PROGRESS: "9" * 400}, {PROGRESS: "true"}, {":last": "1] "},
+        {NUMBER: '"1"'}, {PLACE: "[]"}, {LIVE_TTL: '"1"'}, {STATUS_TTL: "1.5"}, {SCHEDULED_AT: "true"},
+        {ATTEMPTS: "null"},
     ],
 )  # fmt: skip
 def test_a_damaged_record_has_no_snapshot_and_spoils_no_other(damage: Record) -> None:
@@ -435,6 +443,69 @@ json_texts = st.one_of(
 library = st.dictionaries(
     st.sampled_from([*"tpaQESFUHBDRAxk", "ia", "ik", "it", "ir", "", ":x"]), json_texts, max_size=8
 )
+
+
+@given(
+    # Whole numbers of more digits than ours can be read, but not worked with
+    fields=st.dictionaries(st.sampled_from("svnerqLTDAp"), json_texts.filter(lambda text: len(text) < 15), max_size=4),
+    missing=st.sets(st.sampled_from(sorted(MINIMUM)), max_size=1),
+)
+def test_what_is_sound_before_it_is_decoded_is_so_afterwards(fields: Record, missing: set[str]) -> None:
+    # Given a record of JSON values, which may be odd or lack something
+    record = {name: text for name, text in {**MINIMUM, **fields}.items() if name not in missing}
+    # When it is decoded, and once more when its names are known
+    found = take_snapshot("the id", record, NOW), take_snapshot("the id", record, NOW)
+    # Then there is a snapshot where an update could be applied to it
+    assert [snapshot is not None for snapshot in found] == [is_sound(record)] * 2
+
+
+# Shapes
+
+
+def test_of_two_fields_of_one_name_the_last_one_counts() -> None:
+    # Given an item that somebody else has put there
+    names, texts = [*MINIMUM, ":a", STATE, ":b"], [*MINIMUM.values(), "1", "2", "3"]
+    # When it is decoded
+    snapshot = take_texts("the id", names, texts, NOW)
+    # Then it reads as the record that is made of it for updates
+    assert snapshot is not None
+    assert (snapshot.state, dict(snapshot.fields)) == ("completed", {"a": 1, "b": 3})
+    assert snapshot == take_snapshot("the id", dict(zip(names, texts)), NOW)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_names_with_line_breaks_are_not_taken_for_others(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given records whose names are the same, one a line
+    monkeypatch.setattr(room, "_shapes", {})
+    fields = [{":a": "1", ":b": "2", ":c": "3"}, {":a\n:b": "1", ":c": "2"}, {":a": "1", ":b\n:c": "2"}]
+    fields = fields[first:] + fields[:first]
+    # When they are decoded one after the other
+    found = take_snapshots(["m"] * 3, [{**MINIMUM, **some} for some in fields], NOW)
+    # Then each has its own
+    for snapshot, some in zip(found, fields):
+        assert snapshot is not None
+        assert dict(snapshot.fields) == {name[1:]: int(text) for name, text in some.items()}
+
+
+def test_a_snapshot_is_not_changed_by_the_next_of_its_shape() -> None:
+    one, two = snap(fields={":step": "1"}), snap(fields={":step": "2"})
+    assert (one["step"], two["step"]) == (1, 2)
+
+
+def test_only_so_many_shapes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given nothing remembered
+    shapes: dict[str, Any] = {}
+    monkeypatch.setattr(room, "_shapes", shapes)
+    # When there are more names than that
+    for number in range(room.MAX_SHAPES + 10):
+        assert snap(fields={f":field {number}": str(number)})[f"field {number}"] == number
+        assert 1 <= len(shapes) <= room.MAX_SHAPES
+    # And when there are very many, or very long ones
+    before = set(shapes)
+    for fields in ({f":{number}": "1" for number in range(400)}, {":" + "x" * room.MAX_SHAPE_SIZE: "1"}):
+        assert len(snap(fields=fields).fields) == len(fields)
+    # Then those are not remembered
+    assert set(shapes) == before
 
 
 @given(state=st.sampled_from("0123"), fields=library)

@@ -201,29 +201,30 @@ def from_value(value: bytes, ttl: int | None, now: int) -> tuple[Record | None, 
       tuple[Record | None, int]: The record, None where it is expired or
       not one of ours, and when it expires by our clock.
     """
-    pairs, expires_at = split_value(value, ttl, now)
-    return None if pairs is None else from_pairs(pairs), expires_at
+    lines, expires_at = split_value(value, ttl, now)
+    return None if lines is None else from_pairs(lines[2:]), expires_at
 
 
 def split_value(value: bytes, ttl: int | None, now: int) -> tuple[list[str] | None, int]:
-    """The same as :func:`from_value`, but for the record: its stored names and JSON texts in turn."""
+    """The same as :func:`from_value`, but for the record: its lines, which are
+    its stored names and JSON texts in turn from the third on.
+    """
     try:
-        pairs = value.decode().split("\n")
-        expires_at = int(pairs[0])
+        lines = value.decode().split("\n")
+        expires_at = int(lines[0])
     except ValueError:
         return None, 0
     if ttl is not None:
         # The value has the milliseconds, by the clock of the host that
         # wrote it; the server has the seconds, by one clock for all.
-        left = expires_at - now
-        if left > ttl * 1000:
-            expires_at = now + ttl * 1000
-        elif left < ttl * 1000 - 3000:
-            expires_at = now + ttl * 1000 - 3000
-    if expires_at <= now or len(pairs) % 2 or pairs[1] != DOCUMENT_MARK:
+        most = now + ttl * 1000
+        if expires_at > most:
+            expires_at = most
+        elif expires_at < most - 3000:
+            expires_at = most - 3000
+    if expires_at <= now or len(lines) & 1 or lines[1] != DOCUMENT_MARK:
         return None, expires_at
-    del pairs[:2]
-    return pairs, expires_at
+    return lines, expires_at
 
 
 def to_receipt(record: Record, cas: int, now: int, server: str) -> str:

@@ -242,7 +242,11 @@ class Connection:
         """Read one item's value and seconds left."""
         if not self.meta:
             return self.read_values((key,))[0]
-        reply = self._ask(b"mg %b v t\r\n" % key, _SHORT_SIZE)
+        try:
+            self._socket.sendall(b"mg %b v t\r\n" % key)
+            reply: bytes = self._socket.recv(_SHORT_SIZE)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
         head, _, value = reply.partition(b"\r\n")
         code, _, ttl = head.partition(b" t")
         if code == b"VA %d" % (len(value) - 2):

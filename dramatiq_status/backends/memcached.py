@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 from ..backend import StatusBackend, escape_namespace, now_ms
 from ..errors import BackendError
 from ..outage import logger
-from ..record import VERSION, Kind, Outcome, Record, Update, apply, from_pairs, is_finished
-from ..snapshot import Snapshot, take_pairs
+from ..record import VERSION, Kind, Outcome, Record, Update, apply, is_finished
+from ..snapshot import Snapshot, take_texts
 from ._fleet import Fleet, Pool, clients_for, clients_of, hung_up
 from ._item import (
     ABSENT,
@@ -54,6 +54,9 @@ PATIENT_CONFLICTS: Final = 3
 _STORED: Final = Stored.STORED
 
 T = TypeVar("T")
+
+# Makes something of a message's value, its seconds left and the present moment.
+Take = Callable[[str, tuple[bytes, "int | None"], int], "T | None"]
 
 
 class MemcachedBackend(StatusBackend):
@@ -390,19 +393,18 @@ class MemcachedBackend(StatusBackend):
     # Reading
 
     def read(self, message_id: str) -> Record | None:
-        pairs = self._pairs_of(message_id)
-        return None if pairs is None else from_pairs(pairs)
+        return self._take(message_id, _record_of)
 
     def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        return [None if pairs is None else from_pairs(pairs) for pairs in self._pairs_of_many(message_ids)]
+        return self._take_many(message_ids, _record_of)
 
     def snapshot(self, message_id: str) -> Snapshot | None:
-        return take_pairs((message_id,), (self._pairs_of(message_id),), now_ms())[0]
+        return self._take(message_id, _snapshot_of)
 
     def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
-        return take_pairs(message_ids, self._pairs_of_many(message_ids), now_ms())
+        return self._take_many(message_ids, _snapshot_of)
 
-    def _pairs_of(self, message_id: str) -> list[str] | None:
+    def _take(self, message_id: str, take: Take[T]) -> T | None:
         key, pool = self._place(message_id)
         try:
             value = pool.call(Connection.read_value, key)
@@ -410,31 +412,33 @@ class MemcachedBackend(StatusBackend):
             if self._fleet.goes_on():
                 return None
             raise
-        return value and split_value(value[0], value[1], now_ms())[0]
+        return None if value is None else take(message_id, value, now_ms())
 
-    def _pairs_of_many(self, message_ids: Sequence[str]) -> list[list[str] | None]:
-        place, found = self._place, dict[str, list[str] | None]()
+    def _take_many(self, message_ids: Sequence[str], take: Take[T]) -> list[T | None]:
+        place, found = self._place, dict[str, T | None]()
         error: BackendError | None = None
         groups = self._fleet.by_server(message_ids, lambda message_id: place(message_id)[1])
         for pool, group in groups:
             try:
-                listed = self._read(pool, [place(message_id)[0] for message_id in group])
+                taken = self._take_from(pool, group, take)
             except BackendError as e:
                 error = e
                 continue
             if len(groups) == 1:
-                return listed
-            found.update(zip(group, listed))
+                return taken
+            found.update(zip(group, taken))
         if error is not None and not self._fleet.goes_on():
             raise error
         return [found.get(message_id) for message_id in message_ids]
 
-    def _read(self, pool: Pool, keys: list[bytes]) -> list[list[str] | None]:
-        found: list[list[str] | None] = []
-        for first in range(0, len(keys), READS_A_ROUND):
-            values = pool.call(Connection.read_values, keys[first : first + READS_A_ROUND])
+    def _take_from(self, pool: Pool, message_ids: list[str], take: Take[T]) -> list[T | None]:
+        place = self._place
+        found: list[T | None] = []
+        for first in range(0, len(message_ids), READS_A_ROUND):
+            ids = message_ids[first : first + READS_A_ROUND]
+            values = pool.call(Connection.read_values, [place(message_id)[0] for message_id in ids])
             now = now_ms()
-            found += [value and split_value(value[0], value[1], now)[0] for value in values]
+            found += [None if value is None else take(message_id, value, now) for message_id, value in zip(ids, values)]
         return found
 
     # Deleting and closing
@@ -454,6 +458,15 @@ class MemcachedBackend(StatusBackend):
         # The prefix is known to be fit for a key.
         encoded = key_of(self._prefix, message_id).encode()
         return encoded, self._fleet.pool_of(encoded)
+
+
+def _record_of(message_id: str, value: tuple[bytes, int | None], now: int) -> Record | None:
+    return from_value(value[0], value[1], now)[0]
+
+
+def _snapshot_of(message_id: str, value: tuple[bytes, int | None], now: int) -> Snapshot | None:
+    lines, _ = split_value(value[0], value[1], now)
+    return None if lines is None else take_texts(message_id, lines[2::2], lines[3::2], now)
 
 
 def _never() -> bool:

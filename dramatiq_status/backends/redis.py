@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..backend import Query, StatusBackend, check_number, escape_namespace
 from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, from_pairs, number_text
-from ..snapshot import Snapshot, take_pairs
+from ..snapshot import Snapshot, take_texts
 from ._driver import any_driver
 from ._push import RedisSubscription
 from ._query import wanted_by
@@ -271,8 +271,12 @@ class RedisBackend(StatusBackend):
         return self.snapshots((message_id,))[0]
 
     def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
-        pairs = [reply if reply.__class__ is list else None for reply in self._read(message_ids)]
-        return take_pairs(message_ids, pairs, self.now())
+        replies = self._read(message_ids)
+        now = self.now()
+        return [
+            take_texts(message_id, reply[::2], reply[1::2], now) if reply and reply.__class__ is list else None
+            for message_id, reply in zip(message_ids, replies)
+        ]
 
     def _read(self, message_ids: Sequence[str]) -> list[Any]:
         """What the server says of messages, an error where something that is not ours lies under a key."""
