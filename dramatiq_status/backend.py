@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol
 
 from .errors import NotSupported
-from .record import Outcome, Record, Update
+from .record import LONGEST_TTL, Outcome, Record, Update
 from .snapshot import Snapshot, take_snapshot, take_snapshots
 
 #: How long a single call to a store may take, in milliseconds.  It is
@@ -21,9 +21,8 @@ DEFAULT_TIMEOUT: Final = 500
 #: The longest `timeout` of a backend, in milliseconds: a day.  Sockets take no more than some weeks.
 MAX_TIMEOUT: Final = 86_400_000
 
-#: The longest duration, in milliseconds: a hundred years.  Stores add
-#: it to the present moment; Redis answers with an error where that overflows.
-MAX_DURATION: Final = 36_525 * 86_400_000
+#: The longest duration, in milliseconds: as long as a record may live.
+MAX_DURATION: Final = LONGEST_TTL
 
 #: The largest encoded value of one field, in bytes.
 DEFAULT_MAX_FIELD_SIZE: Final = 65_536

@@ -34,9 +34,9 @@ DEFAULT_STATUS_TTL: Final = 3_600_000
 #: in milliseconds.
 DEFAULT_HEARTBEAT_INTERVAL: Final = 15_000
 
-#: The longest time to live, in milliseconds: a hundred years.  Stores
-#: count it from now, and some fail where that goes beyond 64 bits.
-LONGEST_TTL: Final = 100 * 365 * 86_400_000
+#: The longest time to live, in milliseconds: a hundred years.  Stores add
+#: it to the present moment; Redis answers with an error where that overflows.
+LONGEST_TTL: Final = 36_525 * 86_400_000
 
 #: The total of a progress whose total was never set.
 DEFAULT_TOTAL: Final = 100

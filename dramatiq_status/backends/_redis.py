@@ -5,6 +5,7 @@ open, and the shortest way through the driver.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import sys
@@ -41,6 +42,10 @@ MASTER_TRUST: Final = (1.0, 15.0)
 _TIME_OUTS: Final = (BlockingIOError, TimeoutError)
 
 _INCOMPLETE: Final = object()
+
+#: What a pool of redis-py's tells its connections about notifications of maintenance.
+_MAINTENANCE: Final = re.compile("maint|orig_|oss_cluster_maint")
+
 _BUFFER_SIZE: Final = 16_384
 
 
@@ -186,7 +191,8 @@ class Connections:
         self._class = pool.connection_class
         driver = driver_of(self._class)
         self._parameters = {
-            **pool.connection_kwargs,
+            # redis-py 8 hears of maintenance on connections of its own, and only with the parsers of version 3.
+            **{name: value for name, value in pool.connection_kwargs.items() if not _MAINTENANCE.match(name)},
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry": driver.no_retry,

@@ -97,7 +97,7 @@ end
 
 -- A time to live that PEXPIRE takes (LONGEST_TTL in record.py).
 local function limited(ttl)
-  return math.min(math.max(1, ttl), 3153600000000)
+  return math.min(math.max(1, ttl), 3155760000000)
 end
 
 -- Whether what is there of these texts are whole numbers of up to 15 digits.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -318,3 +320,29 @@ def kill_others(client: redis.Redis) -> None:
 def calls_of(client: redis.Redis, command: str) -> int:
     found = client.info("commandstats").get(f"cmdstat_{command}", {})
     return int(found.get("calls", 0))
+
+
+def test_without_hiredis(redis_url: str) -> None:
+    # Given an interpreter that does not have it
+    script = f"""
+import sys, threading
+sys.modules["hiredis"] = None
+from dramatiq_status import StatusRegistry
+from dramatiq_status.backends import RedisBackend
+from dramatiq_status.record import COMPLETED, Epoch, Kind, Outcome, Update
+backend = RedisBackend(url={redis_url!r}, timeout=20_000)
+assert backend.update("m", Update(Kind.ENQUEUE, Epoch(7, 1), fields={{":a": "1"}})) is Outcome.APPLIED
+end = Update(Kind.OUTSIDE, state=COMPLETED, increment=3)
+watched = []
+for snapshot in StatusRegistry.watch("m", backend=backend):
+    watched.append((str(snapshot.state), snapshot["a"]))
+    if len(watched) == 1:
+        backend.update("m", end)
+assert watched == [("queued", 1), ("completed", 1)], watched
+assert [found and found.get("progress") for found in StatusRegistry.read_many(["m", "x"], backend=backend)] == [3, None]
+assert [found.message_id for found in StatusRegistry.list(backend=backend)] == ["m"]
+"""
+    # When statuses are written, read and watched
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    # Then that works by redis-py's own parser, whatever version of the protocol it prefers
+    assert ran.returncode == 0, ran.stderr
