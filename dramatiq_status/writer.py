@@ -485,16 +485,16 @@ class Lane:
         if not merged.taken:
             return merged
         draft = merged.draft()
-        count: int | float = 0
+        count: int | float | None = None
         for operation in merged.taken:
             if operation.__class__ is int or operation.__class__ is float:
                 # By far the most; taken together, so that nobody counts faster than this.
                 self._throttled = True
-                count += operation
+                count = operation if count is None else count + operation
                 continue
-            if count:
+            if count is not None:
                 draft.add(count)
-                count = 0
+                count = None
             if isinstance(operation, Start):
                 entry = draft.entry()
                 entry.start, entry.attempts, entry.origin = True, operation.attempts, operation.origin
@@ -524,7 +524,7 @@ class Lane:
                 self._urgent = True
             else:
                 raise TypeError(f"A {type(operation).__name__} cannot be merged.")
-        if count:
+        if count is not None:
             draft.add(count)
         self._merged = draft
         return draft
