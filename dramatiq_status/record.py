@@ -122,7 +122,7 @@ _FIRST_LINE: Final = DOCUMENT_MARK + "\n"
 _STATE_TEXTS: Final = frozenset("0123")
 
 # As every store reads them: Python would take "1_0" for a number, and Lua "0x10"; up to 15 digits, Lua is exact.
-_WHOLE_NUMBERS: Final = re.compile(r"(?:-?[0-9]{1,15} ){6}-?[0-9]{1,15}").fullmatch
+_WHOLE_NUMBERS: Final = re.compile(r"(?:-?[0-9]{1,15} ){5}-?[0-9]{1,15}").fullmatch
 _RATED: Final = re.compile(r"\[([0-9]+),([0-9]+)\]").fullmatch
 _NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 
@@ -303,8 +303,7 @@ def is_sound(record: Record) -> bool:
     if get(STATE) not in _STATE_TEXTS or ROOT not in record or (RUN in record and PLACE not in record):
         return False
     numbers = (
-        f"{get(VERSION)} {get(NUMBER)} {get(PLACE, 0)} {get(LIVE_TTL, 0)} {get(STATUS_TTL, 0)} "
-        f"{get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"
+        f"{get(VERSION)} {get(NUMBER)} {get(PLACE, 0)} {get(LIVE_TTL, 0)} {get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"
     )
     progress = get(PROGRESS, "0")
     # What is too large for a float is as bad as what is infinite.
@@ -460,13 +459,18 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
         _finish(new, update.state)
         new.setdefault(FINISHED_AT, str(now))
         # One that is finished already lives as long as it was to.
-        ttl = None if is_finished(record) else min(max(1, int(record.get(STATUS_TTL, update.ttl))), LONGEST_TTL)
+        ttl = None if is_finished(record) else _status_ttl_of(record, update)
         return Applied(Outcome.APPLIED, _touch(new, record, now), ttl)
     if update.state is not None:
         new.pop(FINISHED_AT, None)
         new[STATE] = str(update.state)
     ttl = None if is_finished(new) else live_ttl_of(new, now)
     return Applied(Outcome.APPLIED, _touch(new, record, now), ttl)
+
+
+def _status_ttl_of(record: Record, update: Update) -> int:
+    own = record.get(STATUS_TTL, "")
+    return min(max(1, int(own) if len(own) < 16 and own.isdecimal() and own.isascii() else update.ttl), LONGEST_TTL)
 
 
 def _apply_heartbeat(record: Record | None, update: Update, now: int) -> Applied:

@@ -42,7 +42,6 @@ from .record import (
     STARTED_AT,
     STATE,
     STATES,
-    STATUS_TTL,
     TOTAL,
     TRACEBACK,
     UPDATED_AT,
@@ -438,7 +437,7 @@ MAX_SHAPE_SIZE: Final = 512
 _Shape = tuple[int, dict[str, Any], int, tuple[int, ...], "int | None"]
 
 _NEEDED: Final = frozenset((STATE, VERSION, ROOT, NUMBER))
-_INTEGERS: Final = (STATE, VERSION, NUMBER, PLACE, LIVE_TTL, STATUS_TTL, SCHEDULED_AT, ATTEMPTS)
+_INTEGERS: Final = (STATE, VERSION, NUMBER, PLACE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS)
 
 # Shapes by their names, one a line.
 _shapes: dict[str, _Shape] = {}

@@ -243,7 +243,8 @@ def test_a_write_from_outside_leaves_the_expiry_of_a_finished_message_alone() ->
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"), [({}, 5), ({STATUS_TTL: "9000"}, 9000), ({STATUS_TTL: "9" * 15}, LONGEST_TTL)]
+    ("fields", "expected"),
+    [({}, 5), ({STATUS_TTL: "9000"}, 9000), ({STATUS_TTL: "9" * 15}, LONGEST_TTL), ({STATUS_TTL: "null"}, 5)],
 )
 def test_an_end_from_outside_gives_the_life_that_the_message_asked_for(fields: Record, expected: int) -> None:
     record = fold(enqueue(**fields), start(1))

@@ -38,7 +38,6 @@ from dramatiq_status.record import (
     STARTED_AT,
     STATE,
     STATES,
-    STATUS_TTL,
     TOTAL,
     UPDATED_AT,
     VERSION,
@@ -414,7 +413,7 @@ def test_an_unknown_message_has_no_snapshot() -> None:
         {STATE: ""}, {VERSION: '"3"'}, {VERSION: "null"}, {VERSION: ""}, {":step": "reading"}, {":step": ""},
         {":step": '"x'}, {":step": "1,2"}, {":step": "1],[2"}, {":step": "[" * 100_000}, {PROGRESS: "\uff19"},
         {PROGRESS: "NaN"}, {PROGRESS: "-1e999"}, {PROGRESS: "9" * 400}, {PROGRESS: "true"}, {":last": "1] "},
-        {NUMBER: '"1"'}, {PLACE: "[]"}, {LIVE_TTL: '"1"'}, {STATUS_TTL: "1.5"}, {SCHEDULED_AT: "true"},
+        {NUMBER: '"1"'}, {PLACE: "[]"}, {LIVE_TTL: '"1"'}, {SCHEDULED_AT: "true"},
         {ATTEMPTS: "null"},
     ],
 )  # fmt: skip

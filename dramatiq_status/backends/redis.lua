@@ -95,38 +95,36 @@ local function index(id, state, lives, queue, actor, ttl, since)
   end
 end
 
--- A time to live that PEXPIRE takes (LONGEST_TTL in record.py).
-local function limited(ttl)
-  return math.min(math.max(1, ttl), 3155760000000)
-end
-
--- Whether what is there of these texts are whole numbers of up to 15 digits.
-local function are_whole(a, b, c, d, e, f, g)
-  local text = a .. ' ' .. b .. ' ' .. (c or 0) .. ' ' .. (d or 0) .. ' ' .. (e or 0) .. ' ' .. (f or 0) .. ' ' .. (g or 0)
-  return text:find('^%-?%d+ %-?%d+ %-?%d+ %-?%d+ %-?%d+ %-?%d+ %-?%d+$')
-    and (#text < 28 or not text:find(('%d'):rep(16)))
-end
-
--- Whether a text is a number as record.py knows them: Lua also knows '0x10', ' 1' and 'nan'.
-local function is_number(text)
-  return text:find('^%-?%d+%.?%d*[eE]?[+-]?%d*$') and tonumber(text) and math.abs(tonumber(text)) < math.huge
-end
-
--- What an update from outside writes into W: when the run last wrote (rated_of in record.py).
-local function rated(key, version)
-  local found = call('HMGET', key, 'R', 'W', 'U')
-  if not found[1] then return nil end
-  local since = found[3] or ''
-  if found[2] then
-    local of, known = found[2]:match('^%[(%d+),(%d+)%]$')
-    if of and tonumber(of) == tonumber(version) then since = known end
-  end
-  return string.format('[%.0f,%s]', version + 1, since:find('^%d+$') and since or '0')
-end
-
 -- All but the plain writes, which are most of the updates. It is a function so that they need not wait for Lua to
 -- make a dozen others.
 local function define()
+  -- A time to live that PEXPIRE takes (LONGEST_TTL in record.py).
+  local function limited(ttl)
+    return math.min(math.max(1, ttl), 3155760000000)
+  end
+
+  -- Whether what is there of these texts are numbers as record.py knows them (is_sound there), all but the progress
+  -- whole ones of up to 15 digits: Lua also knows '0x10', ' 1' and 'nan'.
+  local function are_sound(version, number, place, scheduled_at, live_ttl, progress, attempts)
+    local whole = version .. ' ' .. number .. ' ' .. (place or 0) .. ' ' .. (scheduled_at or 0) .. ' ' .. (live_ttl or 0)
+      .. ' ' .. (attempts or 0)
+    return whole:find('^%-?%d+ %-?%d+ %-?%d+ %-?%d+ %-?%d+ %-?%d+$')
+      and (#whole < 26 or not whole:find(('%d'):rep(16)))
+      and (not progress or progress:find('^%-?%d+%.?%d*[eE]?[+-]?%d*$') and math.abs(tonumber(progress) or math.huge) < math.huge)
+  end
+
+  -- What an update from outside writes into W: when the run last wrote (rated_of in record.py).
+  local function rated(key, version)
+    local found = call('HMGET', key, 'R', 'W', 'U')
+    if not found[1] then return nil end
+    local since = found[3] or ''
+    if found[2] then
+      local of, known = found[2]:match('^%[(%d+),(%d+)%]$')
+      if of and tonumber(of) == tonumber(version) then since = known end
+    end
+    return string.format('[%.0f,%s]', version + 1, since:find('^%d+$') and since or '0')
+  end
+
   local function take()
     at = at + 1
     return ARGV[at - 1]
@@ -168,8 +166,7 @@ local function define()
     if found.err or not state then return {} end
     if (state == '0' or state == '1' or state == '2' or state == '3') and found[2] and found[3] and found[4]
       and (not found[5] or found[6])
-      and are_whole(found[2], found[4], found[6], found[7], found[8], found[10], found[11])
-      and (not found[9] or is_number(found[9]))
+      and are_sound(found[2], found[4], found[6], found[7], found[8], found[9], found[10])
     then
       return {
         state = state, version = found[2], root = found[3], number = found[4], run = found[5], place = found[6],
@@ -472,7 +469,8 @@ local function define()
     if state > '1' then
       call('HSETNX', key, 'F', now)
       -- One that is finished already lives as long as it was to.
-      ttl = limited((old.status_ttl or ttl) + 0)
+      local own = old.status_ttl
+      ttl = limited((own and #own < 16 and own:find('^%d+$') and own or ttl) + 0)
       finish(key, state, not old.finished and ttl)
       if old.finished then ttl = call('PTTL', key) end
     else
@@ -504,10 +502,11 @@ local function define()
     return 1
   end
 
-  return {['0'] = enqueue, ['1'] = transition, ['3'] = heartbeat, ['5'] = outside, ['6'] = delete}, set_pairs, text_of
+  return {['0'] = enqueue, ['1'] = transition, ['3'] = heartbeat, ['5'] = outside, ['6'] = delete},
+    {set_pairs = set_pairs, text_of = text_of, limited = limited, are_sound = are_sound, rated = rated}
 end
 
-local kinds, set_pairs, text_of
+local kinds, tools
 local outcomes = {}
 for i = 1, #KEYS do
   local key, kind = KEYS[i], ARGV[at]
@@ -522,15 +521,27 @@ for i = 1, #KEYS do
     local increment, count = ARGV[at], tonumber(ARGV[at + 1])
     local first, last = at + 2, at + 1 + 2 * count
     at = last + 1
-    local old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'R')
-    local state, version, progress = old[1], old[2], old[9]
+    local old
+    if from_run then
+      old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A')
+    else
+      old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'R')
+    end
+    local state, version, number, progress = old[1], old[2], old[4], old[9]
+    local sound = not old.err and (state == '1' or state == '2' or state == '0' or state == '3')
+      and version and old[3] and number and (old[6] or not old[5])
+    if sound then
+      local text = version .. number .. (old[6] or '') .. (progress or '') .. (old[10] or '')
+      if #text > 15 or text:find('%D') or old[7] or old[8]
+        or version == '' or number == '' or old[6] == '' or progress == '' or old[10] == ''
+      then
+        -- Something else than a few small whole numbers.
+        if not kinds then kinds, tools = define() end
+        sound = tools.are_sound(version, number, old[6], old[7], old[8], progress, old[10])
+      end
+    end
     local outcome = 1
-    if old.err
-      or not (state == '1' or state == '2' or state == '0' or state == '3')
-      or not version or not old[3] or not old[4] or old[5] and not old[6]
-      or not are_whole(version, old[4], old[6], old[7], old[8], old[10], old[11])
-      or progress and not is_number(progress)
-    then
+    if not sound then
       outcome = 5
     elseif from_run then
       if old[5] ~= run then
@@ -542,7 +553,10 @@ for i = 1, #KEYS do
       end
     end
     if outcome == 1 then
-      if old[12] and not from_run then call('HSET', key, 'W', rated(key, version)) end
+      if old[11] then
+        if not kinds then kinds, tools = define() end
+        call('HSET', key, 'W', tools.rated(key, version))
+      end
       version = version + 1
       local scheduled_at, ttl = old[7], old[8] or 604800000
       for j = first, last, 2 do
@@ -562,25 +576,27 @@ for i = 1, #KEYS do
           call('HSET', key, 'v', version, 'U', now, unpack(ARGV, first, last))
         end
       else
-        if not kinds then kinds, set_pairs, text_of = define() end
+        if not kinds then kinds, tools = define() end
         call('HSET', key, 'v', version, 'U', now)
         if from_run then call('HSET', key, 'q', place) end
-        set_pairs(key, ARGV, first, last)
+        tools.set_pairs(key, ARGV, first, last)
       end
       if increment ~= '0' then
         local sum = (tonumber(progress or 0) or 0) + increment
         if sum % 1 == 0 and sum < 9007199254740992 and sum > -9007199254740992 then
           call('HSET', key, 'p', string.format('%.0f', sum))
         else
-          if not kinds then kinds, set_pairs, text_of = define() end
-          call('HSET', key, 'p', text_of(sum))
+          if not kinds then kinds, tools = define() end
+          call('HSET', key, 'p', tools.text_of(sum))
         end
       end
       if state < '2' then
-        if scheduled_at and not from_run then
-          ttl = ttl + math.max(0, scheduled_at - now)
+        if scheduled_at or ttl ~= 604800000 then
+          if not kinds then kinds, tools = define() end
+          -- A run has left its message's delay behind.
+          ttl = tools.limited(ttl + (scheduled_at and not from_run and math.max(0, scheduled_at - now) or 0))
         end
-        call('PEXPIRE', key, limited(ttl + 0))
+        call('PEXPIRE', key, ttl)
       end
       publish('PUBLISH', key, version)
     end
@@ -601,7 +617,7 @@ for i = 1, #KEYS do
         queue = text
       end
     end
-    ttl = limited(ttl + delay)
+    ttl = math.min(math.max(1, ttl + delay), 3155760000000)
     call('HSET', key, 's', '0', 'v', 1, 'e', ARGV[at], 'n', ARGV[at + 1], 'U', now, unpack(ARGV, first, last))
     call('PEXPIRE', key, ttl)
     if ARGV[#ARGV] ~= '' then index(key:sub(ARGV[#ARGV - 1] + 1), '0', '', queue, actor, ttl) end
@@ -609,7 +625,7 @@ for i = 1, #KEYS do
     outcomes[i] = 1
     at = last + 1
   else
-    if not kinds then kinds, set_pairs, text_of = define() end
+    if not kinds then kinds, tools = define() end
     outcomes[i] = kinds[kind](key)
   end
   if unlisted then
