@@ -74,6 +74,10 @@ KWARGS: Final = "ik"
 TRACEBACK: Final = "it"
 RESULT: Final = "ir"
 
+#: What a run writes beside its rate, into :data:`RATED`: nobody else has
+#: written since.  The first who does notes when the run had last written.
+NOT_SINCE: Final = "null"
+
 #: What a new run of a message starts without (DESIGN §2, rule 5).
 CLEARED_BY_START: Final = (PROGRESS, RATE, RATED, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RESULT)
 
@@ -123,7 +127,6 @@ _STATE_TEXTS: Final = frozenset("0123")
 
 # As every store reads them: Python would take "1_0" for a number, and Lua "0x10"; up to 15 digits, Lua is exact.
 _WHOLE_NUMBERS: Final = re.compile(r"(?:-?[0-9]{1,15} ){5}-?[0-9]{1,15}").fullmatch
-_RATED: Final = re.compile(r"\[([0-9]+),([0-9]+)\]").fullmatch
 _NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 
 #: The stored numbers of the states.
@@ -323,16 +326,6 @@ def live_ttl_of(record: Record, now: int) -> int:
     return min(max(1, int(record.get(LIVE_TTL, DEFAULT_LIVE_TTL)) + max(0, delay)), LONGEST_TTL)
 
 
-def rated_of(record: Record) -> tuple[int, str]:
-    """The version of a record, and when its run last wrote, and with it how
-    fast it goes: not when others have written since, which :data:`RATED` tells.
-    """
-    version = int(record[VERSION])
-    mark = _RATED(record.get(RATED, ""))
-    since = mark[2] if mark and int(mark[1]) == version else record.get(UPDATED_AT, "")
-    return version, since if since.isdecimal() else "0"
-
-
 def is_transition(record: Record | None, update: Update) -> bool:
     """Whether an update that was applied to `record` made it, or set its
     state.  A list of statuses is ordered by the moment of the last one.
@@ -450,10 +443,10 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
     if record is None:
         return Applied(Outcome.MISSING, None)
     new = dict(record)
-    if RATE in record:
+    if RATE in record and record.get(RATED, NOT_SINCE) == NOT_SINCE:
         # Nobody but the run says how fast it goes: its rate is as old as it was.
-        version, since = rated_of(record)
-        new[RATED] = f"[{version + 1},{since}]"
+        since = record.get(UPDATED_AT, "")
+        new[RATED] = since if since.isascii() and since.isdecimal() else "0"
     _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
         _finish(new, update.state)

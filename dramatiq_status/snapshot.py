@@ -229,9 +229,9 @@ class Snapshot:
         if not is_number(rate) or not is_number(patience):
             return None
         # Since the run has last written; what others write brings no progress of its own.
-        since, mark = self._milliseconds(UPDATED_AT), self._values.get(RATED)
-        if isinstance(mark, list) and len(mark) == 2 and mark[0] == self._values[VERSION] and is_number(mark[1]):
-            since = int(mark[1])
+        since = self._milliseconds(RATED)
+        if since is None:
+            since = self._milliseconds(UPDATED_AT)
         return slowed(float(rate), 0.0 if since is None else (self._now - since) / 1000, patience)
 
     @property

@@ -46,8 +46,10 @@ from .record import (
     DEFAULT_HEARTBEAT_INTERVAL,
     DEFAULT_STATUS_TTL,
     NO_EPOCH,
+    NOT_SINCE,
     PROGRESS,
     RATE,
+    RATED,
     TOTAL,
     Epoch,
     Kind,
@@ -591,6 +593,7 @@ class Lane:
             rate = self._meter.text_at(now) if self._meter else None
             if rate is not None and rate != known.get(RATE):
                 entry.fields[RATE] = known[RATE] = rate
+                entry.fields[RATED] = known[RATED] = NOT_SINCE
         return Update(
             Kind.RUN,
             entry.epoch,

@@ -113,16 +113,9 @@ local function define()
       and (not progress or progress:find('^%-?%d+%.?%d*[eE]?[+-]?%d*$') and math.abs(tonumber(progress) or math.huge) < math.huge)
   end
 
-  -- What an update from outside writes into W: when the run last wrote (rated_of in record.py).
-  local function rated(key, version)
-    local found = call('HMGET', key, 'R', 'W', 'U')
-    if not found[1] then return nil end
-    local since = found[3] or ''
-    if found[2] then
-      local of, known = found[2]:match('^%[(%d+),(%d+)%]$')
-      if of and tonumber(of) == tonumber(version) then since = known end
-    end
-    return string.format('[%.0f,%s]', version + 1, since:find('^%d+$') and since or '0')
+  -- What an update from outside writes into W beside a rate: when the run had last written.
+  local function moment_of(updated_at)
+    return updated_at and updated_at:find('^%d+$') and updated_at or '0'
   end
 
   local function take()
@@ -457,7 +450,8 @@ local function define()
       progress = old.progress,
     }
     local written = {'v', version, 'U', now}
-    local mark = rated(key, old.version)
+    local known, mark = call('HMGET', key, 'R', 'W', 'U'), nil
+    if known[1] and (not known[2] or known[2] == 'null') then mark = moment_of(known[3]) end
     local size = add_fields(new, written, 4, increment)
     written[size + 1], written[size + 2] = 's', state
     size = size + 2
@@ -503,7 +497,7 @@ local function define()
   end
 
   return {['0'] = enqueue, ['1'] = transition, ['3'] = heartbeat, ['5'] = outside, ['6'] = delete},
-    {set_pairs = set_pairs, text_of = text_of, limited = limited, are_sound = are_sound, rated = rated}
+    {set_pairs = set_pairs, text_of = text_of, limited = limited, are_sound = are_sound, moment_of = moment_of}
 end
 
 local kinds, tools
@@ -525,14 +519,15 @@ for i = 1, #KEYS do
     if from_run then
       old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A')
     else
-      old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'R')
+      old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'R', 'W')
     end
     local state, version, number, progress = old[1], old[2], old[4], old[9]
     local sound = not old.err and (state == '1' or state == '2' or state == '0' or state == '3')
       and version and old[3] and number and (old[6] or not old[5])
     if sound then
       local text = version .. number .. (old[6] or '') .. (progress or '') .. (old[10] or '')
-      if #text > 15 or text:find('%D') or old[7] or old[8]
+      if text:find('%D') or old[7] or old[8]
+        or #text > 15 and (#version > 15 or #number > 15 or #(old[6] or '') > 15 or #(progress or '') > 15 or #(old[10] or '') > 15)
         or version == '' or number == '' or old[6] == '' or progress == '' or old[10] == ''
       then
         -- Something else than a few small whole numbers.
@@ -553,9 +548,10 @@ for i = 1, #KEYS do
       end
     end
     if outcome == 1 then
-      if old[11] then
+      if old[11] and (not old[12] or old[12] == 'null') then
+        -- The first from outside since the run told its rate.
         if not kinds then kinds, tools = define() end
-        call('HSET', key, 'W', tools.rated(key, version))
+        call('HSET', key, 'W', tools.moment_of(call('HGET', key, 'U')))
       end
       version = version + 1
       local scheduled_at, ttl = old[7], old[8] or 604800000

@@ -54,6 +54,7 @@ from ..record import (
     FINISHED_AT,
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
+    NOT_SINCE,
     PLACE,
     PROGRESS,
     QUEUED,
@@ -182,10 +183,8 @@ def timeless(record: Record | None) -> dict[str, Any] | None:
     """A record decoded, without the moments that the store's clock gave it."""
     if record is None:
         return None
-    moments = dict.fromkeys((UPDATED_AT, HEARTBEAT_AT), "moment")
-    if RATED in record:
-        moments[RATED] = record[RATED].partition(",")[0]
-    return {name: moments.get(name) or json.loads(text) for name, text in record.items()}
+    moments = {UPDATED_AT, HEARTBEAT_AT, *([] if record.get(RATED) == NOT_SINCE else [RATED])}
+    return {name: "moment" if name in moments else json.loads(text) for name, text in record.items()}
 
 
 #: What was there, what comes, and what becomes of it.  There is a line for every branch of `apply`.
@@ -252,6 +251,11 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "end of a run whose message was requeued": ([start(1), enqueue(number=2)], finish(1), Outcome.REFUSED),
     "end of a run that the store never saw start": ([enqueue()], finish(1), Outcome.APPLIED),
     "field from outside beside a rate": ([start(1), write(1, 2, R="5")], outside(step="1"), Outcome.APPLIED),
+    "field from outside beside a rate, the second": (
+        [start(1), write(1, 2, R="5", W="null"), outside(step="1")],
+        outside(step="2"),
+        Outcome.APPLIED,
+    ),
     "state from outside beside a rate": ([start(1), write(1, 2, R="5")], outside(state=WORKING), Outcome.APPLIED),
     "end of another root": ([enqueue()], finish(1, root=8, create=True), Outcome.REFUSED),
     "end of another root without a run": ([enqueue()], finish(0, root=8, create=True), Outcome.APPLIED),
