@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware
 
 from dramatiq_status import StatusMiddleware
+from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.record import ACTOR_NAME, ENQUEUED_AT, QUEUE_NAME, Epoch, Kind, Update
 from tests.servers import MemcachedServer, RedisServer
 
 from .common import Options, Table, placed, ratios, spread
+
+#: Stands for a message's id.
+ANY_ID = "0" * 36
+
+
+class Floor(Middleware):
+    """Sends what the backend would, by a socket, and waits for the answer when the broker has the message."""
+
+    def __init__(self, server: RedisServer, backend: RedisBackend) -> None:
+        while not backend._clock.known:
+            backend.read("unknown")
+        fields = {ACTOR_NAME: '"import_rows"', QUEUE_NAME: '"default"', ENQUEUED_AT: str(now_ms())}
+        update = Update(Kind.ENQUEUE, Epoch(1_234_567_890, 1), fields=fields)
+        backend.update(ANY_ID, update)
+        self.request = backend._request(((ANY_ID, update),)).packed
+        self.socket = socket.create_connection(("127.0.0.1", server.port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        self.socket.sendall(self.request.replace(ANY_ID.encode(), message.message_id.encode()))
+
+    def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        self.socket.recv(4096)
+
 
 #: How many messages a turn takes.  They are short and many, against the noise.
 MESSAGES = 400
@@ -25,6 +54,9 @@ def run(options: Options) -> Iterator[Table]:
     with RedisServer() as server, MemcachedServer() as memcached_server:
         actors = {
             "off": declare(RedisBroker(url=server.database(1))),
+            "off, our bytes by a raw socket": declare(
+                with_middleware(server.database(0), Floor(server, RedisBackend(url=server.database(0))))
+            ),
             "on, Redis": declare(tracked(server.database(2), RedisBackend(url=server.database(2)))),
             "on, memcached": declare(tracked(server.database(3), MemcachedBackend(servers=memcached_server.address))),
         }
@@ -38,9 +70,13 @@ def run(options: Options) -> Iterator[Table]:
     yield Table("Enqueueing, Redis broker", rows)
 
 
-def tracked(url: str, backend: RedisBackend | MemcachedBackend) -> RedisBroker:
+def tracked(url: str, backend: StatusBackend) -> RedisBroker:
+    return with_middleware(url, StatusMiddleware(backend=backend))
+
+
+def with_middleware(url: str, middleware: Middleware) -> RedisBroker:
     broker = RedisBroker(url=url)
-    broker.add_middleware(StatusMiddleware(backend=backend))
+    broker.add_middleware(middleware)
     return broker
 
 
