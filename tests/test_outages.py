@@ -687,8 +687,9 @@ def test_running_messages_are_heard_of_as_soon_as_an_outage_has_ended() -> None:
         end.set()
 
 
-def test_heartbeats_that_fail_are_sent_when_the_store_is_back() -> None:
-    # Given a quiet job that says once an hour that it runs
+@contextmanager
+def a_quiet_job() -> Iterator[tuple[RecordingBackend, StatusMiddleware, str]]:
+    """A job that runs until the block ends, writes nothing, and says once an hour that it runs."""
     backend = RecordingBackend()
     broker = make_broker(backend, heartbeat_interval=3_600_000)
     (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
@@ -701,6 +702,12 @@ def test_heartbeats_that_fail_are_sent_when_the_store_is_back() -> None:
     message = work.send()
     with working(broker):
         backend.wait_for(lambda: backend.writes(message.message_id))
+        yield backend, middleware, message.message_id
+        end.set()
+
+
+def test_heartbeats_that_fail_are_sent_when_the_store_is_back() -> None:
+    with a_quiet_job() as (backend, middleware, message_id):
         # When the hour is over, and the store does not answer
         broken = Broken(backend)
         middleware._writer._beat_at = 0.0
@@ -709,31 +716,17 @@ def test_heartbeats_that_fail_are_sent_when_the_store_is_back() -> None:
         # And is back
         broken.down = False
         # Then it is said although nothing else is written
-        backend.wait_for(lambda: backend.updates(message.message_id, Kind.HEARTBEAT))
-        end.set()
+        backend.wait_for(lambda: backend.updates(message_id, Kind.HEARTBEAT))
 
 
 def test_heartbeats_that_an_outage_holds_back_are_sent_when_it_may_be_over() -> None:
-    # Given a quiet job that says once an hour that it runs
-    backend = RecordingBackend()
-    broker = make_broker(backend, heartbeat_interval=3_600_000)
-    (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
-    end = threading.Event()
-
-    @dramatiq.actor(broker=broker)
-    def work() -> None:
-        assert end.wait(PATIENCE)
-
-    message = work.send()
-    with working(broker):
-        backend.wait_for(lambda: backend.writes(message.message_id))
+    with a_quiet_job() as (backend, middleware, message_id):
         # When the hour is over while nobody may try the store, because another thread's call has failed
         middleware._outage.failed(BackendError("for this test"))
         middleware._writer._beat_at = 0.0
         middleware._writer._ring()
         # Then it is said as soon as somebody may
-        backend.wait_for(lambda: backend.updates(message.message_id, Kind.HEARTBEAT))
-        end.set()
+        backend.wait_for(lambda: backend.updates(message_id, Kind.HEARTBEAT))
 
 
 def test_nothing_is_said_for_a_thread_that_has_died() -> None:
