@@ -18,6 +18,9 @@ from .scenarios import End, failed, skipped
 from .stage import Stage, make_middleware
 from .test_scenarios import end_of
 
+# The end of dramatiq-abort's own thread: see `end_watcher`.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 
 class AbortStage(Stage):
     """A stage whose messages can be aborted."""
