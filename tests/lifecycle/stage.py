@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Condition
@@ -220,8 +220,8 @@ class Stage:
         others = make_middleware(retries=retries) if middleware is None else middleware
         ordered = [self.audit, *insert(others, self.middleware, position)]
         self.broker = make_broker(url, ordered, namespace=name)
-        #: The states that the store had when messages were acknowledged or rejected last, by id.
-        self.at_ack: dict[str, str] = {}
+        #: The states that the store had when messages were acknowledged or rejected, by id.
+        self.at_ack: defaultdict[str, set[str]] = defaultdict(set)
         #: What run the steps of a script.
         self.steps: dict[str, Callable[[str], Any]] = {
             "return": lambda rest: None,
@@ -329,7 +329,7 @@ class Stage:
 
     def _see_ack(self, message: Any) -> None:
         record = self.backend.read(message.message_id)
-        self.at_ack[message.message_id] = LETTERS[int(record[STATE])] if record else ""
+        self.at_ack[message.message_id].add(LETTERS[int(record[STATE])] if record else "")
 
     def close(self) -> None:
         if isinstance(self.broker, RabbitmqBroker):

@@ -69,9 +69,10 @@ def test_a_reader_sees_nothing_but_the_right_states(stage: Stage, position: str,
     # Then these are the states that the store went through, and this is how it ended
     ends = {role: expected if role == "it" else scenario.others for role in sent}
     assert {role: end_of(stage, message_id) for role, message_id in sent.items()} == ends
-    # And the last of them was in the store when the message was acknowledged or rejected
+    # And the last of them was in the store when the message was acknowledged or rejected (a delivery that puts it back
+    # may be acknowledged after that which it leads to)
     last = {message_id: ends[role].states[-1] for role, message_id in sent.items() if len(ends[role].states) > 1}
-    assert {message_id: stage.at_ack[message_id] for message_id in last} == last
+    assert [message_id for message_id, state in last.items() if state not in stage.at_ack[message_id]] == []
 
 
 def test_a_message_that_waits_for_its_retry_says_why(stage: Stage) -> None:
