@@ -69,13 +69,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    # Python 3.13 wants of certificates all that the standard does.
+    signs = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
     for name in ("ca", "other"):
-        openssl("req", "-x509", *key, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt")
+        openssl("req", "-x509", *key, *signs, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt")
     openssl("req", *key, "-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr")
-    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    extensions = ("subjectAltName=IP:127.0.0.1", "subjectKeyIdentifier=hash", "authorityKeyIdentifier=keyid")
+    (directory / "extensions").write_text("\n".join(extensions))
     openssl(
         *("x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial"),
-        *("-extfile", "names", "-out", "server.crt"),
+        *("-extfile", "extensions", "-out", "server.crt"),
     )
     return directory
 
