@@ -323,7 +323,12 @@ def live_ttl_of(record: Record, now: int) -> int:
     own live time to live, on top of the delay that is left of its message.
     """
     delay = int(record[SCHEDULED_AT]) - now if SCHEDULED_AT in record else 0
-    return min(max(1, int(record.get(LIVE_TTL, DEFAULT_LIVE_TTL)) + max(0, delay)), LONGEST_TTL)
+    return _limited(int(record.get(LIVE_TTL, DEFAULT_LIVE_TTL)) + max(0, delay))
+
+
+def _limited(ttl: int) -> int:
+    """A time to live that every store takes."""
+    return min(max(1, ttl), LONGEST_TTL)
 
 
 def is_transition(record: Record | None, update: Update) -> bool:
@@ -463,7 +468,7 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
 
 def _status_ttl_of(record: Record, update: Update) -> int:
     own = record.get(STATUS_TTL, "")
-    return min(max(1, int(own) if len(own) < 16 and own.isdecimal() and own.isascii() else update.ttl), LONGEST_TTL)
+    return _limited(int(own) if len(own) < 16 and own.isdecimal() and own.isascii() else update.ttl)
 
 
 def _apply_heartbeat(record: Record | None, update: Update, now: int) -> Applied:
