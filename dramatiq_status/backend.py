@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol
 
 from .errors import NotSupported
+from .fields import plain_number
 from .record import LONGEST_TTL, Outcome, Record, Update
 from .snapshot import Snapshot, take_snapshot, take_snapshots
 
@@ -320,7 +321,7 @@ def check_duration(name: str, value: int | timedelta, *, minimum: int = 0, maxim
 
     Parameters:
       name(str): What the caller calls it.
-      value(int | timedelta): Milliseconds, or a timedelta.
+      value(int | timedelta): Milliseconds, as a whole number of any type, or a timedelta.
       minimum(int): The least that makes sense, in milliseconds.
       maximum(int): The most that does.
 
@@ -328,20 +329,23 @@ def check_duration(name: str, value: int | timedelta, *, minimum: int = 0, maxim
       int: The duration in milliseconds.
 
     Raises:
-      TypeError: When it is neither an int nor a timedelta.
-      ValueError: When it is less than `minimum` or more than `maximum`.
+      TypeError: When it is neither a number nor a timedelta.
+      ValueError: When it is not whole, less than `minimum` or more than `maximum`.
     """
     if isinstance(value, timedelta):
         value = round(value / timedelta(milliseconds=1))
-    if isinstance(value, bool) or not isinstance(value, int):
+    number = plain_number(value)
+    if number is None:
         raise TypeError(f"{name} must be an int (milliseconds) or a timedelta, not {type(value).__name__}.")
-    if value < minimum:
+    if number % 1:
+        raise ValueError(f"{name} must be a whole number of milliseconds, not {value}.")
+    if number < minimum:
         raise ValueError(f"{name} must be at least {minimum} milliseconds, not {value}.")
-    if value > maximum:
+    if number > maximum:
         raise ValueError(
             f"{name} must be at most {maximum:,} milliseconds ({timedelta(milliseconds=maximum).days:,} days)."
         )
-    return value
+    return int(number)
 
 
 #: The longest page of a list.
@@ -350,20 +354,28 @@ MAX_LIMIT: Final = 1000
 
 def check_limit(limit: int) -> int:
     """Check how many statuses a page of a list may have."""
-    if check_number("limit", limit, minimum=1) > MAX_LIMIT:
+    number = check_number("limit", limit, minimum=1)
+    if number > MAX_LIMIT:
         raise ValueError(f"limit must be at most {MAX_LIMIT}, not {limit}: ask for more pages by offset.")
-    return limit
+    return number
 
 
 def check_number(name: str, value: int, *, minimum: int = 0) -> int:
-    """Check a number of things.
+    """Check a number of things: a whole number of any type.
+
+    Returns:
+      int: The number as a plain int.
 
     Raises:
-      TypeError: When it is not an int.
-      ValueError: When it is less than `minimum`.
+      TypeError: When it is no number.
+      ValueError: When it is not whole, or less than `minimum`.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    number = plain_number(value)
+    if number is None:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}.")
-    if value < minimum:
+    # Of an infinite number, too, the rest is NaN.
+    if number % 1:
+        raise ValueError(f"{name} must be a whole number, not {value}.")
+    if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, not {value}.")
-    return value
+    return int(number)

@@ -16,7 +16,7 @@ from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .channel import Channel, DetachedChannel
-from .fields import MAX_COUNT, check_count, encode_fields, encode_total
+from .fields import MAX_COUNT, check_count, check_total, encode_fields
 from .progress import Progress, Track
 from .status import Status
 
@@ -168,10 +168,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     """
     if not any(hasattr(iterable, name) for name in ("__iter__", "__aiter__", "__getitem__")):
         raise TypeError(f"Cannot track a {type(iterable).__name__}: it is not iterable.")
-    if total is None:
-        total = _length_of(iterable)
-    else:
-        encode_total(total)
+    total = _length_of(iterable) if total is None else check_total(total)
     channel = current_status()._channel
     done = check_count("progress", fields.pop("progress", 0))
     if done < 0:

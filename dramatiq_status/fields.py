@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from decimal import Decimal
+from numbers import Integral, Rational, Real
+from operator import index
 from typing import Any, Final
 
 from .record import (
@@ -62,8 +65,10 @@ MAX_DEPTH: Final = 100
 #: exact in Redis, whose script counts in doubles.
 MAX_COUNT: Final = 2**53
 
+# The types that are what JSON says they are.
+_PLAIN: Final = frozenset((str, int, float, bool, type(None)))
+
 _NUMBERS = {state.value: number for number, state in enumerate(STATES)}
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def encode_fields(fields: Mapping[str, Any], *, max_size: int) -> tuple[Record, int | None]:
@@ -95,6 +100,15 @@ def encode_fields(fields: Mapping[str, Any], *, max_size: int) -> tuple[Record, 
         else:
             encoded[user_name(name)] = encode_value(name, value, max_size)
     return encoded, state
+
+
+def plain_value(value: Any, encoded: Record, state: int | None) -> Any:
+    """Return a value that :func:`encode_fields` has taken, by itself, as the plain JSON type that it comes back as."""
+    if value.__class__ in _PLAIN:
+        return value
+    for text in encoded.values():
+        return json.loads(text)
+    return None if state is None else STATES[state].value
 
 
 def user_name(name: Any) -> str:
@@ -151,18 +165,65 @@ def encode_count(name: str, value: Any) -> str:
 
 def encode_total(value: Any) -> str:
     """Encode a total, which is not negative."""
-    if check_count("total", value) < 0:
+    return number_text(check_total(value))
+
+
+def check_total(value: Any) -> int | float:
+    """Check a total, which is not negative, and return it as a plain number."""
+    total = check_count("total", value)
+    if total < 0:
         raise ValueError(f"Field 'total' must not be negative, not {value!r}.")
-    return number_text(value)
+    return total
 
 
 def check_count(name: str, value: Any) -> int | float:
-    """Check a number to count with: finite, and at most 2**53 either way."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"Field {name!r} must be an int or a float, not {type(value).__name__}.")
-    if not (isinstance(value, int) or math.isfinite(value)) or abs(value) > MAX_COUNT:
+    """Check a number to count with, finite and at most 2**53 either way, and return it as a plain number."""
+    number = plain_number(value)
+    if number is None:
+        raise TypeError(f"Field {name!r} must be a number, not {type(value).__name__}.")
+    # No comparison with NaN holds.
+    if not -MAX_COUNT <= number <= MAX_COUNT:
         raise ValueError(f"Field {name!r} must be a finite number of at most 2**53, not {value!r}.")
-    return value
+    return number
+
+
+def plain_number(value: Any) -> int | float | None:
+    """Turn a number of any type into a plain int or float.
+
+    A number is an instance of :class:`numbers.Real` or
+    :class:`decimal.Decimal`, or has ``__index__``.  A bool is none.  Exact whole
+    numbers become ints, all others floats; one that is too large for a float becomes infinite.
+
+    >>> plain_number(Fraction(4, 2)), plain_number(numpy.float64(2.5)), plain_number(Decimal("NaN")), plain_number("2")
+    (2, 2.5, nan, None)
+
+    Returns:
+      int | float | None: None for what is no number.
+    """
+    if value.__class__ is int or value.__class__ is float:
+        return value
+    if isinstance(value, (Real, Decimal)) and not isinstance(value, Integral):
+        return _plain_real(value)
+    # NumPy's bool is no subclass of Python's, and an old one has an index.
+    if type(value).__name__ in ("bool", "bool_"):
+        return None
+    try:
+        return index(value)
+    except TypeError:
+        return None
+
+
+def _plain_real(value: Any) -> int | float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    except ValueError:
+        # A signaling NaN.
+        number = math.nan
+    if isinstance(value, (Rational, Decimal)) and math.isfinite(number) and value == int(value):  # type: ignore[arg-type]
+        return int(value)  # type: ignore[arg-type]
+    return number
 
 
 def state_number(value: Any) -> int:
@@ -190,3 +251,14 @@ def _check_keys(name: str, value: Any, depth: int = 1) -> None:
         for inner in value:
             if isinstance(inner, (dict, list, tuple)):
                 _check_keys(name, inner, depth + 1)
+
+
+def _plain_inside(value: Any) -> int | float:
+    """What to write for a value that the encoder does not know."""
+    number = plain_number(value)
+    if number is None:
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    return number
+
+
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain_inside).encode

@@ -23,7 +23,7 @@ from .backend import StatusBackend, check_duration, check_message_id, check_numb
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, hiding, uncover
 from .errors import BackendError, StatusOptionError
-from .fields import encode_fields, encode_value
+from .fields import encode_fields, encode_value, plain_value
 from .lifecycle import Decision, Frame, ThreadNotes, describe_exception, is_delayed_copy, queue_of, shortened
 from .outage import Outage, logger
 from .progress import Progress
@@ -554,7 +554,7 @@ class StatusMiddleware(Middleware):
                 logger.error("A field in the option 'status' of %s is ignored. %s", where, e)
             else:
                 fields.update(encoded)
-                right[name] = value
+                right[name] = plain_value(value, encoded, state)
         return fields, right
 
     def _fields_of_exception(self, exception: BaseException, settings: Settings) -> Record:

@@ -296,7 +296,7 @@ class Lane:
     def increment(self, n: int | float = 1) -> None:
         """Add to the progress; throttled."""
         if n.__class__ is not int or not -MAX_COUNT <= n <= MAX_COUNT:
-            check_count("increment", n)
+            n = check_count("increment", n)
         if self.closed:
             return
         operations = self._operations

@@ -139,8 +139,8 @@ def test_values_come_back(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "value, expected",
-    [((1, (2,)), [1, [2]]), (Colour.RED, "red"), (Level.HIGH, 3), ({"a": (1,)}, {"a": [1]})],
-    ids=["tuple", "str enum", "int enum", "inner tuple"],
+    [((1, (2,)), [1, [2]]), (Colour.RED, "red"), (Level.HIGH, 3), ({"a": (1,)}, {"a": [1]}), ([Decimal("1.5")], [1.5])],
+    ids=["tuple", "str enum", "int enum", "inner tuple", "decimal"],
 )
 def test_values_that_are_nearly_json(value: Any, expected: Any) -> None:
     # Given a value that JSON has a form for
@@ -151,7 +151,7 @@ def test_values_that_are_nearly_json(value: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [object(), {1, 2}, b"x", datetime.now(), Decimal("1.5"), uuid4(), 1j, print],
+    [object(), {1, 2}, b"x", datetime.now(), uuid4(), 1j, print],
     ids=lambda v: type(v).__name__,
 )
 def test_values_that_are_not_json(value: Any) -> None:
@@ -264,13 +264,13 @@ def test_counts(value: float) -> None:
     assert check_count("progress", value) == value == json.loads(encode_count("progress", value))
 
 
-@pytest.mark.parametrize("value", ["5", None, True, False, [1], Decimal(5), 1j], ids=repr)
+@pytest.mark.parametrize("value", ["5", None, True, False, [1], 1j], ids=repr)
 @pytest.mark.parametrize("name", ["progress", "total"])
 def test_counts_of_other_types(name: str, value: Any) -> None:
     # Given something else
     # When it is written as a count
     # Then the error names field and type
-    with pytest.raises(TypeError, match=f"'{name}' must be an int or a float, not {type(value).__name__}"):
+    with pytest.raises(TypeError, match=f"'{name}' must be a number, not {type(value).__name__}"):
         encode_fields({name: value}, max_size=LARGE)
 
 

@@ -183,7 +183,7 @@ def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
         ("status_ttl", 10**30, ValueError),
         ("live_ttl", -1, ValueError),
         ("live_ttl", timedelta.max, ValueError),
-        ("status_throttle", 0.5, TypeError),
+        ("status_throttle", 0.5, ValueError),
         ("heartbeat_interval", True, TypeError),
         ("heartbeat_interval", MAX_DURATION + 1, ValueError),
         ("includes", {"x"}, ValueError),

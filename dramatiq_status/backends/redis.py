@@ -152,7 +152,7 @@ class RedisBackend(StatusBackend):
         #: comes before their first space.
         self._index = prefix + " index:"
         self._max_listed = check_number("max_listed", max_listed)
-        self._index_arguments = (max_listed, len(self._prefix), self._index if max_listed else "")
+        self._index_arguments = (self._max_listed, len(self._prefix), self._index if self._max_listed else "")
         self._shards: Shards | None = None
         if cluster_nodes is not None or hasattr(client, "nodes_manager"):
             self._shards = self._make_shards(prefix, cluster_nodes)
