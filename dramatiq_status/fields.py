@@ -24,7 +24,7 @@ from .record import (
     number_text,
 )
 
-#: The names of a status that only the library writes.
+#: The names of a status that only the library writes: it writes them for every message, or readers work them out.
 RESERVED: Final = frozenset(
     (
         "message_id",
@@ -40,10 +40,6 @@ RESERVED: Final = frozenset(
         "exception",
         "skipped",
         "rate",
-        "args",
-        "kwargs",
-        "traceback",
-        "result",
         "retrying",
         "scheduled",
         "stalled",
@@ -116,7 +112,10 @@ def user_name(name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"Field names must be strings, not {type(name).__name__}: {name!r}.")
     if name in RESERVED:
-        raise ValueError(f"Field {name!r} is written by dramatiq-status itself: choose another name.")
+        raise ValueError(
+            f"Field {name!r} is written by dramatiq-status itself: choose another name. The others that it writes "
+            f"are {', '.join(sorted(RESERVED - {name}))}."
+        )
     if not name:
         raise ValueError("Field names must not be empty.")
     if not name.isprintable():

@@ -419,7 +419,7 @@ class StatusMiddleware(Middleware):
                 exception = sys.exc_info()[1] if frame.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if exception is not None:
                 fields.update(self._fields_of_exception(exception, settings))
-        elif "result" in settings.includes:
+        elif "result" in settings.includes and not context.lane.has_written(RESULT):
             self._include(fields, RESULT, "result", frame.result)
         return Finish(state, fields, settings.status_ttl)
 

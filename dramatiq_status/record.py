@@ -72,14 +72,16 @@ SKIPPED: Final = "k"
 ARGS: Final = "ia"
 KWARGS: Final = "ik"
 TRACEBACK: Final = "it"
-RESULT: Final = "ir"
+
+#: The stored name of the user's field ``result``, which the middleware writes as well.
+RESULT: Final = USER_PREFIX + "result"
 
 #: What a run writes beside its rate, into :data:`RATED`: nobody else has
 #: written since.  The first who does notes when the run had last written.
 NOT_SINCE: Final = "null"
 
 #: What a new run of a message starts without (DESIGN §2, rule 5).
-CLEARED_BY_START: Final = (PROGRESS, RATE, RATED, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RESULT)
+CLEARED_BY_START: Final = (PROGRESS, RATE, RATED, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT)
 
 #: What a message that goes back to its queue leaves behind.
 CLEARED_BY_REQUEUE: Final = (RUN, PLACE, SCHEDULED_AT, RATE, RATED, HEARTBEAT_AT)

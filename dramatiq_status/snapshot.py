@@ -34,7 +34,6 @@ from .record import (
     QUEUED,
     RATE,
     RATED,
-    RESULT,
     ROOT,
     RUN,
     SCHEDULED_AT,
@@ -85,9 +84,11 @@ _NAMES: Final = {
     ARGS: "args",
     KWARGS: "kwargs",
     TRACEBACK: "traceback",
-    RESULT: "result",
 }
-_STORED_NAMES: Final = {name: stored for stored, name in _NAMES.items()}
+
+# What is stored only if it was asked for: a user's field of the same name hides it.
+_INCLUDED: Final = {"args": ARGS, "kwargs": KWARGS, "traceback": TRACEBACK}
+_STORED_NAMES: Final = {name: stored for stored, name in _NAMES.items() if name not in _INCLUDED}
 _MOMENTS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
 
 
@@ -320,7 +321,7 @@ class Snapshot:
     def __getitem__(self, name: str) -> Any:
         if name == "message_id":
             return self.message_id
-        stored = _STORED_NAMES.get(name, USER_PREFIX + name)
+        stored = self._stored_name(name)
         try:
             return self._present(stored, self._values[stored])
         except KeyError:
@@ -334,9 +335,7 @@ class Snapshot:
             return default
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (
-            name == "message_id" or _STORED_NAMES.get(name, USER_PREFIX + name) in self._values
-        )
+        return isinstance(name, str) and (name == "message_id" or self._stored_name(name) in self._values)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.to_dict())
@@ -349,11 +348,18 @@ class Snapshot:
         for stored, name in _NAMES.items():
             if stored in self._values:
                 found[name] = self._present(stored, self._values[stored])
-        return {**found, **{name: value for name, value in self.fields.items() if name not in found}}
+        for name, value in self.fields.items():
+            if name not in found or name in _INCLUDED:
+                found[name] = value
+        return found
 
     def to_json(self) -> str:
         """All fields as a JSON object, moments in ISO 8601."""
         return json.dumps(self.to_dict(), default=json_default)
+
+    def _stored_name(self, name: str) -> str:
+        stored = _STORED_NAMES.get(name, USER_PREFIX + name)
+        return stored if stored in self._values else _INCLUDED.get(name, stored)
 
     def _present(self, stored: str, value: Any) -> Any:
         if stored in _MOMENTS:

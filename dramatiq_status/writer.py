@@ -376,6 +376,11 @@ class Lane:
                 self._meter.rate_at(time.monotonic()) if self._meter else None,
             )
 
+    def has_written(self, name: str) -> bool:
+        """Whether this run has written the field of this stored name."""
+        with self._lock:
+            return name in self._merge().known
+
     # Sending, on the thread that has the writer's role
 
     def collect(self, now: float) -> float | None:

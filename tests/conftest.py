@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
+from cachelib import SimpleCache
 from hypothesis import HealthCheck, settings
+
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 
 from .servers import (
     MemcachedServer,
@@ -106,6 +111,25 @@ def rabbitmq_url(rabbitmq_server: RabbitmqServer) -> str:
     """A running RabbitMQ, with whatever queues other tests left: use names of your own."""
     rabbitmq_server.reset()
     return rabbitmq_server.url
+
+
+@pytest.fixture(params=["stub", "redis", "memcached", "sqlite", "cache"])
+def every_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
+    """An empty store of each kind, one after the other."""
+    made: StatusBackend
+    if request.param == "stub":
+        made = StubBackend()
+    elif request.param == "redis":
+        made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    elif request.param == "memcached":
+        request.getfixturevalue("memcached_url")
+        made = MemcachedBackend(servers=request.getfixturevalue("memcached_server").address, timeout=20_000)
+    elif request.param == "sqlite":
+        made = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+    else:
+        made = CacheBackend(SimpleCache(threshold=0), timeout=20_000)
+    with closing(made):
+        yield made
 
 
 @pytest.fixture

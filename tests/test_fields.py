@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -30,6 +31,7 @@ from dramatiq_status.record import State
 from dramatiq_status.snapshot import _NAMES, Snapshot
 
 LARGE = 65_536
+README = Path(__file__).parents[1] / "README.rst"
 
 
 class Colour(str, Enum):
@@ -67,20 +69,27 @@ def test_every_name_of_a_snapshot_is_reserved() -> None:
     said = set(_NAMES.values()) | {"message_id", "retrying", "scheduled", "stalled", "finished", "percent"}
     said |= {"duration", "time_remaining"}
     # When the reserved names are compared to it
-    # Then they are the same, but for the three that users may write
-    assert said - RESERVED == {"status", "progress", "total"}
+    # Then they are the same, but for those that users may write, and those that are there only if they were asked for
+    assert said - RESERVED == {"status", "progress", "total", "args", "kwargs", "traceback"}
     assert said >= RESERVED
     # And each that is worked out is there to be read
-    assert all(hasattr(Snapshot, name) for name in RESERVED - {"args", "kwargs", "result", "traceback"})
+    assert all(hasattr(Snapshot, name) for name in RESERVED)
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
 def test_reserved_names(name: str) -> None:
     # Given a name that only the library writes
     # When a user writes it
-    # Then the error says which
-    with pytest.raises(ValueError, match=f"'{name}'"):
+    # Then the error says which, and names all others
+    with pytest.raises(ValueError, match=f"'{name}'") as caught:
         encode_fields({name: 1}, max_size=LARGE)
+    said = str(caught.value)
+    assert all(other in said for other in RESERVED)
+    # And so does the documentation
+    assert (
+        f"``{name}``"
+        in README.read_text().partition("names that the library writes")[2].partition("Progress counts")[0]
+    )
 
 
 @pytest.mark.parametrize("name", [1, None, b"step", ("a",), 1.5])

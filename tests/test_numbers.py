@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 import numbers
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import dramatiq
 import numpy
 import pytest
-from cachelib import SimpleCache
 
 from dramatiq_status import StatusRegistry, aio, current_progress, current_status, track
 from dramatiq_status.backend import StatusBackend, check_duration, check_limit, check_number
-from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
+from dramatiq_status.backends import StubBackend
 from dramatiq_status.fields import MAX_COUNT, plain_number
 from dramatiq_status.testing import bound_status
 
@@ -139,6 +136,8 @@ def test_numbers_of_things() -> None:
         found = [check_number("n", value), check_limit(value), check_duration("timeout", value)]
         assert found == [7, 7, 7] and {type(number) for number in found} == {int}
     assert check_duration("timeout", timedelta(seconds=1)) == 1000
+    backend = StubBackend(timeout=numpy.int64(500), max_field_size=Int(100))
+    assert (repr(backend.timeout), repr(backend.max_field_size)) == ("500", "100")
     # And parts of a thing or of a millisecond are errors
     for check in (check_number, check_duration):
         for wrong in (0.5, Decimal("1.5"), math.nan, math.inf, -math.inf):
@@ -146,26 +145,8 @@ def test_numbers_of_things() -> None:
                 check("n", wrong)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["stub", "redis", "memcached", "sqlite", "cache"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
-    made: StatusBackend
-    if request.param == "stub":
-        made = StubBackend()
-    elif request.param == "redis":
-        made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=numpy.int64(20_000))
-    elif request.param == "memcached":
-        request.getfixturevalue("memcached_url")
-        address = request.getfixturevalue("memcached_server").address
-        made = MemcachedBackend(servers=address, timeout=Decimal(20_000))
-    elif request.param == "sqlite":
-        made = SQLiteBackend(tmp_path / "status.db", timeout=Int(20_000), max_field_size=numpy.int64(1000))
-    else:
-        made = CacheBackend(SimpleCache(threshold=0), timeout=Int(20_000))
-    with closing(made):
-        yield made
-
-
-def test_numbers_in_a_worker(backend: StatusBackend) -> None:
+def test_numbers_in_a_worker(every_backend: StatusBackend) -> None:
+    backend = every_backend
     # Given a job that counts with all kinds of numbers, and that is sent with some
     broker = make_broker(backend, asyncio=True, status_ttl=numpy.int64(60_000), max_pending=Int(1000))
     seen: list[Any] = []
@@ -222,7 +203,8 @@ def test_numbers_in_a_worker(backend: StatusBackend) -> None:
     assert snapshot is not None and (snapshot["progress"], snapshot["total"]) == (4, 4)
 
 
-def test_numbers_from_outside(backend: StatusBackend) -> None:
+def test_numbers_from_outside(every_backend: StatusBackend) -> None:
+    backend = every_backend
     # Given a message that waits
     broker = make_broker(backend)
 

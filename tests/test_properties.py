@@ -129,7 +129,7 @@ ends = st.builds(
     create=st.booleans(),
     state=st.sampled_from([COMPLETED, FAILED]),
     attempts=st.integers(1, 3),
-    fields=fields(F=moments, x=texts, it=texts, k=st.just("true"), ir=texts, p=counts),
+    fields=fields(F=moments, x=texts, it=texts, k=st.just("true"), p=counts),
     increment=increments,
     ttl=ttls,
 )

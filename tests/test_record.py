@@ -121,16 +121,16 @@ FAILED_RECORD = fold(finish(1, state=FAILED), record=WORKING_RECORD)
 
 def test_a_new_run_starts_over() -> None:
     # Given a record whose first run got somewhere, and its requeue
-    traces = {PROGRESS: "40", RATE: "2", RATED: "9", FINISHED_AT: "9", SKIPPED: "true", RESULT: "1"}
-    record = {**WORKING_RECORD, **traces, TOTAL: "80", **user(step='"reading"')}
+    traces = {PROGRESS: "40", RATE: "2", RATED: "9", FINISHED_AT: "9", SKIPPED: "true"}
+    record = {**WORKING_RECORD, **traces, TOTAL: "80", **user(step='"reading"', result="1")}
     requeued = fold(enqueue(2, **{SCHEDULED_AT: "99"}), record=record)
     # When another one begins
     new = fold(start(2, number=2), record=requeued)
     # Then what belongs to one run is gone, and all the rest is there
     assert not {*traces, SCHEDULED_AT} & set(new)
     assert (HEARTBEAT_AT in requeued, new[HEARTBEAT_AT]) == (False, str(NOW))
-    assert (new[STATE], new[ATTEMPTS], new[TOTAL], new[":step"], new[":label"]) == (
-        str(WORKING), "2", "80", '"reading"', '"x"',
+    assert (new[STATE], new[ATTEMPTS], new[TOTAL], new[":step"], new[":label"], new[RESULT]) == (
+        str(WORKING), "2", "80", '"reading"', '"x"', "1",
     )  # fmt: skip
 
 

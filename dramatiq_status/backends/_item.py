@@ -10,7 +10,6 @@ from ..record import (
     DOCUMENT_MARK,
     EXCEPTION,
     KWARGS,
-    RESULT,
     SCHEDULED_AT,
     TRACEBACK,
     USER_PREFIX,
@@ -48,7 +47,7 @@ FAR: Final = 2**53
 # An attribute of an Enum takes five times as long as a name.
 _OUTSIDE: Final = Kind.OUTSIDE
 
-_NAMES: Final = {ARGS: "args", KWARGS: "kwargs", TRACEBACK: "traceback", RESULT: "result", EXCEPTION: "exception"}
+_NAMES: Final = {ARGS: "args", KWARGS: "kwargs", TRACEBACK: "traceback", EXCEPTION: "exception"}
 
 
 class Known(NamedTuple):

@@ -401,7 +401,7 @@ local function define()
         size = 12
       end
     elseif start then
-      call('HDEL', key, 'p', 'R', 'W', 'F', 'k', 'D', 'ir')
+      call('HDEL', key, 'p', 'R', 'W', 'F', 'k', 'D')
       new.scheduled_at, new.progress, new.state = false, false, '1'
       written[9], written[10] = 's', '1'
       written[11], written[12] = 'A', math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)

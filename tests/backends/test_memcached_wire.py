@@ -725,7 +725,7 @@ def test_an_end_is_stored_without_what_is_too_large(backend: MemcachedBackend, m
     filled(backend, message_id)
     # When its message is completed with a result that is too large
     with pytest.raises(ValueError, match="'result'"):
-        backend.update(message_id, finish(1, **{RESULT: text_of(100_000)}))
+        backend.update(message_id, finish(1, result=text_of(100_000)))
     # Then it is completed, without the result
     record = backend.read(message_id)
     assert record is not None and is_finished(record) and RESULT not in record

@@ -1,0 +1,115 @@
+"""Names that the library shares with users: ``result``, ``args``, ``kwargs`` and ``traceback``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend as StubResults
+
+from dramatiq_status import StatusRegistry, current_status
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.middleware import INCLUDES
+from dramatiq_status.testing import bound_status
+
+from .recording import make_broker, run
+
+SHARED = {"result": [1], "args": "mine", "kwargs": {"a": 1}, "traceback": None}
+
+
+@pytest.mark.parametrize("includes", [(), INCLUDES], ids=["nothing included", "all included"])
+def test_shared_names_are_the_users(every_backend: StatusBackend, includes: Any) -> None:
+    broker = make_broker(every_backend, Results(backend=StubResults()), includes=includes)
+
+    # Given a job that writes them, then fails, and does the same once more
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def work(a: int) -> str:
+        status = current_status()
+        status.update(SHARED)
+        if status["attempts"] == 1:
+            raise ValueError("once")
+        return "returned"
+
+    # When it has run, and another one that always fails
+    messages = [work.send(1), work.send_with_options(args=(1,), max_retries=0)]
+    run(broker)
+    # Then its own values are there, by name, in dicts, and as fields
+    for message, state in zip(messages, ("completed", "failed")):
+        snapshot = StatusRegistry.get(message, backend=every_backend).read()
+        assert snapshot is not None and snapshot.state == state
+        assert {name: snapshot[name] for name in SHARED} == SHARED
+        assert {name: snapshot.to_dict()[name] for name in SHARED} == SHARED == snapshot.fields
+
+
+def test_the_result_is_returned_or_written(every_backend: StatusBackend) -> None:
+    broker = make_broker(every_backend, Results(backend=StubResults()), includes={"result"})
+
+    # Given jobs that return something, some of which write a result as well: now, or in a run before
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def work(writes: int) -> str:
+        status = current_status()
+        if status["attempts"] <= writes:
+            status["result"] = "written"
+        if status["attempts"] == 1:
+            raise ValueError("once")
+        return "returned"
+
+    # When they have run, one with a result from the start
+    messages = [work.send(0), work.send(1), work.send(2), work.send_with_options(args=(0,), status={"result": "none"})]
+    run(broker)
+    # Then what the last run has written is there, or else what it has returned
+    found = [StatusRegistry.get(message, backend=every_backend) for message in messages]
+    assert [status["result"] for status in found] == ["returned", "returned", "written", "returned"]
+    # And others may write it, too, and what is asked for
+    found[0]["result"] = None
+    snapshot = found[0].read()
+    assert snapshot is not None and snapshot["result"] is None and "result" in snapshot
+    assert snapshot.fields["result"] is None
+
+
+def test_a_result_stays_over_runs(every_backend: StatusBackend) -> None:
+    broker = make_broker(every_backend)
+
+    # Given a job that writes a result in its first run alone
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def work() -> None:
+        status = current_status()
+        if status["attempts"] == 1:
+            status["result"] = "half"
+            raise ValueError("once")
+
+    # When it has run twice
+    message = work.send()
+    run(broker)
+    # Then the result is there, as any field
+    assert StatusRegistry.get(message, backend=every_backend)["result"] == "half"
+
+
+def test_what_is_included_is_read_by_its_name(every_backend: StatusBackend) -> None:
+    broker = make_broker(every_backend, includes=INCLUDES - {"result"})
+
+    # Given a job of which all is stored, and that writes one of the names
+    @dramatiq.actor(broker=broker)
+    def work(a: int, *, b: int) -> None:
+        current_status()["kwargs"] = "mine"
+        raise ValueError("boo")
+
+    # When it has failed
+    message = work.send(1, b=2)
+    run(broker)
+    # Then the others are as the library has written them
+    snapshot = StatusRegistry.get(message, backend=every_backend).read()
+    assert snapshot is not None and (snapshot["args"], snapshot["kwargs"]) == ([1], "mine")
+    assert "ValueError: boo" in snapshot["traceback"] and set(snapshot.fields) == {"kwargs"}
+    assert "args" in snapshot and snapshot.to_dict()["args"] == [1] and snapshot.to_dict()["kwargs"] == "mine"
+
+
+def test_detached_results() -> None:
+    # Given a function that is called without a worker
+    with bound_status() as status:
+        # When it writes a result
+        current_status()["result"] = 7
+        # Then it is there
+        assert status["result"] == 7 and status.to_dict()["result"] == 7
