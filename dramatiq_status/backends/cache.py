@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
-from inspect import Parameter, Signature, iscoroutinefunction, signature
+from inspect import Parameter, Signature, getattr_static, iscoroutinefunction, isfunction, signature
 from pickle import UnpicklingError
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zlib import error as ZlibError
 
 from ..backend import StatusBackend, escape_namespace
@@ -19,6 +20,9 @@ from ._key import key_of
 
 #: What caches call the time to live that `set` takes, in seconds.
 TTL_NAMES: Final = ("timeout", "ttl", "expire", "ex")
+
+#: The methods that a cache has.
+METHODS: Final = ("get", "set", "delete")
 
 #: The longest time to live that a cache is told, in seconds: ten years.
 #: Some keep the moment of expiry in 32 bits.
@@ -34,6 +38,9 @@ DAMAGE: Final = (UnpicklingError, ZlibError)
 #: Clients of stores that have a backend of their own -> that backend.
 OWN_BACKENDS: Final = {"redis": "RedisBackend", "valkey": "RedisBackend", "pymemcache": "MemcachedBackend"}
 
+#: Packages whose `set` passes all its arguments on to a cache behind it -> that cache's name of the time to live.
+PASSING_ON: Final = {"flask_caching": "timeout"}
+
 #: There is no limit to what a cache takes that it could be asked for.
 _NO_LIMIT: Final = 2**63
 
@@ -43,10 +50,22 @@ _NO_LIMIT: Final = 2**63
 _LOCKS: Final = [Lock() for _ in range(256)]
 
 
+class _Refused(BackendError):
+    """Raised where a cache has answered that it did not store a value; it may store others."""
+
+
+class _Fit(NamedTuple):
+    """The way in which a cache is called: options of `get`, and the name that `set` has for the time to live."""
+
+    get_options: dict[str, Any]
+    #: None where `set` takes no time to live.
+    ttl_name: str | None
+
+
 class CacheBackend(StatusBackend):
     """Keeps statuses in a cache: anything with ``get(key)``, ``set(key,
     value, ...)`` and ``delete(key)``.  That is Django's cache framework,
-    cachelib_, dogpile.cache_ and many others.
+    django-redis, cachelib_, Flask-Caching, dogpile.cache_ and many others.
 
     >>> from django.core.cache import cache
     >>> CacheBackend(cache)
@@ -78,6 +97,12 @@ class CacheBackend(StatusBackend):
       looks for the thread's own object under a lock at every call
       (``caches["default"]`` is that object, and threads can share those in
       memory and on disk), nor dogpile.cache's ``dbm`` with its file lock.
+    - Some caches hide errors: Django's in a database those of writing, and
+      django-redis all of them with ``IGNORE_EXCEPTIONS``.  Updates are
+      lost in an outage that a cache hides.
+
+    A proxy, as ``django.core.cache.cache`` is one, is looked through at the
+    first call and not before, so that a settings file may create the backend.
 
     Moments and expiry come from the clock of the host that writes.
 
@@ -87,13 +112,19 @@ class CacheBackend(StatusBackend):
     Parameters:
       cache: The cache.  Its `set` takes a time to live in seconds as
         ``timeout``, ``ttl``, ``expire`` or ``ex``, or takes none.
+      on_error(Callable[[], Any]): Function that is called on the same thread
+        after a call of the cache has failed, before the next one.  By
+        default, if the cache is Django's, it closes the thread's database
+        connections that have broken: Django itself does that at the begin and
+        end of a request only, and the writer's thread has none.
       namespace(str): What all keys start with.
       timeout(int): How long a job waits at most for a final status to be
         stored, in milliseconds.
       max_field_size(int): The largest encoded field, in bytes.
 
     Raises:
-      TypeError: When `cache` is none that fits.
+      TypeError: When `cache` is none that fits.  Where a proxy hides the
+        cache, its first use raises :class:`.BackendError` instead.
 
     .. _cachelib: https://cachelib.readthedocs.io
     .. _dogpile.cache: https://dogpilecache.sqlalchemy.org
@@ -103,10 +134,13 @@ class CacheBackend(StatusBackend):
         "a cache has no index, and cannot tell which keys it has. Use the Redis or SQLite backend to list statuses."
     )
 
-    def __init__(self, cache: Any, **parameters: Any) -> None:
+    def __init__(self, cache: Any, *, on_error: Callable[[], Any] | None = None, **parameters: Any) -> None:
         super().__init__(**parameters)
+        if on_error is not None and not callable(on_error):
+            raise TypeError(f"on_error must be callable, not {type(on_error).__name__}.")
         self._cache = cache
-        self._get_options, self._ttl_name = _fit(cache)
+        self._on_error = on_error or (close_broken_connections if _is_djangos(cache) else None)
+        self._fit = None if _is_proxy(cache) else _find_fit(cache)
         self._prefix = escape_namespace(self.namespace) + ":"
 
     def __repr__(self) -> str:
@@ -123,11 +157,21 @@ class CacheBackend(StatusBackend):
                 job = jobs[message_id] = Job(message_id, self._key_of(message_id).encode())
             job.indexes.append(index)
             job.updates.append(update)
-        outcomes = [Outcome.MISSING] * len(updates)
+        outcomes = [Outcome.UNREACHED] * len(updates)
+        error: BackendError | None = None
         for job in jobs.values():
-            self._carry_out(job)
+            try:
+                self._carry_out(job)
+            except BackendError as e:
+                error = error or e
+                if isinstance(e, _Refused):
+                    continue
+                # The other messages would wait for the same time-out.
+                break
             for index, outcome in zip(job.indexes, job.outcomes):
                 outcomes[index] = outcome
+        if error is not None and all(outcome is Outcome.UNREACHED for outcome in outcomes):
+            raise error
         return outcomes
 
     def _carry_out(self, job: Job) -> None:
@@ -150,10 +194,11 @@ class CacheBackend(StatusBackend):
         return record is not None
 
     def _store(self, key: str, value: bytes, ttl: int) -> None:
-        options = {} if self._ttl_name is None else {self._ttl_name: seconds_of(ttl)}
+        name = self._found_fit().ttl_name
+        options = {} if name is None else {name: seconds_of(ttl)}
         # Some caches take bytes only, some texts only, all that we know take a str.
         if self._call("set", key, value.decode(), **options) is False:
-            raise BackendError(f"{self._name} did not store a value; its own log may say why.")
+            raise _Refused(f"{self._name} did not store a value; its own log may say why.")
 
     # Reading
 
@@ -163,7 +208,7 @@ class CacheBackend(StatusBackend):
     def _fetch(self, key: str, now: int) -> tuple[Record | None, int]:
         """Read a record, None where there is none, and when it expires."""
         try:
-            value = self._call("get", key, **self._get_options)
+            value = self._call("get", key, **self._found_fit().get_options)
         except BackendError as e:
             if isinstance(e.__cause__, DAMAGE):
                 return None, 0
@@ -175,13 +220,30 @@ class CacheBackend(StatusBackend):
 
     # The cache
 
+    def _found_fit(self) -> _Fit:
+        fit = self._fit
+        if fit is None:
+            try:
+                fit = self._fit = _find_fit(self._cache)
+            except TypeError as e:
+                raise BackendError(str(e)) from e
+            except Exception as e:
+                raise BackendError(f"There is no cache behind the {self._name} yet ({_name_of(type(e))}).") from e
+        return fit
+
     def _call(self, name: str, *args: Any, **options: Any) -> Any:
-        # Looked up anew each time: behind one object, Django has one cache a thread.
+        # Looked up each time: behind one object, Django has one cache a thread.
         try:
             return getattr(self._cache, name)(*args, **options)
         except Exception as e:
-            # Not what it says, which may be a URL with a password: whoever wants to know looks at the cause.
-            raise BackendError(f"{self._name}.{name}() has failed with {_name_of(type(e))}.") from e
+            # Without the text of `e`, which may contain a URL with a password: it is the cause.
+            message = f"{self._name}.{name}() has failed with {_name_of(type(e))}"
+            if self._on_error is not None:
+                try:
+                    self._on_error()
+                except Exception as again:
+                    raise BackendError(f"{message}, and then on_error with {_name_of(type(again))}.") from again
+            raise BackendError(f"{message}.") from e
 
     @property
     def _name(self) -> str:
@@ -200,15 +262,38 @@ def seconds_of(ttl: int) -> int:
     return min(max(0, math.ceil(ttl / 1000)) + 1, MAX_TTL)
 
 
-def _fit(cache: Any) -> tuple[dict[str, Any], str | None]:
-    """Find out how a cache wants to be called.
+def close_broken_connections() -> None:
+    """Close the database connections of this thread that do not work any more, so that Django makes new ones.
 
-    Returns:
-      tuple[dict[str, Any], str | None]: What to pass to `get` as well, and
-      what `set` calls the time to live, None where it takes none.
+    That is a part of what ``django.db.close_old_connections`` does.  It may
+    run in the middle of a job, so it leaves alone what still works, however
+    old, and transactions: those are for the code that has begun them to end.
     """
-    # A class of somebody's own may inherit from a client.
-    packages = [kind.__module__.partition(".")[0] for kind in type(cache).__mro__]
+    # A cache of Django's without a database does not load it.
+    db = sys.modules.get("django.db")
+    for connection in () if db is None else db.connections.all(initialized_only=True):
+        in_transaction = connection.in_atomic_block or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+        if connection.errors_occurred and not in_transaction and not connection.is_usable():
+            connection.close()
+
+
+def _packages_of(cache: Any) -> list[str]:
+    # A class of an application's own may inherit from another package's.
+    return [kind.__module__.partition(".")[0] for kind in type(cache).__mro__]
+
+
+def _is_djangos(cache: Any) -> bool:
+    return "django" in _packages_of(cache)
+
+
+def _is_proxy(cache: Any) -> bool:
+    """Find out whether a look at the cache's methods would run its own code, and so begin to use it."""
+    return hasattr(type(cache), "__getattr__") and None in (getattr_static(cache, name, None) for name in METHODS)
+
+
+def _find_fit(cache: Any) -> _Fit:
+    """Find out how a cache wants to be called."""
+    packages = _packages_of(cache)
     own = next((OWN_BACKENDS[package] for package in packages if package in OWN_BACKENDS), None)
     if own is not None:
         raise TypeError(f"cache is a {_name_of(type(cache))}, a client: pass it to {own}(client=...).")
@@ -217,15 +302,40 @@ def _fit(cache: Any) -> tuple[dict[str, Any], str | None]:
     _signature_of(cache, "delete", "key")
     # The document has its own expiry; dogpile.cache's counts from its last write and may be much shorter.
     options = {"expiration_time": math.inf} if "expiration_time" in gets.parameters else {}
-    for name in TTL_NAMES:
-        if name in sets.parameters and _takes(sets, "key", "value", **{name: 1}):
-            return options, name
-    if len(sets.parameters) == 2 and not any(found.kind in _ANYTHING for found in sets.parameters.values()):
-        return options, None
-    raise TypeError(
-        f"cache is a {_name_of(type(cache))} whose set{sets} takes no time to live by a name that is known: wrap it "
-        f"in a class that has set(key, value, timeout), in seconds, or set(key, value) where values have none."
+    passes_on = any(found.kind in _ANYTHING for found in sets.parameters.values())
+    if len(sets.parameters) == 2 and not passes_on:
+        return _Fit(options, None)
+    name = _ttl_name_of(sets)
+    if name is None and passes_on:
+        name = _ttl_name_behind(cache)
+    if name is None:
+        raise TypeError(
+            f"cache is a {_name_of(type(cache))} whose set{sets} takes no time to live by a name that is known: wrap "
+            f"it in a class that has set(key, value, timeout), in seconds, or set(key, value) where values have none."
+        )
+    return _Fit(options, name)
+
+
+def _ttl_name_of(sets: Signature, *self: str) -> str | None:
+    return next(
+        (name for name in TTL_NAMES if name in sets.parameters and _takes(sets, *self, "key", "value", **{name: 1})),
+        None,
     )
+
+
+def _ttl_name_behind(cache: Any) -> str | None:
+    """Find the name of the time to live for a `set` that passes its arguments on, as that of django-redis does.
+
+    Such a method takes what the class that it inherits from promises.
+    """
+    # The cache itself, where `cache` is a proxy.
+    owner = getattr(cache.set, "__self__", cache)
+    for kind in type(owner).__mro__:
+        inherited = vars(kind).get("set")
+        name = _ttl_name_of(signature(inherited), "self") if isfunction(inherited) else None
+        if name is not None:
+            return name
+    return next((PASSING_ON[package] for package in _packages_of(owner) if package in PASSING_ON), None)
 
 
 #: What a method has that passes on whatever it gets.

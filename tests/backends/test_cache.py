@@ -1,4 +1,6 @@
-"""Caches: Django's, cachelib's and dogpile.cache's, in memory and on disk, and what fits besides them."""
+"""Caches: those of Django, cachelib and dogpile.cache, in memory and on disk, those of packages that wrap them, and
+what else fits.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +9,21 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import dramatiq
+import flask_caching
 import pytest
 import redis
 from cachelib import FileSystemCache, RedisCache, SimpleCache
+from django.conf import UserSettingsHolder, global_settings, settings
 from django.core.cache import CacheHandler
 from django.utils.connection import ConnectionProxy
 from dogpile.cache import make_region
+from flask import Flask
 from pymemcache import Client
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -166,6 +171,71 @@ class TestDogpileDbm(CacheConformance):
         return make_region().configure("dogpile.cache.dbm", arguments={"filename": str(tmp_path / "status.dbm")})
 
 
+# Packages that wrap other caches
+
+#: What caches of packages are made of: a URL of a Redis and a directory.
+PACKAGES: dict[str, Callable[[str, Path], Any]] = {
+    "django-redis": lambda url, path: CacheHandler(redis_settings("django_redis.cache.RedisCache", url))["default"],
+    "django-redis by proxy": lambda url, path: ConnectionProxy(
+        CacheHandler(redis_settings("django_redis.cache.RedisCache", url)), "default"
+    ),
+    "django-prometheus redis": lambda url, path: CacheHandler(
+        redis_settings("django_prometheus.cache.backends.redis.RedisCache", url)
+    )["default"],
+    "django-prometheus native redis": lambda url, path: CacheHandler(
+        redis_settings("django_prometheus.cache.backends.redis.NativeRedisCache", url)
+    )["default"],
+    "django-prometheus filebased": lambda url, path: CacheHandler(
+        {"default": {"BACKEND": "django_prometheus.cache.backends.filebased.FileBasedCache", "LOCATION": str(path)}}
+    )["default"],
+    "Flask-Caching redis": lambda url, path: flask_cache(CACHE_TYPE="RedisCache", CACHE_REDIS_URL=url),
+    "Flask-Caching files": lambda url, path: flask_cache(CACHE_TYPE="FileSystemCache", CACHE_DIR=str(path)),
+    "Flask-Caching memory": lambda url, path: flask_cache(CACHE_TYPE="SimpleCache"),
+}
+
+
+def redis_settings(backend: str, url: str) -> dict[str, Any]:
+    return {"default": {"BACKEND": backend, "LOCATION": url}}
+
+
+def flask_cache(**config: str) -> Any:
+    cache = flask_caching.Cache()
+    cache.init_app(Flask("test"), config=config)
+    return cache
+
+
+@pytest.fixture
+def django_settings() -> Iterator[None]:
+    """Settings of a Django project that has none of its own, for packages that look at them."""
+    before = settings._wrapped
+    settings._wrapped = UserSettingsHolder(global_settings)
+    yield
+    settings._wrapped = before
+
+
+@pytest.mark.usefixtures("django_settings")
+@pytest.mark.parametrize("name", PACKAGES)
+def test_caches_of_packages(name: str, redis_url: str, tmp_path: Path) -> None:
+    # Given a cache of a package that passes calls on to another one
+    cache = PACKAGES[name](redis_url, tmp_path)
+    backend = CacheBackend(cache)
+    # When a message runs
+    outcomes = backend.update_many(
+        [("m", enqueue()), ("m", start(1)), ("m", write(1, 2, increment=3)), ("n", start(2))]
+    )
+    outcomes.append(backend.update("m", finish(1, ttl=60_000)))
+    # Then its status is found, and the cache was told how long to keep it
+    record, other = backend.read("m"), backend.read("n")
+    assert outcomes == [Outcome.APPLIED] * 5
+    assert record is not None and (record["p"], record["s"]) == ("3", "2") and other is not None
+    if "redis" in name:
+        client = redis.Redis.from_url(redis_url)
+        (key,) = client.keys("*dramatiq-status:m*")
+        assert 55 < client.ttl(key) <= 61
+    # And it can be deleted
+    assert (backend.delete("m"), backend.read("m"), backend.delete("m")) == (True, None, False)
+
+
 # What fits
 
 #: Methods called `set`, and what they are called with for a time to live of 1.5 seconds.
@@ -284,6 +354,38 @@ def test_what_does_not_fit(cache: Any, message: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+class LateCache:
+    """A proxy: nothing is known of what it stands for, until that is there."""
+
+    cache: Any = None
+    looks = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.looks += 1
+        if self.cache is None:
+            raise RuntimeError("Not configured yet: redis://:secret@host")
+        return getattr(self.cache, name)
+
+
+def test_a_proxy_is_looked_through_at_the_first_use() -> None:
+    # Given a proxy for a cache that is not there yet
+    proxy = LateCache()
+    # When a backend is created, nothing is asked of it
+    backend = CacheBackend(proxy)
+    assert (repr(backend), proxy.looks) == ("<CacheBackend 'dramatiq-status' in LateCache>", 0)
+    # And when the backend is used too early, that is an outage
+    with pytest.raises(BackendError, match=r"no cache behind the LateCache yet \(RuntimeError\)") as caught:
+        backend.update("m", enqueue())
+    assert "secret" not in str(caught.value)
+    # And when there is something that does not fit, the error says so
+    proxy.cache = shelf_with(set=lambda self, key, value, minutes: None)
+    with pytest.raises(BackendError, match=r"set\(key, value, minutes\) takes no time to live"):
+        backend.read("m")
+    # Then it works from the moment when there is a cache
+    proxy.cache = SimpleCache()
+    assert (backend.update("m", enqueue()), backend.read("m") is not None) == (Outcome.APPLIED, True)
+
+
 def test_an_asynchronous_cache_does_not_fit() -> None:
     # Given a cache whose methods are awaited
     async def get(self: object, key: str) -> None: ...
@@ -328,6 +430,76 @@ def test_errors_have_causes_and_no_secrets() -> None:
             assert isinstance(caught.value.__cause__, redis.ConnectionError)
             assert "failed with ConnectionError" in str(caught.value)
             assert "secret" not in str(caught.value) and "127.0.0.1" not in str(caught.value)
+
+
+def test_a_hook_for_errors() -> None:
+    # Given a cache that fails once, and a hook
+    calls: list[str] = []
+
+    def get(self: object, key: str) -> None:
+        calls.append("get")
+        if len(calls) == 1:
+            raise ConnectionError
+
+    thread = threading.current_thread()
+    hook = lambda: calls.append("hook" if threading.current_thread() is thread else "elsewhere")  # noqa: E731
+    backend = CacheBackend(shelf_with(set=SETS["ttl"][0], get=get), on_error=hook)
+    # When it is used twice
+    with pytest.raises(BackendError, match=r"get\(\) has failed with ConnectionError\.") as caught:
+        backend.read("m")
+    backend.read("m")
+    # Then the hook was called on the same thread, once, before the next call
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert calls == ["get", "hook", "get"]
+
+
+def test_a_hook_for_errors_that_fails_itself() -> None:
+    # Given a cache that fails, and a hook that does, too
+    def get(self: object, key: str) -> None:
+        raise ConnectionError
+
+    def hook() -> None:
+        raise OSError("redis://:secret@host")
+
+    backend = CacheBackend(shelf_with(set=SETS["ttl"][0], get=get), on_error=hook)
+    # When it is used
+    with pytest.raises(BackendError) as caught:
+        backend.read("m")
+    # Then that is the error of an outage, which names both
+    assert "failed with ConnectionError, and then on_error with OSError" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_hook_for_errors_must_be_callable() -> None:
+    with pytest.raises(TypeError, match="on_error must be callable, not str"):
+        CacheBackend(SimpleCache(), on_error="close")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("refusal", [False, ConnectionError()], ids=["False", "exception"])
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_batch_of_which_some_is_stored(bad: int, refusal: Any) -> None:
+    # Given a cache that does not store the status of one message: it says so, or breaks while it is asked to
+    def keep(self: Shelf, key: str, value: Any, ttl: int) -> Any:
+        if key.endswith(str(bad)):
+            if refusal is False:
+                return False
+            raise refusal
+        return Shelf.keep(self, key, value)
+
+    backend = CacheBackend(shelf_with(set=keep))
+    # When three messages are counted on in one call
+    updates = [(f"m{n}", write(1, 2, create=True, increment=5)) for n in range(3)]
+    broken = isinstance(refusal, Exception)
+    if broken and bad == 0:
+        # Then it is an error where nothing has been stored
+        with pytest.raises(BackendError):
+            backend.update_many(updates)
+    else:
+        # Then the outcomes tell which ones have to be sent again, and no others
+        lost = range(bad, 3) if broken else [bad]
+        expected = [Outcome.UNREACHED if n in lost else Outcome.APPLIED for n in range(3)]
+        assert backend.update_many(updates) == expected
+        assert [record is None for record in backend.read_many(["m0", "m1", "m2"])] == [n in lost for n in range(3)]
 
 
 def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
