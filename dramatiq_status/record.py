@@ -80,7 +80,7 @@ RESULT: Final = USER_PREFIX + "result"
 #: written since.  The first who does notes when the run had last written.
 NOT_SINCE: Final = "null"
 
-#: What a new run of a message starts without (DESIGN §2, rule 5).
+#: Fields that a start removes (DESIGN §2, rule 5).  A progress that was stored before the first run stays.
 CLEARED_BY_START: Final = (PROGRESS, RATE, RATED, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT)
 
 #: What a message that goes back to its queue leaves behind.
@@ -96,7 +96,7 @@ CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
 #: when the message was first enqueued, and only fills gaps.
 WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK))
 
-#: What an enqueue that comes after what it had led to brings too late: a run starts without it.
+#: Fields to ignore in an enqueue that arrives after its own run has started.
 OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
 
 
@@ -419,8 +419,12 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         assert record is not None
         new = dict(record)
         if update.start:
+            counted_before_any_run = None if ATTEMPTS in new else new.get(PROGRESS)
             for name in CLEARED_BY_START:
                 new.pop(name, None)
+            if counted_before_any_run is not None:
+                # By other messages, on the bar of one that starts late: the store counts for them.
+                new[PROGRESS] = counted_before_any_run
             new[ATTEMPTS] = str(max(int(new.get(ATTEMPTS, "0")) + 1, update.attempts))
             new[STATE] = str(WORKING)
     elif outcome is Outcome.MISSING and update.create:

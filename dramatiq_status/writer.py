@@ -252,6 +252,8 @@ class Lane:
     _due = 0.0
     # Whether some entries wait until what was sent before is answered.
     _held = False
+    # Whether it was logged that something cannot be merged.
+    _refused = False
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
     retry_at = 0.0
     _base: Record | None = None
@@ -288,7 +290,12 @@ class Lane:
     def base(self) -> Record:
         """What the run knew of its message before it began."""
         if self._base is None:
-            self._base = self._make_base()
+            try:
+                self._base = self._make_base()
+            except Exception:
+                # A message that another program has made, say.  Its other updates are still sent.
+                logger.exception("What message %s was sent with cannot be read; it is left out.", self.message_id)
+                self._base = {}
         return self._base
 
     # Writing, on any thread
@@ -433,6 +440,9 @@ class Lane:
                 update = entry.sealed
                 assert update is not None
                 sent += 1
+                if outcome is Outcome.UNREACHED:
+                    left.append(entry)
+                    continue
                 if outcome is Outcome.MISSING and update.kind is Kind.RUN and not update.create:
                     _absorb(merged.entries)
                     entry.sealed = self._whole(update, merged)
@@ -465,16 +475,6 @@ class Lane:
                 merged.entries = []
         return forgotten
 
-    def discard(self) -> None:
-        """Forget what was written and cannot be merged."""
-        with self._lock:
-            taken = [*self._merged.taken, *self._operations]
-            self._merged.taken = []
-            self._operations.clear()
-        for operation in taken:
-            if isinstance(operation, Barrier):
-                operation.release(False)
-
     def heartbeat(self) -> Update:
         return Update(Kind.HEARTBEAT, self._merged.epoch, self._run)
 
@@ -483,17 +483,32 @@ class Lane:
         self.add(Write({}))
 
     def _merge(self) -> _Merged:
-        """Merge what was written; done again as a whole where it was interrupted."""
+        """Merge what was written; done again as a whole where it was interrupted.
+
+        An operation that cannot be merged is dropped alone, and the others are merged without it.
+        """
         merged, operations = self._merged, self._operations
         if operations:
             operations.append(_MARK)
             # One call into C: an interrupt strikes before it or behind it.
             merged.taken.extend(iter(operations.popleft, _MARK))
-        if not merged.taken:
-            return merged
-        draft = merged.draft()
+        while merged.taken:
+            draft = merged.draft()
+            refused = self._fold(draft, merged.taken)
+            if refused is None:
+                self._merged = draft
+                return draft
+            merged.taken = [operation for operation in merged.taken if operation is not refused]
+        return merged
+
+    def _fold(self, draft: _Merged, operations: list[_Operation]) -> _Operation | None:
+        """Merge operations into a draft.
+
+        Returns:
+          The first operation that cannot be merged, None for none.  The draft is then of no use.
+        """
         count: int | float | None = None
-        for operation in merged.taken:
+        for operation in operations:
             if operation.__class__ is int or operation.__class__ is float:
                 # By far the most; taken together, so that nobody counts faster than this.
                 self._throttled = True
@@ -502,39 +517,56 @@ class Lane:
             if count is not None:
                 draft.add(count)
                 count = None
-            if isinstance(operation, Start):
-                entry = draft.entry()
-                entry.start, entry.attempts, entry.origin = True, operation.attempts, operation.origin
-                draft.attempts = operation.attempts
-                entry.fields.update(operation.fields)
-                draft.known.update(operation.fields)
-                self._urgent = True
-            elif isinstance(operation, Finish):
-                entry = draft.entry()
-                entry.state, entry.ttl = operation.state, operation.ttl
-                entry.fields.update(operation.fields)
-                draft.known.update(operation.fields)
-                self._urgent = True
-            elif isinstance(operation, Barrier):
-                if draft.entries:
-                    draft.entries[-1].barriers.append(operation)
-                    self._urgent = True
-                else:
-                    operation.release(True)
-            elif isinstance(operation, Write):
-                self._merge_write(draft, operation)
-            elif isinstance(operation, Enqueue):
-                entry = draft.entry(fresh=True)
-                entry.enqueue, entry.epoch = True, operation.epoch
-                draft.epoch = operation.epoch
-                entry.fields = {**self._left_to_requeue(draft), **operation.fields}
-                self._urgent = True
-            else:
-                raise TypeError(f"A {type(operation).__name__} cannot be merged.")
+            try:
+                self._merge_one(draft, operation)
+            except Exception:
+                if not self._refused:
+                    self._refused = True
+                    logger.exception(
+                        "A %s that was written to message %s cannot be merged. It is dropped, and so is every other "
+                        "of this message that cannot be merged; all else is sent.",
+                        type(operation).__name__,
+                        self.message_id,
+                    )
+                return operation
         if count is not None:
             draft.add(count)
-        self._merged = draft
-        return draft
+        return None
+
+    def _merge_one(self, draft: _Merged, operation: _Operation) -> None:
+        if isinstance(operation, Start):
+            entry = draft.entry()
+            entry.start, entry.attempts, entry.origin = True, operation.attempts, operation.origin
+            draft.attempts = operation.attempts
+            entry.fields.update(operation.fields)
+            draft.known.update(operation.fields)
+            self._urgent = True
+        elif isinstance(operation, Finish):
+            entry = draft.entry()
+            entry.state, entry.ttl = operation.state, operation.ttl
+            entry.fields.update(operation.fields)
+            draft.known.update(operation.fields)
+            self._urgent = True
+        elif isinstance(operation, Barrier):
+            if draft.entries:
+                draft.entries[-1].barriers.append(operation)
+                self._urgent = True
+            else:
+                operation.release(True)
+        elif isinstance(operation, Write):
+            self._merge_write(draft, operation)
+        elif isinstance(operation, Enqueue):
+            entry = draft.entry(fresh=True)
+            entry.enqueue, entry.epoch = True, operation.epoch
+            draft.epoch = operation.epoch
+            entry.fields = {**self._left_to_requeue(draft), **operation.fields}
+            self._urgent = True
+        elif isinstance(operation, (int, float)):
+            # Of a class derived from these: the store gets a plain number.
+            self._throttled = True
+            draft.add(plain_number(operation))
+        else:
+            raise TypeError(f"A {type(operation).__name__} cannot be merged.")
 
     def _merge_write(self, draft: _Merged, write: Write) -> None:
         entry = draft.entry()
@@ -550,7 +582,7 @@ class Lane:
         else:
             self._throttled = True
         if write.increment:
-            draft.add(write.increment)
+            draft.add(plain_number(write.increment))
 
     def _note_leg(self, fields: Record, entry: _Entry, known: Record) -> None:
         """A progress of 0, or below the present one, begins a new leg; the
@@ -931,20 +963,16 @@ class Writer:
         self._asleep = False
 
     def _gather(self) -> None:
-        """Collect all lanes that have something to say."""
+        """Collect the lanes that have something to say, in one pass: those that signal meanwhile wait for the
+        next, so that a sender comes to its end however fast others write.
+        """
         signals, now = self._signals, time.monotonic()
-        while signals:
-            listed = list(signals)
-            for lane in dict.fromkeys(listed):
-                try:
-                    self._collect(lane, now)
-                except Exception:
-                    # Once, and without harm to the other messages.
-                    logger.exception("What was written to message %s cannot be merged; it is dropped.", lane.message_id)
-                    lane.discard()
-            # After an interrupt on the way they are collected again, and not lost.
-            for _ in listed:
-                signals.popleft()
+        listed = list(signals)
+        for lane in dict.fromkeys(listed):
+            self._collect(lane, now)
+        # After an interrupt on the way they are collected again, and not lost.
+        for _ in listed:
+            signals.popleft()
 
     def _gather_due(self) -> None:
         now = time.monotonic()
@@ -1017,6 +1045,8 @@ class Writer:
                 try:
                     outcomes += self.backend.update_many(((lane.message_id, update),))
                 except BackendError as e:
+                    # What was stored of it shall not be sent again.
+                    lane.settle(outcomes)
                     self._failed(e)
                     return False
                 except Exception as e:
@@ -1026,9 +1056,10 @@ class Writer:
         return True
 
     def _settle(self, lane: Lane, outcomes: list[Outcome]) -> None:
+        again = lane.settle(outcomes)
         if Outcome.UNREACHED in outcomes:
             self._postpone(lane)
-        elif not lane.settle(outcomes):
+        elif not again:
             del self._ready[lane]
 
     def _postpone(self, lane: Lane) -> None:
@@ -1080,6 +1111,11 @@ class Writer:
         for lane, outcome in zip(lanes, outcomes):
             if outcome is Outcome.MISSING:
                 lane.restore()
+
+
+def plain_number(value: int | float) -> int | float:
+    """An int or a float of no class derived from these, which what is stored is worked out with."""
+    return int(value) if isinstance(value, int) else float(value)
 
 
 def _absorb(entries: list[_Entry]) -> None:

@@ -134,6 +134,15 @@ def test_a_new_run_starts_over() -> None:
     )  # fmt: skip
 
 
+def test_what_was_counted_before_the_first_run_stays() -> None:
+    # Given a message on whose bar others have counted before it ran, and its first run
+    record = fold(outside(increment=3), start(1), write(1, 2, increment=2), record=QUEUED_RECORD)
+    # Then both count
+    assert record[PROGRESS] == "5"
+    # And another run starts over
+    assert PROGRESS not in fold(start(2), record=record)
+
+
 def test_a_requeue_keeps_what_was_reached_and_says_why() -> None:
     # Given a running message with progress
     record = fold(write(1, 2, increment=40), record=WORKING_RECORD)

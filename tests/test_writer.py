@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from enum import IntEnum
 from typing import Any
 
 import dramatiq
@@ -14,8 +15,8 @@ from dramatiq.middleware import TimeLimitExceeded
 from dramatiq_status import BackendError, StatusRegistry, current_status
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.outage import Outage
-from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Epoch, Kind, Outcome, Update
-from dramatiq_status.writer import Barrier, Finish, Lane, Start, Writer
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Epoch, Kind, Outcome, Record, Update
+from dramatiq_status.writer import Barrier, Finish, Lane, Start, Write, Writer
 
 from .recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
 
@@ -104,28 +105,188 @@ def test_one_server_of_many_is_left_alone(
     assert record is not None and (record[PROGRESS], record[STATE]) == ("1000", str(COMPLETED))
 
 
-def test_what_cannot_be_merged_harms_nobody_else(writers: list[Writer], caplog: pytest.LogCaptureFixture) -> None:
-    # Given two jobs, and something that one should never have been able to write
+class Odd(float):
+    """A number of a class of somebody's own."""
+
+    def __repr__(self) -> str:
+        return "odd"
+
+
+class Rank(IntEnum):
+    FIVE = 5
+
+
+def test_numbers_of_derived_classes_count(writers: list[Writer]) -> None:
+    # Given a job that counts with numbers of all kinds
+    backend = StubBackend()
+    writer = Writer(backend, Outage("StubBackend"))
+    writers.append(writer)
+    backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+    lane = begin(writer)
+    # When they reach the writer as they are
+    for n in (Odd(2.5), 1, Rank.FIVE, Odd(0.5)):
+        lane._operations.append(n)
+    lane.write({":step": "1"}, Odd(1.0))
+    # Then they add up
+    assert lane.flush(PATIENCE)
+    assert backend.read("m")[PROGRESS] == "10"  # type: ignore[index]
+
+
+def test_what_cannot_be_merged_is_dropped_alone(writers: list[Writer], caplog: pytest.LogCaptureFixture) -> None:
+    # Given two jobs, and things that one should never have been able to write
     backend = StubBackend()
     writer = Writer(backend, Outage("StubBackend"))
     writers.append(writer)
     backend.update_many([(name, Update(Kind.ENQUEUE, EPOCH)) for name in ("m", "other")])
-    lane = begin(writer)
+    lane = writer.begin_run("m", run=5, epoch=EPOCH, throttle=0, base=dict)
     other = writer.begin_run("other", run=6, epoch=EPOCH, throttle=0, base=dict)
-    assert lane.flush(PATIENCE)
-    lane._operations.append(object())  # type: ignore[arg-type]
-    # When both go on
+    refused: list[Any] = [object(), Odd("nan"), Write({PROGRESS: "many", ":bad": "1"}), Write({}, Odd("inf"))]
+    # When they come between all that a run writes
     with caplog.at_level(logging.ERROR):
-        assert not lane.flush(PATIENCE)
+        lane._operations.extend([refused[0], Start({}, 1, None), refused[1], 2])
+        lane._operations.extend([Write({":step": "1"}, 1), refused[2], 4, refused[3], 0.5])
         other.add(Start({}, 1, None))
         other.increment(3)
-        # Then the one is told that it is not stored, once, and the other is stored
-        assert other.flush(PATIENCE)
+        barrier = Barrier()
+        lane.finish(Finish(COMPLETED, {":last": "1"}, 60_000), barrier)
+        lane._operations.append(refused[0])
+        # Then all else is stored, of the other job as well
+        assert writer.confirm(lane, barrier) and other.flush(PATIENCE)
+    record = backend.read("m")
+    assert record is not None
+    assert (record[STATE], record[PROGRESS], record[":step"], record[":last"], ":bad" in record) == (
+        str(COMPLETED), "7.5", "1", "1", False,
+    )  # fmt: skip
     assert (backend.read("other") or {})[PROGRESS] == "3"
-    assert [record.levelname for record in caplog.records] == ["ERROR"]
-    # And the one goes on with what comes next
-    lane.increment(2)
-    assert lane.flush(PATIENCE) and (backend.read("m") or {})[PROGRESS] == "2"
+    # And it is logged once
+    assert [entry.levelname for entry in caplog.records] == ["ERROR"]
+    assert "was written to message m cannot be merged" in caplog.text
+
+
+def test_a_message_whose_options_cannot_be_read_harms_nobody_else(
+    writers: list[Writer], caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a run whose status the store has lost, and whose message cannot be read once more
+    def unreadable() -> Record:
+        raise ValueError("on purpose")
+
+    backend = RecordingBackend()
+    writer = Writer(backend, Outage("RecordingBackend"))
+    writers.append(writer)
+    backend.update_many([(name, Update(Kind.ENQUEUE, EPOCH)) for name in ("m", "other")])
+    lane = writer.begin_run("m", run=5, epoch=EPOCH, throttle=0, base=unreadable)
+    other = writer.outside("other")
+    assert backend.delete("m")
+    gate = Gate(backend)
+    lane.add(Start({}, 1, None))
+    assert gate.reached.wait(PATIENCE)
+    # When both write
+    lane.increment(1)
+    other.increment(3)
+    gate.open()
+    # Then all that the run has written is stored, and what others have written counts once
+    assert lane.flush(PATIENCE) and other.flush(PATIENCE)
+    assert [(backend.read(name) or {})[PROGRESS] for name in ("m", "other")] == ["1", "3"]
+    assert "what message m was sent with cannot be read" in caplog.text.lower()
+
+
+class Refusing(StubBackend):
+    """Takes one update at a time, and answers some calls that nothing of theirs was carried out."""
+
+    def __init__(self, unreached: set[int]) -> None:
+        super().__init__()
+        self.calls = 0
+        self._unreached = unreached
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if len(updates) > 1:
+            raise ValueError("one at a time")
+        self.calls += 1
+        if self.calls in self._unreached:
+            raise BackendError("It does not answer.")
+        return super().update_many(updates)
+
+
+def test_what_was_stored_one_by_one_is_not_sent_again(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a store that takes one update at a time, and does not answer in the middle
+    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
+    backend = Refusing({2})
+    writer = Writer(backend, Outage("Refusing"))
+    writers.append(writer)
+    for name in ("a", "b"):
+        StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, EPOCH))])
+    lane, other = writer.outside("a"), writer.outside("b")
+    # When two messages are counted on, by two updates of the first
+    with writer._role:
+        lane.write({}, 2)
+        lane.write({}, state=1)
+        lane.write({}, 4)
+        other.increment(3)
+    # Then each counts once
+    assert eventually(lambda: (backend.read("b") or {}).get(PROGRESS)) == "3"
+    assert writer.drain(PATIENCE)
+    assert [(backend.read(name) or {})[PROGRESS] for name in ("a", "b")] == ["6", "3"]
+
+
+class Contended(StubBackend):
+    """Answers of the second half of a message's updates that they were not carried out, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[Update] = []
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if self.refused or len(updates) < 2:
+            return super().update_many(updates)
+        kept = len(updates) // 2
+        self.refused = [update for _, update in updates[kept:]]
+        return super().update_many(updates[:kept]) + [Outcome.UNREACHED] * len(self.refused)
+
+
+def test_only_what_was_not_carried_out_is_sent_again(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a store that carries out the first of two updates of a message alone
+    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.001)
+    backend = Contended()
+    writer = Writer(backend, Outage("Contended"))
+    writers.append(writer)
+    backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+    lane = writer.outside("m")
+    # When both bring increments
+    with writer._role:
+        lane.write({}, 2)
+        lane.write({}, state=1)
+        lane.write({}, 3)
+    # Then each counts once
+    assert eventually(lambda: backend.refused)
+    assert writer.drain(PATIENCE)
+    assert (backend.read("m") or {})[PROGRESS] == "5"
+
+
+def test_a_sender_comes_to_its_end_while_others_write(writers: list[Writer]) -> None:
+    # Given jobs that write faster than a sender can gather
+    backend = StubBackend()
+    writer = Writer(backend, Outage("StubBackend"))
+    writers.append(writer)
+    backend.update_many([(name, Update(Kind.ENQUEUE, EPOCH)) for name in ("m", "other")])
+    lane, other = writer.outside("m"), writer.outside("other")
+    gathered: list[str] = []
+    collect = Lane.collect
+
+    def busy(self: Lane, now: float) -> float | None:
+        due = collect(self, now)
+        gathered.append(self.message_id)
+        if len(gathered) < 1000:
+            (lane if self is other else other).increment()
+        return due
+
+    # When one gathers
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Lane, "collect", busy)
+        with writer._role:
+            lane.increment()
+            writer._gather()
+            # Then it looks at what was there when it began
+            assert gathered == ["m"]
 
 
 def test_an_interrupt_as_the_writer_is_told_costs_one_increment_at_most(

@@ -401,8 +401,13 @@ local function define()
         size = 12
       end
     elseif start then
-      call('HDEL', key, 'p', 'R', 'W', 'F', 'k', 'D')
-      new.scheduled_at, new.progress, new.state = false, false, '1'
+      call('HDEL', key, 'R', 'W', 'F', 'k', 'D')
+      -- What other messages have counted before the first run stays.
+      if old.attempts and old.progress then
+        call('HDEL', key, 'p')
+        new.progress = false
+      end
+      new.scheduled_at, new.state = false, '1'
       written[9], written[10] = 's', '1'
       written[11], written[12] = 'A', math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)
       size = 12

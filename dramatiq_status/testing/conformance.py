@@ -545,6 +545,16 @@ class BackendConformance:
         found = {name: record.get(name) for name in (PROGRESS, RATE, TOTAL, ":step", ATTEMPTS)}
         assert found == {PROGRESS: None, RATE: None, TOTAL: "10", ":step": "1", ATTEMPTS: "2"}
 
+    def test_what_was_counted_before_the_first_run_stays(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message on whose bar another one counts, and whose first run starts only then
+        backend.update_many([(message_id, enqueue()), (message_id, outside(increment=3))])
+        backend.update_many([(message_id, start(1, create=False)), (message_id, write(1, 2, increment=2))])
+        # Then nothing that was counted is lost
+        assert backend.read(message_id)[PROGRESS] == "5"  # type: ignore[index]
+        # But for the next run, which starts over
+        backend.update(message_id, start(2, create=False))
+        assert PROGRESS not in backend.read(message_id)  # type: ignore[operator]
+
     def test_the_newer_run_owns_the_status(self, backend: StatusBackend, message_id: str) -> None:
         # Given two runs of one message
         for update in (enqueue(), start(1), start(2), write(2, 2, step='"newer"')):
