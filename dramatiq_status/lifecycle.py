@@ -14,12 +14,16 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from math import isfinite
 from typing import Any, Final
 
 from .record import COMPLETED, FAILED, NO_EPOCH, Epoch
 
 #: The longest text of an exception that is stored, in characters.
 MAX_EXCEPTION_LENGTH: Final = 1024
+
+#: The largest number that a message from the queue may bring: 15 digits, which are exact in every store.
+MAX_WHOLE_NUMBER: Final = 10**15 - 1
 
 #: What the names of Dramatiq's delay queues end with.
 _DELAY_SUFFIX: Final = ".DQ"
@@ -100,6 +104,10 @@ class ThreadNotes(threading.local):
         #: What the last enqueue of this thread through the writer waits for.
         self.barrier: Any = None
 
+    def holds(self, message_id: Any) -> bool:
+        """Whether this thread holds a delayed message with this id, which has come from a queue and may be anything."""
+        return bool(self.delayed) and isinstance(message_id, str) and message_id in self.delayed
+
     def forget(self) -> None:
         """The delivery is over."""
         self.enqueued.clear()
@@ -107,12 +115,30 @@ class ThreadNotes(threading.local):
 
 def is_delayed_copy(queue_name: str, options: Mapping[str, Any]) -> bool:
     """Whether a message is the copy that waits in a delay queue."""
-    return "eta" in options or queue_name.endswith(_DELAY_SUFFIX)
+    return "eta" in options or name_of(queue_name).endswith(_DELAY_SUFFIX)
 
 
 def queue_of(queue_name: str) -> str:
     """The name of a queue, without that of its delay queue."""
-    return queue_name.removesuffix(_DELAY_SUFFIX)
+    return name_of(queue_name).removesuffix(_DELAY_SUFFIX)
+
+
+def name_of(given: Any) -> str:
+    """The name of an actor or a queue as a message gives it, which has come from a queue and may be anything."""
+    return given if isinstance(given, str) else repr(given)
+
+
+def whole_number(value: Any, default: int) -> int:
+    """Read a number that has come with a message from the queue, where anybody may have put it.
+
+    >>> whole_number(3, 0), whole_number(10**15, 0), whole_number(True, 0), whole_number("3", 0), whole_number(None, 0)
+    (3, 0, 0, 0, 0)
+    """
+    if isinstance(value, float) and isfinite(value):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and -MAX_WHOLE_NUMBER <= value <= MAX_WHOLE_NUMBER:
+        return int(value)
+    return default
 
 
 def describe_exception(exception: BaseException, max_size: int) -> dict[str, str]:

@@ -24,7 +24,18 @@ from .channel import RunChannel
 from .context import Binding, bind, current_binding, hiding, uncover
 from .errors import BackendError, StatusOptionError
 from .fields import encode_fields, encode_value, plain_value
-from .lifecycle import Decision, Frame, ThreadNotes, describe_exception, is_delayed_copy, queue_of, shortened
+from .lifecycle import (
+    MAX_WHOLE_NUMBER,
+    Decision,
+    Frame,
+    ThreadNotes,
+    describe_exception,
+    is_delayed_copy,
+    name_of,
+    queue_of,
+    shortened,
+    whole_number,
+)
 from .outage import Outage, logger
 from .progress import Progress
 from .record import (
@@ -75,9 +86,13 @@ SHUTDOWN_TIMEOUT: Final = 5.0
 #: How many frames of a traceback are stored; what Dramatiq's Retries keeps.
 _TRACEBACK_LIMIT: Final = 30
 
+#: From how many retries on a message's own word is not taken for them.
+_MAX_RETRIES: Final = 10**9
+
 #: The message options that are ours: which enqueue a message is the
 #: delivery of, the store's receipt of it, and the heartbeat interval that its record
-#: may name, where that is not the default.
+#: may name, where that is not the default.  Their values are plain JSON (two whole numbers in a list, a
+#: string, a whole number): an encoder may know no more, and a worker may not have this package.
 EPOCH_OPTION: Final = "status_epoch"
 RECEIPT_OPTION: Final = "status_receipt"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
@@ -234,7 +249,7 @@ class StatusMiddleware(Middleware):
     @_through_late_interrupts
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         notes, message_id = self._notes, message.message_id
-        if delay is None and message_id in notes.delayed:
+        if delay is None and notes.holds(message_id):
             # A due message is moved to its queue; it was enqueued before.
             return
         binding = self._binding()
@@ -245,7 +260,7 @@ class StatusMiddleware(Middleware):
         if not settings.tracked:
             return
         epoch = _next_epoch(message.options)
-        message.options[EPOCH_OPTION] = epoch
+        message.options[EPOCH_OPTION] = list(epoch)
         if self.heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
             message.options[HEARTBEAT_OPTION] = self.heartbeat_interval
         fields = self._fields_of(message, settings, strict=not inside)
@@ -269,12 +284,12 @@ class StatusMiddleware(Middleware):
     @_through_late_interrupts
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         notes, message_id = self._notes, message.message_id
-        if delay is None and message_id in notes.delayed:
+        if delay is None and notes.holds(message_id):
             return
         binding = self._binding()
         if binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
             binding.frame.requeued = True
-        elif notes.worker:
+        elif notes.worker and isinstance(message_id, str):
             notes.enqueued.add(message_id)
         self._complete_owed()
         if notes.barrier is not None:
@@ -283,7 +298,8 @@ class StatusMiddleware(Middleware):
             notes.barrier = None
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
-        self._notes.delayed.add(message.message_id)
+        if isinstance(message.message_id, str):
+            self._notes.delayed.add(message.message_id)
 
     def _enqueue_directly(self, message: Any, update: Update) -> None:
         """Send `queued` before the broker gets the message; the reply is
@@ -299,7 +315,7 @@ class StatusMiddleware(Middleware):
             self._outage.failed(e)
             return
         except (TypeError, ValueError) as e:
-            logger.error("The status of message %s cannot be stored: %s", message.message_id, e)
+            logger.error("The status of message %r cannot be stored: %s", message.message_id, e)
             return
         receipt = self.backend.receipt(message.message_id)
         if receipt is not None:
@@ -338,14 +354,17 @@ class StatusMiddleware(Middleware):
         frame, options = binding.frame, given.options
         lane: Lane = frame.context.lane
         origin = None
-        if RECEIPT_OPTION in options:
-            origin = Origin(Update(Kind.ENQUEUE, frame.epoch, fields=lane.base), options[RECEIPT_OPTION])
+        receipt = options.get(RECEIPT_OPTION)
+        if isinstance(receipt, str):
+            origin = Origin(Update(Kind.ENQUEUE, frame.epoch, fields=lane.base), receipt)
         fields = {STARTED_AT: str(now_ms())}
         if self.heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
             # The record may name that of a process that has enqueued it. (What a worker that died has named is not
             # known here: a message is shown as stalled where the next worker's is more than three times as long.)
             fields[HEARTBEAT_INTERVAL] = str(self.heartbeat_interval)
-        lane.add(Start(fields, int(options.get("retries") or 0) + 1, origin))
+        retries = whole_number(options.get("retries"), 0)
+        # Redeliveries count up from there, and a record holds 15 digits.
+        lane.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1, origin))
         bind(binding)
         # Not before it is bound: an interrupt between the two would leave a lane that nobody closes.
         self._writer.running[lane] = None
@@ -426,7 +445,7 @@ class StatusMiddleware(Middleware):
     def _close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
         """The delivery is over."""
         notes = self._notes
-        if notes.delayed and is_delayed_copy(message.queue_name, message.options):
+        if notes.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
             notes.delayed.discard(message.message_id)
         frame = self._find_frame(message)
         if frame is not None:
@@ -502,23 +521,25 @@ class StatusMiddleware(Middleware):
                     if strict:
                         raise
                     logger.error("%s The option is ignored.", e)
-        if settings.tracked and EPOCH_OPTION not in options:
-            # Otherwise it was checked when it was enqueued.
+        if settings.tracked:
+            # A worker checks it again: anybody may have enqueued the message.
             try:
                 check_message_id(message.message_id)
             except (TypeError, ValueError) as e:
-                logger.warning("A message of actor %r is not tracked: %s", name, e)
+                logger.warning("Message %.200r of actor %r is not tracked: %s", message.message_id, name, e)
                 settings = settings._replace(tracked=False)
         return settings
 
     def _fields_of(self, message: Any, settings: Settings, *, strict: bool) -> Record:
         """What a message says of itself, and the fields that were given when it was sent."""
         fields = {
-            ACTOR_NAME: _quoted(message.actor_name),
+            ACTOR_NAME: _quoted(name_of(message.actor_name)),
             QUEUE_NAME: _quoted(queue_of(message.queue_name)),
-            ENQUEUED_AT: str(int(message.message_timestamp)),
             **self._extra,
         }
+        enqueued_at = whole_number(message.message_timestamp, -1)
+        if enqueued_at >= 0:
+            fields[ENQUEUED_AT] = str(enqueued_at)
         if settings.status_ttl != DEFAULT_STATUS_TTL:
             # For an end that somebody else says.
             fields[STATUS_TTL] = str(settings.status_ttl)
@@ -532,8 +553,8 @@ class StatusMiddleware(Middleware):
         return fields
 
     def _given_fields(self, given: Any, message: Any, *, strict: bool) -> tuple[Record, dict[str, Any]]:
-        """What was given when the message was sent, encoded, and what is right of it as a dict: a broker
-        cannot send what is not JSON.
+        """What was given when the message was sent, encoded, and what is right of it as plain JSON: more
+        than that an encoder may not know.
         """
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if not isinstance(given, Mapping):
@@ -554,7 +575,7 @@ class StatusMiddleware(Middleware):
                 logger.error("A field in the option 'status' of %s is ignored. %s", where, e)
             else:
                 fields.update(encoded)
-                right[name] = plain_value(value, encoded, state)
+                right[str.__str__(name)] = plain_value(value, encoded, state)
         return fields, right
 
     def _fields_of_exception(self, exception: BaseException, settings: Settings) -> Record:
@@ -616,11 +637,14 @@ def _next_epoch(options: dict[str, Any]) -> Epoch:
 
 
 def _epoch_of(options: dict[str, Any]) -> Epoch:
-    try:
-        root, number = options[EPOCH_OPTION]
-        return Epoch(int(root), int(number))
-    except (KeyError, TypeError, ValueError):
-        return NO_EPOCH
+    """Which enqueue a message is the delivery of; NO_EPOCH where its option does not say so."""
+    given = options.get(EPOCH_OPTION)
+    if isinstance(given, (list, tuple)) and len(given) == 2:
+        epoch = Epoch(whole_number(given[0], 0), whole_number(given[1], 0))
+        # The next one has to be a number as well.
+        if epoch.root > 0 and 0 < epoch.number < MAX_WHOLE_NUMBER:
+            return epoch
+    return NO_EPOCH
 
 
 def _exception_in_flight(message: Any) -> BaseException | None:
@@ -672,4 +696,5 @@ def _check_includes(name: str, includes: Iterable[str]) -> frozenset[str]:
     if not found <= INCLUDES:
         unknown = ", ".join(sorted(map(repr, found - INCLUDES)))
         raise ValueError(f"{name} may name {', '.join(sorted(map(repr, INCLUDES)))}, not {unknown}.")
-    return found
+    # Our own strings: an enum of the user's may equal them.
+    return frozenset(include for include in INCLUDES if include in found)

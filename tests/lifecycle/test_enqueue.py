@@ -116,7 +116,7 @@ def test_a_status_that_the_store_cannot_hold(memcached_url: str, caplog: pytest.
     run(broker, threads=1)
     # Then both are run, and completed; the one has lost its fields, and that was said
     assert sorted(ran) == [1, 2]
-    assert f"The status of message {large.message_id} cannot be stored" in caplog.text
+    assert f"The status of message {large.message_id!r} cannot be stored" in caplog.text
     snapshots = [StatusRegistry.read(message, backend=backend) for message in (large, small)]
     assert [(found and found.state, found and dict(found.fields)) for found in snapshots] == [("completed", {})] * 2
     backend.close()

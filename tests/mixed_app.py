@@ -1,0 +1,45 @@
+"""An actor whose messages are sent and run by processes of which one has the middleware and the other has not."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware, Retries
+
+#: Message options of a process with the middleware that are no plain JSON.
+OPTIONS = {"status": {"pair": (1, 2)}, "status_includes": {"message"}}
+
+
+def make_broker(broker_url: str, *middleware: Middleware) -> dramatiq.Broker:
+    """The same broker and actor in the worker and in the test."""
+    broker = RedisBroker(url=broker_url, middleware=[Retries(min_backoff=1, max_backoff=2), *middleware])
+    dramatiq.actor(fail_once, broker=broker, max_retries=1)
+    return broker
+
+
+def fail_once(list_name: str) -> None:
+    """Fail in the first run, and tell the test of the second."""
+    client = broker.client  # type: ignore[attr-defined]
+    if client.incr(f"{list_name}:runs") == 1:
+        raise ValueError("once")
+    client.rpush(list_name, "done")
+
+
+# What the command loads.
+if "MIXED_BROKER" in os.environ:
+    if os.environ["MIXED_ENCODER"] == "pickle":
+        dramatiq.set_encoder(dramatiq.PickleEncoder())
+    if "MIXED_STORE" in os.environ:
+        from dramatiq_status import StatusMiddleware
+        from dramatiq_status.backends import RedisBackend
+
+        ours = [StatusMiddleware(backend=RedisBackend(url=os.environ["MIXED_STORE"], timeout=20_000))]
+    else:
+        # Nobody has installed it here.
+        sys.modules["dramatiq_status"] = None  # type: ignore[assignment]
+        ours = []
+    broker = make_broker(os.environ["MIXED_BROKER"], *ours)
+    dramatiq.set_broker(broker)
