@@ -15,19 +15,17 @@ from .record import (
     PROGRESS,
     QUEUED,
     TOTAL,
+    Counts,
     Epoch,
     Kind,
     Outcome,
     Record,
     Update,
     apply,
-    number_of,
+    counts_in,
 )
 from .snapshot import Snapshot, take_snapshot
 from .writer import Lane
-
-#: A progress, a total and a rate; None for each that is unknown.
-Counts = tuple[int | float | None, int | float | None, float | None]
 
 
 class Channel(Protocol):
@@ -35,6 +33,8 @@ class Channel(Protocol):
 
     message_id: str
     max_field_size: int
+    #: The total that an iteration has set last; None for none.
+    tracked_total: int | float | None
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         """Set fields, and the state if it is given by its stored number."""
@@ -60,11 +60,12 @@ class RunChannel:
     writer, and nothing that is written waits for the store.
     """
 
-    __slots__ = ("_backend", "_lane", "counts", "flush", "increment", "max_field_size", "message_id")
+    __slots__ = ("_backend", "_lane", "counts", "flush", "increment", "max_field_size", "message_id", "tracked_total")
 
     def __init__(self, lane: Lane, backend: StatusBackend) -> None:
         self.message_id = lane.message_id
         self.max_field_size = backend.max_field_size
+        self.tracked_total: int | float | None = None
         self.increment = lane.increment
         self.counts = lane.counts
         self.flush = lane.flush
@@ -94,6 +95,7 @@ class LaneChannel:
     def __init__(self, lane: Lane, backend: StatusBackend) -> None:
         self.message_id = lane.message_id
         self.max_field_size = backend.max_field_size
+        self.tracked_total: int | float | None = None
         self.increment = lane.increment
         self.flush = lane.flush
         self._lane = lane
@@ -122,6 +124,7 @@ class DirectChannel:
     def __init__(self, backend: StatusBackend, message_id: str) -> None:
         self.message_id = message_id
         self.max_field_size = backend.max_field_size
+        self.tracked_total: int | float | None = None
         self._backend = backend
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
@@ -152,6 +155,7 @@ class DetachedChannel:
     max_field_size = DEFAULT_MAX_FIELD_SIZE
 
     def __init__(self) -> None:
+        self.tracked_total: int | float | None = None
         start = Update(Kind.RUN, Epoch(1, 1), run=1, start=True, create=True)
         self._record: Record | None = apply(None, start, now_ms()).record
         self._lock = Lock()
@@ -169,11 +173,7 @@ class DetachedChannel:
 
     def counts(self) -> Counts:
         record = self._record or {}
-        return (
-            number_of(record[PROGRESS]) if PROGRESS in record else None,
-            number_of(record[TOTAL]) if TOTAL in record else None,
-            None,
-        )
+        return counts_in(record.get(PROGRESS), record.get(TOTAL), None)
 
     def flush(self) -> bool:
         return True
@@ -206,5 +206,6 @@ def _write(backend: StatusBackend, message_id: str, fields: Record, state: int |
 def counts_of(snapshot: Snapshot | None) -> Counts:
     """What a snapshot says of the progress."""
     if snapshot is None:
-        return None, None, None
-    return snapshot.get("progress"), snapshot.get("total"), snapshot.rate
+        return Counts()
+    counts = Counts(snapshot.get("progress"), rate=snapshot.rate)
+    return counts._replace(total=snapshot["total"], set=True) if "total" in snapshot else counts

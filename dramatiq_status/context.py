@@ -152,7 +152,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     Parameters:
       iterable(Iterable[T] | AsyncIterable[T])
       total(int | float): By default ``len(iterable)``, or its length
-        hint.  Where it has none, the total stays as it is until the end.
+        hint.  Where it has none, a total that was set before stays until the end; without one it is unknown until then.
       **fields: Fields to set as it begins, in the same update.  With
         ``progress`` it counts from there, for a job that takes up its work
         where it was left off.

@@ -18,6 +18,7 @@ from .record import (
     PROGRESS,
     STATES,
     TOTAL,
+    UNKNOWN_TOTAL,
     USER_PREFIX,
     Record,
     State,
@@ -163,8 +164,8 @@ def encode_count(name: str, value: Any) -> str:
 
 
 def encode_total(value: Any) -> str:
-    """Encode a total, which is not negative."""
-    return number_text(check_total(value))
+    """Encode a total, which is not negative; None for one that is unknown."""
+    return UNKNOWN_TOTAL if value is None else number_text(check_total(value))
 
 
 def check_total(value: Any) -> int | float:

@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from .channel import Channel
 from .fields import check_count, encode_count, encode_total
-from .record import DEFAULT_TOTAL, PROGRESS, TOTAL, Record
+from .record import PROGRESS, TOTAL, Counts, Record
 from .snapshot import fraction_of
 
 T = TypeVar("T")
@@ -44,20 +44,21 @@ class Progress:
     @property
     def progress(self) -> int | float:
         """The count; 0 until something was reported."""
-        return self._channel.counts()[0] or 0
+        return self._channel.counts().progress or 0
 
     @progress.setter
     def progress(self, value: int | float) -> None:
         self._channel.write({PROGRESS: encode_count("progress", value)})
 
     @property
-    def total(self) -> int | float:
-        """What the count heads for; 100 until it is set.  Not negative."""
-        total = self._channel.counts()[1]
-        return DEFAULT_TOTAL if total is None else total
+    def total(self) -> int | float | None:
+        """What the count heads for; 100 until it is set.  Not negative.
+        None for one that is unknown: there is no fraction, no percent and no time remaining then.
+        """
+        return self._channel.counts().total
 
     @total.setter
-    def total(self, value: int | float) -> None:
+    def total(self, value: int | float | None) -> None:
         self._channel.write({TOTAL: encode_total(value)})
 
     def increment(self, n: int | float = 1) -> None:
@@ -69,32 +70,40 @@ class Progress:
         self._increment(-check_count("decrement", n))
 
     def finish(self) -> None:
-        """Set the count to the total."""
-        self.progress = self.total
+        """Set the count to the total, or a total that is unknown to the count."""
+        counts = self._channel.counts()
+        if counts.total is None:
+            self.total = self.progress
+        else:
+            self.progress = counts.total
 
     @property
     def fraction(self) -> float | None:
-        """The count by the total, from 0.0 to 1.0; None when nothing was reported."""
-        progress, total, _ = self._channel.counts()
-        return fraction_of(progress, total)
+        """The count by the total, from 0.0 to 1.0; None when nothing was reported, or the total is unknown."""
+        counts = self._channel.counts()
+        return fraction_of(counts.progress, counts.total)
 
     @property
     def rate(self) -> float | None:
         """Units a second, exponentially smoothed; None while unknown."""
-        return self._channel.counts()[2]
+        return self._channel.counts().rate
 
     def to_dict(self) -> dict[str, Any]:
         """The count, the total, the fraction and the rate."""
-        progress, total, rate = self._channel.counts()
-        return {
-            "progress": progress or 0,
-            "total": DEFAULT_TOTAL if total is None else total,
-            "fraction": fraction_of(progress, total),
-            "rate": rate,
-        }
+        return dict_of(self._channel.counts())
 
     def __repr__(self) -> str:
         return f"<Progress of {self._channel.message_id or 'nothing'}>"
+
+
+def dict_of(counts: Counts) -> dict[str, Any]:
+    """The count, the total, the fraction and the rate by their names."""
+    return {
+        "progress": counts.progress or 0,
+        "total": counts.total,
+        "fraction": fraction_of(counts.progress, counts.total),
+        "rate": counts.rate,
+    }
 
 
 class Leg:
@@ -117,8 +126,9 @@ class Leg:
         self._outer = _enter(self)
         if self._outer is None:
             fields = {**fields, PROGRESS: encode_count("progress", done)}
-            if total is not None:
+            if total is not None or not self._total_is_users():
                 fields[TOTAL] = encode_total(total)
+                channel.tracked_total = total
         elif self._outer._thread != self._thread:
             # Nothing here takes a lock, which an interrupt could leave behind: its items do not move the bar.
             self._total = None
@@ -143,7 +153,13 @@ class Leg:
     def finish(self) -> None:
         """There are no more items."""
         if self._outer is None:
+            self._channel.tracked_total = self._done
             self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
+
+    def _total_is_users(self) -> bool:
+        """Whether the present total is one that the actor, or the sender, has set: no iteration has."""
+        counts = self._channel.counts()
+        return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
 
     def _grow(self, part: float) -> None:
         """A leg inside has dealt with a part of the present item."""

@@ -41,6 +41,9 @@ LONGEST_TTL: Final = 36_525 * 86_400_000
 #: The total of a progress whose total was never set.
 DEFAULT_TOTAL: Final = 100
 
+#: The stored total of a progress whose total is unknown.
+UNKNOWN_TOTAL: Final = "null"
+
 #: What the stored name of a user's field starts with.
 USER_PREFIX: Final = ":"
 
@@ -298,6 +301,34 @@ def number_of(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
+
+
+class Counts(NamedTuple):
+    """What is known of a progress.
+
+    Parameters:
+      progress: The count; None where none was reported.
+      total: 100 where none was set; None where it is unknown.
+      rate: Units a second; None while unknown.
+      set: Whether a total was set, or said to be unknown.
+    """
+
+    progress: int | float | None = None
+    total: int | float | None = DEFAULT_TOTAL
+    rate: float | None = None
+    set: bool = False
+
+
+def counts_in(progress: str | None, total: str | None, rate: float | None) -> Counts:
+    """Read a stored progress and total, each None where it was never set.
+
+    >>> counts_in("3", None, None), counts_in("3", "null", 0.5)
+    (Counts(progress=3, total=100, rate=None, set=False), Counts(progress=3, total=None, rate=0.5, set=True))
+    """
+    count = None if progress is None else number_of(progress)
+    if total is None:
+        return Counts(count, rate=rate)
+    return Counts(count, None if total == UNKNOWN_TOTAL else number_of(total), rate, True)
 
 
 def is_sound(record: Record) -> bool:

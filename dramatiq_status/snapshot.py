@@ -202,14 +202,13 @@ class Snapshot:
 
     @property
     def progress(self) -> float | None:
-        """Progress by total, from 0.0 to 1.0; None when none was reported."""
-        return fraction_of(self._values.get(PROGRESS), self._values.get(TOTAL))
+        """Progress by total, from 0.0 to 1.0; None when none was reported, or the total is unknown."""
+        return fraction_of(self._values.get(PROGRESS), self._values.get(TOTAL, DEFAULT_TOTAL))
 
     @property
     def total(self) -> int | float | None:
-        """The total as it was set; None when neither it nor a progress was."""
-        found = self._values.get(TOTAL)
-        return DEFAULT_TOTAL if found is None and PROGRESS in self._values else found
+        """The total as it was set; None where it is unknown, and when neither it nor a progress was set."""
+        return self._values.get(TOTAL, DEFAULT_TOTAL if PROGRESS in self._values else None)
 
     @property
     def percent(self) -> float | None:
@@ -532,12 +531,12 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def fraction_of(progress: Any, total: Any) -> float | None:
-    """Progress by total, clamped to 0.0 to 1.0; never NaN.
+    """Progress by total, clamped to 0.0 to 1.0; never NaN.  None where one of them is unknown.
 
-    >>> fraction_of(1, 2), fraction_of(None, 2), fraction_of(0, 0), fraction_of(250, None)
-    (0.5, None, 1.0, 1.0)
+    >>> fraction_of(1, 2), fraction_of(None, 2), fraction_of(0, 0), fraction_of(250, None), fraction_of(250, 100)
+    (0.5, None, 1.0, None, 1.0)
     """
-    if not isinstance(progress, (int, float)):
+    if total is None or not isinstance(progress, (int, float)):
         return None
     if not isinstance(total, (int, float)):
         total = DEFAULT_TOTAL

@@ -51,12 +51,14 @@ from .record import (
     RATE,
     RATED,
     TOTAL,
+    Counts,
     Epoch,
     Kind,
     Origin,
     Outcome,
     Record,
     Update,
+    counts_in,
     number_of,
     number_text,
 )
@@ -372,16 +374,12 @@ class Lane:
 
     # Looking, on any thread
 
-    def counts(self) -> tuple[int | float | None, int | float | None, float | None]:
+    def counts(self) -> Counts:
         """The progress, the total and the rate, as this process has written them."""
         with self._lock:
             known = self._merge().known
-            total = known.get(TOTAL) or self.base.get(TOTAL)
-            return (
-                number_of(known[PROGRESS]) if PROGRESS in known else None,
-                number_of(total) if total else None,
-                self._meter.rate_at(time.monotonic()) if self._meter else None,
-            )
+            rate = self._meter.rate_at(time.monotonic()) if self._meter else None
+            return counts_in(known.get(PROGRESS), known.get(TOTAL) or self.base.get(TOTAL), rate)
 
     def has_written(self, name: str) -> bool:
         """Whether this run has written the field of this stored name."""

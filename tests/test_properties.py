@@ -34,6 +34,7 @@ from dramatiq_status.record import (
     SCHEDULED_AT,
     STATE,
     STATUS_TTL,
+    UNKNOWN_TOTAL,
     UPDATED_AT,
     VERSION,
     Epoch,
@@ -75,6 +76,7 @@ runs = st.sampled_from([1, 2, 2**63])
 places = st.integers(1, 6)
 texts = st.sampled_from(["0", "1", '"a"', "null", "[1,2]", '"\\u0161"', "0.5"])
 counts = st.one_of(st.integers(-5, 200), st.sampled_from([0.1, 0.25, 1e-7, 2**52])).map(number_text)
+totals = st.one_of(counts, st.just(UNKNOWN_TOTAL))
 increments = st.one_of(st.just(0), st.integers(-3, 10), st.sampled_from([0.1, 1.5, 2**40, 1e-7]))
 ttls = st.integers(1, 50).map(lambda hours: hours * HOUR)
 moments = st.integers(-2, 20).map(lambda hours: str(NOW + hours * HOUR))
@@ -106,7 +108,7 @@ starts = st.builds(
     start=st.just(True),
     create=st.booleans(),
     attempts=st.integers(1, 3),
-    fields=fields(a=texts, S=moments, L=live_ttls, t=counts, p=counts),
+    fields=fields(a=texts, S=moments, L=live_ttls, t=totals, p=counts),
     increment=increments,
 )
 writes = st.builds(
@@ -118,7 +120,7 @@ writes = st.builds(
     create=st.booleans(),
     state=st.sampled_from([None, None, None, 0, 1]),
     attempts=st.integers(1, 3),
-    fields=fields(p=counts, t=counts, R=counts, x=texts, D=moments, L=live_ttls),
+    fields=fields(p=counts, t=totals, R=counts, x=texts, D=moments, L=live_ttls),
     increment=increments,
 )
 ends = st.builds(
@@ -139,7 +141,7 @@ outsides = st.builds(
     updated,
     st.just(Kind.OUTSIDE),
     state=st.sampled_from([None, None, None, None, 0, 1, 2, 3]),
-    fields=fields(p=counts, t=counts),
+    fields=fields(p=counts, t=totals),
     increment=increments,
     ttl=ttls,
 )

@@ -142,8 +142,8 @@ def test_an_exception_is_a_copy() -> None:
 @pytest.mark.parametrize(
     ("progress", "total", "expected"),
     [
-        (None, None, None), (None, 5, None), (0, None, 0.0), (50, None, 0.5), (1, 4, 0.25), (0.5, 1, 0.5),
-        (150, None, 1.0), (9, 4, 1.0), (-3, 4, 0.0), (0, 0, 1.0), (5, 0, 1.0), (1, -4, 1.0),
+        (None, None, None), (None, 5, None), (0, None, None), (0, 9, 0.0), (1, 4, 0.25), (0.5, 1, 0.5),
+        (150, None, None), (9, 4, 1.0), (-3, 4, 0.0), (0, 0, 1.0), (5, 0, 1.0), (1, -4, 1.0),
         (10**400, 3, 1.0), (-(10**400), 3, 0.0), (1, 10**400, 0.0), (10**400, 10**401, 0.1),
         (math.nan, 1, 0.0), (1, math.nan, 0.0), (math.inf, math.inf, 0.0), (math.inf, 1, 1.0), (-math.inf, 1, 0.0),
         ("5", 10, None), (5, "10", 0.05), ([], {}, None),
@@ -169,6 +169,13 @@ def test_a_progress_that_nobody_reported_is_none() -> None:
 
 def test_a_total_that_nobody_set_is_a_hundred_as_soon_as_there_is_progress() -> None:
     assert (snap(fields={PROGRESS: "7"}).total, snap(fields={TOTAL: "8"}).total) == (100, 8)
+    assert (snap(fields={PROGRESS: "7"}).percent, str(snap(fields={PROGRESS: "7"}))) == (7.0, "working (7%)")
+
+
+def test_of_an_unknown_total_there_is_no_percentage() -> None:
+    snapshot = snap(fields={PROGRESS: "250", TOTAL: "null", RATE: "2", HEARTBEAT_AT: str(NOW)})
+    assert (snapshot.progress, snapshot.percent, snapshot.total, snapshot.time_remaining) == (None,) * 4
+    assert (str(snapshot), snapshot["progress"], snapshot.rate) == ("working", 250, 2.0)
 
 
 @pytest.mark.parametrize(("progress", "expected"), [("0", 0.0), ("1", 33.3), ("2", 66.7), ("3", 100.0), ("9", 100.0)])

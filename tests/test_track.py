@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
 import dramatiq
 import pytest
 
-from dramatiq_status import StatusRegistry, current_progress, current_status, track
+from dramatiq_status import Snapshot, StatusRegistry, aio, current_progress, current_status, track
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.batch import Rollup
 from dramatiq_status.record import PROGRESS, TOTAL
 from dramatiq_status.testing import bound_status
 
@@ -23,7 +26,7 @@ class Bar:
     """What a bar showed after each step: progress and total."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, float]] = []
+        self.seen: list[tuple[float, float | None]] = []
 
     def look(self) -> None:
         progress = current_progress()
@@ -104,17 +107,17 @@ def queue(*items: int | None) -> SimpleQueue[int | None]:
         (lambda: "abc", 3),
         (lambda: b"abc", 3),
         (lambda: deque([0, 1, 2]), 3),
-        (lambda: io.StringIO("a\nb\nc\n"), 100),
-        (lambda: iter(queue(0, 1, 2, None).get, None), 100),
+        (lambda: io.StringIO("a\nb\nc\n"), None),
+        (lambda: iter(queue(0, 1, 2, None).get, None), None),
         (lambda: iter([0, 1, 2]), 3),
-        (lambda: generator(3), 100),
-        (lambda: map(str, [0, 1, 2]), 100),
-        (lambda: (n for n in range(3)), 100),
-        (OldSequence, 100),
-        (Stream, 100),
+        (lambda: generator(3), None),
+        (lambda: map(str, [0, 1, 2]), None),
+        (lambda: (n for n in range(3)), None),
+        (OldSequence, None),
+        (Stream, None),
     ],
 )
-def test_kinds_of_iterables(bar: Bar, make: Callable[[], Any], total: int) -> None:
+def test_kinds_of_iterables(bar: Bar, make: Callable[[], Any], total: int | None) -> None:
     # Given three of something
     expected = list(make())
     # When it is iterated over
@@ -174,7 +177,113 @@ def test_what_is_too_long_to_be_counted(bar: Bar, length: int) -> None:
             break
     # Then it counts like what has no length
     bar.look()
-    assert bar.seen == [(2, 100)]
+    assert bar.seen == [(2, None)]
+
+
+def rest_of(items: Iterable[Any]) -> tuple[float, float | None, float | None]:
+    """Iterate over items, and tell what the bar shows at the last one."""
+    for _ in items:
+        progress = current_progress()
+        seen = progress.progress, progress.total, progress.fraction
+    return seen
+
+
+def test_a_total_that_is_not_known(bar: Bar) -> None:
+    # Given iterations over what has no length, first, behind one that has, and behind one that was left
+    # When they go on
+    # Then there is no total until the end
+    assert rest_of(track(generator(3))) == (2, None, None)
+    assert rest_of(track([1, 2])) == (1, 2, 0.5)
+    assert rest_of(track(generator(3))) == (2, None, None)
+    next(iter(track([1, 2])))
+    assert rest_of(track(generator(3))) == (2, None, None)
+    assert (current_progress().progress, current_progress().total, current_progress().fraction) == (3, 3, 1.0)
+
+
+def test_a_total_that_the_actor_has_set(bar: Bar) -> None:
+    # Given a total that the actor has set, since it knows better
+    # When it iterates over what has no length
+    # Then it stays, until the end
+    current_progress().total = 8
+    assert rest_of(track(generator(3))) == (2, 8, 0.25)
+    assert current_progress().total == 3
+    current_status().update(total=16, progress=0)
+    assert rest_of(track(generator(3))) == (2, 16, 0.125)
+    # And one that it says to be unknown is that
+    current_progress().total = None
+    assert rest_of(track(generator(3))) == (2, None, None)
+
+
+def test_a_progress_without_a_total(bar: Bar) -> None:
+    # Given a total that is said to be unknown
+    progress = current_progress()
+    progress.total = None
+    # When something is counted
+    progress.increment(250)
+    # Then there is no fraction of it
+    assert progress.to_dict() == {"progress": 250, "total": None, "fraction": None, "rate": None}
+    # And the end is where it has come to
+    progress.finish()
+    assert (progress.progress, progress.total, progress.fraction) == (250, 250, 1.0)
+
+
+def test_an_unknown_total_in_every_store(every_backend: StatusBackend) -> None:
+    broker = make_broker(every_backend)
+    seen: list[Snapshot] = []
+
+    def look() -> None:
+        snapshot = current_status().read()
+        assert snapshot is not None
+        seen.append(snapshot)
+
+    # Given a job that tracks what has no length, behind a list, and one that says so of its own bar
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        list(track([1, 2, 3]))
+        for number in track(n for n in range(250)):
+            if number == 200:
+                look()
+
+    @dramatiq.actor(broker=broker)
+    def count() -> None:
+        progress = current_progress()
+        progress.increment(250)
+        progress.total = None
+        look()
+
+    # When they run
+    messages = [work.send(), count.send_with_options(status={"total": None, "step": "x"})]
+    run(broker, threads=1)
+    # Then neither shows a percentage, nor what remains
+    assert [snapshot["progress"] for snapshot in seen] == [200, 250]
+    for snapshot in seen:
+        assert (snapshot.progress, snapshot.percent, snapshot.total, snapshot.time_remaining) == (None,) * 4
+        assert str(snapshot) == "working" and snapshot.to_dict()["total"] is None and snapshot["total"] is None
+        assert json.loads(snapshot.to_json())["total"] is None
+    # And a roll-up does not take it for all
+    batch = Rollup([(snapshot.message_id,) for snapshot in seen]).take(seen)
+    assert (batch.progress, str(batch)) == (0.0, "working (0%: 2 working)")
+    # And in the end what is known is shown
+    first, second = StatusRegistry.read_many(messages, backend=every_backend)
+    assert first is not None and (str(first), first["total"]) == ("completed (100%)", 250)
+    assert second is not None and (str(second), second["total"]) == ("completed", None)
+    # And others may say so, too
+    progress = StatusRegistry.progress(messages[0], backend=every_backend)
+    progress.total = None
+    assert (progress.total, progress.fraction, progress.progress) == (None, None, 250)
+    progress.finish()
+    assert progress.to_dict()["total"] == 250
+
+    async def set_in_a_loop() -> None:
+        progress = aio.StatusRegistry.progress(messages[0], backend=every_backend)
+        await progress.set(total=None)
+        assert (await progress.total, await progress.fraction) == (None, None)
+        await progress.set(progress=7)
+        assert (await progress.to_dict()) == {"progress": 7, "total": None, "fraction": None, "rate": None}
+        await progress.finish()
+        assert (await progress.progress, await progress.total) == (7, 7)
+
+    asyncio.run(set_in_a_loop())
 
 
 def test_fields_come_with_the_total() -> None:

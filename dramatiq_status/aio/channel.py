@@ -6,10 +6,10 @@ import asyncio
 from typing import Protocol
 
 from ..backend import StatusBackend
-from ..channel import Channel, Counts, counts_of
+from ..channel import Channel, counts_of
 from ..errors import StatusMissing
 from ..fields import check_count
-from ..record import Kind, Outcome, Record, Update
+from ..record import Counts, Kind, Outcome, Record, Update
 from ..snapshot import Snapshot
 from .backend import async_backend
 

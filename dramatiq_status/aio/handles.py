@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
+from types import EllipsisType
 from typing import Any, NoReturn
 
 from ..fields import check_count, encode_count, encode_fields, encode_total
-from ..record import DEFAULT_TOTAL, PROGRESS, TOTAL, Record, State
+from ..progress import dict_of
+from ..record import PROGRESS, TOTAL, Record, State
 from ..snapshot import Snapshot, fraction_of
 from .channel import AsyncChannel
 
@@ -180,13 +182,15 @@ class Progress:
         return self._count()
 
     @property
-    def total(self) -> Coroutine[Any, Any, int | float]:
-        """To be awaited: what the count heads for; 100 until it is set."""
+    def total(self) -> Coroutine[Any, Any, int | float | None]:
+        """To be awaited: what the count heads for; 100 until it is set, None for one that is unknown."""
         return self._total()
 
     @property
     def fraction(self) -> Coroutine[Any, Any, float | None]:
-        """To be awaited: the count by the total, from 0.0 to 1.0; None when nothing was reported."""
+        """To be awaited: the count by the total, from 0.0 to 1.0; None when nothing was reported,
+        or the total is unknown.
+        """
         return self._fraction()
 
     @property
@@ -194,12 +198,17 @@ class Progress:
         """To be awaited: units a second, exponentially smoothed; None while unknown."""
         return self._rate()
 
-    async def set(self, *, progress: int | float | None = None, total: int | float | None = None) -> None:
-        """Set the count, the total, or both, with one update for the store."""
+    async def set(self, *, progress: int | float | None = None, total: int | float | EllipsisType | None = ...) -> None:
+        """Set the count, the total, or both, with one update for the store.
+
+        Parameters:
+          progress(int | float): By default it stays as it is.
+          total(int | float): By default it stays as it is; None for one that is unknown.
+        """
         fields: Record = {}
         if progress is not None:
             fields[PROGRESS] = encode_count("progress", progress)
-        if total is not None:
+        if total is not ...:
             fields[TOTAL] = encode_total(total)
         await self._channel.write(fields)
 
@@ -212,32 +221,29 @@ class Progress:
         await self._channel.increment(-check_count("decrement", n))
 
     async def finish(self) -> None:
-        """Set the count to the total."""
-        await self.set(progress=await self._total())
+        """Set the count to the total, or a total that is unknown to the count."""
+        counts = await self._channel.counts()
+        if counts.total is None:
+            await self.set(total=counts.progress or 0)
+        else:
+            await self.set(progress=counts.total)
 
     async def to_dict(self) -> dict[str, Any]:
         """The count, the total, the fraction and the rate."""
-        progress, total, rate = await self._channel.counts()
-        return {
-            "progress": progress or 0,
-            "total": DEFAULT_TOTAL if total is None else total,
-            "fraction": fraction_of(progress, total),
-            "rate": rate,
-        }
+        return dict_of(await self._channel.counts())
 
     async def _count(self) -> int | float:
-        return (await self._channel.counts())[0] or 0
+        return (await self._channel.counts()).progress or 0
 
-    async def _total(self) -> int | float:
-        total = (await self._channel.counts())[1]
-        return DEFAULT_TOTAL if total is None else total
+    async def _total(self) -> int | float | None:
+        return (await self._channel.counts()).total
 
     async def _fraction(self) -> float | None:
-        progress, total, _ = await self._channel.counts()
-        return fraction_of(progress, total)
+        counts = await self._channel.counts()
+        return fraction_of(counts.progress, counts.total)
 
     async def _rate(self) -> float | None:
-        return (await self._channel.counts())[2]
+        return (await self._channel.counts()).rate
 
     def __repr__(self) -> str:
         return f"<Progress of {self._channel.message_id}>"
