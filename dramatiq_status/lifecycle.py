@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .record import COMPLETED, FAILED, NO_EPOCH, Epoch
 
@@ -24,6 +24,9 @@ MAX_EXCEPTION_LENGTH: Final = 1024
 
 #: The largest number that a message from the queue may bring: 15 digits, which are exact in every store.
 MAX_WHOLE_NUMBER: Final = 10**15 - 1
+
+#: Maximum number of enqueues per thread that have begun and not ended.
+_MAX_BEGUN: Final = 16
 
 #: What the names of Dramatiq's delay queues end with.
 _DELAY_SUFFIX: Final = ".DQ"
@@ -86,6 +89,28 @@ class Frame:
         return Decision.FAILED
 
 
+class Begun(NamedTuple):
+    """An enqueue that a broker has begun and not ended.
+
+    Parameters:
+      message_timestamp: When the message was made: another message may have the same id.
+      before(Epoch): The enqueue that the message was the delivery of.
+      epoch(Epoch): The enqueue that has begun.
+    """
+
+    message_timestamp: Any
+    before: Epoch
+    epoch: Epoch
+
+    def is_repeated_by(self, message_timestamp: Any, carried: Epoch) -> bool:
+        """Whether an enqueue of a message with the same id is this one, begun again.
+
+        A broker that tries again passes the same message, which carries the enqueue already, or a new copy of the
+        message, which does not.
+        """
+        return message_timestamp == self.message_timestamp and carried in (self.before, self.epoch)
+
+
 class ThreadNotes(threading.local):
     """What is remembered between the hooks of one thread (under gevent,
     of one greenlet).
@@ -99,6 +124,8 @@ class ThreadNotes(threading.local):
         #: Messages that were enqueued since the last acknowledgement, by
         #: id, other than the one being processed.
         self.enqueued: set[str] = set()
+        #: Enqueues that this thread has begun and not ended, by id: one inside the other, or refused by the broker.
+        self.begun: dict[str, Begun] = {}
         #: Completes the last direct enqueue of this thread.
         self.owed: Any = None
         #: What the last enqueue of this thread through the writer waits for.
@@ -108,9 +135,16 @@ class ThreadNotes(threading.local):
         """Whether this thread holds a delayed message with this id, which has come from a queue and may be anything."""
         return bool(self.delayed) and isinstance(message_id, str) and message_id in self.delayed
 
+    def begin(self, message_id: str, begun: Begun) -> None:
+        """Note that an enqueue has begun; of too many the oldest is forgotten."""
+        self.begun[message_id] = begun
+        if len(self.begun) > _MAX_BEGUN:
+            del self.begun[next(iter(self.begun))]
+
     def forget(self) -> None:
         """The delivery is over."""
         self.enqueued.clear()
+        self.begun.clear()
 
 
 def is_delayed_copy(queue_name: str, options: Mapping[str, Any]) -> bool:

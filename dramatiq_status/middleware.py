@@ -26,6 +26,7 @@ from .errors import BackendError, StatusOptionError
 from .fields import encode_fields, encode_value, plain_value
 from .lifecycle import (
     MAX_WHOLE_NUMBER,
+    Begun,
     Decision,
     Frame,
     ThreadNotes,
@@ -259,7 +260,7 @@ class StatusMiddleware(Middleware):
             _write_back(message.options, settings)
         if not settings.tracked:
             return
-        epoch = _next_epoch(message.options)
+        epoch = self._begin_enqueue(message)
         message.options[EPOCH_OPTION] = list(epoch)
         if self.heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
             message.options[HEARTBEAT_OPTION] = self.heartbeat_interval
@@ -286,6 +287,8 @@ class StatusMiddleware(Middleware):
         notes, message_id = self._notes, message.message_id
         if delay is None and notes.holds(message_id):
             return
+        if notes.begun and isinstance(message_id, str):
+            notes.begun.pop(message_id, None)
         binding = self._binding()
         if binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
             binding.frame.requeued = True
@@ -300,6 +303,16 @@ class StatusMiddleware(Middleware):
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
         if isinstance(message.message_id, str):
             self._notes.delayed.add(message.message_id)
+
+    def _begin_enqueue(self, message: Any) -> Epoch:
+        """Work out which enqueue of a message begins: the one that the broker has begun before, if it tries again."""
+        notes, message_id, carried = self._notes, message.message_id, _epoch_of(message.options)
+        begun = notes.begun.get(message_id)
+        if begun is not None and begun.is_repeated_by(message.message_timestamp, carried):
+            return begun.epoch
+        epoch = _next_epoch(carried)
+        notes.begin(message_id, Begun(message.message_timestamp, carried, epoch))
+        return epoch
 
     def _enqueue_directly(self, message: Any, update: Update) -> None:
         """Send `queued` before the broker gets the message; the reply is
@@ -631,9 +644,8 @@ def _quoted(name: str) -> str:
     return encode_value("name", name, 1 << 20)
 
 
-def _next_epoch(options: dict[str, Any]) -> Epoch:
-    root, number = _epoch_of(options)
-    return Epoch(root, number + 1) if root else Epoch(_token.getrandbits(31) | 1, 1)
+def _next_epoch(epoch: Epoch) -> Epoch:
+    return Epoch(epoch.root, epoch.number + 1) if epoch.root else Epoch(_token.getrandbits(31) | 1, 1)
 
 
 def _epoch_of(options: dict[str, Any]) -> Epoch:

@@ -1,0 +1,295 @@
+"""Enqueues that a broker begins more than once: one message, of which any of the copies may reach a worker."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import pytest
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.common import current_millis, dq_name
+from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import Middleware, Retries
+
+from dramatiq_status import StatusMiddleware, StatusRegistry
+from dramatiq_status.middleware import EPOCH_OPTION
+from dramatiq_status.record import NUMBER, Kind
+
+from ..recording import PATIENCE, RecordingBackend, run, working
+from ..servers import RabbitmqServer
+
+
+class RepeatingBroker(StubBroker):
+    """Begins each enqueue three times.  The copy of the first time reaches the queue.
+
+    Parameters:
+      copies: Whether each try is made with a new copy of the message, as dramatiq-pg does, or with the same one.
+      refuses: Whether the enqueue ends in an error.
+    """
+
+    def __init__(self, middleware: list[Middleware], *, copies: bool = False) -> None:
+        super().__init__(middleware)
+        self.copies = copies
+        self.refuses = False
+        self.begun: list[list[int]] = []
+
+    def enqueue(self, message: dramatiq.Message[Any], *, delay: int | None = None) -> dramatiq.Message[Any]:
+        queue_name = message.queue_name
+        if delay is not None:
+            queue_name = dq_name(queue_name)
+            message = message.copy(queue_name=queue_name, options={"eta": current_millis() + delay})
+        given, reached = message, None
+        for _ in range(3):
+            if self.copies:
+                message = given.copy()
+            self.emit_before("enqueue", message, delay)
+            self.begun.append(message.options[EPOCH_OPTION])
+            reached = reached or message.encode()
+        self.queues[queue_name].put(reached)
+        if self.refuses:
+            raise ConnectionClosed(OSError("refused"))
+        self.emit_after("enqueue", message, delay)
+        return message
+
+
+@pytest.fixture
+def backend() -> RecordingBackend:
+    return RecordingBackend()
+
+
+def numbers(backend: RecordingBackend, message_id: str) -> list[int]:
+    """The numbers of the enqueues that were stored, in order: of one root."""
+    epochs = [update.epoch for update in backend.updates(message_id, Kind.ENQUEUE)]
+    assert len({epoch.root for epoch in epochs}) == 1
+    return [epoch.number for epoch in epochs]
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["same", "copies"])
+@pytest.mark.parametrize("delay", [None, 0], ids=["", "delayed"])
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_the_first_copy_is_of_the_same_enqueue(
+    backend: RecordingBackend, copies: bool, delay: int | None, inside: bool, retries: int
+) -> None:
+    broker = RepeatingBroker(
+        [Retries(max_retries=0, min_backoff=1, max_backoff=2), StatusMiddleware(backend=backend)], copies=copies
+    )
+    runs: list[str] = []
+
+    @dramatiq.actor(broker=broker, max_retries=retries)
+    def work() -> None:
+        runs.append("work")
+        if len(runs) <= retries:
+            raise ValueError("once more")
+
+    message = work.message()
+
+    @dramatiq.actor(broker=broker)
+    def outer() -> None:
+        broker.enqueue(message, delay=delay)
+
+    # When a message is sent by a broker that begins three times, and is retried or not
+    if inside:
+        outer.send()
+    else:
+        outer.fn()
+    run(broker)
+    # Then its run counts
+    snapshot = StatusRegistry.read(message, broker=broker)
+    assert snapshot is not None and snapshot.completed and snapshot.attempts == 1 + retries
+    assert numbers(backend, message.message_id) == [1, 1, 1] + [2, 2, 2] * retries
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["same", "copies"])
+def test_a_refused_message_that_is_sent_again(backend: RecordingBackend, copies: bool) -> None:
+    broker = RepeatingBroker([StatusMiddleware(backend=backend)], copies=copies)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    # Given a message that the broker has, and the sender is told it has not
+    message = work.message()
+    broker.refuses = True
+    with pytest.raises(ConnectionClosed):
+        broker.enqueue(message)
+    # When many others are sent, and it is sent once more and refused again
+    for _ in range(3):
+        with pytest.raises(ConnectionClosed):
+            work.send()
+    with pytest.raises(ConnectionClosed):
+        broker.enqueue(message)
+    # Then the run of whichever copy comes first is its run
+    run(broker)
+    snapshot = StatusRegistry.read(message, broker=broker)
+    assert snapshot is not None and snapshot.completed
+    assert set(numbers(backend, message.message_id)) == {1}
+
+
+class Sender(Middleware):
+    """Sends another message whenever one is sent, which the broker may refuse."""
+
+    def __init__(self) -> None:
+        self.messages: list[dramatiq.Message[Any]] = []
+        self.refuses = False
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        if message.actor_name == "work":
+            other = broker.get_actor("other").message()
+            self.messages.append(other)
+            assert isinstance(broker, RepeatingBroker)
+            broker.refuses = self.refuses
+            try:
+                broker.enqueue(other)
+            except ConnectionClosed:
+                pass
+            broker.refuses = False
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["", "refused"])
+@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
+def test_others_are_sent_in_between(backend: RecordingBackend, first: bool, refuses: bool) -> None:
+    # Given a middleware that sends another message before each one
+    ours, sender = StatusMiddleware(backend=backend), Sender()
+    broker = RepeatingBroker([ours, sender] if first else [sender, ours])
+    sender.refuses = refuses
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def other() -> None: ...
+
+    # When a message is sent
+    message = work.send()
+    run(broker)
+    # Then it and the others are completed, each of one enqueue
+    for found in (message, *sender.messages):
+        snapshot = StatusRegistry.read(found, broker=broker)
+        assert snapshot is not None and snapshot.completed and numbers(backend, found.message_id) == [1, 1, 1]
+
+
+def test_enqueues_that_have_ended_are_others(backend: RecordingBackend) -> None:
+    broker = RepeatingBroker([StatusMiddleware(backend=backend)])
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    # When a message is sent twice
+    message = work.send()
+    broker.enqueue(message)
+    # Then these are two enqueues, and the newer one owns the status
+    assert [number for _, number in broker.begun] == [1, 1, 1, 2, 2, 2]
+    assert backend.field(message.message_id, NUMBER) == "2"
+    # And another message with its id is nobody's repetition
+    broker.refuses = True
+    for timestamp in (1, 2):
+        with pytest.raises(ConnectionClosed):
+            broker.enqueue(work.message().copy(message_id="daily", message_timestamp=timestamp))
+    roots = [root for root, _ in broker.begun[-6:]]
+    assert len(set(roots[:3])) == len(set(roots[3:])) == 1 and roots[0] != roots[3]
+
+
+class Cut:
+    """A way to a server that is cut once the server has been sent a marked message, before the answer comes back.
+
+    Parameters:
+      port: Of the server.
+      heals: Whether there is another way right after that.
+    """
+
+    def __init__(self, port: int, *, heals: bool) -> None:
+        self.mark: bytes | None = None
+        self._port, self._heals = port, heals
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._ways: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._port))
+            self._ways.append((client, server))
+            for pair in ((client, server), (server, client)):
+                threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                if self.mark is not None and self.mark in data:
+                    self.mark = None
+                    self._cut(source, target, data)
+                    return
+                target.sendall(data)
+        except OSError:
+            pass
+
+    def _cut(self, client: socket.socket, server: socket.socket, data: bytes) -> None:
+        if not self._heals:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        # The client hears of nothing any more; the server does, before it hears of the end.
+        client.shutdown(socket.SHUT_RDWR)
+        server.sendall(data)
+        server.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for ends in ((self._listener,), *self._ways):
+            for end in ends:
+                end.close()
+
+
+@contextmanager
+def rabbitmq(url: str, port: int, backend: RecordingBackend, name: str) -> Iterator[RabbitmqBroker]:
+    """A broker that waits for RabbitMQ's word for each message, and an actor with a queue of its own."""
+    middleware: list[Middleware] = [StatusMiddleware(backend=backend)]
+    server_port = url.rpartition(":")[2].partition("/")[0]
+    broker = RabbitmqBroker(url=url.replace(server_port, str(port)), middleware=middleware, confirm_delivery=True)
+
+    @dramatiq.actor(broker=broker, queue_name=name)
+    def work() -> None: ...
+
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+@pytest.mark.parametrize("heals", [True, False])
+def test_a_connection_to_rabbitmq_that_is_cut(
+    backend: RecordingBackend, rabbitmq_url: str, rabbitmq_server: RabbitmqServer, heals: bool
+) -> None:
+    name = f"cut-{uuid4()}"
+    with ExitStack() as stack:
+        cut = Cut(rabbitmq_server.port, heals=heals)
+        stack.callback(cut.close)
+        # Given a sender whose connection is cut when RabbitMQ has its message, before it says so
+        sender = stack.enter_context(rabbitmq(rabbitmq_url, cut.port, backend, name))
+        work = sender.get_actor("work")
+        assert work.send() is not None
+        message = work.message()
+        cut.mark = message.message_id.encode()
+        # When it is sent; the broker then sends it once more, or cannot
+        if heals:
+            sender.enqueue(message)
+        else:
+            with pytest.raises(ConnectionClosed):
+                sender.enqueue(message)
+        began = numbers(backend, message.message_id)
+        assert len(began) == 2 if heals else len(began) > 1
+        # Then all that is one enqueue
+        assert set(began) == {1}
+        # And what a worker gets first is its run
+        worker = stack.enter_context(rabbitmq(rabbitmq_url, rabbitmq_server.port, backend, name))
+        stack.callback(lambda: [worker.channel.queue_delete(f"{name}{suffix}") for suffix in ("", ".DQ", ".XQ")])
+        with working(worker):
+            snapshot = StatusRegistry.wait(message, broker=worker, timeout=int(PATIENCE * 1000))
+        assert snapshot.completed
