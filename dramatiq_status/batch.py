@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,14 @@ import dramatiq
 
 from .backend import StatusBackend, check_duration, check_message_id
 from .record import COMPLETED, STATE, STATES, UPDATED_AT, State
-from .snapshot import Snapshot, json_default
+from .snapshot import Snapshot, json_default, percent_of
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Patience, pursue
 
 #: What the counts of a batch call the messages without a status.
 UNKNOWN: Final = "unknown"
+
+# What the sum of many fractions may be rounded up to while one of them is less than 1.
+_LESS_THAN_ALL: Final = math.nextafter(1.0, 0.0)
 
 #: Messages of which each is enqueued when the one before it has been processed.
 Chain = tuple[str, ...]
@@ -91,8 +95,8 @@ class BatchSnapshot:
 
     @property
     def percent(self) -> float:
-        """The progress from 0.0 to 100.0, to one decimal place."""
-        return round(self.progress * 100, 1)
+        """The progress from 0.0 to 100.0, rounded down to one decimal place: 100 means all."""
+        return percent_of(self.progress)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, the children's own dicts included."""
@@ -112,7 +116,11 @@ class BatchSnapshot:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self._counts.items() if count)
-        return f"{self.state or UNKNOWN} ({self.percent:g}%{': ' if counts else ''}{counts})"
+        reached = f"{self.percent:g}%"
+        if self.failed:
+            # Not all of them will have been done in the end.
+            reached = f"{self._counts['completed'] + self._counts['failed']} of {len(self._children)} finished"
+        return f"{self.state or UNKNOWN} ({reached}{': ' if counts else ''}{counts})"
 
 
 class Batch:
@@ -230,7 +238,7 @@ class Rollup:
         """
         children: dict[str, Snapshot | None] = {}
         tally = [0] * len(STATES)
-        total = 0.0
+        total, most = 0.0, 1.0
         final, reached = self._final, self._reached
         for message_id, snapshot in zip(self.message_ids, snapshots):
             if snapshot is None:
@@ -249,6 +257,8 @@ class Rollup:
                 final.pop(message_id, None)
             fraction = reached[message_id] = 1.0 if number == COMPLETED else snapshot.progress or 0.0
             total += fraction
+            if fraction < 1.0:
+                most = _LESS_THAN_ALL
         counts = {state.value: count for state, count in zip(STATES, tally)}
         counts[UNKNOWN] = len(children) - sum(tally)
         missing = [message_id for message_id in self._singles if children[message_id] is None]
@@ -258,7 +268,7 @@ class Rollup:
         total += sum(1.0 - reached.get(message_id, 0.0) for message_id in passed)
         finished = not missing and not counts["queued"] and not counts["working"]
         state = _state_of(counts, finished=finished, passed=bool(passed))
-        progress = 1.0 if state is State.COMPLETED else min(1.0, total / len(children)) if children else 0.0
+        progress = 1.0 if state is State.COMPLETED else min(most, total / len(children)) if children else 0.0
         return BatchSnapshot(state, progress, finished, tuple(dict.fromkeys(missing)), children, counts)
 
 

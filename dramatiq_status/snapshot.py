@@ -212,9 +212,9 @@ class Snapshot:
 
     @property
     def percent(self) -> float | None:
-        """Progress by total, from 0.0 to 100.0, to one decimal place."""
+        """Progress by total, from 0.0 to 100.0, rounded down to one decimal place: 100 means all."""
         fraction = self.progress
-        return None if fraction is None else round(fraction * 100, 1)
+        return None if fraction is None else percent_of(fraction)
 
     @property
     def rate(self) -> float | None:
@@ -547,6 +547,16 @@ def fraction_of(progress: Any, total: Any) -> float | None:
         return float(min(1.0, max(0.0, progress / total)))
     except OverflowError:
         return 1.0 if progress > 0 else 0.0
+
+
+def percent_of(fraction: float) -> float:
+    """A fraction as a percentage, rounded down to one decimal place.
+
+    >>> percent_of(2 / 3), percent_of(2999 / 3000), percent_of(1.0)
+    (66.6, 99.9, 100.0)
+    """
+    # The addend makes up for fractions that floats cannot hold: 0.285 is a little less than that.
+    return 100.0 if fraction >= 1.0 else min(999, int(fraction * 1000 + 1e-9)) / 10
 
 
 def json_default(value: Any) -> str:

@@ -20,7 +20,7 @@ MOVING = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 def describe(snapshot: Snapshot) -> str:
     """One line: ``import_rows   working    [####----------]   30.0 %  reading, 2.0 s left``."""
-    filled = round(BAR_WIDTH * (snapshot.progress or 0))
+    filled = int(BAR_WIDTH * (snapshot.progress or 0))
     percent = "      -" if snapshot.percent is None else f"{snapshot.percent:5.1f} %"
     notes = []
     if snapshot.attempts > 1:

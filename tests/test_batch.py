@@ -278,6 +278,29 @@ def test_as_json() -> None:
     assert (str(rolled_up(None)), str(rolled_up())) == ("unknown (0%: 1 unknown)", "completed (100%)")
 
 
+def test_a_batch_with_a_failure_has_no_percentage() -> None:
+    # Given messages of which some failed, one of them behind all that it counts
+    found = rolled_up(FAILED, COMPLETED, FAILED, progress=100)
+    # When they are shown to people
+    # Then it is said how many have ended, and how
+    assert (str(found), found.finished) == ("failed (3 of 3 finished: 1 completed, 2 failed)", True)
+    others = rolled_up(FAILED, WORKING, COMPLETED, None, progress=100)
+    assert str(others) == "failed (2 of 4 finished: 1 working, 1 completed, 1 failed, 1 unknown)"
+
+
+@pytest.mark.parametrize("all_but", [1, 10_000])
+def test_a_hundred_percent_means_all(all_but: int) -> None:
+    # Given messages of which one is not quite there
+    ids = [str(n) for n in range(all_but + 1)]
+    record = {"s": "1", "v": "1", "e": "1", "n": "1", "r": "1", "q": "1"}
+    snapshots = [take_snapshot(message_id, {**record, PROGRESS: "100"}, 1) for message_id in ids[1:]]
+    snapshots.append(take_snapshot(ids[0], {**record, PROGRESS: str(2**53 - 1), TOTAL: str(2**53)}, 1))
+    # When they are rolled up
+    found = Rollup([(message_id,) for message_id in ids]).take(snapshots)
+    # Then that is not all
+    assert found.progress < 1.0 and found.percent == 99.9 and str(found).startswith("working (99.9%")
+
+
 def test_a_message_whose_worker_is_gone() -> None:
     # Given messages that run
     found = rolled_up(WORKING, WORKING, None)

@@ -178,9 +178,28 @@ def test_of_an_unknown_total_there_is_no_percentage() -> None:
     assert (str(snapshot), snapshot["progress"], snapshot.rate) == ("working", 250, 2.0)
 
 
-@pytest.mark.parametrize(("progress", "expected"), [("0", 0.0), ("1", 33.3), ("2", 66.7), ("3", 100.0), ("9", 100.0)])
+@pytest.mark.parametrize(("progress", "expected"), [("0", 0.0), ("1", 33.3), ("2", 66.6), ("3", 100.0), ("9", 100.0)])
 def test_percent_has_one_decimal_place(progress: str, expected: float) -> None:
     assert snap(fields={PROGRESS: progress, TOTAL: "3"}).percent == expected
+
+
+@pytest.mark.parametrize(
+    ("progress", "total", "expected"),
+    [
+        ("2999", "3000", "99.9%"), ("9007199254740991", "9007199254740992", "99.9%"), ("0.9999999", "1", "99.9%"),
+        ("3000", "3000", "100%"), ("1", "3001", "0%"), ("0.285", "1", "28.5%"), ("57", None, "57%"), ("0", "0", "100%"),
+    ],
+)  # fmt: skip
+def test_a_hundred_percent_means_all(progress: str, total: str | None, expected: str) -> None:
+    fields = {PROGRESS: progress, **({} if total is None else {TOTAL: total})}
+    assert str(snap(fields=fields)) == f"working ({expected})"
+
+
+@given(st.integers(0, 2**53), st.integers(1, 2**53))
+def test_percentages_are_rounded_down(progress: int, total: int) -> None:
+    percent = snap(fields={PROGRESS: str(progress), TOTAL: str(total)}).percent
+    assert percent is not None and (percent == 100) is (progress >= total)
+    assert progress >= total or percent - 1e-6 <= progress / total * 100 < percent + 0.1
 
 
 # Time
