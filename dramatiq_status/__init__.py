@@ -8,6 +8,7 @@ from .errors import (
     StatusError,
     StatusMissing,
     StatusOptionError,
+    StatusSetupError,
     StatusTimeout,
 )
 from .middleware import StatusMiddleware
@@ -31,6 +32,7 @@ __all__ = [
     "StatusMissing",
     "StatusOptionError",
     "StatusRegistry",
+    "StatusSetupError",
     "StatusTimeout",
     "backend_from_url",
     "current_progress",

@@ -45,3 +45,10 @@ class StatusOptionError(StatusError, MiddlewareError, ValueError):
     It is one of Dramatiq's middleware errors, because those are the
     only ones that a broker lets through to the caller.
     """
+
+
+class StatusSetupError(StatusError, MiddlewareError, RuntimeError):
+    """Raised when a broker has more than one
+    :class:`.StatusMiddleware`: as soon as the broker declares an actor or a
+    queue, or a worker starts.
+    """

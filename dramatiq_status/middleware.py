@@ -22,7 +22,7 @@ from dramatiq.middleware import Middleware
 from .backend import StatusBackend, check_duration, check_message_id, check_number, now_ms
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, hiding, uncover
-from .errors import BackendError, StatusOptionError
+from .errors import BackendError, StatusOptionError, StatusSetupError
 from .fields import encode_fields, encode_value, plain_value
 from .lifecycle import (
     MAX_WHOLE_NUMBER,
@@ -242,7 +242,23 @@ class StatusMiddleware(Middleware):
 
     # Declaring
 
+    # NOTE: no hook tells a middleware that it is added.  The first of these that a broker calls refuses a second
+    # StatusMiddleware.  `add_middleware` itself calls those that begin with `after` for what was declared before.
+
+    def before_declare_queue(self, broker: dramatiq.Broker, queue_name: str) -> None:
+        _refuse_two(broker)
+
+    def after_declare_queue(self, broker: dramatiq.Broker, queue_name: str) -> None:
+        _refuse_two(broker)
+
+    def after_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
+        _refuse_two(broker)
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
+        _refuse_two(broker)
+
     def before_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
+        _refuse_two(broker)
         self._settings[actor.actor_name] = _refine(self._defaults, actor.options, f"actor {actor.actor_name!r}")
 
     # Enqueueing
@@ -632,6 +648,15 @@ def _forget_notes() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_notes)
+
+
+def _refuse_two(broker: dramatiq.Broker) -> None:
+    """Refuse a broker with two of ours: in a worker each would take the running message away from the other."""
+    if sum(isinstance(middleware, StatusMiddleware) for middleware in broker.middleware) > 1:
+        raise StatusSetupError(
+            "The broker has more than one StatusMiddleware: add one only. A message has one status, in one store; how "
+            "to move to another store without a second middleware is in the README, under 'Moving to another store'."
+        )
 
 
 def _unwrapped(message: Any) -> Any:

@@ -22,6 +22,7 @@ from dramatiq.middleware import AsyncIO
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.backends import StubBackend
 
+from .jobs import Job
 from .recording import PATIENCE, UNMEASURED, eventually, make_stub_broker, run, working
 from .servers import RedisServer
 
@@ -225,6 +226,20 @@ def test_backends(name: str, namespace: dict[str, Any], tmp_path: Path, monkeypa
     assert namespace["backend"].namespace == "shop"
 
 
+def test_moving_to_another_store(broker: StubBroker, namespace: dict[str, Any]) -> None:
+    # Given a status in each of two stores
+    old, new = StubBackend(), StubBackend()
+    namespace |= {"old_backend": old, "new_backend": new}
+    old_job, new_job = Job(old).enqueue(), Job(new).enqueue()
+    # When they are read as the snippet does
+    exec(SNIPPETS["moving"], namespace)
+    # Then both are found, and the new store counts
+    assert namespace["read_status"](old_job.message_id).queued and namespace["read_status"](new_job.message_id).queued
+    Job(new, old_job.message_id).enqueue().start()
+    assert namespace["read_status"](old_job.message_id).working
+    assert namespace["read_status"]("unknown") is None
+
+
 def test_own_backend(tmp_path: Path) -> None:
     # Given the backend and its tests, as their author would have them in a file
     (tmp_path / "conftest.py").write_text(
@@ -295,6 +310,6 @@ def test_no_snippet_is_left_out() -> None:
         "batch",
         "aio",
     }
-    seen |= {*STORES, "quick-start", "quick-start-reader", "own-backend", "own-backend-test"}
+    seen |= {*STORES, "quick-start", "quick-start-reader", "own-backend", "own-backend-test", "moving"}
     assert set(SNIPPETS) == seen
     assert README.read_text(encoding="utf-8").count("code-block:: python") == len(SNIPPETS)
