@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 import dramatiq
 
+from . import _time as time
 from .backend import StatusBackend, check_duration, check_message_id
 from .record import COMPLETED, STATE, STATES, UPDATED_AT, State
 from .snapshot import Snapshot, json_default, percent_of

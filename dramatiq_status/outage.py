@@ -5,9 +5,10 @@ that also does the logging, one line when an outage begins and one when it ends.
 from __future__ import annotations
 
 import logging
-import time
 from threading import Lock
 from typing import Final
+
+from . import _time as time
 
 logger = logging.getLogger("dramatiq_status")
 

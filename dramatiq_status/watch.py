@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any, Final, Protocol, TypeVar, cast
 
+from . import _time as time
 from .backend import StatusBackend, Subscription
 from .errors import BackendError, StatusMissing, StatusTimeout
 from .snapshot import Snapshot

@@ -28,13 +28,13 @@ import atexit
 import math
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
+from . import _time as time
 from .backend import StatusBackend
 from .errors import BackendError
 from .fields import MAX_COUNT, check_count

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import time
 import weakref
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
+from .. import _time as time
 from ..errors import BackendError
 from ..outage import Outage
 from ._driver import errors, hang_ups

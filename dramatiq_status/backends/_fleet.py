@@ -8,7 +8,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from ssl import SSLEOFError, SSLZeroReturnError
-from time import monotonic
 from typing import Any, Final, TypeVar
 
 from pymemcache.client.base import Client, PooledClient
@@ -16,6 +15,7 @@ from pymemcache.client.hash import HashClient
 from pymemcache.client.rendezvous import RendezvousHash
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
 
+from .._time import monotonic
 from ..errors import BackendError
 from ..outage import Outage
 from ._meta import Connection, Login

@@ -12,7 +12,6 @@ import os
 import re
 import socket
 import struct
-import time
 from collections.abc import Sequence
 from enum import Enum
 from ssl import SSLWantReadError
@@ -25,6 +24,8 @@ from pymemcache.exceptions import (
     MemcacheUnexpectedCloseError,
     MemcacheUnknownError,
 )
+
+from .. import _time as time
 
 #: The first version whose meta commands are today's.  Those of 1.6.6,
 #: say, which Amazon had for years, take the size of a value elsewhere

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .. import _time as time
 from ..errors import BackendError
 from ._driver import errors
 

@@ -9,12 +9,12 @@ import re
 import socket
 import struct
 import sys
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from .. import _time as time
 from ..errors import BackendError
 from ._driver import driver_of, errors, hang_ups, response_errors
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from .. import _time as time
 from ._redis import Link, ServerError, pack
 
 #: Asks the server for its time.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 from weakref import WeakSet
 
+from .. import _time as time
 from ..errors import BackendError
 
 #: How long somebody who finds the file locked waits before trying again,

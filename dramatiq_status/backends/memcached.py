@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
+from .. import _time as time
 from ..backend import StatusBackend, escape_namespace, now_ms
 from ..errors import BackendError
 from ..outage import logger

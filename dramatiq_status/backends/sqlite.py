@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from .._time import host_time_ns
 from ..backend import Query, StatusBackend
 from ..record import (
     ACTOR_NAME,
@@ -151,6 +152,10 @@ class SQLiteBackend(StatusBackend):
     times that.  To count 100,000 takes some 10.  Rows that have expired
     and are not yet deleted take their time, too.
 
+    All processes date and expire statuses by the clock of their host.
+    A process that freezes its time (freezegun) uses it, too: it neither
+    misses the statuses of others nor deletes them.
+
     When the file is deleted or replaced, the backend notices within a
     second and goes on with what is there then, a new one if need be.
 
@@ -287,7 +292,11 @@ class SQLiteBackend(StatusBackend):
         columns = {column: fields[name] for name, column in COLUMNS.items() if name in fields}
         return {"namespace": self.namespace, "now": self.now(), **columns}
 
-    # Closing
+    # Clock and connections
+
+    def now(self) -> int:
+        """The present moment by the clock of the host, in epoch milliseconds; no test freezes it."""
+        return host_time_ns() // 1_000_000
 
     def close(self) -> None:
         self._connections.close()

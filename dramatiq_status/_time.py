@@ -1,0 +1,25 @@
+"""The module `time`, with clocks that do not stand still when a test freezes the time.
+
+freezegun replaces ``time.monotonic`` in every module, except for calls from a
+thread whose stack is short.  Deadlines of a frozen clock never pass, and those
+of both clocks would be compared with each other.
+"""
+
+from __future__ import annotations
+
+import time as _time
+from collections.abc import Callable
+from functools import partial
+from time import sleep as sleep
+from typing import Final
+
+#: Seconds of a clock that only goes forward.  freezegun does not look into a partial, which costs nothing.
+monotonic: Final[Callable[[], float]] = partial(_time.monotonic)
+
+#: Nanoseconds since 1970 by the clock that all processes of this host have in common.
+host_time_ns: Final[Callable[[], int]] = partial(_time.time_ns)
+
+
+def time() -> float:
+    """Seconds since 1970; a test may freeze it."""
+    return _time.time()

@@ -1,0 +1,164 @@
+"""Clocks: in tests that freeze the time, and in processes whose clocks do not agree."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import dramatiq
+import pytest
+from cachelib import SimpleCache
+from freezegun import freeze_time
+
+import dramatiq_status
+from dramatiq_status import State, StatusMissing, StatusRegistry, StatusTimeout, aio
+from dramatiq_status.backend import Query, StatusBackend
+from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
+
+from .jobs import Job
+from .recording import Broken, RecordingBackend, join, make_broker, working
+
+#: A moment at which the time stands still.
+FROZEN = "2031-05-06 07:08:09"
+
+
+@pytest.fixture(params=["stub", "sqlite", "cache", "memcached", "redis"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
+    """Each store, with its usual intervals."""
+    made: StatusBackend
+    if request.param == "stub":
+        made = StubBackend()
+    elif request.param == "sqlite":
+        made = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+    elif request.param == "cache":
+        made = CacheBackend(SimpleCache())
+    elif request.param == "memcached":
+        made = MemcachedBackend(servers=request.getfixturevalue("memcached_url").removeprefix("memcached://"))
+    else:
+        made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    with closing(made):
+        yield made
+
+
+# Frozen time
+
+
+@pytest.mark.timeout(30)
+def test_a_watch_goes_on_while_the_time_is_frozen(backend: StatusBackend) -> None:
+    # Given a test that freezes the time and watches a running message
+    with freeze_time(FROZEN):
+        job = Job(backend).enqueue().start()
+        watched = StatusRegistry.watch(job.message_id, backend=backend)
+        first = next(watched)
+        # When the message finishes
+        job.finish()
+        states = [first.state, *(snapshot.state for snapshot in watched)]
+    # Then the watch finds that
+    assert states == [State.WORKING, State.COMPLETED]
+
+
+@pytest.mark.timeout(30)
+def test_a_batch_goes_on_while_the_time_is_frozen(backend: StatusBackend) -> None:
+    # Given a test that freezes the time and watches two messages
+    with freeze_time(FROZEN):
+        jobs = [Job(backend).enqueue().start(), Job(backend).enqueue().start().finish()]
+        watched = StatusRegistry.batch([job.message_id for job in jobs], backend=backend).watch()
+        finished = [next(watched).finished]
+        # When the other one finishes, too
+        jobs[0].finish()
+        finished += [snapshot.finished for snapshot in watched]
+    # Then the watch finds that
+    assert finished == [False, True]
+
+
+@pytest.mark.timeout(30)
+def test_time_outs_pass_while_the_time_is_frozen(backend: StatusBackend) -> None:
+    # Given a test that freezes the time
+    with freeze_time(FROZEN):
+        job = Job(backend).enqueue().start()
+        # When it waits for a message that goes on, and for one that nobody knows
+        # Then each wait ends when its time is over
+        with pytest.raises(StatusTimeout):
+            StatusRegistry.wait(job.message_id, backend=backend, timeout=80)
+        with pytest.raises(StatusMissing):
+            StatusRegistry.wait("unknown", backend=backend, timeout=None, missing_timeout=80)
+
+
+@pytest.mark.timeout(30)
+def test_an_event_loop_whose_clock_goes_on(backend: StatusBackend) -> None:
+    async def watch() -> list[State]:
+        job = Job(backend).enqueue().start()
+        watched = aio.StatusRegistry.watch(job.message_id, backend=backend)
+        states = [(await anext(watched)).state]
+        job.finish()
+        states += [snapshot.state async for snapshot in watched]
+        await aio.close(backend=backend)
+        return states
+
+    # Given a test that freezes the time, but for the clocks of event loops
+    with freeze_time(FROZEN, real_asyncio=True):
+        # When a message finishes while it is watched in a loop
+        # Then the watch finds that
+        assert asyncio.run(watch()) == [State.WORKING, State.COMPLETED]
+
+
+@pytest.mark.timeout(60)
+def test_an_outage_of_a_frozen_test_ends_after_it() -> None:
+    # Given a store that broke while a test had frozen the time
+    backend = RecordingBackend()
+    broken = Broken(backend)
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        pass
+
+    with freeze_time(FROZEN):
+        work.send()
+    assert broken.failures > 0
+    # When it works again, and so does the clock
+    broken.down = False
+    with working(broker) as worker:
+        join(broker, worker)
+        message = work.send()
+        join(broker, worker)
+        # Then statuses are stored again
+        snapshot = StatusRegistry.wait(message, broker=broker, timeout=20_000)
+    assert snapshot.completed
+
+
+def test_all_modules_take_their_clock_from_one() -> None:
+    # Given the modules of the package
+    package = Path(dramatiq_status.__file__).parent
+    sources = {path.relative_to(package).as_posix(): path.read_text() for path in package.rglob("*.py")}
+    # When they are searched for the module `time`, of which a test may freeze each clock
+    found = {name for name, text in sources.items() if re.search(r"^(import time$|from time import)", text, re.M)}
+    # Then only these have it: the clocks themselves, the date of what happens, and a suite of tests
+    assert found == {"_time.py", "backend.py", "testing/conformance.py"}
+
+
+# Clocks that do not agree
+
+
+@pytest.mark.parametrize("moment", ["2031-05-06", "2001-05-06"])
+def test_a_process_of_another_time(moment: str, tmp_path: Path) -> None:
+    # Given a status that has finished, in a file
+    backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+    job = Job(backend).enqueue().start().finish()
+    # When a process looks at it whose time is frozen, years away, and writes to the same file
+    with freeze_time(moment), closing(SQLiteBackend(tmp_path / "status.db", timeout=20_000)) as other:
+        snapshot = other.snapshot(job.message_id)
+        listed = [message_id for message_id, _ in other.find(Query(), limit=10, offset=0)]
+        count = other.count(Query())
+        theirs = Job(other).enqueue().start().finish()
+    # Then it finds the status, as the clock of the host tells that it has not expired
+    assert snapshot is not None and snapshot.completed
+    assert (listed, count) == ([job.message_id], 1)
+    # And neither process deletes or misses what the other one has written
+    found = backend.snapshots([job.message_id, theirs.message_id])
+    assert [snapshot and snapshot.completed for snapshot in found] == [True, True]
+    assert backend.delete(theirs.message_id)
+    backend.close()
