@@ -1,6 +1,8 @@
 """Job status and progress for Dramatiq."""
 
+from .backend import StatusBackend
 from .backends import backend_from_url
+from .batch import Batch, BatchSnapshot
 from .context import current_progress, current_status, track
 from .errors import (
     BackendError,
@@ -22,11 +24,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "Batch",
+    "BatchSnapshot",
     "NotSupported",
     "Progress",
     "Snapshot",
     "State",
     "Status",
+    "StatusBackend",
     "StatusError",
     "StatusMiddleware",
     "StatusMissing",

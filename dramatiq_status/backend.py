@@ -134,8 +134,8 @@ class StatusBackend(abc.ABC):
                 f"not {namespace!r}."
             )
         self.namespace = namespace
-        self.timeout = check_duration("timeout", timeout, minimum=1, maximum=MAX_TIMEOUT)
-        self.max_field_size = check_number("max_field_size", max_field_size, minimum=1)
+        self.timeout: int = check_duration("timeout", timeout, minimum=1, maximum=MAX_TIMEOUT)
+        self.max_field_size: int = check_number("max_field_size", max_field_size, minimum=1)
 
     @abc.abstractmethod
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:

@@ -21,6 +21,7 @@ from .progress import Progress, Track
 from .status import Status
 
 if TYPE_CHECKING:
+    from .backend import StatusBackend
     from .lifecycle import Frame
     from .writer import Writer
 
@@ -35,6 +36,8 @@ class Binding(NamedTuple):
     writer: Writer | None = None
     frame: Frame | None = None
     hidden: Hidden | None = None
+    #: The store of :func:`dramatiq_status.testing.bound_status`, which the registry then uses.
+    backend: StatusBackend | None = None
 
 
 class Hidden(NamedTuple):

@@ -273,6 +273,9 @@ def _query(state: State | str | None, actor_name: str | None, queue_name: str | 
 def _backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> StatusBackend:
     if backend is not None:
         return backend
+    binding = current_binding()
+    if broker is None and binding is not None and binding.backend is not None:
+        return binding.backend
     for middleware in (broker or dramatiq.get_broker()).middleware:
         if isinstance(middleware, StatusMiddleware):
             return middleware.backend

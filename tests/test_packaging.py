@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,14 @@ import pytest
 import dramatiq_status
 
 ROOT = Path(__file__).parent.parent
+
+#: Files and folders of the repository that the source distribution contains.
+FILES = (
+    *("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.rst", "CHANGELOG.rst"),
+    *("ruff.toml", "tox.ini"),
+)
+FOLDERS = ("dramatiq_status", "tests", "benchmarks", "docs", "examples", "scripts", ".ci")
+
 METADATA = RawConfigParser()
 METADATA.read(ROOT / "setup.cfg", encoding="utf-8")
 
@@ -24,26 +33,41 @@ def run_without(modules: list[str], script: str) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, "-c", block + script], cwd=ROOT, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names of the files in the wheel."""
-    # Built from a copy: setuptools leaves its traces in the tree, and an old `build/` would end up in the wheel.
-    source = tmp_path_factory.mktemp("source")
-    for name in ("setup.cfg", "setup.py", "MANIFEST.in", "LICENSE", "README.rst", "CHANGELOG.rst"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, source)
-    for package in ("dramatiq_status", "tests"):
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation"]
-    built = subprocess.run(
-        [*pip, "--use-pep517", "--wheel-dir", "dist", "."],
-        cwd=source,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+def run(*command: object, cwd: Path) -> str:
+    """Run a command to its end, and return what it has printed."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    assert built.returncode == 0, built.stdout
-    (path,) = (source / "dist").glob("dramatiq_status-*.whl")
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source distribution."""
+    # Built from a copy: setuptools leaves its traces in the tree, and an old `build/` would end up in the wheel.
+    copy = tmp_path_factory.mktemp("source")
+    for name in FILES:
+        shutil.copy(ROOT / name, copy)
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    run("-c", build, copy / "dist", cwd=copy)
+    (path,) = (copy / "dist").glob("dramatiq_status-*.tar.gz")
+    shutil.unpack_archive(path, copy / "unpacked", filter="data")
+    (unpacked,) = (copy / "unpacked").iterdir()
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The names of the files in the wheel that is built of the source distribution."""
+    # Another copy: building leaves a folder behind that the tests of the source distribution do not expect.
+    copy = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(source, copy, dirs_exist_ok=True)
+    pip = ("-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation", "--use-pep517")
+    run(*pip, "--wheel-dir", "dist", ".", cwd=copy)
+    (path,) = (copy / "dist").glob("dramatiq_status-*.whl")
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
 
@@ -86,3 +110,31 @@ def test_wheel_has_its_data(wheel: list[str], name: str) -> None:
 
 def test_wheel_has_nothing_but_the_package(wheel: list[str]) -> None:
     assert {name.split("/")[0].split("-")[0] for name in wheel} == {"dramatiq_status"}
+
+
+def test_source_distribution_is_the_repository(source: Path) -> None:
+    expected = {ROOT / name for name in FILES}
+    for folder in FOLDERS:
+        expected |= {path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    found = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    assert {str(path.relative_to(ROOT)) for path in expected} <= found
+
+
+def test_source_distribution_collects_its_own_tests(source: Path) -> None:
+    """The tests import the benchmarks and read the examples, so that collecting fails where either is missing."""
+    collected = run("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", cwd=source)
+    assert "tests/test_benchmarks.py::" in collected
+    assert "tests/test_examples.py::" in collected
+
+
+def test_top_level_has_what_annotations_need() -> None:
+    for name in ("Batch", "BatchSnapshot", "Snapshot", "Status", "StatusBackend"):
+        assert name in dramatiq_status.__all__
+        assert isinstance(getattr(dramatiq_status, name), type)
+
+
+def test_links_of_the_readme_work_on_any_page() -> None:
+    """A package index shows the README without the files beside it."""
+    targets = re.findall(r"`[^`]*<([^`>]+)>`_", (ROOT / "README.rst").read_text(encoding="utf-8"))
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []

@@ -211,7 +211,9 @@ def test_options(broker: StubBroker, namespace: dict[str, Any]) -> None:
 
 def test_unit_tests(broker: StubBroker, namespace: dict[str, Any]) -> None:
     exec(SNIPPETS["first-actor"], namespace)
-    for name, test in (("unit-test", "test_import_rows"), ("stub-test", "test_greet")):
+    exec(SNIPPETS["parent-bar"], namespace)
+    tests = {"unit-test": "test_import_rows", "unit-test-parent": "test_import_one", "stub-test": "test_greet"}
+    for name, test in tests.items():
         exec(SNIPPETS[name], namespace)
         namespace[test]()
 
@@ -306,6 +308,7 @@ def test_no_snippet_is_left_out() -> None:
         "json",
         "retrying",
         "unit-test",
+        "unit-test-parent",
         "stub-test",
         "batch",
         "aio",

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..context import bind, current_binding, detached_binding
+from ..backend import StatusBackend, check_message_id
+from ..backends.stub import StubBackend
+from ..channel import DirectChannel
+from ..context import Binding, bind, current_binding, detached_binding
+from ..progress import Progress
+from ..record import Epoch, Kind, Update
 from ..status import Status
 
 
 @contextmanager
-def bound_status() -> Iterator[Status]:
+def bound_status(message_id: str | None = None) -> Iterator[Status]:
     """Bind detached handles for the length of a ``with`` block, so that a
     test can call an actor's function and look at what it wrote.  All handles
     that are taken inside agree.  Threads that the function starts have
@@ -24,11 +29,35 @@ def bound_status() -> Iterator[Status]:
     ...     import_rows.fn("f.csv")
     >>> status["step"]
     'indexing'
+
+    With a message id, :class:`.StatusRegistry` finds the status inside of the
+    block, without a broker, and other blocks that are open around it.  That is
+    for an actor that counts on the bar of another message.
+
+    >>> with bound_status("parent") as parent, bound_status("child"):
+    ...     import_one.fn("orders.csv", parent_id="parent")
+    >>> parent.progress
+    0.01
+
+    Parameters:
+      message_id(str): Message id of the status; by default it has none, and
+        the registry looks where it always does.
+
+    Raises:
+      ValueError: When the message id is none that a message may have.
     """
     previous = current_binding()
-    binding = detached_binding()
+    binding = detached_binding() if message_id is None else _stored_binding(message_id, previous)
     bind(binding)
     try:
         yield binding.status
     finally:
         bind(previous)
+
+
+def _stored_binding(message_id: str, previous: Binding | None) -> Binding:
+    """Create handles of a running message in memory, beside those of the blocks around it."""
+    backend: StatusBackend = StubBackend() if previous is None or previous.backend is None else previous.backend
+    channel = DirectChannel(backend, check_message_id(message_id))
+    backend.update(message_id, Update(Kind.RUN, Epoch(1, 1), run=1, place=1, start=True, create=True))
+    return Binding(Status(channel), Progress(channel), backend=backend)
