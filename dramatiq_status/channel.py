@@ -4,6 +4,7 @@ running message, any other message, or nowhere but memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import Lock
 from typing import Protocol
 
@@ -90,19 +91,30 @@ class RunChannel:
 
 
 class LaneChannel:
-    """To another message than the one that is being processed."""
+    """To another message than the one that is being processed.
 
-    def __init__(self, lane: Lane, backend: StatusBackend) -> None:
+    Parameters:
+      lane(Lane)
+      backend(StatusBackend)
+      note(Callable): Called with the lane at each write.
+    """
+
+    def __init__(self, lane: Lane, backend: StatusBackend, note: Callable[[Lane], None]) -> None:
         self.message_id = lane.message_id
         self.max_field_size = backend.max_field_size
         self.tracked_total: int | float | None = None
-        self.increment = lane.increment
         self.flush = lane.flush
         self._lane = lane
         self._backend = backend
+        self._note = note
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         self._lane.write(fields, urgent=urgent or state is not None, state=state)
+        self._note(self._lane)
+
+    def increment(self, n: int | float = 1) -> None:
+        self._lane.increment(n)
+        self._note(self._lane)
 
     def counts(self) -> Counts:
         return counts_of(self.read())

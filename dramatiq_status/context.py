@@ -23,7 +23,7 @@ from .status import Status
 if TYPE_CHECKING:
     from .backend import StatusBackend
     from .lifecycle import Frame
-    from .writer import Writer
+    from .writer import Lane, Writer
 
 T = TypeVar("T")
 
@@ -65,6 +65,13 @@ def bind(binding: Binding | None) -> None:
 def current_binding() -> Binding | None:
     """The binding of this context."""
     return _binding.get()
+
+
+def note_write(lane: Lane) -> None:
+    """Note that the running message, if there is one, writes to another one: its acknowledgement waits for that."""
+    binding = _binding.get()
+    if binding is not None and binding.frame is not None:
+        binding.frame.note(lane)
 
 
 def _leave_the_worker() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -74,8 +75,21 @@ class Frame:
     settled: bool = False
     #: What the acknowledgement waits for until the decision is stored.
     barrier: Any = field(default=None, repr=False)
+    #: Buffers of other messages that the run has written to.  The writer holds those that are not all stored; a weak
+    #: reference with a callback would swallow an interrupt that strikes in it.
+    others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
+    #: Barriers of enqueues that were not waited for.
+    enqueues: list[Any] | None = field(default=None, repr=False)
+    #: Until when the acknowledgement waits, by the monotonic clock.
+    deadline: float | None = None
     #: What the middleware hangs on it.
     context: Any = field(default=None, repr=False)
+
+    def note(self, lane: Any) -> None:
+        """Note that the run writes to another message."""
+        if self.others is None:
+            self.others = set()
+        self.others.add(weakref.ref(lane))
 
     def decide(self, *, rejected: bool) -> Decision:
         """What the end of this delivery means."""

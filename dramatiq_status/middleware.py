@@ -314,6 +314,9 @@ class StatusMiddleware(Middleware):
         if notes.barrier is not None:
             if asyncio._get_running_loop() is None:
                 self._writer.wait(notes.barrier)
+            elif binding is not None and binding.frame is not None:
+                # A coroutine does not hold up the others: its message's acknowledgement waits.
+                binding.frame.enqueues = [*(binding.frame.enqueues or ()), notes.barrier]
             notes.barrier = None
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
@@ -440,6 +443,11 @@ class StatusMiddleware(Middleware):
                 return
         lane: Lane = frame.context.lane
         if not frame.settled:
+            if frame.others is not None or frame.enqueues is not None:
+                # Before the final state: a reader of that finds what the run has written to other messages.
+                frame.deadline = frame.deadline or self._writer.deadline()
+                lanes = [found for reference in list(frame.others or ()) if (found := reference()) is not None]
+                self._writer.confirm_others(lanes, frame.enqueues or (), frame.deadline)
             decision = frame.decide(rejected=rejected)
             if decision is Decision.REQUEUED:
                 lane.close()
@@ -448,7 +456,7 @@ class StatusMiddleware(Middleware):
                 lane.finish(self._finish(frame, message, decision), frame.barrier)
             frame.settled = True
         if frame.barrier is not None:
-            self._writer.confirm(lane, frame.barrier)
+            self._writer.confirm(lane, frame.barrier, frame.deadline)
             frame.barrier = None
 
     def _finish(self, frame: Frame, message: Any, decision: Decision) -> Finish:

@@ -5,6 +5,7 @@ that also does the logging, one line when an outage begins and one when it ends.
 from __future__ import annotations
 
 import logging
+import math
 from threading import Lock
 from typing import Final
 
@@ -16,6 +17,9 @@ logger = logging.getLogger("dramatiq_status")
 #: an outage, and at most.
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
+
+#: Seconds after an outage in which other processes may still have to send what they kept.
+RECOVERY: Final = 2 * LONGEST_PAUSE
 
 
 class Outage:
@@ -36,6 +40,7 @@ class Outage:
         self.down = False
         #: When to try again, by the monotonic clock.
         self.retry_at = 0.0
+        self._ended = -math.inf
 
     def renew(self) -> None:
         """This process was forked off: who held the lock is not here to let it go."""
@@ -45,6 +50,11 @@ class Outage:
     def blocked(self) -> bool:
         """Whether it is too early to try again."""
         return self.down and time.monotonic() < self.retry_at
+
+    @property
+    def recovering(self) -> bool:
+        """Whether an outage has ended so recently that other processes may not have sent what they kept."""
+        return time.monotonic() - self._ended < RECOVERY
 
     def failed(self, error: BaseException) -> None:
         """A call failed."""
@@ -78,7 +88,7 @@ class Outage:
         with self._lock:
             began, self._began = self._began, 0.0
             failures, dropped = self._failures, self._dropped
-            self.down, self._dropped = False, 0
+            self.down, self._dropped, self._ended = False, 0, time.monotonic()
         if not began:
             # Another thread has seen it first.
             return

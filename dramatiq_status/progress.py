@@ -77,6 +77,15 @@ class Progress:
         else:
             self.progress = counts.total
 
+    def flush(self) -> bool:
+        """Wait until all that was written is stored, as :meth:`.Status.flush`.
+
+        Returns:
+          bool: False where the store is down, or took longer than the
+          backend's time-out.
+        """
+        return self._channel.flush()
+
     @property
     def fraction(self) -> float | None:
         """The count by the total, from 0.0 to 1.0; None when nothing was reported, or the total is unknown."""

@@ -20,7 +20,7 @@ from .backend import (
 )
 from .batch import Batch, Chain, chains_of
 from .channel import Channel, DirectChannel, LaneChannel
-from .context import current_binding
+from .context import current_binding, note_write
 from .fields import state_number
 from .middleware import StatusMiddleware
 from .progress import Progress
@@ -306,5 +306,8 @@ def _channel(
         # Inside a worker nobody waits for the store.
         if binding.status.message_id == message_id:
             return binding.status._channel
-        return LaneChannel(binding.writer.outside(message_id), backend)
+        lane = binding.writer.outside(message_id)
+        # Threads of the run write without its context.
+        note_write(lane)
+        return LaneChannel(lane, backend, note_write)
     return DirectChannel(backend, message_id)

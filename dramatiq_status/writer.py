@@ -70,6 +70,9 @@ DEFAULT_MAX_PENDING: Final = 10_000
 #: whatever the throttle says.
 _MERGE_EVERY: Final = 4096
 
+#: Number of lanes to other messages that are not worth a look for those that are gone.
+_FEW: Final = 256
+
 #: How many updates are sent first after an outage.
 _PROBE: Final = 16
 
@@ -354,6 +357,16 @@ class Lane:
         self.add(barrier)
         return self._writer.wait(barrier, timeout)
 
+    def unstored(self) -> Barrier | None:
+        """Add a barrier behind what was written, if it is not all stored; wait for it with :meth:`Writer.wait`."""
+        with self._lock:
+            merged = self._merged
+            if not (self._operations or merged.taken or merged.entries):
+                return None
+        barrier = Barrier()
+        self.add(barrier)
+        return barrier
+
     def inherit(self) -> None:
         """This process was forked off: write from outside of the run, which goes on in the parent.
         What the parent has not sent yet is the parent's to send.
@@ -424,8 +437,12 @@ class Lane:
                 self._due = now + self._throttle
             return updates
 
-    def settle(self, outcomes: Iterable[Outcome]) -> bool:
+    def settle(self, outcomes: Iterable[Outcome], *, keep_missing: bool = False) -> bool:
         """Take note of what became of the updates taken last.
+
+        Parameters:
+          outcomes(Iterable[Outcome]): One for each update; those of the last ones may be missing.
+          keep_missing(bool): Whether to send updates from outside again where there is no record yet.
 
         Returns:
           bool: Whether some have to be sent again.
@@ -438,7 +455,7 @@ class Lane:
                 update = entry.sealed
                 assert update is not None
                 sent += 1
-                if outcome is Outcome.UNREACHED:
+                if outcome is Outcome.UNREACHED or (outcome is Outcome.MISSING and keep_missing):
                     left.append(entry)
                     continue
                 if outcome is Outcome.MISSING and update.kind is Kind.RUN and not update.create:
@@ -696,7 +713,10 @@ class Writer:
         self._wake_at = 0.0
         #: The lanes of the messages that run in this process, for heartbeats; each leaves when it is closed.
         self.running: dict[Lane, None] = {}
-        self._outside: weakref.WeakValueDictionary[str, Lane] = weakref.WeakValueDictionary()
+        # Lanes to messages that this process does not run, by id, and the number of them from which on to look
+        # which of them are gone.
+        self._outside: dict[str, weakref.ref[Lane]] = {}
+        self._sweep_at = _FEW
         # Lanes with something to send, in order; lanes to look at later, and when.
         self._ready: dict[Lane, None] = {}
         self._later: dict[Lane, float] = {}
@@ -731,10 +751,27 @@ class Writer:
         """Open a lane to a message that this process does not run, or
         whose run does not matter; shared by all who do.
         """
-        lane = self._outside.get(message_id)
+        reference = self._outside.get(message_id)
+        lane = None if reference is None else reference()
         if lane is None:
-            lane = self._outside[message_id] = Lane(self, message_id)
+            lane = Lane(self, message_id)
+            self._outside[message_id] = weakref.ref(lane)
+            if len(self._outside) > self._sweep_at:
+                self._sweep()
         return lane
+
+    def _sweep(self) -> None:
+        """Forget the lanes that are gone.  References with callbacks would do so, and swallow an interrupt that
+        strikes in one.
+        """
+        for message_id, reference in list(self._outside.items()):
+            if reference() is None:
+                self._outside.pop(message_id, None)
+        self._sweep_at = 2 * len(self._outside) + _FEW
+
+    def lanes_outside(self) -> list[Lane]:
+        """List the lanes that :meth:`outside` has opened, and that are still there."""
+        return [lane for reference in list(self._outside.values()) if (lane := reference()) is not None]
 
     def enqueue(self, message_id: str, operation: Enqueue) -> Barrier:
         """Write that a message enters its queue; wait for the barrier."""
@@ -752,10 +789,26 @@ class Writer:
             return False
         return barrier.wait(self.backend.timeout / 1000 if timeout is None else timeout)
 
-    def confirm(self, lane: Lane, barrier: Barrier) -> bool:
+    def deadline(self) -> float:
+        """The latest moment, by the monotonic clock, that an acknowledgement which begins now waits for."""
+        return time.monotonic() + self.backend.timeout / 1000
+
+    def confirm_others(self, lanes: Iterable[Lane], barriers: Iterable[Barrier], deadline: float) -> None:
+        """Wait until all that was written to these lanes is stored, and until these barriers are released: not
+        at all while the store is down, and no longer than until the deadline.
+
+        The background thread sends it: an interrupt that strikes an acknowledging thread while it sends
+        an increment would make that count twice.
+        """
+        for barrier in [*barriers, *filter(None, [lane.unstored() for lane in lanes])]:
+            if self.outage.down:
+                return
+            barrier.wait(max(0.0, deadline - time.monotonic()))
+
+    def confirm(self, lane: Lane, barrier: Barrier, deadline: float | None = None) -> bool:
         """Wait until what :meth:`Lane.finish` has added is stored, and meanwhile
         send it where nobody else sends: not at all while the store is down,
-        and no longer than one call to the backend may take.
+        and no longer than until the deadline, by default that of now.
 
         Returns:
           bool: Whether it is stored.
@@ -768,7 +821,7 @@ class Writer:
             # Should this thread not get it stored.
             self._ensure_thread()
         try:
-            self._lead_or_wait(barrier, time.monotonic() + self.backend.timeout / 1000)
+            self._lead_or_wait(barrier, self.deadline() if deadline is None else deadline)
         finally:
             if barrier.stored is None or self._heir is barrier or self._is_left_alone():
                 # It was interrupted, or is out of time: whatever it was woken for, the writer's thread does.
@@ -1028,15 +1081,24 @@ class Writer:
             # Nobody has heard of running messages meanwhile.
             self._beat_at = now
             self.outage.succeeded()
+        self._settle_all(taken, outcomes)
+        return True
+
+    def _settle_all(self, taken: list[tuple[Lane, list[Update]]], outcomes: list[Outcome]) -> None:
+        makers = self._makers() if Outcome.MISSING in outcomes else {}
         first = 0
         for lane, found in taken:
             last = first + len(found)
-            self._settle(lane, outcomes[first:last])
+            self._settle(lane, outcomes[first:last], makers)
             first = last
-        return True
+
+    def _makers(self) -> dict[str, Lane]:
+        """Find the lanes of runs and enqueues, by message id: they make the record where there is none."""
+        return {lane.message_id: lane for lane in (*self._later, *self._ready) if lane.repeatable}
 
     def _send_singly(self, taken: list[tuple[Lane, list[Update]]]) -> bool:
         """One of many updates cannot be stored: find out which, and drop it."""
+        makers = self._makers()
         for lane, updates in taken:
             outcomes = []
             for update in updates:
@@ -1050,15 +1112,36 @@ class Writer:
                 except Exception as e:
                     logger.error("An update of message %s cannot be stored and is dropped: %s", lane.message_id, e)
                     outcomes.append(Outcome.REFUSED)
-            self._settle(lane, outcomes)
+            self._settle(lane, outcomes, makers)
         return True
 
-    def _settle(self, lane: Lane, outcomes: list[Outcome]) -> None:
+    def _settle(self, lane: Lane, outcomes: list[Outcome], makers: dict[str, Lane]) -> None:
+        """Note the outcomes of a lane's updates."""
+        if Outcome.MISSING in outcomes and not lane.repeatable:
+            self._settle_missing(lane, outcomes, makers.get(lane.message_id))
+            return
         again = lane.settle(outcomes)
         if Outcome.UNREACHED in outcomes:
             self._postpone(lane)
         elif not again:
             del self._ready[lane]
+
+    def _settle_missing(self, lane: Lane, outcomes: list[Outcome], maker: Lane | None) -> None:
+        """A message that is written to from outside has no record.  It may come: from a lane of this process,
+        or, after an outage, from another process that has kept it.
+        """
+        late = maker is None and self.outage.recovering
+        again = lane.settle(outcomes, keep_missing=late or maker is not None)
+        if late or Outcome.UNREACHED in outcomes:
+            self._postpone(lane)
+            return
+        del self._ready[lane]
+        if maker is not None and self._later.pop(maker, None) is not None:
+            # Only its throttle holds it back.
+            self._ready[maker] = None
+        if again:
+            # Behind its maker.
+            self._ready[lane] = None
 
     def _postpone(self, lane: Lane) -> None:
         """One server of many does not answer: try its messages later, and let nobody wait for them."""
@@ -1135,7 +1218,7 @@ EXIT_TIMEOUT: Final = 5.0
 
 def _begin_all() -> None:
     for writer in list(_writers):
-        inherited = [*writer.running, *writer._outside.values()]
+        inherited = [*writer.running, *writer.lanes_outside()]
         # What the parent has not sent yet is the parent's to send.
         writer._begin()
         writer.outage.renew()

@@ -228,6 +228,15 @@ class Progress:
         else:
             await self.set(progress=counts.total)
 
+    async def flush(self) -> bool:
+        """Wait until all that was written is stored, as :meth:`Status.flush`.
+
+        Returns:
+          bool: False where the store is down, or took longer than the
+          backend's time-out.
+        """
+        return await self._channel.flush()
+
     async def to_dict(self) -> dict[str, Any]:
         """The count, the total, the fraction and the rate."""
         return dict_of(await self._channel.counts())

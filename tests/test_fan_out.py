@@ -1,0 +1,374 @@
+"""Children that count on their parent's bar: what they have written is stored before they are acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.middleware import Middleware
+
+from dramatiq_status import Progress, StatusRegistry, aio, current_progress, current_status
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
+from dramatiq_status.outage import Outage
+from dramatiq_status.record import PROGRESS, STATE, Epoch, Kind, Outcome, Update
+from dramatiq_status.writer import Writer
+
+from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
+from .servers import MemcachedServer, RedisServer, Server
+
+CHILDREN = 400
+
+STORES = ["redis", "cluster", "memcached", "fleet", "sqlite"]
+
+
+@pytest.fixture(params=STORES)
+def backend(request: pytest.FixtureRequest, tmp_path: Path, start_server: Any) -> Iterator[StatusBackend]:
+    backend: StatusBackend
+    if request.param == "redis":
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    elif request.param == "cluster":
+        cluster = request.getfixturevalue("redis_cluster")
+        cluster.reset()
+        backend = RedisBackend(cluster_nodes=cluster.addresses, timeout=20_000)
+    elif request.param == "memcached":
+        address = request.getfixturevalue("memcached_url").removeprefix("memcached://")
+        backend = MemcachedBackend(servers=address, timeout=20_000)
+    elif request.param == "fleet":
+        servers = [start_server(MemcachedServer()).address for _ in range(3)]
+        backend = MemcachedBackend(servers=servers, timeout=20_000)
+    else:
+        backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+    yield backend
+    backend.close()
+
+
+def test_no_child_is_completed_before_its_increment_is_there(backend: StatusBackend) -> None:
+    # Given a parent, and children that count on its bar
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def child() -> None:
+        StatusRegistry.progress("parent", backend=backend).increment()
+
+    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    messages = [child.send() for _ in range(CHILDREN)]
+    early: list[tuple[int, int]] = []
+    completed = 0
+    with working(broker, threads=8):
+        # When somebody looks at the children, and then at the parent, until all are completed
+        while completed < CHILDREN:
+            completed = sum(found is not None and found.completed for found in backend.snapshots(ids_of(messages)))
+            counted = StatusRegistry.get("parent", backend=backend).read()
+            assert counted is not None
+            if counted.get("progress", 0) < completed:
+                early.append((counted.get("progress", 0), completed))
+    # Then each completed child has been counted
+    assert early == []
+    assert counted["progress"] == CHILDREN
+
+
+def ids_of(messages: list[Any]) -> list[str]:
+    return [message.message_id for message in messages]
+
+
+def test_children_that_are_killed_behind_their_ack_have_counted(redis_url: str, redis_broker_url: str) -> None:
+    # Given twenty workers whose writer's thread is late, each of which is killed as soon as it has acknowledged a child
+    script = f"""
+import os, signal, time, dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware
+from dramatiq_status import StatusMiddleware, StatusRegistry
+from dramatiq_status.backends import RedisBackend
+from dramatiq_status.writer import Writer
+rest = Writer._rest
+Writer._rest = lambda self: (rest(self), time.sleep(0.05))
+class Killer(Middleware):
+    def after_ack(self, broker, message):
+        os.kill(os.getpid(), signal.SIGKILL)
+def setup():
+    broker = RedisBroker(url={redis_broker_url!r}, middleware=[Killer()])
+    broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={redis_url!r}, timeout=20_000)))
+    @dramatiq.actor(broker=broker)
+    def child():
+        StatusRegistry.progress("parent", broker=broker).increment()
+    return broker, child
+for _ in range(20):
+    pid = os.fork()
+    if pid == 0:
+        broker, child = setup()
+        child.send()
+        dramatiq.Worker(broker, worker_timeout=10, worker_threads=1).start()
+        signal.pause()
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+"""
+    backend = RedisBackend(url=redis_url, timeout=20_000)
+    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    # When they have run
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    # Then the parent has all of them
+    assert StatusRegistry.get("parent", backend=backend)["progress"] == 20
+    backend.close()
+
+
+def a_redis(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(RedisServer())
+    return server, RedisBackend(url=server.url, timeout=500)
+
+
+def a_memcached(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(MemcachedServer())
+    return server, MemcachedBackend(servers=server.address, timeout=500)
+
+
+@pytest.mark.parametrize("throttle", [0, 3_600_000])
+@pytest.mark.parametrize("store", [a_redis, a_memcached])
+def test_children_of_a_parent_that_was_not_stored_count(start_server: Any, store: Any, throttle: int) -> None:
+    # Given a store that is down, and a parent whose `queued` could not be stored
+    server, backend = store(start_server)
+    server.stop()
+    broker = make_broker(backend, status_throttle=throttle)
+    counted, back = threading.Semaphore(0), threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def parent() -> None:
+        # It has begun before its children write, and goes on behind them
+        current_status()["children"] = 4
+        for _ in range(4):
+            child.send(current_status().message_id)
+        assert back.wait(PATIENCE)
+        current_progress().increment(1)
+
+    @dramatiq.actor(broker=broker)
+    def child(parent_id: str) -> None:
+        StatusRegistry.progress(parent_id, backend=backend).increment()
+        counted.release()
+
+    with working(broker, threads=4) as worker:
+        message = parent.send()
+        for _ in range(4):
+            assert counted.acquire(timeout=PATIENCE)
+        # When the store is back
+        server.start()
+        back.set()
+        join(broker, worker)
+    # Then all that was counted is there
+    snapshot = StatusRegistry.wait(message, backend=backend)
+    assert (snapshot.state, snapshot["progress"], snapshot["children"]) == ("completed", 5, 4)
+    backend.close()
+
+
+def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a store that was down, and a process that has counted meanwhile on a message that another one has kept
+    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.01)
+    backend = RecordingBackend()
+    broken = Broken(backend)
+    writer = Writer(backend, Outage("RecordingBackend"))
+    lane = writer.outside("parent")
+    lane.increment(3)
+    eventually(lambda: broken.failures)
+    # When the store is back, and the other process comes later
+    broken.down = False
+    backend.wait_for(lambda: backend.updates("parent", Kind.OUTSIDE))
+    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    # Then it counts, once
+    backend.wait_for(lambda: backend.field("parent", PROGRESS))
+    assert writer.drain(PATIENCE)
+    assert backend.field("parent", PROGRESS) == "3"
+
+
+class Acks(Middleware):
+    """Looks at something as messages are about to be acknowledged, behind our middleware."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        self.seen: list[Any] = []
+        self._look = look
+
+    def before_ack(self, broker: dramatiq.Broker, message: Any) -> None:
+        self.seen.append(self._look())
+
+
+kept: list[Progress] = []
+
+
+def in_its_thread(backend: StatusBackend) -> None:
+    StatusRegistry.progress("other", backend=backend).increment()
+
+
+def in_a_thread_of_its_own(backend: StatusBackend) -> None:
+    progress = StatusRegistry.progress("other", backend=backend)
+    thread = threading.Thread(target=progress.increment)
+    thread.start()
+    thread.join()
+
+
+def by_a_handle_of_another_run(backend: StatusBackend) -> None:
+    kept.pop().increment()
+
+
+async def in_a_coroutine(backend: StatusBackend) -> None:
+    await aio.StatusRegistry.progress("other", backend=backend).increment()
+
+
+@pytest.fixture
+def late_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Has writers' threads wait for this event, or for somebody who waits for them."""
+    event = threading.Event()
+    rest, confirm_others = Writer._rest, Writer.confirm_others
+
+    def late(self: Writer) -> None:
+        rest(self)
+        assert event.wait(PATIENCE)
+
+    def confirm(self: Writer, *args: Any) -> None:
+        event.set()
+        confirm_others(self, *args)
+
+    monkeypatch.setattr(Writer, "_rest", late)
+    monkeypatch.setattr(Writer, "confirm_others", confirm)
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("write", [in_its_thread, in_a_thread_of_its_own, by_a_handle_of_another_run, in_a_coroutine])
+def test_a_job_is_acknowledged_when_another_message_has_what_it_wrote(
+    late_thread: threading.Event, write: Callable[[StatusBackend], Any]
+) -> None:
+    # Given a writer whose thread is late, and a job that counts on another message
+    backend = RecordingBackend(timeout=20_000)
+    broker = make_broker(backend, asyncio=True)
+    backend.update("other", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    acks = Acks(lambda: backend.field("other", PROGRESS))
+    broker.add_middleware(acks)
+
+    @dramatiq.actor(broker=broker)
+    def before() -> None:
+        kept.append(StatusRegistry.progress("other", backend=backend))
+
+    def job() -> Any:
+        return write(backend)
+
+    async def async_job() -> None:
+        await write(backend)
+
+    actor = dramatiq.actor(async_job if write is in_a_coroutine else job, broker=broker, actor_name="job")
+    with working(broker) as worker:
+        before.send()
+        join(broker, worker)
+        late_thread.clear()
+        # When it has run
+        actor.send()
+        join(broker, worker)
+        late_thread.set()
+    # Then it was acknowledged when that was stored
+    assert acks.seen == [None, "1"]
+    kept.clear()
+
+
+def test_a_coroutine_is_acknowledged_when_what_it_has_sent_is_queued() -> None:
+    # Given a store that is slow to take a message that a coroutine sends
+    backend = RecordingBackend(timeout=20_000)
+    broker = make_broker(backend, asyncio=True)
+    sent: list[str] = []
+    acks = Acks(lambda: [backend.field(message_id, STATE) for message_id in sent])
+    broker.add_middleware(acks)
+
+    @dramatiq.actor(broker=broker, queue_name="later")
+    def later() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    async def sender() -> None:
+        message = later.message()
+        sent.append(message.message_id)
+        broker.enqueue(message)
+
+    gate = Gate(backend, holds=lambda updates: any(message_id in sent for message_id, _ in updates))
+    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=10, worker_threads=1)
+    sender.send()
+    worker.start()
+    # When that takes its time
+    assert gate.reached.wait(PATIENCE)
+    gate.open()
+    broker.join("default", timeout=20_000)
+    worker.stop()
+    # Then it was acknowledged when that was stored
+    assert acks.seen == [["0"]]
+
+
+def test_an_acknowledgement_waits_for_its_own_alone() -> None:
+    # Given a message whose server does not answer, and two jobs, of which one writes to it
+    backend = Lame("lame")
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work(other_id: str) -> None:
+        StatusRegistry.progress(other_id, backend=backend).increment()
+
+    for name in ("lame", "sound"):
+        StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, Epoch(1, 1)))])
+    messages = [work.send(name) for name in ("lame", "sound")]
+    with working(broker) as worker:
+        # When they run
+        join(broker, worker)
+        # Then both are completed, and the other message has been counted on
+        assert [StatusRegistry.get(message, backend=backend).state for message in messages] == ["completed"] * 2
+        assert backend.read("sound")[PROGRESS] == "1"  # type: ignore[index]
+        backend.lame = ""
+    # And the one is not forgotten
+    assert backend.read("lame")[PROGRESS] == "1"  # type: ignore[index]
+
+
+class Lame(StubBackend):
+    """Answers that the server of one message does not answer."""
+
+    def __init__(self, lame: str) -> None:
+        super().__init__(timeout=20_000)
+        self.lame = lame
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        return [
+            Outcome.UNREACHED if message_id == self.lame else super(Lame, self).update_many([(message_id, update)])[0]
+            for message_id, update in updates
+        ]
+
+
+def test_a_progress_is_flushed() -> None:
+    # Given a store that is slow to take increments, and a job that waits until its own is stored
+    backend = RecordingBackend(timeout=20_000)
+    broker = make_broker(backend, status_throttle=3_600_000)
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_progress().increment(1)
+        current_progress().flush()
+        current_progress().increment(2)
+        seen.extend([current_progress().flush(), backend.field(current_status().message_id, PROGRESS)])
+
+    # When it runs
+    work.send()
+    run(broker)
+    # Then it is, throttled or not
+    assert seen == [True, "3"]
+    # And handles outside have nothing to wait for
+    assert current_progress().flush() and StatusRegistry.progress("other", backend=backend).flush()
+    assert asyncio.run(aio.StatusRegistry.progress("other", backend=backend).flush())
+
+
+def test_many_other_messages_are_not_kept_in_memory() -> None:
+    # Given a writer
+    writer = Writer(StubBackend(), Outage("StubBackend"))
+    # When thousands of other messages are written to
+    for n in range(5000):
+        writer.outside(str(n))
+    lane = writer.outside("last")
+    # Then only those that are used are there
+    assert writer.outside("last") is lane and len(writer._outside) < 1000
