@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import iscoroutinefunction
 from ssl import SSLEOFError, SSLZeroReturnError
 from typing import Any, Final
 
@@ -76,6 +77,28 @@ def driver_of(found: type) -> Driver:
         if package in PACKAGES:
             return driver(package)
     raise TypeError(f"client must be one of redis-py's or valkey-py's, not one made with {found.__qualname__}.")
+
+
+def check_client(client: Any) -> None:
+    """Check a client that a user passes: the backend talks to the server as it does.
+
+    Raises:
+      TypeError: When it is none, or one that the backend cannot do as.
+    """
+    name = client.__class__.__qualname__
+    if iscoroutinefunction(getattr(client, "execute_command", None)):
+        raise TypeError(
+            f"client must not be asynchronous, as {client.__class__.__module__}'s {name} is: threads call the backend, "
+            f"too. Pass the synchronous client, or a URL; dramatiq_status.aio connects asynchronously all the same."
+        )
+    if not hasattr(client, "connection_pool") and not hasattr(client, "nodes_manager"):
+        raise TypeError(f"client must be a Redis or RedisCluster of redis-py's, or a Valkey one, not a {name}.")
+    kind = getattr(getattr(client, "connection_pool", None), "connection_class", None)
+    if any(base.__module__.partition(".")[0] == "fakeredis" for base in getattr(kind, "__mro__", ())):
+        raise TypeError(
+            f"client must not be fakeredis's {name}, which has no sockets: start its TcpFakeServer and pass the "
+            f"address, or keep the statuses of a test in a StubBackend."
+        )
 
 
 def errors() -> tuple[type[Exception], ...]:

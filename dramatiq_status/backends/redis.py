@@ -9,7 +9,7 @@ from .. import _time as time
 from ..backend import Query, StatusBackend, check_number, escape_namespace
 from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, from_pairs, number_text
 from ..snapshot import Snapshot, take_texts
-from ._driver import any_driver
+from ._driver import any_driver, check_client
 from ._push import RedisSubscription
 from ._query import wanted_by
 from ._redis import Connections, Link, SentinelConnections
@@ -114,7 +114,7 @@ class RedisBackend(StatusBackend):
       **parameters: Connection parameters for :class:`redis.Redis`.
 
     Raises:
-      TypeError: When a parameter is unknown to the driver.
+      TypeError: When a parameter is unknown to the driver, or `client` is none of a synchronous driver's.
       ValueError: When one is wrong, or a part of the URL.
 
     .. _Redis: https://redis.io
@@ -137,7 +137,7 @@ class RedisBackend(StatusBackend):
         super().__init__(namespace=namespace, **own)
         seconds = self.timeout / 1000
         if client is not None:
-            pass
+            check_client(client)
         elif sentinels is not None:
             client = _master_client(sentinels, service_name, sentinel_kwargs, parameters, seconds)
         elif cluster_nodes is not None:

@@ -11,9 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
+from uuid import uuid4
 
+import fakeredis
 import pytest
 import redis
+import redis.asyncio
+import valkey.asyncio
 
 from dramatiq_status.backend import MAX_DURATION, StatusBackend
 from dramatiq_status.backends._redis import ServerError
@@ -346,3 +350,47 @@ assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     # Then that works by redis-py's own parser, whatever version of the protocol it prefers
     assert ran.returncode == 0, ran.stderr
+
+
+# Clients that are none
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: redis.asyncio.Redis(port=1), "must not be asynchronous, as redis.asyncio.client's Redis is"),
+        (lambda: redis.asyncio.RedisCluster("127.0.0.1", 1), "must not be asynchronous, as redis.asyncio.cluster's"),
+        (lambda: valkey.asyncio.Valkey(port=1), "must not be asynchronous, as valkey.asyncio.client's Valkey is"),
+        (lambda: fakeredis.FakeAsyncRedis(), "must not be asynchronous"),
+        (lambda: fakeredis.FakeRedis(), "must not be fakeredis's FakeRedis, .*TcpFakeServer .* StubBackend"),
+        (lambda: redis.Sentinel([("127.0.0.1", 1)]), "of redis-py's, or a Valkey one, not a Sentinel"),
+        (lambda: "redis://127.0.0.1", "of redis-py's, or a Valkey one, not a str"),
+        (lambda: redis.Redis, "of redis-py's, or a Valkey one, not a "),
+    ],
+)
+def test_other_clients_are_refused(make: Callable[[], Any], message: str) -> None:
+    # Given a client that the backend cannot do as
+    client = make()
+    # When it is passed
+    # Then the constructor says what is wrong with it, and what to pass
+    with pytest.raises(TypeError, match=f"^client .*{message}"):
+        RedisBackend(client=client)
+
+
+def test_a_fake_server() -> None:
+    # Given a server of fakeredis
+    message_id = uuid4().hex
+    server = fakeredis.TcpFakeServer(("127.0.0.1", 0), server_type="redis")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        # When its address is passed
+        with closing(RedisBackend(url=f"redis://127.0.0.1:{server.server_address[1]}", timeout=PATIENT)) as backend:
+            outcomes = backend.update_many([(message_id, enqueue()), (message_id, start(1)), (message_id, write(1, 2))])
+            # Then statuses are kept there
+            record = backend.read(message_id)
+        assert outcomes == [Outcome.APPLIED] * 3 and record is not None
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
