@@ -20,6 +20,7 @@ from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware
 
 from .backend import StatusBackend, check_duration, check_message_id, check_number, now_ms
+from .backends import backend_from_url
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, hiding, uncover
 from .errors import BackendError, StatusOptionError, StatusSetupError
@@ -173,7 +174,9 @@ class StatusMiddleware(Middleware):
     >>> broker.add_middleware(StatusMiddleware(backend=RedisBackend(url="redis://127.0.0.1:6379/1")))
 
     Parameters:
-      backend(StatusBackend): Where statuses are kept.
+      backend(StatusBackend): Where statuses are kept.  By default the store whose
+        URL the environment variable ``DRAMATIQ_STATUS_URL`` contains, so that a settings
+        file can name this class by its dotted path alone.
       status_ttl(int): How long a status lives after its message
         finished, in milliseconds.  By default 1 hour.
       live_ttl(int): How long a status lives while its message waits or
@@ -198,7 +201,7 @@ class StatusMiddleware(Middleware):
     def __init__(
         self,
         *,
-        backend: StatusBackend,
+        backend: StatusBackend | None = None,
         status_ttl: int | timedelta = DEFAULT_STATUS_TTL,
         live_ttl: int | timedelta = DEFAULT_LIVE_TTL,
         status_throttle: int | timedelta = 0,
@@ -207,11 +210,13 @@ class StatusMiddleware(Middleware):
         heartbeat_interval: int | timedelta = DEFAULT_HEARTBEAT_INTERVAL,
         max_pending: int = DEFAULT_MAX_PENDING,
     ) -> None:
+        if backend is None:
+            backend = backend_from_url()
         if not isinstance(backend, StatusBackend):
             raise TypeError(f"backend must be a StatusBackend, not {type(backend).__name__}.")
-        self.backend = backend
-        self.live_ttl = check_duration("live_ttl", live_ttl, minimum=1)
-        self.heartbeat_interval = check_duration("heartbeat_interval", heartbeat_interval, minimum=1)
+        self.backend: StatusBackend = backend
+        self.live_ttl: int = check_duration("live_ttl", live_ttl, minimum=1)
+        self.heartbeat_interval: int = check_duration("heartbeat_interval", heartbeat_interval, minimum=1)
         self._defaults = Settings(
             bool(track_status),
             check_duration("status_ttl", status_ttl, minimum=1),

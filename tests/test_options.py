@@ -188,7 +188,6 @@ def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
         ("heartbeat_interval", MAX_DURATION + 1, ValueError),
         ("includes", {"x"}, ValueError),
         ("includes", "result", TypeError),
-        ("backend", None, TypeError),
         ("max_pending", "x", TypeError),
         ("max_pending", 0, ValueError),
         ("max_pending", -1, ValueError),

@@ -67,7 +67,9 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
         url = os.environ.get(VARIABLE)
         where = f"The URL in {VARIABLE}"
         if not url:
-            raise ValueError(f"There is no URL of a status store: pass one, or set {VARIABLE}.")
+            raise ValueError(
+                f"No status store is named: pass a backend or its URL, or set the environment variable {VARIABLE}."
+            )
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}.")
     try:

@@ -220,7 +220,7 @@ def test_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         backend_from_url()
     # And where there is none, that is said
     monkeypatch.delenv("DRAMATIQ_STATUS_URL")
-    with pytest.raises(ValueError, match="set DRAMATIQ_STATUS_URL"):
+    with pytest.raises(ValueError, match="environment variable DRAMATIQ_STATUS_URL"):
         backend_from_url()
 
 
