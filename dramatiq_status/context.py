@@ -12,11 +12,10 @@ import os
 import weakref
 from collections.abc import AsyncIterable, Iterable
 from contextvars import ContextVar
-from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from .channel import Channel, DetachedChannel
-from .fields import MAX_COUNT, check_count, check_total, encode_fields
+from .fields import check_count, check_total, encode_fields
 from .progress import Progress, Track
 from .status import Status
 
@@ -162,13 +161,14 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     Parameters:
       iterable(Iterable[T] | AsyncIterable[T])
       total(int | float): By default ``len(iterable)``, or its length
-        hint.  Where it has none, a total that was set before stays until the end; without one it is unknown until then.
+        hint, when the loop begins.  Where it has none, a total that was set before
+        stays until the end; without one it is unknown until then.
       **fields: Fields to set as it begins, in the same update.  With
         ``progress`` it counts from there, for a job that takes up its work
         where it was left off.
 
     Returns:
-      Track[T]: The items.
+      Track[T]: The items; it has the length of `iterable`.
 
     Raises:
       TypeError: When it cannot be iterated over, a total is no number, or a
@@ -178,7 +178,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     """
     if not any(hasattr(iterable, name) for name in ("__iter__", "__aiter__", "__getitem__")):
         raise TypeError(f"Cannot track a {type(iterable).__name__}: it is not iterable.")
-    total = _length_of(iterable) if total is None else check_total(total)
+    total = None if total is None else check_total(total)
     channel = current_status()._channel
     done = check_count("progress", fields.pop("progress", 0))
     if done < 0:
@@ -187,12 +187,3 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     if state is not None:
         raise ValueError("Field 'status' cannot be set by track(): write current_status().update(status=...).")
     return Track(channel, iterable, total, done, encoded)
-
-
-def _length_of(iterable: object) -> int | None:
-    try:
-        length = length_hint(iterable, -1)
-    except OverflowError:
-        return None
-    # What is longer than can be counted is not meant to be iterated over to its end.
-    return length if 0 <= length <= MAX_COUNT else None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextvars import ContextVar
+from operator import length_hint
 from threading import get_ident
 from typing import Any, Final, Generic, TypeVar
 
 from .channel import Channel
-from .fields import check_count, encode_count, encode_total
+from .fields import MAX_COUNT, check_count, encode_count, encode_total
 from .record import PROGRESS, TOTAL, Counts, Record
 from .snapshot import fraction_of
 
@@ -241,8 +242,27 @@ class Track(Generic[T]):
             raise TypeError(f"{type(self._iterable).__name__} is no async iterable: write 'for ... in track(...)'.")
         return _AsyncItems(self, self._iterable)
 
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        # What has no length is not empty for that.
+        return True
+
     def _begin(self) -> Leg:
-        return Leg(self._channel, self._total, self._done, self._fields)
+        total = _length_of(self._iterable) if self._total is None else self._total
+        return Leg(self._channel, total, self._done, self._fields)
+
+
+def _length_of(iterable: object) -> int | None:
+    """Find how many items an iterable has at present; None where that is unknown."""
+    try:
+        length = length_hint(iterable, -1)
+    except Exception:
+        # The loop finds out what is wrong, if it matters to it.
+        return None
+    # What is longer than can be counted is not meant to be iterated over to its end.
+    return length if 0 <= length <= MAX_COUNT else None
 
 
 class _AsyncItems(AsyncIterator[T]):

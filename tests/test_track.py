@@ -286,6 +286,43 @@ def test_an_unknown_total_in_every_store(every_backend: StatusBackend) -> None:
     asyncio.run(set_in_a_loop())
 
 
+def test_a_length_that_is_known_late(bar: Bar) -> None:
+    # Given a list that is filled behind the call
+    rows: list[int] = []
+    tracked = track(rows)
+    assert len(tracked) == 0 and tracked
+    rows += [1, 2]
+    # When the loop begins
+    # Then its length is what there is then
+    assert len(tracked) == 2 and rest_of(tracked) == (1, 2, 0.5)
+    rows += [3, 4]
+    assert rest_of(tracked) == (3, 4, 0.75)
+
+
+class Unsure(list[int]):
+    def __len__(self) -> int:
+        raise NotImplementedError("nobody has counted them")
+
+
+def test_a_length_that_is_an_error(bar: Bar) -> None:
+    # Given something that raises where it is asked for its length
+    # When it is iterated over
+    # Then it has none
+    assert rest_of(track(Unsure([7, 8, 9]))) == (2, None, None)
+
+
+def test_the_length_of_what_is_tracked(bar: Bar) -> None:
+    # Given things with a length and without
+    # When they are tracked
+    # Then they have the same
+    assert (len(track([1, 2, 3])), len(track(range(5), total=9)), len(track(track("abc")))) == (3, 5, 3)
+    assert list(track(generator(3))) == [0, 1, 2]
+    with pytest.raises(TypeError, match="generator"):
+        len(track(generator(3)))
+    with pytest.raises(TypeError, match="async_generator"):
+        len(track(agenerator(3), total=3))
+
+
 def test_fields_come_with_the_total() -> None:
     backend = RecordingBackend()
     broker = make_broker(backend)
