@@ -13,6 +13,14 @@ TIME_CONSTANT: Final = 15.0
 SHORTEST: Final = 0.25
 
 
+#: Seconds of measurement after which a rate is trusted however far it is extrapolated, if it was measured
+#: more than once: the first time includes what a job does before it gets going.
+TRUSTED_AFTER: Final = TIME_CONSTANT / 2
+
+#: Largest extrapolation of a rate that is not trusted yet, in multiples of the time that it was measured for.
+FARTHEST: Final = 20
+
+
 class RateMeter:
     """Measures units a second, smoothed exponentially by time.
 
@@ -22,7 +30,7 @@ class RateMeter:
     progress the rate has halved, and it comes back as it went.
     """
 
-    __slots__ = ("_at", "_count", "_gap", "_sum", "_weight")
+    __slots__ = ("_at", "_begun_at", "_count", "_gap", "_once", "_sum", "_weight")
 
     def __init__(self) -> None:
         self.begin(0, None)
@@ -38,6 +46,8 @@ class RateMeter:
         """
         self._count = count
         self._at: float | None = at
+        self._begun_at = at or 0.0
+        self._once = True
         self._gap = 0.0
         self._sum = 0.0
         self._weight = 0.0
@@ -52,6 +62,7 @@ class RateMeter:
         passed = at - self._at
         if passed < SHORTEST:
             return
+        self._once = not self._weight
         share = 1.0 - math.exp(-passed / TIME_CONSTANT)
         self._sum += share * ((count - self._count) / passed - self._sum)
         self._weight += share * (1.0 - self._weight)
@@ -73,11 +84,15 @@ class RateMeter:
     def text_at(self, at: float) -> str | None:
         """The rate as it is stored: a number, to four digits, or a pair
         of it and the patience where the progress moves so seldom that
-        this is more than usual.  None while unknown.
+        this is more than usual.  While it is not trusted yet, the seconds that it was
+        measured for come third.  None while unknown.
         """
         rate = self.rate_at(at)
-        if rate is None:
+        if rate is None or self._at is None:
             return None
+        measured = self._at - self._begun_at
+        if self._once or measured < TRUSTED_AFTER:
+            return f"[{rate:.4g},{self.patience:.4g},{measured:.4g}]"
         return f"{rate:.4g}" if self._gap <= TIME_CONSTANT else f"[{rate:.4g},{self._gap:.1f}]"
 
 

@@ -11,7 +11,7 @@ from sys import float_info
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
-from .rate import TIME_CONSTANT, slowed
+from .rate import FARTHEST, TIME_CONSTANT, slowed
 from .record import (
     ACTOR_NAME,
     ARGS,
@@ -225,7 +225,7 @@ class Snapshot:
         is not in it.  Without progress it falls (:func:`dramatiq_status.rate.slowed`).
         """
         found = self._values.get(RATE)
-        rate, patience = found if isinstance(found, list) and len(found) == 2 else (found, TIME_CONSTANT)
+        rate, patience, *_ = found if isinstance(found, list) and 2 <= len(found) <= 3 else (found, TIME_CONSTANT)
         if not is_number(rate) or not is_number(patience):
             return None
         # Since the run has last written; what others write brings no progress of its own.
@@ -238,13 +238,23 @@ class Snapshot:
     def time_remaining(self) -> timedelta | None:
         """How long the message will still run at its present rate; None
         while unknown, while nothing moves, and where it does not run.
+
+        In the first seconds of a leg it is None where it would be more than 20 times as long as the
+        rate was measured for: a slow start says little of the rest.
         """
         rate, done = self.rate, self._number(PROGRESS)
         total = self._number(TOTAL) if TOTAL in self._values else DEFAULT_TOTAL
         if not self.working or self.stalled or not rate or rate < 0 or done is None or total is None:
             return None
         seconds = max(0.0, (total - done) / rate)
-        return timedelta(seconds=seconds) if seconds < LONGEST_REMAINING else None
+        return timedelta(seconds=seconds) if seconds < self._longest_remaining() else None
+
+    def _longest_remaining(self) -> float:
+        """How many seconds the rate may be extrapolated for."""
+        found = self._values.get(RATE)
+        if isinstance(found, list) and len(found) == 3 and is_number(found[2]):
+            return min(FARTHEST * found[2], LONGEST_REMAINING)
+        return LONGEST_REMAINING
 
     # Origin
 

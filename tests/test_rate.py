@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.outage import Outage
-from dramatiq_status.rate import SHORTEST, TIME_CONSTANT, RateMeter, slowed
+from dramatiq_status.rate import SHORTEST, TIME_CONSTANT, TRUSTED_AFTER, RateMeter, slowed
 from dramatiq_status.record import (
     PROGRESS,
     RATE,
@@ -366,6 +366,58 @@ def test_a_lost_record_is_restored_with_the_rate(clock: Clock) -> None:
     assert run.send().rate == 10
 
 
+@pytest.mark.parametrize("first", [0.5, 5.0, 30.0])
+def test_a_slow_start_says_little_of_the_rest(clock: Clock, first: float) -> None:
+    # Given a run whose first item of many takes as long as all others together
+    run = Run(clock)
+    run.write(progress="0", total="100001")
+    run.send()
+    run.lane.increment()
+    snapshot = run.send(after=first)
+    # When only that one is known
+    # Then there is a rate, and no time remaining that is much longer than what has passed
+    assert snapshot.rate == pytest.approx(1 / first, rel=0.001) and snapshot.time_remaining is None
+    # When the others go on
+    longest = 0.0
+    for _ in range(19):
+        run.lane.increment(5000)
+        snapshot = run.send(after=first / 20)
+        remaining = snapshot.time_remaining
+        longest = max(longest, remaining.total_seconds() if remaining is not None else 0.0)
+    # Then what is shown is never absurd, and right in the end
+    assert 0 < longest < 40 * first
+    assert snapshot.time_remaining is not None and snapshot.time_remaining <= timedelta(seconds=first)
+
+
+def test_a_rate_is_trusted_after_some_time(clock: Clock) -> None:
+    # Given a run that will take a week
+    run = Run(clock)
+    run.write(progress="0", total="604800")
+    run.send()
+    # When it has gone on for some seconds at one speed
+    seen = []
+    for _ in range(12):
+        run.lane.increment()
+        seen.append(run.send(after=1).time_remaining is not None)
+    # Then the time that remains is known, and stays so
+    first = seen.index(True)
+    assert first == math.ceil(TRUSTED_AFTER) - 1 and all(seen[first:])
+    # And in a new leg it is not until that has gone on as well
+    run.write(progress="0")
+    run.lane.increment()
+    assert run.send(after=1).time_remaining is None
+
+
+def test_little_time_remains_from_the_first_report_on(clock: Clock) -> None:
+    # Given a run that has done a tenth in half a second
+    run = Run(clock)
+    run.write(progress="0", total="100")
+    run.send()
+    run.lane.increment(10)
+    # Then it is known how long it will take
+    assert run.send(after=0.5).time_remaining == timedelta(seconds=4.5)
+
+
 # What a reader sees
 
 
@@ -392,6 +444,11 @@ def read(rate: str, *, silent: int = 0, state: int = 1, heartbeat: int | None = 
         ("10", 60_000, 2.5, 24),
         ("[10,120.0]", 60_000, 10.0, 6),
         ("[10,120.0]", 240_000, 5.0, 12),
+        ("[10,15,0.5]", 0, 10.0, 6),
+        ("[10,15,0.25]", 0, 10.0, None),
+        ("[10,15,0.5]", 60_000, 2.5, None),
+        ('[10,15,"x"]', 0, 10.0, 6),
+        ("[10,15,1,1]", 0, None, None),
         ("0", 0, 0.0, None),
         ("1e-300", 0, 1e-300, None),
         ("null", 0, None, None),
