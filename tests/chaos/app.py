@@ -1,0 +1,333 @@
+"""What the ``dramatiq`` command loads: a broker, the actors, and a witness that writes down what Dramatiq does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.errors import Retry
+from dramatiq.middleware import (
+    AgeLimit,
+    AsyncIO,
+    Callbacks,
+    CurrentMessage,
+    GroupCallbacks,
+    Middleware,
+    Pipelines,
+    Retries,
+    ShutdownNotifications,
+    SkipMessage,
+    TimeLimit,
+)
+from dramatiq.rate_limits.backends import RedisBackend as RateLimits
+from dramatiq.results import Results
+from dramatiq.results.backends import RedisBackend as ResultBackend
+
+from dramatiq_status import StatusMiddleware, StatusRegistry, backend_from_url, current_progress, current_status
+
+from .facts import FactFile
+from .plan import MAX_RETRIES
+
+#: Milliseconds after which the Redis broker takes a worker that is silent for dead.
+BROKER_HEARTBEAT: Final = 2_000
+
+#: Milliseconds between two heartbeats of running messages.
+STATUS_HEARTBEAT: Final = 1_000
+
+#: Milliseconds that a job may run which the plan lets run into its time limit.
+TIME_LIMIT: Final = 400
+
+#: Seconds from which on an acknowledgement that waits is written down.
+LONG_HOLD: Final = 1.0
+
+#: Seconds after which a job that runs into its time limit gives up waiting for it.
+_NO_LIMIT: Final = 30.0
+
+
+class Boom(Exception):
+    """Worth a retry."""
+
+
+class Expected(Exception):
+    """What the actors say they throw."""
+
+
+@dataclass
+class Run:
+    """A delivery of a message to an actor."""
+
+    message_id: str
+    retries: int
+    token: str = field(default_factory=lambda: uuid4().hex[:12])
+    exception: str | None = None
+    returned: bool = False
+    skipped: bool = False
+    requeued: bool = False
+    decided: float = 0.0
+
+
+_run: ContextVar[Run | None] = ContextVar("chaos_run", default=None)
+
+
+class Notes(threading.local):
+    """What the witness remembers between the hooks of one thread."""
+
+    def __init__(self) -> None:
+        self.delayed: set[str] = set()
+        self.run: Run | None = None
+
+
+class Witness(Middleware):
+    """Writes down each delivery, and what Dramatiq decided. It stands ahead of the middleware under test.
+
+    A decision is written before the middleware under test stores it, so a reader that sees a final state finds it.
+    """
+
+    def __init__(self, facts: FactFile) -> None:
+        self._facts = facts
+        self._notes = Notes()
+
+    def after_process_boot(self, broker: dramatiq.Broker) -> None:
+        watch_logs(self._facts)
+        self._facts.write("booted", parent=os.getppid())
+
+    def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._notes.delayed.add(message.message_id)
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        if delay is not None or message.message_id not in self._notes.delayed:
+            # A retry keeps it; a message that is enqueued anew, by its sender or by a group, has another.
+            root = message.options.setdefault("chaos_root", uuid4().hex[:12])
+            self._facts.write("enqueuing", id=message.message_id, root=root)
+
+    def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        if delay is not None or message.message_id not in self._notes.delayed:
+            run = self._notes.run
+            if run is not None and run.message_id == message.message_id:
+                run.requeued = True
+            self._facts.write("enqueued", id=message.message_id)
+
+    def before_process_message(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._begin(message)
+
+    def after_process_message(
+        self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        if (run := self._notes.run) is not None:
+            run.returned, run.exception = True, None if exception is None else type(exception).__name__
+
+    def after_skip_message(self, broker: dramatiq.Broker, message: Any) -> None:
+        if (run := self._notes.run) is not None:
+            run.skipped = True
+
+    def before_ack(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._decide(message, rejected=message.failed)
+
+    def before_nack(self, broker: dramatiq.Broker, message: Any) -> None:
+        self._decide(message, rejected=True)
+
+    def after_ack(self, broker: dramatiq.Broker, message: Any) -> None:
+        if _is_delayed_copy(message):
+            self._notes.delayed.discard(message.message_id)
+        elif (run := self._notes.run) is not None:
+            self._facts.write("acked", id=run.message_id, run=run.token)
+            self._notes.run = None
+
+    after_nack = after_ack
+
+    def _begin(self, message: Any) -> Run:
+        run = Run(message.message_id, int(message.options.get("retries") or 0))
+        self._notes.run = run
+        _run.set(run)
+        self._facts.write("began", id=run.message_id, run=run.token, retries=run.retries)
+        return run
+
+    def _decide(self, message: Any, *, rejected: bool) -> None:
+        run = self._notes.run
+        if run is None or run.message_id != message.message_id:
+            if _is_delayed_copy(message):
+                return
+            # The broker delivered a message of an unknown actor.
+            run = self._begin(message)
+            run.exception = "ActorNotFound"
+        if run.requeued:
+            decision = "requeued"
+        elif rejected or not (run.skipped or (run.returned and run.exception is None)):
+            decision = "failed"
+        else:
+            decision = "completed"
+        run.decided = time.monotonic()
+        self._facts.write(
+            "decided",
+            id=run.message_id,
+            run=run.token,
+            decision=decision,
+            exception=run.exception,
+            skipped=run.skipped,
+        )
+
+
+class Stopwatch(Middleware):
+    """Writes down acknowledgements that are held up. It stands behind the middleware under test."""
+
+    def __init__(self, facts: FactFile) -> None:
+        self._facts = facts
+
+    def before_ack(self, broker: dramatiq.Broker, message: Any) -> None:
+        run = _run.get()
+        if run is not None and run.message_id == message.message_id and run.decided:
+            seconds = time.monotonic() - run.decided
+            if seconds > LONG_HOLD:
+                self._facts.write("held", id=run.message_id, run=run.token, seconds=round(seconds, 2))
+
+    before_nack = before_ack
+
+
+def _is_delayed_copy(message: Any) -> bool:
+    return bool(message.queue_name.endswith(".DQ"))
+
+
+class FactHandler(logging.Handler):
+    """Writes down what the library logs."""
+
+    def __init__(self, facts: FactFile) -> None:
+        super().__init__(logging.WARNING)
+        self._facts = facts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.name.startswith("dramatiq_status") or "StatusMiddleware" in text:
+            trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else None
+            self._facts.write("log", level=record.levelname, text=text, trace=trace)
+
+
+def watch_logs(facts: FactFile) -> None:
+    """Write down what this process logs from now on, if it does not yet."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, FactHandler) for handler in root.handlers):
+        root.addHandler(FactHandler(facts))
+
+
+def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFile) -> dramatiq.Broker:
+    """Return the same broker to the workers and to the runner."""
+    middleware = [
+        AgeLimit(),
+        TimeLimit(interval=100),
+        ShutdownNotifications(),
+        Callbacks(),
+        Pipelines(),
+        Retries(max_retries=MAX_RETRIES, min_backoff=20, max_backoff=200),
+        AsyncIO(),
+        Results(backend=ResultBackend(url=oracle_url)),
+        GroupCallbacks(RateLimits(url=oracle_url)),
+        CurrentMessage(),
+        Witness(facts),
+        StatusMiddleware(backend=backend_from_url(store_url), heartbeat_interval=STATUS_HEARTBEAT),
+        Stopwatch(facts),
+    ]
+    if broker_url.startswith("amqp://"):
+        # Without confirmations the broker may lose what it was sent.
+        return RabbitmqBroker(url=broker_url, middleware=middleware, confirm_delivery=True)
+    return RedisBroker(
+        url=broker_url, middleware=middleware, heartbeat_timeout=BROKER_HEARTBEAT, maintenance_chance=1_000_000
+    )
+
+
+# The actors
+
+
+def play(job: dict[str, Any]) -> int | None:
+    """Do what the plan says."""
+    for pause in _acts(job):
+        time.sleep(pause)
+    return job["number"] if job["result"] else None
+
+
+async def play_async(job: dict[str, Any]) -> int | None:
+    """Do what the plan says in the event loop."""
+    for pause in _acts(job):
+        await asyncio.sleep(pause)
+    return job["number"] if job["result"] else None
+
+
+def _acts(job: dict[str, Any]) -> Iterator[float]:
+    """Act out a job, and yield the seconds to sleep in between."""
+    run = _run.get()
+    assert run is not None
+    status, progress = current_status(), current_progress()
+    status["run"] = run.token
+    facts.write("entered", id=run.message_id, run=run.token)
+    status.update(begun=job["number"])
+    if job["children"]:
+        progress.total = job["children"]
+    for _ in range(job["steps"]):
+        progress.increment()
+        if job["pause"]:
+            yield job["pause"] / 1000
+    status["last"] = run.token
+    facts.write("did", id=run.message_id, run=run.token)
+    yield from _send_children(job, run)
+    if run.retries < job["failures"]:
+        yield from _end(job, run)
+    if "parent" in job:
+        facts.write("counting", id=job["parent"], child=run.message_id, run=run.token)
+        StatusRegistry.progress(job["parent"]).increment()
+
+
+def _send_children(job: dict[str, Any], run: Run) -> Iterator[float]:
+    for number in range(job["children"]):
+        child = {**job, "children": 0, "steps": number, "parent": run.message_id, "end": "boom"}
+        child["failures"] = int(number == 1)
+        message = (
+            dramatiq.get_broker().actors["play"].message_with_options(args=(child,), status={"user": job["number"]})
+        )
+        facts.write("planned", id=message.message_id, job=child)
+        dramatiq.get_broker().enqueue(message)
+        yield job["pause"] / 1000
+
+
+def _end(job: dict[str, Any], run: Run) -> Iterator[float]:
+    """End a run other than by returning."""
+    end = job["end"]
+    if end == "boom":
+        raise Boom(run.token)
+    if end == "retry":
+        raise Retry(run.token, delay=30)
+    if end == "throw":
+        raise Expected(run.token)
+    if end == "skip":
+        raise SkipMessage(run.token)
+    if end == "limit":
+        deadline = time.monotonic() + _NO_LIMIT
+        while time.monotonic() < deadline:
+            yield 0.01
+    if end == "say failed":
+        current_status().update(status="failed", reason=run.token)
+        facts.write("said", id=run.message_id, run=run.token)
+
+
+def declare(broker: dramatiq.Broker) -> dict[str, dramatiq.Actor[Any, Any]]:
+    """Declare the actors on a broker."""
+    return {
+        function.__name__: dramatiq.actor(function, broker=broker, throws=Expected) for function in (play, play_async)
+    }
+
+
+if "CHAOS_DIRECTORY" in os.environ:
+    facts = FactFile(Path(os.environ["CHAOS_DIRECTORY"]))
+    dramatiq.set_broker(
+        make_broker(os.environ["CHAOS_BROKER"], os.environ["CHAOS_STORE"], os.environ["CHAOS_ORACLE"], facts)
+    )
+    declare(dramatiq.get_broker())

@@ -1,0 +1,270 @@
+"""The facts of a run, put in order: messages, their deliveries, and the trouble that there was. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from .facts import Fact
+
+#: Seconds around a fault in which its consequences are looked for: connections time out, the circuit breaker waits.
+BEFORE: Final = 0.5
+AFTER: Final = 5.0
+
+#: Seconds in which the Sentinels agree that a master is gone, and in which an old master that comes back takes writes.
+FAILOVER: Final = 15.0
+
+
+@dataclass(frozen=True)
+class Window:
+    """A time in which something was wrong, in epoch seconds."""
+
+    begin: float
+    end: float
+
+    def overlaps(self, begin: float, end: float) -> bool:
+        """Return whether it has a moment in common with another window."""
+        return self.begin <= end and begin <= self.end
+
+
+@dataclass
+class Run:
+    """A delivery of a message to an actor."""
+
+    token: str
+    pid: int
+    began: float
+    retries: int
+    #: When the actor had set its first field, its last one, and the state that it says itself.
+    entered: float | None = None
+    did: float | None = None
+    said: float | None = None
+    #: When it was about to count on its parent's bar.
+    counting: float | None = None
+    #: When, and what, Dramatiq decided; None for a run that was cut short.
+    decided: float | None = None
+    decision: str | None = None
+    exception: str | None = None
+    skipped: bool = False
+    acked: float | None = None
+
+    @property
+    def state(self) -> str | None:
+        """The final state that it leads to; None if it leads to none."""
+        if self.decision == "completed" and self.said is not None:
+            return "failed"
+        return self.decision if self.decision in ("completed", "failed") else None
+
+
+@dataclass
+class Write:
+    """A field that was written from outside."""
+
+    name: str
+    value: Any
+    began: float
+    done: float
+
+
+@dataclass
+class History:
+    """What is known of a message."""
+
+    message_id: str
+    job: dict[str, Any] | None = None
+    runs: dict[str, Run] = field(default_factory=dict)
+    #: When the broker was about to get it, and when it had got it.
+    enqueuing: list[float] = field(default_factory=list)
+    enqueued: list[float] = field(default_factory=list)
+    #: Its enqueues that do not follow from one another; each makes it start over.
+    roots: set[str] = field(default_factory=set)
+    writes: list[Write] = field(default_factory=list)
+    facts: list[Fact] = field(default_factory=list)
+
+    @property
+    def final_runs(self) -> list[Run]:
+        """The runs that Dramatiq took for the last one."""
+        return [run for run in self.runs.values() if run.state is not None]
+
+
+class World:
+    """All histories, and what went wrong when.
+
+    Parameters:
+      facts: All facts, the earliest first.
+      lossy: Whether the store loses data when a server of it is killed.
+      failover: Whether a replica without the last writes may take over.
+    """
+
+    def __init__(self, facts: Iterable[Fact], *, lossy: bool, failover: bool) -> None:
+        self.histories: dict[str, History] = {}
+        #: Counts on a parent's bar: the child's run, by the id of the parent.
+        self.counts: defaultdict[str, list[Run]] = defaultdict(list)
+        #: Times of trouble with the store, for all and by process.
+        self.store_trouble: list[Window] = []
+        self.trouble: defaultdict[int, list[Window]] = defaultdict(list)
+        self.frozen: defaultdict[int, list[Window]] = defaultdict(list)
+        self.losses: list[Window] = []
+        self.deaths: dict[int, float] = {}
+        self.logs: list[Fact] = []
+        self.held: list[Fact] = []
+        #: Clock of the end.
+        self.ended = 0.0
+        self._lossy, self._failover = lossy, failover
+        self._began: dict[Any, float] = {}
+        for fact in facts:
+            self.ended = fact["t"]
+            getattr(self, "_on_" + fact["what"].replace(" ", "_"), self._on_other)(fact)
+        for key, began in self._began.items():
+            if key[0] in ("outage", "freeze"):
+                self.trouble[key[1]].append(Window(began - BEFORE, self.ended))
+
+    def history(self, message_id: str) -> History:
+        """Return what is known of a message."""
+        return self.histories.setdefault(message_id, History(message_id))
+
+    def lost_after(self, moment: float) -> bool:
+        """Return whether the store may have lost what it had got by a moment."""
+        return any(window.end >= moment for window in self.losses)
+
+    def lost_between(self, begin: float, end: float) -> bool:
+        """Return whether the store may have lost something in a time."""
+        return any(window.overlaps(begin, end) for window in self.losses)
+
+    def troubled(self, pid: int, begin: float, end: float) -> bool:
+        """Return whether a process may not have reached the store all of a time."""
+        return any(window.overlaps(begin, end) for window in (*self.store_trouble, *self.trouble[pid]))
+
+    def unsent(self, pid: int, moment: float) -> bool:
+        """Return whether a process may have died before it could send what it wrote at a moment.
+
+        That takes trouble from the one to the other, since the process sends it as soon as the store is back.
+        """
+        death = self.deaths.get(pid)
+        if death is None or death < moment - 1:
+            return False
+        windows = _merge((*self.store_trouble, *self.trouble[pid]))
+        return any(window.begin <= moment + 1 and window.end >= death for window in windows)
+
+    # Facts
+
+    def _on_other(self, fact: Fact) -> None:
+        if "id" in fact:
+            self.history(fact["id"]).facts.append(fact)
+
+    def _on_planned(self, fact: Fact) -> None:
+        self.history(fact["id"]).job = fact["job"]
+        self._on_other(fact)
+
+    def _on_enqueuing(self, fact: Fact) -> None:
+        self.history(fact["id"]).enqueuing.append(fact["t"])
+        self.history(fact["id"]).roots.add(fact["root"])
+        self._on_other(fact)
+
+    def _on_enqueued(self, fact: Fact) -> None:
+        self.history(fact["id"]).enqueued.append(fact["t"])
+        self._on_other(fact)
+
+    def _on_began(self, fact: Fact) -> None:
+        run = Run(fact["run"], fact["pid"], fact["t"], fact["retries"])
+        self.history(fact["id"]).runs[run.token] = run
+        self._on_other(fact)
+
+    def _run(self, fact: Fact) -> Run:
+        self._on_other(fact)
+        return self.history(fact["id"]).runs[fact["run"]]
+
+    def _on_entered(self, fact: Fact) -> None:
+        self._run(fact).entered = fact["t"]
+
+    def _on_did(self, fact: Fact) -> None:
+        self._run(fact).did = fact["t"]
+
+    def _on_said(self, fact: Fact) -> None:
+        self._run(fact).said = fact["t"]
+
+    def _on_acked(self, fact: Fact) -> None:
+        self._run(fact).acked = fact["t"]
+
+    def _on_decided(self, fact: Fact) -> None:
+        run = self._run(fact)
+        if run.decided is not None:
+            # A broker that does not answer is told again.
+            return
+        run.decided, run.decision = fact["t"], fact["decision"]
+        run.exception, run.skipped = fact["exception"], fact["skipped"]
+
+    def _on_counting(self, fact: Fact) -> None:
+        self._on_other(fact)
+        run = self.history(fact["child"]).runs[fact["run"]]
+        run.counting = fact["t"]
+        self.counts[fact["id"]].append(run)
+
+    def _on_wrote(self, fact: Fact) -> None:
+        self.history(fact["id"]).writes.append(Write(fact["name"], fact["value"], fact["began"], fact["t"]))
+        self._on_other(fact)
+
+    def _on_log(self, fact: Fact) -> None:
+        self.logs.append(fact)
+        if "does not answer" in fact["text"]:
+            self._began.setdefault(("outage", fact["pid"]), fact["t"])
+        elif "answers again" in fact["text"]:
+            began = self._began.pop(("outage", fact["pid"]), fact["t"])
+            self.trouble[fact["pid"]].append(Window(began - BEFORE, fact["t"] + BEFORE))
+
+    def _on_held(self, fact: Fact) -> None:
+        self.held.append(fact)
+        self._on_other(fact)
+
+    def _on_killed(self, fact: Fact) -> None:
+        for pid in fact["pids"]:
+            self.deaths.setdefault(pid, fact["t"])
+
+    _on_terminated = _on_killed
+
+    def _on_frozen(self, fact: Fact) -> None:
+        for pid in fact["pids"]:
+            self._began.setdefault(("freeze", pid), fact["t"])
+
+    def _on_thawed(self, fact: Fact) -> None:
+        for pid in fact["pids"]:
+            began = self._began.pop(("freeze", pid), fact["t"])
+            self.trouble[pid].append(Window(began - BEFORE, fact["t"] + AFTER))
+            self.frozen[pid].append(Window(began, fact["t"]))
+
+    def _on_fault_begins(self, fact: Fact) -> None:
+        self._began["fault", fact["number"]] = fact["t"]
+
+    def _on_fault_ended(self, fact: Fact) -> None:
+        if fact["target"] != "store":
+            return
+        began = self._began[("fault", fact["number"])]
+        if fact["kind"] != "move":
+            self.store_trouble.append(Window(began - BEFORE, fact["t"] + AFTER))
+        if self._lossy and fact["kind"] in ("kill", "restart"):
+            self.losses.append(Window(began - BEFORE, fact["t"] + BEFORE))
+        if self._failover:
+            self.losses.append(Window(began - 2.0, fact["t"] + FAILOVER))
+
+
+def _merge(windows: Iterable[Window]) -> list[Window]:
+    """Make one window of those that overlap."""
+    merged: list[Window] = []
+    for window in sorted(windows, key=lambda window: window.begin):
+        if merged and window.begin <= merged[-1].end:
+            merged[-1] = Window(merged[-1].begin, max(merged[-1].end, window.end))
+        else:
+            merged.append(window)
+    return merged
+
+
+def timeline(history: History, extra: Sequence[tuple[float, str]], zero: float) -> list[str]:
+    """Return what happened to a message, a line an event, in seconds since `zero`."""
+    events = list(extra)
+    for fact in history.facts:
+        values = {name: value for name, value in fact.items() if name not in ("t", "pid", "what", "id", "job")}
+        text = " ".join(f"{name}={value}" for name, value in values.items())
+        events.append((fact["t"], f"pid {fact['pid']} {fact['what']} {text}"))
+    return [f"{moment - zero:8.3f} {text}" for moment, text in sorted(events)]

@@ -1,0 +1,47 @@
+"""A minute of chaos, about; ``python -m tests.chaos`` is for more."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pytest
+
+from ..servers import ServerMissing
+from .plan import make_plan
+from .runner import Settings, run
+
+#: What is known to be wrong.
+KNOWN: Final = frozenset(("wrong bar", "poll: forgotten", "watch: StatusMissing"))
+
+SHORT: Final = {"seconds": 8.0, "jobs": 200, "fault_every": 1.2, "ignored": KNOWN}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("broker", "store", "seed"),
+    [("redis", "redis", 1), ("redis", "memcached", 2), ("redis", "sqlite", 3), ("rabbitmq", "redis", 4)],
+)
+def test_every_status_is_right(broker: str, store: str, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        report = run(Settings(broker=broker, store=store, seed=seed, **SHORT))
+    except ServerMissing as missing:
+        pytest.skip(str(missing))
+    assert not report.findings, "\n".join(map(str, report.findings[:5]))
+    # And it was put to the test
+    assert report.figures["runs"] > 200 and report.figures["faults"] > 3 and report.figures["sights"] > 200
+
+
+def test_a_seed_gives_the_same_plan() -> None:
+    settings: dict[str, Any] = {
+        "seconds": 60,
+        "jobs": 500,
+        "workers": 2,
+        "store": "redis",
+        "broker": "redis",
+        "fault_every": 2,
+        "quiet": set(),
+    }
+    assert make_plan(7, **settings) == make_plan(7, **settings)
+    assert make_plan(8, **settings).faults != make_plan(7, **settings).faults
+    assert {fault.target for fault in make_plan(7, **settings).faults} == {"worker", "store", "broker"}
+    assert {fault.target for fault in make_plan(7, **{**settings, "quiet": {"store", "broker"}}).faults} == {"worker"}
