@@ -62,6 +62,9 @@ MAX_DEPTH: Final = 100
 #: exact in Redis, whose script counts in doubles.
 MAX_COUNT: Final = 2**53
 
+# NumPy's bool is no subclass of Python's; an old one has an index.
+_BOOLS: Final = frozenset(("bool", "bool_"))
+
 # The types that are what JSON says they are.
 _PLAIN: Final = frozenset((str, int, float, bool, type(None)))
 
@@ -204,8 +207,7 @@ def plain_number(value: Any) -> int | float | None:
         return value
     if isinstance(value, (Real, Decimal)) and not isinstance(value, Integral):
         return _plain_real(value)
-    # NumPy's bool is no subclass of Python's, and an old one has an index.
-    if type(value).__name__ in ("bool", "bool_"):
+    if type(value).__name__ in _BOOLS:
         return None
     try:
         return index(value)
@@ -253,8 +255,10 @@ def _check_keys(name: str, value: Any, depth: int = 1) -> None:
                 _check_keys(name, inner, depth + 1)
 
 
-def _plain_inside(value: Any) -> int | float:
+def _plain_inside(value: Any) -> int | float | bool:
     """What to write for a value that the encoder does not know."""
+    if type(value).__name__ in _BOOLS:
+        return bool(value)
     number = plain_number(value)
     if number is None:
         raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

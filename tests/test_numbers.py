@@ -6,6 +6,7 @@ import asyncio
 import math
 import numbers
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum, IntEnum
@@ -18,11 +19,12 @@ import pytest
 
 from dramatiq_status import StatusRegistry, aio, current_progress, current_status, track
 from dramatiq_status.backend import StatusBackend, check_duration, check_limit, check_number
-from dramatiq_status.backends import StubBackend
+from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.fields import MAX_COUNT, plain_number
 from dramatiq_status.testing import bound_status
 
 from .recording import RecordingBackend, make_broker, run
+from .servers import RedisServer
 
 
 class Float(float):
@@ -125,6 +127,24 @@ def test_numbers_that_cannot_be_counted_with(value: Any) -> None:
             # Then the line that does so raises
             with pytest.raises(ValueError, match="finite number of at most"):
                 write()
+
+
+def test_truths_are_fields() -> None:
+    # Given truths, of NumPy as well
+    with bound_status() as status:
+        # When they are written
+        status.update(yes=numpy.bool_(True), deep=[numpy.bool_(False)])
+        # Then they are truths, and no numbers
+        assert status["yes"] is True and status["deep"] == [False] and status["deep"][0] is False
+
+
+def test_a_database_by_an_enum(redis_server: RedisServer, redis_broker_url: str) -> None:
+    # Given a database whose number is a member of an enum
+    database = IntEnum("Database", {"STATUSES": 1}).STATUSES  # type: ignore[misc]
+    with closing(RedisBackend(host="127.0.0.1", port=numpy.int64(redis_server.port), db=database)) as backend:
+        # When it is asked
+        # Then it answers
+        assert backend.read("unknown") is None
 
 
 def test_numbers_of_things() -> None:

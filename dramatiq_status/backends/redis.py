@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import _time as time
 from ..backend import Query, StatusBackend, check_number, escape_namespace
+from ..fields import plain_number
 from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, from_pairs, number_text
 from ..snapshot import Snapshot, take_texts
 from ._driver import any_driver, check_client
@@ -135,6 +136,11 @@ class RedisBackend(StatusBackend):
     ) -> None:
         own = {name: parameters.pop(name) for name in ("timeout", "max_field_size") if name in parameters}
         super().__init__(namespace=namespace, **own)
+        for name in ("port", "db"):
+            # The driver cannot send a number that is not plain.
+            number = plain_number(parameters.get(name))
+            if number is not None:
+                parameters[name] = number
         seconds = self.timeout / 1000
         if client is not None:
             check_client(client)
