@@ -67,6 +67,17 @@ def free_port() -> int:
         return port
 
 
+def open_sockets() -> set[str]:
+    """Return the names of the sockets that this process has open."""
+    names = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            names.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        except FileNotFoundError:
+            pass
+    return {name for name in names if name.startswith("socket:")}
+
+
 class Server:
     """A server process, its port and its directory.
 

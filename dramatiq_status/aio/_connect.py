@@ -7,8 +7,10 @@ from collections.abc import Callable, Coroutine
 from inspect import signature
 from typing import Any, Final, TypeVar
 
+from .. import _time as time
 from ..backends._driver import driver_of, errors
-from ..backends._redis import ServerError
+from ..backends._redis import Connections, ServerError
+from ..backends._sentinel import SentinelConnections
 from ..backends.redis import RedisBackend
 from ..errors import BackendError
 
@@ -66,7 +68,7 @@ class Connector:
         name = connections._class.__name__
         if name.startswith(_BY_SENTINEL):
             name = name.removeprefix(_BY_SENTINEL)
-            locate = lambda: _address_of(connections.fresh())  # noqa: E731
+            locate = lambda: _address_by_sentinel(connections)  # noqa: E731
         if name not in _KINDS:
             return None
         kind = driver_of(connections._class).find("asyncio", name)
@@ -97,6 +99,16 @@ class Connector:
             await disconnect(connection, nowait=True)
             raise error_for(e) from e
         return connection
+
+
+def _address_by_sentinel(connections: Connections) -> Address:
+    deadline = time.monotonic() + connections.timeout
+    try:
+        if isinstance(connections, SentinelConnections):
+            return connections.locate(deadline)
+        return _address_of(connections.fresh(deadline))
+    except errors() as e:
+        raise error_for(e) from e
 
 
 def _address_of(connection: Any) -> Address:
@@ -131,8 +143,13 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
             # Where we were cancelled nobody else asks for it, and it would be logged.
             task.exception()
     if task.cancelled():
-        raise TimeoutError(f"no answer within {seconds * 1000:g} milliseconds.")
+        raise no_answer(seconds)
     return task.result()
+
+
+def no_answer(seconds: float) -> TimeoutError:
+    """The error of what has taken so many seconds."""
+    return TimeoutError(f"no answer within {seconds * 1000:g} milliseconds.")
 
 
 async def disconnect(connection: Any, *, nowait: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from ..backends._driver import hang_ups, response_errors
 from ..backends._redis import ServerError, coded
 from ..errors import BackendError
-from ._connect import Connector, disconnect, error_for, within
+from ._connect import Connector, disconnect, error_for, no_answer, within
 
 T = TypeVar("T")
 
@@ -45,11 +45,23 @@ class Call:
     the beginning whenever there are more.
     """
 
-    __slots__ = ("_at", "_begin", "_read", "_replies", "_sends", "_sent", "again", "answer", "first", "request")
+    __slots__ = (
+        *("_at", "_begin", "_read", "_replies", "_sends", "_sent"),
+        *("again", "answer", "deadline", "first", "request"),
+    )
 
-    def __init__(self, request: bytes, read: Callable[[Any], Any], again: bool, answer: asyncio.Future[Any]) -> None:
+    def __init__(
+        self,
+        request: bytes,
+        read: Callable[[Any], Any],
+        again: bool,
+        answer: asyncio.Future[Any],
+        deadline: float,
+    ) -> None:
         self.request = request
         self.again = again
+        #: When it has to be answered, by the loop's clock.
+        self.deadline = deadline
         #: Whether it was not sent for a second time.
         self.first = True
         self.answer = answer
@@ -109,6 +121,9 @@ class Line:
     Whoever stops waiting leaves the others undisturbed.  A connection that was idle for
     :data:`IDLE` seconds is closed.
 
+    A call ends by its deadline, whatever goes on before it is sent: calls that were sent earlier, connecting, and
+    asking where the server is.
+
     Parameters:
       connector(Connector): How to connect.
     """
@@ -119,6 +134,9 @@ class Line:
         self._calls: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # Calls in the order of their deadlines, answered ones among them, and what ends the first.
+        self._waiting: deque[Call] = deque()
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def call(self, request: bytes, read: Callable[[Any], T], *, again: bool = True) -> T:
         """Send a request and read what it is answered with.
@@ -132,8 +150,11 @@ class Line:
         Raises:
           BackendError: When the server does not answer, or with an error.
         """
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.append(Call(request, read, again, answer))
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        call = Call(request, read, again, answer, loop.time() + self._connector.timeout)
+        self._calls.append(call)
+        self._limit(call)
         if self._task is None:
             self._start(self._work())
         return await answer
@@ -147,7 +168,27 @@ class Line:
             # It may have had no chance to begin.
             self._task = None
         self._fail("the connection was closed.")
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         await self._disconnect()
+
+    def _limit(self, call: Call) -> None:
+        waiting = self._waiting
+        while waiting and waiting[0].answer.done():
+            waiting.popleft()
+        waiting.append(call)
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_at(waiting[0].deadline, self._expire)
+
+    def _expire(self) -> None:
+        loop, waiting = asyncio.get_running_loop(), self._waiting
+        self._alarm = None
+        now = loop.time()
+        while waiting and (waiting[0].answer.done() or waiting[0].deadline <= now):
+            waiting.popleft().fail(error_for(no_answer(self._connector.timeout)))
+        if waiting:
+            self._alarm = loop.call_at(waiting[0].deadline, self._expire)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         if self._timer is not None:

@@ -16,6 +16,7 @@ from ..outage import Outage
 from ._driver import errors, hang_ups
 from ._redis import Connections, Link, ServerError, pack
 from ._script import TIME, Script, ServerClock, checked
+from ._timed import half_of
 
 #: Over how many shards messages are spread.  A shard is what shares a
 #: slot, and so a node: a message, and the index that lists it.
@@ -33,6 +34,9 @@ _REDIRECTIONS: Final = 4
 
 #: How often a request is sent again because of a lost connection.
 _RETRIES: Final = 2
+
+#: Part of the time-out that a node may take to show that the cluster goes on without another one.
+_SIGN_OF_LIFE: Final = 4
 
 #: How long a map of the cluster is believed at least, in seconds.
 _MAP_TRUST: Final = 0.1
@@ -177,8 +181,14 @@ class _Flight:
         self._asked = 0.0
         self._scripts: set[Script] = set()
 
-    def send(self) -> None:
-        """Send all; an error of the connection is kept for later."""
+    def send(self, deadline: float, *, last: bool) -> None:
+        """Send all; an error of the connection is kept for later.
+
+        Parameters:
+          deadline(float): When the call has to end, by the monotonic clock.
+          last(bool): Whether nothing is sent to other nodes after this; a node
+            that is still to be connected to takes half of the time, at most, from them.
+        """
         node = self.node
         request: list[bytes] = []
         self._asked = time.monotonic()
@@ -192,19 +202,21 @@ class _Flight:
                 request.append(_ASKING)
             request.append(errand.command(node))
         try:
-            self._link = node.connections.take()
-            self.old = self._link.used > 0
-            self._link.connect()
+            link = self._link = node.connections.take(deadline if last else half_of(deadline))
+            self.old = link.used > 0
+            link.connect()
             self.sent = True
-            self._link.send(b"".join(request))
+            link.deadline = deadline
+            link.send(b"".join(request))
         except errors() as e:
             self._fail(e)
 
-    def receive(self) -> None:
+    def receive(self, deadline: float) -> None:
         """Read all replies; an error of the connection is kept."""
         link = self._link
         if link is None:
             return
+        link.deadline = deadline
         try:
             if self._clock:
                 self._clock.set(checked(link.read()), self._asked)
@@ -276,18 +288,24 @@ class Cluster:
         return self.begin(errands)()
 
     def begin(self, errands: Sequence[Errand]) -> Callable[[], list[Errand]]:
-        """Send errands, and return what waits for their replies; see :meth:`run`."""
-        flights = self._send(errands)
+        """Send errands, and return what waits for their replies; see :meth:`run`.
+
+        What the caller does in between does not count for the time-out.
+        """
+        deadline = time.monotonic() + self._timeout
+        flights = self._send(errands, deadline)
+        left = deadline - time.monotonic()
 
         def complete() -> list[Errand]:
-            return self._complete(flights)
+            return self._complete(flights, time.monotonic() + left)
 
         return complete
 
     def goes_on(self) -> bool:
         """Whether a node answers; one round trip."""
         try:
-            self._make_map()
+            # Another call has taken its time already.
+            self._make_map(time.monotonic() + self._timeout / _SIGN_OF_LIFE)
         except BackendError:
             return False
         return True
@@ -299,14 +317,16 @@ class Cluster:
           use(Callable): Takes a connection that is not connected yet, and
             raises :class:`.BackendError` where it cannot be.
         """
+        deadline = time.monotonic() + self._timeout
         nodes = self._living()
         random.shuffle(nodes)
+        nodes.sort(key=_has_failed)
         for node in nodes[:-1]:
             try:
-                return use(node.connections.fresh())
+                return use(node.connections.fresh(half_of(deadline)))
             except BackendError as e:
                 node.failed(e)
-        return use(nodes[-1].connections.fresh())
+        return use(nodes[-1].connections.fresh(deadline))
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -315,34 +335,34 @@ class Cluster:
 
     # Requests
 
-    def _send(self, errands: Sequence[Errand]) -> list[_Flight]:
-        if self._stale and time.monotonic() - self._mapped > _MAP_TRUST:
-            self._make_map()
+    def _send(self, errands: Sequence[Errand], deadline: float) -> list[_Flight]:
+        now = time.monotonic()
+        if self._stale and now - self._mapped > _MAP_TRUST and now < deadline:
+            self._make_map(deadline)
         groups: dict[Node, list[Errand]] = {}
         for errand in errands:
             groups.setdefault(errand.node or self._owner(errand.shard), []).append(errand)
         flights = [_Flight(node, group) for node, group in groups.items()]
         # Those that take the longest to fail come last.
-        flights.sort(key=lambda flight: flight.node.outage.down)
+        flights.sort(key=lambda flight: (flight.node.outage.down, not flight.node.connections.is_idle))
         try:
             for flight in flights:
                 if flight.node.outage.blocked and not self._is_down():
                     flight.error = flight.node.failure
                 else:
-                    flight.send()
+                    flight.send(deadline, last=flight is flights[-1])
         except BaseException:
             _close(flights)
             raise
         return flights
 
-    def _complete(self, flights: list[_Flight]) -> list[Errand]:
-        deadline = time.monotonic() + self._timeout
+    def _complete(self, flights: list[_Flight], deadline: float) -> list[Errand]:
         pause, longest = _PAUSES
         done: list[Errand] = []
         while True:
             try:
                 for flight in flights:
-                    flight.receive()
+                    flight.receive(deadline)
                     if flight.error is None:
                         self._answered(flight.node)
             except BaseException:
@@ -352,7 +372,7 @@ class Cluster:
             again: list[Errand] = []
             wait = False
             for flight in flights:
-                wait |= self._judge(flight, done, again)
+                wait |= self._judge(flight, deadline, done, again)
             if not again:
                 return done
             if time.monotonic() + pause > deadline:
@@ -361,12 +381,12 @@ class Cluster:
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
             try:
-                flights = self._send(again)
+                flights = self._send(again, deadline)
             except BackendError as e:
                 # What is done is done.
                 return done + _given_up(again, e)
 
-    def _judge(self, flight: _Flight, done: list[Errand], again: list[Errand]) -> bool:
+    def _judge(self, flight: _Flight, deadline: float, done: list[Errand], again: list[Errand]) -> bool:
         """Sort errands that have come back into those that are done and
         those to be sent again, and tell whether to wait before that.
         """
@@ -396,10 +416,12 @@ class Cluster:
             errand.redirections += 1
             wait |= errand.redirections > _REDIRECTIONS
         if flight.error is not None:
-            self._judge_lost(flight, flight.error, done, again)
+            self._judge_lost(flight, flight.error, deadline, done, again)
         return wait
 
-    def _judge_lost(self, flight: _Flight, error: BaseException, done: list[Errand], again: list[Errand]) -> None:
+    def _judge_lost(
+        self, flight: _Flight, error: BaseException, deadline: float, done: list[Errand], again: list[Errand]
+    ) -> None:
         """The same for those whose replies were lost."""
         node = flight.node
         hung_up = isinstance(error, hang_ups())
@@ -412,7 +434,7 @@ class Cluster:
             self._stale = True
             if hung_up and time.monotonic() - self._mapped > _MAP_TRUST:
                 try:
-                    self._make_map()
+                    self._make_map(deadline)
                 except BackendError:
                     pass
         for errand in flight.errands[flight.answered :]:
@@ -483,20 +505,20 @@ class Cluster:
         nodes = [node for node in dict.fromkeys([*self._owners, *self._first, *self._nodes.values()]) if node]
         return [node for node in nodes if not node.outage.blocked] or nodes
 
-    def _make_map(self) -> None:
-        """Ask for the map of the cluster; one round trip, or more within
-        about the time-out where nodes do not answer.
+    def _make_map(self, deadline: float) -> None:
+        """Ask for the map of the cluster; one round trip, or more where nodes do not answer.
+
+        Each node has half of the time that is left, so that there is time left for the next one.
 
         Raises:
           BackendError: When nobody answers.
         """
         request = pack("CLUSTER", "SLOTS")
-        deadline = time.monotonic() + self._timeout / 2
-        for node in self._living():
+        for node in sorted(self._living(), key=_has_failed):
             if time.monotonic() > deadline:
                 break
             try:
-                ranges = node.connections.call(request, lambda link: checked(link.read()))
+                ranges = node.connections.call(request, lambda link: checked(link.read()), deadline=half_of(deadline))
             except BackendError as e:
                 node.failed(e.__cause__ or e)
                 continue
@@ -531,6 +553,10 @@ def _forget_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
+
+
+def _has_failed(node: Node) -> bool:
+    return node.outage.down
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -28,7 +28,7 @@ class RedisSubscription:
     off cannot use it, and leaves the parent's alone.
 
     Parameters:
-      connection(redis.Connection): Speaks RESP2, and is nobody else's.
+      connection(redis.Connection): Speaks RESP2, and is nobody else's.  Its deadline is that of the first answers.
       channels(Mapping[str, str]): Message ids by the names of their channels.
       timeout(float): How long the server may take to answer, in seconds.
 
@@ -76,6 +76,7 @@ class RedisSubscription:
         while True:
             now = time.monotonic()
             pause = 0.0 if heard else min(deadline, self._heard_at + PING_AFTER) - now
+            connection.deadline = None
             if connection.can_read(min(max(0.0, pause), LONGEST_WAIT)):
                 self._take(heard)
             elif heard or now >= deadline:
@@ -84,6 +85,7 @@ class RedisSubscription:
                 self._ping(heard)
 
     def _take(self, heard: dict[str, int]) -> None:
+        self._connection.deadline = time.monotonic() + self._timeout
         kind, *rest = self._connection.read_response()
         self._heard_at = time.monotonic()
         if kind == "message":

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from .. import _time as time
 from ..errors import BackendError
 from ._driver import driver_of, errors, hang_ups, response_errors
+from ._timed import PLAIN_SOCKET, time_left, timed
 
 hiredis: Any = None
 try:
@@ -28,15 +29,17 @@ T = TypeVar("T")
 
 # Sockets of gevent and of TLS keep their own time; so do those of
 # systems whose timeval we do not know.
-_PLAIN_SOCKET: Final = socket.socket if sys.platform == "linux" and socket.socket.__module__ == "socket" else None
+_PLAIN_SOCKET: Final[Any] = PLAIN_SOCKET if sys.platform == "linux" and socket.socket.__module__ == "socket" else None
 
 #: A connection that was idle for this many seconds is looked at before
 #: it is used again: the server may have closed it.
 IDLE_CHECK: Final = 1.0
 
-#: For how many seconds Sentinels are believed that the master is the
-#: master: if they answer, and if they do not.
-MASTER_TRUST: Final = (1.0, 15.0)
+#: Parts of the time-out by which a system call may end behind the deadline of its call.
+TIME_STEPS: Final = 16
+
+#: Bytes a second of which a call may take as long as it takes: a large reply makes the deadline later.
+SLOWEST: Final = 4_000_000
 
 #: What a socket raises whose time is over, be it the kernel's or Python's.
 _TIME_OUTS: Final = (BlockingIOError, TimeoutError)
@@ -83,40 +86,56 @@ class Link:
     passwords, Sentinel and all.  With hiredis installed, requests and replies
     then take the socket directly; without it, they go through redis-py.
 
+    All that one call does with it ends by one deadline.  A system call has a time-out of its own, which is
+    set anew only where the call has much less time left than that, or more.
+
     Parameters:
-      connection(redis.Connection): Not connected yet.
+      make(Callable): Makes the driver's connection, which is not connected yet; it is given the deadline.
+      timeout(float): How long one call may take, in seconds.
     """
 
-    __slots__ = ("_connection", "_reader", "_socket", "_timeout", "used")
+    __slots__ = ("_connection", "_make", "_reader", "_slack", "_socket", "_timeout", "_waits", "deadline", "used")
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, make: Callable[[float], Any], timeout: float) -> None:
         #: When it was last used, by the monotonic clock; 0 for never.
         self.used = 0.0
-        self._connection = connection
+        #: When the present call has to end, by the monotonic clock.
+        self.deadline = 0.0
+        self._make = make
+        self._timeout = timeout
+        self._slack = timeout / TIME_STEPS
+        # How long a system call waits; negative where that is not known.
+        self._waits = -timeout
+        self._connection: Any = None
         self._socket: Any = None
         self._reader: Any = None
-        self._timeout: float | None = None
 
     def connect(self) -> None:
         """Connect to the server, if that was not done yet."""
-        if self._socket is None:
-            self._connection.connect()
-            if hiredis is not None:
-                self._socket = getattr(self._connection, "_sock", None)
-                self._timeout = _let_kernel_time(self._socket)
-                self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_INCOMPLETE)
+        if self._connection is not None:
+            return
+        connection = self._connection = self._make(self.deadline)
+        connection.connect()
+        if hiredis is not None:
+            found = getattr(connection, "_sock", None)
+            self._socket = getattr(found, "socket", found)
+            self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_INCOMPLETE)
 
     def send(self, request: bytes) -> None:
         """Send packed commands."""
-        if self._socket is None:
+        if self._connection is None:
             self.connect()
-        if self._socket is not None:
-            try:
-                self._socket.sendall(request)
-            except _TIME_OUTS as e:
-                raise self._no_answer() from e
-        else:
+        if self._socket is None:
+            self._connection.deadline = self.deadline
             self._connection.send_packed_command([request], check_health=False)
+            return
+        try:
+            self._limit()
+            sent = self._socket.send(request)
+            if sent < len(request):
+                self._send_rest(memoryview(request)[sent:])
+        except _TIME_OUTS as e:
+            raise self._no_answer() from e
 
     def read(self) -> Any:
         """Read the reply to one command.
@@ -125,23 +144,22 @@ class Link:
           object: The reply; an exception where it is an error.
         """
         reader = self._reader
-        if self._socket is None or reader is None:
-            try:
-                return self._connection.read_response()
-            except response_errors() as e:
-                return coded(e)
+        if reader is None:
+            return self._read_by_driver()
         while True:
             reply = reader.gets()
-            if reply is _INCOMPLETE:
-                try:
-                    data = self._socket.recv(_BUFFER_SIZE)
-                except _TIME_OUTS as e:
-                    raise self._no_answer() from e
-                if not data:
-                    raise ConnectionError("Connection closed by server.")
-                reader.feed(data)
-            else:
+            if reply is not _INCOMPLETE:
                 return reply
+            try:
+                self._limit()
+                data = self._socket.recv(_BUFFER_SIZE)
+            except _TIME_OUTS as e:
+                raise self._no_answer() from e
+            if not data:
+                raise ConnectionError("Connection closed by server.")
+            if len(data) == _BUFFER_SIZE:
+                self._allow(_BUFFER_SIZE)
+            reader.feed(data)
 
     def read_many(self, count: int) -> list[Any]:
         """Read the replies to so many commands."""
@@ -156,18 +174,58 @@ class Link:
 
     def is_stale(self) -> bool:
         """Whether the server has closed the connection, or said something unasked."""
+        if type(self._socket) is _PLAIN_SOCKET:
+            try:
+                self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError:
+                pass
+            return True
+        # The driver sets time-outs of its own.
+        self._waits = -self._timeout
+        self._connection.deadline = None
         try:
             return bool(self._connection.can_read())
         except errors():
             return True
 
     def close(self) -> None:
+        """Close it for good."""
         self._socket = self._reader = None
-        self._connection.disconnect()
+        if self._connection is not None:
+            self._connection.disconnect()
+
+    def _send_rest(self, request: memoryview) -> None:
+        while request:
+            self._limit()
+            sent = self._socket.send(request)
+            self._allow(sent)
+            request = request[sent:]
+
+    def _read_by_driver(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except response_errors() as e:
+            return coded(e)
+
+    def _limit(self) -> None:
+        """Let the next system call wait until the deadline, give or take a little."""
+        difference = self.deadline - time.monotonic() - self._waits
+        if difference < -self._slack or difference > self._slack:
+            self._waits = waits = time_left(self.deadline)
+            if type(self._socket) is _PLAIN_SOCKET:
+                _let_kernel_time(self._socket, waits)
+            else:
+                self._socket.settimeout(waits)
+
+    def _allow(self, size: int) -> None:
+        # What takes long because it is large is no server that does not answer.
+        self.deadline += size / SLOWEST
 
     def _no_answer(self) -> TimeoutError:
         # The kernel's own words are that a resource is temporarily unavailable.
-        return TimeoutError(f"no answer within {(self._timeout or 0) * 1000:.0f} milliseconds.")
+        return TimeoutError(f"no answer within {self._timeout * 1000:.0f} milliseconds.")
 
 
 class Connections:
@@ -179,7 +237,7 @@ class Connections:
 
     Parameters:
       pool(redis.ConnectionPool): Says how to connect.
-      timeout(float): The time-outs of the connections, in seconds.
+      timeout(float): How long one call may take, in seconds.
       address(tuple[str, int]): Where to connect to in place of where the pool says.
 
     Raises:
@@ -190,6 +248,7 @@ class Connections:
     def __init__(self, pool: Any, timeout: float, address: tuple[str, int] | None = None) -> None:
         self._class = pool.connection_class
         driver = driver_of(self._class)
+        self.timeout = timeout
         self._parameters = {
             # redis-py 8 hears of maintenance on connections of its own, and only with the parsers of version 3.
             **{name: value for name, value in pool.connection_kwargs.items() if not _MAINTENANCE.match(name)},
@@ -209,13 +268,26 @@ class Connections:
         self._idle: deque[Link] = deque()
         try:
             # Here, and not at the first call: what is wrong with a parameter is no outage.
-            self.fresh()
+            self._make()
         except (TypeError, ValueError, driver.error) as e:
             kind = TypeError if isinstance(e, TypeError) else ValueError
             raise kind(f"A connection parameter, passed or in the URL, is wrong: {e}") from None
         _all.add(self)
 
-    def call(self, request: bytes, read: Callable[[Link], T], *, again: bool = True, first: bool = True) -> T:
+    @property
+    def is_idle(self) -> bool:
+        """Whether a connection is idle."""
+        return bool(self._idle)
+
+    def call(
+        self,
+        request: bytes,
+        read: Callable[[Link], T],
+        *,
+        again: bool = True,
+        deadline: float | None = None,
+        first: bool = True,
+    ) -> T:
         """Send a request and read what it is answered with.
 
         Parameters:
@@ -223,12 +295,13 @@ class Connections:
           read(Callable): Reads the replies from the link.
           again(bool): Whether to do so once more on a new connection
             where the server has closed an idle one.
+          deadline(float): When it has to end, by the monotonic clock; None for after the time-out.
           first(bool): False for that other time.
 
         Raises:
           BackendError: When the server does not answer, or with an error.
         """
-        link = self.take()
+        link = self.take(deadline)
         try:
             link.send(request)
             reply = read(link)
@@ -237,32 +310,40 @@ class Connections:
             # between a request and its reply: never use this one again.
             link.close()
             if first and self._is_past(link, e, again):
-                return self.call(request, read, again=again, first=False)
+                return self.call(request, read, again=again, deadline=link.deadline, first=False)
             raise _error_for(e) from e
         self.give(link)
         return reply
 
     def begin(self, request: bytes, read: Callable[[Link], T], *, again: bool = True) -> Callable[[], T]:
-        """Send a request, and return what reads its replies; see :meth:`call`."""
+        """Send a request, and return what reads its replies; see :meth:`call`.
+
+        What the caller does in between does not count for the time-out.
+        """
         link = self.take()
+        sent = True
         try:
             link.send(request)
         except BaseException as e:
             link.close()
-            if self._is_past(link, e, again):
-                return lambda: self.call(request, read, again=again, first=False)
-            raise _error_for(e) from e
+            if not self._is_past(link, e, again):
+                raise _error_for(e) from e
+            sent = False
+        left = link.deadline - time.monotonic()
 
         def complete() -> T:
-            try:
-                reply = read(link)
-            except BaseException as e:
-                link.close()
-                if self._is_past(link, e, again):
-                    return self.call(request, read, again=again, first=False)
-                raise _error_for(e) from e
-            self.give(link)
-            return reply
+            deadline = link.deadline = time.monotonic() + left
+            if sent:
+                try:
+                    reply = read(link)
+                except BaseException as e:
+                    link.close()
+                    if not self._is_past(link, e, again):
+                        raise _error_for(e) from e
+                else:
+                    self.give(link)
+                    return reply
+            return self.call(request, read, again=again, deadline=deadline, first=False)
 
         return complete
 
@@ -282,9 +363,18 @@ class Connections:
         link.used = time.monotonic()
         self._idle.append(link)
 
-    def fresh(self) -> Any:
-        """Make a connection of redis-py's that is the caller's alone; it is not connected yet."""
-        return self._class(**self._parameters)
+    def fresh(self, deadline: float) -> Any:
+        """Make a connection of redis-py's that is the caller's alone; it is not connected yet.
+
+        Parameters:
+          deadline(float): When it has to be connected, by the monotonic clock, until the caller sets another one.
+
+        Raises:
+          Exception: One of :func:`errors`, when it is not known where to connect to.
+        """
+        connection = self._make()
+        connection.deadline = deadline
+        return connection
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -294,79 +384,30 @@ class Connections:
             except IndexError:
                 return
 
-    def take(self) -> Link:
-        """Take the link used last, or a new one, which is not connected yet."""
+    def take(self, deadline: float | None = None) -> Link:
+        """Take the link used last, or a new one, which is not connected yet.
+
+        Parameters:
+          deadline(float): See :meth:`call`.
+        """
+        now = time.monotonic()
         try:
             link = self._idle.pop()
         except IndexError:
-            return Link(self.fresh())
-        if time.monotonic() - link.used > IDLE_CHECK and link.is_stale():
-            link.close()
-            link.used = 0.0
+            link = Link(self.fresh, self.timeout)
+        else:
+            if now - link.used > IDLE_CHECK and link.is_stale():
+                link.close()
+                link = Link(self.fresh, self.timeout)
+        link.deadline = now + self.timeout if deadline is None else deadline
         return link
 
     def forget(self) -> None:
         """Leave the connections to the parent process."""
         self._idle = deque()
 
-
-class SentinelConnections(Connections):
-    """The same, to the present master.
-
-    A new connection asks the Sentinels for it.  That is not enough: a master that they replace without
-    its having failed takes writes for some ten seconds until they tell it, and they would all be lost.
-    """
-
-    def __init__(self, pool: Any, timeout: float) -> None:
-        super().__init__(pool, timeout)
-        self._master = self._parameters["connection_pool"] = _Master(pool)
-        self._address: Any = None
-        #: When to ask who the master is.
-        self.ask_at = 0.0
-
-    def take(self) -> Link:
-        now = time.monotonic()
-        if now >= self.ask_at:
-            answered, not_answered = MASTER_TRUST
-            self.ask_at = now + not_answered
-            try:
-                address = self._master.get_master_address()
-            except errors():
-                # What there is may well be right.
-                return super().take()
-            self.ask_at = now + answered
-            if address != self._address:
-                self._address = address
-                self.close()
-        return super().take()
-
-
-class _Master:
-    """A pool of connections to a master, as they know it: it tells them where that is.
-
-    Where no Sentinel knows, some versions of redis-py (6.4, 7.1) quote how
-    they were asked, with their passwords.  This does not.
-    """
-
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-        self._unknown = driver_of(pool.connection_class).find("sentinel", "MasterNotFoundError")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
-
-    def get_master_address(self) -> Any:
-        try:
-            return self._pool.get_master_address()
-        except self._unknown:
-            pass
-        # Not in the handler: those who log an error with its context would have the passwords.
-        asked = (sentinel.connection_pool.connection_kwargs for sentinel in self._pool.sentinel_manager.sentinels)
-        places = ", ".join(f"{one.get('host')}:{one.get('port')}" for one in asked)
-        raise self._unknown(
-            f"no Sentinel names a master {self._pool.service_name!r}: those at {places} "
-            f"do not answer, refuse the login, or see none."
-        )
+    def _make(self) -> Any:
+        return timed(self._class)(**self._parameters)
 
 
 _all: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()
@@ -382,21 +423,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 
 
-def _let_kernel_time(found: Any) -> float | None:
+def _let_kernel_time(plain: socket.socket, seconds: float) -> None:
     """Leave the time-outs of a plain socket to the kernel: Python's own
     cost another system call for each of ours.
-
-    Returns:
-      float: The time-out in seconds; None where there is no socket, or no time-out.
     """
-    timeout: float | None = None if found is None else found.gettimeout()
-    if timeout and type(found) is _PLAIN_SOCKET:
-        seconds = int(timeout)
-        interval = struct.pack("@ll", seconds, int((timeout - seconds) * 1_000_000))
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
-        found.settimeout(None)
-    return timeout
+    if plain.gettimeout() is not None:
+        plain.settimeout(None)
+    whole = int(seconds)
+    interval = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
 
 
 def pack(*command: Any) -> bytes:

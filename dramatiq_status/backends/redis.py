@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import _time as time
 from ..backend import Query, StatusBackend, check_number, escape_namespace
+from ..errors import BackendError
 from ..fields import plain_number
 from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, from_pairs, number_text
 from ..snapshot import Snapshot, take_texts
-from ._driver import any_driver, check_client
+from ._driver import any_driver, check_client, errors
 from ._push import RedisSubscription
 from ._query import wanted_by
-from ._redis import Connections, Link, SentinelConnections
+from ._redis import Connections, Link
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
+from ._sentinel import SentinelConnections
 from ._url import mask
 
 if TYPE_CHECKING:
@@ -351,7 +353,11 @@ class RedisBackend(StatusBackend):
         if self._shards is not None:
             # All nodes hear of everything.
             return self._shards.cluster.connect(lambda connection: RedisSubscription(connection, channels, timeout))
-        return RedisSubscription(self._connections.fresh(), channels, timeout)
+        try:
+            connection = self._connections.fresh(time.monotonic() + timeout)
+        except errors() as e:
+            raise BackendError(f"Redis: {type(e).__name__}: {e}") from e
+        return RedisSubscription(connection, channels, timeout)
 
     def _channels(self, message_ids: Iterable[str]) -> dict[str, str]:
         """The ids by the names of the channels on which the script tells of them."""

@@ -124,14 +124,11 @@ def test_nobody_is_there() -> None:
             call("m")
 
 
-def test_a_driver_that_quotes_the_sentinels_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a driver that says how the Sentinels were asked, as redis-py 6.4 and 7.1 do
-    def quote(self: redis.Sentinel, service_name: str) -> None:
-        raise redis.sentinel.MasterNotFoundError(f"No master found for {service_name!r} : <Redis(password=s3cr3t)>")
-
-    monkeypatch.setattr(redis.Sentinel, "discover_master", quote)
+def test_errors_show_no_passwords_of_sentinels() -> None:
+    # Given Sentinels that cannot be asked: redis-py 6.4 and 7.1 then say how they were asked
+    ports = [free_port(), free_port()]
     backend = RedisBackend(
-        sentinels=[("10.0.0.1", 26379), ("10.0.0.2", 26379)],
+        sentinels=[("127.0.0.1", port) for port in ports],
         service_name="mymaster",
         sentinel_kwargs={"password": "s3cr3t"},
         timeout=300,
@@ -150,7 +147,9 @@ def test_a_driver_that_quotes_the_sentinels_passwords(monkeypatch: pytest.Monkey
     ]
     for call in calls:
         # When no master is found
-        with pytest.raises(BackendError, match=r"names a master 'mymaster': .*10\.0\.0\.1:26379, 10") as caught:
+        with pytest.raises(
+            BackendError, match=f"names a master 'mymaster': .*1:{ports[0]}, 127.0.0.1:{ports[1]}"
+        ) as caught:
             call()
         # Then that is said, and neither the error nor what led to it has the password
         error: BaseException | None = caught.value
@@ -238,7 +237,7 @@ def test_sentinels_that_are_gone(sentinels: RedisSentinels) -> None:
     backend = make(sentinels)
     backend.update("m", start(1))
     # When no Sentinel answers any more
-    backend.client.connection_pool.sentinel_manager.sentinels.clear()
+    backend._connections._sentinels.clear()
     backend._connections.ask_at = 0.0
     # Then it goes on with the master that it knows
     assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED

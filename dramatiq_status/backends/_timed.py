@@ -1,0 +1,144 @@
+"""The driver's connections, so that all calls of one end by a deadline, and none runs code when it is dropped."""
+
+from __future__ import annotations
+
+import _socket
+import socket
+from functools import cache
+from typing import Any, Final
+
+from .. import _time as time
+
+#: Shortest time-out of a socket, in seconds.
+SHORTEST: Final = 0.001
+
+#: Seconds behind its deadline in which a call still reads replies that have arrived: while it has waited for
+#: one server, others have answered.
+GRACE: Final = 0.05
+
+#: What runs when an object is dropped, in place of a driver's own ``__del__``: a function of C.
+#:
+#: Time limits, aborts and shutdowns are raised asynchronously, between any two instructions of Python that a worker's
+#: thread executes.  Python ignores what is raised inside of ``__del__``, so a time limit that strikes there never ends
+#: its job.
+_DO_NOTHING: Final = object.__hash__
+
+#: Whether an interrupt may strike anywhere: gevent raises them only where a greenlet waits.
+_ARE_THREADS_REAL: Final = socket.socket.__module__ == "socket"
+
+
+def time_left(deadline: float) -> float:
+    """Return for how many seconds the next system call may wait, at least for :data:`SHORTEST`.
+
+    Raises:
+      TimeoutError: When the deadline was more than :data:`GRACE` ago.
+    """
+    left = deadline - time.monotonic()
+    if left < -GRACE:
+        raise TimeoutError("timed out")
+    return max(left, SHORTEST)
+
+
+def half_of(deadline: float) -> float:
+    """Return a deadline for one server, so that the call has as much time left for the others."""
+    return deadline - max(deadline - time.monotonic(), 0) / 2
+
+
+class _TimedSocket:
+    """A socket that waits no longer than its connection may.
+
+    The driver connects and logs in through it: a server that sends one byte after the other would
+    otherwise have the whole time-out for each.
+
+    Parameters:
+      socket(socket.socket)
+      connection(_Timed)
+    """
+
+    def __init__(self, socket: Any, connection: Any) -> None:
+        self.socket = socket
+        self._connection = connection
+        self._timeout: float | None = socket.gettimeout()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.socket, name)
+
+    def settimeout(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self.socket.settimeout(timeout)
+
+    def recv(self, *arguments: Any) -> Any:
+        self._limit()
+        return self.socket.recv(*arguments)
+
+    def recv_into(self, *arguments: Any) -> Any:
+        self._limit()
+        return self.socket.recv_into(*arguments)
+
+    def sendall(self, data: Any) -> None:
+        self._limit()
+        self.socket.sendall(data)
+
+    def _limit(self) -> None:
+        deadline = self._connection.deadline
+        if deadline is not None and self._timeout != 0:
+            left = time_left(deadline)
+            self.socket.settimeout(left if self._timeout is None else min(left, self._timeout))
+
+
+class _Timed:
+    """What is added to a connection of the driver's."""
+
+    #: When its calls have to end, by the monotonic clock; None for the driver's own time-outs.
+    deadline: float | None = None
+
+    @property
+    def socket_timeout(self) -> float | None:
+        return self._limited(self._socket_timeout)
+
+    @socket_timeout.setter
+    def socket_timeout(self, timeout: float | None) -> None:
+        self._socket_timeout = timeout
+
+    @property
+    def socket_connect_timeout(self) -> float | None:
+        return self._limited(self._socket_connect_timeout)
+
+    @socket_connect_timeout.setter
+    def socket_connect_timeout(self, timeout: float | None) -> None:
+        self._socket_connect_timeout = timeout
+
+    def set_parser(self, parser_class: type) -> None:
+        super().set_parser(_quiet(parser_class, _DO_NOTHING))  # type: ignore[misc]
+
+    def _connect(self) -> _TimedSocket:
+        found = super()._connect()  # type: ignore[misc]
+        if _ARE_THREADS_REAL:
+            # It is closed by C, and does not complain that it was open.
+            found.__class__ = _quiet(type(found), _socket.socket.close)  # type: ignore[arg-type]
+        return _TimedSocket(found, self)
+
+    def _limited(self, timeout: float | None) -> float | None:
+        if self.deadline is None:
+            return timeout
+        left = time_left(self.deadline)
+        return left if timeout is None else min(left, timeout)
+
+
+@cache
+def timed(kind: type) -> Any:
+    """Make a class of connections that have a deadline."""
+    made = type(kind.__name__, (_Timed, kind), {"__module__": kind.__module__})
+    return _quiet(made, _DO_NOTHING)
+
+
+@cache
+def _quiet(kind: type, finalize: Any) -> type:
+    """Make a class whose objects execute no Python when they are dropped."""
+    if not _ARE_THREADS_REAL:
+        return kind
+    return type(kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, "__del__": finalize})
+
+
+#: Sockets of which the kernel keeps the time; those of gevent and TLS keep their own.
+PLAIN_SOCKET: Final = _quiet(socket.socket, _socket.socket.close)

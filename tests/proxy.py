@@ -1,0 +1,76 @@
+"""A proxy between a client and a server, which makes the replies as slow as a test wants them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+#: Bytes that are read from a socket at once.
+BUFFER = 65_536
+
+
+class Proxy:
+    """Forwards connections on a loopback port of its own to a server, each in threads of its own.
+
+    Parameters:
+      port: The server's port on loopback.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._closed = False
+        #: The port to connect to.
+        self.port: int = self._listener.getsockname()[1]
+        #: Bytes of a reply that are forwarded at once, and the seconds between; None for all at once.
+        self.drip: tuple[int, float] | None = None
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._closed = True
+        # The thread that accepts notices that when it is woken.
+        socket.create_connection(("127.0.0.1", self.port)).close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._listener.accept()
+            if self._closed:
+                client.close()
+                return
+            server = socket.create_connection(("127.0.0.1", self._target))
+            for work in (self._requests, self._replies):
+                threading.Thread(target=work, args=(client, server), daemon=True).start()
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        try:
+            while data := client.recv(BUFFER):
+                server.sendall(data)
+        except OSError:
+            pass
+        _end(server)
+
+    def _replies(self, client: socket.socket, server: socket.socket) -> None:
+        try:
+            while data := server.recv(BUFFER):
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                while data:
+                    size, pause = self.drip or (len(data), 0.0)
+                    client.sendall(data[:size])
+                    data = data[size:]
+                    time.sleep(pause)
+        except OSError:
+            pass
+        _end(client)
+
+
+def _end(peer: socket.socket) -> None:
+    try:
+        peer.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    peer.close()

@@ -1,0 +1,307 @@
+"""One call ends by one deadline, whatever it asks of whom."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import dramatiq
+import pytest
+
+from dramatiq_status import BackendError, aio
+from dramatiq_status.backend import Query
+from dramatiq_status.backends import RedisBackend
+from dramatiq_status.backends._cluster import TAGS, shard_of, slot_of
+from dramatiq_status.record import Epoch, Kind, Outcome, Update
+
+from .proxy import Proxy
+from .recording import PATIENCE, make_broker
+from .servers import RedisCluster, RedisSentinels, RedisServer
+
+#: The time-out of the backends here, in milliseconds.
+TIMEOUT = 500
+
+#: Seconds that a call may take: the time-out, half of it for what cannot be interrupted, and some for a busy machine.
+LIMIT = TIMEOUT / 1000 * 1.5 + 0.2
+
+#: One byte of a reply, and the seconds until the next: far less than the time-out.
+DRIP = (1, 0.1)
+
+#: What takes long in bytes dripping.
+FIELDS = {f":{n}": '"x"' for n in range(100)}
+
+
+@contextmanager
+def in_time(*, fails: bool | None = True) -> Iterator[None]:
+    """Check that a call ends by its deadline, and whether it fails, if that matters."""
+    began, failed = time.monotonic(), False
+    try:
+        yield
+    except BackendError:
+        failed = True
+    assert time.monotonic() - began < LIMIT
+    assert fails in (None, failed)
+
+
+def enqueue(number: int = 1) -> Update:
+    return Update(Kind.ENQUEUE, Epoch(number, 1), fields=FIELDS)
+
+
+# A server that sends one byte after the other
+
+
+@pytest.fixture
+def proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
+    with Proxy(redis_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def dripping(proxy: Proxy) -> Iterator[RedisBackend]:
+    """A backend that is connected to a server whose replies drip."""
+    backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
+    backend.update("m", enqueue())
+    proxy.drip = DRIP
+    yield backend
+    backend.close()
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "read": lambda backend: backend.read("m"),
+    "begin_update": lambda backend: backend.begin_update("m", enqueue(2))(),
+    "find": lambda backend: backend.find(Query(None, None, None), limit=10, offset=0),
+}
+
+
+@pytest.mark.parametrize("call", [CALLS["read"], CALLS["find"]], ids=["read", "find"])
+def test_replies_that_drip(dripping: RedisBackend, call: Callable[[RedisBackend], Any]) -> None:
+    # Given a server that sends its replies byte by byte
+    # When it is asked
+    # Then the time-out is that of the call
+    with in_time():
+        call(dripping)
+
+
+@pytest.mark.parametrize("call", [CALLS["read"], CALLS["begin_update"]], ids=["read", "begin_update"])
+def test_connecting_where_replies_drip(dripping: RedisBackend, call: Callable[[RedisBackend], Any]) -> None:
+    # Given such a server, and no connection
+    dripping.close()
+    # When it is asked
+    # Then the time-out is that of connecting and all that follows
+    with in_time():
+        call(dripping)
+
+
+def test_a_subscription_where_replies_drip(dripping: RedisBackend) -> None:
+    with in_time():
+        dripping.subscribe(["m"])
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["import sys; sys.modules['hiredis'] = None", "from gevent import monkey; monkey.patch_all()"],
+    ids=["without hiredis", "gevent"],
+)
+def test_replies_that_drip_in_another_environment(proxy: Proxy, before: str) -> None:
+    # Given a process without hiredis, or with gevent
+    script = f"""
+        {before}
+        import sys, time
+        from dramatiq_status import BackendError
+        from dramatiq_status.backends import RedisBackend
+        from dramatiq_status.record import Kind, Update
+        backend = RedisBackend(host="127.0.0.1", port={proxy.port}, timeout={TIMEOUT})
+        backend.update("m", Update(Kind.ENQUEUE, (1, 1), fields={{f":{{n}}": '"x"' for n in range(100)}}))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for number in range(2):
+            began = time.monotonic()
+            try:
+                backend.read("m")
+            except BackendError:
+                print(time.monotonic() - began, flush=True)
+        """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        # When it asks a server that sends its replies byte by byte, over a connection and over a new one
+        proxy.drip = DRIP
+        output, _ = process.communicate("go\n", timeout=PATIENCE)
+    # Then the time-out is that of the call
+    assert [float(line) < LIMIT for line in output.splitlines()] == [True, True]
+
+
+def test_replies_that_drip_in_an_event_loop(dripping: RedisBackend) -> None:
+    async def ask() -> None:
+        # Given a server that sends its replies byte by byte, and no connection, or one
+        for _ in range(2):
+            # When it is asked
+            # Then the time-out is that of the call
+            with in_time():
+                await aio.StatusRegistry.read("m", backend=dripping)
+
+    asyncio.run(ask())
+
+
+def test_a_large_reply_takes_its_time(proxy: Proxy) -> None:
+    # Given a server that sends 8 MB a second
+    backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=200)
+    large = '"' + "x" * 60_000 + '"'
+    for number in range(50):
+        backend.update(str(number), Update(Kind.ENQUEUE, Epoch(1, 1), fields={":large": large}))
+    proxy.drip = (65_536, 65_536 / 8_000_000)
+    # When it is asked for 3 MB, within half of the time that they take
+    records = backend.read_many([str(number) for number in range(50)])
+    # Then that is no server that does not answer
+    assert [record and record[":large"] for record in records] == [large] * 50
+    backend.close()
+
+
+# Servers that are frozen
+
+
+class Store(NamedTuple):
+    """Servers, a backend that uses them, and whose kind they are."""
+
+    kind: str
+    servers: Any
+    backend: RedisBackend
+
+    def use(self) -> None:
+        """Use it, so that connections to all servers are idle."""
+        self.backend.update_many([(str(number), enqueue()) for number in range(100)])
+        self.backend.read_many([str(number) for number in range(100)])
+
+    def freeze(self, *, connected: bool) -> None:
+        """Freeze all servers."""
+        if not connected:
+            self.backend.close()
+        self.servers.pause()
+        if self.kind == "sentinel":
+            # It is time to ask them again
+            self.backend._connections.ask_at = 0.0  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=["redis", "sentinel", "cluster"])
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    kind = request.param
+    servers = request.getfixturevalue(
+        {"redis": "redis_server", "sentinel": "redis_sentinels"}.get(kind, "redis_cluster")
+    )
+    servers.reset()
+    if kind == "redis":
+        backend = RedisBackend(url=servers.url, timeout=TIMEOUT)
+    elif kind == "sentinel":
+        backend = RedisBackend(sentinels=servers.addresses, service_name=servers.service_name, timeout=TIMEOUT)
+    else:
+        backend = RedisBackend(cluster_nodes=servers.addresses, timeout=TIMEOUT)
+    store = Store(kind, servers, backend)
+    store.use()
+    yield store
+    servers.resume()
+    backend.close()
+
+
+FROZEN_CALLS = {
+    **CALLS,
+    "reads of all nodes": lambda backend: backend.read_many([str(number) for number in range(100)]),
+    "updates on all nodes": lambda backend: backend.update_many([(str(n), enqueue(2)) for n in range(100)]),
+    "subscribe": lambda backend: backend.subscribe(["m"]),
+}
+
+
+@pytest.mark.parametrize(
+    "name, connected",
+    [
+        *[(name, True) for name in ("read", "begin_update", "reads of all nodes", "updates on all nodes")],
+        *[(name, False) for name in ("read", "begin_update", "find", "subscribe")],
+    ],
+)
+def test_frozen_servers(store: Store, name: str, connected: bool) -> None:
+    # Given servers all of which are frozen, and connections to them or none
+    store.freeze(connected=connected)
+    # When a call is made
+    # Then it fails, or puts off what it was to write, by its deadline
+    with in_time(fails=None if "update" in name else True):
+        FROZEN_CALLS[name](store.backend)
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "not connected"])
+def test_sending_a_message_with_frozen_servers(store: Store, connected: bool) -> None:
+    # Given a message to send, and frozen servers
+    broker = make_broker(store.backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    store.freeze(connected=connected)
+    # When it is sent
+    # Then that waits for one time-out at most
+    with in_time(fails=False):
+        work.send()
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "not connected"])
+def test_frozen_servers_in_an_event_loop(store: Store, connected: bool) -> None:
+    async def ask() -> None:
+        # Given frozen servers, and connections to them or none
+        if connected:
+            await aio.StatusRegistry.read("0", backend=store.backend)
+        await asyncio.to_thread(store.freeze, connected=connected)
+        # When calls are made, one of them while the first waits
+        first = asyncio.create_task(aio.StatusRegistry.read("0", backend=store.backend))
+        await asyncio.sleep(TIMEOUT / 4000)
+        # Then each ends by its own deadline
+        with in_time():
+            await aio.StatusRegistry.read("1", backend=store.backend)
+        with pytest.raises(BackendError):
+            await first
+
+    asyncio.run(ask())
+
+
+def test_one_frozen_sentinel(redis_sentinels: RedisSentinels) -> None:
+    # Given a Sentinel that is frozen, the one that is asked first
+    redis_sentinels.reset()
+    backend = RedisBackend(
+        sentinels=redis_sentinels.addresses, service_name=redis_sentinels.service_name, timeout=TIMEOUT
+    )
+    redis_sentinels.sentinels[0].pause()
+    try:
+        # When the master is needed
+        # Then there is time left for the next Sentinel, and for the master
+        with in_time(fails=False):
+            backend.update("m", enqueue())
+            assert backend.read("m") is not None
+    finally:
+        redis_sentinels.sentinels[0].resume()
+        backend.close()
+
+
+def test_one_frozen_node(redis_cluster: RedisCluster) -> None:
+    # Given a cluster with a frozen node, the one that is asked first, and no connections
+    redis_cluster.reset()
+    backend = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=TIMEOUT)
+    ids = [str(number) for number in range(60)]
+    backend.update_many([(message_id, enqueue()) for message_id in ids])
+    backend.close()
+    redis_cluster.nodes[0].pause()
+    try:
+        # When messages of all nodes are written
+        with in_time(fails=False):
+            outcomes = backend.update_many([(message_id, enqueue(2)) for message_id in ids])
+    finally:
+        redis_cluster.resume()
+        backend.close()
+    # Then there was time left for the other nodes
+    assert [outcome is not Outcome.UNREACHED for outcome in outcomes] == [
+        redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) != 0 for message_id in ids
+    ]
