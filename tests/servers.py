@@ -67,10 +67,10 @@ def free_port() -> int:
         return port
 
 
-def open_sockets() -> set[str]:
-    """Return the names of the sockets that this process has open."""
+def open_sockets(*descriptors: int) -> set[str]:
+    """Return the names of the sockets that this process has open, or has as these descriptors."""
     names = set()
-    for descriptor in os.listdir("/proc/self/fd"):
+    for descriptor in descriptors or os.listdir("/proc/self/fd"):
         try:
             names.add(os.readlink(f"/proc/self/fd/{descriptor}"))
         except FileNotFoundError:
