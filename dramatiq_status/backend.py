@@ -7,9 +7,9 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from .errors import NotSupported
+from .errors import BackendError, NotSupported
 from .fields import plain_number
 from .record import LONGEST_TTL, Outcome, Record, Update
 from .snapshot import Snapshot, take_snapshot, take_snapshots
@@ -34,6 +34,8 @@ MAX_MESSAGE_ID_SIZE: Final = 200
 
 #: The longest namespace, in bytes.
 MAX_NAMESPACE_SIZE: Final = 48
+
+FoundT = TypeVar("FoundT")
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAMESPACE = re.compile(r"[!-~]+")
@@ -91,8 +93,9 @@ class StatusBackend(abc.ABC):
     be reached, takes longer than `timeout` or answers with an error;
     nothing else but the ``TypeError`` and ``ValueError`` of bad input.
     A store of many servers, each with records of its own, of which one
-    does not answer while others do, goes on: readers get None for the
-    records of that server, and :meth:`update_many` and
+    does not answer while others do, goes on: :meth:`read_many` and
+    :meth:`snapshots` return a :class:`.BackendError` in the place of each
+    record of that server, and :meth:`update_many` and
     :meth:`begin_update` answer with ``Outcome.UNREACHED``.
 
     Parameters:
@@ -155,12 +158,17 @@ class StatusBackend(abc.ABC):
         """
 
     @abc.abstractmethod
-    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
+    def read_many(self, message_ids: Sequence[str]) -> Sequence[Record | BackendError | None]:
         """Read records in one round trip.
 
         Returns:
-          list[Record | None]: One for each id, in their order; None for
-          those that are unknown, expired or damaged.
+          Sequence[Record | None | BackendError]: One for each id, in their
+          order; None for a message that is unknown or expired, or whose record
+          is damaged; an error, not raised, for a message that the store could not
+          read while it has read others.
+
+        Raises:
+          BackendError: When the store could read none of them.
         """
 
     @abc.abstractmethod
@@ -179,13 +187,13 @@ class StatusBackend(abc.ABC):
 
     def read(self, message_id: str) -> Record | None:
         """Read one record; one round trip."""
-        return self.read_many((message_id,))[0]
+        return answered(self.read_many((message_id,))[0])
 
     def snapshot(self, message_id: str) -> Snapshot | None:
         """Read one status and decode it; one round trip."""
         return take_snapshot(message_id, self.read(message_id), self.now())
 
-    def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+    def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
         """Read many statuses and decode them; one round trip, as :meth:`read_many`."""
         return take_snapshots(message_ids, self.read_many(message_ids), self.now()) if message_ids else []
 
@@ -252,6 +260,13 @@ class StatusBackend(abc.ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Close the connections of this backend; it opens new ones when it is used again."""
+
+
+def answered(found: FoundT | BackendError) -> FoundT:
+    """Return what the store has read of one message; raise the error where it could not."""
+    if isinstance(found, BackendError):
+        raise found
+    return found
 
 
 def escape_namespace(namespace: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
@@ -14,12 +14,15 @@ import dramatiq
 
 from . import _time as time
 from .backend import StatusBackend, check_duration, check_message_id
+from .errors import BackendError
 from .record import COMPLETED, STATE, STATES, UPDATED_AT, State
 from .snapshot import Snapshot, json_default, percent_of
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Patience, pursue
 
-#: What the counts of a batch call the messages without a status.
+#: Names in the counts of a batch of messages without a status, and of
+#: messages that the store could not read.
 UNKNOWN: Final = "unknown"
+UNAVAILABLE: Final = "unavailable"
 
 # What the sum of many fractions may be rounded up to while one of them is less than 1.
 _LESS_THAN_ALL: Final = math.nextafter(1.0, 0.0)
@@ -33,25 +36,33 @@ class BatchSnapshot:
     """The statuses of many messages at one moment.  It never changes.
 
     A message may be unknown: one that was not sent yet, a later stage of
-    a pipeline, one whose status has expired.
+    a pipeline, one whose status has expired.  A message is unavailable while its
+    own server does not answer (a node of a Redis Cluster, one of many memcached
+    servers) and others do.
 
     Parameters:
       state(State): ``failed`` if a message is, ``queued`` if all are that
         are known, ``completed`` if all are, else ``working``; None if all
-        are unknown.  Without any messages it is ``completed``.
+        are unknown or unavailable.  Without any messages it is ``completed``.
       progress(float): The mean of the messages' progress, from 0.0 to
         1.0.  A completed message counts 1, whatever it has reported,
-        an unknown one 0; a failed one keeps what it had.
+        an unknown one 0; a failed one keeps what it had, and so does an
+        unavailable one in a batch that has seen it before.
       finished(bool): Whether all are completed or failed.  After a stage of
-        a pipeline that failed or was skipped no other is waited for.
+        a pipeline that failed or was skipped no other is waited for.  A batch with
+        unavailable messages is not finished.
       missing(tuple[str, ...]): Those that should be known and are not.
         They are not waited for for ever.
+      unavailable(tuple[str, ...]): Messages that the store could not read.
+        They are waited for until their server is back.  A message that
+        the batch has seen finished is not among them.
     """
 
     state: State | None
     progress: float
     finished: bool
     missing: tuple[str, ...]
+    unavailable: tuple[str, ...]
     # A hash needs no dict: those that are equal have equal ones without.
     _children: dict[str, Snapshot | None] = field(repr=False, hash=False)
     _counts: dict[str, int] = field(repr=False, hash=False)
@@ -59,13 +70,15 @@ class BatchSnapshot:
     @property
     def children(self) -> Mapping[str, Snapshot | None]:
         """The messages' snapshots by id, in the order in which they were
-        given; None for those that are unknown.
+        given; None for those that are unknown or :attr:`unavailable`.
         """
         return MappingProxyType(self._children)
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many messages are ``queued``, ``working``, ``completed``, ``failed`` and ``unknown``."""
+        """Numbers of messages that are ``queued``, ``working``, ``completed``,
+        ``failed``, ``unknown`` and ``unavailable``.
+        """
         return MappingProxyType(self._counts)
 
     @property
@@ -147,7 +160,8 @@ class Batch:
         """Read all statuses; one round trip, however many they are.
 
         Raises:
-          BackendError: When the store does not answer.
+          BackendError: When the store does not answer.  Where it does for some of
+            the messages, the others are :attr:`.BatchSnapshot.unavailable`.
         """
         return self._rollup.take(self._backend.snapshots(self._rollup.message_ids))
 
@@ -230,21 +244,24 @@ class Rollup:
         self._final: dict[str, Snapshot] = {}
         self._reached: dict[str, float] = {}
 
-    def take(self, snapshots: Iterable[Snapshot | None]) -> BatchSnapshot:
+    def take(self, snapshots: Iterable[Snapshot | BackendError | None]) -> BatchSnapshot:
         """Roll up.
 
         Parameters:
-          snapshots(Iterable[Snapshot | None]): One for each of :attr:`message_ids`.
+          snapshots(Iterable[Snapshot | None | BackendError]): One for each of :attr:`message_ids`.
         """
         children: dict[str, Snapshot | None] = {}
+        unavailable: dict[str, None] = {}
         tally = [0] * len(STATES)
         total, most = 0.0, 1.0
         final, reached = self._final, self._reached
         for message_id, snapshot in zip(self.message_ids, snapshots):
-            if snapshot is None:
-                snapshot = final.get(message_id)
+            if snapshot is None or isinstance(snapshot, BackendError):
+                error, snapshot = snapshot, final.get(message_id)
                 if snapshot is None:
                     children[message_id] = None
+                    if error is not None:
+                        unavailable[message_id] = None
                     total += reached.get(message_id, 0.0)
                     continue
             children[message_id] = snapshot
@@ -260,27 +277,37 @@ class Rollup:
             if fraction < 1.0:
                 most = _LESS_THAN_ALL
         counts = {state.value: count for state, count in zip(STATES, tally)}
-        counts[UNKNOWN] = len(children) - sum(tally)
-        missing = [message_id for message_id in self._singles if children[message_id] is None]
+        counts[UNKNOWN] = len(children) - sum(tally) - len(unavailable)
+        counts[UNAVAILABLE] = len(unavailable)
+        missing = [
+            message_id for message_id in self._singles if children[message_id] is None and message_id not in unavailable
+        ]
         passed = set[str]()
         for chain in self._chains:
-            missing += _look_along(chain, children, passed)
+            missing += _look_along(chain, children, unavailable.keys(), passed)
         total += sum(1.0 - reached.get(message_id, 0.0) for message_id in passed)
-        finished = not missing and not counts["queued"] and not counts["working"]
+        finished = not (missing or unavailable or counts["queued"] or counts["working"])
         state = _state_of(counts, finished=finished, passed=bool(passed))
         progress = 1.0 if state is State.COMPLETED else min(most, total / len(children)) if children else 0.0
-        return BatchSnapshot(state, progress, finished, tuple(dict.fromkeys(missing)), children, counts)
+        return BatchSnapshot(
+            state, progress, finished, tuple(dict.fromkeys(missing)), tuple(unavailable), children, counts
+        )
 
 
-def _look_along(chain: Chain, children: Mapping[str, Snapshot | None], passed: set[str]) -> tuple[str, ...]:
-    """Which stage of a pipeline should be known and is not, none or one.
-    Stages that are unknown ahead of one that is known have been ``passed``.
+def _look_along(
+    chain: Chain, children: Mapping[str, Snapshot | None], unavailable: Set[str], passed: set[str]
+) -> tuple[str, ...]:
+    """Find the stage of a pipeline that should be known and is not, none or one.
+    Stages without a status ahead of one that is known have been ``passed``.
     """
     known = [index for index, message_id in enumerate(chain) if children[message_id] is not None]
+    last = known[-1] if known else -1
+    passed.update(message_id for message_id in chain[: max(0, last)] if children[message_id] is None)
+    if not unavailable.isdisjoint(chain[last + 1 :]):
+        # The pipeline may have come that far.
+        return ()
     if not known:
         return chain[:1]
-    last = known[-1]
-    passed.update(message_id for message_id in chain[:last] if children[message_id] is None)
     stage = children[chain[last]]
     assert stage is not None
     # Dramatiq enqueues a stage before it is done with the one ahead of it, and never after one that
@@ -290,7 +317,7 @@ def _look_along(chain: Chain, children: Mapping[str, Snapshot | None], passed: s
 
 
 def _state_of(counts: Mapping[str, int], *, finished: bool, passed: bool) -> State | None:
-    known = sum(counts.values()) - counts[UNKNOWN]
+    known = sum(counts.values()) - counts[UNKNOWN] - counts[UNAVAILABLE]
     if counts["failed"]:
         return State.FAILED
     if finished:
@@ -327,15 +354,20 @@ class BatchFollower(Patience):
           StatusMissing: When only messages are left that are unknown, and have been for too long.
         """
         children = snapshot.children.values()
-        seen = [child and (child.version, child._values.get(UPDATED_AT), child.stalled) for child in children]
+        seen: list[Any] = [
+            child and (child.version, child._values.get(UPDATED_AT), child.stalled) for child in children
+        ]
+        seen.append(snapshot.unavailable)
         changed = seen != self._seen
         if changed:
             self._seen = seen
             self._versions = {child.message_id: child.version for child in children if child is not None}
             self.version += 1
             self._missing_since = None
-        moving = snapshot.counts["queued"] or snapshot.counts["working"]
+        moving = snapshot.counts["queued"] or snapshot.counts["working"] or snapshot.unavailable
         self._answer(now, None if moving or not snapshot.missing else snapshot.missing[0])
+        # Nothing announces that a server is back: look again and again, as in any outage.
+        self.answering = not snapshot.unavailable
         if not changed or (snapshot.state is None and not snapshot.finished):
             return False
         self._shown_at = now

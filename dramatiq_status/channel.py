@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Protocol
 
 from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
-from .errors import StatusMissing
+from .errors import BackendError, StatusMissing
 from .fields import check_count
 from .record import (
     COMPLETED,
@@ -82,8 +82,7 @@ class RunChannel:
             self._lane.write(fields, urgent=urgent)
 
     def read(self) -> Snapshot | None:
-        self.flush()
-        return self._backend.snapshot(self.message_id)
+        return _read_behind(self.flush, self._backend, self.message_id)
 
     def delete(self) -> bool:
         self.flush()
@@ -120,8 +119,7 @@ class LaneChannel:
         return counts_of(self.read())
 
     def read(self) -> Snapshot | None:
-        self.flush()
-        return self._backend.snapshot(self.message_id)
+        return _read_behind(self.flush, self._backend, self.message_id)
 
     def delete(self) -> bool:
         self.flush()
@@ -199,6 +197,20 @@ class DetachedChannel:
         # Records are never changed but replaced, so that who only reads needs no lock.
         with self._lock:
             self._record = apply(self._record, update, now_ms()).record
+
+
+def _read_behind(flush: Callable[[], bool], backend: StatusBackend, message_id: str) -> Snapshot | None:
+    """Read a status after all that this worker has written to it.
+
+    Raises:
+      BackendError: When that is not stored yet, or the store does not answer.  Without
+        it, a field would seem to be missing that the caller has just set.
+    """
+    if not flush():
+        raise BackendError(
+            f"What was written to message {message_id!r} is not stored yet: the status store does not answer."
+        )
+    return backend.snapshot(message_id)
 
 
 def _check_verdict(state: int) -> None:

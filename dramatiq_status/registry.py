@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, overload
 
 import dramatiq
 
 from .backend import (
     Query,
     StatusBackend,
+    answered,
     check_duration,
     check_limit,
     check_message_id,
@@ -21,11 +22,12 @@ from .backend import (
 from .batch import Batch, Chain, chains_of
 from .channel import Channel, DirectChannel, LaneChannel
 from .context import current_binding, note_write
+from .errors import BackendError
 from .fields import state_number
 from .middleware import StatusMiddleware
 from .progress import Progress
-from .record import State
-from .snapshot import Snapshot, take_snapshots
+from .record import Record, State
+from .snapshot import Snapshot, take_snapshot
 from .status import Status
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
 
@@ -85,19 +87,54 @@ class StatusRegistry:
             backend = _backend(None, broker)
         return backend.snapshot(check_message_id(message_id))
 
+    @overload
     @staticmethod
     def read_many(
         message_ids: Iterable[str | dramatiq.Message[Any]],
         *,
+        return_errors: Literal[False] = False,
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
-    ) -> list[Snapshot | None]:
+    ) -> list[Snapshot | None]: ...
+
+    @overload
+    @staticmethod
+    def read_many(
+        message_ids: Iterable[str | dramatiq.Message[Any]],
+        *,
+        return_errors: bool,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> list[Snapshot | BackendError | None]: ...
+
+    @staticmethod
+    def read_many(
+        message_ids: Iterable[str | dramatiq.Message[Any]],
+        *,
+        return_errors: bool = False,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> list[Snapshot | None] | list[Snapshot | BackendError | None]:
         """Read many statuses; one round trip.
 
+        Parameters:
+          message_ids(Iterable[str | Message])
+          return_errors(bool): Whether to return the errors of single
+            messages in their places, as ``asyncio.gather`` does with
+            `return_exceptions`.  By default the first one is raised.
+
         Returns:
-          list[Snapshot | None]: One for each id, in their order.
+          list[Snapshot | None]: One for each id, in their order.  With
+          `return_errors` the list has a :class:`.BackendError` for each message whose own
+          server does not answer while others do: a node of a Redis Cluster,
+          one of many memcached servers.
+
+        Raises:
+          BackendError: When no server answers; without `return_errors`,
+            when one of them does not.
         """
-        return _backend(backend, broker).snapshots(check_message_ids(message_ids))
+        found = _backend(backend, broker).snapshots(check_message_ids(message_ids))
+        return list(found) if return_errors else _checked(found)
 
     @staticmethod
     def wait(
@@ -216,15 +253,14 @@ class StatusRegistry:
 
         Raises:
           NotSupported: When the backend cannot list; says why.
+          BackendError: When a part of the store does not answer, or while a
+            slot of a Redis Cluster is on its way to another node.
         """
         backend = _backend(backend, broker)
         found = backend.find(
             _query(state, actor_name, queue_name), limit=check_limit(limit), offset=check_number("offset", offset)
         )
-        snapshots = take_snapshots(
-            [message_id for message_id, _ in found], [record for _, record in found], backend.now()
-        )
-        return [snapshot for snapshot in snapshots if snapshot is not None]
+        return _listed(found, backend.now())
 
     @staticmethod
     def count(
@@ -244,6 +280,7 @@ class StatusRegistry:
 
         Raises:
           NotSupported: When the backend cannot list; says why.
+          BackendError: As for :meth:`list`.
         """
         return _backend(backend, broker).count(_query(state, actor_name, queue_name))
 
@@ -268,6 +305,17 @@ def _query(state: State | str | None, actor_name: str | None, queue_name: str | 
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name} must be a str, not {type(value).__name__}.")
     return Query(None if state is None else state_number(state), actor_name, queue_name)
+
+
+def _listed(found: Iterable[tuple[str, Record]], now: int) -> list[Snapshot]:
+    """Decode the records of a page, without those that are damaged."""
+    snapshots = (take_snapshot(message_id, record, now) for message_id, record in found)
+    return [snapshot for snapshot in snapshots if snapshot is not None]
+
+
+def _checked(found: Iterable[Snapshot | BackendError | None]) -> list[Snapshot | None]:
+    """Raise the first error among what was read."""
+    return [answered(one) for one in found]
 
 
 def _backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> StatusBackend:

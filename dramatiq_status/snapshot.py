@@ -11,6 +11,7 @@ from sys import float_info
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
+from .errors import BackendError
 from .rate import FARTHEST, TIME_CONSTANT, slowed
 from .record import (
     ACTOR_NAME,
@@ -465,9 +466,14 @@ def take_snapshot(message_id: str, record: Record | None, now: int) -> Snapshot 
     return take_texts(message_id, record, record.values(), now) if record else None
 
 
-def take_snapshots(ids: Sequence[str], records: Sequence[Record | None], now: int) -> list[Snapshot | None]:
-    """The same for many records."""
-    return [take_snapshot(message_id, record, now) for message_id, record in zip(ids, records)]
+def take_snapshots(
+    ids: Sequence[str], records: Sequence[Record | BackendError | None], now: int
+) -> list[Snapshot | BackendError | None]:
+    """Decode many records; leave the errors that stand in the place of records."""
+    return [
+        record if isinstance(record, BackendError) else take_snapshot(message_id, record, now)
+        for message_id, record in zip(ids, records)
+    ]
 
 
 def take_texts(message_id: str, names: Collection[str], texts: Iterable[str], now: int) -> Snapshot | None:

@@ -16,8 +16,10 @@ class Status:
     anew, in one round trip; take :meth:`read` to look more than once.
 
     In the message that is being processed (:func:`.current_status`)
-    writes never block and never raise for a broken store, and a look at the store
-    first waits until all that was written is stored.  From outside of a
+    writes never block and never raise for a broken store.  A look at the store
+    first waits until all that was written is stored, and raises
+    :class:`.BackendError` where the store does not answer, there as everywhere: a field
+    that cannot be read never seems to be missing.  From outside of a
     worker each write takes one round trip, is stored when
     it returns, and raises :class:`.StatusMissing` for an unknown
     message, and :class:`.BackendError`.
@@ -99,6 +101,10 @@ class Status:
     def read(self) -> Snapshot | None:
         """Read everything in one round trip; None where the message is
         unknown or its status has expired.
+
+        Raises:
+          BackendError: When the store does not answer, or what the running
+            message has written is not stored yet.
         """
         return self._channel.read()
 
@@ -147,7 +153,12 @@ class Status:
         return snapshot[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Get a field, or `default` where there is none of that name."""
+        """Get a field, or `default` where there is none of that name.
+
+        Raises:
+          BackendError: As for :meth:`read`: `default` does not stand in for a
+            store that does not answer.
+        """
         snapshot = self.read()
         return default if snapshot is None else snapshot.get(name, default)
 

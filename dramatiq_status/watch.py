@@ -86,7 +86,7 @@ class Patience:
     def __init__(self, what: str, now: float, *, timeout: int | None, missing_timeout: int, interval: int = 0) -> None:
         #: Whether the final look was shown.
         self.finished = False
-        #: Whether the store has answered the last time.
+        #: Whether the store has answered the last time, for all that is watched.
         self.answering = True
         #: The version that was found last; 0 for none.
         self.version = 0
@@ -327,7 +327,10 @@ def pursue(
                 pace.fail()
             else:
                 show = watcher.saw(found, clock())
-                pace.saw(watcher.version)
+                if watcher.answering:
+                    pace.saw(watcher.version)
+                else:
+                    pace.fail()
                 if show:
                     yield found
                     if watcher.finished:

@@ -216,6 +216,7 @@ def test_states(states: tuple[int | None, ...], expected: str | None, finished: 
     assert found.counts == {
         **{name: states.count(n) for n, name in enumerate(names)},
         "unknown": states.count(None),
+        "unavailable": 0,
     }
     assert found.missing == tuple(str(n) for n, state in enumerate(states) if state is None)
 
@@ -270,7 +271,7 @@ def test_as_json() -> None:
     parsed = json.loads(found.to_json())
     # Then everything is there
     assert parsed["status"] == "working" and parsed["progress"] == 0.125 and parsed["finished"] is False
-    assert parsed["counts"] == {"queued": 0, "working": 1, "completed": 0, "failed": 0, "unknown": 1}
+    assert parsed["counts"] == {"queued": 0, "working": 1, "completed": 0, "failed": 0, "unknown": 1, "unavailable": 0}
     assert parsed["children"]["0"]["progress"] == 25 and parsed["children"]["1"] is None
     assert isinstance(found.to_dict()["children"]["0"], dict)
     # And for people it is short
@@ -331,6 +332,86 @@ def test_one_round_trip(backend: RecordingBackend, monkeypatch: pytest.MonkeyPat
     assert asked == [500]
     # And for none the store is not asked at all
     assert StatusRegistry.batch([], backend=backend).read().finished and asked == [500]
+
+
+# Some that the store cannot read
+
+
+#: What stands in the place of a message whose server does not answer.
+AWAY = BackendError("away")
+
+
+def chained(*states: int | BackendError | None) -> BatchSnapshot:
+    """A pipeline of stages in these states; an error for one that cannot be read."""
+    backend = StubBackend()
+    ids = [str(n) for n in range(len(states))]
+    for message_id, state in zip(ids, states):
+        if isinstance(state, int):
+            put(backend, message_id, state)
+    snapshots = [state if isinstance(state, BackendError) else backend.snapshot(i) for i, state in zip(ids, states)]
+    return Rollup([tuple(ids)]).take(snapshots)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ((AWAY, AWAY), None),
+        ((AWAY, None), None),
+        ((AWAY, QUEUED), "queued"),
+        ((AWAY, WORKING), "working"),
+        ((AWAY, COMPLETED), "working"),
+        ((AWAY, FAILED), "failed"),
+    ],
+)
+def test_states_beside_the_unavailable(states: tuple[Any, ...], expected: str | None) -> None:
+    # Given messages of which one cannot be read
+    backend = StubBackend()
+    if isinstance(states[1], int):
+        put(backend, "1", states[1])
+    # When they are rolled up
+    found = Rollup([("0",), ("1",)]).take([AWAY, AWAY if states[1] is AWAY else backend.snapshot("1")])
+    # Then it counts neither as unknown nor as missing, and the batch is not finished
+    unavailable = tuple(str(n) for n, state in enumerate(states) if state is AWAY)
+    assert (found.state, found.finished, found.unavailable) == (expected, False, unavailable)
+    assert (found.counts["unavailable"], found.counts["unknown"]) == (len(unavailable), states.count(None))
+    assert (found.missing, found.children["0"]) == (("1",) if states[1] is None else (), None)
+    assert found.to_dict()["counts"] == found.counts and f"{len(unavailable)} unavailable" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("states", "missing"),
+    [
+        ((AWAY, None, None), ()),
+        ((None, AWAY, None), ()),
+        ((COMPLETED, AWAY, None), ()),
+        ((COMPLETED, None, AWAY), ()),
+        ((AWAY, COMPLETED, None), ("2",)),
+        ((COMPLETED, AWAY, COMPLETED), ()),
+    ],
+)
+def test_stages_that_are_unavailable(states: tuple[Any, ...], missing: tuple[str, ...]) -> None:
+    # Given a pipeline of which one stage cannot be read
+    # When it is rolled up
+    found = chained(*states)
+    # Then only a stage is missing that would have come after all others
+    assert (found.missing, found.finished) == (missing, False)
+    assert found.unavailable == tuple(str(n) for n, state in enumerate(states) if state is AWAY)
+
+
+def test_what_was_seen_finished_is_not_unavailable() -> None:
+    # Given a batch that has seen one message finished, and another one half done
+    backend = StubBackend()
+    put(backend, "a", COMPLETED)
+    put(backend, "b", WORKING, 50)
+    rollup = Rollup([("a",), ("b",)])
+    before = rollup.take(backend.snapshots(["a", "b"]))
+    # When neither can be read any more
+    found = rollup.take([AWAY, AWAY])
+    # Then the one counts as what it was, and the bar stays where it was
+    assert (found.unavailable, found.state, found.progress) == (("b",), "working", before.progress)
+    # And all is well when they can
+    put(backend, "b", COMPLETED)
+    assert rollup.take(backend.snapshots(["a", "b"])).completed
 
 
 # What is remembered
@@ -523,7 +604,7 @@ def test_a_pipeline_in_a_group(backend: RecordingBackend, broker: StubBroker, wo
     # Then it is finished, although the last stage never came, and nothing was raised
     found = batch.wait()
     assert (found.state, found.finished, found.progress) == ("failed", True, 0.5)
-    assert found.counts == {"queued": 0, "working": 0, "completed": 2, "failed": 1, "unknown": 1}
+    assert {name: count for name, count in found.counts.items() if count} == {"completed": 2, "failed": 1, "unknown": 1}
 
 
 @pytest.mark.parametrize(

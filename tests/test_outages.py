@@ -799,3 +799,37 @@ def test_many_calls_that_fail_at_once_are_one_try() -> None:
         outage.failed(BackendError("another"))
     # Then it is tried again no later
     assert outage.retry_at == again_at
+
+
+def test_a_read_in_a_job_never_says_that_a_field_is_missing(start_server: Any) -> None:
+    # Given a job that writes a field, and looks for it again and again while the store is away
+    server, backend = a_redis(start_server)
+    broker = make_broker(backend)
+    seen: list[Any] = []
+
+    def look() -> Any:
+        try:
+            return current_status().get("step"), current_status()["step"], current_status().read() is not None
+        except BackendError:
+            return "error"
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        status = current_status()
+        status["step"] = "1"
+        seen.append(look())
+        server.pause()
+        status["step"] = "2"
+        seen.append(look())
+        seen.append(look())
+        server.resume()
+        while seen[-1] == "error":
+            seen.append(look())
+
+    # When it runs
+    message = work.send()
+    run(broker)
+    # Then it finds the field as it was last written, or is told that the store does not answer
+    assert seen[0] == ("1", "1", True) and seen[1:3] == ["error"] * 2
+    assert set(seen[1:]) == {"error", ("2", "2", True)}
+    assert StatusRegistry.read(message, backend=backend).completed

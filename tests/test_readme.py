@@ -50,7 +50,7 @@ ACTORS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
 }
 
 #: Snippets that look at a job that runs, at 42 of 100.
-LOOKING = ("first-reader", "get", "read", "read-many", "list", "write", "outage", "view", "delete")
+LOOKING = ("first-reader", "get", "read", "read-many", "read-many-errors", "list", "write", "outage", "view", "delete")
 
 
 @pytest.fixture

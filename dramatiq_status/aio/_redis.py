@@ -51,7 +51,7 @@ class AsyncRedis(AsyncCluster):
         self._actor = copy.copy(backend)
         self._actor._connections = self._stage  # type: ignore[assignment]
 
-    async def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+    async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
         return await self._play(self._actor.snapshots, message_ids)
 
     async def update(self, message_id: str, update: Update) -> Outcome:

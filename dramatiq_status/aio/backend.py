@@ -7,7 +7,8 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from threading import Lock
 
-from ..backend import Query, StatusBackend
+from ..backend import Query, StatusBackend, answered
+from ..errors import BackendError
 from ..record import Outcome, Record, Update
 from ..snapshot import Snapshot
 from .hub import AsyncSubscription, Hub
@@ -26,8 +27,12 @@ class AsyncBackend:
         #: Follows messages for all watchers in this loop.
         self.hub = Hub(self)
 
-    async def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
-        """Read statuses; one round trip."""
+    async def snapshot(self, message_id: str) -> Snapshot | None:
+        """Read one status; one round trip."""
+        return answered((await self.snapshots((message_id,)))[0])
+
+    async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
+        """Read statuses, with an error in the place of each that could not be read; one round trip."""
         return await asyncio.to_thread(self.backend.snapshots, message_ids)
 
     async def update(self, message_id: str, update: Update) -> Outcome:

@@ -54,7 +54,7 @@ class OutsideChannel:
         await self._update(Update(Kind.OUTSIDE, increment=check_count("increment", n)))
 
     async def read(self) -> Snapshot | None:
-        return (await (await async_backend(self._backend)).snapshots((self.message_id,)))[0]
+        return await (await async_backend(self._backend)).snapshot(self.message_id)
 
     async def counts(self) -> Counts:
         return counts_of(await self.read())

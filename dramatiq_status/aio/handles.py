@@ -22,7 +22,8 @@ class Status:
     (<State.QUEUED: 'queued'>, 'reading')
 
     Every look asks the store anew, in one round trip; take :meth:`read`
-    to look more than once.  In the message that is being processed writes go
+    to look more than once.  It raises :class:`.BackendError` where the store does
+    not answer.  In the message that is being processed writes go
     through its worker, and never raise for a broken store; elsewhere
     each takes one round trip, and raises :class:`.StatusMissing` for an
     unknown message, and :class:`.BackendError`.

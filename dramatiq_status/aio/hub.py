@@ -68,8 +68,8 @@ class Store(Protocol):
 
     backend: StatusBackend
 
-    async def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
-        """Read statuses; one round trip."""
+    async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
+        """Read statuses, with an error in the place of each that could not be read; one round trip."""
 
     async def subscribe(self) -> AsyncSubscription | None:
         """Connect a new subscription, to no message yet; None where the store cannot tell."""
@@ -313,11 +313,12 @@ class Hub:
         try:
             snapshots = await self._store.snapshots(ids)
         except BackendError as e:
-            for topic in topics:
-                topic.pace.fail()
-                self._tell(topic, e)
-            return
+            snapshots = [e] * len(ids)
         for topic, snapshot in zip(topics, snapshots):
+            if isinstance(snapshot, BackendError):
+                topic.pace.fail()
+                self._tell(topic, snapshot)
+                continue
             finished = snapshot is not None and snapshot.finished
             topic.pace.saw(snapshot.version if snapshot else 0, finished=finished)
             self._tell(topic, snapshot)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from datetime import timedelta
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import dramatiq
 
 from .. import registry
 from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids, check_number
 from ..channel import DirectChannel
+from ..errors import BackendError
 from ..record import State
-from ..snapshot import Snapshot, take_snapshots
+from ..snapshot import Snapshot
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Follower
 from .backend import async_backend
 from .batch import Batch
@@ -73,24 +74,46 @@ class StatusRegistry:
           Snapshot: None where the message is unknown or its status has expired.
         """
         message_id, backend = check_message_id(message_id), registry._backend(backend, broker)
-        return (await (await async_backend(backend)).snapshots((message_id,)))[0]
+        return await (await async_backend(backend)).snapshot(message_id)
+
+    @overload
+    @staticmethod
+    async def read_many(
+        message_ids: Iterable[str | dramatiq.Message[Any]],
+        *,
+        return_errors: Literal[False] = False,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> list[Snapshot | None]: ...
+
+    @overload
+    @staticmethod
+    async def read_many(
+        message_ids: Iterable[str | dramatiq.Message[Any]],
+        *,
+        return_errors: bool,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> list[Snapshot | BackendError | None]: ...
 
     @staticmethod
     async def read_many(
         message_ids: Iterable[str | dramatiq.Message[Any]],
         *,
+        return_errors: bool = False,
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
-    ) -> list[Snapshot | None]:
+    ) -> list[Snapshot | None] | list[Snapshot | BackendError | None]:
         """Read many statuses; one round trip.
+
+        Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.read_many`.
 
         Returns:
           list[Snapshot | None]: One for each id, in their order.
         """
         ids, backend = check_message_ids(message_ids), registry._backend(backend, broker)
-        if not ids:
-            return []
-        return await (await async_backend(backend)).snapshots(ids)
+        found = await (await async_backend(backend)).snapshots(ids) if ids else ()
+        return list(found) if return_errors else registry._checked(found)
 
     @staticmethod
     async def wait(
@@ -158,10 +181,7 @@ class StatusRegistry:
         query = registry._query(state, actor_name, queue_name)
         limit, offset = check_limit(limit), check_number("offset", offset)
         found = await (await async_backend(backend)).find(query, limit=limit, offset=offset)
-        snapshots = take_snapshots(
-            [message_id for message_id, _ in found], [record for _, record in found], backend.now()
-        )
-        return [snapshot for snapshot in snapshots if snapshot is not None]
+        return registry._listed(found, backend.now())
 
     @staticmethod
     async def count(
@@ -176,6 +196,7 @@ class StatusRegistry:
 
         Raises:
           NotSupported: When the backend cannot list; says why.
+          BackendError: As for :meth:`list`.
         """
         query = registry._query(state, actor_name, queue_name)
         return await (await async_backend(registry._backend(backend, broker))).count(query)

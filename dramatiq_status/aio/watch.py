@@ -20,7 +20,7 @@ async def pursue(
     backend: StatusBackend,
     message_ids: Sequence[str],
     begin: Callable[[float], Watcher[FoundT]],
-    take: Callable[[list[Snapshot | None]], FoundT],
+    take: Callable[[list[Snapshot | BackendError | None]], FoundT],
 ) -> AsyncGenerator[FoundT, None]:
     """Do what a watcher of one or many messages says: yield what it wants shown, and
     wait, until it has finished or raises.
@@ -32,23 +32,22 @@ async def pursue(
       backend(StatusBackend)
       message_ids(Sequence[str])
       begin(Callable): Makes the watcher; is given the present moment.
-      take(Callable): Makes what is shown of the messages' snapshots.
+      take(Callable): Makes what is shown of the messages' snapshots.  An error
+        stands in the place of a message that could not be read; with nothing but errors it is not called.
     """
     clock = asyncio.get_running_loop().time
     watcher = begin(clock())
     hub = (await async_backend(backend)).hub
     bell = Bell()
     mailboxes = [hub.join(message_id, bell) for message_id in message_ids]
-    found: list[Snapshot | None] = [None] * len(mailboxes)
+    found: list[Snapshot | BackendError | None] = [None] * len(mailboxes)
     try:
         await _until_full(mailboxes, bell)
         while True:
-            try:
-                _empty(mailboxes, found)
-            except HubClosed:
-                raise
-            except BackendError as e:
-                watcher.failed(e)
+            _empty(mailboxes, found)
+            failure = _failure_of(found)
+            if failure is not None:
+                watcher.failed(failure)
             else:
                 shown = take(found)
                 if watcher.saw(shown, clock()):
@@ -88,9 +87,12 @@ async def _until_full(mailboxes: Iterable[Mailbox], bell: Bell) -> None:
         await bell.wait()
 
 
-def _empty(mailboxes: Iterable[Mailbox], found: list[Snapshot | None]) -> None:
-    """Take all that is in the mailboxes.  If an error is among it, it is raised after the others were taken."""
-    error: BackendError | None = None
+def _empty(mailboxes: Iterable[Mailbox], found: list[Snapshot | BackendError | None]) -> None:
+    """Take all that is in the mailboxes.
+
+    Raises:
+      HubClosed: When nothing more will come.
+    """
     for index, mailbox in enumerate(mailboxes):
         if mailbox.full:
             try:
@@ -98,6 +100,12 @@ def _empty(mailboxes: Iterable[Mailbox], found: list[Snapshot | None]) -> None:
             except HubClosed:
                 raise
             except BackendError as e:
-                error = e
-    if error is not None:
-        raise error
+                found[index] = e
+
+
+def _failure_of(found: list[Snapshot | BackendError | None]) -> BackendError | None:
+    """Return the first error where nothing but errors was found: the store does not answer."""
+    first = found[0] if found else None
+    if isinstance(first, BackendError) and all(isinstance(one, BackendError) for one in found):
+        return first
+    return None

@@ -70,7 +70,17 @@ _CODES: Final = {
     "TryAgainError": "TRYAGAIN",
     "ClusterDownError": "CLUSTERDOWN",
     "MasterDownError": "MASTERDOWN",
+    "NoPermissionError": "NOPERM",
+    "OutOfMemoryError": "OOM",
+    "BusyLoadingError": "LOADING",
 }
+
+
+def failure_of(error: BaseException) -> BackendError:
+    """Make a :class:`.BackendError` of an error of the driver, or of the server."""
+    failure = BackendError(f"Redis: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def coded(error: Exception) -> Exception:

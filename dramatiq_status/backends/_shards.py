@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ..backend import Query
+from ..backend import Query, answered
 from ..errors import BackendError
 from ..record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Record, Update
 from ._cluster import SHARDS, TAGS, Cluster, Command, Errand, Node, shard_of
 from ._query import wanted_by
-from ._redis import coded, pack
+from ._redis import coded, failure_of, pack
 from ._script import Script, ServerClock
 from .redis import (
     LIST,
@@ -242,11 +242,12 @@ class Shards:
     # Reading
 
     def read_many(self, message_ids: Sequence[str]) -> list[Any]:
-        """What the nodes say of messages: names and texts in turn, nothing, or an error."""
-        errands = self._read(message_ids)
-        failures = [failure for errand in errands if (failure := _failure(errand, refused=True))]
-        self._check(failures, len(failures) < len(errands))
-        return [errand.reply for errand in errands]
+        """Ask the nodes for messages: names and texts in turn for each, nothing, or an error."""
+        found = [_failure_to_ask(errand) or errand.reply for errand in self._read(message_ids)]
+        failures = [one for one in found if isinstance(one, BackendError)]
+        # Where all other nodes are down, too, the next call tries this one at once.
+        self._check(failures, len(failures) < len(found))
+        return found
 
     def _read(self, message_ids: Sequence[str]) -> list[Command]:
         errands = [self._command(message_id, "HGETALL") for message_id in message_ids]
@@ -260,10 +261,7 @@ class Shards:
         wanted = wanted_by(query).items()
         found: list[tuple[str, Record]] = []
         for message_id, errand in zip(page, self._read(page)):
-            failure = _failure(errand, refused=True)
-            if failure is not None:
-                raise failure
-            record = to_record(errand.reply)
+            record = answered(to_record(_failure_to_ask(errand) or errand.reply))
             # It may have changed since.
             if record is not None and wanted <= record.items():
                 found.append((message_id, record))
@@ -395,16 +393,17 @@ def _index_call(shard: int, key: str, *arguments: Any) -> _Call:
     return _Call(shard, INDEX, [key], lambda clock, asking: arguments)
 
 
-def _failure(errand: Errand, *, refused: bool = False) -> BackendError | None:
-    """Why an errand has no reply, an error of the server's included unless `refused`."""
+def _failure(errand: Errand) -> BackendError | None:
+    """Return why an errand has failed: it has no reply, or the reply is an error."""
+    if errand.error is None and isinstance(errand.reply, Exception):
+        return failure_of(coded(errand.reply))
+    return _failure_to_ask(errand)
+
+
+def _failure_to_ask(errand: Errand) -> BackendError | None:
+    """Return why an errand has no reply; None where it has one."""
     error = errand.error
-    if error is None and isinstance(errand.reply, Exception) and not refused:
-        error = coded(errand.reply)
-    if error is None or isinstance(error, BackendError):
-        return error
-    failure = BackendError(f"Redis: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
+    return error if error is None or isinstance(error, BackendError) else failure_of(error)
 
 
 def _moment_after(samples: Iterable[tuple[int, float]], number: float) -> int | str:

@@ -25,6 +25,15 @@
 local call = redis.call
 -- Users of Redis who may not publish have statuses nevertheless.
 local publish = redis.pcall
+
+-- Whether something that is not ours lies under a key. Every other error is one of this call, too: a record that cannot
+-- be read is not a missing one.
+local function is_foreign(reply)
+  if not reply.err then return false end
+  if not reply.err:find('WRONGTYPE', 1, true) then error(reply.err, 0) end
+  return true
+end
+
 local now = ARGV[1]
 if now == '' then
   local time = call('TIME')
@@ -156,7 +165,7 @@ local function define()
   local function read(key)
     local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q')
     local state = found[1]
-    if found.err or not state then return {} end
+    if is_foreign(found) or not state then return {} end
     if (state == '0' or state == '1' or state == '2' or state == '3') and found[2] and found[3] and found[4]
       and (not found[5] or found[6])
       and are_sound(found[2], found[4], found[6], found[7], found[8], found[9], found[10])
@@ -175,7 +184,7 @@ local function define()
   -- cluster, a key whose slot moves cannot be made anew here once it is gone.
   local function clear(key)
     local names = redis.pcall('HKEYS', key)
-    if names.err or #names > 0 and call('HEXISTS', key, 's') == 0 then
+    if is_foreign(names) or #names > 0 and call('HEXISTS', key, 's') == 0 then
       call('DEL', key)
       return
     end
@@ -527,7 +536,7 @@ for i = 1, #KEYS do
       old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'R', 'W')
     end
     local state, version, number, progress = old[1], old[2], old[4], old[9]
-    local sound = not old.err and (state == '1' or state == '2' or state == '0' or state == '3')
+    local sound = not (old.err and is_foreign(old)) and (state == '1' or state == '2' or state == '0' or state == '3')
       and version and old[3] and number and (old[6] or not old[5])
     if sound then
       local text = version .. number .. (old[6] or '') .. (progress or '') .. (old[10] or '')

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import _time as time
-from ..backend import Query, StatusBackend, check_number, escape_namespace
+from ..backend import Query, StatusBackend, answered, check_number, escape_namespace
 from ..errors import BackendError
 from ..fields import plain_number
 from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, from_pairs, number_text
@@ -14,7 +14,7 @@ from ..snapshot import Snapshot, take_texts
 from ._driver import any_driver, check_client, errors
 from ._push import RedisSubscription
 from ._query import wanted_by
-from ._redis import Connections, Link
+from ._redis import Connections, Link, coded, failure_of
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
 from ._sentinel import SentinelConnections
 from ._url import mask
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import redis
 
     from ._shards import Shards
+
+FoundT = TypeVar("FoundT")
 
 #: redis-py, or valkey-py where only that is installed.
 DRIVER: Final = any_driver()
@@ -77,14 +79,16 @@ class RedisBackend(StatusBackend):
     On a Redis Cluster, messages are spread by the CRC-32 of their ids over 64 shards
     of one slot each, so that a message and the index that lists
     it are always on the same node.  What goes to different nodes is under way at the same
-    time, one script call a shard.  While a slot moves, all updates of its
-    messages are exact and a list may miss some of them.  A page of a list
+    time, one script call a shard.  While a slot moves, all reads and updates of its
+    messages are exact.  A page of a list
     takes two to four round trips, to all nodes, and is put together here; where a shard
-    does not answer, lists and counts raise :class:`.BackendError`.  `max_listed` is divided evenly among
+    does not answer, or its slot is moving for longer than `timeout`, lists and counts raise
+    :class:`.BackendError`.  `max_listed` is divided evenly among
     the shards, and their nodes' clocks decide what is newest.
     Changes are published to the whole cluster, as sharded
     channels are known from Redis 7.0 on only and move with their slots.
-    One node that does not answer leaves the others' messages alone.
+    One node that does not answer leaves the others' messages alone: reads have an
+    error in the place of each of its own.
 
     A page of a list costs about the same wherever it is, however many messages there are.
     It grows with the number of sets that it is put together from, five to twenty
@@ -272,22 +276,30 @@ class RedisBackend(StatusBackend):
 
     # Reading
 
-    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        return [to_record(reply) for reply in self._read(message_ids)]
+    def read_many(self, message_ids: Sequence[str]) -> list[Record | BackendError | None]:
+        return raise_if_all([to_record(reply) for reply in self._read(message_ids)])
 
     def snapshot(self, message_id: str) -> Snapshot | None:
-        return self.snapshots((message_id,))[0]
+        return answered(self.snapshots((message_id,))[0])
 
-    def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+    def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | BackendError | None]:
         replies = self._read(message_ids)
         now = self.now()
-        return [
-            take_texts(message_id, reply[::2], reply[1::2], now) if reply and reply.__class__ is list else None
-            for message_id, reply in zip(message_ids, replies)
-        ]
+        return raise_if_all(
+            [
+                take_texts(message_id, reply[::2], reply[1::2], now)
+                if reply and reply.__class__ is list
+                else absence(reply)
+                for message_id, reply in zip(message_ids, replies)
+            ]
+        )
 
     def _read(self, message_ids: Sequence[str]) -> list[Any]:
-        """What the server says of messages, an error where something that is not ours lies under a key."""
+        """Ask the server for messages.
+
+        Returns:
+          list[object]: Names and texts in turn for each message, nothing, or an error.
+        """
         read = self._hashes if self._shards is None else self._shards.read_many
         found: list[Any] = []
         for first in range(0, len(message_ids), READS_A_CALL):
@@ -326,7 +338,7 @@ class RedisBackend(StatusBackend):
             more, _, page = self._list(query, limit, offset)
             if not more:
                 break
-        found = [(message_id, to_record(reply)) for _, message_id, reply in page]
+        found = [(message_id, from_pairs(reply)) for _, message_id, reply in page if reply]
         return [(message_id, record) for message_id, record in found if record is not None]
 
     def count(self, query: Query) -> int:
@@ -440,8 +452,26 @@ def filter_of(query: Query) -> tuple[str, str, str]:
     return wanted.get(STATE, ""), wanted.get(QUEUE_NAME, ""), wanted.get(ACTOR_NAME, "")
 
 
-def to_record(reply: Any) -> Record | None:
-    if not reply or isinstance(reply, Exception):
-        # An error: something that is not ours lies under our key.
+def to_record(reply: Any) -> Record | BackendError | None:
+    """Decode the reply to HGETALL."""
+    return from_pairs(reply) if reply and reply.__class__ is list else absence(reply)
+
+
+def absence(reply: Any) -> BackendError | None:
+    """Return what a reply without a record means: None where the message is unknown, or
+    something foreign lies under its key; an error where the server could not read it.
+    """
+    if isinstance(reply, BackendError):
+        return reply
+    if not isinstance(reply, Exception):
         return None
-    return from_pairs(reply)
+    error = coded(reply)
+    return None if str(error).startswith("WRONGTYPE") else failure_of(error)
+
+
+def raise_if_all(found: list[FoundT]) -> list[FoundT]:
+    """Raise the first error where nothing but errors was found."""
+    # A look at the last one is enough as a rule.
+    if found and isinstance(found[-1], BackendError) and all(isinstance(one, BackendError) for one in found):
+        raise found[0]  # type: ignore[misc]
+    return found

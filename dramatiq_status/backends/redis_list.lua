@@ -7,11 +7,12 @@
 -- ARGV[4]: how many messages to leave out. ARGV[5]: how many to return; 0 to count them, where ARGV[4] says among how
 --   many to look for expired ones first; -n for about n samples.
 -- ARGV[6]: a moment from which on messages are left out, before any others; '' for none.
--- ARGV[7]: the part of a message's key that comes before its id. ARGV[8]: '1' for whole records; '2' for none, and for
---   dropping nothing: on a cluster, what is not here may still be on the node that the slot comes from.
+-- ARGV[7]: the part of a message's key that comes before its id. ARGV[8]: '1' for whole records; '0' for none, on a node
+--   of a cluster; '2' for none, on a node of a cluster to which the slot is moving.
 -- Returns the number; or 1 if another call finds more for the page, else 0, how many were left out because of ARGV[6],
 --   and for each message its moment, its id and its record (names and texts; empty if not asked for); or the moments
 --   of the samples, newest first, each followed by the number of messages that it stands for.
+--   Or the error TRYAGAIN while the slot moves: some of its keys are here, the others on another node.
 --
 -- Messages that the store has forgotten before their time are dropped as they are met. Nobody else is served meanwhile,
 -- so all work is bounded: it grows with the number of sets alone.
@@ -20,7 +21,22 @@ local call = redis.call
 local registry = KEYS[1]
 local wanted_state, wanted_queue, wanted_actor = ARGV[1], ARGV[2], ARGV[3]
 local offset, limit, high = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local before, whole, keep = ARGV[7], ARGV[8] == '1', ARGV[8] == '2'
+local before, whole, arriving = ARGV[7], ARGV[8] == '1', ARGV[8] == '2'
+
+-- Whether the slot is moving to another node: this one then refuses its missing keys. None has this name.
+local function is_leaving()
+  local found = redis.pcall('EXISTS', registry .. '?')
+  if type(found) == 'number' then return false end
+  if not found.err:find('non local key', 1, true) then error(found.err, 0) end
+  return true
+end
+
+if arriving or not whole and is_leaving() then
+  return redis.error_reply(
+    'TRYAGAIN A slot with statuses is moving to another node of the cluster: nothing can be listed or counted until it is there.'
+  )
+end
+
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 
@@ -35,6 +51,11 @@ local PIECE = 1000
 
 local function text_of(moment)
   return string.format('%.0f', moment)
+end
+
+-- What is foreign under a key counts as missing; every other error is one of this call, too.
+local function skip_foreign(reply)
+  if not reply.err:find('WRONGTYPE', 1, true) then error(reply.err, 0) end
 end
 
 local sets = {}
@@ -56,7 +77,6 @@ end
 
 -- A set has no messages, or only expired ones.
 local function forget(set)
-  if keep then return end
   if set.from then redis.pcall('UNLINK', set.key) end
   call('SREM', registry, set.name)
 end
@@ -73,8 +93,9 @@ local function measure()
     end
     if count == 0 then
       forget(set)
-    elseif type(count) == 'number' then
-      -- A set that is on its way to another node, or there already, is passed over.
+    elseif type(count) ~= 'number' then
+      skip_foreign(count)
+    else
       found[#found + 1] = set
       set.count = count
       sum = sum + count
@@ -92,8 +113,7 @@ local function check(set, first, last)
     for i = begin, math.min(#ids, begin + PIECE - 1) do
       keys[#keys + 1] = before .. ids[i]
     end
-    local alive = redis.pcall('EXISTS', unpack(keys))
-    if type(alive) == 'number' and alive < #keys then
+    if call('EXISTS', unpack(keys)) < #keys then
       local gone = {}
       for i, key in ipairs(keys) do
         if call('EXISTS', key) == 0 then gone[#gone + 1] = ids[begin + i - 1] end
@@ -139,7 +159,6 @@ end
 
 if limit == 0 then
   local sum = measure()
-  if keep then return sum end
   return sum - clean()
 end
 
@@ -220,8 +239,12 @@ elseif offset > FAR then
 elseif high ~= '' then
   for _, set in ipairs(sets) do
     local count = redis.pcall('ZCOUNT', set.key, high, '+inf')
-    set.at = type(count) == 'number' and count or 0
-    newer = newer + set.at
+    if type(count) ~= 'number' then
+      skip_foreign(count)
+      count = 0
+    end
+    set.at = count
+    newer = newer + count
   end
 end
 
@@ -233,6 +256,7 @@ local function advance(set)
   set.next = set.next + 2
   if not (set.list and set.list[set.next]) then
     set.list = redis.pcall('ZREVRANGE', set.key, set.at, set.at + set.size - 1, 'WITHSCORES')
+    if set.list.err then skip_foreign(set.list) end
     set.at, set.size, set.next = set.at + set.size, math.min(PIECE, 2 * set.size), 1
   end
   set.id, set.moment = set.list[set.next], tonumber(set.list[set.next + 1])
@@ -273,11 +297,11 @@ for place = math.floor(#heap / 2), 1, -1 do
   sink(place)
 end
 
--- The record of a message; nothing if it is no longer what the index says; empty if it is on another node.
+-- The record of a message; nothing if it is no longer what the index says.
 local function fetch(set)
   local key = before .. set.id
   local is = redis.pcall('HMGET', key, 's', 'Q', 'a')
-  if is.err and is.err:find('non local key', 1, true) or keep and not is[1] then return {} end
+  if is.err then skip_foreign(is) end
   if is.err or is[1] ~= set.state or (is[2] or '') ~= set.queue or (is[3] or '') ~= set.actor then return nil end
   return whole and call('HGETALL', key) or {}
 end
@@ -295,7 +319,7 @@ while #page < limit and #heap > 0 do
     local record = fetch(set)
     if record then
       page[#page + 1] = {text_of(set.moment), set.id, record}
-    elseif not keep then
+    else
       if not set.stale then
         set.stale = {}
         met[#met + 1] = set

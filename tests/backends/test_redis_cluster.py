@@ -214,20 +214,48 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             ]
             move.end()
 
-    def test_a_list_while_slots_move_drops_nothing(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
-        # Given messages of one shard
+    def test_a_list_while_a_slot_moves(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+        # Given messages of one shard, all still, some of them finished
         ids = of_one_shard(30)
         backend.update_many([(message_id, start(1, a='"actor"')) for message_id in ids])
-        move = Move(redis_cluster, ids[0])
-        for keys in ([backend._key(message_id) for message_id in ids[::2]], move.index()[:1], move.index()[1:]):
-            # When it is listed and counted while its keys go one after another
-            move.keys(*keys)
-            found = [message_id for message_id, _ in backend.find(Query(actor_name="actor"), limit=50, offset=0)]
-            assert set(found) <= set(ids) and backend.count(Query(actor_name="actor")) in (0, 30)
-        # Then all of it is there when that is over
-        move.end()
-        found = [message_id for message_id, _ in backend.find(Query(actor_name="actor"), limit=50, offset=0)]
-        assert sorted(found) == sorted(ids) and backend.count(Query(actor_name="actor")) == 30
+        backend.update_many([(message_id, finish(1)) for message_id in ids[20:]])
+        query = Query(actor_name="actor")
+        with closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=200)) as hasty:
+            assert hasty.count(query) == 30
+            move = Move(redis_cluster, ids[0])
+            for keys in ([], [backend._key(message_id) for message_id in ids[::2]], move.index()[:1], move.index()[1:]):
+                # When it is listed and counted while its keys go one after another
+                move.keys(*keys)
+                for call in (lambda: hasty.find(query, limit=50, offset=0), lambda: hasty.count(query)):
+                    # Then nothing comes that is not complete
+                    with pytest.raises(BackendError, match="A slot with statuses is moving"):
+                        call()
+            # And who has the time is shown all of it when the move is over
+            with ThreadPoolExecutor() as pool:
+                count, page = pool.submit(backend.count, query), pool.submit(backend.find, query, limit=50, offset=0)
+                move.end()
+                assert (count.result(), sorted(message_id for message_id, _ in page.result())) == (30, sorted(ids))
+            assert hasty.count(Query(COMPLETED)) == 10
+
+    def test_lists_are_complete_while_slots_move(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+        # Given many messages that are still
+        ids = [uuid4().hex for _ in range(500)]
+        backend.update_many([(message_id, start(1, a='"actor"')) for message_id in ids])
+        backend.update_many([(message_id, finish(1)) for message_id in ids[::3]])
+        query, counts, pages = Query(actor_name="actor"), set(), []
+        # When they are counted and listed, page by page, while slots move
+        with moving_slots(redis_cluster):
+            for _ in range(3):
+                counts |= {backend.count(query), backend.count(Query(COMPLETED)) + 333}
+                pages.append(
+                    [
+                        message_id
+                        for offset in range(0, 500, 100)
+                        for message_id, _ in backend.find(query, limit=100, offset=offset)
+                    ]
+                )
+        # Then none is missing, or shown twice
+        assert counts == {500} and [sorted(found) for found in pages] == [sorted(ids)] * 3
 
     def test_a_slot_that_has_moved(self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str) -> None:
         # Given a backend that knows where its message is
@@ -325,16 +353,29 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             # When all messages are written to and read
             outcomes = backend.update_many([(message_id, write(1, 2, increment=1)) for message_id in ids])
             found = backend.read_many(ids)
-            # Then those that are elsewhere are as always, and of the others nothing is known
+            # Then those that are elsewhere are as always, and an error is in the place of the others
             assert outcomes == [Outcome.UNREACHED if lost else Outcome.APPLIED for lost in gone]
-            assert [record is None for record in found] == gone
-            # And who asks for one of them alone is told, or told that it is unknown
+            assert [isinstance(record, BackendError) for record in found] == gone and None not in found
+            # And who asks for one of them alone gets it
             lost = ids[gone.index(True)]
             assert backend.update_many([(lost, write(1, 2))]) == [Outcome.UNREACHED]
-            with pytest.raises(BackendError):
-                backend.update(lost, write(1, 2))
             assert backend.begin_update(lost, enqueue())() is Outcome.UNREACHED
-            assert backend.read(lost) is None
+            for ask in (
+                lambda: backend.update(lost, write(1, 2)),
+                lambda: backend.read(lost),
+                lambda: backend.read_many([lost, lost]),
+                lambda: backend.snapshot(lost),
+                lambda: StatusRegistry.get(lost, backend=backend).to_json(),
+                lambda: StatusRegistry.read_many(ids, backend=backend),
+                lambda: StatusRegistry.wait(lost, backend=backend),
+            ):
+                with pytest.raises(BackendError):
+                    ask()
+            # And a batch counts it apart
+            batch = StatusRegistry.batch(ids, backend=backend).read()
+            assert batch.unavailable == tuple(itertools.compress(ids, gone)) and not batch.finished
+            assert (batch.counts["working"], batch.counts["unavailable"]) == (gone.count(False), gone.count(True))
+            assert (batch.missing, batch.counts["unknown"]) == ((), 0)
             # And nobody is shown a list without what is missing
             for call in (lambda: backend.find(Query(), limit=50, offset=0), lambda: backend.count(Query())):
                 with pytest.raises(BackendError):

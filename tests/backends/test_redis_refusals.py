@@ -1,0 +1,394 @@
+"""What Redis answers with an error is an error, and never looks like a message that is unknown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from dramatiq_status import BackendError, StatusRegistry, aio
+from dramatiq_status.backend import Query
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.record import COMPLETED, Outcome
+from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
+
+from ..conftest import started
+from ..recording import eventually
+from ..servers import RedisCluster, RedisServer, free_port
+
+#: Enough for a busy machine: no test here is about time-outs.
+PATIENT = 20_000
+
+Fault = Callable[[redis.Redis], Any]
+
+
+class _Server(RedisServer):
+    """A server that a test may break: its settings and its users are its own."""
+
+    def __init__(self) -> None:
+        super().__init__("--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with started(_Server()) as server:
+        yield server
+
+
+@contextmanager
+def admin_of(server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis(port=server.port, decode_responses=True, socket_timeout=60) as client:
+        yield client
+
+
+@contextmanager
+def loading(client: redis.Redis) -> Iterator[None]:
+    """The server reads its data from the disk, and takes its time."""
+    client.execute_command("DEBUG POPULATE", 50_000, "filler", 10)
+    client.config_set("key-load-delay", 500)
+    reload = threading.Thread(target=_reload, args=(client,))
+    reload.start()
+    assert eventually(lambda: refuses(client, redis.BusyLoadingError))
+    try:
+        yield
+    finally:
+        client.config_set("key-load-delay", 0)
+        reload.join()
+        assert eventually(lambda: not refuses(client, redis.BusyLoadingError))
+
+
+def _reload(client: redis.Redis) -> None:
+    client.execute_command("DEBUG RELOAD")
+
+
+@contextmanager
+def busy(client: redis.Redis) -> Iterator[None]:
+    """A script runs that does not come to its end."""
+    client.config_set("lua-time-limit", 1)
+    script = threading.Thread(target=_loop, args=(client,))
+    script.start()
+    assert eventually(lambda: refuses(client, redis.ResponseError))
+    try:
+        yield
+    finally:
+        client.script_kill()
+        script.join()
+
+
+def _loop(client: redis.Redis) -> None:
+    with pytest.raises(redis.ResponseError):
+        client.eval("while true do end", 0)
+
+
+def refuses(client: redis.Redis, error: type[Exception]) -> bool:
+    try:
+        client.get("x")
+    except error:
+        return True
+    return False
+
+
+@contextmanager
+def without_master(client: redis.Redis) -> Iterator[None]:
+    """The server is a replica that has lost its master, and shows nothing that may be out of date."""
+    client.config_set("replica-serve-stale-data", "no")
+    client.replicaof("127.0.0.1", free_port())
+    try:
+        yield
+    finally:
+        client.replicaof("NO", "ONE")
+
+
+def forbidden(*commands: str) -> Callable[[redis.Redis], Any]:
+    """The user may no longer do something."""
+
+    @contextmanager
+    def forbid(client: redis.Redis) -> Iterator[None]:
+        client.execute_command("ACL", "SETUSER", "default", *(f"-{command}" for command in commands))
+        try:
+            yield
+        finally:
+            client.execute_command("ACL", "SETUSER", "default", *(f"+{command}" for command in commands))
+
+    return forbid
+
+
+@contextmanager
+def logged_out(client: redis.Redis) -> Iterator[None]:
+    """A password was set, and all connections were closed."""
+    client.config_set("requirepass", "secret")
+    client.client_kill_filter(_type="normal", skipme=True)
+    try:
+        yield
+    finally:
+        client.config_set("requirepass", "")
+
+
+#: The faults, each with a word of the error that it leads to.
+FAULTS: dict[str, tuple[Callable[[redis.Redis], Any], str]] = {
+    "LOADING": (loading, "(?i)loading"),
+    "BUSY": (busy, "BUSY"),
+    "MASTERDOWN": (without_master, "MASTERDOWN"),
+    "NOPERM": (forbidden("hgetall", "hmget", "evalsha"), "NOPERM"),
+    "NOAUTH": (logged_out, "(?i)auth"),
+}
+
+
+def look(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]:
+    """All that asks the store, by name."""
+    return {
+        **reads(backend, message_id),
+        "find": lambda: backend.find(Query(), limit=10, offset=0),
+        "count": lambda: backend.count(Query()),
+        "delete": lambda: backend.delete(message_id),
+        "update": lambda: backend.update(message_id, write(1, 2, step="2")),
+        "update, many": lambda: backend.update_many([(message_id, write(1, 2)), ("m2", write(1, 2))]),
+        "update, begun": lambda: backend.begin_update(message_id, write(1, 2))(),
+    }
+
+
+def reads(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]:
+    """All that reads, by name."""
+    registry, status = StatusRegistry, StatusRegistry.get(message_id, backend=backend)
+    return {
+        "read": lambda: backend.read(message_id),
+        "read_many": lambda: backend.read_many([message_id, "m2"]),
+        "snapshot": lambda: registry.read(message_id, backend=backend),
+        "snapshots": lambda: registry.read_many([message_id, "m2"], backend=backend, return_errors=True),
+        "wait": lambda: registry.wait(message_id, backend=backend),
+        "watch": lambda: next(registry.watch(message_id, backend=backend)),
+        "batch": lambda: registry.batch([message_id, "m2"], backend=backend).read(),
+        "batch, waited for": lambda: registry.batch([message_id, "m2"], backend=backend).wait(),
+        "state": lambda: status.state,
+        "field": lambda: status.get("step"),
+        "to_json": status.to_json,
+        "bool": lambda: bool(status),
+        "total": lambda: registry.progress(message_id, backend=backend).total,
+    }
+
+
+async def look_in_a_loop(backend: RedisBackend, message_id: str) -> list[str]:
+    """What does not raise, of all that asks the store in an event loop."""
+    registry, status = aio.StatusRegistry, aio.StatusRegistry.get(message_id, backend=backend)
+    batch = registry.batch([message_id, "m2"], backend=backend)
+    calls = {
+        "read": lambda: registry.read(message_id, backend=backend),
+        "read_many": lambda: registry.read_many([message_id, "m2"], backend=backend, return_errors=True),
+        "wait": lambda: registry.wait(message_id, backend=backend),
+        "batch": batch.read,
+        "batch, waited for": batch.wait,
+        "field": lambda: status.get("step"),
+        "to_json": status.to_json,
+        "total": lambda: registry.progress(message_id, backend=backend).total,
+        "list": lambda: registry.list(backend=backend),
+        "count": lambda: registry.count(backend=backend),
+        "delete": status.delete,
+        "update": lambda: status.update(step="2"),
+    }
+    told = []
+    for name, call in calls.items():
+        try:
+            told.append(f"{name}: {await call()}")
+        except BackendError:
+            pass
+    return told
+
+
+@pytest.fixture
+def admin(server: RedisServer) -> Iterator[redis.Redis]:
+    server.reset()
+    with admin_of(server) as client:
+        yield client
+
+
+@pytest.fixture
+def backend(server: RedisServer) -> Iterator[RedisBackend]:
+    with closing(RedisBackend(url=server.url, timeout=PATIENT)) as backend:
+        yield backend
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_the_server_refuses_is_not_unknown(admin: redis.Redis, backend: RedisBackend, name: str) -> None:
+    # Given messages that a backend knows
+    fault, words = FAULTS[name]
+    backend.update_many([(message_id, start(1, step='"1"')) for message_id in ("m", "m2")])
+    assert all(backend.read_many(["m", "m2"])) and backend.count(Query()) == 2
+    # When the server answers everything with an error
+    with fault(admin):
+        for call in look(backend, "m").values():
+            # Then that is what everybody gets
+            with pytest.raises(BackendError, match=words):
+                call()
+        assert asyncio.run(look_in_a_loop(backend, "m")) == []
+    # And afterwards all is there
+    assert [record and record[":step"] for record in backend.read_many(["m", "m2"])] == ['"1"', '"1"']
+    assert backend.count(Query()) == 2 and len(backend.find(Query(), limit=10, offset=0)) == 2
+
+
+#: Prints what the reads of a backend raise whose driver has no hiredis.
+WITHOUT_HIREDIS = """
+import json, sys
+sys.modules["hiredis"] = None
+from dramatiq_status import BackendError, StatusMissing
+from dramatiq_status.backends.redis import RedisBackend
+from tests.backends.test_redis_refusals import look, look_in_a_loop
+import asyncio
+backend = RedisBackend(url=sys.argv[1], timeout=20_000)
+backend.read("other"), print("ready", flush=True)
+for line in sys.stdin:
+    if line.startswith("read"):
+        print(backend.read("m"), flush=True)
+        continue
+    found = {}
+    for name, call in look(backend, "m").items():
+        try:
+            found[name] = repr(call())
+        except BackendError as e:
+            found[name] = str(e)
+    found["loop"] = asyncio.run(look_in_a_loop(backend, "m"))
+    print(json.dumps(found), flush=True)
+"""
+
+
+def test_errors_without_hiredis(server: RedisServer, admin: redis.Redis, backend: RedisBackend) -> None:
+    # Given a process whose driver reads replies itself, and makes classes of errors
+    backend.update_many([(message_id, start(1, step='"1"')) for message_id in ("m", "m2")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_HIREDIS, server.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    with process, process.stdin:
+        assert process.stdout.readline() == "ready\n"
+        for name in ("LOADING", "BUSY", "MASTERDOWN", "NOPERM", "NOAUTH"):
+            # When the server answers everything with an error
+            fault, _ = FAULTS[name]
+            with fault(admin):
+                process.stdin.write("look\n")
+                process.stdin.flush()
+                found = json.loads(process.stdout.readline())
+            # Then that is what everybody gets
+            assert found.pop("loop") == []
+            assert {call for call, told in found.items() if not told.startswith("Redis: ")} == set(), found
+        # And something foreign under a key is no error
+        backend.client.delete(backend._key("m"))
+        backend.client.set(backend._key("m"), "foreign")
+        process.stdin.write("read\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "None\n"
+
+
+def test_something_foreign_is_unknown(backend: RedisBackend, admin: redis.Redis) -> None:
+    # Given something that is not ours under the key of a message, and a record
+    admin.set(backend._key("m"), "foreign")
+    backend.update("m2", start(1))
+    # When both are read
+    # Then the one is unknown, and the other is not
+    assert [record is None for record in backend.read_many(["m", "m2"])] == [True, False]
+    assert StatusRegistry.read("m", backend=backend) is None
+
+
+@pytest.mark.parametrize("command", ["hmget", "hkeys"])
+def test_a_script_that_may_not_read(admin: redis.Redis, backend: RedisBackend, command: str) -> None:
+    # Given a finished message
+    backend.update_many([("m", start(1, step='"1"')), ("m", finish(1))])
+    updates = (outside(step="2"), enqueue(root=8), outside(state=COMPLETED))
+    # When the script may run, and not look at the record
+    with forbidden(command)(admin):
+        for update in updates if command == "hmget" else updates[1:2]:
+            # Then nothing is done, and nobody is told that there is no record
+            with pytest.raises(BackendError):
+                backend.update("m", update)
+        if command == "hmget":
+            with pytest.raises(BackendError):
+                backend.find(Query(), limit=10, offset=0)
+            with pytest.raises(BackendError):
+                backend.delete("m")
+    # And it is as it was
+    record = backend.read("m")
+    assert record is not None and (record["s"], record[":step"]) == ("2", '"1"')
+    assert backend.count(Query()) == 1
+
+
+def test_a_key_that_is_refused_hides_no_other(admin: redis.Redis, backend: RedisBackend) -> None:
+    # Given messages of which the user may no longer read one
+    ids = ["m", "other"]
+    backend.update_many([(message_id, start(1)) for message_id in ids])
+    admin.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~{backend._key('m')}")
+    try:
+        # When both are read
+        found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
+        # Then the one is there, and an error in the place of the other
+        assert found[0] is not None and not isinstance(found[0], BackendError) and found[0].working
+        assert isinstance(found[1], BackendError) and "NOPERM" in str(found[1])
+        with pytest.raises(BackendError, match="NOPERM"):
+            StatusRegistry.read_many(ids, backend=backend)
+    finally:
+        admin.execute_command("ACL", "SETUSER", "default", "~*")
+
+
+def test_no_memory_left(admin: redis.Redis, backend: RedisBackend) -> None:
+    # Given a server whose memory is full
+    backend.update("m", start(1))
+    admin.config_set("maxmemory", 1)
+    try:
+        # When something is written
+        # Then that is an error, and reads go on
+        with pytest.raises(BackendError, match="OOM"):
+            backend.update("m", write(1, 2))
+        with pytest.raises(BackendError, match="OOM"):
+            backend.update_many([("m", write(1, 2))])
+        assert backend.read("m") is not None
+    finally:
+        admin.config_set("maxmemory", 0)
+    assert backend.update("m", write(1, 2)) is Outcome.APPLIED
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RedisCluster]:
+    with started(RedisCluster()) as cluster:
+        yield cluster
+
+
+def test_a_cluster_that_refuses(cluster: RedisCluster) -> None:
+    # Given messages on all nodes of a cluster
+    with closing(RedisBackend(cluster_nodes=cluster.addresses, timeout=1000)) as backend:
+        ids = ["m", *map(str, range(100))]
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+        # When no node lets us read
+        clients = [cluster.client(number) for number in range(3)]
+        command = forbidden("hgetall", "hmget", "evalsha")
+        with closing(clients[0]), closing(clients[1]), closing(clients[2]):
+            with command(clients[0]), command(clients[1]), command(clients[2]):
+                # Then that is what everybody gets
+                calls = look(backend, "m")
+                # An update of many says which were not reached.
+                assert set(calls.pop("update, many")()) == {Outcome.UNREACHED}
+                assert calls.pop("update, begun")() is Outcome.UNREACHED
+                for call in calls.values():
+                    with pytest.raises(BackendError, match="NOPERM"):
+                        call()
+                assert asyncio.run(look_in_a_loop(backend, "m")) == []
+            # And when it is one of them, its messages have errors in their places
+            with command(clients[1]):
+                found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
+                assert {type(one).__name__ for one in found} == {"Snapshot", "BackendError"}
+            # And when a node lacks a slot, and so serves nothing at all, its messages have, too
+            clients[0].execute_command("CLUSTER DELSLOTS", 0)
+            try:
+                assert eventually(lambda: clients[0].cluster("INFO")["cluster_state"] == "fail")
+                found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
+                refused = [str(one) for one in found if isinstance(one, BackendError)]
+                assert 0 < len(refused) < len(ids) and all("CLUSTERDOWN" in one for one in refused)
+                assert None not in found
+            finally:
+                clients[0].execute_command("CLUSTER ADDSLOTS", 0)
+            assert eventually(lambda: clients[0].cluster("INFO")["cluster_state"] == "ok")
+            assert all(found is not None and found.working for found in StatusRegistry.read_many(ids, backend=backend))
