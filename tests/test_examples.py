@@ -154,5 +154,5 @@ def test_fan_out(
     # And in the end each picture was counted once, but for those that are broken
     assert json.loads(last) == {
         **{"made": 285, "of": 300, "status": "failed"},
-        **{"queued": 0, "working": 0, "completed": 285, "failed": 15, "unknown": 0},
+        **{"queued": 0, "working": 0, "completed": 285, "failed": 15, "unknown": 0, "unavailable": 0},
     }
