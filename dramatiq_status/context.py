@@ -8,12 +8,12 @@ A process that is forked off by the actor inherits it, too, and writes from outs
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import AsyncIterable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from ._process import at_fork
 from .channel import Channel, DetachedChannel
 from .fields import check_count, check_total, encode_fields
 from .progress import Progress, Track
@@ -81,7 +81,7 @@ def _leave_the_worker() -> None:
         bind(Binding(binding.status, binding.progress))
 
 
-os.register_at_fork(after_in_child=_leave_the_worker)
+at_fork(after_in_child=_leave_the_worker)
 
 
 def detached_binding(channel: Channel | None = None) -> Binding:

@@ -19,6 +19,7 @@ import dramatiq
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware
 
+from ._process import at_fork
 from .backend import StatusBackend, check_duration, check_message_id, check_number, now_ms
 from .backends import backend_from_url
 from .channel import RunChannel
@@ -101,7 +102,7 @@ HEARTBEAT_OPTION: Final = "status_heartbeat"
 
 #: Draws tokens of runs and roots of epochs, which only have to differ: without a system call each.
 _token = Random(os.urandom(32))
-os.register_at_fork(after_in_child=lambda: _token.seed(os.urandom(32)))
+at_fork(after_in_child=lambda: _token.seed(os.urandom(32)))
 
 
 class Settings(NamedTuple):
@@ -660,7 +661,7 @@ def _forget_notes() -> None:
         middleware._notes = ThreadNotes()
 
 
-os.register_at_fork(after_in_child=_forget_notes)
+at_fork(after_in_child=_forget_notes)
 
 
 def _refuse_two(broker: dramatiq.Broker) -> None:

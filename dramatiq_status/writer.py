@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
 import threading
 import weakref
 from collections import deque
@@ -35,6 +34,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
 from . import _time as time
+from ._process import at_fork
 from .backend import StatusBackend
 from .errors import BackendError
 from .fields import MAX_COUNT, check_count
@@ -1231,5 +1231,5 @@ def _drain_all() -> None:
         writer.drain(EXIT_TIMEOUT)
 
 
-os.register_at_fork(after_in_child=_begin_all)
+at_fork(after_in_child=_begin_all)
 atexit.register(_drain_all)

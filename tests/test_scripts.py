@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-#: Beginning of each scenario, in a mount namespace: a copy of /usr/sbin, no RabbitMQ, and an apt-get that ends when it is
-#: told to.
+#: Beginning of each scenario, in a mount namespace: a copy of /usr/sbin, no RabbitMQ, and an apt-get that ends when a
+#: scenario lets it.
 BEGIN = r"""
 set -eu
 cd "$TMP"

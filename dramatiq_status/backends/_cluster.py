@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import weakref
 from binascii import crc_hqx
@@ -11,6 +10,7 @@ from typing import Any, Final, TypeVar
 from zlib import crc32
 
 from .. import _time as time
+from .._process import at_fork
 from ..errors import BackendError
 from ..outage import Outage
 from ._driver import errors, hang_ups
@@ -551,8 +551,7 @@ def _forget_all() -> None:
         cluster.forget()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+at_fork(after_in_child=_forget_all)
 
 
 def _has_failed(node: Node) -> bool:

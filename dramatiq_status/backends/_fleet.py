@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from pymemcache.client.hash import HashClient
 from pymemcache.client.rendezvous import RendezvousHash
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
 
+from .._process import at_fork
 from .._time import monotonic
 from ..errors import BackendError
 from ..outage import Outage
@@ -317,7 +317,7 @@ def _forget_connections() -> None:
 
 
 # The sockets belong to the parent.
-os.register_at_fork(after_in_child=_forget_connections)
+at_fork(after_in_child=_forget_connections)
 
 
 def clients_of(client: Any) -> tuple[Any, dict[Any, Any]]:

@@ -4,7 +4,6 @@ open, and the shortest way through the driver.
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 import struct
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from .. import _time as time
+from .._process import at_fork
 from ..errors import BackendError
 from ._driver import driver_of, errors, hang_ups, response_errors
 from ._timed import PLAIN_SOCKET, time_left, timed
@@ -429,8 +429,7 @@ def _forget_all() -> None:
 
 
 # The sockets belong to the parent.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+at_fork(after_in_child=_forget_all)
 
 
 def _let_kernel_time(plain: socket.socket, seconds: float) -> None:

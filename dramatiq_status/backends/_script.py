@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha1
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
 from .. import _time as time
@@ -29,8 +29,8 @@ class Script(NamedTuple):
 
     @staticmethod
     def load(name: str) -> Script:
-        """Load a file beside this one."""
-        return Script.of((Path(__file__).parent / name).read_text(encoding="utf-8"))
+        """Load a file beside this one, also from a zip file."""
+        return Script.of((files(__package__) / name).read_text(encoding="utf-8"))
 
     @staticmethod
     def of(text: str) -> Script:

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from weakref import WeakSet
 
 from .. import _time as time
+from .._process import at_fork
 from ..errors import BackendError
 
 #: How long somebody who finds the file locked waits before trying again,
@@ -206,9 +207,8 @@ def _for_all(method: Callable[[Connections], None]) -> Callable[[], None]:
     return call
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_for_all(Connections.begin_fork),
-        after_in_parent=_for_all(Connections.end_fork),
-        after_in_child=_for_all(Connections.end_fork_in_child),
-    )
+at_fork(
+    before=_for_all(Connections.begin_fork),
+    after_in_parent=_for_all(Connections.end_fork),
+    after_in_child=_for_all(Connections.end_fork_in_child),
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature, getattr_static, iscoroutinefunction, isfunction, signature
@@ -12,6 +11,7 @@ from threading import Lock
 from typing import Any, Final, NamedTuple
 from zlib import error as ZlibError
 
+from .._process import at_fork
 from ..backend import StatusBackend, escape_namespace
 from ..errors import BackendError
 from ..record import Outcome, Record, Update
@@ -385,5 +385,4 @@ def _renew_locks() -> None:
     _LOCKS[:] = [Lock() for _ in _LOCKS]
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
+at_fork(after_in_child=_renew_locks)
