@@ -103,7 +103,7 @@ class BatchSnapshot:
 
     @property
     def stalled(self) -> bool:
-        """Whether the worker of a message is gone (see :attr:`.Snapshot.stalled`)."""
+        """Whether a message's worker is gone, or one waits for more than a day (see :attr:`.Snapshot.stalled`)."""
         return any(child.stalled for child in self._children.values() if child is not None)
 
     @property

@@ -41,6 +41,7 @@ class Outage:
         #: When to try again, by the monotonic clock.
         self.retry_at = 0.0
         self._ended = -math.inf
+        self._given_up = False
 
     def renew(self) -> None:
         """This process was forked off: who held the lock is not here to let it go."""
@@ -81,6 +82,26 @@ class Outage:
         with self._lock:
             self._dropped += count
 
+    @property
+    def was_given_up(self) -> bool:
+        """Whether a process that ends has waited in vain for the end of this outage."""
+        return self.down and self._given_up
+
+    def gave_up(self, updates: int, messages: int, seconds: float) -> None:
+        """A worker ends, and could not send these updates of these messages."""
+        with self._lock:
+            self._given_up, dropped = True, self._dropped
+        if updates or dropped:
+            logger.error(
+                "The status store %s has not taken %d updates of %d messages in the last %.1f seconds of a worker; %d "
+                "were dropped before. If the process ends now they are lost, and those statuses stay as they are.",
+                self._name,
+                updates,
+                messages,
+                seconds,
+                dropped,
+            )
+
     def succeeded(self) -> None:
         """A call succeeded."""
         if not self.down:
@@ -88,6 +109,7 @@ class Outage:
         with self._lock:
             began, self._began = self._began, 0.0
             failures, dropped = self._failures, self._dropped
+            self._given_up = False
             self.down, self._dropped, self._ended = False, 0, time.monotonic()
         if not began:
             # Another thread has seen it first.

@@ -56,6 +56,10 @@ from .record import (
 #: counts as stalled.
 STALLED_AFTER: Final = 3
 
+#: Milliseconds after which a message that is due, and still queued, counts as stalled: a day.  A backlog is seldom as
+#: long, and a status that nothing is written to lives for seven days by default.
+QUEUE_PATIENCE: Final = 86_400_000
+
 #: The largest number that can be counted with, far from where floats end.
 LARGEST: Final = 1e300
 
@@ -168,6 +172,8 @@ class Snapshot:
     def stalled(self) -> bool:
         """Whether the message is said to run, but its worker has not said
         so for three heartbeats: it was killed, or it is cut off from the store.
+        Or whether it has been queued for a day since it was due, and nothing was
+        written to it meanwhile: its queue has no worker, or what became of it could not be stored.
 
         The worker says so on a thread of its own, which needs the
         interpreter: a call into C that keeps the interpreter lock for three
@@ -176,6 +182,10 @@ class Snapshot:
         until it lets go.  Python code, however busy, does not.  A stalled message
         may still go on; it runs anew when the broker delivers it again.
         """
+        if self.queued:
+            # Each counts alone where the clocks of the hosts do not agree: the latest.
+            due = max(self._milliseconds(stored) or 0 for stored in (ENQUEUED_AT, SCHEDULED_AT, UPDATED_AT))
+            return due > 0 and self._now - due > QUEUE_PATIENCE
         if not self.working:
             return False
         # Both by the store's clock, with which the worker's own need not agree.

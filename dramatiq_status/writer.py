@@ -19,13 +19,16 @@ interrupt strikes there; but where the store breaks after an increment and befor
 the increment is sent again, and may count twice.  The other way it could be lost.
 
 A process that was forked off in the middle of a job writes to that job from
-outside as well: at once, on the thread that writes.  Nobody can tell how it will end.
+outside as well: at once, on the thread that writes, since it may be killed at any moment.
+Before the fork the writer stores what the running messages have written, so that
+what a child writes comes behind it.
 """
 
 from __future__ import annotations
 
 import atexit
 import math
+import sys
 import threading
 import weakref
 from collections import deque
@@ -38,7 +41,7 @@ from ._process import at_fork
 from .backend import StatusBackend
 from .errors import BackendError
 from .fields import MAX_COUNT, check_count
-from .outage import LONGEST_PAUSE, Outage, logger
+from .outage import FIRST_PAUSE, LONGEST_PAUSE, Outage, logger
 from .rate import SHORTEST, RateMeter
 from .record import (
     ATTEMPTS,
@@ -62,6 +65,11 @@ from .record import (
     number_of,
     number_text,
 )
+
+try:
+    from dramatiq.threading import raise_thread_exception
+except ImportError:  # Dramatiq 1.x
+    from dramatiq.middleware.threading import raise_thread_exception
 
 #: For how many messages updates are kept while the store is down.
 DEFAULT_MAX_PENDING: Final = 10_000
@@ -247,6 +255,8 @@ class Lane:
     closed = False
     #: Whether its updates may be sent twice.
     repeatable = False
+    # Whether this process was forked off, while the run goes on in the parent.
+    _forked = False
     # Whether the writer knows that there is something to do.
     _signalled = False
     _place = 0
@@ -310,6 +320,8 @@ class Lane:
         if n.__class__ is not int or not -MAX_COUNT <= n <= MAX_COUNT:
             n = check_count("increment", n)
         if self.closed:
+            if self._forked:
+                self._write_directly({}, n)
             return
         operations = self._operations
         operations.append(n)
@@ -328,6 +340,9 @@ class Lane:
         self, fields: Record, increment: int | float = 0, *, urgent: bool = True, state: int | None = None
     ) -> None:
         """Set fields, then add to the progress; the state only from outside of its run."""
+        if self._forked:
+            self._write_directly(fields, increment, state)
+            return
         if self.closed:
             logger.warning("Message %s is finished: what its run writes now is dropped.", self.message_id)
             return
@@ -353,32 +368,53 @@ class Lane:
           bool: False where that took longer than `timeout` seconds (by
           default the backend's own), or the store is down.
         """
+        if self._forked:
+            return True
         barrier = Barrier()
         self.add(barrier)
         return self._writer.wait(barrier, timeout)
 
     def unstored(self) -> Barrier | None:
-        """Add a barrier behind what was written, if it is not all stored; wait for it with :meth:`Writer.wait`."""
-        with self._lock:
+        """Add a barrier behind what was written, if it is not all stored; wait for it with :meth:`Writer.wait`.
+
+        Takes no lock: it also runs before a fork, on a thread that may hold any.
+        """
+        if not self._operations:
+            # What leaves the operations is found in what is merged.
             merged = self._merged
-            if not (self._operations or merged.taken or merged.entries):
+            if not (merged.taken or merged.entries):
                 return None
         barrier = Barrier()
         self.add(barrier)
         return barrier
 
     def inherit(self) -> None:
-        """This process was forked off: write from outside of the run, which goes on in the parent.
+        """This process was forked off: write from outside of the run, which goes on in the parent, at once.
         What the parent has not sent yet is the parent's to send.
         """
         self._lock = threading.Lock()
         self._operations.clear()
         known = {name: text for name, text in self._merged.known.items() if name != RATE}
         self._merged = _Merged(NO_EPOCH, 1, [], known)
-        self._kind, self._run, self.repeatable = Kind.OUTSIDE, 0, False
-        self._signalled = self._urgent = self._throttled = False
-        self._throttle, self._due, self._meter = 0.0, 0.0, None
-        self._put = self._writer.send_now
+        self._meter = None
+        # Looked at by each write, forked or not.
+        self.closed = self._forked = True
+
+    def _write_directly(self, fields: Record, increment: int | float, state: int | None = None) -> None:
+        """Store a write of a forked process.
+
+        Raises:
+          BackendError: When it cannot be stored.
+        """
+        update = Update(Kind.OUTSIDE, state=state, fields=fields, increment=increment)
+        if self._writer.backend.update(self.message_id, update) is Outcome.MISSING:
+            logger.warning("Message %s has no status: what a forked process writes is dropped.", self.message_id)
+            return
+        with self._lock:
+            known = self._merged.known
+            known.update(fields)
+            if increment:
+                known[PROGRESS] = number_text(number_of(known.get(PROGRESS, "0")) + increment)
 
     def close(self) -> None:
         """Take no more writes; what was written is still sent."""
@@ -489,6 +525,11 @@ class Lane:
             if entries:
                 merged.entries = []
         return forgotten
+
+    def count_unsent(self) -> int:
+        """Count the updates that are still to be sent."""
+        with self._lock:
+            return len(self._merge().entries)
 
     def heartbeat(self) -> Update:
         return Update(Kind.HEARTBEAT, self._merged.epoch, self._run)
@@ -726,6 +767,8 @@ class Writer:
         self._beat_at = time.monotonic() + self._interval
         # Those who wait until everything is sent.
         self._drains: deque[Barrier] = deque()
+        #: The lanes of the process that this one was forked off.
+        self.inherited: list[Lane] = []
 
     def put(self, lane: Lane) -> None:
         """Tell the writer that a lane has something to send."""
@@ -905,41 +948,50 @@ class Writer:
         # before the bell, would let it sleep on.
         self._bell.put(None)
 
-    def send_now(self, lane: Lane) -> None:
-        """Send what a lane has on the calling thread, where the store is not known to be down."""
-        self._signals.append(lane)
-        with self._role:
-            self._heir = None
-            try:
-                self._gather()
-                if self._ready and not self.outage.blocked:
-                    self._send(list(self._ready))
-            except Exception:
-                self._stumble()
-        self._pass_on()
+    def before_fork(self) -> None:
+        """Wait until all that the running messages have written is stored: not at all while the store is down, and
+        no longer than one call to the backend may take.
+        """
+        if self.running and not self.outage.down:
+            self.confirm_others([*list(self.running), *self.lanes_outside()], (), self.deadline())
 
     def drain(self, timeout: float) -> bool:
-        """Send everything that was written so far, whatever the throttle says;
-        for so many seconds at most, and once where the store does not answer.
+        """Send everything that was written so far, whatever the throttle says.  Where the store does not answer,
+        try again for as many seconds, then log what is lost if the process ends.
 
-        The thread ends where no message runs in this process any more, and
+        The thread ends where everything is sent and no message runs in this process any more, and
         begins again with the next write.  Otherwise it goes on: a process
-        may have other workers, and jobs that outlive the end of theirs.
+        may have other workers, jobs that outlive the end of theirs, and a store that comes back.
 
         Returns:
           bool: Whether everything was sent.
         """
         deadline = time.monotonic() + timeout
+        if self._thread is None and (self._signals or self._ready or self._later):
+            self._ensure_thread()
         thread = self._thread
-        if thread is None or not thread.is_alive():
+        if thread is None:
+            # It could not be started.
             return not (self._signals or self._ready or self._later)
         barrier = Barrier()
         self._drains.append(barrier)
         self._ring()
-        barrier.wait(timeout)
+        if not barrier.wait(timeout):
+            try:
+                self._drains.remove(barrier)
+            except ValueError:
+                # The thread has it.
+                pass
+            self.outage.gave_up(*self._count_unsent(), timeout)
         if self._thread is not thread:
             thread.join(max(0.0, deadline - time.monotonic()))
         return bool(barrier.stored)
+
+    def _count_unsent(self) -> tuple[int, int]:
+        """Count the updates that are still to be sent, and their messages."""
+        lanes = {*list(self._ready), *list(self._later), *list(self._signals)}
+        counts = {lane: lane.count_unsent() for lane in lanes}
+        return sum(counts.values()), len({lane.message_id for lane, count in counts.items() if count})
 
     def _ensure_thread(self) -> None:
         if self._thread is not None:
@@ -961,27 +1013,31 @@ class Writer:
         while True:
             self._rest()
             # Those that come later have to wait for another round.
-            drains = len(self._drains)
+            drains = list(self._drains)
+            sent = True
             with self._role:
                 self._heir = None
                 try:
                     self._gather()
                     self._gather_due()
-                    # Who drains tries once more, however early.
-                    sent = True
+                    # A drain tries again, however early.
                     if self._ready and (drains or not self.outage.blocked):
                         sent = self._send(list(self._ready))
-                    if drains and not (self._ready and sent) and self._end(drains):
+                    if drains and self._end(drains):
                         return
                     if time.monotonic() >= self._beat_at:
                         self._beat()
                 except Exception:
                     self._stumble()
             self._pass_on()
+            if drains and (self._later or not sent):
+                self._sleep(FIRST_PAUSE)
 
-    def _end(self, drains: int) -> bool:
-        """Let so many of those go who wait until everything is sent, and tell whether the thread ends."""
-        stored, ended = not self._ready and not self._later, False
+    def _end(self, drains: list[Barrier]) -> bool:
+        """Let drains go if everything is sent, and tell whether the thread ends."""
+        if self._ready or self._later:
+            return False
+        ended = False
         with self._start_lock:
             if not self.running:
                 # From here on, who writes begins the thread anew.  Who wrote just before did not.
@@ -989,8 +1045,13 @@ class Writer:
                 ended = not self._signals
                 if not ended:
                     self._thread = threading.current_thread()
-        for _ in range(drains):
-            self._drains.popleft().release(stored)
+        for barrier in drains:
+            try:
+                self._drains.remove(barrier)
+            except ValueError:
+                # It has given up.
+                pass
+            barrier.release(True)
         return ended
 
     def _rest(self) -> None:
@@ -1007,11 +1068,15 @@ class Writer:
             # Where somebody has the role, he sees to what is signalled.
             if self._signals and not self._taken() and (not self.outage.down or self._crowded()):
                 break
-            try:
-                self._bell.get(timeout=wake_at - now)
-            except Empty:
-                pass
+            self._sleep(wake_at - now)
         self._asleep = False
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep for so many seconds at most, until the thread is woken."""
+        try:
+            self._bell.get(timeout=seconds)
+        except Empty:
+            pass
 
     def _gather(self) -> None:
         """Collect the lanes that have something to say, in one pass: those that signal meanwhile wait for the
@@ -1216,20 +1281,55 @@ _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 EXIT_TIMEOUT: Final = 5.0
 
 
+#: Interrupts that struck before a fork, by thread: Python ignores what a hook raises, and a time limit would be gone.
+_caught: dict[int, type[BaseException]] = {}
+
+#: Seconds until they are raised again, when the hooks of others have ended as well.
+_AFTER_FORK: Final = 0.01
+
+
+def _before_fork() -> None:
+    if _is_gevent_active():
+        # An interrupt strikes a greenlet that waits, and could not be raised again.
+        return
+    try:
+        for writer in list(_writers):
+            writer.before_fork()
+    except Exception:
+        logger.exception("What running messages have written may not be stored before what a forked process writes.")
+    except BaseException as e:
+        _caught[threading.get_ident()] = type(e)
+
+
+def _after_fork_in_parent() -> None:
+    caught = _caught.pop(threading.get_ident(), None)
+    if caught is not None:
+        threading.Timer(_AFTER_FORK, raise_thread_exception, (threading.get_ident(), caught)).start()
+
+
+def _is_gevent_active() -> bool:
+    return bool(getattr(sys.modules.get("gevent.monkey"), "saved", None))
+
+
 def _begin_all() -> None:
+    _caught.clear()
     for writer in list(_writers):
-        inherited = [*writer.running, *writer.lanes_outside()]
+        inherited = [*writer.running, *writer.lanes_outside(), *writer.inherited]
         # What the parent has not sent yet is the parent's to send.
         writer._begin()
+        writer.inherited = inherited
         writer.outage.renew()
         for lane in inherited:
             lane.inherit()
 
 
 def _drain_all() -> None:
+    deadline = time.monotonic() + EXIT_TIMEOUT
     for writer in list(_writers):
-        writer.drain(EXIT_TIMEOUT)
+        # An outage that a worker's end has waited for in vain is not waited for again.
+        if not writer.outage.was_given_up:
+            writer.drain(max(0.0, deadline - time.monotonic()))
 
 
-at_fork(after_in_child=_begin_all)
+at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_begin_all)
 atexit.register(_drain_all)

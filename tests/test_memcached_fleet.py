@@ -352,7 +352,7 @@ def completed_one(message_id: str, backend: Any) -> Any:
     return snapshot if snapshot is not None and snapshot.completed else None
 
 
-def test_a_worker_that_ends_does_not_wait_for_the_missing(partial: Partial) -> None:
+def test_a_worker_that_ends_tries_the_missing_for_as_long_as_it_has(partial: Partial) -> None:
     # Given a worker with something for a server that does not answer
     broker = make_broker(partial)
 
@@ -361,15 +361,19 @@ def test_a_worker_that_ends_does_not_wait_for_the_missing(partial: Partial) -> N
 
     message_id = work.send().message_id
     partial.gone.add(message_id)
+    (middleware,) = [m for m in broker.middleware if isinstance(m, StatusMiddleware)]
     with working(broker) as worker:
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-        (middleware,) = [m for m in broker.middleware if isinstance(m, StatusMiddleware)]
-        thread = middleware._writer._thread
-    # When it ends
-    # Then it has tried, says that something is left, and its thread has ended
-    assert thread is not None and not thread.is_alive()
-    assert middleware._writer._later or middleware._writer._ready
+        # When it ends, and the server comes back
+        stopping = threading.Thread(target=worker.stop)
+        stopping.start()
+        eventually(lambda: middleware._writer._drains)
+        partial.gone.clear()
+        stopping.join()
+    # Then the status is there
+    snapshot = StatusRegistry.read(message_id, backend=partial)
+    assert snapshot is not None and snapshot.completed
 
 
 def test_what_is_kept_for_the_missing_is_bounded(partial: Partial, caplog: pytest.LogCaptureFixture) -> None:

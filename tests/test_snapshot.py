@@ -49,6 +49,8 @@ from dramatiq_status.snapshot import Snapshot, fraction_of, take_snapshot, take_
 #: 2026-11-24 03:00:00.123 UTC, in epoch milliseconds.
 NOW = 1_795_489_200_123
 
+DAY = 86_400_000
+
 MINIMUM: Record = {STATE: "1", VERSION: "3", ROOT: "7", NUMBER: "1"}
 
 
@@ -117,9 +119,26 @@ def test_stalled_is_to_miss_three_heartbeats(fields: dict[str, int], expected: b
     assert snap(fields={name: str(value) for name, value in fields.items()}).stalled is expected
 
 
-@pytest.mark.parametrize("state", ["queued", "completed", "failed"])
-def test_only_a_working_message_stalls(state: str) -> None:
-    assert not snap(state, {STARTED_AT: "1", HEARTBEAT_AT: "1"}).stalled
+@pytest.mark.parametrize("state", ["completed", "failed"])
+def test_a_finished_message_does_not_stall(state: str) -> None:
+    assert not snap(state, {STARTED_AT: "1", HEARTBEAT_AT: "1", ENQUEUED_AT: "1", UPDATED_AT: "1"}).stalled
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({ENQUEUED_AT: NOW - DAY, UPDATED_AT: NOW - DAY}, False),
+        ({ENQUEUED_AT: NOW - DAY - 1, UPDATED_AT: NOW - DAY - 1}, True),
+        # A delay, or a retry's, is over only now
+        ({ENQUEUED_AT: NOW - 9 * DAY, UPDATED_AT: NOW - 9 * DAY, SCHEDULED_AT: NOW - DAY}, False),
+        ({ENQUEUED_AT: NOW - 9 * DAY, UPDATED_AT: NOW - 9 * DAY, SCHEDULED_AT: NOW - DAY - 1}, True),
+        # It was put back today, or somebody has written to it
+        ({ENQUEUED_AT: NOW - 9 * DAY, UPDATED_AT: NOW - 5}, False),
+        ({UPDATED_AT: NOW - DAY - 1}, True),
+    ],
+)
+def test_a_message_that_is_queued_for_a_day_is_stalled(fields: dict[str, int], expected: bool) -> None:
+    assert snap("queued", {name: str(value) for name, value in fields.items()}).stalled is expected
 
 
 def test_skipped() -> None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import dramatiq
 import pytest
+from dramatiq.middleware import TimeLimitExceeded
 
-from dramatiq_status import Snapshot, StatusRegistry, current_progress, current_status
+from dramatiq_status import BackendError, Snapshot, StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.middleware import _token
 from dramatiq_status.record import Epoch, Kind, Update
+from dramatiq_status.writer import raise_thread_exception
 
-from ..recording import make_broker, run
+from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, run, working
+from ..servers import MemcachedServer, RedisServer, Server
 
 HOUR = 3_600_000
 
@@ -36,12 +43,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
     backend.close()
 
 
-def perform(backend: StatusBackend, job: Callable[[], Any], **options: Any) -> Snapshot:
+def perform(backend: StatusBackend, job: Callable[[], Any], *, attempts: int = 1, **options: Any) -> Snapshot:
     """Run a job that forks, and read its status."""
     broker = make_broker(backend, **options)
     dramatiq.set_broker(broker)
 
-    @dramatiq.actor(broker=broker)
+    @dramatiq.actor(broker=broker, max_retries=attempts - 1)
     def work() -> None:
         job()
 
@@ -154,6 +161,136 @@ def test_a_child_sends_a_message(backend: StatusBackend) -> None:
     perform(backend, lambda: fork_off(child))
     # Then that one's status is there
     assert StatusRegistry.get(sent.get(timeout=20), backend=backend).state == "queued"
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_what_a_child_counts_is_not_erased_by_a_late_start(
+    backend: StatusBackend, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    # Given a store that is slow to take what the parent writes, and a job that forks at once
+    update_many, attempt = backend.update_many, []
+
+    def slow(updates: Any) -> Any:
+        time.sleep(0.05)
+        return update_many(updates)
+
+    def child() -> None:
+        monkeypatch.undo()
+        for n in range(5):
+            count(n)
+
+    def job() -> None:
+        attempt.append(1)
+        current_progress().increment(7)
+        if len(attempt) < attempts:
+            raise ValueError("on purpose")
+        fork_off(child)
+
+    # When it runs, for the first time or again
+    monkeypatch.setattr(backend, "update_many", slow)
+    snapshot = perform(backend, job, attempts=attempts)
+    # Then all that both have counted is there
+    assert (snapshot.state, snapshot.attempts, snapshot["progress"]) == ("completed", attempts, 12)
+
+
+def a_redis(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(RedisServer())
+    return server, RedisBackend(url=server.url, timeout=500)
+
+
+def a_memcached(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(MemcachedServer())
+    return server, MemcachedBackend(servers=server.address, timeout=500)
+
+
+@pytest.mark.parametrize("store", [a_redis, a_memcached])
+def test_what_a_child_writes_in_an_outage_is_stored_or_raises(start_server: Any, store: Any) -> None:
+    # Given a job whose child writes while the store is down, and when it is back
+    server, backend = store(start_server)
+    backend.update("other", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    told, back = fork.Event(), fork.Event()
+
+    def child(other: Any) -> None:
+        for write in (current_progress().increment, lambda: current_status().update(a=1), other.increment):
+            with pytest.raises(BackendError):
+                write()
+        told.set()
+        assert back.wait(PATIENCE)
+        current_progress().increment(2)
+        current_status()["b"] = 2
+        other.increment(3)
+
+    def bring_back() -> None:
+        assert told.wait(PATIENCE)
+        server.resume()
+        back.set()
+
+    def job() -> None:
+        other = StatusRegistry.progress("other", backend=backend)
+        other.increment(1)
+        current_progress().increment(1)
+        assert current_progress().flush() and other.flush()
+        server.pause()
+        bringing = threading.Thread(target=bring_back)
+        bringing.start()
+        fork_off(lambda: child(other))
+        bringing.join()
+
+    # When it runs
+    snapshot = perform(backend, job)
+    # Then what did not raise is there
+    assert (snapshot.state, snapshot["b"], snapshot.get("a")) == ("completed", 2, None)
+    assert (snapshot["progress"], StatusRegistry.get("other", backend=backend)["progress"]) == (3, 4)
+    backend.close()
+
+
+def test_threads_of_a_child_write_side_by_side(backend: StatusBackend) -> None:
+    # Given a job whose child is killed as soon as each of its threads has counted
+    def child() -> None:
+        progress = current_progress()
+        threads = [threading.Thread(target=lambda: [progress.increment() for _ in range(25)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    # When it runs
+    # Then everything was counted
+    assert perform(backend, lambda: fork_off(child))["progress"] == 100
+
+
+def test_an_interrupt_before_a_fork_is_not_lost() -> None:
+    # Given a job that forks while the store is slow, and is interrupted as it does
+    backend = RecordingBackend(timeout=20_000)
+    broker = make_broker(backend)
+    gate = Gate(backend)
+    threads: list[int] = []
+    ended: list[str] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        threads.append(threading.get_ident())
+        current_progress().increment()
+        try:
+            fork_off(lambda: None)
+            eventually(lambda: False)
+        except TimeLimitExceeded:
+            ended.append("interrupted")
+
+    work.send()
+    with working(broker) as worker:
+        assert gate.reached.wait(PATIENCE)
+        eventually(lambda: threads and "before_fork" in stack_of(threads[0]))
+        raise_thread_exception(threads[0], TimeLimitExceeded)
+        gate.open()
+        join(broker, worker)
+    # Then it is interrupted
+    assert ended == ["interrupted"]
+
+
+def stack_of(thread: int) -> list[str]:
+    """The names of the functions that a thread is in."""
+    return [frame.name for frame in traceback.extract_stack(sys._current_frames()[thread])]
 
 
 def test_children_draw_tokens_of_their_own() -> None:

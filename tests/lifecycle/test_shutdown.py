@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import dramatiq
 import pytest
+from dramatiq.brokers.redis import RedisBroker
 
-from dramatiq_status import StatusRegistry, current_progress, current_status
+from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status.backends import RedisBackend
 from dramatiq_status.outage import Outage
-from dramatiq_status.record import PROGRESS, Epoch, Kind, Update
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Epoch, Kind, Update
 from dramatiq_status.writer import Writer
 
-from ..recording import RecordingBackend, eventually, make_broker, run, working
+from ..recording import UNMEASURED, Broken, RecordingBackend, eventually, make_broker, run, working
 from ..servers import RedisServer
 from .recorder import RecordingRedisBackend
 from .scenarios import DONE, RETRIED, failed
@@ -209,3 +214,114 @@ def test_what_is_written_while_the_writer_s_thread_ends() -> None:
     # Then that is stored all the same
     backend.wait_for(lambda: backend.field("m", PROGRESS) == "3")
     assert writer.drain(PATIENCE)
+
+
+def test_a_store_that_comes_back_as_the_worker_stops(start_server: Any) -> None:
+    # Given jobs that have ended while their store was down
+    server = start_server(RedisServer())
+    backend = RedisBackend(url=server.url, timeout=500)
+    broker = make_broker(backend)
+    done = threading.Semaphore(0)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_progress().increment(3)
+        done.release()
+
+    messages = [work.send() for _ in range(50)]
+    server.stop()
+    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=2)
+    worker.start()
+    for _ in messages:
+        assert done.acquire(timeout=PATIENCE)
+    broker.join(work.queue_name, timeout=int(PATIENCE * 1000))
+    # When their worker stops, has tried to store that in vain, and the store comes back
+    writer = next(found._writer for found in broker.middleware if isinstance(found, StatusMiddleware))
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    eventually(lambda: writer._drains)
+    tried = writer.outage._failures
+    eventually(lambda: writer.outage._failures > tried + 1)
+    server.start()
+    stopping.join()
+    # Then all is stored when the worker has stopped
+    found = StatusRegistry.read_many(messages, backend=backend)
+    assert [(one.state, one["progress"]) for one in found if one is not None] == [("completed", 3)] * 50
+    backend.close()
+
+
+def test_what_is_lost_as_the_worker_stops_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given jobs that have ended while their store was down
+    monkeypatch.setattr("dramatiq_status.middleware.SHUTDOWN_TIMEOUT", 0.5)
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    broken = Broken(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    messages = [work.send() for _ in range(7)]
+    # When their worker stops, and the store does not come back
+    run(broker)
+    # Then it is logged how much is lost
+    found = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(found) == 1 and " 7 updates of 7 messages in the last 0.5 seconds" in found[0]
+    # And where the process goes on all the same, and the store is back, nothing is
+    broken.down = False
+    backend.wait_for(lambda: all(backend.field(message.message_id, STATE) == str(COMPLETED) for message in messages))
+
+
+def test_a_command_that_is_told_to_stop_while_its_store_is_down(
+    start_server: Any, redis_url: str, tmp_path: Path
+) -> None:
+    # Given a worker process whose store is down, and that has run a job
+    server = start_server(RedisServer())
+    script = tmp_path / "late_app.py"
+    script.write_text(
+        f"""
+import dramatiq, pathlib
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware
+from dramatiq_status import StatusMiddleware, current_status
+from dramatiq_status.backends import RedisBackend
+here = pathlib.Path({str(tmp_path)!r})
+class Stopping(Middleware):
+    def after_worker_shutdown(self, broker, worker):
+        (here / "stopping").touch()
+broker = RedisBroker(url={redis_url!r})
+broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={server.url!r})))
+broker.add_middleware(Stopping())
+dramatiq.set_broker(broker)
+@dramatiq.actor
+def work():
+    current_status()["done"] = True
+    (here / "done").touch()
+"""
+    )
+    server.stop()
+    broker = RedisBroker(url=redis_url)  # type: ignore[no-untyped-call]
+    message: Any = dramatiq.Message("default", "work", (), {}, {})
+    broker.enqueue(message)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dramatiq", "late_app", "--path", str(tmp_path), "-p", "1", "-t", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=UNMEASURED,
+    )
+    try:
+        eventually((tmp_path / "done").exists)
+        # When it is told to stop, and the store comes back a moment later
+        process.terminate()
+        eventually((tmp_path / "stopping").exists)
+        server.start()
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+    # Then the final state is there
+    backend = RedisBackend(url=server.url)
+    snapshot = StatusRegistry.read(message.message_id, backend=backend)
+    assert snapshot is not None and snapshot.completed and snapshot["done"]
+    backend.close()
