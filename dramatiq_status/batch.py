@@ -16,7 +16,7 @@ from . import _time as time
 from .backend import StatusBackend, check_duration, check_message_id
 from .errors import BackendError
 from .record import COMPLETED, STATE, STATES, UPDATED_AT, State
-from .snapshot import Snapshot, json_default, percent_of
+from .snapshot import Snapshot, percent_of
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Patience, pursue
 
 #: Names in the counts of a batch of messages without a status, and of
@@ -111,21 +111,29 @@ class BatchSnapshot:
         """The progress from 0.0 to 100.0, rounded down to one decimal place: 100 means all."""
         return percent_of(self.progress)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, the children's own dicts included."""
+    def to_dict(
+        self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
+    ) -> dict[str, Any]:
+        """Get the roll-up and the children's fields as JSON values.
+
+        Parameters are those of :meth:`.Snapshot.to_dict`, and apply to each child.
+        """
         return {
-            "status": self.state,
+            "status": None if self.state is None else self.state.value,
             "progress": self.progress,
+            "percent": self.percent,
             "finished": self.finished,
+            "stalled": self.stalled,
             "counts": dict(self._counts),
             "children": {
-                message_id: None if child is None else child.to_dict() for message_id, child in self._children.items()
+                message_id: None if child is None else child.to_dict(only=only, exclude=exclude, private=private)
+                for message_id, child in self._children.items()
             },
         }
 
-    def to_json(self) -> str:
-        """Everything as a JSON object, moments in ISO 8601."""
-        return json.dumps(self.to_dict(), default=json_default)
+    def to_json(self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True) -> str:
+        """Get what :meth:`to_dict` returns as the text of a JSON object."""
+        return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self._counts.items() if count)

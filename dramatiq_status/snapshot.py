@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
+from math import isfinite
 from sys import float_info
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
@@ -94,6 +95,13 @@ _NAMES: Final = {
 # What is stored only if it was asked for: a user's field of the same name hides it.
 _INCLUDED: Final = {"args": ARGS, "kwargs": KWARGS, "traceback": TRACEBACK}
 _STORED_NAMES: Final = {name: stored for stored, name in _NAMES.items() if name not in _INCLUDED}
+
+# What is worked out at the moment of reading, and never stored.
+_DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "duration", "time_remaining")
+
+# What may be no business of somebody who may see the status.
+_PRIVATE: Final = frozenset((ARGS, KWARGS, TRACEBACK))
+
 _MOMENTS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
 
 
@@ -101,9 +109,10 @@ class Snapshot:
     """The status of a message at one moment.  It never changes; the lists and
     dicts that it gives are copies.
 
-    ``snapshot["step"]`` and :meth:`get` reach every field by its name,
-    those of the library included; ``"step" in snapshot`` tells whether
-    there is one.  Attributes answer None for what has not happened yet.
+    ``snapshot["step"]`` and :meth:`get` return every field by its name, the
+    library's and the derived values included; ``"step" in snapshot`` tests
+    whether there is one.  ``dict(snapshot)`` has all of them as Python values,
+    :meth:`to_dict` as JSON values.  Attributes are None for what has not happened yet.
     """
 
     __slots__ = ("_now", "_values", "message_id")
@@ -341,6 +350,8 @@ class Snapshot:
     def __getitem__(self, name: str) -> Any:
         if name == "message_id":
             return self.message_id
+        if name in _DERIVED:
+            return getattr(self, name)
         stored = self._stored_name(name)
         try:
             return self._present(stored, self._values[stored])
@@ -355,27 +366,51 @@ class Snapshot:
             return default
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name == "message_id" or self._stored_name(name) in self._values)
+        if not isinstance(name, str):
+            return False
+        return name == "message_id" or name in _DERIVED or self._stored_name(name) in self._values
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
+        return iter(self.keys())
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields: the library's by their names, moments as aware
-        ``datetime``, then the users'.
+    def keys(self) -> Collection[str]:
+        """Get the names of all fields: the library's, the derived values', the users'."""
+        values = self._values
+        own = [name for stored, name in _NAMES.items() if stored in values]
+        users = [name[1:] for name in values if name.startswith(USER_PREFIX)]
+        others = [name for name in users if name not in _STORED_NAMES and name not in _DERIVED]
+        return dict.fromkeys(("message_id", *own, *_DERIVED, *others)).keys()
+
+    def to_dict(
+        self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
+    ) -> dict[str, Any]:
+        """Get all fields and derived values as JSON values: moments as texts in ISO 8601, durations in
+        seconds, a number that JSON cannot express as None.
+
+        >>> snapshot.to_dict(only=("status", "percent", "stalled"))
+        {'status': 'working', 'percent': 50.0, 'stalled': False}
+
+        Parameters:
+          only(Iterable[str]): Names of the fields to include; a field that is not there is left out.
+          exclude(Iterable[str]): Names of the fields to leave out.
+          private(bool): Whether to include the arguments and the traceback that ``includes`` has
+            stored, and the text of the exception.  Its type is always included.
+
+        Raises:
+          TypeError: When `only` or `exclude` is a single name and not an iterable of names.
         """
-        found: dict[str, Any] = {"message_id": self.message_id}
-        for stored, name in _NAMES.items():
-            if stored in self._values:
-                found[name] = self._present(stored, self._values[stored])
-        for name, value in self.fields.items():
-            if name not in found or name in _INCLUDED:
-                found[name] = value
+        names = self.keys() if only is None else [name for name in check_names("only", only) if name in self]
+        left_out = check_names("exclude", exclude)
+        found = {name: _to_json_value(self[name]) for name in names if name not in left_out}
+        if not private:
+            found = {name: value for name, value in found.items() if self._stored_name(name) not in _PRIVATE}
+            if isinstance(found.get("exception"), dict):
+                found["exception"].pop("message", None)
         return found
 
-    def to_json(self) -> str:
-        """All fields as a JSON object, moments in ISO 8601."""
-        return json.dumps(self.to_dict(), default=json_default)
+    def to_json(self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True) -> str:
+        """Get what :meth:`to_dict` returns as the text of a JSON object."""
+        return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def _stored_name(self, name: str) -> str:
         stored = _STORED_NAMES.get(name, USER_PREFIX + name)
@@ -425,10 +460,22 @@ class Snapshot:
         return f"<Snapshot of {self.message_id}: {self}>"
 
 
-def _copy_of(value: Any) -> Any:
-    """Copy lists and dicts, as deep as they are nested: who changes what he was given must not change the snapshot."""
+def check_names(parameter: str, names: Iterable[str]) -> dict[str, None]:
+    """Check the names of fields that a caller passes, and keep their order."""
+    if isinstance(names, str):
+        raise TypeError(f"{parameter} must be an iterable of names, not the str {names!r}: write ({names!r},).")
+    return dict.fromkeys(names)
+
+
+def _copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+    """Copy lists and dicts, as deep as they are nested: a reader that changes its copy must not change the snapshot.
+
+    Parameters:
+      value: JSON value.
+      convert(Callable): Converts each value that is neither a list nor a dict.
+    """
     if value.__class__ is not list and value.__class__ is not dict:
-        return value
+        return convert(value)
     found = value.copy()
     # Not recursive: what others have stored may be nested more deeply than Python calls can be.
     containers = [found]
@@ -437,7 +484,25 @@ def _copy_of(value: Any) -> Any:
             if inner.__class__ is list or inner.__class__ is dict:
                 container[key] = copy = inner.copy()
                 containers.append(copy)
+            else:
+                container[key] = convert(inner)
     return found
+
+
+def _to_json_value(value: Any) -> Any:
+    """Convert a field's value to one that every JSON encoder writes alike."""
+    return _copy_of(value, _to_json_leaf)
+
+
+def _to_json_leaf(value: Any) -> Any:
+    if isinstance(value, float):
+        # Other programs may have stored NaN, or 1e400.
+        return value if isfinite(value) else None
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
+    if isinstance(value, timedelta):
+        return round(value.total_seconds(), 3)
+    return value.value if isinstance(value, State) else value
 
 
 # What json.loads() does, without what it does before and after that:
@@ -583,10 +648,3 @@ def percent_of(fraction: float) -> float:
     """
     # The addend makes up for fractions that floats cannot hold: 0.285 is a little less than that.
     return 100.0 if fraction >= 1.0 else min(999, int(fraction * 1000 + 1e-9)) / 10
-
-
-def json_default(value: Any) -> str:
-    """What ``json.dumps`` makes of a moment."""
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds")
-    raise TypeError(f"Cannot write a {type(value).__name__} as JSON.")

@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar, overload
 
 from .channel import Channel
 from .fields import encode_fields
 from .record import State
 from .snapshot import Snapshot
+
+T = TypeVar("T")
+
+
+class Look(Generic[T]):
+    """Attribute of a handle that reads the status: the attribute of the same name of its snapshot.
+
+    Parameters:
+      unknown: Value for a message that is unknown.
+    """
+
+    def __init__(self, unknown: T) -> None:
+        self._unknown = unknown
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+        self.__doc__ = vars(Snapshot)[name].__doc__
+
+    @overload
+    def __get__(self, handle: None, owner: type) -> Look[T]: ...
+
+    @overload
+    def __get__(self, handle: Status, owner: type) -> T: ...
+
+    def __get__(self, handle: Status | None, owner: type) -> Look[T] | T:
+        if handle is None:
+            return self
+        return self.of(handle.read())
+
+    def of(self, snapshot: Snapshot | None) -> T:
+        """Get the attribute of a snapshot."""
+        if snapshot is None:
+            return self._unknown
+        found: T = getattr(snapshot, self._name)
+        return found
 
 
 class Status:
@@ -29,6 +67,9 @@ class Status:
     """
 
     __slots__ = ("_channel",)
+
+    # Without this, Python would make do with __getitem__.
+    __iter__ = None
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -108,43 +149,36 @@ class Status:
         """
         return self._channel.read()
 
-    @property
-    def state(self) -> State | None:
-        """The state, which equals its name; None where it is unknown."""
-        snapshot = self.read()
-        return None if snapshot is None else snapshot.state
+    # What a snapshot has.  Each look is a round trip.
 
-    @property
-    def queued(self) -> bool:
-        """Whether the message waits for a worker, for the first time or again."""
-        return self.state is State.QUEUED
-
-    @property
-    def working(self) -> bool:
-        """Whether the message runs."""
-        return self.state is State.WORKING
-
-    @property
-    def completed(self) -> bool:
-        """Whether the message was processed."""
-        return self.state is State.COMPLETED
-
-    @property
-    def failed(self) -> bool:
-        """Whether the message failed for good."""
-        return self.state is State.FAILED
-
-    @property
-    def finished(self) -> bool:
-        """Whether the message is completed or failed."""
-        snapshot = self.read()
-        return snapshot is not None and snapshot.finished
-
-    @property
-    def progress(self) -> float | None:
-        """Progress by total, from 0.0 to 1.0; None when none was reported."""
-        snapshot = self.read()
-        return None if snapshot is None else snapshot.progress
+    state: Look[State | None] = Look(None)
+    queued: Look[bool] = Look(False)
+    working: Look[bool] = Look(False)
+    completed: Look[bool] = Look(False)
+    failed: Look[bool] = Look(False)
+    finished: Look[bool] = Look(False)
+    retrying: Look[bool] = Look(False)
+    scheduled: Look[bool] = Look(False)
+    stalled: Look[bool] = Look(False)
+    skipped: Look[bool] = Look(False)
+    attempts: Look[int] = Look(0)
+    exception: Look[dict[str, str] | None] = Look(None)
+    progress: Look[float | None] = Look(None)
+    total: Look[int | float | None] = Look(None)
+    percent: Look[float | None] = Look(None)
+    rate: Look[float | None] = Look(None)
+    time_remaining: Look[timedelta | None] = Look(None)
+    actor_name: Look[str | None] = Look(None)
+    queue_name: Look[str | None] = Look(None)
+    enqueued_at: Look[datetime | None] = Look(None)
+    scheduled_at: Look[datetime | None] = Look(None)
+    started_at: Look[datetime | None] = Look(None)
+    finished_at: Look[datetime | None] = Look(None)
+    updated_at: Look[datetime | None] = Look(None)
+    heartbeat_at: Look[datetime | None] = Look(None)
+    duration: Look[timedelta | None] = Look(None)
+    version: Look[int] = Look(0)
+    fields: Look[Mapping[str, Any]] = Look(MappingProxyType({}))
 
     def __getitem__(self, name: str) -> Any:
         snapshot = self.read()
@@ -166,15 +200,16 @@ class Status:
         snapshot = self.read()
         return snapshot is not None and name in snapshot
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields by name; empty where the message is unknown."""
+    def to_dict(
+        self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
+    ) -> dict[str, Any]:
+        """Get :meth:`.Snapshot.to_dict`; empty where the message is unknown."""
         snapshot = self.read()
-        return {} if snapshot is None else snapshot.to_dict()
+        return {} if snapshot is None else snapshot.to_dict(only=only, exclude=exclude, private=private)
 
-    def to_json(self) -> str:
-        """All fields as a JSON object; an empty one where the message is unknown."""
-        snapshot = self.read()
-        return "{}" if snapshot is None else snapshot.to_json()
+    def to_json(self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True) -> str:
+        """Get :meth:`.Snapshot.to_json`; an empty object where the message is unknown."""
+        return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def __bool__(self) -> bool:
         return self.read() is not None

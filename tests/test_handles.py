@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import inspect
 import json
 import threading
 import weakref
@@ -15,11 +16,13 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, SkipMessage
 
-from dramatiq_status import StatusMissing, StatusRegistry, current_progress, current_status, track
+from dramatiq_status import Status, StatusMissing, StatusRegistry, aio, current_progress, current_status, track
 from dramatiq_status.context import current_binding
-from dramatiq_status.record import apply
+from dramatiq_status.record import Kind, Update, apply
+from dramatiq_status.snapshot import Snapshot
 from dramatiq_status.testing import bound_status
 
+from .jobs import Job
 from .recording import RecordingBackend, make_broker, raised_by, run
 
 
@@ -313,6 +316,37 @@ def test_from_outside(backend: RecordingBackend, broker: StubBroker) -> None:
     status["status"] = "failed"
     assert status.failed and not status.completed and status["finished_at"] is not None
     assert status.delete() and not status and status.state is None
+
+
+def test_a_handle_has_what_a_snapshot_has(backend: RecordingBackend) -> None:
+    # Given a message that waits for another run
+    job = Job(backend).enqueue().start()
+    backend.update(job.message_id, Update(Kind.OUTSIDE, fields={":step": '"reading"', "p": "3", "t": "4"}))
+    status = StatusRegistry.get(job.message_id, backend=backend)
+    snapshot = status.read()
+    assert snapshot is not None
+    names = {name for name, value in vars(Snapshot).items() if isinstance(value, property)}
+    assert {"percent", "attempts", "retrying", "stalled", "fields"} <= names
+    # Then each attribute of a snapshot is there on its handles, with its type, its docstring and its value
+    for name in names:
+        assert inspect.getdoc(getattr(Status, name)) == inspect.getdoc(getattr(Snapshot, name))
+        for handles in (Status, aio.handles.Status):
+            (_, annotation) = inspect.get_annotations(handles)[name].split("[", 1)
+            returned = inspect.get_annotations(vars(Snapshot)[name].fget)["return"]
+            assert annotation.removesuffix("]") in (returned, f"{returned} | None"), name
+        if name not in ("duration", "time_remaining"):
+            assert getattr(status, name) == getattr(snapshot, name)
+
+    async def read_all() -> dict[str, Any]:
+        waiting = aio.StatusRegistry.get(job.message_id, backend=backend)
+        return {name: await getattr(waiting, name) for name in names - {"duration", "time_remaining"}}
+
+    assert asyncio.run(read_all()) == {name: getattr(snapshot, name) for name in names - {"duration", "time_remaining"}}
+    # And a handle of an unknown message answers as well
+    unknown = StatusRegistry.get("nobody", backend=backend)
+    assert (unknown.percent, unknown.attempts, unknown.retrying, dict(unknown.fields)) == (None, 0, False, {})
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(unknown)  # type: ignore[call-overload]
 
 
 def test_the_unknown(backend: RecordingBackend) -> None:

@@ -11,7 +11,9 @@ import sys
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import flask
 import pytest
+from django.core.serializers.json import DjangoJSONEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +34,7 @@ from dramatiq_status.record import (
     PROGRESS,
     QUEUE_NAME,
     RATE,
+    RATED,
     ROOT,
     SCHEDULED_AT,
     SKIPPED,
@@ -39,6 +42,7 @@ from dramatiq_status.record import (
     STATE,
     STATES,
     TOTAL,
+    TRACEBACK,
     UPDATED_AT,
     VERSION,
     Record,
@@ -333,11 +337,21 @@ def test_the_library_s_fields_win_over_users_of_their_names() -> None:
 
 def test_a_snapshot_is_a_mapping_as_far_as_dict_is_concerned() -> None:
     snapshot = full()
-    found = snapshot.to_dict()
-    assert list(snapshot) == list(found)
+    found = dict(snapshot)
+    assert list(snapshot) == list(found) == list(snapshot.keys()) == list(snapshot.to_dict())
     assert {name: snapshot[name] for name in snapshot} == found
+    assert all(name in snapshot for name in found)
     assert list(found)[:3] == ["message_id", "status", "progress"]
     assert found["enqueued_at"] == datetime(2026, 11, 24, 3, 0, 0, 123_000, timezone.utc)
+    assert (found["percent"], found["finished"], found["step"]) == (50.0, False, "reading")
+
+
+def test_fields_under_the_library_s_names_do_not_hide_them() -> None:
+    # Given what another program has stored, under names that the library does not take
+    snapshot = snap(fields={":percent": "200", ":scheduled_at": '"never"', ":step": '"reading"'})
+    # Then it is not shown, and nothing fails on it
+    assert dict(snapshot)["percent"] is None and "scheduled_at" not in dict(snapshot)
+    assert snapshot.to_dict()["step"] == "reading"
 
 
 def test_users_fields_cannot_be_written() -> None:
@@ -351,8 +365,65 @@ def test_json() -> None:
     assert json.loads(full().to_json()) == {
         "message_id": "the id", "status": "working", "progress": 40, "total": 80, "actor_name": "import_rows",
         "queue_name": "default", "enqueued_at": "2026-11-24T03:00:00.123+00:00",
-        "updated_at": "2026-11-24T03:00:00.123+00:00", "attempts": 1, "step": "reading", "nothing": None,
+        "updated_at": "2026-11-24T03:00:00.123+00:00", "attempts": 1, "percent": 50.0, "finished": False,
+        "retrying": False, "scheduled": False, "stalled": False, "duration": None, "time_remaining": None,
+        "step": "reading", "nothing": None,
     }  # fmt: skip
+
+
+def test_a_browser_can_tell_a_job_that_is_stalled() -> None:
+    started = NOW - 90_000
+    fields = {STARTED_AT: str(started), HEARTBEAT_AT: str(started), PROGRESS: "1", TOTAL: "null"}
+    found = json.loads(snap(fields=fields).to_json())
+    assert (found["stalled"], found["duration"], found["total"], found["percent"]) == (True, 90.0, None, None)
+    fields = {STARTED_AT: str(NOW - 10_000), HEARTBEAT_AT: str(NOW), PROGRESS: "50", RATE: "5", RATED: str(NOW)}
+    found = json.loads(snap(fields=fields).to_json())
+    assert (found["stalled"], found["time_remaining"]) == (False, 10.0)
+
+
+def test_every_encoder_writes_the_dict_alike() -> None:
+    # Given a status with moments, durations, and numbers that JSON cannot express
+    fields = {
+        STARTED_AT: str(NOW - 1500),
+        EXCEPTION: '{"type":"OSError","message":"no"}',
+        ":rows": '[1,{"bad":NaN,"good":[2.5]}]',
+        ":huge": "1e400",
+    }
+    snapshot = snap(fields=fields)
+    # When the encoders of the standard library, of Flask and of Django write it
+    app = flask.Flask(__name__)
+    with app.app_context():
+        by_flask = flask.jsonify(snapshot.to_dict()).get_data(as_text=True)
+    by_django = json.dumps(snapshot.to_dict(), cls=DjangoJSONEncoder)
+    # Then they agree, and it is JSON
+    expected = json.loads(snapshot.to_json(), parse_constant=pytest.fail)
+    assert json.loads(by_flask) == json.loads(by_django) == json.loads(json.dumps(snapshot.to_dict())) == expected
+    assert (expected["rows"], expected["huge"], expected["duration"]) == ([1, {"bad": None, "good": [2.5]}], None, 1.5)
+
+
+def test_names_that_are_asked_for() -> None:
+    snapshot = full()
+    assert snapshot.to_dict(only=("status", "percent", "missing")) == {"status": "working", "percent": 50.0}
+    assert list(snapshot.to_dict(only=["step", "status"], exclude=["status"])) == ["step"]
+    assert "step" not in snapshot.to_dict(exclude={"step"}) and "step" in snapshot.to_dict()
+    assert json.loads(snapshot.to_json(only=["step"])) == {"step": "reading"}
+    for parameter in ("only", "exclude"):
+        with pytest.raises(TypeError, match=f"{parameter} must be an iterable of names, not the str 'step'"):
+            snapshot.to_dict(**{parameter: "step"})
+
+
+def test_what_is_private_is_left_out_on_request() -> None:
+    stored = {ARGS: '["secret"]', KWARGS: '{"a":1}', TRACEBACK: '"File"', EXCEPTION: '{"type":"E","message":"no"}'}
+    snapshot = snap(fields={**stored, ":step": '"reading"'})
+    assert {"args", "kwargs", "traceback"} <= snapshot.to_dict().keys()
+    found = json.loads(snapshot.to_json(private=False))
+    assert found["exception"] == {"type": "E"} and found["step"] == "reading"
+    assert found.keys().isdisjoint(("args", "kwargs", "traceback"))
+    assert "secret" not in str(found) and "no" not in found["exception"].values()
+    # And a user's own field of such a name is no secret
+    assert snap(fields={":args": '"mine"'}).to_dict(private=False)["args"] == "mine"
+    # And the snapshot has all of it, as before
+    assert snapshot.exception == {"type": "E", "message": "no"}
 
 
 @pytest.mark.parametrize(

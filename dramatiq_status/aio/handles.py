@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
-from types import EllipsisType
-from typing import Any, NoReturn
+import json
+from collections.abc import Coroutine, Iterable, Mapping
+from datetime import datetime, timedelta
+from types import EllipsisType, MappingProxyType
+from typing import Any, NoReturn, TypeVar, overload
 
 from ..fields import check_count, encode_count, encode_fields, encode_total
 from ..progress import dict_of
 from ..record import PROGRESS, TOTAL, Record, State
 from ..snapshot import Snapshot, fraction_of
+from ..status import Look
 from .channel import AsyncChannel
+
+T = TypeVar("T")
+
+
+class AsyncLook(Look[T]):
+    """Attribute of a handle that reads the status, to be awaited."""
+
+    @overload  # type: ignore[override]
+    def __get__(self, handle: None, owner: type) -> AsyncLook[T]: ...
+
+    @overload
+    def __get__(self, handle: Status, owner: type) -> Coroutine[Any, Any, T]: ...
+
+    def __get__(self, handle: Status | None, owner: type) -> AsyncLook[T] | Coroutine[Any, Any, T]:
+        return self if handle is None else self._read(handle)
+
+    async def _read(self, handle: Status) -> T:
+        return self.of(await handle.read())
 
 
 class Status:
@@ -92,40 +113,36 @@ class Status:
         """
         return await self._channel.read()
 
-    @property
-    def state(self) -> Coroutine[Any, Any, State | None]:
-        """To be awaited: the state, which equals its name; None where it is unknown."""
-        return self._state()
+    # What a snapshot has, to be awaited.  Each look is a round trip.
 
-    @property
-    def queued(self) -> Coroutine[Any, Any, bool]:
-        """To be awaited: whether the message waits for a worker, for the first time or again."""
-        return self._is(State.QUEUED)
-
-    @property
-    def working(self) -> Coroutine[Any, Any, bool]:
-        """To be awaited: whether the message runs."""
-        return self._is(State.WORKING)
-
-    @property
-    def completed(self) -> Coroutine[Any, Any, bool]:
-        """To be awaited: whether the message was processed."""
-        return self._is(State.COMPLETED)
-
-    @property
-    def failed(self) -> Coroutine[Any, Any, bool]:
-        """To be awaited: whether the message failed for good."""
-        return self._is(State.FAILED)
-
-    @property
-    def finished(self) -> Coroutine[Any, Any, bool]:
-        """To be awaited: whether the message is completed or failed."""
-        return self._is(State.COMPLETED, State.FAILED)
-
-    @property
-    def progress(self) -> Coroutine[Any, Any, float | None]:
-        """To be awaited: progress by total, from 0.0 to 1.0; None when none was reported."""
-        return self._progress()
+    state: AsyncLook[State | None] = AsyncLook(None)
+    queued: AsyncLook[bool] = AsyncLook(False)
+    working: AsyncLook[bool] = AsyncLook(False)
+    completed: AsyncLook[bool] = AsyncLook(False)
+    failed: AsyncLook[bool] = AsyncLook(False)
+    finished: AsyncLook[bool] = AsyncLook(False)
+    retrying: AsyncLook[bool] = AsyncLook(False)
+    scheduled: AsyncLook[bool] = AsyncLook(False)
+    stalled: AsyncLook[bool] = AsyncLook(False)
+    skipped: AsyncLook[bool] = AsyncLook(False)
+    attempts: AsyncLook[int] = AsyncLook(0)
+    exception: AsyncLook[dict[str, str] | None] = AsyncLook(None)
+    progress: AsyncLook[float | None] = AsyncLook(None)
+    total: AsyncLook[int | float | None] = AsyncLook(None)
+    percent: AsyncLook[float | None] = AsyncLook(None)
+    rate: AsyncLook[float | None] = AsyncLook(None)
+    time_remaining: AsyncLook[timedelta | None] = AsyncLook(None)
+    actor_name: AsyncLook[str | None] = AsyncLook(None)
+    queue_name: AsyncLook[str | None] = AsyncLook(None)
+    enqueued_at: AsyncLook[datetime | None] = AsyncLook(None)
+    scheduled_at: AsyncLook[datetime | None] = AsyncLook(None)
+    started_at: AsyncLook[datetime | None] = AsyncLook(None)
+    finished_at: AsyncLook[datetime | None] = AsyncLook(None)
+    updated_at: AsyncLook[datetime | None] = AsyncLook(None)
+    heartbeat_at: AsyncLook[datetime | None] = AsyncLook(None)
+    duration: AsyncLook[timedelta | None] = AsyncLook(None)
+    version: AsyncLook[int] = AsyncLook(0)
+    fields: AsyncLook[Mapping[str, Any]] = AsyncLook(MappingProxyType({}))
 
     async def __getitem__(self, name: str) -> Any:
         snapshot = await self.read()
@@ -138,26 +155,18 @@ class Status:
         snapshot = await self.read()
         return default if snapshot is None else snapshot.get(name, default)
 
-    async def to_dict(self) -> dict[str, Any]:
-        """All fields by name; empty where the message is unknown."""
+    async def to_dict(
+        self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
+    ) -> dict[str, Any]:
+        """Get :meth:`.Snapshot.to_dict`; empty where the message is unknown."""
         snapshot = await self.read()
-        return {} if snapshot is None else snapshot.to_dict()
+        return {} if snapshot is None else snapshot.to_dict(only=only, exclude=exclude, private=private)
 
-    async def to_json(self) -> str:
-        """All fields as a JSON object; an empty one where the message is unknown."""
-        snapshot = await self.read()
-        return "{}" if snapshot is None else snapshot.to_json()
-
-    async def _state(self) -> State | None:
-        snapshot = await self.read()
-        return None if snapshot is None else snapshot.state
-
-    async def _is(self, *states: State) -> bool:
-        return await self._state() in states
-
-    async def _progress(self) -> float | None:
-        snapshot = await self.read()
-        return None if snapshot is None else snapshot.progress
+    async def to_json(
+        self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
+    ) -> str:
+        """Get :meth:`.Snapshot.to_json`; an empty object where the message is unknown."""
+        return json.dumps(await self.to_dict(only=only, exclude=exclude, private=private))
 
     def __bool__(self) -> NoReturn:
         raise TypeError("Whether there is a status only the store knows: use `await status.read() is not None`.")
