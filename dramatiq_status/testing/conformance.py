@@ -12,8 +12,8 @@ fixture ``backend``:
 What needs more than that is skipped, and says what it needs, until the
 class has it too: the fixtures ``make_backend`` (a second namespace) and
 ``outage`` (a server to pause and to stop), the hooks ``ttl_of`` and
-``set_ttl`` (a look at the time to live) and ``damages`` (what else may lie
-under a key).  A backend without :meth:`.StatusBackend.find` does not list,
+``set_ttl`` (a look at the time to live), ``damages`` (what else may lie
+under a key) and ``refusals`` (how to make the store answer with errors).  A backend without :meth:`.StatusBackend.find` does not list,
 and has to say why.  One whose :meth:`.StatusBackend.subscribe` returns
 None is not asked what it tells.
 
@@ -37,6 +37,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -74,6 +75,7 @@ from ..record import (
     Update,
     apply,
 )
+from ..registry import StatusRegistry
 from ..snapshot import take_snapshot
 
 #: How many writes each of two threads makes at the same time.
@@ -424,6 +426,10 @@ class BackendConformance:
         plant it there, given the backend and the message id.
         """
         pytest.skip("Needs the hook damages.")
+
+    def refusals(self, backend: StatusBackend) -> dict[str, AbstractContextManager[Any]]:
+        """Contexts in which the store answers reads with an error, by the name of the error."""
+        pytest.skip("Needs the hook refusals.")
 
     # One update
 
@@ -1495,6 +1501,33 @@ class BackendConformance:
                 call(message_id)
             assert caught.value.__cause__ is not None
 
+    def test_no_read_of_a_server_that_is_down_is_unknown(
+        self, outage: tuple[PausableServer, StatusBackend], message_id: str
+    ) -> None:
+        # Given a server that was used and is down
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.stop()
+        for call in reads_of(backend, message_id):
+            # When it is read, in whatever way
+            # Then that ends in a BackendError
+            with pytest.raises(BackendError):
+                call()
+
+    def test_no_error_is_taken_for_unknown(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message, and a store that answers reads with an error
+        backend.update(message_id, start(1))
+        assert backend.read(message_id) is not None
+        for name, refusal in self.refusals(backend).items():
+            with refusal:
+                for call in reads_of(backend, message_id):
+                    # When it is read, in whatever way
+                    # Then that ends in a BackendError
+                    with pytest.raises(BackendError, match=name):
+                        call()
+            # And afterwards it is what it was
+            assert StatusRegistry.get(message_id, backend=backend).working
+
     def test_begun_updates_and_a_server_that_is_down(
         self, outage: tuple[PausableServer, StatusBackend], message_id: str
     ) -> None:
@@ -1596,6 +1629,28 @@ def together(*functions: Callable[[], None]) -> None:
     with ThreadPoolExecutor(len(functions)) as threads:
         for future in [threads.submit(run, function) for function in functions]:
             future.result()
+
+
+def reads_of(backend: StatusBackend, message_id: str) -> list[Callable[[], Any]]:
+    """All ways to read a message, and to list it where the backend lists."""
+    status, batch = StatusRegistry.get(message_id, backend=backend), StatusRegistry.batch([message_id], backend=backend)
+    reads: list[Callable[[], Any]] = [
+        lambda: backend.read(message_id),
+        lambda: backend.read_many([message_id, "another"]),
+        lambda: backend.snapshot(message_id),
+        lambda: backend.snapshots([message_id, "another"]),
+        lambda: StatusRegistry.read_many([message_id, "another"], backend=backend, return_errors=True),
+        lambda: StatusRegistry.wait(message_id, backend=backend),
+        lambda: StatusRegistry.progress(message_id, backend=backend).total,
+        lambda: status.state,
+        lambda: status.get("step"),
+        status.to_json,
+        batch.read,
+        batch.wait,
+    ]
+    if type(backend).find is not StatusBackend.find:
+        reads += [lambda: backend.find(Query(), limit=50, offset=0), lambda: backend.count(Query())]
+    return reads
 
 
 class Interrupt(BaseException):

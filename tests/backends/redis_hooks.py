@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from dramatiq_status.backend import StatusBackend
@@ -22,6 +23,21 @@ class RedisHooks:
     def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
         assert isinstance(backend, RedisBackend)
         assert backend.client.pexpire(backend._key(message_id), ttl)
+
+    def refusals(self, backend: StatusBackend) -> dict[str, AbstractContextManager[Any]]:
+        assert isinstance(backend, RedisBackend)
+        client = backend.client
+        nodes = {"target_nodes": client.ALL_NODES} if hasattr(client, "nodes_manager") else {}
+
+        @contextmanager
+        def forbidden(*commands: str) -> Iterator[None]:
+            client.execute_command("ACL SETUSER", "default", *(f"-{command}" for command in commands), **nodes)
+            try:
+                yield
+            finally:
+                client.execute_command("ACL SETUSER", "default", *(f"+{command}" for command in commands), **nodes)
+
+        return {"NOPERM": forbidden("hgetall", "evalsha")}
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
         def hash_of(**fields: str) -> Callable[[RedisBackend, str], None]:
