@@ -209,32 +209,37 @@ class Shards:
         try:
             states = [self._command(message_id, "HMGET", "s", "Q", "a") for message_id in unlisted]
             ttls = [self._command(message_id, "PTTL") for message_id in unlisted]
-            run([*states, *ttls])
+            shards = {shard_of(message_id) for message_id in unlisted}
+            sets = [Command(shard, pack("SMEMBERS", self._indexes[shard])) for shard in shards]
+            run([*states, *ttls, *sets])
+            places: dict[int, dict[str, str]] = {shard: {} for shard in shards}
             errands: list[Errand] = []
             for message_id, state, ttl in zip(unlisted, states, ttls):
                 if not (_failure(state) or _failure(ttl)) and state.reply[0] in ("0", "1", "2", "3") and ttl.reply > 0:
-                    errands += self._listing(message_id, state.reply, ttl.reply, stays=unlisted[message_id])
+                    name, lives = _set_of(state.reply, ttl.reply)
+                    places[shard_of(message_id)][message_id] = name
+                    errands += self._listing(message_id, name, lives, stays=unlisted[message_id])
+            for found in sets:
+                if _failure(found) is None:
+                    errands += self._leaving(found.shard, found.reply, places[found.shard])
             run(errands)
         except BackendError:
             pass
 
-    def _listing(
-        self, message_id: str, names: tuple[str, str | None, str | None], ttl: int, *, stays: bool
-    ) -> Iterable[Errand]:
-        state, queue, actor = names
+    def _listing(self, message_id: str, name: str, lives: int, *, stays: bool) -> Iterable[Errand]:
+        """Add a message to a set of the index."""
         shard = shard_of(message_id)
         index = self._indexes[shard]
-        unit = 10 ** max(0, len(str(ttl)) - 2)
-        rounded = -(-ttl // unit) * unit
-        here = f"{queue or ''}\n{actor or ''}"
-        # It may have been there without names, too.
-        old = {f"{other}\n\n{those}" for other in "01" for those in (here, "\n")}
-        name = f"{state}\n{'' if state < '2' else rounded}\n{here}"
-        for other in old - {name}:
-            yield Command(shard, pack("ZREM", index + other, message_id))
         moment = self.cluster.clock.now() * 1000
-        yield _index_call(shard, index + name, message_id, moment, rounded, self._size, "NX" if stays else "CH")
-        yield _index_call(shard, index, name, "", rounded, self._size, "")
+        yield _index_call(shard, index + name, message_id, moment, lives, self._size, "NX" if stays else "CH")
+        yield _index_call(shard, index, name, "", lives, self._size, "")
+
+    def _leaving(self, shard: int, names: Iterable[str], places: Mapping[str, str]) -> Iterable[Errand]:
+        """Remove messages from all sets of the index except their own: which of them they were in is not known."""
+        for other in names:
+            ids = [message_id for message_id, name in places.items() if name != other]
+            if ids:
+                yield Command(shard, pack("ZREM", self._indexes[shard] + other, *ids))
 
     def _command(self, message_id: str, name: str, *arguments: str) -> Command:
         return Command(shard_of(message_id), pack(name, self.key(message_id), *arguments))
@@ -337,8 +342,8 @@ class Shards:
         """Ask shards.
 
         Raises:
-          BackendError: When one of them does not answer: nobody could tell
-            what of it is missing.
+          BackendError: When one of them does not answer, or its slot is moving: a list
+            without its messages would look complete.
         """
         wanted = filter_of(query)
         checked = 0 if limit else _CHECKED
@@ -356,7 +361,7 @@ class Shards:
         for found in done:
             failure = _failure(found)
             if failure is not None:
-                raise failure
+                raise _failure_to_list(found) or failure
         return done
 
     # Deleting
@@ -389,6 +394,19 @@ def _lists_anew(update: Update, outcome: Outcome) -> bool:
     return moves and outcome is Outcome.APPLIED
 
 
+def _set_of(names: tuple[str, str | None, str | None], ttl: int) -> tuple[str, int]:
+    """The name of the set that a message belongs in, and how long its messages live, in milliseconds.
+
+    Parameters:
+      names(tuple): State, queue and actor of the message.
+      ttl(int): How long its record has left to live, in milliseconds.
+    """
+    state, queue, actor = names
+    unit = 10 ** max(0, len(str(ttl)) - 2)
+    rounded = -(-ttl // unit) * unit
+    return f"{state}\n{'' if state < '2' else rounded}\n{queue or ''}\n{actor or ''}", rounded
+
+
 def _index_call(shard: int, key: str, *arguments: Any) -> _Call:
     return _Call(shard, INDEX, [key], lambda clock, asking: arguments)
 
@@ -398,6 +416,17 @@ def _failure(errand: Errand) -> BackendError | None:
     if errand.error is None and isinstance(errand.reply, Exception):
         return failure_of(coded(errand.reply))
     return _failure_to_ask(errand)
+
+
+def _failure_to_list(errand: Errand) -> BackendError | None:
+    """Return the last answer of a node whose slot is moving: it says more than that
+    there was no time left for another one.
+    """
+    if isinstance(errand.reply, Exception):
+        error = coded(errand.reply)
+        if str(error).startswith("TRYAGAIN"):
+            return failure_of(error)
+    return None
 
 
 def _failure_to_ask(errand: Errand) -> BackendError | None:

@@ -13,7 +13,8 @@ What needs more than that is skipped, and says what it needs, until the
 class has it too: the fixtures ``make_backend`` (a second namespace) and
 ``outage`` (a server to pause and to stop), the hooks ``ttl_of`` and
 ``set_ttl`` (a look at the time to live), ``damages`` (what else may lie
-under a key) and ``refusals`` (how to make the store answer with errors).  A backend without :meth:`.StatusBackend.find` does not list,
+under a key) and ``refusals`` (how to make the store answer with
+errors).  A backend without :meth:`.StatusBackend.find` does not list,
 and has to say why.  One whose :meth:`.StatusBackend.subscribe` returns
 None is not asked what it tells.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -134,11 +135,11 @@ def logged_out(client: redis.Redis) -> Iterator[None]:
 
 #: The faults, each with a word of the error that it leads to.
 FAULTS: dict[str, tuple[Callable[[redis.Redis], Any], str]] = {
-    "LOADING": (loading, "(?i)loading"),
+    "LOADING": (loading, "[Ll]oading|LOADING"),
     "BUSY": (busy, "BUSY"),
     "MASTERDOWN": (without_master, "MASTERDOWN"),
     "NOPERM": (forbidden("hgetall", "hmget", "evalsha"), "NOPERM"),
-    "NOAUTH": (logged_out, "(?i)auth"),
+    "NOAUTH": (logged_out, "[Aa]uth|AUTH"),
 }
 
 
@@ -269,14 +270,14 @@ def test_errors_without_hiredis(server: RedisServer, admin: redis.Redis, backend
         assert process.stdout.readline() == "ready\n"
         for name in ("LOADING", "BUSY", "MASTERDOWN", "NOPERM", "NOAUTH"):
             # When the server answers everything with an error
-            fault, _ = FAULTS[name]
+            fault, words = FAULTS[name]
             with fault(admin):
                 process.stdin.write("look\n")
                 process.stdin.flush()
                 found = json.loads(process.stdout.readline())
             # Then that is what everybody gets
             assert found.pop("loop") == []
-            assert {call for call, told in found.items() if not told.startswith("Redis: ")} == set(), found
+            assert {call for call, told in found.items() if not re.search(f"^Redis: .*({words})", told)} == set(), found
         # And something foreign under a key is no error
         backend.client.delete(backend._key("m"))
         backend.client.set(backend._key("m"), "foreign")
