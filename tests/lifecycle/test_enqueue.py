@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import dramatiq
 import pytest
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Middleware
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
@@ -16,8 +18,9 @@ from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 
+from ..conftest import StartServer
 from ..recording import make_broker, make_stub_broker, run
-from ..servers import free_port
+from ..servers import MemcachedServer, RedisServer, Server, free_port
 
 
 @pytest.fixture(params=["redis", "memcached"])
@@ -119,4 +122,54 @@ def test_a_status_that_the_store_cannot_hold(memcached_url: str, caplog: pytest.
     assert f"The status of message {large.message_id!r} cannot be stored" in caplog.text
     snapshots = [StatusRegistry.read(message, backend=backend) for message in (large, small)]
     assert [(found and found.state, found and dict(found.fields)) for found in snapshots] == [("completed", {})] * 2
+    backend.close()
+
+
+class Observer(Middleware):
+    """Notes how many calls of the store had failed when its hooks were called."""
+
+    def __init__(self, ours: StatusMiddleware, seen: list[tuple[str, int]], name: str) -> None:
+        self._ours, self._seen, self._name = ours, seen, name
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        self._seen.append((f"before, {self._name}", self._ours._outage._failures))
+
+    def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        self._seen.append((f"after, {self._name}", self._ours._outage._failures))
+
+
+@pytest.mark.parametrize("kind", ["redis", "memcached"])
+def test_others_hooks_while_the_store_hangs(kind: str, start_server: StartServer) -> None:
+    # Given a store that hangs, and others' middleware in front of ours and behind it
+    backend: StatusBackend
+    server: Server
+    if kind == "redis":
+        server = redis = start_server(RedisServer())
+        backend = RedisBackend(url=redis.url, timeout=300)
+    else:
+        server = memcached = start_server(MemcachedServer())
+        backend = MemcachedBackend(servers=memcached.address, timeout=300)
+    ours, seen = StatusMiddleware(backend=backend), list[tuple[str, int]]()
+    broker = make_stub_broker(Observer(ours, seen, "in front"), ours, Observer(ours, seen, "behind"))
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    work.send()
+    server.pause()
+    seen.clear()
+    # When a message is sent
+    work.send()
+    # Then those in front wait for the store behind the enqueue, once
+    assert seen == [("before, in front", 0), ("before, behind", 0), ("after, behind", 0), ("after, in front", 1)]
+    # When it is tried again, then that is over before the broker has the message
+    seen.clear()
+    ours._outage.retry_at = 0
+    work.send()
+    assert seen == [("before, in front", 1), ("before, behind", 2), ("after, behind", 2), ("after, in front", 2)]
+    # And when it goes on, all is as before
+    server.resume()
+    ours._outage.retry_at = 0
+    message = work.send()
+    assert not ours._outage.down and StatusRegistry.get(message, backend=backend).queued
     backend.close()

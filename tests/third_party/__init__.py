@@ -1,0 +1,1 @@
+"""Other projects' test suites, run with our middleware on every broker: ``scripts/third-party``."""
