@@ -76,7 +76,7 @@ class Checker:
             self.excused[what] += 1
             return
         seen = [(sight.at, _describe(sight)) for sight in self._sights.get(history.message_id, ())]
-        lines = timeline(history, [*seen, *self._faults], self._zero)
+        lines = timeline(self._world, history, [*seen, *self._faults], self._zero)
         self.findings.append(Finding(what, history.message_id, str(expected), str(found), tuple(lines)))
 
     # The end

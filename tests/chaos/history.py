@@ -13,6 +13,9 @@ from .facts import Fact
 BEFORE: Final = 0.5
 AFTER: Final = 5.0
 
+#: Seconds in which a worker that is terminated ends.
+GRACE: Final = 10.0
+
 #: Seconds in which the Sentinels agree that a master is gone, and in which an old master that comes back takes writes.
 FAILOVER: Final = 15.0
 
@@ -109,6 +112,8 @@ class World:
         self.losses: list[Window] = []
         self.deaths: dict[int, float] = {}
         self.logs: list[Fact] = []
+        #: What happened to processes, by process.
+        self.processes: defaultdict[int, list[Fact]] = defaultdict(list)
         self.held: list[Fact] = []
         #: Clock of the end.
         self.ended = 0.0
@@ -143,7 +148,7 @@ class World:
         That takes trouble from the one to the other, since the process sends it as soon as the store is back.
         """
         death = self.deaths.get(pid)
-        if death is None or death < moment - 1:
+        if death is None:
             return False
         windows = _merge((*self.store_trouble, *self.trouble[pid]))
         return any(window.begin <= moment + 1 and window.end >= death for window in windows)
@@ -208,6 +213,7 @@ class World:
 
     def _on_log(self, fact: Fact) -> None:
         self.logs.append(fact)
+        self.processes[fact["pid"]].append(fact)
         if "does not answer" in fact["text"]:
             self._began.setdefault(("outage", fact["pid"]), fact["t"])
         elif "answers again" in fact["text"]:
@@ -220,16 +226,21 @@ class World:
 
     def _on_killed(self, fact: Fact) -> None:
         for pid in fact["pids"]:
+            self.processes[pid].append(fact)
             self.deaths.setdefault(pid, fact["t"])
 
-    _on_terminated = _on_killed
+    def _on_terminated(self, fact: Fact) -> None:
+        # It ends what it has begun before it ends itself.
+        self._on_killed({**fact, "t": fact["t"] + GRACE})
 
     def _on_frozen(self, fact: Fact) -> None:
         for pid in fact["pids"]:
+            self.processes[pid].append(fact)
             self._began.setdefault(("freeze", pid), fact["t"])
 
     def _on_thawed(self, fact: Fact) -> None:
         for pid in fact["pids"]:
+            self.processes[pid].append(fact)
             began = self._began.pop(("freeze", pid), fact["t"])
             self.trouble[pid].append(Window(began - BEFORE, fact["t"] + AFTER))
             self.frozen[pid].append(Window(began, fact["t"]))
@@ -260,11 +271,16 @@ def _merge(windows: Iterable[Window]) -> list[Window]:
     return merged
 
 
-def timeline(history: History, extra: Sequence[tuple[float, str]], zero: float) -> list[str]:
-    """Return what happened to a message, a line an event, in seconds since `zero`."""
+def timeline(world: World, history: History, extra: Sequence[tuple[float, str]], zero: float) -> list[str]:
+    """Return what happened to a message and to the processes that ran it, a line an event, in seconds since `zero`."""
     events = list(extra)
-    for fact in history.facts:
-        values = {name: value for name, value in fact.items() if name not in ("t", "pid", "what", "id", "job")}
+    pids = {run.pid for run in history.runs.values()}
+    of_processes = [(pid, fact) for pid in pids for fact in world.processes[pid]]
+    for pid, fact in [*((fact["pid"], fact) for fact in history.facts), *of_processes]:
+        values = {name: value for name, value in fact.items() if name not in _UNSHOWN and value is not None}
         text = " ".join(f"{name}={value}" for name, value in values.items())
-        events.append((fact["t"], f"pid {fact['pid']} {fact['what']} {text}"))
+        events.append((fact["t"], f"pid {pid} {fact['what']} {text}"))
     return [f"{moment - zero:8.3f} {text}" for moment, text in sorted(events)]
+
+
+_UNSHOWN: Final = frozenset(("t", "pid", "pids", "what", "id", "job", "level"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -59,6 +60,7 @@ class Settings:
       settle: Seconds in which the broker must be done with everything, after the last fault.
       quiet: Targets without faults: ``worker``, ``store``, ``broker``.
       ignored: Findings that do not count, by what they say is wrong.
+      keep: Directory that facts and the workers' output are copied to.
     """
 
     seconds: float = 60.0
@@ -73,6 +75,7 @@ class Settings:
     settle: float = 90.0
     quiet: frozenset[str] = frozenset()
     ignored: frozenset[str] = frozenset()
+    keep: str = ""
 
 
 @dataclass
@@ -104,6 +107,8 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Report:
         finally:
             stage.crew.close()
         report = stage.check()
+        if settings.keep:
+            shutil.copytree(directory, settings.keep, dirs_exist_ok=True)
         report.findings.extend(died)
         return report
 
