@@ -225,13 +225,16 @@ class World:
         self._on_other(fact)
 
     def _on_killed(self, fact: Fact) -> None:
-        for pid in fact["pids"]:
-            self.processes[pid].append(fact)
-            self.deaths.setdefault(pid, fact["t"])
+        self._end(fact, fact["t"])
 
     def _on_terminated(self, fact: Fact) -> None:
         # It ends what it has begun before it ends itself.
-        self._on_killed({**fact, "t": fact["t"] + GRACE})
+        self._end(fact, fact["t"] + GRACE)
+
+    def _end(self, fact: Fact, death: float) -> None:
+        for pid in fact["pids"]:
+            self.processes[pid].append(fact)
+            self.deaths[pid] = min(death, self.deaths.get(pid, death))
 
     def _on_frozen(self, fact: Fact) -> None:
         for pid in fact["pids"]:
