@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +55,8 @@ class Crew:
         self._workers: list[subprocess.Popen[bytes] | None] = [None] * count
         self._stopping = threading.Event()
         self._keeper: threading.Thread | None = None
+        # The kernel tells workers that their parent died when the thread ends that started them.
+        self._launcher = ThreadPoolExecutor(1, "chaos-launcher")
 
     def start(self) -> None:
         """Start all workers, and keep them up until `stop`."""
@@ -106,6 +109,7 @@ class Crew:
             if worker is not None:
                 send_signal(worker, signal.SIGKILL)
                 worker.wait()
+        self._launcher.shutdown()
 
     def _keep(self) -> None:
         while not self._stopping.wait(0.1):
@@ -114,7 +118,7 @@ class Crew:
     def _keep_up(self) -> None:
         for number, worker in enumerate(self._workers):
             if worker is None or worker.poll() is not None:
-                started = self._launch()
+                started = self._launcher.submit(self._launch).result()
                 with self._lock:
                     self._workers[number] = started
 

@@ -10,10 +10,7 @@ from ..servers import ServerMissing
 from .plan import make_plan
 from .runner import Settings, run
 
-#: What is known to be wrong.
-KNOWN: Final = frozenset(("wrong bar", "poll: forgotten", "watch: StatusMissing"))
-
-SHORT: Final = {"seconds": 8.0, "jobs": 200, "fault_every": 1.2, "ignored": KNOWN}
+SHORT: Final = {"seconds": 8.0, "jobs": 200, "fault_every": 1.2}
 
 
 @pytest.mark.timeout(240)

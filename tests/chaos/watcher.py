@@ -101,12 +101,15 @@ class Watcher:
             asked = time.time()
             self.looks += 1
             try:
-                found = StatusRegistry.read_many(ids, broker=self._broker)
+                found = StatusRegistry.read_many(ids, broker=self._broker, return_errors=True)
             except BackendError:
                 self.failures += 1
                 continue
             now = time.time()
             for message_id, snapshot in zip(ids, found):
+                if isinstance(snapshot, BackendError):
+                    self.failures += 1
+                    continue
                 self._see(message_id, Sight(now, asked, "poll", None if snapshot is None else snapshot.to_dict()))
                 self._follow(message_id, snapshot, now)
 
