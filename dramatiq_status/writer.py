@@ -309,7 +309,7 @@ class Lane:
                 self._base = self._make_base()
             except Exception:
                 # A message that another program has made, say.  Its other updates are still sent.
-                logger.exception("What message %s was sent with cannot be read; it is left out.", self.message_id)
+                logger.exception("What message %r was sent with cannot be read; it is left out.", self.message_id)
                 self._base = {}
         return self._base
 
@@ -344,7 +344,7 @@ class Lane:
             self._write_directly(fields, increment, state)
             return
         if self.closed:
-            logger.warning("Message %s is finished: what its run writes now is dropped.", self.message_id)
+            logger.warning("Message %r is finished: what its run writes now is dropped.", self.message_id)
             return
         self.add(Write(fields, increment, urgent, state))
 
@@ -408,7 +408,7 @@ class Lane:
         """
         update = Update(Kind.OUTSIDE, state=state, fields=fields, increment=increment)
         if self._writer.backend.update(self.message_id, update) is Outcome.MISSING:
-            logger.warning("Message %s has no status: what a forked process writes is dropped.", self.message_id)
+            logger.warning("Message %r has no status: what a forked process writes is dropped.", self.message_id)
             return
         with self._lock:
             known = self._merged.known
@@ -500,7 +500,7 @@ class Lane:
                     left.append(entry)
                     continue
                 if outcome is Outcome.MISSING:
-                    logger.info("Message %s has no status: what was written to it is dropped.", self.message_id)
+                    logger.info("Message %r has no status: what was written to it is dropped.", self.message_id)
                 for barrier in entry.barriers:
                     if left:
                         left[-1].barriers.append(barrier)
@@ -579,7 +579,7 @@ class Lane:
                 if not self._refused:
                     self._refused = True
                     logger.exception(
-                        "A %s that was written to message %s cannot be merged. It is dropped, and so is every other "
+                        "A %s that was written to message %r cannot be merged. It is dropped, and so is every other "
                         "of this message that cannot be merged; all else is sent.",
                         type(operation).__name__,
                         self.message_id,
@@ -1175,7 +1175,7 @@ class Writer:
                     self._failed(e)
                     return False
                 except Exception as e:
-                    logger.error("An update of message %s cannot be stored and is dropped: %s", lane.message_id, e)
+                    logger.error("An update of message %r cannot be stored and is dropped: %s", lane.message_id, e)
                     outcomes.append(Outcome.REFUSED)
             self._settle(lane, outcomes, makers)
         return True

@@ -23,7 +23,7 @@ import redis
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.encoder import Encoder, JSONEncoder, PickleEncoder
 
-from dramatiq_status import State, StatusMiddleware, StatusRegistry, current_status
+from dramatiq_status import State, Status, StatusMiddleware, StatusRegistry, current_status
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.lifecycle import MAX_WHOLE_NUMBER
 from dramatiq_status.middleware import EPOCH_OPTION, RECEIPT_OPTION
@@ -365,3 +365,24 @@ def test_one_side_has_the_middleware(redis_url: str, redis_broker_url: str, enco
         assert snapshot.completed and snapshot.actor_name == "fail_once"
     backend.close()
     broker.close()
+
+
+@pytest.mark.parametrize("odd_id", ["a\u2028b", "a\x9b31mb", "a\x85b"])
+def test_no_log_line_is_forged_by_an_id(
+    backend: RecordingBackend, broker: StubBroker, odd_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    handles: list[Status] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        handles.append(current_status())
+
+    # Given a message whose id a store can have, and a terminal shows as something else
+    broker.enqueue(work.message().copy(message_id=odd_id))
+    run(broker)
+    # When the log names it
+    handles[0]["late"] = 1
+    # Then that can be printed
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "dramatiq_status")
+    assert f"Message {odd_id!r} is finished" in line and line.isprintable()
+    assert StatusRegistry.get(odd_id, broker=broker).completed

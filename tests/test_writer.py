@@ -160,7 +160,7 @@ def test_what_cannot_be_merged_is_dropped_alone(writers: list[Writer], caplog: p
     assert (backend.read("other") or {})[PROGRESS] == "3"
     # And it is logged once
     assert [entry.levelname for entry in caplog.records] == ["ERROR"]
-    assert "was written to message m cannot be merged" in caplog.text
+    assert "was written to message 'm' cannot be merged" in caplog.text
 
 
 def test_a_message_whose_options_cannot_be_read_harms_nobody_else(
@@ -187,7 +187,7 @@ def test_a_message_whose_options_cannot_be_read_harms_nobody_else(
     # Then all that the run has written is stored, and what others have written counts once
     assert lane.flush(PATIENCE) and other.flush(PATIENCE)
     assert [(backend.read(name) or {})[PROGRESS] for name in ("m", "other")] == ["1", "3"]
-    assert "what message m was sent with cannot be read" in caplog.text.lower()
+    assert "what message 'm' was sent with cannot be read" in caplog.text.lower()
 
 
 class Refusing(StubBackend):
