@@ -209,9 +209,13 @@ class RedisBackend(StatusBackend):
             return self._shards.update_many(updates)
         if len(updates) <= UPDATES_A_CALL:
             return self._evaluate(updates)
-        outcomes: list[Outcome] = []
-        for first in range(0, len(updates), UPDATES_A_CALL):
-            outcomes += self._evaluate(updates[first : first + UPDATES_A_CALL])
+        outcomes = self._evaluate(updates[:UPDATES_A_CALL])
+        try:
+            for first in range(UPDATES_A_CALL, len(updates), UPDATES_A_CALL):
+                outcomes += self._evaluate(updates[first : first + UPDATES_A_CALL])
+        except BackendError:
+            # What is done must not be sent again.
+            outcomes += [Outcome.UNREACHED] * (len(updates) - len(outcomes))
         return outcomes
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:

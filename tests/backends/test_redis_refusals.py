@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -17,9 +18,9 @@ import redis
 
 from dramatiq_status import BackendError, StatusRegistry, aio
 from dramatiq_status.backend import Query
-from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.record import COMPLETED, Outcome
-from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
+from dramatiq_status.backends.redis import UPDATES_A_CALL, RedisBackend
+from dramatiq_status.record import COMPLETED, Outcome, State
+from dramatiq_status.testing.conformance import enqueue, finish, outside, read_many, start, write
 
 from ..conftest import started
 from ..recording import eventually
@@ -333,6 +334,65 @@ def test_a_key_that_is_refused_hides_no_other(admin: redis.Redis, backend: Redis
             StatusRegistry.read_many(ids, backend=backend)
     finally:
         admin.execute_command("ACL", "SETUSER", "default", "~*")
+
+
+def test_a_batch_that_is_refused_in_the_middle(admin: redis.Redis, backend: RedisBackend) -> None:
+    # Given messages of which the user may write some
+    ids = [*(f"a{n}" for n in range(UPDATES_A_CALL)), "b1", "b2"]
+    backend.update_many([(message_id, start(1)) for message_id in ids])
+    admin.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~{backend._key('a')}*")
+    try:
+        # When all are counted on
+        outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
+    finally:
+        admin.execute_command("ACL", "SETUSER", "default", "~*")
+    # Then those that were may not be sent again, and the others have to
+    assert outcomes == [Outcome.APPLIED] * UPDATES_A_CALL + [Outcome.UNREACHED] * 2
+    records = read_many(backend, ids)
+    assert [record and record.get("p") for record in records] == ["1"] * UPDATES_A_CALL + [None] * 2
+
+
+@pytest.mark.parametrize("way", ["sync", "aio"])
+def test_a_watch_outlasts_errors(admin: redis.Redis, backend: RedisBackend, way: str) -> None:
+    # Given somebody who watches a message and a batch, and looks often
+    backend.recheck_interval = 5
+    backend.update_many([("m", start(1)), ("m2", finish(1, create=True))])
+
+    def watch() -> list[State]:
+        return [found.state for found in StatusRegistry.watch("m", backend=backend, missing_timeout=1, timeout=PATIENT)]
+
+    def wait() -> bool:
+        batch = StatusRegistry.batch(["m", "m2"], backend=backend)
+        return batch.wait(missing_timeout=1, timeout=PATIENT).completed
+
+    async def watch_in_a_loop() -> tuple[list[State], bool]:
+        registry = aio.StatusRegistry
+        batch = registry.batch(["m", "m2"], backend=backend).wait(missing_timeout=1, timeout=PATIENT)
+        waiting = asyncio.create_task(batch)
+        watched = registry.watch("m", backend=backend, missing_timeout=1, timeout=PATIENT)
+        return [found.state async for found in watched], (await waiting).completed
+
+    with ThreadPoolExecutor() as pool:
+        if way == "sync":
+            calls = [pool.submit(watch), pool.submit(wait)]
+        else:
+            calls = [pool.submit(asyncio.run, watch_in_a_loop())]
+        assert eventually(lambda: len(admin.client_list(_type="pubsub")) == len(calls))
+        # When the server answers their looks with errors for a while
+        with forbidden("hgetall")(admin):
+            refused = rejected(admin)
+            assert eventually(lambda: rejected(admin) > refused + 10)
+        # Then they wait until it no longer does
+        backend.update("m", finish(1))
+        results = [call.result(PATIENT / 1000) for call in calls]
+    states, completed = results if way == "sync" else results[0]
+    assert (states, completed) == ([State.WORKING, State.COMPLETED], True)
+
+
+def rejected(client: redis.Redis) -> int:
+    """How many reads were refused."""
+    found = client.info("commandstats").get("cmdstat_hgetall")
+    return 0 if found is None else int(found["rejected_calls"])
 
 
 def test_no_memory_left(admin: redis.Redis, backend: RedisBackend) -> None:
