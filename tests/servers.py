@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import time
 import weakref
@@ -39,6 +41,17 @@ SEARCH_PATH = os.pathsep.join(
 #: How often a server is started anew on another port, if somebody took the one that was free a moment before.
 PORT_ATTEMPTS = 3
 
+#: The first port that a server gets.
+FIRST_PORT = 10_240
+
+#: How far the port is on which a node of a Redis Cluster talks to others from the one for clients.
+BUS = 10_000
+
+#: The state of a socket that listens, in /proc/net/tcp.
+LISTENING = "0A"
+
+_random = random.SystemRandom()
+
 #: For a master of Redis: its replicas need not wait for others before they are sent all it has.
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
@@ -59,12 +72,32 @@ class ServerFailed(RuntimeError):
     """Raised when a server did not start, or not in time; ends with what it had logged."""
 
 
-def free_port() -> int:
-    """Find a TCP port on 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(*, margin: int = 0) -> int:
+    """Find a TCP port on 127.0.0.1 that nobody listens on now.
+
+    It is none that the kernel gives to clients: while a server is down, any
+    of their connections could take its port, even one to that port itself.
+
+    Parameters:
+      margin: How far below those of clients it is, at least.
+    """
+    end = _first_client_port() - margin
+    while True:
+        with socket.socket() as probe:
+            try:
+                # Tests seed the module's own generator.
+                probe.bind(("127.0.0.1", _random.randrange(FIRST_PORT, end) if end > FIRST_PORT else 0))
+            except OSError:
+                continue
+            port: int = probe.getsockname()[1]
+            return port
+
+
+def _first_client_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return 0
 
 
 def open_sockets(*descriptors: int) -> set[str]:
@@ -268,12 +301,25 @@ class Server:
             if not self.running:
                 raise ServerFailed(f"{self.package} ended as it started:\n{self._log_tail()}")
             try:
-                if self.ask(request).startswith(answer):
+                if self.ask(request).startswith(answer) and self._listens():
                     return
             except OSError:
                 pass
             time.sleep(0.01)
         raise ServerFailed(f"{self.package} did not answer within {self.start_timeout} s:\n{self._log_tail()}")
+
+    def _listens(self) -> bool:
+        """Tell whether the port is that of this process, and not of another run's server, which would answer alike."""
+        try:
+            own = {os.readlink(descriptor) for descriptor in Path(f"/proc/{self.pid}/fd").iterdir()}
+            sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        except OSError:
+            # A descriptor was closed meanwhile, or this is not Linux.
+            return sys.platform != "linux"
+        return any(
+            state == LISTENING and int(address.rpartition(":")[2], 16) == self.port and f"socket:[{inode}]" in own
+            for _, address, _, state, *_, inode in (fields[:10] for fields in sockets)
+        )
 
     def _log_tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-30:])
@@ -338,12 +384,12 @@ class _ClusterNode(RedisServer):
 
 
 def _free_cluster_port() -> int:
-    """Find a port that is free together with the one 10,000 above it, on which the nodes of a cluster talk."""
+    """Find a port that is free together with the one on which the nodes of a cluster talk."""
     while True:
-        port = free_port()
+        port = free_port(margin=BUS)
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port + 10_000))
+                probe.bind(("127.0.0.1", port + BUS))
             except (OSError, OverflowError):
                 continue
             return port

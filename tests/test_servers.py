@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from . import servers
 from .conftest import StartServer
-from .servers import MemcachedServer, RabbitmqServer, RedisServer, Server
+from .servers import FIRST_PORT, MemcachedServer, RabbitmqServer, RedisServer, Server, ServerFailed
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +33,41 @@ def answers(server: Server) -> bool:
         return server.ask(request, timeout=0.2).startswith(answer)
     except OSError:
         return False
+
+
+def delayed(server: Server) -> Server:
+    """Make a server begin later, as on a busy machine."""
+    command = server._command
+    server._command = lambda: ["sh", "-c", 'sleep 0.2; exec "$@"', "sh", *command()]  # type: ignore[method-assign]
+    return server
+
+
+def test_a_server_that_another_run_has_started_is_not_taken_for_ours(server: Server) -> None:
+    # Given the server of another test run, and one of ours that is to have the same port
+    ours = delayed(type(server)(port=server.port))
+    # When ours is started
+    # Then the answers of the other one are not taken for those of ours
+    with closing(ours), pytest.raises(ServerFailed, match="ended as it started"):
+        ours.start()
+    assert answers(server)
+
+
+def test_a_port_that_another_run_has_taken_meanwhile(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a port that was free when it was chosen, and is taken now
+    found = iter([server.port, servers.free_port()])
+    monkeypatch.setattr(servers, "free_port", lambda: next(found))
+    # When a server is started
+    with closing(delayed(type(server)())) as ours:
+        ours.start()
+        # Then it has another port
+        assert ours.port != server.port
+        assert answers(ours)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Reads /proc.")
+def test_no_client_gets_the_port_of_a_server_that_is_down() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert first <= FIRST_PORT or not any(first <= servers.free_port() <= last for _ in range(200))
 
 
 @pytest.mark.parametrize("end", [Server.stop, Server.kill], ids=["stop", "kill"])
