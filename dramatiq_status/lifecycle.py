@@ -147,7 +147,7 @@ class ThreadNotes(threading.local):
 
     def holds(self, message_id: Any) -> bool:
         """Whether this thread holds a delayed message with this id, which has come from a queue and may be anything."""
-        return bool(self.delayed) and isinstance(message_id, str) and message_id in self.delayed
+        return isinstance(message_id, str) and message_id in self.delayed
 
     def begin(self, message_id: str, begun: Begun) -> None:
         """Note that an enqueue has begun; of too many the oldest is forgotten."""
@@ -182,6 +182,9 @@ def whole_number(value: Any, default: int) -> int:
     >>> whole_number(3, 0), whole_number(10**15, 0), whole_number(True, 0), whole_number("3", 0), whole_number(None, 0)
     (3, 0, 0, 0, 0)
     """
+    if value.__class__ is int and -MAX_WHOLE_NUMBER <= value <= MAX_WHOLE_NUMBER:
+        # As nearly all are.
+        return int(value)
     if isinstance(value, float) and isfinite(value):
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and -MAX_WHOLE_NUMBER <= value <= MAX_WHOLE_NUMBER:

@@ -272,7 +272,7 @@ class StatusMiddleware(Middleware):
     @_through_late_interrupts
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         notes, message_id = self._notes, message.message_id
-        if delay is None and notes.holds(message_id):
+        if delay is None and notes.delayed and notes.holds(message_id):
             # A due message is moved to its queue; it was enqueued before.
             return
         binding = self._binding()
@@ -288,7 +288,8 @@ class StatusMiddleware(Middleware):
             message.options[HEARTBEAT_OPTION] = self.heartbeat_interval
         fields = self._fields_of(message, settings, strict=not inside)
         if delay is not None:
-            fields[SCHEDULED_AT] = str(now_ms() + int(delay))
+            # (Whatever Dramatiq makes of a longer one: a record holds 15 digits.)
+            fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
         if not inside:
             self._enqueue_directly(message, Update(Kind.ENQUEUE, epoch, fields=fields))
         elif binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
@@ -307,7 +308,7 @@ class StatusMiddleware(Middleware):
     @_through_late_interrupts
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         notes, message_id = self._notes, message.message_id
-        if delay is None and notes.holds(message_id):
+        if delay is None and notes.delayed and notes.holds(message_id):
             return
         if notes.begun and isinstance(message_id, str):
             notes.begun.pop(message_id, None)
@@ -690,6 +691,8 @@ def _next_epoch(epoch: Epoch) -> Epoch:
 def _epoch_of(options: dict[str, Any]) -> Epoch:
     """Which enqueue a message is the delivery of; NO_EPOCH where its option does not say so."""
     given = options.get(EPOCH_OPTION)
+    if given is None:
+        return NO_EPOCH
     if isinstance(given, (list, tuple)) and len(given) == 2:
         epoch = Epoch(whole_number(given[0], 0), whole_number(given[1], 0))
         # The next one has to be a number as well.

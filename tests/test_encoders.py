@@ -9,7 +9,8 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from enum import Enum
+from datetime import timedelta
+from enum import Enum, IntEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +25,8 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.encoder import Encoder, JSONEncoder, PickleEncoder
 
 from dramatiq_status import State, Status, StatusMiddleware, StatusRegistry, current_status
-from dramatiq_status.backends import MemcachedBackend, RedisBackend
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.lifecycle import MAX_WHOLE_NUMBER
 from dramatiq_status.middleware import EPOCH_OPTION, RECEIPT_OPTION
 from dramatiq_status.record import ATTEMPTS, ENQUEUED_AT, NUMBER, ROOT
@@ -83,6 +85,11 @@ class Include(str, Enum):
     MESSAGE = "message"
 
 
+class Duration(IntEnum):
+    SECONDS = 5000
+    HOUR = 3_600_000
+
+
 class Label(str):
     """No string that orjson or msgspec know."""
 
@@ -99,6 +106,8 @@ OPTIONS: dict[str, Any] = {
         }
     ),
     "status_includes": {Include.MESSAGE},
+    "status_ttl": Duration.HOUR,
+    "status_throttle": timedelta(milliseconds=1),
 }
 
 
@@ -134,7 +143,7 @@ def test_a_message_comes_back_as_it_was_sent(
 ) -> None:
     # Given a heartbeat interval of one's own, which messages carry as well, and a job that fails once
     sent = Sent()
-    broker = make_broker(backend, sent, heartbeat_interval=5000)
+    broker = make_broker(backend, sent, heartbeat_interval=Duration.SECONDS)
     failed: list[str] = []
 
     @dramatiq.actor(broker=broker, max_retries=1)
@@ -386,3 +395,28 @@ def test_no_log_line_is_forged_by_an_id(
     (line,) = (record.getMessage() for record in caplog.records if record.name == "dramatiq_status")
     assert f"Message {odd_id!r} is finished" in line and line.isprintable()
     assert StatusRegistry.get(odd_id, broker=broker).completed
+
+
+@pytest.mark.parametrize(
+    "delay",
+    [10**14, 10**20, 10**400, -(10**20), 0.5],
+    ids=["15 digits", "21 digits", "401 digits", "negative", "fraction"],
+)
+@pytest.mark.parametrize("store", ["redis", "sqlite"])
+def test_delays_that_no_record_holds(store: str, delay: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    backend: StatusBackend
+    if store == "redis":
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    else:
+        backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    # When a message is delayed by what Dramatiq takes, and no store
+    message = work.send_with_options(delay=delay)
+    # Then it has a status
+    snapshot = StatusRegistry.read(message, broker=broker)
+    assert snapshot is not None and snapshot.queued and snapshot.to_dict()["actor_name"] == "work"
+    backend.close()
