@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import ClassVar
 from uuid import uuid4
 
 import dramatiq
@@ -12,20 +14,48 @@ from dramatiq_abort import Abort, Abortable
 from dramatiq_abort import backends as aborts
 from dramatiq_abort.middleware import AbortMode
 
-from ..recording import eventually
+from ..recording import PATIENCE, eventually
 from .recorder import Recorder, RecordingRedisBackend, RecordingStubBackend
 from .scenarios import End, failed, skipped
 from .stage import Stage, make_middleware
 from .test_scenarios import end_of
 
-# The end of dramatiq-abort's own thread: see `end_watcher`.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+class EndingAbortable(Abortable):
+    """Dramatiq-abort, whose own threads end when a test does.
+
+    They never end otherwise, and where a message was left they look without a pause: a few dozen of them leave no
+    processor to the tests that follow.
+    """
+
+    threads: ClassVar[list[threading.Thread]] = []
+    is_over = False
+
+    def _watcher(self) -> None:
+        self.threads.append(threading.current_thread())
+        # Pytest would warn of a thread that this ends, in whichever test runs then.
+        with suppress(SystemExit):
+            super()._watcher()
+
+    def _get_abort_requests(self) -> None:
+        if self.is_over:
+            raise SystemExit
+        super()._get_abort_requests()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """All threads end before the tests of another module begin; on Redis that takes up to a second."""
+    yield
+    for thread in EndingAbortable.threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in EndingAbortable.threads)
 
 
 class AbortStage(Stage):
     """A stage whose messages can be aborted."""
 
-    abortable: Abortable
+    abortable: EndingAbortable
     #: Plays its message too, and throws what an abort raises.
     thrower: dramatiq.Actor[..., object]
 
@@ -57,7 +87,7 @@ def make(request: pytest.FixtureRequest, position: str) -> StageMaker:
             server = request.getfixturevalue("redis_server")
             backend = RecordingRedisBackend(url=server.url, namespace=f"s-{uuid4()}", timeout=20_000)
             url, events = server.database(1), aborts.RedisBackend.from_url(server.database(2))
-        abortable = Abortable(backend=events)
+        abortable = EndingAbortable(backend=events)
         if request.param == "stub":
             # How often it looks for new messages to watch; on Redis it takes a second or more.
             abortable.wait_timeout = 20
@@ -69,22 +99,11 @@ def make(request: pytest.FixtureRequest, position: str) -> StageMaker:
             stage._play, broker=stage.broker, queue_name=stage.name, actor_name="thrower", **limits
         )
         with ExitStack() as stack:
-            stack.callback(end_watcher, abortable)
+            stack.callback(setattr, abortable, "is_over", True)
             stack.callback(stage.close)
             yield stage
 
     return make_it
-
-
-def end_watcher(abortable: Abortable) -> None:
-    """End the thread that looks for aborts.  Dramatiq-abort never does, and where a message was left it looks without
-    a pause: a few dozen such threads leave no processor to the tests that follow.
-    """
-
-    def end() -> None:
-        raise SystemExit
-
-    abortable._get_abort_requests = end  # type: ignore[method-assign]
 
 
 def test_aborted_before_it_starts(make: StageMaker, position: str) -> None:
