@@ -664,11 +664,12 @@ class Lane:
             entry.fields[RATE] = "null"
 
     def _left_to_requeue(self, merged: _Merged) -> Record:
-        # Should the store have lost the record: these only fill gaps.
+        # Should the store have lost the record: these only fill gaps. A retry shows the progress of the run before it
+        # until it starts, and a run whose retry the broker refuses ends with it.
         if self._kind is not Kind.RUN:
             return {}
         everything = {**self.base, **merged.known}
-        left = {name: text for name, text in everything.items() if name not in CLEARED_BY_START}
+        left = {name: text for name, text in everything.items() if name == PROGRESS or name not in CLEARED_BY_START}
         left[ATTEMPTS] = str(merged.attempts)
         return left
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import dramatiq
 import pytest
+from dramatiq.middleware import Middleware, MiddlewareError
 
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import StatusBackend
@@ -373,6 +374,46 @@ def test_a_record_that_is_lost_before_its_retry() -> None:
     assert dict(snapshot.fields) == {"user_id": 42, "step": "one"} and snapshot.total == 50
     queued = [update.fields for update in backend.updates(message.message_id, Kind.ENQUEUE)]
     assert queued[1]["A"] == "1" and snapshot.enqueued_at is not None and snapshot.actor_name == "work"
+
+
+class RetryRefused(MiddlewareError):
+    """Raised by a broker that takes no retries."""
+
+
+class RefuseRetries(Middleware):
+    """Lets no retry into its queue."""
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        if message.options.get("retries"):
+            raise RetryRefused
+
+
+def test_a_record_that_is_lost_before_a_retry_that_the_broker_refuses() -> None:
+    # Given a job that counts and fails, a store that loses its record just then, and a broker that takes no retry
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    broker.add_middleware(RefuseRetries())
+
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def work() -> None:
+        current_progress().increment(5)
+        current_status().flush()
+        backend.before = lose
+        raise ValueError("on purpose")
+
+    def lose(updates: Any) -> None:
+        if any(update.kind is Kind.ENQUEUE for _, update in updates):
+            backend.before = lambda updates: None
+            for message_id, _ in updates:
+                assert backend.delete(message_id)
+
+    # When it is run
+    message = work.send()
+    run(broker)
+    # Then it has failed with the progress of its only run
+    snapshot = StatusRegistry.read(message, backend=backend)
+    assert snapshot is not None and snapshot.failed and snapshot.attempts == 1
+    assert snapshot["progress"] == 5
 
 
 def test_after_a_fork(redis_url: str) -> None:
