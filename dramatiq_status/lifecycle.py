@@ -23,10 +23,10 @@ from .record import COMPLETED, FAILED, NO_EPOCH, Epoch
 #: The longest text of an exception that is stored, in characters.
 MAX_EXCEPTION_LENGTH: Final = 1024
 
-#: The largest number that a message from the queue may bring: 15 digits, which are exact in every store.
+#: Largest number that is read from a message: 15 digits, which every store keeps exactly.
 MAX_WHOLE_NUMBER: Final = 10**15 - 1
 
-#: Maximum number of enqueues per thread that have begun and not ended.
+#: Maximum number of notes per thread about enqueues that have begun and are not completed.
 _MAX_BEGUN: Final = 16
 
 #: What the names of Dramatiq's delay queues end with.
@@ -104,7 +104,7 @@ class Frame:
 
 
 class Begun(NamedTuple):
-    """An enqueue that a broker has begun and not ended.
+    """An enqueue that a broker has begun and not completed.
 
     Parameters:
       message_timestamp: When the message was made: another message may have the same id.
@@ -138,7 +138,7 @@ class ThreadNotes(threading.local):
         #: Messages that were enqueued since the last acknowledgement, by
         #: id, other than the one being processed.
         self.enqueued: set[str] = set()
-        #: Enqueues that this thread has begun and not ended, by id: one inside the other, or refused by the broker.
+        #: Enqueues that this thread has begun and not completed, by id. They are nested, or the broker refused them.
         self.begun: dict[str, Begun] = {}
         #: Completes the last direct enqueue of this thread.
         self.owed: Any = None
@@ -146,11 +146,11 @@ class ThreadNotes(threading.local):
         self.barrier: Any = None
 
     def holds(self, message_id: Any) -> bool:
-        """Whether this thread holds a delayed message with this id, which has come from a queue and may be anything."""
+        """Whether this thread holds a delayed message with this id. The id of a message may be of any type."""
         return isinstance(message_id, str) and message_id in self.delayed
 
     def begin(self, message_id: str, begun: Begun) -> None:
-        """Note that an enqueue has begun; of too many the oldest is forgotten."""
+        """Note that an enqueue has begun, and drop the oldest note where there are too many."""
         self.begun[message_id] = begun
         if len(self.begun) > _MAX_BEGUN:
             del self.begun[next(iter(self.begun))]
@@ -172,18 +172,18 @@ def queue_of(queue_name: str) -> str:
 
 
 def name_of(given: Any) -> str:
-    """The name of an actor or a queue as a message gives it, which has come from a queue and may be anything."""
+    """Return the name of an actor or a queue as a string. In a message from the queue it may be of any type."""
     return given if isinstance(given, str) else repr(given)
 
 
 def whole_number(value: Any, default: int) -> int:
-    """Read a number that has come with a message from the queue, where anybody may have put it.
+    """Read a number from a message. Whatever is not a whole number of at most 15 digits becomes the default.
 
     >>> whole_number(3, 0), whole_number(10**15, 0), whole_number(True, 0), whole_number("3", 0), whole_number(None, 0)
     (3, 0, 0, 0, 0)
     """
     if value.__class__ is int and -MAX_WHOLE_NUMBER <= value <= MAX_WHOLE_NUMBER:
-        # As nearly all are.
+        # The usual case.
         return int(value)
     if isinstance(value, float) and isfinite(value):
         value = int(value)

@@ -89,13 +89,13 @@ SHUTDOWN_TIMEOUT: Final = 5.0
 #: How many frames of a traceback are stored; what Dramatiq's Retries keeps.
 _TRACEBACK_LIMIT: Final = 30
 
-#: From how many retries on a message's own word is not taken for them.
+#: Limit of the retries that a message may claim to have had.
 _MAX_RETRIES: Final = 10**9
 
 #: The message options that are ours: which enqueue a message is the
 #: delivery of, the store's receipt of it, and the heartbeat interval that its record
 #: may name, where that is not the default.  Their values are plain JSON (two whole numbers in a list, a
-#: string, a whole number): an encoder may know no more, and a worker may not have this package.
+#: string, a whole number): an encoder may not support other types, and a worker may lack this package.
 EPOCH_OPTION: Final = "status_epoch"
 RECEIPT_OPTION: Final = "status_receipt"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
@@ -248,8 +248,9 @@ class StatusMiddleware(Middleware):
 
     # Declaring
 
-    # NOTE: no hook tells a middleware that it is added.  The first of these that a broker calls refuses a second
-    # StatusMiddleware.  `add_middleware` itself calls those that begin with `after` for what was declared before.
+    # NOTE: Dramatiq has no hook for `add_middleware`.  The first of these hooks that a broker calls refuses a second
+    # StatusMiddleware.  `add_middleware` itself calls `after_declare_actor` and `after_declare_queue` where the broker
+    # has declared actors and queues before.
 
     def before_declare_queue(self, broker: dramatiq.Broker, queue_name: str) -> None:
         _refuse_two(broker)
@@ -288,7 +289,7 @@ class StatusMiddleware(Middleware):
             message.options[HEARTBEAT_OPTION] = self.heartbeat_interval
         fields = self._fields_of(message, settings, strict=not inside)
         if delay is not None:
-            # (Whatever Dramatiq makes of a longer one: a record holds 15 digits.)
+            # Dramatiq takes longer delays, a record holds numbers of at most 15 digits.
             fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
         if not inside:
             self._enqueue_directly(message, Update(Kind.ENQUEUE, epoch, fields=fields))
@@ -331,7 +332,7 @@ class StatusMiddleware(Middleware):
             self._notes.delayed.add(message.message_id)
 
     def _begin_enqueue(self, message: Any) -> Epoch:
-        """Work out which enqueue of a message begins: the one that the broker has begun before, if it tries again."""
+        """Return the enqueue of a message that begins: the one that has begun before, where the broker tries again."""
         notes, message_id, carried = self._notes, message.message_id, _epoch_of(message.options)
         begun = notes.begun.get(message_id)
         if begun is not None and begun.is_repeated_by(message.message_timestamp, carried):
@@ -566,7 +567,7 @@ class StatusMiddleware(Middleware):
                         raise
                     logger.error("%s The option is ignored.", e)
         if settings.tracked:
-            # A worker checks it again: anybody may have enqueued the message.
+            # A worker checks it, too: the producer may not have this middleware.
             try:
                 check_message_id(message.message_id)
             except (TypeError, ValueError) as e:
@@ -689,7 +690,7 @@ def _next_epoch(epoch: Epoch) -> Epoch:
 
 
 def _epoch_of(options: dict[str, Any]) -> Epoch:
-    """Which enqueue a message is the delivery of; NO_EPOCH where its option does not say so."""
+    """Return the enqueue that a message is the delivery of; NO_EPOCH where its option is missing or malformed."""
     given = options.get(EPOCH_OPTION)
     if given is None:
         return NO_EPOCH

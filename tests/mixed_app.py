@@ -38,7 +38,7 @@ if "MIXED_BROKER" in os.environ:
 
         ours = [StatusMiddleware(backend=RedisBackend(url=os.environ["MIXED_STORE"], timeout=20_000))]
     else:
-        # Nobody has installed it here.
+        # The package is not installed here.
         sys.modules["dramatiq_status"] = None  # type: ignore[assignment]
         ours = []
     broker = make_broker(os.environ["MIXED_BROKER"], *ours)

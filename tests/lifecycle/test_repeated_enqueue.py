@@ -186,7 +186,7 @@ def test_enqueues_that_have_ended_are_others(backend: RecordingBackend) -> None:
     # Then these are two enqueues, and the newer one owns the status
     assert [number for _, number in broker.begun] == [1, 1, 1, 2, 2, 2]
     assert backend.field(message.message_id, NUMBER) == "2"
-    # And another message with its id is nobody's repetition
+    # And another message with the same id repeats neither
     broker.refuses = True
     for timestamp in (1, 2):
         with pytest.raises(ConnectionClosed):
@@ -236,7 +236,7 @@ class Cut:
     def _cut(self, client: socket.socket, server: socket.socket, data: bytes) -> None:
         if not self._heals:
             self._listener.shutdown(socket.SHUT_RDWR)
-        # The client hears of nothing any more; the server does, before it hears of the end.
+        # The client receives nothing any more; the server receives the message before the end of the connection.
         client.shutdown(socket.SHUT_RDWR)
         server.sendall(data)
         server.shutdown(socket.SHUT_WR)

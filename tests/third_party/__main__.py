@@ -116,12 +116,15 @@ def main() -> int:
     if arguments.inside:
         raise_loopback()
         return run_all(arguments)
+    if arguments.fresh:
+        shutil.rmtree(CACHE, ignore_errors=True)
     prepare(arguments.suites)
-    if subprocess.run(["unshare", "--map-root-user", "--net", "true"], capture_output=True).returncode:
+    apart = ["unshare", "--map-root-user", "--net", "--"]
+    if not shutil.which(apart[0]) or subprocess.run([*apart, "true"], capture_output=True).returncode:
         print("No network of their own can be had: Redis and RabbitMQ are started on ports 6379 and 5672 of this host.")
         return run_all(arguments)
-    command = ["unshare", "--map-root-user", "--net", "--", sys.executable, "-m", "tests.third_party", "--inside"]
-    return subprocess.run([*command, *sys.argv[1:]], check=False).returncode
+    command = [*apart, sys.executable, "-m", "tests.third_party", "--inside", *sys.argv[1:]]
+    return subprocess.run(command, check=False).returncode
 
 
 def parse() -> argparse.Namespace:
@@ -130,6 +133,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-k", help="only tests with such names, as for pytest")
     parser.add_argument("--store", default="memory://", help="where statuses are kept, memory:// by default")
     parser.add_argument("--checkout", action="append", default=[], metavar="SUITE=DIRECTORY")
+    parser.add_argument("--fresh", action="store_true", help="download all of it again, in its newest version")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.suites = arguments.suites or list(SUITES)

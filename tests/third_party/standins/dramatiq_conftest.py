@@ -97,7 +97,7 @@ def start_cli() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     def start(broker: str, *, extra_args: Any = (), **options: Any) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, "-m", "dramatiq", broker, *extra_args], **options)
         started.append(process)
-        # Nobody says when it has.
+        # The command does not announce that it is ready.
         time.sleep(1)
         return process
 
