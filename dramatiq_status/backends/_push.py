@@ -9,6 +9,7 @@ from typing import Any, Final
 from .. import _time as time
 from ..errors import BackendError
 from ._driver import errors
+from ._timed import uninterrupted
 
 #: A server that has said nothing for this many seconds is asked whether it is still there.
 PING_AFTER: Final = 5.0
@@ -42,7 +43,7 @@ class RedisSubscription:
         self._timeout = timeout
         self._process = os.getpid()
         try:
-            connection.connect()
+            uninterrupted(connection.connect, connection.deadline)
             connection.send_command("SUBSCRIBE", *channels, check_health=False)
             for _ in channels:
                 connection.read_response()

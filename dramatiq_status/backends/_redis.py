@@ -17,7 +17,7 @@ from .. import _time as time
 from .._process import at_fork
 from ..errors import BackendError
 from ._driver import driver_of, errors, hang_ups, response_errors
-from ._timed import PLAIN_SOCKET, time_left, timed
+from ._timed import PLAIN_SOCKET, time_left, timed, uninterrupted
 
 hiredis: Any = None
 try:
@@ -124,12 +124,16 @@ class Link:
         """Connect to the server, if that was not done yet."""
         if self._connection is not None:
             return
-        connection = self._connection = self._make(self.deadline)
-        connection.connect()
+        connection = self._connection = uninterrupted(self._open, self.deadline)
         if hiredis is not None:
             found = getattr(connection, "_sock", None)
             self._socket = getattr(found, "socket", found)
             self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_INCOMPLETE)
+
+    def _open(self) -> Any:
+        connection = self._make(self.deadline)
+        connection.connect()
+        return connection
 
     def send(self, request: bytes) -> None:
         """Send packed commands."""
@@ -278,10 +282,13 @@ class Connections:
         self._idle: deque[Link] = deque()
         try:
             # Here, and not at the first call: what is wrong with a parameter is no outage.
-            self._make()
+            made = self._make()
         except (TypeError, ValueError, driver.error) as e:
             kind = TypeError if isinstance(e, TypeError) else ValueError
             raise kind(f"A connection parameter, passed or in the URL, is wrong: {e}") from None
+        if getattr(made, "driver_info", None) is not None:
+            # redis-py 8 would look for its own version among all installed packages, for each connection.
+            self._parameters["driver_info"] = made.driver_info
         _all.add(self)
 
     @property

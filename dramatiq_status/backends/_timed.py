@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import _socket
 import socket
+from _thread import allocate_lock, start_new_thread
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .. import _time as time
+from .._interrupts import ARE_THREADS_REAL, strike_here
+
+T = TypeVar("T")
 
 #: Shortest time-out of a socket, in seconds.
 SHORTEST: Final = 0.001
@@ -22,9 +27,6 @@ GRACE: Final = 0.05
 #: thread executes.  Python ignores what is raised inside of ``__del__``, so a time limit that strikes there never ends
 #: its job.
 _DO_NOTHING: Final = object.__hash__
-
-#: Whether an interrupt may strike anywhere: gevent raises them only where a greenlet waits.
-_ARE_THREADS_REAL: Final = socket.socket.__module__ == "socket"
 
 
 def time_left(deadline: float) -> float:
@@ -42,6 +44,45 @@ def time_left(deadline: float) -> float:
 def half_of(deadline: float) -> float:
     """Return a deadline for one server, so that the call has as much time left for the others."""
     return deadline - max(deadline - time.monotonic(), 0) / 2
+
+
+def uninterrupted(work: Callable[[], T], deadline: float) -> T:
+    """Do some work where no time limit, abort or shutdown strikes: on a worker's thread that is another thread.
+
+    A driver that is interrupted while it connects leaves an open socket behind.  When Python drops that socket later,
+    on a worker's thread, it executes code for a warning, and ignores an interrupt that strikes there.
+
+    Parameters:
+      work(Callable)
+      deadline(float): When to stop waiting for it, by the monotonic clock.
+
+    Raises:
+      TimeoutError: When the time is over.
+    """
+    if not strike_here():
+        return work()
+    done, results, errors = allocate_lock(), list[T](), list[BaseException]()
+
+    def run() -> Iterator[None]:
+        try:
+            # Python before 3.12 raises an interrupt of the thread that starts another one in that one, as it begins:
+            # it begins here.
+            yield
+            results.append(work())
+        except BaseException as e:
+            errors.append(e)
+        done.release()
+
+    done.acquire()
+    running = run()
+    next(running)
+    start_new_thread(next, (running, None))
+    if not done.acquire(timeout=max(deadline - time.monotonic(), 0) + GRACE):
+        raise TimeoutError("timed out")
+    while errors:
+        # Not kept here: its traceback leads to this list.
+        raise errors.pop()
+    return results.pop()
 
 
 class _TimedSocket:
@@ -113,7 +154,7 @@ class _Timed:
 
     def _connect(self) -> _TimedSocket:
         found = super()._connect()  # type: ignore[misc]
-        if _ARE_THREADS_REAL:
+        if ARE_THREADS_REAL:
             # It is closed by C, and does not complain that it was open.
             found.__class__ = _quiet(type(found), _socket.socket.close)  # type: ignore[arg-type]
         return _TimedSocket(found, self)
@@ -135,7 +176,7 @@ def timed(kind: type) -> Any:
 @cache
 def _quiet(kind: type, finalize: Any) -> type:
     """Make a class whose objects execute no Python when they are dropped."""
-    if not _ARE_THREADS_REAL:
+    if not ARE_THREADS_REAL:
         return kind
     return type(kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, "__del__": finalize})
 
