@@ -1,7 +1,7 @@
 """Where time limits, aborts and shutdowns strike.
 
-Dramatiq raises them asynchronously in its workers' threads, between any two instructions of Python.  Python ignores what
-is raised while it drops an object: in ``__del__``, in the callback of a weak reference, in a generator that is closed.
+Dramatiq raises them asynchronously in its workers' threads, between any two instructions of Python.  Python ignores
+what is raised while it drops an object: in ``__del__``, in the callback of a weak reference, in a generator.
 An interrupt that strikes there is lost, and its job goes on forever.  Therefore nothing of this package executes
 a function when it is dropped on such a thread.
 """
@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Final
+import weakref
+from collections.abc import Iterator
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
 
 #: Whether an interrupt may strike anywhere: gevent raises them only where a greenlet waits.
 ARE_THREADS_REAL: Final = socket.socket.__module__ == "socket"
@@ -20,3 +24,34 @@ def strike_here() -> bool:
     """Whether an interrupt may strike the present thread at any instruction."""
     kinds = type(threading.current_thread()).__mro__
     return ARE_THREADS_REAL and any(kind.__module__ == "dramatiq.worker" for kind in kinds)
+
+
+class WeakList(Generic[T]):
+    """Objects that are still alive.
+
+    In place of a :class:`weakref.WeakSet`, which executes a function whenever it loses an object.
+    """
+
+    def __init__(self) -> None:
+        self._references: list[weakref.ref[T]] = []
+
+    def add(self, item: T) -> None:
+        """Add an object, and forget those that are gone."""
+        # Without a lock, which a fork might find taken.
+        for reference in [reference for reference in self._references if reference() is None]:
+            self._remove(reference)
+        self._references.append(weakref.ref(item))
+
+    def discard(self, item: T) -> None:
+        """Remove an object, if it is here."""
+        self._remove(weakref.ref(item))
+
+    def __iter__(self) -> Iterator[T]:
+        found = (reference() for reference in list(self._references))
+        return (item for item in found if item is not None)
+
+    def _remove(self, reference: weakref.ref[T]) -> None:
+        try:
+            self._references.remove(reference)
+        except ValueError:
+            pass

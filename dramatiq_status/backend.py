@@ -77,7 +77,11 @@ class Subscription(Protocol):
         """
 
     def close(self) -> None:
-        """Hear no more."""
+        """Hear no more.
+
+        A watch that an actor leaves before its end drops the subscription and does not call this: a time limit that
+        strikes in the call would be lost.
+        """
 
 
 class StatusBackend(abc.ABC):

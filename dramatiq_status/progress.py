@@ -234,7 +234,8 @@ class Track(Generic[T]):
                 leg.count()
             leg.finish()
         finally:
-            # The traceback of an exception keeps the leg, for as long as somebody keeps the exception.
+            # The traceback of an exception keeps the leg, for as long as somebody keeps the exception.  No call here:
+            # Python ignores an interrupt that strikes in it after the loop was left early.
             leg.open = False
 
     def __aiter__(self) -> AsyncIterator[T]:

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from . import _time as time
+from ._interrupts import strike_here
 from .backend import StatusBackend, Subscription
 from .errors import BackendError, StatusMissing, StatusTimeout
 from .snapshot import Snapshot
@@ -314,6 +315,7 @@ def pursue(
     pace = Pace(backend)
     subscription: Subscription | None = None
     subscribe_at = -inf
+    closes = not strike_here()
     try:
         while True:
             if not watcher.answering:
@@ -366,6 +368,11 @@ def pursue(
                     news = watcher.news(heard)
                     if news is not None:
                         pace.hear(news)
+    except GeneratorExit:
+        if not closes:
+            # The caller has left early, and Python ignores an interrupt that strikes in a call here.
+            subscription = None
+        raise
     finally:
         if subscription is not None:
             subscription.close()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import weakref
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
 from .. import _time as time
+from .._interrupts import WeakList
 from .._process import at_fork
 from ..errors import BackendError
 from ..outage import Outage
@@ -543,11 +543,11 @@ class Cluster:
             node.forget()
 
 
-_all: Final[weakref.WeakSet[Cluster]] = weakref.WeakSet()
+_all: Final = WeakList[Cluster]()
 
 
 def _forget_all() -> None:
-    for cluster in list(_all):
+    for cluster in _all:
         cluster.forget()
 
 

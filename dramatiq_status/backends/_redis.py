@@ -8,12 +8,12 @@ import re
 import socket
 import struct
 import sys
-import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from .. import _time as time
+from .._interrupts import WeakList
 from .._process import at_fork
 from ..errors import BackendError
 from ._driver import driver_of, errors, hang_ups, response_errors
@@ -427,11 +427,11 @@ class Connections:
         return timed(self._class)(**self._parameters)
 
 
-_all: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()
+_all: Final = WeakList[Connections]()
 
 
 def _forget_all() -> None:
-    for connections in list(_all):
+    for connections in _all:
         connections.forget()
 
 

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
-from weakref import WeakSet
 
 from .. import _time as time
+from .._interrupts import WeakList
 from .._process import at_fork
 from ..errors import BackendError
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that a :class:`WeakSet` can hold."""
+    """A connection to which a weak reference can be held."""
 
     #: Which file it has open, see :func:`_identify`.
     file: tuple[int, int] | None = None
@@ -60,7 +60,7 @@ class Connections:
         self._prepare = prepare
         self._idle: deque[_Connection] = deque()
         #: All that are open, idle or in use.
-        self._open: WeakSet[_Connection] = WeakSet()
+        self._open = WeakList[_Connection]()
         self._inherited: list[_Connection] = []
         self._forking = False
         #: The file that is there, as far as is known, and when to look again.
@@ -170,7 +170,7 @@ class Connections:
         self._forking = True
         deadline = time.monotonic() + FORK_PATIENCE
         self.close()
-        while self._open and time.monotonic() < deadline:
+        while any(self._open) and time.monotonic() < deadline:
             time.sleep(PAUSES[0])
             self.close()
 
@@ -183,7 +183,7 @@ class Connections:
         # Those that were not closed in time, or by a process that does not tell Python
         # before it forks, are the parent's: to close them could release its locks.
         self._inherited += self._open
-        self._idle, self._open = deque(), WeakSet()
+        self._idle, self._open = deque(), WeakList()
         self._forking = False
 
 
@@ -196,12 +196,12 @@ def _identify(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-_ALL: Final[WeakSet[Connections]] = WeakSet()
+_ALL: Final = WeakList[Connections]()
 
 
 def _for_all(method: Callable[[Connections], None]) -> Callable[[], None]:
     def call() -> None:
-        for connections in list(_ALL):
+        for connections in _ALL:
             method(connections)
 
     return call

@@ -173,6 +173,13 @@ def timed(kind: type) -> Any:
     return _quiet(made, _DO_NOTHING)
 
 
+def quieten(client: Any) -> Any:
+    """Let a client of the driver's, and its pool, execute nothing when they are dropped."""
+    for item in (client.connection_pool, client):
+        item.__class__ = _quiet(type(item), _DO_NOTHING)  # type: ignore[arg-type]
+    return client
+
+
 @cache
 def _quiet(kind: type, finalize: Any) -> type:
     """Make a class whose objects execute no Python when they are dropped."""

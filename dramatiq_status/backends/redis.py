@@ -17,6 +17,7 @@ from ._query import wanted_by
 from ._redis import Connections, Link, coded, failure_of
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
 from ._sentinel import SentinelConnections
+from ._timed import quieten
 from ._url import mask
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class RedisBackend(StatusBackend):
         elif cluster_nodes is not None:
             client = _node_client(cluster_nodes, parameters)
         else:
-            client = _url_client(url) if url else DRIVER.client(**parameters)
+            client = quieten(_url_client(url) if url else DRIVER.client(**parameters))
         #: The client that was passed, or one that connects in the same way; on a cluster that is one of its nodes.
         self.client: Any = client
         prefix = escape_namespace(namespace)
@@ -430,7 +431,9 @@ def _master_client(
     )
     # What is wrong with their parameters would be no outage either.
     Connections(sentinel.sentinels[0].connection_pool, timeout)
-    return sentinel.master_for(service_name)
+    for asked in sentinel.sentinels:
+        quieten(asked)
+    return quieten(sentinel.master_for(service_name))
 
 
 def _node_client(cluster_nodes: Sequence[tuple[str, int]], parameters: Mapping[str, Any]) -> Any:
@@ -440,7 +443,7 @@ def _node_client(cluster_nodes: Sequence[tuple[str, int]], parameters: Mapping[s
     if parameters.get("db"):
         raise ValueError(f"db must be 0, not {parameters['db']!r}: a cluster has no other database.")
     host, port = cluster_nodes[0]
-    return DRIVER.client(host=host, port=port, **parameters)
+    return quieten(DRIVER.client(host=host, port=port, **parameters))
 
 
 def may_repeat(updates: Iterable[tuple[str, Update]]) -> bool:

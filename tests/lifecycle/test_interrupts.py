@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import linecache
 import random
+import socket
 import sys
 import threading
 import time
@@ -13,22 +15,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, NamedTuple
 
 import dramatiq
 import pytest
-from dramatiq.middleware import Shutdown, TimeLimitExceeded
+from dramatiq.middleware import Shutdown, TimeLimit, TimeLimitExceeded
 from dramatiq.middleware.threading import raise_thread_exception
 from dramatiq_abort import Abort
 
 import dramatiq_status
-from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_progress, current_status, track
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.record import COMPLETED, STATE, Kind, Update
 
+from ..conftest import StartServer
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, working
+from ..servers import RedisServer, free_port
 from .recorder import RecordingStubBackend
 from .scenarios import DONE, RETRIED, End, failed, skipped
 from .stage import Boom, Stage, watch_acks
@@ -365,3 +370,154 @@ def test_an_interrupt_while_the_actor_reads_its_status(store: StatusBackend) -> 
     ]
     # And the connections of their thread are fit for use
     assert StatusRegistry.get(final, backend=store).completed
+
+
+# While something is dropped: Python ignores what is raised there
+
+
+@contextmanager
+def functions_called() -> Iterator[list[str]]:
+    """List the functions of Python that this thread calls."""
+    called: list[str] = []
+
+    def note(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_code not in (functions_called.__wrapped__.__code__, note.__code__):
+            called.append(f"{frame.f_code.co_filename}: {frame.f_code.co_name}")
+
+    gc.collect()
+    sys.setprofile(note)
+    try:
+        yield called
+    finally:
+        sys.setprofile(None)
+    # What ends this is called, too
+    called[:] = [name for name in called if "contextlib" not in name]
+
+
+def used(backend: RedisBackend) -> object:
+    backend.read("m")
+    return backend._connections._idle.pop()
+
+
+def failed_in_use(backend: RedisBackend) -> object:
+    backend.read("m")
+    for link in backend._connections._idle:
+        link._socket.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(BackendError) as caught:
+        backend._connections.call(b"PING\r\n", lambda link: link.read(), again=False)
+    return caught.value
+
+
+def failed_to_connect(backend: RedisBackend) -> object:
+    with pytest.raises(BackendError) as caught:
+        RedisBackend(host="127.0.0.1", port=free_port(), socket_keepalive=True).read("m")
+    return caught.value
+
+
+def subscribed(backend: RedisBackend) -> object:
+    return backend.subscribe(["m"])
+
+
+def made_for_one_call(backend: RedisBackend) -> object:
+    made = RedisBackend(port=backend.client.connection_pool.connection_kwargs["port"])
+    made.read("m")
+    return made
+
+
+def made_for_one_call_of_a_file(backend: RedisBackend) -> object:
+    with TemporaryDirectory() as directory:
+        made = SQLiteBackend(f"{directory}/statuses.db")
+        made.read("m")
+        return made
+
+
+@pytest.mark.parametrize(
+    "make",
+    [used, failed_in_use, failed_to_connect, subscribed, made_for_one_call, made_for_one_call_of_a_file],
+)
+def test_what_is_dropped_calls_nothing(redis_url: str, make: Callable[[RedisBackend], object]) -> None:
+    # Given a connection that was used, an error whose traceback has one, or a backend
+    backend = RedisBackend(url=redis_url, timeout=20_000)
+    held = [make(backend)]
+    # When it is dropped, by whichever thread
+    with functions_called() as called:
+        held.clear()
+        gc.collect()
+    # Then there is no function of Python in which an interrupt could be lost
+    assert called == []
+    backend.close()
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_loop_that_an_actor_leaves_calls_nothing(redis_url: str) -> None:
+    # Given an actor that watches a message, and one that tracks a loop
+    backend = RedisBackend(url=redis_url, timeout=20_000)
+    broker = make_broker(backend)
+    lists: list[list[str]] = []
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def watch() -> None:
+        assert current_status().flush()
+        seen = StatusRegistry.watch(current_status().message_id, backend=backend, timeout=int(PATIENCE * 1000))
+        assert next(seen).working
+        current_status()["step"] = 1
+        assert next(seen)["step"] == 1
+        current_status()["step"] = 2
+        assert next(seen)["step"] == 2
+        # When it leaves the loop before its end
+        with functions_called() as called:
+            del seen
+        lists.append(called)
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def loop() -> None:
+        items = iter(track(range(5)))
+        assert next(items) == 0
+        with functions_called() as called:
+            del items
+        lists.append(called)
+
+    for actor in (watch, loop):
+        actor.send()
+    with working(broker, threads=1) as worker:
+        join(broker, worker)
+    # Then it is the generators themselves that end, and nothing in which an interrupt could be lost
+    names = [{name.rpartition(" ")[2] for name in called} for called in lists]
+    assert len(names) == 2 and set().union(*names) <= {"follow", "pursue", "_items", "watch"}
+    backend.close()
+
+
+@pytest.mark.usefixtures("untraced")
+def test_time_limits_while_the_store_is_gone(start_server: StartServer) -> None:
+    # Given a store that is gone, and actors that read a status again and again, with a time limit
+    server = start_server(RedisServer())
+    backend = RedisBackend(url=server.url)
+    server.stop()
+    limits = TimeLimit(interval=5)
+    broker = make_broker(RecordingBackend(), limits)
+    ends: list[str] = []
+
+    @dramatiq.actor(broker=broker, max_retries=0, time_limit=20)
+    def work() -> None:
+        deadline = time.monotonic() + PATIENCE / 4
+        try:
+            while time.monotonic() < deadline:
+                try:
+                    StatusRegistry.read("m", backend=backend)
+                except BackendError:
+                    pass
+            ends.append("late")
+        except TimeLimitExceeded:
+            ends.append("in time")
+
+    for _ in range(60):
+        work.send()
+    broker.emit_after("process_boot")
+    try:
+        # When they run
+        with working(broker, threads=1) as worker:
+            join(broker, worker)
+    finally:
+        limits.manager.interval = 3600.0
+    # Then each is stopped by its time limit
+    assert ends == ["in time"] * 60
