@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 from zlib import error as ZlibError
 
 from .._process import at_fork
+from .._time import monotonic
 from ..backend import StatusBackend, escape_namespace
 from ..errors import BackendError
 from ..record import Outcome, Record, Update
@@ -50,8 +51,24 @@ _NO_LIMIT: Final = 2**63
 _LOCKS: Final = [Lock() for _ in range(256)]
 
 
-class _Refused(BackendError):
-    """Raised where a cache has answered that it did not store a value; it may store others."""
+class _Errors:
+    """The errors of a call for many messages.
+
+    A cache may keep them on several servers, so that after a failure the
+    others have a chance; but no more once the call has taken its time-out.
+    """
+
+    def __init__(self, timeout: int) -> None:
+        self._deadline = monotonic() + timeout / 1000
+        self.first: BackendError | None = None
+        #: The error after which the cache is not called for the messages that are left.
+        self.last: BackendError | None = None
+
+    def add(self, error: BackendError) -> BackendError:
+        self.first = self.first or error
+        if monotonic() >= self._deadline:
+            self.last = error
+        return error
 
 
 class _Fit(NamedTuple):
@@ -158,20 +175,18 @@ class CacheBackend(StatusBackend):
             job.indexes.append(index)
             job.updates.append(update)
         outcomes = [Outcome.UNREACHED] * len(updates)
-        error: BackendError | None = None
+        errors = _Errors(self.timeout)
         for job in jobs.values():
-            try:
-                self._carry_out(job)
-            except BackendError as e:
-                error = error or e
-                if isinstance(e, _Refused):
+            if errors.last is None:
+                try:
+                    self._carry_out(job)
+                except BackendError as e:
+                    errors.add(e)
                     continue
-                # The other messages would wait for the same time-out.
-                break
-            for index, outcome in zip(job.indexes, job.outcomes):
-                outcomes[index] = outcome
-        if error is not None and all(outcome is Outcome.UNREACHED for outcome in outcomes):
-            raise error
+                for index, outcome in zip(job.indexes, job.outcomes):
+                    outcomes[index] = outcome
+        if errors.first is not None and all(outcome is Outcome.UNREACHED for outcome in outcomes):
+            raise errors.first
         return outcomes
 
     def _carry_out(self, job: Job) -> None:
@@ -198,12 +213,24 @@ class CacheBackend(StatusBackend):
         options = {} if name is None else {name: seconds_of(ttl)}
         # Some caches take bytes only, some texts only, all that we know take a str.
         if self._call("set", key, value.decode(), **options) is False:
-            raise _Refused(f"{self._name} did not store a value; its own log may say why.")
+            raise BackendError(f"{self._name} did not store a value; its own log may say why.")
 
     # Reading
 
-    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        return [self._fetch(self._key_of(message_id), self.now())[0] for message_id in message_ids]
+    def read_many(self, message_ids: Sequence[str]) -> list[Record | BackendError | None]:
+        found: list[Record | BackendError | None] = []
+        errors = _Errors(self.timeout)
+        for message_id in message_ids:
+            if errors.last is None:
+                try:
+                    found.append(self._fetch(self._key_of(message_id), self.now())[0])
+                except BackendError as e:
+                    found.append(errors.add(e))
+            else:
+                found.append(errors.last)
+        if errors.first is not None and all(isinstance(record, BackendError) for record in found):
+            raise errors.first
+        return found
 
     def _fetch(self, key: str, now: int) -> tuple[Record | None, int]:
         """Read a record, None where there is none, and when it expires."""

@@ -8,8 +8,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -477,29 +479,56 @@ def test_a_hook_for_errors_must_be_callable() -> None:
 
 @pytest.mark.parametrize("refusal", [False, ConnectionError()], ids=["False", "exception"])
 @pytest.mark.parametrize("bad", [0, 1, 2])
-def test_a_batch_of_which_some_is_stored(bad: int, refusal: Any) -> None:
-    # Given a cache that does not store the status of one message: it says so, or breaks while it is asked to
+def test_the_trouble_of_one_message(bad: int, refusal: Any) -> None:
+    # Given a cache that neither stores nor finds the status of one message
     def keep(self: Shelf, key: str, value: Any, ttl: int) -> Any:
-        if key.endswith(str(bad)):
-            if refusal is False:
-                return False
-            raise refusal
-        return Shelf.keep(self, key, value)
+        if not key.endswith(str(bad)):
+            return Shelf.keep(self, key, value)
+        if refusal is False:
+            return False
+        raise refusal
 
-    backend = CacheBackend(shelf_with(set=keep))
-    # When three messages are counted on in one call
+    def get(self: Shelf, key: str) -> Any:
+        if key.endswith(str(bad)) and refusal is not False:
+            raise refusal
+        return Shelf.get(self, key)
+
+    backend = CacheBackend(shelf_with(set=keep, get=get))
+    # When three messages are counted on in one call, and read in one
     updates = [(f"m{n}", write(1, 2, create=True, increment=5)) for n in range(3)]
-    broken = isinstance(refusal, Exception)
-    if broken and bad == 0:
-        # Then it is an error where nothing has been stored
-        with pytest.raises(BackendError):
-            backend.update_many(updates)
-    else:
-        # Then the outcomes tell which ones have to be sent again, and no others
-        lost = range(bad, 3) if broken else [bad]
-        expected = [Outcome.UNREACHED if n in lost else Outcome.APPLIED for n in range(3)]
-        assert backend.update_many(updates) == expected
-        assert [record is None for record in backend.read_many(["m0", "m1", "m2"])] == [n in lost for n in range(3)]
+    outcomes = backend.update_many(updates)
+    found = backend.read_many(["m0", "m1", "m2"])
+    # Then it is trouble of that message alone: its update has to be sent again, and its status was not read
+    assert outcomes == [Outcome.UNREACHED if n == bad else Outcome.APPLIED for n in range(3)]
+    expected = type(None) if refusal is False else BackendError
+    assert [isinstance(record, expected if n == bad else dict) for n, record in enumerate(found)] == [True] * 3
+    # And where it is the only message, it is an error
+    with pytest.raises(BackendError):
+        backend.update(*updates[bad])
+    with pytest.raises(BackendError) if refusal is not False else nullcontext():
+        backend.read(f"m{bad}")
+
+
+def test_a_cache_that_takes_long_to_fail() -> None:
+    # Given a cache that fails after some milliseconds, except for the first message
+    calls = 0
+
+    def get(self: object, key: str) -> None:
+        nonlocal calls
+        calls += 1
+        if not key.endswith("m0"):
+            time.sleep(0.005)
+            raise TimeoutError
+
+    backend = CacheBackend(shelf_with(set=SETS["ttl"][0], get=get), timeout=1)
+    ids = [f"m{n}" for n in range(100)]
+    # When it is asked for many messages
+    found = backend.read_many(ids)
+    outcomes = backend.update_many([(message_id, enqueue()) for message_id in ids])
+    # Then nobody waits for all of them to fail
+    assert found[0] is None and all(isinstance(record, BackendError) for record in found[1:])
+    assert outcomes == [Outcome.APPLIED, *[Outcome.UNREACHED] * 99]
+    assert calls == 4
 
 
 def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
