@@ -38,6 +38,9 @@ _FAR: Final = 1000
 #: ones: together more than a single server does, as not all have the same number.
 _CHECKED: Final = 64
 
+#: Maximum number of times that a message is listed anew while its state goes on changing.
+_LISTINGS: Final = 4
+
 #: How many moments a shard then tells at most, give or take.
 _SAMPLES: Final = 64
 
@@ -205,26 +208,47 @@ class Shards:
         """Note in the index what the script could not while slots move, key
         by key.  Where that fails as well, a list does without these messages.
         """
-        run = self.cluster.run
+        listed: dict[str, str] = {}
         try:
-            states = [self._command(message_id, "HMGET", "s", "Q", "a") for message_id in unlisted]
-            ttls = [self._command(message_id, "PTTL") for message_id in unlisted]
-            shards = {shard_of(message_id) for message_id in unlisted}
-            sets = [Command(shard, pack("SMEMBERS", self._indexes[shard])) for shard in shards]
-            run([*states, *ttls, *sets])
-            places: dict[int, dict[str, str]] = {shard: {} for shard in shards}
-            errands: list[Errand] = []
-            for message_id, state, ttl in zip(unlisted, states, ttls):
-                if not (_failure(state) or _failure(ttl)) and state.reply[0] in ("0", "1", "2", "3") and ttl.reply > 0:
-                    name, lives = _set_of(state.reply, ttl.reply)
-                    places[shard_of(message_id)][message_id] = name
-                    errands += self._listing(message_id, name, lives, stays=unlisted[message_id])
-            for found in sets:
-                if _failure(found) is None:
-                    errands += self._leaving(found.shard, found.reply, places[found.shard])
-            run(errands)
+            for _ in range(_LISTINGS):
+                # The state may have changed since it was read, and another process have listed it.
+                unlisted = self._list_changed(unlisted, listed)
+                if not unlisted:
+                    return
         except BackendError:
             pass
+
+    def _list_changed(self, unlisted: Mapping[str, bool], listed: dict[str, str]) -> dict[str, bool]:
+        """Note in the index each message that belongs in another set than it was listed in.
+
+        Parameters:
+          unlisted(Mapping[str, bool]): The messages, and whether each keeps its moment.
+          listed(dict[str, str]): The sets in which they were listed; it is kept up to date.
+
+        Returns:
+          dict[str, bool]: The messages that were listed now.
+        """
+        states = [self._command(message_id, "HMGET", "s", "Q", "a") for message_id in unlisted]
+        ttls = [self._command(message_id, "PTTL") for message_id in unlisted]
+        shards = {shard_of(message_id) for message_id in unlisted}
+        sets = [Command(shard, pack("SMEMBERS", self._indexes[shard])) for shard in shards]
+        self.cluster.run([*states, *ttls, *sets])
+        changed: dict[str, bool] = {}
+        places: dict[int, dict[str, str]] = {shard: {} for shard in shards}
+        errands: list[Errand] = []
+        for message_id, state, ttl in zip(unlisted, states, ttls):
+            if _failure(state) or _failure(ttl) or state.reply[0] not in ("0", "1", "2", "3") or ttl.reply <= 0:
+                continue
+            name, lives = _set_of(state.reply, ttl.reply)
+            if listed.get(message_id) != name:
+                listed[message_id] = places[shard_of(message_id)][message_id] = name
+                changed[message_id] = unlisted[message_id]
+                errands += self._listing(message_id, name, lives, stays=unlisted[message_id])
+        for found in sets:
+            if _failure(found) is None:
+                errands += self._leaving(found.shard, found.reply, places[found.shard])
+        self.cluster.run(errands)
+        return changed
 
     def _listing(self, message_id: str, name: str, lives: int, *, stays: bool) -> Iterable[Errand]:
         """Add a message to a set of the index."""

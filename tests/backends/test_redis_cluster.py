@@ -181,6 +181,36 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         listed = [[found for found, _ in backend.find(Query(state, "actor"), limit=50, offset=0)] for state in range(4)]
         assert listed == [[message_id] if number == state else [] for number in range(4)]
 
+    def test_two_who_list_a_message_while_its_slot_moves(
+        self,
+        redis_cluster: RedisCluster,
+        backend: RedisBackend,
+        client: redis.RedisCluster,
+        message_id: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # Given a slot that is moving, and a producer that has read a state in order to list it
+        Move(redis_cluster, message_id)
+        assert backend._shards is not None
+        run = backend._shards.cluster.run
+        runs = itertools.count()
+
+        def run_slowly(errands: Any) -> Any:
+            done = run(errands)
+            if next(runs) == 1:
+                # When a worker starts the message and lists it before the producer does
+                with closing(RedisBackend(client=client, timeout=PATIENT)) as worker:
+                    assert worker.update(message_id, start(1, a='"actor"')) is Outcome.APPLIED
+            return done
+
+        monkeypatch.setattr(backend._shards.cluster, "run", run_slowly)
+        assert backend.update(message_id, enqueue(a='"actor"')) is Outcome.APPLIED
+        # Then it is listed as what it is
+        slot = slot_of(TAGS[shard_of(message_id)])
+        redis_cluster.end_move(slot, (redis_cluster.owner(slot) + 1) % 3)
+        assert [backend.count(Query(state, "actor")) for state in range(4)] == [0, 1, 0, 0]
+        assert [found for found, _ in backend.find(Query(actor_name="actor"), limit=50, offset=0)] == [message_id]
+
     def test_a_delete_while_its_slot_moves(
         self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str
     ) -> None:
