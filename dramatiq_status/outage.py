@@ -18,7 +18,8 @@ logger = logging.getLogger("dramatiq_status")
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 
-#: Seconds after an outage in which other processes may still have to send what they kept.
+#: Seconds after an outage in which other processes may still have to send what they kept, and for which an update from
+#: outside of a message without a record is kept.
 RECOVERY: Final = 2 * LONGEST_PAUSE
 
 

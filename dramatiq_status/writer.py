@@ -41,7 +41,7 @@ from ._process import at_fork
 from .backend import StatusBackend
 from .errors import BackendError
 from .fields import MAX_COUNT, check_count
-from .outage import FIRST_PAUSE, LONGEST_PAUSE, Outage, logger
+from .outage import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, Outage, logger
 from .rate import SHORTEST, RateMeter
 from .record import (
     ATTEMPTS,
@@ -269,6 +269,8 @@ class Lane:
     _held = False
     # Whether it was logged that something cannot be merged.
     _refused = False
+    #: Since when the message that is written to from outside has no record, by the monotonic clock; None if it has one.
+    missing_since: float | None = None
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
     retry_at = 0.0
     _base: Record | None = None
@@ -519,7 +521,8 @@ class Lane:
             merged = self._merged
             for entry in merged.entries:
                 for barrier in entry.barriers:
-                    barrier.release(False)
+                    # There is nothing to wait for where there is no record.
+                    barrier.release(self.missing_since is not None)
                 entry.barriers = []
             forgotten = len(merged.entries) if entries else 0
             if entries:
@@ -1160,7 +1163,8 @@ class Writer:
 
     def _makers(self) -> dict[str, Lane]:
         """Find the lanes of runs and enqueues, by message id: they make the record where there is none."""
-        return {lane.message_id: lane for lane in (*self._later, *self._ready) if lane.repeatable}
+        lanes = (*list(self.running), *self._later, *self._ready)
+        return {lane.message_id: lane for lane in lanes if lane.repeatable}
 
     def _send_singly(self, taken: list[tuple[Lane, list[Update]]]) -> bool:
         """One of many updates cannot be stored: find out which, and drop it."""
@@ -1188,32 +1192,47 @@ class Writer:
             return
         again = lane.settle(outcomes)
         if Outcome.UNREACHED in outcomes:
-            self._postpone(lane)
-        elif not again:
+            self._postpone(lane, LONGEST_PAUSE)
+            return
+        lane.missing_since = None
+        if not again:
             del self._ready[lane]
 
     def _settle_missing(self, lane: Lane, outcomes: list[Outcome], maker: Lane | None) -> None:
         """A message that is written to from outside has no record.  It may come: from a lane of this process,
-        or, after an outage, from another process that has kept it.
+        or within a short time from another process, whose store was slow or down.
         """
-        late = maker is None and self.outage.recovering
-        again = lane.settle(outcomes, keep_missing=late or maker is not None)
-        if late or Outcome.UNREACHED in outcomes:
-            self._postpone(lane)
-            return
-        del self._ready[lane]
-        if maker is not None and self._later.pop(maker, None) is not None:
+        now = time.monotonic()
+        if lane.missing_since is None:
+            lane.missing_since = now
+        missing = now - lane.missing_since
+        recent = self.outage.recovering or (missing < RECOVERY and not self._drains)
+        again = lane.settle(outcomes, keep_missing=recent or maker is not None)
+        if not again:
+            del self._ready[lane]
+        elif maker is None or Outcome.UNREACHED in outcomes:
+            self._postpone(lane, min(max(FIRST_PAUSE, missing), LONGEST_PAUSE))
+        else:
+            self._follow(lane, maker)
+
+    def _follow(self, lane: Lane, maker: Lane) -> None:
+        """Send a lane's updates again behind those of the lane that makes the record."""
+        if self._later.pop(maker, None) is not None:
             # Only its throttle holds it back.
             self._ready[maker] = None
-        if again:
-            # Behind its maker.
-            self._ready[lane] = None
+        elif maker not in self._ready:
+            # The store has lost the record of a running message.
+            maker.restore()
+        del self._ready[lane]
+        self._ready[lane] = None
 
-    def _postpone(self, lane: Lane) -> None:
-        """One server of many does not answer: try its messages later, and let nobody wait for them."""
+    def _postpone(self, lane: Lane, pause: float) -> None:
+        """One server of many does not answer, or a record is missing: try the message again after so many seconds,
+        and let no thread wait for it.
+        """
         lane.give_up(entries=False)
         del self._ready[lane]
-        self._later[lane] = lane.retry_at = due = time.monotonic() + LONGEST_PAUSE
+        self._later[lane] = lane.retry_at = due = time.monotonic() + pause
         self._next_due = min(self._next_due, due)
         if len(self._later) > self._max_pending:
             self._drop(self._later)

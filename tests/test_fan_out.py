@@ -185,6 +185,67 @@ def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monk
     assert backend.field("parent", PROGRESS) == "3"
 
 
+def test_a_parent_that_is_stored_late_is_counted_on() -> None:
+    # Given a message whose record is not there yet: it is on its way from another process
+    backend = RecordingBackend()
+    writer = Writer(backend, Outage("RecordingBackend"))
+    lane = writer.outside("parent")
+    lane.increment(3)
+    # When nobody waits for it
+    assert lane.flush(PATIENCE)
+    lane.increment(4)
+    # And it comes
+    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    # Then all of it counts, once
+    backend.wait_for(lambda: backend.field("parent", PROGRESS) == "7")
+    assert writer.drain(PATIENCE) and backend.field("parent", PROGRESS) == "7"
+
+
+def test_a_parent_that_is_unknown_is_not_counted_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a message that is unknown
+    monkeypatch.setattr("dramatiq_status.writer.RECOVERY", 0.2)
+    backend = RecordingBackend()
+    writer = Writer(backend, Outage("RecordingBackend"))
+    lane = writer.outside("parent")
+    # When it is counted on
+    lane.increment(3)
+    assert lane.flush(PATIENCE)
+    # Then that is tried for a while
+    eventually(lambda: not lane.count_unsent())
+    assert len(backend.calls) > 1
+    # And not when the process ends
+    writer.outside("other").increment(1)
+    assert writer.drain(PATIENCE)
+
+
+def test_a_running_parent_that_the_store_has_lost_is_counted_on() -> None:
+    # Given a parent that runs and has nothing to write, and whose record the store loses
+    backend = RecordingBackend(timeout=20_000)
+    broker = make_broker(backend)
+    done = threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def parent() -> None:
+        current_status()["step"] = 1
+        assert current_status().flush() and current_status().delete()
+        child.send(current_status().message_id)
+        assert done.wait(PATIENCE)
+
+    @dramatiq.actor(broker=broker)
+    def child(parent_id: str) -> None:
+        progress = StatusRegistry.progress(parent_id, backend=backend)
+        progress.increment(2)
+        assert progress.flush()
+        done.set()
+
+    # When a child counts on it
+    message = parent.send()
+    run(broker)
+    # Then it is there again, with all that the parent knew
+    snapshot = StatusRegistry.read(message, backend=backend)
+    assert snapshot is not None and (snapshot["step"], snapshot["progress"]) == (1, 2)
+
+
 class Acks(Middleware):
     """Looks at something as messages are about to be acknowledged, behind our middleware."""
 
