@@ -154,10 +154,12 @@ class StatusBackend(abc.ABC):
             do with their records.
 
         Returns:
-          list[Outcome]: What became of each: ``Outcome.REFUSED`` where one
-          of many is too large for the store.
+          list[Outcome]: What became of each: ``Outcome.REFUSED`` where the
+          store has no room for one, ``Outcome.UNREACHED`` where one was not carried
+          out and may be sent again, while others were, or its message alone was in the way.
 
         Raises:
+          BackendError: When the store does not answer and has carried out nothing of it.
           ValueError: When nothing of it can be stored: the writer then sends each by itself.
         """
 

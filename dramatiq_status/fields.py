@@ -41,6 +41,7 @@ RESERVED: Final = frozenset(
         "exception",
         "skipped",
         "rate",
+        "truncated",
         "retrying",
         "scheduled",
         "stalled",

@@ -79,6 +79,10 @@ TRACEBACK: Final = "it"
 #: The stored name of the user's field ``result``, which the middleware writes as well.
 RESULT: Final = USER_PREFIX + "result"
 
+#: Stored names of fields whose newest value the store had no room for, a JSON list.  Only stores that
+#: limit the size of a record write it.
+TRUNCATED: Final = "d"
+
 #: What a run writes beside its rate, into :data:`RATED`: nobody else has
 #: written since.  The first who does notes when the run had last written.
 NOT_SINCE: Final = "null"

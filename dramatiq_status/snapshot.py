@@ -45,6 +45,7 @@ from .record import (
     STATES,
     TOTAL,
     TRACEBACK,
+    TRUNCATED,
     UPDATED_AT,
     USER_PREFIX,
     VERSION,
@@ -90,6 +91,7 @@ _NAMES: Final = {
     ARGS: "args",
     KWARGS: "kwargs",
     TRACEBACK: "traceback",
+    TRUNCATED: "truncated",
 }
 
 # What is stored only if it was asked for: a user's field of the same name hides it.
@@ -217,6 +219,14 @@ class Snapshot:
         """The last failure: its ``type`` and ``message``."""
         found = self._values.get(EXCEPTION)
         return dict(found) if isinstance(found, dict) else None
+
+    @property
+    def truncated(self) -> tuple[str, ...]:
+        """Names of fields that are missing because the store had no room for their newest value, at most
+        100; empty where nothing is missing.
+        """
+        found = self._values.get(TRUNCATED)
+        return tuple([_NAMES.get(str(name), str(name)[1:]) for name in found]) if isinstance(found, list) else ()
 
     # Progress
 
@@ -423,6 +433,8 @@ class Snapshot:
             return self.state
         if stored == RATE:
             return self.rate
+        if stored == TRUNCATED:
+            return list(self.truncated)
         return _copy_of(value)
 
     def _moment(self, stored: str) -> datetime | None:

@@ -163,6 +163,7 @@ class Status:
     skipped: Look[bool] = Look(False)
     attempts: Look[int] = Look(0)
     exception: Look[dict[str, str] | None] = Look(None)
+    truncated: Look[tuple[str, ...]] = Look(())
     progress: Look[float | None] = Look(None)
     total: Look[int | float | None] = Look(None)
     percent: Look[float | None] = Look(None)

@@ -110,7 +110,10 @@ def test_jobs_go_on_without_a_server(
         return ids
 
     def completed(ids: list[str]) -> bool:
-        found = StatusRegistry.read_many(ids, backend=backend)
+        try:
+            found = StatusRegistry.read_many(ids, backend=backend)
+        except BackendError:
+            return False
         return all(snapshot is not None and snapshot.completed for snapshot in found)
 
     with working(broker, threads=6):
@@ -126,14 +129,24 @@ def test_jobs_go_on_without_a_server(
         eventually(lambda: {m for ids in after.values() for m in ids} <= set(done))
         living = [m for server in fleet if server is not lost for m in [*before[server], *after[server]]]
         assert eventually(lambda: completed(living))
-        # And those of the one that is gone are unknown, alone and among others
-        assert [StatusRegistry.read(m, backend=backend) for m in [*after[lost], long[lost]]] == [None] * 11
-        mixed = StatusRegistry.read_many([after[lost][0], living[0], long[lost], living[1]], backend=backend)
-        assert [snapshot and snapshot.message_id for snapshot in mixed] == [None, living[0], None, living[1]]
+        # And those of the one that is gone cannot be read, alone or among others
+        for message_id in [*after[lost], long[lost]]:
+            with pytest.raises(BackendError, match=lost.address):
+                StatusRegistry.read(message_id, backend=backend)
+        mixed = [after[lost][0], living[0], long[lost], living[1]]
+        found = StatusRegistry.read_many(mixed, backend=backend, return_errors=True)
+        assert [isinstance(one, BackendError) or (one and one.message_id) for one in found] == [
+            True,
+            living[0],
+            True,
+            living[1],
+        ]
+        with pytest.raises(BackendError, match=lost.address):
+            StatusRegistry.read_many(mixed, backend=backend)
         # When it is back
         lost.reset() if fault == "pause" else lost.start()
         # Then the running job's status is there again, whole
-        snapshot = eventually(lambda: StatusRegistry.read(long[lost], backend=backend))
+        snapshot = eventually(lambda: read_there(long[lost], backend))
         assert (snapshot.state, snapshot["user_id"], snapshot["n"], snapshot["step"]) == ("working", 0, 0, "more")
         assert snapshot.actor_name == "work" and snapshot["progress"] > 0
         # And so are those of the jobs that have ended meanwhile
@@ -145,6 +158,14 @@ def test_jobs_go_on_without_a_server(
     # And one line was logged when it went, one when it came, and none of the store as a whole
     lines = [line.getMessage() for line in caplog.records if "status store" in line.getMessage()]
     assert [(lost.address in line, "does not answer" in line) for line in lines] == [(True, True), (True, False)]
+
+
+def read_there(message_id: str, backend: MemcachedBackend) -> Any:
+    """The status of a message, None also while its server is not there."""
+    try:
+        return StatusRegistry.read(message_id, backend=backend)
+    except BackendError:
+        return None
 
 
 # Calls
@@ -166,7 +187,8 @@ def test_writes_tell_what_is_stored(fleet: Fleet, backend: MemcachedBackend, los
     outcomes = backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
     # Then those of the others are stored, and it is said which are not
     assert outcomes == [Outcome.UNREACHED, Outcome.APPLIED] * 3
-    assert [record and record[":step"] for record in backend.read_many(ids)] == [None, "1"] * 3
+    found = backend.read_many(ids)
+    assert [isinstance(one, BackendError) or (one and one[":step"]) for one in found] == [True, "1"] * 3
     # And so it is with those that are alone in their call
     assert backend.update_many([(gone[0], write(1, 2))]) == [Outcome.UNREACHED]
     assert backend.update_many([(there[0], write(1, 2))]) == [Outcome.APPLIED]
@@ -174,6 +196,95 @@ def test_writes_tell_what_is_stored(fleet: Fleet, backend: MemcachedBackend, los
         Outcome.UNREACHED,
         Outcome.APPLIED,
     ]
+
+
+def test_reads_tell_the_missing_from_the_unknown(
+    fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
+) -> None:
+    # Given messages on a server that is gone, and on others that know them or not
+    (gone, gone_too), (there,), (unknown,) = (
+        ids_on(backend, lost, 2),
+        ids_on(backend, fleet[0], 1),
+        ids_on(backend, fleet[2], 1),
+    )
+    backend.update(there, start(1))
+    # When they are read, alone and together
+    # Then the missing are errors that name the server, the unknown are not
+    for call in (
+        backend.read,
+        backend.snapshot,
+        lambda m: backend.read_many([m]),
+        lambda m: backend.snapshots([m, gone_too]),
+    ):
+        with pytest.raises(BackendError, match=lost.address):
+            call(gone)
+    assert (backend.read(unknown), backend.snapshot(unknown)) == (None, None)
+    for many in (backend.read_many, backend.snapshots):
+        found = many([gone, there, unknown, gone_too, there])
+        assert [type(one).__name__ for one in found] == [
+            "BackendError",
+            type(found[1]).__name__,
+            "NoneType",
+            "BackendError",
+            type(found[1]).__name__,
+        ]
+        assert found[1] is not None and lost.address in str(found[0])
+
+
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "new"])
+def test_one_time_out_for_all_servers(fleet: Fleet, connected: bool) -> None:
+    # Given three servers that take connections and answer nothing
+    backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=500)
+    ids = [message_id for server in fleet for message_id in ids_on(backend, server, 3)]
+    if connected:
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+    for server in fleet:
+        server.pause()
+    calls: dict[str, Callable[[], Any]] = {
+        "begin": lambda: backend.begin_update(ids[0], enqueue())(),
+        "read_many": lambda: backend.read_many(ids),
+        "update_many": lambda: backend.update_many([(message_id, outside(step="1")) for message_id in ids]),
+        "update": lambda: backend.update(ids[0], outside(step="1")),
+        "read": lambda: backend.read(ids[0]),
+    }
+    took: dict[str, float] = {}
+    # When each call is made as the first to meet that
+    for name, call in calls.items():
+        for member in backend._fleet._members.values():
+            member.forget()
+            member.heard = float("-inf")
+        for server in fleet if connected else ():
+            server.resume()
+        if connected:
+            backend.read_many(ids)
+            for server in fleet:
+                server.pause()
+        began = time.monotonic()
+        raised_by(call)
+        took[name] = time.monotonic() - began
+    # Then it takes one time-out, not one for each server
+    assert {name: seconds for name, seconds in took.items() if seconds > 1.0} == {}
+    backend.close()
+
+
+def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
+    # Given a server of three that is frozen, of which nothing is known yet
+    backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=1000)
+    other = MemcachedBackend(servers=[server.address for server in fleet], timeout=PATIENT)
+    ids = [message_id for server in fleet for message_id in ids_on(backend, server, 300)]
+    other.update_many([(message_id, start(1)) for message_id in ids])
+    backend.update_many([(message_id, start(1)) for message_id in [*ids[:1], *ids[300:301], *ids[600:601]]])
+    fleet[0].pause()
+    # When messages of all three are written, which takes some rounds each
+    outcomes = backend.update_many([(message_id, outside(step="1")) for message_id in ids])
+    # Then those of the other two are stored, and those of the frozen one are not
+    assert outcomes == [Outcome.UNREACHED] * 300 + [Outcome.APPLIED] * 600
+    # And so it is with reads
+    found = backend.read_many(ids)
+    assert [isinstance(one, BackendError) for one in found] == [True] * 300 + [False] * 600
+    fleet[0].resume()
+    backend.close()
+    other.close()
 
 
 def test_direct_writes_fail(fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer) -> None:
@@ -240,9 +351,9 @@ def test_all_servers_are_gone(fleet: Fleet, backend: MemcachedBackend) -> None:
     assert [type(raised_by(call)) for call in calls] == [BackendError] * len(calls)
     # And when one of them is back, it is not
     fleet[2].start()
-    eventually(lambda: not isinstance(raised_by(calls[0]), BackendError))
+    eventually(lambda: not isinstance(raised_by(lambda: backend.read(ids[2])), BackendError))
     eventually(lambda: backend.update_many([(ids[2], start(1))]) == [Outcome.APPLIED])
-    assert [record is not None for record in backend.read_many(ids)] == [False, False, True]
+    assert [isinstance(record, BackendError) for record in backend.read_many(ids)] == [True, True, False]
 
 
 def test_one_that_is_too_large_on_a_fleet_with_a_gap(
@@ -254,8 +365,9 @@ def test_one_that_is_too_large_on_a_fleet_with_a_gap(
     large = outside(big='"' + "x" * 1_100_000 + '"')
     backend.update(there, start(1))
     # Then that is said of each
-    assert backend.update_many([(gone, start(1)), (there, large)]) == [Outcome.UNREACHED, Outcome.REFUSED]
-    assert "'big'" in caplog.text
+    assert backend.update_many([(gone, start(1)), (there, large)]) == [Outcome.UNREACHED, Outcome.APPLIED]
+    snapshot = backend.snapshot(there)
+    assert snapshot is not None and snapshot.truncated == ("big",) and "'big'" in caplog.text
 
 
 def test_a_client_that_has_given_a_server_up(fleet: Fleet) -> None:
@@ -278,7 +390,7 @@ def test_a_client_that_has_given_a_server_up(fleet: Fleet) -> None:
 def test_a_fork_forgets_what_is_down(backend: MemcachedBackend, lost: MemcachedServer) -> None:
     # Given a process that knows of a server that is gone
     (message_id,) = ids_on(backend, lost, 1)
-    assert backend.read(message_id) is None and down(backend) == [lost.address]
+    assert isinstance(raised_by(lambda: backend.read(message_id)), BackendError) and down(backend) == [lost.address]
     # When it forks
     if (child := os.fork()) == 0:
         signal.alarm(60)
@@ -286,8 +398,8 @@ def test_a_fork_forgets_what_is_down(backend: MemcachedBackend, lost: MemcachedS
         try:
             # Then the child does not know, and finds out by itself
             before = down(backend)
-            found = backend.read(message_id)
-            code = 0 if (before, found, down(backend)) == ([], None, [lost.address]) else 2
+            found = raised_by(lambda: backend.read(message_id))
+            code = 0 if (before, type(found), down(backend)) == ([], BackendError, [lost.address]) else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -127,6 +127,7 @@ class Status:
     skipped: AsyncLook[bool] = AsyncLook(False)
     attempts: AsyncLook[int] = AsyncLook(0)
     exception: AsyncLook[dict[str, str] | None] = AsyncLook(None)
+    truncated: AsyncLook[tuple[str, ...]] = AsyncLook(())
     progress: AsyncLook[float | None] = AsyncLook(None)
     total: AsyncLook[int | float | None] = AsyncLook(None)
     percent: AsyncLook[float | None] = AsyncLook(None)

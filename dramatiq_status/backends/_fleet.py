@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from selectors import EVENT_READ, DefaultSelector
 from ssl import SSLEOFError, SSLZeroReturnError
 from typing import Any, Final, TypeVar
 
@@ -15,7 +17,7 @@ from pymemcache.client.rendezvous import RendezvousHash
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
 
 from .._process import at_fork
-from .._time import monotonic
+from .._time import monotonic, sleep
 from ..errors import BackendError
 from ..outage import Outage
 from ._meta import Connection, Login
@@ -27,6 +29,9 @@ IDLE_CHECK: Final = 1.0
 #: For how many seconds a server that has answered counts as one that does.
 HEARD_LATELY: Final = 0.1
 
+#: Seconds in which a reply is read that came while another server was waited for until the end of the call.
+GRACE: Final = 0.05
+
 #: What a server's hanging up looks like.
 _HUNG_UP: Final = (ConnectionError, MemcacheUnexpectedCloseError, SSLEOFError, SSLZeroReturnError)
 
@@ -35,13 +40,18 @@ _FAILURES: Final = (MemcacheError, OSError)
 
 T = TypeVar("T")
 
+#: What is said over a connection, in steps: a reply is due after each, or it goes on
+#: at a moment by the monotonic clock.
+Steps = Iterator["float | None"]
+Talk = Callable[[Connection], Steps]
+
 
 class Pool:
     """The idle connections to one server; the one used last is taken first.
 
     Parameters:
       client(pymemcache.Client): Says where and how to connect.
-      timeout(float): Seconds to connect, and for each call.
+      timeout(float): Seconds for each call, which may have to connect.
       meta(bool): See :class:`Connection`.
       login(Login): See :class:`Connection`.
     """
@@ -49,8 +59,8 @@ class Pool:
     def __init__(self, client: Any, *, timeout: float, meta: bool, login: Login | None = None) -> None:
         self._client = copy.copy(client)
         self._client.sock = None
-        self._client.timeout = self._client.connect_timeout = timeout
         self._client.no_delay = True
+        self.timeout = timeout
         self._meta = meta
         self._login = login
         self._idle: deque[tuple[Connection, float]] = deque()
@@ -60,6 +70,11 @@ class Pool:
     def down(self) -> bool:
         """Whether it is known not to answer."""
         return False
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether there is an idle connection."""
+        return bool(self._idle)
 
     @property
     def address(self) -> str:
@@ -76,13 +91,16 @@ class Pool:
           BackendError: When the server does not answer, or with an error.
         """
         connection: Connection | None
+        now = monotonic()
+        deadline = now + self.timeout
         try:
             connection, used = self._idle.pop()
-            if monotonic() - used > IDLE_CHECK:
+            if now - used > IDLE_CHECK:
                 connection = self._checked(connection)
         except IndexError:
             connection = None
         if connection is not None:
+            connection.begin(deadline)
             try:
                 result = call(connection, *arguments)
             except BaseException as e:
@@ -99,7 +117,7 @@ class Pool:
                 self._idle.append((connection, monotonic()))
                 return result
         try:
-            connection = self.connect()
+            connection = self.connect(deadline)
             try:
                 result = call(connection, *arguments)
             except BaseException:
@@ -118,9 +136,14 @@ class Pool:
           BackendError: When the server cannot be reached; what is
             returned raises it too.
         """
+        deadline = monotonic() + self.timeout
         idle = self.take()
         try:
-            connection = idle or self.connect()
+            if idle is not None:
+                connection = idle
+                connection.begin(deadline)
+            else:
+                connection = self.connect(deadline)
             try:
                 sent = send(connection)
             except BaseException:
@@ -133,9 +156,11 @@ class Pool:
         if not sent:
             self.give(connection)
             return None
+        # What happens until the reply is asked for takes nothing from its time.
+        left = deadline - monotonic()
 
         def read(call: Callable[[Connection], T]) -> T:
-            connection.wait_anew()
+            connection.deadline = monotonic() + left
             try:
                 result = call(connection)
             except BaseException as e:
@@ -147,6 +172,16 @@ class Pool:
             return result
 
         return read
+
+    def check(self) -> None:
+        """Raise where it is too early to try the server again.
+
+        Raises:
+          BackendError: With what happened the last time.
+        """
+
+    def succeeded(self) -> None:
+        """The server has answered."""
 
     def failed(self, error: BaseException) -> BackendError:
         """The server did not answer, or with an error: say so, and where."""
@@ -166,9 +201,21 @@ class Pool:
         connection.close()
         return None
 
-    def connect(self) -> Connection:
-        """Make a connection."""
-        return Connection(copy.copy(self._client), meta=self._meta, login=self._login)
+    def connect(self, deadline: float | None = None) -> Connection:
+        """Make a connection, until a moment by the monotonic clock."""
+        connection = self.open(monotonic() + self.timeout if deadline is None else deadline)
+        try:
+            for _ in connection.greet():
+                pass
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def open(self, deadline: float) -> Connection:
+        """Make a connection that is still to be greeted."""
+        client = copy.copy(self._client)
+        return Connection(client, timeout=self.timeout, deadline=deadline, meta=self._meta, login=self._login)
 
     def give(self, connection: Connection) -> None:
         """Give a connection back on which nothing is owed."""
@@ -205,13 +252,13 @@ class Member(Pool):
         return self.outage.down
 
     def call(self, call: Callable[..., T], *arguments: Any, again: Callable[[], bool] | None = None) -> T:
-        self._check()
+        self.check()
         result = super().call(call, *arguments, again=again)
-        self._succeeded()
+        self.succeeded()
         return result
 
     def begin(self, send: Callable[[Connection], bool]) -> Callable[[Callable[[Connection], T]], T] | None:
-        self._check()
+        self.check()
         begun = super().begin(send)
         if begun is None:
             return None
@@ -219,16 +266,16 @@ class Member(Pool):
 
         def read_and_note(call: Callable[[Connection], T]) -> T:
             result: T = read(call)
-            self._succeeded()
+            self.succeeded()
             return result
 
         return read_and_note
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self.outage.blocked:
             raise super().failed(self._failure) from self._failure
 
-    def _succeeded(self) -> None:
+    def succeeded(self) -> None:
         self.heard = monotonic()
         if self.outage.down:
             self.outage.succeeded()
@@ -245,6 +292,84 @@ class Member(Pool):
         #: When it last answered, by the monotonic clock.
         self.heard = float("-inf")
         self._failure = ConnectionError()
+
+
+class Conversation:
+    """What is said to one server of many, while others are talked to as well.
+
+    Parameters:
+      pool(Pool): The server.
+      talk(Callable): Makes the steps, given a connection.
+      again(Callable): Whether to begin again where the server has hung up on an idle connection.
+      deadline(float): End of the call, by the monotonic clock.
+
+    Attributes:
+      over(bool): Whether it has come to its end.
+      error(BackendError): Why that was no good one.
+      wake_at(float): Moment of the next step by the monotonic clock, None where a reply is due.
+    """
+
+    def __init__(self, pool: Pool, talk: Talk, again: Callable[[], bool], deadline: float) -> None:
+        self.pool = pool
+        self.over = False
+        self.error: BackendError | None = None
+        self.wake_at: float | None = None
+        self.connection: Connection | None = None
+        self._deadline = deadline
+        self._talk = talk
+        self._again = again
+        self._steps: Steps | None = None
+        self._idle = True
+
+    def advance(self) -> None:
+        """Go on until a reply is due, or there is another reason to wait."""
+        while not self.over:
+            try:
+                self.wake_at = next(self._open() if self._steps is None else self._steps)
+                return
+            except StopIteration:
+                self._end()
+            except BackendError as e:
+                self.over, self.error = True, e
+            except _FAILURES as e:
+                self.close()
+                if self._idle and hung_up(e) and self._again():
+                    self.pool.close()
+                    self._idle, self._steps = False, None
+                else:
+                    self.over, self.error = True, self.pool.failed(e)
+                    self.error.__cause__ = e
+
+    def _open(self) -> Steps:
+        self.pool.check()
+        self.connection = self.pool.take() if self._idle else None
+        if self.connection is not None:
+            self.connection.begin(self._deadline)
+            self._steps = self._talk(self.connection)
+        else:
+            self._idle = False
+            self.connection = connection = self.pool.open(self._deadline)
+            self._steps = chain(connection.greet(), self._talk(connection))
+        return self._steps
+
+    def _end(self) -> None:
+        connection, self.connection = self.connection, None
+        self.over = True
+        if connection is not None:
+            self.pool.give(connection)
+        self.pool.succeeded()
+
+    def close(self) -> None:
+        """Close its connection, if a reply is still owed on it."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+
+    def ends_at(self) -> float:
+        """When it has to go on even where nothing has come, by the monotonic clock."""
+        if self.wake_at is not None:
+            return self.wake_at
+        return self._deadline if self.connection is None else self.connection.deadline
 
 
 class Fleet:
@@ -265,6 +390,7 @@ class Fleet:
         else:
             self._members = {node: Member(client, **parameters) for node, client in clients.items()}
         self._hasher = hasher
+        self._timeout: float = parameters["timeout"]
 
     def pool_of(self, key: bytes) -> Pool:
         """The server that has a key, up or down."""
@@ -279,28 +405,96 @@ class Fleet:
             groups.setdefault(pool_of(item), []).append(item)
         return sorted(groups.items(), key=lambda group: group[0].down)
 
-    def goes_on(self) -> bool:
+    def talk(self, talks: Iterable[tuple[Pool, Talk, Callable[[], bool]]]) -> list[BackendError | None]:
+        """Talk to servers, to all at the same time and no longer than one call may take.
+
+        Parameters:
+          talks(Iterable[tuple]): Servers, what is said to each, and whether that may be said again.
+
+        Returns:
+          list[BackendError | None]: Which of them have failed.
+        """
+        if self.only is not None:
+            return [_talk_to(*talk) for talk in talks]
+        deadline = monotonic() + self._timeout
+        conversations = [Conversation(*talk, deadline) for talk in talks]
+        _converse(conversations, lambda: False)
+        return [conversation.error for conversation in conversations]
+
+    def goes_on(self, deadline: float) -> bool:
         """Whether one of many servers has failed, and not all: those that
-        were not heard of lately are asked, one round trip each.
+        have not answered lately are asked, until the end of the call.
         """
         now = monotonic()
         members = self._members.values()
         if any(not member.down and now - member.heard < HEARD_LATELY for member in members):
             return True
-        return any(map(self._answers, members))
-
-    def _answers(self, member: Member) -> bool:
-        try:
-            member.call(Connection.ping)
-        except BackendError:
-            return False
-        return True
+        if deadline - now < GRACE:
+            # No time is left: it is enough that not all of them are known to be down.
+            return not all(member.down for member in members)
+        pings = [Conversation(member, Connection.ping, _always, deadline) for member in members]
+        _converse(pings, lambda: any(ping.over and ping.error is None for ping in pings))
+        return any(ping.over and ping.error is None for ping in pings)
 
     def close(self) -> None:
         """Close the idle connections."""
         for pool in (self.only, *self._members.values()):
             if pool is not None:
                 pool.close()
+
+
+def _talk_to(pool: Pool, talk: Talk, again: Callable[[], bool]) -> BackendError | None:
+    try:
+        pool.call(say, talk, again=again)
+    except BackendError as e:
+        return e
+    return None
+
+
+def say(connection: Connection, talk: Talk) -> None:
+    """Go through all steps of what is said to one server alone."""
+    for wake_at in talk(connection):
+        if wake_at is not None:
+            sleep(max(0.0, wake_at - monotonic()))
+
+
+def _converse(conversations: list[Conversation], enough: Callable[[], bool]) -> None:
+    """Let conversations go on side by side until all are over, or it is enough."""
+    try:
+        # Those that need a new connection come last: to connect may take all the time there is.
+        for conversation in sorted(conversations, key=lambda conversation: not conversation.pool.has_idle):
+            conversation.advance()
+        while not enough() and (going := [conversation for conversation in conversations if not conversation.over]):
+            for conversation in _wait(going):
+                conversation.advance()
+    finally:
+        for conversation in conversations:
+            conversation.close()
+
+
+def _wait(conversations: list[Conversation]) -> list[Conversation]:
+    """Wait for those that can go on: a reply has come, or their time."""
+    ready: list[Conversation] = []
+    with DefaultSelector() as selector:
+        for conversation in conversations:
+            if conversation.wake_at is None and conversation.connection is not None:
+                selector.register(conversation.connection, EVENT_READ, conversation)
+        timeout = min(conversation.ends_at() for conversation in conversations) - monotonic()
+        if selector.get_map():
+            ready = [key.data for key, _ in selector.select(max(0.0, timeout))]
+        else:
+            sleep(max(0.0, timeout))
+    now = monotonic()
+    for conversation in ready:
+        connection = conversation.connection
+        if connection is not None and connection.deadline < now + GRACE:
+            # It is not its fault that another one has used up the time.
+            connection.deadline = now + GRACE
+    return ready + [found for found in conversations if found not in ready and found.ends_at() <= now]
+
+
+def _always() -> bool:
+    return True
 
 
 def hung_up(error: BaseException) -> bool:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from typing import Final, NamedTuple
 from zlib import crc32
 
+from ..errors import BackendError
 from ..record import (
     ARGS,
+    CLEARED_BY_COMPLETION,
+    COMPLETED,
     DOCUMENT_MARK,
     EXCEPTION,
     KWARGS,
     SCHEDULED_AT,
     TRACEBACK,
+    TRUNCATED,
     USER_PREFIX,
     Applied,
     Kind,
@@ -23,10 +29,18 @@ from ..record import (
     to_document,
 )
 
-#: Which part of an item is kept free for what the library itself has to
-#: store, and the longest field that is stored there, in bytes.
+#: Part of an item that is reserved for the library's own fields; half of it takes short fields of users as well.
 RESERVED_PART: Final = 64
+
+#: Maximum size of a short field, in bytes.
 SHORT_FIELD: Final = 512
+
+#: Bytes by which an update may enlarge an item after the server had no memory for a larger one.
+SMALL_GROWTH: Final = 2048
+
+#: Maximum number of names of dropped fields in a record, and their size in bytes together.
+MAX_TRUNCATED: Final = 100
+MAX_TRUNCATED_SIZE: Final = 2048
 
 #: The most seconds that memcached takes for a span; a larger number is
 #: a date to it, which is good until 2038.
@@ -86,26 +100,36 @@ class Job:
     Parameters:
       message_id(str): The message.
       key(bytes): Its item's key.
+      whole(bool): Whether an update is stored as a whole or not at all.
     """
 
-    def __init__(self, message_id: str, key: bytes) -> None:
+    def __init__(self, message_id: str, key: bytes, *, whole: bool = False) -> None:
         self.message_id = message_id
         self.key = key
+        self.whole = whole
         self.indexes: list[int] = []
         self.updates: list[Update] = []
         #: What the item holds, as far as is known.
         self.known: Known | None = None
         #: Whether `known` need not be what was read just now.
         self.may_guess = True
-        #: Whether a value is on its way of which nobody knows yet if it was stored.
+        #: Whether a value was sent and the server has not answered yet.
         self.sent = False
         self.done = False
+        #: Number of compare-and-sets that failed because of another writer.
         self.conflicts = 0
+        #: Earliest time of the next read after a conflict, by the monotonic clock, in seconds.
+        self.retry_at = 0.0
+        #: Whether it is this update's turn, and until when it tries to take one, by the monotonic clock.
+        self.has_turn = False
+        self.turn_until = 0.0
+        #: Whether the server has refused a value for lack of memory.
+        self.refused = False
         #: The results of :meth:`work_out`.
         self.outcomes: list[Outcome] = []
         self.record: Record | None = None
         self.expires_at = 0
-        self.error: ValueError | None = None
+        self.error: ValueError | BackendError | None = None
 
     def learn(self, known: Known) -> None:
         """Take what the server has just said for granted."""
@@ -118,11 +142,19 @@ class Job:
         self.may_guess = False
         self.sent = False
 
+    def needs_turn(self, now: float) -> bool:
+        """Whether it has to take a turn before it reads."""
+        return self.known is None and not self.has_turn and now < self.turn_until
+
+    def fail(self, outcome: Outcome, error: BackendError) -> None:
+        """End it without a stored value."""
+        self.done, self.outcomes, self.error = True, [outcome] * len(self.updates), error
+
     def work_out(self, known: Known, now: int, limit: int) -> bytes | None:
         """Apply the updates to what is known.
 
-        What does not fit into an item is left out, and `error` tells: an
-        item that is too large would not only be refused, the server
+        Fields that do not fit into an item are left out, and `error` names
+        them: an item that is too large would not only be refused, the server
         would delete the one that is there.
 
         Parameters:
@@ -133,43 +165,145 @@ class Job:
         Returns:
           bytes | None: The value to store, None for nothing new.
         """
+        room = room_in(limit)
+        if self.refused:
+            room = min(room, (0 if known.record is None else len(to_value(known.record, now))) + SMALL_GROWTH)
         value = self._apply(known, now, None)
-        if value is not None and len(value) > room_in(limit):
-            value = self._apply(known, now, limit)
+        if value is not None and len(value) > room:
+            short = room + SMALL_GROWTH if self.refused else (room + limit) // 2
+            value = self._apply(known, now, Room(room, short, limit))
         return value
 
-    def _apply(self, known: Known, now: int, limit: int | None) -> bytes | None:
+    def _apply(self, known: Known, now: int, room: Room | None) -> bytes | None:
         record, expires_at = known.record, known.expires_at
         self.outcomes, self.error = [], None
+        dropped: dict[str, int] = {}
         changed = False
         for update in self.updates:
             if expires_at <= now:
                 record = None
             applied = apply(record, update, now)
-            if limit is not None and applied.record is not None and applied.record is not record:
-                applied = self._fit(record, update, applied, now, limit)
+            new = applied.record
+            if new is not None and new is not record:
+                if TRUNCATED in new and update.kind is Kind.ENQUEUE:
+                    # Its values are older than those that were dropped.
+                    update = without(update, truncated_of(new))
+                    applied = apply(record, update, now)
+                if room is not None:
+                    applied = self._fit(record, update, applied, now, room, dropped)
+                elif TRUNCATED in new and applied.record is not None:
+                    note_truncated(applied.record, update, ())
             if applied.record is not record:
                 record, changed = applied.record, True
                 if applied.ttl is not None:
                     expires_at = now + applied.ttl
             self.outcomes.append(applied.outcome)
         self.record, self.expires_at = record, expires_at
+        if dropped and room is not None:
+            self.error = _too_large(self.message_id, dropped, room.fields)
         return to_value(record, expires_at) if changed and record is not None else None
 
-    def _fit(self, record: Record | None, update: Update, applied: Applied, now: int, limit: int) -> Applied:
-        size = len(to_value(applied.record or {}, now))
-        is_transition = update.start or update.state is not None or update.kind in (Kind.ENQUEUE, Kind.HEARTBEAT)
-        if size <= (limit if is_transition else room_in(limit)):
+    def _fit(
+        self, record: Record | None, update: Update, applied: Applied, now: int, room: Room, dropped: dict[str, int]
+    ) -> Applied:
+        """Leave out the largest of an update's fields that do not fit; note their sizes in `dropped`."""
+        large = too_large(record, update, applied.record or {}, now, room)
+        if large and self.whole:
+            dropped.update(large)
+            return Applied(Outcome.REFUSED, record)
+        if large:
+            applied = apply(record, without(update, large), now)
+            if update.kind is not Kind.ENQUEUE and applied.record is not None:
+                # An older value must not look like the newest one.
+                left = {name: text for name, text in applied.record.items() if name not in large}
+                applied = applied._replace(record=left)
+        new = applied.record
+        assert new is not None
+        missing = [name for name in large if name not in new]
+        dropped.update({name: large[name] for name in missing})
+        if new is record:
             return applied
-        self.error = _too_large(self.message_id, applied.record or {}, size, room_in(limit))
-        if is_transition:
-            # Its state is stored nevertheless: no job is shown as working
-            # for ever because its result is too large.
-            short = {name: text for name, text in update.fields.items() if len(text) <= SHORT_FIELD}
-            applied = apply(record, update._replace(fields=short), now)
-            if len(to_value(applied.record or {}, now)) <= limit:
-                return applied
-        return Applied(Outcome.REFUSED, record)
+        if missing or TRUNCATED in new:
+            note_truncated(new, update, missing)
+        if len(to_value(new, now)) > room.all:
+            dropped.update({name: len(text) for name, text in update.fields.items()})
+            return Applied(Outcome.REFUSED, record)
+        return applied
+
+
+class Room(NamedTuple):
+    """The largest size of an item, in bytes.
+
+    Parameters:
+      fields: After an update that writes large fields.
+      short: After an update that writes short fields.
+      all: After an update of the library's own fields.
+    """
+
+    fields: int
+    short: int
+    all: int
+
+
+def too_large(record: Record | None, update: Update, new: Record, now: int, room: Room) -> dict[str, int]:
+    """Choose the fields of an update to leave out, the largest ones first.
+
+    Parameters:
+      record(Record | None): The record before the update.
+      update(Update): The update.
+      new(Record): The record after the update, with all fields.
+      now(int): The present moment, in epoch milliseconds.
+      room(Room): The largest size of the item.
+
+    Returns:
+      dict[str, int]: Stored names and sizes in bytes.
+    """
+    size = len(to_value(new, now))
+    # An enqueue only fills gaps in an earlier record.
+    kept = record or {} if update.kind is Kind.ENQUEUE else {}
+    sizes = {
+        name: len(text.encode())
+        for name, text in update.fields.items()
+        if (name.startswith(USER_PREFIX) or name in _NAMES) and new.get(name) == text and name not in kept
+    }
+    large: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda name: sizes[name], reverse=True):
+        if size <= (room.fields if sizes[name] > SHORT_FIELD else room.short):
+            break
+        large[name] = sizes[name]
+        size -= sizes[name] + len(name.encode()) + 2
+    return large
+
+
+def without(update: Update, names: Collection[str]) -> Update:
+    """Take fields out of an update."""
+    return update._replace(fields={name: text for name, text in update.fields.items() if name not in names})
+
+
+def truncated_of(record: Record) -> list[str]:
+    """The stored names of the fields that a record has no room for."""
+    try:
+        return [str(name) for name in json.loads(record[TRUNCATED])]
+    except (TypeError, ValueError, KeyError):
+        return []
+
+
+def note_truncated(record: Record, update: Update, dropped: Collection[str]) -> None:
+    """Keep the list of a new record's dropped fields: add what `update` had to leave out,
+    remove what it has written or cleared.
+    """
+    over = {*update.fields, *(CLEARED_BY_COMPLETION if update.state == COMPLETED else ())}
+    names = [*[name for name in truncated_of(record) if name not in over], *dropped][:MAX_TRUNCATED]
+    while len(text := json.dumps(names, separators=(",", ":"))) > MAX_TRUNCATED_SIZE:
+        names.pop()
+    record.pop(TRUNCATED, None)
+    if names:
+        record[TRUNCATED] = text
+
+
+def public_name(stored: str) -> str:
+    """The name of a field as users know it."""
+    return stored[len(USER_PREFIX) :] if stored.startswith(USER_PREFIX) else _NAMES.get(stored, stored)
 
 
 def room_in(limit: int) -> int:
@@ -270,11 +404,12 @@ def expiry_of(expires_at: int, now: int) -> int:
     return date if date <= MAX_DATE else MAX_SPAN
 
 
-def _too_large(message_id: str, record: Record, size: int, limit: int) -> ValueError:
-    name, text = max(record.items(), key=lambda item: len(item[1]))
-    name = name[len(USER_PREFIX) :] if name.startswith(USER_PREFIX) else _NAMES.get(name, name)
+def _too_large(message_id: str, dropped: dict[str, int], limit: int) -> ValueError:
+    sizes = ", ".join(
+        f"{public_name(name)!r} with {size}" for name, size in sorted(dropped.items(), key=lambda item: -item[1])[:10]
+    )
+    more = f" and {len(dropped) - 10} more" if len(dropped) > 10 else ""
     return ValueError(
-        f"The status of message {message_id!r} would take {size} bytes, more than the {limit} that fit into an item "
-        f"of this memcached; its largest field is {name!r} with {len(text)}: store it elsewhere and write a "
-        f"reference, or raise the server's item size limit (-I)."
+        f"The status of message {message_id!r} may take {limit} bytes, an item of this memcached; these fields do not "
+        f"fit: {sizes}{more}. Store them elsewhere and write a reference, or raise the server's item size limit (-I)."
     )

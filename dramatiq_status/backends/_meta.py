@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from ssl import SSLWantReadError
 from typing import Any, Final, NamedTuple
@@ -25,7 +25,7 @@ from pymemcache.exceptions import (
     MemcacheUnknownError,
 )
 
-from .. import _time as time
+from .._time import monotonic
 
 #: The first version whose meta commands are today's.  Those of 1.6.6,
 #: say, which Amazon had for years, take the size of a value elsewhere
@@ -50,6 +50,15 @@ _SPLIT_SIZE: Final = 1_048_576
 _SHORT_SIZE: Final = 4096
 _TINY_SIZE: Final = 256
 
+#: Bytes that are sent at once at most.
+_SEND_SIZE: Final = 262_144
+
+#: Seconds by which a socket's own time-out may exceed what is left of a call's.
+_SLACK: Final = 0.01
+
+#: Shortest time-out of a socket, in seconds: 0 would mean none.
+_SHORTEST: Final = 0.001
+
 
 class Stored(Enum):
     """What became of a value that was sent."""
@@ -61,6 +70,8 @@ class Stored(Enum):
     GONE = "gone"
     #: There is such an item already.
     TAKEN = "taken"
+    #: The server has no memory for it.
+    REFUSED = "refused"
 
 
 # An attribute of an Enum takes five times as long as a name.
@@ -76,6 +87,9 @@ _STORED: Final = {
     b"NOT_FOUND": Stored.GONE,
     b"NOT_STORED": Stored.TAKEN,
 }
+
+#: Start of the replies of a server that works and has no memory for a value.
+_NO_ROOM: Final = (b"SERVER_ERROR out of memory", b"SERVER_ERROR object too large")
 
 
 class Item(NamedTuple):
@@ -110,11 +124,13 @@ class Login:
         self.username = username
         self._password = password
 
-    def send(self, client: Any) -> None:
-        """Log in, by what looks like storing an item; where the server asks
-        for no login it is one, and expires at once.
+    @property
+    def request(self) -> bytes:
+        """The request to log in, which looks like storing an item; where the server
+        asks for no login it is one, and expires at once.
         """
-        client.set("login", f"{self.username} {self._password}".encode(), expire=-1, noreply=False)
+        value = f"{self.username} {self._password}".encode()
+        return b"set login 0 -1 %d\r\n%b\r\n" % (len(value), value)
 
     def __repr__(self) -> str:
         return f"<Login of {self.username!r}>"
@@ -123,12 +139,18 @@ class Login:
 class Connection:
     """A connection, in step as long as every request's reply is read.
 
+    The constructor connects; :meth:`greet` makes it ready for requests.
+
     Parameters:
       client(pymemcache.Client): Connects; nobody else uses it.
       meta(bool): Whether to use the meta commands where the server has them.
       login(Login): What the server is told first, None for nothing.
+      timeout(float): Seconds that a call may take.
+      deadline(float): End of the call that needs the connection, by the monotonic clock.
 
     Attributes:
+      deadline(float): End of the present call, by the monotonic clock.
+      hurried(bool): Whether the socket's own time-out is shorter than `timeout`.
       meta(bool): Whether it uses them.
       takes_cas(bool): Whether who stores an item may choose its cas.
       server(str): Which run of which server this is: cas numbers begin
@@ -136,41 +158,52 @@ class Connection:
       max_value_size(int): The largest value that can be stored, in bytes.
     """
 
-    def __init__(self, client: Any, *, meta: bool, login: Login | None = None) -> None:
+    def __init__(self, client: Any, *, timeout: float, deadline: float, meta: bool, login: Login | None = None) -> None:
         self._client = client
+        self._meta = meta
+        self._login = login
         self._buffer = b""
         self._at = 0
-        self._deadline = 0.0
+        self.timeout = timeout
+        self.deadline = deadline
+        client.timeout = client.connect_timeout = self._armed = self._left()
+        self.hurried = True
+        # Each of its public methods also waits for a reply, a whole time-out for every piece.
+        client._connect()
         try:
-            version = _log_in(client, login)
             self._socket = client.sock
-            self._use_kernel_timeouts()
-            self._greet(version, meta)
+            # Python would call poll() before every send and receive.  TLS, gevent and the like have no such time-outs.
+            self._kernel_timeouts = (
+                type(self._socket) is socket.socket and socket.socket.__module__ == "socket" and os.name == "posix"
+            )
+            if self._kernel_timeouts:
+                self._socket.settimeout(None)
+            self._arm(self._left())
         except BaseException:
             client.close()
             raise
 
-    def _use_kernel_timeouts(self) -> None:
-        """Let the kernel mind the time where it is its own socket: Python
-        would call poll() before every send and receive.
-        """
-        if type(self._socket) is not socket.socket or socket.socket.__module__ != "socket" or os.name != "posix":
-            # TLS, gevent and the like.
-            return
-        seconds, microseconds = divmod(round(self._client.timeout * 1_000_000), 1_000_000)
-        timeval = struct.pack("@ll", seconds, microseconds)
-        self._socket.settimeout(None)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-
-    def _greet(self, version: bytes, meta: bool) -> None:
+    def greet(self) -> Iterator[None]:
+        """Log in and find out what the server can do, in steps: a reply is due after each."""
+        if self._login is not None:
+            self.send(self._login.request)
+            yield
+            self._check_login(self._line())
+        self.send(b"version\r\n")
+        yield
+        version = self._check_login(self._line()).removeprefix(b"VERSION ")
         self.send(b"mn\r\nstats\r\nstats settings\r\n")
-        self.meta = self._line() == b"MN" and meta and _version(version) >= META_SINCE
-        self.takes_cas = self.meta and _version(version) >= CHOICE_SINCE
+        yield
+        has_meta = self._line() == b"MN"
         stats = self._stats()
         settings = self._stats()
         if settings.get(b"cas_enabled") == b"no":
             raise MemcacheServerError(b"it runs without cas (-C), so that updates would be lost")
+        # Where it has no memory, a meta command also deletes the item that it should have replaced.  Other
+        # servers make room first.
+        evicts = settings.get(b"evictions") != b"off"
+        self.meta = has_meta and self._meta and evicts and _version(version) >= META_SINCE
+        self.takes_cas = self.meta and _version(version) >= CHOICE_SINCE
         try:
             started = int(stats[b"time"]) - int(stats[b"uptime"])
             self.server = f"{int(stats[b'pid']):x}-{started:x}"
@@ -178,6 +211,58 @@ class Connection:
             # A proxy, maybe.  What is learned here then is good for this connection only.
             self.server = os.urandom(8).hex()
         self.max_value_size = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
+
+    def _check_login(self, line: bytes) -> bytes:
+        """Raise what a server answers that is no memcached, or that asks for another login."""
+        if line.startswith(b"CLIENT_ERROR") and b"auth" in line:
+            said = "it asks for a login" if self._login is None else f"it refuses the login of {self._login.username!r}"
+            raise MemcacheClientError(f"{said}: check username and password")
+        if not line.startswith((b"VERSION ", b"STORED")):
+            raise _error(line)
+        return line
+
+    # Time
+
+    def begin(self, deadline: float) -> None:
+        """Begin a call that ends at a moment by the monotonic clock."""
+        self.deadline = deadline
+        if self.hurried:
+            self.hurried = False
+            self._arm(self.timeout)
+
+    def renew(self) -> None:
+        """Begin another part of a long call, with as much time as the first."""
+        self.begin(monotonic() + self.timeout)
+
+    def _left(self) -> float:
+        """Seconds that the present call has left."""
+        left = self.deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+    def _hurry(self) -> None:
+        """Let the socket wait no longer than the present call."""
+        left = self._left()
+        if left < self._armed - _SLACK:
+            self.hurried = True
+            self._arm(left)
+
+    def _arm(self, seconds: float) -> None:
+        """Set the socket's own time-out."""
+        self._armed = seconds = max(seconds, _SHORTEST)
+        if not self._kernel_timeouts:
+            self._socket.settimeout(seconds)
+            return
+        whole, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
+        timeval = struct.pack("@ll", whole, microseconds)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+
+    def fileno(self) -> int:
+        """The socket's number, to wait for a reply."""
+        number: int = self._socket.fileno()
+        return number
 
     def _stats(self) -> dict[bytes, bytes]:
         stats = {}
@@ -210,21 +295,25 @@ class Connection:
             return b"add %b 0 %d %d\r\n%b\r\n" % (key, expiry, len(value), value)
         return b"cas %b 0 %d %d %d\r\n%b\r\n" % (key, expiry, len(value), cas, value)
 
+    def touch(self, key: bytes) -> bytes:
+        """The request to change nothing of an item but its cas: a writer that has cached the item
+        then has to read it.  :meth:`read_touched` reads the reply.
+        """
+        return b"append %b 0 0 0\r\n\r\n" % key
+
     def send(self, request: bytes) -> None:
         """Send requests, all in one."""
-        try:
-            self._socket.sendall(request)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
-        self.wait_anew()
+        for first in range(0, len(request), _SEND_SIZE):
+            self._hurry()
+            try:
+                self._socket.sendall(request[first : first + _SEND_SIZE])
+            except BlockingIOError:
+                raise TimeoutError("timed out") from None
 
-    def wait_anew(self) -> None:
-        """Give the replies that are still owed their whole time, from now on."""
-        self._deadline = time.monotonic() + self._client.timeout
-
-    def ping(self) -> None:
-        """See whether the server answers."""
+    def ping(self) -> Iterator[None]:
+        """See whether the server answers, in steps."""
         self.send(b"version\r\n")
+        yield
         line = self._line()
         if not line.startswith(b"VERSION"):
             raise _error(line)
@@ -242,7 +331,8 @@ class Connection:
     def read_value(self, key: bytes) -> tuple[bytes, int | None] | None:
         """Read one item's value and seconds left."""
         if not self.meta:
-            return self.read_values((key,))[0]
+            self.ask_values((key,))
+            return self.read_values(1)[0]
         try:
             self._socket.sendall(b"mg %b v t\r\n" % key)
             reply: bytes = self._socket.recv(_SHORT_SIZE)
@@ -270,7 +360,6 @@ class Connection:
         if not reply:
             raise MemcacheUnexpectedCloseError
         self._buffer, self._at = reply, 0
-        self.wait_anew()
 
     # Replies
 
@@ -290,24 +379,27 @@ class Connection:
             return None
         raise _error(line)
 
-    def read_values(self, keys: Sequence[bytes]) -> list[tuple[bytes, int | None] | None]:
-        """Read many items' values and seconds left, in one round trip."""
-        if not self.meta:
+    def ask_values(self, keys: Sequence[bytes]) -> None:
+        """Send the request for many items' values; :meth:`read_values` reads the replies."""
+        if self.meta:
+            # The reply to mn tells that all is there.
+            self.send(b"mg " + b" v t\r\nmg ".join(keys) + b" v t\r\nmn\r\n")
+        else:
             self.send(b"".join(map(self.get, keys)))
-            items = [self.read_item() for _ in keys]
+
+    def read_values(self, count: int) -> list[tuple[bytes, int | None] | None]:
+        """Read so many items' values and seconds left."""
+        if not self.meta:
+            items = [self.read_item() for _ in range(count)]
             return [item and (item.value, item.ttl) for item in items]
-        if not keys:
-            return []
-        # The reply to mn tells that all is there.
-        self.send(b"mg " + b" v t\r\nmg ".join(keys) + b" v t\r\nmn\r\n")
         self._receive()
         while self._buffer.startswith((b"VA ", b"EN"), self._at) and len(self._buffer) < _SPLIT_SIZE:
             if self._buffer.endswith(b"MN\r\n"):
                 break
             self._receive()
-        values = self._split_values(len(keys))
+        values = self._split_values(count)
         if values is None:
-            values = [self._read_value() for _ in keys]
+            values = [self._read_value() for _ in range(count)]
             if (line := self._line()) != b"MN":
                 raise _error(line)
         return values
@@ -352,8 +444,16 @@ class Connection:
             return Stored.STORED, int(line[4:])
         stored = _STORED.get(line.partition(b" ")[0])
         if stored is None:
+            if line.startswith(_NO_ROOM):
+                return Stored.REFUSED, None
             raise _error(line)
         return stored, None
+
+    def read_touched(self) -> None:
+        """Read the reply to :meth:`touch`, which may have found no item, or no memory."""
+        line = self._line()
+        if line not in (b"STORED", b"NOT_STORED") and not line.startswith(_NO_ROOM):
+            raise _error(line)
 
     def delete(self, key: bytes) -> bool:
         """Delete an item, and tell whether there was one."""
@@ -378,15 +478,13 @@ class Connection:
         return block
 
     def _receive(self) -> None:
+        self._hurry()
         try:
             received = self._socket.recv(_RECEIVE_SIZE)
         except BlockingIOError:
             raise TimeoutError("timed out") from None
         if not received:
             raise MemcacheUnexpectedCloseError
-        # The socket's own time-out begins anew with every piece.
-        if time.monotonic() > self._deadline:
-            raise TimeoutError("timed out")
         self._buffer = self._buffer[self._at :] + received
         self._at = 0
 
@@ -408,20 +506,6 @@ class Connection:
     def close(self) -> None:
         """Close it, whatever is owed."""
         self._client.close()
-
-
-def _log_in(client: Any, login: Login | None) -> bytes:
-    try:
-        if login is not None:
-            login.send(client)
-        # The one public call that connects and fails where there is no memcached.
-        version: bytes = client.version()
-    except MemcacheClientError as e:
-        if "auth" not in str(e):
-            raise
-        said = "it asks for a login" if login is None else f"it refuses the login of {login.username!r}"
-        raise MemcacheClientError(f"{said}: check username and password") from None
-    return version
 
 
 def _version(text: bytes) -> tuple[int, ...]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from hashlib import sha256
 from typing import Any, Final, TypeVar
 
-from .. import _time as time
+from .._time import monotonic
 from ..backend import StatusBackend, escape_namespace, now_ms
 from ..errors import BackendError
 from ..outage import logger
-from ..record import VERSION, Kind, Outcome, Record, Update, apply, is_finished
+from ..record import TRUNCATED, VERSION, Kind, Outcome, Record, Update, apply, is_finished
 from ..snapshot import Snapshot, take_texts
-from ._fleet import Fleet, Pool, clients_for, clients_of, hung_up
+from ._fleet import Fleet, Pool, Steps, Talk, clients_for, clients_of, hung_up
 from ._item import (
     ABSENT,
     Job,
@@ -44,11 +45,33 @@ MAX_KNOWN: Final = 1024
 #: pymemcache's hash takes some 15 microseconds a server.
 PLACES_KNOWN: Final = 16_384
 
-#: The largest value that is remembered, in bytes.
+#: The largest value that is remembered, in bytes; of larger ones, a process remembers a few.
 MAX_KNOWN_SIZE: Final = 65_536
+MAX_LARGE_KNOWN: Final = 16
 
-#: From how many conflicts on an update waits a moment before it is tried again.
+#: Compare-and-set conflicts after which an update takes a turn before it reads again.
 PATIENT_CONFLICTS: Final = 3
+
+#: Seconds that an update leaves a contended item to a writer that has cached it.  The cache saves
+#: that writer a round trip for each update, and each turn costs all writers some.
+TURN_AFTER: Final = 0.03
+
+#: Seconds between two attempts to take a turn, at first and after :data:`TURN_AGE` seconds.  Updates
+#: that have waited longest try most often.
+TURN_INTERVAL: Final = 0.004
+SHORT_TURN_INTERVAL: Final = 0.0005
+TURN_AGE: Final = 0.1
+
+#: Seconds after which the server ends the turn of a writer that was killed.
+TURN_TTL: Final = 2
+
+#: Seconds for which a process expects an item to be contended still.
+CONTENDED_FOR: Final = 0.2
+
+#: Part of a call's time after which updates are given up that have found nothing but conflicts: alone in
+#: their call, and where others wait for its end.
+CONTENTION: Final = 0.8
+CONTENTION_BESIDE_OTHERS: Final = 0.3
 
 # An attribute of an Enum takes five times as long as a name.
 _STORED: Final = Stored.STORED
@@ -66,8 +89,9 @@ class MemcachedBackend(StatusBackend):
     its run where the server is 1.6.27 or newer, takes one round trip
     where the server has the meta commands (1.6.10 and newer); an update
     of a message that this process does not know takes two, and so does
-    every update without meta commands, by ``gets`` and ``cas``.  Updates of many messages share them.  Somebody
-    else's write in between costs two more.  Reading takes one a server,
+    every update without meta commands, by ``gets`` and ``cas``.  A server that
+    evicts nothing (``-M``) gets no meta commands.  Updates of many messages share round trips.  A
+    write of another process in between costs two more.  Reading takes one a server,
     for up to 500 messages.
 
     Memcached is a cache: it may forget a status before its time, when
@@ -82,14 +106,18 @@ class MemcachedBackend(StatusBackend):
     time-outs.  They are safe across forks.
 
     With many servers, each message lives on one of them, by its id, and
-    never moves to another.  While some of them are down, their statuses
-    read as unknown, those of the others as always; updates of running
-    messages are kept and sent when their server is back, and what is
-    written or deleted from outside of a worker raises
-    :class:`.BackendError`.  A server that has failed is tried again
-    after 0.1 seconds at first, later after 2, by whoever needs it.  Each server's outage is logged once when it
-    begins and once when it ends.  Where none answers, or the only one
-    does not, everything raises :class:`.BackendError`.
+    never moves to another.  While some of them are down, reads of their
+    messages raise :class:`.BackendError`, as does what is written or deleted
+    from outside of a worker; updates of running messages are kept and
+    sent when their server is back.  The calls of a process try a server
+    that has failed again after 0.1 seconds at first, later after 2.
+    The log tells once when a server's outage begins and once when it ends.
+    A call goes to all its servers at the same time and takes one `timeout`,
+    for 128 updates or 500 reads a server.
+
+    Many processes may write to one message.  After some conflicts a
+    process takes a turn: it adds an item ``namespace%turn:...``, which lives for 2
+    seconds at most.
 
     Parameters:
       client(pymemcache.Client): An optional ``Client``, ``PooledClient``
@@ -136,6 +164,11 @@ class MemcachedBackend(StatusBackend):
         self._place: Callable[[str], tuple[bytes, Pool]] = lru_cache(PLACES_KNOWN)(self._find_place)
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._receipts: OrderedDict[str, str] = OrderedDict()
+        # Messages of which the log has told that something is not stored.
+        self._told: OrderedDict[str, bool] = OrderedDict()
+        self._large: OrderedDict[str, Known] = OrderedDict()
+        # Messages that others write to at the same time, and until when that is expected, by the monotonic clock.
+        self._contended: OrderedDict[str, float] = OrderedDict()
 
     # Writing
 
@@ -145,29 +178,38 @@ class MemcachedBackend(StatusBackend):
         """
         outcome = self._rewrite(message_id, update)
         if outcome is None:
-            (outcome,), errors = self._attempt(((message_id, update),))
-            for error in errors:
+            whole = update.kind is Kind.OUTSIDE
+            (outcome,), failures, troubles = self._attempt(((message_id, update),), whole=whole)
+            for error in (*failures, *troubles.values()):
                 raise error
         return outcome
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        error: Exception | None = None
-        if len(updates) == 1:
-            try:
-                return [self.update(*updates[0])]
-            except BackendError as e:
-                outcomes, error = [Outcome.UNREACHED], e
-        else:
-            outcomes, errors = self._attempt(updates)
-            for found in errors:
-                if isinstance(found, BackendError):
-                    error = found
-                else:
-                    # The others are stored, and must not be sent again because of this one.
-                    logger.error("Something of an update is not stored: %s", found)
-        if error is not None and not self._fleet.goes_on():
-            raise error
+        deadline = monotonic() + self.timeout / 1000
+        try:
+            outcome = self._rewrite(*updates[0]) if len(updates) == 1 else None
+        except BackendError as e:
+            return self._unreached(1, e, deadline)
+        if outcome is not None:
+            return [outcome]
+        outcomes, failures, troubles = self._attempt(updates)
+        for message_id, trouble in troubles.items():
+            self._tell(message_id, trouble)
+        if failures and all(outcome is Outcome.UNREACHED for outcome in outcomes):
+            return self._unreached(len(outcomes), failures[0], deadline)
         return outcomes
+
+    def _unreached(self, count: int, error: BackendError, deadline: float) -> list[Outcome]:
+        """Nothing is stored: an error, unless another server of many answers."""
+        if not self._fleet.goes_on(deadline):
+            raise error
+        return [Outcome.UNREACHED] * count
+
+    def _tell(self, message_id: str, trouble: Exception) -> None:
+        """Log once a message that something is not stored."""
+        if message_id not in self._told:
+            logger.error("Something of an update is not stored: %s", trouble)
+        _put(self._told, message_id, True)
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         """Send what enqueues a message for the first time; its reply is
@@ -178,43 +220,56 @@ class MemcachedBackend(StatusBackend):
         worker then reads before it writes first, on the writer's
         thread, which costs less than waiting for the reply here.
         """
+        deadline = monotonic() + self.timeout / 1000
         try:
             complete = self._begin(message_id, update)
-        except BackendError:
-            if self._fleet.goes_on():
-                return lambda: Outcome.UNREACHED
-            raise
+        except BackendError as e:
+            (outcome,) = self._unreached(1, e, deadline)
+            return lambda: outcome
         if complete is not None:
             return complete
         (outcome,) = self.update_many(((message_id, update),))
         return lambda: outcome
 
-    def _attempt(self, updates: Sequence[tuple[str, Update]]) -> tuple[list[Outcome], list[Exception]]:
-        """Carry out updates as far as their servers answer and their items
-        have room; tell what happened where they do not.
+    def _attempt(
+        self, updates: Sequence[tuple[str, Update]], *, whole: bool = False
+    ) -> tuple[list[Outcome], list[BackendError], dict[str, Exception]]:
+        """Carry out updates as far as their servers answer and their items have room.
+
+        Returns:
+          tuple: What became of each, what the servers raised that do not answer, and the
+          trouble of single messages.
         """
         jobs: dict[str, Job] = {}
         for index, (message_id, update) in enumerate(updates):
             job = jobs.get(message_id)
             if job is None:
-                job = jobs[message_id] = Job(message_id, self._place(message_id)[0])
+                job = jobs[message_id] = Job(message_id, self._place(message_id)[0], whole=whole)
             job.indexes.append(index)
             job.updates.append(update)
-        errors: list[Exception] = []
-        for pool, group in self._fleet.by_server(jobs.values(), lambda job: self._place(job.message_id)[1]):
-            try:
-                for first in range(0, len(group), WRITES_A_ROUND):
-                    self._carry_out(pool, group[first : first + WRITES_A_ROUND])
-            except BackendError as e:
-                errors.append(e)
+        groups = self._fleet.by_server(jobs.values(), lambda job: self._place(job.message_id)[1])
+        errors = self._fleet.talk([self._talk_of(pool, group) for pool, group in groups])
         outcomes = [Outcome.UNREACHED] * len(updates)
+        troubles: dict[str, Exception] = {}
         for job in jobs.values():
             if job.done:
                 if job.error is not None:
-                    errors.append(job.error)
+                    troubles[job.message_id] = job.error
                 for index, outcome in zip(job.indexes, job.outcomes):
                     outcomes[index] = outcome
-        return outcomes, errors
+        return outcomes, [error for error in errors if error is not None], troubles
+
+    def _talk_of(self, pool: Pool, jobs: list[Job]) -> tuple[Pool, Talk, Callable[[], bool]]:
+        """What to say to a server to carry out updates of its messages."""
+
+        def again() -> bool:
+            if any(job.sent and any(map(counts_twice, job.updates)) for job in jobs):
+                return False
+            for job in jobs:
+                job.ask()
+            return True
+
+        return pool, lambda connection: self._carry_out(connection, jobs), again
 
     def _begin(self, message_id: str, update: Update) -> Callable[[], Outcome] | None:
         """Send an update that makes a record where there is none; None
@@ -251,9 +306,8 @@ class MemcachedBackend(StatusBackend):
                 stored, _ = begun(Connection.read_stored)
             except BackendError as e:
                 if e.__cause__ is None or not hung_up(e.__cause__):
-                    if self._fleet.goes_on():
-                        return Outcome.UNREACHED
-                    raise
+                    # The time of this call is over.
+                    return self._unreached(1, e, monotonic())[0]
             else:
                 if stored is Stored.STORED:
                     return Outcome.APPLIED
@@ -266,7 +320,7 @@ class MemcachedBackend(StatusBackend):
         """Carry out an update of what is remembered, as fast as can be;
         None where there is more to it.
         """
-        known = self._known.pop(message_id, None)
+        known = self._recall(message_id)
         if known is None:
             return None
         key, pool = self._place(message_id)
@@ -280,8 +334,8 @@ class MemcachedBackend(StatusBackend):
         if not known.serves(update, connection.server, now):
             return None
         outcome, record, ttl = apply(known.record, update, now)
-        if record is None or record is known.record:
-            # It need not be true of the record as it is now.
+        if record is None or record is known.record or TRUNCATED in record:
+            # It need not be true of the record as it is now; or there is a list to keep.
             return None
         expires_at = known.expires_at if ttl is None else now + ttl
         value = to_value(record, expires_at)
@@ -290,38 +344,93 @@ class MemcachedBackend(StatusBackend):
         stored, cas = connection.store_now(connection.store(key, value, expiry_of(expires_at, now), known.cas))
         if stored is not _STORED:
             return None
-        if cas is not None and len(value) <= MAX_KNOWN_SIZE and not is_finished(record):
-            _put(self._known, message_id, Known(record, expires_at, cas, connection.server, now))
+        if cas is not None and not is_finished(record):
+            self._keep(message_id, Known(record, expires_at, cas, connection.server, now), len(value))
         return outcome
 
-    def _carry_out(self, pool: Pool, jobs: list[Job]) -> None:
+    def _carry_out(self, connection: Connection, jobs: list[Job]) -> Steps:
         """Carry out updates of messages of one server, in rounds: each
         sends what it can for all messages, and then reads all replies.
         """
-        deadline = time.monotonic() + self.timeout / 1000
+        jobs = [job for job in jobs if not job.done]
+        now = monotonic()
+        # No attempt is made of which it is known that it fails.
+        contended = [job for job in jobs if self._is_contended(job.message_id, now)] if self._contended else []
+        others = [job for job in jobs if job not in contended] if contended else jobs
+        for first in range(0, len(others), WRITES_A_ROUND):
+            if first:
+                connection.renew()
+            active = others[first : first + WRITES_A_ROUND]
+            while active:
+                yield from self._round(connection, active)
+                # The others do not wait for messages that another process keeps writing to.
+                contended += [job for job in active if job.conflicts >= PATIENT_CONFLICTS and not job.done]
+                active = [job for job in active if not job.done and job.conflicts < PATIENT_CONFLICTS]
+        if contended:
+            patience = CONTENTION if len(jobs) == 1 else CONTENTION_BESIDE_OTHERS
+            yield from self._contend(connection, contended, patience * connection.timeout)
 
-        def rounds(connection: Connection) -> None:
-            while True:
-                pending = [job for job in jobs if not job.done]
-                if not pending:
-                    return
-                conflicts = max([job.conflicts for job in pending])
-                if conflicts >= PATIENT_CONFLICTS:
-                    if time.monotonic() > deadline:
-                        raise BackendError(f"memcached at {pool.address}: others kept writing to the same status")
-                    time.sleep(random.random() * min(0.0002 * 2**conflicts, 0.02))
-                self._round(connection, pending)
+    def _is_contended(self, message_id: str, now: float) -> bool:
+        known = message_id in self._known or message_id in self._large
+        return not known and self._contended.get(message_id, 0.0) > now
 
-        def again() -> bool:
-            if any(job.sent and any(map(counts_twice, job.updates)) for job in jobs):
-                return False
-            for job in jobs:
-                job.ask()
-            return True
+    def _contend(self, connection: Connection, jobs: list[Job], patience: float) -> Steps:
+        """Carry out updates of messages that others keep writing to.
 
-        pool.call(rounds, again=again)
+        A writer that has cached an item is always faster than one that reads it
+        first, and of many that read, all but one have done so for nothing.  So an
+        update takes a turn, one process at a time.  It then changes the cas
+        before it reads: the fast writer has to read, too, and waits for a turn of its own.
+        """
+        began = monotonic()
+        give_up_at = began + patience
+        for job in jobs:
+            job.retry_at = began + random.uniform(0.5, 1.0) * TURN_AFTER
+            # Another process may have been killed in the middle of its turn.
+            job.turn_until = began + patience / 2
+        while jobs:
+            now = monotonic()
+            ready = [job for job in jobs if job.known is not None or job.retry_at <= now]
+            if now > give_up_at and not any(job.known is not None for job in ready):
+                break
+            if not ready:
+                # Only before it reads: what was read is soon out of date.
+                yield min(job.retry_at for job in jobs)
+                continue
+            yield from self._take_turns(connection, [job for job in ready if job.needs_turn(now)], now - began)
+            ready = [job for job in ready if not job.needs_turn(now)]
+            if ready:
+                yield from self._round(connection, ready[:WRITES_A_ROUND])
+            self._end_turns(connection, [job for job in jobs if job.done])
+            jobs = [job for job in jobs if not job.done]
+        for job in jobs:
+            said = f"Others kept writing to the status of message {job.message_id!r}."
+            job.fail(Outcome.UNREACHED, BackendError(said))
+        self._end_turns(connection, jobs)
 
-    def _round(self, connection: Connection, jobs: list[Job]) -> None:
+    def _take_turns(self, connection: Connection, jobs: list[Job], waited: float) -> Steps:
+        if not jobs:
+            return
+        connection.send(b"".join([b"add %b 0 %d 0\r\n\r\n" % (self._turn_of(job), TURN_TTL) for job in jobs]))
+        yield None
+        interval = max(TURN_INTERVAL * (1 - waited / TURN_AGE), SHORT_TURN_INTERVAL)
+        for job in jobs:
+            job.has_turn = connection.read_stored()[0] is _STORED
+            if not job.has_turn:
+                job.retry_at = monotonic() + random.uniform(0.5, 1.5) * interval
+
+    def _end_turns(self, connection: Connection, jobs: list[Job]) -> None:
+        for job in jobs:
+            _put(self._contended, job.message_id, monotonic() + CONTENDED_FOR)
+        turns = [job for job in jobs if job.has_turn]
+        if turns:
+            connection.send(b"".join([b"delete %b noreply\r\n" % self._turn_of(job) for job in turns]))
+
+    def _turn_of(self, job: Job) -> bytes:
+        # No key of a message has this sign behind its namespace.
+        return f"{self._prefix[:-1]}%turn:{sha256(job.key).hexdigest()[:16]}".encode()
+
+    def _round(self, connection: Connection, jobs: list[Job]) -> Steps:
         now = now_ms()
         stores, gets, requests = [], [], []
         for job in jobs:
@@ -339,25 +448,40 @@ class MemcachedBackend(StatusBackend):
                 gets.append(job)
         # Long requests with short replies first: were it the other way
         # round, both sides could wait for the other to read.
-        requests += [connection.get(job.key) for job in gets]
+        touched = [job.conflicts >= PATIENT_CONFLICTS or job.has_turn for job in gets]
+        for job, touch in zip(gets, touched):
+            requests.append((connection.touch(job.key) if touch else b"") + connection.get(job.key))
         if requests:
             connection.send(b"".join(requests))
+            yield None
         for job, size in stores:
-            stored, cas = connection.read_stored()
-            job.sent = False
-            if stored is Stored.STORED:
-                job.done = True
-                if job.error is None:
-                    after = Known(job.record, job.expires_at, cas, connection.server, now)
-                    self._remember(job, after, size)
-            elif stored is Stored.GONE:
-                job.learn(ABSENT)
-            else:
-                job.conflicts += 1
-                job.ask()
-        for job in gets:
+            self._learn_stored(connection, job, size, now)
+        for job, touch in zip(gets, touched):
+            if touch:
+                connection.read_touched()
             item = connection.read_item()
             job.learn(ABSENT if item is None else Known(*from_value(item.value, item.ttl, now), item.cas))
+
+    def _learn_stored(self, connection: Connection, job: Job, size: int, now: int) -> None:
+        """Read what became of a value that was sent."""
+        stored, cas = connection.read_stored()
+        job.sent = False
+        if stored is _STORED:
+            job.done = True
+            if job.error is None:
+                self._remember(job, Known(job.record, job.expires_at, cas, connection.server, now), size)
+        elif stored is Stored.GONE:
+            job.learn(ABSENT)
+        elif stored is Stored.REFUSED:
+            if job.refused or job.whole:
+                said = f"The server has no memory for the status of message {job.message_id!r}, {size} bytes."
+                job.fail(Outcome.REFUSED, BackendError(said))
+            # A smaller one may find room.
+            job.refused = True
+            job.ask()
+        else:
+            job.conflicts += 1
+            job.ask()
 
     def _guess(self, job: Job, connection: Connection, now: int) -> Known | None:
         """What the item of a message holds, as far as can be told without
@@ -366,7 +490,7 @@ class MemcachedBackend(StatusBackend):
         if not job.may_guess:
             return None
         update = job.updates[0]
-        known = self._known.pop(job.message_id, None)
+        known = self._recall(job.message_id)
         if known is not None and known.serves(update, connection.server, now):
             return known
         if update.kind is Kind.ENQUEUE and update.epoch.number <= 1:
@@ -384,8 +508,20 @@ class MemcachedBackend(StatusBackend):
             if len(job.updates) == 1 and record[VERSION] == "1":
                 # What was made of nothing can be made anew of the enqueue alone.
                 _put(self._receipts, job.message_id, to_receipt(record, known.cas, known.since, known.server))
-        elif size <= MAX_KNOWN_SIZE and not is_finished(record):
-            _put(self._known, job.message_id, known)
+        elif not is_finished(record):
+            self._keep(job.message_id, known, size)
+
+    def _keep(self, message_id: str, known: Known, size: int) -> None:
+        """Remember what an item holds."""
+        if size <= MAX_KNOWN_SIZE:
+            _put(self._known, message_id, known)
+        else:
+            _put(self._large, message_id, known, MAX_LARGE_KNOWN)
+
+    def _recall(self, message_id: str) -> Known | None:
+        """Take what is remembered of an item: after a write by it, or by another process, it is out of date."""
+        known = self._known.pop(message_id, None)
+        return self._large.pop(message_id, None) if known is None and self._large else known
 
     def receipt(self, message_id: str) -> str | None:
         return self._receipts.pop(message_id, None)
@@ -395,56 +531,53 @@ class MemcachedBackend(StatusBackend):
     def read(self, message_id: str) -> Record | None:
         return self._take(message_id, _record_of)
 
-    def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
+    def read_many(self, message_ids: Sequence[str]) -> list[Record | BackendError | None]:
         return self._take_many(message_ids, _record_of)
 
     def snapshot(self, message_id: str) -> Snapshot | None:
         return self._take(message_id, _snapshot_of)
 
-    def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | None]:
+    def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | BackendError | None]:
         return self._take_many(message_ids, _snapshot_of)
 
     def _take(self, message_id: str, take: Take[T]) -> T | None:
         key, pool = self._place(message_id)
-        try:
-            value = pool.call(Connection.read_value, key)
-        except BackendError:
-            if self._fleet.goes_on():
-                return None
-            raise
+        value = pool.call(Connection.read_value, key)
         return None if value is None else take(message_id, value, now_ms())
 
-    def _take_many(self, message_ids: Sequence[str], take: Take[T]) -> list[T | None]:
-        place, found = self._place, dict[str, T | None]()
-        error: BackendError | None = None
+    def _take_many(self, message_ids: Sequence[str], take: Take[T]) -> list[T | BackendError | None]:
+        place, found = self._place, dict[str, T | BackendError | None]()
         groups = self._fleet.by_server(message_ids, lambda message_id: place(message_id)[1])
-        for pool, group in groups:
-            try:
-                taken = self._take_from(pool, group, take)
-            except BackendError as e:
-                error = e
-                continue
-            if len(groups) == 1:
-                return taken
-            found.update(zip(group, taken))
-        if error is not None and not self._fleet.goes_on():
-            raise error
-        return [found.get(message_id) for message_id in message_ids]
+        if not groups:
+            return []
+        errors = self._fleet.talk(
+            [(pool, partial(self._take_from, ids=ids, take=take, found=found), _always) for pool, ids in groups]
+        )
+        for (_, ids), error in zip(groups, errors):
+            if error is not None:
+                if all(errors):
+                    raise error
+                found.update(dict.fromkeys(ids, error))
+        return [found[message_id] for message_id in message_ids]
 
-    def _take_from(self, pool: Pool, message_ids: list[str], take: Take[T]) -> list[T | None]:
+    def _take_from(
+        self, connection: Connection, ids: list[str], take: Take[T], found: dict[str, T | BackendError | None]
+    ) -> Steps:
         place = self._place
-        found: list[T | None] = []
-        for first in range(0, len(message_ids), READS_A_ROUND):
-            ids = message_ids[first : first + READS_A_ROUND]
-            values = pool.call(Connection.read_values, [place(message_id)[0] for message_id in ids])
-            now = now_ms()
-            found += [None if value is None else take(message_id, value, now) for message_id, value in zip(ids, values)]
-        return found
+        for first in range(0, len(ids), READS_A_ROUND):
+            if first:
+                connection.renew()
+            some = ids[first : first + READS_A_ROUND]
+            connection.ask_values([place(message_id)[0] for message_id in some])
+            yield None
+            values, now = connection.read_values(len(some)), now_ms()
+            for message_id, value in zip(some, values):
+                found[message_id] = None if value is None else take(message_id, value, now)
 
     # Deleting and closing
 
     def delete(self, message_id: str) -> bool:
-        self._known.pop(message_id, None)
+        self._recall(message_id)
         self._receipts.pop(message_id, None)
         key, pool = self._place(message_id)
         return pool.call(Connection.delete, key)
@@ -473,9 +606,13 @@ def _never() -> bool:
     return False
 
 
-def _put(mapping: OrderedDict[str, T], key: str, value: T) -> None:
+def _always() -> bool:
+    return True
+
+
+def _put(mapping: OrderedDict[str, T], key: str, value: T, most: int | None = None) -> None:
     mapping[key] = value
-    if len(mapping) > MAX_KNOWN:
+    if len(mapping) > (MAX_KNOWN if most is None else most):
         try:
             mapping.popitem(last=False)
         except KeyError:

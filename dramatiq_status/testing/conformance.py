@@ -432,6 +432,10 @@ class BackendConformance:
         """Contexts in which the store answers reads with an error, by the name of the error."""
         pytest.skip("Needs the hook refusals.")
 
+    def too_large(self) -> Update:
+        """An update that the store has no room for, or not for all of it."""
+        pytest.skip("Needs the hook too_large.")
+
     # One update
 
     def test_the_unknown_reads_none(self, backend: StatusBackend, message_id: str) -> None:
@@ -1305,6 +1309,43 @@ class BackendConformance:
         expected = {f":{who}-{n}": str(n) for who in ("one", "two") for n in range(WRITES)}
         assert record is not None and {name: text for name, text in record.items() if name[0] == ":"} == expected
 
+    def test_a_contended_message_is_no_trouble_for_others(
+        self, backend: StatusBackend, make_backend: Callable[..., StatusBackend], message_id: str
+    ) -> None:
+        # Given a message that another writer writes to all the time
+        other = make_backend()
+        backend.update(message_id, start(1))
+        over = threading.Event()
+
+        def write_on() -> None:
+            while not over.is_set():
+                other.update(message_id, outside(step="1"))
+
+        def count() -> None:
+            try:
+                count_in_batches(backend, message_id, outside(increment=1), batches=50)
+            finally:
+                over.set()
+
+        # When it is written in batches with others
+        together(write_on, count)
+        # Then what is carried out is told, and each counts once
+        record = backend.read(message_id)
+        assert record is not None and record[PROGRESS] == "50"
+
+    def test_a_message_without_room_is_no_trouble_for_others(self, backend: StatusBackend, message_id: str) -> None:
+        # Given an update that the store has no room for
+        too_large = self.too_large()
+        backend.update(message_id, start(1))
+        # When it is sent in batches with updates of other messages
+        count_in_batches(backend, message_id, too_large, batches=5)
+        # Then none of them is lost or counts twice, and the message has what it had
+        record = backend.read(message_id)
+        assert record is not None and record[STATE] == str(WORKING)
+        # And alone, it is no sign of a store that does not answer
+        outcomes = backend.update_many([(message_id, too_large)])
+        assert outcomes in ([Outcome.REFUSED], [Outcome.APPLIED])
+
     def test_one_of_two_starts_owns_it(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message that is delivered to many workers at once
         backend.update(message_id, enqueue())
@@ -1570,6 +1611,18 @@ class BackendConformance:
             assert backend.update(message_id, enqueue()) is Outcome.APPLIED
         else:
             assert backend.read(message_id) is None
+
+
+def count_in_batches(backend: StatusBackend, message_id: str, update: Update, *, batches: int) -> None:
+    """Send an update with others, as a writer does: again where a message was not reached.  Check the sums."""
+    ids = [uuid4().hex for _ in range(5)]
+    backend.update_many([(other, start(1)) for other in ids])
+    for _ in range(batches):
+        left = [(message_id, update), *[(other, outside(increment=1)) for other in ids]]
+        while left:
+            outcomes = backend.update_many(left)
+            left = [one for one, outcome in zip(left, outcomes) if outcome is Outcome.UNREACHED]
+    assert [record and record[PROGRESS] for record in read_many(backend, ids)] == [str(batches)] * 5
 
 
 def heard_of(subscription: Subscription, message_id: str, version: int) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends._item import expiry_of, to_value
-from dramatiq_status.record import Origin, Outcome
+from dramatiq_status.record import Origin, Outcome, Update
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     PausableServer,
@@ -102,6 +102,9 @@ class MemcachedConformance(BackendConformance):
             "version that is no number": record(s="1", v="x", e="7", n="1", r="1", q="1"),
             "run without a place": record(s="1", v="1", e="7", n="1", r="1"),
         }
+
+    def too_large(self) -> Update:
+        return outside(big='"' + "x" * 1_100_000 + '"')
 
     def _plant(self, backend: MemcachedBackend, message_id: str, value: bytes, expiry: int = 1000) -> None:
         key = f"{backend.namespace}:{message_id}".encode()

@@ -21,7 +21,7 @@ from dramatiq_status.backend import MAX_NAMESPACE_SIZE, now_ms
 from dramatiq_status.backends import memcached as memcached_module
 from dramatiq_status.backends._fleet import Pool
 from dramatiq_status.backends._item import MAX_SPAN, expiry_of
-from dramatiq_status.backends._meta import Connection, Stored
+from dramatiq_status.backends._meta import Stored
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import (
@@ -184,8 +184,8 @@ def hurry(backend: MemcachedBackend, timeout: float) -> None:
     pool = pool_of(backend)
     connection = pool.take()
     assert connection is not None
-    connection._client.timeout = pool._client.timeout = timeout
-    connection._use_kernel_timeouts()
+    pool.timeout = connection.timeout = timeout
+    connection.hurried = True
     pool.give(connection)
 
 
@@ -314,12 +314,11 @@ def test_without_meta_the_old_commands_do(wire: Wire, make: Make, message_id: st
 @pytest.mark.parametrize(
     "version, meta", [("1.6.6", False), ("1.6.9", False), ("1.6.10", True), ("mcrouter 38", False)]
 )
-def test_only_todays_meta_commands_are_used(wire: Wire, version: str, meta: bool) -> None:
+def test_only_todays_meta_commands_are_used(wire: Wire, make: Make, version: str, meta: bool) -> None:
     # Given a server of a certain version
     wire.meddle = lambda request: f"VERSION {version}\r\n".encode() if request.startswith(b"version") else None
-    host, port = wire.address.split(":")
     # When a connection is made
-    connection = Connection(Client((host, int(port)), timeout=PATIENT / 1000), meta=True)
+    connection = pool_of(make(servers=wire.address)).connect()
     # Then it uses the meta commands if they are the ones that it knows
     assert connection.meta is meta
     connection.close()
@@ -444,8 +443,16 @@ def test_others_who_never_stop(wire: Wire, make: Make, message_id: str) -> None:
     wire.meddle = lambda request: b"EX\r\n" if request.startswith(b"ms") else None
     # When one writes to the same record
     # Then that ends in an error, not in a busy loop
-    with pytest.raises(BackendError, match="others kept writing"):
+    with pytest.raises(BackendError, match="Others kept writing"):
         backend.update(message_id, outside(step="1"))
+    # And a batch tells of which message, so that nothing else is sent again
+    other_id = uuid4().hex
+    direct = make()
+    direct.update(other_id, start(1))
+    wire.meddle = lambda request: b"EX\r\n" if request.startswith(b"ms") and message_id.encode() in request else None
+    updates = [(message_id, outside(step="1")), (other_id, outside(increment=1))]
+    assert backend.update_many(updates[:1]) == [Outcome.UNREACHED]
+    assert backend.update_many(updates) == [Outcome.UNREACHED, Outcome.APPLIED]
     wire.meddle = lambda request: None
     assert backend.update(message_id, outside(step="1")) is Outcome.APPLIED
 
@@ -656,15 +663,17 @@ def test_a_begun_enqueue_that_is_never_answered(start_server: StartServer, messa
     backend.close()
 
 
-def test_an_enqueue_that_is_too_large_to_be_begun(backend: MemcachedBackend, message_id: str) -> None:
+def test_an_enqueue_that_is_too_large_to_be_begun(
+    backend: MemcachedBackend, message_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
     # Given an enqueue with more fields than an item can hold
     queued = enqueue(**{f"field{n}": LARGE for n in range(20)})
     # When it is begun
-    with pytest.raises(ValueError, match="field"):
-        backend.begin_update(message_id, queued)()
-    # Then the message is queued all the same
-    record = backend.read(message_id)
-    assert record is not None and record[STATE] == "0"
+    outcome = backend.begin_update(message_id, queued)()
+    # Then the message is queued all the same, and both the log and the status name what is missing
+    snapshot = backend.snapshot(message_id)
+    assert outcome is Outcome.APPLIED and snapshot is not None and snapshot.queued
+    assert len(snapshot.truncated) == 3 and all(f"'{name}'" in caplog.text for name in snapshot.truncated)
 
 
 # Sizes
@@ -712,11 +721,12 @@ def test_what_fits_of_a_batch_is_stored(
             (message_id, write(1, 4, increment=1)),
         ]
     )
-    # Then the others are stored, and it is said of which one that is not
-    assert outcomes == [Outcome.APPLIED, Outcome.REFUSED, Outcome.APPLIED, Outcome.APPLIED]
+    # Then the rest is stored, and the log and the status name the field that is not
+    assert outcomes == [Outcome.APPLIED] * 4
     assert message_id in caplog.text and "'big'" in caplog.text
-    record, other = backend.read(message_id), backend.read(other_id)
-    assert record is not None and (record[PROGRESS], ":big" in record) == ("2", False)
+    snapshot, other = backend.snapshot(message_id), backend.read(other_id)
+    assert snapshot is not None and (snapshot["progress"], snapshot.truncated) == (2, ("big",))
+    assert snapshot["two"] == LARGE[1:-1] and "big" not in snapshot
     assert other is not None and other[":step"] == "1"
 
 
@@ -887,26 +897,72 @@ def test_a_silent_server_costs_one_time_out(wire: Wire, wired: MemcachedBackend,
     assert isinstance(causes[0], TimeoutError)
 
 
-def test_a_server_that_always_has_one_byte_more(make: Make) -> None:
-    # Given a reply that does not end
-    backend = make(timeout=200)
-    connection = pool_of(backend).connect()
-    connection.close()
+class Dripping:
+    """A server that answers a byte at a time: from the start, or as soon as it has `greeted`."""
 
-    class Dribble:
-        def sendall(self, data: bytes) -> None:
-            pass
+    def __init__(self, server: MemcachedServer, *, greeted: bool) -> None:
+        self._server = server
+        self._greeted = greeted
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.over = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
 
-        def recv(self, size: int) -> bytes:
-            time.sleep(0.01)
-            return b"x"
+    def _accept(self) -> None:
+        while not self.over.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
-    connection._socket = Dribble()
-    pool_of(backend).give(connection)
-    # When it is waited for
-    # Then the call ends nevertheless
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._server.port)) as server:
+            try:
+                while request := client.recv(65_536):
+                    server.sendall(request)
+                    reply = server.recv(65_536)
+                    if self._greeted and request.startswith((b"version", b"mn")):
+                        client.sendall(reply)
+                        continue
+                    for n in range(len(reply)):
+                        client.sendall(reply[n : n + 1])
+                        if self.over.wait(0.2):
+                            return
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self.over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@pytest.mark.parametrize("greeted", [True, False])
+@pytest.mark.parametrize("name", ["read", "read_many", "update", "update_many", "begin_update", "delete"])
+def test_a_server_that_answers_a_byte_at_a_time(
+    server: MemcachedServer, backend: MemcachedBackend, make: Make, greeted: bool, name: str
+) -> None:
+    # Given a server whose replies take far longer than a call may
+    ids = [uuid4().hex for _ in range(10)]
+    backend.update_many([(message_id, start(1, step=LARGE)) for message_id in ids])
+    dripping = Dripping(server, greeted=greeted)
+    slow = make(servers=dripping.address, timeout=500)
+    calls: dict[str, Callable[[], Any]] = {
+        "read": lambda: slow.read(ids[0]),
+        "read_many": lambda: slow.read_many(ids),
+        "update": lambda: slow.update(ids[0], outside(step="1")),
+        "update_many": lambda: slow.update_many([(message_id, outside(step="1")) for message_id in ids]),
+        "begin_update": lambda: slow.begin_update(uuid4().hex, enqueue())(),
+        "delete": lambda: slow.delete(ids[0]),
+    }
+    # When it is asked for something
+    began = time.monotonic()
     with pytest.raises(BackendError, match="timed out"):
-        backend.read("a")
+        calls[name]()
+    # Then the call ends with its time, not with the reply
+    assert time.monotonic() - began < 3
+    dripping.close()
 
 
 def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

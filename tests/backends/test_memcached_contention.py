@@ -1,0 +1,309 @@
+"""Memcached where one message is trouble: others write to it all the time, or it does not fit."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import pytest
+
+from dramatiq_status import StatusRegistry, current_status
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.errors import BackendError
+from dramatiq_status.record import PROGRESS, STATE, Kind, Outcome, Update
+from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
+
+from ..conftest import StartServer
+from ..recording import make_broker, working
+from ..servers import MemcachedServer
+from .test_memcached_wire import LARGE, PATIENT, Make, Wire, backend, make, message_id, server, wire, wired
+
+__all__ = ("backend", "make", "message_id", "server", "wire", "wired")
+
+# Given a server, a message, a name, a number and whether to use meta commands: writes so many fields and
+# increments as soon as it is told to.
+WRITER = """
+import sys
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.record import Kind, Outcome, Update
+address, message_id, name, count, meta = sys.argv[1:]
+backend = MemcachedBackend(servers=address, timeout=20_000, meta=meta == "True")
+backend.read(message_id)
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(int(count)):
+    update = Update(Kind.OUTSIDE, fields={f":{name}-{n}": str(n)}, increment=1)
+    assert backend.update(message_id, update) is Outcome.APPLIED
+"""
+
+# Writes one field as fast as it can, until it is killed.
+HOT_WRITER = """
+import itertools, sys
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.errors import BackendError
+from dramatiq_status.record import Kind, Update
+backend = MemcachedBackend(servers=sys.argv[1], timeout=20_000)
+for n in itertools.count():
+    backend.update(sys.argv[2], Update(Kind.OUTSIDE, fields={":hot": str(n)}))
+    if n == 100:
+        print("ready", flush=True)
+"""
+
+
+def spawn(*command: Any) -> subprocess.Popen[str]:
+    """Start a writer and wait until it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", *map(str, command)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("writers, count, meta", [(8, 250, True), (8, 100, False), (2, 2_000, True)])
+def test_many_writers_of_one_message(
+    server: MemcachedServer, backend: MemcachedBackend, message_id: str, writers: int, count: int, meta: bool
+) -> None:
+    # Given a running message
+    backend.update(message_id, start(1))
+    # When many processes write fields and increments to it as fast as they can
+    processes = [spawn(WRITER, server.address, message_id, f"w{n}", count, meta) for n in range(writers)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    codes = [process.wait(100) for process in processes]
+    for process in processes:
+        process.communicate()
+    # Then none has failed, and all is there
+    record = backend.read(message_id)
+    assert codes == [0] * writers and record is not None and record[PROGRESS] == str(writers * count)
+    assert sum(name.startswith(":w") for name in record) == writers * count
+
+
+@pytest.fixture
+def hot(server: MemcachedServer, backend: MemcachedBackend) -> Iterator[str]:
+    """A message that another process writes to all the time."""
+    hot = uuid4().hex
+    backend.update(hot, start(1))
+    process = spawn(HOT_WRITER, server.address, hot)
+    yield hot
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("meta", [True, False])
+def test_a_hot_message_lets_others_write(make: Make, hot: str, meta: bool) -> None:
+    # Given a message that another process writes to all the time
+    backend = make(meta=meta)
+    # When this one writes to it
+    for _ in range(30):
+        assert backend.update(hot, outside(increment=1)) is Outcome.APPLIED
+    # Then it gets through each time
+    record = backend.read(hot)
+    assert record is not None and record[PROGRESS] == "30"
+
+
+def test_a_hot_message_in_a_worker(
+    make: Make, backend: MemcachedBackend, hot: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a worker whose jobs all write to a message that another process writes to all the time, and count on another
+    caplog.set_level(logging.INFO, logger="dramatiq_status")
+    writer = make(timeout=500)
+    broker = make_broker(writer)
+    counter = uuid4().hex
+    backend.update(counter, start(1))
+    ended: list[tuple[str, Any]] = []
+
+    class Look(dramatiq.Middleware):
+        def after_ack(self, broker: dramatiq.Broker, message: dramatiq.Message[Any]) -> None:
+            ended.append((message.message_id, backend.read(message.message_id)))
+
+    broker.add_middleware(Look())
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int) -> None:
+        StatusRegistry.get(hot, backend=writer).update(**{f"job{n % 10}": n})
+        StatusRegistry.progress(counter, backend=writer).increment()
+        current_status()["n"] = n
+
+    with working(broker, threads=4) as worker:
+        for n in range(200):
+            work.send(n)
+        broker.join(work.queue_name, timeout=60_000)
+        worker.join()
+    # When all is done
+    record = backend.read(counter)
+    # Then each increment counts once, and no final state is late
+    assert record is not None and record[PROGRESS] == "200"
+    assert len(ended) == 200 and {found[STATE] for _, found in ended if found} == {"2"}
+    # And nobody has taken it for an outage
+    assert "does not answer" not in caplog.text
+
+
+# Messages that do not fit
+
+
+@pytest.fixture
+def full(start_server: StartServer) -> MemcachedServer:
+    """A server that has no memory left for large items, and evicts nothing."""
+    server = start_server(MemcachedServer("-m", "2", "-M"))
+    for size in range(40_000, 130_000, 6_000):
+        for n in range(100):
+            value = b"x" * size
+            if server.ask(b"set %d-%d 0 0 %d\r\n%b\r\n" % (size, n, size, value)).startswith(b"SERVER_ERROR"):
+                break
+    return server
+
+
+def test_a_server_without_memory_refuses_one_message(full: MemcachedServer, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a server without memory for large items, and messages that run
+    backend = MemcachedBackend(servers=full.address, timeout=PATIENT)
+    ids = [uuid4().hex for _ in range(10)]
+    backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
+    # When each is counted on, and one is given a large field each time
+    for place in range(2, 12):
+        large = (ids[0], write(1, place, increment=1, large=LARGE))
+        outcomes = backend.update_many([large, *[(message_id, outside(increment=1)) for message_id in ids]])
+        assert outcomes == [Outcome.APPLIED] * 11
+    # Then all counts are exact, and the status and the log, once, tell what is missing
+    assert [record and record[PROGRESS] for record in backend.read_many(ids)] == ["20", *["10"] * 9]
+    snapshot = backend.snapshot(ids[0])
+    assert snapshot is not None and snapshot.truncated == ("large",) and snapshot["step"] == 1
+    assert sum("'large'" in line.getMessage() for line in caplog.records) == 1
+    # And a direct write of it is an error that leaves the rest as it was
+    with pytest.raises(BackendError, match="no memory"):
+        backend.update(ids[1], outside(large=LARGE))
+    record = backend.read(ids[1])
+    assert record is not None and record[":step"] == "1" and record[STATE] == "1"
+    backend.close()
+
+
+def test_jobs_on_a_server_without_memory(full: MemcachedServer, caplog: pytest.LogCaptureFixture) -> None:
+    # Given a worker with jobs of which one writes more than the server has memory for
+    backend = MemcachedBackend(servers=full.address, timeout=PATIENT)
+    broker = make_broker(backend)
+    counter = uuid4().hex
+    backend.update(counter, start(1))
+
+    @dramatiq.actor(broker=broker)
+    def work(n: int) -> None:
+        if n % 10 == 5:
+            current_status()["large"] = LARGE[1:-1]
+        StatusRegistry.progress(counter, backend=backend).increment()
+
+    ids = []
+    with working(broker, threads=4) as worker:
+        ids = [work.send(n).message_id for n in range(50)]
+        broker.join(work.queue_name, timeout=60_000)
+        worker.join()
+    # When all are done
+    found = [StatusRegistry.read(message_id, backend=backend) for message_id in ids]
+    # Then all are completed and counted once, and nobody has taken it for an outage
+    assert all(snapshot is not None and snapshot.completed for snapshot in found)
+    assert [bool(snapshot and snapshot.truncated) for snapshot in found] == [n % 10 == 5 for n in range(50)]
+    record = backend.read(counter)
+    assert record is not None and record[PROGRESS] == "50"
+    assert "does not answer" not in caplog.text
+    backend.close()
+
+
+@pytest.mark.parametrize("reply", ["out of memory storing object", "object too large for cache"])
+def test_a_message_that_is_always_refused(
+    wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, reply: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a message that a server refuses whatever it holds, and another one
+    refused, other = uuid4().hex, uuid4().hex
+    backend.update_many([(message_id, start(1)) for message_id in (refused, other)])
+
+    def meddle(request: bytes) -> bytes | None:
+        # It reads its requests one by one, as a server does.
+        if refused.encode() not in request or not request.startswith(b"ms "):
+            return None
+        others = request.partition(b"\r\nms ")[2]
+        return f"SERVER_ERROR {reply}\r\n".encode() + (wire.server.ask(b"ms " + others) if others else b"")
+
+    wire.meddle = meddle
+    # When both are written together, and the one alone
+    outcomes = wired.update_many([(refused, outside(increment=1)), (other, outside(increment=1))])
+    alone = wired.update_many([(refused, outside(increment=1))])
+    # Then the one is refused, not unreached: nothing is sent again
+    assert outcomes == [Outcome.REFUSED, Outcome.APPLIED] and alone == [Outcome.REFUSED]
+    record = backend.read(other)
+    assert record is not None and record[PROGRESS] == "1"
+    assert sum(refused in line.getMessage() for line in caplog.records) == 1
+
+
+# What is left out
+
+
+def state_of(backend: MemcachedBackend, message_id: str) -> tuple[Any, ...]:
+    """State, names of users' fields, and of those that are missing."""
+    snapshot = backend.snapshot(message_id)
+    assert snapshot is not None
+    return str(snapshot.state), sorted(snapshot.fields), sorted(snapshot.truncated)
+
+
+def test_as_many_fields_as_fit(backend: MemcachedBackend, message_id: str, caplog: pytest.LogCaptureFixture) -> None:
+    # Given 25 fields that are more than an item holds
+    names = [f"field{n:02}" for n in range(25)]
+    fields = {f":{name}": LARGE for name in names}
+    updates: Sequence[Update] = [enqueue(), start(1), Update(Kind.RUN, run=1, place=2, fields=fields), finish(1)]
+    # When they are written in one update, after another one by one, and as what restores a lost record
+    backend.update_many([(message_id, update) for update in updates])
+    one_by_one = uuid4().hex
+    backend.update(one_by_one, start(1))
+    for place, (name, text) in enumerate(fields.items()):
+        backend.update_many([(one_by_one, Update(Kind.RUN, run=1, place=2 + place, fields={name: text}))])
+    backend.update_many([(one_by_one, finish(1, 99))])
+    restored = uuid4().hex
+    whole = finish(1, create=True)
+    backend.update_many([(restored, whole._replace(fields={**whole.fields, **fields}))])
+    # Then the state is right each time, as many fields as fit are there, and the status and the log name the others
+    for found in (message_id, one_by_one, restored):
+        state, kept, missing = state_of(backend, found)
+        assert state == "completed" and len(kept) == 17 and sorted(kept + missing) == names
+        assert sum(found in line.getMessage() for line in caplog.records) == 1
+
+
+def test_an_old_value_is_not_shown_for_a_new_one(backend: MemcachedBackend, message_id: str) -> None:
+    # Given a message with large fields and a small one
+    fields = {f":field{n}": LARGE for n in range(17)}
+    backend.update_many([(message_id, start(1)), (message_id, write(1, 2, value="1", other="1"))])
+    backend.update_many([(message_id, Update(Kind.RUN, run=1, place=3, fields=fields))])
+    # When the small one becomes one that does not fit
+    backend.update_many([(message_id, write(1, 4, value=LARGE, other="2"))])
+    # Then no reader sees its old value
+    snapshot = backend.snapshot(message_id)
+    assert snapshot is not None and "value" not in snapshot and snapshot["other"] == 2
+    assert snapshot.truncated == ("value",) and snapshot["truncated"] == ["value"]
+    assert snapshot.to_dict()["truncated"] == ["value"] and '"truncated": ["value"]' in snapshot.to_json()
+    # And a late enqueue, or a retry, does not bring it back
+    for update in (enqueue(value="0"), enqueue(number=2, value="0"), start(2, number=2)):
+        backend.update_many([(message_id, update)])
+        snapshot = backend.snapshot(message_id)
+        assert snapshot is not None and "value" not in snapshot and snapshot.truncated == ("value",)
+    # And when it is written anew and fits, it is there, and nothing is missing
+    assert backend.update(message_id, write(2, 2, number=2, value="3")) is Outcome.APPLIED
+    snapshot = backend.snapshot(message_id)
+    assert snapshot is not None and snapshot["value"] == 3 and snapshot.truncated == ()
+    assert "truncated" not in snapshot.to_dict()
+
+
+def test_a_full_item_takes_short_fields_and_its_end(backend: MemcachedBackend, message_id: str) -> None:
+    # Given an item without room for users' fields
+    fields = {f":field{n:05}": '"' + "x" * 50 + '"' for n in range(20_000)}
+    backend.update(message_id, start(1))
+    backend.update_many([(message_id, Update(Kind.RUN, run=1, place=2, fields=fields))])
+    # When its run counts and ends
+    for place in range(3, 50):
+        assert backend.update_many([(message_id, write(1, place, increment=1))]) == [Outcome.APPLIED]
+    backend.update_many([(message_id, finish(1, 60))])
+    # Then that is stored, and no list of missing names takes the room for it
+    snapshot = backend.snapshot(message_id)
+    assert snapshot is not None and snapshot.completed and snapshot["progress"] == 47
+    assert 0 < len(snapshot.truncated) <= 100
