@@ -52,7 +52,7 @@ class Halves(StubBackend):
         return found
 
     def wait_for_looks(self, *message_ids: str) -> None:
-        """Wait until each of these was read several times more, by all who watch it."""
+        """Wait until each of these was read several times more, by all its watchers."""
         with self._looked:
             self._looks.clear()
             assert self._looked.wait_for(lambda: all(self._looks.count(one) > 6 for one in message_ids), PATIENCE)
@@ -138,7 +138,7 @@ def test_a_single_error_is_raised_by_read(halves: Halves, monkeypatch: pytest.Mo
 
 
 def test_a_wait_outlasts_it(halves: Halves, reader: Any) -> None:
-    # Given somebody who waits for a message, and another for two of which one is finished
+    # Given a caller that waits for a message, and one that waits for two of which one is finished
     halves.update("a1", finish(1))
     with ThreadPoolExecutor() as pool:
         one = pool.submit(reader.wait, "b1", backend=halves, timeout=PATIENT, missing_timeout=1)
@@ -151,12 +151,12 @@ def test_a_wait_outlasts_it(halves: Halves, reader: Any) -> None:
         halves.update("b1", finish(1))
         assert not one.done() and not all_.done()
         halves.away = False
-        # Then they are told so
+        # Then both calls return it
         assert one.result(PATIENCE).completed and all_.result(PATIENCE).completed
 
 
 def test_a_batch_is_watched_beside_it(halves: Halves, reader: Any) -> None:
-    # Given somebody who watches messages of both servers, of which one is away from the beginning
+    # Given a watcher of messages of both servers, of which one is away from the beginning
     halves.away = True
     seen: list[BatchSnapshot] = []
 
@@ -180,7 +180,7 @@ def test_a_time_out_beside_it(halves: Halves, reader: Any) -> None:
     # Given a server that is away for good
     halves.away = True
     halves.update("a1", finish(1))
-    # When somebody waits for messages of both, and for some of which one is missing
+    # When a caller waits for messages of both, and for some of which one is missing
     # Then the time is over when it is over, and no sooner
     with pytest.raises(StatusTimeout):
         reader.wait_for_batch(["a1", "b1"], backend=halves, timeout=50, missing_timeout=1)
@@ -195,7 +195,7 @@ def test_a_time_out_beside_it(halves: Halves, reader: Any) -> None:
 
 
 def test_a_node_that_is_frozen(redis_cluster: RedisCluster) -> None:
-    # Given many who watch messages on all nodes, and one who watches them all together
+    # Given watchers of single messages on all nodes, and of all of them together
     redis_cluster.reset()
     ids = [uuid4().hex for _ in range(30)]
     frozen = [message_id for message_id in ids if redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) == 1]
@@ -233,7 +233,7 @@ def test_a_node_that_is_frozen(redis_cluster: RedisCluster) -> None:
             until = time.monotonic() + 5 * missing_timeout / 1000
             while time.monotonic() < until:
                 found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
-                # Then its messages are unavailable to who reads them, and no other one is
+                # Then its messages are unavailable, and no other one is
                 assert [isinstance(one, BackendError) for one in found] == [one in frozen for one in ids]
                 assert set(batch.read().unavailable) == set(frozen)
                 with pytest.raises(BackendError):
@@ -241,7 +241,7 @@ def test_a_node_that_is_frozen(redis_cluster: RedisCluster) -> None:
                 time.sleep(0.05)
         finally:
             redis_cluster.nodes[1].resume()
-        # And when it goes on, and all finish, nobody was told otherwise
+        # And when it goes on, and all messages finish, every watcher comes to its end
         assert eventually(lambda: None not in backend.read_many(ids) and not batch.read().unavailable)
         assert eventually(lambda: backend.update_many([(one, finish(1)) for one in ids]) and batch.read().completed)
         whole, *states = followed.result(PATIENCE)

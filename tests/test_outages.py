@@ -870,7 +870,7 @@ def test_a_read_in_a_job_never_says_that_a_field_is_missing(start_server: Any) -
     # When it runs
     message = work.send()
     run(broker)
-    # Then it finds the field as it was last written, or is told that the store does not answer
+    # Then it finds the field as it was last written, or gets the error that the store does not answer
     assert seen[0] == ("1", "1", True) and seen[1:3] == ["error"] * 2
     assert set(seen[1:]) == {"error", ("2", "2", True)}
     assert StatusRegistry.read(message, backend=backend).completed

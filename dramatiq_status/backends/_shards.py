@@ -38,7 +38,7 @@ _FAR: Final = 1000
 #: ones: together more than a single server does, as not all have the same number.
 _CHECKED: Final = 64
 
-#: Maximum number of times that a message is listed anew while its state goes on changing.
+#: Maximum number of times that a message is listed again while its state goes on changing.
 _LISTINGS: Final = 4
 
 #: How many moments a shard then tells at most, give or take.

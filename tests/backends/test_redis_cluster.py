@@ -181,7 +181,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         listed = [[found for found, _ in backend.find(Query(state, "actor"), limit=50, offset=0)] for state in range(4)]
         assert listed == [[message_id] if number == state else [] for number in range(4)]
 
-    def test_two_who_list_a_message_while_its_slot_moves(
+    def test_two_processes_list_a_message_while_its_slot_moves(
         self,
         redis_cluster: RedisCluster,
         backend: RedisBackend,
@@ -263,7 +263,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                     # Then nothing comes that is not complete
                     with pytest.raises(BackendError, match="A slot with statuses is moving"):
                         call()
-            # And who has the time is shown all of it when the move is over
+            # And a reader with more time gets all of it when the move is over
             with ThreadPoolExecutor() as pool:
                 count, page = pool.submit(backend.count, query), pool.submit(backend.find, query, limit=50, offset=0)
                 move.end()
@@ -391,7 +391,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             # Then those that are elsewhere are as always, and an error is in the place of the others
             assert outcomes == [Outcome.UNREACHED if lost else Outcome.APPLIED for lost in gone]
             assert [isinstance(record, BackendError) for record in found] == gone and None not in found
-            # And who asks for one of them alone gets it
+            # And a reader that asks for one of them alone gets that error
             lost = ids[gone.index(True)]
             assert backend.update_many([(lost, write(1, 2))]) == [Outcome.UNREACHED]
             assert backend.begin_update(lost, enqueue())() is Outcome.UNREACHED

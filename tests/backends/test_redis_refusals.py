@@ -195,13 +195,13 @@ async def look_in_a_loop(backend: RedisBackend, message_id: str) -> list[str]:
         "delete": status.delete,
         "update": lambda: status.update(step="2"),
     }
-    told = []
+    found_no_error = []
     for name, call in calls.items():
         try:
-            told.append(f"{name}: {await call()}")
+            found_no_error.append(f"{name}: {await call()}")
         except BackendError:
             pass
-    return told
+    return found_no_error
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_what_the_server_refuses_is_not_unknown(admin: redis.Redis, backend: Red
     # When the server answers everything with an error
     with fault(admin):
         for call in look(backend, "m").values():
-            # Then that is what everybody gets
+            # Then each of them raises it
             with pytest.raises(BackendError, match=words):
                 call()
         assert asyncio.run(look_in_a_loop(backend, "m")) == []
@@ -276,9 +276,9 @@ def test_errors_without_hiredis(server: RedisServer, admin: redis.Redis, backend
                 process.stdin.write("look\n")
                 process.stdin.flush()
                 found = json.loads(process.stdout.readline())
-            # Then that is what everybody gets
+            # Then each of them raises it
             assert found.pop("loop") == []
-            assert {call for call, told in found.items() if not re.search(f"^Redis: .*({words})", told)} == set(), found
+            assert {call for call, text in found.items() if not re.search(f"^Redis: .*({words})", text)} == set(), found
         # And something foreign under a key is no error
         backend.client.delete(backend._key("m"))
         backend.client.set(backend._key("m"), "foreign")
@@ -305,7 +305,7 @@ def test_a_script_that_may_not_read(admin: redis.Redis, backend: RedisBackend, c
     # When the script may run, and not look at the record
     with forbidden(command)(admin):
         for update in updates if command == "hmget" else updates[1:2]:
-            # Then nothing is done, and nobody is told that there is no record
+            # Then nothing is done, and the record does not count as missing
             with pytest.raises(BackendError):
                 backend.update("m", update)
         if command == "hmget":
@@ -354,7 +354,7 @@ def test_a_batch_that_is_refused_in_the_middle(admin: redis.Redis, backend: Redi
 
 @pytest.mark.parametrize("way", ["sync", "aio"])
 def test_a_watch_outlasts_errors(admin: redis.Redis, backend: RedisBackend, way: str) -> None:
-    # Given somebody who watches a message and a batch, and looks often
+    # Given watchers of a message and of a batch, which look often
     backend.recheck_interval = 5
     backend.update_many([("m", start(1)), ("m2", finish(1, create=True))])
 
@@ -428,7 +428,7 @@ def test_a_cluster_that_refuses(cluster: RedisCluster) -> None:
         command = forbidden("hgetall", "hmget", "evalsha")
         with closing(clients[0]), closing(clients[1]), closing(clients[2]):
             with command(clients[0]), command(clients[1]), command(clients[2]):
-                # Then that is what everybody gets
+                # Then each of them raises it
                 calls = look(backend, "m")
                 # An update of many says which were not reached.
                 assert set(calls.pop("update, many")()) == {Outcome.UNREACHED}
