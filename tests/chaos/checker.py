@@ -106,19 +106,26 @@ class Checker:
         if all(self._world.lost_after(run.decided or 0) for run in ends):
             self.excused["unknown: the store lost it"] += 1
         elif all(self._world.unsent(run.pid, run.decided or 0) for run in ends):
-            self.excused["unknown: its worker died in an outage"] += 1
+            self._excuse_unsent(history, ends, "unknown: its worker died in an outage")
         else:
             self._complain(history, "unknown", [run.state for run in ends], None)
 
     def _is_excused(self, history: History, ends: Sequence[Run], final: Mapping[str, Any]) -> bool:
         last = max(ends, key=lambda run: run.decided or 0)
-        if any(self._world.unsent(run.pid, run.decided or 0) for run in ends):
-            self.excused["not final: its worker died in an outage"] += 1
+        unsent = [run for run in ends if self._world.unsent(run.pid, run.decided or 0)]
+        if unsent:
+            self._excuse_unsent(history, unsent, "not final: its worker died in an outage")
             return True
         if self._world.lost_between((last.decided or 0) - AFTER, self._world.ended):
             self.excused["not exact: the store lost something"] += 1
             return True
         return False
+
+    def _excuse_unsent(self, history: History, runs: Sequence[Run], what: str) -> None:
+        self.excused[what] += 1
+        silent = [run.pid for run in runs if self._world.silent(run.pid)]
+        if silent:
+            self._complain(history, "lost without a word", "a line in the log", f"none of {silent}")
 
     def _compare(self, history: History, run: Run, final: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
         """Compare the end of a message with that of one of its runs."""
@@ -249,7 +256,10 @@ class Checker:
 
     def _check_logs(self) -> None:
         for fact in self._world.logs:
-            if fact["level"] in ("ERROR", "CRITICAL"):
+            excused = fact["pid"] in self._world.complained and self._world.troubled(
+                fact["pid"], fact["t"] - AFTER, fact["t"]
+            )
+            if fact["level"] in ("ERROR", "CRITICAL") and not excused:
                 text = f"{fact['text']}\n{fact['trace'] or ''}"
                 self.findings.append(Finding("error in the log", None, "none", f"pid {fact['pid']}: {text}"))
 

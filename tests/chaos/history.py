@@ -111,6 +111,9 @@ class World:
         self.frozen: defaultdict[int, list[Window]] = defaultdict(list)
         self.losses: list[Window] = []
         self.deaths: dict[int, float] = {}
+        #: Processes that had time to end, and those that logged that they leave something unsent.
+        self.terminated: set[int] = set()
+        self.complained: set[int] = set()
         self.logs: list[Fact] = []
         #: What happened to processes, by process.
         self.processes: defaultdict[int, list[Fact]] = defaultdict(list)
@@ -152,6 +155,10 @@ class World:
             return False
         windows = _merge((*self.store_trouble, *self.trouble[pid]))
         return any(window.begin <= moment + 1 and window.end >= death for window in windows)
+
+    def silent(self, pid: int) -> bool:
+        """Return whether a process had time to say what it left unsent, and did not."""
+        return pid in self.terminated and pid not in self.complained
 
     # Facts
 
@@ -214,7 +221,9 @@ class World:
     def _on_log(self, fact: Fact) -> None:
         self.logs.append(fact)
         self.processes[fact["pid"]].append(fact)
-        if "does not answer" in fact["text"]:
+        if "has not taken" in fact["text"]:
+            self.complained.add(fact["pid"])
+        elif "does not answer" in fact["text"]:
             self._began.setdefault(("outage", fact["pid"]), fact["t"])
         elif "answers again" in fact["text"]:
             began = self._began.pop(("outage", fact["pid"]), fact["t"])
@@ -226,10 +235,12 @@ class World:
 
     def _on_killed(self, fact: Fact) -> None:
         self._end(fact, fact["t"])
+        self.terminated -= set(fact["pids"])
 
     def _on_terminated(self, fact: Fact) -> None:
         # It ends what it has begun before it ends itself.
         self._end(fact, fact["t"] + GRACE)
+        self.terminated |= set(fact["pids"])
 
     def _end(self, fact: Fact, death: float) -> None:
         for pid in fact["pids"]:

@@ -62,6 +62,7 @@ class Job:
       children: Number of messages that it sends, each of which counts on its bar.
       result: Whether its result is stored.
       throttle: Milliseconds between two throttled writes.
+      notify: Whether it is interrupted when its worker is terminated.
     """
 
     number: int
@@ -76,6 +77,7 @@ class Job:
     children: int = 0
     result: bool = False
     throttle: int = 0
+    notify: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what the message carries."""
@@ -158,6 +160,7 @@ def _draw_job(random: Random, number: int, at: float) -> Job:
         delay=random.choice((None, None, None, 0, 100, 1000)) if shape == "single" else None,
         result=random.random() < 0.2,
         throttle=random.choice((0, 0, 50, 500)),
+        notify=random.random() < 0.2,
     )
 
 

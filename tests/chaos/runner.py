@@ -246,6 +246,8 @@ class Stage:
         options |= {"status": {"user": job.number}, "status_throttle": job.throttle}
         if job.result:
             options["store_results"] = True
+        if job.notify:
+            options["notify_shutdown"] = True
         if job.end == "limit":
             options["time_limit"] = TIME_LIMIT
         actor = self._actors.get(job.actor, self._actors["play"])

@@ -110,6 +110,18 @@ def test_a_final_state_that_died_with_its_worker_is_found_unless_the_store_was_a
     assert found([*one_run(JOB), late, begins, ends], stored, []) == ["wrong state"]
 
 
+def test_a_worker_that_has_time_to_end_says_what_it_leaves_unsent() -> None:
+    terminated = fact(3.5, "terminated", "", pids=[1])
+    outage = [
+        fact(2.5, "fault begins", "", number=1),
+        fact(20.0, "fault ended", "", number=1, target="store", kind="freeze"),
+    ]
+    said = {"t": 9.0, "pid": 1, "what": "log", "level": "ERROR", "text": "It has not taken 3 updates.", "trace": None}
+    stored = {**final(), "status": "working"}
+    assert found([*one_run(JOB), terminated, *outage], stored, []) == ["lost without a word"]
+    assert found([*one_run(JOB), terminated, *outage, said], stored, []) == []
+
+
 @pytest.mark.parametrize(("progress", "whats"), [(1, ["wrong bar"]), (2, []), (3, ["wrong bar"])])
 def test_a_bar_counts_each_child_once(progress: int, whats: list[str]) -> None:
     facts = one_run(PARENT)
