@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
 from .errors import BackendError, StatusMissing
-from .fields import check_count
+from .fields import check_count, name_of_field
 from .record import (
     COMPLETED,
     PROGRESS,
     QUEUED,
     TOTAL,
+    Changes,
     Counts,
     Epoch,
     Kind,
@@ -24,9 +25,12 @@ from .record import (
     Update,
     apply,
     counts_in,
+    deletion_marks,
 )
 from .snapshot import Snapshot, take_snapshot
 from .writer import Lane
+
+T = TypeVar("T")
 
 
 class Channel(Protocol):
@@ -43,6 +47,9 @@ class Channel(Protocol):
     def increment(self, n: int | float = 1) -> None:
         """Add to the progress."""
 
+    def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        """Delete fields, and count on fields."""
+
     def read(self) -> Snapshot | None:
         """Read the status; one round trip."""
 
@@ -56,7 +63,18 @@ class Channel(Protocol):
         """Delete the status."""
 
 
-class RunChannel:
+class LiveChannel:
+    """To the status of a message, which is not copied with a handle of it.  Pickled, it is the
+    message's id: what that becomes where it is unpickled is registered in ``registry.py``.
+    """
+
+    __slots__ = ()
+
+    def __deepcopy__(self: T, memo: object) -> T:
+        return self
+
+
+class RunChannel(LiveChannel):
     """To the message that is being processed: everything goes through the
     writer, and nothing that is written waits for the store.
     """
@@ -81,6 +99,9 @@ class RunChannel:
         if fields:
             self._lane.write(fields, urgent=urgent)
 
+    def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        self._lane.write({}, urgent=urgent, changes=changes)
+
     def read(self) -> Snapshot | None:
         return _read_behind(self.flush, self._backend, self.message_id)
 
@@ -89,7 +110,7 @@ class RunChannel:
         return self._backend.delete(self.message_id)
 
 
-class LaneChannel:
+class LaneChannel(LiveChannel):
     """To another message than the one that is being processed.
 
     Parameters:
@@ -115,6 +136,10 @@ class LaneChannel:
         self._lane.increment(n)
         self._note(self._lane)
 
+    def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        self._lane.write({}, urgent=urgent, changes=changes)
+        self._note(self._lane)
+
     def counts(self) -> Counts:
         return counts_of(self.read())
 
@@ -126,7 +151,7 @@ class LaneChannel:
         return self._backend.delete(self.message_id)
 
 
-class DirectChannel:
+class DirectChannel(LiveChannel):
     """From outside of a worker: each write is one call to the store, on
     the calling thread, and stored when it returns.
     """
@@ -138,12 +163,16 @@ class DirectChannel:
         self._backend = backend
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
-        _write(self._backend, self.message_id, fields, state)
+        self._update(Update(Kind.OUTSIDE, state=state, fields=fields))
 
     def increment(self, n: int | float = 1) -> None:
-        update = Update(Kind.OUTSIDE, increment=check_count("increment", n))
-        if self._backend.update(self.message_id, update) is Outcome.MISSING:
-            raise StatusMissing(self.message_id)
+        self._update(Update(Kind.OUTSIDE, increment=check_count("increment", n)))
+
+    def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        self._update(outside_change(changes))
+
+    def _update(self, update: Update) -> None:
+        check_outcome(self.message_id, update, self._backend.update(self.message_id, update))
 
     def read(self) -> Snapshot | None:
         return self._backend.snapshot(self.message_id)
@@ -170,6 +199,13 @@ class DetachedChannel:
         self._record: Record | None = apply(None, start, now_ms()).record
         self._lock = Lock()
 
+    def __getstate__(self) -> tuple[Record | None, int | float | None]:
+        return self._record, self.tracked_total
+
+    def __setstate__(self, state: tuple[Record | None, int | float | None]) -> None:
+        self._record, self.tracked_total = state
+        self._lock = Lock()
+
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         if state is not None:
             _check_verdict(state)
@@ -177,6 +213,9 @@ class DetachedChannel:
 
     def increment(self, n: int | float = 1) -> None:
         self._apply(Update(Kind.OUTSIDE, increment=check_count("increment", n)))
+
+    def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        self._apply(Update(Kind.OUTSIDE, changes=changes))
 
     def read(self) -> Snapshot | None:
         return take_snapshot(self.message_id, self._record, now_ms())
@@ -196,7 +235,9 @@ class DetachedChannel:
     def _apply(self, update: Update) -> None:
         # Records are never changed but replaced, so that who only reads needs no lock.
         with self._lock:
-            self._record = apply(self._record, update, now_ms()).record
+            outcome, self._record, _ = apply(self._record, update, now_ms())
+        if outcome is Outcome.UNCOUNTED:
+            check_outcome(self.message_id, update, outcome)
 
 
 def _read_behind(flush: Callable[[], bool], backend: StatusBackend, message_id: str) -> Snapshot | None:
@@ -221,10 +262,26 @@ def _check_verdict(state: int) -> None:
         )
 
 
-def _write(backend: StatusBackend, message_id: str, fields: Record, state: int | None) -> None:
-    update = Update(Kind.OUTSIDE, state=state, fields=fields)
-    if backend.update(message_id, update) is Outcome.MISSING:
+def outside_change(changes: Changes) -> Update:
+    """Make the update that changes fields from outside of a message's run."""
+    return Update(Kind.OUTSIDE, fields=deletion_marks(changes.deleted), changes=changes)
+
+
+def check_outcome(message_id: str, update: Update, outcome: Outcome) -> None:
+    """Check what became of an update from outside.
+
+    Raises:
+      StatusMissing: When the message is unknown.
+      ValueError: When it counts on a field that holds no number.
+    """
+    if outcome is Outcome.MISSING:
         raise StatusMissing(message_id)
+    if outcome is Outcome.UNCOUNTED:
+        names = " or ".join(map(name_of_field, update.changes.counts if update.changes else ()))
+        raise ValueError(
+            f"Field {names} of message {message_id!r} cannot be counted on: it holds no number, or the sum is not "
+            f"below 2**53. Set it to a number first."
+        )
 
 
 def counts_of(snapshot: Snapshot | None) -> Counts:

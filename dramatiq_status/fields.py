@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from numbers import Integral, Rational, Real
 from operator import index
@@ -129,6 +129,32 @@ def user_name(name: Any) -> str:
     if len(name) * 4 > MAX_NAME_SIZE and len(name.encode()) > MAX_NAME_SIZE:
         raise ValueError(f"Field names must have at most {MAX_NAME_SIZE} bytes; {name[:32]!r}... has more.")
     return USER_PREFIX + name
+
+
+def count_name(name: Any) -> str:
+    """Check the name of a field to count on, and return its stored name."""
+    if name == "status":
+        raise ValueError("Field 'status' cannot be counted on: it is no number.")
+    return {"progress": PROGRESS, "total": TOTAL}.get(name) or user_name(name)
+
+
+def deleted_names(names: Iterable[Any]) -> frozenset[str]:
+    """Check the names of fields to delete, and return their stored names."""
+    for name in names:
+        if name in ("status", "progress", "total"):
+            raise ValueError(
+                f"Field {name!r} cannot be deleted: every status has it. Set the progress to 0, or the total to None."
+            )
+    return frozenset(map(user_name, names))
+
+
+def name_of_field(stored: str) -> str:
+    """Return the name that users know a stored field that can be counted on by, quoted.
+
+    >>> name_of_field(":rows"), name_of_field("t")
+    ("'rows'", "'total'")
+    """
+    return repr("total" if stored == TOTAL else stored.removeprefix(USER_PREFIX))
 
 
 def encode_value(name: str, value: Any, max_size: int) -> str:

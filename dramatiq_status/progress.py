@@ -10,8 +10,8 @@ from threading import get_ident
 from typing import Any, Final, Generic, TypeVar
 
 from .channel import Channel
-from .fields import MAX_COUNT, check_count, encode_count, encode_total
-from .record import PROGRESS, TOTAL, Counts, Record
+from .fields import MAX_COUNT, check_count, check_total, encode_count, encode_total
+from .record import PROGRESS, TOTAL, Changes, Counts, Record
 from .snapshot import fraction_of
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Progress:
     raises :class:`.StatusMissing` for an unknown message, and
     :class:`.BackendError`.
 
-    A handle may be passed to, and used by, any number of threads.
+    A handle may be passed to, and used by, any number of threads.  It is pickled as :class:`.Status` is.
     """
 
     __slots__ = ("_channel", "_increment")
@@ -70,6 +70,19 @@ class Progress:
         """Take from the count, atomically; throttled by ``status_throttle``."""
         self._increment(-check_count("decrement", n))
 
+    def add_total(self, n: int | float) -> None:
+        """Add to the total, atomically in the store, whoever else adds to it; throttled by ``status_throttle``.
+        For messages that find more work, on the bar of their parent say.
+
+        A total that was never set, or is unknown, counts from 0.  A retry keeps the total, as all that is no
+        progress: an actor that adds to its own total from the start on sets it to None first.
+
+        Raises:
+          TypeError: When `n` is no number.
+          ValueError: When it is negative, NaN, infinite or too large.
+        """
+        self._channel.change(Changes({TOTAL: check_total(n)}), urgent=False)
+
     def finish(self) -> None:
         """Set the count to the total, or a total that is unknown to the count."""
         counts = self._channel.counts()
@@ -101,6 +114,9 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         """The count, the total, the fraction and the rate."""
         return dict_of(self._channel.counts())
+
+    def __reduce__(self) -> tuple[type[Progress], tuple[Channel]]:
+        return type(self), (self._channel,)
 
     def __repr__(self) -> str:
         return f"<Progress of {self._channel.message_id or 'nothing'}>"

@@ -14,7 +14,7 @@ so that the two can never collide.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from itertools import chain
 from math import isfinite
@@ -46,6 +46,9 @@ UNKNOWN_TOTAL: Final = "null"
 
 #: What the stored name of a user's field starts with.
 USER_PREFIX: Final = ":"
+
+#: Prefix of the stored name that marks a field as deleted: an enqueue that arrives later does not bring it back.
+DELETED_PREFIX: Final = "-"
 
 # The stored names of the library's own fields.
 STATE: Final = "s"
@@ -138,6 +141,12 @@ _STATE_TEXTS: Final = frozenset("0123")
 _WHOLE_NUMBERS: Final = re.compile(r"(?:-?[0-9]{1,15} ){5}-?[0-9]{1,15}").fullmatch
 _NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 
+#: Magnitude that a counted field stays below: Redis' script counts in doubles, which are exact up to here.
+COUNT_LIMIT: Final = 2**53
+
+#: Maximum number of characters of a number that can be counted on.
+_LONGEST_NUMBER: Final = 40
+
 #: The stored numbers of the states.
 QUEUED: Final = 0
 WORKING: Final = 1
@@ -192,12 +201,28 @@ class Outcome(int, Enum):
     #: the same store do: whether it is stored is not known, and it may
     #: be sent again.
     UNREACHED = 6
+    #: It is stored, except for the counts on fields that hold no number,
+    #: or whose sum would leave the numbers that every store can count with.
+    UNCOUNTED = 7
 
 
 # An attribute of an Enum takes five times as long as a name.
 _RUN: Final = Kind.RUN
 _ENQUEUE: Final = Kind.ENQUEUE
 _APPLIED: Final = Outcome.APPLIED
+
+
+class Changes(NamedTuple):
+    """Changes of single fields that depend on what the store holds.
+
+    Parameters:
+      counts: Numbers to add, by stored name; never to the progress, which has its own increment.
+        A field that is missing, or null, counts from 0.
+      deleted: Stored names of fields to delete.
+    """
+
+    counts: Mapping[str, int | float] = {}
+    deleted: frozenset[str] = frozenset()
 
 
 class Update(NamedTuple):
@@ -221,6 +246,8 @@ class Update(NamedTuple):
         milliseconds.  From outside: unless the record says, or is finished already.
       origin: With ``start``: what the message has carried from its
         enqueue; only stores with receipts look at it.
+      changes: Fields to delete before `fields` are set, and to count after
+        that; None for none, as in most updates.  Only of runs, and from outside.
     """
 
     kind: Kind
@@ -235,6 +262,7 @@ class Update(NamedTuple):
     increment: int | float = 0
     ttl: int = DEFAULT_STATUS_TTL
     origin: Origin | None = None
+    changes: Changes | None = None
 
 
 class Origin(NamedTuple):
@@ -368,6 +396,33 @@ def _limited(ttl: int) -> int:
     return min(max(1, ttl), LONGEST_TTL)
 
 
+def count_on(text: str | None, n: int | float) -> str | None:
+    """Add to a stored number; None where the text is none, or the sum is not one that every store can count with.
+
+    >>> count_on("3", 2), count_on(None, 2), count_on("null", 0.5), count_on('"a"', 2)
+    ('5', '2', '0.5', None)
+    """
+    before: int | float = 0
+    if text is not None and text != "null":
+        if len(text) > _LONGEST_NUMBER or not _NUMBER(text):
+            return None
+        before = number_of(text)
+        if not -COUNT_LIMIT < before < COUNT_LIMIT:
+            return None
+    total = before + n
+    return number_text(total) if -COUNT_LIMIT < total < COUNT_LIMIT else None
+
+
+def deletion_marks(names: Iterable[str]) -> Record:
+    """Make the fields that mark fields as deleted, by their stored names."""
+    return {DELETED_PREFIX + name: "1" for name in names}
+
+
+def is_stored(outcome: Outcome) -> bool:
+    """Whether an update with this outcome has changed the record and, if it is one, made its transition."""
+    return outcome is _APPLIED or outcome is Outcome.UNCOUNTED
+
+
 def is_transition(record: Record | None, update: Update) -> bool:
     """Whether an update that was applied to `record` made it, or set its
     state.  A list of statuses is ordered by the moment of the last one.
@@ -401,7 +456,11 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
         finished = is_finished(record)
         if record[ROOT] == root:
             if update.epoch.number <= int(record[NUMBER]):
-                late = {name: text for name, text in update.fields.items() if name not in OUTDATED}
+                late = {
+                    name: text
+                    for name, text in update.fields.items()
+                    if name not in OUTDATED and DELETED_PREFIX + name not in record
+                }
                 new = {**late, **record}
                 return Applied(Outcome.ASIDE, _touch(new, record, now) if len(new) > len(record) else record)
         elif record[ROOT] != _NO_ROOT and update.epoch.number > 1 and not finished:
@@ -413,7 +472,7 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
             for name, text in update.fields.items():
                 if name in WRITTEN_BY_REQUEUE:
                     new[name] = text
-                else:
+                elif DELETED_PREFIX + name not in record:
                     new.setdefault(name, text)
             new[ROOT], new[NUMBER] = root, number
             new[STATE] = str(QUEUED)
@@ -475,14 +534,14 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         new[RUN], new[PLACE] = str(update.run), str(update.place)
         if update.start or outcome is not _APPLIED:
             new[HEARTBEAT_AT] = str(now)
-    _write(new, update)
+    outcome = _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
         _finish(new, update.state)
-        return Applied(_APPLIED, _touch(new, record, now), update.ttl)
+        return Applied(outcome, _touch(new, record, now), update.ttl)
     if update.state is not None:
         new.pop(FINISHED_AT, None)
         new[STATE] = str(update.state)
-    return Applied(_APPLIED, _touch(new, record, now), live_ttl_of(new, now))
+    return Applied(outcome, _touch(new, record, now), live_ttl_of(new, now))
 
 
 def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
@@ -493,18 +552,18 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
         # Nobody but the run says how fast it goes: its rate is as old as it was.
         since = record.get(UPDATED_AT, "")
         new[RATED] = since if since.isascii() and since.isdecimal() else "0"
-    _write(new, update)
+    outcome = _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
         _finish(new, update.state)
         new.setdefault(FINISHED_AT, str(now))
         # One that is finished already lives as long as it was to.
         ttl = None if is_finished(record) else _status_ttl_of(record, update)
-        return Applied(Outcome.APPLIED, _touch(new, record, now), ttl)
+        return Applied(outcome, _touch(new, record, now), ttl)
     if update.state is not None:
         new.pop(FINISHED_AT, None)
         new[STATE] = str(update.state)
     ttl = None if is_finished(new) else live_ttl_of(new, now)
-    return Applied(Outcome.APPLIED, _touch(new, record, now), ttl)
+    return Applied(outcome, _touch(new, record, now), ttl)
 
 
 def _status_ttl_of(record: Record, update: Update) -> int:
@@ -521,10 +580,26 @@ def _apply_heartbeat(record: Record | None, update: Update, now: int) -> Applied
     return Applied(Outcome.APPLIED, new, live_ttl_of(new, now))
 
 
-def _write(new: Record, update: Update) -> None:
+def _write(new: Record, update: Update) -> Outcome:
+    changes = update.changes
+    if changes is not None:
+        for name in changes.deleted:
+            new.pop(name, None)
     new.update(update.fields)
     if update.increment:
         new[PROGRESS] = number_text(number_of(new.get(PROGRESS, "0")) + update.increment)
+    return _APPLIED if changes is None else _count(new, changes.counts)
+
+
+def _count(new: Record, counts: Mapping[str, int | float]) -> Outcome:
+    outcome = _APPLIED
+    for name, n in counts.items():
+        text = count_on(new.get(name), n)
+        if text is None:
+            outcome = Outcome.UNCOUNTED
+        else:
+            new[name] = text
+    return outcome
 
 
 def _finish(new: Record, state: int) -> None:

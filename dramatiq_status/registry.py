@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, Literal, overload
 
@@ -20,7 +21,7 @@ from .backend import (
     check_number,
 )
 from .batch import Batch, Chain, chains_of
-from .channel import Channel, DirectChannel, LaneChannel
+from .channel import Channel, DirectChannel, LaneChannel, RunChannel
 from .context import current_binding, note_write
 from .errors import BackendError
 from .fields import state_number
@@ -343,6 +344,19 @@ def _batch(
         if others:
             raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
     return _backend(backend, broker), chains
+
+
+def _found_again(message_id: str) -> Channel:
+    """Find the status that an unpickled handle is of."""
+    return _channel(message_id, None, None)
+
+
+def _as_message_id(channel: Any) -> tuple[Callable[..., Any], tuple[str]]:
+    return _found_again, (channel.message_id,)
+
+
+for _kind in (RunChannel, LaneChannel, DirectChannel):
+    copyreg.pickle(_kind, _as_message_id)
 
 
 def _channel(

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
 from .channel import Channel
-from .fields import encode_fields
-from .record import State
+from .fields import check_count, check_total, count_name, deleted_names, encode_fields
+from .record import PROGRESS, TOTAL, Changes, State
 from .snapshot import Snapshot
 
 T = TypeVar("T")
@@ -63,7 +63,9 @@ class Status:
     message, and :class:`.BackendError`.
 
     Writes never lose anything to other writers: fields are merged one by one.
-    A handle may be passed to, and used by, any number of threads.
+    A handle may be passed to, and used by, any number of threads.  A pickled handle
+    is its message id: where it is unpickled, it becomes what :meth:`.StatusRegistry.get` returns there.  A
+    detached one takes its values along.
     """
 
     __slots__ = ("_channel",)
@@ -113,6 +115,45 @@ class Status:
             more = {**fields, **more}
         encoded, state = encode_fields(more, max_size=self._channel.max_field_size)
         self._channel.write(encoded, state=state, urgent=force)
+
+    def increment(self, name: str, n: int | float = 1) -> None:
+        """Add to a field that holds a number, atomically in the store, whoever else writes; throttled by
+        ``status_throttle``.  A field that is missing, or None, counts from 0.
+
+        >>> status.increment("rows", 500)
+
+        Where the field holds something else, it stays as it is: a worker logs that once a message,
+        and from outside of a worker the call raises ``ValueError``.
+
+        Parameters:
+          name(str): Name of a field, ``progress`` and ``total`` included.
+          n(int | float): Negative to take from it.
+
+        Raises:
+          TypeError: When the name is not a string or `n` is no number.
+          ValueError: When the name is reserved, or `n` is NaN, infinite or too large.
+        """
+        stored, n = count_name(name), check_count(name, n)
+        if stored == PROGRESS:
+            self._channel.increment(n)
+        else:
+            self._channel.change(Changes({stored: check_total(n) if stored == TOTAL else n}), urgent=False)
+
+    def unset(self, *names: str) -> None:
+        """Delete fields, not throttled; one update for the store.  ``del status["step"]`` deletes one.
+
+        A field that is missing stays so, without an error.  A deleted field that was given when
+        the message was sent does not come back with a retry.
+
+        Raises:
+          TypeError: When a name is not a string.
+          ValueError: When a name is the library's own.
+        """
+        if names:
+            self._channel.change(Changes(deleted=deleted_names(names)))
+
+    def __delitem__(self, name: str) -> None:
+        self.unset(name)
 
     def flush(self) -> bool:
         """Wait until all that was written is stored.
@@ -211,6 +252,10 @@ class Status:
     def to_json(self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True) -> str:
         """Get :meth:`.Snapshot.to_json`; an empty object where the message is unknown."""
         return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
+
+    def __reduce__(self) -> tuple[type[Status], tuple[Channel]]:
+        # A channel knows what is left of it in a copy: see `Channel`.
+        return type(self), (self._channel,)
 
     def __bool__(self) -> bool:
         return self.read() is not None

@@ -32,7 +32,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
@@ -40,7 +40,7 @@ from . import _time as time
 from ._process import at_fork
 from .backend import StatusBackend
 from .errors import BackendError
-from .fields import MAX_COUNT, check_count
+from .fields import MAX_COUNT, check_count, name_of_field
 from .outage import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, Outage, logger
 from .rate import SHORTEST, RateMeter
 from .record import (
@@ -54,6 +54,8 @@ from .record import (
     RATE,
     RATED,
     TOTAL,
+    WRITTEN_BY_REQUEUE,
+    Changes,
     Counts,
     Epoch,
     Kind,
@@ -61,7 +63,9 @@ from .record import (
     Outcome,
     Record,
     Update,
+    count_on,
     counts_in,
+    deletion_marks,
     number_of,
     number_text,
 )
@@ -86,12 +90,13 @@ _PROBE: Final = 16
 
 
 class Write(NamedTuple):
-    """Fields and an increment, in this order; to a message that is not this run's own, a state as well."""
+    """Fields, an increment and changes, in this order; to a message that is not this run's own, a state as well."""
 
     fields: Record
     increment: int | float = 0
     urgent: bool = True
     state: int | None = None
+    changes: Changes | None = None
 
 
 class Start(NamedTuple):
@@ -174,6 +179,7 @@ class _Entry:
     state: int | None = None
     ttl = DEFAULT_STATUS_TTL
     enqueue = False
+    changes: Changes | None = None
     sealed: Update | None = None
 
     def __init__(self, epoch: Epoch) -> None:
@@ -188,7 +194,25 @@ class _Entry:
         entry.fields, entry.barriers = dict(self.fields), list(self.barriers)
         entry.increment, entry.start, entry.attempts = self.increment, self.start, self.attempts
         entry.origin, entry.state, entry.ttl, entry.enqueue = self.origin, self.state, self.ttl, self.enqueue
+        entry.changes = self.changes
         return entry
+
+    def change(self, changes: Changes) -> None:
+        """Delete fields, then count on fields."""
+        before = self.changes or Changes()
+        counts = dict(before.counts)
+        for name in changes.deleted:
+            self.fields.pop(name, None)
+            counts.pop(name, None)
+        for name, n in changes.counts.items():
+            counts[name] = counts.get(name, 0) + plain_number(n)
+        self.changes = Changes(counts, before.deleted | changes.deleted)
+
+    def keep_counts(self, keeps: Callable[[str], bool]) -> None:
+        """Drop what was counted on fields, except for those that `keeps` accepts."""
+        if self.changes is not None:
+            counts = {name: n for name, n in self.changes.counts.items() if keeps(name)}
+            self.changes = Changes(counts, self.changes.deleted) if counts or self.changes.deleted else None
 
 
 class _Merged:
@@ -196,9 +220,16 @@ class _Merged:
     but for the entries' being sealed and settled.
     """
 
-    __slots__ = ("attempts", "entries", "epoch", "known", "taken")
+    __slots__ = ("attempts", "deleted", "entries", "epoch", "known", "taken")
 
-    def __init__(self, epoch: Epoch, attempts: int, entries: list[_Entry], known: Record) -> None:
+    def __init__(
+        self,
+        epoch: Epoch,
+        attempts: int,
+        entries: list[_Entry],
+        known: Record,
+        deleted: frozenset[str] = frozenset(),
+    ) -> None:
         #: The enqueue that what follows belongs to.
         self.epoch = epoch
         self.attempts = attempts
@@ -206,6 +237,8 @@ class _Merged:
         self.entries = entries
         #: What the run has written, all together.
         self.known = known
+        #: Stored names of the fields that the run has deleted, including those that it has written again.
+        self.deleted = deleted
         #: Operations that come next; they stay until another replaces this.
         self.taken: list[_Operation] = []
 
@@ -216,8 +249,8 @@ class _Merged:
             entries = entries[:]
             if entries[-1].sealed is None:
                 entries[-1] = entries[-1].copy()
-            return _Merged(self.epoch, self.attempts, entries, dict(self.known))
-        return _Merged(self.epoch, self.attempts, [], dict(self.known))
+            return _Merged(self.epoch, self.attempts, entries, dict(self.known), self.deleted)
+        return _Merged(self.epoch, self.attempts, [], dict(self.known), self.deleted)
 
     def entry(self, *, fresh: bool = False) -> _Entry:
         """The entry that the next operation goes into."""
@@ -267,8 +300,9 @@ class Lane:
     _due = 0.0
     # Whether some entries wait until what was sent before is answered.
     _held = False
-    # Whether it was logged that something cannot be merged.
+    # Whether it was logged that something cannot be merged, and that something cannot be counted.
     _refused = False
+    _uncounted = False
     #: Since when the message that is written to from outside has no record, by the monotonic clock; None if it has one.
     missing_since: float | None = None
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
@@ -339,16 +373,24 @@ class Lane:
             self._put(self)
 
     def write(
-        self, fields: Record, increment: int | float = 0, *, urgent: bool = True, state: int | None = None
+        self,
+        fields: Record,
+        increment: int | float = 0,
+        *,
+        urgent: bool = True,
+        state: int | None = None,
+        changes: Changes | None = None,
     ) -> None:
-        """Set fields, then add to the progress; the state only from outside of its run."""
+        """Set fields, then add to the progress, then delete fields and count on fields; the state only from
+        outside of its run.
+        """
         if self._forked:
-            self._write_directly(fields, increment, state)
+            self._write_directly(fields, increment, state, changes)
             return
         if self.closed:
             logger.warning("Message %r is finished: what its run writes now is dropped.", self.message_id)
             return
-        self.add(Write(fields, increment, urgent, state))
+        self.add(Write(fields, increment, urgent, state, changes))
 
     def add(self, operation: _Operation) -> None:
         """Add an operation, and tell the writer."""
@@ -402,14 +444,21 @@ class Lane:
         # Looked at by each write, forked or not.
         self.closed = self._forked = True
 
-    def _write_directly(self, fields: Record, increment: int | float, state: int | None = None) -> None:
+    def _write_directly(
+        self, fields: Record, increment: int | float, state: int | None = None, changes: Changes | None = None
+    ) -> None:
         """Store a write of a forked process.
 
         Raises:
           BackendError: When it cannot be stored.
         """
-        update = Update(Kind.OUTSIDE, state=state, fields=fields, increment=increment)
-        if self._writer.backend.update(self.message_id, update) is Outcome.MISSING:
+        if changes is not None:
+            fields = {**fields, **deletion_marks(changes.deleted)}
+        update = Update(Kind.OUTSIDE, state=state, fields=fields, increment=increment, changes=changes)
+        outcome = self._writer.backend.update(self.message_id, update)
+        if outcome is Outcome.UNCOUNTED:
+            self._log_uncounted(update)
+        if outcome is Outcome.MISSING:
             logger.warning("Message %r has no status: what a forked process writes is dropped.", self.message_id)
             return
         with self._lock:
@@ -417,6 +466,8 @@ class Lane:
             known.update(fields)
             if increment:
                 known[PROGRESS] = number_text(number_of(known.get(PROGRESS, "0")) + increment)
+            if changes is not None:
+                self._note_changes(self._merged, changes)
 
     def close(self) -> None:
         """Take no more writes; what was written is still sent."""
@@ -503,6 +554,8 @@ class Lane:
                     continue
                 if outcome is Outcome.MISSING:
                     logger.info("Message %r has no status: what was written to it is dropped.", self.message_id)
+                elif outcome is Outcome.UNCOUNTED:
+                    self._log_uncounted(update)
                 for barrier in entry.barriers:
                     if left:
                         left[-1].barriers.append(barrier)
@@ -510,6 +563,16 @@ class Lane:
                         barrier.release(True)
             merged.entries = left + merged.entries[sent:]
         return bool(left) or self._held
+
+    def _log_uncounted(self, update: Update) -> None:
+        if not self._uncounted and update.changes is not None:
+            self._uncounted = True
+            logger.warning(
+                "What was counted on %s of message %r is left out: such a field holds no number, or the sum is not "
+                "below 2**53. All else that was written is stored.",
+                " or ".join(map(name_of_field, update.changes.counts)),
+                self.message_id,
+            )
 
     def give_up(self, *, entries: bool) -> int:
         """Let those go who wait; forget the updates too if `entries`.
@@ -618,7 +681,10 @@ class Lane:
             entry = draft.entry(fresh=True)
             entry.enqueue, entry.epoch = True, operation.epoch
             draft.epoch = operation.epoch
-            entry.fields = {**self._left_to_requeue(draft), **operation.fields}
+            left = self._left_to_requeue(draft)
+            # What the run has written or deleted is newer than what was given with the message.
+            gone = draft.deleted.union(name for name in draft.known if name not in WRITTEN_BY_REQUEUE)
+            entry.fields = left | {name: text for name, text in operation.fields.items() if name not in gone}
             self._urgent = True
         elif isinstance(operation, (int, float)):
             # Of a class derived from these: the store gets a plain number.
@@ -632,6 +698,7 @@ class Lane:
         if PROGRESS in write.fields:
             entry.increment = 0
         entry.fields.update(write.fields)
+        entry.keep_counts(lambda name: name not in write.fields)
         self._note_leg(write.fields, entry, draft.known)
         draft.known.update(write.fields)
         if write.state is not None:
@@ -642,8 +709,33 @@ class Lane:
             self._throttled = True
         if write.increment:
             draft.add(plain_number(write.increment))
+        if write.changes is not None:
+            self._merge_changes(draft, entry, write.changes)
 
-    def _note_leg(self, fields: Record, entry: _Entry, known: Record) -> None:
+    def _merge_changes(self, draft: _Merged, entry: _Entry, changes: Changes) -> None:
+        entry.change(changes)
+        # Only what was given with the message can come back with it.
+        marks = deletion_marks(name for name in changes.deleted if self._kind is Kind.OUTSIDE or name in self.base)
+        entry.fields.update(marks)
+        draft.known.update(marks)
+        self._note_leg(changes.counts, entry, draft.known)
+        self._note_changes(draft, changes)
+
+    def _note_changes(self, merged: _Merged, changes: Changes) -> None:
+        """Note what the run knows of fields after changes of them."""
+        known = merged.known
+        merged.deleted |= changes.deleted
+        for name in changes.deleted:
+            known.pop(name, None)
+        for name, n in changes.counts.items():
+            before = known.get(name)
+            if before is None and name not in merged.deleted:
+                before = self.base.get(name)
+            text = count_on(before, n)
+            if text is not None:
+                known[name] = text
+
+    def _note_leg(self, fields: Mapping[str, Any], entry: _Entry, known: Record) -> None:
         """A progress of 0, or below the present one, begins a new leg; the
         first progress or total begins the first.
         """
@@ -671,7 +763,7 @@ class Lane:
         # until it starts, and a run whose retry the broker refuses ends with it.
         if self._kind is not Kind.RUN:
             return {}
-        everything = {**self.base, **merged.known}
+        everything = self._everything(merged)
         left = {name: text for name, text in everything.items() if name == PROGRESS or name not in CLEARED_BY_START}
         left[ATTEMPTS] = str(merged.attempts)
         return left
@@ -680,7 +772,13 @@ class Lane:
         if entry.enqueue:
             return Update(Kind.ENQUEUE, entry.epoch, fields=entry.fields)
         if self._kind is Kind.OUTSIDE:
-            return Update(Kind.OUTSIDE, state=entry.state, fields=entry.fields, increment=entry.increment)
+            return Update(
+                Kind.OUTSIDE,
+                state=entry.state,
+                fields=entry.fields,
+                increment=entry.increment,
+                changes=entry.changes,
+            )
         self._place += 1
         if entry.state is None:
             if entry.increment or PROGRESS in entry.fields:
@@ -704,13 +802,31 @@ class Lane:
             entry.increment,
             entry.ttl,
             entry.origin,
+            entry.changes,
         )
+
+    def _everything(self, merged: _Merged) -> Record:
+        """What the run knew before it began, without what it has deleted, and what it has written."""
+        base = self.base
+        if merged.deleted:
+            base = {name: text for name, text in base.items() if name not in merged.deleted}
+        return {**base, **merged.known}
 
     def _whole(self, update: Update, merged: _Merged) -> Update:
         # All that the run knows; the increments are in its progress.
-        base = {name: text for name, text in self.base.items() if name not in CLEARED_BY_START}
-        fields = {**base, **merged.known}
-        return update._replace(create=True, fields=fields, increment=0, attempts=merged.attempts, origin=None)
+        fields = {
+            name: text
+            for name, text in self._everything(merged).items()
+            if name not in CLEARED_BY_START or name in merged.known
+        }
+        return update._replace(
+            create=True,
+            fields=fields,
+            increment=0,
+            attempts=merged.attempts,
+            origin=None,
+            changes=Changes(deleted=merged.deleted) if merged.deleted else None,
+        )
 
 
 class Writer:
@@ -1286,12 +1402,16 @@ def plain_number(value: int | float) -> int | float:
 
 def _absorb(entries: list[_Entry]) -> None:
     """All that the run knows is about to be sent: what waits behind that shall not be counted once more."""
+    replaced: set[str] = set()
     for entry in entries:
         if entry.sealed is None:
-            if entry.enqueue or PROGRESS in entry.fields:
-                # It counts from there on.
+            if entry.enqueue:
                 return
-            entry.increment = 0
+            # What is set or deleted counts from there on.
+            replaced.update(entry.fields, entry.changes.deleted if entry.changes else ())
+            if PROGRESS not in replaced:
+                entry.increment = 0
+            entry.keep_counts(replaced.__contains__)
 
 
 #: All writers of this process.

@@ -37,6 +37,7 @@ from dramatiq_status.record import (
     UNKNOWN_TOTAL,
     UPDATED_AT,
     VERSION,
+    Changes,
     Epoch,
     Kind,
     Outcome,
@@ -93,6 +94,18 @@ def fields(**own: st.SearchStrategy[str]) -> st.SearchStrategy[Record]:
     return st.fixed_dictionaries({}, optional={**user_fields, **own})
 
 
+#: Most updates have none. Names are those that texts of every kind are set to.
+changes = st.one_of(
+    st.none(),
+    st.none(),
+    st.builds(
+        Changes,
+        st.dictionaries(st.sampled_from([":a", ":b", ":ключ", "t"]), increments, max_size=3),
+        st.frozensets(st.sampled_from([":a", ":b", ":s"]), max_size=2),
+    ),
+)
+
+
 enqueues = st.builds(
     updated,
     st.just(Kind.ENQUEUE),
@@ -110,6 +123,7 @@ starts = st.builds(
     attempts=st.integers(1, 3),
     fields=fields(a=texts, S=moments, L=live_ttls, t=totals, p=counts),
     increment=increments,
+    changes=changes,
 )
 writes = st.builds(
     updated,
@@ -122,6 +136,7 @@ writes = st.builds(
     attempts=st.integers(1, 3),
     fields=fields(p=counts, t=totals, R=counts, x=texts, D=moments, L=live_ttls),
     increment=increments,
+    changes=changes,
 )
 ends = st.builds(
     updated,
@@ -136,14 +151,16 @@ ends = st.builds(
     fields=fields(F=moments, x=texts, it=texts, k=st.just("true"), p=counts),
     increment=increments,
     ttl=ttls,
+    changes=changes,
 )
 outsides = st.builds(
     updated,
     st.just(Kind.OUTSIDE),
     state=st.sampled_from([None, None, None, None, 0, 1, 2, 3]),
-    fields=fields(p=counts, t=totals),
+    fields=fields(p=counts, t=totals, **{"-:a": st.just("1"), "-:b": st.just("1")}),
     increment=increments,
     ttl=ttls,
+    changes=changes,
 )
 heartbeats = st.builds(updated, st.just(Kind.HEARTBEAT), run=runs)
 updates = st.one_of(enqueues, starts, starts, writes, writes, ends, outsides, heartbeats)
@@ -503,7 +520,8 @@ def test_enqueue_and_start_may_arrive_in_any_order(enqueue: Update, start: Updat
     # Given an enqueue and the start that it leads to; what came too late to count with is dropped
     given = {name: text for name, text in enqueue.fields.items() if name not in OUTDATED - {SCHEDULED_AT}}
     enqueue = enqueue._replace(fields=given)
-    start = start._replace(epoch=enqueue.epoch, create=True)
+    # A start that may make the record carries sums, and no counts.
+    start = start._replace(epoch=enqueue.epoch, create=True, changes=None)
     # When they arrive in one order and the other
     records = fold([enqueue, start]), fold([start, enqueue])
     # Then the record is the same, but for the count of changes and their moments
@@ -586,11 +604,18 @@ def test_no_text_is_too_odd_to_be_read(text: str, record: dict[str, str]) -> Non
 numbers = st.one_of(
     *[st.integers(0, 9).map(str)] * 4, st.integers().map(str), st.floats().map(repr), st.text(max_size=3)
 )
-
+#: What else may lie where somebody counts.
+oddities = st.sampled_from(
+    ["9" * 5000, "0x10", "1e999", "1e", "1.", ".5", "+5", " 5", "5 ", "1_0", "007", "-0", "nan", ""]
+)
 
 odd_records = st.fixed_dictionaries(
     {STATE: st.sampled_from("0123"), "v": numbers, "e": st.sampled_from(["0", "7", "x"]), "n": numbers},
-    optional={"r": st.sampled_from(["1", "x"]), **dict.fromkeys("qDLTAp", numbers)},
+    optional={
+        "r": st.sampled_from(["1", "x"]),
+        **dict.fromkeys("qDLTAp", numbers),
+        **dict.fromkeys([":a", "t"], st.one_of(numbers, oddities)),
+    },
 )
 
 

@@ -38,6 +38,7 @@ SNIPPETS = {
 ACTORS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "first-actor": ("import_rows", ("orders.csv",), {"status": "completed", "progress": 100, "step": "reading"}),
     "fields": ("import_rows", ("orders.csv",), {"step": "indexing", "rows": 100}),
+    "counts": ("import_pages", ([1, 2, 3],), {"rows": 6, "progress": 6, "total": 6, "step": None}),
     "progress": ("make_thumbnails", ([1] * 20,), {"progress": 20, "total": 20}),
     "track": ("import_rows", ("orders.csv",), {"progress": 500, "total": 500, "step": "indexing"}),
     "legs": ("rebuild", (), {"progress": 0, "total": 3000, "step": "unpack"}),

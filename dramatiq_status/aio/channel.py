@@ -6,10 +6,9 @@ import asyncio
 from typing import Protocol
 
 from ..backend import StatusBackend
-from ..channel import Channel, counts_of
-from ..errors import StatusMissing
+from ..channel import Channel, LiveChannel, check_outcome, counts_of, outside_change
 from ..fields import check_count
-from ..record import Counts, Kind, Outcome, Record, Update
+from ..record import Changes, Counts, Kind, Record, Update
 from ..snapshot import Snapshot
 from .backend import async_backend
 
@@ -26,6 +25,9 @@ class AsyncChannel(Protocol):
     async def increment(self, n: int | float = 1) -> None:
         """Add to the progress."""
 
+    async def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        """Delete fields, and count on fields."""
+
     async def read(self) -> Snapshot | None:
         """Read the status."""
 
@@ -39,7 +41,7 @@ class AsyncChannel(Protocol):
         """Delete the status."""
 
 
-class OutsideChannel:
+class OutsideChannel(LiveChannel):
     """From outside of a worker: each call is one call to the store, without a thread where it can be."""
 
     def __init__(self, backend: StatusBackend, message_id: str) -> None:
@@ -52,6 +54,9 @@ class OutsideChannel:
 
     async def increment(self, n: int | float = 1) -> None:
         await self._update(Update(Kind.OUTSIDE, increment=check_count("increment", n)))
+
+    async def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        await self._update(outside_change(changes))
 
     async def read(self) -> Snapshot | None:
         return await (await async_backend(self._backend)).snapshot(self.message_id)
@@ -67,11 +72,10 @@ class OutsideChannel:
 
     async def _update(self, update: Update) -> None:
         backend = await async_backend(self._backend)
-        if await backend.update(self.message_id, update) is Outcome.MISSING:
-            raise StatusMissing(self.message_id)
+        check_outcome(self.message_id, update, await backend.update(self.message_id, update))
 
 
-class InsideChannel:
+class InsideChannel(LiveChannel):
     """From a message that is being processed: through its worker's writer, so
     that all it writes stays in order; what may wait for the store does so in a thread.
     """
@@ -86,6 +90,9 @@ class InsideChannel:
 
     async def increment(self, n: int | float = 1) -> None:
         self._channel.increment(n)
+
+    async def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        await asyncio.to_thread(self._channel.change, changes, urgent=urgent)
 
     async def read(self) -> Snapshot | None:
         return await asyncio.to_thread(self._channel.read)

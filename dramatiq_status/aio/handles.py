@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from types import EllipsisType, MappingProxyType
 from typing import Any, NoReturn, TypeVar, overload
 
-from ..fields import check_count, encode_count, encode_fields, encode_total
+from ..fields import check_count, check_total, count_name, deleted_names, encode_count, encode_fields, encode_total
 from ..progress import dict_of
-from ..record import PROGRESS, TOTAL, Record, State
+from ..record import PROGRESS, TOTAL, Changes, Record, State
 from ..snapshot import Snapshot, fraction_of
 from ..status import Look
 from .channel import AsyncChannel
@@ -86,6 +86,19 @@ class Status:
             more = {**fields, **more}
         encoded, state = encode_fields(more, max_size=self._channel.max_field_size)
         await self._channel.write(encoded, state=state, urgent=force)
+
+    async def increment(self, name: str, n: int | float = 1) -> None:
+        """Add to a field that holds a number, as :meth:`dramatiq_status.Status.increment`."""
+        stored, n = count_name(name), check_count(name, n)
+        if stored == PROGRESS:
+            await self._channel.increment(n)
+        else:
+            await self._channel.change(Changes({stored: check_total(n) if stored == TOTAL else n}), urgent=False)
+
+    async def unset(self, *names: str) -> None:
+        """Delete fields, as :meth:`dramatiq_status.Status.unset`."""
+        if names:
+            await self._channel.change(Changes(deleted=deleted_names(names)))
 
     async def flush(self) -> bool:
         """Wait until all that was written is stored.
@@ -169,6 +182,9 @@ class Status:
         """Get :meth:`.Snapshot.to_json`; an empty object where the message is unknown."""
         return json.dumps(await self.to_dict(only=only, exclude=exclude, private=private))
 
+    def __reduce__(self) -> tuple[type[Status], tuple[AsyncChannel]]:
+        return type(self), (self._channel,)
+
     def __bool__(self) -> NoReturn:
         raise TypeError("Whether there is a status only the store knows: use `await status.read() is not None`.")
 
@@ -231,6 +247,10 @@ class Progress:
         """Take from the count, atomically."""
         await self._channel.increment(-check_count("decrement", n))
 
+    async def add_total(self, n: int | float) -> None:
+        """Add to the total, as :meth:`dramatiq_status.Progress.add_total`."""
+        await self._channel.change(Changes({TOTAL: check_total(n)}), urgent=False)
+
     async def finish(self) -> None:
         """Set the count to the total, or a total that is unknown to the count."""
         counts = await self._channel.counts()
@@ -264,6 +284,9 @@ class Progress:
 
     async def _rate(self) -> float | None:
         return (await self._channel.counts()).rate
+
+    def __reduce__(self) -> tuple[type[Progress], tuple[AsyncChannel]]:
+        return type(self), (self._channel,)
 
     def __repr__(self) -> str:
         return f"<Progress of {self._channel.message_id}>"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+import copyreg
+from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import timedelta
 from operator import itemgetter
 from typing import Any, Literal, cast, overload
@@ -233,6 +234,19 @@ def _follow(
 
     # An unknown message is never shown.
     return cast("AsyncGenerator[Snapshot, None]", pursue(backend, (message_id,), begin, itemgetter(0)))
+
+
+def _found_again(message_id: str) -> AsyncChannel:
+    """Find the status that an unpickled handle is of."""
+    return _channel(message_id, None, None)
+
+
+def _as_message_id(channel: Any) -> tuple[Callable[..., Any], tuple[str]]:
+    return _found_again, (channel.message_id,)
+
+
+for _kind in (OutsideChannel, InsideChannel):
+    copyreg.pickle(_kind, _as_message_id)
 
 
 def _channel(

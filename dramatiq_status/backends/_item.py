@@ -313,7 +313,7 @@ def room_in(limit: int) -> int:
 
 def counts_twice(update: Update) -> bool:
     """Whether the store could not tell if it got an update twice."""
-    return bool(update.increment) and update.kind is _OUTSIDE
+    return bool(update.increment or update.changes) and update.kind is _OUTSIDE
 
 
 def to_value(record: Record, expires_at: int) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ..backend import Query, answered
 from ..errors import BackendError
-from ..record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Record, Update
+from ..record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Record, Update, is_stored
 from ._cluster import SHARDS, TAGS, Cluster, Command, Errand, Node, shard_of
 from ._query import wanted_by
 from ._redis import coded, failure_of, pack
@@ -415,7 +415,7 @@ def _lists_anew(update: Update, outcome: Outcome) -> bool:
     if outcome is Outcome.ASIDE:
         return ACTOR_NAME in update.fields or QUEUE_NAME in update.fields
     moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
-    return moves and outcome is Outcome.APPLIED
+    return moves and is_stored(outcome)
 
 
 def _set_of(names: tuple[str, str | None, str | None], ttl: int) -> tuple[str, int]:

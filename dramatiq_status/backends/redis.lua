@@ -14,7 +14,10 @@
 --   4 run without a transition: run, place, increment
 --   5 outside with a state: state, increment, ttl
 --   6 delete
--- Returns the outcome of each update: 1 applied, 2 aside, 3 duplicate, 4 refused, 5 missing.
+--   7 changes of an update of kind 1 (also without a transition) or 5 (also without a state: ''), which follows:
+--     number of fields to delete, their stored names, number of fields to count on, pairs of stored name and number
+-- Returns the outcome of each update: 1 applied, 2 aside, 3 duplicate, 4 refused, 5 missing, 7 applied except for
+-- counts on what is no number.
 --
 -- On a cluster, all keys share a slot. While that moves to another node, keys of the index may be there already;
 -- the index is then left as it is, and what the outcome of such an update is is told as 10 more.
@@ -256,6 +259,12 @@ local function define()
     end
   end
 
+  -- Whether a field of a user was deleted: what was given with an enqueue does not bring it back (DELETED_PREFIX in
+  -- record.py).
+  local function is_deleted(key, name)
+    return name:sub(1, 1) == ':' and call('HEXISTS', key, '-' .. name) == 1
+  end
+
   local function enqueue(key)
     local old = read(key)
     local root, number, count = take(), take(), take()
@@ -268,7 +277,7 @@ local function define()
       local new = {actor = old.actor, queue = old.queue}
       for i = first, last, 2 do
         local name = ARGV[i]
-        if name ~= 'D' and name ~= 'x' and name ~= 'it' and name ~= 'p' then
+        if name ~= 'D' and name ~= 'x' and name ~= 'it' and name ~= 'p' and not is_deleted(key, name) then
           added = added + call('HSETNX', key, name, ARGV[i + 1])
           if name == 'a' and not new.actor then new.actor = ARGV[i + 1] end
           if name == 'Q' and not new.queue then new.queue = ARGV[i + 1] end
@@ -293,7 +302,7 @@ local function define()
         if name == 'D' or name == 'x' or name == 'it' then
           call('HSET', key, name, text)
           if name == 'D' then scheduled_at = text end
-        else
+        elseif not is_deleted(key, name) then
           call('HSETNX', key, name, text)
           if name == 'L' and not live_ttl then live_ttl = text end
           if name == 'a' and not new.actor then new.actor = text end
@@ -327,8 +336,40 @@ local function define()
     return 1
   end
 
+  -- What the present update deletes and counts, nothing for most; and whether a count was left out.
+  local deleted, counts, uncounted
+
+  -- The number in a text, 0 for none and for null; nothing where it cannot be counted on (count_on in record.py).
+  local function number_in(text)
+    if not text or text == 'null' then return 0 end
+    if #text > 40 or not (text:find('^%-?%d+$') or text:find('^%-?%d+%.%d+$') or text:find('^%-?%d+[eE][+-]?%d+$')
+      or text:find('^%-?%d+%.%d+[eE][+-]?%d+$')) then return nil end
+    local number = tonumber(text)
+    return number and math.abs(number) < 9007199254740992 and number
+  end
+
+  -- Delete what the present update deletes, and add the sums that it counts to the pairs that will be written, which
+  -- have its fields already; returns their number.
+  local function add_changes(key, written, size)
+    local set = {}
+    for i = 1, size, 2 do set[written[i]] = written[i + 1] end
+    for _, name in ipairs(deleted) do call('HDEL', key, name) end
+    for i = 1, #counts, 2 do
+      local name = counts[i]
+      local number = number_in(set[name] or call('HGET', key, name))
+      local sum = number and number + counts[i + 1]
+      if sum and math.abs(sum) < 9007199254740992 then
+        written[size + 1], written[size + 2] = name, text_of(sum)
+        size = size + 2
+      else
+        uncounted = true
+      end
+    end
+    return size
+  end
+
   -- Add what an update sets to the pairs that will be written; returns their number.
-  local function add_fields(new, written, size, increment)
+  local function add_fields(key, new, written, size, increment)
     local count = take()
     local progress = new.progress
     for i = at, at + 2 * count - 1, 2 do
@@ -352,7 +393,7 @@ local function define()
       written[size + 1], written[size + 2] = 'p', text_of((tonumber(progress or 0) or 0) + increment)
       size = size + 2
     end
-    return size
+    return counts and add_changes(key, written, size) or size
   end
 
   local function skip_fields()
@@ -394,8 +435,12 @@ local function define()
       return outcome
     end
     local version = (old.version or 0) + 1
-    local written = {'v', version, 'U', now, 'e', root, 'n', number}
-    local size = 8
+    local written = {'v', version, 'U', now}
+    local size = 4
+    if start or create or state ~= '' then
+      written[5], written[6], written[7], written[8] = 'e', root, 'n', number
+      size = 8
+    end
     local new = {
       actor = old.actor, queue = old.queue, scheduled_at = old.scheduled_at, live_ttl = old.live_ttl,
       progress = old.progress, state = old.state,
@@ -429,7 +474,7 @@ local function define()
         size = size + 2
       end
     end
-    size = add_fields(new, written, size, increment)
+    size = add_fields(key, new, written, size, increment)
     if state ~= '' then
       written[size + 1], written[size + 2] = 's', state
       size = size + 2
@@ -466,14 +511,22 @@ local function define()
     local written = {'v', version, 'U', now}
     local known, mark = call('HMGET', key, 'R', 'W', 'U'), nil
     if known[1] and (not known[2] or known[2] == 'null') then mark = moment_of(known[3]) end
-    local size = add_fields(new, written, 4, increment)
-    written[size + 1], written[size + 2] = 's', state
-    size = size + 2
+    local size = add_fields(key, new, written, 4, increment)
+    if state ~= '' then
+      written[size + 1], written[size + 2] = 's', state
+      size = size + 2
+    end
     if mark then
       written[size + 1], written[size + 2] = 'W', mark
       size = size + 2
     end
     set_pairs(key, written, 1, size)
+    if state == '' then
+      if not old.finished then renew(key, new.scheduled_at, new.live_ttl) end
+      rename(key, old, new)
+      publish('PUBLISH', key, version)
+      return 1
+    end
     if state > '1' then
       call('HSETNX', key, 'F', now)
       -- One that is finished already lives as long as it was to.
@@ -510,7 +563,25 @@ local function define()
     return 1
   end
 
-  return {['0'] = enqueue, ['1'] = transition, ['3'] = heartbeat, ['5'] = outside, ['6'] = delete},
+  local function take_many(number)
+    at = at + number
+    -- In a table of its own: there may be more of them than the Lua stack can hold.
+    local list = {}
+    for i = at - number, at - 1 do list[#list + 1] = ARGV[i] end
+    return list
+  end
+
+  local function change(key)
+    deleted = take_many(take() + 0)
+    counts, uncounted = take_many(2 * take()), false
+    local outcome = take() == '1' and transition(key) or outside(key)
+    deleted, counts = nil, nil
+    return outcome == 1 and uncounted and 7 or outcome
+  end
+
+  return {
+      ['0'] = enqueue, ['1'] = transition, ['3'] = heartbeat, ['5'] = outside, ['6'] = delete, ['7'] = change,
+    },
     {set_pairs = set_pairs, text_of = text_of, limited = limited, are_sound = are_sound, moment_of = moment_of}
 end
 

@@ -9,7 +9,7 @@ from .. import _time as time
 from ..backend import Query, StatusBackend, answered, check_number, escape_namespace
 from ..errors import BackendError
 from ..fields import plain_number
-from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Kind, Outcome, Record, Update, from_pairs, number_text
+from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Changes, Kind, Outcome, Record, Update, from_pairs, number_text
 from ..snapshot import Snapshot, take_texts
 from ._driver import any_driver, check_client, errors
 from ._push import RedisSubscription
@@ -253,21 +253,23 @@ class RedisBackend(StatusBackend):
         """
         arguments: list[Any] = [self._script_now or clock.text()]
         moves = False
-        for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, _) in updates:
+        for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, _, changes) in updates:
             added = number_text(increment) if increment else 0
+            if changes is not None:
+                arguments += _change_arguments(changes)
             if kind is Kind.RUN:
-                if start or create or state is not None:
+                if start or create or state is not None or changes is not None:
                     moves = True
                     arguments += (1, epoch[0], epoch[1], run, place, 1 if start else 0, 1 if create else 0)
                     arguments += ("" if state is None else state, attempts, added, ttl, len(fields))
                 else:
                     arguments += (4, run, place, added, len(fields))
             elif kind is Kind.OUTSIDE:
-                if state is None:
+                if state is None and changes is None:
                     arguments += (2, added, len(fields))
                 else:
                     moves = True
-                    arguments += (5, state, added, ttl, len(fields))
+                    arguments += (5, "" if state is None else state, added, ttl, len(fields))
             elif kind is Kind.ENQUEUE:
                 moves = True
                 arguments += (0, epoch[0], epoch[1], len(fields))
@@ -450,7 +452,15 @@ def may_repeat(updates: Iterable[tuple[str, Update]]) -> bool:
     """Whether updates may be sent again that may have been carried out:
     an increment from outside has nothing that would tell it from its repetition.
     """
-    return not any(update.increment and update.kind is Kind.OUTSIDE for _, update in updates)
+    return not any((update.increment or update.changes) and update.kind is Kind.OUTSIDE for _, update in updates)
+
+
+def _change_arguments(changes: Changes) -> list[Any]:
+    """The arguments that precede those of an update that deletes fields, or counts on them."""
+    arguments: list[Any] = [7, len(changes.deleted), *changes.deleted, len(changes.counts)]
+    for name, n in changes.counts.items():
+        arguments += (name, number_text(n))
+    return arguments
 
 
 def filter_of(query: Query) -> tuple[str, str, str]:

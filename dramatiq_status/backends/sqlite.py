@@ -21,6 +21,7 @@ from ..record import (
     apply,
     from_document,
     is_finished,
+    is_stored,
     is_transition,
     to_document,
 )
@@ -207,7 +208,7 @@ class SQLiteBackend(StatusBackend):
                 continue
             expires_at = row.expires_at if applied.ttl is None else min(now + applied.ttl, END_OF_TIME)
             rows[message_id] = row._replace(record=applied.record, expires_at=expires_at)
-            if applied.outcome is Outcome.APPLIED and is_transition(record, update):
+            if is_stored(applied.outcome) and is_transition(record, update):
                 moved.pop(message_id, None)
                 moved[message_id] = None
         if moved:

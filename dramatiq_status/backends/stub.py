@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 from ..backend import Query, StatusBackend
-from ..record import Outcome, Record, Update, apply, is_transition
+from ..record import Outcome, Record, Update, apply, is_stored, is_transition
 from ._query import wanted_by
 
 
@@ -33,7 +33,7 @@ class StubBackend(StatusBackend):
                 now = self.now()
                 record, expires_at = self._find(message_id, now)
                 applied = apply(record, update, now)
-                if applied.outcome is Outcome.APPLIED and is_transition(record, update):
+                if is_stored(applied.outcome) and is_transition(record, update):
                     self._records.pop(message_id, None)
                 if applied.record is not None:
                     self._records[message_id] = (

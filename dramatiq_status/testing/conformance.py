@@ -69,12 +69,14 @@ from ..record import (
     UPDATED_AT,
     VERSION,
     WORKING,
+    Changes,
     Epoch,
     Kind,
     Outcome,
     Record,
     Update,
     apply,
+    deletion_marks,
 )
 from ..registry import StatusRegistry
 from ..snapshot import take_snapshot
@@ -165,13 +167,29 @@ def outside(*, increment: int | float = 0, state: int | None = None, ttl: int = 
     return Update(Kind.OUTSIDE, increment=increment, state=state, ttl=ttl, fields=named(fields))
 
 
+def counting(update: Update, **counts: int | float) -> Update:
+    """The same update, which also counts on fields."""
+    return update._replace(changes=Changes({_stored(name): n for name, n in counts.items()}))
+
+
+def deleting(update: Update, *names: str) -> Update:
+    """The same update, which also deletes users' fields, and marks them as deleted."""
+    stored = frozenset(map(_stored, names))
+    fields = {**update.fields, **deletion_marks(stored)}
+    return update._replace(fields=fields, changes=(update.changes or Changes())._replace(deleted=stored))
+
+
 def heartbeat(run: int) -> Update:
     return Update(Kind.HEARTBEAT, run=run)
 
 
 def named(fields: dict[str, str]) -> Record:
     """Keywords of one or two letters, or in capitals, are the library's own fields; others are users'."""
-    return {name if len(name) <= 2 else ":" + name: text for name, text in fields.items()}
+    return {_stored(name): text for name, text in fields.items()}
+
+
+def _stored(name: str) -> str:
+    return name if len(name) <= 2 else ":" + name
 
 
 def read_many(backend: StatusBackend, message_ids: Sequence[str]) -> list[Record | None]:
@@ -281,6 +299,66 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "outside, a final state after the end": ([start(1), finish(1)], outside(state=FAILED), Outcome.APPLIED),
     "outside, back to life": ([start(1), finish(1)], outside(state=WORKING), Outcome.APPLIED),
     "outside, back to the queue": ([start(1)], outside(state=QUEUED), Outcome.APPLIED),
+    # Counts on fields
+    "count": ([start(1, rows="5")], counting(write(1, 2, step="1"), rows=3), Outcome.APPLIED),
+    "count of a fraction": ([start(1, rows="5")], counting(write(1, 2), rows=0.25), Outcome.APPLIED),
+    "count on an exponent": ([start(1, rows="1.5e3")], counting(write(1, 2), rows=-2), Outcome.APPLIED),
+    "count on nothing": ([start(1)], counting(write(1, 2, step="1"), rows=3), Outcome.APPLIED),
+    "count on null": ([start(1, rows="null")], counting(write(1, 2), rows=3), Outcome.APPLIED),
+    "count behind a field": ([start(1, rows="5")], counting(write(1, 2, rows="1"), rows=3), Outcome.APPLIED),
+    "count on a text": ([start(1, rows='"5"')], counting(write(1, 2, step="1"), rows=3, more=1), Outcome.UNCOUNTED),
+    "count on a truth": ([start(1, rows="true")], counting(write(1, 2), rows=3), Outcome.UNCOUNTED),
+    "count on a list": ([start(1, rows="[5]")], counting(write(1, 2), rows=3), Outcome.UNCOUNTED),
+    "count on infinity": ([start(1, rows="1e999")], counting(write(1, 2), rows=3), Outcome.UNCOUNTED),
+    "count to the largest": ([start(1, rows=str(2**53 - 2))], counting(write(1, 2), rows=1), Outcome.APPLIED),
+    "count beyond the largest": ([start(1, rows=str(2**53 - 1))], counting(write(1, 2), rows=1), Outcome.UNCOUNTED),
+    "count beyond the least": ([start(1, rows=str(1 - 2**53))], counting(write(1, 2), rows=-1), Outcome.UNCOUNTED),
+    "count with an increment": ([start(1, p="1")], counting(write(1, 2, increment=2), rows=3), Outcome.APPLIED),
+    "count, sent again": (
+        [start(1), counting(write(1, 2), rows=3)],
+        counting(write(1, 2), rows=3),
+        Outcome.DUPLICATE,
+    ),
+    "count of an older run": ([start(1), start(2)], counting(write(1, 2), rows=3), Outcome.REFUSED),
+    "count of the unknown": ([], counting(write(1, 2), rows=3), Outcome.MISSING),
+    "count of the unknown, whole": ([], counting(write(1, 2, create=True), rows=3), Outcome.APPLIED),
+    "count at the start": ([enqueue(rows="5")], counting(start(1), rows=3), Outcome.APPLIED),
+    "count at the end": ([start(1, rows="5")], counting(finish(1), rows=3), Outcome.APPLIED),
+    "count on a text at the end": ([start(1, rows='"5"')], counting(finish(1), rows=3), Outcome.UNCOUNTED),
+    "total, the first": ([enqueue()], counting(outside(), t=3), Outcome.APPLIED),
+    "total, the next": ([start(1, t="5")], counting(outside(), t=3), Outcome.APPLIED),
+    "total, unknown": ([start(1, t="null")], counting(write(1, 2), t=3), Outcome.APPLIED),
+    "outside, a count": ([start(1, rows="5", D="9")], counting(outside(step="1"), rows=3), Outcome.APPLIED),
+    "outside, a count beside a rate": (
+        [start(1), write(1, 2, R="5", W="null")],
+        counting(outside(), rows=3),
+        Outcome.APPLIED,
+    ),
+    "outside, a count on a text": ([start(1, rows='"5"')], counting(outside(step="1"), rows=3), Outcome.UNCOUNTED),
+    "outside, a count on the unknown": ([], counting(outside(), rows=3), Outcome.MISSING),
+    "outside, a count after the end": ([start(1), finish(1)], counting(outside(), rows=3), Outcome.APPLIED),
+    "outside, a count and a state": ([start(1)], counting(outside(state=FAILED, F="6"), rows=3), Outcome.APPLIED),
+    # Deletions of fields
+    "deletion": ([start(1, step="1", rows="5")], deleting(write(1, 2, other="1"), "step", "more"), Outcome.APPLIED),
+    "deletion of the unknown": ([], deleting(write(1, 2), "step"), Outcome.MISSING),
+    "deletion, sent again": ([start(1), write(1, 2)], deleting(write(1, 2), "step"), Outcome.DUPLICATE),
+    "deletion before a field": ([start(1, step="1")], deleting(write(1, 2, step="2"), "step"), Outcome.APPLIED),
+    "deletion before a count": (
+        [start(1, rows="5")],
+        deleting(counting(write(1, 2), rows=3), "rows"),
+        Outcome.APPLIED,
+    ),
+    "outside, a deletion": ([enqueue(step="1")], deleting(outside(), "step"), Outcome.APPLIED),
+    "requeue after a deletion": (
+        [enqueue(step="1"), start(1), deleting(write(1, 2), "step")],
+        enqueue(number=2, step="1", other="1"),
+        Outcome.APPLIED,
+    ),
+    "enqueue, after a deletion": (
+        [start(1, step="1"), deleting(outside(), "step")],
+        enqueue(step="1", other="1"),
+        Outcome.ASIDE,
+    ),
     # Heartbeats
     "heartbeat": ([start(1)], heartbeat(1), Outcome.APPLIED),
     "heartbeat of the unknown": ([], heartbeat(1), Outcome.MISSING),
@@ -329,14 +407,17 @@ RENEWING: dict[str, tuple[list[Update], Update]] = {
     "requeue": ([enqueue(), start(1)], enqueue(number=2)),
     "start": ([enqueue()], start(1)),
     "write": ([start(1)], write(1, 2, step="1")),
+    "count": ([start(1)], counting(write(1, 2), rows=1)),
     "heartbeat": ([start(1)], heartbeat(1)),
     "outside": ([start(1)], outside(step="1")),
+    "outside, a count": ([start(1)], counting(outside(), rows=1)),
     "outside, back to life": ([start(1), finish(1)], outside(state=WORKING)),
 }
 
 #: Updates that leave the time to live as it was.
 NOT_RENEWING: dict[str, tuple[list[Update], Update]] = {
     "outside, after the end": ([start(1), finish(1)], outside(step="1")),
+    "outside, a count after the end": ([start(1), finish(1)], counting(outside(), rows=1)),
     "late enqueue": ([start(1)], enqueue(step="1")),
     "late enqueue, after the end": ([start(1), finish(1)], enqueue(step="1")),
     "duplicate": ([start(1), write(1, 2)], write(1, 2)),
@@ -352,6 +433,7 @@ MOVING: dict[str, tuple[list[Update], Update]] = {
     "start": ([enqueue()], start(1)),
     "start of a redelivery": ([start(1)], start(2)),
     "end": ([start(1)], finish(1)),
+    "end, except for a count": ([start(1, rows='"5"')], counting(finish(1), rows=1)),
     "end without a run": ([enqueue()], finish(0, state=FAILED)),
     "outside, an end": ([start(1)], outside(state=FAILED)),
     "outside, back to life": ([start(1), finish(1)], outside(state=WORKING)),
@@ -361,7 +443,9 @@ MOVING: dict[str, tuple[list[Update], Update]] = {
 NOT_MOVING: dict[str, tuple[list[Update], Update]] = {
     "write": ([start(1)], write(1, 2, step="1")),
     "whole write": ([start(1)], write(1, 2, create=True, step="1")),
+    "count": ([start(1)], counting(write(1, 2), rows=1)),
     "outside": ([start(1)], outside(step="1")),
+    "outside, a count": ([start(1)], counting(outside(), rows=1)),
     "outside, after the end": ([start(1), finish(1)], outside(step="1")),
     "heartbeat": ([start(1)], heartbeat(1)),
     "late enqueue": ([start(1)], enqueue(step="1")),
@@ -1288,6 +1372,24 @@ class BackendConformance:
         # Then the sum is exact
         record = backend.read(message_id)
         assert record is not None and (record[PROGRESS], record[VERSION]) == (str(2 * WRITES), str(2 * WRITES + 1))
+
+    def test_no_count_is_lost(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message whose total is unknown
+        backend.update(message_id, start(1, t="null"))
+
+        # When its run and another writer count on the same fields at the same time
+        def count_in_the_run() -> None:
+            for place in range(2, WRITES + 2):
+                assert backend.update(message_id, counting(write(1, place), rows=1, t=2)) is Outcome.APPLIED
+
+        def count_outside() -> None:
+            for _ in range(WRITES):
+                assert backend.update(message_id, counting(outside(), rows=1, t=2)) is Outcome.APPLIED
+
+        together(count_in_the_run, count_outside)
+        # Then the sums are exact
+        record = backend.read(message_id)
+        assert record is not None and (record[":rows"], record[TOTAL]) == (str(2 * WRITES), str(4 * WRITES))
 
     def test_no_field_is_lost(self, backend: StatusBackend, message_id: str) -> None:
         # Given a running message
