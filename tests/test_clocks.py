@@ -144,6 +144,18 @@ def test_all_modules_take_their_clock_from_one() -> None:
 
 
 @pytest.mark.parametrize("moment", ["2031-05-06", "2001-05-06"])
+@pytest.mark.parametrize("backend", ["sqlite", "memcached", "redis"], indirect=True)
+def test_a_reader_of_another_time(backend: StatusBackend, moment: str) -> None:
+    # Given a status that has finished, and one that goes on
+    jobs = [Job(backend).enqueue().start().finish(), Job(backend).enqueue().start()]
+    # When a process looks at them whose time is frozen, years away
+    with freeze_time(moment):
+        found = backend.snapshots([job.message_id for job in jobs])
+    # Then it finds both, as the store has a clock of its own
+    assert [snapshot and snapshot.state for snapshot in found] == [State.COMPLETED, State.WORKING]
+
+
+@pytest.mark.parametrize("moment", ["2031-05-06", "2001-05-06"])
 def test_a_process_of_another_time(moment: str, tmp_path: Path) -> None:
     # Given a status that has finished, in a file
     backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)

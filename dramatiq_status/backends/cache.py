@@ -121,7 +121,8 @@ class CacheBackend(StatusBackend):
     A proxy, as ``django.core.cache.cache`` is one, is looked through at the
     first call and not before, so that a settings file may create the backend.
 
-    Moments and expiry come from the clock of the host that writes.
+    Moments and expiry come from the clock of the host that writes; a reader
+    compares the expiry with its own clock.
 
     What the cache is told to live is rounded up, to seconds and one more,
     as some cut off the present second; the document itself tells to the millisecond.
