@@ -3,15 +3,66 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from typing import Final
+
+from ._interrupts import ARE_THREADS_REAL
+
+try:
+    from dramatiq.threading import Interrupt, raise_thread_exception
+except ImportError:  # Dramatiq 1.x
+    from dramatiq.middleware.threading import Interrupt, raise_thread_exception
+
+#: Seconds until an interrupt is raised again, when the hooks of other packages have ended as well.
+AFTER_FORK: Final = 0.01
+
+# Interrupts that struck in hooks, by thread.
+_caught: dict[int, type[BaseException]] = {}
 
 
 def at_fork(**hooks: Callable[[], object]) -> None:
     """Do what ``os.register_at_fork`` does, and nothing on Windows, where no process forks.
+
+    Python ignores what a hook raises.  A time limit that strikes in a hook of the parent is raised again after the
+    fork, and the hook begins again.
 
     Parameters:
       **hooks(Callable): Functions by the names that ``os.register_at_fork``
         has for them: ``before``, ``after_in_parent``, ``after_in_child``.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(**hooks)
+        for name, hook in hooks.items():
+            # A child has no interrupts.
+            os.register_at_fork(**{name: hook if name == "after_in_child" else _carried(name, hook)})
+
+
+def note_interrupt(error: BaseException) -> None:
+    """Raise an interrupt that has struck in a hook again, after the fork."""
+    # One that strikes a greenlet cannot be raised again.
+    if ARE_THREADS_REAL:
+        _caught[threading.get_ident()] = type(error)
+
+
+def _carried(name: str, hook: Callable[[], object]) -> Callable[[], None]:
+    def carried() -> None:
+        while True:
+            try:
+                hook()
+                break
+            except Interrupt as e:
+                note_interrupt(e)
+        if name == "after_in_parent":
+            _raise_again()
+
+    return carried
+
+
+def _raise_again() -> None:
+    thread = threading.get_ident()
+    caught = _caught.pop(thread, None)
+    if caught is not None:
+        threading.Timer(AFTER_FORK, raise_thread_exception, (thread, caught)).start()
+
+
+at_fork(after_in_parent=_raise_again, after_in_child=_caught.clear)

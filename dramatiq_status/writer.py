@@ -37,7 +37,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
 from . import _time as time
-from ._process import at_fork
+from ._process import at_fork, note_interrupt
 from .backend import StatusBackend
 from .errors import BackendError
 from .fields import MAX_COUNT, check_count, name_of_field
@@ -69,11 +69,6 @@ from .record import (
     number_of,
     number_text,
 )
-
-try:
-    from dramatiq.threading import raise_thread_exception
-except ImportError:  # Dramatiq 1.x
-    from dramatiq.middleware.threading import raise_thread_exception
 
 #: For how many messages updates are kept while the store is down.
 DEFAULT_MAX_PENDING: Final = 10_000
@@ -1421,13 +1416,6 @@ _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 EXIT_TIMEOUT: Final = 5.0
 
 
-#: Interrupts that struck before a fork, by thread: Python ignores what a hook raises, and a time limit would be gone.
-_caught: dict[int, type[BaseException]] = {}
-
-#: Seconds until they are raised again, when the hooks of others have ended as well.
-_AFTER_FORK: Final = 0.01
-
-
 def _before_fork() -> None:
     if _is_gevent_active():
         # An interrupt strikes a greenlet that waits, and could not be raised again.
@@ -1438,13 +1426,8 @@ def _before_fork() -> None:
     except Exception:
         logger.exception("What running messages have written may not be stored before what a forked process writes.")
     except BaseException as e:
-        _caught[threading.get_ident()] = type(e)
-
-
-def _after_fork_in_parent() -> None:
-    caught = _caught.pop(threading.get_ident(), None)
-    if caught is not None:
-        threading.Timer(_AFTER_FORK, raise_thread_exception, (threading.get_ident(), caught)).start()
+        # It has waited long enough.
+        note_interrupt(e)
 
 
 def _is_gevent_active() -> bool:
@@ -1452,7 +1435,6 @@ def _is_gevent_active() -> bool:
 
 
 def _begin_all() -> None:
-    _caught.clear()
     for writer in list(_writers):
         inherited = [*writer.running, *writer.lanes_outside(), *writer.inherited]
         # What the parent has not sent yet is the parent's to send.
@@ -1471,5 +1453,5 @@ def _drain_all() -> None:
             writer.drain(max(0.0, deadline - time.monotonic()))
 
 
-at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_begin_all)
+at_fork(before=_before_fork, after_in_child=_begin_all)
 atexit.register(_drain_all)

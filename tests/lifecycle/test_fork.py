@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -17,11 +18,11 @@ import pytest
 from dramatiq.middleware import TimeLimitExceeded
 
 from dramatiq_status import BackendError, Snapshot, StatusRegistry, current_progress, current_status
+from dramatiq_status._process import raise_thread_exception
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.middleware import _token
 from dramatiq_status.record import Epoch, Kind, Update
-from dramatiq_status.writer import raise_thread_exception
 
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from ..servers import MemcachedServer, RedisServer, Server
@@ -286,6 +287,43 @@ def test_an_interrupt_before_a_fork_is_not_lost() -> None:
         join(broker, worker)
     # Then it is interrupted
     assert ended == ["interrupted"]
+
+
+def test_an_interrupt_while_a_fork_waits_for_a_file_is_not_lost(tmp_path: Path) -> None:
+    # Given a job that forks while another thread uses a SQLite file, which is closed before a fork
+    backend = SQLiteBackend(tmp_path / "statuses.db", timeout=20_000)
+    broker = make_broker(RecordingBackend())
+    begun, done = threading.Event(), threading.Event()
+    threads: list[int] = []
+    ended: list[str] = []
+
+    def use(connection: object) -> None:
+        begun.set()
+        done.wait(PATIENCE)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        threads.append(threading.get_ident())
+        try:
+            fork_off(lambda: None)
+            eventually(lambda: False)
+        except TimeLimitExceeded:
+            ended.append("interrupted")
+
+    user = threading.Thread(target=backend._connections.call, args=(use,))
+    user.start()
+    assert begun.wait(PATIENCE)
+    work.send()
+    with working(broker) as worker:
+        eventually(lambda: threads and "begin_fork" in stack_of(threads[0]))
+        # When it is interrupted as it waits
+        raise_thread_exception(threads[0], TimeLimitExceeded)
+        done.set()
+        join(broker, worker)
+    # Then it is interrupted
+    assert ended == ["interrupted"]
+    user.join()
+    backend.close()
 
 
 def stack_of(thread: int) -> list[str]:
