@@ -66,9 +66,9 @@ class RedisBackend(StatusBackend):
     it is the server that acts (``updated_at``, ``heartbeat_at``).
 
     It opens connections of its own, as many as there are threads that
-    talk to Redis at the same time, with `timeout` as their time-outs and
-    without redis-py's retries, so that a server that is down is noticed
-    within that time.  They are safe across forks.
+    talk to Redis at the same time, and without redis-py's retries.  `timeout` is
+    that of a whole call: asking Sentinels or other nodes, connecting, sending, and reading all
+    replies, once more on a new connection if need be.  They are safe across forks.
 
     With Sentinels, they are asked for the present master whenever a connection is
     made, and once a second.  What the old master had taken and not sent to its replicas is lost with
@@ -114,7 +114,8 @@ class RedisBackend(StatusBackend):
       cluster_nodes(Sequence[tuple[str, int]]): Hosts and ports of some
         nodes of a cluster, in place of a URL.
       namespace(str): What all keys start with.
-      timeout(int): How long one call may take, in milliseconds.
+      timeout(int): How long one call may take, in milliseconds.  A request or reply of
+        megabytes may take a second longer for every 4 MB.
       max_field_size(int): The largest encoded field, in bytes.
       max_listed(int): About how many messages of each state, queue and actor
         can be listed and counted, the newest ones.  0 for no index: it takes

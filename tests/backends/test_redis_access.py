@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -23,6 +24,7 @@ from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, write
 
 from ..conftest import StartServer
+from ..proxy import Proxy
 from ..servers import RedisCluster, RedisSentinels, RedisServer, _free_cluster_port, _Sentinel, free_port
 
 #: Enough for a busy machine: most tests are not about time-outs.
@@ -223,6 +225,22 @@ def test_an_idle_tls_connection_is_used_again(tls_server: TlsServer, certificate
         backend.update("m", write(1, 2))
         # Then it is the one that is used
         assert list(backend._connections._idle) == [link]
+
+
+def test_replies_over_tls_that_drip(tls_server: TlsServer, certificates: Path) -> None:
+    # Given a server that sends its replies byte by byte
+    with Proxy(tls_server.tls_port) as proxy:
+        url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={certificates / 'ca.crt'}"
+        with closing(RedisBackend(url=url, timeout=500)) as backend:
+            backend.update("m", start(1))
+            proxy.drip = (1, 0.1)
+            # When it is asked, over a connection and over a new one
+            for _ in range(2):
+                began = time.monotonic()
+                with pytest.raises(BackendError):
+                    backend.read("m")
+                # Then the time-out is that of the call
+                assert time.monotonic() - began < 1.0
 
 
 def test_a_tls_connection_that_the_server_closed(tls_server: TlsServer, certificates: Path) -> None:
