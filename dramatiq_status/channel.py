@@ -40,6 +40,8 @@ class Channel(Protocol):
     max_field_size: int
     #: The total that an iteration has set last; None for none.
     tracked_total: int | float | None
+    #: Whether its values are those of one call of a function without a worker.
+    of_one_call: bool
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         """Set fields, and the state if it is given by its stored number."""
@@ -69,6 +71,8 @@ class LiveChannel:
     """
 
     __slots__ = ()
+
+    of_one_call = False
 
     def __deepcopy__(self: T, memo: object) -> T:
         return self
@@ -188,12 +192,17 @@ class DirectChannel(LiveChannel):
 
 
 class DetachedChannel:
-    """To nowhere: values are kept in memory, for code that is called without a worker."""
+    """To nowhere: values are kept in memory, for code that is called without a worker.
+
+    Parameters:
+      of_one_call(bool): Whether they belong to one call of a function, and not to a block of a unit test.
+    """
 
     message_id = ""
     max_field_size = DEFAULT_MAX_FIELD_SIZE
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_one_call: bool = False) -> None:
+        self.of_one_call = of_one_call
         self.tracked_total: int | float | None = None
         start = Update(Kind.RUN, Epoch(1, 1), run=1, start=True, create=True)
         self._record: Record | None = apply(None, start, now_ms()).record
@@ -204,6 +213,8 @@ class DetachedChannel:
 
     def __setstate__(self, state: tuple[Record | None, int | float | None]) -> None:
         self._record, self.tracked_total = state
+        # Whoever unpickles or copies it has another call.
+        self.of_one_call = False
         self._lock = Lock()
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:

@@ -8,15 +8,15 @@ A process that is forked off by the actor inherits it, too, and writes from outs
 
 from __future__ import annotations
 
-import weakref
+import sys
 from collections.abc import AsyncIterable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ._process import at_fork
 from .channel import Channel, DetachedChannel
 from .fields import check_count, check_total, encode_fields
-from .progress import Progress, Track
+from .progress import Progress, Track, iterated_by
 from .status import Status
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .writer import Lane, Writer
 
 T = TypeVar("T")
+
+# Not isinstance(): a proxy of another library may look up what it stands for, and raise.
+_HANDLES: Final = frozenset((Status, Progress, Track))
 
 
 class Binding(NamedTuple):
@@ -48,16 +51,9 @@ class Hidden(NamedTuple):
 
 _binding: ContextVar[Binding | None] = ContextVar("dramatiq_status", default=None)
 
-# What the detached handles of this context write to.  Weak: the values go with the last handle of them, so that one
-# call of an actor's function never finds what another has left, nor one request of a web process what another has.
-_detached: ContextVar[weakref.ref[DetachedChannel] | None] = ContextVar("dramatiq_status_detached", default=None)
-
 
 def bind(binding: Binding | None) -> None:
     """Bind the handles of a message to this context; None to unbind."""
-    if binding is None and _binding.get() is None:
-        # A message that is not tracked: one before it, on the same thread, may have left a handle to somebody.
-        _detached.set(None)
     _binding.set(binding)
 
 
@@ -107,10 +103,11 @@ def current_status() -> Status:
 
     Outside of a worker, in a unit test that calls an actor's function
     directly say, the handle is detached: it keeps values in memory and
-    writes nowhere.  Detached handles that are held at the same time, in one
-    context, have the same values; with the last of them these are gone, so
+    writes nowhere.  It has values of its own, unless the function that asks
+    for it has another one in a variable, or is in a loop over :func:`track`: these
+    have the same values.  No other call reads them, nor a later one, so
     that every call of the function begins with none.
-    :func:`dramatiq_status.testing.bound_status` keeps them, and shows a test what was written.
+    Inside of :func:`dramatiq_status.testing.bound_status` all handles agree, and a test sees what was written.
 
     Returns:
       Status
@@ -130,13 +127,20 @@ def current_progress() -> Progress:
     return Progress(_detached_channel()) if binding is None else binding.progress
 
 
-def _detached_channel() -> DetachedChannel:
-    reference = _detached.get()
-    channel = None if reference is None else reference()
-    if channel is None:
-        channel = DetachedChannel()
-        _detached.set(weakref.ref(channel))
-    return channel
+def _detached_channel() -> Channel:
+    """Get the channel for detached handles of the function that asks.
+
+    It is tied to the call of that function, by variables and loops of its frame.  A context, a thread or a handle
+    may outlive the call: an exception that is kept, in a log say, keeps the handles of all functions it has left.
+    """
+    # The caller of current_status(), current_progress() or track().
+    frame = sys._getframe(2)
+    # A copy: the variables of a module are for all threads.
+    for value in list(frame.f_locals.values()):
+        if type(value) in _HANDLES and value._channel.of_one_call:
+            channel: Channel = value._channel
+            return channel
+    return iterated_by(frame) or DetachedChannel(of_one_call=True)
 
 
 def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None = None, **fields: Any) -> Track[T]:
@@ -179,7 +183,8 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     if not any(hasattr(iterable, name) for name in ("__iter__", "__aiter__", "__getitem__")):
         raise TypeError(f"Cannot track a {type(iterable).__name__}: it is not iterable.")
     total = None if total is None else check_total(total)
-    channel = current_status()._channel
+    binding = _binding.get()
+    channel = _detached_channel() if binding is None else binding.status._channel
     done = check_count("progress", fields.pop("progress", 0))
     if done < 0:
         raise ValueError(f"Field 'progress' of track() must not be negative, not {done!r}.")

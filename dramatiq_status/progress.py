@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextvars import ContextVar
 from operator import length_hint
 from threading import get_ident
+from types import FrameType
 from typing import Any, Final, Generic, TypeVar
 
 from .channel import Channel
@@ -137,7 +139,18 @@ class Leg:
     another one of the same message, as a part of that one's present item.
     """
 
-    __slots__ = ("__weakref__", "_channel", "_done", "_inside", "_outer", "_shown", "_thread", "_total", "open")
+    __slots__ = (
+        "__weakref__",
+        "_channel",
+        "_done",
+        "_inside",
+        "_outer",
+        "_shown",
+        "_thread",
+        "_total",
+        "frame",
+        "open",
+    )
 
     def __init__(self, channel: Channel, total: int | float | None, done: int | float, fields: Record) -> None:
         #: Whether it goes on.
@@ -149,6 +162,9 @@ class Leg:
         # Which part of the present item the legs inside of it have dealt with, and what the bar shows of that.
         self._inside = self._shown = 0.0
         self._thread = get_ident()
+        #: The frame of the loop, where the channel is tied to that.  A loop that ends, however it does, drops its
+        #: iterator, and the iterator this leg.
+        self.frame = sys._getframe(3) if channel.of_one_call else None
         self._outer = _enter(self)
         if self._outer is None:
             fields = {**fields, PROGRESS: encode_count("progress", done)}
@@ -211,6 +227,12 @@ def _enter(leg: Leg) -> Leg | None:
     entered = [found for reference in _legs.get() if (found := reference()) is not None and found.open]
     _legs.set((*map(weakref.ref, entered), weakref.ref(leg)))
     return next((found for found in reversed(entered) if found.channel is leg.channel), None)
+
+
+def iterated_by(frame: FrameType) -> Channel | None:
+    """Find the channel of a loop that a frame is in, where that is tied to it; None where there is none."""
+    legs = [leg for reference in _legs.get() if (leg := reference()) is not None]
+    return next((leg.channel for leg in reversed(legs) if leg.open and leg.frame is frame), None)
 
 
 class Track(Generic[T]):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import inspect
 import json
 import threading
 import weakref
+from collections.abc import AsyncIterator
 from typing import Any
 
 import dramatiq
@@ -428,6 +430,106 @@ def test_detached_handles_leave_nothing() -> None:
     contextvars.Context().run(long_lived)
 
 
+def test_an_exception_that_is_kept_keeps_no_values_for_others() -> None:
+    kept: list[BaseException] = []
+
+    def fail() -> None:
+        status = current_status()
+        status["secret"] = 1
+        for _ in track([1, 2]):
+            current_progress().increment(40)
+            raise RuntimeError(status)
+
+    def read() -> tuple[bool, int | float, int | float | None]:
+        return "secret" in current_status(), current_progress().progress, current_progress().total
+
+    def serve() -> None:
+        for _ in range(3):
+            # Given a request that fails, and whose exception is kept, as a log or a debugger does
+            try:
+                fail()
+            except RuntimeError as e:
+                kept.append(e)
+            # When the next one is served on the same thread, in the same context
+            # Then it finds nothing
+            assert read() == (False, 0, 100)
+
+    contextvars.Context().run(serve)
+    assert [error.args[0]["secret"] for error in kept] == [1, 1, 1]
+
+
+def test_detached_handles_of_a_caller_are_not_those_of_its_functions() -> None:
+    # Given a loop in a function that holds a handle
+    status, found = current_status(), []
+
+    def work() -> None:
+        found.append((current_status().get("done"), current_progress().progress))
+        inner = current_status()
+        inner["done"] = True
+
+    for _ in track(range(3)):
+        status["done"] = "outer"
+        # When it calls another function over and over
+        work()
+    # Then each call begins with nothing
+    assert found == [(None, 0)] * 3 and (status["done"], current_progress().progress) == ("outer", 3)
+
+
+def test_detached_loops_agree_with_what_is_asked_for_in_them() -> None:
+    # Given functions without a variable that holds a handle
+    def loop() -> list[Any]:
+        found = []
+        for _ in track(range(4), step="reading"):
+            found.append((current_progress().fraction, current_progress().total, current_status()["step"]))
+        return found
+
+    async def pages() -> AsyncIterator[int]:
+        for n in range(4):
+            yield n
+
+    async def loop_asynchronously() -> list[Any]:
+        found = []
+        async for _ in track(pages(), total=4, step="reading"):
+            await asyncio.sleep(0)
+            found.append((current_progress().fraction, current_progress().total, current_status()["step"]))
+        return found
+
+    # When their loops ask for handles
+    # Then these are those of the loop
+    expected = [(n / 4, 4, "reading") for n in range(4)]
+    assert loop() == expected and asyncio.run(loop_asynchronously()) == expected
+    # And behind the loop there is nothing
+    assert current_progress().fraction is None
+
+
+def test_a_detached_call_leaves_no_garbage() -> None:
+    class Large:
+        pass
+
+    references = []
+
+    def work() -> None:
+        large = Large()
+        references.append(weakref.ref(large))
+        status, progress = current_status(), current_progress()
+        for n in track(range(4)):
+            status["n"] = progress.progress
+            if n == 2:
+                break
+        for _ in track([1]):
+            current_progress().increment()
+
+    # Given no garbage collector
+    gc.disable()
+    try:
+        # When a function has run
+        work()
+        # Then its variables are gone
+        assert references[0]() is None
+    finally:
+        gc.enable()
+
+
 def test_untracked_messages_have_nothing_of_each_other(backend: RecordingBackend) -> None:
     broker = make_broker(backend)
     held: list[Any] = []
@@ -436,7 +538,8 @@ def test_untracked_messages_have_nothing_of_each_other(backend: RecordingBackend
     # Given an actor that is not tracked, and that leaves its handle to somebody
     @dramatiq.actor(broker=broker, track_status=False)
     def work() -> None:
-        held.append(current_status())
+        status = current_status()
+        held.append(status)
         seen.append((current_status().message_id, current_status().get("done")))
         current_status()["done"] = True
 
