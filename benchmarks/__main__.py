@@ -20,6 +20,7 @@ BENCHMARKS = (
     "visibility",
     "watch",
     "lost",
+    "contention",
     "size",
     "growth",
     "listing",
