@@ -154,7 +154,7 @@ class _Timed:
 
     def _connect(self) -> _TimedSocket:
         found = super()._connect()  # type: ignore[misc]
-        if ARE_THREADS_REAL:
+        if ARE_THREADS_REAL and isinstance(found, socket.socket):
             # It is closed by C, and does not complain that it was open.
             found.__class__ = _quiet(type(found), _socket.socket.close)  # type: ignore[arg-type]
         return _TimedSocket(found, self)
