@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,6 +15,8 @@ try:
 except ImportError:  # Dramatiq 1.x
     from dramatiq.middleware.threading import Interrupt, raise_thread_exception
 
+logger = logging.getLogger("dramatiq_status")
+
 #: Seconds until an interrupt is raised again, when the hooks of other packages have ended as well.
 AFTER_FORK: Final = 0.01
 
@@ -21,20 +24,40 @@ AFTER_FORK: Final = 0.01
 _caught: dict[int, type[BaseException]] = {}
 
 
-def at_fork(**hooks: Callable[[], object]) -> None:
+# What runs before a fork: first what still needs the connections to a store, then what closes them.
+_flushes: list[Callable[[], None]] = []
+_befores: list[Callable[[], None]] = []
+
+
+def at_fork(*, flush: Callable[[], object] | None = None, **hooks: Callable[[], object]) -> None:
     """Do what ``os.register_at_fork`` does, and nothing on Windows, where no process forks.
 
     Python ignores what a hook raises.  A time limit that strikes in a hook of the parent is raised again after the
     fork, and the hook begins again.
 
     Parameters:
+      flush(Callable): Called before a fork, and before every function that is passed as ``before``, whichever was
+        registered first.
       **hooks(Callable): Functions by the names that ``os.register_at_fork``
         has for them: ``before``, ``after_in_parent``, ``after_in_child``.
     """
+    if flush is not None:
+        _flushes.append(_carried("flush", flush))
+    if "before" in hooks:
+        _befores.insert(0, _carried("before", hooks.pop("before")))
     if hasattr(os, "register_at_fork"):
         for name, hook in hooks.items():
             # A child has no interrupts.
             os.register_at_fork(**{name: hook if name == "after_in_child" else _carried(name, hook)})
+
+
+def _run_before_fork() -> None:
+    for hook in (*_flushes, *_befores):
+        try:
+            hook()
+        except BaseException:
+            # As Python does: whatever one hook raises, the others run, and the process forks.
+            logger.exception("A hook that runs before a fork has failed.")
 
 
 def note_interrupt(error: BaseException) -> None:
@@ -65,4 +88,6 @@ def _raise_again() -> None:
         threading.Timer(AFTER_FORK, raise_thread_exception, (thread, caught)).start()
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_run_before_fork)
 at_fork(after_in_parent=_raise_again, after_in_child=_caught.clear)

@@ -1453,5 +1453,5 @@ def _drain_all() -> None:
             writer.drain(max(0.0, deadline - time.monotonic()))
 
 
-at_fork(before=_before_fork, after_in_child=_begin_all)
+at_fork(flush=_before_fork, after_in_child=_begin_all)
 atexit.register(_drain_all)

@@ -32,14 +32,16 @@ HOUR = 3_600_000
 fork = multiprocessing.get_context("fork")
 
 
-@pytest.fixture(params=["redis", "memcached"])
-def backend(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    url: str = request.getfixturevalue(f"{request.param}_url")
+@pytest.fixture(params=["redis", "memcached", "sqlite"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
     backend: StatusBackend
     if request.param == "redis":
-        backend = RedisBackend(url=url, timeout=20_000)
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    elif request.param == "memcached":
+        address = request.getfixturevalue("memcached_url").removeprefix("memcached://")
+        backend = MemcachedBackend(servers=address, timeout=20_000)
     else:
-        backend = MemcachedBackend(servers=url.removeprefix("memcached://"), timeout=20_000)
+        backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
     yield backend
     backend.close()
 
