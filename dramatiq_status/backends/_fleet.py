@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -16,6 +15,7 @@ from pymemcache.client.hash import HashClient
 from pymemcache.client.rendezvous import RendezvousHash
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
 
+from .._interrupts import WeakList
 from .._process import at_fork
 from .._time import monotonic, sleep
 from ..errors import BackendError
@@ -502,7 +502,7 @@ def hung_up(error: BaseException) -> bool:
     return isinstance(error, _HUNG_UP)
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+_pools: Final = WeakList[Pool]()
 
 
 def _forget_connections() -> None:

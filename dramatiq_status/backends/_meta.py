@@ -26,6 +26,7 @@ from pymemcache.exceptions import (
 )
 
 from .._time import monotonic
+from ._timed import PLAIN_SOCKET, closed_by_c, uninterrupted
 
 #: The first version whose meta commands are today's.  Those of 1.6.6,
 #: say, which Amazon had for years, take the size of a value elsewhere
@@ -169,12 +170,12 @@ class Connection:
         client.timeout = client.connect_timeout = self._armed = self._left()
         self.hurried = True
         # Each of its public methods also waits for a reply, a whole time-out for every piece.
-        client._connect()
+        uninterrupted(client._connect, deadline)
         try:
-            self._socket = client.sock
+            self._socket = closed_by_c(client.sock)
             # Python would call poll() before every send and receive.  TLS, gevent and the like have no such time-outs.
             self._kernel_timeouts = (
-                type(self._socket) is socket.socket and socket.socket.__module__ == "socket" and os.name == "posix"
+                type(self._socket) is PLAIN_SOCKET and socket.socket.__module__ == "socket" and os.name == "posix"
             )
             if self._kernel_timeouts:
                 self._socket.settimeout(None)

@@ -153,11 +153,7 @@ class _Timed:
         super().set_parser(_quiet(parser_class, _DO_NOTHING))  # type: ignore[misc]
 
     def _connect(self) -> _TimedSocket:
-        found = super()._connect()  # type: ignore[misc]
-        if ARE_THREADS_REAL and isinstance(found, socket.socket):
-            # It is closed by C, and does not complain that it was open.
-            found.__class__ = _quiet(type(found), _socket.socket.close)  # type: ignore[arg-type]
-        return _TimedSocket(found, self)
+        return _TimedSocket(closed_by_c(super()._connect()), self)  # type: ignore[misc]
 
     def _limited(self, timeout: float | None) -> float | None:
         if self.deadline is None:
@@ -171,6 +167,13 @@ def timed(kind: type) -> Any:
     """Make a class of connections that have a deadline."""
     made = type(kind.__name__, (_Timed, kind), {"__module__": kind.__module__})
     return _quiet(made, _DO_NOTHING)
+
+
+def closed_by_c(found: Any) -> Any:
+    """Let a socket close when it is dropped, without a warning that it was open: that would execute Python."""
+    if ARE_THREADS_REAL and isinstance(found, socket.socket):
+        found.__class__ = _quiet(type(found), _socket.socket.close)  # type: ignore[arg-type]
+    return found
 
 
 def quieten(client: Any) -> Any:

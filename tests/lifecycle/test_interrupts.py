@@ -33,7 +33,7 @@ from dramatiq_status.record import COMPLETED, STATE, Kind, Update
 
 from ..conftest import StartServer
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, working
-from ..servers import RedisServer, free_port
+from ..servers import MemcachedServer, RedisServer, free_port
 from .recorder import RecordingStubBackend
 from .scenarios import DONE, RETRIED, End, failed, skipped
 from .stage import Boom, Stage, watch_acks
@@ -429,6 +429,18 @@ def made_for_one_call_of_a_file(backend: RedisBackend) -> object:
         made = SQLiteBackend(f"{directory}/statuses.db")
         made.read("m")
         return made
+
+
+def test_a_memcached_backend_that_is_dropped_calls_nothing(memcached_server: MemcachedServer) -> None:
+    # Given a backend that was used
+    held = [MemcachedBackend(servers=memcached_server.address, timeout=20_000)]
+    held[0].read("m")
+    # When it is dropped
+    with functions_called() as called:
+        held.clear()
+        gc.collect()
+    # Then there is no function of Python in which an interrupt could be lost
+    assert called == []
 
 
 @pytest.mark.parametrize(
