@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -17,12 +19,12 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Callbacks, Retries
 from pymemcache.client.hash import HashClient
 
-from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, aio, current_progress, current_status
 from dramatiq_status import writer as writer_module
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends._fleet import Member
 from dramatiq_status.record import Outcome, Update
-from dramatiq_status.testing.conformance import enqueue, outside, start, write
+from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
 
 from .backends.test_memcached import PATIENT, MemcachedConformance
 from .conftest import StartServer, started
@@ -73,6 +75,11 @@ def blocked(backend: MemcachedBackend) -> list[Member]:
 def down(backend: MemcachedBackend) -> list[str]:
     """The servers that are known to be gone."""
     return [member.address for member in backend._fleet._members.values() if member.down]
+
+
+def failures(backend: MemcachedBackend) -> int:
+    """Number of calls that have failed in outages that go on."""
+    return sum(member.outage._failures for member in backend._fleet._members.values() if member.down)
 
 
 # Jobs
@@ -285,6 +292,41 @@ def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
     fleet[0].resume()
     backend.close()
     other.close()
+
+
+def test_watches_wait_for_a_server_that_is_away(fleet: Fleet) -> None:
+    # Given watchers of a message on one of three servers, which take an unknown message for missing at once
+    backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=300)
+    (message_id,), lost = ids_on(backend, fleet[1], 1), fleet[1]
+    others = [message_id for server in (fleet[0], fleet[2]) for message_id in ids_on(backend, server, 1)]
+    backend.update_many([(one, start(1)) for one in [message_id, *others]])
+    seen: dict[str, Any] = {}
+
+    def watch() -> None:
+        for snapshot in StatusRegistry.watch(message_id, timeout=40_000, missing_timeout=1, backend=backend):
+            seen["watch"] = snapshot
+
+    async def watch_in_a_loop() -> None:
+        watching = aio.StatusRegistry.watch(message_id, timeout=40_000, missing_timeout=1, backend=backend)
+        async for snapshot in watching:
+            seen["aio.watch"] = snapshot
+
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(watch), threads.submit(lambda: asyncio.run(watch_in_a_loop()))]
+        eventually(lambda: len(seen) == 2)
+        # When that server is away for some attempts to read it, and the others are not
+        lost.pause()
+        eventually(lambda: down(backend) == [lost.address] and failures(backend) >= 3)
+        # Then none has ended
+        assert [future.exception() for future in waiting if future.done()] == []
+        lost.resume()
+        eventually(lambda: not isinstance(raised_by(lambda: backend.read(message_id)), BackendError))
+        # And when the message ends, so do they
+        backend.update(message_id, finish(1))
+        for future in waiting:
+            future.result(60)
+        assert [snapshot.completed for snapshot in seen.values()] == [True, True]
+    backend.close()
 
 
 def test_direct_writes_fail(fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer) -> None:
