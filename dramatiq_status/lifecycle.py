@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
+from .outage import logger
 from .record import COMPLETED, FAILED, NO_EPOCH, Epoch
 
 #: The longest text of an exception that is stored, in characters.
@@ -192,16 +193,45 @@ def whole_number(value: Any, default: int) -> int:
     return default
 
 
-def describe_exception(exception: BaseException, max_size: int) -> dict[str, str]:
-    """What is stored of an exception: its type and its message, in at most so many bytes of JSON."""
+#: Turns an exception into its ``type`` and its ``message``, as they are stored; None for nothing.
+Describe = Callable[[BaseException], "Mapping[str, str] | None"]
+
+
+def type_and_text(exception: BaseException) -> dict[str, str]:
+    """Describe an exception by the name of its type and by its text."""
     try:
         message = str(exception)
     except Exception:
         # The job has failed already; its exception's own bug is no news.
         message = "<str() of the exception failed>"
+    return {"type": type(exception).__name__, "message": message}
+
+
+def describe_exception(
+    exception: BaseException, max_size: int, describe: Describe = type_and_text
+) -> dict[str, str] | None:
+    """Work out what is stored of an exception: its type and its message, in at most so many bytes of JSON.
+
+    Parameters:
+      exception(BaseException)
+      max_size(int)
+      describe(Callable): Where it fails, only the name of the type is stored: it may be there to keep texts out.
+    """
+    try:
+        found = describe(exception)
+        if found is None:
+            return None
+        name, message = str(found["type"]), str(found.get("message", ""))
+    except Exception as e:
+        logger.error(
+            "describe_exception failed with %s: only the type of a %s is stored.",
+            type(e).__name__,
+            type(exception).__name__,
+        )
+        name, message = type(exception).__name__, ""
     if len(message) > MAX_EXCEPTION_LENGTH:
         message = message[: MAX_EXCEPTION_LENGTH - 3] + "..."
-    name = shortened(type(exception).__name__, max_size // 2)
+    name = shortened(name, max_size // 2)
     return {"type": name, "message": shortened(message, max_size - _size({"type": name, "message": ""}) + 2)}
 
 

@@ -30,6 +30,7 @@ from .lifecycle import (
     MAX_WHOLE_NUMBER,
     Begun,
     Decision,
+    Describe,
     Frame,
     ThreadNotes,
     describe_exception,
@@ -37,6 +38,7 @@ from .lifecycle import (
     name_of,
     queue_of,
     shortened,
+    type_and_text,
     whole_number,
 )
 from .outage import Outage, logger
@@ -111,7 +113,13 @@ class Settings(NamedTuple):
     tracked: bool
     status_ttl: int
     throttle: int
+    #: What is asked for, and what the actor, or else the middleware, allows.
     includes: frozenset[str]
+    allowed: frozenset[str]
+
+    def include(self, name: str) -> bool:
+        """Whether to store something."""
+        return name in self.includes and name in self.allowed
 
 
 _SETTINGS_OPTIONS: Final = frozenset(("status_ttl", "status_throttle", "status_includes", "track_status"))
@@ -187,7 +195,12 @@ class StatusMiddleware(Middleware):
         writes of a message, in milliseconds.  What comes earlier is kept
         and sent when the time is over, or with the next write.
       includes(Iterable[str]): What else to store: ``"message"`` (args
-        and kwargs), ``"traceback"``, ``"result"``.
+        and kwargs), ``"traceback"``, ``"result"``.  An actor's ``status_includes`` replaces
+        it; that of a message may leave out some of it, and asks for no more.
+      describe_exception(Callable): Gets the exception of a failed run, and returns
+        the dict of its ``"type"`` and ``"message"`` that is stored as
+        ``exception``; None for nothing.  A traceback that is stored then ends with this
+        description.  By default both are those of the exception; None stores no exception.
       track_status(bool): Whether messages are tracked whose actor does
         not say.
       heartbeat_interval(int): How often a worker says of its running
@@ -207,6 +220,7 @@ class StatusMiddleware(Middleware):
         live_ttl: int | timedelta = DEFAULT_LIVE_TTL,
         status_throttle: int | timedelta = 0,
         includes: Iterable[str] = (),
+        describe_exception: Describe | None = type_and_text,
         track_status: bool = True,
         heartbeat_interval: int | timedelta = DEFAULT_HEARTBEAT_INTERVAL,
         max_pending: int = DEFAULT_MAX_PENDING,
@@ -218,11 +232,14 @@ class StatusMiddleware(Middleware):
         self.backend: StatusBackend = backend
         self.live_ttl: int = check_duration("live_ttl", live_ttl, minimum=1)
         self.heartbeat_interval: int = check_duration("heartbeat_interval", heartbeat_interval, minimum=1)
+        self._describe = _check_describe(describe_exception)
+        included = _check_includes("includes", includes)
         self._defaults = Settings(
             bool(track_status),
             check_duration("status_ttl", status_ttl, minimum=1),
             check_duration("status_throttle", status_throttle),
-            _check_includes("includes", includes),
+            included,
+            included,
         )
         self._outage = Outage(type(backend).__name__)
         self._writer = Writer(
@@ -266,7 +283,7 @@ class StatusMiddleware(Middleware):
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
         _refuse_two(broker)
-        self._settings[actor.actor_name] = _refine(self._defaults, actor.options, f"actor {actor.actor_name!r}")
+        self._settings[actor.actor_name] = self._settings_of_actor(actor.actor_name, actor.options)
 
     # Enqueueing
 
@@ -483,7 +500,7 @@ class StatusMiddleware(Middleware):
                 exception = sys.exc_info()[1] if frame.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if exception is not None:
                 fields.update(self._fields_of_exception(exception, settings))
-        elif "result" in settings.includes and not context.lane.has_written(RESULT):
+        elif settings.include("result") and not context.lane.has_written(RESULT):
             self._include(fields, RESULT, "result", frame.result)
         return Finish(state, fields, settings.status_ttl)
 
@@ -539,7 +556,7 @@ class StatusMiddleware(Middleware):
         """Open the lane and the frame of a delivery."""
         message_id, epoch = given.message_id, _epoch_of(given.options)
         base: Callable[[], Record] = functools.partial(self._fields_of, given, settings, strict=False)
-        if "message" in settings.includes:
+        if settings.include("message"):
             # The actor may change its arguments.
             base = base().copy
         lane = self._writer.begin_run(message_id, run=run, epoch=epoch, throttle=settings.throttle, base=base)
@@ -555,7 +572,7 @@ class StatusMiddleware(Middleware):
         if settings is None:
             # Declared before this middleware was added, or known to other processes only.
             actor = broker.actors.get(name)
-            settings = _refine(self._defaults, actor.options if actor else {}, f"actor {name!r}")
+            settings = self._settings_of_actor(name, actor.options if actor else {})
             if actor is not None:
                 self._settings[name] = settings
         if not _SETTINGS_OPTIONS.isdisjoint(options):
@@ -566,6 +583,9 @@ class StatusMiddleware(Middleware):
                     if strict:
                         raise
                     logger.error("%s The option is ignored.", e)
+            # A producer that does not know the actor leaves it to the worker.
+            if strict and name in self._settings:
+                _refuse_more(settings, message)
         if settings.tracked:
             # A worker checks it, too: the producer may not have this middleware.
             try:
@@ -574,6 +594,10 @@ class StatusMiddleware(Middleware):
                 logger.warning("Message %.200r of actor %r is not tracked: %s", message.message_id, name, e)
                 settings = settings._replace(tracked=False)
         return settings
+
+    def _settings_of_actor(self, name: str, options: Mapping[str, Any]) -> Settings:
+        settings = _refine(self._defaults, options, f"actor {name!r}")
+        return settings._replace(allowed=settings.includes)
 
     def _fields_of(self, message: Any, settings: Settings, *, strict: bool) -> Record:
         """What a message says of itself, and the fields that were given when it was sent."""
@@ -592,7 +616,7 @@ class StatusMiddleware(Middleware):
         if given is not None:
             encoded, message.options["status"] = self._given_fields(given, message, strict=strict)
             fields.update(encoded)
-        if "message" in settings.includes:
+        if settings.include("message"):
             self._include(fields, ARGS, "args", list(message.args))
             self._include(fields, KWARGS, "kwargs", message.kwargs)
         return fields
@@ -625,10 +649,17 @@ class StatusMiddleware(Middleware):
 
     def _fields_of_exception(self, exception: BaseException, settings: Settings) -> Record:
         fields: Record = {}
-        self._include(fields, EXCEPTION, "exception", describe_exception(exception, self.backend.max_field_size))
-        if "traceback" in settings.includes:
+        described = None
+        if self._describe is not None:
+            # None replaces what an earlier run has left.
+            described = describe_exception(exception, self.backend.max_field_size, self._describe)
+            self._include(fields, EXCEPTION, "exception", described)
+        if settings.include("traceback"):
             try:
-                text = "".join(traceback.format_exception(exception, limit=_TRACEBACK_LIMIT))
+                if self._describe is type_and_text:
+                    text = "".join(traceback.format_exception(exception, limit=_TRACEBACK_LIMIT))
+                else:
+                    text = _described_traceback(exception, described)
             except Exception as e:
                 # As above.
                 logger.warning("A traceback cannot be written: %s", e)
@@ -713,6 +744,24 @@ def _abandon(binding: Binding) -> None:
         binding.frame.context.lane.close()
 
 
+def _described_traceback(exception: BaseException, described: Mapping[str, str] | None) -> str:
+    """Format a traceback without what exceptions say, also those that were caught on the way."""
+    lines = ["Traceback (most recent call last):\n", *traceback.format_tb(exception.__traceback__, _TRACEBACK_LIMIT)]
+    if described is not None:
+        lines.append(": ".join(filter(None, (described["type"], described["message"]))) + "\n")
+    return "".join(lines)
+
+
+def _refuse_more(settings: Settings, message: Any) -> None:
+    if not settings.includes <= settings.allowed:
+        more = ", ".join(sorted(map(repr, settings.includes - settings.allowed)))
+        raise StatusOptionError(
+            f"The option 'status_includes' of message {message.message_id!r} asks for {more}, which actor "
+            f"{message.actor_name!r} does not include: a message may only leave something out. Add it to the actor's "
+            "status_includes, or to includes of StatusMiddleware."
+        )
+
+
 def _refine(settings: Settings, options: Mapping[str, Any], where: str) -> Settings:
     """Lay the options of an actor or a message over the settings."""
     try:
@@ -742,6 +791,15 @@ def _write_back(options: dict[str, Any], settings: Settings) -> None:
     for option in checked.keys() & options:
         if options[option] is not None:
             options[option] = checked[option]
+
+
+def _check_describe(describe: Any) -> Describe | None:
+    if describe is not None and not callable(describe):
+        raise TypeError(
+            f"describe_exception must be a function of an exception, or None, not {type(describe).__name__}."
+        )
+    found: Describe | None = describe
+    return found
 
 
 def _check_includes(name: str, includes: Iterable[str]) -> frozenset[str]:

@@ -34,7 +34,7 @@ class DirectoryBackend(StatusBackend):
     """Keeps statuses in the files of a directory, on a disk of this host's own.  Where there is ``fcntl``.
 
     Parameters:
-      path(str | os.PathLike): The directory; it is made where there is none.
+      path(str | os.PathLike): The directory; it is made where there is none, for its owner alone, as its files are.
       **parameters: `namespace`, `timeout` and `max_field_size`, as for every backend.
     """
 
@@ -43,7 +43,7 @@ class DirectoryBackend(StatusBackend):
     def __init__(self, path: str | os.PathLike[str], **parameters: Any) -> None:
         super().__init__(**parameters)
         self.path = Path(path).absolute()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         outcomes = []
@@ -96,7 +96,7 @@ class DirectoryBackend(StatusBackend):
     @contextmanager
     def _lock(self, name: str, deadline: float) -> Iterator[None]:
         # A lock belongs to the open file. It is opened anew each time, so that threads do not share one.
-        with open(self.path / name, "w") as file:
+        with open(self.path / name, "w", opener=_open_privately) as file:
             try:
                 while not _try_lock(file):
                     if time.monotonic() > deadline:
@@ -106,6 +106,11 @@ class DirectoryBackend(StatusBackend):
             finally:
                 # Closing would do, but for a child that was forked meanwhile: it has the file open, too.
                 fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _open_privately(path: str, flags: int) -> int:
+    # Whatever others may have put there, no link is followed.
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _try_lock(file: TextIO) -> bool:
@@ -119,7 +124,8 @@ def _try_lock(file: TextIO) -> bool:
 def _load(file: Path, now: int) -> tuple[Record | None, int]:
     """Read a record and when it expires; None where it is missing, expired or damaged."""
     try:
-        expires_at, document = file.read_bytes().decode().split("\n", 1)
+        with open(file, "rb", opener=_open_privately) as opened:
+            expires_at, document = opened.read().decode().split("\n", 1)
         return (from_document(document), int(expires_at)) if int(expires_at) > now else (None, 0)
     except (FileNotFoundError, ValueError):
         return None, 0
@@ -127,7 +133,8 @@ def _load(file: Path, now: int) -> tuple[Record | None, int]:
 
 def _store(file: Path, record: Record, expires_at: int) -> None:
     new = file.with_name("new")
-    new.write_bytes(f"{expires_at}\n{to_document(record)}".encode())
+    with open(new, "wb", opener=_open_privately) as opened:
+        opened.write(f"{expires_at}\n{to_document(record)}".encode())
     os.replace(new, file)
 
 

@@ -143,7 +143,7 @@ def test_a_message_comes_back_as_it_was_sent(
 ) -> None:
     # Given a heartbeat interval of one's own, which messages carry as well, and a job that fails once
     sent = Sent()
-    broker = make_broker(backend, sent, heartbeat_interval=Duration.SECONDS)
+    broker = make_broker(backend, sent, heartbeat_interval=Duration.SECONDS, includes={"message"})
     failed: list[str] = []
 
     @dramatiq.actor(broker=broker, max_retries=1)
@@ -200,7 +200,7 @@ def test_a_receipt_is_plain_as_well(memcached_url: str, encoder: Encoder) -> Non
 
 def test_pickled_messages_are_read_without_this_package(backend: RecordingBackend) -> None:
     # Given a message that was pickled by a process with the middleware
-    broker = make_broker(backend, heartbeat_interval=5000)
+    broker = make_broker(backend, heartbeat_interval=5000, includes={"message"})
 
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
@@ -342,7 +342,9 @@ def test_ids_from_the_queue_are_checked(
 def test_one_side_has_the_middleware(redis_url: str, redis_broker_url: str, encoder: Encoder, ours: str) -> None:
     # Given a producer with the middleware and a worker under the command without this package, or the other way round
     backend = RedisBackend(url=redis_url, timeout=20_000)
-    producing = [StatusMiddleware(backend=backend, heartbeat_interval=5000)] if ours == "producer" else []
+    producing = (
+        [StatusMiddleware(backend=backend, heartbeat_interval=5000, includes={"message"})] if ours == "producer" else []
+    )
     broker = mixed_app.make_broker(redis_broker_url, *producing)
     environment = {
         **os.environ,

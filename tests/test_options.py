@@ -110,7 +110,7 @@ def test_options_that_are_not_json_are_sent(
 ) -> None:
     found: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @dramatiq.actor(broker=broker, status_includes={"message", "traceback"})
     def work() -> None: ...
 
     @dramatiq.actor(broker=broker)
@@ -138,13 +138,13 @@ def test_options_that_are_not_json_are_sent(
             and snapshot.completed
             and snapshot.get("user_id") == sent.get("status", {}).get("user_id")
         )
-        assert ("args" in snapshot.to_dict()) is ("status_includes" in sent)
+        assert "args" in snapshot.to_dict()
 
 
 def test_bad_options_that_are_not_json_do_not_harm_an_actor(backend: RecordingBackend, broker: StubBroker) -> None:
     sent: list[Any] = []
 
-    @dramatiq.actor(broker=broker)
+    @dramatiq.actor(broker=broker, status_includes={"message"})
     def inner() -> None: ...
 
     # Given an actor that sends messages with what neither we nor JSON know, and one good option
@@ -393,3 +393,133 @@ def test_the_heartbeat_interval_is_that_of_the_worker(
     run(broker)
     # Then its record says how often that is heard of; nothing where both are the default
     assert found == [said]
+
+
+# What is private
+
+
+def details(exception: BaseException) -> dict[str, str]:
+    return {"type": "Error", "message": f"code {exception.args[0]}"}
+
+
+def broken(exception: BaseException) -> dict[str, str]:
+    raise KeyError("secret")
+
+
+@pytest.mark.parametrize(
+    ("describe", "expected"),
+    [
+        (None, None),
+        (details, {"type": "Error", "message": "code 7"}),
+        (lambda exception: {"type": "Error"}, {"type": "Error", "message": ""}),
+        (lambda exception: {"type": "x" * 10**6, "message": "y" * 10**6}, "long"),
+        (lambda exception: None, None),
+        (broken, {"type": "RuntimeError", "message": ""}),
+        (lambda exception: "text", {"type": "RuntimeError", "message": ""}),
+    ],
+    ids=["off", "details", "type only", "long", "nothing", "broken", "wrong"],
+)
+@pytest.mark.parametrize("retries", [0, 1])
+def test_what_is_stored_of_an_exception(
+    backend: RecordingBackend, describe: Any, expected: Any, retries: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = make_broker(backend, describe_exception=describe, includes={"traceback"})
+    seen: list[Any] = []
+    # The source line of a traceback does not have it.
+    hidden = "terces"[::-1]
+
+    # Given an actor whose exceptions tell secrets
+    @dramatiq.actor(broker=broker, max_retries=retries, min_backoff=1)
+    def work() -> None:
+        seen.append(current_status().exception)
+        try:
+            raise ValueError(hidden)
+        except ValueError as e:
+            raise RuntimeError(7, hidden) from e
+
+    # When it fails
+    message = work.send()
+    run(broker)
+    # Then what is stored of that, at each retry and in the end, is what was asked for
+    found = StatusRegistry.get(message, broker=broker).exception
+    if expected == "long":
+        assert found is not None and found["type"].startswith("xxx") and len(json.dumps(found)) <= 65_536
+    else:
+        assert found == expected and seen[1:] == [expected] * retries
+    # And no text of an exception is anywhere in the store
+    record = backend.read(message.message_id) or {}
+    assert "secret" not in str(record) and "in work" in record[TRACEBACK]
+    assert all("secret" not in str(update) for update in backend.updates())
+    assert "secret" not in "".join(one.getMessage() for one in caplog.records if one.name == "dramatiq_status")
+
+
+def test_a_description_that_is_no_function(backend: RecordingBackend) -> None:
+    with pytest.raises(TypeError, match="describe_exception"):
+        StatusMiddleware(backend=backend, describe_exception="type")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("included", "actor_includes", "asked", "stored"),
+    [
+        ((), None, None, set()),
+        ({"message", "result"}, None, None, {"args", "result"}),
+        ({"message", "result"}, None, {"result"}, {"result"}),
+        ({"message", "result"}, None, [], set()),
+        ((), {"message", "result"}, {"message"}, {"args"}),
+        ({"message", "result"}, [], None, set()),
+    ],
+)
+def test_a_message_may_leave_something_out(
+    backend: RecordingBackend, included: Any, actor_includes: Any, asked: Any, stored: set[str]
+) -> None:
+    # Given what the middleware and the actor include
+    broker = make_broker(backend, includes=included)
+
+    @dramatiq.actor(broker=broker, status_includes=actor_includes)
+    def work(name: str) -> str:
+        return name
+
+    # When a message asks for some of that
+    message = work.send_with_options(args=("a",), **({} if asked is None else {"status_includes": asked}))
+    run(broker)
+    # Then that is stored
+    assert {"args", "result"} & StatusRegistry.get(message, broker=broker).to_dict().keys() == stored
+
+
+@pytest.mark.parametrize(("included", "actor_includes"), [({"message"}, []), ((), None), ({"result"}, {"result"})])
+def test_a_message_cannot_ask_for_more(backend: RecordingBackend, included: Any, actor_includes: Any) -> None:
+    # Given what the middleware and the actor include
+    broker = make_broker(backend, includes=included)
+
+    @dramatiq.actor(broker=broker, status_includes=actor_includes, max_retries=0)
+    def work(name: str) -> None:
+        raise ValueError(name)
+
+    # When a message asks for more
+    # Then that is an error where it is sent
+    asked = {"status_includes": ["message", "traceback", "result"]}
+    with pytest.raises(StatusOptionError, match=r"status_includes.*'message'.*may only leave something out"):
+        work.send_with_options(args=("a",), **asked)
+    # And a worker takes no notice of it, whoever has sent the message
+    message = work.message_with_options(args=("a",), **asked)
+    broker.queues["default"].put(message.encode())
+    run(broker)
+    found = StatusRegistry.get(message, broker=broker).to_dict()
+    assert found["status"] == "failed" and not {"args", "kwargs", "traceback"} & found.keys()
+
+
+def test_a_producer_that_does_not_know_an_actor_leaves_it_to_the_worker(backend: RecordingBackend) -> None:
+    # Given a producer that includes nothing and has no actor, and a worker whose actor includes its arguments
+    producer = make_broker(backend)
+    producer.declare_queue("default")
+    worker = make_broker(backend)
+
+    @dramatiq.actor(broker=worker, status_includes={"message"})
+    def work(name: str) -> None: ...
+
+    # When a message asks for more than the producer includes
+    message = work.message_with_options(args=("a",), status_includes={"message"})
+    sent = producer.enqueue(message)
+    assert "args" not in StatusRegistry.get(sent, backend=backend)
+    # Then the worker gets what was asked for
+    assert sent.options["status_includes"] == ["message"]

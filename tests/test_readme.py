@@ -287,12 +287,31 @@ def test_quick_start(redis_server: RedisServer, redis_url: str, tmp_path: Path) 
     assert (tmp_path / "status.db").exists()
 
 
+def test_redacted(broker: StubBroker, namespace: dict[str, Any]) -> None:
+    # Given the middleware of the snippet
+    namespace["backend"] = StubBackend()
+    exec(SNIPPETS["redacted"], namespace)
+    broker.middleware = [one for one in broker.middleware if not isinstance(one, StatusMiddleware)]
+    broker.add_middleware(namespace["middleware"])
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def work() -> None:
+        raise ValueError("secret")
+
+    # When a job fails
+    message = work.send()
+    run(broker)
+    # Then its text is not stored
+    assert StatusRegistry.get(message)["exception"] == {"type": "ValueError", "message": ""}
+
+
 def test_no_snippet_is_left_out() -> None:
     seen = {
         *ACTORS,
         *LOOKING,
         "imports",
         "options",
+        "redacted",
         "wait",
         "watch",
         "json",

@@ -154,6 +154,30 @@ def test_a_job(backend: DirectoryBackend) -> None:
     assert (str(snapshot), snapshot.total, snapshot["step"]) == ("completed (100%)", 10, "counting")
 
 
+def test_a_directory_is_for_its_owner(tmp_path: Path) -> None:
+    # Given a process whose files everybody may read, and a directory that it makes
+    before = os.umask(0o022)
+    try:
+        backend = DirectoryBackend(tmp_path / "statuses")
+        # When statuses are stored
+        backend.update("m", enqueue())
+    finally:
+        os.umask(before)
+    # Then it is for its owner alone, as its files are
+    assert backend.path.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in backend.path.iterdir()} == {0o600}
+    # And no link in it is followed
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in ("new", "lock"):
+        (backend.path / name).unlink(missing_ok=True)
+        (backend.path / name).symlink_to(victim)
+        with pytest.raises(BackendError):
+            backend.update("m", outside(increment=1))
+        (backend.path / name).unlink()
+    assert victim.read_text() == "precious" and backend.update("m", outside(increment=1)) is Outcome.APPLIED
+
+
 def test_the_suite_as_its_author_runs_it(tmp_path: Path) -> None:
     # Given a project elsewhere, with the backend and the test of its docstring, where there is no more than pytest
     (tmp_path / "third_party_backend.py").write_bytes((EXAMPLES / "third_party_backend.py").read_bytes())

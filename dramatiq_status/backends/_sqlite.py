@@ -136,6 +136,7 @@ class Connections:
             self._close(connection)
 
     def _connect(self) -> _Connection:
+        _make_file(self._path)
         connection = sqlite3.connect(
             self._path, timeout=0, isolation_level=None, check_same_thread=False, factory=_Connection
         )
@@ -185,6 +186,40 @@ class Connections:
         self._inherited += self._open
         self._idle, self._open = deque(), WeakList()
         self._forking = False
+
+
+def _make_file(path: Path) -> None:
+    """Create the file for this user alone, where there is none: SQLite would let everybody read it.  It gives the
+    files beside it the same mode.
+
+    Raises:
+      BackendError: When it is a symbolic link, which others may have put there.
+    """
+    if path.is_symlink():
+        raise BackendError(f"{path} is a symbolic link: name the file that it leads to, if that is the right one.")
+    if path.exists():
+        return
+    new = path.with_name(f".{random.getrandbits(64):016x}.new")
+    try:
+        _create(new)
+        try:
+            # Not created in its place: closing a file releases all locks that other threads have on it meanwhile.
+            os.link(new, path)
+        except FileExistsError:
+            # Another process was faster.
+            pass
+        except OSError:
+            # A file system that has no links.
+            _create(path)
+        finally:
+            os.unlink(new)
+    except OSError:
+        # SQLite fails to open it, and finds out why.
+        pass
+
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _identify(path: Path) -> tuple[int, int] | None:

@@ -156,6 +156,58 @@ class TestSQLite(BackendConformance):
         with pytest.raises(ValueError, match=rf"there is no directory '{missing}': create it"):
             SQLiteBackend(missing / "status.db")
 
+    def test_files_are_for_their_owner(self, path: Path, message_id: str) -> None:
+        # Given a process whose files everybody may read
+        before = os.umask(0o022)
+        try:
+            # When it makes a database
+            backend = SQLiteBackend(path)
+            backend.update(message_id, enqueue())
+        finally:
+            os.umask(before)
+        # Then it is for its owner alone, as are the files beside it, and no other is left
+        assert {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {
+            path.name + end: 0o600 for end in ("", "-wal", "-shm")
+        }
+        backend.close()
+
+    def test_a_file_that_is_there_keeps_its_mode(self, path: Path, message_id: str) -> None:
+        # Given a file that was created for a group
+        path.touch()
+        path.chmod(0o660)
+        # When it becomes a database
+        backend = SQLiteBackend(path)
+        backend.update(message_id, enqueue())
+        # Then it still is the group's
+        assert path.stat().st_mode & 0o777 == 0o660
+        backend.close()
+
+    def test_no_link_is_followed(self, tmp_path: Path, message_id: str) -> None:
+        # Given links under the name of a database, to a file and to nothing
+        victim = tmp_path / "victim"
+        victim.write_bytes(b"")
+        for target in (victim, tmp_path / "nothing"):
+            link = tmp_path / f"link-{target.name}"
+            link.symlink_to(target)
+            # When it is used
+            # Then that is an error, and nothing is written
+            with pytest.raises(BackendError, match="symbolic link"):
+                SQLiteBackend(link).update(message_id, enqueue())
+        assert victim.read_bytes() == b"" and not (tmp_path / "nothing").exists()
+
+    def test_a_file_system_without_links(self, path: Path, message_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def link(*paths: Any) -> None:
+            raise PermissionError("It knows none.")
+
+        # Given a file system that has no hard links
+        monkeypatch.setattr(os, "link", link)
+        # When a database is made
+        backend = SQLiteBackend(path)
+        backend.update(message_id, enqueue())
+        # Then it is for its owner alone nevertheless
+        assert path.stat().st_mode & 0o777 == 0o600
+        backend.close()
+
     def test_a_path_of_a_directory(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is a directory"):
             SQLiteBackend(tmp_path)
