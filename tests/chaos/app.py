@@ -74,6 +74,8 @@ class Run:
     exception: str | None = None
     returned: bool = False
     skipped: bool = False
+    #: Whether the broker was given the message again, and whether it took it.
+    offered: bool = False
     requeued: bool = False
     decided: float = 0.0
 
@@ -111,6 +113,9 @@ class Witness(Middleware):
             # A retry keeps it; a message that is enqueued anew, by its sender or by a group, has another.
             root = message.options.setdefault("chaos_root", uuid4().hex[:12])
             self._facts.write("enqueuing", id=message.message_id, root=root)
+            run = self._notes.run
+            if run is not None and run.message_id == message.message_id:
+                run.offered = True
 
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         if delay is not None or message.message_id not in self._notes.delayed:
@@ -176,6 +181,7 @@ class Witness(Middleware):
             decision=decision,
             exception=run.exception,
             skipped=run.skipped,
+            unsure=run.offered and not run.requeued,
         )
 
 

@@ -53,6 +53,7 @@ class Crew:
         self._tell = tell
         self._lock = threading.Lock()
         self._workers: list[subprocess.Popen[bytes] | None] = [None] * count
+        self._ending: set[subprocess.Popen[bytes]] = set()
         self._stopping = threading.Event()
         self._keeper: threading.Thread | None = None
         # The kernel tells workers that their parent died when the thread ends that started them.
@@ -72,7 +73,8 @@ class Crew:
         self._keeper.join()
         workers = [worker for worker in self._workers if worker is not None]
         for worker in workers:
-            worker.terminate()
+            if worker not in self._ending:
+                worker.terminate()
         for worker in workers:
             self._wait(worker)
         self._workers = [None] * len(self._workers)
@@ -90,7 +92,9 @@ class Crew:
         elif fault.kind == "freeze":
             self._tell("frozen", pids=pids)
             send_signal(worker, signal.SIGSTOP)
-        else:
+        elif worker not in self._ending:
+            # Dramatiq ends at once when it is asked twice, with all that it was about to do.
+            self._ending.add(worker)
             self._tell("terminated", pids=pids)
             worker.terminate()
 

@@ -51,6 +51,8 @@ class Run:
     decision: str | None = None
     exception: str | None = None
     skipped: bool = False
+    #: Whether a retry was enqueued that the broker did not confirm: it may have it, or not.
+    unsure: bool = False
     acked: float | None = None
 
     @property
@@ -206,7 +208,7 @@ class World:
             # A broker that does not answer is told again.
             return
         run.decided, run.decision = fact["t"], fact["decision"]
-        run.exception, run.skipped = fact["exception"], fact["skipped"]
+        run.exception, run.skipped, run.unsure = fact["exception"], fact["skipped"], fact.get("unsure", False)
 
     def _on_counting(self, fact: Fact) -> None:
         self._on_other(fact)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -67,8 +68,10 @@ class Watcher:
         self._last: dict[tuple[str, str], Any] = {}
         #: What was seen, by message.
         self.sights: dict[str, list[Sight]] = {}
-        #: Number of looks, and number of those that failed.
-        self.looks = self.failures = 0
+        #: Number of looks of the poller, of those that failed, and of messages that one could not read.
+        self.looks = self.failures = self.unread = 0
+        #: Errors that ended watches.
+        self.endings: Counter[str] = Counter()
         self._threads = [
             threading.Thread(target=self._poll, name="chaos-poller", daemon=True),
             threading.Thread(target=lambda: asyncio.run(self._watch_all()), name="chaos-watchers", daemon=True),
@@ -108,7 +111,7 @@ class Watcher:
             now = time.time()
             for message_id, snapshot in zip(ids, found):
                 if isinstance(snapshot, BackendError):
-                    self.failures += 1
+                    self.unread += 1
                     continue
                 self._see(message_id, Sight(now, asked, "poll", None if snapshot is None else snapshot.to_dict()))
                 self._follow(message_id, snapshot, now)
@@ -157,5 +160,5 @@ class Watcher:
                 self._see(message_id, Sight(time.time(), asked, "watch", snapshot.to_dict()))
         except StatusMissing:
             self._see(message_id, Sight(time.time(), asked, "watch", trouble="StatusMissing"))
-        except (BackendError, StatusTimeout):
-            self.failures += 1
+        except (BackendError, StatusTimeout) as e:
+            self.endings[type(e).__name__] += 1
