@@ -207,7 +207,7 @@ class Stage:
             "looks": self._watcher.looks,
             "failed looks": self._watcher.failures,
             "messages that were not readable": self._watcher.unread,
-            "watches that ended by an error": dict(self._watcher.endings),
+            "watches that timed out": self._watcher.timeouts,
             "sights": sum(map(len, self._watcher.sights.values())),
             "writes from outside": sum(len(history.writes) for history in world.histories.values()),
             "counts on parents": sum(map(len, world.counts.values())),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -70,8 +69,8 @@ class Watcher:
         self.sights: dict[str, list[Sight]] = {}
         #: Number of looks of the poller, of those that failed, and of messages that one could not read.
         self.looks = self.failures = self.unread = 0
-        #: Errors that ended watches.
-        self.endings: Counter[str] = Counter()
+        #: Number of watches that lasted too long.
+        self.timeouts = 0
         self._threads = [
             threading.Thread(target=self._poll, name="chaos-poller", daemon=True),
             threading.Thread(target=lambda: asyncio.run(self._watch_all()), name="chaos-watchers", daemon=True),
@@ -156,9 +155,16 @@ class Watcher:
         try:
             if await aio.StatusRegistry.read(message_id, broker=self._broker) is None:
                 return
+        except BackendError:
+            return
+        begun = False
+        try:
             async for snapshot in aio.StatusRegistry.watch(message_id, broker=self._broker, timeout=WATCH_TIMEOUT):
+                begun = True
                 self._see(message_id, Sight(time.time(), asked, "watch", snapshot.to_dict()))
-        except StatusMissing:
-            self._see(message_id, Sight(time.time(), asked, "watch", trouble="StatusMissing"))
-        except (BackendError, StatusTimeout) as e:
-            self.endings[type(e).__name__] += 1
+        except (BackendError, StatusMissing) as e:
+            # Without a first look there is no watch.
+            if begun or isinstance(e, StatusMissing):
+                self._see(message_id, Sight(time.time(), asked, "watch", trouble=type(e).__name__))
+        except StatusTimeout:
+            self.timeouts += 1
