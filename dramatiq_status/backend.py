@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from .errors import BackendError, NotSupported
 from .fields import plain_number
-from .record import LONGEST_TTL, Outcome, Record, Update
+from .record import LONGEST_TTL, MAX_WHOLE_NUMBER, Outcome, Record, Update
 from .snapshot import Snapshot, take_snapshot, take_snapshots
 
 #: How long a single call to a store may take, in milliseconds.  It is
@@ -389,7 +389,7 @@ def check_number(name: str, value: int, *, minimum: int = 0) -> int:
 
     Raises:
       TypeError: When it is no number.
-      ValueError: When it is not whole, or less than `minimum`.
+      ValueError: When it is not whole, less than `minimum`, or has more than 15 digits.
     """
     number = plain_number(value)
     if number is None:
@@ -397,6 +397,9 @@ def check_number(name: str, value: int, *, minimum: int = 0) -> int:
     # Of an infinite number, too, the rest is NaN.
     if number % 1:
         raise ValueError(f"{name} must be a whole number, not {value}.")
+    if abs(number) > MAX_WHOLE_NUMBER:
+        # Python refuses to write the longest of them into the text of an error.
+        raise ValueError(f"{name} must have at most 15 digits.")
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, not {value}.")
     return int(number)

@@ -19,13 +19,10 @@ from math import isfinite
 from typing import Any, Final, NamedTuple
 
 from .outage import logger
-from .record import COMPLETED, FAILED, NO_EPOCH, Epoch
+from .record import COMPLETED, FAILED, MAX_WHOLE_NUMBER, NO_EPOCH, Epoch
 
 #: The longest text of an exception that is stored, in characters.
 MAX_EXCEPTION_LENGTH: Final = 1024
-
-#: Largest number that is read from a message: 15 digits, which every store keeps exactly.
-MAX_WHOLE_NUMBER: Final = 10**15 - 1
 
 #: Maximum number of notes per thread about enqueues that have begun and are not completed.
 _MAX_BEGUN: Final = 16

@@ -27,7 +27,6 @@ from .context import Binding, bind, current_binding, hiding, uncover
 from .errors import BackendError, StatusOptionError, StatusSetupError
 from .fields import encode_fields, encode_value, plain_value
 from .lifecycle import (
-    MAX_WHOLE_NUMBER,
     Begun,
     Decision,
     Describe,
@@ -57,6 +56,7 @@ from .record import (
     HEARTBEAT_INTERVAL,
     KWARGS,
     LIVE_TTL,
+    MAX_WHOLE_NUMBER,
     NO_EPOCH,
     QUEUE_NAME,
     QUEUED,

@@ -106,4 +106,4 @@ def slowed(rate: float, silence: float, patience: float = TIME_CONSTANT) -> floa
     >>> slowed(10.0, 5.0), slowed(10.0, 60.0), slowed(10.0, 60.0, patience=120.0)
     (10.0, 2.5, 10.0)
     """
-    return rate if silence <= patience else rate * patience / silence
+    return rate if silence <= patience else rate * (patience / silence)

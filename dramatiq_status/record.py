@@ -141,6 +141,14 @@ _STATE_TEXTS: Final = frozenset("0123")
 _WHOLE_NUMBERS: Final = re.compile(r"(?:-?[0-9]{1,15} ){5}-?[0-9]{1,15}").fullmatch
 _NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 
+#: Maximum number of digits of a whole number from outside: every store keeps as many exactly.
+_MAX_DIGITS: Final = 15
+
+_WHOLE_NUMBER: Final = re.compile(rf"-?[0-9]{{1,{_MAX_DIGITS}}}").fullmatch
+
+#: Largest whole number that is read from a message, a caller or a store.
+MAX_WHOLE_NUMBER: Final = 10**_MAX_DIGITS - 1
+
 #: Magnitude that a counted field stays below: Redis' script counts in doubles, which are exact up to here.
 COUNT_LIMIT: Final = 2**53
 
@@ -312,6 +320,16 @@ def from_pairs(pairs: Iterable[str]) -> Record | None:
     rest = iter(pairs)
     record = dict(zip(rest, rest))
     return record if is_sound(record) else None
+
+
+def whole_number_in(text: str, default: int) -> int:
+    """Read a whole number from a text that another program may have written. A text that is not a whole number of at
+    most 15 digits becomes the default.
+
+    >>> whole_number_in("-12", 0), whole_number_in("9" * 16, 0), whole_number_in("1_0", 0)
+    (-12, 0, 0)
+    """
+    return int(text) if _WHOLE_NUMBER(text) else default
 
 
 def number_text(value: int | float) -> str:

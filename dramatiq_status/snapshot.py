@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from math import isfinite
+from math import inf, isfinite
 from sys import float_info
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
 from .errors import BackendError
+from .fields import MAX_DEPTH
 from .rate import FARTHEST, TIME_CONSTANT, slowed
 from .record import (
     ACTOR_NAME,
@@ -226,7 +227,8 @@ class Snapshot:
         100; empty where nothing is missing.
         """
         found = self._values.get(TRUNCATED)
-        return tuple([_NAMES.get(str(name), str(name)[1:]) for name in found]) if isinstance(found, list) else ()
+        names = found if isinstance(found, list) else ()
+        return tuple([_NAMES.get(name, name[1:]) for name in names if isinstance(name, str)])
 
     # Progress
 
@@ -256,7 +258,8 @@ class Snapshot:
         """
         found = self._values.get(RATE)
         rate, patience, *_ = found if isinstance(found, list) and 2 <= len(found) <= 3 else (found, TIME_CONSTANT)
-        if not is_number(rate) or not is_number(patience):
+        if not is_number(rate) or not is_number(patience) or rate < 0 or patience < 0:
+            # Not the library's.
             return None
         # Since the run has last written; what others write brings no progress of its own.
         since = self._milliseconds(RATED)
@@ -479,31 +482,38 @@ def check_names(parameter: str, names: Iterable[str]) -> dict[str, None]:
     return dict.fromkeys(names)
 
 
-def _copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
+def _copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_depth: float = inf) -> Any:
     """Copy lists and dicts, as deep as they are nested: a reader that changes its copy must not change the snapshot.
 
     Parameters:
       value: JSON value.
       convert(Callable): Converts each value that is neither a list nor a dict.
+      max_depth(int): Number of levels to copy; lists and dicts below them become None.
     """
     if value.__class__ is not list and value.__class__ is not dict:
         return convert(value)
     found = value.copy()
     # Not recursive: what others have stored may be nested more deeply than Python calls can be.
-    containers = [found]
-    for container in containers:
-        for key, inner in container.items() if container.__class__ is dict else enumerate(container):
-            if inner.__class__ is list or inner.__class__ is dict:
-                container[key] = copy = inner.copy()
-                containers.append(copy)
-            else:
-                container[key] = convert(inner)
+    level, depth = [found], 1
+    while level:
+        below = []
+        for container in level:
+            for key, inner in container.items() if container.__class__ is dict else enumerate(container):
+                if inner.__class__ is not list and inner.__class__ is not dict:
+                    container[key] = convert(inner)
+                elif depth < max_depth:
+                    container[key] = copy = inner.copy()
+                    below.append(copy)
+                else:
+                    container[key] = None
+        level, depth = below, depth + 1
     return found
 
 
 def _to_json_value(value: Any) -> Any:
     """Convert a field's value to one that every JSON encoder writes alike."""
-    return _copy_of(value, _to_json_leaf)
+    # Encoders fail at what other programs may have nested more deeply than a writer can.
+    return _copy_of(value, _to_json_leaf, MAX_DEPTH)
 
 
 def _to_json_leaf(value: Any) -> Any:

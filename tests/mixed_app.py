@@ -34,9 +34,9 @@ if "MIXED_BROKER" in os.environ:
         dramatiq.set_encoder(dramatiq.PickleEncoder())
     if "MIXED_STORE" in os.environ:
         from dramatiq_status import StatusMiddleware
-        from dramatiq_status.backends import RedisBackend
+        from dramatiq_status.backends import backend_from_url
 
-        ours = [StatusMiddleware(backend=RedisBackend(url=os.environ["MIXED_STORE"], timeout=20_000))]
+        ours = [StatusMiddleware(backend=backend_from_url(os.environ["MIXED_STORE"], timeout=20_000))]
     else:
         # The package is not installed here.
         sys.modules["dramatiq_status"] = None  # type: ignore[assignment]

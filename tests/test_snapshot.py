@@ -294,6 +294,34 @@ def test_the_remaining_time_is_unknown(state: str, fields: Record) -> None:
     assert snap(state, fields).time_remaining is None
 
 
+@pytest.mark.parametrize(
+    "rate", ["[0,-5]", "[5,-5]", "[-2,15]", "-1", "NaN", "[1,1e400]", "[NaN,15]", '["a",15]', "1e400"]
+)
+@pytest.mark.parametrize("passed", [0, -60_000, 60_000])
+def test_a_rate_that_another_program_has_stored_is_unknown(rate: str, passed: int) -> None:
+    # Given a rate as no run writes it, from now, or from another moment
+    snapshot = snap(fields=moving(rate), now=NOW + passed)
+    # When it is read
+    # Then it is unknown
+    assert snapshot.rate is None and snapshot.time_remaining is None
+
+
+def test_the_largest_rate_stays_finite() -> None:
+    assert snap(fields=moving("[1e300,1e300]"), now=NOW + 3_600_000).rate == 1e300
+    assert snap(fields=moving("[1e300,1e3]"), now=NOW + 3_600_000).rate == pytest.approx(1e300 / 3.6)
+
+
+def test_what_is_nested_too_deeply_for_an_encoder_is_left_out() -> None:
+    # Given values as deep as a writer may nest them, and as no writer can
+    deepest, deeper = "[" * 100 + "]" * 100, "[" * 101 + "]" * 101
+    snapshot = snap(fields={":deepest": deepest, ":deeper": deeper})
+    # When they are written as JSON
+    found = json.loads(snapshot.to_json())
+    # Then the one is whole, and the other ends where no encoder fails
+    assert found["deepest"] == json.loads(deepest)
+    assert found["deeper"] == json.loads("[" * 100 + "null" + "]" * 100)
+
+
 # Fields
 
 

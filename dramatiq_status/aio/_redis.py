@@ -11,7 +11,7 @@ from ..backends._driver import errors, response_errors
 from ..backends._push import PING_AFTER
 from ..backends.redis import RedisBackend
 from ..errors import BackendError
-from ..record import Outcome, Record, Update
+from ..record import Outcome, Record, Update, whole_number_in
 from ..snapshot import Snapshot
 from ._connect import Connector, disconnect, error_for, within
 from ._line import Line
@@ -182,7 +182,7 @@ class RedisSubscription:
             if kind == "subscribe":
                 return message_id, None
             if kind == "message":
-                return message_id, int(version) if version.isdecimal() else 0
+                return message_id, whole_number_in(version, 0)
 
     async def close(self) -> None:
         await disconnect(self._connection, nowait=True)

@@ -27,6 +27,7 @@ from ..record import (
     apply,
     from_pairs,
     to_document,
+    whole_number_in,
 )
 
 #: Part of an item that is reserved for the library's own fields; half of it takes short fields of users as well.
@@ -344,9 +345,10 @@ def split_value(value: bytes, ttl: int | None, now: int) -> tuple[list[str] | No
     """
     try:
         lines = value.decode().split("\n")
-        expires_at = int(lines[0])
     except ValueError:
         return None, 0
+    # A longer one is not ours, and none could be calculated with.
+    expires_at = whole_number_in(lines[0], 0)
     if ttl is not None:
         # The value has the milliseconds, by the clock of the host that
         # wrote it; the server has the seconds, by one clock for all.

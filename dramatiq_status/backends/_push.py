@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from .. import _time as time
 from ..errors import BackendError
+from ..record import whole_number_in
 from ._driver import errors
 from ._timed import uninterrupted
 
@@ -93,7 +94,7 @@ class RedisSubscription:
             channel, version = rest
             message_id = self._channels.get(channel)
             if message_id is not None:
-                heard[message_id] = int(version) if version.isdecimal() else 0
+                heard[message_id] = whole_number_in(version, 0)
 
     def _ping(self, heard: dict[str, int]) -> None:
         self._connection.send_command("PING", check_health=False)

@@ -140,6 +140,8 @@ class Connections:
         connection = sqlite3.connect(
             self._path, timeout=0, isolation_level=None, check_same_thread=False, factory=_Connection
         )
+        # Another program may have stored texts that are none: they must not hide the other rows of a page.
+        connection.text_factory = _to_text
         self._open.add(connection)
         return connection
 
@@ -247,3 +249,7 @@ at_fork(
     after_in_parent=_for_all(Connections.end_fork),
     after_in_child=_for_all(Connections.end_fork_in_child),
 )
+
+
+def _to_text(stored: bytes) -> str:
+    return stored.decode(errors="replace")

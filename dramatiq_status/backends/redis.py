@@ -146,9 +146,8 @@ class RedisBackend(StatusBackend):
         super().__init__(namespace=namespace, **own)
         for name in ("port", "db"):
             # The driver cannot send a number that is not plain.
-            number = plain_number(parameters.get(name))
-            if number is not None:
-                parameters[name] = number
+            if plain_number(parameters.get(name)) is not None:
+                parameters[name] = check_number(name, parameters[name])
         seconds = self.timeout / 1000
         if client is not None:
             check_client(client)

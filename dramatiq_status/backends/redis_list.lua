@@ -53,6 +53,11 @@ local function text_of(moment)
   return string.format('%.0f', moment)
 end
 
+-- Whether a score is a moment, as the index has them: another program may have stored an infinite one.
+local function is_moment(score)
+  return math.abs(score) < 9007199254740992
+end
+
 -- What is foreign under a key counts as missing; every other error is one of this call, too.
 local function skip_foreign(reply)
   if not reply.err:find('WRONGTYPE', 1, true) then error(reply.err, 0) end
@@ -164,7 +169,8 @@ end
 
 -- The moment at a place of a set, the newest being 0.
 local function moment_at(set, place)
-  return tonumber(call('ZREVRANGE', set.key, place, place, 'WITHSCORES')[2])
+  local score = tonumber(call('ZREVRANGE', set.key, place, place, 'WITHSCORES')[2])
+  return math.min(math.max(score, -9007199254740991), 9007199254740991)
 end
 
 if limit < 0 then
@@ -299,6 +305,7 @@ end
 
 -- The record of a message; nothing if it is no longer what the index says.
 local function fetch(set)
+  if not is_moment(set.moment) then return nil end
   local key = before .. set.id
   local is = redis.pcall('HMGET', key, 's', 'Q', 'a')
   if is.err then skip_foreign(is) end

@@ -12,6 +12,7 @@ from .._time import host_time_ns
 from ..backend import Query, StatusBackend
 from ..record import (
     ACTOR_NAME,
+    MAX_WHOLE_NUMBER,
     QUEUE_NAME,
     STATE,
     STATES,
@@ -113,7 +114,8 @@ _SWEEP = f"""
             WHERE expires_at < gone_by AND expires_at <= :now ORDER BY expires_at LIMIT :most)
         LIMIT :most)
     """
-_LAST_PLACE = f"SELECT max(place) FROM {TABLE} WHERE namespace = ?"
+# Another program may have stored any value in a row: the place of a message is never counted on from that.
+_LAST_PLACE = f"SELECT max(place) FROM {TABLE} WHERE namespace = ? AND place BETWEEN 0 AND {MAX_WHOLE_NUMBER}"
 #: What the indexes of lists do not know to be expired.
 _LATE = f"{TABLE} INDEXED BY {TABLE}_expiry WHERE expires_at < gone_by AND expires_at <= :now AND gone_by > :now"
 
@@ -259,7 +261,8 @@ class SQLiteBackend(StatusBackend):
             query = _FETCH.format(", ".join("?" * size))
             keys = [self.namespace, *ids, *ids[-1:] * (size - len(ids))]
             for message_id, document, *rest in connection.execute(query, keys).fetchall():
-                rows[message_id] = _Row(_to_record(document), *rest)
+                if all(isinstance(number, int) for number in rest):
+                    rows[message_id] = _Row(_to_record(document), *rest)
         return rows
 
     # Listing
@@ -270,7 +273,7 @@ class SQLiteBackend(StatusBackend):
         rows = self._connections.call(
             lambda connection: connection.execute(_page(connection, wanted), values).fetchall()
         )
-        found = [(message_id, _to_record(document)) for message_id, document in rows]
+        found = [(message_id, _to_record(document)) for message_id, document in rows if isinstance(message_id, str)]
         return [(message_id, record) for message_id, record in found if record is not None]
 
     def count(self, query: Query) -> int:

@@ -1,0 +1,409 @@
+"""Values that another program has stored, published or enqueued: they may make their own status wrong, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import pytest
+import redis
+from dogpile.cache import make_region
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dramatiq_status import Snapshot, StatusRegistry, aio
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend
+from dramatiq_status.middleware import EPOCH_OPTION, HEARTBEAT_OPTION, RECEIPT_OPTION
+from dramatiq_status.record import Kind, Outcome, Update
+
+from . import mixed_app
+from .jobs import Job
+from .recording import PATIENCE
+from .servers import MemcachedServer, RedisCluster
+
+ROOT_DIRECTORY = Path(__file__).parent.parent
+
+#: An int that Python refuses to write as a text.
+TOO_LONG = 10**5000
+
+settled = settings(
+    max_examples=80,
+    derandomize=os.environ.get("CI", "").lower() in {"1", "true"},
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+# What may be stored: JSON texts at the ends of what Python, Lua and JSON know, and what is none.
+
+texts = st.one_of(
+    st.sampled_from(
+        [
+            *("0", "1", "3", "-5", "NaN", "-Infinity", "1e400", "-1e308", "1e300", "9" * 15, "9" * 16, "9" * 400),
+            *("9" * 4300, "9" * 4301, "true", "null", "{}", "[]", "[0,-5]", "[1,0]", "[1e300,1e300,1e300]", "[0,0,0]"),
+            *("[" * 150 + "]" * 150, "[" * 900 + "]" * 900, '[["a"],5,"a"]', '{"type":5}', '"\\ud800"', '"a"', ""),
+        ]
+    ),
+    st.text(max_size=5),
+).map(str.encode)
+stored = st.one_of(texts, st.binary(max_size=6))
+names = st.one_of(st.sampled_from([*"svenrqLTaQEDSFUHBptRWAxkd", "ia", "ik", "it", ":a", "-:a"]), st.text(max_size=2))
+forged_fields = st.dictionaries(names.map(str.encode), stored, max_size=4)
+
+SOUND = {b"s": b"1", b"v": b"1", b"e": b"7", b"n": b"1", b"r": b"5", b"q": b"1", b"p": b"5"}
+
+
+class Store(NamedTuple):
+    """A store, and how another program writes there.
+
+    Parameters:
+      backend: Ours.
+      plant: Puts fields that are added to a sound record, or a value in its place, under the key of a message.
+    """
+
+    backend: StatusBackend
+    plant: Callable[[str, dict[bytes, bytes], Any], None]
+
+
+@pytest.fixture(params=["redis", "redis cluster", "memcached", "memcached without meta", "sqlite", "cache"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    kind = request.param
+    if kind == "redis":
+        backend: Any = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+        plant = planting_in_redis(backend, backend.client)
+    elif kind == "redis cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        cluster.reset()
+        backend = RedisBackend(cluster_nodes=cluster.addresses, timeout=20_000)
+        plant = planting_in_redis(backend, redis.RedisCluster(*cluster.addresses[0]))
+    elif kind == "sqlite":
+        backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+        plant = planting_in_sqlite(tmp_path / "status.db")
+    elif kind == "cache":
+        region = make_region().configure("dogpile.cache.memory")
+        backend = caching = CacheBackend(region)
+
+        def plant(message_id: str, fields: dict[bytes, bytes], value: Any) -> None:
+            whole = value if value is not None else document(fields).decode(errors="surrogateescape")
+            region.set(caching._key_of(message_id), whole)
+
+    else:
+        request.getfixturevalue("memcached_url")
+        server: MemcachedServer = request.getfixturevalue("memcached_server")
+        backend = MemcachedBackend(servers=server.address, timeout=20_000, meta=kind == "memcached")
+
+        def plant(message_id: str, fields: dict[bytes, bytes], value: Any) -> None:
+            whole = value if isinstance(value, bytes) else document(fields)
+            key = f"{backend.namespace}:{message_id}".encode()
+            assert server.ask(b"set %b 0 1000 %d\r\n%b\r\n" % (key, len(whole), whole)) == b"STORED\r\n"
+
+    with closing(backend):
+        yield Store(backend, plant)
+
+
+def document(fields: dict[bytes, bytes]) -> bytes:
+    """Write a record, with its expiry under the name of no field, as stores keep it that have one value a message."""
+    record = {**SOUND, **fields}
+    expires_at = record.pop(b"", b"%d" % 10**13)
+    return b"\n".join([expires_at, b"dramatiq-status 1", *(text for item in record.items() for text in item)])
+
+
+def planting_in_redis(backend: RedisBackend, client: Any) -> Callable[[str, dict[bytes, bytes], Any], None]:
+    def plant(message_id: str, fields: dict[bytes, bytes], value: Any) -> None:
+        key = backend._key(message_id)
+        client.delete(key)
+        if value is None:
+            client.hset(key, mapping={**SOUND, **fields})
+        elif isinstance(value, bytes):
+            client.set(key, value)
+        else:
+            client.rpush(key, str(value))
+
+    return plant
+
+
+def planting_in_sqlite(path: Path) -> Callable[[str, dict[bytes, bytes], Any], None]:
+    columns = ("document", "expires_at", "gone_by", "place", "state", "actor", "queue")
+
+    def plant(message_id: str, fields: dict[bytes, bytes], value: Any) -> None:
+        text = document(fields).split(b"\n", 1)[1]
+        row = dict(zip(columns, (text, 10**13, 10**13, 5, "1", None, None)))
+        if value is not None:
+            row.update(dict.fromkeys(columns[len(fields) :], value))
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(
+                f"UPDATE dramatiq_status_1 SET {', '.join(f'{name} = ?' for name in row)} WHERE message_id = ?",
+                (*row.values(), message_id),
+            )
+
+    return plant
+
+
+def refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON.")
+
+
+def look_at(snapshot: Snapshot) -> None:
+    """Read all that a snapshot has, as a page does."""
+    for name in dir(Snapshot):
+        if not name.startswith("_"):
+            getattr(snapshot, name)
+    assert str(snapshot) and repr(snapshot) and dict(snapshot)
+    assert json.loads(snapshot.to_json(), parse_constant=refuse)["status"] == snapshot.state
+
+
+@settled
+@given(
+    fields=forged_fields,
+    expiry=st.none() | texts,
+    value=st.one_of(
+        *[st.none()] * 3, stored, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text(max_size=3)
+    ),
+)
+def test_what_is_stored_hurts_no_other_message(
+    store: Store, fields: dict[bytes, bytes], expiry: bytes | None, value: Any
+) -> None:
+    backend = store.backend
+    # Given a message under whose key another program has stored something, between two that are ours
+    jobs = [Job(backend).enqueue().start() for _ in range(3)]
+    first, forged, last = (job.message_id for job in jobs)
+    # (in a document also as its expiry)
+    store.plant(forged, fields if expiry is None else {**fields, b"": expiry}, value)
+    # When all are read together
+    found = StatusRegistry.read_many([first, forged, last], backend=backend)
+    # Then the two are as they were, and the other is shown as far as it can be
+    assert [snapshot is not None and snapshot.working for snapshot in (found[0], found[2])] == [True, True]
+    if found[1] is not None:
+        look_at(found[1])
+    batch = StatusRegistry.batch([first, forged, last], backend=backend).read()
+    assert json.loads(batch.to_json(), parse_constant=refuse)["counts"]["working"] >= 2
+    assert str(batch) and 0 <= batch.percent <= 100
+    if isinstance(backend, RedisBackend | SQLiteBackend):
+        listed = StatusRegistry.list(limit=1000, backend=backend)
+        assert {first, last} <= {snapshot.message_id for snapshot in listed}
+        for snapshot in listed:
+            look_at(snapshot)
+        assert StatusRegistry.count(backend=backend) >= 2
+    # And when all are written to together
+    outcomes = backend.update_many(
+        [(message_id, Update(Kind.OUTSIDE, increment=1, fields={":n": "1"})) for message_id in (first, forged, last)]
+    )
+    # Then theirs are stored
+    assert outcomes[0] == outcomes[2] == Outcome.APPLIED
+    for job in jobs:
+        job.finish()
+    assert [StatusRegistry.get(message_id, backend=backend).completed for message_id in (first, last)] == [True, True]
+    for message_id in (first, forged, last):
+        backend.delete(message_id)
+
+
+# Channels
+
+VERSIONS = ["9" * 4301, "-5", "nan", "\u0663", "1_0", b"\xff", ""]
+
+
+def test_what_is_published_ends_no_watch(redis_url: str) -> None:
+    with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend:
+        # Given a watcher that waits
+        job, other = Job(backend).enqueue(), Job(backend).enqueue()
+        with closing(backend.subscribe((job.message_id, other.message_id))) as subscription:
+            for version in VERSIONS:
+                # When another program publishes something on the channel of the message
+                backend.client.publish(backend._key(job.message_id), version)
+                # Then it is a reason to look
+                assert list(subscription.wait(PATIENCE)) == [job.message_id]
+            # And changes are heard of
+            other.start()
+            assert other.message_id in subscription.wait(PATIENCE)
+
+
+def test_what_is_published_ends_no_watch_in_an_event_loop(redis_url: str) -> None:
+    backend = RedisBackend(url=redis_url, timeout=20_000)
+    # Given two messages that are watched over one connection, and looked at only where a change is published
+    backend.recheck_interval = 3_600_000
+    forged, other = Job(backend).enqueue().start(), Job(backend).enqueue().start()
+    seen: dict[str, list[Snapshot]] = {forged.message_id: [], other.message_id: []}
+
+    async def watch(job: Job) -> None:
+        async for snapshot in aio.StatusRegistry.watch(job.message_id, backend=backend, timeout=60_000):
+            seen[job.message_id].append(snapshot)
+
+    def publish() -> None:
+        for version in VERSIONS:
+            backend.client.publish(backend._key(forged.message_id), version)
+
+    async def main() -> None:
+        watches = [asyncio.create_task(watch(job)) for job in (forged, other)]
+        while sum(int(client["sub"]) for client in await asyncio.to_thread(backend.client.client_list)) < 2:
+            await asyncio.sleep(0.01)
+        # When another program publishes something on the channel of the one
+        await asyncio.to_thread(publish)
+        # Then both are seen to their ends
+        for job in (forged, other):
+            await asyncio.to_thread(job.finish)
+        await asyncio.gather(*watches)
+        await aio.close(backend=backend)
+
+    asyncio.run(main())
+    assert all(snapshots[-1].completed for snapshots in seen.values())
+    backend.close()
+
+
+# Scores
+
+
+@pytest.mark.parametrize("kind", ["redis", "redis cluster"])
+@pytest.mark.parametrize("score", ["+inf", "-inf", "1e300", "-1e300"])
+@pytest.mark.parametrize("offset", [0, 2000], ids=["first page", "far page"])
+def test_scores_that_are_no_moments(kind: str, score: str, offset: int, request: pytest.FixtureRequest) -> None:
+    if kind == "redis":
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+        client: Any = backend.client
+    else:
+        cluster = request.getfixturevalue("redis_cluster")
+        cluster.reset()
+        backend = RedisBackend(cluster_nodes=cluster.addresses, timeout=20_000)
+        client = redis.RedisCluster(*cluster.addresses[0])
+    # Given messages in the index, of which another program has moved one
+    jobs = [Job(backend).enqueue() for _ in range(4)]
+    forged = jobs[0].message_id
+    (index,) = [key for key in client.scan_iter("*index:*0\n*") if client.zscore(key, forged) is not None]
+    client.zadd(index, {forged: score, "nothing": score})
+    # When they are listed, where the page is one by one or not
+    listed = StatusRegistry.list(offset=offset, backend=backend)
+    # Then it is at most its own place that is lost
+    if not offset:
+        assert [snapshot.message_id for snapshot in listed if snapshot.message_id != forged] == [
+            job.message_id for job in reversed(jobs[1:])
+        ]
+    assert 3 <= StatusRegistry.count(backend=backend) <= 4
+    # And its next change of state lists it
+    jobs[0].start()
+    assert forged in {snapshot.message_id for snapshot in StatusRegistry.list(backend=backend)}
+    backend.close()
+
+
+# Numbers of callers
+
+
+@pytest.mark.parametrize("name", ["offset", "limit"])
+@pytest.mark.parametrize("number", [10**15, TOO_LONG, -TOO_LONG], ids=["16 digits", "5,001 digits", "negative"])
+def test_numbers_of_a_page(every_backend: StatusBackend, name: str, number: int) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must have at most 15 digits"):
+        StatusRegistry.list(backend=every_backend, **{name: number})
+
+
+PACK = """
+from dramatiq_status.backends import _redis
+from dramatiq_status.backend import Query
+from dramatiq_status.backends import RedisBackend
+
+for attempt in (
+    lambda: _redis.pack("SET", 10**5000),
+    lambda: RedisBackend(port=1).find(Query(), limit=1, offset=10**5000),
+    lambda: RedisBackend(db=10**5000),
+    lambda: RedisBackend(max_listed=10**5000),
+):
+    try:
+        attempt()
+    except ValueError as e:
+        print("ValueError")
+"""
+
+
+def test_no_number_ends_the_process() -> None:
+    # When numbers are passed at which hiredis crashes
+    ran = subprocess.run([sys.executable, "-c", PACK], capture_output=True, text=True, timeout=60, cwd=ROOT_DIRECTORY)
+    # Then they are refused
+    assert (ran.returncode, ran.stdout.split()) == (0, ["ValueError"] * 4), ran.stderr
+
+
+# Messages from the queue
+
+# JSON allows ints of up to 4,300 digits, one fewer than hiredis crashes at when another one is added.
+LONG = 10**4300 - 1
+
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "retries": st.sampled_from([LONG, -LONG, 1e308, "5", None, True, [1], {}]),
+        EPOCH_OPTION: st.sampled_from([[LONG, 1], [1, LONG], LONG, [5, 10**15 - 1], "x", [[1], 1], {"1": 1}, [0.5, 1]]),
+        HEARTBEAT_OPTION: st.sampled_from([LONG, -1, 0, "x", [1]]),
+        RECEIPT_OPTION: st.sampled_from([f"{LONG}-{LONG}-0-x", f"1-{LONG}-f-", "---", LONG, ["x"]]),
+        "status": st.sampled_from(
+            [{"progress": LONG}, {"x": LONG}, {"total": "x", 5: 5}, [1], LONG, {"status": "completed"}]
+        ),
+        "status_ttl": st.sampled_from([LONG, -1, 1e400, "x", [1]]),
+        "status_throttle": st.sampled_from([LONG, -1, "x", {}]),
+        "status_includes": st.sampled_from([["message", LONG], LONG, [["x"]], "message"]),
+        "track_status": st.sampled_from([LONG, "x", [1]]),
+    },
+)
+
+
+@settings(parent=settled, max_examples=60)
+@given(forged=options, timestamp=st.sampled_from([0, LONG, -LONG, None, "x", 1e308, [1]]))
+def collect(forged: dict[str, Any], timestamp: Any) -> None:
+    COLLECTED.append((forged, timestamp))
+
+
+COLLECTED: list[tuple[dict[str, Any], Any]] = []
+
+
+@pytest.mark.parametrize("store", ["redis", "memcached"])
+def test_what_is_enqueued_ends_no_worker(
+    redis_url: str, redis_broker_url: str, store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    backend: StatusBackend = RedisBackend(url=redis_url, timeout=20_000)
+    if store == "memcached":
+        redis_url = request.getfixturevalue("memcached_url")
+        backend = MemcachedBackend(servers=request.getfixturevalue("memcached_server").address, timeout=20_000)
+    COLLECTED.clear()
+    collect()
+    broker = mixed_app.make_broker(redis_broker_url)
+    client = redis.Redis.from_url(redis_broker_url, socket_timeout=2 * PATIENCE)
+    actor = broker.get_actor("fail_once")
+    # Given a queue with forged messages among those that are as they should be
+    messages = []
+    for number, (forged, timestamp) in enumerate(COLLECTED):
+        messages.append(actor.send(f"sound {number}"))
+        fields = {**actor.message(f"forged {number}").asdict(), "options": forged, "message_timestamp": timestamp}
+        fields["options"]["redis_message_id"] = redis_id = f"forged-{number}"
+        client.hset("dramatiq:default.msgs", redis_id, json.dumps(fields))
+        client.rpush("dramatiq:default", redis_id)
+    messages.append(actor.send("last"))
+    command = [sys.executable, "-m", "dramatiq", "tests.mixed_app", "--processes", "1", "--threads", "2"]
+    environment = {
+        **os.environ,
+        "MIXED_BROKER": redis_broker_url,
+        "MIXED_ENCODER": "json",
+        "MIXED_STORE": redis_url,
+        "dramatiq_worker_timeout": "50",
+    }
+    # When a worker runs them
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(command, cwd=ROOT_DIRECTORY, env=environment, stderr=stderr) as worker,
+    ):
+        try:
+            found = [
+                StatusRegistry.wait(message, backend=backend, timeout=40_000, missing_timeout=40_000)
+                for message in messages
+            ]
+        finally:
+            worker.terminate()
+    # Then the others have run in that process, to their end, and their statuses know it
+    assert all(snapshot.completed for snapshot in found)
+    assert [snapshot.attempts for snapshot in found] == [2] * len(found)
+    assert log.read_text().count("is ready for action") == 1 and "unexpected" not in log.read_text()
+    backend.close()
+    broker.close()
