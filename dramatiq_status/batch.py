@@ -370,16 +370,16 @@ class BatchFollower(Patience):
         if changed:
             self._seen = seen
             self._versions = {child.message_id: child.version for child in children if child is not None}
-            self.version += 1
+            self.version: int = self.version + 1
             self._missing_since = None
         moving = snapshot.counts["queued"] or snapshot.counts["working"] or snapshot.unavailable
         self._answer(now, None if moving or not snapshot.missing else snapshot.missing[0])
         # Nothing announces that a server is back: look again and again, as in any outage.
-        self.answering = not snapshot.unavailable
+        self.answering: bool = not snapshot.unavailable
         if not changed or (snapshot.state is None and not snapshot.finished):
             return False
         self._shown_at = now
-        self.finished = snapshot.finished
+        self.finished: bool = snapshot.finished
         return True
 
     def news(self, heard: dict[str, int]) -> int | None:

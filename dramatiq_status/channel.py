@@ -86,12 +86,12 @@ class RunChannel(LiveChannel):
     __slots__ = ("_backend", "_lane", "counts", "flush", "increment", "max_field_size", "message_id", "tracked_total")
 
     def __init__(self, lane: Lane, backend: StatusBackend) -> None:
-        self.message_id = lane.message_id
-        self.max_field_size = backend.max_field_size
+        self.message_id: str = lane.message_id
+        self.max_field_size: int = backend.max_field_size
         self.tracked_total: int | float | None = None
-        self.increment = lane.increment
-        self.counts = lane.counts
-        self.flush = lane.flush
+        self.increment: Callable[..., None] = lane.increment
+        self.counts: Callable[[], Counts] = lane.counts
+        self.flush: Callable[[], bool] = lane.flush
         self._lane = lane
         self._backend = backend
 
@@ -124,10 +124,10 @@ class LaneChannel(LiveChannel):
     """
 
     def __init__(self, lane: Lane, backend: StatusBackend, note: Callable[[Lane], None]) -> None:
-        self.message_id = lane.message_id
-        self.max_field_size = backend.max_field_size
+        self.message_id: str = lane.message_id
+        self.max_field_size: int = backend.max_field_size
         self.tracked_total: int | float | None = None
-        self.flush = lane.flush
+        self.flush: Callable[[], bool] = lane.flush
         self._lane = lane
         self._backend = backend
         self._note = note
@@ -162,7 +162,7 @@ class DirectChannel(LiveChannel):
 
     def __init__(self, backend: StatusBackend, message_id: str) -> None:
         self.message_id = message_id
-        self.max_field_size = backend.max_field_size
+        self.max_field_size: int = backend.max_field_size
         self.tracked_total: int | float | None = None
         self._backend = backend
 
@@ -202,7 +202,7 @@ class DetachedChannel:
     max_field_size = DEFAULT_MAX_FIELD_SIZE
 
     def __init__(self, *, of_one_call: bool = False) -> None:
-        self.of_one_call = of_one_call
+        self.of_one_call: bool = of_one_call
         self.tracked_total: int | float | None = None
         start = Update(Kind.RUN, Epoch(1, 1), run=1, start=True, create=True)
         self._record: Record | None = apply(None, start, now_ms()).record

@@ -11,7 +11,7 @@ from typing import Final
 
 from . import _time as time
 
-logger = logging.getLogger("dramatiq_status")
+logger: logging.Logger = logging.getLogger("dramatiq_status")
 
 #: For how many seconds nobody tries again: after the first failure of
 #: an outage, and at most.
@@ -38,9 +38,9 @@ class Outage:
         self._failures = 0
         self._dropped = 0
         #: Whether the last call failed.
-        self.down = False
+        self.down: bool = False
         #: When to try again, by the monotonic clock.
-        self.retry_at = 0.0
+        self.retry_at: float = 0.0
         self._ended = -math.inf
         self._given_up = False
 

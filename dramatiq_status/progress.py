@@ -154,7 +154,7 @@ class Leg:
 
     def __init__(self, channel: Channel, total: int | float | None, done: int | float, fields: Record) -> None:
         #: Whether it goes on.
-        self.open = True
+        self.open: bool = True
         self._channel = channel
         self._total = total
         # How many items have been dealt with.
@@ -164,7 +164,7 @@ class Leg:
         self._thread = get_ident()
         #: The frame of the loop, where the channel is tied to that.  A loop that ends, however it does, drops its
         #: iterator, and the iterator this leg.
-        self.frame = sys._getframe(3) if channel.of_one_call else None
+        self.frame: FrameType | None = sys._getframe(3) if channel.of_one_call else None
         self._outer = _enter(self)
         if self._outer is None:
             fields = {**fields, PROGRESS: encode_count("progress", done)}

@@ -86,11 +86,11 @@ class Patience:
 
     def __init__(self, what: str, now: float, *, timeout: int | None, missing_timeout: int, interval: int = 0) -> None:
         #: Whether the final look was shown.
-        self.finished = False
+        self.finished: bool = False
         #: Whether the store has answered the last time, for all that is watched.
-        self.answering = True
+        self.answering: bool = True
         #: The version that was found last; 0 for none.
-        self.version = 0
+        self.version: int = 0
         self._what = what
         self._timeout = timeout
         self._deadline = inf if timeout is None else now + timeout / 1000
@@ -168,7 +168,7 @@ class Follower(Patience):
         Raises:
           StatusMissing: When the message has been unknown for too long.
         """
-        self.version = 0 if snapshot is None else snapshot.version
+        self.version: int = 0 if snapshot is None else snapshot.version
         self._answer(now, self._message_id if snapshot is None else None)
         if snapshot is None:
             return False
@@ -178,7 +178,7 @@ class Follower(Patience):
             return False
         self._seen = seen
         self._shown_at = now
-        self.finished = snapshot.finished
+        self.finished: bool = snapshot.finished
         return True
 
     def news(self, heard: dict[str, int]) -> int | None:
@@ -213,7 +213,7 @@ class Pace:
 
     def __init__(self, backend: StatusBackend) -> None:
         #: Whether the store tells of changes.
-        self.told = False
+        self.told: bool = False
         self._shortest, self._longest = (interval / 1000 for interval in backend.poll_interval)
         self._interval = backend.watch_interval / 1000
         self._recheck = backend.recheck_interval / 1000

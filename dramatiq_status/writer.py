@@ -280,7 +280,7 @@ class Lane:
     #: The final state that the run has said, None for none.
     verdict: int | None = None
     #: Whether nothing can be written any more.
-    closed = False
+    closed: bool = False
     #: Whether its updates may be sent twice.
     repeatable = False
     # Whether this process was forked off, while the run goes on in the parent.
@@ -301,7 +301,7 @@ class Lane:
     #: Since when the message that is written to from outside has no record, by the monotonic clock; None if it has one.
     missing_since: float | None = None
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
-    retry_at = 0.0
+    retry_at: float = 0.0
     _base: Record | None = None
     _meter: RateMeter | None = None
     # When a total without a progress has begun the first leg.
@@ -320,7 +320,7 @@ class Lane:
     ) -> None:
         self.message_id = message_id
         #: The thread that runs the message.
-        self.thread = threading.current_thread()
+        self.thread: threading.Thread = threading.current_thread()
         self._writer = writer
         self._put = writer.put
         self._operations: deque[_Operation] = deque()

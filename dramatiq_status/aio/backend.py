@@ -25,7 +25,7 @@ class AsyncBackend:
     def __init__(self, backend: StatusBackend) -> None:
         self.backend = backend
         #: Follows messages for all watchers in this loop.
-        self.hub = Hub(self)
+        self.hub: Hub = Hub(self)
 
     async def snapshot(self, message_id: str) -> Snapshot | None:
         """Read one status; one round trip."""

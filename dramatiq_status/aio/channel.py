@@ -46,7 +46,7 @@ class OutsideChannel(LiveChannel):
 
     def __init__(self, backend: StatusBackend, message_id: str) -> None:
         self.message_id = message_id
-        self.max_field_size = backend.max_field_size
+        self.max_field_size: int = backend.max_field_size
         self._backend = backend
 
     async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
@@ -81,8 +81,8 @@ class InsideChannel(LiveChannel):
     """
 
     def __init__(self, channel: Channel) -> None:
-        self.message_id = channel.message_id
-        self.max_field_size = channel.max_field_size
+        self.message_id: str = channel.message_id
+        self.max_field_size: int = channel.max_field_size
         self._channel = channel
 
     async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:

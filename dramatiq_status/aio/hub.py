@@ -119,9 +119,9 @@ class Mailbox:
     __slots__ = ("_bell", "_end", "_found", "full", "message_id")
 
     def __init__(self, message_id: str, bell: Bell) -> None:
-        self.message_id = message_id
+        self.message_id: str = message_id
         #: Whether there is something to take.
-        self.full = False
+        self.full: bool = False
         self._found: Snapshot | BackendError | None = None
         self._end: BaseException | None = None
         self._bell = bell
@@ -159,17 +159,19 @@ class Topic:
     __slots__ = ("asked", "far", "mailboxes", "message_id", "named", "near", "pace", "wanted")
 
     def __init__(self, message_id: str, pace: Pace) -> None:
-        self.message_id = message_id
-        self.pace = pace
+        self.message_id: str = message_id
+        self.pace: Pace = pace
         #: Those who watch, in the order of their coming.
         self.mailboxes: dict[Mailbox, None] = {}
         #: Whether somebody wants it to be looked at now.
-        self.asked = True
+        self.asked: bool = True
         #: Whether it is worth a subscription, and the store was asked for it.
-        self.wanted = self.named = False
+        self.wanted: bool = False
+        self.named: bool = False
         #: For when it is on the list of those to be looked at.  What comes earlier than
         #: `far` is added as `near`, and `far` is left where it is, so that the list stays short.
-        self.near = self.far = inf
+        self.near: float = inf
+        self.far: float = inf
 
     def due(self) -> float:
         return -inf if self.asked else self.pace.due()

@@ -180,7 +180,7 @@ class SQLiteBackend(StatusBackend):
 
     def __init__(self, path: str | os.PathLike[str], **parameters: Any) -> None:
         super().__init__(**parameters)
-        self.path = _check_path(path)
+        self.path: Path = _check_path(path)
         self._connections = Connections(self.path, self.timeout, _prepare)
 
     def __repr__(self) -> str:
