@@ -113,22 +113,31 @@ def rabbitmq_url(rabbitmq_server: RabbitmqServer) -> str:
     return rabbitmq_server.url
 
 
+def _make_backend(request: pytest.FixtureRequest, tmp_path: Path) -> StatusBackend:
+    """Create the backend of an empty store, of the kind that the fixture's parameter names."""
+    if request.param == "stub":
+        return StubBackend()
+    if request.param == "redis":
+        return RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
+    if request.param == "memcached":
+        request.getfixturevalue("memcached_url")
+        return MemcachedBackend(servers=request.getfixturevalue("memcached_server").address, timeout=20_000)
+    if request.param == "sqlite":
+        return SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+    return CacheBackend(SimpleCache(threshold=0), timeout=20_000)
+
+
 @pytest.fixture(params=["stub", "redis", "memcached", "sqlite", "cache"])
 def every_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
     """An empty store of each kind, one after the other."""
-    made: StatusBackend
-    if request.param == "stub":
-        made = StubBackend()
-    elif request.param == "redis":
-        made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
-    elif request.param == "memcached":
-        request.getfixturevalue("memcached_url")
-        made = MemcachedBackend(servers=request.getfixturevalue("memcached_server").address, timeout=20_000)
-    elif request.param == "sqlite":
-        made = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
-    else:
-        made = CacheBackend(SimpleCache(threshold=0), timeout=20_000)
-    with closing(made):
+    with closing(_make_backend(request, tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture(params=["redis", "memcached", "sqlite"])
+def shared_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
+    """An empty store of each kind that processes can share, one after the other."""
+    with closing(_make_backend(request, tmp_path)) as made:
         yield made
 
 

@@ -9,9 +9,8 @@ import json
 import logging
 import multiprocessing
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -29,7 +28,7 @@ from dramatiq_status import (
     current_status,
 )
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
+from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.record import COMPLETED, Changes, Epoch, Kind, Record, Update, count_on
 from dramatiq_status.testing import bound_status
 from dramatiq_status.writer import Barrier, Enqueue, Finish, Lane, Start
@@ -40,18 +39,9 @@ from .test_properties import STABLE
 EPOCH = Epoch(7, 1)
 
 
-@pytest.fixture(params=["redis", "memcached", "sqlite"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
-    backend: StatusBackend
-    if request.param == "redis":
-        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
-    elif request.param == "memcached":
-        address = request.getfixturevalue("memcached_url").removeprefix("memcached://")
-        backend = MemcachedBackend(servers=address, timeout=20_000)
-    else:
-        backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
-    yield backend
-    backend.close()
+@pytest.fixture
+def backend(shared_backend: StatusBackend) -> StatusBackend:
+    return shared_backend
 
 
 def perform(backend: StatusBackend, job: Callable[[], Any], **options: Any) -> dict[str, Any]:

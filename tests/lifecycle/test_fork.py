@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,9 @@ HOUR = 3_600_000
 fork = multiprocessing.get_context("fork")
 
 
-@pytest.fixture(params=["redis", "memcached", "sqlite"])
-def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
-    backend: StatusBackend
-    if request.param == "redis":
-        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
-    elif request.param == "memcached":
-        address = request.getfixturevalue("memcached_url").removeprefix("memcached://")
-        backend = MemcachedBackend(servers=address, timeout=20_000)
-    else:
-        backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
-    yield backend
-    backend.close()
+@pytest.fixture
+def backend(shared_backend: StatusBackend) -> StatusBackend:
+    return shared_backend
 
 
 def perform(backend: StatusBackend, job: Callable[[], Any], *, attempts: int = 1, **options: Any) -> Snapshot:
