@@ -298,8 +298,16 @@ class StatusMiddleware(Middleware):
         settings = self._settings_of(broker, message, strict=not inside)
         if not _SETTINGS_OPTIONS.isdisjoint(message.options):
             _write_back(message.options, settings)
-        if not settings.tracked:
-            return
+        if settings.tracked:
+            self._write_queued(message, delay, settings, binding, inside=inside)
+        if binding is not None and binding.frame is not None:
+            self._store_before_send(binding.frame)
+
+    def _write_queued(
+        self, message: Any, delay: int | None, settings: Settings, binding: Binding | None, *, inside: bool
+    ) -> None:
+        """Write that a message enters its queue."""
+        notes, message_id = self._notes, message.message_id
         epoch = self._begin_enqueue(message)
         message.options[EPOCH_OPTION] = list(epoch)
         if self.heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
@@ -322,6 +330,19 @@ class StatusMiddleware(Middleware):
             notes.barrier = barrier
         else:
             notes.barrier = self._writer.enqueue(message_id, Enqueue(epoch, fields))
+
+    def _store_before_send(self, frame: Frame) -> None:
+        """Wait until all writes of a run are stored, before the broker gets a message that the run sends and that may
+        read them. In a coroutine, which must not block the event loop, do nothing.
+        """
+        if self._outage.down or asyncio._get_running_loop() is not None:
+            return
+        others = [found for reference in list(frame.others or ()) if (found := reference()) is not None]
+        written = [*filter(None, [lane.unstored() for lane in (frame.context.lane, *others)]), *(frame.enqueues or ())]
+        if any(barrier.stored is None for barrier in written):
+            # In the same round trip as `queued`.
+            queued = self._notes.barrier
+            self._writer.confirm_others((), written if queued is None else [*written, queued], self._writer.deadline())
 
     @_through_late_interrupts
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
@@ -433,6 +454,9 @@ class StatusMiddleware(Middleware):
         frame = self._frame_of(broker, message)
         if frame is not None:
             frame.outcome_seen, frame.exception, frame.result = True, exception, result
+            if exception is None and _unwrapped(message).options.get("group_completion_callbacks"):
+                # The member of the group that finishes last sends what may read all of them.
+                self._store_before_send(frame)
 
     @_through_interrupts
     def after_skip_message(self, broker: dramatiq.Broker, message: Any) -> None:
