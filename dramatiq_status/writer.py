@@ -300,6 +300,8 @@ class Lane:
     _uncounted = False
     #: Since when the message that is written to from outside has no record, by the monotonic clock; None if it has one.
     missing_since: float | None = None
+    #: Whether its server, one of many, has not answered since its updates were last stored.
+    unreached: bool = False
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
     retry_at: float = 0.0
     _base: Record | None = None
@@ -1298,6 +1300,8 @@ class Writer:
 
     def _settle(self, lane: Lane, outcomes: list[Outcome], makers: dict[str, Lane]) -> None:
         """Note the outcomes of a lane's updates."""
+        if Outcome.UNREACHED in outcomes:
+            lane.unreached = True
         if Outcome.MISSING in outcomes and not lane.repeatable:
             self._settle_missing(lane, outcomes, makers.get(lane.message_id))
             return
@@ -1305,7 +1309,7 @@ class Writer:
         if Outcome.UNREACHED in outcomes:
             self._postpone(lane, LONGEST_PAUSE)
             return
-        lane.missing_since = None
+        lane.missing_since, lane.unreached = None, False
         if not again:
             del self._ready[lane]
 
@@ -1317,7 +1321,8 @@ class Writer:
         if lane.missing_since is None:
             lane.missing_since = now
         missing = now - lane.missing_since
-        recent = self.outage.recovering or (missing < RECOVERY and not self._drains)
+        # A worker that ends does not wait for an unknown message, except after its server was away.
+        recent = self.outage.recovering or (missing < RECOVERY and (lane.unreached or not self._drains))
         again = lane.settle(outcomes, keep_missing=recent or maker is not None)
         if not again:
             del self._ready[lane]

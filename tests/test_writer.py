@@ -105,6 +105,27 @@ def test_one_server_of_many_is_left_alone(
     assert record is not None and (record[PROGRESS], record[STATE]) == ("1000", str(COMPLETED))
 
 
+def test_a_worker_that_ends_waits_for_a_record_whose_server_was_away(writers: list[Writer]) -> None:
+    # Given a process that has counted on a message whose server was away, and that ends
+    backend = Silent(others=True)
+    writer = Writer(backend, Outage("Silent"))
+    writers.append(writer)
+    writer.outside("parent").increment(3)
+    eventually(lambda: backend.calls)
+    ending = threading.Thread(target=writer.drain, args=(PATIENCE,))
+    ending.start()
+    eventually(lambda: writer._drains)
+    # When the server is back, and has the record from another process a moment later
+    backend.silent = False
+    calls = len(backend.calls)
+    eventually(lambda: len(backend.calls) > calls)
+    backend.update("parent", Update(Kind.ENQUEUE, EPOCH))
+    ending.join(PATIENCE)
+    # Then the count is there
+    record = backend.read("parent")
+    assert record is not None and record.get(PROGRESS) == "3"
+
+
 class Odd(float):
     """A number of a class of somebody's own."""
 
