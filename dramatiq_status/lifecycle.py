@@ -27,6 +27,9 @@ MAX_EXCEPTION_LENGTH: Final = 1024
 #: Maximum number of notes per thread about enqueues that have begun and are not completed.
 _MAX_BEGUN: Final = 16
 
+#: Number of references to other messages' buffers that are not worth a sweep.
+_FEW: Final = 256
+
 #: What the names of Dramatiq's delay queues end with.
 _DELAY_SUFFIX: Final = ".DQ"
 
@@ -76,6 +79,8 @@ class Frame:
     #: Buffers of other messages that the run has written to.  The writer holds those that are not all stored; a weak
     #: reference with a callback would swallow an interrupt that strikes in it.
     others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
+    #: Number of these references above which to remove those of buffers that are gone.
+    sweep_at: int = field(default=_FEW, repr=False)
     #: Barriers of enqueues that were not waited for.
     enqueues: list[Any] | None = field(default=None, repr=False)
     #: Until when the acknowledgement waits, by the monotonic clock.
@@ -88,6 +93,11 @@ class Frame:
         if self.others is None:
             self.others = set()
         self.others.add(weakref.ref(lane))
+        if len(self.others) > self.sweep_at:
+            for reference in list(self.others):
+                if reference() is None:
+                    self.others.discard(reference)
+            self.sweep_at = 2 * len(self.others) + _FEW
 
     def decide(self, *, rejected: bool) -> Decision:
         """What the end of this delivery means."""

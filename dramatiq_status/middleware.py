@@ -362,7 +362,8 @@ class StatusMiddleware(Middleware):
                 self._writer.wait(notes.barrier)
             elif binding is not None and binding.frame is not None:
                 # A coroutine does not hold up the others: its message's acknowledgement waits.
-                binding.frame.enqueues = [*(binding.frame.enqueues or ()), notes.barrier]
+                waits = [barrier for barrier in binding.frame.enqueues or () if barrier.stored is None]
+                binding.frame.enqueues = [*waits, notes.barrier]
             notes.barrier = None
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:

@@ -33,6 +33,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat, starmap
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
@@ -156,9 +157,6 @@ class Barrier:
 
 
 _Operation = int | float | Write | Start | Finish | Enqueue | Barrier
-
-#: Where those operations end that are merged at once.
-_MARK: Final[Any] = object()
 
 
 class _Entry:
@@ -359,13 +357,7 @@ class Lane:
         operations = self._operations
         operations.append(n)
         if not self._signalled:
-            self._signalled = True
-            try:
-                self._put(self)
-            except BaseException:
-                # Interrupted before anybody was told: whoever counts next tells.
-                self._signalled = False
-                raise
+            self._signal()
         elif not len(operations) % _MERGE_EVERY:
             self._put(self)
 
@@ -390,10 +382,19 @@ class Lane:
         self.add(Write(fields, increment, urgent, state, changes))
 
     def add(self, operation: _Operation) -> None:
-        """Add an operation, and tell the writer."""
+        """Add an operation, and signal the writer."""
         self._operations.append(operation)
+        self._signal()
+
+    def _signal(self) -> None:
+        """Signal to the writer that this lane has something to send."""
         self._signalled = True
-        self._put(self)
+        try:
+            self._put(self)
+        except BaseException:
+            # An interrupt came before the signal: the next increment signals.
+            self._signalled = False
+            raise
 
     def finish(self, operation: Finish, barrier: Barrier) -> None:
         """Add the last operation, for :meth:`Writer.confirm`, and take no more."""
@@ -608,9 +609,8 @@ class Lane:
         """
         merged, operations = self._merged, self._operations
         if operations:
-            operations.append(_MARK)
-            # One call into C: an interrupt strikes before it or behind it.
-            merged.taken.extend(iter(operations.popleft, _MARK))
+            # One call into C: an interrupt strikes before it or behind it, and leaves nothing else in the queue.
+            merged.taken.extend(starmap(operations.popleft, repeat((), len(operations))))
         while merged.taken:
             draft = merged.draft()
             refused = self._fold(draft, merged.taken)
@@ -1347,9 +1347,10 @@ class Writer:
         and let no thread wait for it.
         """
         lane.give_up(entries=False)
-        del self._ready[lane]
         self._later[lane] = lane.retry_at = due = time.monotonic() + pause
         self._next_due = min(self._next_due, due)
+        # Last: after an interrupt ahead of it the lane is in both, and not in none.
+        del self._ready[lane]
         if len(self._later) > self._max_pending:
             self._drop(self._later)
             if not self._full:

@@ -17,6 +17,7 @@ from dramatiq.middleware import Middleware
 from dramatiq_status import Progress, StatusRegistry, aio, current_progress, current_status
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
+from dramatiq_status.context import current_binding
 from dramatiq_status.outage import Outage
 from dramatiq_status.record import PROGRESS, STATE, Epoch, Kind, Outcome, Update
 from dramatiq_status.writer import Writer
@@ -433,3 +434,41 @@ def test_many_other_messages_are_not_kept_in_memory() -> None:
     lane = writer.outside("last")
     # Then only those that are used are there
     assert writer.outside("last") is lane and len(writer._outside) < 1000
+
+
+def test_a_run_forgets_the_messages_that_have_what_it_wrote() -> None:
+    # Given a job that writes to thousands of other messages, and a coroutine that sends some
+    backend = StubBackend()
+    broker = make_broker(backend, asyncio=True)
+    kept_at_once: list[int] = []
+
+    @dramatiq.actor(broker=broker, queue_name="later")
+    def later() -> None: ...
+
+    def frame_of_this() -> Any:
+        binding = current_binding()
+        assert binding is not None
+        return binding.frame
+
+    @dramatiq.actor(broker=broker)
+    def writes() -> None:
+        for n in range(5000):
+            StatusRegistry.get(str(n), backend=backend)
+        kept_at_once.append(len(frame_of_this().others) // 1000)
+
+    @dramatiq.actor(broker=broker)
+    async def sends() -> None:
+        for _ in range(3):
+            later.send()
+            assert frame_of_this().enqueues[-1].wait(PATIENCE)
+        kept_at_once.append(len(frame_of_this().enqueues))
+
+    # When they run
+    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=10, worker_threads=1)
+    worker.start()
+    for actor in (writes, sends):
+        actor.send()
+        broker.join("default", timeout=20_000)
+    worker.stop()
+    # Then their acknowledgements look only for what may not be stored
+    assert kept_at_once == [0, 1]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
+from types import FrameType
 from typing import Any
 
 import dramatiq
@@ -312,8 +316,9 @@ def test_a_sender_comes_to_its_end_while_others_write(writers: list[Writer]) -> 
             assert gathered == ["m"]
 
 
+@pytest.mark.parametrize("write", [Lane.increment, lambda lane: lane.write({}, 1)], ids=["increment", "write"])
 def test_an_interrupt_as_the_writer_is_told_costs_one_increment_at_most(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, write: Callable[[Lane], None]
 ) -> None:
     # Given a job that counts on another message's bar
     backend = StubBackend()
@@ -329,11 +334,85 @@ def test_an_interrupt_as_the_writer_is_told_costs_one_increment_at_most(
     with monkeypatch.context() as patched:
         patched.setattr(lane, "_put", interrupted)
         with pytest.raises(TimeLimitExceeded):
-            lane.increment()
+            write(lane)
     # Then what is counted next is told
     for _ in range(10):
         lane.increment()
     assert eventually(lambda: (backend.read("parent") or {}).get(PROGRESS) == "11")
+
+
+class Strike:
+    """An interrupt that strikes this thread before the n-th line of a function of the writer."""
+
+    def __init__(self, function: str, line: int) -> None:
+        self.hit = False
+        self._function = function
+        self._left = line
+
+    def __enter__(self) -> None:
+        self._previous = sys.gettrace()
+        sys.settrace(self._enter)
+
+    def __exit__(self, *exception: object) -> None:
+        sys.settrace(self._previous)
+
+    def _enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        return self._count if frame.f_code.co_name == self._function else None
+
+    def _count(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
+        if event == "line":
+            self._left -= 1
+            if self._left == 0:
+                self.hit = True
+                raise TimeLimitExceeded
+        return self._count
+
+
+def test_an_interrupt_as_a_run_counts_its_own_progress_loses_no_final_state(writers: list[Writer]) -> None:
+    # Given jobs that read their own progress, and are interrupted at any line of that
+    for line in itertools.count(1):
+        backend = StubBackend(timeout=1_000)
+        backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+        writer = Writer(backend, Outage("StubBackend"))
+        writers.append(writer)
+        lane, strike, barrier = begin(writer), Strike("_merge", line), Barrier()
+        # No other thread merges meanwhile
+        with writer._role, contextlib.suppress(TimeLimitExceeded), strike:
+            lane.increment()
+            lane.counts()
+        assert lane.flush(PATIENCE)
+        # When they end
+        lane.finish(Finish(COMPLETED, {}, 1_000_000), barrier)
+        # Then the final state is stored at once, with what was counted
+        assert writer.confirm(lane, barrier)
+        record = backend.read("m") or {}
+        assert (record[STATE], record[PROGRESS]) == ("2", "1")
+        if not strike.hit:
+            break
+    assert line > 5
+
+
+def test_an_interrupt_as_a_message_is_postponed_loses_no_final_state(writers: list[Writer]) -> None:
+    # Given runs that end while the server of their message does not answer
+    backends: list[Silent] = []
+    for line in itertools.count(1):
+        backend = Silent(others=True)
+        backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+        writer = Writer(backend, Outage("Silent"))
+        writers.append(writer)
+        backends.append(backend)
+        lane, strike, barrier = begin(writer), Strike("_postpone", line), Barrier()
+        lane.finish(Finish(COMPLETED, {}, 1_000_000), barrier)
+        # When an interrupt strikes at any line of what notes that
+        with contextlib.suppress(TimeLimitExceeded), strike:
+            writer.confirm(lane, barrier)
+        backend.silent = False
+        if not strike.hit:
+            break
+    assert line > 4
+    # Then the final states are stored when the server is back
+    for backend in backends:
+        eventually(lambda backend=backend: (backend.read("m") or {}).get(STATE) == "2")
 
 
 def test_an_interrupt_as_the_role_is_passed_on_leaves_nothing_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
