@@ -40,7 +40,7 @@ from .lifecycle import (
     type_and_text,
     whole_number,
 )
-from .outage import Outage, logger
+from .outage import Health, Outage, logger
 from .progress import Progress
 from .record import (
     ACTOR_NAME,
@@ -123,6 +123,9 @@ class Settings(NamedTuple):
 
 
 _SETTINGS_OPTIONS: Final = frozenset(("status_ttl", "status_throttle", "status_includes", "track_status"))
+
+#: Options that users may give a message.
+_OPTIONS: Final = _SETTINGS_OPTIONS | {"status"}
 
 
 class _Context(NamedTuple):
@@ -249,6 +252,8 @@ class StatusMiddleware(Middleware):
             max_pending=check_number("max_pending", max_pending, minimum=1),
         )
         self._notes = ThreadNotes()
+        # Whether the warning about swallowed options was logged.
+        self._warned_of_options = False
         _middleware.add(self)
         # By actor; actors are few and live as long as the process.
         self._settings: dict[str, Settings] = {}
@@ -262,6 +267,15 @@ class StatusMiddleware(Middleware):
     @property
     def actor_options(self) -> set[str]:
         return set(_SETTINGS_OPTIONS)
+
+    def health(self) -> Health:
+        """Return whether the store is up, and counters of this process: of updates that wait, and of those that
+        were dropped. Each process has its own.
+
+        Returns:
+          Health
+        """
+        return self._outage.health(*self._writer.count_unsent())
 
     # Declaring
 
@@ -298,10 +312,30 @@ class StatusMiddleware(Middleware):
         settings = self._settings_of(broker, message, strict=not inside)
         if not _SETTINGS_OPTIONS.isdisjoint(message.options):
             _write_back(message.options, settings)
+        if "options" in message.options and not self._warned_of_options:
+            self._warn_of_options(message)
         if settings.tracked:
             self._write_queued(message, delay, settings, binding, inside=inside)
         if binding is not None and binding.frame is not None:
             self._store_before_send(binding.frame)
+
+    def _warn_of_options(self, message: Any) -> None:
+        """Warn once of options of ours that arrive where Dramatiq does not look for them."""
+        nested = message.options["options"]
+        if not isinstance(nested, Mapping):
+            return
+        swallowed = sorted(_OPTIONS.intersection(nested))
+        if swallowed:
+            self._warned_of_options = True
+            logger.warning(
+                "The options %s of message %.200r of actor %.200r have arrived inside of an option named 'options' and "
+                "have no effect; neither have Dramatiq's own beside them. Some versions of OpenTelemetry's "
+                "instrumentor for Dramatiq do this to what send_with_options() is given. Send such messages with "
+                "broker.enqueue(actor.message(...).copy(options={...})). This is logged once.",
+                ", ".join(swallowed),
+                message.message_id,
+                message.actor_name,
+            )
 
     def _write_queued(
         self, message: Any, delay: int | None, settings: Settings, binding: Binding | None, *, inside: bool

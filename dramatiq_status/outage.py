@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import logging
 import math
+from datetime import datetime, timedelta, timezone
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import _time as time
 
@@ -21,6 +22,28 @@ LONGEST_PAUSE: Final = 2.0
 #: Seconds after an outage in which other processes may still have to send what they kept, and for which an update from
 #: outside of a message without a record is kept.
 RECOVERY: Final = 2 * LONGEST_PAUSE
+
+
+class Health(NamedTuple):
+    """State of the status store as one process sees it, and counters of that process since it has started.
+
+    Parameters:
+      up(bool): Whether the last call to the store succeeded.
+      down_since(datetime): When the present outage began, in UTC; None while the store is up.
+      pending_messages(int): Number of messages with updates that are not stored yet.
+      pending_updates(int): Number of those updates.
+      dropped(int): Number of updates that were dropped.
+      failures(int): Number of calls to the store that have failed.
+      outages(int): Number of outages that have begun.
+    """
+
+    up: bool
+    down_since: datetime | None
+    pending_messages: int
+    pending_updates: int
+    dropped: int
+    failures: int
+    outages: int
 
 
 class Outage:
@@ -43,10 +66,29 @@ class Outage:
         self.retry_at: float = 0.0
         self._ended = -math.inf
         self._given_up = False
+        # Counters of this process, of all outages together.
+        self._all_outages = self._all_failures = self._all_dropped = 0
 
     def renew(self) -> None:
         """This process was forked off: who held the lock is not here to let it go."""
         self._lock = Lock()
+        self._all_outages = self._all_failures = self._all_dropped = 0
+
+    def health(self, pending_updates: int, pending_messages: int) -> Health:
+        """Return what is known of the store, with so many updates of so many messages that are not stored yet."""
+        with self._lock:
+            since = None
+            if self.down:
+                since = datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self._began)
+            return Health(
+                not self.down,
+                since,
+                pending_messages,
+                pending_updates,
+                self._all_dropped,
+                self._all_failures,
+                self._all_outages,
+            )
 
     @property
     def blocked(self) -> bool:
@@ -65,7 +107,9 @@ class Outage:
             began = not self.down
             if began:
                 self.down, self._began, self._pause, self._failures = True, now, FIRST_PAUSE, 0
+                self._all_outages += 1
             self._failures += 1
+            self._all_failures += 1
             if began or now >= self.retry_at:
                 # Many calls at once that fail are one try.
                 self.retry_at = now + self._pause
@@ -82,6 +126,12 @@ class Outage:
         """Updates were given up."""
         with self._lock:
             self._dropped += count
+            self._all_dropped += count
+
+    def refused(self, count: int = 1) -> None:
+        """Count updates that were dropped without an outage of the whole store."""
+        with self._lock:
+            self._all_dropped += count
 
     @property
     def was_given_up(self) -> bool:

@@ -1099,13 +1099,14 @@ class Writer:
             except ValueError:
                 # The thread has it.
                 pass
-            self.outage.gave_up(*self._count_unsent(), timeout)
+            self.outage.gave_up(*self.count_unsent(), timeout)
         if self._thread is not thread:
             thread.join(max(0.0, deadline - time.monotonic()))
         return bool(barrier.stored)
 
-    def _count_unsent(self) -> tuple[int, int]:
+    def count_unsent(self) -> tuple[int, int]:
         """Count the updates that are still to be sent, and their messages."""
+        # Lists are copied in one call into C, while others write.
         lanes = {*list(self._ready), *list(self._later), *list(self._signals)}
         counts = {lane: lane.count_unsent() for lane in lanes}
         return sum(counts.values()), len({lane.message_id for lane, count in counts.items() if count})
@@ -1294,6 +1295,7 @@ class Writer:
                     return False
                 except Exception as e:
                     logger.error("An update of message %r cannot be stored and is dropped: %s", lane.message_id, e)
+                    self.outage.refused()
                     outcomes.append(Outcome.REFUSED)
             self._settle(lane, outcomes, makers)
         return True
@@ -1352,7 +1354,7 @@ class Writer:
         # Last: after an interrupt ahead of it the lane is in both, and not in none.
         del self._ready[lane]
         if len(self._later) > self._max_pending:
-            self._drop(self._later)
+            self.outage.refused(self._drop(self._later))
             if not self._full:
                 self._full = True
                 logger.warning(

@@ -523,3 +523,21 @@ def test_a_producer_that_does_not_know_an_actor_leaves_it_to_the_worker(backend:
     assert "args" not in StatusRegistry.get(sent, backend=backend)
     # Then the worker gets what was asked for
     assert sent.options["status_includes"] == ["message"]
+
+
+def test_options_that_a_tracer_swallows_are_warned_of_once(
+    backend: RecordingBackend, broker: StubBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    # When options arrive inside of an option named "options"
+    work.send_with_options(options={"max_retries": 3})
+    work.send_with_options(options=["status"])
+    assert caplog.text == ""
+    for _ in range(3):
+        work.send_with_options(options={"max_retries": 3, "status": {"step": "waiting"}, "status_ttl": 5})
+    # Then one warning says which of ours are lost, and the way that it names works
+    assert caplog.text.count("status, status_ttl") == 1
+    message = broker.enqueue(work.message().copy(options={"status": {"step": "waiting"}}))
+    assert StatusRegistry.get(message, backend=backend)["step"] == "waiting"

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import dramatiq
@@ -25,7 +26,18 @@ from dramatiq_status.outage import FIRST_PAUSE, LONGEST_PAUSE, Outage
 from dramatiq_status.record import COMPLETED, Epoch, Kind, Update
 from dramatiq_status.writer import Barrier, Finish, Start, Writer
 
-from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
+from .recording import (
+    PATIENCE,
+    Broken,
+    Gate,
+    RecordingBackend,
+    eventually,
+    join,
+    make_broker,
+    make_stub_broker,
+    run,
+    working,
+)
 from .servers import MemcachedServer, RedisServer, Server
 
 #: How long a call may take where the store is stopped or paused in a test, in milliseconds.
@@ -874,3 +886,54 @@ def test_a_read_in_a_job_never_says_that_a_field_is_missing(start_server: Any) -
     assert seen[0] == ("1", "1", True) and seen[1:3] == ["error"] * 2
     assert set(seen[1:]) == {"error", ("2", "2", True)}
     assert StatusRegistry.read(message, backend=backend).completed
+
+
+def test_health_tells_of_an_outage() -> None:
+    # Given a store that is down while jobs run, and a writer that keeps few of their updates
+    backend = RecordingBackend()
+    middleware = StatusMiddleware(backend=backend, max_pending=5)
+    broker = make_stub_broker(middleware)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        pass
+
+    assert middleware.health() == (True, None, 0, 0, 0, 0, 0)
+    for _ in range(20):
+        work.send()
+    broken = Broken(backend)
+    before = datetime.now(timezone.utc)
+    with working(broker) as worker:
+        broker.join(work.queue_name, timeout=20_000)
+        worker.join()
+        # When an operator looks
+        down = eventually(lambda: (health := middleware.health()).dropped and health)
+        # Then it is said since when, and what waits and was dropped
+        assert not down.up and before <= down.down_since <= datetime.now(timezone.utc)
+        assert down.pending_updates >= down.pending_messages >= 1
+        assert down.failures >= 1 and down.outages == 1
+        # And when it is back, nothing waits, and the counters stay
+        broken.down = False
+        up = eventually(lambda: (health := middleware.health()).up and not health.pending_updates and health)
+    assert (up.down_since, up.pending_messages, up.outages) == (None, 0, 1)
+    assert up.dropped >= down.dropped and up.failures >= down.failures
+
+
+def test_an_update_that_is_refused_counts_as_dropped() -> None:
+    backend = RecordingBackend()
+    middleware = StatusMiddleware(backend=backend)
+    broker = make_stub_broker(middleware)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        pass
+
+    def refuse(updates: Any) -> None:
+        if any(update.kind is Kind.RUN for _, update in updates):
+            raise ValueError("too large")
+
+    work.send()
+    backend.before = refuse
+    run(broker)
+    health = middleware.health()
+    assert health.up and health.dropped >= 1 and health.outages == 0

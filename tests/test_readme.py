@@ -23,7 +23,7 @@ from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, 
 from dramatiq_status.backends import StubBackend
 
 from .jobs import Job
-from .recording import PATIENCE, UNMEASURED, eventually, make_stub_broker, run, working
+from .recording import PATIENCE, UNMEASURED, Broken, RecordingBackend, eventually, make_stub_broker, run, working
 from .servers import RedisServer
 
 README = Path(__file__).parent.parent / "README.rst"
@@ -305,6 +305,29 @@ def test_redacted(broker: StubBroker, namespace: dict[str, Any]) -> None:
     assert StatusRegistry.get(message)["exception"] == {"type": "ValueError", "message": ""}
 
 
+def test_health() -> None:
+    # Given a store that is down
+    backend = RecordingBackend()
+    middleware = StatusMiddleware(backend=backend)
+    broker = make_stub_broker(middleware)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    work.send()
+    namespace: dict[str, Any] = {"status_middleware": middleware}
+    exec(SNIPPETS["health"], namespace)
+    registry = namespace["REGISTRY"]
+    broken = Broken(backend)
+    with working(broker):
+        # When Prometheus looks, then it is told of the outage and its end
+        eventually(lambda: registry.get_sample_value("status_store_up") == 0)
+        assert registry.get_sample_value("status_pending_updates") >= 1
+        assert registry.get_sample_value("status_dropped_updates_total") == 0
+        broken.down = False
+        eventually(lambda: registry.get_sample_value("status_store_up") == 1)
+
+
 def test_no_snippet_is_left_out() -> None:
     seen = {
         *ACTORS,
@@ -312,6 +335,7 @@ def test_no_snippet_is_left_out() -> None:
         "imports",
         "options",
         "redacted",
+        "health",
         "wait",
         "watch",
         "json",
