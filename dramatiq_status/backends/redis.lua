@@ -53,11 +53,21 @@ local moment
 -- Whether the message could not be noted.
 local unlisted = false
 
+-- Add to a key of the index, also where another program has stored something else there; returns what the command does.
+local function add(command, key, ...)
+  local added = redis.pcall(command, key, ...)
+  if type(added) == 'table' and added.err:find('WRONGTYPE', 1, true) then
+    call('DEL', key)
+    added = redis.pcall(command, key, ...)
+  end
+  return added
+end
+
 -- Let a set of the index, and the list of their names, live for so long.
 local function keep(set, name, life)
   local prefix = ARGV[#ARGV]
   call('PEXPIRE', set, life)
-  local added = redis.pcall('SADD', prefix, name)
+  local added = add('SADD', prefix, name)
   if type(added) == 'table' then
     unlisted = true
     return
@@ -90,7 +100,7 @@ local function index(id, state, lives, queue, actor, ttl, since)
   end
   local name = state .. '\n' .. lives .. '\n' .. (queue or '') .. '\n' .. (actor or '')
   local set = prefix .. name
-  if type(redis.pcall('ZADD', set, since, id)) == 'table' then
+  if type(add('ZADD', set, since, id)) == 'table' then
     unlisted = true
     return
   end
@@ -209,7 +219,7 @@ local function define()
     local found = {}
     for _, name in ipairs(redis.pcall('SMEMBERS', prefix)) do
       local state, ttl, its_queue, its_actor = name:match('^(.)\n(%d*)\n([^\n]*)\n([^\n]*)$')
-      if state == old.state and its_queue == queue and its_actor == actor then
+      if state == old.state and #ttl < 16 and its_queue == queue and its_actor == actor then
         found[#found + 1] = {prefix .. name, ttl}
       end
     end
@@ -253,6 +263,8 @@ local function define()
       if type(since) == 'table' then
         unlisted = true
       elseif since then
+        -- Other programs may have stored an infinite one: it would have the whole set trimmed.
+        if math.abs(since) >= 9007199254740992 then since = nil end
         redis.pcall('ZREM', set[1], id)
         index(id, old.state, set[2], new.queue, new.actor, math.max(604800000, call('PTTL', key)), since)
       end

@@ -63,10 +63,21 @@ local function skip_foreign(reply)
   if not reply.err:find('WRONGTYPE', 1, true) then error(reply.err, 0) end
 end
 
+-- The names of the index's sets; none where something foreign lies in place of them.
+local names = redis.pcall('SMEMBERS', registry)
+if names.err then
+  skip_foreign(names)
+  call('UNLINK', registry)
+  names = {}
+end
+
 local sets = {}
-for _, name in ipairs(call('SMEMBERS', registry)) do
-  local state, ttl, queue, actor = name:match('^(.)\n(%d*)\n([^\n]*)\n([^\n]*)$')
-  if (wanted_state == '' or wanted_state == state)
+for _, name in ipairs(names) do
+  local state, ttl, queue, actor = name:match('^([0-3])\n(%d*)\n([^\n]*)\n([^\n]*)$')
+  if not state or (state > '1') ~= (ttl ~= '') or #ttl > 15 then
+    -- Another program has added it.
+    call('SREM', registry, name)
+  elseif (wanted_state == '' or wanted_state == state)
     and (wanted_queue == '' or wanted_queue == queue)
     and (wanted_actor == '' or wanted_actor == actor)
   then

@@ -215,7 +215,7 @@ class SQLiteBackend(StatusBackend):
                 moved[message_id] = None
         if moved:
             (last,) = connection.execute(_LAST_PLACE, (self.namespace,)).fetchone()
-            for place, message_id in enumerate(moved, (last or 0) + 1):
+            for place, message_id in enumerate(moved, int(last or 0) + 1):
                 rows[message_id] = rows[message_id]._replace(place=place)
         for message_id, row in rows.items():
             self._store(connection, message_id, found.get(message_id, _NO_ROW), row, now)
