@@ -24,13 +24,13 @@ AFTER_FORK: Final = 0.01
 _caught: dict[int, type[BaseException]] = {}
 
 
-# What runs before a fork: first what still needs the connections to a store, then what closes them.
+# Hooks before a fork: first the hooks that still need the connections to a store, then the hooks that close these.
 _flushes: list[Callable[[], None]] = []
 _befores: list[Callable[[], None]] = []
 
 
 def at_fork(*, flush: Callable[[], object] | None = None, **hooks: Callable[[], object]) -> None:
-    """Do what ``os.register_at_fork`` does, and nothing on Windows, where no process forks.
+    """Register hooks as ``os.register_at_fork`` does; do nothing on Windows, where no process forks.
 
     Python ignores what a hook raises.  A time limit that strikes in a hook of the parent is raised again after the
     fork, and the hook begins again.

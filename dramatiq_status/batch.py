@@ -139,7 +139,7 @@ class BatchSnapshot:
         counts = ", ".join(f"{count} {name}" for name, count in self._counts.items() if count)
         reached = f"{self.percent:g}%"
         if self.failed:
-            # Not all of them will have been done in the end.
+            # Not all of the batch's messages will be completed in the end.
             reached = f"{self._counts['completed'] + self._counts['failed']} of {len(self._children)} finished"
         return f"{self.state or UNKNOWN} ({reached}{': ' if counts else ''}{counts})"
 

@@ -66,8 +66,8 @@ class Channel(Protocol):
 
 
 class LiveChannel:
-    """To the status of a message, which is not copied with a handle of it.  Pickled, it is the
-    message's id: what that becomes where it is unpickled is registered in ``registry.py``.
+    """A channel to the status of a message.  A copy of a handle shares it.  Pickled, it is the message's id;
+    ``registry.py`` registers the function that unpickles it.
     """
 
     __slots__ = ()
@@ -115,7 +115,7 @@ class RunChannel(LiveChannel):
 
 
 class LaneChannel(LiveChannel):
-    """To another message than the one that is being processed.
+    """A channel to another message than the one that is being processed.
 
     Parameters:
       lane(Lane)
@@ -192,7 +192,7 @@ class DirectChannel(LiveChannel):
 
 
 class DetachedChannel:
-    """To nowhere: values are kept in memory, for code that is called without a worker.
+    """A channel to nowhere: it keeps values in memory, for code that is called without a worker.
 
     Parameters:
       of_one_call(bool): Whether they belong to one call of a function, and not to a block of a unit test.
@@ -213,7 +213,7 @@ class DetachedChannel:
 
     def __setstate__(self, state: tuple[Record | None, int | float | None]) -> None:
         self._record, self.tracked_total = state
-        # Whoever unpickles or copies it has another call.
+        # An unpickled or copied channel belongs to no call.
         self.of_one_call = False
         self._lock = Lock()
 
@@ -279,7 +279,7 @@ def outside_change(changes: Changes) -> Update:
 
 
 def check_outcome(message_id: str, update: Update, outcome: Outcome) -> None:
-    """Check what became of an update from outside.
+    """Check the outcome of an update from outside.
 
     Raises:
       StatusMissing: When the message is unknown.

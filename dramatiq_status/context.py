@@ -63,7 +63,9 @@ def current_binding() -> Binding | None:
 
 
 def note_write(lane: Lane) -> None:
-    """Note that the running message, if there is one, writes to another one: its acknowledgement waits for that."""
+    """Note that the running message, if there is one, writes to another message.  Its acknowledgement waits for this
+    write.
+    """
     binding = _binding.get()
     if binding is not None and binding.frame is not None:
         binding.frame.note(lane)

@@ -66,7 +66,7 @@ MAX_COUNT: Final = 2**53
 # NumPy's bool is no subclass of Python's; an old one has an index.
 _BOOLS: Final = frozenset(("bool", "bool_"))
 
-# The types that are what JSON says they are.
+# The types that JSON encodes unchanged.
 _PLAIN: Final = frozenset((str, int, float, bool, type(None)))
 
 _NUMBERS = {state.value: number for number, state in enumerate(STATES)}
@@ -104,7 +104,7 @@ def encode_fields(fields: Mapping[str, Any], *, max_size: int) -> tuple[Record, 
 
 
 def plain_value(value: Any, encoded: Record, state: int | None) -> Any:
-    """Return a value that :func:`encode_fields` has taken, by itself, as the plain JSON type that it comes back as."""
+    """Return a value that :func:`encode_fields` has accepted as the plain JSON value that a reader gets."""
     if value.__class__ in _PLAIN:
         return value
     for text in encoded.values():
@@ -149,7 +149,7 @@ def deleted_names(names: Iterable[Any]) -> frozenset[str]:
 
 
 def name_of_field(stored: str) -> str:
-    """Return the name that users know a stored field that can be counted on by, quoted.
+    """Return the quoted user's name of a stored field that can be counted on.
 
     >>> name_of_field(":rows"), name_of_field("t")
     ("'rows'", "'total'")
@@ -221,14 +221,14 @@ def plain_number(value: Any) -> int | float | None:
     """Turn a number of any type into a plain int or float.
 
     A number is an instance of :class:`numbers.Real` or
-    :class:`decimal.Decimal`, or has ``__index__``.  A bool is none.  Exact whole
+    :class:`decimal.Decimal`, or has ``__index__``.  A bool is no number.  Exact whole
     numbers become ints, all others floats; one that is too large for a float becomes infinite.
 
     >>> plain_number(Fraction(4, 2)), plain_number(numpy.float64(2.5)), plain_number(Decimal("NaN")), plain_number("2")
     (2, 2.5, nan, None)
 
     Returns:
-      int | float | None: None for what is no number.
+      int | float | None: None for a value that is no number.
     """
     if value.__class__ is int or value.__class__ is float:
         return value
@@ -283,7 +283,7 @@ def _check_keys(name: str, value: Any, depth: int = 1) -> None:
 
 
 def _plain_inside(value: Any) -> int | float | bool:
-    """What to write for a value that the encoder does not know."""
+    """Return a value to encode in place of one that the encoder does not support."""
     if type(value).__name__ in _BOOLS:
         return bool(value)
     number = plain_number(value)

@@ -81,9 +81,9 @@ class Frame:
     others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
     #: Number of these references above which to remove those of buffers that are gone.
     sweep_at: int = field(default=_FEW, repr=False)
-    #: Barriers of enqueues that were not waited for.
+    #: Barriers of enqueues that no thread has waited for.
     enqueues: list[Any] | None = field(default=None, repr=False)
-    #: Until when the acknowledgement waits, by the monotonic clock.
+    #: End of the acknowledgement's wait, by the monotonic clock.
     deadline: float | None = None
     #: What the middleware hangs on it.
     context: Any = field(default=None, repr=False)
@@ -185,7 +185,7 @@ def name_of(given: Any) -> str:
 
 
 def whole_number(value: Any, default: int) -> int:
-    """Read a number from a message. Whatever is not a whole number of at most 15 digits becomes the default.
+    """Read a number from a message. Any other value than a whole number of at most 15 digits becomes the default.
 
     >>> whole_number(3, 0), whole_number(10**15, 0), whole_number(True, 0), whole_number("3", 0), whole_number(None, 0)
     (3, 0, 0, 0, 0)
@@ -217,7 +217,7 @@ def type_and_text(exception: BaseException) -> dict[str, str]:
 def describe_exception(
     exception: BaseException, max_size: int, describe: Describe = type_and_text
 ) -> dict[str, str] | None:
-    """Work out what is stored of an exception: its type and its message, in at most so many bytes of JSON.
+    """Describe an exception for the store: its type and its message, in at most a number of bytes of JSON.
 
     Parameters:
       exception(BaseException)

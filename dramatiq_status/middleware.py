@@ -113,7 +113,7 @@ class Settings(NamedTuple):
     tracked: bool
     status_ttl: int
     throttle: int
-    #: What is asked for, and what the actor, or else the middleware, allows.
+    #: Parts that the message asks to include, and parts that the actor, or else the middleware, allows.
     includes: frozenset[str]
     allowed: frozenset[str]
 
@@ -395,7 +395,7 @@ class StatusMiddleware(Middleware):
             if asyncio._get_running_loop() is None:
                 self._writer.wait(notes.barrier)
             elif binding is not None and binding.frame is not None:
-                # A coroutine does not hold up the others: its message's acknowledgement waits.
+                # A coroutine must not block other coroutines: the acknowledgement of its message waits instead.
                 waits = [barrier for barrier in binding.frame.enqueues or () if barrier.stored is None]
                 binding.frame.enqueues = [*waits, notes.barrier]
             notes.barrier = None
@@ -490,7 +490,7 @@ class StatusMiddleware(Middleware):
         if frame is not None:
             frame.outcome_seen, frame.exception, frame.result = True, exception, result
             if exception is None and _unwrapped(message).options.get("group_completion_callbacks"):
-                # The member of the group that finishes last sends what may read all of them.
+                # The last member of a group sends the group's callback, which may read the statuses of all members.
                 self._store_before_send(frame)
 
     @_through_interrupts
@@ -528,7 +528,7 @@ class StatusMiddleware(Middleware):
         lane: Lane = frame.context.lane
         if not frame.settled:
             if frame.others is not None or frame.enqueues is not None:
-                # Before the final state: a reader of that finds what the run has written to other messages.
+                # Before the final state: a reader that sees it also finds what the run has written to other messages.
                 frame.deadline = frame.deadline or self._writer.deadline()
                 lanes = [found for reference in list(frame.others or ()) if (found := reference()) is not None]
                 self._writer.confirm_others(lanes, frame.enqueues or (), frame.deadline)
@@ -642,7 +642,7 @@ class StatusMiddleware(Middleware):
                     if strict:
                         raise
                     logger.error("%s The option is ignored.", e)
-            # A producer that does not know the actor leaves it to the worker.
+            # Where the producer has not declared the actor, the worker decides.
             if strict and name in self._settings:
                 _refuse_more(settings, message)
         if settings.tracked:
@@ -681,8 +681,8 @@ class StatusMiddleware(Middleware):
         return fields
 
     def _given_fields(self, given: Any, message: Any, *, strict: bool) -> tuple[Record, dict[str, Any]]:
-        """What was given when the message was sent, encoded, and what is right of it as plain JSON: more
-        than that an encoder may not know.
+        """Encode the fields that were given when the message was sent.  Return them, and the valid ones as plain JSON:
+        an encoder may support no other types.
         """
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if not isinstance(given, Mapping):
@@ -710,7 +710,7 @@ class StatusMiddleware(Middleware):
         fields: Record = {}
         described = None
         if self._describe is not None:
-            # None replaces what an earlier run has left.
+            # None replaces the exception of an earlier run.
             described = describe_exception(exception, self.backend.max_field_size, self._describe)
             self._include(fields, EXCEPTION, "exception", described)
         if settings.include("traceback"):
@@ -757,7 +757,7 @@ at_fork(after_in_child=_forget_notes)
 
 
 def _refuse_two(broker: dramatiq.Broker) -> None:
-    """Refuse a broker with two of ours: in a worker each would take the running message away from the other."""
+    """Refuse a broker with two of this middleware: each would take a worker's running message from the other."""
     if sum(isinstance(middleware, StatusMiddleware) for middleware in broker.middleware) > 1:
         raise StatusSetupError(
             "The broker has more than one StatusMiddleware: add one only. A message has one status, in one store; how "
@@ -804,7 +804,7 @@ def _abandon(binding: Binding) -> None:
 
 
 def _described_traceback(exception: BaseException, described: Mapping[str, str] | None) -> str:
-    """Format a traceback without what exceptions say, also those that were caught on the way."""
+    """Format a traceback without the texts of exceptions, including exceptions that were caught on the way."""
     lines = ["Traceback (most recent call last):\n", *traceback.format_tb(exception.__traceback__, _TRACEBACK_LIMIT)]
     if described is not None:
         lines.append(": ".join(filter(None, (described["type"], described["message"]))) + "\n")

@@ -135,11 +135,11 @@ class Outage:
 
     @property
     def was_given_up(self) -> bool:
-        """Whether a process that ends has waited in vain for the end of this outage."""
+        """Whether a process that ends has waited for the end of this outage without success."""
         return self.down and self._given_up
 
     def gave_up(self, updates: int, messages: int, seconds: float) -> None:
-        """A worker ends, and could not send these updates of these messages."""
+        """Log that a worker ends with updates of messages that it could not send."""
         with self._lock:
             self._given_up, dropped = True, self._dropped
         if updates or dropped:

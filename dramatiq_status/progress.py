@@ -55,8 +55,8 @@ class Progress:
 
     @property
     def total(self) -> int | float | None:
-        """What the count heads for; 100 until it is set.  Not negative.
-        None for one that is unknown: there is no fraction, no percent and no time remaining then.
+        """The total of the count, which is not negative; 100 until it is set.
+        None for an unknown total: the status then has no fraction, no percent and no time remaining.
         """
         return self._channel.counts().total
 
@@ -73,8 +73,8 @@ class Progress:
         self._increment(-check_count("decrement", n))
 
     def add_total(self, n: int | float) -> None:
-        """Add to the total, atomically in the store, whoever else adds to it; throttled by ``status_throttle``.
-        For messages that find more work, on the bar of their parent say.
+        """Add to the total, atomically in the store; throttled by ``status_throttle``.
+        A message that finds more work adds it to its parent's total, for example.
 
         A total that was never set, or is unknown, counts from 0.  A retry keeps the total, as all that is no
         progress: an actor that adds to its own total from the start on sets it to None first.
@@ -162,7 +162,7 @@ class Leg:
         # Which part of the present item the legs inside of it have dealt with, and what the bar shows of that.
         self._inside = self._shown = 0.0
         self._thread = get_ident()
-        #: The frame of the loop, where the channel is tied to that.  A loop that ends, however it does, drops its
+        #: The frame of the loop, where the channel is tied to this frame.  A loop that ends, however it does, drops its
         #: iterator, and the iterator this leg.
         self.frame: FrameType | None = sys._getframe(3) if channel.of_one_call else None
         self._outer = _enter(self)
@@ -199,7 +199,7 @@ class Leg:
             self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
 
     def _total_is_users(self) -> bool:
-        """Whether the present total is one that the actor, or the sender, has set: no iteration has."""
+        """Whether the actor, or the sender, has set the present total, and not an iteration."""
         counts = self._channel.counts()
         return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
 
@@ -230,7 +230,7 @@ def _enter(leg: Leg) -> Leg | None:
 
 
 def iterated_by(frame: FrameType) -> Channel | None:
-    """Find the channel of a loop that a frame is in, where that is tied to it; None where there is none."""
+    """Find the channel of the loop that a frame is in, where the channel is tied to the frame; None without one."""
     legs = [leg for reference in _legs.get() if (leg := reference()) is not None]
     return next((leg.channel for leg in reversed(legs) if leg.open and leg.frame is frame), None)
 
@@ -272,7 +272,7 @@ class Track(Generic[T]):
                 leg.count()
             leg.finish()
         finally:
-            # The traceback of an exception keeps the leg, for as long as somebody keeps the exception.  No call here:
+            # The traceback of an exception keeps the leg for as long as the exception is kept.  No call here:
             # Python ignores an interrupt that strikes in it after the loop was left early.
             leg.open = False
 
@@ -285,7 +285,7 @@ class Track(Generic[T]):
         return len(self._iterable)  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:
-        # What has no length is not empty for that.
+        # An iterable without a length is not empty because of that.
         return True
 
     def _begin(self) -> Leg:
@@ -294,13 +294,13 @@ class Track(Generic[T]):
 
 
 def _length_of(iterable: object) -> int | None:
-    """Find how many items an iterable has at present; None where that is unknown."""
+    """Find the present number of items of an iterable; None where it is unknown."""
     try:
         length = length_hint(iterable, -1)
     except Exception:
         # The loop finds out what is wrong, if it matters to it.
         return None
-    # What is longer than can be counted is not meant to be iterated over to its end.
+    # A length that is too large to be counted has no meaning as a total.
     return length if 0 <= length <= MAX_COUNT else None
 
 

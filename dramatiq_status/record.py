@@ -354,7 +354,7 @@ def number_of(text: str) -> int | float:
 
 
 class Counts(NamedTuple):
-    """What is known of a progress.
+    """The known values of a progress.
 
     Parameters:
       progress: The count; None where none was reported.

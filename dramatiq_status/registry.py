@@ -315,7 +315,7 @@ def _listed(found: Iterable[tuple[str, Record]], now: int) -> list[Snapshot]:
 
 
 def _checked(found: Iterable[Snapshot | BackendError | None]) -> list[Snapshot | None]:
-    """Raise the first error among what was read."""
+    """Raise the first error in the results of a read."""
     return [answered(one) for one in found]
 
 

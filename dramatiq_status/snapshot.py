@@ -95,14 +95,14 @@ _NAMES: Final = {
     TRUNCATED: "truncated",
 }
 
-# What is stored only if it was asked for: a user's field of the same name hides it.
+# Fields that only `includes` adds: a user's field of the same name hides them.
 _INCLUDED: Final = {"args": ARGS, "kwargs": KWARGS, "traceback": TRACEBACK}
 _STORED_NAMES: Final = {name: stored for stored, name in _NAMES.items() if name not in _INCLUDED}
 
-# What is worked out at the moment of reading, and never stored.
+# Fields that are derived on each read, and never stored.
 _DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "duration", "time_remaining")
 
-# What may be no business of somebody who may see the status.
+# Fields that a user who may see the status should perhaps not see.
 _PRIVATE: Final = frozenset((ARGS, KWARGS, TRACEBACK))
 
 _MOMENTS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
@@ -182,20 +182,19 @@ class Snapshot:
 
     @property
     def stalled(self) -> bool:
-        """Whether the message is said to run, but its worker has not said
-        so for three heartbeats: it was killed, or it is cut off from the store.
-        Or whether it has been queued for a day since it was due, and nothing was
-        written to it meanwhile: its queue has no worker, or what became of it could not be stored.
+        """Whether the message is ``working``, but three heartbeats of its worker are missing: the worker
+        was killed, or it is cut off from the store.  It is also True when the message has been queued
+        for a day since it was due, without a write in that day: its queue has no worker, or its final state could not be stored.
 
-        The worker says so on a thread of its own, which needs the
+        The worker sends heartbeats on a thread of its own, which needs the
         interpreter: a call into C that keeps the interpreter lock for three
-        intervals (45 seconds, unless ``heartbeat_interval`` says else), and
+        intervals (45 seconds, unless ``heartbeat_interval`` is set), and
         under gevent a job that does not yield for as long, looks stalled
         until it lets go.  Python code, however busy, does not.  A stalled message
-        may still go on; it runs anew when the broker delivers it again.
+        may still go on; it runs again when the broker delivers it again.
         """
         if self.queued:
-            # Each counts alone where the clocks of the hosts do not agree: the latest.
+            # The clocks of the hosts may differ: the latest time counts.
             due = max(self._milliseconds(stored) or 0 for stored in (ENQUEUED_AT, SCHEDULED_AT, UPDATED_AT))
             return due > 0 and self._now - due > QUEUE_PATIENCE
         if not self.working:
@@ -273,7 +272,7 @@ class Snapshot:
         while unknown, while nothing moves, and where it does not run.
 
         In the first seconds of a leg it is None where it would be more than 20 times as long as the
-        rate was measured for: a slow start says little of the rest.
+        rate was measured for, because a slow start is a poor measure of the rest.
         """
         rate, done = self.rate, self._number(PROGRESS)
         total = self._number(TOTAL) if TOTAL in self._values else DEFAULT_TOTAL
@@ -283,7 +282,7 @@ class Snapshot:
         return timedelta(seconds=seconds) if seconds < self._longest_remaining() else None
 
     def _longest_remaining(self) -> float:
-        """How many seconds the rate may be extrapolated for."""
+        """Return the maximum number of seconds for which the rate may be extrapolated."""
         found = self._values.get(RATE)
         if isinstance(found, list) and len(found) == 3 and is_number(found[2]):
             return min(FARTHEST * found[2], LONGEST_REMAINING)
@@ -512,7 +511,7 @@ def _copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_
 
 def _to_json_value(value: Any) -> Any:
     """Convert a field's value to one that every JSON encoder writes alike."""
-    # Encoders fail at what other programs may have nested more deeply than a writer can.
+    # Encoders fail for values that other programs have nested more deeply than a writer can.
     return _copy_of(value, _to_json_leaf, MAX_DEPTH)
 
 

@@ -70,7 +70,7 @@ class Status:
 
     __slots__ = ("_channel",)
 
-    # Without this, Python would make do with __getitem__.
+    # Without this method, Python would iterate by __getitem__.
     __iter__ = None
 
     def __init__(self, channel: Channel) -> None:
@@ -117,7 +117,7 @@ class Status:
         self._channel.write(encoded, state=state, urgent=force)
 
     def increment(self, name: str, n: int | float = 1) -> None:
-        """Add to a field that holds a number, atomically in the store, whoever else writes; throttled by
+        """Add to a field that holds a number, atomically in the store; throttled by
         ``status_throttle``.  A field that is missing, or None, counts from 0.
 
         >>> status.increment("rows", 500)
@@ -190,7 +190,7 @@ class Status:
         """
         return self._channel.read()
 
-    # What a snapshot has.  Each look is a round trip.
+    # The attributes of a snapshot.  Each access is a round trip.
 
     state: Look[State | None] = Look(None)
     queued: Look[bool] = Look(False)
@@ -254,7 +254,7 @@ class Status:
         return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def __reduce__(self) -> tuple[type[Status], tuple[Channel]]:
-        # A channel knows what is left of it in a copy: see `Channel`.
+        # The channel defines what a copy of it keeps: see `Channel`.
         return type(self), (self._channel,)
 
     def __bool__(self) -> bool:

@@ -78,7 +78,7 @@ DEFAULT_MAX_PENDING: Final = 10_000
 #: whatever the throttle says.
 _MERGE_EVERY: Final = 4096
 
-#: Number of lanes to other messages that are not worth a look for those that are gone.
+#: Maximum number of lanes to other messages that the writer does not search for lanes that are gone.
 _FEW: Final = 256
 
 #: How many updates are sent first after an outage.
@@ -296,7 +296,7 @@ class Lane:
     # Whether it was logged that something cannot be merged, and that something cannot be counted.
     _refused = False
     _uncounted = False
-    #: Since when the message that is written to from outside has no record, by the monotonic clock; None if it has one.
+    #: Time since which the message, written to from outside, has no record, by the monotonic clock; None if it has one.
     missing_since: float | None = None
     #: Whether its server, one of many, has not answered since its updates were last stored.
     unreached: bool = False
@@ -422,7 +422,7 @@ class Lane:
         Takes no lock: it also runs before a fork, on a thread that may hold any.
         """
         if not self._operations:
-            # What leaves the operations is found in what is merged.
+            # A write that is no longer among the operations is in the merged update.
             merged = self._merged
             if not (merged.taken or merged.entries):
                 return None
@@ -803,7 +803,7 @@ class Lane:
         )
 
     def _everything(self, merged: _Merged) -> Record:
-        """What the run knew before it began, without what it has deleted, and what it has written."""
+        """The fields from before the run, without those that it has deleted, and the fields that it has written."""
         base = self.base
         if merged.deleted:
             base = {name: text for name, text in base.items() if name not in merged.deleted}
@@ -1152,7 +1152,7 @@ class Writer:
                 self._sleep(FIRST_PAUSE)
 
     def _end(self, drains: list[Barrier]) -> bool:
-        """Let drains go if everything is sent, and tell whether the thread ends."""
+        """Release drains if everything is sent, and return whether the thread ends."""
         if self._ready or self._later:
             return False
         ended = False
@@ -1197,7 +1197,7 @@ class Writer:
             pass
 
     def _gather(self) -> None:
-        """Collect the lanes that have something to say, in one pass: those that signal meanwhile wait for the
+        """Collect the lanes that have something to send, in one pass.  Lanes that signal meanwhile wait for the
         next, so that a sender comes to its end however fast others write.
         """
         signals, now = self._signals, time.monotonic()
@@ -1289,7 +1289,7 @@ class Writer:
                 try:
                     outcomes += self.backend.update_many(((lane.message_id, update),))
                 except BackendError as e:
-                    # What was stored of it shall not be sent again.
+                    # The stored updates of the batch must not be sent again.
                     lane.settle(outcomes)
                     self._failed(e)
                     return False
@@ -1399,7 +1399,7 @@ class Writer:
 
 
 def plain_number(value: int | float) -> int | float:
-    """An int or a float of no class derived from these, which what is stored is worked out with."""
+    """Return a number as a plain int or float: stored values are computed with these."""
     return int(value) if isinstance(value, int) else float(value)
 
 
@@ -1410,7 +1410,7 @@ def _absorb(entries: list[_Entry]) -> None:
         if entry.sealed is None:
             if entry.enqueue:
                 return
-            # What is set or deleted counts from there on.
+            # A field that is set or deleted is counted from that value on.
             replaced.update(entry.fields, entry.changes.deleted if entry.changes else ())
             if PROGRESS not in replaced:
                 entry.increment = 0
@@ -1456,7 +1456,7 @@ def _begin_all() -> None:
 def _drain_all() -> None:
     deadline = time.monotonic() + EXIT_TIMEOUT
     for writer in list(_writers):
-        # An outage that a worker's end has waited for in vain is not waited for again.
+        # A worker's end does not wait twice for one outage.
         if not writer.outage.was_given_up:
             writer.drain(max(0.0, deadline - time.monotonic()))
 

@@ -134,7 +134,7 @@ class Line:
         self._calls: deque[Call] = deque()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        # Calls in the order of their deadlines, answered ones among them, and what ends the first.
+        # Calls in the order of their deadlines, including answered calls, and the timer that ends the first.
         self._waiting: deque[Call] = deque()
         self._alarm: asyncio.TimerHandle | None = None
 

@@ -126,7 +126,7 @@ class Status:
         """
         return await self._channel.read()
 
-    # What a snapshot has, to be awaited.  Each look is a round trip.
+    # The attributes of a snapshot, as awaitables.  Each access is a round trip.
 
     state: AsyncLook[State | None] = AsyncLook(None)
     queued: AsyncLook[bool] = AsyncLook(False)

@@ -46,7 +46,7 @@ class AsyncSubscription(Protocol):
         """Begin to hear of more messages; :meth:`receive` says when it has begun."""
 
     async def remove(self, message_ids: Sequence[str]) -> None:
-        """Hear no more of some messages."""
+        """Stop watching some messages."""
 
     async def receive(self) -> tuple[str, int | None]:
         """Wait for something to happen.

@@ -80,10 +80,10 @@ def driver_of(found: type) -> Driver:
 
 
 def check_client(client: Any) -> None:
-    """Check a client that a user passes: the backend talks to the server as it does.
+    """Check a client that a user passes: the backend takes the settings of its own connections from it.
 
     Raises:
-      TypeError: When it is none, or one that the backend cannot do as.
+      TypeError: When it is no client, or one whose settings the backend cannot take.
     """
     name = client.__class__.__qualname__
     if iscoroutinefunction(getattr(client, "execute_command", None)):

@@ -40,8 +40,8 @@ _FAILURES: Final = (MemcacheError, OSError)
 
 T = TypeVar("T")
 
-#: What is said over a connection, in steps: a reply is due after each, or it goes on
-#: at a moment by the monotonic clock.
+#: Steps of an exchange over a connection.  Behind each step a reply is due, or the exchange continues at a time by
+#: the monotonic clock.
 Steps = Iterator["float | None"]
 Talk = Callable[[Connection], Steps]
 
@@ -295,7 +295,7 @@ class Member(Pool):
 
 
 class Conversation:
-    """What is said to one server of many, while others are talked to as well.
+    """An exchange with one of several servers, which runs beside those with the others.
 
     Parameters:
       pool(Pool): The server.
@@ -406,13 +406,13 @@ class Fleet:
         return sorted(groups.items(), key=lambda group: group[0].down)
 
     def talk(self, talks: Iterable[tuple[Pool, Talk, Callable[[], bool]]]) -> list[BackendError | None]:
-        """Talk to servers, to all at the same time and no longer than one call may take.
+        """Carry out exchanges with several servers at the same time, for at most the time of one call.
 
         Parameters:
-          talks(Iterable[tuple]): Servers, what is said to each, and whether that may be said again.
+          talks(Iterable[tuple]): Servers, the exchange with each, and whether it may be repeated.
 
         Returns:
-          list[BackendError | None]: Which of them have failed.
+          list[BackendError | None]: For each server the error, None for no error.
         """
         if self.only is not None:
             return [_talk_to(*talk) for talk in talks]
@@ -430,7 +430,7 @@ class Fleet:
         if any(not member.down and now - member.heard < HEARD_LATELY for member in members):
             return True
         if deadline - now < GRACE:
-            # No time is left: it is enough that not all of them are known to be down.
+            # No time is left: it is enough that one of them may not be down.
             return not all(member.down for member in members)
         pings = [Conversation(member, Connection.ping, _always, deadline) for member in members]
         _converse(pings, lambda: any(ping.over and ping.error is None for ping in pings))

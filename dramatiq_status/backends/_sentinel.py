@@ -14,7 +14,7 @@ from ._timed import half_of, timed
 #: Seconds for which the master is assumed to stay the same: where a Sentinel has answered, and where none has.
 MASTER_TRUST: Final = (1.0, 15.0)
 
-#: What a Sentinel says of a master in one word, by what the driver's check calls it.
+#: Flags in a Sentinel's reply about a master, by the names that the driver's check uses.
 _FLAGS: Final = {
     "is_master": "master",
     "is_slave": "slave",
@@ -29,7 +29,7 @@ Address = tuple[str, int]
 
 
 class _Place(NamedTuple):
-    """What the driver's connection to a master asks where to connect to."""
+    """The address of a master, in the place of the pool that the driver's connection queries for it."""
 
     address: Address
     service_name: str
@@ -41,13 +41,14 @@ class _Place(NamedTuple):
 
 
 class SentinelConnections(Connections):
-    """The same, to the present master.
+    """Connections to the present master.
 
-    A new connection asks the Sentinels for it.  That is not enough: a master that they replace without
-    its having failed takes writes for some ten seconds until they tell it, and they would all be lost.
+    A new connection queries the Sentinels for the master.  That is not enough: when the Sentinels replace a
+    master that has not failed, it takes writes for about ten seconds until they demote it, and all these
+    writes would be lost.
 
-    The driver would ask each Sentinel for the whole time-out, and quote passwords where none knows the
-    master (6.4, 7.1).
+    The driver would wait the whole time-out for each Sentinel, and quote passwords in its error where no Sentinel
+    lists the master (6.4, 7.1).
     """
 
     def __init__(self, pool: Any, timeout: float) -> None:
@@ -85,7 +86,7 @@ class SentinelConnections(Connections):
         return connection
 
     def locate(self, deadline: float) -> Address:
-        """Ask the Sentinels for the master, one after the other.
+        """Query the Sentinels for the master, one after the other.
 
         Each has half of the time that is left, so that there is time left for the next one, and for the master.
 
@@ -93,7 +94,7 @@ class SentinelConnections(Connections):
           deadline(float): When the call has to end, by the monotonic clock.
 
         Raises:
-          MasterNotFoundError: The driver's, when none names one.
+          MasterNotFoundError: The driver's error, when no Sentinel names a master.
         """
         for sentinel in self._sentinels:
             address = self._ask(sentinel, half_of(deadline))

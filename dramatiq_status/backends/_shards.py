@@ -436,15 +436,15 @@ def _index_call(shard: int, key: str, *arguments: Any) -> _Call:
 
 
 def _failure(errand: Errand) -> BackendError | None:
-    """Return why an errand has failed: it has no reply, or the reply is an error."""
+    """Return the error of an errand without a reply, or with an error as its reply; None without an error."""
     if errand.error is None and isinstance(errand.reply, Exception):
         return failure_of(coded(errand.reply))
     return _failure_to_ask(errand)
 
 
 def _failure_to_list(errand: Errand) -> BackendError | None:
-    """Return the last answer of a node whose slot is moving: it says more than that
-    there was no time left for another one.
+    """Return the last reply of a node whose slot is moving, where there is one: it is a better reason than that the
+    time for another attempt is over.
     """
     if isinstance(errand.reply, Exception):
         error = coded(errand.reply)

@@ -1,4 +1,4 @@
-"""The driver's connections, so that all calls of one end by a deadline, and none runs code when it is dropped."""
+"""The driver's connections, with one deadline for all that a call does, and without code that runs on a drop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORTEST: Final = 0.001
 #: one server, others have answered.
 GRACE: Final = 0.05
 
-#: What runs when an object is dropped, in place of a driver's own ``__del__``: a function of C.
+#: Function of C that runs when an object is dropped, in place of the driver's ``__del__``.
 #:
 #: Time limits, aborts and shutdowns are raised asynchronously, between any two instructions of Python that a worker's
 #: thread executes.  Python ignores what is raised inside of ``__del__``, so a time limit that strikes there never ends
@@ -47,7 +47,7 @@ def half_of(deadline: float) -> float:
 
 
 def uninterrupted(work: Callable[[], T], deadline: float) -> T:
-    """Do some work where no time limit, abort or shutdown strikes: on a worker's thread that is another thread.
+    """Do some work on a thread that no time limit, abort or shutdown strikes: a worker's thread starts another thread.
 
     A driver that is interrupted while it connects leaves an open socket behind.  When Python drops that socket later,
     on a worker's thread, it executes code for a warning, and ignores an interrupt that strikes there.
@@ -88,8 +88,8 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
 class _TimedSocket:
     """A socket that waits no longer than its connection may.
 
-    The driver connects and logs in through it: a server that sends one byte after the other would
-    otherwise have the whole time-out for each.
+    The driver connects and logs in through this socket.  Otherwise, a server that sends one byte after the other would
+    have the whole time-out for each byte.
 
     Parameters:
       socket(socket.socket)

@@ -54,8 +54,8 @@ _LOCKS: Final = [Lock() for _ in range(256)]
 class _Errors:
     """The errors of a call for many messages.
 
-    A cache may keep them on several servers, so that after a failure the
-    others have a chance; but no more once the call has taken its time-out.
+    A cache may keep the messages on several servers.  So after a failure the
+    backend tries the other messages, until the call has taken its time-out.
     """
 
     def __init__(self, timeout: int) -> None:
@@ -320,7 +320,7 @@ def _is_proxy(cache: Any) -> bool:
 
 
 def _find_fit(cache: Any) -> _Fit:
-    """Find out how a cache wants to be called."""
+    """Find the options that a cache's methods take."""
     packages = _packages_of(cache)
     own = next((OWN_BACKENDS[package] for package in packages if package in OWN_BACKENDS), None)
     if own is not None:
@@ -352,9 +352,9 @@ def _ttl_name_of(sets: Signature, *self: str) -> str | None:
 
 
 def _ttl_name_behind(cache: Any) -> str | None:
-    """Find the name of the time to live for a `set` that passes its arguments on, as that of django-redis does.
+    """Find the name of the time to live for a `set` that passes its arguments on, as the `set` of django-redis does.
 
-    Such a method takes what the class that it inherits from promises.
+    Such a method takes the arguments of the class that it inherits from.
     """
     # The cache itself, where `cache` is a proxy.
     owner = getattr(cache.set, "__self__", cache)

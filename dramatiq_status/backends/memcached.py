@@ -335,7 +335,7 @@ class MemcachedBackend(StatusBackend):
             return None
         outcome, record, ttl = apply(known.record, update, now)
         if record is None or record is known.record or TRUNCATED in record:
-            # It need not be true of the record as it is now; or there is a list to keep.
+            # The update was made for another record than the present one, or there is a list of dropped fields to keep.
             return None
         expires_at = known.expires_at if ttl is None else now + ttl
         value = to_value(record, expires_at)
@@ -354,7 +354,7 @@ class MemcachedBackend(StatusBackend):
         """
         jobs = [job for job in jobs if not job.done]
         now = monotonic()
-        # No attempt is made of which it is known that it fails.
+        # An attempt that is certain to fail is not made.
         contended = [job for job in jobs if self._is_contended(job.message_id, now)] if self._contended else []
         others = [job for job in jobs if job not in contended] if contended else jobs
         for first in range(0, len(others), WRITES_A_ROUND):

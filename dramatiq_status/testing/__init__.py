@@ -44,7 +44,7 @@ def bound_status(message_id: str | None = None) -> Iterator[Status]:
         the registry looks where it always does.
 
     Raises:
-      ValueError: When the message id is none that a message may have.
+      ValueError: When the message id is not valid.
     """
     previous = current_binding()
     binding = detached_binding() if message_id is None else _stored_binding(message_id, previous)

@@ -1431,7 +1431,7 @@ class BackendConformance:
 
         # When it is written in batches with others
         together(write_on, count)
-        # Then what is carried out is told, and each counts once
+        # Then the outcomes name the updates that were carried out, and each counts once
         record = backend.read(message_id)
         assert record is not None and record[PROGRESS] == "50"
 
