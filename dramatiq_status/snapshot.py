@@ -184,7 +184,8 @@ class Snapshot:
     def stalled(self) -> bool:
         """Whether the message is ``working``, but three heartbeats of its worker are missing: the worker
         was killed, or it is cut off from the store.  It is also True when the message has been queued
-        for a day since it was due, without a write in that day: its queue has no worker, or its final state could not be stored.
+        for a day since it was due, without a write in that day: its queue has no worker, or its final state
+        could not be stored.
 
         The worker sends heartbeats on a thread of its own, which needs the
         interpreter: a call into C that keeps the interpreter lock for three
