@@ -61,23 +61,23 @@ class Query(NamedTuple):
 
 
 class Subscription(Protocol):
-    """Hears of changes of some messages, from the moment it was made on."""
+    """A subscription to changes of some messages, which receives them from its creation on."""
 
     def wait(self, timeout: float) -> dict[str, int]:
         """Wait until something changes, for so many seconds at most.
 
         Returns:
           dict[str, int]: The messages that have changed since the last
-          call, and the newest version of each that was heard of; 0 for one that
+          call, and the newest received version of each; 0 for a message that
           was deleted.  Empty when the time is over.
 
         Raises:
           BackendError: When the connection was lost.  Changes may have
-            been missed: subscribe anew, then read.
+            been missed: subscribe again, then read.
         """
 
     def close(self) -> None:
-        """Hear no more.
+        """End the subscription.
 
         A watch that an actor leaves before its end drops the subscription and does not call this: a time limit that
         strikes in the call would be lost.
@@ -95,9 +95,9 @@ class StatusBackend(abc.ABC):
 
     Every method raises :class:`.BackendError` where the store cannot
     be reached, takes longer than `timeout` or answers with an error;
-    nothing else but the ``TypeError`` and ``ValueError`` of bad input.
-    A store of many servers, each with records of its own, of which one
-    does not answer while others do, goes on: :meth:`read_many` and
+    it raises no other errors except the ``TypeError`` and ``ValueError`` of bad input.
+    A store may have several servers, each with its own records.  While one
+    of them does not answer and others do, :meth:`read_many` and
     :meth:`snapshots` return a :class:`.BackendError` in the place of each
     record of that server, and :meth:`update_many` and
     :meth:`begin_update` answer with ``Outcome.UNREACHED``.

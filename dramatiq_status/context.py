@@ -103,13 +103,12 @@ def uncover(message_id: str) -> None:
 def current_status() -> Status:
     """Get the status of the message that is being processed.
 
-    Outside of a worker, in a unit test that calls an actor's function
-    directly say, the handle is detached: it keeps values in memory and
-    writes nowhere.  It has values of its own, unless the function that asks
-    for it has another one in a variable, or is in a loop over :func:`track`: these
-    have the same values.  No other call reads them, nor a later one, so
-    that every call of the function begins with none.
-    Inside of :func:`dramatiq_status.testing.bound_status` all handles agree, and a test sees what was written.
+    Outside of a worker, for example in a unit test that calls an actor's function
+    directly, the handle is detached: it keeps values in memory and
+    writes nowhere.  It shares its values with the detached handles that the calling function
+    has in variables, and with the loop over :func:`track` that the function is in.  No other and no later
+    call reads these values, so every call of the function begins without values.
+    Inside :func:`dramatiq_status.testing.bound_status`, all handles share their values, and a test can read them.
 
     Returns:
       Status
@@ -130,10 +129,11 @@ def current_progress() -> Progress:
 
 
 def _detached_channel() -> Channel:
-    """Get the channel for detached handles of the function that asks.
+    """Get the channel for detached handles of the calling function.
 
-    It is tied to the call of that function, by variables and loops of its frame.  A context, a thread or a handle
-    may outlive the call: an exception that is kept, in a log say, keeps the handles of all functions it has left.
+    The channel is tied to the call of that function, by variables and loops of its frame.  A context, a thread or a
+    handle may outlive the call: an exception that is kept, for example in a log, keeps the handles of all functions
+    that it has left.
     """
     # The caller of current_status(), current_progress() or track().
     frame = sys._getframe(2)
@@ -146,8 +146,8 @@ def _detached_channel() -> Channel:
 
 
 def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None = None, **fields: Any) -> Track[T]:
-    """Iterate while reporting progress: set the total and the progress
-    to 0, count every item when it has been dealt with, and end with progress and
+    """Iterate while reporting progress: set the total, set the progress
+    to 0, count every item when the loop is done with it, and end with progress and
     total at the number of items.
 
     >>> for row in track(rows, step="reading"):
@@ -158,20 +158,19 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     A loop that is left by ``break`` or by an exception leaves the
     progress where it was; the item that it broke off at does not count.
 
-    Inside of the loop another ``track`` of the same message divides the
-    present item: the bar moves on by parts of it, and never back.  One after the
-    other they are legs of their own.  A message has one bar: what
-    runs side by side in threads or tasks had better set a total and count on
-    :func:`current_progress`.
+    Inside the loop, another ``track`` of the same message divides the
+    current item: the bar moves on by parts of the item, and never back.  Loops one after the
+    other are separate legs.  A message has one bar: threads or tasks that run side by side
+    should set a total and increment :func:`current_progress`.
 
     Parameters:
       iterable(Iterable[T] | AsyncIterable[T])
       total(int | float): By default ``len(iterable)``, or its length
-        hint, when the loop begins.  Where it has none, a total that was set before
-        stays until the end; without one it is unknown until then.
+        hint, when the loop begins.  If the iterable has none, a total that was set earlier
+        stays until the end; otherwise the total is unknown until the end.
       **fields: Fields to set as it begins, in the same update.  With
-        ``progress`` it counts from there, for a job that takes up its work
-        where it was left off.
+        ``progress``, the loop counts from that value, for a job that resumes
+        earlier work.
 
     Returns:
       Track[T]: The items; it has the length of `iterable`.

@@ -180,38 +180,38 @@ def _through_late_interrupts(hook: F) -> F:
 class StatusMiddleware(Middleware):
     """Records the status of every message.
 
-    Add it last; anywhere else in the list it works too, but then shows
-    ``working`` for a message that a middleware behind it goes on to skip.
+    Add it last.  It works in other places of the list as well, except that a message is shown as
+    ``working`` for a moment when a later middleware skips it.
 
     >>> broker.add_middleware(StatusMiddleware(backend=RedisBackend(url="redis://127.0.0.1:6379/1")))
 
     Parameters:
-      backend(StatusBackend): Where statuses are kept.  By default the store whose
+      backend(StatusBackend): Store of the statuses.  By default the store whose
         URL the environment variable ``DRAMATIQ_STATUS_URL`` contains, so that a settings
         file can name this class by its dotted path alone.
-      status_ttl(int): How long a status lives after its message
-        finished, in milliseconds.  By default 1 hour.
-      live_ttl(int): How long a status lives while its message waits or
-        runs, on top of the message's delay, in milliseconds.  Every write and every
-        heartbeat begins it anew.  By default 7 days.
-      status_throttle(int): The shortest time between two throttled
-        writes of a message, in milliseconds.  What comes earlier is kept
+      status_ttl(int): Milliseconds for which a status is kept after its
+        message has finished.  By default 1 hour.
+      live_ttl(int): Milliseconds for which a status is kept while its message waits or
+        runs, in addition to the message's delay.  Every write and every
+        heartbeat starts this time again.  By default 7 days.
+      status_throttle(int): Shortest time between two throttled
+        writes of a message, in milliseconds.  An earlier write is kept,
         and sent when the time is over, or with the next write.
-      includes(Iterable[str]): What else to store: ``"message"`` (args
+      includes(Iterable[str]): Further values to store: ``"message"`` (args
         and kwargs), ``"traceback"``, ``"result"``.  An actor's ``status_includes`` replaces
-        it; that of a message may leave out some of it, and asks for no more.
-      describe_exception(Callable): Gets the exception of a failed run, and returns
+        this set; a message's ``status_includes`` may leave out some of it, and cannot add to it.
+      describe_exception(Callable): Takes the exception of a failed run, and returns
         the dict of its ``"type"`` and ``"message"`` that is stored as
-        ``exception``; None for nothing.  A traceback that is stored then ends with this
-        description.  By default both are those of the exception; None stores no exception.
-      track_status(bool): Whether messages are tracked whose actor does
-        not say.
-      heartbeat_interval(int): How often a worker says of its running
-        messages that they still run, in milliseconds; all of them in one
-        round trip.  A message of which nothing was said for three intervals
-        is :attr:`.Snapshot.stalled`: they should be longer than any
+        ``exception``; None for no such field.  A stored traceback then ends with this
+        description.  By default it has the type and the text of the exception; None stores no exception.
+      track_status(bool): Whether to track messages of actors that do not set
+        ``track_status``.
+      heartbeat_interval(int): Milliseconds between heartbeats of the running
+        messages of a worker, which sends all of them in one
+        round trip.  A message without a heartbeat for three intervals
+        is :attr:`.Snapshot.stalled`: three intervals should be longer than any
         call into C that keeps the interpreter lock.  By default 15 seconds.
-      max_pending(int): For how many messages a worker keeps updates in
+      max_pending(int): Maximum number of messages whose updates a worker keeps in
         memory while the store is down; at least 1.
     """
 

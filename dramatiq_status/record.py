@@ -360,7 +360,7 @@ class Counts(NamedTuple):
       progress: The count; None where none was reported.
       total: 100 where none was set; None where it is unknown.
       rate: Units a second; None while unknown.
-      set: Whether a total was set, or said to be unknown.
+      set: Whether a total was set, or set to unknown.
     """
 
     progress: int | float | None = None

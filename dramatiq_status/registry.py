@@ -66,9 +66,9 @@ class StatusRegistry:
         """Get the progress of a message, so that others can count on its
         bar; no round trip yet.
 
-        Increments are atomic in the store, whoever else writes.  They also
+        Increments are atomic in the store.  They also
         count after the message is finished, until its status expires, and
-        leave its state and its expiry as they are.
+        change neither its state nor its expiry.
         """
         return Progress(_channel(message_id, backend, broker))
 

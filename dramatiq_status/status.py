@@ -97,13 +97,13 @@ class Status:
     def update(self, fields: Mapping[str, Any] | None = None, /, *, force: bool = False, **more: Any) -> None:
         """Set many fields at once; one update for the store.
 
-        A ``progress`` of 0, or below the present one, begins a new leg: the
-        rate starts over.  Saying ``status="failed"`` (or ``"completed"``) in a running
-        message makes that its final state when the actor returns.
+        A ``progress`` of 0, or one below the current progress, begins a new leg: the
+        rate starts again.  In a running message, ``status="failed"`` (or ``"completed"``)
+        becomes the final state when the actor returns.
 
         Parameters:
           fields(Mapping[str, Any]): Fields by name.
-          force(bool): Whether to write at once, throttled or not.
+          force(bool): Whether to write at once, without throttling.
           **more: Further fields by name.
 
         Raises:
@@ -122,8 +122,8 @@ class Status:
 
         >>> status.increment("rows", 500)
 
-        Where the field holds something else, it stays as it is: a worker logs that once a message,
-        and from outside of a worker the call raises ``ValueError``.
+        A field that holds another value stays unchanged: a worker logs this once for each message,
+        and a call from outside of a worker raises ``ValueError``.
 
         Parameters:
           name(str): Name of a field, ``progress`` and ``total`` included.

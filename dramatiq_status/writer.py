@@ -431,8 +431,8 @@ class Lane:
         return barrier
 
     def inherit(self) -> None:
-        """This process was forked off: write from outside of the run, which goes on in the parent, at once.
-        What the parent has not sent yet is the parent's to send.
+        """Write directly and from outside of the run: this process is a fork, and the run goes on in the parent.
+        The parent sends its own earlier writes.
         """
         self._lock = threading.Lock()
         self._operations.clear()
@@ -719,7 +719,7 @@ class Lane:
         self._note_changes(draft, changes)
 
     def _note_changes(self, merged: _Merged, changes: Changes) -> None:
-        """Note what the run knows of fields after changes of them."""
+        """Update the known fields of the run after changes of single fields."""
         known = merged.known
         merged.deleted |= changes.deleted
         for name in changes.deleted:
@@ -1073,7 +1073,7 @@ class Writer:
             self.confirm_others([*list(self.running), *self.lanes_outside()], (), self.deadline())
 
     def drain(self, timeout: float) -> bool:
-        """Send everything that was written so far, whatever the throttle says.  Where the store does not answer,
+        """Send all earlier writes, without throttling.  Where the store does not answer,
         try again for as many seconds, then log what is lost if the process ends.
 
         The thread ends where everything is sent and no message runs in this process any more, and
@@ -1316,8 +1316,8 @@ class Writer:
             del self._ready[lane]
 
     def _settle_missing(self, lane: Lane, outcomes: list[Outcome], maker: Lane | None) -> None:
-        """A message that is written to from outside has no record.  It may come: from a lane of this process,
-        or within a short time from another process, whose store was slow or down.
+        """Keep or drop updates from outside of a message without a record.  The record may still arrive: from a lane of
+        this process, or within a short time from another process, whose store was slow or down.
         """
         now = time.monotonic()
         if lane.missing_since is None:
@@ -1404,7 +1404,7 @@ def plain_number(value: int | float) -> int | float:
 
 
 def _absorb(entries: list[_Entry]) -> None:
-    """All that the run knows is about to be sent: what waits behind that shall not be counted once more."""
+    """Drop waiting counts that an update with all values of the run includes: they must not count twice."""
     replaced: set[str] = set()
     for entry in entries:
         if entry.sealed is None:

@@ -127,8 +127,8 @@ class Login:
 
     @property
     def request(self) -> bytes:
-        """The request to log in, which looks like storing an item; where the server
-        asks for no login it is one, and expires at once.
+        """Return the request to log in, which has the form of a request to store an item.  A server without
+        logins stores the item, which expires at once.
         """
         value = f"{self.username} {self._password}".encode()
         return b"set login 0 -1 %d\r\n%b\r\n" % (len(value), value)
@@ -214,7 +214,7 @@ class Connection:
         self.max_value_size = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
 
     def _check_login(self, line: bytes) -> bytes:
-        """Raise what a server answers that is no memcached, or that asks for another login."""
+        """Raise the error of a server that is no memcached, or that requires another login."""
         if line.startswith(b"CLIENT_ERROR") and b"auth" in line:
             said = "it asks for a login" if self._login is None else f"it refuses the login of {self._login.username!r}"
             raise MemcacheClientError(f"{said}: check username and password")
@@ -383,7 +383,7 @@ class Connection:
     def ask_values(self, keys: Sequence[bytes]) -> None:
         """Send the request for many items' values; :meth:`read_values` reads the replies."""
         if self.meta:
-            # The reply to mn tells that all is there.
+            # The reply to mn marks the end of the replies.
             self.send(b"mg " + b" v t\r\nmg ".join(keys) + b" v t\r\nmn\r\n")
         else:
             self.send(b"".join(map(self.get, keys)))

@@ -30,7 +30,7 @@ class RedisSubscription:
     off cannot use it, and leaves the parent's alone.
 
     Parameters:
-      connection(redis.Connection): Speaks RESP2, and is nobody else's.  Its deadline is that of the first answers.
+      connection(redis.Connection): Uses RESP2, and has no other user.  Its deadline is that of the first replies.
       channels(Mapping[str, str]): Message ids by the names of their channels.
       timeout(float): How long the server may take to answer, in seconds.
 

@@ -97,7 +97,7 @@ class Link:
     then take the socket directly; without it, they go through redis-py.
 
     All that one call does with it ends by one deadline.  A system call has a time-out of its own, which is
-    set anew only where the call has much less time left than that, or more.
+    set again only where the call has much less time left than that, or more.
 
     Parameters:
       make(Callable): Makes the driver's connection, which is not connected yet; it is given the deadline.

@@ -191,11 +191,12 @@ class Connections:
 
 
 def _make_file(path: Path) -> None:
-    """Create the file for this user alone, where there is none: SQLite would let everybody read it.  It gives the
-    files beside it the same mode.
+    """Create the file for this user alone, where there is none: SQLite would make it readable for all users.
+
+    SQLite gives the files beside it the same mode.
 
     Raises:
-      BackendError: When it is a symbolic link, which others may have put there.
+      BackendError: When it is a symbolic link, which another user may have created.
     """
     if path.is_symlink():
         raise BackendError(f"{path} is a symbolic link: name the file that it leads to, if that is the right one.")

@@ -111,7 +111,7 @@ class MemcachedBackend(StatusBackend):
     from outside of a worker; updates of running messages are kept and
     sent when their server is back.  The calls of a process try a server
     that has failed again after 0.1 seconds at first, later after 2.
-    The log tells once when a server's outage begins and once when it ends.
+    The log has one line for the beginning of a server's outage and one for its end.
     A call goes to all its servers at the same time and takes one `timeout`,
     for 128 updates or 500 reads a server.
 
@@ -164,7 +164,7 @@ class MemcachedBackend(StatusBackend):
         self._place: Callable[[str], tuple[bytes, Pool]] = lru_cache(PLACES_KNOWN)(self._find_place)
         self._known: OrderedDict[str, Known] = OrderedDict()
         self._receipts: OrderedDict[str, str] = OrderedDict()
-        # Messages of which the log has told that something is not stored.
+        # Messages for which the log has a line about values that are not stored.
         self._told: OrderedDict[str, bool] = OrderedDict()
         self._large: OrderedDict[str, Known] = OrderedDict()
         # Messages that others write to at the same time, and until when that is expected, by the monotonic clock.
@@ -200,13 +200,13 @@ class MemcachedBackend(StatusBackend):
         return outcomes
 
     def _unreached(self, count: int, error: BackendError, deadline: float) -> list[Outcome]:
-        """Nothing is stored: an error, unless another server of many answers."""
+        """Raise an error where nothing is stored, unless another one of several servers answers."""
         if not self._fleet.goes_on(deadline):
             raise error
         return [Outcome.UNREACHED] * count
 
     def _tell(self, message_id: str, trouble: Exception) -> None:
-        """Log once a message that something is not stored."""
+        """Log once for each message that a value is not stored."""
         if message_id not in self._told:
             logger.error("Something of an update is not stored: %s", trouble)
         _put(self._told, message_id, True)
@@ -260,7 +260,7 @@ class MemcachedBackend(StatusBackend):
         return outcomes, [error for error in errors if error is not None], troubles
 
     def _talk_of(self, pool: Pool, jobs: list[Job]) -> tuple[Pool, Talk, Callable[[], bool]]:
-        """What to say to a server to carry out updates of its messages."""
+        """Make the exchange with a server that carries out updates of its messages."""
 
         def again() -> bool:
             if any(job.sent and any(map(counts_twice, job.updates)) for job in jobs):

@@ -79,17 +79,17 @@ class RedisBackend(StatusBackend):
 
     On a Redis Cluster, messages are spread by the CRC-32 of their ids over 64 shards
     of one slot each, so that a message and the index that lists
-    it are always on the same node.  What goes to different nodes is under way at the same
-    time, one script call a shard.  While a slot moves, all reads and updates of its
+    it are always on the same node.  Requests to different nodes run at the same
+    time, one script call for each shard.  While a slot moves, all reads and updates of its
     messages are exact.  A page of a list
-    takes two to four round trips, to all nodes, and is put together here; where a shard
+    takes two to four round trips, to all nodes, and the client merges it; where a shard
     does not answer, or its slot is moving for longer than `timeout`, lists and counts raise
     :class:`.BackendError`.  `max_listed` is divided evenly among
     the shards, and their nodes' clocks decide what is newest.
-    Changes are published to the whole cluster, as sharded
-    channels are known from Redis 7.0 on only and move with their slots.
-    One node that does not answer leaves the others' messages alone: reads have an
-    error in the place of each of its own.
+    Changes are published to the whole cluster, because sharded
+    channels exist only from Redis 7.0 on, and move with their slots.
+    While a node does not answer, reads have an error in the place of each of its messages,
+    and the other messages are read as always.
 
     A page of a list costs about the same wherever it is, however many messages there are.
     It grows with the number of sets that it is put together from, five to twenty
@@ -97,9 +97,9 @@ class RedisBackend(StatusBackend):
     and for each `status_ttl` of finished ones.  A filter leaves out the others.
 
     An unfinished status that has expired is dropped from the index when a list meets
-    it.  A count looks for such among 1,000 unfinished ones, and is exact where
-    there are no more; else it looks at the oldest and some others,
-    and counts what has expired among the rest until it, or a list, has met it.
+    it.  A count searches 1,000 unfinished statuses for expired ones, and is exact if
+    there are no more.  Otherwise it searches the oldest and some others,
+    and counts expired statuses among the rest until a count or a list finds them.
 
     Parameters:
       client(redis.Redis | redis.RedisCluster): An optional client, or one

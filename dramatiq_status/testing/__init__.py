@@ -31,7 +31,7 @@ def bound_status(message_id: str | None = None) -> Iterator[Status]:
     'indexing'
 
     With a message id, :class:`.StatusRegistry` finds the status inside of the
-    block, without a broker, and other blocks that are open around it.  That is
+    block, without a broker, and the statuses of blocks around it.  Use it
     for an actor that counts on the bar of another message.
 
     >>> with bound_status("parent") as parent, bound_status("child"):
@@ -40,8 +40,8 @@ def bound_status(message_id: str | None = None) -> Iterator[Status]:
     0.01
 
     Parameters:
-      message_id(str): Message id of the status; by default it has none, and
-        the registry looks where it always does.
+      message_id(str): Message id of the status.  By default the status has no id, and
+        the registry searches its usual backend.
 
     Raises:
       ValueError: When the message id is not valid.
