@@ -692,6 +692,7 @@ class StatusMiddleware(Middleware):
             return {}, {}
         fields: Record = {}
         right: dict[str, Any] = {}
+        wrong: list[Exception] = []
         for name, value in given.items():
             try:
                 encoded, state = encode_fields({name: value}, max_size=self.backend.max_field_size)
@@ -700,10 +701,14 @@ class StatusMiddleware(Middleware):
             except (TypeError, ValueError) as e:
                 if strict:
                     raise StatusOptionError(f"The option 'status' of {where} is wrong. {e}") from e
-                logger.error("A field in the option 'status' of %s is ignored. %s", where, e)
+                wrong.append(e)
             else:
                 fields.update(encoded)
                 right[str.__str__(name)] = plain_value(value, encoded, state)
+        if wrong:
+            logger.error(
+                "In the option 'status' of %s, %d of %d fields are ignored. %s", where, len(wrong), len(given), wrong[0]
+            )
         return fields, right
 
     def _fields_of_exception(self, exception: BaseException, settings: Settings) -> Record:

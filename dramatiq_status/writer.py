@@ -302,6 +302,8 @@ class Lane:
     unreached: bool = False
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
     retry_at: float = 0.0
+    # Kinds of trouble that were logged, each once.
+    _logged: frozenset[str] = frozenset()
     _base: Record | None = None
     _meter: RateMeter | None = None
     # When a total without a progress has begun the first leg.
@@ -377,7 +379,8 @@ class Lane:
             self._write_directly(fields, increment, state, changes)
             return
         if self.closed:
-            logger.warning("Message %r is finished: what its run writes now is dropped.", self.message_id)
+            if self.is_first("closed"):
+                logger.warning("Message %r is finished: what its run writes now is dropped.", self.message_id)
             return
         self.add(Write(fields, increment, urgent, state, changes))
 
@@ -457,7 +460,8 @@ class Lane:
         if outcome is Outcome.UNCOUNTED:
             self._log_uncounted(update)
         if outcome is Outcome.MISSING:
-            logger.warning("Message %r has no status: what a forked process writes is dropped.", self.message_id)
+            if self.is_first("forked"):
+                logger.warning("Message %r has no status: what a forked process writes is dropped.", self.message_id)
             return
         with self._lock:
             known = self._merged.known
@@ -466,6 +470,12 @@ class Lane:
                 known[PROGRESS] = number_text(number_of(known.get(PROGRESS, "0")) + increment)
             if changes is not None:
                 self._note_changes(self._merged, changes)
+
+    def is_first(self, trouble: str) -> bool:
+        """Tell whether this kind of trouble of the message was not logged yet, and note that it is logged now."""
+        first = trouble not in self._logged
+        self._logged |= {trouble}
+        return first
 
     def close(self) -> None:
         """Take no more writes; what was written is still sent."""
@@ -551,7 +561,8 @@ class Lane:
                     left.append(entry)
                     continue
                 if outcome is Outcome.MISSING:
-                    logger.info("Message %r has no status: what was written to it is dropped.", self.message_id)
+                    if self.is_first("missing"):
+                        logger.info("Message %r has no status: what was written to it is dropped.", self.message_id)
                 elif outcome is Outcome.UNCOUNTED:
                     self._log_uncounted(update)
                 for barrier in entry.barriers:
@@ -1294,7 +1305,13 @@ class Writer:
                     self._failed(e)
                     return False
                 except Exception as e:
-                    logger.error("An update of message %r cannot be stored and is dropped: %s", lane.message_id, e)
+                    if lane.is_first("unstorable"):
+                        logger.error(
+                            "An update of message %r cannot be stored and is dropped: %s. Later ones that cannot be "
+                            "stored are dropped without a log line.",
+                            lane.message_id,
+                            e,
+                        )
                     self.outage.refused()
                     outcomes.append(Outcome.REFUSED)
             self._settle(lane, outcomes, makers)

@@ -937,3 +937,45 @@ def test_an_update_that_is_refused_counts_as_dropped() -> None:
     run(broker)
     health = middleware.health()
     assert health.up and health.dropped >= 1 and health.outages == 0
+
+
+def test_a_message_logs_each_trouble_once(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a run whose updates cannot be stored, and that somebody writes to after its end
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    handles: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        handles.append(current_status())
+        for n in range(20):
+            current_status()["n"] = n
+            current_status().flush()
+
+    def refuse(updates: Any) -> None:
+        if any(update.kind is Kind.RUN for _, update in updates):
+            raise ValueError("too large")
+
+    work.send()
+    backend.before = refuse
+    run(broker)
+    for n in range(20):
+        handles[0]["n"] = n
+    assert caplog.text.count("cannot be stored") == 2, "one line that says it twice"
+    assert caplog.text.count("is finished") == 1
+
+
+def test_many_wrong_fields_of_a_message_are_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a message of a program that checks nothing
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message = work.message().copy(options={"status": {f"n{n}": float("nan") for n in range(1000)} | {"status": 7}})
+    broker.queues[work.queue_name].put(message.encode())
+    # When it runs
+    run(broker)
+    # Then a line counts them, each time that the worker reads them
+    assert 1 <= caplog.text.count("1001 of 1001 fields are ignored") <= 2
