@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import atexit
 import math
-import sys
 import threading
 import weakref
 from collections import deque
@@ -38,6 +37,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
 from . import _time as time
+from ._interrupts import ARE_THREADS_REAL
 from ._process import at_fork, note_interrupt
 from .backend import StatusBackend
 from .errors import BackendError
@@ -1342,8 +1342,12 @@ class Writer:
         missing = now - lane.missing_since
         # A worker that ends does not wait for an unknown message, except after its server was away.
         recent = self.outage.recovering or (missing < RECOVERY and (lane.unreached or not self._drains))
-        again = lane.settle(outcomes, keep_missing=recent or maker is not None)
+        # Updates of known messages do not make room for those of unknown ones.
+        kept = recent and len(self._later) < self._max_pending
+        again = lane.settle(outcomes, keep_missing=kept or maker is not None)
         if not again:
+            # What is written next is kept for a moment as well.
+            lane.missing_since = None
             del self._ready[lane]
         elif maker is None or Outcome.UNREACHED in outcomes:
             self._postpone(lane, min(max(FIRST_PAUSE, missing), LONGEST_PAUSE))
@@ -1442,7 +1446,7 @@ EXIT_TIMEOUT: Final = 5.0
 
 
 def _before_fork() -> None:
-    if _is_gevent_active():
+    if not ARE_THREADS_REAL:
         # An interrupt strikes a greenlet that waits, and could not be raised again.
         return
     try:
@@ -1453,10 +1457,6 @@ def _before_fork() -> None:
     except BaseException as e:
         # It has waited long enough.
         note_interrupt(e)
-
-
-def _is_gevent_active() -> bool:
-    return bool(getattr(sys.modules.get("gevent.monkey"), "saved", None))
 
 
 def _begin_all() -> None:

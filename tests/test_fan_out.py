@@ -14,13 +14,13 @@ import dramatiq
 import pytest
 from dramatiq.middleware import Middleware
 
-from dramatiq_status import Progress, StatusRegistry, aio, current_progress, current_status
+from dramatiq_status import BackendError, Progress, StatusRegistry, aio, current_progress, current_status
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 from dramatiq_status.context import current_binding
 from dramatiq_status.outage import Outage
-from dramatiq_status.record import PROGRESS, STATE, Epoch, Kind, Outcome, Update
-from dramatiq_status.writer import Writer
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Epoch, Kind, Outcome, Update
+from dramatiq_status.writer import Barrier, Finish, Start, Writer
 
 from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from .servers import MemcachedServer, RedisServer, Server
@@ -88,7 +88,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.writer import Writer
+from dramatiq_status.writer import Barrier, Finish, Start, Writer
 rest = Writer._rest
 Writer._rest = lambda self: (rest(self), time.sleep(0.05))
 class Killer(Middleware):
@@ -217,6 +217,62 @@ def test_a_parent_that_is_unknown_is_not_counted_on_for_ever(monkeypatch: pytest
     # And not when the process ends
     writer.outside("other").increment(1)
     assert writer.drain(PATIENCE)
+
+
+def test_a_write_to_a_message_that_was_unknown_is_not_taken_for_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a message that was unknown for so long that an increment on it was dropped
+    monkeypatch.setattr("dramatiq_status.writer.RECOVERY", 0.0)
+    backend = RecordingBackend(timeout=20_000)
+    writer = Writer(backend, Outage("RecordingBackend"))
+    lane = writer.outside("parent")
+    lane.increment()
+    eventually(lambda: not lane.count_unsent())
+    # When it is counted on as the store breaks
+    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+
+    def broken(updates: Any) -> Any:
+        raise BackendError("It does not answer.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "update_many", broken)
+        lane.increment()
+        # Then a flush does not take it for stored
+        assert not lane.flush(PATIENCE)
+    assert writer.drain(PATIENCE) and backend.field("parent", PROGRESS) == "1"
+
+
+class Away(StubBackend):
+    """Does not reach the server of one message."""
+
+    away = True
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for message_id, update in updates:
+            away = self.away and message_id == "job"
+            outcomes += [Outcome.UNREACHED] if away else super().update_many([(message_id, update)])
+        return outcomes
+
+
+def test_writes_to_unknown_messages_cost_no_final_state() -> None:
+    # Given a job that has ended while the server of its message does not answer
+    backend = Away()
+    writer = Writer(backend, Outage("Away"), max_pending=10)
+    run = writer.begin_run("job", run=5, epoch=Epoch(1, 1), throttle=0, base=dict)
+    run.add(Start({}, 1, None))
+    barrier = Barrier()
+    run.finish(Finish(COMPLETED, {}, 1_000_000), barrier)
+    assert not writer.confirm(run, barrier)
+    # When many unknown messages are counted on
+    lanes = [writer.outside(str(n)) for n in range(50)]
+    for lane in lanes:
+        lane.increment()
+        assert lane.flush(PATIENCE)
+    assert len(writer._later) <= 10
+    # Then the final state is stored when the server is back
+    backend.away = False
+    assert writer.drain(PATIENCE)
+    assert (backend.read("job") or {})[STATE] == "2"
 
 
 def test_a_running_parent_that_the_store_has_lost_is_counted_on() -> None:
