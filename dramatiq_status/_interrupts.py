@@ -1,9 +1,9 @@
-"""Where time limits, aborts and shutdowns strike.
+"""Threads on which time limits, aborts and shutdowns strike.
 
-Dramatiq raises them asynchronously in its workers' threads, between any two instructions of Python.  Python ignores
-what is raised while it drops an object: in ``__del__``, in the callback of a weak reference, in a generator.
-An interrupt that strikes there is lost, and its job goes on forever.  Therefore nothing of this package executes
-a function when it is dropped on such a thread.
+Dramatiq raises these interrupts asynchronously in its workers' threads, between any two instructions of Python.
+Python ignores an exception that is raised while it drops an object: in ``__del__``, in the callback of a weak
+reference, in a generator.  An interrupt that strikes there is lost, and its job goes on forever.  Therefore no object
+of this package executes a function when it is dropped on such a thread.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ def strike_here() -> bool:
 
 
 class WeakList(Generic[T]):
-    """Objects that are still alive.
+    """A list of the objects that are still alive.
 
-    In place of a :class:`weakref.WeakSet`, which executes a function whenever it loses an object.
+    It replaces a :class:`weakref.WeakSet`, which executes a function whenever it loses an object.
     """
 
     def __init__(self) -> None:
         self._references: list[weakref.ref[T]] = []
 
     def add(self, item: T) -> None:
-        """Add an object, and forget those that are gone."""
-        # Without a lock, which a fork might find taken.
+        """Add an object, and remove references to objects that are gone."""
+        # Without a lock, which another thread might hold at a fork.
         for reference in [reference for reference in self._references if reference() is None]:
             self._remove(reference)
         self._references.append(weakref.ref(item))
 
     def discard(self, item: T) -> None:
-        """Remove an object, if it is here."""
+        """Remove an object, if the list has it."""
         self._remove(weakref.ref(item))
 
     def __iter__(self) -> Iterator[T]:

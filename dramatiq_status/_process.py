@@ -36,8 +36,8 @@ def at_fork(*, flush: Callable[[], object] | None = None, **hooks: Callable[[], 
     fork, and the hook begins again.
 
     Parameters:
-      flush(Callable): Called before a fork, and before every function that is passed as ``before``, whichever was
-        registered first.
+      flush(Callable): Called before a fork, earlier than all functions that are passed as ``before``, in any order of
+        registration.
       **hooks(Callable): Functions by the names that ``os.register_at_fork``
         has for them: ``before``, ``after_in_parent``, ``after_in_child``.
     """
@@ -56,7 +56,7 @@ def _run_before_fork() -> None:
         try:
             hook()
         except BaseException:
-            # As Python does: whatever one hook raises, the others run, and the process forks.
+            # As in Python, the other hooks run after an error of one hook, and the process forks.
             logger.exception("A hook that runs before a fork has failed.")
 
 

@@ -47,7 +47,7 @@ class Health(NamedTuple):
 
 
 class Outage:
-    """Tells whether a store is down, and when to try it again.
+    """A circuit breaker: whether a store is down, and when to try it again.
 
     Parameters:
       name(str): What the log calls the store.

@@ -593,7 +593,7 @@ class Lane:
             merged = self._merged
             for entry in merged.entries:
                 for barrier in entry.barriers:
-                    # There is nothing to wait for where there is no record.
+                    # Without a record there is nothing to wait for.
                     barrier.release(self.missing_since is not None)
                 entry.barriers = []
             forgotten = len(merged.entries) if entries else 0
@@ -932,8 +932,8 @@ class Writer:
         return lane
 
     def _sweep(self) -> None:
-        """Forget the lanes that are gone.  References with callbacks would do so, and swallow an interrupt that
-        strikes in one.
+        """Remove the lanes that are gone.  References with callbacks would remove them, too, but swallow an interrupt
+        that strikes in a callback.
         """
         for message_id, reference in list(self._outside.items()):
             if reference() is None:

@@ -102,15 +102,15 @@ def check_client(client: Any) -> None:
 
 
 def errors() -> tuple[type[Exception], ...]:
-    """What talking to a server may raise."""
+    """Return the exceptions that a call to a server may raise."""
     return (OSError, *(driver.error for driver in _loaded.values()))
 
 
 def hang_ups() -> tuple[type[Exception], ...]:
-    """What is raised where the server has closed the connection, or there is none."""
+    """Return the exceptions of a connection that the server has closed, or that was not made."""
     return (ConnectionError, SSLEOFError, SSLZeroReturnError, *(d.connection_error for d in _loaded.values()))
 
 
 def response_errors() -> tuple[type[Exception], ...]:
-    """What is raised where the server answers with an error."""
+    """Return the exceptions that stand for an error as a server's reply."""
     return tuple(driver.response_error for driver in _loaded.values())

@@ -29,7 +29,7 @@ IDLE_CHECK: Final = 1.0
 #: For how many seconds a server that has answered counts as one that does.
 HEARD_LATELY: Final = 0.1
 
-#: Seconds in which a reply is read that came while another server was waited for until the end of the call.
+#: Seconds after the end of a call in which it reads replies that arrived while it waited for another server.
 GRACE: Final = 0.05
 
 #: What a server's hanging up looks like.
@@ -156,7 +156,7 @@ class Pool:
         if not sent:
             self.give(connection)
             return None
-        # What happens until the reply is asked for takes nothing from its time.
+        # The time until the caller requests the reply does not count for the time-out.
         left = deadline - monotonic()
 
         def read(call: Callable[[Connection], T]) -> T:
@@ -174,14 +174,14 @@ class Pool:
         return read
 
     def check(self) -> None:
-        """Raise where it is too early to try the server again.
+        """Raise an error where it is too early to try the server again.
 
         Raises:
           BackendError: With what happened the last time.
         """
 
     def succeeded(self) -> None:
-        """The server has answered."""
+        """Note that the server has answered."""
 
     def failed(self, error: BaseException) -> BackendError:
         """The server did not answer, or with an error: say so, and where."""
@@ -202,7 +202,7 @@ class Pool:
         return None
 
     def connect(self, deadline: float | None = None) -> Connection:
-        """Make a connection, until a moment by the monotonic clock."""
+        """Make a connection, until a deadline by the monotonic clock."""
         connection = self.open(monotonic() + self.timeout if deadline is None else deadline)
         try:
             for _ in connection.greet():
@@ -213,7 +213,7 @@ class Pool:
         return connection
 
     def open(self, deadline: float) -> Connection:
-        """Make a connection that is still to be greeted."""
+        """Make a connection, before :meth:`Connection.greet`."""
         client = copy.copy(self._client)
         return Connection(client, timeout=self.timeout, deadline=deadline, meta=self._meta, login=self._login)
 
@@ -360,13 +360,13 @@ class Conversation:
         self.pool.succeeded()
 
     def close(self) -> None:
-        """Close its connection, if a reply is still owed on it."""
+        """Close its connection, if a reply on it is still due."""
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
 
     def ends_at(self) -> float:
-        """When it has to go on even where nothing has come, by the monotonic clock."""
+        """The time at which it goes on even without a reply, by the monotonic clock."""
         if self.wake_at is not None:
             return self.wake_at
         return self._deadline if self.connection is None else self.connection.deadline
@@ -452,16 +452,16 @@ def _talk_to(pool: Pool, talk: Talk, again: Callable[[], bool]) -> BackendError 
 
 
 def say(connection: Connection, talk: Talk) -> None:
-    """Go through all steps of what is said to one server alone."""
+    """Carry out all steps of the exchange with a single server."""
     for wake_at in talk(connection):
         if wake_at is not None:
             sleep(max(0.0, wake_at - monotonic()))
 
 
 def _converse(conversations: list[Conversation], enough: Callable[[], bool]) -> None:
-    """Let conversations go on side by side until all are over, or it is enough."""
+    """Carry on conversations side by side until all are over, or until `enough` returns True."""
     try:
-        # Those that need a new connection come last: to connect may take all the time there is.
+        # Conversations that need a new connection come last: connecting may take all the time that is left.
         for conversation in sorted(conversations, key=lambda conversation: not conversation.pool.has_idle):
             conversation.advance()
         while not enough() and (going := [conversation for conversation in conversations if not conversation.over]):
@@ -473,7 +473,7 @@ def _converse(conversations: list[Conversation], enough: Callable[[], bool]) -> 
 
 
 def _wait(conversations: list[Conversation]) -> list[Conversation]:
-    """Wait for those that can go on: a reply has come, or their time."""
+    """Wait for conversations that can go on: a reply has arrived, or their time has come."""
     ready: list[Conversation] = []
     with DefaultSelector() as selector:
         for conversation in conversations:
@@ -488,7 +488,7 @@ def _wait(conversations: list[Conversation]) -> list[Conversation]:
     for conversation in ready:
         connection = conversation.connection
         if connection is not None and connection.deadline < now + GRACE:
-            # It is not its fault that another one has used up the time.
+            # Another server has used up the time: this one has not failed.
             connection.deadline = now + GRACE
     return ready + [found for found in conversations if found not in ready and found.ends_at() <= now]
 

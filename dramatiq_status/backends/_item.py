@@ -187,7 +187,7 @@ class Job:
             new = applied.record
             if new is not None and new is not record:
                 if TRUNCATED in new and update.kind is Kind.ENQUEUE:
-                    # Its values are older than those that were dropped.
+                    # The item's values are older than the dropped values.
                     update = without(update, truncated_of(new))
                     applied = apply(record, update, now)
                 if room is not None:
@@ -303,7 +303,7 @@ def note_truncated(record: Record, update: Update, dropped: Collection[str]) -> 
 
 
 def public_name(stored: str) -> str:
-    """The name of a field as users know it."""
+    """Return the user's name of a stored field."""
     return stored[len(USER_PREFIX) :] if stored.startswith(USER_PREFIX) else _NAMES.get(stored, stored)
 
 

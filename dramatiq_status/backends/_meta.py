@@ -51,7 +51,7 @@ _SPLIT_SIZE: Final = 1_048_576
 _SHORT_SIZE: Final = 4096
 _TINY_SIZE: Final = 256
 
-#: Bytes that are sent at once at most.
+#: Maximum number of bytes that are sent at once.
 _SEND_SIZE: Final = 262_144
 
 #: Seconds by which a socket's own time-out may exceed what is left of a call's.
@@ -185,7 +185,7 @@ class Connection:
             raise
 
     def greet(self) -> Iterator[None]:
-        """Log in and find out what the server can do, in steps: a reply is due after each."""
+        """Log in and find out the server's features, in steps: a reply is due after each step."""
         if self._login is not None:
             self.send(self._login.request)
             yield
@@ -225,7 +225,7 @@ class Connection:
     # Time
 
     def begin(self, deadline: float) -> None:
-        """Begin a call that ends at a moment by the monotonic clock."""
+        """Begin a call that ends at a deadline by the monotonic clock."""
         self.deadline = deadline
         if self.hurried:
             self.hurried = False
@@ -297,7 +297,7 @@ class Connection:
         return b"cas %b 0 %d %d %d\r\n%b\r\n" % (key, expiry, len(value), cas, value)
 
     def touch(self, key: bytes) -> bytes:
-        """The request to change nothing of an item but its cas: a writer that has cached the item
+        """Return the request to change only the cas of an item: a writer that has cached the item
         then has to read it.  :meth:`read_touched` reads the reply.
         """
         return b"append %b 0 0 0\r\n\r\n" % key
@@ -312,7 +312,7 @@ class Connection:
                 raise TimeoutError("timed out") from None
 
     def ping(self) -> Iterator[None]:
-        """See whether the server answers, in steps."""
+        """Check in steps whether the server answers."""
         self.send(b"version\r\n")
         yield
         line = self._line()
@@ -389,7 +389,7 @@ class Connection:
             self.send(b"".join(map(self.get, keys)))
 
     def read_values(self, count: int) -> list[tuple[bytes, int | None] | None]:
-        """Read so many items' values and seconds left."""
+        """Read the values of a number of items, and the seconds that they have left."""
         if not self.meta:
             items = [self.read_item() for _ in range(count)]
             return [item and (item.value, item.ttl) for item in items]

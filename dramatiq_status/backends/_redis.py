@@ -38,7 +38,7 @@ IDLE_CHECK: Final = 1.0
 #: Parts of the time-out by which a system call may end behind the deadline of its call.
 TIME_STEPS: Final = 16
 
-#: Bytes a second of which a call may take as long as it takes: a large reply makes the deadline later.
+#: Number of bytes for which a call gets another second: a large request or reply makes the deadline later.
 SLOWEST: Final = 4_000_000
 
 #: What a socket raises whose time is over, be it the kernel's or Python's.
@@ -109,12 +109,12 @@ class Link:
     def __init__(self, make: Callable[[float], Any], timeout: float) -> None:
         #: When it was last used, by the monotonic clock; 0 for never.
         self.used = 0.0
-        #: When the present call has to end, by the monotonic clock.
+        #: Deadline of the present call, by the monotonic clock.
         self.deadline = 0.0
         self._make = make
         self._timeout = timeout
         self._slack = timeout / TIME_STEPS
-        # How long a system call waits; negative where that is not known.
+        # Time-out of a system call, in seconds; negative where it is unknown.
         self._waits = -timeout
         self._connection: Any = None
         self._socket: Any = None
@@ -234,7 +234,7 @@ class Link:
                 self._socket.settimeout(waits)
 
     def _allow(self, size: int) -> None:
-        # What takes long because it is large is no server that does not answer.
+        # A server that needs long for a large reply does answer.
         self.deadline += size / SLOWEST
 
     def _no_answer(self) -> TimeoutError:

@@ -30,7 +30,7 @@ _DO_NOTHING: Final = object.__hash__
 
 
 def time_left(deadline: float) -> float:
-    """Return for how many seconds the next system call may wait, at least for :data:`SHORTEST`.
+    """Return the seconds that the next system call may wait, at least :data:`SHORTEST`.
 
     Raises:
       TimeoutError: When the deadline was more than :data:`GRACE` ago.
@@ -65,8 +65,8 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
 
     def run() -> Iterator[None]:
         try:
-            # Python before 3.12 raises an interrupt of the thread that starts another one in that one, as it begins:
-            # it begins here.
+            # Before 3.12, Python may raise an interrupt of the starting thread in the new thread as this begins:
+            # that is here.
             yield
             results.append(work())
         except BaseException as e:
@@ -128,7 +128,7 @@ class _TimedSocket:
 
 
 class _Timed:
-    """What is added to a connection of the driver's."""
+    """The additions to a connection of the driver."""
 
     #: When its calls have to end, by the monotonic clock; None for the driver's own time-outs.
     deadline: float | None = None
