@@ -9,11 +9,13 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from ..backend import StatusBackend
+from ..record import MAX_WHOLE_NUMBER, whole_number_in
 
 #: The environment variable that has the URL where none is passed.
 VARIABLE: Final = "DRAMATIQ_STATUS_URL"
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z+]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
+_PARTS = re.compile(r"^(?:[^:/?#]*://)?([^/?#]*)(.*)", re.DOTALL)
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+)(?::(?P<port>\d{1,5}))?")
 
 
@@ -72,15 +74,35 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
             )
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}.")
+    problem = ""
     try:
         name, found = _parse(url)
     except ValueError as e:
-        # Not its context: that may quote a password.
-        raise ValueError(f"{where}, {mask(url)!r}, is wrong: {e}") from None
+        problem = str(e)
+    if problem:
+        # Without a context: that may quote a password.
+        raise ValueError(f"{where}, {mask(url)!r}, is wrong: {problem}")
     from .. import backends
 
     backend: StatusBackend = getattr(backends, name)(**{**found, **parameters})
     return backend
+
+
+def check_login(url: str) -> None:
+    """Refuse a URL with a ``@`` behind its host: what stands before that is part of a password that was not encoded,
+    and must neither be quoted by an error nor be taken for a host.
+
+    Raises:
+      ValueError: When there is one.
+    """
+    authority, rest = _PARTS.findall(url)[0]
+    _, _, places = authority.rpartition("@")
+    query = rest.partition("?")[2]
+    if "@" in (rest if places else query):
+        raise ValueError(
+            "a name or a password with one of '%/?#@:,' in it has to be percent-encoded: '/' is %2F, '?' is %3F, "
+            "'@' is %40."
+        )
 
 
 def mask(url: str) -> str:
@@ -119,6 +141,7 @@ def _parse(url: str) -> tuple[str, dict[str, Any]]:
     scheme = match["scheme"]
     if scheme not in _SCHEMES:
         raise ValueError(f"{scheme!r} is none of {', '.join(_SCHEMES)}.")
+    check_login(url)
     name, default_port, read, options = _SCHEMES[scheme]
     address = _read_address(match, default_port)
     parameters = read(address)
@@ -162,9 +185,6 @@ def _read_address(match: re.Match[str], default_port: int) -> _Address:
         if found["port"] and not 0 < port < 65_536:
             raise ValueError("the port must be from 1 to 65535.")
         hosts.append((unquote(found["host"].strip("[]")), port))
-    if hosts and "@" in match["path"]:
-        # Part of a password; it must not be quoted by what comes next.
-        raise ValueError("a name or a password with one of '%/?#@:,' in it has to be percent-encoded: '/' is %2F.")
     return _Address(
         hosts, unquote(username) or None if at else None, unquote(password) if colon else None, unquote(match["path"])
     )
@@ -227,8 +247,9 @@ def _some(address: _Address, at_most: int = 1000) -> list[tuple[str, int]]:
 
 def _read_db(text: str) -> int:
     if text and not text.isdecimal():
-        raise ValueError(f"the number of a database ends the path, not {text!r}.")
-    return int(text or 0)
+        # It may be a part of a password.
+        raise ValueError("the path ends with the number of a database.")
+    return whole_number_in(text or "0", MAX_WHOLE_NUMBER)
 
 
 def _tell_sentinels(parameters: dict[str, Any]) -> None:
@@ -253,7 +274,7 @@ def _text(name: str, text: str) -> str:
 def _number(name: str, text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"the parameter {name!r} must be a number, not {text!r}.")
-    return int(text)
+    return whole_number_in(text, MAX_WHOLE_NUMBER)
 
 
 def _bool(name: str, text: str) -> bool:

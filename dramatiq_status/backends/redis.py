@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from ssl import CERT_NONE
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import _time as time
@@ -18,7 +19,7 @@ from ._redis import Connections, Link, coded, failure_of
 from ._script import TIME, Script, ScriptCall, ServerClock, checked
 from ._sentinel import SentinelConnections
 from ._timed import quieten
-from ._url import mask
+from ._url import check_login, mask
 
 if TYPE_CHECKING:
     import redis
@@ -148,6 +149,8 @@ class RedisBackend(StatusBackend):
             # The driver cannot send a number that is not plain.
             if plain_number(parameters.get(name)) is not None:
                 parameters[name] = check_number(name, parameters[name])
+        if parameters.get("ssl"):
+            _check_hostname(parameters)
         seconds = self.timeout / 1000
         if client is not None:
             check_client(client)
@@ -406,13 +409,29 @@ def _url_client(url: str) -> Any:
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}.")
     try:
-        return DRIVER.client.from_url(url)
+        check_login(url)
+        client = DRIVER.client.from_url(url)
     except ValueError:
-        # Not the driver's words: they may quote a password.
+        client = None
+    if client is None:
+        # Without the driver's words: they may quote a password.
         raise ValueError(
             f"url, {mask(url)!r}, is wrong: write it like 'redis://[[user]:password@]host[:port][/db]', "
             "with names and passwords percent-encoded, or see backend_from_url."
-        ) from None
+        )
+    pool = client.connection_pool
+    if issubclass(pool.connection_class, DRIVER.find("connection", "SSLConnection")):
+        _check_hostname(pool.connection_kwargs)
+    return client
+
+
+def _check_hostname(parameters: dict[str, Any]) -> None:
+    """Make the driver compare the name in a server's certificate with the host, unless the caller has chosen.
+
+    It does so by default from redis-py 6.0 on; earlier ones and valkey-py do not.
+    """
+    if parameters.get("ssl_cert_reqs", "required") not in (None, "none", CERT_NONE):
+        parameters.setdefault("ssl_check_hostname", True)
 
 
 def _master_client(
@@ -427,9 +446,12 @@ def _master_client(
         raise ValueError("service_name must say which master to ask the sentinels for, such as 'mymaster'.")
     if not sentinels:
         raise ValueError("sentinels must not be empty: pass the host and port of one at least.")
+    sentinel_kwargs = dict(sentinel_kwargs or {})
+    if sentinel_kwargs.get("ssl"):
+        _check_hostname(sentinel_kwargs)
     quick = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": DRIVER.no_retry}
     sentinel = DRIVER.find("sentinel", "Sentinel")(
-        list(sentinels), sentinel_kwargs={**quick, **(sentinel_kwargs or {})}, **parameters
+        list(sentinels), sentinel_kwargs={**quick, **sentinel_kwargs}, **parameters
     )
     # What is wrong with their parameters would be no outage either.
     Connections(sentinel.sentinels[0].connection_pool, timeout)

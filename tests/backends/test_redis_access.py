@@ -17,7 +17,9 @@ import redis
 
 from dramatiq_status import State, StatusRegistry, aio, backend_from_url
 from dramatiq_status.aio.backend import async_backend
-from dramatiq_status.backend import Query
+from dramatiq_status.backend import Query, StatusBackend
+from dramatiq_status.backends import redis as redis_backend
+from dramatiq_status.backends._driver import driver
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import Outcome
@@ -172,6 +174,54 @@ def test_tls_to_a_cluster_by_url(start_server: StartServer, certificates: Path) 
         assert set(outcomes) == {Outcome.APPLIED} and all(backend.read_many(ids))
         assert isinstance(backend, RedisBackend) and backend._shards is not None
         assert {port for _, port in backend._shards.cluster._nodes} == set(ports)
+
+
+@pytest.mark.parametrize("package", ["redis", "valkey"])
+@pytest.mark.parametrize("way", ["url", "by url", "parameters", "sentinels", "cluster"])
+def test_the_name_in_a_certificate_is_compared_with_the_host(
+    tls_server: TlsServer, certificates: Path, monkeypatch: pytest.MonkeyPatch, package: str, way: str
+) -> None:
+    # Given a driver, and a server whose certificate is for 127.0.0.1
+    monkeypatch.setattr(redis_backend, "DRIVER", driver(package))
+    host, port, query = "localhost", tls_server.tls_port, f"ssl_ca_certs={certificates / 'ca.crt'}"
+    own: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(certificates / "ca.crt"), "timeout": PATIENT}
+    makers: dict[str, Callable[[], StatusBackend]] = {
+        "url": lambda: RedisBackend(url=f"rediss://{host}:{port}?{query}", timeout=PATIENT),
+        "by url": lambda: backend_from_url(f"rediss://{host}:{port}?{query}", timeout=PATIENT),
+        "parameters": lambda: RedisBackend(host=host, port=port, **own),
+        "sentinels": lambda: backend_from_url(f"rediss+sentinel://{host}:{port}/m?{query}", timeout=PATIENT),
+        "cluster": lambda: backend_from_url(f"rediss+cluster://{host}:{port}?{query}", timeout=PATIENT),
+    }
+    # When a backend connects to it by another name
+    backend: Any = makers[way]()
+    with closing(backend), pytest.raises(BackendError) as caught:
+        backend.read("m")
+    # Then it refuses it, the Sentinels' connections as well as those to their master
+    if way == "sentinels":
+        asked = [backend._connections, *backend._connections._sentinels]
+        assert [one._parameters["ssl_check_hostname"] for one in asked] == [True, True]
+    else:
+        assert "match" in str(caught.value)
+
+
+@pytest.mark.parametrize("package", ["redis", "valkey"])
+@pytest.mark.parametrize(
+    "chosen", [{"ssl_check_hostname": False}, {"ssl_cert_reqs": "none"}, {"ssl_cert_reqs": None}], ids=str
+)
+def test_the_name_in_a_certificate_is_not_compared_on_request(
+    tls_server: TlsServer,
+    certificates: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    chosen: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(redis_backend, "DRIVER", driver(package))
+    # Given a backend that connects by another name than that in the certificate, and says that this is right
+    own: dict[str, Any] = {"ssl_ca_certs": str(certificates / "ca.crt"), "timeout": PATIENT, **chosen}
+    with closing(RedisBackend(host="localhost", port=tls_server.tls_port, ssl=True, **own)) as backend:
+        # When it is used
+        # Then it works
+        assert backend.update(uuid4().hex, enqueue()) is Outcome.APPLIED
 
 
 @pytest.mark.parametrize("way", ["tls", "unix", "narrow"])

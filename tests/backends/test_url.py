@@ -12,6 +12,8 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.stub import StubBroker
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dramatiq_status import BackendError, StatusMiddleware, backend_from_url, backends
 from dramatiq_status.backend import StatusBackend
@@ -110,8 +112,11 @@ WRONG = {
     "redis+sentinel://ann:12/s3cret@db/mymaster": "percent-encoded",
     "redis://:s3cret@db/one": "number of a database",
     "redis+sentinel://h1/m?sentinel_password=s3cret&timeout=x": "must be a number",
+    "redis://ann:34/s3cret?@db": "percent-encoded",
+    "redis://ann:34?timeout=s3cret@db": "percent-encoded",
+    "redis://ann:34?namespace=s3 cret@db": "percent-encoded",
     "redis://ann:12#s3cret": "'redis://\\*\\*\\*', is wrong: write it like",
-    "redis://ann:12?s3cret@db": "parameters are written like",
+    "redis://ann:12?s3cret@db": "percent-encoded",
     "redis://ann:12?s3cret=s3cret@db": "'[?]' is %3F",
     "redis://:s3cret": "hosts are written like",
     "redis://ann:s3cret": "hosts are written like",
@@ -120,7 +125,7 @@ WRONG = {
     "redis://db?pass=s3cret": "'pass' is none of",
     "redis+sentinel://h1/m?Sentinel_Password=s3cret": "'Sentinel_Password' is none of",
     "redis+sentinel://h1/m?sentinel%5Fpassword=s3cret&timeout=x": "must be a number",
-    "redis+sentinel://h1/m?sentinel_password=a@s3cret&timeout=x": "must be a number",
+    "redis+sentinel://h1/m?sentinel_password=a@s3cret&timeout=x": "percent-encoded",
     "redis+sentinel://h1/m?sentinel_password=x#s3cret": "write it like",
     "redis+sentinel://h1/m?sentinel_password=x&s3cret": "parameters are written like",
     "redis+sentinel://h1/m?sentinel_password=x&s3cret=y": "'&' is %26",
@@ -155,7 +160,7 @@ def test_what_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         backend_from_url(url)
     # Then the error says what, and shows no password
     assert "s3cret" not in str(caught.value)
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,50 @@ def test_a_backends_own_url_that_is_wrong(url: str) -> None:
         RedisBackend(url=url)
     # Then the error says what is expected, and shows no password
     assert "s3cret" not in str(caught.value) and "s3/cret" not in str(caught.value)
-    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+
+
+SECRET = "Q7wX9zK4"
+
+#: What passwords consist of that were not encoded: what has a meaning in a URL, between parts of the secret.
+passwords = st.lists(
+    st.one_of(
+        st.sampled_from(["34", "1234", "0", *"/?#@:,%&= []\n", "://", "timeout=", "namespace="]), st.just(SECRET)
+    ),
+    max_size=7,
+).map(lambda parts: "".join([*parts[:3], SECRET, *parts[3:]]))
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    scheme=st.sampled_from(
+        ["redis", "rediss", "valkey", "unix", "redis+sentinel", "redis+cluster", "memcached", "memory"]
+    ),
+    separator=st.sampled_from(["://", ":", "//", ""]),
+    password=passwords,
+    rest=st.sampled_from(
+        ["h", "h:1/0", "h/m", "h1,h2:7/m/0?timeout=5", "", "/run/socket", "h?namespace=x&", "h:x/y#z"]
+    ),
+    own=st.booleans(),
+)
+def test_no_error_quotes_a_part_of_a_password(scheme: str, separator: str, password: str, rest: str, own: bool) -> None:
+    # Given a URL with a password that was not encoded
+    url = f"{scheme}{separator}user:{password}@{rest}"
+    # When a backend is made by it
+    texts: list[str] = []
+    try:
+        made = RedisBackend(url=url) if own else backend_from_url(url)
+    except (ValueError, TypeError) as e:
+        error: BaseException | None = e
+        while error is not None:
+            texts += [str(error), repr(error)]
+            error = error.__cause__ or error.__context__
+    else:
+        texts += [str(made), repr(made)]
+        made.close()
+    # Then neither it nor the error, with all its causes, shows four characters of it
+    parts = [SECRET[first : first + 4] for first in range(len(SECRET) - 3)]
+    assert not [text for text in texts for part in parts if part in text]
 
 
 def test_parameters_that_connections_do_not_take() -> None:
