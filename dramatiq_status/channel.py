@@ -4,13 +4,13 @@ running message, any other message, or nowhere but memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Lock
 from typing import Protocol, TypeVar
 
 from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
 from .errors import BackendError, StatusMissing
-from .fields import check_count, name_of_field
+from .fields import MAX_FIELDS, check_count, name_of_field
 from .record import (
     COMPLETED,
     PROGRESS,
@@ -83,7 +83,17 @@ class RunChannel(LiveChannel):
     writer, and nothing that is written waits for the store.
     """
 
-    __slots__ = ("_backend", "_lane", "counts", "flush", "increment", "max_field_size", "message_id", "tracked_total")
+    __slots__ = (
+        "_backend",
+        "_lane",
+        "_names",
+        "counts",
+        "flush",
+        "increment",
+        "max_field_size",
+        "message_id",
+        "tracked_total",
+    )
 
     def __init__(self, lane: Lane, backend: StatusBackend) -> None:
         self.message_id: str = lane.message_id
@@ -94,8 +104,12 @@ class RunChannel(LiveChannel):
         self.flush: Callable[[], bool] = lane.flush
         self._lane = lane
         self._backend = backend
+        # Stored names of the fields that the run has written and not deleted.
+        self._names: set[str] = set()
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
+        if not self._names.issuperset(fields):
+            self._note_names(fields)
         if state is not None:
             _check_verdict(state)
             # Shown when Dramatiq is done with the message (DESIGN §2, rule 10).
@@ -104,7 +118,24 @@ class RunChannel(LiveChannel):
             self._lane.write(fields, urgent=urgent)
 
     def change(self, changes: Changes, *, urgent: bool = True) -> None:
+        self._names.difference_update(changes.deleted)
+        if changes.counts:
+            self._note_names(changes.counts)
         self._lane.write({}, urgent=urgent, changes=changes)
+
+    def _note_names(self, names: Iterable[str]) -> None:
+        """Note that the run writes fields of these stored names.
+
+        Raises:
+          ValueError: When the run would have too many fields.
+        """
+        noted = self._names.union(names)
+        if len(noted) > MAX_FIELDS:
+            raise ValueError(
+                f"A message may have at most {MAX_FIELDS} fields, and message {self.message_id!r} would have "
+                f"{len(noted)}. Write a list or a dict into one field, or delete fields."
+            )
+        self._names = noted
 
     def read(self) -> Snapshot | None:
         return _read_behind(self.flush, self._backend, self.message_id)

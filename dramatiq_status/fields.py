@@ -55,6 +55,9 @@ RESERVED: Final = frozenset(
 #: The longest name of a field, in UTF-8 bytes.
 MAX_NAME_SIZE: Final = 255
 
+#: Maximum number of fields that a run may give its message, and of those that it may be sent with.
+MAX_FIELDS: Final = 1000
+
 #: How deep lists and dicts may be nested.  A reader's decoder stops at
 #: some hundred, less what its own stack holds already.
 MAX_DEPTH: Final = 100
@@ -87,8 +90,10 @@ def encode_fields(fields: Mapping[str, Any], *, max_size: int) -> tuple[Record, 
       TypeError: When a name is not a string, or a value cannot be
         written as JSON without becoming something else.
       ValueError: When a name is reserved or malformed, a value is too
-        large, NaN or infinite, or the state is unknown.
+        large, NaN or infinite, the state is unknown, or there are too many fields.
     """
+    if len(fields) > MAX_FIELDS:
+        raise ValueError(f"At most {MAX_FIELDS} fields can be written at once, not {len(fields)}.")
     encoded: Record = {}
     state = None
     for name, value in fields.items():

@@ -25,7 +25,7 @@ from .backends import backend_from_url
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, hiding, uncover
 from .errors import BackendError, StatusOptionError, StatusSetupError
-from .fields import encode_fields, encode_value, plain_value
+from .fields import MAX_FIELDS, encode_fields, encode_value, plain_value
 from .lifecycle import (
     Begun,
     Decision,
@@ -689,6 +689,13 @@ class StatusMiddleware(Middleware):
             if strict:
                 raise StatusOptionError(f"The option 'status' of {where} must be a dict, not {type(given).__name__}.")
             logger.error("The option 'status' of %s is not a dict and is ignored.", where)
+            return {}, {}
+        if len(given) > MAX_FIELDS:
+            if strict:
+                raise StatusOptionError(
+                    f"The option 'status' of {where} has more than {MAX_FIELDS} fields: {len(given)}."
+                )
+            logger.error("The option 'status' of %s has more than %d fields and is ignored.", where, MAX_FIELDS)
             return {}, {}
         fields: Record = {}
         right: dict[str, Any] = {}

@@ -18,7 +18,16 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware, SkipMessage
 
-from dramatiq_status import Status, StatusMissing, StatusRegistry, aio, current_progress, current_status, track
+from dramatiq_status import (
+    Status,
+    StatusMissing,
+    StatusOptionError,
+    StatusRegistry,
+    aio,
+    current_progress,
+    current_status,
+    track,
+)
 from dramatiq_status.context import current_binding
 from dramatiq_status.record import Kind, Update, apply
 from dramatiq_status.snapshot import Snapshot
@@ -620,3 +629,40 @@ def test_handles_for_people_to_read(backend: RecordingBackend, monkeypatch: pyte
     # When they are printed, by a debugger say
     # Then the store is not asked
     assert (repr(status), repr(progress)) == ("<Status of m>", "<Progress of m>")
+
+
+def test_a_run_has_a_thousand_fields_at_most() -> None:
+    # Given a job that writes a field for each row
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    errors: list[BaseException | None] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        status = current_status()
+        for n in range(1000):
+            status[f"row{n}"] = n
+        errors.append(raised_by(lambda: status.update(row1000=1)))
+        errors.append(raised_by(lambda: status.increment("row1001")))
+        errors.append(raised_by(lambda: status.update({f"more{n}": n for n in range(1001)})))
+        # Fields that are there, and one in the place of another, are no more
+        status["row0"] = "again"
+        del status["row1"]
+        status["row1000"] = 1000
+
+    message = work.send()
+    run(broker)
+    # Then what is too much raises where it is written, and the rest is stored
+    assert [type(error) for error in errors] == [ValueError] * 3
+    status = StatusRegistry.get(message, backend=backend)
+    assert status.state == "completed"
+    assert [status.get(name) for name in ("row0", "row1", "row999", "row1000", "row1001")] == [
+        "again",
+        None,
+        999,
+        1000,
+        None,
+    ]
+    # And a message is sent with no more of them
+    with pytest.raises(StatusOptionError, match="1001"):
+        work.send_with_options(status={f"row{n}": n for n in range(1001)})

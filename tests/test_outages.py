@@ -973,9 +973,9 @@ def test_many_wrong_fields_of_a_message_are_one_log_line(caplog: pytest.LogCaptu
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    message = work.message().copy(options={"status": {f"n{n}": float("nan") for n in range(1000)} | {"status": 7}})
+    message = work.message().copy(options={"status": {f"n{n}": float("nan") for n in range(900)} | {"status": 7}})
     broker.queues[work.queue_name].put(message.encode())
     # When it runs
     run(broker)
     # Then a line counts them, each time that the worker reads them
-    assert 1 <= caplog.text.count("1001 of 1001 fields are ignored") <= 2
+    assert 1 <= caplog.text.count("901 of 901 fields are ignored") <= 2
