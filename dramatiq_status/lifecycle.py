@@ -79,6 +79,8 @@ class Frame:
     #: Buffers of other messages that the run has written to.  The writer holds those that are not all stored; a weak
     #: reference with a callback would swallow an interrupt that strikes in it.
     others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
+    #: Those of them that were noted after the run last sent a message.
+    fresh: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: Number of these references above which to remove those of buffers that are gone.
     sweep_at: int = field(default=_FEW, repr=False)
     #: Barriers of enqueues that no thread has waited for.
@@ -90,13 +92,14 @@ class Frame:
 
     def note(self, lane: Any) -> None:
         """Note that the run writes to another message."""
+        reference = weakref.ref(lane)
         if self.others is None:
             self.others = set()
-        self.others.add(weakref.ref(lane))
+        self.others.add(reference)
+        self.fresh.add(reference)
         if len(self.others) > self.sweep_at:
-            for reference in list(self.others):
-                if reference() is None:
-                    self.others.discard(reference)
+            for references in (self.others, self.fresh):
+                references.difference_update([found for found in list(references) if found() is None])
             self.sweep_at = 2 * len(self.others) + _FEW
 
     def decide(self, *, rejected: bool) -> Decision:

@@ -371,12 +371,17 @@ class StatusMiddleware(Middleware):
         """
         if self._outage.down or asyncio._get_running_loop() is not None:
             return
-        others = [found for reference in list(frame.others or ()) if (found := reference()) is not None]
+        # A run may hold handles of thousands of messages, and send as many.
+        fresh, frame.fresh = frame.fresh, set()
+        others = [found for reference in list(fresh) if (found := reference()) is not None]
         written = [*filter(None, [lane.unstored() for lane in (frame.context.lane, *others)]), *(frame.enqueues or ())]
         if any(barrier.stored is None for barrier in written):
             # In the same round trip as `queued`.
             queued = self._notes.barrier
             self._writer.confirm_others((), written if queued is None else [*written, queued], self._writer.deadline())
+            if queued is not None and queued.stored is None:
+                # The time-out is over: after_enqueue does not wait for another.
+                self._notes.barrier = None
 
     @_through_late_interrupts
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:

@@ -14,13 +14,21 @@ import dramatiq
 import pytest
 from dramatiq.middleware import Middleware
 
-from dramatiq_status import BackendError, Progress, StatusRegistry, aio, current_progress, current_status
+from dramatiq_status import (
+    BackendError,
+    Progress,
+    StatusMiddleware,
+    StatusRegistry,
+    aio,
+    current_progress,
+    current_status,
+)
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 from dramatiq_status.context import current_binding
 from dramatiq_status.outage import Outage
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Epoch, Kind, Outcome, Update
-from dramatiq_status.writer import Barrier, Finish, Start, Writer
+from dramatiq_status.writer import Barrier, Finish, Lane, Start, Writer
 
 from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from .servers import MemcachedServer, RedisServer, Server
@@ -88,7 +96,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.writer import Barrier, Finish, Start, Writer
+from dramatiq_status.writer import Barrier, Finish, Lane, Start, Writer
 rest = Writer._rest
 Writer._rest = lambda self: (rest(self), time.sleep(0.05))
 class Killer(Middleware):
@@ -528,3 +536,68 @@ def test_a_run_forgets_the_messages_that_have_what_it_wrote() -> None:
     worker.stop()
     # Then their acknowledgements look only for what may not be stored
     assert kept_at_once == [0, 1]
+
+
+def test_a_run_that_holds_many_handles_looks_at_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a job that sends messages and keeps their handles
+    backend = StubBackend()
+    broker = make_broker(backend)
+    looks: list[str] = []
+    unstored = Lane.unstored
+
+    def look(self: Lane) -> Barrier | None:
+        looks.append(self.message_id)
+        return unstored(self)
+
+    monkeypatch.setattr(Lane, "unstored", look)
+
+    @dramatiq.actor(broker=broker)
+    def child() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def parent() -> None:
+        handles = []
+        for _ in range(100):
+            message = child.send()
+            handles.append(StatusRegistry.get(message, backend=backend))
+        of_children.append(sum(message_id != current_status().message_id for message_id in looks))
+
+    of_children: list[int] = []
+    parent.send()
+    run(broker)
+    # Then it looks at each of them once before it sends
+    assert of_children == [99]
+
+
+def test_a_run_that_sends_waits_for_one_time_out() -> None:
+    # Given a store that hangs
+    backend = RecordingBackend(timeout=200)
+    broker = make_broker(backend)
+    waits: list[bool] = []
+    gate = Gate(backend, holds=lambda updates: any(":step" in update.fields for _, update in updates))
+    writer = next(m for m in broker.middleware if isinstance(m, StatusMiddleware))._writer
+    wait = writer.wait
+
+    @dramatiq.actor(broker=broker, queue_name="later")
+    def later() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def sender() -> None:
+        def noted(barrier: Barrier, timeout: float | None = None) -> bool:
+            waits.append(barrier.stored is None)
+            return wait(barrier, timeout)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(writer, "wait", noted)
+            # When a job writes and sends
+            current_status()["step"] = "x"
+            later.send()
+        gate.open()
+
+    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=10, worker_threads=1)
+    worker.start()
+    sender.send()
+    broker.join("default", timeout=20_000)
+    worker.stop()
+    # Then it waits before the broker gets the message, and not once more after that
+    assert gate.reached.is_set() and waits == []
