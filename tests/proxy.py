@@ -25,6 +25,8 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         #: Bytes of a reply that are forwarded at once, and the seconds between; None for all at once.
         self.drip: tuple[int, float] | None = None
+        #: Bytes of replies that are forwarded before all stands still; None for no end.
+        self.stop_after: int | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Proxy:
@@ -59,6 +61,10 @@ class Proxy:
             while data := server.recv(BUFFER):
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 while data:
+                    if self.stop_after is not None:
+                        self.stop_after -= len(data)
+                        if self.stop_after < 0:
+                            return
                     size, pause = self.drip or (len(data), 0.0)
                     client.sendall(data[:size])
                     data = data[size:]

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ import dramatiq
 import pytest
 
 from dramatiq_status import BackendError, aio
-from dramatiq_status.backend import Query
-from dramatiq_status.backends import RedisBackend
+from dramatiq_status.backend import Query, StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, _redis
 from dramatiq_status.backends._cluster import TAGS, shard_of, slot_of
 from dramatiq_status.record import Epoch, Kind, Outcome, Update
 
@@ -157,17 +158,141 @@ def test_replies_that_drip_in_an_event_loop(dripping: RedisBackend) -> None:
     asyncio.run(ask())
 
 
-def test_a_large_reply_takes_its_time(proxy: Proxy) -> None:
+@pytest.mark.parametrize("kind", ["redis", "redis without hiredis", "memcached"])
+def test_a_large_reply_takes_its_time(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a server that sends 8 MB a second
-    backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=200)
+    server = request.getfixturevalue("memcached_server" if kind == "memcached" else "redis_server")
+    server.reset()
+    if kind == "redis without hiredis":
+        monkeypatch.setattr(_redis, "hiredis", None)
     large = '"' + "x" * 60_000 + '"'
-    for number in range(50):
-        backend.update(str(number), Update(Kind.ENQUEUE, Epoch(1, 1), fields={":large": large}))
-    proxy.drip = (65_536, 65_536 / 8_000_000)
-    # When it is asked for 3 MB, within half of the time that they take
-    records = backend.read_many([str(number) for number in range(50)])
+    ids = [str(number) for number in range(50)]
+    with Proxy(server.port) as proxy:
+        backend: StatusBackend
+        if kind == "memcached":
+            backend = MemcachedBackend(servers=f"127.0.0.1:{proxy.port}", timeout=200)
+        else:
+            backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=200)
+        for message_id in ids:
+            backend.update(message_id, Update(Kind.ENQUEUE, Epoch(1, 1), fields={":large": large}))
+        proxy.drip = (65_536, 65_536 / 8_000_000)
+        # When it is asked for 3 MB, within half of the time that they take
+        records = backend.read_many(ids)
+        # Then that is no server that does not answer
+        assert [isinstance(record, dict) and record[":large"] for record in records] == [large] * 50
+        backend.close()
+
+
+def test_a_large_reply_that_stops(proxy: Proxy) -> None:
+    # Given a server that stops in the middle of a large reply
+    backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
+    for number in range(60):
+        backend.update(str(number), Update(Kind.ENQUEUE, Epoch(1, 1), fields={":large": '"' + "x" * 60_000 + '"'}))
+    proxy.stop_after = 3_000_000
+    # When it is asked
+    # Then it has no more time than one that does not begin
+    with in_time():
+        backend.read_many([str(number) for number in range(60)])
+    backend.close()
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Let other threads have the interpreter, so that each system call of ours takes a fifth of a second longer."""
+    interval, over = sys.getswitchinterval(), threading.Event()
+
+    def spin() -> None:
+        while not over.is_set():
+            pass
+
+    threads = [threading.Thread(target=spin) for _ in range(2)]
+    sys.setswitchinterval(0.1)
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("kind", ["redis", "redis without hiredis", "cluster"])
+def test_a_busy_process(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a process whose other threads need the processor
+    if kind == "cluster":
+        servers = request.getfixturevalue("redis_cluster")
+        servers.reset()
+        backend = RedisBackend(cluster_nodes=servers.addresses, timeout=TIMEOUT)
+    else:
+        if kind != "redis":
+            monkeypatch.setattr(_redis, "hiredis", None)
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=TIMEOUT)
+    ids = [str(number) for number in range(250)]
+    backend.update_many([(message_id, enqueue()) for message_id in ids])
+    # When it reads many messages
+    with busy_process():
+        records = backend.read_many(ids)
+    # Then that the replies are read late is not the server's fault
+    assert all(isinstance(record, dict) for record in records)
+    backend.close()
+
+
+@pytest.mark.parametrize("with_hiredis", [True, False])
+def test_work_between_an_update_and_its_reply(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, with_hiredis: bool
+) -> None:
+    # Given an update that was sent
+    if not with_hiredis:
+        monkeypatch.setattr(_redis, "hiredis", None)
+    backend = RedisBackend(url=redis_url, timeout=100)
+    backend.update("m", enqueue())
+    complete = backend.begin_update("m", enqueue(2))
+    # When the caller is away for longer than the time-out, the broker's call for one
+    time.sleep(0.3)
+    # Then the reply is read
+    assert complete() is Outcome.APPLIED
+    backend.close()
+
+
+def test_a_large_reply_in_an_event_loop(proxy: Proxy) -> None:
+    # Given a server that takes twice the time-out for a reply, and goes on sending
+    backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
+    ids = [str(number) for number in range(1000)]
+    backend.update_many([(message_id, Update(Kind.ENQUEUE, Epoch(1, 1))) for message_id in ids])
+
+    async def ask() -> list[Any]:
+        await aio.StatusRegistry.read("0", backend=backend)
+        # About 80 bytes a message
+        proxy.drip = (1600, 0.02)
+        return await aio.StatusRegistry.read_many(ids, backend=backend)
+
+    # When it is asked
     # Then that is no server that does not answer
-    assert [record and record[":large"] for record in records] == [large] * 50
+    assert None not in asyncio.run(ask())
+    backend.close()
+
+
+def test_a_blocked_event_loop(redis_server: RedisServer, redis_url: str) -> None:
+    backend = RedisBackend(url=redis_url, timeout=100)
+    backend.update("m", enqueue())
+
+    async def ask() -> None:
+        await aio.StatusRegistry.read("m", backend=backend)
+        # Given a call whose request was sent
+        redis_server.pause()
+        call = asyncio.create_task(aio.StatusRegistry.read("m", backend=backend))
+        await asyncio.sleep(0.01)
+        redis_server.resume()
+        # When other code blocks the event loop for longer than the time-out
+        time.sleep(0.3)
+        # Then the reply, which has arrived, is read
+        assert await call is not None
+
+    asyncio.run(ask())
     backend.close()
 
 

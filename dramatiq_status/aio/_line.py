@@ -10,12 +10,15 @@ from typing import Any, Final, TypeVar
 from ..backends._driver import hang_ups, response_errors
 from ..backends._redis import ServerError, coded
 from ..errors import BackendError
-from ._connect import Connector, disconnect, error_for, no_answer, within
+from ._connect import CATCH_UP, Connector, disconnect, error_for, no_answer, within
 
 T = TypeVar("T")
 
 #: How many requests are sent together, at most.
 REQUESTS_A_CALL: Final = 100
+
+#: Number of replies for which all waiting calls get another second.
+SLOWEST: Final = 1000
 
 #: After how many seconds an idle connection is closed.
 IDLE: Final = 30.0
@@ -47,7 +50,7 @@ class Call:
 
     __slots__ = (
         *("_at", "_begin", "_read", "_replies", "_sends", "_sent"),
-        *("again", "answer", "deadline", "first", "request"),
+        *("again", "answer", "deadline", "first", "request", "seen"),
     )
 
     def __init__(
@@ -57,11 +60,14 @@ class Call:
         again: bool,
         answer: asyncio.Future[Any],
         deadline: float,
+        seen: int,
     ) -> None:
         self.request = request
         self.again = again
-        #: When it has to be answered, by the loop's clock.
+        #: Deadline by the loop's clock, if no replies arrive before it.
         self.deadline = deadline
+        #: Number of replies that had arrived before the call was made.
+        self.seen = seen
         #: Whether it was not sent for a second time.
         self.first = True
         self.answer = answer
@@ -122,7 +128,7 @@ class Line:
     :data:`IDLE` seconds is closed.
 
     A call ends by its deadline, whatever goes on before it is sent: calls that were sent earlier, connecting, and
-    asking where the server is.
+    asking where the server is.  Each reply makes the deadlines of all calls a little later: the server answers.
 
     Parameters:
       connector(Connector): How to connect.
@@ -137,6 +143,9 @@ class Line:
         # Calls in the order of their deadlines, including answered calls, and the timer that ends the first.
         self._waiting: deque[Call] = deque()
         self._alarm: asyncio.TimerHandle | None = None
+        # Number of replies so far, and the time of the last one by the loop's clock.
+        self._replies = 0
+        self._heard = 0.0
 
     async def call(self, request: bytes, read: Callable[[Any], T], *, again: bool = True) -> T:
         """Send a request and read what it is answered with.
@@ -152,7 +161,7 @@ class Line:
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
-        call = Call(request, read, again, answer, loop.time() + self._connector.timeout)
+        call = Call(request, read, again, answer, loop.time() + self._connector.timeout, self._replies)
         self._calls.append(call)
         self._limit(call)
         if self._task is None:
@@ -181,14 +190,31 @@ class Line:
         if self._alarm is None:
             self._alarm = asyncio.get_running_loop().call_at(waiting[0].deadline, self._expire)
 
-    def _expire(self) -> None:
+    def _expire(self, caught_up: bool = False) -> None:
         loop, waiting = asyncio.get_running_loop(), self._waiting
         self._alarm = None
         now = loop.time()
-        while waiting and (waiting[0].answer.done() or waiting[0].deadline <= now):
-            waiting.popleft().fail(error_for(no_answer(self._connector.timeout)))
+        while waiting and (waiting[0].answer.done() or self._end_of(waiting[0]) <= now):
+            if not waiting[0].answer.done():
+                if not caught_up and now - self._end_of(waiting[0]) > CATCH_UP:
+                    # The loop was blocked.  Read the replies first that have arrived meanwhile.
+                    self._alarm = loop.call_later(CATCH_UP, self._expire, True)
+                    return
+                waiting[0].fail(error_for(no_answer(self._connector.timeout)))
+            waiting.popleft()
         if waiting:
-            self._alarm = loop.call_at(waiting[0].deadline, self._expire)
+            self._alarm = loop.call_at(self._end_of(waiting[0]), self._expire)
+
+    def _end_of(self, call: Call) -> float:
+        return self._later(call.deadline, call.seen)
+
+    def _later(self, deadline: float, seen: int) -> float:
+        """Return the later deadline of a call, by the loop's clock.
+
+        A server that stops has no more than the time-out.
+        """
+        granted = deadline + (self._replies - seen) / SLOWEST
+        return max(deadline, min(granted, self._heard + self._connector.timeout))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         if self._timer is not None:
@@ -239,7 +265,10 @@ class Line:
         try:
             if not used:
                 self._connection = await self._connector.connect()
-            await within(self._connector.timeout, self._converse(self._connection, calls))
+            seen = self._replies
+            await within(
+                self._connector.timeout, self._converse(self._connection, calls), lambda end: self._later(end, seen)
+            )
         except BaseException as e:
             connection, self._connection = self._connection, None
             if connection is not None:
@@ -260,7 +289,7 @@ class Line:
         await connection.send_packed_command([call.request for call in calls], check_health=False)
         for call in calls:
             try:
-                await _read(connection, call)
+                await self._read(connection, call)
             except Unsent as e:
                 call.next(e.request)
                 self._calls.append(call)
@@ -271,17 +300,19 @@ class Line:
                     call.fail(error_for(e))
                 raise OutOfStep("Redis: a request failed that was sent together with this one.") from e
 
-
-async def _read(connection: Any, call: Call) -> None:
-    """Read the replies to a call, also where nobody waits for its answer any more."""
-    while True:
-        try:
-            call.finish()
-        except Short as e:
-            for _ in range(e.missing):
-                call.add(await _reply(connection))
-        else:
-            return
+    async def _read(self, connection: Any, call: Call) -> None:
+        """Read the replies to a call, also where nobody waits for its answer any more."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            try:
+                call.finish()
+            except Short as e:
+                for _ in range(e.missing):
+                    call.add(await _reply(connection))
+                    self._replies += 1
+                    self._heard = clock()
+            else:
+                return
 
 
 async def _reply(connection: Any) -> Any:

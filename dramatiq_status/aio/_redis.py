@@ -143,8 +143,6 @@ class RedisSubscription:
         self._connection = connection
         self._channels_of = channels_of
         self._timeout = timeout
-        # Each call has its own, below.
-        connection.socket_timeout = None
         self._channels: dict[str, str] = {}
 
     async def add(self, message_ids: Sequence[str]) -> None:

@@ -211,11 +211,15 @@ class _Flight:
         except errors() as e:
             self._fail(e)
 
-    def receive(self, deadline: float) -> None:
-        """Read all replies; an error of the connection is kept."""
+    def receive(self, deadline: float) -> float:
+        """Read all replies; an error of the connection is kept.
+
+        Returns:
+          float: The deadline, which large replies make later.
+        """
         link = self._link
         if link is None:
-            return
+            return deadline
         link.deadline = deadline
         try:
             if self._clock:
@@ -229,9 +233,10 @@ class _Flight:
                 self.answered += 1
         except _failures() as e:
             self._fail(e)
-            return
-        self._link = None
-        self.node.connections.give(link)
+        else:
+            self._link = None
+            self.node.connections.give(link)
+        return link.deadline
 
     def _fail(self, error: BaseException) -> None:
         self.error = error
@@ -362,7 +367,7 @@ class Cluster:
         while True:
             try:
                 for flight in flights:
-                    flight.receive(deadline)
+                    deadline = flight.receive(deadline)
                     if flight.error is None:
                         self._answered(flight.node)
             except BaseException:

@@ -26,7 +26,7 @@ from pymemcache.exceptions import (
 )
 
 from .._time import monotonic
-from ._timed import PLAIN_SOCKET, closed_by_c, uninterrupted
+from ._timed import PLAIN_SOCKET, SHORTEST, SLOWEST, closed_by_c, time_left, uninterrupted
 
 #: The first version whose meta commands are today's.  Those of 1.6.6,
 #: say, which Amazon had for years, take the size of a value elsewhere
@@ -54,11 +54,8 @@ _TINY_SIZE: Final = 256
 #: Maximum number of bytes that are sent at once.
 _SEND_SIZE: Final = 262_144
 
-#: Seconds by which a socket's own time-out may exceed what is left of a call's.
+#: Seconds by which a socket's own time-out may differ from what is left of a call's.
 _SLACK: Final = 0.01
-
-#: Shortest time-out of a socket, in seconds: 0 would mean none.
-_SHORTEST: Final = 0.001
 
 
 class Stored(Enum):
@@ -244,14 +241,14 @@ class Connection:
 
     def _hurry(self) -> None:
         """Let the socket wait no longer than the present call."""
-        left = self._left()
-        if left < self._armed - _SLACK:
+        left = min(time_left(self.deadline), self.timeout)
+        if abs(left - self._armed) > _SLACK:
             self.hurried = True
             self._arm(left)
 
     def _arm(self, seconds: float) -> None:
         """Set the socket's own time-out."""
-        self._armed = seconds = max(seconds, _SHORTEST)
+        self._armed = seconds = max(seconds, SHORTEST)
         if not self._kernel_timeouts:
             self._socket.settimeout(seconds)
             return
@@ -310,6 +307,8 @@ class Connection:
                 self._socket.sendall(request[first : first + _SEND_SIZE])
             except BlockingIOError:
                 raise TimeoutError("timed out") from None
+            if first:
+                self.deadline += _SEND_SIZE / SLOWEST
 
     def ping(self) -> Iterator[None]:
         """Check in steps whether the server answers."""
@@ -486,6 +485,8 @@ class Connection:
             raise TimeoutError("timed out") from None
         if not received:
             raise MemcacheUnexpectedCloseError
+        # A server that needs long for a large reply does answer.
+        self.deadline += len(received) / SLOWEST
         self._buffer = self._buffer[self._at :] + received
         self._at = 0
 

@@ -17,7 +17,7 @@ from .._interrupts import WeakList
 from .._process import at_fork
 from ..errors import BackendError
 from ._driver import driver_of, errors, hang_ups, response_errors
-from ._timed import PLAIN_SOCKET, time_left, timed, uninterrupted
+from ._timed import PLAIN_SOCKET, SLOWEST, time_left, timed, uninterrupted
 
 hiredis: Any = None
 try:
@@ -37,9 +37,6 @@ IDLE_CHECK: Final = 1.0
 
 #: Parts of the time-out by which a system call may end behind the deadline of its call.
 TIME_STEPS: Final = 16
-
-#: Number of bytes for which a call gets another second: a large request or reply makes the deadline later.
-SLOWEST: Final = 4_000_000
 
 #: What a socket raises whose time is over, be it the kernel's or Python's.
 _TIME_OUTS: Final = (BlockingIOError, TimeoutError)
@@ -142,6 +139,7 @@ class Link:
         if self._socket is None:
             self._connection.deadline = self.deadline
             self._connection.send_packed_command([request], check_health=False)
+            self.deadline = self._connection.deadline
             return
         try:
             self._limit()
@@ -171,8 +169,8 @@ class Link:
                 raise self._no_answer() from e
             if not data:
                 raise ConnectionError("Connection closed by server.")
-            if len(data) == _BUFFER_SIZE:
-                self._allow(_BUFFER_SIZE)
+            # A server that needs long for a large reply does answer.
+            self.deadline += len(data) / SLOWEST
             reader.feed(data)
 
     def read_many(self, count: int) -> list[Any]:
@@ -214,28 +212,31 @@ class Link:
         while request:
             self._limit()
             sent = self._socket.send(request)
-            self._allow(sent)
+            self.deadline += sent / SLOWEST
             request = request[sent:]
 
     def _read_by_driver(self) -> Any:
+        connection = self._connection
+        connection.deadline = self.deadline
         try:
-            return self._connection.read_response()
+            return connection.read_response()
         except response_errors() as e:
             return coded(e)
+        finally:
+            # A large reply has made it later.
+            self.deadline = connection.deadline
 
     def _limit(self) -> None:
         """Let the next system call wait until the deadline, give or take a little."""
         difference = self.deadline - time.monotonic() - self._waits
         if difference < -self._slack or difference > self._slack:
-            self._waits = waits = time_left(self.deadline)
+            # A server that stops in the middle of a large reply has no more than the time-out.
+            self._waits = waits = min(time_left(self.deadline), self._timeout)
+            self.deadline = min(self.deadline, time.monotonic() + self._timeout)
             if type(self._socket) is _PLAIN_SOCKET:
                 _let_kernel_time(self._socket, waits)
             else:
                 self._socket.settimeout(waits)
-
-    def _allow(self, size: int) -> None:
-        # A server that needs long for a large reply does answer.
-        self.deadline += size / SLOWEST
 
     def _no_answer(self) -> TimeoutError:
         # The kernel's own words are that a resource is temporarily unavailable.

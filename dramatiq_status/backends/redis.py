@@ -115,8 +115,8 @@ class RedisBackend(StatusBackend):
       cluster_nodes(Sequence[tuple[str, int]]): Hosts and ports of some
         nodes of a cluster, in place of a URL.
       namespace(str): What all keys start with.
-      timeout(int): How long one call may take, in milliseconds.  A request or reply of
-        megabytes may take a second longer for every 4 MB.
+      timeout(int): How long one call may take, in milliseconds.  A request or reply may
+        take a second longer for every 500 kB.
       max_field_size(int): The largest encoded field, in bytes.
       max_listed(int): About how many messages of each state, queue and actor
         can be listed and counted, the newest ones.  0 for no index: it takes
