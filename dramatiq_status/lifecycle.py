@@ -144,8 +144,8 @@ class ThreadNotes(threading.local):
     def __init__(self) -> None:
         #: Whether this is one of Dramatiq's worker threads.
         self.worker = False
-        #: Delayed messages that this thread holds, by id.
-        self.delayed: set[str] = set()
+        #: Number of delayed copies that this thread holds, by message id. A broker may deliver one twice.
+        self.delayed: dict[str, int] = {}
         #: Messages that were enqueued since the last acknowledgement, by
         #: id, other than the one being processed.
         self.enqueued: set[str] = set()
@@ -159,6 +159,18 @@ class ThreadNotes(threading.local):
     def holds(self, message_id: Any) -> bool:
         """Whether this thread holds a delayed message with this id. The id of a message may be of any type."""
         return isinstance(message_id, str) and message_id in self.delayed
+
+    def hold(self, message_id: str) -> None:
+        """Note a delayed copy."""
+        self.delayed[message_id] = self.delayed.get(message_id, 0) + 1
+
+    def release(self, message_id: str) -> None:
+        """Drop the note of a delayed copy, which was moved to its queue."""
+        left = self.delayed[message_id] - 1
+        if left:
+            self.delayed[message_id] = left
+        else:
+            del self.delayed[message_id]
 
     def begin(self, message_id: str, begun: Begun) -> None:
         """Note that an enqueue has begun, and drop the oldest note where there are too many."""

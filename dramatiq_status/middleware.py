@@ -407,7 +407,7 @@ class StatusMiddleware(Middleware):
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
         if isinstance(message.message_id, str):
-            self._notes.delayed.add(message.message_id)
+            self._notes.hold(message.message_id)
 
     def _begin_enqueue(self, message: Any) -> Epoch:
         """Return the enqueue of a message that begins: the one that has begun before, where the broker tries again."""
@@ -572,7 +572,7 @@ class StatusMiddleware(Middleware):
         """The delivery is over."""
         notes = self._notes
         if notes.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
-            notes.delayed.discard(message.message_id)
+            notes.release(message.message_id)
         frame = self._find_frame(message)
         if frame is not None:
             if not frame.settled:

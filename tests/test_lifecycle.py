@@ -135,7 +135,7 @@ def test_notes_are_a_thread_s_own() -> None:
     # Given what one thread has noted
     notes = ThreadNotes()
     notes.worker = True
-    notes.delayed.add("id")
+    notes.hold("id")
     notes.enqueued.add("id")
     seen: list[object] = []
     # When another one looks
@@ -143,13 +143,13 @@ def test_notes_are_a_thread_s_own() -> None:
     thread.start()
     thread.join()
     # Then it finds nothing
-    assert seen == [False, set(), set()]
+    assert seen == [False, {}, set()]
 
 
 def test_what_is_forgotten_with_a_delivery() -> None:
     notes = ThreadNotes()
     notes.worker = True
-    notes.delayed.add("a delayed one")
+    notes.hold("a delayed one")
     notes.enqueued.add("another")
     notes.forget()
-    assert (notes.worker, notes.delayed, notes.enqueued) == (True, {"a delayed one"}, set())
+    assert (notes.worker, notes.delayed, notes.enqueued) == (True, {"a delayed one": 1}, set())

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Notes(threading.local):
     """What the witness remembers between the hooks of one thread."""
 
     def __init__(self) -> None:
-        self.delayed: set[str] = set()
+        self.delayed: Counter[str] = Counter()
         self.run: Run | None = None
 
 
@@ -106,10 +107,10 @@ class Witness(Middleware):
         self._facts.write("booted", parent=os.getppid())
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
-        self._notes.delayed.add(message.message_id)
+        self._notes.delayed[message.message_id] += 1
 
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        if delay is not None or message.message_id not in self._notes.delayed:
+        if delay is not None or not self._notes.delayed[message.message_id]:
             # A retry keeps it; a message that is enqueued anew, by its sender or by a group, has another.
             root = message.options.setdefault("chaos_root", uuid4().hex[:12])
             self._facts.write("enqueuing", id=message.message_id, root=root)
@@ -118,7 +119,7 @@ class Witness(Middleware):
                 run.offered = True
 
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        if delay is not None or message.message_id not in self._notes.delayed:
+        if delay is not None or not self._notes.delayed[message.message_id]:
             run = self._notes.run
             if run is not None and run.message_id == message.message_id:
                 run.requeued = True
@@ -145,7 +146,7 @@ class Witness(Middleware):
 
     def after_ack(self, broker: dramatiq.Broker, message: Any) -> None:
         if _is_delayed_copy(message):
-            self._notes.delayed.discard(message.message_id)
+            self._notes.delayed[message.message_id] -= 1
         elif (run := self._notes.run) is not None:
             self._facts.write("acked", id=run.message_id, run=run.token)
             self._notes.run = None

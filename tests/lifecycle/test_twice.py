@@ -13,8 +13,9 @@ from dramatiq.middleware import Retries
 
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_status
 from dramatiq_status.backends import RedisBackend
+from dramatiq_status.record import Kind
 
-from ..recording import PATIENCE, eventually, working
+from ..recording import PATIENCE, RecordingBackend, eventually, make_broker, working
 from ..servers import RedisServer
 
 
@@ -59,3 +60,23 @@ def test_the_end_of_the_older_run_is_not_shown(redis_server: RedisServer, fails:
             assert eventually(lambda: StatusRegistry.get(message, backend=backend).queued)
     broker.close()
     backend.close()
+
+
+def test_a_delayed_message_that_a_worker_holds_twice_is_enqueued_once() -> None:
+    # Given a delayed message, which the broker delivers twice to one worker
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    runs: SimpleQueue[None] = SimpleQueue()
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        runs.put(None)
+
+    copy = broker.enqueue(work.message(), delay=50)
+    broker.queues[copy.queue_name].put(copy.encode())
+    # When it is due
+    with working(broker):
+        for _ in range(2):
+            runs.get(timeout=PATIENCE)
+    # Then neither copy is taken for another enqueue, which would start its status over
+    assert [update.epoch.number for update in backend.updates(copy.message_id, Kind.ENQUEUE)] == [1]
