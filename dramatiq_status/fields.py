@@ -55,7 +55,7 @@ RESERVED: Final = frozenset(
 #: The longest name of a field, in UTF-8 bytes.
 MAX_NAME_SIZE: Final = 255
 
-#: Maximum number of fields that a run may give its message, and of those that it may be sent with.
+#: Maximum number of fields that a run may write, and of fields that a message may be sent with.
 MAX_FIELDS: Final = 1000
 
 #: How deep lists and dicts may be nested.  A reader's decoder stops at

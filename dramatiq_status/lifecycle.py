@@ -27,7 +27,7 @@ MAX_EXCEPTION_LENGTH: Final = 1024
 #: Maximum number of notes per thread about enqueues that have begun and are not completed.
 _MAX_BEGUN: Final = 16
 
-#: Number of references to other messages' buffers that are not worth a sweep.
+#: Maximum number of references to other messages' buffers without a sweep.
 _FEW: Final = 256
 
 #: What the names of Dramatiq's delay queues end with.
@@ -79,7 +79,7 @@ class Frame:
     #: Buffers of other messages that the run has written to.  The writer holds those that are not all stored; a weak
     #: reference with a callback would swallow an interrupt that strikes in it.
     others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
-    #: Those of them that were noted after the run last sent a message.
+    #: The part of these buffers that was noted after the run last sent a message.
     fresh: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: Number of these references above which to remove those of buffers that are gone.
     sweep_at: int = field(default=_FEW, repr=False)

@@ -320,7 +320,7 @@ class StatusMiddleware(Middleware):
             self._store_before_send(binding.frame)
 
     def _warn_of_options(self, message: Any) -> None:
-        """Warn once of options of ours that arrive where Dramatiq does not look for them."""
+        """Warn once of options of this middleware that arrive in a place where Dramatiq ignores them."""
         nested = message.options["options"]
         if not isinstance(nested, Mapping):
             return
@@ -380,7 +380,7 @@ class StatusMiddleware(Middleware):
             queued = self._notes.barrier
             self._writer.confirm_others((), written if queued is None else [*written, queued], self._writer.deadline())
             if queued is not None and queued.stored is None:
-                # The time-out is over: after_enqueue does not wait for another.
+                # The time-out is over: after_enqueue does not wait for a second one.
                 self._notes.barrier = None
 
     @_through_late_interrupts

@@ -75,7 +75,7 @@ class Outage:
         self._all_outages = self._all_failures = self._all_dropped = 0
 
     def health(self, pending_updates: int, pending_messages: int) -> Health:
-        """Return what is known of the store, with so many updates of so many messages that are not stored yet."""
+        """Return the state of the store, with the given numbers of messages and updates that are not stored yet."""
         with self._lock:
             since = None
             if self.down:

@@ -472,7 +472,7 @@ class Lane:
                 self._note_changes(self._merged, changes)
 
     def is_first(self, trouble: str) -> bool:
-        """Tell whether this kind of trouble of the message was not logged yet, and note that it is logged now."""
+        """Return whether this kind of trouble of the message is new, and note that it is logged now."""
         first = trouble not in self._logged
         self._logged |= {trouble}
         return first
@@ -1346,7 +1346,7 @@ class Writer:
         kept = recent and len(self._later) < self._max_pending
         again = lane.settle(outcomes, keep_missing=kept or maker is not None)
         if not again:
-            # What is written next is kept for a moment as well.
+            # The next writes are kept for a moment as well.
             lane.missing_since = None
             del self._ready[lane]
         elif maker is None or Outcome.UNREACHED in outcomes:
@@ -1372,7 +1372,7 @@ class Writer:
         lane.give_up(entries=False)
         self._later[lane] = lane.retry_at = due = time.monotonic() + pause
         self._next_due = min(self._next_due, due)
-        # Last: after an interrupt ahead of it the lane is in both, and not in none.
+        # Last: after an earlier interrupt, the lane is in both places, and not in none.
         del self._ready[lane]
         if len(self._later) > self._max_pending:
             self.outage.refused(self._drop(self._later))

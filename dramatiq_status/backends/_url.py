@@ -80,7 +80,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
     except ValueError as e:
         problem = str(e)
     if problem:
-        # Without a context: that may quote a password.
+        # Without the error as a context: it may quote a password.
         raise ValueError(f"{where}, {mask(url)!r}, is wrong: {problem}")
     from .. import backends
 
@@ -89,7 +89,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
 
 
 def check_login(url: str) -> None:
-    """Refuse a URL with a ``@`` behind its host: what stands before that is part of a password that was not encoded,
+    """Refuse a URL with a ``@`` behind its host: the text in front of it is part of a password that was not encoded,
     and must neither be quoted by an error nor be taken for a host.
 
     Raises:
