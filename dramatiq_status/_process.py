@@ -20,8 +20,9 @@ logger = logging.getLogger("dramatiq_status")
 #: Seconds until an interrupt is raised again, when the hooks of other packages have ended as well.
 AFTER_FORK: Final = 0.01
 
-# Interrupts that struck in hooks, by thread.
+# Interrupts that struck in hooks, and those that will be raised again, by thread.
 _caught: dict[int, type[BaseException]] = {}
+_due: dict[int, type[BaseException]] = {}
 
 
 # Hooks before a fork: first the hooks that still need the connections to a store, then the hooks that close these.
@@ -85,9 +86,29 @@ def _raise_again() -> None:
     thread = threading.get_ident()
     caught = _caught.pop(thread, None)
     if caught is not None:
-        threading.Timer(AFTER_FORK, raise_thread_exception, (thread, caught)).start()
+        _due[thread] = caught
+        threading.Timer(AFTER_FORK, _raise, (thread,)).start()
+
+
+def _raise(thread: int) -> None:
+    due = _due.pop(thread, None)
+    if due is not None:
+        raise_thread_exception(thread, due)  # type: ignore[no-untyped-call]
+
+
+def drop_interrupt() -> None:
+    """Drop the interrupt that would be raised again in this thread. The job that it is for has ended, and it would
+    strike the next one.
+    """
+    if _due:
+        _due.pop(threading.get_ident(), None)
+
+
+def _forget() -> None:
+    _caught.clear()
+    _due.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_run_before_fork)
-at_fork(after_in_parent=_raise_again, after_in_child=_caught.clear)
+at_fork(after_in_parent=_raise_again, after_in_child=_forget)

@@ -19,7 +19,7 @@ import dramatiq
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Middleware
 
-from ._process import at_fork
+from ._process import at_fork, drop_interrupt
 from .backend import StatusBackend, check_duration, check_message_id, check_number, now_ms
 from .backends import backend_from_url
 from .channel import RunChannel
@@ -491,6 +491,7 @@ class StatusMiddleware(Middleware):
     def after_process_message(
         self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
+        drop_interrupt()
         frame = self._frame_of(broker, message)
         if frame is not None:
             frame.outcome_seen, frame.exception, frame.result = True, exception, result

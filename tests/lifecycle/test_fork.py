@@ -18,7 +18,7 @@ import pytest
 from dramatiq.middleware import TimeLimitExceeded
 
 from dramatiq_status import BackendError, Snapshot, StatusRegistry, current_progress, current_status
-from dramatiq_status._process import raise_thread_exception
+from dramatiq_status._process import note_interrupt, raise_thread_exception
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.middleware import _token
@@ -322,6 +322,33 @@ def test_an_interrupt_while_a_fork_waits_for_a_file_is_not_lost(tmp_path: Path) 
 def stack_of(thread: int) -> list[str]:
     """The names of the functions that a thread is in."""
     return [frame.name for frame in traceback.extract_stack(sys._current_frames()[thread])]
+
+
+def test_an_interrupt_in_a_fork_does_not_strike_the_next_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a job that ends right after an interrupt has struck in a hook of its fork
+    monkeypatch.setattr("dramatiq_status._process.AFTER_FORK", 1.0)
+    backend = RecordingBackend(timeout=20_000)
+    broker = make_broker(backend)
+    before = set(threading.enumerate())
+
+    @dramatiq.actor(broker=broker)
+    def forks() -> None:
+        note_interrupt(TimeLimitExceeded())
+        fork_off(lambda: None)
+
+    @dramatiq.actor(broker=broker)
+    def next_one() -> None:
+        # When the next job runs at the time when that would be raised again
+        eventually(lambda: not any(isinstance(t, threading.Timer) for t in {*threading.enumerate()} - before))
+        current_status()["struck"] = False
+
+    messages = [forks.send(), next_one.send()]
+    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
+    worker.start()
+    join(broker, worker)
+    worker.stop()
+    # Then it runs to its end
+    assert [str(StatusRegistry.read(message, backend=backend)) for message in messages] == ["completed", "completed"]
 
 
 def test_children_draw_tokens_of_their_own() -> None:
