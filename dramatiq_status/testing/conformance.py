@@ -996,10 +996,10 @@ class BackendConformance:
 
     # Time to live
 
-    def _check_ttl(self, backend: StatusBackend, message_id: str, expected: int) -> None:
+    def _check_ttl(self, backend: StatusBackend, message_id: str, expected: int, *, above: int = 0) -> None:
         found = self.ttl_of(backend, message_id)
         assert found is not None
-        assert expected - self.ttl_tolerance <= found <= expected + self.ttl_resolution
+        assert expected - self.ttl_tolerance <= found <= expected + self.ttl_resolution + above
 
     def test_a_waiting_message_lives(self, backend: StatusBackend, message_id: str) -> None:
         # Given an enqueued message
@@ -1030,8 +1030,9 @@ class BackendConformance:
         scheduled_at = backend.now() + 3_600_000
         # When it is enqueued
         backend.update(message_id, update(L="60000", D=str(scheduled_at)))
-        # Then it lives for that hour and a minute
-        self._check_ttl(backend, message_id, 3_660_000)
+        # Then it lives for that hour and a minute, give or take: a slow answer makes what the backend knows of the
+        # store's clock inexact
+        self._check_ttl(backend, message_id, 3_660_000, above=self.ttl_tolerance)
 
     def test_a_delay_is_kept_by_an_outside_write(self, backend: StatusBackend, message_id: str) -> None:
         # Given a delayed message
@@ -1040,7 +1041,7 @@ class BackendConformance:
         # When somebody writes to it
         backend.update(message_id, outside(step="1"))
         # Then it lives for the hour and a minute still
-        self._check_ttl(backend, message_id, 3_660_000)
+        self._check_ttl(backend, message_id, 3_660_000, above=self.ttl_tolerance)
 
     def test_a_delay_that_is_over_counts_for_nothing(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message whose delay is long over
