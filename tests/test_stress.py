@@ -33,11 +33,12 @@ THREADS = 8
 PATIENCE = 20_000 + 20 * MESSAGES
 
 
-MOMENTS = {"enqueued_at", "started_at", "finished_at", "updated_at"}
+#: Moments, and the time between two of them.
+MOMENTS = {"enqueued_at", "started_at", "finished_at", "updated_at", "duration"}
 
 
 def exact(number: int, message_id: str) -> dict[str, Any]:
-    """All that a record holds in the end, but for the moments."""
+    """All that a status shows in the end, except for the moments."""
     return {
         "message_id": message_id,
         "actor_name": "work",
@@ -48,6 +49,12 @@ def exact(number: int, message_id: str) -> dict[str, Any]:
         "user_id": number * 7,
         "number": number,
         "step": "done",
+        "percent": float(stress_app.INCREMENTS),
+        "finished": True,
+        "retrying": False,
+        "scheduled": False,
+        "stalled": False,
+        "time_remaining": None,
     }
 
 
