@@ -227,6 +227,13 @@ def watch_logs(facts: FactFile) -> None:
         root.addHandler(FactHandler(facts))
 
 
+def unwatch_logs() -> None:
+    """Write down no more of what this process logs: another run may follow, with facts of its own."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, FactHandler)]:
+        root.removeHandler(handler)
+
+
 def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFile) -> dramatiq.Broker:
     """Return the same broker to the workers and to the runner."""
     middleware = [

@@ -20,7 +20,7 @@ import dramatiq
 from dramatiq_status import BackendError, StatusMissing, StatusRegistry
 
 from ..servers import RedisServer
-from .app import TIME_LIMIT, declare, make_broker, watch_logs
+from .app import TIME_LIMIT, declare, make_broker, unwatch_logs, watch_logs
 from .checker import Checker, Finding
 from .crew import Crew
 from .facts import FactFile, read_facts
@@ -160,6 +160,7 @@ class Stage:
         stack.callback(self._broker.close)
         self._actors = declare(self._broker)
         watch_logs(self._facts)
+        stack.callback(unwatch_logs)
         self._jobs: dict[str, tuple[Job, dramatiq.Message[Any]]] = {}
         self._zero = time.time()
         self._done: list[tuple[float, str]] = []
