@@ -297,9 +297,11 @@ def close_broken_connections() -> None:
     run in the middle of a job, so it leaves alone what still works, however
     old, and transactions: those are for the code that has begun them to end.
     """
-    # A cache of Django's without a database does not load it.
-    db = sys.modules.get("django.db")
-    for connection in () if db is None else db.connections.all(initialized_only=True):
+    # Django's caches work without its databases, which may not be loaded, and without settings, which databases need.
+    db, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
+    if db is None or conf is None or not conf.settings.configured:
+        return
+    for connection in db.connections.all(initialized_only=True):
         in_transaction = connection.in_atomic_block or connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
         if connection.errors_occurred and not in_transaction and not connection.is_usable():
             connection.close()

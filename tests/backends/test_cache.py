@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import django.db  # noqa: F401 - see test_djangos_databases_need_settings_and_its_caches_do_not
 import dramatiq
 import flask_caching
 import pytest
@@ -558,6 +559,18 @@ def test_what_was_not_deleted_is_an_error(message_id: str = "m") -> None:
     # Then that is an error
     with pytest.raises(BackendError, match="OwnShelf did not delete"):
         backend.delete(message_id)
+
+
+def test_djangos_databases_need_settings_and_its_caches_do_not(tmp_path: Path) -> None:
+    # Given a program that has loaded Django's databases, without settings, and a cache on disk
+    assert "django.db" in sys.modules and not settings.configured
+    backend = CacheBackend(django_caches("filebased.FileBasedCache", tmp_path)["default"])
+    backend.update("m", enqueue())
+    (path,) = tmp_path.iterdir()
+    # When a call fails, after which broken connections are closed
+    path.write_bytes(b"x")
+    # Then there are none, and that is no other failure
+    assert backend.read("m") is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 200, b"x", b"cut"], ids=["empty", "garbage", "short", "cut off"])
