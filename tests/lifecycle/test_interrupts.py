@@ -385,11 +385,14 @@ def functions_called() -> Iterator[list[str]]:
             called.append(f"{frame.f_code.co_filename}: {frame.f_code.co_name}")
 
     gc.collect()
+    # Hypothesis leaves one behind that times collections.
+    callbacks, gc.callbacks[:] = gc.callbacks[:], []
     sys.setprofile(note)
     try:
         yield called
     finally:
         sys.setprofile(None)
+        gc.callbacks[:] = callbacks
     # What ends this is called, too
     called[:] = [name for name in called if "contextlib" not in name]
 
