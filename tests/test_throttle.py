@@ -10,7 +10,7 @@ import dramatiq
 import pytest
 
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status, track
-from dramatiq_status.record import COMPLETED, PROGRESS, TOTAL
+from dramatiq_status.record import COMPLETED, PROGRESS, TOTAL, Epoch, Kind, Update
 
 from .recording import PATIENCE, RecordingBackend, eventually, make_broker, run, working
 
@@ -274,20 +274,19 @@ def test_what_is_throttled(backend, broker, write):
         status, progress = current_status(), current_progress()
         progress.increment()
         status.flush()
-        before = len(backend.writes())
+        before = len(backend.writes(status.message_id))
         # When it writes many that are throttled
         for _ in range(1000):
             write(status, progress)
         # (a heartbeat or another message's update would not show more of them either)
-        other.send()
-        StatusRegistry.get(other_id[0], backend=backend).flush()
+        other = StatusRegistry.get(waiting, backend=backend)
+        other["seen"] = True
+        assert other.flush() and backend.field(waiting.message_id, ":seen") == "true"
         counts.append(len(backend.writes(status.message_id)) - before)
 
-    @dramatiq.actor(broker=broker)
-    def other():
-        pass
-
-    other_id = ["another"]
+    # And another message, which waits
+    waiting = dramatiq.Message(queue_name="other", actor_name="other", args=(), kwargs={}, options={})
+    backend.update(waiting.message_id, Update(Kind.ENQUEUE, Epoch(1, 1)))
     work.send()
     run(broker)
 
