@@ -162,7 +162,8 @@ def test_a_worker_is_told_to_stop(redis_server: RedisServer, redis_url: str, bro
     stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
     # Given a message that wants to be told of a shutdown, and is retried
     message_id = stage.send("progress:7,loop", "progress:3", notify_shutdown=True)
-    with command(stage, broker_url, redis_url, "last"):
+    # (a second process, which is told a moment later, could take the retry and interrupt that, too)
+    with command(stage, broker_url, redis_url, "last", "--processes", "1"):
         eventually(lambda: stage.sequence(message_id) == "qw" and stage.read(message_id).get("progress") == 7)
         # When its worker is told to stop
     # Then it went back to its queue, or ran again before the process had ended
