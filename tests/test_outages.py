@@ -357,6 +357,18 @@ assert written.wait(30)
     assert snapshot is not None and snapshot.working and (snapshot["progress"], snapshot["step"]) == (7, "last")
 
 
+def lose_at_next_enqueue(backend: RecordingBackend) -> None:
+    """Delete the records of the next update that enqueues a message, before it is carried out."""
+
+    def lose(updates: Any) -> None:
+        if any(update.kind is Kind.ENQUEUE for _, update in updates):
+            backend.before = lambda updates: None
+            for message_id, _ in updates:
+                assert backend.delete(message_id)
+
+    backend.before = lose
+
+
 def test_a_record_that_is_lost_before_its_retry() -> None:
     # Given a job that has written something, fails, and is retried; the store loses its record just then
     backend = RecordingBackend()
@@ -368,14 +380,8 @@ def test_a_record_that_is_lost_before_its_retry() -> None:
         if status.get("step") is None:
             status.update(step="one", total=50)
             status.flush()
-            backend.before = lose
+            lose_at_next_enqueue(backend)
             raise ValueError("on purpose")
-
-    def lose(updates: Any) -> None:
-        if any(update.kind is Kind.ENQUEUE for _, update in updates):
-            backend.before = lambda updates: None
-            for message_id, _ in updates:
-                assert backend.delete(message_id)
 
     # When it is retried
     message = work.send_with_options(status={"user_id": 42})
@@ -410,14 +416,8 @@ def test_a_record_that_is_lost_before_a_retry_that_the_broker_refuses() -> None:
     def work() -> None:
         current_progress().increment(5)
         current_status().flush()
-        backend.before = lose
+        lose_at_next_enqueue(backend)
         raise ValueError("on purpose")
-
-    def lose(updates: Any) -> None:
-        if any(update.kind is Kind.ENQUEUE for _, update in updates):
-            backend.before = lambda updates: None
-            for message_id, _ in updates:
-                assert backend.delete(message_id)
 
     # When it is run
     message = work.send()
