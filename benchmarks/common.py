@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 from dramatiq_status.backend import StatusBackend, now_ms
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.record import (
     ACTOR_NAME,
     ENQUEUED_AT,
@@ -160,6 +162,17 @@ def placed(placement: str, *servers: Server) -> Iterator[None]:
 
 
 # Jobs
+
+
+@contextmanager
+def fresh_stores() -> Iterator[dict[str, Callable[[], StatusBackend]]]:
+    """Start servers, and yield functions that create a backend of them, by the name of the store."""
+    with RedisServer() as redis_server, MemcachedServer() as memcached_server:
+        yield {
+            "Redis": lambda: RedisBackend(url=redis_server.url),
+            "memcached": lambda: MemcachedBackend(servers=memcached_server.address),
+            "memcached, gets and cas": lambda: MemcachedBackend(servers=memcached_server.address, meta=False),
+        }
 
 
 def running_job(backend: StatusBackend, message_id: str | None = None) -> tuple[str, Epoch]:

@@ -10,11 +10,8 @@ from typing import Any
 
 from dramatiq_status import BackendError, StatusRegistry
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends.memcached import MemcachedBackend
-from dramatiq_status.backends.redis import RedisBackend
-from tests.servers import MemcachedServer, RedisServer
 
-from .common import Options, Table, running_job
+from .common import Options, Table, fresh_stores, running_job
 
 #: Numbers of processes; the first is the base.
 WRITERS = (1, 2, 8)
@@ -25,12 +22,7 @@ FIELDS = 16_000
 def run(options: Options) -> Iterator[Table]:
     fields = 160 if options.quick else FIELDS
     rows = [["store", "writers", "fields written", "lost", "errors", "us, median", "us, p90", "ratio of p90", "goal"]]
-    with RedisServer() as redis_server, MemcachedServer() as memcached_server:
-        stores: dict[str, Callable[[], StatusBackend]] = {
-            "Redis": lambda: RedisBackend(url=redis_server.url),
-            "memcached": lambda: MemcachedBackend(servers=memcached_server.address),
-            "memcached, gets and cas": lambda: MemcachedBackend(servers=memcached_server.address, meta=False),
-        }
+    with fresh_stores() as stores:
         for store, make in stores.items():
             base = 0.0
             for writers in WRITERS:

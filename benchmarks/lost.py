@@ -9,11 +9,8 @@ from typing import Any
 
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends.memcached import MemcachedBackend
-from dramatiq_status.backends.redis import RedisBackend
-from tests.servers import MemcachedServer, RedisServer
 
-from .common import Options, Table, running_job
+from .common import Options, Table, fresh_stores, running_job
 
 WRITERS = 2
 #: How many jobs they write to, one after the other and always the same one at a time.
@@ -25,12 +22,7 @@ WRITES = 100
 def run(options: Options) -> Iterator[Table]:
     jobs = 2 if options.quick else JOBS
     rows = [["store", "fields written", "lost", "increments", "lost", "us an update, each", "goal"]]
-    with RedisServer() as redis_server, MemcachedServer() as memcached_server:
-        stores: dict[str, Callable[[], StatusBackend]] = {
-            "Redis": lambda: RedisBackend(url=redis_server.url),
-            "memcached": lambda: MemcachedBackend(servers=memcached_server.address),
-            "memcached, gets and cas": lambda: MemcachedBackend(servers=memcached_server.address, meta=False),
-        }
+    with fresh_stores() as stores:
         for store, make in stores.items():
             fields, increments, microseconds = measure(make, jobs)
             written = WRITERS * jobs * WRITES
