@@ -2,7 +2,7 @@
 
 from .backend import StatusBackend
 from .backends import backend_from_url
-from .batch import Batch, BatchSnapshot
+from .batch import Batch
 from .context import current_progress, current_status, track
 from .errors import (
     BackendError,
@@ -17,6 +17,7 @@ from .middleware import StatusMiddleware
 from .progress import Progress
 from .record import State
 from .registry import StatusRegistry
+from .rollup import BatchSnapshot
 from .snapshot import Snapshot
 from .status import Status
 

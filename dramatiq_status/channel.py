@@ -67,7 +67,7 @@ class Channel(Protocol):
 
 class LiveChannel:
     """A channel to the status of a message.  A copy of a handle shares it.  Pickled, it is the message's id;
-    ``registry.py`` registers the function that unpickles it.
+    ``lookup.py`` registers the function that unpickles it.
     """
 
     __slots__ = ()

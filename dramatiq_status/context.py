@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from ._process import at_fork
 from .channel import Channel, DetachedChannel
 from .fields import check_count, check_total, encode_fields
-from .progress import Progress, Track, iterated_by
+from .progress import Progress
 from .status import Status
+from .track_loop import Track, iterated_by
 
 if TYPE_CHECKING:
     from .backend import StatusBackend

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import copyreg
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, Literal, overload
 
 import dramatiq
 
-from .backend import (
-    Query,
-    StatusBackend,
-    answered,
-    check_duration,
-    check_limit,
-    check_message_id,
-    check_message_ids,
-    check_number,
-)
-from .batch import Batch, Chain, chains_of
-from .channel import Channel, DirectChannel, LaneChannel, RunChannel
-from .context import current_binding, note_write
+from .backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids, check_number
+from .batch import Batch
 from .errors import BackendError
-from .fields import state_number
-from .middleware import StatusMiddleware
+from .lookup import decode_page, find_backend, find_chains, make_query, open_channel, raise_first
 from .progress import Progress
-from .record import Record, State
-from .snapshot import Snapshot, take_snapshot
+from .record import State
+from .snapshot import Snapshot
 from .status import Status
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
 
@@ -54,7 +41,7 @@ class StatusRegistry:
         broker: dramatiq.Broker | None = None,
     ) -> Status:
         """Get a live handle; no round trip yet, so that the message may be unknown."""
-        return Status(_channel(message_id, backend, broker))
+        return Status(open_channel(message_id, backend, broker))
 
     @staticmethod
     def progress(
@@ -70,7 +57,7 @@ class StatusRegistry:
         count after the message is finished, until its status expires, and
         change neither its state nor its expiry.
         """
-        return Progress(_channel(message_id, backend, broker))
+        return Progress(open_channel(message_id, backend, broker))
 
     @staticmethod
     def read(
@@ -85,7 +72,7 @@ class StatusRegistry:
           Snapshot: None where the message is unknown or its status has expired.
         """
         if backend is None:
-            backend = _backend(None, broker)
+            backend = find_backend(None, broker)
         return backend.snapshot(check_message_id(message_id))
 
     @overload
@@ -134,8 +121,8 @@ class StatusRegistry:
           BackendError: When no server answers; without `return_errors`,
             when one of them does not.
         """
-        found = _backend(backend, broker).snapshots(check_message_ids(message_ids))
-        return list(found) if return_errors else _checked(found)
+        found = find_backend(backend, broker).snapshots(check_message_ids(message_ids))
+        return list(found) if return_errors else raise_first(found)
 
     @staticmethod
     def wait(
@@ -168,7 +155,7 @@ class StatusRegistry:
             look; later outages are waited through.
         """
         snapshots = follow(
-            _backend(backend, broker),
+            find_backend(backend, broker),
             check_message_id(message_id),
             timeout=None if timeout is None else check_duration("timeout", timeout),
             missing_timeout=check_duration("missing_timeout", missing_timeout),
@@ -197,7 +184,7 @@ class StatusRegistry:
         Parameters and errors are those of :meth:`wait`; by default it
         goes on as long as the message does.
         """
-        backend = _backend(backend, broker)
+        backend = find_backend(backend, broker)
         return follow(
             backend,
             check_message_id(message_id),
@@ -229,7 +216,7 @@ class StatusRegistry:
           ValueError: When an id is none, or groups and pipelines are of
             brokers with different backends.
         """
-        return Batch(*_batch(messages, backend, broker))
+        return Batch(*find_chains(messages, backend, broker))
 
     @staticmethod
     def list(
@@ -257,11 +244,11 @@ class StatusRegistry:
           BackendError: When a part of the store does not answer, or while a
             slot of a Redis Cluster is on its way to another node.
         """
-        backend = _backend(backend, broker)
+        backend = find_backend(backend, broker)
         found = backend.find(
-            _query(state, actor_name, queue_name), limit=check_limit(limit), offset=check_number("offset", offset)
+            make_query(state, actor_name, queue_name), limit=check_limit(limit), offset=check_number("offset", offset)
         )
-        return _listed(found, backend.now())
+        return decode_page(found, backend.now())
 
     @staticmethod
     def count(
@@ -283,7 +270,7 @@ class StatusRegistry:
           NotSupported: When the backend cannot list; says why.
           BackendError: As for :meth:`list`.
         """
-        return _backend(backend, broker).count(_query(state, actor_name, queue_name))
+        return find_backend(backend, broker).count(make_query(state, actor_name, queue_name))
 
     @staticmethod
     def delete(
@@ -298,78 +285,4 @@ class StatusRegistry:
           bool: Whether there was one.
         """
         message_id = check_message_id(message_id)
-        return _backend(backend, broker).delete(message_id)
-
-
-def _query(state: State | str | None, actor_name: str | None, queue_name: str | None) -> Query:
-    for name, value in (("actor_name", actor_name), ("queue_name", queue_name)):
-        if value is not None and not isinstance(value, str):
-            raise TypeError(f"{name} must be a str, not {type(value).__name__}.")
-    return Query(None if state is None else state_number(state), actor_name, queue_name)
-
-
-def _listed(found: Iterable[tuple[str, Record]], now: int) -> list[Snapshot]:
-    """Decode the records of a page, without those that are damaged."""
-    snapshots = (take_snapshot(message_id, record, now) for message_id, record in found)
-    return [snapshot for snapshot in snapshots if snapshot is not None]
-
-
-def _checked(found: Iterable[Snapshot | BackendError | None]) -> list[Snapshot | None]:
-    """Raise the first error in the results of a read."""
-    return [answered(one) for one in found]
-
-
-def _backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> StatusBackend:
-    if backend is not None:
-        return backend
-    binding = current_binding()
-    if broker is None and binding is not None and binding.backend is not None:
-        return binding.backend
-    for middleware in (broker or dramatiq.get_broker()).middleware:
-        if isinstance(middleware, StatusMiddleware):
-            return middleware.backend
-    raise RuntimeError(
-        "The broker doesn't have a status backend: call broker.add_middleware(StatusMiddleware(backend=...)), "
-        "or pass backend=."
-    )
-
-
-def _batch(
-    messages: Any, backend: StatusBackend | None, broker: dramatiq.Broker | None
-) -> tuple[StatusBackend, list[Chain]]:
-    brokers: list[dramatiq.Broker] = []
-    chains = list(chains_of(messages, brokers.append))
-    if backend is None and broker is None and brokers:
-        backend, *others = dict.fromkeys(_backend(None, found) for found in brokers)
-        if others:
-            raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
-    return _backend(backend, broker), chains
-
-
-def _found_again(message_id: str) -> Channel:
-    """Find the status that an unpickled handle is of."""
-    return _channel(message_id, None, None)
-
-
-def _as_message_id(channel: Any) -> tuple[Callable[..., Any], tuple[str]]:
-    return _found_again, (channel.message_id,)
-
-
-for _kind in (RunChannel, LaneChannel, DirectChannel):
-    copyreg.pickle(_kind, _as_message_id)
-
-
-def _channel(
-    message: str | dramatiq.Message[Any], backend: StatusBackend | None, broker: dramatiq.Broker | None
-) -> Channel:
-    message_id, backend = check_message_id(message), _backend(backend, broker)
-    binding = current_binding()
-    if binding is not None and binding.writer is not None and binding.writer.backend is backend:
-        # Inside a worker nobody waits for the store.
-        if binding.status.message_id == message_id:
-            return binding.status._channel
-        lane = binding.writer.outside(message_id)
-        # Threads of the run write without its context.
-        note_write(lane)
-        return LaneChannel(lane, backend, note_write)
-    return DirectChannel(backend, message_id)
+        return find_backend(backend, broker).delete(message_id)

@@ -15,8 +15,8 @@ import pytest
 
 from dramatiq_status import Snapshot, StatusRegistry, aio, current_progress, current_status, track
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.batch import Rollup
 from dramatiq_status.record import PROGRESS, TOTAL
+from dramatiq_status.rollup import Rollup
 from dramatiq_status.testing import bound_status
 
 from .recording import RecordingBackend, make_broker, raised_by, run

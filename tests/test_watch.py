@@ -30,9 +30,9 @@ from dramatiq_status import (
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.following import BURST, Follower, Pace
 from dramatiq_status.record import HEARTBEAT_AT, HEARTBEAT_INTERVAL, NUMBER, ROOT, STATE, UPDATED_AT, VERSION
 from dramatiq_status.snapshot import take_snapshot
-from dramatiq_status.watch import BURST, Follower, Pace
 
 from .conftest import StartServer
 from .jobs import Job

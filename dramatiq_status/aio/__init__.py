@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dramatiq
 
-from .. import registry as _registry
 from ..backend import StatusBackend
+from ..lookup import find_backend as _find_backend
 from .backend import close_backend
 from .batch import Batch
 from .handles import Progress, Status
@@ -25,4 +25,4 @@ async def close(*, backend: StatusBackend | None = None, broker: dramatiq.Broker
       backend(StatusBackend): By default that of `broker`.
       broker(Broker): By default the default broker.
     """
-    await close_backend(_registry._backend(backend, broker))
+    await close_backend(_find_backend(backend, broker))

@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Iterable
 from datetime import timedelta
 
 from ..backend import StatusBackend, check_duration
-from ..batch import BatchFollower, BatchSnapshot, Chain, Rollup
+from ..following import BatchFollower
+from ..rollup import BatchSnapshot, Chain, Rollup
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
 from .backend import async_backend
 from .watch import last, pursue

@@ -11,8 +11,8 @@ from typing import Final, Protocol
 
 from ..backend import StatusBackend
 from ..errors import BackendError
+from ..following import BACK_OFF, Pace
 from ..snapshot import Snapshot
-from ..watch import BACK_OFF, Pace
 
 #: How many messages are looked at together, at most: while they are
 #: decoded the loop does nothing else.

@@ -10,13 +10,14 @@ from typing import Any, Literal, cast, overload
 
 import dramatiq
 
-from .. import registry
 from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids, check_number
 from ..channel import DirectChannel
 from ..errors import BackendError
+from ..following import Follower
+from ..lookup import decode_page, find_backend, find_chains, make_query, open_channel, raise_first
 from ..record import State
 from ..snapshot import Snapshot
-from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, Follower
+from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
 from .backend import async_backend
 from .batch import Batch
 from .channel import AsyncChannel, InsideChannel, OutsideChannel
@@ -74,7 +75,7 @@ class StatusRegistry:
         Returns:
           Snapshot: None where the message is unknown or its status has expired.
         """
-        message_id, backend = check_message_id(message_id), registry._backend(backend, broker)
+        message_id, backend = check_message_id(message_id), find_backend(backend, broker)
         return await (await async_backend(backend)).snapshot(message_id)
 
     @overload
@@ -112,9 +113,9 @@ class StatusRegistry:
         Returns:
           list[Snapshot | None]: One for each id, in their order.
         """
-        ids, backend = check_message_ids(message_ids), registry._backend(backend, broker)
+        ids, backend = check_message_ids(message_ids), find_backend(backend, broker)
         found = await (await async_backend(backend)).snapshots(ids) if ids else ()
-        return list(found) if return_errors else registry._checked(found)
+        return list(found) if return_errors else raise_first(found)
 
     @staticmethod
     async def wait(
@@ -129,7 +130,7 @@ class StatusRegistry:
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.wait`.
         """
-        return await last(_follow(message_id, timeout, missing_timeout, 0, registry._backend(backend, broker)))
+        return await last(_follow(message_id, timeout, missing_timeout, 0, find_backend(backend, broker)))
 
     @staticmethod
     def watch(
@@ -147,7 +148,7 @@ class StatusRegistry:
         one, and keeps nobody else waiting.  Parameters and errors are those
         of :meth:`dramatiq_status.StatusRegistry.watch`.
         """
-        backend = registry._backend(backend, broker)
+        backend = find_backend(backend, broker)
         return _follow(message_id, timeout, missing_timeout, backend.watch_interval, backend)
 
     @staticmethod
@@ -161,7 +162,7 @@ class StatusRegistry:
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.batch`.
         """
-        return Batch(*registry._batch(messages, backend, broker))
+        return Batch(*find_chains(messages, backend, broker))
 
     @staticmethod
     async def list(
@@ -178,11 +179,11 @@ class StatusRegistry:
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.list`.
         """
-        backend = registry._backend(backend, broker)
-        query = registry._query(state, actor_name, queue_name)
+        backend = find_backend(backend, broker)
+        query = make_query(state, actor_name, queue_name)
         limit, offset = check_limit(limit), check_number("offset", offset)
         found = await (await async_backend(backend)).find(query, limit=limit, offset=offset)
-        return registry._listed(found, backend.now())
+        return decode_page(found, backend.now())
 
     @staticmethod
     async def count(
@@ -199,8 +200,8 @@ class StatusRegistry:
           NotSupported: When the backend cannot list; says why.
           BackendError: As for :meth:`list`.
         """
-        query = registry._query(state, actor_name, queue_name)
-        return await (await async_backend(registry._backend(backend, broker))).count(query)
+        query = make_query(state, actor_name, queue_name)
+        return await (await async_backend(find_backend(backend, broker))).count(query)
 
     @staticmethod
     async def delete(
@@ -215,7 +216,7 @@ class StatusRegistry:
           bool: Whether there was one.
         """
         message_id = check_message_id(message_id)
-        return await (await async_backend(registry._backend(backend, broker))).delete(message_id)
+        return await (await async_backend(find_backend(backend, broker))).delete(message_id)
 
 
 def _follow(
@@ -252,8 +253,8 @@ for _kind in (OutsideChannel, InsideChannel):
 def _channel(
     message: str | dramatiq.Message[Any], backend: StatusBackend | None, broker: dramatiq.Broker | None
 ) -> AsyncChannel:
-    backend = registry._backend(backend, broker)
-    channel = registry._channel(message, backend, broker)
+    backend = find_backend(backend, broker)
+    channel = open_channel(message, backend, broker)
     if isinstance(channel, DirectChannel):
         return OutsideChannel(backend, channel.message_id)
     return InsideChannel(channel)

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from ..backend import StatusBackend
 from ..errors import BackendError
+from ..following import Watcher
 from ..snapshot import Snapshot
-from ..watch import Watcher
 from .backend import async_backend
 from .hub import Bell, HubClosed, Mailbox
 

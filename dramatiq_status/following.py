@@ -1,0 +1,301 @@
+"""What a watcher of messages decides: when to look, what to show, when to give up.  It neither looks nor sleeps."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any, Final, Protocol, TypeVar
+
+from .backend import StatusBackend
+from .errors import BackendError, StatusMissing, StatusTimeout
+from .record import UPDATED_AT
+from .rollup import BatchSnapshot
+from .snapshot import Snapshot
+
+#: How many looks in a row need not keep the interval.  The two at the
+#: beginning, and those of a quick job that starts and ends.
+BURST: Final = 4
+
+#: By how much a watcher sleeps longer from one look to the next while nothing changes.
+BACK_OFF: Final = 1.5
+
+FoundT_contra = TypeVar("FoundT_contra", contravariant=True)
+
+
+class Watcher(Protocol[FoundT_contra]):
+    """What :func:`pursue` asks: it decides and remembers, and neither looks nor sleeps."""
+
+    finished: bool
+    answering: bool
+    version: int
+
+    def saw(self, found: FoundT_contra, now: float) -> bool: ...
+
+    def failed(self, error: BackendError) -> None: ...
+
+    def check(self, now: float) -> None: ...
+
+    def patience(self, now: float) -> float: ...
+
+    def rest(self, now: float) -> float: ...
+
+    def news(self, heard: dict[str, int]) -> int | None: ...
+
+
+class Patience:
+    """How long a watcher waits: in all, for what is missing, and between
+    two looks that are shown.
+
+    Parameters:
+      what(str): What is watched, as an error names it.
+      now(float)
+      timeout(int): For how long in all, in milliseconds; None for ever.
+      missing_timeout(int): How long something may be missing, in
+        milliseconds.
+      interval(int): How much time there is at least between two
+        looks that are shown, in milliseconds.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_deadline",
+        "_interval",
+        "_missing_since",
+        "_missing_timeout",
+        "_shown_at",
+        "_timeout",
+        "_what",
+        "answering",
+        "finished",
+        "version",
+    )
+
+    def __init__(self, what: str, now: float, *, timeout: int | None, missing_timeout: int, interval: int = 0) -> None:
+        #: Whether the final look was shown.
+        self.finished: bool = False
+        #: Whether the store has answered the last time, for all that is watched.
+        self.answering: bool = True
+        #: The version that was found last; 0 for none.
+        self.version: int = 0
+        self._what = what
+        self._timeout = timeout
+        self._deadline = inf if timeout is None else now + timeout / 1000
+        self._missing_timeout = missing_timeout / 1000
+        self._interval = interval / 1000
+        self._answered = False
+        self._missing_since: float | None = None
+        self._shown_at = -inf
+
+    def _answer(self, now: float, missing: str | None) -> None:
+        """Take note that the store has answered, and of a message that is missing."""
+        self._answered = self.answering = True
+        if missing is None:
+            self._missing_since = None
+            return
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since >= self._missing_timeout:
+            raise StatusMissing(missing)
+
+    def failed(self, error: BackendError) -> None:
+        """Take note that the store does not answer, which is waited through.
+
+        Raises:
+          BackendError: When it has never answered.
+        """
+        if not self._answered:
+            raise error
+        self.answering = False
+        # Whoever restores a record needs the store for it, too.
+        self._missing_since = None
+
+    def check(self, now: float) -> None:
+        """Raise :class:`.StatusTimeout` when the time is over."""
+        if now >= self._deadline:
+            raise StatusTimeout(f"{self._what} was not finished within {self._timeout} milliseconds.")
+
+    def patience(self, now: float) -> float:
+        """For how many seconds to wait before a last look; infinite for any time."""
+        end = self._deadline
+        if self._missing_since is not None:
+            end = min(end, self._missing_since + self._missing_timeout)
+        return max(0.0, end - now)
+
+    def rest(self, now: float) -> float:
+        """For how many seconds to show nothing, because something was shown just now."""
+        return max(0.0, self._shown_at + self._interval - now)
+
+
+class Follower(Patience):
+    """What one watcher of a message is shown, and when it gives up.
+
+    It neither looks nor sleeps: it is told what was found, and when, in
+    seconds by any clock that only goes forward.
+
+    Parameters:
+      message_id(str)
+      now(float)
+      **parameters: See :class:`.Patience`.
+    """
+
+    __slots__ = ("_message_id", "_seen")
+
+    def __init__(self, message_id: str, now: float, **parameters: Any) -> None:
+        super().__init__(f"Message {message_id!r}", now, **parameters)
+        self._message_id = message_id
+        self._seen: tuple[object, ...] | None = None
+
+    def saw(self, snapshot: Snapshot | None, now: float) -> bool:
+        """Take note of what the store holds.
+
+        Returns:
+          bool: Whether to show it: it is not what was shown last.
+
+        Raises:
+          StatusMissing: When the message has been unknown for too long.
+        """
+        self.version: int = 0 if snapshot is None else snapshot.version
+        self._answer(now, self._message_id if snapshot is None else None)
+        if snapshot is None:
+            return False
+        # A record that was lost and made anew may have any version; no change is needed to stall.
+        seen = (snapshot.version, snapshot.updated_at, snapshot.stalled)
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        self._shown_at = now
+        self.finished: bool = snapshot.finished
+        return True
+
+    def news(self, heard: dict[str, int]) -> int | None:
+        """The version of the message among those that were heard of; None where it is not among them."""
+        return heard.get(self._message_id)
+
+
+class BatchFollower(Patience):
+    """What one watcher of a batch is shown, and when it gives up: the
+    :class:`dramatiq_status.following.Watcher` of many messages.
+
+    Parameters:
+      size(int): How many messages there are.
+      now(float)
+      **parameters: See :class:`dramatiq_status.following.Patience`.
+    """
+
+    __slots__ = ("_seen", "_versions")
+
+    def __init__(self, size: int, now: float, **parameters: Any) -> None:
+        super().__init__(f"The batch of {size} messages", now, **parameters)
+        self._versions: dict[str, int] = {}
+        self._seen: list[Any] | None = None
+
+    def saw(self, snapshot: BatchSnapshot, now: float) -> bool:
+        """Take note of what the store holds.
+
+        Returns:
+          bool: Whether to show it: it is not what was shown last.
+
+        Raises:
+          StatusMissing: When only messages are left that are unknown, and have been for too long.
+        """
+        children = snapshot.children.values()
+        seen: list[Any] = [
+            child and (child.version, child._values.get(UPDATED_AT), child.stalled) for child in children
+        ]
+        seen.append(snapshot.unavailable)
+        changed = seen != self._seen
+        if changed:
+            self._seen = seen
+            self._versions = {child.message_id: child.version for child in children if child is not None}
+            self.version: int = self.version + 1
+            self._missing_since = None
+        moving = snapshot.counts["queued"] or snapshot.counts["working"] or snapshot.unavailable
+        self._answer(now, None if moving or not snapshot.missing else snapshot.missing[0])
+        # Nothing announces that a server is back: look again and again, as in any outage.
+        self.answering: bool = not snapshot.unavailable
+        if not changed or (snapshot.state is None and not snapshot.finished):
+            return False
+        self._shown_at = now
+        self.finished: bool = snapshot.finished
+        return True
+
+    def news(self, heard: dict[str, int]) -> int | None:
+        """A version that was not seen yet, if one of a message was heard of; else None."""
+        if all(self._versions.get(message_id, 0) == version for message_id, version in heard.items()):
+            return None
+        return self.version + 1
+
+
+class Pace:
+    """When a message is looked at: as told by the store, as seldom as may
+    be where it tells nothing, at long intervals while it is away.
+
+    It neither looks nor sleeps, and takes moments in seconds.
+
+    Parameters:
+      backend(StatusBackend): Its intervals are kept.
+    """
+
+    __slots__ = (
+        "_allowed",
+        "_failing",
+        "_finished",
+        "_heard",
+        "_interval",
+        "_last",
+        "_longest",
+        "_pause",
+        "_recheck",
+        "_seen",
+        "_shortest",
+        "told",
+    )
+
+    def __init__(self, backend: StatusBackend) -> None:
+        #: Whether the store tells of changes.
+        self.told: bool = False
+        self._shortest, self._longest = (interval / 1000 for interval in backend.poll_interval)
+        self._interval = backend.watch_interval / 1000
+        self._recheck = backend.recheck_interval / 1000
+        self._pause = self._shortest
+        self._last = self._allowed = -inf
+        self._failing = self._finished = False
+        self._seen = 0
+        #: The version that was told last and not looked at yet.
+        self._heard: int | None = None
+
+    def hear(self, version: int) -> None:
+        """Take note that the store tells of a version; 0 for deleted."""
+        self._heard = version
+
+    def look(self, now: float) -> None:
+        """Take note that the message is being looked at."""
+        self._heard = None
+        self._last = now
+        self._allowed = min(max(self._allowed, now) + self._interval, now + BURST * self._interval)
+
+    def saw(self, version: int, *, finished: bool = False) -> None:
+        """Take note of the version that was found; 0 for none.
+
+        Of a message that is finished no more is expected; it may be enqueued anew.
+        """
+        if version != self._seen or self._failing:
+            self._pause = self._shortest
+        else:
+            self._pause = min(self._pause * BACK_OFF, self._longest)
+        self._seen = version
+        self._finished = finished
+        self._failing = False
+
+    def fail(self) -> None:
+        """Take note that the store did not answer."""
+        self._pause = min(self._pause * BACK_OFF, self._longest) if self._failing else self._shortest
+        self._failing = True
+
+    def due(self) -> float:
+        """When to look next; a moment in the past for at once."""
+        if self._failing or not (self.told or self._finished):
+            return self._last + self._pause
+        recheck = self._last + self._recheck
+        if self._heard is not None and self._heard != self._seen:
+            return min(recheck, max(self._last, self._allowed - (BURST - 1) * self._interval))
+        return recheck

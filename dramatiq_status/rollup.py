@@ -1,0 +1,240 @@
+"""The roll-up of many messages' snapshots into one.  Pure: it does not ask the store."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from .errors import BackendError
+from .record import COMPLETED, STATE, STATES, State
+from .snapshot import Snapshot, percent_of
+
+#: Names in the counts of a batch of messages without a status, and of
+#: messages that the store could not read.
+UNKNOWN: Final = "unknown"
+UNAVAILABLE: Final = "unavailable"
+
+# What the sum of many fractions may be rounded up to while one of them is less than 1.
+_LESS_THAN_ALL: Final = math.nextafter(1.0, 0.0)
+
+#: Messages of which each is enqueued when the one before it has been processed.
+Chain = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSnapshot:
+    """The statuses of many messages at one moment.  It never changes.
+
+    A message may be unknown: one that was not sent yet, a later stage of
+    a pipeline, one whose status has expired.  A message is unavailable while its
+    own server does not answer (a node of a Redis Cluster, one of many memcached
+    servers) and others do.
+
+    Parameters:
+      state(State): ``failed`` if a message is, ``queued`` if all are that
+        are known, ``completed`` if all are, else ``working``; None if all
+        are unknown or unavailable.  Without any messages it is ``completed``.
+      progress(float): The mean of the messages' progress, from 0.0 to
+        1.0.  A completed message counts 1, whatever it has reported,
+        an unknown one 0; a failed one keeps what it had, and so does an
+        unavailable one in a batch that has seen it before.
+      finished(bool): Whether all are completed or failed.  After a stage of
+        a pipeline that failed or was skipped no other is waited for.  A batch with
+        unavailable messages is not finished.
+      missing(tuple[str, ...]): Those that should be known and are not.
+        They are not waited for for ever.
+      unavailable(tuple[str, ...]): Messages that the store could not read.
+        They are waited for until their server is back.  A message that
+        the batch has seen finished is not among them.
+    """
+
+    state: State | None
+    progress: float
+    finished: bool
+    missing: tuple[str, ...]
+    unavailable: tuple[str, ...]
+    # A hash needs no dict: those that are equal have equal ones without.
+    _children: dict[str, Snapshot | None] = field(repr=False, hash=False)
+    _counts: dict[str, int] = field(repr=False, hash=False)
+
+    @property
+    def children(self) -> Mapping[str, Snapshot | None]:
+        """The messages' snapshots by id, in the order in which they were
+        given; None for those that are unknown or :attr:`unavailable`.
+        """
+        return MappingProxyType(self._children)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Numbers of messages that are ``queued``, ``working``, ``completed``,
+        ``failed``, ``unknown`` and ``unavailable``.
+        """
+        return MappingProxyType(self._counts)
+
+    @property
+    def queued(self) -> bool:
+        """Whether nothing has begun: all messages that are known are queued."""
+        return self.state is State.QUEUED
+
+    @property
+    def working(self) -> bool:
+        """Whether it has begun and is not finished, and nothing has failed."""
+        return self.state is State.WORKING
+
+    @property
+    def completed(self) -> bool:
+        """Whether all is done."""
+        return self.state is State.COMPLETED
+
+    @property
+    def failed(self) -> bool:
+        """Whether a message failed; others may go on (see :attr:`finished`)."""
+        return self.state is State.FAILED
+
+    @property
+    def stalled(self) -> bool:
+        """Whether a message's worker is gone, or one waits for more than a day (see :attr:`.Snapshot.stalled`)."""
+        return any(child.stalled for child in self._children.values() if child is not None)
+
+    @property
+    def percent(self) -> float:
+        """The progress from 0.0 to 100.0, rounded down to one decimal place: 100 means all."""
+        return percent_of(self.progress)
+
+    def to_dict(
+        self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
+    ) -> dict[str, Any]:
+        """Get the roll-up and the children's fields as JSON values.
+
+        Parameters are those of :meth:`.Snapshot.to_dict`, and apply to each child.
+        """
+        return {
+            "status": None if self.state is None else self.state.value,
+            "progress": self.progress,
+            "percent": self.percent,
+            "finished": self.finished,
+            "stalled": self.stalled,
+            "counts": dict(self._counts),
+            "children": {
+                message_id: None if child is None else child.to_dict(only=only, exclude=exclude, private=private)
+                for message_id, child in self._children.items()
+            },
+        }
+
+    def to_json(self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True) -> str:
+        """Get what :meth:`to_dict` returns as the text of a JSON object."""
+        return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {name}" for name, count in self._counts.items() if count)
+        reached = f"{self.percent:g}%"
+        if self.failed:
+            # Not all of the batch's messages will be completed in the end.
+            reached = f"{self._counts['completed'] + self._counts['failed']} of {len(self._children)} finished"
+        return f"{self.state or UNKNOWN} ({reached}{': ' if counts else ''}{counts})"
+
+
+class Rollup:
+    """Makes one of many snapshots, and remembers what must not be forgotten
+    from one time to the next.  It does not ask the store.
+
+    Parameters:
+      chains(Iterable[Chain]): The messages.
+    """
+
+    def __init__(self, chains: Iterable[Chain]) -> None:
+        chains = [chain for chain in chains if chain]
+        #: The ids, in their order, each once.
+        self.message_ids: tuple[str, ...] = tuple(dict.fromkeys(message_id for chain in chains for message_id in chain))
+        self._chains = list(dict.fromkeys(chain for chain in chains if len(chain) > 1))
+        staged = {message_id for chain in self._chains for message_id in chain}
+        self._singles = [message_id for message_id in self.message_ids if message_id not in staged]
+        # The last snapshot of those that were finished, and how far the others were.
+        self._final: dict[str, Snapshot] = {}
+        self._reached: dict[str, float] = {}
+
+    def take(self, snapshots: Iterable[Snapshot | BackendError | None]) -> BatchSnapshot:
+        """Roll up.
+
+        Parameters:
+          snapshots(Iterable[Snapshot | None | BackendError]): One for each of :attr:`message_ids`.
+        """
+        children: dict[str, Snapshot | None] = {}
+        unavailable: dict[str, None] = {}
+        tally = [0] * len(STATES)
+        total, most = 0.0, 1.0
+        final, reached = self._final, self._reached
+        for message_id, snapshot in zip(self.message_ids, snapshots):
+            if snapshot is None or isinstance(snapshot, BackendError):
+                error, snapshot = snapshot, final.get(message_id)
+                if snapshot is None:
+                    children[message_id] = None
+                    if error is not None:
+                        unavailable[message_id] = None
+                    total += reached.get(message_id, 0.0)
+                    continue
+            children[message_id] = snapshot
+            number: int = snapshot._values[STATE]
+            tally[number] += 1
+            if number >= COMPLETED:
+                final[message_id] = snapshot
+            elif final:
+                # It was enqueued anew.
+                final.pop(message_id, None)
+            fraction = reached[message_id] = 1.0 if number == COMPLETED else snapshot.progress or 0.0
+            total += fraction
+            if fraction < 1.0:
+                most = _LESS_THAN_ALL
+        counts = {state.value: count for state, count in zip(STATES, tally)}
+        counts[UNKNOWN] = len(children) - sum(tally) - len(unavailable)
+        counts[UNAVAILABLE] = len(unavailable)
+        missing = [
+            message_id for message_id in self._singles if children[message_id] is None and message_id not in unavailable
+        ]
+        passed = set[str]()
+        for chain in self._chains:
+            missing += _look_along(chain, children, unavailable.keys(), passed)
+        total += sum(1.0 - reached.get(message_id, 0.0) for message_id in passed)
+        finished = not (missing or unavailable or counts["queued"] or counts["working"])
+        state = _state_of(counts, finished=finished, passed=bool(passed))
+        progress = 1.0 if state is State.COMPLETED else min(most, total / len(children)) if children else 0.0
+        return BatchSnapshot(
+            state, progress, finished, tuple(dict.fromkeys(missing)), tuple(unavailable), children, counts
+        )
+
+
+def _look_along(
+    chain: Chain, children: Mapping[str, Snapshot | None], unavailable: Set[str], passed: set[str]
+) -> tuple[str, ...]:
+    """Find the stage of a pipeline that should be known and is not, none or one.
+    Stages without a status ahead of one that is known have been ``passed``.
+    """
+    known = [index for index, message_id in enumerate(chain) if children[message_id] is not None]
+    last = known[-1] if known else -1
+    passed.update(message_id for message_id in chain[: max(0, last)] if children[message_id] is None)
+    if not unavailable.isdisjoint(chain[last + 1 :]):
+        # The pipeline may have come that far.
+        return ()
+    if not known:
+        return chain[:1]
+    stage = children[chain[last]]
+    assert stage is not None
+    # Dramatiq enqueues a stage before it is done with the one ahead of it, and never after one that
+    # failed or was skipped.
+    over = stage.failed or stage.skipped or not stage.finished
+    return () if over else chain[last + 1 : last + 2]
+
+
+def _state_of(counts: Mapping[str, int], *, finished: bool, passed: bool) -> State | None:
+    known = sum(counts.values()) - counts[UNKNOWN] - counts[UNAVAILABLE]
+    if counts["failed"]:
+        return State.FAILED
+    if finished:
+        return State.COMPLETED
+    if not known:
+        return None
+    return State.QUEUED if counts["queued"] == known and not passed else State.WORKING

@@ -1,0 +1,230 @@
+"""Loops that count the items which they have dealt with."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextvars import ContextVar
+from operator import length_hint
+from threading import get_ident
+from types import FrameType
+from typing import Final, Generic, TypeVar
+
+from .channel import Channel
+from .fields import MAX_COUNT, encode_count, encode_total
+from .record import PROGRESS, TOTAL, Record
+
+T = TypeVar("T")
+
+#: Into how many parts the bar divides an item that is iterated over in
+#: turn.  A power of two, so that parts add up to whole items exactly.
+PARTS: Final = 1024
+
+
+class Leg:
+    """What an iteration has counted: on the bar of its message, or, inside of
+    another one of the same message, as a part of that one's present item.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_channel",
+        "_done",
+        "_inside",
+        "_outer",
+        "_shown",
+        "_thread",
+        "_total",
+        "frame",
+        "open",
+    )
+
+    def __init__(self, channel: Channel, total: int | float | None, done: int | float, fields: Record) -> None:
+        #: Whether it goes on.
+        self.open: bool = True
+        self._channel = channel
+        self._total = total
+        # How many items have been dealt with.
+        self._done = done
+        # Which part of the present item the legs inside of it have dealt with, and what the bar shows of that.
+        self._inside = self._shown = 0.0
+        self._thread = get_ident()
+        #: The frame of the loop, where the channel is tied to this frame.  A loop that ends, however it does, drops its
+        #: iterator, and the iterator this leg.
+        self.frame: FrameType | None = sys._getframe(3) if channel.of_one_call else None
+        self._outer = _enter(self)
+        if self._outer is None:
+            fields = {**fields, PROGRESS: encode_count("progress", done)}
+            if total is not None or not self._total_is_users():
+                fields[TOTAL] = encode_total(total)
+                channel.tracked_total = total
+        elif self._outer._thread != self._thread:
+            # Nothing here takes a lock, which an interrupt could leave behind: its items do not move the bar.
+            self._total = None
+        elif total:
+            self._outer._grow(done / total)
+        if fields:
+            channel.write(fields)
+
+    @property
+    def channel(self) -> Channel:
+        return self._channel
+
+    def count(self) -> None:
+        """The present item has been dealt with."""
+        self._done += 1
+        if self._outer is None:
+            self._channel.increment(1 - self._shown if self._shown else 1)
+        elif self._total:
+            self._outer._grow((1 - self._inside) / self._total)
+        self._inside = self._shown = 0.0
+
+    def finish(self) -> None:
+        """There are no more items."""
+        if self._outer is None:
+            self._channel.tracked_total = self._done
+            self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
+
+    def _total_is_users(self) -> bool:
+        """Whether the actor, or the sender, has set the present total, and not an iteration."""
+        counts = self._channel.counts()
+        return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
+
+    def _grow(self, part: float) -> None:
+        """A leg inside has dealt with a part of the present item."""
+        before, self._inside = self._inside, min(1.0, self._inside + part)
+        if self._outer is not None:
+            if self._total:
+                self._outer._grow((self._inside - before) / self._total)
+            return
+        # The small addend makes up for the rounding of many parts.
+        reached = int(self._inside * PARTS + 1e-6) / PARTS
+        if reached > self._shown:
+            self._channel.increment(reached - self._shown)
+            self._shown = reached
+
+
+# The legs that the code of this context is inside of.  Weak: who leaves a loop early, or by an exception, drops
+# its leg without telling.
+_legs: ContextVar[tuple[weakref.ref[Leg], ...]] = ContextVar("dramatiq_status_legs", default=())
+
+
+def _enter(leg: Leg) -> Leg | None:
+    """Note that a leg begins, and return the one of its message that it is inside of."""
+    entered = [found for reference in _legs.get() if (found := reference()) is not None and found.open]
+    _legs.set((*map(weakref.ref, entered), weakref.ref(leg)))
+    return next((found for found in reversed(entered) if found.channel is leg.channel), None)
+
+
+def iterated_by(frame: FrameType) -> Channel | None:
+    """Find the channel of the loop that a frame is in, where the channel is tied to the frame; None without one."""
+    legs = [leg for reference in _legs.get() if (leg := reference()) is not None]
+    return next((leg.channel for leg in reversed(legs) if leg.open and leg.frame is frame), None)
+
+
+class Track(Generic[T]):
+    """Iterates over something and counts the items that have been dealt
+    with; what :func:`.track` returns.  For ``for``, or for ``async for``, as
+    what it was given.
+    """
+
+    __slots__ = ("_channel", "_done", "_fields", "_iterable", "_total")
+
+    def __init__(
+        self,
+        channel: Channel,
+        iterable: Iterable[T] | AsyncIterable[T],
+        total: int | float | None,
+        done: int | float,
+        fields: Record,
+    ) -> None:
+        self._channel = channel
+        self._iterable = iterable
+        self._total = total
+        self._done = done
+        self._fields = fields
+
+    def __iter__(self) -> Iterator[T]:
+        if isinstance(self._iterable, AsyncIterable) and not isinstance(self._iterable, Iterable):
+            raise TypeError(
+                f"{type(self._iterable).__name__} is an async iterable: write 'async for ... in track(...)'."
+            )
+        return self._items(self._iterable)
+
+    def _items(self, iterable: Iterable[T]) -> Iterator[T]:
+        leg = self._begin()
+        try:
+            for item in iterable:
+                yield item
+                leg.count()
+            leg.finish()
+        finally:
+            # The traceback of an exception keeps the leg for as long as the exception is kept.  No call here:
+            # Python ignores an interrupt that strikes in it after the loop was left early.
+            leg.open = False
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        if not isinstance(self._iterable, AsyncIterable):
+            raise TypeError(f"{type(self._iterable).__name__} is no async iterable: write 'for ... in track(...)'.")
+        return _AsyncItems(self, self._iterable)
+
+    def __len__(self) -> int:
+        return len(self._iterable)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        # An iterable without a length is not empty because of that.
+        return True
+
+    def _begin(self) -> Leg:
+        total = _length_of(self._iterable) if self._total is None else self._total
+        return Leg(self._channel, total, self._done, self._fields)
+
+
+def _length_of(iterable: object) -> int | None:
+    """Find the present number of items of an iterable; None where it is unknown."""
+    try:
+        length = length_hint(iterable, -1)
+    except Exception:
+        # The loop finds out what is wrong, if it matters to it.
+        return None
+    # A length that is too large to be counted has no meaning as a total.
+    return length if 0 <= length <= MAX_COUNT else None
+
+
+class _AsyncItems(AsyncIterator[T]):
+    """No async generator, which would outlive a loop that is left early."""
+
+    __slots__ = ("_ended", "_given", "_iterator", "_leg", "_track")
+
+    def __init__(self, track: Track[T], iterable: AsyncIterable[T]) -> None:
+        self._track = track
+        self._iterator = aiter(iterable)
+        self._leg: Leg | None = None
+        # Whether there is an item out there that has yet to be counted.
+        self._given = False
+        self._ended = False
+
+    async def __anext__(self) -> T:
+        if self._ended:
+            raise StopAsyncIteration
+        leg = self._leg
+        if leg is None:
+            leg = self._leg = self._track._begin()
+        elif self._given:
+            self._given = False
+            leg.count()
+        leg.open = True
+        try:
+            item = await anext(self._iterator)
+        except StopAsyncIteration:
+            self._ended = True
+            leg.open = False
+            leg.finish()
+            raise
+        except BaseException:
+            # As above; who only gave up waiting may come back.
+            leg.open = False
+            raise
+        self._given = True
+        return item
