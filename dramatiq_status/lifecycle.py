@@ -9,20 +9,15 @@ rejection, and an acknowledgement on a delay queue ends nothing.
 
 from __future__ import annotations
 
-import json
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
-from .outage import logger
 from .record import COMPLETED, FAILED, MAX_WHOLE_NUMBER, NO_EPOCH, Epoch
-
-#: The longest text of an exception that is stored, in characters.
-MAX_EXCEPTION_LENGTH: Final = 1024
 
 #: Maximum number of notes per thread about enqueues that have begun and are not completed.
 _MAX_BEGUN: Final = 16
@@ -213,71 +208,3 @@ def whole_number(value: Any, default: int) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and -MAX_WHOLE_NUMBER <= value <= MAX_WHOLE_NUMBER:
         return int(value)
     return default
-
-
-#: Turns an exception into its ``type`` and its ``message``, as they are stored; None for nothing.
-Describe = Callable[[BaseException], "Mapping[str, str] | None"]
-
-
-def type_and_text(exception: BaseException) -> dict[str, str]:
-    """Describe an exception by the name of its type and by its text."""
-    try:
-        message = str(exception)
-    except Exception:
-        # The job has failed already; its exception's own bug is no news.
-        message = "<str() of the exception failed>"
-    return {"type": type(exception).__name__, "message": message}
-
-
-def describe_exception(
-    exception: BaseException, max_size: int, describe: Describe = type_and_text
-) -> dict[str, str] | None:
-    """Describe an exception for the store: its type and its message, in at most a number of bytes of JSON.
-
-    Parameters:
-      exception(BaseException)
-      max_size(int)
-      describe(Callable): Where it fails, only the name of the type is stored: it may be there to keep texts out.
-    """
-    try:
-        found = describe(exception)
-        if found is None:
-            return None
-        name, message = str(found["type"]), str(found.get("message", ""))
-    except Exception as e:
-        logger.error(
-            "describe_exception failed with %s: only the type of a %s is stored.",
-            type(e).__name__,
-            type(exception).__name__,
-        )
-        name, message = type(exception).__name__, ""
-    if len(message) > MAX_EXCEPTION_LENGTH:
-        message = message[: MAX_EXCEPTION_LENGTH - 3] + "..."
-    name = shortened(name, max_size // 2)
-    return {"type": name, "message": shortened(message, max_size - _size({"type": name, "message": ""}) + 2)}
-
-
-def shortened(text: str, max_size: int, *, end: bool = False) -> str:
-    """Cut a text so that it takes at most so many bytes as JSON; where `end` is said its end is kept.
-
-    >>> shortened("abcdefghij", 10), shortened("abcdefghij", 10, end=True), shortened("\\u00e4bc", 9)
-    ('abcde...', '...fghij', '...')
-    """
-    if len(text) * 6 + 2 <= max_size or _size(text) <= max_size:
-        return text
-    kept, too_many = 0, min(len(text), max(0, max_size))
-    while too_many - kept > 1:
-        middle = (kept + too_many) // 2
-        if _size(_cut(text, middle, end)) <= max_size:
-            kept = middle
-        else:
-            too_many = middle
-    return _cut(text, kept, end)
-
-
-def _cut(text: str, kept: int, end: bool) -> str:
-    return "..." + text[len(text) - kept :] if end else text[:kept] + "..."
-
-
-def _size(value: Any) -> int:
-    return len(json.dumps(value, separators=(",", ":")))

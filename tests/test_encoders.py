@@ -27,7 +27,7 @@ from dramatiq.encoder import Encoder, JSONEncoder, PickleEncoder
 from dramatiq_status import State, Status, StatusMiddleware, StatusRegistry, current_status
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
-from dramatiq_status.middleware import EPOCH_OPTION, RECEIPT_OPTION
+from dramatiq_status.options import EPOCH_OPTION, RECEIPT_OPTION
 from dramatiq_status.record import ATTEMPTS, ENQUEUED_AT, MAX_WHOLE_NUMBER, NUMBER, ROOT
 
 from . import mixed_app

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from dramatiq_status import Snapshot, StatusRegistry, aio
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend
-from dramatiq_status.middleware import EPOCH_OPTION, HEARTBEAT_OPTION, RECEIPT_OPTION
+from dramatiq_status.options import EPOCH_OPTION, HEARTBEAT_OPTION, RECEIPT_OPTION
 from dramatiq_status.record import Changes, Kind, Outcome, Update
 
 from . import mixed_app

@@ -8,14 +8,13 @@ import threading
 import pytest
 
 from dramatiq_status.lifecycle import (
-    MAX_EXCEPTION_LENGTH,
     Decision,
     Frame,
     ThreadNotes,
-    describe_exception,
     is_delayed_copy,
     queue_of,
 )
+from dramatiq_status.message_fields import MAX_EXCEPTION_LENGTH, describe_exception
 from dramatiq_status.record import COMPLETED, FAILED
 
 SUCCESS: dict[str, object] = {"outcome_seen": True}

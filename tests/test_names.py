@@ -11,7 +11,7 @@ from dramatiq.results.backends import StubBackend as StubResults
 
 from dramatiq_status import StatusRegistry, current_status
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.middleware import INCLUDES
+from dramatiq_status.options import INCLUDES
 from dramatiq_status.testing import bound_status
 
 from .recording import make_broker, run

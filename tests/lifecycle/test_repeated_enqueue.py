@@ -18,7 +18,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware, Retries
 
 from dramatiq_status import StatusMiddleware, StatusRegistry
-from dramatiq_status.middleware import EPOCH_OPTION
+from dramatiq_status.options import EPOCH_OPTION
 from dramatiq_status.record import NUMBER, Kind
 
 from ..recording import PATIENCE, RecordingBackend, run, working

@@ -1,0 +1,244 @@
+"""A worker's deliveries of messages: their beginning, their outcome, and what both write."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import dramatiq
+from dramatiq.errors import ActorNotFound
+
+from ._process import at_fork
+from .backend import StatusBackend, now_ms
+from .channel import RunChannel
+from .context import Binding, bind, current_binding, hiding, uncover
+from .lifecycle import Decision, Frame, ThreadNotes, is_delayed_copy, whole_number
+from .message_fields import MessageFields
+from .options import HEARTBEAT_OPTION, RECEIPT_OPTION, Options, Settings, epoch_of, new_token
+from .progress import Progress
+from .record import (
+    COMPLETED,
+    DEFAULT_HEARTBEAT_INTERVAL,
+    FAILED,
+    FINISHED_AT,
+    HEARTBEAT_INTERVAL,
+    RESULT,
+    SKIPPED,
+    STARTED_AT,
+    Kind,
+    Origin,
+    Record,
+    Update,
+)
+from .status import Status
+from .writer import Barrier, Finish, Lane, Start, Writer
+
+#: Limit of the retries that a message may claim to have had.
+_MAX_RETRIES: Final = 10**9
+
+
+class _Context(NamedTuple):
+    """What the middleware hangs on a frame."""
+
+    lane: Lane
+    settings: Settings
+    previous: Binding | None
+    #: As the worker holds it: with its exception, which the copy for a retry lacks.
+    message: Any
+
+
+class Deliveries:
+    """Writes that messages run, and what they come to.
+
+    Parameters:
+      backend(StatusBackend)
+      writer(Writer)
+      options(Options)
+      fields(MessageFields)
+      heartbeat_interval(int): In milliseconds.
+    """
+
+    def __init__(
+        self, backend: StatusBackend, writer: Writer, options: Options, fields: MessageFields, heartbeat_interval: int
+    ) -> None:
+        self.notes: ThreadNotes = ThreadNotes()
+        self._backend = backend
+        self._writer = writer
+        self._options = options
+        self._fields = fields
+        self._heartbeat_interval = heartbeat_interval
+        _deliveries.add(self)
+
+    def begin(self, broker: dramatiq.Broker, message: Any) -> None:
+        """A worker is about to process a message: write that it runs, and bind its handles."""
+        notes, given = self.notes, unwrapped(message)
+        previous = current_binding()
+        if previous is not None and notes.worker:
+            # Left behind by a delivery whose end we were not told.
+            _abandon(previous)
+            previous = None
+        settings = self._options.of_message(broker, given, strict=False)
+        if not settings.tracked:
+            # Its end brings back what it hides; a worker's thread has nothing to hide.
+            bind(None if previous is None else hiding(previous, given.message_id))
+            return
+        if previous is not None and previous.frame is not None and previous.frame.message_id == given.message_id:
+            # A broker that retries inside of the hooks.
+            previous.frame.requeued = True
+        binding = self._open(message, given, settings, previous, run=new_token())
+        assert binding.frame is not None
+        frame, options = binding.frame, given.options
+        lane: Lane = frame.context.lane
+        origin = None
+        receipt = options.get(RECEIPT_OPTION)
+        if isinstance(receipt, str):
+            origin = Origin(Update(Kind.ENQUEUE, frame.epoch, fields=lane.base), receipt)
+        fields = {STARTED_AT: str(now_ms())}
+        if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
+            # The record may name that of a process that has enqueued it. (What a worker that died has named is not
+            # known here: a message is shown as stalled where the next worker's is more than three times as long.)
+            fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
+        retries = whole_number(options.get("retries"), 0)
+        # Redeliveries count up from there, and a record holds 15 digits.
+        lane.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1, origin))
+        bind(binding)
+        # Not before it is bound: an interrupt between the two would leave a lane that nobody closes.
+        self._writer.running[lane] = None
+
+    def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
+        """The message is about to be acknowledged or rejected: write what it has come to."""
+        frame = self.find_frame(message)
+        if frame is None:
+            if is_delayed_copy(message.queue_name, message.options):
+                return
+            # No worker has had it: its actor is unknown.
+            frame = self.frame_of(broker, message)
+            if frame is None:
+                return
+        lane: Lane = frame.context.lane
+        if not frame.settled:
+            if frame.others is not None or frame.enqueues is not None:
+                # Before the final state: a reader that sees it also finds what the run has written to other messages.
+                frame.deadline = frame.deadline or self._writer.deadline()
+                lanes = [found for reference in list(frame.others or ()) if (found := reference()) is not None]
+                self._writer.confirm_others(lanes, frame.enqueues or (), frame.deadline)
+            decision = frame.decide(rejected=rejected)
+            if decision is Decision.REQUEUED:
+                lane.close()
+            else:
+                frame.barrier = Barrier()
+                lane.finish(self._finish(frame, message, decision), frame.barrier)
+            frame.settled = True
+        if frame.barrier is not None:
+            self._writer.confirm(lane, frame.barrier, frame.deadline)
+            frame.barrier = None
+
+    def _finish(self, frame: Frame, message: Any, decision: Decision) -> Finish:
+        context: _Context = frame.context
+        settings, state = context.settings, FAILED if decision is Decision.FAILED else COMPLETED
+        fields = {FINISHED_AT: str(now_ms())}
+        if frame.skipped:
+            fields[SKIPPED] = "true"
+        if state == COMPLETED and context.lane.verdict is not None:
+            state = context.lane.verdict
+        if decision is Decision.FAILED:
+            exception = frame.exception or getattr(message, "_exception", None)
+            if exception is None and not frame.outcome_seen and not frame.skipped:
+                # A broker that tells the hooks of no exception is just raising it; Dramatiq 1.x does
+                # not say why it rejects a message without running it.
+                exception = sys.exc_info()[1] if frame.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
+            if exception is not None:
+                fields.update(self._fields.of_exception(exception, settings))
+        elif settings.include("result") and not context.lane.has_written(RESULT):
+            self._fields.include(fields, RESULT, "result", frame.result)
+        return Finish(state, fields, settings.status_ttl)
+
+    def close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
+        """The delivery is over."""
+        notes = self.notes
+        if notes.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
+            notes.release(message.message_id)
+        frame = self.find_frame(message)
+        if frame is not None:
+            if not frame.settled:
+                # A broker without the hooks before.
+                self.settle(broker, message, rejected=rejected)
+            frame.exception = frame.result = None
+            bind(frame.context.previous)
+        else:
+            uncover(message.message_id)
+        notes.forget()
+
+    def binding(self) -> Binding | None:
+        binding = current_binding()
+        return binding if binding is not None and binding.writer is self._writer else None
+
+    def find_frame(self, message: Any) -> Frame | None:
+        binding = current_binding()
+        if binding is None or binding.writer is not self._writer or binding.frame is None:
+            return None
+        frame = binding.frame
+        # Mostly it is the same object, and to ask a worker's proxy for an id takes time.
+        return frame if frame.context.message is message or frame.message_id == message.message_id else None
+
+    def frame_of(self, broker: dramatiq.Broker, message: Any) -> Frame | None:
+        """The frame of a message; one without a run where another
+        middleware stopped the message before ours saw it; None for one
+        that is not tracked.
+        """
+        frame = self.find_frame(message)
+        if frame is None:
+            settings = self._options.of_message(broker, message, strict=False)
+            if settings.tracked:
+                previous = None if self.notes.worker else current_binding()
+                binding = self._open(message, unwrapped(message), settings, previous, run=0)
+                bind(binding)
+                frame = binding.frame
+                assert frame is not None
+                # It may have been another middleware that has stopped it, and put it back before ours saw it.
+                frame.requeued = frame.message_id in self.notes.enqueued
+        return frame
+
+    def _open(self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run: int) -> Binding:
+        """Open the lane and the frame of a delivery."""
+        message_id, epoch = given.message_id, epoch_of(given.options)
+        base: Callable[[], Record] = functools.partial(self._fields.of_message, given, settings, strict=False)
+        if settings.include("message"):
+            # The actor may change its arguments.
+            base = base().copy
+        lane = self._writer.begin_run(message_id, run=run, epoch=epoch, throttle=settings.throttle, base=base)
+        frame = Frame(message_id, epoch, run, context=_Context(lane, settings, previous, message))
+        channel = RunChannel(lane, self._backend)
+        return Binding(Status(channel), Progress(channel), self._writer, frame)
+
+
+#: All deliveries of this process.
+_deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
+
+
+def _forget_notes() -> None:
+    # A reply that the store still owes is the parent's to read, from a socket that both have.
+    for deliveries in list(_deliveries):
+        deliveries.notes = ThreadNotes()
+
+
+at_fork(after_in_child=_forget_notes)
+
+
+def unwrapped(message: Any) -> Any:
+    """What a worker's proxy of a message stands for: each look through a proxy costs a failed one."""
+    return getattr(message, "_message", message)
+
+
+def exception_in_flight(message: Any) -> BaseException | None:
+    # Dramatiq puts it there before any hook hears of it.
+    found = getattr(message, "_exception", None)
+    return found if isinstance(found, BaseException) else None
+
+
+def _abandon(binding: Binding) -> None:
+    if binding.frame is not None and not binding.frame.settled:
+        binding.frame.context.lane.close()

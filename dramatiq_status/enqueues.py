@@ -1,0 +1,146 @@
+"""What a message's way into its queue writes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from .backend import StatusBackend, now_ms
+from .context import Binding
+from .deliveries import Deliveries, exception_in_flight
+from .errors import BackendError
+from .lifecycle import Begun, Frame, whole_number
+from .message_fields import MessageFields
+from .options import EPOCH_OPTION, HEARTBEAT_OPTION, RECEIPT_OPTION, Settings, epoch_of, next_epoch
+from .outage import Outage, logger
+from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, SCHEDULED_AT, Epoch, Kind, Update
+from .writer import Barrier, Enqueue, Writer
+
+
+class Enqueues:
+    """Writes that messages are enqueued.
+
+    Parameters:
+      backend(StatusBackend)
+      writer(Writer)
+      outage(Outage)
+      fields(MessageFields)
+      deliveries(Deliveries)
+      heartbeat_interval(int): In milliseconds.
+    """
+
+    def __init__(
+        self,
+        backend: StatusBackend,
+        writer: Writer,
+        outage: Outage,
+        fields: MessageFields,
+        deliveries: Deliveries,
+        heartbeat_interval: int,
+    ) -> None:
+        self._backend = backend
+        self._writer = writer
+        self._outage = outage
+        self._fields = fields
+        self._deliveries = deliveries
+        self._heartbeat_interval = heartbeat_interval
+
+    def begin(
+        self, message: Any, delay: int | None, settings: Settings, binding: Binding | None, *, inside: bool
+    ) -> None:
+        """Write that a message enters its queue."""
+        notes, message_id = self._deliveries.notes, message.message_id
+        epoch = self._begin_enqueue(message)
+        message.options[EPOCH_OPTION] = list(epoch)
+        if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
+            message.options[HEARTBEAT_OPTION] = self._heartbeat_interval
+        fields = self._fields.of_message(message, settings, strict=not inside)
+        if delay is not None:
+            # Dramatiq takes longer delays, a record holds numbers of at most 15 digits.
+            fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
+        if not inside:
+            self._enqueue_directly(message, Update(Kind.ENQUEUE, epoch, fields=fields))
+        elif binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
+            frame = binding.frame
+            # A tracer that stands first sees the retry before the outcome.
+            exception = frame.exception or exception_in_flight(frame.context.message)
+            if exception is not None:
+                fields.update(self._fields.of_exception(exception, settings))
+            lane, barrier = frame.context.lane, Barrier()
+            lane.add(Enqueue(epoch, fields))
+            lane.add(barrier)
+            notes.barrier = barrier
+        else:
+            notes.barrier = self._writer.enqueue(message_id, Enqueue(epoch, fields))
+
+    def store_before_send(self, frame: Frame) -> None:
+        """Wait until all writes of a run are stored, before the broker gets a message that the run sends and that may
+        read them. In a coroutine, which must not block the event loop, do nothing.
+        """
+        if self._outage.down or asyncio._get_running_loop() is not None:
+            return
+        # A run may hold handles of thousands of messages, and send as many.
+        fresh, frame.fresh = frame.fresh, set()
+        others = [found for reference in list(fresh) if (found := reference()) is not None]
+        written = [*filter(None, [lane.unstored() for lane in (frame.context.lane, *others)]), *(frame.enqueues or ())]
+        if any(barrier.stored is None for barrier in written):
+            # In the same round trip as `queued`.
+            queued = self._deliveries.notes.barrier
+            self._writer.confirm_others((), written if queued is None else [*written, queued], self._writer.deadline())
+            if queued is not None and queued.stored is None:
+                # The time-out is over: after_enqueue does not wait for a second one.
+                self._deliveries.notes.barrier = None
+
+    def _begin_enqueue(self, message: Any) -> Epoch:
+        """Return the enqueue of a message that begins: the one that has begun before, where the broker tries again."""
+        notes, message_id, carried = self._deliveries.notes, message.message_id, epoch_of(message.options)
+        begun = notes.begun.get(message_id)
+        if begun is not None and begun.is_repeated_by(message.message_timestamp, carried):
+            return begun.epoch
+        epoch = next_epoch(carried)
+        notes.begin(message_id, Begun(message.message_timestamp, carried, epoch))
+        return epoch
+
+    def _enqueue_directly(self, message: Any, update: Update) -> None:
+        """Send `queued` before the broker gets the message; the reply is
+        read after it, so that the two round trips overlap.
+        """
+        self._complete_owed()
+        if self._outage.blocked:
+            self._outage.dropped()
+            return
+        try:
+            self._deliveries.notes.owed = self._backend.begin_update(message.message_id, update)
+        except BackendError as e:
+            self._outage.failed(e)
+            return
+        except (TypeError, ValueError) as e:
+            logger.error("The status of message %r cannot be stored: %s", message.message_id, e)
+            return
+        receipt = self._backend.receipt(message.message_id)
+        if receipt is not None:
+            message.options[RECEIPT_OPTION] = receipt
+
+    def complete(self, binding: Binding | None) -> None:
+        """Wait until the last enqueue of this thread is stored."""
+        notes = self._deliveries.notes
+        self._complete_owed()
+        if notes.barrier is not None:
+            if asyncio._get_running_loop() is None:
+                self._writer.wait(notes.barrier)
+            elif binding is not None and binding.frame is not None:
+                # A coroutine must not block other coroutines: the acknowledgement of its message waits instead.
+                waits = [barrier for barrier in binding.frame.enqueues or () if barrier.stored is None]
+                binding.frame.enqueues = [*waits, notes.barrier]
+            notes.barrier = None
+
+    def _complete_owed(self) -> None:
+        # Owed since the last enqueue of this thread, if the broker refused it.
+        owed, self._deliveries.notes.owed = self._deliveries.notes.owed, None
+        if owed is not None:
+            try:
+                owed()
+            except BackendError as e:
+                self._outage.failed(e)
+            else:
+                self._outage.succeeded()

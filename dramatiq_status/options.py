@@ -1,0 +1,214 @@
+"""The settings that the middleware, an actor and a message ask for, and the options in which a message carries them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from random import Random
+from typing import Any, Final, NamedTuple
+
+import dramatiq
+
+from ._process import at_fork
+from .backend import check_duration, check_message_id
+from .errors import StatusOptionError
+from .lifecycle import whole_number
+from .outage import logger
+from .record import MAX_WHOLE_NUMBER, NO_EPOCH, Epoch
+
+#: What ``includes`` may name.
+INCLUDES: Final = frozenset(("message", "traceback", "result"))
+
+#: The message options that are ours: which enqueue a message is the
+#: delivery of, the store's receipt of it, and the heartbeat interval that its record
+#: may name, where that is not the default.  Their values are plain JSON (two whole numbers in a list, a
+#: string, a whole number): an encoder may not support other types, and a worker may lack this package.
+EPOCH_OPTION: Final = "status_epoch"
+RECEIPT_OPTION: Final = "status_receipt"
+HEARTBEAT_OPTION: Final = "status_heartbeat"
+
+#: Draws tokens of runs and roots of epochs, which only have to differ: without a system call each.
+_token = Random(os.urandom(32))
+at_fork(after_in_child=lambda: _token.seed(os.urandom(32)))
+
+
+SETTINGS_OPTIONS: Final = frozenset(("status_ttl", "status_throttle", "status_includes", "track_status"))
+
+#: Options that users may give a message.
+MESSAGE_OPTIONS: Final = SETTINGS_OPTIONS | {"status"}
+
+
+class Settings(NamedTuple):
+    """What the middleware, an actor and a message together ask for."""
+
+    tracked: bool
+    status_ttl: int
+    throttle: int
+    #: Parts that the message asks to include, and parts that the actor, or else the middleware, allows.
+    includes: frozenset[str]
+    allowed: frozenset[str]
+
+    def include(self, name: str) -> bool:
+        """Whether to store something."""
+        return name in self.includes and name in self.allowed
+
+
+class Options:
+    """The settings of actors and messages.
+
+    Parameters:
+      defaults(Settings): Those of the middleware.
+    """
+
+    def __init__(self, defaults: Settings) -> None:
+        self._defaults = defaults
+        # By actor; actors are few and live as long as the process.
+        self._settings: dict[str, Settings] = {}
+        # Whether the warning about swallowed options was logged.
+        self._warned_of_options = False
+
+    def declare(self, actor_name: str, options: Mapping[str, Any]) -> None:
+        """Note the options of an actor.
+
+        Raises:
+          StatusOptionError: When one of them is wrong.
+        """
+        self._settings[actor_name] = self._of_actor(actor_name, options)
+
+    def of_message(self, broker: dramatiq.Broker, message: Any, *, strict: bool) -> Settings:
+        """Return the settings of a message.
+
+        Parameters:
+          broker(Broker): Has the message's actor, if this process declares it.
+          message(Message)
+          strict(bool): Whether to raise an error for a wrong option, instead of ignoring the option.
+
+        Raises:
+          StatusOptionError
+        """
+        name, options = message.actor_name, message.options
+        settings = self._settings.get(name)
+        if settings is None:
+            # Declared before this middleware was added, or known to other processes only.
+            actor = broker.actors.get(name)
+            settings = self._of_actor(name, actor.options if actor else {})
+            if actor is not None:
+                self._settings[name] = settings
+        if not SETTINGS_OPTIONS.isdisjoint(options):
+            for option in SETTINGS_OPTIONS.intersection(options):
+                try:
+                    settings = _refine(settings, {option: options[option]}, f"message {message.message_id!r}")
+                except StatusOptionError as e:
+                    if strict:
+                        raise
+                    logger.error("%s The option is ignored.", e)
+            # Where the producer has not declared the actor, the worker decides.
+            if strict and name in self._settings:
+                _refuse_more(settings, message)
+        if settings.tracked:
+            # A worker checks it, too: the producer may not have this middleware.
+            try:
+                check_message_id(message.message_id)
+            except (TypeError, ValueError) as e:
+                logger.warning("Message %.200r of actor %r is not tracked: %s", message.message_id, name, e)
+                settings = settings._replace(tracked=False)
+        return settings
+
+    def _of_actor(self, name: str, options: Mapping[str, Any]) -> Settings:
+        settings = _refine(self._defaults, options, f"actor {name!r}")
+        return settings._replace(allowed=settings.includes)
+
+    def warn_of_nested(self, message: Any) -> None:
+        """Warn once of options of this middleware that arrive in a place where Dramatiq ignores them."""
+        if self._warned_of_options:
+            return
+        nested = message.options["options"]
+        if not isinstance(nested, Mapping):
+            return
+        swallowed = sorted(MESSAGE_OPTIONS.intersection(nested))
+        if swallowed:
+            self._warned_of_options = True
+            logger.warning(
+                "The options %s of message %.200r of actor %.200r have arrived inside of an option named 'options' and "
+                "have no effect; neither have Dramatiq's own beside them. Some versions of OpenTelemetry's "
+                "instrumentor for Dramatiq do this to what send_with_options() is given. Send such messages with "
+                "broker.enqueue(actor.message(...).copy(options={...})). This is logged once.",
+                ", ".join(swallowed),
+                message.message_id,
+                message.actor_name,
+            )
+
+
+def new_token() -> int:
+    """Draw the token of a run, or the root of an epoch."""
+    return _token.getrandbits(31) | 1
+
+
+def next_epoch(epoch: Epoch) -> Epoch:
+    """Return the enqueue that follows one."""
+    return Epoch(epoch.root, epoch.number + 1) if epoch.root else Epoch(new_token(), 1)
+
+
+def epoch_of(options: dict[str, Any]) -> Epoch:
+    """Return the enqueue that a message is the delivery of; NO_EPOCH where its option is missing or malformed."""
+    given = options.get(EPOCH_OPTION)
+    if given is None:
+        return NO_EPOCH
+    if isinstance(given, (list, tuple)) and len(given) == 2:
+        epoch = Epoch(whole_number(given[0], 0), whole_number(given[1], 0))
+        # The next one has to be a number as well.
+        if epoch.root > 0 and 0 < epoch.number < MAX_WHOLE_NUMBER:
+            return epoch
+    return NO_EPOCH
+
+
+def _refuse_more(settings: Settings, message: Any) -> None:
+    if not settings.includes <= settings.allowed:
+        more = ", ".join(sorted(map(repr, settings.includes - settings.allowed)))
+        raise StatusOptionError(
+            f"The option 'status_includes' of message {message.message_id!r} asks for {more}, which actor "
+            f"{message.actor_name!r} does not include: a message may only leave something out. Add it to the actor's "
+            "status_includes, or to includes of StatusMiddleware."
+        )
+
+
+def _refine(settings: Settings, options: Mapping[str, Any], where: str) -> Settings:
+    """Lay the options of an actor or a message over the settings."""
+    try:
+        if options.get("track_status") is not None:
+            settings = settings._replace(tracked=bool(options["track_status"]))
+        if options.get("status_ttl") is not None:
+            settings = settings._replace(status_ttl=check_duration("status_ttl", options["status_ttl"], minimum=1))
+        if options.get("status_throttle") is not None:
+            settings = settings._replace(throttle=check_duration("status_throttle", options["status_throttle"]))
+        if options.get("status_includes") is not None:
+            settings = settings._replace(includes=check_includes("status_includes", options["status_includes"]))
+    except (TypeError, ValueError) as e:
+        raise StatusOptionError(f"An option of {where} is wrong. {e}") from e
+    return settings
+
+
+def write_back(options: dict[str, Any], settings: Settings) -> None:
+    """Write what a message's options were found to mean in their place: a broker cannot send sets and timedeltas,
+    nor what is wrong.
+    """
+    checked = {
+        "track_status": settings.tracked,
+        "status_ttl": settings.status_ttl,
+        "status_throttle": settings.throttle,
+        "status_includes": sorted(settings.includes),
+    }
+    for option in checked.keys() & options:
+        if options[option] is not None:
+            options[option] = checked[option]
+
+
+def check_includes(name: str, includes: Iterable[str]) -> frozenset[str]:
+    if isinstance(includes, str):
+        raise TypeError(f"{name} must be a set of names, not the str {includes!r}: write {{{includes!r}}}.")
+    found = frozenset(includes)
+    if not found <= INCLUDES:
+        unknown = ", ".join(sorted(map(repr, found - INCLUDES)))
+        raise ValueError(f"{name} may name {', '.join(sorted(map(repr, INCLUDES)))}, not {unknown}.")
+    # Our own strings: an enum of the user's may equal them.
+    return frozenset(include for include in INCLUDES if include in found)
