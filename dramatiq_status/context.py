@@ -22,7 +22,7 @@ from .track_loop import Track, iterated_by
 
 if TYPE_CHECKING:
     from .backend import StatusBackend
-    from .lifecycle import Frame
+    from .lifecycle import Delivery
     from .writer import Lane, Writer
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Binding(NamedTuple):
     status: Status
     progress: Progress
     writer: Writer | None = None
-    frame: Frame | None = None
+    delivery: Delivery | None = None
     hidden: Hidden | None = None
     #: The store of :func:`dramatiq_status.testing.bound_status`, which the registry then uses.
     backend: StatusBackend | None = None
@@ -68,8 +68,8 @@ def note_write(lane: Lane) -> None:
     write.
     """
     binding = _binding.get()
-    if binding is not None and binding.frame is not None:
-        binding.frame.note(lane)
+    if binding is not None and binding.delivery is not None:
+        binding.delivery.note(lane)
 
 
 def _leave_the_worker() -> None:

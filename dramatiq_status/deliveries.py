@@ -15,7 +15,7 @@ from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, hiding, uncover
-from .lifecycle import Decision, Frame, ThreadNotes, is_delayed_copy, whole_number
+from .lifecycle import Decision, Delivery, ThreadNotes, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, RECEIPT_OPTION, Options, Settings, epoch_of, new_token
 from .progress import Progress
@@ -40,8 +40,8 @@ from .writer import Barrier, Finish, Lane, Start, Writer
 _MAX_RETRIES: Final = 10**9
 
 
-class _Context(NamedTuple):
-    """What the middleware hangs on a frame."""
+class _Tracking(NamedTuple):
+    """What the middleware hangs on a delivery."""
 
     lane: Lane
     settings: Settings
@@ -85,17 +85,17 @@ class Deliveries:
             # Its end brings back what it hides; a worker's thread has nothing to hide.
             bind(None if previous is None else hiding(previous, given.message_id))
             return
-        if previous is not None and previous.frame is not None and previous.frame.message_id == given.message_id:
+        if previous is not None and previous.delivery is not None and previous.delivery.message_id == given.message_id:
             # A broker that retries inside of the hooks.
-            previous.frame.requeued = True
+            previous.delivery.requeued = True
         binding = self._open(message, given, settings, previous, run=new_token())
-        assert binding.frame is not None
-        frame, options = binding.frame, given.options
-        lane: Lane = frame.context.lane
+        assert binding.delivery is not None
+        delivery, options = binding.delivery, given.options
+        lane: Lane = delivery.tracking.lane
         origin = None
         receipt = options.get(RECEIPT_OPTION)
         if isinstance(receipt, str):
-            origin = Origin(Update(Kind.ENQUEUE, frame.epoch, fields=lane.base), receipt)
+            origin = Origin(Update(Kind.ENQUEUE, delivery.epoch, fields=lane.base), receipt)
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
             # The record may name that of a process that has enqueued it. (What a worker that died has named is not
@@ -110,50 +110,50 @@ class Deliveries:
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
         """The message is about to be acknowledged or rejected: write what it has come to."""
-        frame = self.find_frame(message)
-        if frame is None:
+        delivery = self.find_delivery(message)
+        if delivery is None:
             if is_delayed_copy(message.queue_name, message.options):
                 return
             # No worker has had it: its actor is unknown.
-            frame = self.frame_of(broker, message)
-            if frame is None:
+            delivery = self.delivery_of(broker, message)
+            if delivery is None:
                 return
-        lane: Lane = frame.context.lane
-        if not frame.settled:
-            if frame.others is not None or frame.enqueues is not None:
+        lane: Lane = delivery.tracking.lane
+        if not delivery.settled:
+            if delivery.others is not None or delivery.enqueues is not None:
                 # Before the final state: a reader that sees it also finds what the run has written to other messages.
-                frame.deadline = frame.deadline or self._writer.deadline()
-                lanes = [found for reference in list(frame.others or ()) if (found := reference()) is not None]
-                self._writer.confirm_others(lanes, frame.enqueues or (), frame.deadline)
-            decision = frame.decide(rejected=rejected)
+                delivery.deadline = delivery.deadline or self._writer.deadline()
+                lanes = [found for reference in list(delivery.others or ()) if (found := reference()) is not None]
+                self._writer.confirm_others(lanes, delivery.enqueues or (), delivery.deadline)
+            decision = delivery.decide(rejected=rejected)
             if decision is Decision.REQUEUED:
                 lane.close()
             else:
-                frame.barrier = Barrier()
-                lane.finish(self._finish(frame, message, decision), frame.barrier)
-            frame.settled = True
-        if frame.barrier is not None:
-            self._writer.confirm(lane, frame.barrier, frame.deadline)
-            frame.barrier = None
+                delivery.barrier = Barrier()
+                lane.finish(self._finish(delivery, message, decision), delivery.barrier)
+            delivery.settled = True
+        if delivery.barrier is not None:
+            self._writer.confirm(lane, delivery.barrier, delivery.deadline)
+            delivery.barrier = None
 
-    def _finish(self, frame: Frame, message: Any, decision: Decision) -> Finish:
-        context: _Context = frame.context
-        settings, state = context.settings, FAILED if decision is Decision.FAILED else COMPLETED
+    def _finish(self, delivery: Delivery, message: Any, decision: Decision) -> Finish:
+        tracking: _Tracking = delivery.tracking
+        settings, state = tracking.settings, FAILED if decision is Decision.FAILED else COMPLETED
         fields = {FINISHED_AT: str(now_ms())}
-        if frame.skipped:
+        if delivery.skipped:
             fields[SKIPPED] = "true"
-        if state == COMPLETED and context.lane.verdict is not None:
-            state = context.lane.verdict
+        if state == COMPLETED and tracking.lane.verdict is not None:
+            state = tracking.lane.verdict
         if decision is Decision.FAILED:
-            exception = frame.exception or getattr(message, "_exception", None)
-            if exception is None and not frame.outcome_seen and not frame.skipped:
+            exception = delivery.exception or getattr(message, "_exception", None)
+            if exception is None and not delivery.outcome_seen and not delivery.skipped:
                 # A broker that tells the hooks of no exception is just raising it; Dramatiq 1.x does
                 # not say why it rejects a message without running it.
-                exception = sys.exc_info()[1] if frame.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
+                exception = sys.exc_info()[1] if delivery.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
-        elif settings.include("result") and not context.lane.has_written(RESULT):
-            self._fields.include(fields, RESULT, "result", frame.result)
+        elif settings.include("result") and not tracking.lane.has_written(RESULT):
+            self._fields.include(fields, RESULT, "result", delivery.result)
         return Finish(state, fields, settings.status_ttl)
 
     def close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
@@ -161,13 +161,13 @@ class Deliveries:
         notes = self.notes
         if notes.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
             notes.release(message.message_id)
-        frame = self.find_frame(message)
-        if frame is not None:
-            if not frame.settled:
+        delivery = self.find_delivery(message)
+        if delivery is not None:
+            if not delivery.settled:
                 # A broker without the hooks before.
                 self.settle(broker, message, rejected=rejected)
-            frame.exception = frame.result = None
-            bind(frame.context.previous)
+            delivery.exception = delivery.result = None
+            bind(delivery.tracking.previous)
         else:
             uncover(message.message_id)
         notes.forget()
@@ -176,43 +176,43 @@ class Deliveries:
         binding = current_binding()
         return binding if binding is not None and binding.writer is self._writer else None
 
-    def find_frame(self, message: Any) -> Frame | None:
+    def find_delivery(self, message: Any) -> Delivery | None:
         binding = current_binding()
-        if binding is None or binding.writer is not self._writer or binding.frame is None:
+        if binding is None or binding.writer is not self._writer or binding.delivery is None:
             return None
-        frame = binding.frame
+        delivery = binding.delivery
         # Mostly it is the same object, and to ask a worker's proxy for an id takes time.
-        return frame if frame.context.message is message or frame.message_id == message.message_id else None
+        return delivery if delivery.tracking.message is message or delivery.message_id == message.message_id else None
 
-    def frame_of(self, broker: dramatiq.Broker, message: Any) -> Frame | None:
-        """The frame of a message; one without a run where another
+    def delivery_of(self, broker: dramatiq.Broker, message: Any) -> Delivery | None:
+        """The delivery of a message; one without a run where another
         middleware stopped the message before ours saw it; None for one
         that is not tracked.
         """
-        frame = self.find_frame(message)
-        if frame is None:
+        delivery = self.find_delivery(message)
+        if delivery is None:
             settings = self._options.of_message(broker, message, strict=False)
             if settings.tracked:
                 previous = None if self.notes.worker else current_binding()
                 binding = self._open(message, unwrapped(message), settings, previous, run=0)
                 bind(binding)
-                frame = binding.frame
-                assert frame is not None
+                delivery = binding.delivery
+                assert delivery is not None
                 # It may have been another middleware that has stopped it, and put it back before ours saw it.
-                frame.requeued = frame.message_id in self.notes.enqueued
-        return frame
+                delivery.requeued = delivery.message_id in self.notes.enqueued
+        return delivery
 
     def _open(self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run: int) -> Binding:
-        """Open the lane and the frame of a delivery."""
+        """Open the lane and the delivery of a delivery."""
         message_id, epoch = given.message_id, epoch_of(given.options)
         base: Callable[[], Record] = functools.partial(self._fields.of_message, given, settings, strict=False)
         if settings.include("message"):
             # The actor may change its arguments.
             base = base().copy
         lane = self._writer.begin_run(message_id, run=run, epoch=epoch, throttle=settings.throttle, base=base)
-        frame = Frame(message_id, epoch, run, context=_Context(lane, settings, previous, message))
+        delivery = Delivery(message_id, epoch, run, tracking=_Tracking(lane, settings, previous, message))
         channel = RunChannel(lane, self._backend)
-        return Binding(Status(channel), Progress(channel), self._writer, frame)
+        return Binding(Status(channel), Progress(channel), self._writer, delivery)
 
 
 #: All deliveries of this process.
@@ -240,5 +240,5 @@ def exception_in_flight(message: Any) -> BaseException | None:
 
 
 def _abandon(binding: Binding) -> None:
-    if binding.frame is not None and not binding.frame.settled:
-        binding.frame.context.lane.close()
+    if binding.delivery is not None and not binding.delivery.settled:
+        binding.delivery.tracking.lane.close()

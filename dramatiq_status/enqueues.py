@@ -9,7 +9,7 @@ from .backend import StatusBackend, now_ms
 from .context import Binding
 from .deliveries import Deliveries, exception_in_flight
 from .errors import BackendError
-from .lifecycle import Begun, Frame, whole_number
+from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
 from .options import EPOCH_OPTION, HEARTBEAT_OPTION, RECEIPT_OPTION, Settings, epoch_of, next_epoch
 from .outage import Outage, logger
@@ -60,29 +60,32 @@ class Enqueues:
             fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
         if not inside:
             self._enqueue_directly(message, Update(Kind.ENQUEUE, epoch, fields=fields))
-        elif binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
-            frame = binding.frame
+        elif binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
+            delivery = binding.delivery
             # A tracer that stands first sees the retry before the outcome.
-            exception = frame.exception or exception_in_flight(frame.context.message)
+            exception = delivery.exception or exception_in_flight(delivery.tracking.message)
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
-            lane, barrier = frame.context.lane, Barrier()
+            lane, barrier = delivery.tracking.lane, Barrier()
             lane.add(Enqueue(epoch, fields))
             lane.add(barrier)
             notes.barrier = barrier
         else:
             notes.barrier = self._writer.enqueue(message_id, Enqueue(epoch, fields))
 
-    def store_before_send(self, frame: Frame) -> None:
+    def store_before_send(self, delivery: Delivery) -> None:
         """Wait until all writes of a run are stored, before the broker gets a message that the run sends and that may
         read them. In a coroutine, which must not block the event loop, do nothing.
         """
         if self._outage.down or asyncio._get_running_loop() is not None:
             return
         # A run may hold handles of thousands of messages, and send as many.
-        fresh, frame.fresh = frame.fresh, set()
+        fresh, delivery.fresh = delivery.fresh, set()
         others = [found for reference in list(fresh) if (found := reference()) is not None]
-        written = [*filter(None, [lane.unstored() for lane in (frame.context.lane, *others)]), *(frame.enqueues or ())]
+        written = [
+            *filter(None, [lane.unstored() for lane in (delivery.tracking.lane, *others)]),
+            *(delivery.enqueues or ()),
+        ]
         if any(barrier.stored is None for barrier in written):
             # In the same round trip as `queued`.
             queued = self._deliveries.notes.barrier
@@ -128,10 +131,10 @@ class Enqueues:
         if notes.barrier is not None:
             if asyncio._get_running_loop() is None:
                 self._writer.wait(notes.barrier)
-            elif binding is not None and binding.frame is not None:
+            elif binding is not None and binding.delivery is not None:
                 # A coroutine must not block other coroutines: the acknowledgement of its message waits instead.
-                waits = [barrier for barrier in binding.frame.enqueues or () if barrier.stored is None]
-                binding.frame.enqueues = [*waits, notes.barrier]
+                waits = [barrier for barrier in binding.delivery.enqueues or () if barrier.stored is None]
+                binding.delivery.enqueues = [*waits, notes.barrier]
             notes.barrier = None
 
     def _complete_owed(self) -> None:

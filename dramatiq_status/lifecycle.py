@@ -47,7 +47,7 @@ _STATES: Final = {Decision.COMPLETED: COMPLETED, Decision.FAILED: FAILED}
 
 
 @dataclass(eq=False)
-class Frame:
+class Delivery:
     """One delivery of a message, from the first hook that sees it to the last.
 
     Parameters:
@@ -83,7 +83,7 @@ class Frame:
     #: End of the acknowledgement's wait, by the monotonic clock.
     deadline: float | None = None
     #: What the middleware hangs on it.
-    context: Any = field(default=None, repr=False)
+    tracking: Any = field(default=None, repr=False)
 
     def note(self, lane: Any) -> None:
         """Note that the run writes to another message."""

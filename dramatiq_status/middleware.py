@@ -64,8 +64,8 @@ def _through_late_interrupts(hook: F) -> F:
                 return hook(self, *args, **kwargs)
             except Interrupt:
                 binding = self._deliveries.binding()
-                frame = None if binding is None else binding.frame
-                if frame is None or not (frame.outcome_seen or exception_in_flight(frame.context.message)):
+                delivery = None if binding is None else binding.delivery
+                if delivery is None or not (delivery.outcome_seen or exception_in_flight(delivery.tracking.message)):
                     raise
                 logger.debug("An interrupt came after the actor had returned; it is ignored.")
 
@@ -210,8 +210,8 @@ class StatusMiddleware(Middleware):
             self._options.warn_of_nested(message)
         if settings.tracked:
             self._enqueues.begin(message, delay, settings, binding, inside=inside)
-        if binding is not None and binding.frame is not None:
-            self._enqueues.store_before_send(binding.frame)
+        if binding is not None and binding.delivery is not None:
+            self._enqueues.store_before_send(binding.delivery)
 
     @_through_late_interrupts
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
@@ -221,8 +221,8 @@ class StatusMiddleware(Middleware):
         if notes.begun and isinstance(message_id, str):
             notes.begun.pop(message_id, None)
         binding = self._deliveries.binding()
-        if binding is not None and binding.frame is not None and binding.frame.message_id == message_id:
-            binding.frame.requeued = True
+        if binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
+            binding.delivery.requeued = True
         elif notes.worker and isinstance(message_id, str):
             notes.enqueued.add(message_id)
         self._enqueues.complete(binding)
@@ -241,18 +241,18 @@ class StatusMiddleware(Middleware):
         self, broker: dramatiq.Broker, message: Any, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         drop_interrupt()
-        frame = self._deliveries.frame_of(broker, message)
-        if frame is not None:
-            frame.outcome_seen, frame.exception, frame.result = True, exception, result
+        delivery = self._deliveries.delivery_of(broker, message)
+        if delivery is not None:
+            delivery.outcome_seen, delivery.exception, delivery.result = True, exception, result
             if exception is None and unwrapped(message).options.get("group_completion_callbacks"):
                 # The last member of a group sends the group's callback, which may read the statuses of all members.
-                self._enqueues.store_before_send(frame)
+                self._enqueues.store_before_send(delivery)
 
     @_through_interrupts
     def after_skip_message(self, broker: dramatiq.Broker, message: Any) -> None:
-        frame = self._deliveries.frame_of(broker, message)
-        if frame is not None:
-            frame.skipped = True
+        delivery = self._deliveries.delivery_of(broker, message)
+        if delivery is not None:
+            delivery.skipped = True
 
     @_through_interrupts
     def before_ack(self, broker: dramatiq.Broker, message: Any) -> None:

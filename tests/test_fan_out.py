@@ -509,23 +509,23 @@ def test_a_run_forgets_the_messages_that_have_what_it_wrote() -> None:
     @dramatiq.actor(broker=broker, queue_name="later")
     def later() -> None: ...
 
-    def frame_of_this() -> Any:
+    def delivery_of_this() -> Any:
         binding = current_binding()
         assert binding is not None
-        return binding.frame
+        return binding.delivery
 
     @dramatiq.actor(broker=broker)
     def writes() -> None:
         for n in range(5000):
             StatusRegistry.get(str(n), backend=backend)
-        kept_at_once.append(len(frame_of_this().others) // 1000)
+        kept_at_once.append(len(delivery_of_this().others) // 1000)
 
     @dramatiq.actor(broker=broker)
     async def sends() -> None:
         for _ in range(3):
             later.send()
-            assert frame_of_this().enqueues[-1].wait(PATIENCE)
-        kept_at_once.append(len(frame_of_this().enqueues))
+            assert delivery_of_this().enqueues[-1].wait(PATIENCE)
+        kept_at_once.append(len(delivery_of_this().enqueues))
 
     # When they run
     worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=10, worker_threads=1)

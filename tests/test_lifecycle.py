@@ -9,7 +9,7 @@ import pytest
 
 from dramatiq_status.lifecycle import (
     Decision,
-    Frame,
+    Delivery,
     ThreadNotes,
     is_delayed_copy,
     queue_of,
@@ -49,18 +49,18 @@ FAILURE: dict[str, object] = {"outcome_seen": True, "exception": ValueError("x")
     ],
 )
 def test_decisions(hooks: dict[str, object], rejected: bool, expected: Decision) -> None:
-    frame = Frame("id")
+    delivery = Delivery("id")
     for name, value in hooks.items():
-        setattr(frame, name, value)
-    assert frame.decide(rejected=rejected) is expected
+        setattr(delivery, name, value)
+    assert delivery.decide(rejected=rejected) is expected
 
 
 @pytest.mark.parametrize(("outcome_seen", "raised", "skipped"), list(itertools.product([False, True], repeat=3)))
 def test_what_holds_for_all_decisions(outcome_seen: bool, raised: bool, skipped: bool) -> None:
     def decide(*, rejected: bool, requeued: bool) -> Decision:
         exception = ValueError() if raised else None
-        frame = Frame("id", outcome_seen=outcome_seen, exception=exception, skipped=skipped, requeued=requeued)
-        return frame.decide(rejected=rejected)
+        delivery = Delivery("id", outcome_seen=outcome_seen, exception=exception, skipped=skipped, requeued=requeued)
+        return delivery.decide(rejected=rejected)
 
     # What will run again has no final state, whatever else was heard of it
     assert decide(rejected=False, requeued=True) is decide(rejected=True, requeued=True) is Decision.REQUEUED
@@ -80,7 +80,7 @@ def test_what_decisions_are_stored_as() -> None:
 
 def test_frames_are_told_apart() -> None:
     # Two deliveries of one message are not the same
-    assert Frame("id") != Frame("id")
+    assert Delivery("id") != Delivery("id")
 
 
 @pytest.mark.parametrize(
