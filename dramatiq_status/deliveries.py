@@ -15,7 +15,7 @@ from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, hiding, uncover
-from .lifecycle import Decision, Delivery, ThreadNotes, is_delayed_copy, whole_number
+from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, RECEIPT_OPTION, Options, Settings, epoch_of, new_token
 from .progress import Progress
@@ -64,7 +64,7 @@ class Deliveries:
     def __init__(
         self, backend: StatusBackend, writer: Writer, options: Options, fields: MessageFields, heartbeat_interval: int
     ) -> None:
-        self.notes: ThreadNotes = ThreadNotes()
+        self.thread_state: ThreadState = ThreadState()
         self._backend = backend
         self._writer = writer
         self._options = options
@@ -74,9 +74,9 @@ class Deliveries:
 
     def begin(self, broker: dramatiq.Broker, message: Any) -> None:
         """A worker is about to process a message: write that it runs, and bind its handles."""
-        notes, given = self.notes, unwrapped(message)
+        thread, given = self.thread_state, unwrapped(message)
         previous = current_binding()
-        if previous is not None and notes.worker:
+        if previous is not None and thread.worker:
             # Left behind by a delivery whose end we were not told.
             _abandon(previous)
             previous = None
@@ -158,9 +158,9 @@ class Deliveries:
 
     def close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
         """The delivery is over."""
-        notes = self.notes
-        if notes.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
-            notes.release(message.message_id)
+        thread = self.thread_state
+        if thread.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
+            thread.release(message.message_id)
         delivery = self.find_delivery(message)
         if delivery is not None:
             if not delivery.settled:
@@ -170,7 +170,7 @@ class Deliveries:
             bind(delivery.tracking.previous)
         else:
             uncover(message.message_id)
-        notes.forget()
+        thread.forget()
 
     def binding(self) -> Binding | None:
         binding = current_binding()
@@ -193,13 +193,13 @@ class Deliveries:
         if delivery is None:
             settings = self._options.of_message(broker, message, strict=False)
             if settings.tracked:
-                previous = None if self.notes.worker else current_binding()
+                previous = None if self.thread_state.worker else current_binding()
                 binding = self._open(message, unwrapped(message), settings, previous, run=0)
                 bind(binding)
                 delivery = binding.delivery
                 assert delivery is not None
                 # It may have been another middleware that has stopped it, and put it back before ours saw it.
-                delivery.requeued = delivery.message_id in self.notes.enqueued
+                delivery.requeued = delivery.message_id in self.thread_state.enqueued
         return delivery
 
     def _open(self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run: int) -> Binding:
@@ -219,13 +219,13 @@ class Deliveries:
 _deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
 
 
-def _forget_notes() -> None:
+def _forget_threads() -> None:
     # A reply that the store still owes is the parent's to read, from a socket that both have.
     for deliveries in list(_deliveries):
-        deliveries.notes = ThreadNotes()
+        deliveries.thread_state = ThreadState()
 
 
-at_fork(after_in_child=_forget_notes)
+at_fork(after_in_child=_forget_threads)
 
 
 def unwrapped(message: Any) -> Any:

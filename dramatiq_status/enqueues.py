@@ -49,7 +49,7 @@ class Enqueues:
         self, message: Any, delay: int | None, settings: Settings, binding: Binding | None, *, inside: bool
     ) -> None:
         """Write that a message enters its queue."""
-        notes, message_id = self._deliveries.notes, message.message_id
+        thread, message_id = self._deliveries.thread_state, message.message_id
         epoch = self._begin_enqueue(message)
         message.options[EPOCH_OPTION] = list(epoch)
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
@@ -69,9 +69,9 @@ class Enqueues:
             lane, barrier = delivery.tracking.lane, Barrier()
             lane.add(Enqueue(epoch, fields))
             lane.add(barrier)
-            notes.barrier = barrier
+            thread.barrier = barrier
         else:
-            notes.barrier = self._writer.enqueue(message_id, Enqueue(epoch, fields))
+            thread.barrier = self._writer.enqueue(message_id, Enqueue(epoch, fields))
 
     def store_before_send(self, delivery: Delivery) -> None:
         """Wait until all writes of a run are stored, before the broker gets a message that the run sends and that may
@@ -88,32 +88,32 @@ class Enqueues:
         ]
         if any(barrier.stored is None for barrier in written):
             # In the same round trip as `queued`.
-            queued = self._deliveries.notes.barrier
+            queued = self._deliveries.thread_state.barrier
             self._writer.confirm_others((), written if queued is None else [*written, queued], self._writer.deadline())
             if queued is not None and queued.stored is None:
                 # The time-out is over: after_enqueue does not wait for a second one.
-                self._deliveries.notes.barrier = None
+                self._deliveries.thread_state.barrier = None
 
     def _begin_enqueue(self, message: Any) -> Epoch:
         """Return the enqueue of a message that begins: the one that has begun before, where the broker tries again."""
-        notes, message_id, carried = self._deliveries.notes, message.message_id, epoch_of(message.options)
-        begun = notes.begun.get(message_id)
+        thread, message_id, carried = self._deliveries.thread_state, message.message_id, epoch_of(message.options)
+        begun = thread.begun.get(message_id)
         if begun is not None and begun.is_repeated_by(message.message_timestamp, carried):
             return begun.epoch
         epoch = next_epoch(carried)
-        notes.begin(message_id, Begun(message.message_timestamp, carried, epoch))
+        thread.begin(message_id, Begun(message.message_timestamp, carried, epoch))
         return epoch
 
     def _enqueue_directly(self, message: Any, update: Update) -> None:
         """Send `queued` before the broker gets the message; the reply is
         read after it, so that the two round trips overlap.
         """
-        self._complete_owed()
+        self._complete_pending()
         if self._outage.blocked:
             self._outage.dropped()
             return
         try:
-            self._deliveries.notes.owed = self._backend.begin_update(message.message_id, update)
+            self._deliveries.thread_state.pending_enqueue = self._backend.begin_update(message.message_id, update)
         except BackendError as e:
             self._outage.failed(e)
             return
@@ -126,23 +126,23 @@ class Enqueues:
 
     def complete(self, binding: Binding | None) -> None:
         """Wait until the last enqueue of this thread is stored."""
-        notes = self._deliveries.notes
-        self._complete_owed()
-        if notes.barrier is not None:
+        thread = self._deliveries.thread_state
+        self._complete_pending()
+        if thread.barrier is not None:
             if asyncio._get_running_loop() is None:
-                self._writer.wait(notes.barrier)
+                self._writer.wait(thread.barrier)
             elif binding is not None and binding.delivery is not None:
                 # A coroutine must not block other coroutines: the acknowledgement of its message waits instead.
                 waits = [barrier for barrier in binding.delivery.enqueues or () if barrier.stored is None]
-                binding.delivery.enqueues = [*waits, notes.barrier]
-            notes.barrier = None
+                binding.delivery.enqueues = [*waits, thread.barrier]
+            thread.barrier = None
 
-    def _complete_owed(self) -> None:
+    def _complete_pending(self) -> None:
         # Owed since the last enqueue of this thread, if the broker refused it.
-        owed, self._deliveries.notes.owed = self._deliveries.notes.owed, None
-        if owed is not None:
+        pending, self._deliveries.thread_state.pending_enqueue = self._deliveries.thread_state.pending_enqueue, None
+        if pending is not None:
             try:
-                owed()
+                pending()
             except BackendError as e:
                 self._outage.failed(e)
             else:

@@ -131,7 +131,7 @@ class Begun(NamedTuple):
         return message_timestamp == self.message_timestamp and carried in (self.before, self.epoch)
 
 
-class ThreadNotes(threading.local):
+class ThreadState(threading.local):
     """What is remembered between the hooks of one thread (under gevent,
     of one greenlet).
     """
@@ -147,7 +147,7 @@ class ThreadNotes(threading.local):
         #: Enqueues that this thread has begun and not completed, by id. They are nested, or the broker refused them.
         self.begun: dict[str, Begun] = {}
         #: Completes the last direct enqueue of this thread.
-        self.owed: Any = None
+        self.pending_enqueue: Any = None
         #: What the last enqueue of this thread through the writer waits for.
         self.barrier: Any = None
 

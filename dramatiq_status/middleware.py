@@ -197,12 +197,12 @@ class StatusMiddleware(Middleware):
 
     @_through_late_interrupts
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        notes, message_id = self._deliveries.notes, message.message_id
-        if delay is None and notes.delayed and notes.holds(message_id):
+        thread, message_id = self._deliveries.thread_state, message.message_id
+        if delay is None and thread.delayed and thread.holds(message_id):
             # A due message is moved to its queue; it was enqueued before.
             return
         binding = self._deliveries.binding()
-        inside = notes.worker or binding is not None
+        inside = thread.worker or binding is not None
         settings = self._options.of_message(broker, message, strict=not inside)
         if not SETTINGS_OPTIONS.isdisjoint(message.options):
             write_back(message.options, settings)
@@ -215,21 +215,21 @@ class StatusMiddleware(Middleware):
 
     @_through_late_interrupts
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        notes, message_id = self._deliveries.notes, message.message_id
-        if delay is None and notes.delayed and notes.holds(message_id):
+        thread, message_id = self._deliveries.thread_state, message.message_id
+        if delay is None and thread.delayed and thread.holds(message_id):
             return
-        if notes.begun and isinstance(message_id, str):
-            notes.begun.pop(message_id, None)
+        if thread.begun and isinstance(message_id, str):
+            thread.begun.pop(message_id, None)
         binding = self._deliveries.binding()
         if binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
             binding.delivery.requeued = True
-        elif notes.worker and isinstance(message_id, str):
-            notes.enqueued.add(message_id)
+        elif thread.worker and isinstance(message_id, str):
+            thread.enqueued.add(message_id)
         self._enqueues.complete(binding)
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
         if isinstance(message.message_id, str):
-            self._deliveries.notes.hold(message.message_id)
+            self._deliveries.thread_state.hold(message.message_id)
 
     # Processing
 
@@ -273,7 +273,7 @@ class StatusMiddleware(Middleware):
     # Shutting down
 
     def after_worker_thread_boot(self, broker: dramatiq.Broker, thread: Any) -> None:
-        self._deliveries.notes.worker = True
+        self._deliveries.thread_state.worker = True
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
         self._writer.drain(SHUTDOWN_TIMEOUT)

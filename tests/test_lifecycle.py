@@ -10,7 +10,7 @@ import pytest
 from dramatiq_status.lifecycle import (
     Decision,
     Delivery,
-    ThreadNotes,
+    ThreadState,
     is_delayed_copy,
     queue_of,
 )
@@ -132,13 +132,13 @@ def test_what_is_stored_of_an_exception(exception: BaseException, expected: dict
 
 def test_notes_are_a_thread_s_own() -> None:
     # Given what one thread has noted
-    notes = ThreadNotes()
-    notes.worker = True
-    notes.hold("id")
-    notes.enqueued.add("id")
+    state = ThreadState()
+    state.worker = True
+    state.hold("id")
+    state.enqueued.add("id")
     seen: list[object] = []
     # When another one looks
-    thread = threading.Thread(target=lambda: seen.extend((notes.worker, notes.delayed, notes.enqueued)))
+    thread = threading.Thread(target=lambda: seen.extend((state.worker, state.delayed, state.enqueued)))
     thread.start()
     thread.join()
     # Then it finds nothing
@@ -146,9 +146,9 @@ def test_notes_are_a_thread_s_own() -> None:
 
 
 def test_what_is_forgotten_with_a_delivery() -> None:
-    notes = ThreadNotes()
-    notes.worker = True
-    notes.hold("a delayed one")
-    notes.enqueued.add("another")
-    notes.forget()
-    assert (notes.worker, notes.delayed, notes.enqueued) == (True, {"a delayed one": 1}, set())
+    state = ThreadState()
+    state.worker = True
+    state.hold("a delayed one")
+    state.enqueued.add("another")
+    state.forget()
+    assert (state.worker, state.delayed, state.enqueued) == (True, {"a delayed one": 1}, set())

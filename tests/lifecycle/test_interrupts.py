@@ -104,7 +104,7 @@ class Struck(StatusMiddleware):
     def _struck(self, hook: str, inner: Callable[..., None]) -> Callable[..., None]:
         def struck(*args: Any, **named: Any) -> None:
             aim = self.aim
-            if aim is None or aim.hook != hook or not self._deliveries.notes.worker:
+            if aim is None or aim.hook != hook or not self._deliveries.thread_state.worker:
                 return inner(*args, **named)
             self.aim = None
             with aim.taken():
