@@ -38,13 +38,13 @@ class Binding(NamedTuple):
     progress: Progress
     writer: Writer | None = None
     delivery: Delivery | None = None
-    hidden: Hidden | None = None
+    suspended: Suspended | None = None
     #: The store of :func:`dramatiq_status.testing.bound_status`, which the registry then uses.
     backend: StatusBackend | None = None
 
 
-class Hidden(NamedTuple):
-    """What a message that is not tracked hides, and the id of that message."""
+class Suspended(NamedTuple):
+    """The binding of the outer message, and the id of the untracked message that runs inside of its run."""
 
     binding: Binding
     message_id: str
@@ -89,16 +89,21 @@ def detached_binding(channel: Channel | None = None) -> Binding:
     return Binding(Status(channel), Progress(channel))
 
 
-def hiding(binding: Binding, message_id: str) -> Binding:
-    """Handles for a message that is not tracked and runs inside of another, which has that binding."""
-    return detached_binding()._replace(hidden=Hidden(binding, message_id))
+def suspend(binding: Binding, message_id: str) -> Binding:
+    """Make detached handles for an untracked message that runs inside of another message's run.
+
+    Parameters:
+      binding(Binding): Binding of the outer message.
+      message_id(str): Id of the untracked message.
+    """
+    return detached_binding()._replace(suspended=Suspended(binding, message_id))
 
 
-def uncover(message_id: str) -> None:
-    """The message that is not tracked is over: bind again what it has hidden, if it has."""
+def resume(message_id: str) -> None:
+    """Bind the handles of the outer message again, at the end of an untracked message that has suspended them."""
     binding = _binding.get()
-    if binding is not None and binding.hidden is not None and binding.hidden.message_id == message_id:
-        bind(binding.hidden.binding)
+    if binding is not None and binding.suspended is not None and binding.suspended.message_id == message_id:
+        bind(binding.suspended.binding)
 
 
 def current_status() -> Status:

@@ -14,7 +14,7 @@ from dramatiq.errors import ActorNotFound
 from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .channel import RunChannel
-from .context import Binding, bind, current_binding, hiding, uncover
+from .context import Binding, bind, current_binding, suspend, resume
 from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, RECEIPT_OPTION, Options, Settings, epoch_of, new_token
@@ -82,8 +82,8 @@ class Deliveries:
             previous = None
         settings = self._options.of_message(broker, given, strict=False)
         if not settings.tracked:
-            # Its end brings back what it hides; a worker's thread has nothing to hide.
-            bind(None if previous is None else hiding(previous, given.message_id))
+            # `close` resumes the outer message. A worker's thread has none.
+            bind(None if previous is None else suspend(previous, given.message_id))
             return
         if previous is not None and previous.delivery is not None and previous.delivery.message_id == given.message_id:
             # A broker that retries inside of the hooks.
@@ -169,7 +169,7 @@ class Deliveries:
             delivery.exception = delivery.result = None
             bind(delivery.tracking.previous)
         else:
-            uncover(message.message_id)
+            resume(message.message_id)
         thread.forget()
 
     def binding(self) -> Binding | None:
