@@ -10,9 +10,9 @@ import dramatiq
 
 from . import _time as time
 from .backend import StatusBackend, check_duration, check_message_id
-from .following import BatchFollower
+from .following import BatchWatcher
 from .rollup import BatchSnapshot, Chain, Rollup
-from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, pursue
+from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, watch_loop
 
 
 class Batch:
@@ -88,14 +88,14 @@ class Batch:
     def _follow(
         self, timeout: int | timedelta | None, missing_timeout: int | timedelta, interval: int
     ) -> Iterator[BatchSnapshot]:
-        follower = BatchFollower(
+        watcher = BatchWatcher(
             len(self.message_ids),
             time.monotonic(),
             timeout=None if timeout is None else check_duration("timeout", timeout),
             missing_timeout=check_duration("missing_timeout", missing_timeout),
             interval=interval,
         )
-        return pursue(self._backend, self.message_ids, follower, self.read)
+        return watch_loop(self._backend, self.message_ids, watcher, self.read)
 
     def __len__(self) -> int:
         return len(self.message_ids)

@@ -14,7 +14,7 @@ from dramatiq.errors import ActorNotFound
 from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .channel import RunChannel
-from .context import Binding, bind, current_binding, suspend, resume
+from .context import Binding, bind, current_binding, resume, suspend
 from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, RECEIPT_OPTION, Options, Settings, epoch_of, new_token

@@ -22,7 +22,7 @@ FoundT_contra = TypeVar("FoundT_contra", contravariant=True)
 
 
 class Watcher(Protocol[FoundT_contra]):
-    """What :func:`pursue` asks: it decides and remembers, and neither looks nor sleeps."""
+    """What :func:`watch_loop` asks: it decides and remembers, and neither looks nor sleeps."""
 
     finished: bool
     answering: bool
@@ -34,14 +34,14 @@ class Watcher(Protocol[FoundT_contra]):
 
     def check(self, now: float) -> None: ...
 
-    def patience(self, now: float) -> float: ...
+    def time_left(self, now: float) -> float: ...
 
     def rest(self, now: float) -> float: ...
 
     def news(self, heard: dict[str, int]) -> int | None: ...
 
 
-class Patience:
+class Deadlines:
     """How long a watcher waits: in all, for what is missing, and between
     two looks that are shown.
 
@@ -113,7 +113,7 @@ class Patience:
         if now >= self._deadline:
             raise StatusTimeout(f"{self._what} was not finished within {self._timeout} milliseconds.")
 
-    def patience(self, now: float) -> float:
+    def time_left(self, now: float) -> float:
         """For how many seconds to wait before a last look; infinite for any time."""
         end = self._deadline
         if self._missing_since is not None:
@@ -125,7 +125,7 @@ class Patience:
         return max(0.0, self._shown_at + self._interval - now)
 
 
-class Follower(Patience):
+class MessageWatcher(Deadlines):
     """What one watcher of a message is shown, and when it gives up.
 
     It neither looks nor sleeps: it is told what was found, and when, in
@@ -134,7 +134,7 @@ class Follower(Patience):
     Parameters:
       message_id(str)
       now(float)
-      **parameters: See :class:`.Patience`.
+      **parameters: See :class:`.Deadlines`.
     """
 
     __slots__ = ("_message_id", "_seen")
@@ -171,14 +171,14 @@ class Follower(Patience):
         return heard.get(self._message_id)
 
 
-class BatchFollower(Patience):
+class BatchWatcher(Deadlines):
     """What one watcher of a batch is shown, and when it gives up: the
     :class:`dramatiq_status.following.Watcher` of many messages.
 
     Parameters:
       size(int): How many messages there are.
       now(float)
-      **parameters: See :class:`dramatiq_status.following.Patience`.
+      **parameters: See :class:`dramatiq_status.following.Deadlines`.
     """
 
     __slots__ = ("_seen", "_versions")
@@ -225,7 +225,7 @@ class BatchFollower(Patience):
         return self.version + 1
 
 
-class Pace:
+class PollSchedule:
     """When a message is looked at: as told by the store, as seldom as may
     be where it tells nothing, at long intervals while it is away.
 

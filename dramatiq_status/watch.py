@@ -10,7 +10,7 @@ from . import _time as time
 from ._interrupts import strike_here
 from .backend import StatusBackend, Subscription
 from .errors import BackendError
-from .following import Follower, Pace, Watcher
+from .following import MessageWatcher, PollSchedule, Watcher
 from .snapshot import Snapshot
 
 #: How long a message may be unknown before it counts as missing, in milliseconds.
@@ -54,7 +54,7 @@ def follow(
       StatusTimeout: When the time is over.
       BackendError: When the store does not answer at the first look.
     """
-    follower = Follower(
+    watcher = MessageWatcher(
         message_id, time.monotonic(), timeout=timeout, missing_timeout=missing_timeout, interval=interval
     )
 
@@ -62,10 +62,10 @@ def follow(
         return backend.snapshot(message_id)
 
     # An unknown message is never shown.
-    yield from cast("Iterator[Snapshot]", pursue(backend, (message_id,), follower, look))
+    yield from cast("Iterator[Snapshot]", watch_loop(backend, (message_id,), watcher, look))
 
 
-def pursue(
+def watch_loop(
     backend: StatusBackend, message_ids: Sequence[str], watcher: Watcher[FoundT], look: Callable[[], FoundT]
 ) -> Iterator[FoundT]:
     """Do what a watcher of one or many messages says: look, yield what it wants
@@ -78,7 +78,7 @@ def pursue(
       look(Callable): Asks the store; one round trip.
     """
     clock = time.monotonic
-    pace = Pace(backend)
+    schedule = PollSchedule(backend)
     subscription: Subscription | None = None
     subscribe_at = -inf
     closes = not strike_here()
@@ -87,18 +87,18 @@ def pursue(
             if not watcher.answering:
                 # There is nobody to take a last look at.
                 watcher.check(clock())
-            pace.look(clock())
+            schedule.look(clock())
             try:
                 found = look()
             except BackendError as e:
                 watcher.failed(e)
-                pace.fail()
+                schedule.fail()
             else:
                 show = watcher.saw(found, clock())
                 if watcher.answering:
-                    pace.saw(watcher.version)
+                    schedule.saw(watcher.version)
                 else:
-                    pace.fail()
+                    schedule.fail()
                 if show:
                     yield found
                     if watcher.finished:
@@ -110,16 +110,16 @@ def pursue(
                 except BackendError:
                     subscribe_at = clock() + SUBSCRIBE_AGAIN
                 else:
-                    pace.told = subscription is not None
-                    if pace.told:
+                    schedule.told = subscription is not None
+                    if schedule.told:
                         # Of what was changed before it began nobody tells the version.
-                        pace.hear(UNHEARD)
+                        schedule.hear(UNHEARD)
                     else:
                         subscribe_at = inf
             while True:
                 now = clock()
                 rest = watcher.rest(now)
-                pause = min(watcher.patience(now), max(rest, pace.due() - now))
+                pause = min(watcher.time_left(now), max(rest, schedule.due() - now))
                 if pause <= 0:
                     break
                 if subscription is None or rest >= pause:
@@ -129,11 +129,11 @@ def pursue(
                     heard = subscription.wait(pause)
                 except BackendError:
                     subscription.close()
-                    subscription, pace.told = None, False
+                    subscription, schedule.told = None, False
                 else:
                     news = watcher.news(heard)
                     if news is not None:
-                        pace.hear(news)
+                        schedule.hear(news)
     except GeneratorExit:
         if not closes:
             # The caller has left early, and Python ignores an interrupt that strikes in a call here.

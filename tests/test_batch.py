@@ -33,7 +33,7 @@ from dramatiq_status import (
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.batch import Batch, chains_of
-from dramatiq_status.following import BatchFollower
+from dramatiq_status.following import BatchWatcher
 from dramatiq_status.record import PROGRESS, SKIPPED, TOTAL, Epoch, Kind, Update
 from dramatiq_status.rollup import BatchSnapshot, Rollup
 from dramatiq_status.snapshot import take_snapshot
@@ -804,13 +804,13 @@ def test_a_store_that_does_not_answer(backend: RecordingBackend, monkeypatch: py
 
 
 class Watching:
-    """A follower of three messages, with its own roll-up and clock."""
+    """A watcher of three messages, with its own roll-up and clock."""
 
     def __init__(self, chains: list[tuple[str, ...]], **parameters: Any) -> None:
         self.backend = StubBackend()
         self.rollup = Rollup(chains)
         self.now = 0.0
-        self.follower = BatchFollower(3, 0.0, **{"timeout": None, "missing_timeout": 1000, **parameters})
+        self.watcher = BatchWatcher(3, 0.0, **{"timeout": None, "missing_timeout": 1000, **parameters})
 
     def look(self, after: float = 0.0, **puts: int | None) -> bool:
         self.now += after
@@ -821,11 +821,11 @@ class Watching:
                 put(self.backend, message_id, state)
         ids = self.rollup.message_ids
         found = [take_snapshot(message_id, self.backend.read(message_id), self.backend.now()) for message_id in ids]
-        return self.follower.saw(self.rollup.take(found), self.now)
+        return self.watcher.saw(self.rollup.take(found), self.now)
 
 
 def test_only_changes_are_shown() -> None:
-    # Given a follower
+    # Given a watcher
     watching = Watching([("a",), ("b",)])
     # When it looks
     # Then it shows what has changed, from the first that is known to the last
@@ -837,20 +837,20 @@ def test_only_changes_are_shown() -> None:
         watching.look(a=COMPLETED),
         watching.look(),
     ]
-    assert shown == [False, True, False, True, True, False] and not watching.follower.finished
-    assert watching.look(b=FAILED) and watching.follower.finished
+    assert shown == [False, True, False, True, True, False] and not watching.watcher.finished
+    assert watching.look(b=FAILED) and watching.watcher.finished
 
 
 def test_missing_messages_are_given_up_when_nothing_else_goes_on() -> None:
     # Given two messages, one of them unknown, the other running for long
     watching = Watching([("a",), ("b",)])
     watching.look(a=WORKING)
-    assert watching.follower.patience(0.0) == float("inf")
+    assert watching.watcher.time_left(0.0) == float("inf")
     watching.look(after=100)
     # When the other one has ended
     watching.look(a=COMPLETED)
     # Then the missing one has so much time from there
-    assert watching.follower.patience(100.0) == 1.0
+    assert watching.watcher.time_left(100.0) == 1.0
     watching.look(after=0.9)
     with pytest.raises(StatusMissing, match="'b'"):
         watching.look(after=0.2)
@@ -863,7 +863,7 @@ def test_messages_that_come_one_by_one_are_not_given_up() -> None:
     for n in range(10):
         watching.look(after=0.9, **{str(n): COMPLETED})
     # Then they were all waited for
-    assert watching.follower.finished
+    assert watching.watcher.finished
 
 
 def test_a_next_stage_that_does_not_come() -> None:
@@ -877,17 +877,17 @@ def test_a_next_stage_that_does_not_come() -> None:
 
 
 def test_what_is_heard() -> None:
-    # Given a follower that has looked
+    # Given a watcher that has looked
     watching = Watching([("a",), ("b",)])
     watching.look(a=QUEUED)
     version = take_snapshot("a", watching.backend.read("a"), 0)
     assert version is not None
-    hear: Callable[[dict[str, int]], int | None] = watching.follower.news
+    hear: Callable[[dict[str, int]], int | None] = watching.watcher.news
     # When it hears of what it has seen
     # Then that is no news
     assert hear({"a": version.version}) is None and hear({}) is None
     # But anything else is
-    assert hear({"a": version.version + 1}) == watching.follower.version + 1
+    assert hear({"a": version.version + 1}) == watching.watcher.version + 1
     assert hear({"a": version.version, "b": 1}) is not None and hear({"a": 0}) is not None
 
 

@@ -30,7 +30,7 @@ from dramatiq_status import (
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
-from dramatiq_status.following import BURST, Follower, Pace
+from dramatiq_status.following import BURST, MessageWatcher, PollSchedule
 from dramatiq_status.record import HEARTBEAT_AT, HEARTBEAT_INTERVAL, NUMBER, ROOT, STATE, UPDATED_AT, VERSION
 from dramatiq_status.snapshot import take_snapshot
 
@@ -52,14 +52,14 @@ def snapshot(version: int = 1, *, state: int = 1, updated_at: int = 0, now: int 
     return taken
 
 
-def follower(timeout: int | None = None, missing_timeout: int = 1000, interval: int = 0) -> Follower:
-    return Follower("m", 100.0, timeout=timeout, missing_timeout=missing_timeout, interval=interval)
+def make_watcher(timeout: int | None = None, missing_timeout: int = 1000, interval: int = 0) -> MessageWatcher:
+    return MessageWatcher("m", 100.0, timeout=timeout, missing_timeout=missing_timeout, interval=interval)
 
 
-class TestFollower:
+class TestMessageWatcher:
     def test_every_version_is_shown_once(self) -> None:
         # Given a watcher
-        watcher = follower()
+        watcher = make_watcher()
         # When it sees two versions, each twice
         shown = [watcher.saw(snapshot(version), 100.0) for version in (1, 1, 2, 2)]
         # Then it shows each once
@@ -68,7 +68,7 @@ class TestFollower:
 
     def test_a_record_that_was_made_anew(self) -> None:
         # Given a watcher that has seen a version
-        watcher = follower()
+        watcher = make_watcher()
         watcher.saw(snapshot(7, updated_at=1), 100.0)
         # When the record was lost and made anew, and has a lower version, or by chance the same
         # Then it is shown
@@ -77,7 +77,7 @@ class TestFollower:
 
     def test_stalling_is_shown_without_a_change(self) -> None:
         # Given a watcher that has seen a message run
-        watcher = follower()
+        watcher = make_watcher()
         running = {HEARTBEAT_AT: "0", HEARTBEAT_INTERVAL: "1000"}
         assert not snapshot(1, now=0, **running).stalled
         watcher.saw(snapshot(1, now=0, **running), 100.0)
@@ -88,18 +88,18 @@ class TestFollower:
 
     @pytest.mark.parametrize("state", [2, 3])
     def test_the_final_state_is_the_end(self, state: int) -> None:
-        watcher = follower()
+        watcher = make_watcher()
         # When a final state is seen
         # Then it is shown, and the last
         assert watcher.saw(snapshot(state=state), 100.0) and watcher.finished
 
     def test_unknown_for_too_long(self) -> None:
         # Given a message that is unknown
-        watcher = follower(missing_timeout=1000)
+        watcher = make_watcher(missing_timeout=1000)
         assert not watcher.saw(None, 100.0)
         # When the time is nearly over
         # Then it has that much patience left
-        assert watcher.patience(100.75) == 0.25
+        assert watcher.time_left(100.75) == 0.25
         assert not watcher.saw(None, 100.75)
         # And when it is over, it is missing
         with pytest.raises(StatusMissing):
@@ -107,23 +107,23 @@ class TestFollower:
 
     def test_a_record_that_vanishes_may_come_back(self) -> None:
         # Given a message that was seen
-        watcher = follower(missing_timeout=1000)
+        watcher = make_watcher(missing_timeout=1000)
         watcher.saw(snapshot(), 100.0)
         # When it vanishes later on
         # Then it has the whole time to come back
         assert not watcher.saw(None, 150.0)
-        assert watcher.patience(150.0) == 1.0
+        assert watcher.time_left(150.0) == 1.0
         assert watcher.saw(snapshot(2), 150.5)
-        assert watcher.patience(150.5) == inf
+        assert watcher.time_left(150.5) == inf
 
     def test_nobody_restores_a_record_without_a_store(self) -> None:
         # Given a message that has vanished
-        watcher = follower(missing_timeout=1000)
+        watcher = make_watcher(missing_timeout=1000)
         watcher.saw(None, 100.0)
         # When the store is away for longer than it may be missing
         watcher.failed(BackendError("away"))
         # Then the time begins anew
-        assert watcher.patience(110.0) == inf
+        assert watcher.time_left(110.0) == inf
         assert not watcher.saw(None, 110.0)
 
     def test_a_store_that_never_answered(self) -> None:
@@ -131,23 +131,23 @@ class TestFollower:
         # When that is said
         # Then it is raised
         with pytest.raises(BackendError, match="away"):
-            follower().failed(BackendError("away"))
+            make_watcher().failed(BackendError("away"))
 
     def test_the_time_is_over(self) -> None:
         # Given half a second
-        watcher = follower(timeout=500)
+        watcher = make_watcher(timeout=500)
         watcher.saw(snapshot(), 100.0)
-        # When there is some left, there is patience
+        # When there is some left, there is time left
         watcher.check(100.25)
-        assert watcher.patience(100.25) == 0.25
+        assert watcher.time_left(100.25) == 0.25
         # And when there is none, it is over
-        assert watcher.patience(100.75) == 0
+        assert watcher.time_left(100.75) == 0
         with pytest.raises(StatusTimeout, match=r"'m'.* 500 milliseconds"):
             watcher.check(100.5)
 
     def test_rest(self) -> None:
         # Given a watcher that wants 50 ms between two snapshots
-        watcher = follower(interval=50)
+        watcher = make_watcher(interval=50)
         assert watcher.rest(100.0) == 0
         # When it has shown one
         watcher.saw(snapshot(), 100.0)
@@ -156,112 +156,112 @@ class TestFollower:
         assert watcher.rest(100.06) == 0
 
 
-class TestPace:
+class TestPollSchedule:
     @pytest.fixture
-    def pace(self) -> Pace:
+    def schedule(self) -> PollSchedule:
         backend = StubBackend()
         assert (backend.poll_interval, backend.watch_interval, backend.recheck_interval) == ((50, 1000), 50, 5000)
-        return Pace(backend)
+        return PollSchedule(backend)
 
-    def looked(self, pace: Pace, now: float, version: int) -> float:
+    def looked(self, schedule: PollSchedule, now: float, version: int) -> float:
         """Look, and return how long it is to the next time."""
-        pace.look(now)
-        pace.saw(version)
-        return pace.due() - now
+        schedule.look(now)
+        schedule.saw(version)
+        return schedule.due() - now
 
-    def test_polling_backs_off(self, pace: Pace) -> None:
+    def test_polling_backs_off(self, schedule: PollSchedule) -> None:
         # Given a store that tells nothing
-        assert pace.due() < 0
+        assert schedule.due() < 0
         # When nothing changes
-        pauses = [self.looked(pace, 100.0, 1) for _ in range(12)]
+        pauses = [self.looked(schedule, 100.0, 1) for _ in range(12)]
         # Then it is asked less and less often, but once a second
         assert pauses[:3] == [pytest.approx(0.05), pytest.approx(0.075), pytest.approx(0.1125)]
         assert pauses[-1] == pytest.approx(1.0)
         # And after a change as often as at first
-        assert self.looked(pace, 200.0, 2) == pytest.approx(0.05)
+        assert self.looked(schedule, 200.0, 2) == pytest.approx(0.05)
 
-    def test_quiet(self, pace: Pace) -> None:
+    def test_quiet(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes
-        pace.told = True
+        schedule.told = True
         # When it tells nothing
         # Then it is asked all the same, now and then
-        assert self.looked(pace, 100.0, 1) == pytest.approx(5.0)
+        assert self.looked(schedule, 100.0, 1) == pytest.approx(5.0)
 
-    def test_what_is_finished_is_looked_at_seldom(self, pace: Pace) -> None:
+    def test_what_is_finished_is_looked_at_seldom(self, schedule: PollSchedule) -> None:
         # Given a store that tells nothing
         # When a message is finished
-        pace.look(100.0)
-        pace.saw(1, finished=True)
+        schedule.look(100.0)
+        schedule.saw(1, finished=True)
         # Then it is asked for it as seldom as one that tells
-        assert pace.due() == pytest.approx(105.0)
+        assert schedule.due() == pytest.approx(105.0)
         # And as often as before when it was enqueued anew
-        assert self.looked(pace, 105.0, 2) == pytest.approx(0.05)
+        assert self.looked(schedule, 105.0, 2) == pytest.approx(0.05)
 
-    def test_news(self, pace: Pace) -> None:
+    def test_news(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes, and a version that was seen
-        pace.told = True
-        self.looked(pace, 100.0, 4)
+        schedule.told = True
+        self.looked(schedule, 100.0, 4)
         # When it tells of that one
-        pace.hear(4)
+        schedule.hear(4)
         # Then there is nothing to look for
-        assert pace.due() == pytest.approx(105.0)
+        assert schedule.due() == pytest.approx(105.0)
         # And when it tells of another, there is, at once
-        pace.hear(5)
-        assert pace.due() <= 100.0
+        schedule.hear(5)
+        assert schedule.due() <= 100.0
 
-    def test_many_changes_are_one_look(self, pace: Pace) -> None:
+    def test_many_changes_are_one_look(self, schedule: PollSchedule) -> None:
         # Given a message that changes all the time
-        pace.told = True
+        schedule.told = True
         now, looks = 100.0, 0
         # When it is looked at as soon as may be for a second
         while now < 101.0:
-            pace.look(now)
-            pace.saw(looks)
+            schedule.look(now)
+            schedule.saw(looks)
             looks += 1
-            pace.hear(looks)
-            now = max(now, pace.due())
+            schedule.hear(looks)
+            now = max(now, schedule.due())
         # Then that is each 50 ms, but for the first few
         assert BURST < looks <= BURST + 20
 
-    def test_news_during_a_look(self, pace: Pace) -> None:
+    def test_news_during_a_look(self, schedule: PollSchedule) -> None:
         # Given a look that is under way
-        pace.told = True
-        pace.look(100.0)
+        schedule.told = True
+        schedule.look(100.0)
         # When news come that the look did not see
-        pace.hear(2)
-        pace.saw(1)
+        schedule.hear(2)
+        schedule.saw(1)
         # Then there is another
-        assert pace.due() <= 100.0
+        assert schedule.due() <= 100.0
         # And none if it did
-        pace.look(100.0)
-        pace.hear(3)
-        pace.saw(3)
-        assert pace.due() == pytest.approx(105.0)
+        schedule.look(100.0)
+        schedule.hear(3)
+        schedule.saw(3)
+        assert schedule.due() == pytest.approx(105.0)
 
-    def test_old_news_are_looked_at_once(self, pace: Pace) -> None:
+    def test_old_news_are_looked_at_once(self, schedule: PollSchedule) -> None:
         # Given news that are older than what was found: maybe a record that was made anew
-        pace.told = True
-        self.looked(pace, 100.0, 9)
-        pace.hear(3)
+        schedule.told = True
+        self.looked(schedule, 100.0, 9)
+        schedule.hear(3)
         # When it was looked at again
         # Then that is enough
-        assert pace.due() <= 100.0
-        assert self.looked(pace, 100.0, 9) == pytest.approx(5.0)
+        assert schedule.due() <= 100.0
+        assert self.looked(schedule, 100.0, 9) == pytest.approx(5.0)
 
-    def test_an_outage(self, pace: Pace) -> None:
+    def test_an_outage(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes
-        pace.told = True
-        self.looked(pace, 100.0, 1)
+        schedule.told = True
+        self.looked(schedule, 100.0, 1)
         # When it does not answer
         pauses = []
         for _ in range(12):
-            pace.look(100.0)
-            pace.fail()
-            pauses.append(pace.due() - 100.0)
+            schedule.look(100.0)
+            schedule.fail()
+            pauses.append(schedule.due() - 100.0)
         # Then it is asked less and less often, but once a second
         assert pauses[0] == pytest.approx(0.05) and pauses[-1] == pytest.approx(1.0)
         # And all is as before once it answers
-        assert self.looked(pace, 200.0, 1) == pytest.approx(5.0)
+        assert self.looked(schedule, 200.0, 1) == pytest.approx(5.0)
 
 
 @pytest.fixture(params=["stub", "memcached", "redis"])

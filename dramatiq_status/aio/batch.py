@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, Iterable
 from datetime import timedelta
 
 from ..backend import StatusBackend, check_duration
-from ..following import BatchFollower
+from ..following import BatchWatcher
 from ..rollup import BatchSnapshot, Chain, Rollup
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
 from .backend import async_backend
-from .watch import last, pursue
+from .watch import last, watch_loop
 
 
 class Batch:
@@ -75,10 +75,10 @@ class Batch:
         limit = None if timeout is None else check_duration("timeout", timeout)
         missing_limit = check_duration("missing_timeout", missing_timeout)
 
-        def begin(now: float) -> BatchFollower:
-            return BatchFollower(len(self), now, timeout=limit, missing_timeout=missing_limit, interval=interval)
+        def begin(now: float) -> BatchWatcher:
+            return BatchWatcher(len(self), now, timeout=limit, missing_timeout=missing_limit, interval=interval)
 
-        return pursue(self._backend, self.message_ids, begin, self._rollup.take)
+        return watch_loop(self._backend, self.message_ids, begin, self._rollup.take)
 
     def __len__(self) -> int:
         return len(self.message_ids)

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from ..backend import StatusBackend
 from ..errors import BackendError
-from ..following import BACK_OFF, Pace
+from ..following import BACK_OFF, PollSchedule
 from ..snapshot import Snapshot
 
 #: How many messages are looked at together, at most: while they are
@@ -156,11 +156,11 @@ class Mailbox:
 class Topic:
     """A message that is watched, and by whom."""
 
-    __slots__ = ("asked", "far", "mailboxes", "message_id", "named", "near", "pace", "wanted")
+    __slots__ = ("asked", "far", "mailboxes", "message_id", "named", "near", "schedule", "wanted")
 
-    def __init__(self, message_id: str, pace: Pace) -> None:
+    def __init__(self, message_id: str, schedule: PollSchedule) -> None:
         self.message_id: str = message_id
-        self.pace: Pace = pace
+        self.schedule: PollSchedule = schedule
         #: Those who watch, in the order of their coming.
         self.mailboxes: dict[Mailbox, None] = {}
         #: Whether somebody wants it to be looked at now.
@@ -174,7 +174,7 @@ class Topic:
         self.far: float = inf
 
     def due(self) -> float:
-        return -inf if self.asked else self.pace.due()
+        return -inf if self.asked else self.schedule.due()
 
 
 class Hub:
@@ -229,7 +229,7 @@ class Hub:
                 task.add_done_callback(self._ended)
         topic = self._topics.get(message_id)
         if topic is None:
-            topic = self._topics[message_id] = Topic(message_id, Pace(self._store.backend))
+            topic = self._topics[message_id] = Topic(message_id, PollSchedule(self._store.backend))
         mailbox = Mailbox(message_id, bell)
         topic.mailboxes[mailbox] = None
         self.look(message_id)
@@ -278,7 +278,7 @@ class Hub:
         now = asyncio.get_running_loop().time()
         while self._list:
             due, _, topic = self._list[0]
-            if due > now + (0.0 if topic.pace.told else GATHER):
+            if due > now + (0.0 if topic.schedule.told else GATHER):
                 return
             heappop(self._list)
             if due == topic.near:
@@ -310,7 +310,7 @@ class Hub:
         now = asyncio.get_running_loop().time()
         for topic in topics:
             topic.asked = False
-            topic.pace.look(now)
+            topic.schedule.look(now)
         ids = [topic.message_id for topic in topics]
         try:
             snapshots = await self._store.snapshots(ids)
@@ -318,11 +318,11 @@ class Hub:
             snapshots = [e] * len(ids)
         for topic, snapshot in zip(topics, snapshots):
             if isinstance(snapshot, BackendError):
-                topic.pace.fail()
+                topic.schedule.fail()
                 self._tell(topic, snapshot)
                 continue
             finished = snapshot is not None and snapshot.finished
-            topic.pace.saw(snapshot.version if snapshot else 0, finished=finished)
+            topic.schedule.saw(snapshot.version if snapshot else 0, finished=finished)
             self._tell(topic, snapshot)
             if not topic.wanted and topic.mailboxes and not finished:
                 topic.wanted = True
@@ -389,18 +389,18 @@ class Hub:
         if topic is None or not topic.named:
             return
         if version is None:
-            topic.pace.told = True
+            topic.schedule.told = True
             # What was changed before it began.
             topic.asked = True
         else:
-            topic.pace.hear(version)
+            topic.schedule.hear(version)
         self._plan(topic)
 
     def _lose(self) -> None:
         """Look at everything again and again until there is a new subscription."""
         self._gone.clear()
         for topic in self._topics.values():
-            topic.pace.told = topic.named = False
+            topic.schedule.told = topic.named = False
             if topic.wanted:
                 self._unnamed[topic] = None
             self._plan(topic)

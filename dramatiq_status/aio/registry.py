@@ -13,7 +13,7 @@ import dramatiq
 from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids, check_number
 from ..channel import DirectChannel
 from ..errors import BackendError
-from ..following import Follower
+from ..following import MessageWatcher
 from ..lookup import decode_page, find_backend, find_chains, make_query, open_channel, raise_first
 from ..record import State
 from ..snapshot import Snapshot
@@ -22,7 +22,7 @@ from .backend import async_backend
 from .batch import Batch
 from .channel import AsyncChannel, InsideChannel, OutsideChannel
 from .handles import Progress, Status
-from .watch import last, pursue
+from .watch import last, watch_loop
 
 
 class StatusRegistry:
@@ -230,11 +230,11 @@ def _follow(
     limit = None if timeout is None else check_duration("timeout", timeout)
     missing_limit = check_duration("missing_timeout", missing_timeout)
 
-    def begin(now: float) -> Follower:
-        return Follower(message_id, now, timeout=limit, missing_timeout=missing_limit, interval=interval)
+    def begin(now: float) -> MessageWatcher:
+        return MessageWatcher(message_id, now, timeout=limit, missing_timeout=missing_limit, interval=interval)
 
     # An unknown message is never shown.
-    return cast("AsyncGenerator[Snapshot, None]", pursue(backend, (message_id,), begin, itemgetter(0)))
+    return cast("AsyncGenerator[Snapshot, None]", watch_loop(backend, (message_id,), begin, itemgetter(0)))
 
 
 def _found_again(message_id: str) -> AsyncChannel:

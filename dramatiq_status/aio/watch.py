@@ -16,7 +16,7 @@ from .hub import Bell, HubClosed, Mailbox
 FoundT = TypeVar("FoundT")
 
 
-async def pursue(
+async def watch_loop(
     backend: StatusBackend,
     message_ids: Sequence[str],
     begin: Callable[[float], Watcher[FoundT]],
@@ -25,7 +25,7 @@ async def pursue(
     """Do what a watcher of one or many messages says: yield what it wants shown, and
     wait, until it has finished or raises.
 
-    What :func:`dramatiq_status.watch.pursue` does, through the hub of the
+    What :func:`dramatiq_status.watch.watch_loop` does, through the hub of the
     running loop, which looks, and is told of changes, for all.
 
     Parameters:
@@ -56,9 +56,9 @@ async def pursue(
                         return
             watcher.check(clock())
             while not any(mailbox.full for mailbox in mailboxes):
-                patience = watcher.patience(clock())
-                if patience > 0:
-                    await bell.wait(patience)
+                time_left = watcher.time_left(clock())
+                if time_left > 0:
+                    await bell.wait(time_left)
                     continue
                 if not watcher.answering:
                     # There is nobody to take a last look at.
@@ -67,7 +67,7 @@ async def pursue(
                     hub.look(message_id)
                 await _until_full(mailboxes, bell)
             now = clock()
-            rest = min(watcher.rest(now), watcher.patience(now))
+            rest = min(watcher.rest(now), watcher.time_left(now))
             if rest > 0:
                 await asyncio.sleep(rest)
     finally:
