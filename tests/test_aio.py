@@ -26,7 +26,7 @@ from dramatiq_status import (
     current_status,
 )
 from dramatiq_status.aio.backend import AsyncBackend
-from dramatiq_status.aio.hub import FAIR_SHARE, Bell
+from dramatiq_status.aio.hub import FAIR_SHARE, WakeUp
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
 from dramatiq_status.batch import Batch
@@ -600,7 +600,7 @@ class TestTurns:
 
         async def main() -> None:
             hub = Telling(backend).hub
-            hub.join("busy", Bell())
+            hub.join("busy", WakeUp())
             turns = set()
             # When others wait for their turn meanwhile
             while len(heard) < MANY:

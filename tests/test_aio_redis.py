@@ -202,11 +202,11 @@ class TestManyWatchers:
                 await until(lambda: subscribed() == 21)
             # When the watcher of the many breaks off
             # Then nothing of them is left
-            assert list(hub._topics) == [other.message_id]
+            assert list(hub._watched) == [other.message_id]
             await until(lambda: subscribed() == 1)
             # And when the other one ends, nothing at all
             await asyncio.to_thread(other.finish)
-            assert (await watching).completed and not hub._topics
+            assert (await watching).completed and not hub._watched
             await until(lambda: not connections(jobs)["listens"])
 
         in_loop(main)

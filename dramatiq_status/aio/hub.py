@@ -75,22 +75,22 @@ class Store(Protocol):
         """Connect a new subscription, to no message yet; None where the store cannot tell."""
 
 
-class Bell:
-    """Wakes the one who waits for it; if it was rung before, there is no wait."""
+class WakeUp:
+    """Wakes the task that waits for it; once it is set, the next wait ends at once."""
 
-    __slots__ = ("_rung", "_waiter")
+    __slots__ = ("_is_set", "_waiter")
 
     def __init__(self) -> None:
-        self._rung = False
+        self._is_set = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def ring(self) -> None:
-        self._rung = True
+    def set(self) -> None:
+        self._is_set = True
         _wake(self._waiter)
 
     async def wait(self, timeout: float = inf) -> None:
-        """Wait until it is rung, for so many seconds at most."""
-        if not self._rung and timeout > 0:
+        """Wait until it is set, for at most `timeout` seconds."""
+        if not self._is_set and timeout > 0:
             loop = asyncio.get_running_loop()
             waiter = self._waiter = loop.create_future()
             timer = None if timeout == inf else loop.call_later(timeout, _wake, waiter)
@@ -100,7 +100,7 @@ class Bell:
                 self._waiter = None
                 if timer is not None:
                     timer.cancel()
-        self._rung = False
+        self._is_set = False
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
@@ -108,23 +108,23 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
         waiter.set_result(None)
 
 
-class Mailbox:
+class LatestSlot:
     """Where a watcher finds what was seen of a message: only the newest, however slow it is.
 
     Parameters:
       message_id(str)
-      bell(Bell): Rung when there is something; may be that of many mailboxes.
+      wake_up(WakeUp): Set when the slot is filled; many slots may share it.
     """
 
-    __slots__ = ("_bell", "_end", "_found", "full", "message_id")
+    __slots__ = ("_end", "_found", "_wake_up", "full", "message_id")
 
-    def __init__(self, message_id: str, bell: Bell) -> None:
+    def __init__(self, message_id: str, wake_up: WakeUp) -> None:
         self.message_id: str = message_id
         #: Whether there is something to take.
         self.full: bool = False
         self._found: Snapshot | BackendError | None = None
         self._end: BaseException | None = None
-        self._bell = bell
+        self._wake_up = wake_up
 
     def put(self, found: Snapshot | BackendError | None) -> None:
         """Put what was found, or why nothing was; a snapshot that
@@ -132,14 +132,14 @@ class Mailbox:
         """
         if not self.full or isinstance(found, Snapshot) or not isinstance(self._found, Snapshot):
             self._found, self.full = found, True
-            self._bell.ring()
+            self._wake_up.set()
 
     def end(self, error: BaseException) -> None:
         """Say why nothing will come any more."""
         if not self.full:
             self._found, self.full = None, True
         self._end = error
-        self._bell.ring()
+        self._wake_up.set()
 
     def take(self) -> Snapshot | None:
         """Take what was found, or raise why nothing was."""
@@ -153,16 +153,16 @@ class Mailbox:
         return found
 
 
-class Topic:
+class WatchedMessage:
     """A message that is watched, and by whom."""
 
-    __slots__ = ("asked", "far", "mailboxes", "message_id", "named", "near", "schedule", "wanted")
+    __slots__ = ("asked", "far", "message_id", "named", "near", "schedule", "slots", "wanted")
 
     def __init__(self, message_id: str, schedule: PollSchedule) -> None:
         self.message_id: str = message_id
         self.schedule: PollSchedule = schedule
         #: Those who watch, in the order of their coming.
-        self.mailboxes: dict[Mailbox, None] = {}
+        self.slots: dict[LatestSlot, None] = {}
         #: Whether somebody wants it to be looked at now.
         self.asked: bool = True
         #: Whether it is worth a subscription, and the store was asked for it.
@@ -190,30 +190,30 @@ class Hub:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._topics: dict[str, Topic] = {}
+        self._watched: dict[str, WatchedMessage] = {}
         self._numbers = count()
         self._tasks: list[asyncio.Task[None]] = []
         self._begin()
 
     def _begin(self) -> None:
-        #: Topics and when to look at them, as a heap.
-        self._list: list[tuple[float, int, Topic]] = []
-        self._bell = Bell()
-        #: Rung when the first message is worth a subscription.
-        self._wish = Bell()
+        #: Watched messages and when to look at them, as a heap.
+        self._list: list[tuple[float, int, WatchedMessage]] = []
+        self._wake_up = WakeUp()
+        #: Set when the first message is worth a subscription.
+        self._wish = WakeUp()
         self._subscription: AsyncSubscription | None = None
-        #: Topics that wait to be subscribed, and ids that nobody watches any more.
-        self._unnamed: dict[Topic, None] = {}
+        #: Watched messages that wait for a subscription, and ids of messages that are no longer watched.
+        self._unnamed: dict[WatchedMessage, None] = {}
         self._gone: dict[str, None] = {}
 
     # For watchers
 
-    def join(self, message_id: str, bell: Bell) -> Mailbox:
+    def join(self, message_id: str, wake_up: WakeUp) -> LatestSlot:
         """Begin to watch a message; it will be looked at at once.
 
         Parameters:
           message_id(str)
-          bell(Bell): Rung when something was seen.
+          wake_up(WakeUp): Set when the slot is filled.
         """
         for task in self._tasks:
             if task.done():
@@ -227,35 +227,35 @@ class Hub:
             ]
             for task in self._tasks:
                 task.add_done_callback(self._ended)
-        topic = self._topics.get(message_id)
-        if topic is None:
-            topic = self._topics[message_id] = Topic(message_id, PollSchedule(self._store.backend))
-        mailbox = Mailbox(message_id, bell)
-        topic.mailboxes[mailbox] = None
+        watched = self._watched.get(message_id)
+        if watched is None:
+            watched = self._watched[message_id] = WatchedMessage(message_id, PollSchedule(self._store.backend))
+        slot = LatestSlot(message_id, wake_up)
+        watched.slots[slot] = None
         self.look(message_id)
-        return mailbox
+        return slot
 
     def look(self, message_id: str) -> None:
-        """Look at a watched message at once; its watchers will find something in their mailboxes."""
-        topic = self._topics.get(message_id)
-        if topic is not None:
-            topic.asked = True
-            self._plan(topic)
+        """Look at a watched message at once; its watchers will find something in their slots."""
+        watched = self._watched.get(message_id)
+        if watched is not None:
+            watched.asked = True
+            self._plan(watched)
 
-    async def leave(self, mailbox: Mailbox) -> None:
+    async def leave(self, slot: LatestSlot) -> None:
         """Watch no more.  Whoever is the last closes the door."""
-        topic = self._topics.get(mailbox.message_id)
-        if topic is None or mailbox not in topic.mailboxes:
+        watched = self._watched.get(slot.message_id)
+        if watched is None or slot not in watched.slots:
             return
-        del topic.mailboxes[mailbox]
-        if topic.mailboxes:
+        del watched.slots[slot]
+        if watched.slots:
             return
-        del self._topics[topic.message_id]
-        self._unnamed.pop(topic, None)
-        if topic.named:
-            self._gone[topic.message_id] = None
-            self._bell.ring()
-        if not self._topics:
+        del self._watched[watched.message_id]
+        self._unnamed.pop(watched, None)
+        if watched.named:
+            self._gone[watched.message_id] = None
+            self._wake_up.set()
+        if not self._watched:
             await _end_of(self._cancel())
 
     async def close(self) -> None:
@@ -267,73 +267,73 @@ class Hub:
     async def _keep_looking(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            topics = list(islice(self._take_due(), LOOKS_A_CALL))
-            if topics:
-                await self._look_at(topics)
+            messages = list(islice(self._take_due(), LOOKS_A_CALL))
+            if messages:
+                await self._look_at(messages)
             await self._subscribe()
-            if not topics:
-                await self._bell.wait(self._list[0][0] - loop.time() if self._list else inf)
+            if not messages:
+                await self._wake_up.wait(self._list[0][0] - loop.time() if self._list else inf)
 
-    def _take_due(self) -> Iterator[Topic]:
+    def _take_due(self) -> Iterator[WatchedMessage]:
         now = asyncio.get_running_loop().time()
         while self._list:
-            due, _, topic = self._list[0]
-            if due > now + (0.0 if topic.schedule.told else GATHER):
+            due, _, watched = self._list[0]
+            if due > now + (0.0 if watched.schedule.told else GATHER):
                 return
             heappop(self._list)
-            if due == topic.near:
-                topic.near = inf
-            elif due == topic.far:
-                topic.far = inf
+            if due == watched.near:
+                watched.near = inf
+            elif due == watched.far:
+                watched.far = inf
             else:
                 continue
-            if self._topics.get(topic.message_id) is topic:
-                if topic.due() <= due:
-                    yield topic
+            if self._watched.get(watched.message_id) is watched:
+                if watched.due() <= due:
+                    yield watched
                 else:
-                    self._plan(topic)
+                    self._plan(watched)
 
-    def _plan(self, topic: Topic) -> None:
-        """Put a topic on the list, if it is not there for as early a moment."""
-        due = topic.due()
-        if topic.far == inf:
-            topic.far = due
-        elif due < min(topic.near, topic.far):
-            topic.near = due
+    def _plan(self, watched: WatchedMessage) -> None:
+        """Put a watched on the list, if it is not there for as early a moment."""
+        due = watched.due()
+        if watched.far == inf:
+            watched.far = due
+        elif due < min(watched.near, watched.far):
+            watched.near = due
         else:
             return
-        heappush(self._list, (due, next(self._numbers), topic))
-        if self._list[0][2] is topic:
-            self._bell.ring()
+        heappush(self._list, (due, next(self._numbers), watched))
+        if self._list[0][2] is watched:
+            self._wake_up.set()
 
-    async def _look_at(self, topics: list[Topic]) -> None:
+    async def _look_at(self, messages: list[WatchedMessage]) -> None:
         now = asyncio.get_running_loop().time()
-        for topic in topics:
-            topic.asked = False
-            topic.schedule.look(now)
-        ids = [topic.message_id for topic in topics]
+        for watched in messages:
+            watched.asked = False
+            watched.schedule.look(now)
+        ids = [watched.message_id for watched in messages]
         try:
             snapshots = await self._store.snapshots(ids)
         except BackendError as e:
             snapshots = [e] * len(ids)
-        for topic, snapshot in zip(topics, snapshots):
+        for watched, snapshot in zip(messages, snapshots):
             if isinstance(snapshot, BackendError):
-                topic.schedule.fail()
-                self._tell(topic, snapshot)
+                watched.schedule.fail()
+                self._tell(watched, snapshot)
                 continue
             finished = snapshot is not None and snapshot.finished
-            topic.schedule.saw(snapshot.version if snapshot else 0, finished=finished)
-            self._tell(topic, snapshot)
-            if not topic.wanted and topic.mailboxes and not finished:
-                topic.wanted = True
-                self._unnamed[topic] = None
-                self._wish.ring()
+            watched.schedule.saw(snapshot.version if snapshot else 0, finished=finished)
+            self._tell(watched, snapshot)
+            if not watched.wanted and watched.slots and not finished:
+                watched.wanted = True
+                self._unnamed[watched] = None
+                self._wish.set()
 
-    def _tell(self, topic: Topic, found: Snapshot | BackendError | None) -> None:
-        if topic.mailboxes:
-            for mailbox in topic.mailboxes:
-                mailbox.put(found)
-            self._plan(topic)
+    def _tell(self, watched: WatchedMessage, found: Snapshot | BackendError | None) -> None:
+        if watched.slots:
+            for slot in watched.slots:
+                slot.put(found)
+            self._plan(watched)
 
     # Listening
 
@@ -349,11 +349,11 @@ class Hub:
                     del self._gone[message_id]
                 await subscription.remove(ids)
             while self._unnamed and self._subscription is subscription:
-                topics = list(islice(self._unnamed, SUBSCRIBE_A_CALL))
-                for topic in topics:
-                    del self._unnamed[topic]
-                    topic.named = True
-                await subscription.add([topic.message_id for topic in topics])
+                messages = list(islice(self._unnamed, SUBSCRIBE_A_CALL))
+                for watched in messages:
+                    del self._unnamed[watched]
+                    watched.named = True
+                await subscription.add([watched.message_id for watched in messages])
         except BackendError:
             # Whoever listens learns of it, and begins anew.
             await subscription.close()
@@ -369,7 +369,7 @@ class Hub:
                     return
                 try:
                     self._subscription = subscription
-                    self._bell.ring()
+                    self._wake_up.set()
                     for number in count(1):
                         self._hear(*await subscription.receive())
                         pause = shortest
@@ -385,25 +385,25 @@ class Hub:
             pause = min(pause * BACK_OFF, longest)
 
     def _hear(self, message_id: str, version: int | None) -> None:
-        topic = self._topics.get(message_id)
-        if topic is None or not topic.named:
+        watched = self._watched.get(message_id)
+        if watched is None or not watched.named:
             return
         if version is None:
-            topic.schedule.told = True
+            watched.schedule.told = True
             # What was changed before it began.
-            topic.asked = True
+            watched.asked = True
         else:
-            topic.schedule.hear(version)
-        self._plan(topic)
+            watched.schedule.hear(version)
+        self._plan(watched)
 
     def _lose(self) -> None:
         """Look at everything again and again until there is a new subscription."""
         self._gone.clear()
-        for topic in self._topics.values():
-            topic.schedule.told = topic.named = False
-            if topic.wanted:
-                self._unnamed[topic] = None
-            self._plan(topic)
+        for watched in self._watched.values():
+            watched.schedule.told = watched.named = False
+            if watched.wanted:
+                self._unnamed[watched] = None
+            self._plan(watched)
 
     # Tasks
 
@@ -417,10 +417,10 @@ class Hub:
             self._end(error)
 
     def _end(self, error: BaseException) -> list[asyncio.Task[None]]:
-        for topic in self._topics.values():
-            for mailbox in topic.mailboxes:
-                mailbox.end(error)
-        self._topics.clear()
+        for watched in self._watched.values():
+            for slot in watched.slots:
+                slot.end(error)
+        self._watched.clear()
         return self._cancel()
 
     def _cancel(self) -> list[asyncio.Task[None]]:

@@ -11,7 +11,7 @@ from ..errors import BackendError
 from ..following import Watcher
 from ..snapshot import Snapshot
 from .backend import async_backend
-from .hub import Bell, HubClosed, Mailbox
+from .hub import HubClosed, LatestSlot, WakeUp
 
 FoundT = TypeVar("FoundT")
 
@@ -38,13 +38,13 @@ async def watch_loop(
     clock = asyncio.get_running_loop().time
     watcher = begin(clock())
     hub = (await async_backend(backend)).hub
-    bell = Bell()
-    mailboxes = [hub.join(message_id, bell) for message_id in message_ids]
-    found: list[Snapshot | BackendError | None] = [None] * len(mailboxes)
+    wake_up = WakeUp()
+    slots = [hub.join(message_id, wake_up) for message_id in message_ids]
+    found: list[Snapshot | BackendError | None] = [None] * len(slots)
     try:
-        await _until_full(mailboxes, bell)
+        await _until_full(slots, wake_up)
         while True:
-            _empty(mailboxes, found)
+            _empty(slots, found)
             failure = _failure_of(found)
             if failure is not None:
                 watcher.failed(failure)
@@ -55,24 +55,24 @@ async def watch_loop(
                     if watcher.finished:
                         return
             watcher.check(clock())
-            while not any(mailbox.full for mailbox in mailboxes):
+            while not any(slot.full for slot in slots):
                 time_left = watcher.time_left(clock())
                 if time_left > 0:
-                    await bell.wait(time_left)
+                    await wake_up.wait(time_left)
                     continue
                 if not watcher.answering:
                     # There is nobody to take a last look at.
                     watcher.check(clock())
                 for message_id in message_ids:
                     hub.look(message_id)
-                await _until_full(mailboxes, bell)
+                await _until_full(slots, wake_up)
             now = clock()
             rest = min(watcher.rest(now), watcher.time_left(now))
             if rest > 0:
                 await asyncio.sleep(rest)
     finally:
-        for mailbox in mailboxes:
-            await hub.leave(mailbox)
+        for slot in slots:
+            await hub.leave(slot)
 
 
 async def last(found: AsyncIterator[FoundT]) -> FoundT:
@@ -82,21 +82,21 @@ async def last(found: AsyncIterator[FoundT]) -> FoundT:
     return newest
 
 
-async def _until_full(mailboxes: Iterable[Mailbox], bell: Bell) -> None:
-    while not all(mailbox.full for mailbox in mailboxes):
-        await bell.wait()
+async def _until_full(slots: Iterable[LatestSlot], wake_up: WakeUp) -> None:
+    while not all(slot.full for slot in slots):
+        await wake_up.wait()
 
 
-def _empty(mailboxes: Iterable[Mailbox], found: list[Snapshot | BackendError | None]) -> None:
-    """Take all that is in the mailboxes.
+def _empty(slots: Iterable[LatestSlot], found: list[Snapshot | BackendError | None]) -> None:
+    """Take all that is in the slots.
 
     Raises:
       HubClosed: When nothing more will come.
     """
-    for index, mailbox in enumerate(mailboxes):
-        if mailbox.full:
+    for index, slot in enumerate(slots):
+        if slot.full:
             try:
-                found[index] = mailbox.take()
+                found[index] = slot.take()
             except HubClosed:
                 raise
             except BackendError as e:

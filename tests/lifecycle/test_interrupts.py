@@ -498,7 +498,7 @@ def test_a_loop_that_an_actor_leaves_calls_nothing(redis_url: str) -> None:
         join(broker, worker)
     # Then it is the generators themselves that end, and nothing in which an interrupt could be lost
     names = [{name.rpartition(" ")[2] for name in called} for called in lists]
-    assert len(names) == 2 and set().union(*names) <= {"follow", "pursue", "_items", "watch"}
+    assert len(names) == 2 and set().union(*names) <= {"follow", "watch_loop", "_items", "watch"}
     backend.close()
 
 
