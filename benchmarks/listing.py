@@ -15,7 +15,7 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.sqlite import SQLiteBackend
 from dramatiq_status.record import ACTOR_NAME, COMPLETED, ENQUEUED_AT, FAILED, QUEUE_NAME, Epoch, Kind, Update
-from tests.servers import RedisServer
+from tests.servers import RedisCluster, RedisServer
 
 from .common import RUN_TOKEN, Case, Options, Table, interleave, placed, running_updates, timed_rows
 
@@ -49,6 +49,21 @@ def run(options: Options) -> Iterator[Table]:
                     rows += timed_rows(times, next(iter(cases)), goals=dict.fromkeys(cases, GOAL))
         yield Table("A page of 50 against the number of jobs; same", rows)
 
+        cluster = stack.enter_context(RedisCluster())
+        clustered = RedisBackend(cluster_nodes=cluster.addresses, timeout=20_000)
+        fill(clustered, sizes[-1])
+        rows = [["case", "us", "ratio", "80 % in", "goal"]]
+        for store, backend in (*((name, backends[-1]) for name, backends in stores.items()), ("Cluster", clustered)):
+            cases = {
+                f"{store}, {what}": partial(page, backend, after=after)
+                for what, after in places(backend, sizes[-1]).items()
+            }
+            with placed("same", *servers):
+                times = interleave(cases, rounds=options.rounds(40), calls=10)
+            first, *others = cases
+            rows += timed_rows(times, first, goals=dict.fromkeys(others, "<= 1.10"))
+        yield Table(f"A page of 50 of {sizes[-1]:,} jobs, wherever it is; same", rows)
+
         actors = 100 if options.quick else MANY_ACTORS
         server = servers[0]
         many = RedisBackend(url=server.url, namespace="many", timeout=20_000)
@@ -80,7 +95,6 @@ def run(options: Options) -> Iterator[Table]:
 #: What is asked for; each takes a backend and how many jobs there are.
 PAGES = {
     "the first page": lambda backend, size: page(backend),
-    "a page in the middle": lambda backend, size: page(backend, offset=size // 2),
     "failed ones": lambda backend, size: page(backend, state="failed"),
     "of one actor": lambda backend, size: page(backend, actor_name="actor7"),
     "count": lambda backend, size: StatusRegistry.count(backend=backend),
@@ -90,6 +104,18 @@ PAGES = {
 def page(backend: StatusBackend, **parameters: object) -> None:
     if len(StatusRegistry.list(**parameters, backend=backend)) != 50:  # type: ignore[arg-type]
         raise AssertionError("The page is not full.")
+
+
+def places(backend: StatusBackend, size: int) -> dict[str, str | None]:
+    """The cursors of the first page, of one in the middle, and of the last one."""
+    found: dict[str, str | None] = {"the first page": None}
+    after, number = None, 0
+    while number < size - 50:
+        snapshots = StatusRegistry.list(limit=50, after=after, backend=backend)
+        after, number = snapshots[-1].cursor, number + len(snapshots)
+        if number == size // 2:
+            found["a page in the middle"] = after
+    return {**found, "the last page": after}
 
 
 def fill(backend: StatusBackend, size: int) -> None:

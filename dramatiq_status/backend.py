@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
+from .cursor import Cursor
 from .errors import BackendError, NotSupported
 from .fields import plain_number
 from .record import LONGEST_TTL, MAX_WHOLE_NUMBER, Outcome, Record, Update
@@ -58,6 +59,20 @@ class Query(NamedTuple):
     state: int | None = None
     actor_name: str | None = None
     queue_name: str | None = None
+
+
+class Listed(NamedTuple):
+    """A message on a page of a list.
+
+    Parameters:
+      message_id(str)
+      record(Record): None where it is damaged, or has changed since its message was found.
+      position(int): Its position in the list, see :class:`.Cursor`.
+    """
+
+    message_id: str
+    record: Record | None
+    position: int
 
 
 class Subscription(Protocol):
@@ -221,17 +236,21 @@ class StatusBackend(abc.ABC):
         """
         return None
 
-    def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
-        """List statuses, newest first: the one whose state has changed
-        last comes first.
+    def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
+        """List a page of statuses, newest first.
+
+        A message gets a new position, the highest of all, when something sets its state; no other write changes it.
+        The order is that of :class:`.Cursor`, so that a message that moves between two pages is not listed
+        twice, and all others are listed once.  The work should not depend on where the page is.
 
         Parameters:
-          query(Query): Which ones.
-          limit(int): How many at most.
-          offset(int): How many to leave out first.
+          query(Query): Statuses to list.
+          limit(int): Maximum number of statuses.
+          after(Cursor): Last message of the page before, which may be deleted, expired or moved since;
+            None for the first page.
 
         Returns:
-          list[tuple[str, Record]]: Message ids and their records.
+          list[Listed]: Fewer than `limit` only at the end of the list.
 
         Raises:
           NotSupported: When this backend cannot list.
@@ -330,6 +349,15 @@ def check_message_id(message_id: Any) -> str:
     return message_id
 
 
+def is_message_id(message_id: str) -> bool:
+    """Whether a message may have this id; other programs store any."""
+    try:
+        check_message_id(message_id)
+    except ValueError:
+        return False
+    return True
+
+
 def check_message_ids(message_ids: Iterable[Any]) -> list[str]:
     """Check many ids; a single string is an error, not an iterable of letters."""
     if isinstance(message_ids, (str, bytes)):
@@ -377,7 +405,7 @@ def check_limit(limit: int) -> int:
     """Check how many statuses a page of a list may have."""
     number = check_number("limit", limit, minimum=1)
     if number > MAX_LIMIT:
-        raise ValueError(f"limit must be at most {MAX_LIMIT}, not {limit}: ask for more pages by offset.")
+        raise ValueError(f"limit must be at most {MAX_LIMIT}, not {limit}: ask for more pages by after=.")
     return number
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import dramatiq
 
-from .backend import Query, StatusBackend, answered, check_message_id
+from .backend import Listed, Query, StatusBackend, answered, check_message_id, is_message_id
 from .batch import chains_of
 from .channel import Channel, DirectChannel, LaneChannel, RunChannel
 from .context import current_binding, note_write
+from .cursor import MAX_SIZE as MAX_CURSOR_SIZE
+from .cursor import Cursor
+from .cursor import decode as decode_cursor
 from .errors import BackendError
 from .fields import state_number
 from .middleware import StatusMiddleware
-from .record import Record, State
+from .record import State
 from .rollup import Chain
-from .snapshot import Snapshot, take_snapshot
+from .snapshot import Snapshot, set_position, take_snapshot
 
 
 def make_query(state: State | str | None, actor_name: str | None, queue_name: str | None) -> Query:
@@ -27,10 +30,48 @@ def make_query(state: State | str | None, actor_name: str | None, queue_name: st
     return Query(None if state is None else state_number(state), actor_name, queue_name)
 
 
-def decode_page(found: Iterable[tuple[str, Record]], now: int) -> list[Snapshot]:
-    """Decode the records of a page, without those that are damaged."""
-    snapshots = (take_snapshot(message_id, record, now) for message_id, record in found)
-    return [snapshot for snapshot in snapshots if snapshot is not None]
+def make_cursor(after: Snapshot | str | None) -> Cursor | None:
+    """Check where a page of a list is to begin, and decode it."""
+    text = after.cursor if isinstance(after, Snapshot) else after
+    if text is None:
+        if after is None:
+            return None
+        raise ValueError(
+            f"after must be a snapshot that list() has returned, not {after!r}, which was read by its message id: "
+            f"pass the last snapshot of the page before, or its cursor."
+        )
+    if not isinstance(text, str):
+        raise TypeError(
+            f"after must be a Snapshot or a str, not {type(after).__name__}: pass the last snapshot of the page "
+            f"before, or its cursor."
+        )
+    try:
+        cursor = decode_cursor(text)
+        check_message_id(cursor.message_id)
+    except ValueError:
+        raise ValueError(
+            f"after is no cursor of a list, {text[:MAX_CURSOR_SIZE]!r}: pass the last snapshot of the page before, "
+            f"or its cursor as it was."
+        ) from None
+    return cursor
+
+
+def decode_page(found: Sequence[Listed], limit: int, now: int) -> tuple[list[Snapshot], Cursor | None]:
+    """Decode the records of a page, without those that are damaged.
+
+    Returns:
+      tuple[list[Snapshot], Cursor | None]: The snapshots; and where to go on when
+        no message of a full page has any, since an empty page means the end of the list.
+    """
+    snapshots = []
+    for message_id, record, position in found:
+        snapshot = take_snapshot(message_id, record, now)
+        if snapshot is not None and is_message_id(message_id):
+            set_position(snapshot, position)
+            snapshots.append(snapshot)
+    if snapshots or len(found) < limit:
+        return snapshots, None
+    return snapshots, Cursor(found[-1].position, found[-1].message_id)
 
 
 def raise_first(found: Iterable[Snapshot | BackendError | None]) -> list[Snapshot | None]:

@@ -9,10 +9,10 @@ from typing import Any, Literal, overload
 
 import dramatiq
 
-from .backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids, check_number
+from .backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids
 from .batch import Batch
 from .errors import BackendError
-from .lookup import decode_page, find_backend, find_chains, make_query, open_channel, raise_first
+from .lookup import decode_page, find_backend, find_chains, make_cursor, make_query, open_channel, raise_first
 from .progress import Progress
 from .record import State
 from .snapshot import Snapshot
@@ -224,31 +224,45 @@ class StatusRegistry:
         actor_name: str | None = None,
         queue_name: str | None = None,
         limit: int = 50,
-        offset: int = 0,
+        after: Snapshot | str | None = None,
         *,
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> list[Snapshot]:
-        """List statuses, newest first: the one whose state has changed
-        last comes first.  What changes between two pages moves.
+        """List a page of statuses, newest first: the one whose state has changed last comes first.
+
+        A page costs the same wherever it is in the list.  A message whose state changes between two
+        pages moves to the front.  No message is listed twice, and all that have not moved are listed once.
+
+        >>> page = StatusRegistry.list(limit=50)
+        >>> while page:
+        ...     page = StatusRegistry.list(limit=50, after=page[-1])
 
         Parameters:
           state(State): Only those in this state.
           actor_name(str): Only those of this actor.
           queue_name(str): Only those of this queue.
           limit(int): How many at most, from 1 to 1,000.
-          offset(int): How many to leave out first.
+          after(Snapshot | str): Last snapshot of the page before, or its :attr:`.Snapshot.cursor`, which fits a
+            URL; None for the first page.  The status itself may have changed or expired, or been deleted.
+
+        Returns:
+          list[Snapshot]: Empty after the last page.
 
         Raises:
           NotSupported: When the backend cannot list; says why.
+          ValueError: When `after` is no cursor, or a snapshot that is not from a list.
           BackendError: When a part of the store does not answer, or while a
             slot of a Redis Cluster is on its way to another node.
         """
         backend = find_backend(backend, broker)
-        found = backend.find(
-            make_query(state, actor_name, queue_name), limit=check_limit(limit), offset=check_number("offset", offset)
-        )
-        return decode_page(found, backend.now())
+        query = make_query(state, actor_name, queue_name)
+        limit, cursor = check_limit(limit), make_cursor(after)
+        while True:
+            found = backend.find(query, limit=limit, after=cursor)
+            page, cursor = decode_page(found, limit, backend.now())
+            if cursor is None:
+                return page
 
     @staticmethod
     def count(

@@ -12,6 +12,7 @@ from sys import float_info
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
+from .cursor import Cursor, encode
 from .errors import BackendError
 from .fields import MAX_DEPTH
 from .rate import FARTHEST, TIME_CONSTANT, slowed
@@ -118,18 +119,21 @@ class Snapshot:
     :meth:`to_dict` as JSON values.  Attributes are None for what has not happened yet.
     """
 
-    __slots__ = ("_now", "_values", "message_id")
+    __slots__ = ("_now", "_position", "_values", "message_id")
 
     #: The id of the message.
     message_id: str
     _values: dict[str, Any]
     _now: int
+    _position: int
 
-    def __init__(self, message_id: str, values: dict[str, Any], now: int) -> None:
+    def __init__(self, message_id: str, values: dict[str, Any], now: int, position: int | None = None) -> None:
         # Frozen by __setattr__ below; the slots' own setters get around it.
         _set_message_id(self, message_id)
         _set_values(self, values)
         _set_now(self, now)
+        if position is not None:
+            set_position(self, position)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"Snapshots are frozen: write {name!r} through StatusRegistry.get(message_id).")
@@ -352,6 +356,14 @@ class Snapshot:
         """Counts the changes of this status."""
         return int(self._values[VERSION])
 
+    @property
+    def cursor(self) -> str | None:
+        """Where the next page of a list begins if this is the last snapshot of a page: a text for `after` of
+        :meth:`.StatusRegistry.list`, which fits a URL. None for a snapshot that is not from a list.
+        """
+        position = getattr(self, "_position", None)
+        return None if position is None else encode(Cursor(position, self.message_id))
+
     # Fields
 
     @property
@@ -455,9 +467,9 @@ class Snapshot:
         number = self._values.get(stored)
         return number if is_number(number) else None
 
-    def __reduce__(self) -> tuple[type[Snapshot], tuple[str, dict[str, Any], int]]:
+    def __reduce__(self) -> tuple[type[Snapshot], tuple[str, dict[str, Any], int, int | None]]:
         # The usual way of copying and pickling sets attributes.
-        return Snapshot, (self.message_id, self._values, self._now)
+        return Snapshot, (self.message_id, self._values, self._now, getattr(self, "_position", None))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Snapshot):
@@ -538,6 +550,7 @@ _new_snapshot: Callable[[type[Snapshot]], Snapshot] = object.__new__
 _set_message_id = vars(Snapshot)["message_id"].__set__
 _set_values = vars(Snapshot)["_values"].__set__
 _set_now = vars(Snapshot)["_now"].__set__
+set_position = vars(Snapshot)["_position"].__set__
 
 #: How many shapes are remembered, and of how many characters all names of
 #: one may be together: users name their fields as they like.

@@ -163,7 +163,7 @@ def test_a_process_of_another_time(moment: str, tmp_path: Path) -> None:
     # When a process looks at it whose time is frozen, years away, and writes to the same file
     with freeze_time(moment), closing(SQLiteBackend(tmp_path / "status.db", timeout=20_000)) as other:
         snapshot = other.snapshot(job.message_id)
-        listed = [message_id for message_id, _ in other.find(Query(), limit=10, offset=0)]
+        listed = [one.message_id for one in other.find(Query(), limit=10, after=None)]
         count = other.count(Query())
         theirs = Job(other).enqueue().start().finish()
     # Then it finds the status, as the clock of the host tells that it has not expired

@@ -82,7 +82,7 @@ def dripping(proxy: Proxy) -> Iterator[RedisBackend]:
 CALLS: dict[str, Callable[[Any], Any]] = {
     "read": lambda backend: backend.read("m"),
     "begin_update": lambda backend: backend.begin_update("m", enqueue(2))(),
-    "find": lambda backend: backend.find(Query(None, None, None), limit=10, offset=0),
+    "find": lambda backend: backend.find(Query(None, None, None), limit=10, after=None),
 }
 
 

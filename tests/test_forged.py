@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from dramatiq_status import Snapshot, StatusRegistry, aio
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend
+from dramatiq_status.cursor import Cursor, encode
 from dramatiq_status.options import EPOCH_OPTION, HEARTBEAT_OPTION, RECEIPT_OPTION
 from dramatiq_status.record import Changes, Kind, Outcome, Update
 
@@ -290,9 +291,9 @@ def index(request: pytest.FixtureRequest) -> Iterator[Index]:
 
 
 @pytest.mark.parametrize("kind", ["redis", "redis cluster"])
-@pytest.mark.parametrize("score", ["+inf", "-inf", "1e300", "-1e300"])
-@pytest.mark.parametrize("offset", [0, 2000], ids=["first page", "far page"])
-def test_scores_that_are_no_moments(kind: str, score: str, offset: int, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("score", ["+inf", "-inf", "1e300", "-1e300", "-5", "1795479267029000.5"])
+@pytest.mark.parametrize("limit", [1, 50])
+def test_scores_that_are_no_moments(kind: str, score: str, limit: int, request: pytest.FixtureRequest) -> None:
     if kind == "redis":
         backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
         client: Any = backend.client
@@ -306,13 +307,14 @@ def test_scores_that_are_no_moments(kind: str, score: str, offset: int, request:
     forged = jobs[0].message_id
     (index,) = [key for key in client.scan_iter("*index:*0\n*") if client.zscore(key, forged) is not None]
     client.zadd(index, {forged: score, "nothing": score})
-    # When they are listed, where the page is one by one or not
-    listed = StatusRegistry.list(offset=offset, backend=backend)
+    # When they are listed, page by page
+    page, shown = StatusRegistry.list(limit=limit, backend=backend), []
+    while page:
+        shown += [snapshot.message_id for snapshot in page]
+        page = StatusRegistry.list(limit=limit, after=page[-1], backend=backend)
     # Then it is at most its own place that is lost
-    if not offset:
-        # (the clocks of nodes order messages that come at the same moment)
-        others = {snapshot.message_id for snapshot in listed} - {forged}
-        assert others == {job.message_id for job in jobs[1:]}
+    # (the clocks of nodes order messages that come at the same moment)
+    assert sorted({*shown, forged}) == sorted(job.message_id for job in jobs) and len(shown) == len(set(shown))
     assert 3 <= StatusRegistry.count(backend=backend) <= 4
     # And its next change of state lists it
     jobs[0].start()
@@ -340,15 +342,15 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("offset", [0, 2000], ids=["first page", "far page"])
-def test_foreign_names_in_the_index_are_removed(index: Index, offset: int) -> None:
+@pytest.mark.parametrize("after", [None, encode(Cursor(5, "m"))], ids=["first page", "far page"])
+def test_foreign_names_in_the_index_are_removed(index: Index, after: str | None) -> None:
     backend, client, registry, job = index
     # Given an index to whose set of names another program has added some
     ours = client.smembers(registry)
     client.sadd(registry, *FOREIGN)
     # When the messages are listed, or counted
-    listed = StatusRegistry.list(offset=offset, backend=backend)
-    assert offset or [snapshot.message_id for snapshot in listed] == [job.message_id]
+    listed = StatusRegistry.list(after=after, backend=backend)
+    assert after or [snapshot.message_id for snapshot in listed] == [job.message_id]
     client.sadd(registry, *FOREIGN)
     assert StatusRegistry.count(backend=backend) == 1
     # Then only names of ours are left
@@ -357,7 +359,7 @@ def test_foreign_names_in_the_index_are_removed(index: Index, offset: int) -> No
     client.sadd(registry, *FOREIGN)
 
     async def main() -> None:
-        assert len(await aio.StatusRegistry.list(offset=offset, backend=backend)) == (not offset)
+        assert len(await aio.StatusRegistry.list(after=after, backend=backend)) == (after is None)
         assert await aio.StatusRegistry.count(backend=backend) == 1
         await aio.close(backend=backend)
 
@@ -418,21 +420,21 @@ def test_a_forged_score_does_not_trim_a_set(redis_url: str) -> None:
 # Numbers of callers
 
 
-@pytest.mark.parametrize("name", ["offset", "limit"])
 @pytest.mark.parametrize("number", [10**15, TOO_LONG, -TOO_LONG], ids=["16 digits", "5,001 digits", "negative"])
-def test_numbers_of_a_page(every_backend: StatusBackend, name: str, number: int) -> None:
-    with pytest.raises(ValueError, match=f"^{name} must have at most 15 digits"):
-        StatusRegistry.list(backend=every_backend, **{name: number})
+def test_numbers_of_a_page(every_backend: StatusBackend, number: int) -> None:
+    with pytest.raises(ValueError, match=r"^limit must have at most 15 digits"):
+        StatusRegistry.list(backend=every_backend, limit=number)
 
 
 PACK = """
 from dramatiq_status.backends import _redis
 from dramatiq_status.backend import Query
 from dramatiq_status.backends import RedisBackend
+from dramatiq_status.cursor import Cursor
 
 for attempt in (
     lambda: _redis.pack("SET", 10**5000),
-    lambda: RedisBackend(port=1).find(Query(), limit=1, offset=10**5000),
+    lambda: RedisBackend(port=1).find(Query(), limit=1, after=Cursor(10**5000, "m")),
     lambda: RedisBackend(db=10**5000),
     lambda: RedisBackend(max_listed=10**5000),
 ):

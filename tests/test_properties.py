@@ -368,7 +368,7 @@ def test_every_store_lists_what_it_has(store: Store, mixed: list[tuple[int, Upda
     names = (None, "a", "b")
     for query in itertools.starmap(Query, itertools.product((None, 0, 1, 2, 3), names, names)):
         # When they are listed and counted
-        found = store.backend.find(query, limit=1000, offset=0)
+        found = store.backend.find(query, limit=1000, after=None)
         # Then those are there that the query is for, as they are, each once
         wanted = {STATE: query.state, ACTOR_NAME: query.actor_name, QUEUE_NAME: query.queue_name}
         expected = {
@@ -377,7 +377,7 @@ def test_every_store_lists_what_it_has(store: Store, mixed: list[tuple[int, Upda
             if record is not None
             and all(value is None or record.get(name) == json.dumps(value) for name, value in wanted.items())
         }
-        mine = [(message_id, record) for message_id, record in found if message_id in ids]
+        mine = [(message_id, record) for message_id, record, _ in found if message_id in ids]
         assert dict(mine) == expected and len(mine) == len(expected), query
         assert store.backend.count(query) == len(found), query
 

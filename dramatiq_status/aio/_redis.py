@@ -6,12 +6,13 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from ..backend import Query, StatusBackend
+from ..backend import Listed, Query, StatusBackend
 from ..backends._driver import errors, response_errors
 from ..backends._push import PING_AFTER
 from ..backends.redis import RedisBackend
+from ..cursor import Cursor
 from ..errors import BackendError
-from ..record import Outcome, Record, Update, whole_number_in
+from ..record import Outcome, Update, whole_number_in
 from ..snapshot import Snapshot
 from ._connect import Connector, disconnect, error_for, within
 from ._line import Line
@@ -60,8 +61,8 @@ class AsyncRedis(AsyncCluster):
     async def delete(self, message_id: str) -> bool:
         return await self._play(self._actor.delete, message_id)
 
-    async def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
-        return await self._play(lambda: self._actor.find(query, limit=limit, offset=offset))
+    async def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
+        return await self._play(lambda: self._actor.find(query, limit=limit, after=after))
 
     async def count(self, query: Query) -> int:
         return await self._play(self._actor.count, query)

@@ -7,9 +7,10 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from threading import Lock
 
-from ..backend import Query, StatusBackend, answered
+from ..backend import Listed, Query, StatusBackend, answered
+from ..cursor import Cursor
 from ..errors import BackendError
-from ..record import Outcome, Record, Update
+from ..record import Outcome, Update
 from ..snapshot import Snapshot
 from .hub import AsyncSubscription, Hub
 
@@ -43,9 +44,9 @@ class AsyncBackend:
         """Delete a record; one round trip."""
         return await asyncio.to_thread(self.backend.delete, message_id)
 
-    async def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
-        """List statuses, newest first."""
-        return await asyncio.to_thread(self.backend.find, query, limit=limit, offset=offset)
+    async def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
+        """List a page of statuses, newest first."""
+        return await asyncio.to_thread(self.backend.find, query, limit=limit, after=after)
 
     async def count(self, query: Query) -> int:
         """Count statuses."""

@@ -10,11 +10,11 @@ from typing import Any, Literal, cast, overload
 
 import dramatiq
 
-from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids, check_number
+from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids
 from ..channel import DirectChannel
 from ..errors import BackendError
 from ..following import MessageWatcher
-from ..lookup import decode_page, find_backend, find_chains, make_query, open_channel, raise_first
+from ..lookup import decode_page, find_backend, find_chains, make_cursor, make_query, open_channel, raise_first
 from ..record import State
 from ..snapshot import Snapshot
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
@@ -170,20 +170,23 @@ class StatusRegistry:
         actor_name: str | None = None,
         queue_name: str | None = None,
         limit: int = 50,
-        offset: int = 0,
+        after: Snapshot | str | None = None,
         *,
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> list[Snapshot]:
-        """List statuses, newest first.
+        """List a page of statuses, newest first.
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.list`.
         """
         backend = find_backend(backend, broker)
         query = make_query(state, actor_name, queue_name)
-        limit, offset = check_limit(limit), check_number("offset", offset)
-        found = await (await async_backend(backend)).find(query, limit=limit, offset=offset)
-        return decode_page(found, backend.now())
+        limit, cursor = check_limit(limit), make_cursor(after)
+        while True:
+            found = await (await async_backend(backend)).find(query, limit=limit, after=cursor)
+            page, cursor = decode_page(found, limit, backend.now())
+            if cursor is None:
+                return page
 
     @staticmethod
     async def count(

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ..backend import Query, answered
+from ..backend import Listed, Query, answered
+from ..cursor import Cursor
 from ..errors import BackendError
-from ..record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Record, Update, is_stored
+from ..record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Update, is_stored
 from ._cluster import SHARDS, TAGS, Cluster, Command, Errand, Node, shard_of
 from ._query import wanted_by
 from ._redis import coded, failure_of, pack
 from ._script import Script, ServerClock
 from .redis import (
     LIST,
+    NEWEST,
     OUTCOMES,
     PASSES_A_PAGE,
     UNLISTED,
@@ -31,9 +33,6 @@ INDEX: Final = Script.load("redis_index.lua")
 #: How many messages a shard is asked for first, on top of twice its share of a page.
 _MORE: Final = 8
 
-#: From how many messages to leave out on shards are first asked where those end.
-_FAR: Final = 1000
-
 #: Among how many unfinished messages of a shard a count looks for expired
 #: ones: together more than a single server does, as not all have the same number.
 _CHECKED: Final = 64
@@ -41,8 +40,8 @@ _CHECKED: Final = 64
 #: Maximum number of times that a message is listed again while its state goes on changing.
 _LISTINGS: Final = 4
 
-#: How many moments a shard then tells at most, give or take.
-_SAMPLES: Final = 64
+# Position and id of a message.
+_Place = tuple[int, str]
 
 
 class _Call(Errand):
@@ -285,92 +284,65 @@ class Shards:
 
     # Listing
 
-    def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
-        page = self._page(query, offset, limit)
+    def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
+        page = self._page(query, limit, after)
         wanted = wanted_by(query).items()
-        found: list[tuple[str, Record]] = []
-        for message_id, errand in zip(page, self._read(page)):
+        found: list[Listed] = []
+        for (position, message_id), errand in zip(page, self._read([message_id for _, message_id in page])):
             record = answered(to_record(_failure_to_ask(errand) or errand.reply))
             # It may have changed since.
-            if record is not None and wanted <= record.items():
-                found.append((message_id, record))
+            is_wanted = record is not None and wanted <= record.items()
+            found.append(Listed(message_id, record if is_wanted else None, position))
         return found
 
-    def _page(self, query: Query, offset: int, limit: int) -> list[str]:
-        """The ids of a page.
+    def _page(self, query: Query, limit: int, after: Cursor | None) -> list[_Place]:
+        """Return the positions and ids of a page's messages.
 
-        Each shard is asked for somewhat more than its share of what is newest, or
-        is older than a moment not far from the page; one all of whose
-        messages are among those wanted is then asked for more.
+        Each shard is asked for somewhat more than its share. A shard all of whose
+        messages are on the page is then asked for a whole page.
         """
-        number = offset + limit
-        if offset > _FAR:
-            samples = self._samples(query)
-            total = sum(weight for _, weight in samples)
-            # The estimate is off by less than half of this, as a rule.
-            slack = total / 128 + 64
-            for margin in (slack, 8 * slack):
-                since = _moment_after(samples, offset - margin)
-                ask = int(margin * 2 + limit) // SHARDS * 2 + _MORE
-                newer, lists = self._lists(query, range(SHARDS), ask, since)
-                if newer <= offset:
-                    break
-            # Where it is not even so, the messages move faster than they can be counted.
-            skip = max(0, offset - newer)
-            number = skip + limit
-        else:
-            since, skip = "", offset
-            ask = min(number, number // SHARDS * 2 + _MORE)
-            _, lists = self._lists(query, range(SHARDS), ask, since)
-        newest = _newest(lists, number)
-        last = newest[-1] if len(newest) == number else (0, "")
+        ask = min(limit, limit // SHARDS * 2 + _MORE)
+        lists = self._lists(query, range(SHARDS), ask, after)
+        newest = _newest(lists, limit)
+        last = newest[-1] if len(newest) == limit else (0, "")
         full = [shard for shard, found in lists.items() if len(found) >= ask and found[-1] > last]
-        if full and ask < number:
-            lists.update(self._lists(query, full, number, since)[1])
-            newest = _newest(lists, number)
-        return [message_id for _, message_id in newest[skip:]]
+        if full and ask < limit:
+            lists.update(self._lists(query, full, limit, after))
+            newest = _newest(lists, limit)
+        return newest
 
-    def _samples(self, query: Query) -> list[tuple[int, float]]:
-        """Some of the moments at which messages came into their states, newest first,
-        and for how many messages each of them stands.
-        """
-        samples: list[tuple[int, float]] = []
-        for errand in self._ask(query, range(SHARDS), -_SAMPLES):
-            texts = iter(errand.reply)
-            samples += ((int(moment), float(weight)) for moment, weight in zip(texts, texts))
-        return sorted(samples, reverse=True)
-
-    def _lists(
-        self, query: Query, shards: Iterable[int], limit: int, since: int | str
-    ) -> tuple[int, dict[int, list[tuple[int, str]]]]:
-        """How many messages are as new as a moment, and the newest of the others in each shard: moments and ids."""
-        number, lists = 0, {}
+    def _lists(self, query: Query, shards: Iterable[int], limit: int, after: Cursor | None) -> dict[int, list[_Place]]:
+        """Return the positions and ids of the newest messages of each shard, of those that come after a cursor."""
+        lists = {}
         waiting = list(shards)
-        for passes in range(PASSES_A_PAGE):
+        for _ in range(PASSES_A_PAGE):
             again = []
-            for errand in self._ask(query, waiting, limit, since):
-                more, newer, page = errand.reply
-                lists[errand.shard] = [(int(moment), message_id) for moment, message_id, _ in page]
-                number += newer if passes == 0 else 0
+            for errand in self._ask(query, waiting, limit, *(after or NEWEST)):
+                more, page = errand.reply
+                lists[errand.shard] = [(int(position), message_id) for position, message_id, _ in page]
                 if more:
                     again.append(errand.shard)
             waiting = again
             if not waiting:
                 break
-        return number, lists
+        return lists
 
     def count(self, query: Query) -> int:
-        return sum(errand.reply for errand in self._ask(query, range(SHARDS), 0))
+        return sum(errand.reply for errand in self._ask(query, range(SHARDS), 0, _CHECKED, ""))
 
-    def _ask(self, query: Query, shards: Iterable[int], limit: int, since: int | str = "") -> list[Errand]:
+    def _ask(self, query: Query, shards: Iterable[int], *arguments: Any) -> list[Errand]:
         """Ask shards.
+
+        Parameters:
+          query(Query)
+          shards(Iterable[int])
+          *arguments: The script's `ARGV[4]` to `ARGV[6]`.
 
         Raises:
           BackendError: When one of them does not answer, or its slot is moving: a list
             without its messages would look complete.
         """
         wanted = filter_of(query)
-        checked = 0 if limit else _CHECKED
 
         def errand(shard: int) -> Errand:
             prefix = self._prefixes[shard]
@@ -378,7 +350,7 @@ class Shards:
                 shard,
                 LIST,
                 [self._indexes[shard]],
-                lambda clock, asking: (*wanted, checked, limit, since, prefix, 2 if asking else 0),
+                lambda clock, asking: (*wanted, *arguments, prefix, 2 if asking else 0),
             )
 
         done = self.cluster.run([errand(shard) for shard in shards])
@@ -459,16 +431,5 @@ def _failure_to_ask(errand: Errand) -> BackendError | None:
     return error if error is None or isinstance(error, BackendError) else failure_of(error)
 
 
-def _moment_after(samples: Iterable[tuple[int, float]], number: float) -> int | str:
-    """The moment that so many messages are as new as, by samples; empty for none."""
-    found: int | str = ""
-    for moment, weight in samples:
-        number -= weight
-        if number < 0:
-            break
-        found = moment
-    return found
-
-
-def _newest(lists: dict[int, list[tuple[int, str]]], number: int) -> list[tuple[int, str]]:
+def _newest(lists: Mapping[int, Iterable[_Place]], number: int) -> list[_Place]:
     return sorted((item for found in lists.values() for item in found), reverse=True)[:number]

@@ -7,7 +7,8 @@ from ssl import CERT_NONE
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import _time as time
-from ..backend import Query, StatusBackend, answered, check_number, escape_namespace
+from ..backend import Listed, Query, StatusBackend, answered, check_number, escape_namespace
+from ..cursor import Cursor
 from ..errors import BackendError
 from ..fields import plain_number
 from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Changes, Kind, Outcome, Record, Update, from_pairs, number_text
@@ -49,6 +50,9 @@ READS_A_CALL: Final = 2000
 #: what has expired and has not come to its end.
 PASSES_A_PAGE: Final = 64
 
+#: What the script is told in place of a cursor for the first page.
+NEWEST: Final = ("", "")
+
 #: Among how many unfinished messages a count looks for expired ones.
 CHECKED_A_COUNT: Final = 1000
 
@@ -83,7 +87,7 @@ class RedisBackend(StatusBackend):
     it are always on the same node.  Requests to different nodes run at the same
     time, one script call for each shard.  While a slot moves, all reads and updates of its
     messages are exact.  A page of a list
-    takes two to four round trips, to all nodes, and the client merges it; where a shard
+    takes two or three round trips, to all nodes, and the client merges it; where a shard
     does not answer, or its slot is moving for longer than `timeout`, lists and counts raise
     :class:`.BackendError`.  `max_listed` is divided evenly among
     the shards, and their nodes' clocks decide what is newest.
@@ -340,31 +344,29 @@ class RedisBackend(StatusBackend):
 
     # Listing
 
-    def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
+    def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
         self._check_index()
         if self._shards is not None:
-            return self._shards.find(query, limit=limit, offset=offset)
+            return self._shards.find(query, limit=limit, after=after)
         for _ in range(PASSES_A_PAGE):
-            more, _, page = self._list(query, limit, offset)
+            more, page = self._list(query, limit, *(after or NEWEST))
             if not more:
                 break
-        found = [(message_id, from_pairs(reply)) for _, message_id, reply in page if reply]
-        return [(message_id, record) for message_id, record in found if record is not None]
+        return [Listed(message_id, from_pairs(reply), int(position)) for position, message_id, reply in page]
 
     def count(self, query: Query) -> int:
         self._check_index()
         if self._shards is not None:
             return self._shards.count(query)
-        number: int = self._list(query, 0, CHECKED_A_COUNT)
+        number: int = self._list(query, 0, CHECKED_A_COUNT, "")
         return number
 
     def _check_index(self) -> None:
         if not self._max_listed:
             raise self._cannot_list()
 
-    def _list(self, query: Query, limit: int, offset: int) -> Any:
-        arguments = [*filter_of(query), offset, limit, "", self._prefix, 1]
-        request = ScriptCall(LIST, [self._index], arguments, None)
+    def _list(self, query: Query, *arguments: Any) -> Any:
+        request = ScriptCall(LIST, [self._index], [*filter_of(query), *arguments, self._prefix, 1], None)
         return self._connections.call(request.packed, request.read)
 
     # Following

@@ -1,17 +1,17 @@
--- A page of the index that redis.lua keeps: message ids and records, newest first; or how many there are.
+-- A page of the index that redis.lua keeps: message ids and records, newest first; or how many messages there are.
 --
 -- KEYS[1]: what the index's keys start with; itself the set of the names of its sets. A name is a state, a time to live
 --   in milliseconds (of finished messages only), a queue and an actor as JSON, a line each; under the prefix and the
 --   name lies the sorted set of the ids, by the moment in microseconds at which each came into its state.
 -- ARGV[1..3]: the state, the queue and the actor to look for, '' for all.
--- ARGV[4]: how many messages to leave out. ARGV[5]: how many to return; 0 to count them, where ARGV[4] says among how
---   many to look for expired ones first; -n for about n samples.
--- ARGV[6]: a moment from which on messages are left out, before any others; '' for none.
+-- ARGV[4]: how many messages to return; 0 to count them.
+-- ARGV[5]: the position of the last message of the page before, '' for the first page. ARGV[6]: that message's id. A
+--   position is the moment in microseconds at which a message came into its state. The message itself may be gone.
+--   For a count, ARGV[5]: among how many messages to look for expired ones first.
 -- ARGV[7]: the part of a message's key that comes before its id. ARGV[8]: '1' for whole records; '0' for none, on a node
 --   of a cluster; '2' for none, on a node of a cluster to which the slot is moving.
--- Returns the number; or 1 if another call finds more for the page, else 0, how many were left out because of ARGV[6],
---   and for each message its moment, its id and its record (names and texts; empty if not asked for); or the moments
---   of the samples, newest first, each followed by the number of messages that it stands for.
+-- Returns the number; or 1 if another call finds more for the page, else 0, and for each message its position, its id
+--   and its record (names and texts; empty if not asked for).
 --   Or the error TRYAGAIN while the slot moves: some of its keys are here, the others on another node.
 --
 -- Messages that the store has forgotten before their time are dropped as they are met. Nobody else is served meanwhile,
@@ -20,7 +20,7 @@
 local call = redis.call
 local registry = KEYS[1]
 local wanted_state, wanted_queue, wanted_actor = ARGV[1], ARGV[2], ARGV[3]
-local offset, limit, high = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local limit, after, after_id = tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local before, whole, arriving = ARGV[7], ARGV[8] == '1', ARGV[8] == '2'
 
 -- Whether the slot is moving to another node: this one then refuses its missing keys. None has this name.
@@ -40,10 +40,6 @@ end
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- From how many messages to leave out on it pays to search for the moment at which they end.
-local FAR = 250
--- How often a search counts at most.
-local ROUNDS = 20
 -- How many messages one call looks up for a page at most.
 local LOOKED_UP = 5000
 -- How many arguments a command is given at most.
@@ -55,7 +51,7 @@ end
 
 -- Whether a score is a moment, as the index has them: another program may have stored an infinite one.
 local function is_moment(score)
-  return math.abs(score) < 9007199254740992
+  return score >= 0 and score < 9007199254740992 and score % 1 == 0
 end
 
 -- What is foreign under a key counts as missing; every other error is one of this call, too.
@@ -86,7 +82,7 @@ for _, name in ipairs(names) do
       -- Older messages have expired.
       from = ttl ~= '' and now - ttl * 1000,
       -- What is noted below: a table that does not grow is made in half the time.
-      count = 0, at = 0, to = 0, seen = 0, size = 0, list = false, next = 0, id = false, moment = 0, stale = false,
+      count = 0, at = 0, size = 0, list = false, next = 0, id = false, moment = 0, stale = false,
     }
   end
 end
@@ -144,14 +140,15 @@ end
 -- there are more than a call may check, some of the oldest of each set are, and as many others; and more of the oldest
 -- as long as all of those have expired.
 local function clean()
-  local live, sum, dropped, left = {}, 0, 0, offset
+  local live, sum, dropped, checked = {}, 0, 0, tonumber(after)
+  local left = checked
   for _, set in ipairs(sets) do
     if not set.from then
       live[#live + 1] = set
       sum = sum + set.count
     end
   end
-  local share = sum <= offset and offset or math.max(2, math.floor(offset / 5 / #live))
+  local share = sum <= checked and checked or math.max(2, math.floor(checked / 5 / #live))
   for n = 1, #live do
     if left <= 0 then break end
     local set = live[(time[2] + n) % #live + 1]
@@ -178,95 +175,35 @@ if limit == 0 then
   return sum - clean()
 end
 
--- The moment at a place of a set, the newest being 0.
-local function moment_at(set, place)
-  local score = tonumber(call('ZREVRANGE', set.key, place, place, 'WITHSCORES')[2])
-  return math.min(math.max(score, -9007199254740991), 9007199254740991)
+-- Whether an id comes before another one of the same moment: they are ordered by their bytes, as in a set. Lua would
+-- order them by the server's locale.
+local function precedes(one, other)
+  for place = 1, math.min(#one, #other) do
+    local byte, other_byte = one:byte(place, place), other:byte(place, place)
+    if byte ~= other_byte then return byte > other_byte end
+  end
+  return #one > #other
 end
 
-if limit < 0 then
-  local sum, found = measure(), {}
-  -- Sets and shards are alike: if all were sampled at the same places, their errors would add up.
-  local phase = time[2] * 0.61803398875 % 1
-  for n, set in ipairs(sets) do
-    local number = math.min(set.count, math.max(1, math.floor(-limit * set.count / sum + 0.5)))
-    local shift = (phase + n * 0.61803398875) % 1
-    for i = 0, number - 1 do
-      found[#found + 1] = {moment_at(set, math.floor((i + shift) / number * set.count)), set.count / number}
-    end
+-- Find the first message of a set that belongs on the page: the number of newer messages is its `at`.
+local function start(set)
+  local from, to = redis.pcall('ZCOUNT', set.key, '(' .. after, '+inf'), 0
+  if type(from) == 'number' then
+    to = call('ZCOUNT', set.key, after, '+inf')
+  else
+    skip_foreign(from)
+    from = 0
   end
-  table.sort(found, function(one, other) return one[1] > other[1] end)
-  local samples, step, passed = {}, sum / -limit, 0
-  local due = step * phase
-  for _, sample in ipairs(found) do
-    passed = passed + sample[2]
-    while passed > due do
-      samples[#samples + 1], samples[#samples + 2] = text_of(sample[1]), string.format('%.17g', step)
-      due = due + step
-    end
+  -- Messages of the same moment, by their ids: three of them take two looks.
+  while from < to do
+    local middle = math.floor((from + to) / 2)
+    if precedes(after_id, call('ZREVRANGE', set.key, middle, middle)[1]) then to = middle else from = middle + 1 end
   end
-  return samples
-end
-
--- Find a moment not far from the first message of the page: how many messages of each set are newer is its `at`.
--- Each round counts from the moment of one message on, which a sample of those that are left says is about there.
--- Returns how many messages are then still to be left out; nothing if the page is empty.
-local function search()
-  local newer, older = 0, measure()
-  if offset >= older then return nil end
-  for _, set in ipairs(sets) do
-    set.to = set.count
-  end
-  -- To count asks every set, so with many of them it pays to be more exact before, and less in the end.
-  local size, near = math.max(64, #sets / 8), math.max(100, #sets / 4)
-  for round = 1, ROUNDS do
-    if offset - newer <= near then break end
-    local step, passed, samples = (older - newer) / size, 0, {}
-    for _, set in ipairs(sets) do
-      local width = set.to - set.at
-      passed = passed + width
-      while passed > (#samples + 0.5) * step and #samples < size do
-        local place = math.floor((#samples + round) * 0.61803398875 % 1 * width)
-        samples[#samples + 1] = moment_at(set, set.at + place)
-      end
-    end
-    table.sort(samples, function(one, other) return one > other end)
-    local wanted = (offset - near / 2 - newer) / (older - newer)
-    local moment = text_of(samples[math.max(1, math.min(#samples, math.ceil(wanted * #samples)))])
-    local sum = 0
-    for _, set in ipairs(sets) do
-      set.seen = set.at
-      if set.to > set.at then set.seen = call('ZCOUNT', set.key, moment, '+inf') end
-      sum = sum + set.seen
-    end
-    for _, set in ipairs(sets) do
-      if sum <= offset then set.at = set.seen else set.to = set.seen end
-    end
-    if sum <= offset then newer = sum else older = sum end
-  end
-  return offset - newer
-end
-
-local newer, skip = 0, offset
-if #sets == 1 and high == '' then
-  sets[1].at, skip = offset, 0
-elseif offset > FAR then
-  skip = search()
-  if not skip then return {0, 0, {}} end
-elseif high ~= '' then
-  for _, set in ipairs(sets) do
-    local count = redis.pcall('ZCOUNT', set.key, high, '+inf')
-    if type(count) ~= 'number' then
-      skip_foreign(count)
-      count = 0
-    end
-    set.at = count
-    newer = newer + count
-  end
+  set.at = from
 end
 
 -- How many messages are read from a set at a time, at first.
-local size = math.min(PIECE, math.ceil((skip + limit) / math.max(1, #sets)))
+local size = math.min(PIECE, math.ceil(limit / math.max(1, #sets)))
 
 -- Go on to the next message of a set: its `moment` and `id`. Returns whether there is one.
 local function advance(set)
@@ -285,7 +222,7 @@ local heap = {}
 
 local function is_newer(one, other)
   if one.moment ~= other.moment then return one.moment > other.moment end
-  return one.id > other.id
+  return precedes(one.id, other.id)
 end
 
 local function sink(place)
@@ -303,6 +240,7 @@ end
 
 for _, set in ipairs(sets) do
   set.size = size
+  if after ~= '' then start(set) end
   local first = set.at == 0
   if advance(set) then
     heap[#heap + 1] = set
@@ -327,9 +265,7 @@ end
 local page, more, looked_up, met = {}, 0, 0, {}
 while #page < limit and #heap > 0 do
   local set = heap[1]
-  if skip > 0 then
-    skip = skip - 1
-  elseif looked_up == LOOKED_UP then
+  if looked_up == LOOKED_UP then
     more = 1
     break
   else
@@ -356,4 +292,4 @@ for _, set in ipairs(met) do
     call('ZREM', set.key, unpack(set.stale, first, math.min(#set.stale, first + PIECE - 1)))
   end
 end
-return {more, newer, page}
+return {more, page}

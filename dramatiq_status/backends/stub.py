@@ -7,7 +7,8 @@ from itertools import islice
 from threading import Lock
 from typing import Any
 
-from ..backend import Query, StatusBackend
+from ..backend import Listed, Query, StatusBackend
+from ..cursor import Cursor
 from ..record import Outcome, Record, Update, apply, is_stored, is_transition
 from ._query import wanted_by
 
@@ -23,22 +24,25 @@ class StubBackend(StatusBackend):
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
         self._lock = Lock()
-        #: Records and when they expire; those whose state has changed last are at the end.
-        self._records: dict[str, tuple[Record, int]] = {}
+        #: Records, when they expire, and their positions in lists; those whose state has changed last are at the end.
+        self._records: dict[str, tuple[Record, int, int]] = {}
+        self._last_position = 0
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         outcomes = []
         with self._lock:
             for message_id, update in updates:
                 now = self.now()
-                record, expires_at = self._find(message_id, now)
+                record, expires_at, position = self._find(message_id, now)
                 applied = apply(record, update, now)
                 if is_stored(applied.outcome) and is_transition(record, update):
                     self._records.pop(message_id, None)
+                    self._last_position = position = self._last_position + 1
                 if applied.record is not None:
                     self._records[message_id] = (
                         applied.record,
                         expires_at if applied.ttl is None else now + applied.ttl,
+                        position,
                     )
                 outcomes.append(applied.outcome)
         return outcomes
@@ -49,12 +53,10 @@ class StubBackend(StatusBackend):
             found = (self._find(message_id, now)[0] for message_id in message_ids)
             return [dict(record) if record else None for record in found]
 
-    def find(self, query: Query, *, limit: int, offset: int) -> list[tuple[str, Record]]:
+    def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
         with self._lock:
-            return [
-                (message_id, dict(record))
-                for message_id, record in islice(self._matches(query), offset, offset + limit)
-            ]
+            matches = (found for found in self._matches(query) if after is None or found.position < after.position)
+            return [found._replace(record=dict(found.record or {})) for found in islice(matches, limit)]
 
     def count(self, query: Query) -> int:
         with self._lock:
@@ -68,7 +70,7 @@ class StubBackend(StatusBackend):
         """How long a status has left to live, in milliseconds; None for none."""
         with self._lock:
             now = self.now()
-            record, expires_at = self._find(message_id, now)
+            record, expires_at, _ = self._find(message_id, now)
             return expires_at - now if record else None
 
     def clear(self) -> None:
@@ -76,16 +78,16 @@ class StubBackend(StatusBackend):
         with self._lock:
             self._records.clear()
 
-    def _find(self, message_id: str, now: int) -> tuple[Record | None, int]:
-        record, expires_at = self._records.get(message_id, (None, 0))
+    def _find(self, message_id: str, now: int) -> tuple[Record | None, int, int]:
+        record, expires_at, position = self._records.get(message_id, (None, 0, 0))
         if record is not None and expires_at <= now:
             del self._records[message_id]
             record = None
-        return record, expires_at
+        return record, expires_at, position
 
-    def _matches(self, query: Query) -> Iterator[tuple[str, Record]]:
+    def _matches(self, query: Query) -> Iterator[Listed]:
         now = self.now()
         wanted = wanted_by(query).items()
-        for message_id, (record, expires_at) in reversed(self._records.items()):
+        for message_id, (record, expires_at, position) in reversed(self._records.items()):
             if expires_at > now and all(record.get(name) == text for name, text in wanted):
-                yield message_id, record
+                yield Listed(message_id, record, position)

@@ -33,6 +33,7 @@ import itertools
 import json
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -44,7 +45,8 @@ from uuid import uuid4
 
 import pytest
 
-from ..backend import MAX_MESSAGE_ID_SIZE, Query, StatusBackend, Subscription, answered, now_ms
+from ..backend import MAX_MESSAGE_ID_SIZE, Listed, Query, StatusBackend, Subscription, answered, now_ms
+from ..cursor import MAX_POSITION, Cursor
 from ..errors import BackendError, NotSupported
 from ..record import (
     ACTOR_NAME,
@@ -1111,7 +1113,7 @@ class BackendConformance:
         if type(backend).find is not StatusBackend.find:
             pytest.skip("This backend lists.")
         # Given a backend without an index
-        for call in (lambda: backend.find(Query(), limit=50, offset=0), lambda: backend.count(Query())):
+        for call in (lambda: backend.find(Query(), limit=50, after=None), lambda: backend.count(Query())):
             # When it is asked for a list
             with pytest.raises(NotSupported) as caught:
                 call()
@@ -1134,9 +1136,9 @@ class BackendConformance:
         life = (enqueue(a=f'"{actor}"', Q='"default"', step="1"), start(1), write(1, 2, p="5"))
         listing.update_many([(message_id, update) for update in life])
         # When it is listed
-        found = listing.find(Query(actor_name=actor), limit=50, offset=0)
+        found = listing.find(Query(actor_name=actor), limit=50, after=None)
         # Then that gives its record as a read does
-        assert found == [(message_id, listing.read(message_id))]
+        assert [one[:2] for one in found] == [(message_id, listing.read(message_id))]
 
     @pytest.mark.parametrize("name", MOVING)
     def test_what_changes_its_state_comes_first(self, listing: StatusBackend, message_id: str, name: str) -> None:
@@ -1218,10 +1220,14 @@ class BackendConformance:
         actor, ids = uuid4().hex, [uuid4().hex for _ in range(25)]
         listing.update_many([(message_id, enqueue(a=f'"{actor}"')) for message_id in ids])
         # When one page after another is listed
-        pages = [listing.find(Query(actor_name=actor), limit=7, offset=offset) for offset in range(0, 42, 7)]
-        # Then each message is on one of them, and the last ones are empty
-        assert [len(page) for page in pages] == [7, 7, 7, 4, 0, 0]
-        assert sorted(message_id for page in pages for message_id, _ in page) == sorted(ids)
+        pages = list(pages_of(listing, Query(actor_name=actor), limit=7))
+        # Then each message is on one of them
+        assert [len(page) for page in pages] == [7, 7, 7, 4]
+        assert sorted(found.message_id for page in pages for found in page) == sorted(ids)
+        # And the positions are those of cursors, in the order of the list
+        positions = [found.position for page in pages for found in page]
+        assert positions == sorted(positions, reverse=True)
+        assert all(type(position) is int and 0 <= position < MAX_POSITION for position in positions)
 
     def test_pages_begin_anywhere(self, listing: StatusBackend) -> None:
         # Given some messages of one actor in several states
@@ -1231,14 +1237,108 @@ class BackendConformance:
                 write_later(listing, message_id, update)
         whole = ids[::-1]
         for query in (Query(), Query(actor_name=actor)):
-            for limit, offset in itertools.product((1, 2, 8, 9, 10), range(11)):
+            everything = [found for page in pages_of(listing, query) for found in page]
+            if query == Query(actor_name=actor):
+                assert [found.message_id for found in everything] == whole
+            for limit, start_at in itertools.product((1, 2, 8, 9, 10), range(len(everything[:9]) + 1)):
                 # When a page is listed
-                page = [message_id for message_id, _ in listing.find(query, limit=limit, offset=offset)]
+                last = everything[start_at - 1] if start_at else None
+                page = listing.find(query, limit=limit, after=last and Cursor(last.position, last.message_id))
                 # Then it is that part of the whole
-                if query == Query(actor_name=actor):
-                    assert page == whole[offset : offset + limit], (limit, offset)
-                else:
-                    assert len(page) == min(limit, max(0, listing.count(query) - offset)), (limit, offset)
+                assert page == everything[start_at : start_at + limit], (limit, start_at)
+
+    def test_pages_while_messages_move(self, listing: StatusBackend) -> None:
+        # Given messages of two states
+        actor, ids = uuid4().hex, [uuid4().hex for _ in range(40)]
+        for n, message_id in enumerate(ids):
+            listing.update_many([(message_id, update) for update in life_to(n % 2, a=f'"{actor}"')])
+        choice, moved, shown = random.Random(7), set(), []
+        # When one page after another is listed, while some messages start, or start again, and others come
+        for page in pages_of(listing, Query(actor_name=actor), limit=3):
+            shown += [found.message_id for found in page]
+            for message_id in choice.sample(ids, 4):
+                moved.add(message_id)
+                number = 2 + len(shown)
+                listing.update_many([(message_id, enqueue(number=number)), (message_id, start(number, number=number))])
+            listing.update(uuid4().hex, enqueue(a=f'"{actor}"'))
+        # Then no message is listed twice, and all that have not moved are listed
+        assert len(shown) == len(set(shown)) and set(shown) <= set(ids)
+        assert set(ids) - set(shown) <= moved and moved & set(shown)
+
+    @pytest.mark.parametrize("state", range(4), ids=["queued", "working", "completed", "failed"])
+    def test_pages_of_a_state_while_messages_leave_it(self, listing: StatusBackend, state: int) -> None:
+        # Given messages of a state
+        actor, queue, ids = uuid4().hex, uuid4().hex, [uuid4().hex for _ in range(12)]
+        for message_id in ids:
+            listing.update_many([(message_id, one) for one in life_to(state, a=f'"{actor}"', Q=f'"{queue}"')])
+        query, shown = Query(state, actor, queue), []
+        # When all messages of each page leave the state, as those do that a user cancels
+        for page in pages_of(listing, query, limit=5):
+            shown += [found.message_id for found in page]
+            listing.update_many([(found.message_id, outside(state=(state + 1) % 4)) for found in page])
+        # Then each was listed once
+        assert sorted(shown) == sorted(ids)
+
+    def test_a_page_after_a_message_that_is_gone(self, listing: StatusBackend) -> None:
+        # Given some messages
+        actor, ids = uuid4().hex, [uuid4().hex for _ in range(5)]
+        for message_id in ids:
+            write_later(listing, message_id, enqueue(a=f'"{actor}"'))
+        query = Query(actor_name=actor)
+        (*_, last) = listing.find(query, limit=2, after=None)
+        cursor = Cursor(last.position, last.message_id)
+        # When the last one of a page is deleted, or moves
+        for change in (lambda: listing.update(last.message_id, start(1)), lambda: listing.delete(last.message_id)):
+            change()
+            # Then the next page is what it would have been
+            found = listing.find(query, limit=2, after=cursor)
+            assert [one.message_id for one in found] == [ids[2], ids[1]]
+        # Also when all that were before it have gone
+        listing.delete(ids[4])
+        assert [one.message_id for one in listing.find(query, limit=9, after=cursor)] == ids[2::-1]
+
+    def test_a_cursor_of_another_list(self, listing: StatusBackend) -> None:
+        # Given messages of two actors, in turn
+        actors, ids = [uuid4().hex, uuid4().hex], [uuid4().hex for _ in range(6)]
+        for n, message_id in enumerate(ids):
+            write_later(listing, message_id, enqueue(a=f'"{actors[n % 2]}"'))
+        # When a list goes on from a message of the other actor
+        last = listing.find(Query(actor_name=actors[1]), limit=2, after=None)[-1]
+        page = listing.find(Query(actor_name=actors[0]), limit=9, after=Cursor(last.position, last.message_id))
+        # Then it has what is older
+        assert [found.message_id for found in page] == [ids[2], ids[0]]
+
+    def test_the_ends_of_a_list(self, listing: StatusBackend, message_id: str) -> None:
+        # Given a message
+        actor = uuid4().hex
+        listing.update(message_id, enqueue(a=f'"{actor}"'))
+        # When pages are listed after the lowest cursor, and after the highest
+        pages = [
+            listing.find(Query(actor_name=actor), limit=5, after=Cursor(position, end))
+            for position, end in ((0, "!"), (MAX_POSITION - 1, "\U0010ffff" * 50))
+        ]
+        # Then the one is empty, and the other is the whole list
+        assert [[found.message_id for found in page] for page in pages] == [[], [message_id]]
+
+    @pytest.mark.parametrize("name", MESSAGE_IDS)
+    def test_cursors_of_odd_ids(self, listing: StatusBackend, name: str) -> None:
+        # Given a message with an odd id, between two others
+        message_id = MESSAGE_IDS[name]
+        actor, older, newer = uuid4().hex, uuid4().hex, uuid4().hex
+        for each in (older, message_id, newer):
+            write_later(listing, each, enqueue(a=f'"{actor}"'))
+        parameters: dict[str, Any] = {"actor_name": actor, "backend": listing}
+        # When a user lists one message after another, by snapshots or by their cursors
+        for by_cursor in (False, True):
+            page, shown = StatusRegistry.list(limit=1, **parameters), []
+            while page:
+                shown.append(page[0].message_id)
+                assert re.fullmatch("[A-Za-z0-9_-]{4,300}", page[0].cursor or "")
+                after = page[0].cursor if by_cursor else page[0]
+                page = StatusRegistry.list(limit=1, after=after, **parameters)
+            # Then each is listed once
+            assert shown == [newer, message_id, older]
+        listing.delete(message_id)
 
     @pytest.mark.parametrize("state", [WORKING, COMPLETED], ids=["working", "completed"])
     def test_a_late_enqueue_names_the_actor(self, listing: StatusBackend, message_id: str, state: int) -> None:
@@ -1306,7 +1406,8 @@ class BackendConformance:
         # Then the other is counted and listed
         for query in (Query(actor_name=actor), Query(state=state, actor_name=actor)):
             assert (listing.count(query), listed(listing, query)) == (1, [other])
-            assert listing.find(query, limit=1, offset=1) == []
+            (last,) = listing.find(query, limit=1, after=None)
+            assert listing.find(query, limit=1, after=Cursor(last.position, last.message_id)) == []
 
     def test_expired_messages_do_not_shorten_a_page(self, listing: StatusBackend) -> None:
         # Given messages of several states, under many that are newer and expire
@@ -1321,13 +1422,11 @@ class BackendConformance:
             await_end(listing, message_id)
         # When pages are listed
         query = Query(actor_name=actor)
-        pages = [
-            [message_id for message_id, _ in listing.find(query, limit=limit, offset=offset)]
-            for limit, offset in ((1, 0), (2, 1), (50, 0))
-        ]
+        first, whole = (listing.find(query, limit=limit, after=None) for limit in (1, 50))
+        rest = listing.find(query, limit=2, after=Cursor(first[0].position, first[0].message_id))
         # Then they are as long as they can be
-        whole = ids[::-1]
-        assert pages == [whole[:1], whole[1:], whole]
+        assert [found.message_id for found in whole] == ids[::-1]
+        assert [first, rest] == [whole[:1], whole[1:]]
 
     def test_damage_is_not_listed(self, listing: StatusBackend) -> None:
         actor = uuid4().hex
@@ -1339,8 +1438,9 @@ class BackendConformance:
             listing.delete(message_id)
             plant(listing, message_id)
             # Then it is not listed
-            found = listing.find(Query(), limit=1000, offset=0)
-            assert message_id not in [listed_id for listed_id, _ in found], name
+            found = listing.find(Query(), limit=1000, after=None)
+            assert message_id not in [one.message_id for one in found if one.record is not None], name
+            assert message_id not in [snapshot.message_id for snapshot in StatusRegistry.list(backend=listing)], name
             assert listed(listing, Query(actor_name=actor)) == [], name
 
     def test_namespaces_are_listed_apart(self, make_backend: Callable[..., StatusBackend]) -> None:
@@ -1742,10 +1842,15 @@ def heard_of(subscription: Subscription, message_id: str, version: int) -> bool:
 
 def listed(backend: StatusBackend, query: Query) -> list[str]:
     """The ids of all messages that a query is for, page after page."""
-    found: list[str] = []
-    while page := backend.find(query, limit=100, offset=len(found)):
-        found += [message_id for message_id, _ in page]
-    return found
+    return [one.message_id for page in pages_of(backend, query) for one in page if one.record is not None]
+
+
+def pages_of(backend: StatusBackend, query: Query, limit: int = 100) -> Iterator[list[Listed]]:
+    """All pages of a list."""
+    after = None
+    while page := backend.find(query, limit=limit, after=after):
+        yield page
+        after = Cursor(page[-1].position, page[-1].message_id)
 
 
 def await_end(backend: StatusBackend, message_id: str) -> None:
@@ -1806,7 +1911,7 @@ def reads_of(backend: StatusBackend, message_id: str) -> list[Callable[[], Any]]
         batch.wait,
     ]
     if type(backend).find is not StatusBackend.find:
-        reads += [lambda: backend.find(Query(), limit=50, offset=0), lambda: backend.count(Query())]
+        reads += [lambda: backend.find(Query(), limit=50, after=None), lambda: backend.count(Query())]
     return reads
 
 

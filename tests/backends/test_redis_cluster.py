@@ -29,6 +29,7 @@ from dramatiq_status.testing.conformance import (
     fold,
     heartbeat,
     outside,
+    pages_of,
     start,
     timeless,
     together,
@@ -178,7 +179,9 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # The first list would drop from the index what is no longer so.
         counted = [backend.count(Query(number, "actor")) for number in range(4)]
         assert counted == [int(number == state) for number in range(4)]
-        listed = [[found for found, _ in backend.find(Query(state, "actor"), limit=50, offset=0)] for state in range(4)]
+        listed = [
+            [one.message_id for one in backend.find(Query(state, "actor"), limit=50, after=None)] for state in range(4)
+        ]
         assert listed == [[message_id] if number == state else [] for number in range(4)]
 
     def test_two_processes_list_a_message_while_its_slot_moves(
@@ -209,7 +212,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         slot = slot_of(TAGS[shard_of(message_id)])
         redis_cluster.end_move(slot, (redis_cluster.owner(slot) + 1) % 3)
         assert [backend.count(Query(state, "actor")) for state in range(4)] == [0, 1, 0, 0]
-        assert [found for found, _ in backend.find(Query(actor_name="actor"), limit=50, offset=0)] == [message_id]
+        assert [one.message_id for one in backend.find(Query(actor_name="actor"), limit=50, after=None)] == [message_id]
 
     def test_a_delete_while_its_slot_moves(
         self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str
@@ -225,7 +228,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             assert (backend.delete(message_id), backend.delete(message_id)) == (True, False)
             move.end()
             assert backend.read(message_id) is None
-            assert backend.find(Query(actor_name="actor"), limit=50, offset=0) == []
+            assert backend.find(Query(actor_name="actor"), limit=50, after=None) == []
 
     def test_many_of_a_slot_that_is_half_moved(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
         # Given messages of one shard, every other of which was moved
@@ -259,15 +262,15 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             for keys in ([], [backend._key(message_id) for message_id in ids[::2]], move.index()[:1], move.index()[1:]):
                 # When it is listed and counted while its keys go one after another
                 move.keys(*keys)
-                for call in (lambda: hasty.find(query, limit=50, offset=0), lambda: hasty.count(query)):
+                for call in (lambda: hasty.find(query, limit=50, after=None), lambda: hasty.count(query)):
                     # Then nothing comes that is not complete
                     with pytest.raises(BackendError, match="A slot with statuses is moving"):
                         call()
             # And a reader with more time gets all of it when the move is over
             with ThreadPoolExecutor() as pool:
-                count, page = pool.submit(backend.count, query), pool.submit(backend.find, query, limit=50, offset=0)
+                count, page = pool.submit(backend.count, query), pool.submit(backend.find, query, limit=50, after=None)
                 move.end()
-                assert (count.result(), sorted(message_id for message_id, _ in page.result())) == (30, sorted(ids))
+                assert (count.result(), sorted(one.message_id for one in page.result())) == (30, sorted(ids))
             assert hasty.count(Query(COMPLETED)) == 10
 
     def test_lists_are_complete_while_slots_move(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
@@ -282,13 +285,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                 counts.add(backend.count(query))
             for _ in range(3):
                 counts |= {backend.count(query), backend.count(Query(COMPLETED)) + 333}
-                pages.append(
-                    [
-                        message_id
-                        for offset in range(0, 500, 100)
-                        for message_id, _ in backend.find(query, limit=100, offset=offset)
-                    ]
-                )
+                pages.append([found.message_id for page in pages_of(backend, query) for found in page])
         # Then none is missing, or shown twice
         assert counts == {500} and [sorted(found) for found in pages] == [sorted(ids)] * 3
 
@@ -324,8 +321,8 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         sums = [float(record["p"]) for record in backend.read_many(ids) if record and record["s"] == "2"]
         assert sum(sums) == 200 * 99 + 200 * 1000 + 200 * 0.5
         # And listed
-        listed = backend.find(Query(COMPLETED, "actor"), limit=1000, offset=0)
-        assert sorted(message_id for message_id, _ in listed) == sorted(ids)
+        listed = backend.find(Query(COMPLETED, "actor"), limit=1000, after=None)
+        assert sorted(one.message_id for one in listed) == sorted(ids)
 
     def test_jobs_while_slots_move(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
         # Given a worker, and slots that move all the while
@@ -412,7 +409,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             assert (batch.counts["working"], batch.counts["unavailable"]) == (gone.count(False), gone.count(True))
             assert (batch.missing, batch.counts["unknown"]) == ((), 0)
             # And nobody is shown a list without what is missing
-            for call in (lambda: backend.find(Query(), limit=50, offset=0), lambda: backend.count(Query())):
+            for call in (lambda: backend.find(Query(), limit=50, after=None), lambda: backend.count(Query())):
                 with pytest.raises(BackendError):
                     call()
         finally:
@@ -469,15 +466,13 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         backend.update_many([(message_id, enqueue(a='"actor"')) for message_id in older])
         for message_id in ids:
             backend.update(message_id, enqueue(a='"actor"'))
-        for limit, offset in ((50, 0), (100, 0), (50, 70), (10, 115)):
-            # When a page is listed
-            found = [
-                message_id for message_id, _ in backend.find(Query(actor_name="actor"), limit=limit, offset=offset)
-            ]
-            # Then it is that part of the whole
-            whole = ids[::-1]
-            assert found[: 120 - offset] == whole[offset : offset + limit]
-            assert len(found) == limit
+        for limit in (10, 50, 100, 119, 120):
+            # When they are listed, page by page
+            pages = [[one.message_id for one in page] for page in pages_of(backend, Query(actor_name="actor"), limit)]
+            # Then the pages are those of the whole
+            whole = [message_id for page in pages for message_id in page]
+            assert whole[:120] == ids[::-1] and sorted(whole[120:]) == sorted(older)
+            assert all(len(page) == limit for page in pages[:-1])
 
     def test_pages_of_many(self, backend: RedisBackend, client: redis.RedisCluster) -> None:
         # Given many messages, in all shards
@@ -487,14 +482,11 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             backend.update_many(updates)
         whole = newest_of(client)
         assert sorted(whole) == sorted(ids)
-        offsets = (0, 950, 1001, 2500, 4980, 5000, 9000)
-        # When pages are listed
-        pages = {
-            offset: [message_id for message_id, _ in backend.find(Query(), limit=50, offset=offset)]
-            for offset in offsets
-        }
-        # Then they have what one long list would have there
-        assert pages == {offset: whole[offset : offset + 50] for offset in offsets}
+        for limit in (50, 333, 1000):
+            # When they are listed, page by page
+            pages = [[one.message_id for one in page] for page in pages_of(backend, Query(), limit)]
+            # Then they have what one long list would have there
+            assert pages == [whole[first : first + limit] for first in range(0, 5000, limit)]
         assert backend.count(Query()) == 5000
 
     def test_a_cluster_without_an_index(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
@@ -505,7 +497,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             # Then there is its record alone, and a list says why there is none
             assert client.keys("*", target_nodes=client.ALL_NODES) == [backend._key("m")]
             with pytest.raises(NotSupported, match="max_listed=0"):
-                backend.find(Query(), limit=50, offset=0)
+                backend.find(Query(), limit=50, after=None)
 
     # Ways to get there
 

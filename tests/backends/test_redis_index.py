@@ -12,9 +12,10 @@ import redis
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import Query
 from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import NotSupported
 from dramatiq_status.record import FAILED, QUEUED, WORKING
-from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, write
+from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, pages_of, start, write
 
 from ..recording import eventually
 
@@ -46,10 +47,14 @@ def sets_of(client: redis.Redis) -> dict[str, list[str]]:
     return found
 
 
-def listed(backend: RedisBackend, query: Query = ALL, **page: int) -> list[str]:
-    return [
-        message_id for message_id, _ in backend.find(query, limit=page.get("limit", 50), offset=page.get("offset", 0))
-    ]
+def listed(backend: RedisBackend, query: Query = ALL, limit: int = 50) -> list[str]:
+    """The ids of the first page."""
+    return [found.message_id for found in backend.find(query, limit=limit, after=None)]
+
+
+def page_by_page(backend: RedisBackend, limit: int) -> list[list[str]]:
+    """The ids of all pages."""
+    return [[found.message_id for found in page] for page in pages_of(backend, ALL, limit)]
 
 
 def test_a_message_is_in_one_set(backend: RedisBackend, client: redis.Redis) -> None:
@@ -92,7 +97,7 @@ def test_the_key_space_is_never_scanned(backend: RedisBackend, client: redis.Red
     backend.update_many([(f"m{n}", enqueue(a=f'"actor{n % 3}"')) for n in range(100)])
     client.config_resetstat()
     # When they are listed and counted
-    listed(backend, Query(QUEUED, "actor1"), offset=10)
+    list(pages_of(backend, Query(QUEUED, "actor1"), limit=10))
     backend.count(ALL)
     # Then neither SCAN nor KEYS was called
     commands = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
@@ -102,18 +107,19 @@ def test_the_key_space_is_never_scanned(backend: RedisBackend, client: redis.Red
 
 @pytest.mark.parametrize("states", [(QUEUED,), (QUEUED, WORKING)], ids=["one set", "two sets"])
 def test_pages_of_many(backend: RedisBackend, states: tuple[int, ...]) -> None:
-    # Given more messages than are merged by sorting them all
+    # Given many messages
     ids = [f"m{n:04}" for n in range(3000)]
     for first in range(0, len(ids), 100):
         updates = []
         for n, message_id in enumerate(ids[first : first + 100]):
             updates.append((message_id, enqueue() if states[n % len(states)] == QUEUED else start(1)))
         backend.update_many(updates)
-    # When pages far from the beginning are listed
-    pages = {offset: listed(backend, offset=offset) for offset in (0, 1000, 1475, 2960, 3000)}
-    # Then they have what one long list would have there
     newest = ids[::-1]
-    assert pages == {offset: newest[offset : offset + 50] for offset in pages}
+    for limit in (50, 999, 1000):
+        # When they are listed, page by page
+        pages = page_by_page(backend, limit)
+        # Then they have what one long list would have there
+        assert pages == [newest[first : first + limit] for first in range(0, 3000, limit)]
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["at the same time", "one after another"])
@@ -124,12 +130,47 @@ def test_pages_of_many_sets(backend: RedisBackend, apart: bool) -> None:
         numbers = range(first, first + 100)
         actors = [n // 6 if apart else n % 400 for n in numbers]
         backend.update_many([(ids[n], enqueue(a=f'"actor{actor}"')) for n, actor in zip(numbers, actors)])
-    # When pages are listed
-    offsets = (0, 1, 499, 600, 1200, 2390, 2400, 9000)
-    pages = {offset: listed(backend, offset=offset) for offset in offsets}
-    # Then they have what one long list would have there
     newest = ids[::-1]
-    assert pages == {offset: newest[offset : offset + 50] for offset in offsets}
+    for limit in (50, 999):
+        # When they are listed, page by page
+        pages = page_by_page(backend, limit)
+        # Then they have what one long list would have there
+        assert pages == [newest[first : first + limit] for first in range(0, 2400, limit)]
+
+
+@pytest.mark.parametrize("sets", [1, 3])
+def test_pages_of_messages_of_the_same_moment(backend: RedisBackend, client: redis.Redis, sets: int) -> None:
+    # Given messages that came into their states at the same moment, with odd ids that languages order in odd ways
+    ids = [f"{letter}{n}" for letter in ("a", "B", "-", "ä", "Z", "ž", "😀", "a-", "aB") for n in range(12)]
+    backend.update_many([(message_id, enqueue(a=f'"actor{n % sets}"')) for n, message_id in enumerate(ids)])
+    for name, members in sets_of(client).items():
+        client.zadd("dramatiq-status index:" + name, dict.fromkeys(members, 1_795_479_267_029_000))
+    newest = sorted(ids, key=str.encode, reverse=True)
+    for limit in (1, 7, 100):
+        # When they are listed, page by page
+        pages = page_by_page(backend, limit)
+        # Then each is on one of them, in the order of their bytes
+        assert pages == [newest[first : first + limit] for first in range(0, len(ids), limit)]
+
+
+@pytest.mark.parametrize("sets", [1, 7])
+def test_a_page_takes_as_many_commands_wherever_it_is(backend: RedisBackend, client: redis.Redis, sets: int) -> None:
+    # Given many messages
+    for first in range(0, 4000, 100):
+        backend.update_many([(f"m{n}", enqueue(a=f'"actor{n % sets}"')) for n in range(first, first + 100)])
+    whole = [found for page in pages_of(backend, ALL, 1000) for found in page]
+    commands, ranges = [], []
+    for place in (49, 1999, 3949):
+        client.config_resetstat()
+        # When a page is listed, wherever it is
+        page = backend.find(ALL, limit=50, after=Cursor(whole[place].position, whole[place].message_id))
+        assert page == whole[place + 1 : place + 51]
+        # Then it takes the same number of commands
+        stats = client.info("commandstats")
+        commands.append({name: stats[name]["calls"] for name in stats if name.removeprefix("cmdstat_")[0] in "zh"})
+        ranges.append(stats["cmdstat_zrevrange"]["calls"])
+    assert max(sum(one.values()) for one in commands) - min(sum(one.values()) for one in commands) <= sets
+    assert max(ranges) <= 3 * sets
 
 
 def test_what_the_store_has_lost_is_dropped_when_it_is_met(backend: RedisBackend, client: redis.Redis) -> None:

@@ -148,7 +148,7 @@ def look(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]
     """All that asks the store, by name."""
     return {
         **reads(backend, message_id),
-        "find": lambda: backend.find(Query(), limit=10, offset=0),
+        "find": lambda: backend.find(Query(), limit=10, after=None),
         "count": lambda: backend.count(Query()),
         "delete": lambda: backend.delete(message_id),
         "update": lambda: backend.update(message_id, write(1, 2, step="2")),
@@ -232,7 +232,7 @@ def test_what_the_server_refuses_is_not_unknown(admin: redis.Redis, backend: Red
         assert asyncio.run(look_in_a_loop(backend, "m")) == []
     # And afterwards all is there
     assert [record and record[":step"] for record in backend.read_many(["m", "m2"])] == ['"1"', '"1"']
-    assert backend.count(Query()) == 2 and len(backend.find(Query(), limit=10, offset=0)) == 2
+    assert backend.count(Query()) == 2 and len(backend.find(Query(), limit=10, after=None)) == 2
 
 
 #: Prints what the reads of a backend raise whose driver has no hiredis.
@@ -310,7 +310,7 @@ def test_a_script_that_may_not_read(admin: redis.Redis, backend: RedisBackend, c
                 backend.update("m", update)
         if command == "hmget":
             with pytest.raises(BackendError):
-                backend.find(Query(), limit=10, offset=0)
+                backend.find(Query(), limit=10, after=None)
             with pytest.raises(BackendError):
                 backend.delete("m")
     # And it is as it was

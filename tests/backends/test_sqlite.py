@@ -19,6 +19,7 @@ import pytest
 from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends import SQLiteBackend, _sqlite
 from dramatiq_status.backends.sqlite import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW, TABLE
+from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import COMPLETED, PROGRESS, Outcome, Record, to_document
 from dramatiq_status.testing.conformance import (
@@ -598,24 +599,25 @@ class TestSQLite(BackendConformance):
     def test_a_page_takes_as_many_steps_however_many_there_are(self, backend: SQLiteBackend, query: Query) -> None:
         # Given a thousand messages, each actor's in one queue
         fill(backend, 0, 1_000)
-        few = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        few = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
         # When there are twenty times as many
         fill(backend, 1_000, 20_000)
-        many = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        many = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
         # Then a page takes SQLite no more work
         assert many <= few * 1.2
 
     @queried
-    def test_a_page_further_on_looks_up_nothing_before_it(self, backend: SQLiteBackend, query: Query) -> None:
+    def test_a_page_takes_as_many_steps_wherever_it_is(self, backend: SQLiteBackend, query: Query) -> None:
         # Given messages, each actor's in one queue
         fill(backend, 0, 2_000)
-        offset = backend.count(query) // 2
-        first = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        found = backend.find(query, limit=1_000, after=None)
+        middle = Cursor(found[len(found) // 2].position, found[len(found) // 2].message_id)
+        first = steps_of(backend, lambda: backend.find(query, limit=20, after=None))
         # When a page in the middle is listed
-        middle = steps_of(backend, lambda: backend.find(query, limit=50, offset=offset))
-        plan = plan_of(backend, lambda: backend.find(query, limit=50, offset=offset))
-        # Then what comes before it is passed in an index, some steps each
-        assert middle - first <= offset * 25
+        further = steps_of(backend, lambda: backend.find(query, limit=20, after=middle))
+        plan = plan_of(backend, lambda: backend.find(query, limit=20, after=middle))
+        # Then that takes SQLite no more work, and what it leaves out is passed in an index
+        assert further <= first * 1.2
         searches = [step for step in plan if "message_id" not in step and "rowid=?" not in step and "INDEX" in step]
         assert searches and all("USING COVERING INDEX" in step for step in searches), plan
 
@@ -634,16 +636,16 @@ class TestSQLite(BackendConformance):
     def test_expired_rows_are_passed_in_an_index(self, backend: SQLiteBackend, query: Query) -> None:
         # Given some messages, and twenty thousand that have finished since, have expired, and were not deleted
         fill(backend, 0, 1_000)
-        steps = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
-        ids = [message_id for message_id, _ in backend.find(query, limit=50, offset=0)]
+        steps = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
+        ids = [one.message_id for one in backend.find(query, limit=50, after=None)]
         number = backend.count(query)
         for n in range(1, 21):
             copies = f"namespace, message_id || '-{n}', document, 1, 1, place + {n * 10_000}, state, actor, queue"
             execute(backend, f"INSERT INTO {TABLE} SELECT {copies} FROM {TABLE} WHERE expires_at > 1")
         # When a page is listed
-        more = steps_of(backend, lambda: backend.find(query, limit=50, offset=0))
+        more = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
         # Then it is the same, and each of them took a few steps
-        assert [message_id for message_id, _ in backend.find(query, limit=50, offset=0)] == ids
+        assert [one.message_id for one in backend.find(query, limit=50, after=None)] == ids
         assert backend.count(query) == number
         assert more - steps <= 20_000 * 6
 
@@ -651,15 +653,16 @@ class TestSQLite(BackendConformance):
     def test_what_expires_before_indexes_know_is_not_listed(self, backend: SQLiteBackend, query: Query) -> None:
         # Given messages, of which some expire sooner than their indexes say
         fill(backend, 0, 1_000)
-        whole = [message_id for message_id, _ in backend.find(query, limit=1_000, offset=0)]
-        gone = set(whole[10:300:3])
+        whole = backend.find(query, limit=1_000, after=None)
+        gone = {one.message_id for one in whole[10:300:3]}
         for message_id in gone:
             change = f"UPDATE {TABLE} SET expires_at = 1, gone_by = {2**60} WHERE message_id = ?"
             execute(backend, change, message_id)
         # When they are listed and counted
-        found = [message_id for message_id, _ in backend.find(query, limit=100, offset=7)]
+        seventh = Cursor(whole[6].position, whole[6].message_id)
+        found = backend.find(query, limit=100, after=seventh)
         # Then they are left out
-        expected = [message_id for message_id in whole if message_id not in gone]
+        expected = [one for one in whole if one.message_id not in gone]
         assert gone and found == expected[7:107] and backend.count(query) == len(expected)
 
     def test_a_message_that_lives_long_is_listed_to_its_end(self, backend: SQLiteBackend, message_id: str) -> None:
@@ -675,7 +678,7 @@ class TestSQLite(BackendConformance):
         listed = []
         for pause in (59_999, 1):
             now += pause
-            listed.append((len(backend.find(Query(), limit=50, offset=0)), backend.count(Query())))
+            listed.append((len(backend.find(Query(), limit=50, after=None)), backend.count(Query())))
         # Then it is listed until then
         assert listed == [(1, 1), (0, 0)]
 
@@ -701,7 +704,7 @@ class TestSQLite(BackendConformance):
         # When those are listed and counted
         query = Query(None, "actor", "queue-7")
         steps = [
-            steps_of(backend, lambda: backend.find(query, limit=50, offset=0)),
+            steps_of(backend, lambda: backend.find(query, limit=50, after=None)),
             steps_of(backend, lambda: backend.count(query)),
         ]
         # Then not all messages of the actor are looked at
@@ -716,7 +719,7 @@ class TestSQLite(BackendConformance):
         backend.update(ids[2], enqueue())
         backend.update(ids[1], start(1))
         # Then the last is the newest
-        found = [message_id for message_id, _ in backend.find(Query(), limit=50, offset=0)]
+        found = [one.message_id for one in backend.find(Query(), limit=50, after=None)]
         assert found == [ids[1], ids[2], ids[0]]
 
 

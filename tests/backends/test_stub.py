@@ -28,8 +28,8 @@ class TestStub(BackendConformance):
 
     def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
         assert isinstance(backend, StubBackend)
-        record, _ = backend._records[message_id]
-        backend._records[message_id] = record, backend.now() + ttl
+        record, _, position = backend._records[message_id]
+        backend._records[message_id] = record, backend.now() + ttl, position
 
     def test_clear(self, backend: StubBackend, message_id: str) -> None:
         # Given a record
