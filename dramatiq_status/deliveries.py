@@ -152,8 +152,12 @@ class Deliveries:
                 exception = sys.exc_info()[1] if delivery.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
-        elif settings.include("result") and not tracking.lane.has_written(RESULT):
-            self._fields.include(fields, RESULT, "result", delivery.result)
+        else:
+            if state == FAILED:
+                # The run has set its own state. An exception that is stored is one of an earlier run.
+                fields.update(self._fields.of_no_exception(settings))
+            if settings.include("result") and not tracking.lane.has_written(RESULT):
+                self._fields.include(fields, RESULT, "result", delivery.result)
         return Finish(state, fields, settings.status_ttl)
 
     def close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:

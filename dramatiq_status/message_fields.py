@@ -213,6 +213,13 @@ class MessageFields:
                 self.include(fields, TRACEBACK, "traceback", shortened(text, self._backend.max_field_size, end=True))
         return fields
 
+    def of_no_exception(self, settings: Settings) -> Record:
+        """Make the fields that replace the exception of an earlier run by None."""
+        fields: Record = {EXCEPTION: "null"}
+        if settings.include("traceback"):
+            fields[TRACEBACK] = "null"
+        return fields
+
     def include(self, fields: Record, stored: str, name: str, value: Any) -> None:
         """Add the field of a value that the job has left; log a warning where that is impossible."""
         try:

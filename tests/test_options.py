@@ -453,6 +453,28 @@ def test_what_is_stored_of_an_exception(
     assert "secret" not in "".join(one.getMessage() for one in caplog.records if one.name == "dramatiq_status")
 
 
+def test_a_run_that_sets_failed_has_no_exception_of_an_earlier_run(backend: RecordingBackend) -> None:
+    # Given an actor that raises an exception, and whose retry sets the state without an exception
+    broker = make_broker(backend, includes={"traceback"})
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker, max_retries=1, min_backoff=1)
+    def work() -> None:
+        seen.append(current_status().exception)
+        if len(seen) == 1:
+            raise ValueError("first run")
+        current_status().update(status="failed", reason="second run")
+
+    # When both runs have ended
+    message = work.send()
+    run(broker)
+    # Then the retry has seen the exception of the first run, and the final status has none
+    assert seen == [None, {"type": "ValueError", "message": "first run"}]
+    status = StatusRegistry.read(message, broker=broker)
+    assert status is not None and status.failed and status["reason"] == "second run"
+    assert status.exception is None and status.get("traceback") is None
+
+
 def test_a_description_that_is_no_function(backend: RecordingBackend) -> None:
     with pytest.raises(TypeError, match="describe_exception"):
         StatusMiddleware(backend=backend, describe_exception="type")  # type: ignore[arg-type]
