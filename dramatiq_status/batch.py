@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import dramatiq
 
@@ -13,6 +13,14 @@ from .backend import StatusBackend, check_duration, check_message_id
 from .following import BatchWatcher
 from .rollup import BatchSnapshot, Chain, Rollup
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, watch_loop
+
+
+class Group(Protocol):
+    """A ``dramatiq.group``, which has no type annotations of its own."""
+
+    @property
+    def children(self) -> Iterable[Any]:
+        """Its messages, groups and pipelines."""
 
 
 class Batch:

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import dramatiq
 
 from .backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids
-from .batch import Batch
+from .batch import Batch, Group
 from .errors import BackendError
 from .lookup import decode_page, find_backend, find_chains, make_cursor, make_query, open_channel, raise_first
 from .progress import Progress
@@ -195,7 +195,7 @@ class StatusRegistry:
 
     @staticmethod
     def batch(
-        messages: dramatiq.group | dramatiq.pipeline | dramatiq.Message[Any] | str | Iterable[Any],
+        messages: Group | dramatiq.pipeline | dramatiq.Message[Any] | str | Iterable[Any],
         *,
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, overload
 import dramatiq
 
 from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids
+from ..batch import Group
 from ..channel import DirectChannel
 from ..errors import BackendError
 from ..following import MessageWatcher
@@ -153,7 +154,7 @@ class StatusRegistry:
 
     @staticmethod
     def batch(
-        messages: dramatiq.group | dramatiq.pipeline | dramatiq.Message[Any] | str | Iterable[Any],
+        messages: Group | dramatiq.pipeline | dramatiq.Message[Any] | str | Iterable[Any],
         *,
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
