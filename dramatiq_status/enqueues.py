@@ -79,9 +79,10 @@ class Enqueues:
         """
         if self._outage.down or asyncio._get_running_loop() is not None:
             return
-        # A run may hold handles of thousands of messages, and send as many.
-        fresh, delivery.fresh = delivery.fresh, set()
-        others = [found for reference in list(fresh) if (found := reference()) is not None]
+        # A run may hold handles of thousands of messages, and send as many: each send waits for what is new. After an
+        # interrupt the hook begins again, and waits for the same writes.
+        delivery.confirming, delivery.fresh = delivery.confirming | delivery.fresh, set()
+        others = [found for reference in delivery.confirming if (found := reference()) is not None]
         written = [
             *filter(None, [lane.unstored() for lane in (delivery.tracking.lane, *others)]),
             *(delivery.enqueues or ()),
@@ -93,6 +94,7 @@ class Enqueues:
             if queued is not None and queued.stored is None:
                 # The time-out is over: after_enqueue does not wait for a second one.
                 self._deliveries.thread_state.barrier = None
+        delivery.confirming = set()
 
     def _begin_enqueue(self, message: Any) -> Epoch:
         """Return the enqueue of a message that begins: the one that has begun before, where the broker tries again."""

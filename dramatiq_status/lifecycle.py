@@ -76,6 +76,8 @@ class Delivery:
     others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
     #: The part of these buffers that was noted after the run last sent a message.
     fresh: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
+    #: The part of these buffers that a send is waiting for.
+    confirming: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: Number of these references above which to remove those of buffers that are gone.
     sweep_at: int = field(default=_FEW, repr=False)
     #: Barriers of enqueues that no thread has waited for.

@@ -34,11 +34,15 @@ SHUTDOWN_TIMEOUT: Final = 5.0
 
 
 def _through_interrupts(hook: F) -> F:
-    """Carry a hook through to its end.
+    """Run a hook to its end, whatever interrupts strike.
 
-    Time limits, aborts and shutdowns are raised asynchronously, here
-    too.  Behind the actor they come too late to stop it, and Dramatiq would run
-    a message again whose actor has returned, or lose the thread.
+    Dramatiq raises time limits, aborts and shutdowns asynchronously, in hooks as well.  In a hook that runs after the
+    actor, an interrupt is too late to stop the actor.  If it left the hook, Dramatiq would run a message again whose
+    actor has returned, or lose the thread.
+
+    After an interrupt the hook runs again from its start.  Such a hook must be idempotent: any number of its
+    instructions, followed by a whole run of it, must have the effect of one run.  It takes nothing out of the thread's
+    state or the delivery before it is done with it.
     """
 
     @functools.wraps(hook)
@@ -53,8 +57,11 @@ def _through_interrupts(hook: F) -> F:
 
 
 def _through_late_interrupts(hook: F) -> F:
-    """The same for an enqueue, but for one that the actor itself makes: that is interrupted, and the
-    actor with it.  A retry whose enqueue was interrupted would be lost, and the thread with it.
+    """Run a hook of an enqueue to its end, except where the actor itself sends the message.
+
+    An interrupt that strikes before the actor has ended must stop the actor, and leaves the hook.  A later one strikes
+    in the enqueue of a retry: if it left the hook, the retry would be lost, and the thread with it.  The hook then runs
+    again from its start and must be idempotent, as for :func:`_through_interrupts`.
     """
 
     @functools.wraps(hook)

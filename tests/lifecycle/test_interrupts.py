@@ -30,6 +30,7 @@ from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, curr
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.record import COMPLETED, STATE, Kind, Update
+from dramatiq_status.writer import Writer
 
 from ..conftest import StartServer
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, working
@@ -247,6 +248,43 @@ def test_an_interrupt_while_the_final_status_is_stored(interrupt: type[BaseExcep
         join(broker, worker)
     assert backend.field(following.message_id, STATE) == str(COMPLETED)
     assert runs == [runs[0]] * 2
+
+
+def test_an_interrupt_while_writes_to_other_messages_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an actor that writes to another message and raises, and a store that holds this write
+    backend = RecordingBackend(timeout=int(PATIENCE * 1000))
+    broker = make_broker(backend)
+    waits: list[int] = []
+    confirm_others = Writer.confirm_others
+
+    @dramatiq.actor(broker=broker, queue_name="later")
+    def later() -> None: ...
+
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def work() -> None:
+        StatusRegistry.get(other, backend=backend)["note"] = 1
+        if not waits:
+            raise Boom
+
+    other = later.send().message_id
+    gate = Gate(backend, holds=lambda updates: any(message_id == other for message_id, _ in updates))
+
+    # When an interrupt strikes as the enqueue of the retry waits for the write
+    def interrupted(writer: Writer, lanes: Any, written: Any, deadline: Any) -> None:
+        assert gate.reached.wait(PATIENCE)
+        waits.append(sum(barrier.stored is None for barrier in written))
+        if len(waits) == 1:
+            raise TimeLimitExceeded
+        gate.open()
+        confirm_others(writer, lanes, written, deadline)
+
+    monkeypatch.setattr(Writer, "confirm_others", interrupted)
+    message = work.send()
+    with working(broker, threads=1) as worker:
+        join(broker, worker)
+    # Then the hook that begins again waits for it as well
+    assert waits[1] >= waits[0] > 1
+    assert backend.field(message.message_id, STATE) == str(COMPLETED)
 
 
 @pytest.mark.usefixtures("untraced")
