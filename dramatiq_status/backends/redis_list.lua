@@ -14,8 +14,8 @@
 --   and its record (names and texts; empty if not asked for).
 --   Or the error TRYAGAIN while the slot moves: some of its keys are here, the others on another node.
 --
--- Messages that the store has forgotten before their time are dropped as they are met. Nobody else is served meanwhile,
--- so all work is bounded: it grows with the number of sets alone.
+-- The script removes from the index each message that it finds without a record. The server runs nothing else
+-- meanwhile, so all work is bounded: it grows only with the number of sets.
 
 local call = redis.call
 local registry = KEYS[1]
@@ -23,7 +23,7 @@ local wanted_state, wanted_queue, wanted_actor = ARGV[1], ARGV[2], ARGV[3]
 local limit, after, after_id = tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local before, whole, arriving = ARGV[7], ARGV[8] == '1', ARGV[8] == '2'
 
--- Whether the slot is moving to another node: this one then refuses its missing keys. None has this name.
+-- Whether the slot is moving to another node: this node then refuses keys that it does not have. No key has this name.
 local function is_leaving()
   local found = redis.pcall('EXISTS', registry .. '?')
   if type(found) == 'number' then return false end
@@ -40,9 +40,9 @@ end
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- How many messages one call looks up for a page at most.
+-- Maximum number of messages that one call looks up for a page.
 local LOOKED_UP = 5000
--- How many arguments a command is given at most.
+-- Maximum number of arguments of a command.
 local PIECE = 1000
 
 local function text_of(moment)
@@ -54,12 +54,12 @@ local function is_moment(score)
   return score >= 0 and score < 9007199254740992 and score % 1 == 0
 end
 
--- What is foreign under a key counts as missing; every other error is one of this call, too.
+-- Treat a foreign value under a key as a missing one; raise every other error.
 local function skip_foreign(reply)
   if not reply.err:find('WRONGTYPE', 1, true) then error(reply.err, 0) end
 end
 
--- The names of the index's sets; none where something foreign lies in place of them.
+-- The names of the index's sets; none where their key has a foreign value.
 local names = redis.pcall('SMEMBERS', registry)
 if names.err then
   skip_foreign(names)
@@ -87,13 +87,13 @@ for _, name in ipairs(names) do
   end
 end
 
--- A set has no messages, or only expired ones.
+-- Remove a set that has no messages, or only expired ones.
 local function forget(set)
   if set.from then redis.pcall('UNLINK', set.key) end
   call('SREM', registry, set.name)
 end
 
--- Take note of how many messages each set has, of those that have any; returns the sum.
+-- Count the messages of each set, remove the sets without any, and return the sum.
 local function measure()
   local found, sum = {}, 0
   for _, set in ipairs(sets) do
@@ -136,9 +136,9 @@ local function check(set, first, last)
   return dropped
 end
 
--- Drop unfinished messages that have expired: a heartbeat renews their lives, so no set tells which they are. Where
--- there are more than a call may check, some of the oldest of each set are, and as many others; and more of the oldest
--- as long as all of those have expired.
+-- Remove unfinished messages that have expired. No set shows which these are, because a heartbeat renews a record's
+-- expiry. Where a set has more messages than the call may check, it checks some of the oldest and as many others, and
+-- then more of the oldest as long as all of these have expired.
 local function clean()
   local live, sum, dropped, checked = {}, 0, 0, tonumber(after)
   local left = checked
@@ -202,7 +202,7 @@ local function start(set)
   set.at = from
 end
 
--- How many messages are read from a set at a time, at first.
+-- Number of messages that the first ZREVRANGE of a set reads.
 local size = math.min(PIECE, math.ceil(limit / math.max(1, #sets)))
 
 -- Go on to the next message of a set: its `moment` and `id`. Returns whether there is one.

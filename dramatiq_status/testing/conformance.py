@@ -1849,6 +1849,8 @@ def pages_of(backend: StatusBackend, query: Query, limit: int = 100) -> Iterator
     """All pages of a list."""
     after = None
     while page := backend.find(query, limit=limit, after=after):
+        # Otherwise a backend that lists its cursor's message again has pages without end.
+        assert after is None or (page[0].position, page[0].message_id) < after, (page[0], after)
         yield page
         after = Cursor(page[-1].position, page[-1].message_id)
 
