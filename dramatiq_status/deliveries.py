@@ -36,22 +36,22 @@ from .record import (
 from .status import Status
 from .writer import Barrier, Finish, Lane, Start, Writer
 
-#: Limit of the retries that a message may claim to have had.
+#: Maximum number of retries that is read from a message.
 _MAX_RETRIES: Final = 10**9
 
 
 class _Tracking(NamedTuple):
-    """What the middleware hangs on a delivery."""
+    """Values that the middleware keeps for a delivery."""
 
     lane: Lane
     settings: Settings
     previous: Binding | None
-    #: As the worker holds it: with its exception, which the copy for a retry lacks.
+    #: The worker's own object.  It has the exception, which the copy for a retry lacks.
     message: Any
 
 
 class Deliveries:
-    """Writes that messages run, and what they come to.
+    """Writes the beginning and the end of each delivery of a message to a worker.
 
     Parameters:
       backend(StatusBackend)
@@ -73,11 +73,11 @@ class Deliveries:
         _deliveries.add(self)
 
     def begin(self, broker: dramatiq.Broker, message: Any) -> None:
-        """A worker is about to process a message: write that it runs, and bind its handles."""
+        """Write that a message runs, and bind its handles, before a worker processes the message."""
         thread, given = self.thread_state, unwrapped(message)
         previous = current_binding()
         if previous is not None and thread.worker:
-            # Left behind by a delivery whose end we were not told.
+            # The hooks at the end of an earlier delivery were not called.
             _abandon(previous)
             previous = None
         settings = self._options.of_message(broker, given, strict=False)
@@ -105,16 +105,16 @@ class Deliveries:
         # Redeliveries count up from there, and a record holds 15 digits.
         lane.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1, origin))
         bind(binding)
-        # Not before it is bound: an interrupt between the two would leave a lane that nobody closes.
+        # After it is bound: an interrupt between the two would leave a lane that is never closed.
         self._writer.running[lane] = None
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
-        """The message is about to be acknowledged or rejected: write what it has come to."""
+        """Write the outcome of a message, before the broker acknowledges or rejects the message."""
         delivery = self.find_delivery(message)
         if delivery is None:
             if is_delayed_copy(message.queue_name, message.options):
                 return
-            # No worker has had it: its actor is unknown.
+            # The message was not processed, because its actor is unknown.
             delivery = self.delivery_of(broker, message)
             if delivery is None:
                 return
@@ -161,14 +161,14 @@ class Deliveries:
         return Finish(state, fields, settings.status_ttl)
 
     def close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
-        """The delivery is over."""
+        """End a delivery, and bind the handles of the message around it again."""
         thread = self.thread_state
         if thread.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
             thread.release(message.message_id)
         delivery = self.find_delivery(message)
         if delivery is not None:
             if not delivery.settled:
-                # A broker without the hooks before.
+                # This broker does not call `before_ack` and `before_nack`.
                 self.settle(broker, message, rejected=rejected)
             delivery.exception = delivery.result = None
             bind(delivery.tracking.previous)
@@ -177,15 +177,17 @@ class Deliveries:
         thread.forget()
 
     def binding(self) -> Binding | None:
+        """Return the binding of this context, if it is one of this middleware."""
         binding = current_binding()
         return binding if binding is not None and binding.writer is self._writer else None
 
     def find_delivery(self, message: Any) -> Delivery | None:
+        """Return the delivery of a message, if this context processes the message."""
         binding = current_binding()
         if binding is None or binding.writer is not self._writer or binding.delivery is None:
             return None
         delivery = binding.delivery
-        # Mostly it is the same object, and to ask a worker's proxy for an id takes time.
+        # It is usually the same object, and an attribute of a worker's proxy takes time.
         return delivery if delivery.tracking.message is message or delivery.message_id == message.message_id else None
 
     def delivery_of(self, broker: dramatiq.Broker, message: Any) -> Delivery | None:
@@ -202,12 +204,12 @@ class Deliveries:
                 bind(binding)
                 delivery = binding.delivery
                 assert delivery is not None
-                # It may have been another middleware that has stopped it, and put it back before ours saw it.
+                # Another middleware may have stopped the message, and enqueued it again, before this one.
                 delivery.requeued = delivery.message_id in self.thread_state.enqueued
         return delivery
 
     def _open(self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run: int) -> Binding:
-        """Open the lane and the delivery of a delivery."""
+        """Open the lane of a delivery, and make its handles."""
         message_id, epoch = given.message_id, epoch_of(given.options)
         base: Callable[[], Record] = functools.partial(self._fields.of_message, given, settings, strict=False)
         if settings.include("message"):
@@ -224,7 +226,7 @@ _deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
 
 
 def _forget_threads() -> None:
-    # A reply that the store still owes is the parent's to read, from a socket that both have.
+    # A pending reply arrives at a socket that both processes have. The parent reads it.
     for deliveries in list(_deliveries):
         deliveries.thread_state = ThreadState()
 
@@ -233,12 +235,12 @@ at_fork(after_in_child=_forget_threads)
 
 
 def unwrapped(message: Any) -> Any:
-    """What a worker's proxy of a message stands for: each look through a proxy costs a failed one."""
+    """Return the message behind a worker's proxy, whose attributes take longer to read."""
     return getattr(message, "_message", message)
 
 
 def exception_in_flight(message: Any) -> BaseException | None:
-    # Dramatiq puts it there before any hook hears of it.
+    """Return the exception of a message.  Dramatiq sets it before it calls the first hook."""
     found = getattr(message, "_exception", None)
     return found if isinstance(found, BaseException) else None
 
