@@ -1,4 +1,4 @@
-"""What a message's way into its queue writes."""
+"""The writes of an enqueue."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Enqueues:
             self._enqueue_directly(message, Update(Kind.ENQUEUE, epoch, fields=fields))
         elif binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
             delivery = binding.delivery
-            # A tracer that stands first sees the retry before the outcome.
+            # Where a tracer is the first middleware, the retry is enqueued before `after_process_message` is called.
             exception = delivery.exception or exception_in_flight(delivery.tracking.message)
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
@@ -140,7 +140,7 @@ class Enqueues:
             thread.barrier = None
 
     def _complete_pending(self) -> None:
-        # Owed since the last enqueue of this thread, if the broker refused it.
+        # There is one if the broker has refused the last enqueue of this thread.
         pending, self._deliveries.thread_state.pending_enqueue = self._deliveries.thread_state.pending_enqueue, None
         if pending is not None:
             try:
