@@ -1,4 +1,4 @@
-"""The settings that the middleware, an actor and a message ask for, and the options in which a message carries them."""
+"""Settings of the middleware, of actors and of messages, and the options of a message that contain them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lifecycle import whole_number
 from .outage import logger
 from .record import MAX_WHOLE_NUMBER, NO_EPOCH, Epoch
 
-#: What ``includes`` may name.
+#: Names that ``includes`` may contain.
 INCLUDES: Final = frozenset(("message", "traceback", "result"))
 
 #: The message options that are ours: which enqueue a message is the
@@ -27,7 +27,7 @@ EPOCH_OPTION: Final = "status_epoch"
 RECEIPT_OPTION: Final = "status_receipt"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
 
-#: Draws tokens of runs and roots of epochs, which only have to differ: without a system call each.
+#: Source of tokens of runs and roots of epochs.  They only have to differ, and no draw takes a system call.
 _token = Random(os.urandom(32))
 at_fork(after_in_child=lambda: _token.seed(os.urandom(32)))
 
@@ -39,7 +39,7 @@ MESSAGE_OPTIONS: Final = SETTINGS_OPTIONS | {"status"}
 
 
 class Settings(NamedTuple):
-    """What the middleware, an actor and a message together ask for."""
+    """Settings of a message: its own options, its actor's, and the middleware's."""
 
     tracked: bool
     status_ttl: int
@@ -89,7 +89,7 @@ class Options:
         name, options = message.actor_name, message.options
         settings = self._settings.get(name)
         if settings is None:
-            # Declared before this middleware was added, or known to other processes only.
+            # The actor was declared before this middleware was added, or is declared in other processes only.
             actor = broker.actors.get(name)
             settings = self._of_actor(name, actor.options if actor else {})
             if actor is not None:
@@ -106,7 +106,7 @@ class Options:
             if strict and name in self._settings:
                 _refuse_more(settings, message)
         if settings.tracked:
-            # A worker checks it, too: the producer may not have this middleware.
+            # A worker checks the id as well, because the producer may not have this middleware.
             try:
                 check_message_id(message.message_id)
             except (TypeError, ValueError) as e:
@@ -173,7 +173,7 @@ def _refuse_more(settings: Settings, message: Any) -> None:
 
 
 def _refine(settings: Settings, options: Mapping[str, Any], where: str) -> Settings:
-    """Lay the options of an actor or a message over the settings."""
+    """Replace settings by the options of an actor or a message."""
     try:
         if options.get("track_status") is not None:
             settings = settings._replace(tracked=bool(options["track_status"]))
@@ -189,9 +189,7 @@ def _refine(settings: Settings, options: Mapping[str, Any], where: str) -> Setti
 
 
 def write_back(options: dict[str, Any], settings: Settings) -> None:
-    """Write what a message's options were found to mean in their place: a broker cannot send sets and timedeltas,
-    nor what is wrong.
-    """
+    """Replace the options of a message by their checked values: a broker cannot send sets and timedeltas."""
     checked = {
         "track_status": settings.tracked,
         "status_ttl": settings.status_ttl,
@@ -210,5 +208,5 @@ def check_includes(name: str, includes: Iterable[str]) -> frozenset[str]:
     if not found <= INCLUDES:
         unknown = ", ".join(sorted(map(repr, found - INCLUDES)))
         raise ValueError(f"{name} may name {', '.join(sorted(map(repr, INCLUDES)))}, not {unknown}.")
-    # Our own strings: an enum of the user's may equal them.
+    # The package's own strings, because a user's enum may be equal to them.
     return frozenset(include for include in INCLUDES if include in found)
