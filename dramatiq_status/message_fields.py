@@ -32,10 +32,10 @@ from .record import (
     Record,
 )
 
-#: The longest text of an exception that is stored, in characters.
+#: Maximum length of the stored text of an exception, in characters.
 MAX_EXCEPTION_LENGTH: Final = 1024
 
-#: How many frames of a traceback are stored; what Dramatiq's Retries keeps.
+#: Maximum number of frames of a stored traceback, as in Dramatiq's Retries.
 _TRACEBACK_LIMIT: Final = 30
 
 #: Turns an exception into its ``type`` and its ``message``, as they are stored; None for nothing.
@@ -47,7 +47,7 @@ def type_and_text(exception: BaseException) -> dict[str, str]:
     try:
         message = str(exception)
     except Exception:
-        # The job has failed already; its exception's own bug is no news.
+        # The job has failed already: an error in its exception needs no log line.
         message = "<str() of the exception failed>"
     return {"type": type(exception).__name__, "message": message}
 
@@ -81,7 +81,7 @@ def describe_exception(
 
 
 def shortened(text: str, max_size: int, *, end: bool = False) -> str:
-    """Cut a text so that it takes at most so many bytes as JSON; where `end` is said its end is kept.
+    """Cut a text so that it takes at most so many bytes as JSON; with `end`, keep its end.
 
     >>> shortened("abcdefghij", 10), shortened("abcdefghij", 10, end=True), shortened("\\u00e4bc", 9)
     ('abcde...', '...fghij', '...')
@@ -124,7 +124,7 @@ class MessageFields:
     ) -> None:
         self._backend = backend
         self._describe = _check_describe(describe)
-        # What every record of this middleware says of itself, where it is not the default.
+        # Fields of every record, for settings that differ from the default.
         self._extra: Record = {}
         if live_ttl != DEFAULT_LIVE_TTL:
             self._extra[LIVE_TTL] = str(live_ttl)
@@ -132,7 +132,7 @@ class MessageFields:
             self._extra[HEARTBEAT_INTERVAL] = str(heartbeat_interval)
 
     def of_message(self, message: Any, settings: Settings, *, strict: bool) -> Record:
-        """What a message says of itself, and the fields that were given when it was sent."""
+        """Make the fields of a message: its own attributes, and the fields that were given when it was sent."""
         fields = {
             ACTOR_NAME: _quoted(name_of(message.actor_name)),
             QUEUE_NAME: _quoted(queue_of(message.queue_name)),
@@ -142,7 +142,7 @@ class MessageFields:
         if enqueued_at >= 0:
             fields[ENQUEUED_AT] = str(enqueued_at)
         if settings.status_ttl != DEFAULT_STATUS_TTL:
-            # For an end that somebody else says.
+            # Another process may write the end.
             fields[STATUS_TTL] = str(settings.status_ttl)
         given = message.options.get("status")
         if given is not None:
@@ -206,10 +206,10 @@ class MessageFields:
                 else:
                     text = _described_traceback(exception, described)
             except Exception as e:
-                # As above.
+                # The error is that of the exception, whose job has failed already.
                 logger.warning("A traceback cannot be written: %s", e)
             else:
-                # Its end says most: the exception, and where it was raised.
+                # The end has the exception, and the line that raised it.
                 self.include(fields, TRACEBACK, "traceback", shortened(text, self._backend.max_field_size, end=True))
         return fields
 
