@@ -11,18 +11,18 @@ from .record import UPDATED_AT
 from .rollup import BatchSnapshot
 from .snapshot import Snapshot
 
-#: How many looks in a row need not keep the interval.  The two at the
-#: beginning, and those of a quick job that starts and ends.
+#: Number of reads in a row that may ignore the interval: the two at the
+#: beginning, and two for a quick job that starts and ends.
 BURST: Final = 4
 
-#: By how much a watcher sleeps longer from one look to the next while nothing changes.
+#: Factor by which a pause is longer than the one before while nothing changes.
 BACK_OFF: Final = 1.5
 
 FoundT_contra = TypeVar("FoundT_contra", contravariant=True)
 
 
 class Watcher(Protocol[FoundT_contra]):
-    """What :func:`watch_loop` asks: it decides and remembers, and neither looks nor sleeps."""
+    """Decisions of :func:`.watch_loop`.  A watcher neither reads the store nor sleeps."""
 
     finished: bool
     answering: bool
@@ -42,8 +42,7 @@ class Watcher(Protocol[FoundT_contra]):
 
 
 class Deadlines:
-    """How long a watcher waits: in all, for what is missing, and between
-    two looks that are shown.
+    """Limits of a watcher's time: in all, for a missing message, and between two snapshots that are shown.
 
     Parameters:
       what(str): What is watched, as an error names it.
@@ -105,7 +104,7 @@ class Deadlines:
         if not self._answered:
             raise error
         self.answering = False
-        # Whoever restores a record needs the store for it, too.
+        # A lost record cannot be restored while the store does not answer.
         self._missing_since = None
 
     def check(self, now: float) -> None:
@@ -226,10 +225,10 @@ class BatchWatcher(Deadlines):
 
 
 class PollSchedule:
-    """When a message is looked at: as told by the store, as seldom as may
-    be where it tells nothing, at long intervals while it is away.
+    """Times of the reads of a message: after each change that the store publishes, at growing intervals where the store
+    publishes nothing, and at long intervals while the store does not answer.
 
-    It neither looks nor sleeps, and takes moments in seconds.
+    It neither reads the store nor sleeps, and takes timestamps in seconds.
 
     Parameters:
       backend(StatusBackend): Its intervals are kept.
@@ -292,7 +291,7 @@ class PollSchedule:
         self._failing = True
 
     def due(self) -> float:
-        """When to look next; a moment in the past for at once."""
+        """Return the time of the next read; a time in the past means at once."""
         if self._failing or not (self.told or self._finished):
             return self._last + self._pause
         recheck = self._last + self._recheck
