@@ -27,7 +27,7 @@ Chain = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class BatchSnapshot:
-    """The statuses of many messages at one moment.  It never changes.
+    """The statuses of many messages at one time.  It never changes.
 
     A message may be unknown: one that was not sent yet, a later stage of
     a pipeline, one whose status has expired.  A message is unavailable while its

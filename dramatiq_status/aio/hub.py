@@ -154,7 +154,7 @@ class LatestSlot:
 
 
 class WatchedMessage:
-    """A message that is watched, and by whom."""
+    """A message and its watchers."""
 
     __slots__ = ("asked", "far", "message_id", "named", "near", "schedule", "slots", "wanted")
 
@@ -294,7 +294,7 @@ class Hub:
                     self._plan(watched)
 
     def _plan(self, watched: WatchedMessage) -> None:
-        """Put a watched on the list, if it is not there for as early a moment."""
+        """Add a watched message to the list, unless it is there for as early a time."""
         due = watched.due()
         if watched.far == inf:
             watched.far = due

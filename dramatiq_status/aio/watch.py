@@ -31,7 +31,7 @@ async def watch_loop(
     Parameters:
       backend(StatusBackend)
       message_ids(Sequence[str])
-      begin(Callable): Makes the watcher; is given the present moment.
+      begin(Callable): Makes the watcher; is called with the present time.
       take(Callable): Makes what is shown of the messages' snapshots.  An error
         stands in the place of a message that could not be read; with nothing but errors it is not called.
     """
