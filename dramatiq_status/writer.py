@@ -300,6 +300,8 @@ class Lane:
     missing_since: float | None = None
     #: Whether its server, one of many, has not answered since its updates were last stored.
     unreached: bool = False
+    #: Whether the store has refused it when it was sent alone, and has not taken it since.
+    suspect: bool = False
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
     retry_at: float = 0.0
     # Kinds of trouble that were logged, each once.
@@ -892,6 +894,8 @@ class Writer:
         self._next_due = math.inf
         # Whether it was said that too many wait for a server that does not answer.
         self._full = False
+        # Whether the last probe of the present outage failed, so that each further probe sends one lane.
+        self._probes_singly = False
         self._beat_at = time.monotonic() + self._interval
         # Those who wait until everything is sent.
         self._drains: deque[Barrier] = deque()
@@ -1249,13 +1253,17 @@ class Writer:
         # Whatever it was, the next message's status must not suffer.
         logger.exception("The status writer met an unexpected error; it goes on.")
         for lane in self._ready:
+            lane.suspect = False
             lane.give_up(entries=False)
         self._ready.clear()
 
     def _send(self, lanes: list[Lane]) -> bool:
         """Send what these lanes have, and tell whether the store has answered."""
         if self.outage.down:
-            lanes = lanes[:_PROBE]
+            lanes = lanes[: 1 if self._probes_singly else _PROBE]
+        else:
+            # A suspect is sent alone, behind all others: it must not take them along if the store refuses it.
+            lanes = [lane for lane in lanes if not lane.suspect] or lanes[:1]
         now = time.monotonic()
         taken: list[tuple[Lane, list[Update]]] = []
         updates: list[tuple[str, Update]] = []
@@ -1267,7 +1275,7 @@ class Writer:
         try:
             outcomes = self.backend.update_many(updates)
         except BackendError as e:
-            self._failed(e)
+            self._failed_to_send(lanes, e)
             return False
         except Exception:
             return self._send_singly(taken)
@@ -1302,7 +1310,7 @@ class Writer:
                 except BackendError as e:
                     # The stored updates of the batch must not be sent again.
                     lane.settle(outcomes)
-                    self._failed(e)
+                    self._failed_to_send([lane], e)
                     return False
                 except Exception as e:
                     if lane.is_first("unstorable"):
@@ -1319,6 +1327,7 @@ class Writer:
 
     def _settle(self, lane: Lane, outcomes: list[Outcome], makers: dict[str, Lane]) -> None:
         """Note the outcomes of a lane's updates."""
+        lane.suspect = False
         if Outcome.UNREACHED in outcomes:
             lane.unreached = True
         if Outcome.MISSING in outcomes and not lane.repeatable:
@@ -1384,6 +1393,29 @@ class Writer:
                     self._max_pending,
                 )
 
+    def _failed_to_send(self, lanes: list[Lane], error: BackendError) -> None:
+        """Handle a failed send.  A probe that fails may have failed because of one message only: from then on each
+        probe sends one lane, and the lane that was refused goes to the back.  If the store takes another one, it is
+        up, and what it refuses alone afterwards is postponed without an outage.
+        """
+        lane, was_down = lanes[0], self.outage.down
+        if lane.suspect and not was_down:
+            if lane.is_first("refused"):
+                logger.error(
+                    "The status store refuses updates of message %r, but takes those of others (%s). The writer keeps "
+                    "trying. Later failures of this message are not logged.",
+                    lane.message_id,
+                    error,
+                )
+            self._postpone(lane, LONGEST_PAUSE)
+            return
+        self._failed(error)
+        self._probes_singly = was_down
+        if was_down and len(lanes) == 1 and lane in self._ready:
+            lane.suspect = True
+            # Replaced as a whole: an interrupt loses nothing.
+            self._ready = {**{other: None for other in self._ready if other is not lane}, lane: None}
+
     def _failed(self, error: BackendError) -> None:
         self.outage.failed(error)
         self._gather()
@@ -1394,6 +1426,7 @@ class Writer:
         """Make room: those that finished first go first, then the oldest."""
         lane = next((lane for lane in lanes if lane.closed), next(iter(lanes)))
         del lanes[lane]
+        lane.suspect = False
         return lane.give_up(entries=True)
 
     def _beat(self) -> None:
@@ -1402,7 +1435,7 @@ class Writer:
             self._beat_at = self.outage.retry_at
             return
         self._beat_at = time.monotonic() + self._interval
-        lanes = [lane for lane in list(self.running) if lane.thread.is_alive()]
+        lanes = [lane for lane in list(self.running) if lane.thread.is_alive() and not lane.suspect]
         if not lanes:
             return
         try:

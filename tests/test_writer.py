@@ -254,6 +254,54 @@ def test_what_was_stored_one_by_one_is_not_sent_again(writers: list[Writer], mon
     assert [(backend.read(name) or {})[PROGRESS] for name in ("a", "b")] == ["6", "3"]
 
 
+class Picky(StubBackend):
+    """Store that fails every call that has an update of a certain message, until it is cured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses: str | None = "m"
+        self.calls = 0
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        self.calls += 1
+        if any(message_id == self.refuses for message_id, _ in updates):
+            raise BackendError("It does not take this one.")
+        return super().update_many(updates)
+
+
+def test_a_message_that_the_store_refuses_holds_up_no_other(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a store that fails for one message, which is written to first
+    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.01)
+    backend = Picky()
+    writer = Writer(backend, Outage("Picky"))
+    writers.append(writer)
+    lane = begin(writer)
+    # When others are written to, in the same call and later
+    names = [f"other-{n}" for n in range(40)]
+    others = [writer.begin_run(name, run=6, epoch=EPOCH, throttle=0, base=dict) for name in names]
+    for other in others:
+        other.add(Start({}, 1, None))
+    # Then they are stored
+    assert eventually(lambda: all(backend.read(name) for name in names))
+    for other in others:
+        other.increment(2)
+    assert eventually(lambda: all((backend.read(name) or {}).get(PROGRESS) == "2" for name in names))
+    # And the store counts as up, although it still refuses the one, which is tried again and logged once
+    eventually(lambda: "refuses updates of message 'm'" in caplog.text)
+    outages, calls = writer.outage.health(0, 0).outages, backend.calls
+    eventually(lambda: backend.calls > calls + 2)
+    assert not writer.outage.down
+    assert writer.outage.health(0, 0).outages == outages
+    assert caplog.text.count("refuses updates of message 'm'") == 1
+    # When the store takes it at last, then all of it is stored
+    lane.increment(3)
+    backend.refuses = None
+    assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS)) == "3"
+
+
 class Contended(StubBackend):
     """Answers of the second half of a message's updates that they were not carried out, once."""
 
