@@ -1,10 +1,8 @@
-"""From Dramatiq's hooks to what they mean.  Pure: no store, no broker.
+"""The meaning of Dramatiq's hooks.  Pure: no store, no broker.
 
-Dramatiq never says "this message is done", "this one will run again".
-It has to be put together from the order of its hooks, and can only be
-known when a message is acknowledged or rejected: an exception may
-still be retried, a retry may fail to be enqueued, a skip may be a
-rejection, and an acknowledgement on a delay queue ends nothing.
+Dramatiq has no hook for "this message is finished" or "this message will run again".  The order of its hooks decides,
+and only when a message is acknowledged or rejected: an exception may still be retried, a retry may fail to be
+enqueued, a skipped message may be rejected, and an acknowledgement on a delay queue ends nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ _MAX_BEGUN: Final = 16
 #: Maximum number of references to other messages' buffers without a sweep.
 _FEW: Final = 256
 
-#: What the names of Dramatiq's delay queues end with.
+#: End of the names of Dramatiq's delay queues.
 _DELAY_SUFFIX: Final = ".DQ"
 
 
 class Decision(Enum):
-    """What an acknowledgement or a rejection means."""
+    """Meaning of an acknowledgement or a rejection."""
 
     #: The message will run again; that was written when it was enqueued.
     REQUEUED = "requeued"
@@ -60,7 +58,7 @@ class Delivery:
     message_id: str
     epoch: Epoch = NO_EPOCH
     run: int = 0
-    #: Whether an outcome was seen, and which.
+    #: Whether `after_process_message` was called, and with which outcome.
     outcome_seen: bool = False
     exception: BaseException | None = None
     result: Any = None
@@ -69,7 +67,7 @@ class Delivery:
     requeued: bool = False
     #: Whether the decision has been made.
     settled: bool = False
-    #: What the acknowledgement waits for until the decision is stored.
+    #: Barrier of the final state, for which the acknowledgement waits.
     barrier: Any = field(default=None, repr=False)
     #: Buffers of other messages that the run has written to.  The writer holds those that are not all stored; a weak
     #: reference with a callback would swallow an interrupt that strikes in it.
@@ -84,7 +82,7 @@ class Delivery:
     enqueues: list[Any] | None = field(default=None, repr=False)
     #: End of the acknowledgement's wait, by the monotonic clock.
     deadline: float | None = None
-    #: What the middleware hangs on it.
+    #: Values that the middleware keeps for it.
     tracking: Any = field(default=None, repr=False)
 
     def note(self, lane: Any) -> None:
@@ -100,7 +98,7 @@ class Delivery:
             self.sweep_at = 2 * len(self.others) + _FEW
 
     def decide(self, *, rejected: bool) -> Decision:
-        """What the end of this delivery means."""
+        """Return the meaning of the end of this delivery."""
         if self.requeued:
             return Decision.REQUEUED
         if rejected:
@@ -134,9 +132,7 @@ class Begun(NamedTuple):
 
 
 class ThreadState(threading.local):
-    """What is remembered between the hooks of one thread (under gevent,
-    of one greenlet).
-    """
+    """State that the hooks of one thread (under gevent, of one greenlet) share."""
 
     def __init__(self) -> None:
         #: Whether this is one of Dramatiq's worker threads.
@@ -150,7 +146,7 @@ class ThreadState(threading.local):
         self.begun: dict[str, Begun] = {}
         #: Completes the last direct enqueue of this thread.
         self.pending_enqueue: Any = None
-        #: What the last enqueue of this thread through the writer waits for.
+        #: Barrier of the last enqueue of this thread through the writer.
         self.barrier: Any = None
 
     def holds(self, message_id: Any) -> bool:
@@ -176,7 +172,7 @@ class ThreadState(threading.local):
             del self.begun[next(iter(self.begun))]
 
     def forget(self) -> None:
-        """The delivery is over."""
+        """Drop the notes about the enqueues of a delivery that has ended."""
         self.enqueued.clear()
         self.begun.clear()
 
