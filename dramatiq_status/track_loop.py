@@ -45,7 +45,7 @@ class Leg:
         self.open: bool = True
         self._channel = channel
         self._total = total
-        # How many items have been dealt with.
+        # Number of counted items.
         self._done = done
         # Which part of the present item the legs inside of it have dealt with, and what the bar shows of that.
         self._inside = self._shown = 0.0
@@ -72,7 +72,7 @@ class Leg:
         return self._channel
 
     def count(self) -> None:
-        """The present item has been dealt with."""
+        """Count the current item."""
         self._done += 1
         if self._outer is None:
             self._channel.increment(1 - self._shown if self._shown else 1)
@@ -81,7 +81,7 @@ class Leg:
         self._inside = self._shown = 0.0
 
     def finish(self) -> None:
-        """There are no more items."""
+        """Set the progress and the total to the number of items."""
         if self._outer is None:
             self._channel.tracked_total = self._done
             self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
@@ -92,7 +92,7 @@ class Leg:
         return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
 
     def _grow(self, part: float) -> None:
-        """A leg inside has dealt with a part of the present item."""
+        """Count a part of the current item, for a leg inside."""
         before, self._inside = self._inside, min(1.0, self._inside + part)
         if self._outer is not None:
             if self._total:
@@ -105,13 +105,13 @@ class Leg:
             self._shown = reached
 
 
-# The legs that the code of this context is inside of.  Weak: who leaves a loop early, or by an exception, drops
-# its leg without telling.
+# The legs around the code of this context.  Weak references: a loop that is left early, or by an exception, drops its
+# leg without a call.
 _legs: ContextVar[tuple[weakref.ref[Leg], ...]] = ContextVar("dramatiq_status_legs", default=())
 
 
 def _enter(leg: Leg) -> Leg | None:
-    """Note that a leg begins, and return the one of its message that it is inside of."""
+    """Note that a leg begins, and return the leg of the same message around it."""
     entered = [found for reference in _legs.get() if (found := reference()) is not None and found.open]
     _legs.set((*map(weakref.ref, entered), weakref.ref(leg)))
     return next((found for found in reversed(entered) if found.channel is leg.channel), None)
@@ -201,7 +201,7 @@ class _AsyncItems(AsyncIterator[T]):
         self._track = track
         self._iterator = aiter(iterable)
         self._leg: Leg | None = None
-        # Whether there is an item out there that has yet to be counted.
+        # Whether the loop has an item that is not counted yet.
         self._given = False
         self._ended = False
 
@@ -223,7 +223,7 @@ class _AsyncItems(AsyncIterator[T]):
             leg.finish()
             raise
         except BaseException:
-            # As above; who only gave up waiting may come back.
+            # The exception may keep the leg. A caller that has only cancelled its wait may continue the loop.
             leg.open = False
             raise
         self._given = True
