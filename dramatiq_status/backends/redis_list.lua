@@ -21,6 +21,7 @@ local call = redis.call
 local registry = KEYS[1]
 local wanted_state, wanted_queue, wanted_actor = ARGV[1], ARGV[2], ARGV[3]
 local limit, after, after_id = tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local position = tonumber(after)
 local before, whole, arriving = ARGV[7], ARGV[8] == '1', ARGV[8] == '2'
 
 -- Whether the slot is moving to another node: this node then refuses keys that it does not have. No key has this name.
@@ -185,21 +186,23 @@ local function precedes(one, other)
   return #one > #other
 end
 
--- Find the first message of a set that belongs on the page: the number of newer messages is its `at`.
-local function start(set)
-  local from, to = redis.pcall('ZCOUNT', set.key, '(' .. after, '+inf'), 0
-  if type(from) == 'number' then
-    to = call('ZCOUNT', set.key, after, '+inf')
-  else
-    skip_foreign(from)
-    from = 0
-  end
-  -- Messages of the same moment, by their ids: three of them take two looks.
+-- Return the number of messages of a set that are newer than the cursor's position.
+local function count_newer(set)
+  local count = redis.pcall('ZCOUNT', set.key, '(' .. after, '+inf')
+  if type(count) == 'number' then return count end
+  skip_foreign(count)
+  return 0
+end
+
+-- Return the place of a set's first message that comes after the cursor, of messages with the cursor's position from a
+-- place on. It bisects them: of eight, it looks at three.
+local function pass_ties(set, from)
+  local to = call('ZCOUNT', set.key, after, '+inf')
   while from < to do
     local middle = math.floor((from + to) / 2)
     if precedes(after_id, call('ZREVRANGE', set.key, middle, middle)[1]) then to = middle else from = middle + 1 end
   end
-  set.at = from
+  return from
 end
 
 -- Number of messages that the first ZREVRANGE of a set reads.
@@ -240,9 +243,14 @@ end
 
 for _, set in ipairs(sets) do
   set.size = size
-  if after ~= '' then start(set) end
-  local first = set.at == 0
-  if advance(set) then
+  if after ~= '' then set.at = count_newer(set) end
+  local place = set.at
+  local first, found = place == 0, advance(set)
+  if found and set.moment == position and not precedes(after_id, set.id) then
+    set.at, set.list, first = pass_ties(set, place + 1), false, false
+    found = advance(set)
+  end
+  if found then
     heap[#heap + 1] = set
   elseif first and not set.list.err then
     forget(set)
