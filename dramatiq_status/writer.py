@@ -1,9 +1,9 @@
 """How a worker process writes: what is written to each message is merged,
 and many messages' updates are sent in one round trip, by one thread at a time.
 
-Who sends is whoever has the writer's role: a background thread, or a
-worker's thread that waits for a final status anyhow. It then sends everybody's
-updates, instead of handing its own over to the background thread and the
+The leader sends: the background thread, or a worker's thread
+that waits for a final status anyhow. It then sends the updates of all messages,
+instead of handing its own over to the background thread and the
 processor with them, which takes longer than the round trip.
 
 Those who write only append to a lane, which takes no lock: an interrupt (a
@@ -159,9 +159,9 @@ class Barrier:
 _Operation = int | float | Write | Start | Finish | Enqueue | Barrier
 
 
-class _Entry:
-    """An update in the making; sealed once it has been sent, because it
-    has to be sent again the same if its reply is lost.
+class PendingUpdate:
+    """An update that is not stored yet.  It is frozen once it has been sent,
+    because the writer repeats it unchanged if its reply is lost.
     """
 
     # What most entries leave as it is.
@@ -173,7 +173,7 @@ class _Entry:
     ttl = DEFAULT_STATUS_TTL
     enqueue = False
     changes: Changes | None = None
-    sealed: Update | None = None
+    frozen: Update | None = None
 
     def __init__(self, epoch: Epoch) -> None:
         #: The enqueue that it belongs to; a retry that follows begins another.
@@ -181,9 +181,9 @@ class _Entry:
         self.fields: Record = {}
         self.barriers: list[Barrier] = []
 
-    def copy(self) -> _Entry:
+    def copy(self) -> PendingUpdate:
         """The same, to go on with."""
-        entry = _Entry(self.epoch)
+        entry = PendingUpdate(self.epoch)
         entry.fields, entry.barriers = dict(self.fields), list(self.barriers)
         entry.increment, entry.start, entry.attempts = self.increment, self.start, self.attempts
         entry.origin, entry.state, entry.ttl, entry.enqueue = self.origin, self.state, self.ttl, self.enqueue
@@ -208,9 +208,9 @@ class _Entry:
             self.changes = Changes(counts, self.changes.deleted) if counts or self.changes.deleted else None
 
 
-class _Merged:
+class MergedState:
     """What a lane has merged.  It is replaced by another, never changed,
-    but for the entries' being sealed and settled.
+    except that its entries are frozen and settled.
     """
 
     __slots__ = ("attempts", "deleted", "entries", "epoch", "known", "taken")
@@ -219,7 +219,7 @@ class _Merged:
         self,
         epoch: Epoch,
         attempts: int,
-        entries: list[_Entry],
+        entries: list[PendingUpdate],
         known: Record,
         deleted: frozenset[str] = frozenset(),
     ) -> None:
@@ -235,23 +235,23 @@ class _Merged:
         #: Operations that come next; they stay until another replaces this.
         self.taken: list[_Operation] = []
 
-    def draft(self) -> _Merged:
+    def copy(self) -> MergedState:
         """What replaces this."""
         entries = self.entries
         if entries:
             entries = entries[:]
-            if entries[-1].sealed is None:
+            if entries[-1].frozen is None:
                 entries[-1] = entries[-1].copy()
-            return _Merged(self.epoch, self.attempts, entries, dict(self.known), self.deleted)
-        return _Merged(self.epoch, self.attempts, [], dict(self.known), self.deleted)
+            return MergedState(self.epoch, self.attempts, entries, dict(self.known), self.deleted)
+        return MergedState(self.epoch, self.attempts, [], dict(self.known), self.deleted)
 
-    def entry(self, *, fresh: bool = False) -> _Entry:
+    def entry(self, *, fresh: bool = False) -> PendingUpdate:
         """The entry that the next operation goes into."""
         if self.entries and not fresh:
             last = self.entries[-1]
-            if last.sealed is None and not last.enqueue and last.state is None:
+            if last.frozen is None and not last.enqueue and last.state is None:
                 return last
-        entry = _Entry(self.epoch)
+        entry = PendingUpdate(self.epoch)
         self.entries.append(entry)
         return entry
 
@@ -332,7 +332,7 @@ class Lane:
         self._lock = threading.Lock()
         self._kind = kind
         self._run = run
-        self._merged = _Merged(epoch, 1, [], {})
+        self._merged = MergedState(epoch, 1, [], {})
         self._throttle = throttle / 1000
         self._make_base = base
 
@@ -442,7 +442,7 @@ class Lane:
         self._lock = threading.Lock()
         self._operations.clear()
         known = {name: text for name, text in self._merged.known.items() if name != RATE}
-        self._merged = _Merged(NO_EPOCH, 1, [], known)
+        self._merged = MergedState(NO_EPOCH, 1, [], known)
         self._meter = None
         # Looked at by each write, forked or not.
         self.closed = self._forked = True
@@ -498,7 +498,7 @@ class Lane:
         with self._lock:
             return name in self._merge().known
 
-    # Sending, on the thread that has the writer's role
+    # Sending, on the thread that is the leader
 
     def collect(self, now: float) -> float | None:
         """Merge what was written, and tell when it is due by the monotonic
@@ -509,27 +509,27 @@ class Lane:
             entries = self._merge().entries
             if not entries:
                 return None
-            if self._urgent or now >= self._due or entries[0].sealed is not None:
+            if self._urgent or now >= self._due or entries[0].frozen is not None:
                 return 0.0
             # Increments need not tell the writer before that.
             self._signalled = True
             return self._due
 
     def take(self, now: float) -> list[Update]:
-        """Seal all entries and return their updates, to be followed by :meth:`settle`."""
+        """Freeze all entries and return their updates, to be followed by :meth:`settle`."""
         with self._lock:
             merged = self._merge()
             updates = []
             self._held = False
-            unanswered = bool(merged.entries) and merged.entries[0].sealed is not None
+            unanswered = bool(merged.entries) and merged.entries[0].frozen is not None
             for entry in merged.entries:
-                if entry.sealed is None:
+                if entry.frozen is None:
                     if unanswered:
                         # Meanwhile what follows goes on merging: an outage leaves two entries, however long it is.
                         self._held = True
                         break
-                    entry.sealed = self._seal(entry, merged.known, now)
-                updates.append(entry.sealed)
+                    entry.frozen = self._freeze(entry, merged.known, now)
+                updates.append(entry.frozen)
             self._urgent = False
             if self._throttled:
                 self._throttled = False
@@ -548,10 +548,10 @@ class Lane:
         """
         with self._lock:
             merged = self._merged
-            left: list[_Entry] = []
+            left: list[PendingUpdate] = []
             sent = 0
             for entry, outcome in zip(merged.entries, outcomes):
-                update = entry.sealed
+                update = entry.frozen
                 assert update is not None
                 sent += 1
                 if outcome is Outcome.UNREACHED or (outcome is Outcome.MISSING and keep_missing):
@@ -559,7 +559,7 @@ class Lane:
                     continue
                 if outcome is Outcome.MISSING and update.kind is Kind.RUN and not update.create:
                     _absorb(merged.entries)
-                    entry.sealed = self._whole(update, merged)
+                    entry.frozen = self._whole(update, merged)
                     left.append(entry)
                     continue
                 if outcome is Outcome.MISSING:
@@ -615,7 +615,7 @@ class Lane:
         """The store has lost the record of a running message."""
         self.add(Write({}))
 
-    def _merge(self) -> _Merged:
+    def _merge(self) -> MergedState:
         """Merge what was written; done again as a whole where it was interrupted.
 
         An operation that cannot be merged is dropped alone, and the others are merged without it.
@@ -625,19 +625,19 @@ class Lane:
             # One call into C: an interrupt strikes before it or behind it, and leaves nothing else in the queue.
             merged.taken.extend(starmap(operations.popleft, repeat((), len(operations))))
         while merged.taken:
-            draft = merged.draft()
-            refused = self._fold(draft, merged.taken)
+            copy = merged.copy()
+            refused = self._fold(copy, merged.taken)
             if refused is None:
-                self._merged = draft
-                return draft
+                self._merged = copy
+                return copy
             merged.taken = [operation for operation in merged.taken if operation is not refused]
         return merged
 
-    def _fold(self, draft: _Merged, operations: list[_Operation]) -> _Operation | None:
-        """Merge operations into a draft.
+    def _fold(self, copy: MergedState, operations: list[_Operation]) -> _Operation | None:
+        """Merge operations into a copy.
 
         Returns:
-          The first operation that cannot be merged, None for none.  The draft is then of no use.
+          The first operation that cannot be merged, None for none.  The copy is then of no use.
         """
         count: int | float | None = None
         for operation in operations:
@@ -647,10 +647,10 @@ class Lane:
                 count = operation if count is None else count + operation
                 continue
             if count is not None:
-                draft.add(count)
+                copy.add(count)
                 count = None
             try:
-                self._merge_one(draft, operation)
+                self._merge_one(copy, operation)
             except Exception:
                 if not self._refused:
                     self._refused = True
@@ -662,55 +662,55 @@ class Lane:
                     )
                 return operation
         if count is not None:
-            draft.add(count)
+            copy.add(count)
         return None
 
-    def _merge_one(self, draft: _Merged, operation: _Operation) -> None:
+    def _merge_one(self, copy: MergedState, operation: _Operation) -> None:
         if isinstance(operation, Start):
-            entry = draft.entry()
+            entry = copy.entry()
             entry.start, entry.attempts, entry.origin = True, operation.attempts, operation.origin
-            draft.attempts = operation.attempts
+            copy.attempts = operation.attempts
             entry.fields.update(operation.fields)
-            draft.known.update(operation.fields)
+            copy.known.update(operation.fields)
             self._urgent = True
         elif isinstance(operation, Finish):
-            entry = draft.entry()
+            entry = copy.entry()
             entry.state, entry.ttl = operation.state, operation.ttl
             entry.fields.update(operation.fields)
-            draft.known.update(operation.fields)
+            copy.known.update(operation.fields)
             self._urgent = True
         elif isinstance(operation, Barrier):
-            if draft.entries:
-                draft.entries[-1].barriers.append(operation)
+            if copy.entries:
+                copy.entries[-1].barriers.append(operation)
                 self._urgent = True
             else:
                 operation.release(True)
         elif isinstance(operation, Write):
-            self._merge_write(draft, operation)
+            self._merge_write(copy, operation)
         elif isinstance(operation, Enqueue):
-            entry = draft.entry(fresh=True)
+            entry = copy.entry(fresh=True)
             entry.enqueue, entry.epoch = True, operation.epoch
-            draft.epoch = operation.epoch
-            left = self._left_to_requeue(draft)
+            copy.epoch = operation.epoch
+            left = self._left_to_requeue(copy)
             # What the run has written or deleted is newer than what was given with the message.
-            gone = draft.deleted.union(name for name in draft.known if name not in WRITTEN_BY_REQUEUE)
+            gone = copy.deleted.union(name for name in copy.known if name not in WRITTEN_BY_REQUEUE)
             entry.fields = left | {name: text for name, text in operation.fields.items() if name not in gone}
             self._urgent = True
         elif isinstance(operation, (int, float)):
             # Of a class derived from these: the store gets a plain number.
             self._throttled = True
-            draft.add(plain_number(operation))
+            copy.add(plain_number(operation))
         else:
             raise TypeError(f"A {type(operation).__name__} cannot be merged.")
 
-    def _merge_write(self, draft: _Merged, write: Write) -> None:
-        entry = draft.entry()
+    def _merge_write(self, copy: MergedState, write: Write) -> None:
+        entry = copy.entry()
         if PROGRESS in write.fields:
             entry.increment = 0
         entry.fields.update(write.fields)
         entry.keep_counts(lambda name: name not in write.fields)
-        self._note_leg(write.fields, entry, draft.known)
-        draft.known.update(write.fields)
+        self._note_leg(write.fields, entry, copy.known)
+        copy.known.update(write.fields)
         if write.state is not None:
             entry.state = write.state
         if write.urgent:
@@ -718,20 +718,20 @@ class Lane:
         else:
             self._throttled = True
         if write.increment:
-            draft.add(plain_number(write.increment))
+            copy.add(plain_number(write.increment))
         if write.changes is not None:
-            self._merge_changes(draft, entry, write.changes)
+            self._merge_changes(copy, entry, write.changes)
 
-    def _merge_changes(self, draft: _Merged, entry: _Entry, changes: Changes) -> None:
+    def _merge_changes(self, copy: MergedState, entry: PendingUpdate, changes: Changes) -> None:
         entry.change(changes)
         # Only what was given with the message can come back with it.
         marks = deletion_marks(name for name in changes.deleted if self._kind is Kind.OUTSIDE or name in self.base)
         entry.fields.update(marks)
-        draft.known.update(marks)
-        self._note_leg(changes.counts, entry, draft.known)
-        self._note_changes(draft, changes)
+        copy.known.update(marks)
+        self._note_leg(changes.counts, entry, copy.known)
+        self._note_changes(copy, changes)
 
-    def _note_changes(self, merged: _Merged, changes: Changes) -> None:
+    def _note_changes(self, merged: MergedState, changes: Changes) -> None:
         """Update the known fields of the run after changes of single fields."""
         known = merged.known
         merged.deleted |= changes.deleted
@@ -745,7 +745,7 @@ class Lane:
             if text is not None:
                 known[name] = text
 
-    def _note_leg(self, fields: Mapping[str, Any], entry: _Entry, known: Record) -> None:
+    def _note_leg(self, fields: Mapping[str, Any], entry: PendingUpdate, known: Record) -> None:
         """A progress of 0, or below the present one, begins a new leg; the
         first progress or total begins the first.
         """
@@ -768,7 +768,7 @@ class Lane:
         if known.pop(RATE, None) is not None:
             entry.fields[RATE] = "null"
 
-    def _left_to_requeue(self, merged: _Merged) -> Record:
+    def _left_to_requeue(self, merged: MergedState) -> Record:
         # Should the store have lost the record: these only fill gaps. A retry shows the progress of the run before it
         # until it starts, and a run whose retry the broker refuses ends with it.
         if self._kind is not Kind.RUN:
@@ -778,7 +778,7 @@ class Lane:
         left[ATTEMPTS] = str(merged.attempts)
         return left
 
-    def _seal(self, entry: _Entry, known: Record, now: float) -> Update:
+    def _freeze(self, entry: PendingUpdate, known: Record, now: float) -> Update:
         if entry.enqueue:
             return Update(Kind.ENQUEUE, entry.epoch, fields=entry.fields)
         if self._kind is Kind.OUTSIDE:
@@ -815,14 +815,14 @@ class Lane:
             entry.changes,
         )
 
-    def _everything(self, merged: _Merged) -> Record:
+    def _everything(self, merged: MergedState) -> Record:
         """The fields from before the run, without those that it has deleted, and the fields that it has written."""
         base = self.base
         if merged.deleted:
             base = {name: text for name, text in base.items() if name not in merged.deleted}
         return {**base, **merged.known}
 
-    def _whole(self, update: Update, merged: _Merged) -> Update:
+    def _whole(self, update: Update, merged: MergedState) -> Update:
         # All that the run knows; the increments are in its progress.
         fields = {
             name: text
@@ -871,15 +871,15 @@ class Writer:
     def _begin(self) -> None:
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        # Who holds it collects and sends; it guards all that begins with "Lanes" below.
-        self._role = threading.Lock()
+        # Its holder, the leader, collects and sends.  It guards the lanes that are ready or due later.
+        self._leadership = threading.Lock()
         # Lanes that have something to say, some more than once.
         self._signals: deque[Lane] = deque()
-        # Those who sleep until their final state is stored, and who of them was woken to take the role.
+        # Threads that wait for their final state to be stored, and the one that was woken to send next.
         self._waiting: deque[Barrier] = deque()
-        self._heir: Barrier | None = None
+        self._next_leader: Barrier | None = None
         # Wakes the thread; whether it sleeps, and until when.
-        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._wakeup: SimpleQueue[None] = SimpleQueue()
         self._asleep = False
         self._wake_at = 0.0
         #: The lanes of the messages that run in this process, for heartbeats; each leaves when it is closed.
@@ -896,7 +896,7 @@ class Writer:
         self._full = False
         # Whether the last probe of the present outage failed, so that each further probe sends one lane.
         self._probes_singly = False
-        self._beat_at = time.monotonic() + self._interval
+        self._heartbeat_at = time.monotonic() + self._interval
         # Those who wait until everything is sent.
         self._drains: deque[Barrier] = deque()
         #: The lanes of the process that this one was forked off.
@@ -907,13 +907,13 @@ class Writer:
         self._signals.append(lane)
         if self._thread is None:
             self._ensure_thread()
-        # Who has the role looks about before giving it up.
-        if self._asleep and not self._taken() and (self._alarm() < self._wake_at or self._crowded()):
-            self._ring()
+        # The leader looks about before it releases the leadership.
+        if self._asleep and not self._taken() and (self._alarm() < self._wake_at or self._is_backlogged()):
+            self._wake()
 
     def _taken(self) -> bool:
-        """Whether some thread has the role, or is about to take it."""
-        return self._heir is not None or self._role.locked()
+        """Whether a thread is the leader, or is about to become it."""
+        return self._next_leader is not None or self._leadership.locked()
 
     def begin_run(self, message_id: str, *, run: int, epoch: Epoch, throttle: int, base: Callable[[], Record]) -> Lane:
         """Open the lane of a run."""
@@ -998,55 +998,55 @@ class Writer:
         try:
             self._lead_or_wait(barrier, self.deadline() if deadline is None else deadline)
         finally:
-            if barrier.stored is None or self._heir is barrier or self._is_left_alone():
+            if barrier.stored is None or self._next_leader is barrier or self._is_left_alone():
                 # It was interrupted, or is out of time: whatever it was woken for, the writer's thread does.
-                self._resign(barrier)
+                self._release_leadership(barrier)
         return bool(barrier.stored)
 
     def _lead_or_wait(self, barrier: Barrier, deadline: float) -> None:
         while barrier.stored is None and not self.outage.down and time.monotonic() < deadline:
-            if not self._role.locked():
+            if not self._leadership.locked():
                 self._lead()
                 continue
             self._waiting.append(barrier)
-            if self._role.locked():
+            if self._leadership.locked():
                 # Otherwise nobody is left who would look for sleepers.
                 barrier.sleep(max(0.0, deadline - time.monotonic()))
 
     def _is_left_alone(self) -> bool:
-        """Whether there is something to send, and nobody who knows: an interrupt came before the role was passed on."""
+        """Whether updates are left that no thread will send: an interrupt came before the leadership was passed on."""
         return bool(self._signals or self._waiting or self._ready) and self._asleep and not self._taken()
 
-    def _resign(self, barrier: Barrier) -> None:
+    def _release_leadership(self, barrier: Barrier) -> None:
         # It may stand there once for each time that it went to sleep.
         while barrier in self._waiting:
             try:
                 self._waiting.remove(barrier)
             except ValueError:
                 break
-        if self._heir is barrier:
-            self._heir = None
-        self._ring()
+        if self._next_leader is barrier:
+            self._next_leader = None
+        self._wake()
 
     def _lead(self) -> None:
         """Send on a worker's thread."""
-        with self._role:
+        with self._leadership:
             self._send_repeatable()
         self._pass_on()
 
     def _send_repeatable(self) -> None:
         """Send all that may be sent twice."""
-        self._heir = None
+        self._next_leader = None
         try:
             self._gather()
             lanes = [lane for lane in self._ready if lane.repeatable]
             if lanes and not self.outage.down:
                 self._send(lanes)
         except Exception:
-            self._stumble()
+            self._log_unexpected()
 
     def _pass_on(self) -> None:
-        """Wake the next who waits for the role, or else the thread where
+        """Wake the next thread that waits for the leadership, or else the thread where
         there is something left for it.
         """
         waiting = self._waiting
@@ -1056,14 +1056,14 @@ class Writer:
             except IndexError:
                 break
             if barrier.stored is None:
-                self._heir = barrier
+                self._next_leader = barrier
                 barrier.wake()
                 # What is ready still has to be sent by the thread.
                 if not self._ready:
                     return
                 break
         if self._asleep and self._alarm() < self._wake_at:
-            self._ring()
+            self._wake()
 
     def _alarm(self) -> float:
         """When the thread has something to do, by the monotonic clock."""
@@ -1071,14 +1071,14 @@ class Writer:
             return self.outage.retry_at
         return 0.0 if self._signals or self._ready else self._next_due
 
-    def _crowded(self) -> bool:
+    def _is_backlogged(self) -> bool:
         """Whether so many signals have come that some may have to be dropped."""
         return len(self._signals) > self._max_pending // 10
 
-    def _ring(self) -> None:
+    def _wake(self) -> None:
         # Only the thread itself says that it is awake: whoever said so here, and were interrupted
-        # before the bell, would let it sleep on.
-        self._bell.put(None)
+        # before the wake-up, would let it sleep on.
+        self._wakeup.put(None)
 
     def before_fork(self) -> None:
         """Wait until all that the running messages have written is stored: not at all while the store is down, and
@@ -1107,7 +1107,7 @@ class Writer:
             return not (self._signals or self._ready or self._later)
         barrier = Barrier()
         self._drains.append(barrier)
-        self._ring()
+        self._wake()
         if not barrier.wait(timeout):
             try:
                 self._drains.remove(barrier)
@@ -1144,12 +1144,12 @@ class Writer:
 
     def _work(self) -> None:
         while True:
-            self._rest()
+            self._wait_for_work()
             # Those that come later have to wait for another round.
             drains = list(self._drains)
             sent = True
-            with self._role:
-                self._heir = None
+            with self._leadership:
+                self._next_leader = None
                 try:
                     self._gather()
                     self._gather_due()
@@ -1158,10 +1158,10 @@ class Writer:
                         sent = self._send(list(self._ready))
                     if drains and self._end(drains):
                         return
-                    if time.monotonic() >= self._beat_at:
-                        self._beat()
+                    if time.monotonic() >= self._heartbeat_at:
+                        self._send_heartbeats()
                 except Exception:
-                    self._stumble()
+                    self._log_unexpected()
             self._pass_on()
             if drains and (self._later or not sent):
                 self._sleep(FIRST_PAUSE)
@@ -1187,10 +1187,10 @@ class Writer:
             barrier.release(True)
         return ended
 
-    def _rest(self) -> None:
+    def _wait_for_work(self) -> None:
         """Sleep until there is something to do."""
         while not self._drains:
-            wake_at = min(self._beat_at, self._next_due)
+            wake_at = min(self._heartbeat_at, self._next_due)
             if self._ready or (self._signals and self.outage.down):
                 wake_at = min(wake_at, self._alarm())
             self._wake_at = wake_at
@@ -1198,8 +1198,8 @@ class Writer:
             now = time.monotonic()
             if wake_at <= now:
                 break
-            # Where somebody has the role, he sees to what is signalled.
-            if self._signals and not self._taken() and (not self.outage.down or self._crowded()):
+            # Where a thread leads, it sees to what is signalled.
+            if self._signals and not self._taken() and (not self.outage.down or self._is_backlogged()):
                 break
             self._sleep(wake_at - now)
         self._asleep = False
@@ -1207,7 +1207,7 @@ class Writer:
     def _sleep(self, seconds: float) -> None:
         """Sleep for so many seconds at most, until the thread is woken."""
         try:
-            self._bell.get(timeout=seconds)
+            self._wakeup.get(timeout=seconds)
         except Empty:
             pass
 
@@ -1249,7 +1249,7 @@ class Writer:
             self._later[lane] = due
             self._next_due = min(self._next_due, due)
 
-    def _stumble(self) -> None:
+    def _log_unexpected(self) -> None:
         # Whatever it was, the next message's status must not suffer.
         logger.exception("The status writer met an unexpected error; it goes on.")
         for lane in self._ready:
@@ -1281,7 +1281,7 @@ class Writer:
             return self._send_singly(taken)
         if self.outage.down:
             # Nobody has heard of running messages meanwhile.
-            self._beat_at = now
+            self._heartbeat_at = now
             self.outage.succeeded()
         self._settle_all(taken, outcomes)
         return True
@@ -1429,12 +1429,12 @@ class Writer:
         lane.suspect = False
         return lane.give_up(entries=True)
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         """Say of all running messages that they run, in one round trip."""
         if self.outage.blocked:
-            self._beat_at = self.outage.retry_at
+            self._heartbeat_at = self.outage.retry_at
             return
-        self._beat_at = time.monotonic() + self._interval
+        self._heartbeat_at = time.monotonic() + self._interval
         lanes = [lane for lane in list(self.running) if lane.thread.is_alive() and not lane.suspect]
         if not lanes:
             return
@@ -1442,11 +1442,11 @@ class Writer:
             outcomes = self.backend.update_many([(lane.message_id, lane.heartbeat()) for lane in lanes])
         except BackendError as e:
             self._failed(e)
-            self._beat_at = min(self._beat_at, self.outage.retry_at)
+            self._heartbeat_at = min(self._heartbeat_at, self.outage.retry_at)
             return
         self.outage.succeeded()
         if Outcome.UNREACHED in outcomes:
-            self._beat_at = min(self._beat_at, time.monotonic() + LONGEST_PAUSE)
+            self._heartbeat_at = min(self._heartbeat_at, time.monotonic() + LONGEST_PAUSE)
         for lane, outcome in zip(lanes, outcomes):
             if outcome is Outcome.MISSING:
                 lane.restore()
@@ -1457,11 +1457,11 @@ def plain_number(value: int | float) -> int | float:
     return int(value) if isinstance(value, int) else float(value)
 
 
-def _absorb(entries: list[_Entry]) -> None:
+def _absorb(entries: list[PendingUpdate]) -> None:
     """Drop waiting counts that an update with all values of the run includes: they must not count twice."""
     replaced: set[str] = set()
     for entry in entries:
-        if entry.sealed is None:
+        if entry.frozen is None:
             if entry.enqueue:
                 return
             # A field that is set or deleted is counted from that value on.

@@ -97,8 +97,8 @@ from dramatiq.middleware import Middleware
 from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.writer import Barrier, Finish, Lane, Start, Writer
-rest = Writer._rest
-Writer._rest = lambda self: (rest(self), time.sleep(0.05))
+rest = Writer._wait_for_work
+Writer._wait_for_work = lambda self: (rest(self), time.sleep(0.05))
 class Killer(Middleware):
     def after_ack(self, broker, message):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -348,7 +348,7 @@ async def in_a_coroutine(backend: StatusBackend) -> None:
 def late_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Has writers' threads wait for this event, or for somebody who waits for them."""
     event = threading.Event()
-    rest, confirm_others = Writer._rest, Writer.confirm_others
+    rest, confirm_others = Writer._wait_for_work, Writer.confirm_others
 
     def late(self: Writer) -> None:
         rest(self)
@@ -358,7 +358,7 @@ def late_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         event.set()
         confirm_others(self, *args)
 
-    monkeypatch.setattr(Writer, "_rest", late)
+    monkeypatch.setattr(Writer, "_wait_for_work", late)
     monkeypatch.setattr(Writer, "confirm_others", confirm)
     yield event
     event.set()

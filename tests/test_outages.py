@@ -763,8 +763,8 @@ def test_heartbeats_that_fail_are_sent_when_the_store_is_back() -> None:
     with a_quiet_job() as (backend, middleware, message_id):
         # When the hour is over, and the store does not answer
         broken = Broken(backend)
-        middleware._writer._beat_at = 0.0
-        middleware._writer._ring()
+        middleware._writer._heartbeat_at = 0.0
+        middleware._writer._wake()
         eventually(lambda: broken.failures >= 2)
         # And is back
         broken.down = False
@@ -776,8 +776,8 @@ def test_heartbeats_that_an_outage_holds_back_are_sent_when_it_may_be_over() -> 
     with a_quiet_job() as (backend, middleware, message_id):
         # When the hour is over while nobody may try the store, because another thread's call has failed
         middleware._outage.failed(BackendError("for this test"))
-        middleware._writer._beat_at = 0.0
-        middleware._writer._ring()
+        middleware._writer._heartbeat_at = 0.0
+        middleware._writer._wake()
         # Then it is said as soon as somebody may
         backend.wait_for(lambda: backend.updates(message_id, Kind.HEARTBEAT))
 
@@ -826,7 +826,7 @@ def test_an_increment_beside_what_is_too_large_counts_once(
             status[f"field {n}"] = large
             status.flush()
         # When it writes more than fits, and counts on its parent, in one batch
-        with middleware._writer._role:
+        with middleware._writer._leadership:
             status["one"], status["two"], status["three"] = large, large, large
             StatusRegistry.progress(parent_id, broker=broker).increment(3)
         status.flush()

@@ -95,7 +95,7 @@ def test_one_server_of_many_is_left_alone(
     # When the job goes on counting, and ends
     for _ in range(1000):
         lane.increment()
-        writer._ring()
+        writer._wake()
     barrier = Barrier()
     lane.finish(Finish(COMPLETED, {}, 60_000), barrier)
     # Then it is not waited for, and the server is not asked at every turn
@@ -242,12 +242,12 @@ def test_what_was_stored_one_by_one_is_not_sent_again(writers: list[Writer], mon
         StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, EPOCH))])
     lane, other = writer.outside("a"), writer.outside("b")
     # When two messages are counted on, by two updates of the first
-    with writer._role:
+    with writer._leadership:
         lane.write({}, 2)
         lane.write({}, state=1)
         lane.write({}, 4)
         other.increment(3)
-    writer._ring()
+    writer._wake()
     # Then each counts once
     assert eventually(lambda: (backend.read("b") or {}).get(PROGRESS)) == "3"
     assert writer.drain(PATIENCE)
@@ -326,11 +326,11 @@ def test_only_what_was_not_carried_out_is_sent_again(writers: list[Writer], monk
     backend.update("m", Update(Kind.ENQUEUE, EPOCH))
     lane = writer.outside("m")
     # When both bring increments
-    with writer._role:
+    with writer._leadership:
         lane.write({}, 2)
         lane.write({}, state=1)
         lane.write({}, 3)
-    writer._ring()
+    writer._wake()
     # Then each counts once
     assert eventually(lambda: backend.refused)
     assert writer.drain(PATIENCE)
@@ -357,7 +357,7 @@ def test_a_sender_comes_to_its_end_while_others_write(writers: list[Writer]) -> 
     # When one gathers
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Lane, "collect", busy)
-        with writer._role:
+        with writer._leadership:
             lane.increment()
             writer._gather()
             # Then it looks at what was there when it began
@@ -425,7 +425,7 @@ def test_an_interrupt_as_a_run_counts_its_own_progress_loses_no_final_state(writ
         writers.append(writer)
         lane, strike, barrier = begin(writer), Strike("_merge", line), Barrier()
         # No other thread merges meanwhile
-        with writer._role, contextlib.suppress(TimeLimitExceeded), strike:
+        with writer._leadership, contextlib.suppress(TimeLimitExceeded), strike:
             lane.increment()
             lane.counts()
         assert lane.flush(PATIENCE)
