@@ -10,10 +10,11 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from .cursor import Cursor
+from .decoding import take_snapshot, take_snapshots
 from .errors import BackendError, NotSupported
 from .fields import plain_number
 from .record import LONGEST_TTL, MAX_WHOLE_NUMBER, Outcome, Record, Update
-from .snapshot import Snapshot, take_snapshot, take_snapshots
+from .snapshot import Snapshot
 
 #: How long a single call to a store may take, in milliseconds.  It is
 #: short on purpose: while the store does not answer, jobs and

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Protocol, TypeVar
 
 from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
+from .decoding import take_snapshot
 from .errors import BackendError, StatusMissing
 from .fields import MAX_FIELDS, check_count, name_of_field
 from .record import (
@@ -27,7 +28,7 @@ from .record import (
     counts_in,
     deletion_marks,
 )
-from .snapshot import Snapshot, take_snapshot
+from .snapshot import Snapshot
 from .writer import Lane
 
 T = TypeVar("T")

@@ -15,12 +15,13 @@ from .context import current_binding, note_write
 from .cursor import MAX_SIZE as MAX_CURSOR_SIZE
 from .cursor import Cursor
 from .cursor import decode as decode_cursor
+from .decoding import take_snapshot
 from .errors import BackendError
 from .fields import state_number
 from .middleware import StatusMiddleware
 from .record import State
 from .rollup import Chain
-from .snapshot import Snapshot, set_position, take_snapshot
+from .snapshot import Snapshot, set_position
 
 
 def make_query(state: State | str | None, actor_name: str | None, queue_name: str | None) -> Query:

@@ -5,15 +5,13 @@ worked out from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from math import inf, isfinite
-from sys import float_info
 from types import MappingProxyType
 from typing import Any, Final, TypeGuard
 
 from .cursor import Cursor, encode
-from .errors import BackendError
 from .fields import MAX_DEPTH
 from .rate import FARTHEST, TIME_CONSTANT, slowed
 from .record import (
@@ -30,16 +28,11 @@ from .record import (
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
     KWARGS,
-    LIVE_TTL,
-    NUMBER,
-    PLACE,
     PROGRESS,
     QUEUE_NAME,
     QUEUED,
     RATE,
     RATED,
-    ROOT,
-    RUN,
     SCHEDULED_AT,
     SKIPPED,
     STARTED_AT,
@@ -52,7 +45,6 @@ from .record import (
     USER_PREFIX,
     VERSION,
     WORKING,
-    Record,
     State,
 )
 
@@ -129,9 +121,9 @@ class Snapshot:
 
     def __init__(self, message_id: str, values: dict[str, Any], now: int, position: int | None = None) -> None:
         # Frozen by __setattr__ below; the slots' own setters get around it.
-        _set_message_id(self, message_id)
-        _set_values(self, values)
-        _set_now(self, now)
+        set_message_id(self, message_id)
+        set_values(self, values)
+        set_now(self, now)
         if position is not None:
             set_position(self, position)
 
@@ -539,116 +531,11 @@ def _to_json_leaf(value: Any) -> Any:
     return value.value if isinstance(value, State) else value
 
 
-# What json.loads() does, without what it does before and after that:
-# that takes as long for a record.
-_scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
-
-# What it raises for texts that are not JSON, or nested too deeply.
-_DAMAGED: Final = (ValueError, StopIteration, RecursionError)
-
-_new_snapshot: Callable[[type[Snapshot]], Snapshot] = object.__new__
-_set_message_id = vars(Snapshot)["message_id"].__set__
-_set_values = vars(Snapshot)["_values"].__set__
-_set_now = vars(Snapshot)["_now"].__set__
+# Snapshots are frozen: these set the slots of a new one.
+set_message_id = vars(Snapshot)["message_id"].__set__
+set_values = vars(Snapshot)["_values"].__set__
+set_now = vars(Snapshot)["_now"].__set__
 set_position = vars(Snapshot)["_position"].__set__
-
-#: How many shapes are remembered, and of how many characters all names of
-#: one may be together: users name their fields as they like.
-MAX_SHAPES: Final = 256
-MAX_SHAPE_SIZE: Final = 512
-
-# What is the same for all records with the same names in the same order: how
-# many there are, a dict with room for them, the places of the state, of all
-# that must be ints, and of the progress.
-_Shape = tuple[int, dict[str, Any], int, tuple[int, ...], "int | None"]
-
-_NEEDED: Final = frozenset((STATE, VERSION, ROOT, NUMBER))
-_INTEGERS: Final = (STATE, VERSION, NUMBER, PLACE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS)
-
-# Shapes by their names, one a line.
-_shapes: dict[str, _Shape] = {}
-
-_LARGEST_FLOAT: Final = float_info.max
-
-
-def take_snapshot(message_id: str, record: Record | None, now: int) -> Snapshot | None:
-    """Decode a record; None where it is missing or damaged."""
-    return take_texts(message_id, record, record.values(), now) if record else None
-
-
-def take_snapshots(
-    ids: Sequence[str], records: Sequence[Record | BackendError | None], now: int
-) -> list[Snapshot | BackendError | None]:
-    """Decode many records; leave the errors that stand in the place of records."""
-    return [
-        record if isinstance(record, BackendError) else take_snapshot(message_id, record, now)
-        for message_id, record in zip(ids, records)
-    ]
-
-
-def take_texts(message_id: str, names: Collection[str], texts: Iterable[str], now: int) -> Snapshot | None:
-    """Decode a record from its stored names and their JSON texts; None
-    where :func:`.record.is_sound` would not hold, or a text is not JSON.
-
-    It is one flat function on purpose.  After a round trip the processor
-    has to fetch all code anew, and what takes 5 microseconds in a loop
-    takes 14: in five functions a read took 1.32 times as long as a raw
-    ``pymemcache.get``, now 1.22.
-    """
-    text = "[" + ",".join(texts) + "]"
-    try:
-        decoded, end = _scan(text, 0)
-    except _DAMAGED:
-        return None
-    key = "\n".join(names)
-    shape = _shapes.get(key)
-    if shape is None or shape[0] != len(names):
-        shape = _shape_of(names, key)
-        if shape is None:
-            return None
-    count, template, state, integers, progress = shape
-    if end != len(text) or len(decoded) != count:
-        return None
-    for place in integers:
-        # A bool is not taken for a number: its type is compared.
-        if decoded[place].__class__ is not int:
-            return None
-    if not 0 <= decoded[state] <= FAILED:
-        return None
-    if progress is not None:
-        value = decoded[progress]
-        if value.__class__ is not int and value.__class__ is not float:
-            return None
-        if not -_LARGEST_FLOAT <= value <= _LARGEST_FLOAT:
-            return None
-    values = template.copy()
-    values.update(zip(names, decoded))
-    snapshot = _new_snapshot(Snapshot)
-    _set_message_id(snapshot, message_id)
-    _set_values(snapshot, values)
-    _set_now(snapshot, now)
-    return snapshot
-
-
-def _shape_of(names: Collection[str], key: str) -> _Shape | None:
-    """Work out a shape, and remember it; None where a name is missing that every record has."""
-    # Of two of the same name the last one counts, as in a dict.
-    places = {name: place for place, name in enumerate(names)}
-    if not places.keys() >= _NEEDED or (RUN in places and PLACE not in places):
-        return None
-    shape: _Shape = (
-        len(names),
-        dict.fromkeys(places),
-        places[STATE],
-        tuple([places[name] for name in _INTEGERS if name in places]),
-        places.get(PROGRESS),
-    )
-    # Where no name has a line break, no other names have the same key and number.
-    if len(key) <= MAX_SHAPE_SIZE and key.count("\n") == len(names) - 1:
-        if len(_shapes) >= MAX_SHAPES:
-            _shapes.clear()
-        _shapes[key] = shape
-    return shape
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

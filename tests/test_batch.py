@@ -33,10 +33,10 @@ from dramatiq_status import (
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.batch import Batch, chains_of
+from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.following import BatchWatcher
 from dramatiq_status.record import PROGRESS, SKIPPED, TOTAL, Epoch, Kind, Update
 from dramatiq_status.rollup import BatchSnapshot, Rollup
-from dramatiq_status.snapshot import take_snapshot
 
 from .recording import RecordingBackend, make_broker, run, working
 

@@ -30,9 +30,9 @@ from dramatiq_status import (
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.following import BURST, MessageWatcher, PollSchedule
 from dramatiq_status.record import HEARTBEAT_AT, HEARTBEAT_INTERVAL, NUMBER, ROOT, STATE, UPDATED_AT, VERSION
-from dramatiq_status.snapshot import take_snapshot
 
 from .conftest import StartServer
 from .jobs import Job

@@ -11,10 +11,11 @@ from typing import Any, Final, TypeVar
 
 from .._time import monotonic
 from ..backend import StatusBackend, escape_namespace, now_ms
+from ..decoding import take_texts
 from ..errors import BackendError
 from ..outage import logger
 from ..record import TRUNCATED, VERSION, Kind, Outcome, Record, Update, apply, is_finished
-from ..snapshot import Snapshot, take_texts
+from ..snapshot import Snapshot
 from ._fleet import Fleet, Pool, Steps, Talk, clients_for, clients_of, hung_up
 from ._item import (
     ABSENT,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from .. import _time as time
 from ..backend import Listed, Query, StatusBackend, answered, check_number, escape_namespace
 from ..cursor import Cursor
+from ..decoding import take_texts
 from ..errors import BackendError
 from ..fields import plain_number
 from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Changes, Kind, Outcome, Record, Update, from_pairs, number_text
-from ..snapshot import Snapshot, take_texts
+from ..snapshot import Snapshot
 from ._driver import any_driver, check_client, errors
 from ._push import RedisSubscription
 from ._query import wanted_by

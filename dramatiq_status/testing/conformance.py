@@ -47,6 +47,7 @@ import pytest
 
 from ..backend import MAX_MESSAGE_ID_SIZE, Listed, Query, StatusBackend, Subscription, answered, now_ms
 from ..cursor import MAX_POSITION, Cursor
+from ..decoding import take_snapshot
 from ..errors import BackendError, NotSupported
 from ..record import (
     ACTOR_NAME,
@@ -81,7 +82,6 @@ from ..record import (
     deletion_marks,
 )
 from ..registry import StatusRegistry
-from ..snapshot import take_snapshot
 
 #: How many writes each of two threads makes at the same time.
 WRITES = 2_000

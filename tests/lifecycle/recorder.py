@@ -16,8 +16,9 @@ from dramatiq_status.backends._script import Script
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import UPDATE, RedisBackend
 from dramatiq_status.backends.stub import StubBackend
+from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Kind, Outcome, Record, Update
-from dramatiq_status.snapshot import Snapshot, take_snapshot
+from dramatiq_status.snapshot import Snapshot
 
 #: Queued, working, completed, failed: by their stored numbers.
 LETTERS = "qwcf"
