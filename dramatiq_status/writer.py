@@ -71,17 +71,16 @@ from .record import (
     number_text,
 )
 
-#: For how many messages updates are kept while the store is down.
+#: Maximum number of messages whose updates the writer keeps while the store is down.
 DEFAULT_MAX_PENDING: Final = 10_000
 
-#: How many increments a lane takes before the writer merges them,
-#: whatever the throttle says.
+#: Number of increments after which the writer merges those of a lane, whatever its throttle.
 _MERGE_EVERY: Final = 4096
 
 #: Maximum number of lanes to other messages that the writer does not search for lanes that are gone.
 _FEW: Final = 256
 
-#: How many updates are sent first after an outage.
+#: Maximum number of lanes that the first probe of an outage sends.
 _PROBE: Final = 16
 
 
@@ -1474,7 +1473,7 @@ def _absorb(entries: list[PendingUpdate]) -> None:
 #: All writers of this process.
 _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 
-#: How long a process that ends waits for its last updates, in seconds.
+#: Maximum number of seconds that a process that ends waits for its last updates.
 EXIT_TIMEOUT: Final = 5.0
 
 
