@@ -10,8 +10,8 @@ class StatusError(Exception):
 
 
 class StatusMissing(StatusError, LookupError):
-    """Raised when a status is asked for (or written to) whose message
-    id is unknown to the store: never enqueued, expired or deleted.
+    """Raised by a read or a write of a status when the store has no record of
+    its message: the message was never enqueued, or its record has expired or was deleted.
     """
 
     def __init__(self, message_id: str) -> None:
@@ -35,12 +35,12 @@ class BackendError(StatusError):
 
 
 class NotSupported(StatusError):
-    """Raised when a backend cannot do what was asked of it."""
+    """Raised when a backend does not support an operation."""
 
 
 class StatusOptionError(StatusError, MiddlewareError, ValueError):
     """Raised by ``send()`` or by ``@dramatiq.actor`` when a status
-    option is wrong.  Nothing has been enqueued or declared then.
+    option is wrong.  Dramatiq has then enqueued or declared nothing.
 
     It is one of Dramatiq's middleware errors, because those are the
     only ones that a broker lets through to the caller.
