@@ -156,7 +156,6 @@ INTERFACE = {
     "test_damage_hides_no_other_record",
     "test_damage_reads_none",
     "test_delete",
-    "test_many_are_read",
     "test_message_ids_that_look_alike",
     "test_namespaces_are_apart",
     "test_no_increment_is_lost",
@@ -210,9 +209,6 @@ class TestDogpileDbm(CacheInterface):
     # An interrupt can strike between its file lock's being taken and its noting that, or while
     # dbm.dumb, all that some Pythons have, writes its index.
     test_an_interrupted_call_spoils_no_other = None  # type: ignore[assignment]
-
-    # For each of these, dbm.dumb reads its whole index twice.
-    test_many_are_read = None  # type: ignore[assignment]
 
     @pytest.fixture
     def cache(self, tmp_path: Path) -> Any:
