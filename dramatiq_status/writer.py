@@ -80,7 +80,7 @@ _MERGE_EVERY: Final = 4096
 #: Maximum number of lanes to other messages that the writer does not search for lanes that are gone.
 _FEW: Final = 256
 
-#: Maximum number of lanes that the first probe of an outage sends.
+#: Maximum number of lanes that a probe sends until one has failed; each later probe of the outage sends one lane.
 _PROBE: Final = 16
 
 
@@ -1260,9 +1260,12 @@ class Writer:
         """Send what these lanes have, and tell whether the store has answered."""
         if self.outage.down:
             lanes = lanes[: 1 if self._probes_singly else _PROBE]
-        else:
-            # A suspect is sent alone, behind all others: it must not take them along if the store refuses it.
-            lanes = [lane for lane in lanes if not lane.suspect] or lanes[:1]
+        elif suspects := [lane for lane in lanes if lane.suspect]:
+            # If the store refuses a suspect, no other lane must fail with it. One is sent after each batch of others:
+            # it waits no longer where there are always others.
+            if len(suspects) < len(lanes):
+                return self._send([lane for lane in lanes if not lane.suspect]) and self._send(suspects[:1])
+            lanes = suspects[:1]
         now = time.monotonic()
         taken: list[tuple[Lane, list[Update]]] = []
         updates: list[tuple[str, Update]] = []
@@ -1294,9 +1297,11 @@ class Writer:
             first = last
 
     def _makers(self) -> dict[str, Lane]:
-        """Find the lanes of runs and enqueues, by message id: they make the record where there is none."""
+        """Find the lanes of runs and enqueues, by message id: they make the record where there is none.  A suspect may
+        never make it: no other lane is sent again at once because of it.
+        """
         lanes = (*list(self.running), *self._later, *self._ready)
-        return {lane.message_id: lane for lane in lanes if lane.repeatable}
+        return {lane.message_id: lane for lane in lanes if lane.repeatable and not lane.suspect}
 
     def _send_singly(self, taken: list[tuple[Lane, list[Update]]]) -> bool:
         """One of many updates cannot be stored: find out which, and drop it."""
@@ -1393,9 +1398,11 @@ class Writer:
                 )
 
     def _failed_to_send(self, lanes: list[Lane], error: BackendError) -> None:
-        """Handle a failed send.  A probe that fails may have failed because of one message only: from then on each
-        probe sends one lane, and the lane that was refused goes to the back.  If the store takes another one, it is
-        up, and what it refuses alone afterwards is postponed without an outage.
+        """Begin or continue an outage, or postpone the one lane that the store refuses while it is up.
+
+        A probe may fail because of a single message.  So after a failed probe, each probe sends one lane, and a lane
+        that fails alone becomes a suspect at the back of the queue.  When the store takes another lane, the outage is
+        over.  A suspect that fails again is then postponed, and no new outage begins.
         """
         lane, was_down = lanes[0], self.outage.down
         if lane.suspect and not was_down:

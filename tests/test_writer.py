@@ -290,9 +290,9 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
         other.increment(2)
     assert eventually(lambda: all((backend.read(name) or {}).get(PROGRESS) == "2" for name in names))
     # And the store counts as up, although it still refuses the one, which is tried again and logged once
-    eventually(lambda: "refuses updates of message 'm'" in caplog.text)
+    assert eventually(lambda: "refuses updates of message 'm'" in caplog.text)
     outages, calls = writer.outage.health(0, 0).outages, backend.calls
-    eventually(lambda: backend.calls > calls + 2)
+    assert eventually(lambda: backend.calls > calls + 2)
     assert not writer.outage.down
     assert writer.outage.health(0, 0).outages == outages
     assert caplog.text.count("refuses updates of message 'm'") == 1
@@ -300,6 +300,86 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
     lane.increment(3)
     backend.refuses = None
     assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS)) == "3"
+
+
+class Busy(StubBackend):
+    """Fails while it is down.  Afterwards another message is written to whenever it takes updates, for some time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = True
+        self.writer: Writer | None = None
+        self.taken: list[str] = []
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if self.down:
+            raise BackendError("It is down.")
+        assert self.writer is not None
+        self.taken += [message_id for message_id, _ in updates]
+        if len(self.taken) < 100:
+            lane = self.writer.begin_run(f"other-{len(self.taken)}", run=6, epoch=EPOCH, throttle=0, base=dict)
+            lane.add(Start({}, 1, None))
+        return super().update_many(updates)
+
+
+def test_a_message_of_an_outage_is_stored_however_many_others_there_are(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an outage in which single messages were sent
+    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.outage.LONGEST_PAUSE", 0.001)
+    backend = Busy()
+    backend.writer = writer = Writer(backend, Outage("Busy"))
+    writers.append(writer)
+    lanes = [writer.begin_run(name, run=5, epoch=EPOCH, throttle=0, base=dict) for name in ("m", "n")]
+    for lane in lanes:
+        lane.add(Start({}, 1, None))
+    assert eventually(lambda: all(lane.suspect for lane in lanes))
+    # When it is over, and there is always another message to send
+    backend.down = False
+    assert eventually(lambda: len(backend.taken) >= 100 and {"m", "n"} <= set(backend.taken))
+    # Then both were stored in between
+    assert max(map(backend.taken.index, ("m", "n"))) < 50
+
+
+class PickyAboutRuns(Picky):
+    """Refuses what the run of one message writes; takes what others write to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals = 0
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if self.refuses is not None and all(update.kind is Kind.OUTSIDE for _, update in updates):
+            return StubBackend.update_many(self, updates)
+        try:
+            return super().update_many(updates)
+        except BackendError:
+            self.refusals += 1
+            raise
+
+
+def test_a_parent_that_the_store_refuses_is_not_asked_for_all_the_time(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a store that refuses a message, and counts as up
+    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.02)
+    backend = PickyAboutRuns()
+    writer = Writer(backend, Outage("Picky"))
+    writers.append(writer)
+    lane = begin(writer)
+    other = writer.begin_run("other", run=6, epoch=EPOCH, throttle=0, base=dict)
+    other.add(Start({}, 1, None))
+    assert eventually(lambda: lane.suspect and backend.read("other") is not None)
+    # When a child increments its progress
+    writer.outside("m").write({}, 2)
+    # Then the writer tries both again, with pauses
+    refusals = backend.refusals
+    assert eventually(lambda: backend.refusals >= refusals + 3)
+    # When the store takes the message, then the child's increment counts
+    backend.refuses = None
+    assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS)) == "2"
 
 
 class Contended(StubBackend):
