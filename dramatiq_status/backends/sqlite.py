@@ -276,7 +276,10 @@ class SQLiteBackend(StatusBackend):
         rows = self._connections.call(
             lambda connection: connection.execute(_page(connection, wanted), values).fetchall()
         )
-        return [Listed(str(message_id), _to_record(document), int(place)) for message_id, document, place in rows]
+        return [
+            Listed(str(message_id), _to_record(document) if isinstance(message_id, str) else None, int(place))
+            for message_id, document, place in rows
+        ]
 
     def count(self, query: Query) -> int:
         wanted = self._wanted(query)

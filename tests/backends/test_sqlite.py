@@ -16,12 +16,14 @@ from uuid import uuid4
 
 import pytest
 
+from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import Query, StatusBackend
-from dramatiq_status.backends import SQLiteBackend, _sqlite
+from dramatiq_status.backends import SQLiteBackend, StubBackend, _sqlite
 from dramatiq_status.backends.sqlite import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW, TABLE
 from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import BackendError
-from dramatiq_status.record import COMPLETED, PROGRESS, Outcome, Record, to_document
+from dramatiq_status.outage import Outage
+from dramatiq_status.record import COMPLETED, PROGRESS, Epoch, Outcome, Record, to_document
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     enqueue,
@@ -32,6 +34,9 @@ from dramatiq_status.testing.conformance import (
     together,
     write,
 )
+from dramatiq_status.writer import Start, Writer
+
+from ..recording import eventually
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
@@ -290,6 +295,33 @@ class TestSQLite(BackendConformance):
         # And nothing was damaged on the way
         assert execute(other, "PRAGMA integrity_check") == [("ok",)]
         other.close()
+
+    def test_ids_of_other_programs_are_not_listed(self, backend: SQLiteBackend, message_id: str) -> None:
+        # Given the row of another program, whose id is no text, in front of a message
+        backend.update(message_id, start(1))
+        document = to_document({"s": "1", "v": "1", "e": "7", "n": "1"}).encode()
+        row = f"INSERT INTO {TABLE} VALUES (?, ?, ?, {2**60}, {2**60}, 5, '1', '\"actor\"', NULL)"
+        execute(backend, row, backend.namespace, b"blob", document)
+        # When the list is read, in one page and one by one
+        # Then only the message is listed
+        assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [message_id]
+        assert [found.message_id for found in StatusRegistry.list(limit=1, backend=backend)] == [message_id]
+
+    def test_an_id_that_the_file_refuses_holds_up_no_other(
+        self, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a writer with a message whose id the table does not take
+        monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.01)
+        writer = Writer(backend, Outage("SQLite"))
+        for name in (None, message_id):
+            lane = writer.begin_run(name, run=5, epoch=Epoch(7, 1), throttle=0, base=dict)  # type: ignore[arg-type]
+            lane.add(Start({}, 1, None))
+        # Then the other one is stored, and the store counts as up
+        assert eventually(lambda: backend.read(message_id) is not None)
+        assert eventually(lambda: not writer.outage.down)
+        # (A store that takes any id lets the writer end.)
+        writer.backend = StubBackend()
+        assert writer.drain(PATIENT / 1000)
 
     def test_a_file_that_is_looked_for_now_and_then(
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
