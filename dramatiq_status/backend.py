@@ -351,7 +351,7 @@ def check_message_id(message_id: Any) -> str:
 
 
 def is_message_id(message_id: str) -> bool:
-    """Whether a message may have this id; other programs store any."""
+    """Whether a message may have this id.  Other programs may store other ids."""
     try:
         check_message_id(message_id)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Cursors: where a page of a list ends, as a text that fits a URL."""
+"""Cursors: the end of a page of a list, as a text that fits a URL."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def decode(text: str) -> Cursor:
       ValueError: When :func:`encode` has not written the text.
     """
     if len(text) <= MAX_SIZE and text.isascii():
-        # The decoder raises a ValueError for some wrong texts, and ignores what is wrong with others.
+        # The decoder raises a ValueError for some malformed texts, and skips wrong characters in others.
         found = _DECODED.fullmatch(urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode())
         if found is not None:
             cursor = Cursor(int(found[1]), found[2])

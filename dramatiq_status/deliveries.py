@@ -73,7 +73,7 @@ class Deliveries:
         _deliveries.add(self)
 
     def begin(self, broker: dramatiq.Broker, message: Any) -> None:
-        """Write that a message runs, and bind its handles, before a worker processes the message."""
+        """Write ``working`` and bind the handles, before a worker processes the message."""
         thread, given = self.thread_state, unwrapped(message)
         previous = current_binding()
         if previous is not None and thread.worker:
@@ -98,8 +98,9 @@ class Deliveries:
             origin = Origin(Update(Kind.ENQUEUE, delivery.epoch, fields=lane.base), receipt)
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
-            # The record may name that of a process that has enqueued it. (What a worker that died has named is not
-            # known here: a message is shown as stalled where the next worker's is more than three times as long.)
+            # The record may contain the interval of the process that has enqueued the message. (It may also contain
+            # that of a worker that died. This worker does not know it, and the message is shown as stalled if this
+            # worker's interval is more than three times as long.)
             fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
         retries = whole_number(options.get("retries"), 0)
         # Redeliveries count up from there, and a record holds 15 digits.
@@ -147,8 +148,8 @@ class Deliveries:
         if decision is Decision.FAILED:
             exception = delivery.exception or getattr(message, "_exception", None)
             if exception is None and not delivery.outcome_seen and not delivery.skipped:
-                # A broker that tells the hooks of no exception is just raising it; Dramatiq 1.x does
-                # not say why it rejects a message without running it.
+                # A broker that passes no exception to the hooks is raising it now.  Dramatiq 1.x rejects a message
+                # of an unknown actor without an exception.
                 exception = sys.exc_info()[1] if delivery.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
@@ -191,9 +192,8 @@ class Deliveries:
         return delivery if delivery.tracking.message is message or delivery.message_id == message.message_id else None
 
     def delivery_of(self, broker: dramatiq.Broker, message: Any) -> Delivery | None:
-        """The delivery of a message; one without a run where another
-        middleware stopped the message before ours saw it; None for one
-        that is not tracked.
+        """Return the delivery of a message; None for an untracked message.  If another middleware has stopped the
+        message before :meth:`begin`, open a delivery without a run.
         """
         delivery = self.find_delivery(message)
         if delivery is None:

@@ -18,7 +18,7 @@ from .writer import Barrier, Enqueue, Writer
 
 
 class Enqueues:
-    """Writes that messages are enqueued.
+    """Writes ``queued`` for messages that enter a queue.
 
     Parameters:
       backend(StatusBackend)
@@ -48,7 +48,7 @@ class Enqueues:
     def begin(
         self, message: Any, delay: int | None, settings: Settings, binding: Binding | None, *, inside: bool
     ) -> None:
-        """Write that a message enters its queue."""
+        """Write ``queued``, before the broker gets a message."""
         thread, message_id = self._deliveries.thread_state, message.message_id
         epoch = self._begin_enqueue(message)
         message.options[EPOCH_OPTION] = list(epoch)

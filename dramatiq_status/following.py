@@ -1,4 +1,4 @@
-"""What a watcher of messages decides: when to look, what to show, when to give up.  It neither looks nor sleeps."""
+"""Decisions of a watcher: when to read, which snapshots to show, when to give up.  Nothing here reads or sleeps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .record import UPDATED_AT
 from .rollup import BatchSnapshot
 from .snapshot import Snapshot
 
-#: Number of reads in a row that may ignore the interval: the two at the
-#: beginning, and two for a quick job that starts and ends.
+#: Number of reads in a row that may ignore the interval: two at the beginning, and two for a quick job that starts and
+#: ends.
 BURST: Final = 4
 
 #: Factor by which a pause is longer than the one before while nothing changes.
@@ -45,13 +45,11 @@ class Deadlines:
     """Limits of a watcher's time: in all, for a missing message, and between two snapshots that are shown.
 
     Parameters:
-      what(str): What is watched, as an error names it.
+      what(str): Name of what is watched, for errors.
       now(float)
-      timeout(int): For how long in all, in milliseconds; None for ever.
-      missing_timeout(int): How long something may be missing, in
-        milliseconds.
-      interval(int): How much time there is at least between two
-        looks that are shown, in milliseconds.
+      timeout(int): Maximum time of the whole watch, in milliseconds; None for no limit.
+      missing_timeout(int): Maximum time for which a message may be missing, in milliseconds.
+      interval(int): Minimum time between two snapshots that are shown, in milliseconds.
     """
 
     __slots__ = (
@@ -69,11 +67,11 @@ class Deadlines:
     )
 
     def __init__(self, what: str, now: float, *, timeout: int | None, missing_timeout: int, interval: int = 0) -> None:
-        #: Whether the final look was shown.
+        #: Whether the final snapshot was shown.
         self.finished: bool = False
-        #: Whether the store has answered the last time, for all that is watched.
+        #: Whether the store has answered the last read, for all messages.
         self.answering: bool = True
-        #: The version that was found last; 0 for none.
+        #: Version of the last snapshot; 0 for none.
         self.version: int = 0
         self._what = what
         self._timeout = timeout
@@ -85,7 +83,7 @@ class Deadlines:
         self._shown_at = -inf
 
     def _answer(self, now: float, missing: str | None) -> None:
-        """Take note that the store has answered, and of a message that is missing."""
+        """Note an answer of the store, and the id of a missing message."""
         self._answered = self.answering = True
         if missing is None:
             self._missing_since = None
@@ -96,7 +94,7 @@ class Deadlines:
             raise StatusMissing(missing)
 
     def failed(self, error: BackendError) -> None:
-        """Take note that the store does not answer, which is waited through.
+        """Note that the store does not answer.  The watcher waits until it does.
 
         Raises:
           BackendError: When it has never answered.
@@ -113,22 +111,21 @@ class Deadlines:
             raise StatusTimeout(f"{self._what} was not finished within {self._timeout} milliseconds.")
 
     def time_left(self, now: float) -> float:
-        """For how many seconds to wait before a last look; infinite for any time."""
+        """Return the seconds until the last read; infinite for no limit."""
         end = self._deadline
         if self._missing_since is not None:
             end = min(end, self._missing_since + self._missing_timeout)
         return max(0.0, end - now)
 
     def rest(self, now: float) -> float:
-        """For how many seconds to show nothing, because something was shown just now."""
+        """Return the seconds until the next snapshot may be shown."""
         return max(0.0, self._shown_at + self._interval - now)
 
 
 class MessageWatcher(Deadlines):
-    """What one watcher of a message is shown, and when it gives up.
+    """Decisions of a watcher of one message.
 
-    It neither looks nor sleeps: it is told what was found, and when, in
-    seconds by any clock that only goes forward.
+    Its methods take snapshots and timestamps, in seconds by any monotonic clock.
 
     Parameters:
       message_id(str)
@@ -144,10 +141,10 @@ class MessageWatcher(Deadlines):
         self._seen: tuple[object, ...] | None = None
 
     def saw(self, snapshot: Snapshot | None, now: float) -> bool:
-        """Take note of what the store holds.
+        """Note a snapshot from the store.
 
         Returns:
-          bool: Whether to show it: it is not what was shown last.
+          bool: Whether to show it, because it differs from the last one that was shown.
 
         Raises:
           StatusMissing: When the message has been unknown for too long.
@@ -156,7 +153,7 @@ class MessageWatcher(Deadlines):
         self._answer(now, self._message_id if snapshot is None else None)
         if snapshot is None:
             return False
-        # A record that was lost and made anew may have any version; no change is needed to stall.
+        # A record that was lost and restored may have any version. A message stalls without a change.
         seen = (snapshot.version, snapshot.updated_at, snapshot.stalled)
         if seen == self._seen:
             return False
@@ -166,16 +163,15 @@ class MessageWatcher(Deadlines):
         return True
 
     def news(self, heard: dict[str, int]) -> int | None:
-        """The version of the message among those that were heard of; None where it is not among them."""
+        """Return the published version of the message; None where the message has not changed."""
         return heard.get(self._message_id)
 
 
 class BatchWatcher(Deadlines):
-    """What one watcher of a batch is shown, and when it gives up: the
-    :class:`dramatiq_status.following.Watcher` of many messages.
+    """Decisions of a watcher of a batch.
 
     Parameters:
-      size(int): How many messages there are.
+      size(int): Number of messages.
       now(float)
       **parameters: See :class:`dramatiq_status.following.Deadlines`.
     """
@@ -188,13 +184,13 @@ class BatchWatcher(Deadlines):
         self._seen: list[Any] | None = None
 
     def saw(self, snapshot: BatchSnapshot, now: float) -> bool:
-        """Take note of what the store holds.
+        """Note a roll-up of what the store holds.
 
         Returns:
-          bool: Whether to show it: it is not what was shown last.
+          bool: Whether to show it, because it differs from the last one that was shown.
 
         Raises:
-          StatusMissing: When only messages are left that are unknown, and have been for too long.
+          StatusMissing: When all unfinished messages have been unknown for too long.
         """
         children = snapshot.children.values()
         seen: list[Any] = [
@@ -209,7 +205,7 @@ class BatchWatcher(Deadlines):
             self._missing_since = None
         moving = snapshot.counts["queued"] or snapshot.counts["working"] or snapshot.unavailable
         self._answer(now, None if moving or not snapshot.missing else snapshot.missing[0])
-        # Nothing announces that a server is back: look again and again, as in any outage.
+        # No message is published when a server is back: poll, as in any outage.
         self.answering: bool = not snapshot.unavailable
         if not changed or (snapshot.state is None and not snapshot.finished):
             return False
@@ -218,7 +214,7 @@ class BatchWatcher(Deadlines):
         return True
 
     def news(self, heard: dict[str, int]) -> int | None:
-        """A version that was not seen yet, if one of a message was heard of; else None."""
+        """Return a new version of the batch if a message has a version that was not read yet; else None."""
         if all(self._versions.get(message_id, 0) == version for message_id, version in heard.items()):
             return None
         return self.version + 1
@@ -231,7 +227,7 @@ class PollSchedule:
     It neither reads the store nor sleeps, and takes timestamps in seconds.
 
     Parameters:
-      backend(StatusBackend): Its intervals are kept.
+      backend(StatusBackend): Defines the intervals.
     """
 
     __slots__ = (
@@ -250,7 +246,7 @@ class PollSchedule:
     )
 
     def __init__(self, backend: StatusBackend) -> None:
-        #: Whether the store tells of changes.
+        #: Whether the store publishes changes to this watcher.
         self.told: bool = False
         self._shortest, self._longest = (interval / 1000 for interval in backend.poll_interval)
         self._interval = backend.watch_interval / 1000
@@ -259,23 +255,23 @@ class PollSchedule:
         self._last = self._allowed = -inf
         self._failing = self._finished = False
         self._seen = 0
-        #: The version that was told last and not looked at yet.
+        #: Newest published version that was not read yet.
         self._heard: int | None = None
 
     def hear(self, version: int) -> None:
-        """Take note that the store tells of a version; 0 for deleted."""
+        """Note a published version; 0 for a deletion."""
         self._heard = version
 
     def look(self, now: float) -> None:
-        """Take note that the message is being looked at."""
+        """Note that a read begins."""
         self._heard = None
         self._last = now
         self._allowed = min(max(self._allowed, now) + self._interval, now + BURST * self._interval)
 
     def saw(self, version: int, *, finished: bool = False) -> None:
-        """Take note of the version that was found; 0 for none.
+        """Note the version that was read; 0 for none.
 
-        Of a message that is finished no more is expected; it may be enqueued anew.
+        A finished message rarely changes: only if it is enqueued again.
         """
         if version != self._seen or self._failing:
             self._pause = self._shortest
@@ -286,7 +282,7 @@ class PollSchedule:
         self._failing = False
 
     def fail(self) -> None:
-        """Take note that the store did not answer."""
+        """Note that the store did not answer."""
         self._pause = min(self._pause * BACK_OFF, self._longest) if self._failing else self._shortest
         self._failing = True
 

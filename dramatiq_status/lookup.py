@@ -1,4 +1,4 @@
-"""From what callers name to what it stands for: the store, the way to a message's status, the messages of a batch."""
+"""Finds what a caller of the registry names: a store, the status of a message, the messages of a batch, a page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_query(state: State | str | None, actor_name: str | None, queue_name: st
 
 
 def make_cursor(after: Snapshot | str | None) -> Cursor | None:
-    """Check where a page of a list is to begin, and decode it."""
+    """Check the `after` of a list, and decode it; None for the first page."""
     text = after.cursor if isinstance(after, Snapshot) else after
     if text is None:
         if after is None:
@@ -61,8 +61,8 @@ def decode_page(found: Sequence[Listed], limit: int, now: int) -> tuple[list[Sna
     """Decode the records of a page, without those that are damaged.
 
     Returns:
-      tuple[list[Snapshot], Cursor | None]: The snapshots; and where to go on when
-        no message of a full page has any, since an empty page means the end of the list.
+      tuple[list[Snapshot], Cursor | None]: The snapshots.  If all records of a full page are damaged, there is no
+        snapshot, and the cursor of the next page: to the caller, an empty page means the end of the list.
     """
     snapshots = []
     for message_id, record, position in found:
@@ -108,7 +108,7 @@ def find_chains(
 
 
 def _found_again(message_id: str) -> Channel:
-    """Find the status that an unpickled handle is of."""
+    """Find the status of an unpickled handle."""
     return open_channel(message_id, None, None)
 
 
@@ -126,11 +126,11 @@ def open_channel(
     message_id, backend = check_message_id(message), find_backend(backend, broker)
     binding = current_binding()
     if binding is not None and binding.writer is not None and binding.writer.backend is backend:
-        # Inside a worker nobody waits for the store.
+        # Inside a worker, no write waits for the store.
         if binding.status.message_id == message_id:
             return binding.status._channel
         lane = binding.writer.outside(message_id)
-        # Threads of the run write without its context.
+        # Other threads of the run have no access to its context, so the channel notes each write.
         note_write(lane)
         return LaneChannel(lane, backend, note_write)
     return DirectChannel(backend, message_id)

@@ -242,7 +242,7 @@ class StatusRegistry:
           state(State): Only those in this state.
           actor_name(str): Only those of this actor.
           queue_name(str): Only those of this queue.
-          limit(int): How many at most, from 1 to 1,000.
+          limit(int): Maximum number of statuses, from 1 to 1,000.
           after(Snapshot | str): Last snapshot of the page before, or its :attr:`.Snapshot.cursor`, which fits a
             URL; None for the first page.  The status itself may have changed or expired, or been deleted.
 
@@ -250,7 +250,7 @@ class StatusRegistry:
           list[Snapshot]: Empty after the last page.
 
         Raises:
-          NotSupported: When the backend cannot list; says why.
+          NotSupported: When the backend cannot list.  Its text has the reason.
           ValueError: When `after` is no cursor, or a snapshot that is not from a list.
           BackendError: When a part of the store does not answer, or while a
             slot of a Redis Cluster is on its way to another node.
@@ -281,7 +281,7 @@ class StatusRegistry:
         heard of them for their whole live time to live.
 
         Raises:
-          NotSupported: When the backend cannot list; says why.
+          NotSupported: When the backend cannot list.  Its text has the reason.
           BackendError: As for :meth:`list`.
         """
         return find_backend(backend, broker).count(make_query(state, actor_name, queue_name))

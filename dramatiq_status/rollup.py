@@ -139,8 +139,7 @@ class BatchSnapshot:
 
 
 class Rollup:
-    """Makes one of many snapshots, and remembers what must not be forgotten
-    from one time to the next.  It does not ask the store.
+    """Makes a roll-up of many snapshots, and keeps the final snapshots for the next one.  It does not read the store.
 
     Parameters:
       chains(Iterable[Chain]): The messages.

@@ -1,4 +1,4 @@
-"""Loops that count the items which they have dealt with."""
+"""The loop of :func:`.track`, which counts its items."""
 
 from __future__ import annotations
 
