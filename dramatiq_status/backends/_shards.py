@@ -40,9 +40,6 @@ _CHECKED: Final = 64
 #: Maximum number of times that a message is listed again while its state goes on changing.
 _LISTINGS: Final = 4
 
-# Position and id of a message.
-_Place = tuple[int, str]
-
 
 class _Call(Errand):
     """A call of a script.
@@ -295,7 +292,7 @@ class Shards:
             found.append(Listed(message_id, record if is_wanted else None, position))
         return found
 
-    def _page(self, query: Query, limit: int, after: Cursor | None) -> list[_Place]:
+    def _page(self, query: Query, limit: int, after: Cursor | None) -> list[Cursor]:
         """Return the positions and ids of a page's messages.
 
         Each shard is asked for somewhat more than its share. A shard all of whose
@@ -311,7 +308,7 @@ class Shards:
             newest = _newest(lists, limit)
         return newest
 
-    def _lists(self, query: Query, shards: Iterable[int], limit: int, after: Cursor | None) -> dict[int, list[_Place]]:
+    def _lists(self, query: Query, shards: Iterable[int], limit: int, after: Cursor | None) -> dict[int, list[Cursor]]:
         """Return the positions and ids of the newest messages of each shard, of those that come after a cursor."""
         lists = {}
         waiting = list(shards)
@@ -319,7 +316,7 @@ class Shards:
             again = []
             for errand in self._ask(query, waiting, limit, *(after or NEWEST)):
                 more, page = errand.reply
-                lists[errand.shard] = [(int(position), message_id) for position, message_id, _ in page]
+                lists[errand.shard] = [Cursor(int(position), message_id) for position, message_id, _ in page]
                 if more:
                     again.append(errand.shard)
             waiting = again
@@ -431,5 +428,5 @@ def _failure_to_ask(errand: Errand) -> BackendError | None:
     return error if error is None or isinstance(error, BackendError) else failure_of(error)
 
 
-def _newest(lists: Mapping[int, Iterable[_Place]], number: int) -> list[_Place]:
+def _newest(lists: Mapping[int, Iterable[Cursor]], number: int) -> list[Cursor]:
     return sorted((item for found in lists.values() for item in found), reverse=True)[:number]

@@ -276,18 +276,17 @@ while #page < limit and #heap > 0 do
   if looked_up == LOOKED_UP then
     more = 1
     break
+  end
+  looked_up = looked_up + 1
+  local record = fetch(set)
+  if record then
+    page[#page + 1] = {text_of(set.moment), set.id, record}
   else
-    looked_up = looked_up + 1
-    local record = fetch(set)
-    if record then
-      page[#page + 1] = {text_of(set.moment), set.id, record}
-    else
-      if not set.stale then
-        set.stale = {}
-        met[#met + 1] = set
-      end
-      set.stale[#set.stale + 1] = set.id
+    if not set.stale then
+      set.stale = {}
+      met[#met + 1] = set
     end
+    set.stale[#set.stale + 1] = set.id
   end
   if not advance(set) then
     heap[1] = heap[#heap]
