@@ -17,8 +17,9 @@ import pytest
 
 from dramatiq_status import BackendError, aio
 from dramatiq_status.backend import Query, StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, _redis
-from dramatiq_status.backends._cluster import TAGS, shard_of, slot_of
+from dramatiq_status.backends import MemcachedBackend, RedisBackend
+from dramatiq_status.backends.redis import connection as redis_connection
+from dramatiq_status.backends.redis.cluster import TAGS, shard_of, slot_of
 from dramatiq_status.record import Epoch, Kind, Outcome, Update
 
 from .proxy import Proxy
@@ -166,7 +167,7 @@ def test_a_large_reply_takes_its_time(
     server = request.getfixturevalue("memcached_server" if kind == "memcached" else "redis_server")
     server.reset()
     if kind == "redis without hiredis":
-        monkeypatch.setattr(_redis, "hiredis", None)
+        monkeypatch.setattr(redis_connection, "hiredis", None)
     large = '"' + "x" * 60_000 + '"'
     ids = [str(number) for number in range(50)]
     with Proxy(server.port) as proxy:
@@ -229,7 +230,7 @@ def test_a_busy_process(kind: str, request: pytest.FixtureRequest, monkeypatch: 
         backend = RedisBackend(cluster_nodes=servers.addresses, timeout=TIMEOUT)
     else:
         if kind != "redis":
-            monkeypatch.setattr(_redis, "hiredis", None)
+            monkeypatch.setattr(redis_connection, "hiredis", None)
         backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=TIMEOUT)
     ids = [str(number) for number in range(250)]
     backend.update_many([(message_id, enqueue()) for message_id in ids])
@@ -247,7 +248,7 @@ def test_work_between_an_update_and_its_reply(
 ) -> None:
     # Given an update that was sent
     if not with_hiredis:
-        monkeypatch.setattr(_redis, "hiredis", None)
+        monkeypatch.setattr(redis_connection, "hiredis", None)
     backend = RedisBackend(url=redis_url, timeout=100)
     backend.update("m", enqueue())
     complete = backend.begin_update("m", enqueue(2))

@@ -427,13 +427,13 @@ def test_numbers_of_a_page(every_backend: StatusBackend, number: int) -> None:
 
 
 PACK = """
-from dramatiq_status.backends import _redis
+from dramatiq_status.backends.redis.connection import pack
 from dramatiq_status.backend import Query
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.cursor import Cursor
 
 for attempt in (
-    lambda: _redis.pack("SET", 10**5000),
+    lambda: pack("SET", 10**5000),
     lambda: RedisBackend(port=1).find(Query(), limit=1, after=Cursor(10**5000, "m")),
     lambda: RedisBackend(db=10**5000),
     lambda: RedisBackend(max_listed=10**5000),

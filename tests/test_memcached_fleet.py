@@ -22,7 +22,7 @@ from pymemcache.client.hash import HashClient
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, aio, current_progress, current_status
 from dramatiq_status import writer as writer_module
 from dramatiq_status.backends import MemcachedBackend
-from dramatiq_status.backends._fleet import Member
+from dramatiq_status.backends.memcached.servers import Member
 from dramatiq_status.record import Outcome, Update
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
 

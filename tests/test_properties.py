@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dramatiq_status.backend import DEFAULT_MAX_FIELD_SIZE, Query, StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
-from dramatiq_status.backends import memcached as memcached_module
+from dramatiq_status.backends.memcached import backend as memcached_module
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.fields import encode_fields
 from dramatiq_status.record import (

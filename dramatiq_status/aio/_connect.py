@@ -8,10 +8,10 @@ from inspect import signature
 from typing import Any, Final, TypeVar
 
 from .. import _time as time
-from ..backends._driver import driver_of, errors
-from ..backends._redis import Connections, ServerError
-from ..backends._sentinel import SentinelConnections
 from ..backends.redis import RedisBackend
+from ..backends.redis.connection import Connections, ServerError
+from ..backends.redis.driver import driver_of, errors
+from ..backends.redis.sentinel import SentinelConnections
 from ..errors import BackendError
 
 #: The connections that ``redis.asyncio`` has under the same names.

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from ..backends._driver import hang_ups, response_errors
-from ..backends._redis import ServerError, coded
+from ..backends.redis.connection import ServerError, coded
+from ..backends.redis.driver import hang_ups, response_errors
 from ..errors import BackendError
 from ._connect import CATCH_UP, Connector, disconnect, error_for, no_answer, within
 

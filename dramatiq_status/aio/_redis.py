@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from ..backend import Listed, Query, StatusBackend
-from ..backends._driver import errors, response_errors
-from ..backends._push import PING_AFTER
 from ..backends.redis import RedisBackend
+from ..backends.redis.driver import errors, response_errors
+from ..backends.redis.subscription import PING_AFTER
 from ..cursor import Cursor
 from ..errors import BackendError
 from ..record import Outcome, Update, whole_number_in

@@ -109,7 +109,7 @@ async def _guard(backend: StatusBackend, made: AsyncBackend) -> AsyncGenerator[N
 
 def _make(backend: StatusBackend) -> AsyncBackend:
     # Whoever has one has imported its module, and with it the driver.
-    if "dramatiq_status.backends.redis" in sys.modules:
+    if "dramatiq_status.backends.redis.backend" in sys.modules:
         from . import _redis
 
         if (made := _redis.make(backend)) is not None:

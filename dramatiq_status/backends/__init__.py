@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._url import backend_from_url
+from .url import backend_from_url
 
 if TYPE_CHECKING:
     from .cache import CacheBackend

@@ -16,8 +16,8 @@ from .._time import monotonic
 from ..backend import StatusBackend, escape_namespace
 from ..errors import BackendError
 from ..record import Outcome, Record, Update
-from ._item import Job, Known, from_value
-from ._key import key_of
+from ._document import Job, Known, from_value
+from ._keys import key_of
 
 #: What caches call the time to live that `set` takes, in seconds.
 TTL_NAMES: Final = ("timeout", "ttl", "expire", "ex")

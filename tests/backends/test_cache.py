@@ -34,7 +34,7 @@ from redis.retry import Retry
 from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import CacheBackend
-from dramatiq_status.backends._item import to_value
+from dramatiq_status.backends._document import to_value
 from dramatiq_status.backends.cache import MAX_KEY_SIZE, MAX_TTL, seconds_of
 from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start, together, write

@@ -14,7 +14,7 @@ import pytest
 
 from dramatiq_status import BackendError, StatusRegistry
 from dramatiq_status.backends import MemcachedBackend
-from dramatiq_status.backends._fleet import Pool
+from dramatiq_status.backends.memcached.servers import Pool
 from dramatiq_status.record import PROGRESS, Outcome
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, together, write
 
@@ -109,7 +109,7 @@ def test_an_idle_tls_connection_is_used_again(
     tls_server: TlsMemcachedServer, make: Make, message_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a connection that is looked at before each use
-    monkeypatch.setattr("dramatiq_status.backends._fleet.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends.memcached.servers.IDLE_CHECK", -1.0)
     backend = make(servers=tls_server.address, tls_context=tls_server.context)
     backend.update(message_id, start(1))
     first = pool_of(backend).take()

@@ -18,11 +18,11 @@ from pymemcache.client.base import Client, PooledClient
 from pymemcache.client.hash import HashClient
 
 from dramatiq_status.backend import MAX_NAMESPACE_SIZE, now_ms
-from dramatiq_status.backends import memcached as memcached_module
-from dramatiq_status.backends._fleet import Pool
-from dramatiq_status.backends._item import MAX_SPAN, expiry_of
-from dramatiq_status.backends._meta import Stored
+from dramatiq_status.backends._document import MAX_SPAN, expiry_of
 from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.backends.memcached import backend as memcached_module
+from dramatiq_status.backends.memcached.protocol import Stored
+from dramatiq_status.backends.memcached.servers import Pool
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import (
     ATTEMPTS,
@@ -967,7 +967,7 @@ def test_a_server_that_answers_a_byte_at_a_time(
 
 def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an idle connection on which something has come
-    monkeypatch.setattr("dramatiq_status.backends._fleet.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends.memcached.servers.IDLE_CHECK", -1.0)
     backend = make()
     backend.update("a", enqueue())
     connection = pool_of(backend).connect()
@@ -981,7 +981,7 @@ def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_idle_connection_that_is_well_is_used_again(wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a connection that was idle for a while
-    monkeypatch.setattr("dramatiq_status.backends._fleet.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends.memcached.servers.IDLE_CHECK", -1.0)
     backend = make(servers=wire.address)
     backend.update("a", enqueue())
     # When it is looked at, and used

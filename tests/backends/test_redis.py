@@ -20,8 +20,8 @@ import redis.asyncio
 import valkey.asyncio
 
 from dramatiq_status.backend import MAX_DURATION, StatusBackend
-from dramatiq_status.backends._redis import ServerError
-from dramatiq_status.backends.redis import READS_A_CALL, UPDATE, UPDATES_A_CALL, RedisBackend
+from dramatiq_status.backends.redis.backend import READS_A_CALL, UPDATE, UPDATES_A_CALL, RedisBackend
+from dramatiq_status.backends.redis.connection import ServerError
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, Outcome, number_text
 from dramatiq_status.testing.conformance import (

@@ -18,9 +18,9 @@ import redis
 from dramatiq_status import State, StatusRegistry, aio, backend_from_url
 from dramatiq_status.aio.backend import async_backend
 from dramatiq_status.backend import Query, StatusBackend
-from dramatiq_status.backends import redis as redis_backend
-from dramatiq_status.backends._driver import driver
 from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.redis import backend as redis_backend
+from dramatiq_status.backends.redis.driver import driver
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, pages_of, start, write

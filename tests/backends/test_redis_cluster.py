@@ -18,8 +18,8 @@ import redis
 
 from dramatiq_status import StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import Query, StatusBackend
-from dramatiq_status.backends._cluster import SHARDS, SLOTS, TAGS, shard_of, slot_of
 from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.redis.cluster import SHARDS, SLOTS, TAGS, shard_of, slot_of
 from dramatiq_status.errors import BackendError, NotSupported
 from dramatiq_status.record import COMPLETED, FAILED, Kind, Outcome, Update
 from dramatiq_status.testing.conformance import (

@@ -18,7 +18,7 @@ import redis
 
 from dramatiq_status import BackendError, StatusRegistry, aio
 from dramatiq_status.backend import Query
-from dramatiq_status.backends.redis import UPDATES_A_CALL, RedisBackend
+from dramatiq_status.backends.redis.backend import UPDATES_A_CALL, RedisBackend
 from dramatiq_status.record import COMPLETED, Outcome, State
 from dramatiq_status.testing.conformance import enqueue, finish, outside, read_many, start, write
 

@@ -18,8 +18,9 @@ import pytest
 
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import Query, StatusBackend
-from dramatiq_status.backends import SQLiteBackend, StubBackend, _sqlite
-from dramatiq_status.backends.sqlite import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW, TABLE
+from dramatiq_status.backends import SQLiteBackend, StubBackend
+from dramatiq_status.backends.sqlite import connections as sqlite_connections
+from dramatiq_status.backends.sqlite.backend import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW, TABLE
 from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import BackendError
 from dramatiq_status.outage import Outage
@@ -47,7 +48,7 @@ PROCESSES, WRITES = 8, int(os.environ.get("SQLITE_WRITES", "5000"))
 #: Counts in another process, several messages in a call, and says so after each call whose updates were stored.
 COUNT = f"""
 import os, sys
-from dramatiq_status.backends import SQLiteBackend
+from dramatiq_status.backends import SQLiteBackend, StubBackend
 from dramatiq_status.record import Kind, Outcome, Update
 path, times, *ids = sys.argv[1:]
 backend = SQLiteBackend(path, timeout={PATIENT})
@@ -281,7 +282,7 @@ class TestSQLite(BackendConformance):
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a file that is deleted while a process has it open, and that another one makes anew
-        monkeypatch.setattr(_sqlite, "LOOK_EVERY", 0)
+        monkeypatch.setattr(sqlite_connections, "LOOK_EVERY", 0)
         backend.update(message_id, start(1))
         for each in path.parent.iterdir():
             each.unlink()
@@ -327,10 +328,10 @@ class TestSQLite(BackendConformance):
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a file in use
-        monkeypatch.setattr(_sqlite, "LOOK_EVERY", 3600)
+        monkeypatch.setattr(sqlite_connections, "LOOK_EVERY", 3600)
         looked: list[Path] = []
-        identify = _sqlite._identify
-        monkeypatch.setattr(_sqlite, "_identify", lambda path: looked.append(path) or identify(path))  # type: ignore[func-returns-value]
+        identify = sqlite_connections._identify
+        monkeypatch.setattr(sqlite_connections, "_identify", lambda path: looked.append(path) or identify(path))  # type: ignore[func-returns-value]
         # When it is used often
         for _ in range(20):
             backend.update(message_id, start(1))

@@ -12,9 +12,9 @@ from typing import Any, cast
 from pymemcache.client.base import Client
 
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends._script import Script
 from dramatiq_status.backends.memcached import MemcachedBackend
-from dramatiq_status.backends.redis import UPDATE, RedisBackend
+from dramatiq_status.backends.redis.backend import UPDATE, RedisBackend
+from dramatiq_status.backends.redis.script import Script
 from dramatiq_status.backends.stub import StubBackend
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Kind, Outcome, Record, Update

@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from .. import _time as time
-from .._interrupts import WeakList
-from .._process import at_fork
-from ..errors import BackendError
-from ._driver import driver_of, errors, hang_ups, response_errors
-from ._timed import PLAIN_SOCKET, SLOWEST, time_left, timed, uninterrupted
+from ... import _time as time
+from ..._interrupts import WeakList
+from ..._process import at_fork
+from ...errors import BackendError
+from .._timed import PLAIN_SOCKET, SLOWEST, time_left, timed, uninterrupted
+from .driver import driver_of, errors, hang_ups, response_errors
 
 hiredis: Any = None
 try:

@@ -6,27 +6,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ssl import CERT_NONE
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from .. import _time as time
-from ..backend import Listed, Query, StatusBackend, answered, check_number, escape_namespace
-from ..cursor import Cursor
-from ..decoding import take_texts
-from ..errors import BackendError
-from ..fields import plain_number
-from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Changes, Kind, Outcome, Record, Update, from_pairs, number_text
-from ..snapshot import Snapshot
-from ._driver import any_driver, check_client, errors
-from ._push import RedisSubscription
-from ._query import wanted_by
-from ._redis import Connections, Link, coded, failure_of
-from ._script import TIME, Script, ScriptCall, ServerClock, checked
-from ._sentinel import SentinelConnections
-from ._timed import quieten
-from ._url import check_login, mask
+from ... import _time as time
+from ...backend import Listed, Query, StatusBackend, answered, check_number, escape_namespace
+from ...cursor import Cursor
+from ...decoding import take_texts
+from ...errors import BackendError
+from ...fields import plain_number
+from ...record import ACTOR_NAME, QUEUE_NAME, STATE, Changes, Kind, Outcome, Record, Update, from_pairs, number_text
+from ...snapshot import Snapshot
+from .._query import wanted_by
+from .._timed import quieten
+from ..url import check_login, mask
+from .connection import Connections, Link, coded, failure_of
+from .driver import any_driver, check_client, errors
+from .script import TIME, Script, ScriptCall, ServerClock, checked
+from .sentinel import SentinelConnections
+from .subscription import RedisSubscription
 
 if TYPE_CHECKING:
     import redis
 
-    from ._shards import Shards
+    from .shards import Shards
 
 FoundT = TypeVar("FoundT")
 
@@ -34,8 +34,8 @@ FoundT = TypeVar("FoundT")
 DRIVER: Final = any_driver()
 
 #: The script that mirrors ``record.apply``, and the one that reads its index.
-UPDATE: Final = Script.load("redis.lua")
-LIST: Final = Script.load("redis_list.lua")
+UPDATE: Final = Script.load("update.lua")
+LIST: Final = Script.load("list.lua")
 
 #: How many messages of one state, queue and actor can be listed.
 DEFAULT_MAX_LISTED: Final = 100_000
@@ -192,8 +192,8 @@ class RedisBackend(StatusBackend):
 
     def _make_shards(self, prefix: str, addresses: Sequence[tuple[str, int]] | None) -> Shards:
         # Not everybody has a cluster.
-        from ._cluster import Cluster
-        from ._shards import Shards
+        from .cluster import Cluster
+        from .shards import Shards
 
         client, remap = self.client, None
         if addresses is None:

@@ -9,15 +9,14 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from typing import Any, Final, TypeVar
 
-from .._time import monotonic
-from ..backend import StatusBackend, escape_namespace, now_ms
-from ..decoding import take_texts
-from ..errors import BackendError
-from ..outage import logger
-from ..record import TRUNCATED, VERSION, Kind, Outcome, Record, Update, apply, is_finished
-from ..snapshot import Snapshot
-from ._fleet import Fleet, Pool, Steps, Talk, clients_for, clients_of, hung_up
-from ._item import (
+from ..._time import monotonic
+from ...backend import StatusBackend, escape_namespace, now_ms
+from ...decoding import take_texts
+from ...errors import BackendError
+from ...outage import logger
+from ...record import TRUNCATED, VERSION, Kind, Outcome, Record, Update, apply, is_finished
+from ...snapshot import Snapshot
+from .._document import (
     ABSENT,
     Job,
     Known,
@@ -30,8 +29,9 @@ from ._item import (
     to_receipt,
     to_value,
 )
-from ._key import HASH_SIZE, HASHED, MAX_KEY_SIZE, key_of
-from ._meta import Connection, Login, Stored
+from .._keys import HASH_SIZE, HASHED, MAX_KEY_SIZE, key_of
+from .protocol import Connection, Login, Stored
+from .servers import Fleet, Pool, Steps, Talk, clients_for, clients_of, hung_up
 
 #: How many messages are written in one round trip at most, and how many
 #: are read.  So many short requests fit into the sockets' buffers:

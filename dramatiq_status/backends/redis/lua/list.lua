@@ -1,4 +1,4 @@
--- A page of the index that redis.lua keeps: message ids and records, newest first; or how many messages there are.
+-- A page of the index that update.lua keeps: message ids and records, newest first; or how many messages there are.
 --
 -- KEYS[1]: what the index's keys start with; itself the set of the names of its sets. A name is a state, a time to live
 --   in milliseconds (of finished messages only), a queue and an actor as JSON, a line each; under the prefix and the

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from .. import _time as time
-from ..errors import BackendError
-from ._driver import driver_of
-from ._redis import Connections, Link, pack
-from ._script import checked
-from ._timed import half_of, timed
+from ... import _time as time
+from ...errors import BackendError
+from .._timed import half_of, timed
+from .connection import Connections, Link, pack
+from .driver import driver_of
+from .script import checked
 
 #: Seconds for which the master is assumed to stay the same: where a Sentinel has answered, and where none has.
 MASTER_TRUST: Final = (1.0, 15.0)

@@ -25,8 +25,8 @@ from pymemcache.exceptions import (
     MemcacheUnknownError,
 )
 
-from .._time import monotonic
-from ._timed import PLAIN_SOCKET, SHORTEST, SLOWEST, closed_by_c, time_left, uninterrupted
+from ..._time import monotonic
+from .._timed import PLAIN_SOCKET, SHORTEST, SLOWEST, closed_by_c, time_left, uninterrupted
 
 #: The first version whose meta commands are today's.  Those of 1.6.6,
 #: say, which Amazon had for years, take the size of a value elsewhere

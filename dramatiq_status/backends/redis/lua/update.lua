@@ -4,7 +4,7 @@
 -- ARGV[1]: the present moment in epoch milliseconds, or '' for the server's own clock.
 -- ARGV then holds for each update its kind, what the kind needs (below), the number of fields, and as many pairs of
 -- stored name and JSON text. If any of them is of another kind than 2, 3 and 4, what is said of the index follows
--- (see redis_list.lua): the present moment in microseconds, '' for the server's own clock; how many messages a set
+-- (see list.lua): the present moment in microseconds, '' for the server's own clock; how many messages a set
 -- keeps; how long the part of a key is that comes before a message's id; what the index's keys start with, '' for none.
 --   0 enqueue: root, number
 --   1 run with a transition: root, number, run ('0': none), place, start ('1'), create ('1'), state ('': none),

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from .._time import host_time_ns
-from ..backend import Listed, Query, StatusBackend
-from ..cursor import Cursor
-from ..record import (
+from ..._time import host_time_ns
+from ...backend import Listed, Query, StatusBackend
+from ...cursor import Cursor
+from ...record import (
     ACTOR_NAME,
     MAX_WHOLE_NUMBER,
     QUEUE_NAME,
@@ -27,8 +27,8 @@ from ..record import (
     is_transition,
     to_document,
 )
-from ._query import wanted_by
-from ._sqlite import Connections
+from .._query import wanted_by
+from .connections import Connections
 
 #: The name ends with the number of the format: another one will have tables of its own.
 TABLE: Final = "dramatiq_status_1"

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-from .. import _time as time
-from ..errors import BackendError
-from ..record import whole_number_in
-from ._driver import errors
-from ._timed import uninterrupted
+from ... import _time as time
+from ...errors import BackendError
+from ...record import whole_number_in
+from .._timed import uninterrupted
+from .driver import errors
 
 #: A server that has said nothing for this many seconds is asked whether it is still there.
 PING_AFTER: Final = 5.0

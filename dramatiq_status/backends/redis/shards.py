@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from ..backend import Listed, Query, answered
-from ..cursor import Cursor
-from ..errors import BackendError
-from ..record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Update, is_stored
-from ._cluster import SHARDS, TAGS, Cluster, Command, Errand, Node, shard_of
-from ._query import wanted_by
-from ._redis import coded, failure_of, pack
-from ._script import Script, ServerClock
-from .redis import (
+from ...backend import Listed, Query, answered
+from ...cursor import Cursor
+from ...errors import BackendError
+from ...record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Update, is_stored
+from .._query import wanted_by
+from .backend import (
     LIST,
     NEWEST,
     OUTCOMES,
@@ -26,9 +23,12 @@ from .redis import (
     may_repeat,
     to_record,
 )
+from .cluster import SHARDS, TAGS, Cluster, Command, Errand, Node, shard_of
+from .connection import coded, failure_of, pack
+from .script import Script, ServerClock
 
 #: Notes a message in one set of the index.
-INDEX: Final = Script.load("redis_index.lua")
+INDEX: Final = Script.load("index.lua")
 
 #: How many messages a shard is asked for first, on top of twice its share of a page.
 _MORE: Final = 8

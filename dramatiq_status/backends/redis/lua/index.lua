@@ -1,5 +1,5 @@
--- Notes that a message is in a state: what `index` and `keep` in redis.lua do, for one key of the index on a cluster.
--- It has one key, so that Redis knows where that is while its slot moves; redis.lua does not say which it will need.
+-- Notes that a message is in a state: what `index` and `keep` in update.lua do, for one key of the index on a cluster.
+-- It has one key, so that Redis knows where that is while its slot moves; update.lua does not say which it will need.
 --
 -- KEYS[1]: the set, or what all keys of the index start with: the set of the names of its sets.
 -- ARGV[1]: the message's id, or the name. ARGV[2]: the moment in microseconds, '' for a name. ARGV[3]: how long any of

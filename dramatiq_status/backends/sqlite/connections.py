@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from .. import _time as time
-from .._interrupts import WeakList
-from .._process import at_fork
-from ..errors import BackendError
+from ... import _time as time
+from ..._interrupts import WeakList
+from ..._process import at_fork
+from ...errors import BackendError
 
 #: How long somebody who finds the file locked waits before trying again,
 #: in seconds: the first time, and at most.  A write takes about a hundred

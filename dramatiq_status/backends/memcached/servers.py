@@ -15,12 +15,12 @@ from pymemcache.client.hash import HashClient
 from pymemcache.client.rendezvous import RendezvousHash
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
 
-from .._interrupts import WeakList
-from .._process import at_fork
-from .._time import monotonic, sleep
-from ..errors import BackendError
-from ..outage import Outage
-from ._meta import Connection, Login
+from ..._interrupts import WeakList
+from ..._process import at_fork
+from ..._time import monotonic, sleep
+from ...errors import BackendError
+from ...outage import Outage
+from .protocol import Connection, Login
 
 #: A connection that was idle for this many seconds is looked at before
 #: it is used again: the server may have closed it.

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
-from .. import _time as time
-from .._interrupts import WeakList
-from .._process import at_fork
-from ..errors import BackendError
-from ..outage import Outage
-from ._driver import errors, hang_ups
-from ._redis import Connections, Link, ServerError, pack
-from ._script import TIME, Script, ServerClock, checked
-from ._timed import half_of
+from ... import _time as time
+from ..._interrupts import WeakList
+from ..._process import at_fork
+from ...errors import BackendError
+from ...outage import Outage
+from .._timed import half_of
+from .connection import Connections, Link, ServerError, pack
+from .driver import errors, hang_ups
+from .script import TIME, Script, ServerClock, checked
 
 #: Over how many shards messages are spread.  A shard is what shares a
 #: slot, and so a node: a message, and the index that lists it.

@@ -12,7 +12,9 @@ from dramatiq.middleware import TimeLimitExceeded
 from dramatiq.threading import raise_thread_exception
 
 from dramatiq_status import BackendError, StatusRegistry
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend, _push
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.backends.redis import subscription as redis_subscription
+from dramatiq_status.backends.redis.subscription import RedisSubscription
 
 from ..conftest import StartServer
 from ..jobs import Job
@@ -32,7 +34,7 @@ def job(backend: RedisBackend) -> Job:
 
 
 @pytest.fixture
-def subscription(backend: RedisBackend, job: Job) -> Iterator[_push.RedisSubscription]:
+def subscription(backend: RedisBackend, job: Job) -> Iterator[RedisSubscription]:
     with closing(backend.subscribe((job.message_id,))) as subscription:
         yield subscription
 
@@ -43,7 +45,7 @@ def version(job: Job) -> int:
     return snapshot.version
 
 
-def heard_in_all(subscription: _push.RedisSubscription, message_id: str, until: int) -> list[int]:
+def heard_in_all(subscription: RedisSubscription, message_id: str, until: int) -> list[int]:
     """The versions of a message that are heard of, up to one."""
     versions = []
     while not versions or versions[-1] != until:
@@ -53,7 +55,7 @@ def heard_in_all(subscription: _push.RedisSubscription, message_id: str, until: 
     return versions
 
 
-def test_every_change_is_told(job: Job, subscription: _push.RedisSubscription) -> None:
+def test_every_change_is_told(job: Job, subscription: RedisSubscription) -> None:
     # Given a message that one listens to
     # When anything is done to it
     steps = [
@@ -71,7 +73,7 @@ def test_every_change_is_told(job: Job, subscription: _push.RedisSubscription) -
         assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
 
 
-def test_only_the_newest_matters(job: Job, subscription: _push.RedisSubscription) -> None:
+def test_only_the_newest_matters(job: Job, subscription: RedisSubscription) -> None:
     # Given a message that one listens to
     # When much happens before anybody asks
     for n in range(100):
@@ -81,7 +83,7 @@ def test_only_the_newest_matters(job: Job, subscription: _push.RedisSubscription
     assert versions == sorted(versions) and len(versions) < 100
 
 
-def test_a_delete_is_told(job: Job, subscription: _push.RedisSubscription) -> None:
+def test_a_delete_is_told(job: Job, subscription: RedisSubscription) -> None:
     # Given a message that one listens to
     # When it is deleted
     job.backend.delete(job.message_id)
@@ -89,7 +91,7 @@ def test_a_delete_is_told(job: Job, subscription: _push.RedisSubscription) -> No
     assert subscription.wait(PATIENCE) == {job.message_id: 0}
 
 
-def test_a_heartbeat_is_not_told(job: Job, subscription: _push.RedisSubscription) -> None:
+def test_a_heartbeat_is_not_told(job: Job, subscription: RedisSubscription) -> None:
     # Given a message that runs
     job.start()
     subscription.wait(PATIENCE)
@@ -115,7 +117,7 @@ def test_many_messages(backend: RedisBackend) -> None:
         assert heard == {job.message_id: version(job) for job in jobs}
 
 
-def test_nothing_happens(subscription: _push.RedisSubscription) -> None:
+def test_nothing_happens(subscription: RedisSubscription) -> None:
     # Given a message to which nothing happens
     # When one listens for a moment
     # Then nothing was heard
@@ -123,7 +125,7 @@ def test_nothing_happens(subscription: _push.RedisSubscription) -> None:
     assert subscription.wait(0) == {}
 
 
-def test_namespaces(redis_url: str, job: Job, subscription: _push.RedisSubscription) -> None:
+def test_namespaces(redis_url: str, job: Job, subscription: RedisSubscription) -> None:
     # Given a message of the same id in another namespace
     with closing(RedisBackend(url=redis_url, namespace="other")) as other:
         # When it changes
@@ -133,7 +135,7 @@ def test_namespaces(redis_url: str, job: Job, subscription: _push.RedisSubscript
     assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
 
 
-def test_somebody_else_on_our_channel(backend: RedisBackend, job: Job, subscription: _push.RedisSubscription) -> None:
+def test_somebody_else_on_our_channel(backend: RedisBackend, job: Job, subscription: RedisSubscription) -> None:
     # Given somebody who says what is no version
     # When it is heard
     backend.client.publish(f"{backend.namespace}:{job.message_id}", "hello")
@@ -141,7 +143,7 @@ def test_somebody_else_on_our_channel(backend: RedisBackend, job: Job, subscript
     assert subscription.wait(PATIENCE) == {job.message_id: 0}
 
 
-def test_a_lost_connection(backend: RedisBackend, subscription: _push.RedisSubscription) -> None:
+def test_a_lost_connection(backend: RedisBackend, subscription: RedisSubscription) -> None:
     # Given somebody who listens
     # When the server closes the connection
     backend.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -152,7 +154,7 @@ def test_a_lost_connection(backend: RedisBackend, subscription: _push.RedisSubsc
 
 def test_a_server_that_hangs(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given somebody who listens to a server, and asks a silent one soon
-    monkeypatch.setattr(_push, "PING_AFTER", 0.02)
+    monkeypatch.setattr(redis_subscription, "PING_AFTER", 0.02)
     server = start_server(RedisServer())
     with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
         job = Job(backend).enqueue()
@@ -191,7 +193,7 @@ def test_a_login_that_may_not_listen(start_server: StartServer) -> None:
         backend.subscribe(("m",))
 
 
-def test_closing(backend: RedisBackend, subscription: _push.RedisSubscription) -> None:
+def test_closing(backend: RedisBackend, subscription: RedisSubscription) -> None:
     # Given somebody who listens
     def listening() -> int:
         return sum(int(client["sub"]) for client in backend.client.client_list())
@@ -203,7 +205,7 @@ def test_closing(backend: RedisBackend, subscription: _push.RedisSubscription) -
     eventually(lambda: listening() == 0)
 
 
-def test_listening_in_a_thread(job: Job, subscription: _push.RedisSubscription) -> None:
+def test_listening_in_a_thread(job: Job, subscription: RedisSubscription) -> None:
     # Given a thread that listens
     heard: list[dict[str, int]] = []
     thread = threading.Thread(target=lambda: heard.append(subscription.wait(PATIENCE)))
@@ -215,9 +217,9 @@ def test_listening_in_a_thread(job: Job, subscription: _push.RedisSubscription) 
     assert heard == [{job.message_id: version(job)}]
 
 
-def test_an_interrupt(subscription: _push.RedisSubscription, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt(subscription: RedisSubscription, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a thread that listens, and would do so for an hour
-    monkeypatch.setattr(_push, "PING_AFTER", 3_600)
+    monkeypatch.setattr(redis_subscription, "PING_AFTER", 3_600)
     begun, ended = threading.Event(), threading.Event()
 
     def listen() -> None:
@@ -239,7 +241,7 @@ def test_an_interrupt(subscription: _push.RedisSubscription, monkeypatch: pytest
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_leaves_it_alone(job: Job, subscription: _push.RedisSubscription) -> None:
+def test_a_child_leaves_it_alone(job: Job, subscription: RedisSubscription) -> None:
     # Given somebody who listens
     # When the process forks, and the child tries to, and closes what it has
     if (child := os.fork()) == 0:

@@ -7,8 +7,8 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final, NamedTuple
 
-from .. import _time as time
-from ._redis import Link, ServerError, pack
+from ... import _time as time
+from .connection import Link, ServerError, pack
 
 #: Asks the server for its time.
 TIME: Final = b"*1\r\n$4\r\nTIME\r\n"
@@ -29,8 +29,8 @@ class Script(NamedTuple):
 
     @staticmethod
     def load(name: str) -> Script:
-        """Load a file beside this one, also from a zip file."""
-        return Script.of((files(__package__) / name).read_text(encoding="utf-8"))
+        """Load a file of the folder ``lua``, from a zip file as well."""
+        return Script.of((files(__package__) / "lua" / name).read_text(encoding="utf-8"))
 
     @staticmethod
     def of(text: str) -> Script:
