@@ -38,6 +38,9 @@ class Proxy:
         socket.create_connection(("127.0.0.1", self.port)).close()
         self._listener.close()
 
+    def on_request(self, data: bytes) -> None:
+        """Called with all that is forwarded to the server, before it is."""
+
     def _accept(self) -> None:
         while True:
             client, _ = self._listener.accept()
@@ -51,6 +54,7 @@ class Proxy:
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
         try:
             while data := client.recv(BUFFER):
+                self.on_request(data)
                 server.sendall(data)
         except OSError:
             pass
