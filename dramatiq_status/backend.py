@@ -229,14 +229,6 @@ class StatusBackend(abc.ABC):
         outcome = self.update(message_id, update)
         return lambda: outcome
 
-    def receipt(self, message_id: str) -> str | None:
-        """What a message may carry from the enqueue that this process has
-        just stored to the worker that runs it, so that the worker can
-        write the record without reading it first (see
-        :class:`dramatiq_status.record.Origin`).  None for nothing.
-        """
-        return None
-
     def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
         """List a page of statuses, newest first.
 

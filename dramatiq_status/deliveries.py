@@ -17,7 +17,7 @@ from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
 from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
-from .options import HEARTBEAT_OPTION, RECEIPT_OPTION, Options, Settings, epoch_of, new_token
+from .options import HEARTBEAT_OPTION, Options, Settings, epoch_of, new_token
 from .progress import Progress
 from .record import (
     COMPLETED,
@@ -28,10 +28,7 @@ from .record import (
     RESULT,
     SKIPPED,
     STARTED_AT,
-    Kind,
-    Origin,
     Record,
-    Update,
 )
 from .status import Status
 from .writer import Barrier, Finish, Lane, Start, Writer
@@ -92,10 +89,6 @@ class Deliveries:
         assert binding.delivery is not None
         delivery, options = binding.delivery, given.options
         lane: Lane = delivery.tracking.lane
-        origin = None
-        receipt = options.get(RECEIPT_OPTION)
-        if isinstance(receipt, str):
-            origin = Origin(Update(Kind.ENQUEUE, delivery.epoch, fields=lane.base), receipt)
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
             # The record may contain the interval of the process that has enqueued the message. (It may also contain
@@ -104,7 +97,7 @@ class Deliveries:
             fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
         retries = whole_number(options.get("retries"), 0)
         # Redeliveries count up from there, and a record holds 15 digits.
-        lane.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1, origin))
+        lane.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1))
         bind(binding)
         # After it is bound: an interrupt between the two would leave a lane that is never closed.
         self._writer.running[lane] = None

@@ -11,7 +11,7 @@ from .deliveries import Deliveries, exception_in_flight
 from .errors import BackendError
 from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
-from .options import EPOCH_OPTION, HEARTBEAT_OPTION, RECEIPT_OPTION, Settings, epoch_of, next_epoch
+from .options import EPOCH_OPTION, HEARTBEAT_OPTION, Settings, epoch_of, next_epoch
 from .outage import Outage, logger
 from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, SCHEDULED_AT, Epoch, Kind, Update
 from .writer import Barrier, Enqueue, Writer
@@ -121,10 +121,6 @@ class Enqueues:
             return
         except (TypeError, ValueError) as e:
             logger.error("The status of message %r cannot be stored: %s", message.message_id, e)
-            return
-        receipt = self._backend.receipt(message.message_id)
-        if receipt is not None:
-            message.options[RECEIPT_OPTION] = receipt
 
     def complete(self, binding: Binding | None) -> None:
         """Wait until the last enqueue of this thread is stored."""

@@ -19,12 +19,10 @@ from .record import MAX_WHOLE_NUMBER, NO_EPOCH, Epoch
 #: Names that ``includes`` may contain.
 INCLUDES: Final = frozenset(("message", "traceback", "result"))
 
-#: The message options that are ours: which enqueue a message is the
-#: delivery of, the store's receipt of it, and the heartbeat interval that its record
-#: may name, where that is not the default.  Their values are plain JSON (two whole numbers in a list, a
-#: string, a whole number): an encoder may not support other types, and a worker may lack this package.
+#: Message options of this package: the enqueue that a message is the delivery of, and the heartbeat interval that its
+#: record may contain, unless it is the default.  Their values are plain JSON (two whole numbers in a list, a whole
+#: number), because an encoder may not support other types, and a worker may lack this package.
 EPOCH_OPTION: Final = "status_epoch"
-RECEIPT_OPTION: Final = "status_receipt"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
 
 #: Source of tokens of runs and roots of epochs.  They only have to differ, and no draw takes a system call.

@@ -252,8 +252,6 @@ class Update(NamedTuple):
       increment: What to add to the progress, after ``fields``.
       ttl: With a final state: how long the record lives from now on, in
         milliseconds.  From outside: unless the record says, or is finished already.
-      origin: With ``start``: what the message has carried from its
-        enqueue; only stores with receipts look at it.
       changes: Fields to delete before `fields` are set, and to count after
         that; None for none, as in most updates.  Only of runs, and from outside.
     """
@@ -269,17 +267,7 @@ class Update(NamedTuple):
     fields: Record = {}  # noqa: RUF012 - never written to
     increment: int | float = 0
     ttl: int = DEFAULT_STATUS_TTL
-    origin: Origin | None = None
     changes: Changes | None = None
-
-
-class Origin(NamedTuple):
-    """How a record came to be, for a store that can then write it without
-    having read it: the enqueue that made it, and the store's receipt of it.
-    """
-
-    enqueue: Update
-    receipt: str
 
 
 class Applied(NamedTuple):

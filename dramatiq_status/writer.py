@@ -60,7 +60,6 @@ from .record import (
     Counts,
     Epoch,
     Kind,
-    Origin,
     Outcome,
     Record,
     Update,
@@ -99,7 +98,6 @@ class Start(NamedTuple):
 
     fields: Record
     attempts: int
-    origin: Origin | None
 
 
 class Finish(NamedTuple):
@@ -167,7 +165,6 @@ class PendingUpdate:
     increment: int | float = 0
     start = False
     attempts = 1
-    origin: Origin | None = None
     state: int | None = None
     ttl = DEFAULT_STATUS_TTL
     enqueue = False
@@ -185,7 +182,7 @@ class PendingUpdate:
         entry = PendingUpdate(self.epoch)
         entry.fields, entry.barriers = dict(self.fields), list(self.barriers)
         entry.increment, entry.start, entry.attempts = self.increment, self.start, self.attempts
-        entry.origin, entry.state, entry.ttl, entry.enqueue = self.origin, self.state, self.ttl, self.enqueue
+        entry.state, entry.ttl, entry.enqueue = self.state, self.ttl, self.enqueue
         entry.changes = self.changes
         return entry
 
@@ -667,7 +664,7 @@ class Lane:
     def _merge_one(self, copy: MergedState, operation: _Operation) -> None:
         if isinstance(operation, Start):
             entry = copy.entry()
-            entry.start, entry.attempts, entry.origin = True, operation.attempts, operation.origin
+            entry.start, entry.attempts = True, operation.attempts
             copy.attempts = operation.attempts
             entry.fields.update(operation.fields)
             copy.known.update(operation.fields)
@@ -810,7 +807,6 @@ class Lane:
             entry.fields,
             entry.increment,
             entry.ttl,
-            entry.origin,
             entry.changes,
         )
 
@@ -833,7 +829,6 @@ class Lane:
             fields=fields,
             increment=0,
             attempts=merged.attempts,
-            origin=None,
             changes=Changes(deleted=merged.deleted) if merged.deleted else None,
         )
 

@@ -327,7 +327,7 @@ def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]],
 def _begin(epoch: Epoch, run_token: int) -> Lane:
     lane = Lane(NoWriter(), "m", kind=Kind.RUN, run=run_token, epoch=epoch, base=GIVEN.copy)  # type: ignore[arg-type]
     lane.repeatable = True
-    lane.add(Start({}, run_token, None))
+    lane.add(Start({}, run_token))
     return lane
 
 

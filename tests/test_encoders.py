@@ -26,8 +26,8 @@ from dramatiq.encoder import Encoder, JSONEncoder, PickleEncoder
 
 from dramatiq_status import State, Status, StatusMiddleware, StatusRegistry, current_status
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
-from dramatiq_status.options import EPOCH_OPTION, RECEIPT_OPTION
+from dramatiq_status.backends import RedisBackend, SQLiteBackend
+from dramatiq_status.options import EPOCH_OPTION
 from dramatiq_status.record import ATTEMPTS, ENQUEUED_AT, MAX_WHOLE_NUMBER, NUMBER, ROOT
 
 from . import mixed_app
@@ -179,24 +179,6 @@ def test_a_message_comes_back_as_it_was_sent(
         assert snapshot.total == 7 and snapshot.to_dict()["args"] == []
 
 
-def test_a_receipt_is_plain_as_well(memcached_url: str, encoder: Encoder) -> None:
-    # Given memcached, which gives receipts
-    backend = MemcachedBackend(servers=memcached_url.removeprefix("memcached://"), timeout=20_000)
-    broker = make_broker(backend)
-
-    @dramatiq.actor(broker=broker)
-    def work() -> None: ...
-
-    # When messages are sent
-    messages = [work.send() for _ in range(3)]
-    # Then they come back as they were sent, and their jobs are completed
-    assert [dramatiq.Message.decode(message.encode()) for message in messages] == messages
-    assert {type(message.options.get(RECEIPT_OPTION, "")) for message in messages} == {str}
-    run(broker)
-    assert all(snapshot and snapshot.completed for snapshot in StatusRegistry.read_many(messages, broker=broker))
-    backend.close()
-
-
 def test_pickled_messages_are_read_without_this_package(backend: RecordingBackend) -> None:
     # Given a message that was pickled by a process with the middleware
     broker = make_broker(backend, heartbeat_interval=5000, includes={"message"})
@@ -247,7 +229,6 @@ def broker(backend: RecordingBackend) -> StubBroker:
         )
     ]
     + [{"options": {"retries": given}} for given in (10**4000, MAX_WHOLE_NUMBER, "3", -5, [1], True, 1e300)]
-    + [{"options": {RECEIPT_OPTION: given}} for given in (5, None, ["1-2-3-4"], "x", "1-1-0-\r\nflush_all\r\n")]
     + [{"message_timestamp": given} for given in (None, "x", -1, 10**4000, [1], True)]
     + [{"options": {"status": given}} for given in (None, 5, [], {"attempts": 5}, {"": 1}, {"x": 10**4000})]
     + [{"options": {"status_includes": given}} for given in (5, [["message"]], "message", {"message": 1})],

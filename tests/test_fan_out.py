@@ -267,7 +267,7 @@ def test_writes_to_unknown_messages_cost_no_final_state() -> None:
     backend = Away()
     writer = Writer(backend, Outage("Away"), max_pending=10)
     run = writer.begin_run("job", run=5, epoch=Epoch(1, 1), throttle=0, base=dict)
-    run.add(Start({}, 1, None))
+    run.add(Start({}, 1))
     barrier = Barrier()
     run.finish(Finish(COMPLETED, {}, 1_000_000), barrier)
     assert not writer.confirm(run, barrier)

@@ -706,7 +706,7 @@ def test_a_worker_s_thread_sends_only_what_may_be_sent_twice() -> None:
     # When a worker's thread, which may be interrupted in the middle, stores its final state itself
     lane = writer.begin_run("child", run=7, epoch=Epoch(2, 1), throttle=0, base=dict)
     barrier = Barrier()
-    lane.add(Start({}, 1, None))
+    lane.add(Start({}, 1))
     lane.finish(Finish(COMPLETED, {}, 1000), barrier)
     assert writer.confirm(lane, barrier)
     # Then it has left that to the thread
@@ -791,7 +791,7 @@ def test_nothing_is_said_for_a_thread_that_has_died() -> None:
 
     def begin(message_id: str) -> None:
         lane = writer.begin_run(message_id, run=7, epoch=Epoch(1, 1), throttle=0, base=dict)
-        lane.add(Start({}, 1, None))
+        lane.add(Start({}, 1))
         writer.running[lane] = None
 
     thread = threading.Thread(target=begin, args=("dead",))

@@ -193,7 +193,7 @@ class Run:
         epoch = Epoch(1, attempts)
         self.lane = Lane(Idle(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run=attempts, epoch=epoch)
         self.backend.update("m", Update(Kind.ENQUEUE, epoch))
-        self.lane.add(Start({}, attempts, None))
+        self.lane.add(Start({}, attempts))
 
     def write(self, **fields: str) -> None:
         names = {"progress": PROGRESS, "total": TOTAL}

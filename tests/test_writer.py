@@ -47,7 +47,7 @@ class Silent(StubBackend):
 
 def begin(writer: Writer, throttle: int = 0) -> Lane:
     lane = writer.begin_run("m", run=5, epoch=EPOCH, throttle=throttle, base=dict)
-    lane.add(Start({}, 1, None))
+    lane.add(Start({}, 1))
     return lane
 
 
@@ -168,9 +168,9 @@ def test_what_cannot_be_merged_is_dropped_alone(writers: list[Writer], caplog: p
     refused: list[Any] = [object(), Odd("nan"), Write({PROGRESS: "many", ":bad": "1"}), Write({}, Odd("inf"))]
     # When they come between all that a run writes
     with caplog.at_level(logging.ERROR):
-        lane._operations.extend([refused[0], Start({}, 1, None), refused[1], 2])
+        lane._operations.extend([refused[0], Start({}, 1), refused[1], 2])
         lane._operations.extend([Write({":step": "1"}, 1), refused[2], 4, refused[3], 0.5])
-        other.add(Start({}, 1, None))
+        other.add(Start({}, 1))
         other.increment(3)
         barrier = Barrier()
         lane.finish(Finish(COMPLETED, {":last": "1"}, 60_000), barrier)
@@ -203,7 +203,7 @@ def test_a_message_whose_options_cannot_be_read_harms_nobody_else(
     other = writer.outside("other")
     assert backend.delete("m")
     gate = Gate(backend)
-    lane.add(Start({}, 1, None))
+    lane.add(Start({}, 1))
     assert gate.reached.wait(PATIENCE)
     # When both write
     lane.increment(1)
@@ -283,7 +283,7 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
     names = [f"other-{n}" for n in range(40)]
     others = [writer.begin_run(name, run=6, epoch=EPOCH, throttle=0, base=dict) for name in names]
     for other in others:
-        other.add(Start({}, 1, None))
+        other.add(Start({}, 1))
     # Then they are stored
     assert eventually(lambda: all(backend.read(name) for name in names))
     for other in others:
@@ -318,7 +318,7 @@ class Busy(StubBackend):
         self.taken += [message_id for message_id, _ in updates]
         if len(self.taken) < 100:
             lane = self.writer.begin_run(f"other-{len(self.taken)}", run=6, epoch=EPOCH, throttle=0, base=dict)
-            lane.add(Start({}, 1, None))
+            lane.add(Start({}, 1))
         return super().update_many(updates)
 
 
@@ -333,7 +333,7 @@ def test_a_message_of_an_outage_is_stored_however_many_others_there_are(
     writers.append(writer)
     lanes = [writer.begin_run(name, run=5, epoch=EPOCH, throttle=0, base=dict) for name in ("m", "n")]
     for lane in lanes:
-        lane.add(Start({}, 1, None))
+        lane.add(Start({}, 1))
     assert eventually(lambda: all(lane.suspect for lane in lanes))
     # When it is over, and there is always another message to send
     backend.down = False
@@ -370,7 +370,7 @@ def test_a_parent_that_the_store_refuses_is_not_asked_for_all_the_time(
     writers.append(writer)
     lane = begin(writer)
     other = writer.begin_run("other", run=6, epoch=EPOCH, throttle=0, base=dict)
-    other.add(Start({}, 1, None))
+    other.add(Start({}, 1))
     assert eventually(lambda: lane.suspect and backend.read("other") is not None)
     # When a child increments its progress
     writer.outside("m").write({}, 2)

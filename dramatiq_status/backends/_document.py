@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from typing import Final, NamedTuple
-from zlib import crc32
 
 from ..errors import BackendError
 from ..record import (
@@ -15,7 +14,6 @@ from ..record import (
     DOCUMENT_MARK,
     EXCEPTION,
     KWARGS,
-    SCHEDULED_AT,
     TRACEBACK,
     TRUNCATED,
     USER_PREFIX,
@@ -52,12 +50,6 @@ MAX_DATE: Final = 2**31 - 1
 #: nobody else has written since, in milliseconds: a wrong guess costs
 #: it a third round trip, a right one saves it the first of two.
 OUTSIDE_TRUST: Final = 1000
-
-#: The largest number of a write.
-MAX_CAS: Final = 2**64 - 1
-
-#: When something expires that is not known to: far away, in epoch milliseconds.
-FAR: Final = 2**53
 
 # An attribute of an Enum takes five times as long as a name.
 _OUTSIDE: Final = Kind.OUTSIDE
@@ -360,33 +352,6 @@ def split_value(value: bytes, ttl: int | None, now: int) -> tuple[list[str] | No
     if expires_at <= now or len(lines) & 1 or lines[1] != DOCUMENT_MARK:
         return None, expires_at
     return lines, expires_at
-
-
-def to_receipt(record: Record, cas: int, now: int, server: str) -> str:
-    """Write down which write of which run of a server stored a record, and when."""
-    return f"{cas}-{now}-{_checksum(record):x}-{server}"
-
-
-def from_receipt(enqueue: Update, receipt: str, server: str) -> Known | None:
-    """Make the record anew that an enqueue has made where there was
-    none; None where the receipt is not of this enqueue, or not for this
-    run of this server.
-    """
-    try:
-        cas, now, checksum, stored_on = receipt.split("-", 3)
-        record = apply(None, enqueue, int(now)).record
-        if record is None or stored_on != server or int(cas) > MAX_CAS or int(checksum, 16) != _checksum(record):
-            return None
-    except (AttributeError, ValueError):
-        # It has come with a message: who knows from whom.
-        return None
-    # It has not expired if its cas is still there.
-    return Known(record, FAR, int(cas))
-
-
-def _checksum(record: Record) -> int:
-    # The delay is not known to the worker any more, and no run keeps it.
-    return crc32("\n".join(sorted(f"{name} {text}" for name, text in record.items() if name != SCHEDULED_AT)).encode())
 
 
 def expiry_of(expires_at: int, now: int) -> int:

@@ -1,4 +1,4 @@
-"""Memcached as it looks on the wire: round trips, conflicts, receipts, sizes, keys and connections."""
+"""Memcached as it looks on the wire: round trips, conflicts, sizes, keys and connections."""
 
 from __future__ import annotations
 
@@ -28,11 +28,9 @@ from dramatiq_status.record import (
     ATTEMPTS,
     PROGRESS,
     RESULT,
-    SCHEDULED_AT,
     STATE,
     VERSION,
     Kind,
-    Origin,
     Outcome,
     Record,
     Update,
@@ -250,19 +248,18 @@ def test_a_host_with_another_clock(
 # Round trips
 
 
-def test_a_life_without_reading(wire: Wire, wired: MemcachedBackend, make: Make) -> None:
+def test_a_run_reads_before_its_first_update(wire: Wire, wired: MemcachedBackend, make: Make) -> None:
     # Given a producer and a worker
     message_id, worker = uuid4().hex, make(servers=wire.address)
     worker.read("warm")
-    queued = enqueue(a='"actor"', user_id="42")
     # When a message is enqueued, run and completed
-    trips = [wire.round_trips(lambda: wired.update(message_id, queued))]
-    first = with_receipt(start(1), queued, wired.receipt(message_id))
-    for update in (first, write(1, 2, increment=1), heartbeat(1), write(1, 3, step="1"), finish(1, 4)):
+    trips = [wire.round_trips(lambda: wired.update(message_id, enqueue(user_id="42")))]
+    for update in (start(1), write(1, 2, increment=1), heartbeat(1), write(1, 3, step="1"), finish(1, 4)):
         trips.append(wire.round_trips(lambda update=update: worker.update(message_id, update)))  # type: ignore[misc]
-    # Then each update took one round trip, and the worker never read
-    assert trips == [1] * 6
-    assert not [request for request in wire.requests if request.startswith(b"mg") and message_id.encode() in request]
+    # Then the worker read the item once, before its first update
+    assert trips == [1, 2, 1, 1, 1, 1]
+    reads = [request for request in wire.requests if request.startswith(b"mg") and message_id.encode() in request]
+    assert len(reads) == 1
     record = worker.read(message_id)
     assert record is not None and is_finished(record) and (record[":user_id"], record[PROGRESS]) == ("42", "1")
 
@@ -308,7 +305,6 @@ def test_without_meta_the_old_commands_do(wire: Wire, make: Make, message_id: st
     record = backend.read(message_id)
     assert outcomes == [Outcome.APPLIED] * 3 and record is not None and record[PROGRESS] == "2"
     assert {request.split()[0] for request in wire.requests} == {b"version", b"mn", b"add", b"gets", b"cas"}
-    assert backend.receipt(message_id) is None
 
 
 @pytest.mark.parametrize(
@@ -388,10 +384,9 @@ def test_a_late_enqueue(backend: MemcachedBackend, make: Make, message_id: str) 
     make().update(message_id, start(1))
     # When its enqueue is stored, by a process that cannot know
     outcome = backend.update(message_id, enqueue(user_id="42"))
-    # Then it is put aside, and no worker may rely on it
+    # Then its fields only fill gaps
     record = backend.read(message_id)
     assert outcome is Outcome.ASIDE and record is not None and (record[":user_id"], record[STATE]) == ("42", "1")
-    assert backend.receipt(message_id) is None
 
 
 COUNT = """
@@ -457,77 +452,7 @@ def test_others_who_never_stop(wire: Wire, make: Make, message_id: str) -> None:
     assert backend.update(message_id, outside(step="1")) is Outcome.APPLIED
 
 
-# Receipts
-
-
-def with_receipt(update: Update, queued: Update, receipt: str | None) -> Update:
-    assert receipt is not None
-    return update._replace(origin=Origin(queued, receipt))
-
-
-@pytest.mark.parametrize("meanwhile", [outside(user_id="42"), start(9, user_id="42")], ids=["outside", "started"])
-def test_a_receipt_of_what_has_changed(
-    backend: MemcachedBackend, make: Make, message_id: str, meanwhile: Update
-) -> None:
-    # Given an enqueued message, and somebody who writes to it before it runs
-    queued = enqueue(step="1")
-    backend.update(message_id, queued)
-    make().update(message_id, meanwhile)
-    # When a worker starts it by its receipt
-    make().update(message_id, with_receipt(start(1), queued, backend.receipt(message_id)))
-    # Then what was written in between is there
-    record = backend.read(message_id)
-    assert record is not None and record[":user_id"] == "42"
-
-
-def test_a_receipt_of_another_enqueue(backend: MemcachedBackend, make: Make, message_id: str) -> None:
-    # Given an enqueue, and a worker that believes it was another one
-    backend.update(message_id, enqueue(user_id="42"))
-    # When it starts the message by the receipt
-    make().update(message_id, with_receipt(start(1), enqueue(), backend.receipt(message_id)))
-    # Then the worker's belief is not stored
-    record = backend.read(message_id)
-    assert record is not None and record[":user_id"] == "42"
-
-
-def test_a_receipt_of_a_delayed_message(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
-    # Given a delayed message, whose delay the worker does not know
-    queued = enqueue(step="1")
-    wired.update(message_id, queued._replace(fields={**queued.fields, SCHEDULED_AT: str(now_ms() + DAY)}))
-    update = with_receipt(start(1), queued, wired.receipt(message_id))
-    # When it starts the message by its receipt
-    trips = wire.round_trips(lambda: wired.update(message_id, update))
-    # Then nothing needs to be read
-    record = wired.read(message_id)
-    assert trips == 1 and record is not None and SCHEDULED_AT not in record and record[":step"] == "1"
-
-
-@pytest.mark.parametrize(
-    "receipt",
-    ["", "1", "1-2-3", "1-2-3-4", "x-y-z-", "9" * 5000 + "-1-1-1", "\r\nflush_all\r\n---", "-1-1-1-1"],
-    ids=range(8),
-)
-def test_a_receipt_from_who_knows_where(backend: MemcachedBackend, message_id: str, receipt: str) -> None:
-    # Given a receipt that no backend has written
-    queued = enqueue()
-    backend.update(message_id, queued)
-    # When a worker starts the message by it
-    # Then it is not believed
-    assert backend.update(message_id, with_receipt(start(1), queued, receipt)) is Outcome.APPLIED
-
-
-def test_there_is_one_receipt_of_what_was_made_of_nothing(backend: MemcachedBackend, message_id: str) -> None:
-    # Given a message that was enqueued, run and put back, and later once more
-    backend.update(message_id, enqueue())
-    first, second = backend.receipt(message_id), backend.receipt(message_id)
-    backend.update_many([(message_id, start(1)), (message_id, enqueue(number=2))])
-    third = backend.receipt(message_id)
-    backend.delete(message_id)
-    backend.update_many([(message_id, start(1)), (message_id, enqueue())])
-    fourth = backend.receipt(message_id)
-    # When its receipts are asked for
-    # Then there is one only for the enqueue that made the record alone, once
-    assert first is not None and (second, third, fourth) == (None, None, None)
+# The cache of items
 
 
 def test_what_is_remembered_is_bounded(backend: MemcachedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,72 +463,12 @@ def test_what_is_remembered_is_bounded(backend: MemcachedBackend, monkeypatch: p
     backend.update_many([(message_id, enqueue()) for message_id in ids])
     backend.update_many([(message_id, start(1)) for message_id in ids])
     # Then it remembers the last ones, until they end, and all of them work
-    assert (len(backend._known), len(backend._receipts)) == (10, 10)
+    assert len(backend._known) == 10
     assert backend.update_many([(message_id, finish(1)) for message_id in ids]) == [Outcome.APPLIED] * 50
     assert len(backend._known) == 0
 
 
-class Newer:
-    """Makes a server look like one of 1.6.27, which takes a cas from who stores an item: translates it."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._server = wire.server
-        self._real: dict[bytes, bytes] = {}
-        wire.meddle = self.meddle
-
-    def meddle(self, request: bytes) -> bytes | None:
-        if request.startswith(b"version"):
-            return b"VERSION 1.6.27\r\n"
-        line, _, rest = request.partition(b"\r\n")
-        words = line.split(b" ")
-        if words[0] != b"ms":
-            return None
-        chosen = next((word[1:] for word in words[4:] if word.startswith(b"E")), None)
-        words = [
-            b"C" + self._real.get(word[1:], word[1:]) if word.startswith(b"C") else word
-            for word in words
-            if chosen is None or word != b"E" + chosen
-        ]
-        reply = self._server.ask(b" ".join(words) + b"\r\n" + rest)
-        if chosen is None or not reply.startswith(b"HD c"):
-            return reply
-        self._real[chosen] = reply[4:-2]
-        return b"HD c%b\r\n" % chosen
-
-
-def test_a_begun_enqueue_leaves_a_receipt_where_it_can(wire: Wire, make: Make, message_id: str) -> None:
-    # Given a server that takes a cas from who stores an item, a producer and a worker
-    Newer(wire)
-    producer, worker = make(servers=wire.address), make(servers=wire.address)
-    worker.read("warm")
-    queued = enqueue(user_id="42")
-    # When an enqueue is begun, completed after the receipt was taken, and the message is run
-    complete = producer.begin_update(message_id, queued)
-    first = with_receipt(start(1), queued, producer.receipt(message_id))
-    outcome = complete()
-    trips = wire.round_trips(lambda: worker.update(message_id, first))
-    # Then the worker has written without having read
-    record = worker.read(message_id)
-    assert (outcome, trips) == (Outcome.APPLIED, 1)
-    assert record is not None and (record[STATE], record[":user_id"]) == ("1", "42")
-
-
-def test_a_receipt_of_a_begun_enqueue_that_was_put_aside(
-    wire: Wire, make: Make, backend: MemcachedBackend, message_id: str
-) -> None:
-    # Given such a server, and a message that was changed before its enqueue was stored
-    Newer(wire)
-    producer, worker = make(servers=wire.address), make(servers=wire.address)
-    backend.update(message_id, start(1, step="1"))
-    queued = enqueue(user_id="42")
-    # When its enqueue is begun, and a run starts by the receipt
-    complete = producer.begin_update(message_id, queued)
-    first = with_receipt(start(2), queued, producer.receipt(message_id))
-    assert complete() is Outcome.ASIDE
-    worker.update(message_id, first)
-    # Then nothing that was there before is lost
-    record = worker.read(message_id)
-    assert record is not None and (record[":step"], record[":user_id"], record[ATTEMPTS]) == ("1", "42", "2")
+# Enqueues whose reply is read later
 
 
 def test_a_begun_enqueue_is_on_its_way(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:

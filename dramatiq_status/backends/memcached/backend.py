@@ -14,7 +14,7 @@ from ...backend import StatusBackend, escape_namespace, now_ms
 from ...decoding import take_texts
 from ...errors import BackendError
 from ...outage import logger
-from ...record import TRUNCATED, VERSION, Kind, Outcome, Record, Update, apply, is_finished
+from ...record import TRUNCATED, Kind, Outcome, Record, Update, apply, is_finished
 from ...snapshot import Snapshot
 from .._document import (
     ABSENT,
@@ -22,11 +22,9 @@ from .._document import (
     Known,
     counts_twice,
     expiry_of,
-    from_receipt,
     from_value,
     room_in,
     split_value,
-    to_receipt,
     to_value,
 )
 from .._keys import HASH_SIZE, HASHED, MAX_KEY_SIZE, key_of
@@ -39,7 +37,7 @@ from .servers import Fleet, Pool, Steps, Talk, clients_for, clients_of, hung_up
 WRITES_A_ROUND: Final = 128
 READS_A_ROUND: Final = 500
 
-#: How many items, and receipts, a process remembers.
+#: How many items a process remembers.
 MAX_KNOWN: Final = 1024
 
 #: Of how many messages a process remembers the key and the server:
@@ -86,8 +84,7 @@ Take = Callable[[str, tuple[bytes, "int | None"], int], "T | None"]
 class MemcachedBackend(StatusBackend):
     """Keeps statuses in memcached_ 1.6 or newer, on one server or many.
 
-    The next update of a message by the same process, and the first one of
-    its run where the server is 1.6.27 or newer, takes one round trip
+    The next update of a message by the same process takes one round trip
     where the server has the meta commands (1.6.10 and newer); an update
     of a message that this process does not know takes two, and so does
     every update without meta commands, by ``gets`` and ``cas``.  A server that
@@ -164,7 +161,6 @@ class MemcachedBackend(StatusBackend):
         # The key of a message, and the server that has it.
         self._place: Callable[[str], tuple[bytes, Pool]] = lru_cache(PLACES_KNOWN)(self._find_place)
         self._known: OrderedDict[str, Known] = OrderedDict()
-        self._receipts: OrderedDict[str, str] = OrderedDict()
         # Messages for which the log has a line about values that are not stored.
         self._told: OrderedDict[str, bool] = OrderedDict()
         self._large: OrderedDict[str, Known] = OrderedDict()
@@ -215,11 +211,6 @@ class MemcachedBackend(StatusBackend):
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         """Send what enqueues a message for the first time; its reply is
         read by what this returns.  Anything else is carried out at once.
-
-        The receipt is there at once where the server takes a cas of our
-        own choice (1.6.27 and newer).  Elsewhere there is none: the
-        worker then reads before it writes first, on the writer's
-        thread, which costs less than waiting for the reply here.
         """
         deadline = monotonic() + self.timeout / 1000
         try:
@@ -287,15 +278,7 @@ class MemcachedBackend(StatusBackend):
         def send(connection: Connection) -> bool:
             if len(value) > room_in(connection.max_value_size):
                 return False
-            expiry = expiry_of(expires_at, now)
-            if connection.takes_cas:
-                # The message is on its way before the server can tell.  What a
-                # restarted server, or one that refuses it, has is another number.
-                cas = random.getrandbits(63) | 1 << 62
-                _put(self._receipts, message_id, to_receipt(record, cas, now, connection.server))
-                connection.send(connection.store_new(key, value, expiry, cas))
-            else:
-                connection.send(connection.store(key, value, expiry, None))
+            connection.send(connection.store(key, value, expiry_of(expires_at, now), None))
             return True
 
         begun = pool.begin(send)
@@ -497,20 +480,13 @@ class MemcachedBackend(StatusBackend):
             return known
         if update.kind is Kind.ENQUEUE and update.epoch.number <= 1:
             return ABSENT
-        if update.origin is not None:
-            return from_receipt(update.origin.enqueue, update.origin.receipt, connection.server)
         return None
 
     def _remember(self, job: Job, known: Known, size: int) -> None:
-        record = known.record
-        if known.cas is None or record is None:
-            return
         # After an enqueue, the next to write is a worker; after the end, nobody.
-        if job.updates[-1].kind is Kind.ENQUEUE:
-            if len(job.updates) == 1 and record[VERSION] == "1":
-                # What was made of nothing can be made anew of the enqueue alone.
-                _put(self._receipts, job.message_id, to_receipt(record, known.cas, known.since, known.server))
-        elif not is_finished(record):
+        if known.cas is None or known.record is None or job.updates[-1].kind is Kind.ENQUEUE:
+            return
+        if not is_finished(known.record):
             self._keep(job.message_id, known, size)
 
     def _keep(self, message_id: str, known: Known, size: int) -> None:
@@ -524,9 +500,6 @@ class MemcachedBackend(StatusBackend):
         """Take what is remembered of an item: after a write by it, or by another process, it is out of date."""
         known = self._known.pop(message_id, None)
         return self._large.pop(message_id, None) if known is None and self._large else known
-
-    def receipt(self, message_id: str) -> str | None:
-        return self._receipts.pop(message_id, None)
 
     # Reading
 
@@ -580,7 +553,6 @@ class MemcachedBackend(StatusBackend):
 
     def delete(self, message_id: str) -> bool:
         self._recall(message_id)
-        self._receipts.pop(message_id, None)
         key, pool = self._place(message_id)
         return pool.call(Connection.delete, key)
 

@@ -33,9 +33,6 @@ from .._timed import PLAIN_SOCKET, SHORTEST, SLOWEST, closed_by_c, time_left, un
 #: and return no cas (see RevenueCat/meta-memcache-py#12).
 META_SINCE: Final = (1, 6, 10)
 
-#: The first version that takes an item's cas from who stores it.
-CHOICE_SINCE: Final = (1, 6, 27)
-
 #: What an item takes besides its value, at most: its header, its cas
 #: and a key of 250 bytes, generously.
 ITEM_OVERHEAD: Final = 512
@@ -150,7 +147,6 @@ class Connection:
       deadline(float): End of the present call, by the monotonic clock.
       hurried(bool): Whether the socket's own time-out is shorter than `timeout`.
       meta(bool): Whether it uses them.
-      takes_cas(bool): Whether who stores an item may choose its cas.
       server(str): Which run of which server this is: cas numbers begin
         anew when a server is restarted, so they mean nothing to another.
       max_value_size(int): The largest value that can be stored, in bytes.
@@ -201,7 +197,6 @@ class Connection:
         # servers make room first.
         evicts = settings.get(b"evictions") != b"off"
         self.meta = has_meta and self._meta and evicts and _version(version) >= META_SINCE
-        self.takes_cas = self.meta and _version(version) >= CHOICE_SINCE
         try:
             started = int(stats[b"time"]) - int(stats[b"uptime"])
             self.server = f"{int(stats[b'pid']):x}-{started:x}"
@@ -274,12 +269,6 @@ class Connection:
     def get(self, key: bytes) -> bytes:
         """The request for an item; :meth:`read_item` reads the reply."""
         return b"mg %b v c t\r\n" % key if self.meta else b"gets %b\r\n" % key
-
-    def store_new(self, key: bytes, value: bytes, expiry: int, cas: int) -> bytes:
-        """The request to store a value where there is none, with a cas of
-        our own choice, where the server takes one.
-        """
-        return b"ms %b %d T%d ME E%d c\r\n%b\r\n" % (key, len(value), expiry, cas, value)
 
     def store(self, key: bytes, value: bytes, expiry: int, cas: int | None) -> bytes:
         """The request to store a value: over the item with that cas, or

@@ -261,7 +261,7 @@ class RedisBackend(StatusBackend):
         """
         arguments: list[Any] = [self._script_now or clock.text()]
         moves = False
-        for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, _, changes) in updates:
+        for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, changes) in updates:
             added = number_text(increment) if increment else 0
             if changes is not None:
                 arguments += _change_arguments(changes)
