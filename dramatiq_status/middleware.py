@@ -20,7 +20,7 @@ from .message_fields import Describe, MessageFields, type_and_text
 from .options import SETTINGS_OPTIONS, Options, Settings, check_includes, write_back
 from .outage import Health, Outage, logger
 from .record import DEFAULT_HEARTBEAT_INTERVAL, DEFAULT_LIVE_TTL, DEFAULT_STATUS_TTL
-from .writer import DEFAULT_MAX_PENDING, Writer
+from .writer import DEFAULT_MAX_PENDING, DEFAULT_MAX_PENDING_BYTES, Writer
 
 try:
     from dramatiq.threading import Interrupt
@@ -115,6 +115,9 @@ class StatusMiddleware(Middleware):
         call into C that keeps the interpreter lock.  By default 15 seconds.
       max_pending(int): Maximum number of messages whose updates a worker keeps in
         memory while the store is down; at least 1.
+      max_pending_bytes(int): Maximum number of bytes of the fields of these messages; at
+        least 1.  By default 64 MiB.  Where an outage exceeds one of the two limits, the updates of the
+        messages that finished first are dropped first.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class StatusMiddleware(Middleware):
         track_status: bool = True,
         heartbeat_interval: int | timedelta = DEFAULT_HEARTBEAT_INTERVAL,
         max_pending: int = DEFAULT_MAX_PENDING,
+        max_pending_bytes: int = DEFAULT_MAX_PENDING_BYTES,
     ) -> None:
         if backend is None:
             backend = backend_from_url()
@@ -159,6 +163,7 @@ class StatusMiddleware(Middleware):
             self._outage,
             heartbeat_interval=self.heartbeat_interval,
             max_pending=check_number("max_pending", max_pending, minimum=1),
+            max_pending_bytes=check_number("max_pending_bytes", max_pending_bytes, minimum=1),
         )
         self._deliveries = Deliveries(backend, self._writer, self._options, self._fields, self.heartbeat_interval)
         self._enqueues = Enqueues(

@@ -30,10 +30,11 @@ import atexit
 import math
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from itertools import repeat, starmap
+from itertools import chain, repeat, starmap
 from queue import Empty, SimpleQueue
+from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
 from . import _time as time
@@ -72,6 +73,12 @@ from .record import (
 
 #: Maximum number of messages whose updates the writer keeps while the store is down.
 DEFAULT_MAX_PENDING: Final = 10_000
+
+#: Maximum number of bytes of these updates.
+DEFAULT_MAX_PENDING_BYTES: Final = 64 * 2**20
+
+#: Maximum number of lanes that wait for the writer's thread in an outage until it measures them.
+_MAX_UNMEASURED: Final = 16
 
 #: Number of increments after which the writer merges those of a lane, whatever its throttle.
 _MERGE_EVERY: Final = 4096
@@ -604,6 +611,26 @@ class Lane:
         with self._lock:
             return len(self._merge().entries)
 
+    def size(self) -> int | None:
+        """Return the number of bytes of the texts that the lane holds for its updates; None without updates."""
+        with self._lock:
+            merged = self._merge()
+            if not merged.entries:
+                return None
+            if self.closed:
+                # The record of the message takes the place of the message itself, whose size is unknown.
+                self._base, self._make_base = self.base, dict
+            known = merged.known
+            texts = [*known, *known.values(), *chain.from_iterable((self._base or {}).items())]
+            for entry in merged.entries:
+                fields = entry.fields if entry.frozen is None else entry.frozen.fields
+                for name, text in fields.items():
+                    if known.get(name) is not text:
+                        texts += (name, text)
+                if entry.changes is not None:
+                    texts += entry.changes.counts
+            return sum(map(getsizeof, texts))
+
     def heartbeat(self) -> Update:
         return Update(Kind.HEARTBEAT, self._merged.epoch, self._run)
 
@@ -833,6 +860,78 @@ class Lane:
         )
 
 
+class Backlog:
+    """The lanes that wait because the store does not take their updates, and the number of bytes in them.
+
+    Each thread that sends may note a lane.  An interrupt may strike it there, so only the writer's own thread, which
+    no interrupt strikes, measures the noted lanes and updates the sum.
+
+    Parameters:
+      max_lanes(int): Maximum number of lanes.
+      max_bytes(int): Maximum number of bytes in all of them.
+      is_waiting(Callable): Returns whether a lane still waits.
+    """
+
+    def __init__(self, max_lanes: int, max_bytes: int, is_waiting: Callable[[Lane], bool]) -> None:
+        self._max_lanes = max_lanes
+        self._max_bytes = max_bytes
+        self._is_waiting = is_waiting
+        self._noted: dict[Lane, None] = {}
+        # The measured lanes and their sizes; those of finished messages. An OrderedDict finds its first item in
+        # constant time, also after many removals there.
+        self._sizes: OrderedDict[Lane, int] = OrderedDict()
+        self._finished: OrderedDict[Lane, None] = OrderedDict()
+        self._bytes = 0
+
+    def __contains__(self, lane: Lane) -> bool:
+        return lane in self._sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so many lanes were noted that they have to be measured now."""
+        return len(self._noted) > _MAX_UNMEASURED
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the measured lanes leave room for another."""
+        return len(self._sizes) < self._max_lanes and self._bytes < self._max_bytes
+
+    def note(self, lane: Lane) -> None:
+        """Note that a lane waits, holds more or less than before, or waits no longer."""
+        self._noted[lane] = None
+
+    def measure(self) -> None:
+        """Measure the noted lanes."""
+        noted, self._noted = self._noted, {}
+        for lane in noted:
+            size = lane.size() if self._is_waiting(lane) else None
+            if size is None:
+                self._forget(lane)
+            else:
+                # A measured lane keeps its place in the order.
+                self._bytes += size - self._sizes.get(lane, 0)
+                self._sizes[lane] = size
+                if lane.closed:
+                    self._finished[lane] = None
+
+    def pop_excess(self) -> Lane | None:
+        """Remove and return a lane if there are too many, or too many bytes: the message that finished first, or
+        else the lane that has waited for longest.
+        """
+        if len(self._sizes) <= self._max_lanes and self._bytes <= self._max_bytes:
+            return None
+        lane = next(iter(self._finished or self._sizes))
+        self._forget(lane)
+        return lane
+
+    def _forget(self, lane: Lane) -> None:
+        self._bytes -= self._sizes.pop(lane, 0)
+        self._finished.pop(lane, None)
+
+
 class Writer:
     """Sends the updates of a process.  Its thread is started when it is
     first needed, and again after a fork, or after :meth:`drain`.
@@ -842,9 +941,10 @@ class Writer:
       outage(Outage): What this process knows of the store's outages.
       heartbeat_interval(int): How often running messages say that they
         run, in milliseconds.
-      max_pending(int): For how many messages updates are kept while the
+      max_pending(int): Maximum number of messages whose updates are kept while the
         store is down.  Beyond that, those of messages that finished
         first are dropped first.
+      max_pending_bytes(int): Maximum number of bytes of these updates.
     """
 
     def __init__(
@@ -854,11 +954,13 @@ class Writer:
         *,
         heartbeat_interval: int = DEFAULT_HEARTBEAT_INTERVAL,
         max_pending: int = DEFAULT_MAX_PENDING,
+        max_pending_bytes: int = DEFAULT_MAX_PENDING_BYTES,
     ) -> None:
         self.backend = backend
         self.outage = outage
         self._interval = heartbeat_interval / 1000
         self._max_pending = max_pending
+        self._max_pending_bytes = max_pending_bytes
         self._begin()
         _writers.add(self)
 
@@ -886,7 +988,10 @@ class Writer:
         self._ready: dict[Lane, None] = {}
         self._later: dict[Lane, float] = {}
         self._next_due = math.inf
-        # Whether it was said that too many wait for a server that does not answer.
+        self._backlog = Backlog(
+            self._max_pending, self._max_pending_bytes, lambda lane: lane in self._ready or lane in self._later
+        )
+        # Whether it was logged that the backlog is full.
         self._full = False
         # Whether the last probe of the present outage failed, so that each further probe sends one lane.
         self._probes_singly = False
@@ -1056,7 +1161,7 @@ class Writer:
                 if not self._ready:
                     return
                 break
-        if self._asleep and self._alarm() < self._wake_at:
+        if self._asleep and (self._alarm() < self._wake_at or self._is_backlogged()):
             self._wake()
 
     def _alarm(self) -> float:
@@ -1066,8 +1171,8 @@ class Writer:
         return 0.0 if self._signals or self._ready else self._next_due
 
     def _is_backlogged(self) -> bool:
-        """Whether so many signals have come that some may have to be dropped."""
-        return len(self._signals) > self._max_pending // 10
+        """Whether so much has been written or noted that some updates may have to be dropped."""
+        return len(self._signals) > min(_MAX_UNMEASURED, self._max_pending // 10) or self._backlog.is_behind
 
     def _wake(self) -> None:
         # Only the thread itself says that it is awake: whoever said so here, and were interrupted
@@ -1147,9 +1252,11 @@ class Writer:
                 try:
                     self._gather()
                     self._gather_due()
+                    self._make_room()
                     # A drain tries again, however early.
                     if self._ready and (drains or not self.outage.blocked):
                         sent = self._send(list(self._ready))
+                    self._make_room()
                     if drains and self._end(drains):
                         return
                     if time.monotonic() >= self._heartbeat_at:
@@ -1193,7 +1300,7 @@ class Writer:
             if wake_at <= now:
                 break
             # Where a thread leads, it sees to what is signalled.
-            if self._signals and not self._taken() and (not self.outage.down or self._is_backlogged()):
+            if not self._taken() and (self._is_backlogged() or (self._signals and not self.outage.down)):
                 break
             self._sleep(wake_at - now)
         self._asleep = False
@@ -1230,15 +1337,16 @@ class Writer:
         if due is not None and now < lane.retry_at and not self._drains:
             # Nobody waits for a server that does not answer.
             lane.give_up(entries=False)
+            self._backlog.note(lane)
             due = lane.retry_at
         if due == 0.0 or (due and self._drains):
             self._ready[lane] = None
             if self._later:
                 self._later.pop(lane, None)
-            if self.outage.down and self.outage.blocked:
-                lane.give_up(entries=False)
-                if len(self._ready) > self._max_pending:
-                    self.outage.dropped(self._drop(self._ready))
+            if self.outage.down:
+                self._backlog.note(lane)
+                if self.outage.blocked:
+                    lane.give_up(entries=False)
         elif due is not None:
             self._later[lane] = due
             self._next_due = min(self._next_due, due)
@@ -1327,6 +1435,8 @@ class Writer:
     def _settle(self, lane: Lane, outcomes: list[Outcome], makers: dict[str, Lane]) -> None:
         """Note the outcomes of a lane's updates."""
         lane.suspect = False
+        if lane in self._backlog:
+            self._backlog.note(lane)
         if Outcome.UNREACHED in outcomes:
             lane.unreached = True
         if Outcome.MISSING in outcomes and not lane.repeatable:
@@ -1344,6 +1454,8 @@ class Writer:
         """Keep or drop updates from outside of a message without a record.  The record may still arrive: from a lane of
         this process, or within a short time from another process, whose store was slow or down.
         """
+        # On the writer's thread: no other sends updates from outside.
+        self._backlog.measure()
         now = time.monotonic()
         if lane.missing_since is None:
             lane.missing_since = now
@@ -1351,7 +1463,7 @@ class Writer:
         # A worker that ends does not wait for an unknown message, except after its server was away.
         recent = self.outage.recovering or (missing < RECOVERY and (lane.unreached or not self._drains))
         # Updates of known messages do not make room for those of unknown ones.
-        kept = recent and len(self._later) < self._max_pending
+        kept = recent and (lane in self._backlog or self._backlog.has_room)
         again = lane.settle(outcomes, keep_missing=kept or maker is not None)
         if not again:
             # The next writes are kept for a moment as well.
@@ -1382,14 +1494,25 @@ class Writer:
         self._next_due = min(self._next_due, due)
         # Last: after an earlier interrupt, the lane is in both places, and not in none.
         del self._ready[lane]
-        if len(self._later) > self._max_pending:
-            self.outage.refused(self._drop(self._later))
+        self._backlog.note(lane)
+
+    def _make_room(self) -> None:
+        """Drop updates until the backlog is within its limits."""
+        self._backlog.measure()
+        if not self._backlog:
+            self._full = False
+        while (lane := self._backlog.pop_excess()) is not None:
+            self._ready.pop(lane, None)
+            self._later.pop(lane, None)
+            lane.suspect = False
+            (self.outage.dropped if self.outage.down else self.outage.refused)(lane.give_up(entries=True))
             if not self._full:
                 self._full = True
                 logger.warning(
-                    "More than %d messages wait for a server of the status store: from now on, updates of those that "
-                    "finished first are dropped first.",
+                    "More than %d messages, or more than %d bytes of their updates, wait for the status store: from "
+                    "now on, updates of messages that finished first are dropped first.",
                     self._max_pending,
+                    self._max_pending_bytes,
                 )
 
     def _failed_to_send(self, lanes: list[Lane], error: BackendError) -> None:
@@ -1422,13 +1545,8 @@ class Writer:
         self._gather()
         for lane in self._ready:
             lane.give_up(entries=False)
-
-    def _drop(self, lanes: dict[Lane, Any]) -> int:
-        """Make room: those that finished first go first, then the oldest."""
-        lane = next((lane for lane in lanes if lane.closed), next(iter(lanes)))
-        del lanes[lane]
-        lane.suspect = False
-        return lane.give_up(entries=True)
+            if lane not in self._backlog:
+                self._backlog.note(lane)
 
     def _send_heartbeats(self) -> None:
         """Say of all running messages that they run, in one round trip."""

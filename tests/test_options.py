@@ -191,6 +191,9 @@ def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
         ("max_pending", "x", TypeError),
         ("max_pending", 0, ValueError),
         ("max_pending", -1, ValueError),
+        ("max_pending_bytes", "64 MiB", TypeError),
+        ("max_pending_bytes", 0, ValueError),
+        ("max_pending_bytes", 0.5, ValueError),
     ],
 )
 def test_bad_parameters(backend: RecordingBackend, parameter: str, value: Any, error: type[Exception]) -> None:
