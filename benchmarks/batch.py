@@ -12,7 +12,8 @@ from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.record import COMPLETED, Kind, Update
+from dramatiq_status.record import COMPLETED
+from dramatiq_status.update import Kind, Update
 from tests.servers import MemcachedServer, RedisServer
 
 from .common import RUN_TOKEN, Case, Options, Table, interleave, placed, ratios, running_job, spread

@@ -18,18 +18,8 @@ from uuid import uuid4
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.record import (
-    ACTOR_NAME,
-    ENQUEUED_AT,
-    PROGRESS,
-    QUEUE_NAME,
-    RATE,
-    STARTED_AT,
-    TOTAL,
-    Epoch,
-    Kind,
-    Update,
-)
+from dramatiq_status.record import ACTOR_NAME, ENQUEUED_AT, PROGRESS, QUEUE_NAME, RATE, STARTED_AT, TOTAL
+from dramatiq_status.update import Epoch, Kind, Update
 from tests.servers import MemcachedServer, RedisServer, Server
 
 #: Where subprocesses are started, so that they find these modules.

@@ -16,7 +16,8 @@ from dramatiq_status import StatusMiddleware
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.record import ACTOR_NAME, ENQUEUED_AT, QUEUE_NAME, Epoch, Kind, Update
+from dramatiq_status.record import ACTOR_NAME, ENQUEUED_AT, QUEUE_NAME
+from dramatiq_status.update import Epoch, Kind, Update
 from tests.servers import MemcachedServer, RedisServer
 
 from .common import Options, Table, placed, ratios, spread

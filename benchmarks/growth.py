@@ -11,7 +11,7 @@ from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.record import Epoch
+from dramatiq_status.update import Epoch
 from tests.servers import MemcachedServer, RedisServer
 
 from .common import Case, Options, Table, interleave, placed, running_updates, timed_rows

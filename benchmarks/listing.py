@@ -14,7 +14,8 @@ from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.sqlite import SQLiteBackend
-from dramatiq_status.record import ACTOR_NAME, COMPLETED, ENQUEUED_AT, FAILED, QUEUE_NAME, Epoch, Kind, Update
+from dramatiq_status.record import ACTOR_NAME, COMPLETED, ENQUEUED_AT, FAILED, QUEUE_NAME
+from dramatiq_status.update import Epoch, Kind, Update
 from tests.servers import RedisCluster, RedisServer
 
 from .common import RUN_TOKEN, Case, Options, Table, interleave, placed, running_updates, timed_rows

@@ -11,7 +11,7 @@ import redis
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.record import Kind, Update
+from dramatiq_status.update import Kind, Update
 from tests.servers import MemcachedServer, RedisServer
 
 from .common import RUN_TOKEN, Case, Options, Table, interleave, placed, running_job, timed_rows

@@ -15,7 +15,8 @@ import redis
 
 from dramatiq_status import StatusRegistry, aio
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.record import COMPLETED, Kind, Update
+from dramatiq_status.record import COMPLETED
+from dramatiq_status.update import Kind, Update
 from tests.servers import RedisServer
 
 from .common import Options, Table, percentile, running_job

@@ -13,8 +13,9 @@ from .cursor import Cursor
 from .decoding import take_snapshot, take_snapshots
 from .errors import BackendError, NotSupported
 from .fields import plain_number
-from .record import LONGEST_TTL, MAX_WHOLE_NUMBER, Outcome, Record, Update
+from .record import LONGEST_TTL, MAX_WHOLE_NUMBER, Record
 from .snapshot import Snapshot
+from .update import Outcome, Update
 
 #: How long a single call to a store may take, in milliseconds.  It is
 #: short on purpose: while the store does not answer, jobs and
@@ -104,7 +105,7 @@ class StatusBackend(abc.ABC):
     """ABC for status backends.
 
     A backend stores one record a message and changes it only by
-    :func:`dramatiq_status.record.apply`, atomically: no update that was
+    :func:`dramatiq_status.update.apply`, atomically: no update that was
     answered with ``Outcome.APPLIED`` is ever lost to another writer,
     in this process or elsewhere.  Its methods may be called by any
     number of threads at once.

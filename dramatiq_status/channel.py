@@ -12,23 +12,9 @@ from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
 from .decoding import take_snapshot
 from .errors import BackendError, StatusMissing
 from .fields import MAX_FIELDS, check_count, name_of_field
-from .record import (
-    COMPLETED,
-    PROGRESS,
-    QUEUED,
-    TOTAL,
-    Changes,
-    Counts,
-    Epoch,
-    Kind,
-    Outcome,
-    Record,
-    Update,
-    apply,
-    counts_in,
-    deletion_marks,
-)
+from .record import COMPLETED, PROGRESS, QUEUED, TOTAL, Counts, Record, counts_in, deletion_marks
 from .snapshot import Snapshot
+from .update import Changes, Epoch, Kind, Outcome, Update, apply
 from .writer import Lane
 
 T = TypeVar("T")

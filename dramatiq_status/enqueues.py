@@ -13,7 +13,8 @@ from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
 from .options import EPOCH_OPTION, HEARTBEAT_OPTION, Settings, epoch_of, next_epoch
 from .outage import Outage, logger
-from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, SCHEDULED_AT, Epoch, Kind, Update
+from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, SCHEDULED_AT
+from .update import Epoch, Kind, Update
 from .writer import Barrier, Enqueue, Writer
 
 

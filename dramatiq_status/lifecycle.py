@@ -15,7 +15,8 @@ from enum import Enum
 from math import isfinite
 from typing import Any, Final, NamedTuple
 
-from .record import COMPLETED, FAILED, MAX_WHOLE_NUMBER, NO_EPOCH, Epoch
+from .record import COMPLETED, FAILED, MAX_WHOLE_NUMBER
+from .update import NO_EPOCH, Epoch
 
 #: Maximum number of notes per thread about enqueues that have begun and are not completed.
 _MAX_BEGUN: Final = 16

@@ -14,7 +14,8 @@ from .backend import check_duration, check_message_id
 from .errors import StatusOptionError
 from .lifecycle import whole_number
 from .outage import logger
-from .record import MAX_WHOLE_NUMBER, NO_EPOCH, Epoch
+from .record import MAX_WHOLE_NUMBER
+from .update import NO_EPOCH, Epoch
 
 #: Names that ``includes`` may contain.
 INCLUDES: Final = frozenset(("message", "traceback", "result"))

@@ -10,8 +10,9 @@ from typing import Any, Generic, TypeVar, overload
 
 from .channel import Channel
 from .fields import check_count, check_total, count_name, deleted_names, encode_fields
-from .record import PROGRESS, TOTAL, Changes, State
+from .record import PROGRESS, TOTAL, State
 from .snapshot import Snapshot
+from .update import Changes
 
 T = TypeVar("T")
 

@@ -47,29 +47,22 @@ from .outage import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, Outage, logger
 from .rate import SHORTEST, RateMeter
 from .record import (
     ATTEMPTS,
-    CLEARED_BY_START,
     DEFAULT_HEARTBEAT_INTERVAL,
     DEFAULT_STATUS_TTL,
-    NO_EPOCH,
     NOT_SINCE,
     PROGRESS,
     RATE,
     RATED,
     TOTAL,
-    WRITTEN_BY_REQUEUE,
-    Changes,
     Counts,
-    Epoch,
-    Kind,
-    Outcome,
     Record,
-    Update,
     count_on,
     counts_in,
     deletion_marks,
     number_of,
     number_text,
 )
+from .update import CLEARED_BY_START, NO_EPOCH, WRITTEN_BY_REQUEUE, Changes, Epoch, Kind, Outcome, Update
 
 #: Maximum number of messages whose updates the writer keeps while the store is down.
 DEFAULT_MAX_PENDING: Final = 10_000

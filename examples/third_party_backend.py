@@ -27,7 +27,8 @@ from typing import Any, TextIO
 
 from dramatiq_status import BackendError
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.record import Outcome, Record, Update, apply, from_document, to_document
+from dramatiq_status.record import Record, from_document, to_document
+from dramatiq_status.update import Outcome, Update, apply
 
 
 class DirectoryBackend(StatusBackend):

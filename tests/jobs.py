@@ -7,17 +7,8 @@ from typing import Any
 from uuid import uuid4
 
 from dramatiq_status.backend import StatusBackend, now_ms
-from dramatiq_status.record import (
-    ACTOR_NAME,
-    COMPLETED,
-    HEARTBEAT_INTERVAL,
-    QUEUE_NAME,
-    STARTED_AT,
-    Epoch,
-    Kind,
-    Record,
-    Update,
-)
+from dramatiq_status.record import ACTOR_NAME, COMPLETED, HEARTBEAT_INTERVAL, QUEUE_NAME, STARTED_AT, Record
+from dramatiq_status.update import Epoch, Kind, Update
 
 
 class Job:

@@ -17,7 +17,8 @@ from dramatiq.middleware import AsyncIO, Callbacks, Middleware, Pipelines, Retri
 from dramatiq_status import BackendError, StatusMiddleware
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import StubBackend
-from dramatiq_status.record import Kind, Outcome, Record, Update
+from dramatiq_status.record import Record
+from dramatiq_status.update import Kind, Outcome, Update
 
 #: For how many seconds a test waits for something before it fails.
 PATIENCE = 20.0

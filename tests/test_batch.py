@@ -35,8 +35,9 @@ from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.batch import Batch, chains_of
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.following import BatchWatcher
-from dramatiq_status.record import PROGRESS, SKIPPED, TOTAL, Epoch, Kind, Update
+from dramatiq_status.record import PROGRESS, SKIPPED, TOTAL
 from dramatiq_status.rollup import BatchSnapshot, Rollup
+from dramatiq_status.update import Epoch, Kind, Update
 
 from .recording import RecordingBackend, make_broker, run, working
 

@@ -29,8 +29,9 @@ from dramatiq_status import (
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, StubBackend
-from dramatiq_status.record import COMPLETED, Changes, Epoch, Kind, Record, Update, count_on
+from dramatiq_status.record import COMPLETED, Record, count_on
 from dramatiq_status.testing import bound_status
+from dramatiq_status.update import Changes, Epoch, Kind, Update
 from dramatiq_status.writer import Barrier, Enqueue, Finish, Lane, Start
 
 from .recording import RecordingBackend, make_broker, run

@@ -20,7 +20,7 @@ from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.backends.redis import connection as redis_connection
 from dramatiq_status.backends.redis.cluster import TAGS, shard_of, slot_of
-from dramatiq_status.record import Epoch, Kind, Outcome, Update
+from dramatiq_status.update import Epoch, Kind, Outcome, Update
 
 from .proxy import Proxy
 from .recording import PATIENCE, make_broker
@@ -123,7 +123,7 @@ def test_replies_that_drip_in_another_environment(proxy: Proxy, before: str) -> 
         import sys, time
         from dramatiq_status import BackendError
         from dramatiq_status.backends import RedisBackend
-        from dramatiq_status.record import Kind, Update
+        from dramatiq_status.update import Kind, Update
         backend = RedisBackend(host="127.0.0.1", port={proxy.port}, timeout={TIMEOUT})
         backend.update("m", Update(Kind.ENQUEUE, (1, 1), fields={{f":{{n}}": '"x"' for n in range(100)}}))
         print("ready", flush=True)

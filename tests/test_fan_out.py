@@ -27,7 +27,8 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 from dramatiq_status.context import current_binding
 from dramatiq_status.outage import Outage
-from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Epoch, Kind, Outcome, Update
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE
+from dramatiq_status.update import Epoch, Kind, Outcome, Update
 from dramatiq_status.writer import Barrier, Finish, Lane, Start, Writer
 
 from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working

@@ -24,7 +24,7 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.cursor import Cursor, encode
 from dramatiq_status.options import EPOCH_OPTION, HEARTBEAT_OPTION
-from dramatiq_status.record import Changes, Kind, Outcome, Update
+from dramatiq_status.update import Changes, Kind, Outcome, Update
 
 from . import mixed_app
 from .jobs import Job

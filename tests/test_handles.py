@@ -29,9 +29,9 @@ from dramatiq_status import (
     track,
 )
 from dramatiq_status.context import current_binding
-from dramatiq_status.record import Kind, Update, apply
 from dramatiq_status.snapshot import Snapshot
 from dramatiq_status.testing import bound_status
+from dramatiq_status.update import Kind, Update, apply
 
 from .jobs import Job
 from .recording import RecordingBackend, make_broker, raised_by, run

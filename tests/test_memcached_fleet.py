@@ -23,8 +23,8 @@ from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, aio,
 from dramatiq_status import writer as writer_module
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends.memcached.servers import Member
-from dramatiq_status.record import Outcome, Update
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
+from dramatiq_status.update import Outcome, Update
 
 from .backends.test_memcached import PATIENT, MemcachedConformance
 from .conftest import StartServer, started

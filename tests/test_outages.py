@@ -24,7 +24,8 @@ from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, curr
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.outage import FIRST_PAUSE, LONGEST_PAUSE, Outage
-from dramatiq_status.record import COMPLETED, Epoch, Kind, Outcome, Update
+from dramatiq_status.record import COMPLETED
+from dramatiq_status.update import Epoch, Kind, Outcome, Update
 from dramatiq_status.writer import Backlog, Barrier, Finish, Start, Writer
 
 from .recording import (

@@ -27,7 +27,6 @@ from dramatiq_status.record import (
     FAILED,
     HEARTBEAT_AT,
     NUMBER,
-    OUTDATED,
     PLACE,
     QUEUE_NAME,
     ROOT,
@@ -38,20 +37,15 @@ from dramatiq_status.record import (
     UNKNOWN_TOTAL,
     UPDATED_AT,
     VERSION,
-    Changes,
-    Epoch,
-    Kind,
-    Outcome,
     Record,
     State,
-    Update,
-    apply,
     from_document,
     is_finished,
     is_sound,
     number_text,
     to_document,
 )
+from dramatiq_status.update import OUTDATED, Changes, Epoch, Kind, Outcome, Update, apply
 
 from .servers import MemcachedServer, RedisServer
 

@@ -15,17 +15,9 @@ from dramatiq_status.backends import StubBackend
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.outage import Outage
 from dramatiq_status.rate import SHORTEST, TIME_CONSTANT, TRUSTED_AFTER, RateMeter, slowed
-from dramatiq_status.record import (
-    PROGRESS,
-    RATE,
-    TOTAL,
-    Epoch,
-    Kind,
-    Outcome,
-    Update,
-    apply,
-)
+from dramatiq_status.record import PROGRESS, RATE, TOTAL
 from dramatiq_status.snapshot import Snapshot
+from dramatiq_status.update import Epoch, Kind, Outcome, Update, apply
 from dramatiq_status.writer import Lane, Start, Write, Writer
 
 #: After how many seconds without progress half of a rate is left.

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from dramatiq_status.backends import StubBackend
-from dramatiq_status.record import VERSION, Outcome, Update
+from dramatiq_status.record import VERSION
 from dramatiq_status.testing import conformance
 from dramatiq_status.testing.conformance import BackendConformance, enqueue
+from dramatiq_status.update import Outcome, Update
 
 Change = tuple[str, int]
 

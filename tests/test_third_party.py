@@ -18,8 +18,9 @@ import pytest
 
 from dramatiq_status import BackendError, StatusRegistry, current_status, track
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.record import PROGRESS, VERSION, Outcome
+from dramatiq_status.record import PROGRESS, VERSION
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start
+from dramatiq_status.update import Outcome
 from examples import third_party_backend
 from examples.third_party_backend import DirectoryBackend
 
@@ -36,7 +37,7 @@ PROCESSES, WRITES = 4, 250
 #: Counts in another process, two messages in a call.
 COUNT = f"""
 import sys
-from dramatiq_status.record import Kind, Outcome, Update
+from dramatiq_status.update import Kind, Outcome, Update
 from third_party_backend import DirectoryBackend
 path, *ids = sys.argv[1:]
 backend = DirectoryBackend(path, timeout={PATIENT})

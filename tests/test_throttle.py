@@ -10,7 +10,8 @@ import dramatiq
 import pytest
 
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status, track
-from dramatiq_status.record import COMPLETED, PROGRESS, TOTAL, Epoch, Kind, Update
+from dramatiq_status.record import COMPLETED, PROGRESS, TOTAL
+from dramatiq_status.update import Epoch, Kind, Update
 
 from .recording import PATIENCE, RecordingBackend, eventually, make_broker, run, working
 

@@ -25,7 +25,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.record import Epoch, Kind, Update
+from dramatiq_status.update import Epoch, Kind, Update
 
 from .recording import PATIENCE, eventually
 from .servers import RedisServer

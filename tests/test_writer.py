@@ -19,7 +19,8 @@ from dramatiq.middleware import TimeLimitExceeded
 from dramatiq_status import BackendError, StatusRegistry, current_status
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.outage import Outage
-from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Epoch, Kind, Outcome, Record, Update
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Record
+from dramatiq_status.update import Epoch, Kind, Outcome, Update
 from dramatiq_status.writer import Barrier, Finish, Lane, Start, Write, Writer
 
 from .recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working

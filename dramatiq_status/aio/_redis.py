@@ -12,8 +12,9 @@ from ..backends.redis.driver import errors, response_errors
 from ..backends.redis.subscription import PING_AFTER
 from ..cursor import Cursor
 from ..errors import BackendError
-from ..record import Outcome, Update, whole_number_in
+from ..record import whole_number_in
 from ..snapshot import Snapshot
+from ..update import Outcome, Update
 from ._connect import Connector, disconnect, error_for, within
 from ._line import Line
 from .backend import AsyncBackend

@@ -10,8 +10,8 @@ from threading import Lock
 from ..backend import Listed, Query, StatusBackend, answered
 from ..cursor import Cursor
 from ..errors import BackendError
-from ..record import Outcome, Update
 from ..snapshot import Snapshot
+from ..update import Outcome, Update
 from .hub import AsyncSubscription, Hub
 
 

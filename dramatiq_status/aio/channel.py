@@ -8,8 +8,9 @@ from typing import Protocol
 from ..backend import StatusBackend
 from ..channel import Channel, LiveChannel, check_outcome, counts_of, outside_change
 from ..fields import check_count
-from ..record import Changes, Counts, Kind, Record, Update
+from ..record import Counts, Record
 from ..snapshot import Snapshot
+from ..update import Changes, Kind, Update
 from .backend import async_backend
 
 

@@ -10,9 +10,10 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from ..fields import check_count, check_total, count_name, deleted_names, encode_count, encode_fields, encode_total
 from ..progress import dict_of
-from ..record import PROGRESS, TOTAL, Changes, Record, State
+from ..record import PROGRESS, TOTAL, Record, State
 from ..snapshot import Snapshot, fraction_of
 from ..status import Look
+from ..update import Changes
 from .channel import AsyncChannel
 
 T = TypeVar("T")

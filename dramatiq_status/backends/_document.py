@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 from ..errors import BackendError
 from ..record import (
     ARGS,
-    CLEARED_BY_COMPLETION,
     COMPLETED,
     DOCUMENT_MARK,
     EXCEPTION,
@@ -17,16 +16,12 @@ from ..record import (
     TRACEBACK,
     TRUNCATED,
     USER_PREFIX,
-    Applied,
-    Kind,
-    Outcome,
     Record,
-    Update,
-    apply,
     from_pairs,
     to_document,
     whole_number_in,
 )
+from ..update import CLEARED_BY_COMPLETION, Applied, Kind, Outcome, Update, apply
 
 #: Part of an item that is reserved for the library's own fields; half of it takes short fields of users as well.
 RESERVED_PART: Final = 64

@@ -15,7 +15,8 @@ from .._process import at_fork
 from .._time import monotonic
 from ..backend import StatusBackend, escape_namespace
 from ..errors import BackendError
-from ..record import Outcome, Record, Update
+from ..record import Record
+from ..update import Outcome, Update
 from ._document import Job, Known, from_value
 from ._keys import key_of
 

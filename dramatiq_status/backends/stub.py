@@ -9,7 +9,8 @@ from typing import Any
 
 from ..backend import Listed, Query, StatusBackend
 from ..cursor import Cursor
-from ..record import Outcome, Record, Update, apply, is_stored, is_transition
+from ..record import Record
+from ..update import Outcome, Update, apply, is_stored, is_transition
 from ._query import wanted_by
 
 

@@ -14,8 +14,8 @@ from ..backends.stub import StubBackend
 from ..channel import DirectChannel
 from ..context import Binding, bind, current_binding, detached_binding
 from ..progress import Progress
-from ..record import Epoch, Kind, Update
 from ..status import Status
+from ..update import Epoch, Kind, Update
 
 
 @contextmanager

@@ -72,16 +72,11 @@ from ..record import (
     UPDATED_AT,
     VERSION,
     WORKING,
-    Changes,
-    Epoch,
-    Kind,
-    Outcome,
     Record,
-    Update,
-    apply,
     deletion_marks,
 )
 from ..registry import StatusRegistry
+from ..update import Changes, Epoch, Kind, Outcome, Update, apply
 
 #: How many writes each of two threads makes at the same time.
 WRITES = 2_000

@@ -36,8 +36,8 @@ from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import CacheBackend
 from dramatiq_status.backends._document import to_value
 from dramatiq_status.backends.cache import MAX_KEY_SIZE, MAX_TTL, seconds_of
-from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start, together, write
+from dramatiq_status.update import Outcome
 
 from ..recording import make_broker, run
 

@@ -10,7 +10,7 @@ import pytest
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends._document import expiry_of, to_value
-from dramatiq_status.record import PROGRESS, STATE, Outcome, Update
+from dramatiq_status.record import PROGRESS, STATE
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     PausableServer,
@@ -20,6 +20,7 @@ from dramatiq_status.testing.conformance import (
     start,
     write,
 )
+from dramatiq_status.update import Outcome, Update
 
 from ..servers import MemcachedServer
 

@@ -15,8 +15,9 @@ import pytest
 from dramatiq_status import StatusRegistry, current_status
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.errors import BackendError
-from dramatiq_status.record import PROGRESS, STATE, Kind, Outcome, Update
+from dramatiq_status.record import PROGRESS, STATE
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
+from dramatiq_status.update import Kind, Outcome, Update
 
 from ..conftest import StartServer
 from ..recording import make_broker, working
@@ -30,7 +31,7 @@ __all__ = ("backend", "make", "message_id", "server", "wire", "wired")
 WRITER = """
 import sys
 from dramatiq_status.backends.memcached import MemcachedBackend
-from dramatiq_status.record import Kind, Outcome, Update
+from dramatiq_status.update import Kind, Outcome, Update
 address, message_id, name, count, meta = sys.argv[1:]
 backend = MemcachedBackend(servers=address, timeout=20_000, meta=meta == "True")
 backend.read(message_id)
@@ -46,7 +47,7 @@ HOT_WRITER = """
 import itertools, sys
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.errors import BackendError
-from dramatiq_status.record import Kind, Update
+from dramatiq_status.update import Kind, Update
 backend = MemcachedBackend(servers=sys.argv[1], timeout=20_000)
 for n in itertools.count():
     backend.update(sys.argv[2], Update(Kind.OUTSIDE, fields={":hot": str(n)}))

@@ -15,8 +15,9 @@ import pytest
 from dramatiq_status import BackendError, StatusRegistry
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends.memcached.servers import Pool
-from dramatiq_status.record import PROGRESS, Outcome
+from dramatiq_status.record import PROGRESS
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, together, write
+from dramatiq_status.update import Outcome
 
 from ..conftest import StartServer, started
 from ..recording import make_broker, run

@@ -24,19 +24,9 @@ from dramatiq_status.backends.memcached import backend as memcached_module
 from dramatiq_status.backends.memcached.protocol import Stored
 from dramatiq_status.backends.memcached.servers import Pool
 from dramatiq_status.errors import BackendError
-from dramatiq_status.record import (
-    ATTEMPTS,
-    PROGRESS,
-    RESULT,
-    STATE,
-    VERSION,
-    Kind,
-    Outcome,
-    Record,
-    Update,
-    is_finished,
-)
+from dramatiq_status.record import ATTEMPTS, PROGRESS, RESULT, STATE, VERSION, Record, is_finished
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, together, write
+from dramatiq_status.update import Kind, Outcome, Update
 
 from ..servers import MemcachedServer
 
@@ -392,7 +382,7 @@ def test_a_late_enqueue(backend: MemcachedBackend, make: Make, message_id: str) 
 COUNT = """
 import sys
 from dramatiq_status.backends.memcached import MemcachedBackend
-from dramatiq_status.record import Kind, Outcome, Update
+from dramatiq_status.update import Kind, Outcome, Update
 backend = MemcachedBackend(servers=sys.argv[1], timeout=20_000)
 for _ in range(2_000):
     assert backend.update(sys.argv[2], Update(Kind.OUTSIDE, increment=1)) is Outcome.APPLIED

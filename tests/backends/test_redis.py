@@ -23,7 +23,7 @@ from dramatiq_status.backend import MAX_DURATION, StatusBackend
 from dramatiq_status.backends.redis.backend import READS_A_CALL, UPDATE, UPDATES_A_CALL, RedisBackend
 from dramatiq_status.backends.redis.connection import ServerError
 from dramatiq_status.errors import BackendError
-from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, Outcome, number_text
+from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, number_text
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     enqueue,
@@ -34,6 +34,7 @@ from dramatiq_status.testing.conformance import (
     together,
     write,
 )
+from dramatiq_status.update import Outcome
 
 from ..servers import RedisServer, open_sockets
 from .redis_hooks import RedisHooks
@@ -334,7 +335,8 @@ import sys, threading
 sys.modules["hiredis"] = None
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.record import COMPLETED, Epoch, Kind, Outcome, Update
+from dramatiq_status.record import COMPLETED
+from dramatiq_status.update import Epoch, Kind, Outcome, Update
 backend = RedisBackend(url={redis_url!r}, timeout=20_000)
 assert backend.update("m", Update(Kind.ENQUEUE, Epoch(7, 1), fields={{":a": "1"}})) is Outcome.APPLIED
 end = Update(Kind.OUTSIDE, state=COMPLETED, increment=3)

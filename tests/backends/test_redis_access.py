@@ -22,8 +22,8 @@ from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.redis import backend as redis_backend
 from dramatiq_status.backends.redis.driver import driver
 from dramatiq_status.errors import BackendError
-from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, pages_of, start, write
+from dramatiq_status.update import Outcome
 
 from ..conftest import StartServer
 from ..proxy import Proxy

@@ -21,7 +21,7 @@ from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.redis.cluster import SHARDS, SLOTS, TAGS, shard_of, slot_of
 from dramatiq_status.errors import BackendError, NotSupported
-from dramatiq_status.record import COMPLETED, FAILED, Kind, Outcome, Update
+from dramatiq_status.record import COMPLETED, FAILED
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     enqueue,
@@ -35,6 +35,7 @@ from dramatiq_status.testing.conformance import (
     together,
     write,
 )
+from dramatiq_status.update import Kind, Outcome, Update
 
 from ..recording import eventually, make_broker, run
 from ..servers import RedisCluster, free_port, open_sockets

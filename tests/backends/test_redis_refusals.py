@@ -19,8 +19,9 @@ import redis
 from dramatiq_status import BackendError, StatusRegistry, aio
 from dramatiq_status.backend import Query
 from dramatiq_status.backends.redis.backend import UPDATES_A_CALL, RedisBackend
-from dramatiq_status.record import COMPLETED, Outcome, State
+from dramatiq_status.record import COMPLETED, State
 from dramatiq_status.testing.conformance import enqueue, finish, outside, read_many, start, write
+from dramatiq_status.update import Outcome
 
 from ..conftest import started
 from ..recording import eventually

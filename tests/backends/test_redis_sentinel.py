@@ -16,8 +16,8 @@ from dramatiq_status import BackendError, StatusRegistry, current_progress, curr
 from dramatiq_status.aio._connect import Connector
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.record import Outcome
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, outside, start, write
+from dramatiq_status.update import Outcome
 
 from ..conftest import StartServer
 from ..recording import PATIENCE, eventually, make_broker, working

@@ -15,7 +15,6 @@ from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.redis import script as redis_script
 from dramatiq_status.backends.redis.backend import LIST, UPDATE
 from dramatiq_status.cursor import Cursor
-from dramatiq_status.record import Update
 from dramatiq_status.testing.conformance import (
     counting,
     deleting,
@@ -26,6 +25,7 @@ from dramatiq_status.testing.conformance import (
     start,
     write,
 )
+from dramatiq_status.update import Update
 
 from ..proxy import Proxy
 from ..servers import RedisServer

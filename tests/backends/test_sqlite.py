@@ -24,7 +24,7 @@ from dramatiq_status.backends.sqlite.backend import MAX_SWEPT, ROWS_A_QUERY, SWE
 from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import BackendError
 from dramatiq_status.outage import Outage
-from dramatiq_status.record import COMPLETED, PROGRESS, Epoch, Outcome, Record, to_document
+from dramatiq_status.record import COMPLETED, PROGRESS, Record, to_document
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     enqueue,
@@ -35,6 +35,7 @@ from dramatiq_status.testing.conformance import (
     together,
     write,
 )
+from dramatiq_status.update import Epoch, Outcome
 from dramatiq_status.writer import Start, Writer
 
 from ..recording import eventually
@@ -49,7 +50,7 @@ PROCESSES, WRITES = 8, int(os.environ.get("SQLITE_WRITES", "5000"))
 COUNT = f"""
 import os, sys
 from dramatiq_status.backends import SQLiteBackend, StubBackend
-from dramatiq_status.record import Kind, Outcome, Update
+from dramatiq_status.update import Kind, Outcome, Update
 path, times, *ids = sys.argv[1:]
 backend = SQLiteBackend(path, timeout={PATIENT})
 for _ in range(int(times)):

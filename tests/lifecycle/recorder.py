@@ -17,8 +17,9 @@ from dramatiq_status.backends.redis.backend import UPDATE, RedisBackend
 from dramatiq_status.backends.redis.script import Script
 from dramatiq_status.backends.stub import StubBackend
 from dramatiq_status.decoding import take_snapshot
-from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Kind, Outcome, Record, Update
+from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Record
 from dramatiq_status.snapshot import Snapshot
+from dramatiq_status.update import Kind, Outcome, Update
 
 #: Queued, working, completed, failed: by their stored numbers.
 LETTERS = "qwcf"

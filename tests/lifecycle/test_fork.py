@@ -24,7 +24,7 @@ from dramatiq_status._process import note_interrupt, raise_thread_exception
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.options import _token
-from dramatiq_status.record import Epoch, Kind, Update
+from dramatiq_status.update import Epoch, Kind, Update
 
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from ..servers import MemcachedServer, RedisServer, Server

@@ -29,7 +29,8 @@ import dramatiq_status
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_progress, current_status, track
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
-from dramatiq_status.record import COMPLETED, STATE, Kind, Update
+from dramatiq_status.record import COMPLETED, STATE
+from dramatiq_status.update import Kind, Update
 from dramatiq_status.writer import Writer
 
 from ..conftest import StartServer

@@ -19,7 +19,8 @@ from dramatiq.middleware import Middleware, Retries
 
 from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.options import EPOCH_OPTION
-from dramatiq_status.record import NUMBER, Kind
+from dramatiq_status.record import NUMBER
+from dramatiq_status.update import Kind
 
 from ..recording import PATIENCE, RecordingBackend, run, working
 from ..servers import RabbitmqServer

@@ -18,7 +18,8 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.outage import Outage
-from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Epoch, Kind, Update
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE
+from dramatiq_status.update import Epoch, Kind, Update
 from dramatiq_status.writer import Writer
 
 from ..recording import UNMEASURED, Broken, RecordingBackend, eventually, make_broker, run, working

@@ -11,7 +11,7 @@ import dramatiq
 import pytest
 
 from dramatiq_status import StatusRegistry, current_status
-from dramatiq_status.record import Kind
+from dramatiq_status.update import Kind
 
 from ..recording import RecordingBackend, Updates, eventually, make_broker, run, working
 from ..servers import RedisServer

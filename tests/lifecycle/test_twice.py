@@ -13,7 +13,7 @@ from dramatiq.middleware import Retries
 
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_status
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.record import Kind
+from dramatiq_status.update import Kind
 
 from ..recording import PATIENCE, RecordingBackend, eventually, make_broker, working
 from ..servers import RedisServer

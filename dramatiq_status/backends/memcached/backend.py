@@ -14,8 +14,9 @@ from ...backend import StatusBackend, escape_namespace, now_ms
 from ...decoding import take_texts
 from ...errors import BackendError
 from ...outage import logger
-from ...record import TRUNCATED, Kind, Outcome, Record, Update, apply, is_finished
+from ...record import TRUNCATED, Record, is_finished
 from ...snapshot import Snapshot
+from ...update import Kind, Outcome, Update, apply
 from .._document import (
     ABSENT,
     Job,

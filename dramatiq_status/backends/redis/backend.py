@@ -12,8 +12,9 @@ from ...cursor import Cursor
 from ...decoding import take_texts
 from ...errors import BackendError
 from ...fields import plain_number
-from ...record import ACTOR_NAME, QUEUE_NAME, STATE, Changes, Kind, Outcome, Record, Update, from_pairs, number_text
+from ...record import ACTOR_NAME, QUEUE_NAME, STATE, Record, from_pairs, number_text
 from ...snapshot import Snapshot
+from ...update import Changes, Kind, Outcome, Update
 from .._query import wanted_by
 from .._timed import quieten
 from ..url import check_login, mask
@@ -33,7 +34,7 @@ FoundT = TypeVar("FoundT")
 #: redis-py, or valkey-py where only that is installed.
 DRIVER: Final = any_driver()
 
-#: The script that mirrors ``record.apply``, and the one that reads its index.
+#: The script that mirrors ``update.apply``, and the one that reads its index.
 UPDATE: Final = Script.load("update.lua")
 LIST: Final = Script.load("list.lua")
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 from ...backend import Listed, Query, answered
 from ...cursor import Cursor
 from ...errors import BackendError
-from ...record import ACTOR_NAME, QUEUE_NAME, Kind, Outcome, Update, is_stored
+from ...record import ACTOR_NAME, QUEUE_NAME
+from ...update import Kind, Outcome, Update, is_stored
 from .._query import wanted_by
 from .backend import (
     LIST,

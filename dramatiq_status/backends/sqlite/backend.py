@@ -17,16 +17,12 @@ from ...record import (
     QUEUE_NAME,
     STATE,
     STATES,
-    Outcome,
     Record,
-    Update,
-    apply,
     from_document,
     is_finished,
-    is_stored,
-    is_transition,
     to_document,
 )
+from ...update import Outcome, Update, apply, is_stored, is_transition
 from .._query import wanted_by
 from .connections import Connections
 

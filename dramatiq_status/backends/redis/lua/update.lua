@@ -1,4 +1,4 @@
--- What an update does to a record, inside Redis: the mirror of `apply` in ../record.py.
+-- What an update does to a record, inside Redis: the mirror of `apply` in ../../../update.py.
 --
 -- KEYS[i]: the hash of the i-th update's message.
 -- ARGV[1]: the present moment in epoch milliseconds, or '' for the server's own clock.
@@ -421,7 +421,7 @@ local function define()
     if ttl then call('PEXPIRE', key, ttl) end
   end
 
-  -- Whether a run may write (_standing in record.py).
+  -- Whether a run may write (_standing in update.py).
   local function standing(old, root, number, run, place, start, state)
     if not old.state then return 5 end
     if run ~= '0' and old.run == run then

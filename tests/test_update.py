@@ -1,0 +1,415 @@
+"""What an update does to a record, rule by rule (DESIGN §2)."""
+
+from __future__ import annotations
+
+import pytest
+
+from dramatiq_status.record import (
+    ARGS,
+    ATTEMPTS,
+    COMPLETED,
+    DEFAULT_LIVE_TTL,
+    EXCEPTION,
+    FAILED,
+    FINISHED_AT,
+    HEARTBEAT_AT,
+    LIVE_TTL,
+    LONGEST_TTL,
+    NOT_SINCE,
+    NUMBER,
+    PLACE,
+    PROGRESS,
+    QUEUED,
+    RATE,
+    RATED,
+    RESULT,
+    ROOT,
+    RUN,
+    SCHEDULED_AT,
+    SKIPPED,
+    STARTED_AT,
+    STATE,
+    STATES,
+    STATUS_TTL,
+    TOTAL,
+    TRACEBACK,
+    UPDATED_AT,
+    VERSION,
+    WORKING,
+    Record,
+    is_finished,
+    live_ttl_of,
+)
+from dramatiq_status.update import Applied, Epoch, Kind, Outcome, Update, apply
+
+NOW = 1_000_000
+HOUR = 3_600_000
+ROOT_ID, OTHER_ROOT = 7, 8
+
+# Updates as the layers above write them
+
+
+def enqueue(number: int = 1, *, root: int = ROOT_ID, **fields: str) -> Update:
+    return Update(Kind.ENQUEUE, Epoch(root, number), fields=fields)
+
+
+def start(run: int, *, number: int = 1, root: int = ROOT_ID, create: bool = False, attempts: int = 1) -> Update:
+    return Update(
+        Kind.RUN, Epoch(root, number), run, 1, start=True, create=create, attempts=attempts, fields={STARTED_AT: "5"}
+    )
+
+
+def write(run: int, place: int, *, increment: int | float = 0, number: int = 1, **fields: str) -> Update:
+    return Update(Kind.RUN, Epoch(ROOT_ID, number), run, place, fields=fields, increment=increment)
+
+
+def finish(run: int, place: int = 9, state: int = COMPLETED, *, number: int = 1, ttl: int = HOUR) -> Update:
+    return Update(Kind.RUN, Epoch(ROOT_ID, number), run, place, state=state, fields={FINISHED_AT: str(NOW)}, ttl=ttl)
+
+
+def outside(state: int | None = None, *, increment: int = 0, **fields: str) -> Update:
+    return Update(Kind.OUTSIDE, state=state, fields=fields, increment=increment, ttl=HOUR)
+
+
+def heartbeat(run: int) -> Update:
+    return Update(Kind.HEARTBEAT, run=run)
+
+
+def user(**fields: str) -> Record:
+    """Users' fields by their stored names."""
+    return {f":{name}": text for name, text in fields.items()}
+
+
+def fold(*updates: Update, record: Record | None = None) -> Record:
+    """The record after these updates, all of which have to be carried out."""
+    for update in updates:
+        applied = apply(record, update, NOW)
+        assert applied.outcome is Outcome.APPLIED, update
+        record = applied.record
+    assert record is not None
+    return record
+
+
+def assert_refused(record: Record, update: Update, outcome: Outcome = Outcome.REFUSED) -> None:
+    assert apply(record, update, NOW + 1) == Applied(outcome, record, None)
+
+
+QUEUED_RECORD = fold(enqueue(**user(label='"x"')))
+WORKING_RECORD = fold(start(1), record=QUEUED_RECORD)
+COMPLETED_RECORD = fold(finish(1), record=WORKING_RECORD)
+FAILED_RECORD = fold(finish(1, state=FAILED), record=WORKING_RECORD)
+
+
+# Rule 5: a new run starts over
+
+
+def test_a_new_run_starts_over() -> None:
+    # Given a record whose first run got somewhere, and its requeue
+    traces = {PROGRESS: "40", RATE: "2", RATED: "9", FINISHED_AT: "9", SKIPPED: "true"}
+    record = {**WORKING_RECORD, **traces, TOTAL: "80", **user(step='"reading"', result="1")}
+    requeued = fold(enqueue(2, **{SCHEDULED_AT: "99"}), record=record)
+    # When another one begins
+    new = fold(start(2, number=2), record=requeued)
+    # Then what belongs to one run is gone, and all the rest is there
+    assert not {*traces, SCHEDULED_AT} & set(new)
+    assert (HEARTBEAT_AT in requeued, new[HEARTBEAT_AT]) == (False, str(NOW))
+    assert (new[STATE], new[ATTEMPTS], new[TOTAL], new[":step"], new[":label"], new[RESULT]) == (
+        str(WORKING), "2", "80", '"reading"', '"x"', "1",
+    )  # fmt: skip
+
+
+def test_what_was_counted_before_the_first_run_stays() -> None:
+    # Given a message on whose bar others have counted before it ran, and its first run
+    record = fold(outside(increment=3), start(1), write(1, 2, increment=2), record=QUEUED_RECORD)
+    # Then both count
+    assert record[PROGRESS] == "5"
+    # And another run starts over
+    assert PROGRESS not in fold(start(2), record=record)
+
+
+def test_a_requeue_keeps_what_was_reached_and_says_why() -> None:
+    # Given a running message with progress
+    record = fold(write(1, 2, increment=40), record=WORKING_RECORD)
+    # When it goes back to its queue
+    requeued = fold(enqueue(2, **{EXCEPTION: '{"type":"E"}', SCHEDULED_AT: "99"}), record=record)
+    # Then nobody owns it, and a reader sees how far it got and why it waits
+    assert not {RUN, PLACE} & set(requeued)
+    assert (requeued[STATE], requeued[PROGRESS], requeued[ATTEMPTS]) == (str(QUEUED), "40", "1")
+    assert (requeued[EXCEPTION], requeued[SCHEDULED_AT]) == ('{"type":"E"}', "99")
+
+
+def test_attempts_count_every_run() -> None:
+    # Given a message that was redelivered once: its retries say nothing of that
+    record = fold(start(2), record=WORKING_RECORD)
+    # When it is retried
+    record = fold(enqueue(2), start(3, number=2, attempts=2), record=record)
+    # Then it has had three runs
+    assert record[ATTEMPTS] == "3"
+
+
+# Rule 6: the newer of two runs owns the status
+
+
+def test_the_newer_run_owns_the_status() -> None:
+    # Given a message that was handed to a second worker while the first still has it
+    record = fold(start(2), record=WORKING_RECORD)
+    # When the first goes on
+    # Then all that it writes is refused
+    for late in (write(1, 2, increment=1), finish(1), finish(1, state=FAILED), heartbeat(1)):
+        assert_refused(record, late)
+    # And the second is heard
+    assert fold(write(2, 2, increment=1), finish(2), record=record)[PROGRESS] == "1"
+
+
+def test_a_run_has_lost_its_message_once_that_is_requeued() -> None:
+    # Given a message that a worker has put back
+    record = fold(enqueue(2), record=WORKING_RECORD)
+    # When the run goes on
+    # Then all that it writes is refused, also when another run has begun
+    for found in (record, fold(start(2, number=2), record=record)):
+        for late in (write(1, 2, increment=1), finish(1), heartbeat(1), start(1)):
+            assert_refused(found, late)
+
+
+# Rule 7: what is finished stays finished
+
+
+@pytest.mark.parametrize("record", [COMPLETED_RECORD, FAILED_RECORD], ids=["completed", "failed"])
+def test_no_run_changes_a_finished_status(record: Record) -> None:
+    # Given a finished message
+    # When any run writes to it: its own, another one, or a redelivery
+    # Then it is refused
+    for late in (write(1, 10, increment=1), finish(1, 10, FAILED), start(2), start(2, create=True), heartbeat(1)):
+        assert_refused(record, late)
+
+
+@pytest.mark.parametrize("state", [QUEUED, WORKING, COMPLETED, FAILED], ids=[state.value for state in STATES])
+def test_a_write_from_outside_touches_the_state_only_where_it_says_so(state: int) -> None:
+    for record in (QUEUED_RECORD, WORKING_RECORD, COMPLETED_RECORD):
+        # Given a record in whichever state
+        # When somebody writes a field
+        # Then its state is as it was
+        new = fold(outside(**user(seen="true")), record=record)
+        assert (new[STATE], new[":seen"]) == (record[STATE], "true")
+        # And when somebody says a state, it has that
+        new = fold(outside(state), record=record)
+        assert new[STATE] == str(state)
+        assert (FINISHED_AT in new) is is_finished(new)
+
+
+@pytest.mark.parametrize("update", [enqueue(2), enqueue(1, root=OTHER_ROOT)], ids=["again", "anew"])
+def test_a_finished_message_that_is_enqueued_again_starts_anew(update: Update) -> None:
+    # Given a finished message
+    # When it is enqueued again, by whoever had it or from the beginning
+    new = fold(update, record=COMPLETED_RECORD)
+    # Then nothing is left of its past but the count of its changes
+    assert new == {
+        STATE: str(QUEUED), ROOT: str(update.epoch.root), NUMBER: str(update.epoch.number),
+        VERSION: str(int(COMPLETED_RECORD[VERSION]) + 1), UPDATED_AT: str(NOW),
+    }  # fmt: skip
+
+
+def test_a_write_from_outside_makes_no_record() -> None:
+    assert apply(None, outside(**user(seen="true")), NOW) == Applied(Outcome.MISSING, None, None)
+    assert apply(None, heartbeat(1), NOW) == Applied(Outcome.MISSING, None, None)
+
+
+# Rule 8: times to live
+
+
+def test_every_write_renews_the_life_of_a_message_that_is_not_finished() -> None:
+    # Given a record that lives for two hours while its message waits or runs
+    record = fold(enqueue(**{LIVE_TTL: str(2 * HOUR)}), start(1))
+    # When anybody writes to it
+    # Then it lives for two more
+    for update in (write(1, 2, increment=1), outside(**user(a="1")), heartbeat(1), enqueue(2), start(2)):
+        assert apply(record, update, NOW).ttl == 2 * HOUR
+
+
+def test_the_time_to_live_after_the_end_is_the_final_write_s() -> None:
+    assert apply(WORKING_RECORD, finish(1, ttl=5), NOW).ttl == 5
+    assert apply(WORKING_RECORD, outside(FAILED)._replace(ttl=6), NOW).ttl == 6
+
+
+def test_a_write_from_outside_leaves_the_expiry_of_a_finished_message_alone() -> None:
+    assert apply(COMPLETED_RECORD, outside(increment=1), NOW).ttl is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, 5), ({STATUS_TTL: "9000"}, 9000), ({STATUS_TTL: "9" * 15}, LONGEST_TTL), ({STATUS_TTL: "null"}, 5)],
+)
+def test_an_end_from_outside_gives_the_life_that_the_message_asked_for(fields: Record, expected: int) -> None:
+    record = fold(enqueue(**fields), start(1))
+    assert apply(record, Update(Kind.OUTSIDE, state=FAILED, ttl=5), NOW).ttl == expected
+
+
+@pytest.mark.parametrize("state", [None, COMPLETED, FAILED])
+def test_a_state_from_outside_leaves_the_expiry_of_a_finished_message_alone(state: int | None) -> None:
+    assert apply(COMPLETED_RECORD, Update(Kind.OUTSIDE, state=state, ttl=5), NOW).ttl is None
+
+
+def test_what_others_write_makes_a_rate_no_younger() -> None:
+    # Given a run that has told how fast it goes, and nothing since
+    record = fold(write(1, 2, **{RATE: "5", RATED: NOT_SINCE}), record=WORKING_RECORD)
+    # When others write, again and again
+    for n in (1, 2, 3):
+        record = {**(apply(record, Update(Kind.OUTSIDE, increment=1), NOW + n).record or {})}
+        # Then it is known how old the rate is
+        assert record[RATED] == str(NOW)
+    # And the run's own next rate is young again
+    record = {**(apply(record, write(1, 3, **{RATE: "4", RATED: NOT_SINCE}), NOW + 9).record or {})}
+    record = {**(apply(record, Update(Kind.OUTSIDE, increment=1), NOW + 10).record or {})}
+    assert record[RATED] == str(NOW + 9)
+
+
+def test_what_is_put_aside_leaves_the_expiry_alone() -> None:
+    assert apply(WORKING_RECORD, enqueue(**user(late="1")), NOW).ttl is None
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({}, DEFAULT_LIVE_TTL),
+        ({LIVE_TTL: "5"}, 5),
+        ({LIVE_TTL: "5", SCHEDULED_AT: str(NOW + 70)}, 75),
+        ({LIVE_TTL: "5", SCHEDULED_AT: str(NOW)}, 5),
+        ({LIVE_TTL: "5", SCHEDULED_AT: str(NOW - 70)}, 5),
+        ({SCHEDULED_AT: str(NOW + 1)}, DEFAULT_LIVE_TTL + 1),
+    ],
+)
+def test_a_delay_is_on_top_of_the_live_ttl(record: Record, expected: int) -> None:
+    assert live_ttl_of(record, NOW) == expected
+
+
+# Rule 9: what the store has lost
+
+
+def test_a_run_says_all_that_it_knows_where_there_is_no_record() -> None:
+    # Given a store that has lost a record
+    # When its run writes without knowing that
+    # Then it is told so
+    update = write(1, 3, increment=1, **{PROGRESS: "41", **user(label='"x"')})
+    assert apply(None, update, NOW) == Applied(Outcome.MISSING, None, None)
+    # And when it writes all that it knows
+    record = fold(update._replace(create=True, attempts=2, increment=0), record=None)
+    # Then the record is there again, and the run owns it
+    assert (record[STATE], record[ATTEMPTS], record[PROGRESS], record[":label"]) == (str(WORKING), "2", "41", '"x"')
+    assert fold(write(1, 4, increment=1), record=record)[PROGRESS] == "42"
+
+
+def test_a_message_that_never_ran_can_be_finished_where_there_is_no_record() -> None:
+    # Given a message of an unknown actor, whose enqueue was not stored
+    # When it is rejected
+    record = fold(finish(0, 0, FAILED)._replace(create=True))
+    # Then it failed, and has had no run
+    assert record[STATE] == str(FAILED)
+    assert not {ATTEMPTS, RUN, PLACE} & set(record)
+
+
+def test_a_record_of_another_enqueue_is_as_good_as_none() -> None:
+    # Given a record that an enqueue has made which is not the run's
+    record = fold(enqueue(root=OTHER_ROOT, **user(old="1")))
+    # When the run begins
+    # Then it is told that there is none, and makes its own
+    assert_refused(record, start(1), Outcome.MISSING)
+    new = fold(start(1, create=True), record=record)
+    assert (new[ROOT], ":old" in new) == (str(ROOT_ID), False)
+
+
+@pytest.mark.parametrize("state", [None, COMPLETED, FAILED])
+def test_of_two_enqueues_the_run_that_began_last_owns_the_status(state: int | None) -> None:
+    # Given a message that was enqueued twice, and two runs at once
+    record = fold(
+        enqueue(),
+        start(1),
+        enqueue(root=OTHER_ROOT),
+        start(2, root=OTHER_ROOT),
+        write(2, 2, increment=3),
+    )
+    # When the older run writes, or ends, or its message is to be retried
+    # Then the status stays the newer one's
+    assert_refused(record, write(1, 2, increment=1)._replace(state=state, create=True))
+    assert_refused(record, enqueue(2, **{EXCEPTION: '"x"'}), Outcome.ASIDE)
+    # And the retry owns it as soon as it runs
+    assert fold(start(3, number=2, create=True), record=record)[ROOT] == str(ROOT_ID)
+
+
+def test_a_retry_goes_on_where_an_enqueue_without_epoch_had_begun() -> None:
+    # Given a message of a process without our middleware, and a field from outside
+    record = fold(
+        start(1, root=0, number=0, create=True),
+        Update(Kind.OUTSIDE, fields=user(seen_by='"ann"')),
+    )
+    # When a worker puts it back
+    new = fold(enqueue(1, **{EXCEPTION: '"x"'}), record=record)
+    # Then it is the same message that waits
+    assert (new[STATE], new[ROOT], new[NUMBER], new[":seen_by"]) == (str(QUEUED), str(ROOT_ID), "1", '"ann"')
+    assert new[ATTEMPTS] == "1"
+
+
+# Rule 11: nothing is lost, nothing counts twice
+
+
+def test_fields_are_merged_and_increments_add_up() -> None:
+    # Given writes of the run, and from outside, in turns
+    record = fold(
+        write(1, 2, increment=3, **user(step='"a"', mine="1")),
+        outside(increment=4, **user(theirs="2")),
+        write(1, 3, increment=0.5, **user(step='"b"')),
+        record=WORKING_RECORD,
+    )
+    # Then all of them are there
+    assert (record[PROGRESS], record[":step"], record[":mine"], record[":theirs"], record[":label"]) == (
+        "7.5", '"b"', "1", "2", '"x"',
+    )  # fmt: skip
+
+
+def test_an_increment_counts_from_what_the_same_update_sets() -> None:
+    record = fold(write(1, 2, increment=40), record=WORKING_RECORD)
+    assert fold(write(1, 3, increment=2, **{PROGRESS: "0"}), record=record)[PROGRESS] == "2"
+
+
+def test_what_is_sent_again_counts_once() -> None:
+    # Given an update whose reply was lost, and others behind it
+    record = fold(write(1, 2, increment=1), write(1, 3, increment=1), record=WORKING_RECORD)
+    # When it is sent again
+    # Then it is known
+    for place in (1, 2, 3):
+        assert_refused(record, write(1, place, increment=1), Outcome.DUPLICATE)
+    finished = fold(finish(1, 4), record=record)
+    assert_refused(finished, finish(1, 4), Outcome.DUPLICATE)
+
+
+def test_a_late_enqueue_only_fills_gaps() -> None:
+    # Given a run that has begun before its enqueue was stored, and has written something
+    running = fold(start(1, create=True), write(1, 2, **user(step='"a"')))
+    # When the enqueue comes
+    late = enqueue(**{SCHEDULED_AT: "1", ARGS: "[]", **user(step='"old"', label='"x"')})
+    applied = apply(running, late, NOW)
+    # Then it goes aside: its fields are kept where there are none, its state and its delay are not
+    assert applied.outcome is Outcome.ASIDE and applied.record is not None
+    assert applied.record == {
+        **running, ARGS: "[]", ":label": '"x"', VERSION: str(int(running[VERSION]) + 1), UPDATED_AT: str(NOW),
+    }  # fmt: skip
+    # And the second time there is nothing left to fill
+    assert apply(applied.record, late, NOW + 1) == Applied(Outcome.ASIDE, applied.record, None)
+
+
+@pytest.mark.parametrize("state", [COMPLETED, FAILED])
+def test_the_end_clears_what_only_a_running_message_has(state: int) -> None:
+    # Given a message in its second run, with all that the library knows of it
+    fields = {RATE: "2", HEARTBEAT_AT: "9", SCHEDULED_AT: "9", EXCEPTION: '{"type":"E"}', TRACEBACK: '"..."'}
+    # When it ends
+    record = fold(finish(1, state=state), record={**WORKING_RECORD, **fields})
+    # Then nothing is left of what it needs no more; the last exception stays with a failure only
+    failure = {EXCEPTION, TRACEBACK} if state == FAILED else set()
+    assert set(fields) & set(record) == failure
+
+
+def test_a_heartbeat_is_no_change() -> None:
+    # Given a running message
+    # When its worker says that it runs
+    new = fold(heartbeat(1), record=WORKING_RECORD)
+    # Then that is all that there is to it
+    assert new == {**WORKING_RECORD, HEARTBEAT_AT: str(NOW)}
