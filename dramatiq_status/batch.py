@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import dramatiq
 
 from . import _time as time
-from .backend import StatusBackend, check_duration, check_message_id
+from .backend import StatusBackend
+from .checks import check_duration, check_message_id
 from .following import BatchWatcher
 from .rollup import BatchSnapshot, Chain, Rollup
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, watch_loop

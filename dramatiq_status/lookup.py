@@ -8,9 +8,10 @@ from typing import Any
 
 import dramatiq
 
-from .backend import Listed, Query, StatusBackend, answered, check_message_id, is_message_id
+from .backend import Listed, Query, StatusBackend, answered
 from .batch import chains_of
 from .channel import Channel, DirectChannel, LaneChannel, RunChannel
+from .checks import check_message_id, is_message_id
 from .context import current_binding, note_write
 from .cursor import MAX_SIZE as MAX_CURSOR_SIZE
 from .cursor import Cursor

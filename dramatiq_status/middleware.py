@@ -11,8 +11,9 @@ import dramatiq
 from dramatiq.middleware import Middleware
 
 from ._process import drop_interrupt
-from .backend import StatusBackend, check_duration, check_number
+from .backend import StatusBackend
 from .backends import backend_from_url
+from .checks import check_duration, check_number
 from .deliveries import Deliveries, exception_in_flight, unwrapped
 from .enqueues import Enqueues
 from .errors import StatusSetupError

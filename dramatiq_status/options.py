@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import dramatiq
 
 from ._process import at_fork
-from .backend import check_duration, check_message_id
+from .checks import check_duration, check_message_id
 from .errors import StatusOptionError
 from .lifecycle import whole_number
 from .outage import logger

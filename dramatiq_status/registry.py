@@ -9,8 +9,9 @@ from typing import Any, Literal, overload
 
 import dramatiq
 
-from .backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids
+from .backend import StatusBackend
 from .batch import Batch, Group
+from .checks import check_duration, check_limit, check_message_id, check_message_ids
 from .errors import BackendError
 from .lookup import decode_page, find_backend, find_chains, make_cursor, make_query, open_channel, raise_first
 from .progress import Progress

@@ -18,8 +18,9 @@ import numpy
 import pytest
 
 from dramatiq_status import StatusRegistry, aio, current_progress, current_status, track
-from dramatiq_status.backend import StatusBackend, check_duration, check_limit, check_number
+from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, StubBackend
+from dramatiq_status.checks import check_duration, check_limit, check_number
 from dramatiq_status.fields import MAX_COUNT, plain_number
 from dramatiq_status.testing import bound_status
 

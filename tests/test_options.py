@@ -14,7 +14,7 @@ from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend as StubResults
 
 from dramatiq_status import StatusMiddleware, StatusOptionError, StatusRegistry, current_status
-from dramatiq_status.backend import MAX_DURATION, MAX_TIMEOUT
+from dramatiq_status.checks import MAX_DURATION, MAX_TIMEOUT
 from dramatiq_status.record import EXCEPTION, HEARTBEAT_INTERVAL, LIVE_TTL, TRACEBACK
 
 from .recording import RecordingBackend, make_broker, run

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from datetime import timedelta
 
-from ..backend import StatusBackend, check_duration
+from ..backend import StatusBackend
+from ..checks import check_duration
 from ..following import BatchWatcher
 from ..rollup import BatchSnapshot, Chain, Rollup
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT

@@ -10,9 +10,10 @@ from typing import Any, Literal, cast, overload
 
 import dramatiq
 
-from ..backend import StatusBackend, check_duration, check_limit, check_message_id, check_message_ids
+from ..backend import StatusBackend
 from ..batch import Group
 from ..channel import DirectChannel
+from ..checks import check_duration, check_limit, check_message_id, check_message_ids
 from ..errors import BackendError
 from ..following import MessageWatcher
 from ..lookup import decode_page, find_backend, find_chains, make_cursor, make_query, open_channel, raise_first

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..backend import StatusBackend, check_message_id
+from ..backend import StatusBackend
 from ..backends.stub import StubBackend
 from ..channel import DirectChannel
+from ..checks import check_message_id
 from ..context import Binding, bind, current_binding, detached_binding
 from ..progress import Progress
 from ..status import Status

@@ -45,7 +45,8 @@ from uuid import uuid4
 
 import pytest
 
-from ..backend import MAX_MESSAGE_ID_SIZE, Listed, Query, StatusBackend, Subscription, answered, now_ms
+from ..backend import Listed, Query, StatusBackend, Subscription, answered, now_ms
+from ..checks import MAX_MESSAGE_ID_SIZE
 from ..cursor import MAX_POSITION, Cursor
 from ..decoding import take_snapshot
 from ..errors import BackendError, NotSupported

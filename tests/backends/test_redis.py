@@ -19,9 +19,10 @@ import redis
 import redis.asyncio
 import valkey.asyncio
 
-from dramatiq_status.backend import MAX_DURATION, StatusBackend
+from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis.backend import READS_A_CALL, UPDATE, UPDATES_A_CALL, RedisBackend
 from dramatiq_status.backends.redis.connection import ServerError
+from dramatiq_status.checks import MAX_DURATION
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, number_text
 from dramatiq_status.testing.conformance import (

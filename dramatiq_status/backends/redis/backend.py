@@ -7,7 +7,8 @@ from ssl import CERT_NONE
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ... import _time as time
-from ...backend import Listed, Query, StatusBackend, answered, check_number, escape_namespace
+from ...backend import Listed, Query, StatusBackend, answered, escape_namespace
+from ...checks import check_number
 from ...cursor import Cursor
 from ...decoding import take_texts
 from ...errors import BackendError
