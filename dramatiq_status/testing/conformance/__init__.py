@@ -45,12 +45,12 @@ from uuid import uuid4
 
 import pytest
 
-from ..backend import Listed, Query, StatusBackend, Subscription, answered, now_ms
-from ..checks import MAX_MESSAGE_ID_SIZE
-from ..cursor import MAX_POSITION, Cursor
-from ..decoding import take_snapshot
-from ..errors import BackendError, NotSupported
-from ..record import (
+from ...backend import Listed, Query, StatusBackend, Subscription, answered, now_ms
+from ...checks import MAX_MESSAGE_ID_SIZE
+from ...cursor import MAX_POSITION, Cursor
+from ...decoding import take_snapshot
+from ...errors import BackendError, NotSupported
+from ...record import (
     ACTOR_NAME,
     ATTEMPTS,
     COMPLETED,
@@ -76,8 +76,8 @@ from ..record import (
     Record,
     deletion_marks,
 )
-from ..registry import StatusRegistry
-from ..update import Changes, Epoch, Kind, Outcome, Update, apply
+from ...registry import StatusRegistry
+from ...update import Changes, Epoch, Kind, Outcome, Update, apply
 
 #: How many writes each of two threads makes at the same time.
 WRITES = 2_000
