@@ -8,20 +8,7 @@ from sys import float_info
 from typing import Any, Final
 
 from .errors import BackendError
-from .record import (
-    ATTEMPTS,
-    FAILED,
-    LIVE_TTL,
-    NUMBER,
-    PLACE,
-    PROGRESS,
-    ROOT,
-    RUN,
-    SCHEDULED_AT,
-    STATE,
-    VERSION,
-    Record,
-)
+from .record import ATTEMPTS, FAILED, LIVE_TTL, NUMBER, PLACE, PROGRESS, ROOT, RUN, SCHEDULED_AT, STATE, VERSION, Record
 from .snapshot import Snapshot, set_message_id, set_now, set_values
 
 # What json.loads() does, without what it does before and after that:

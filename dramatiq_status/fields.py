@@ -14,16 +14,7 @@ from numbers import Integral, Rational, Real
 from operator import index
 from typing import Any, Final
 
-from .record import (
-    PROGRESS,
-    STATES,
-    TOTAL,
-    UNKNOWN_TOTAL,
-    USER_PREFIX,
-    Record,
-    State,
-    number_text,
-)
+from .record import PROGRESS, STATES, TOTAL, UNKNOWN_TOTAL, USER_PREFIX, Record, State, number_text
 
 #: The names of a status that only the library writes: it writes them for every message, or readers work them out.
 RESERVED: Final = frozenset(

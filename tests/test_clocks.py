@@ -136,8 +136,8 @@ def test_all_modules_take_their_clock_from_one() -> None:
     sources = {path.relative_to(package).as_posix(): path.read_text() for path in package.rglob("*.py")}
     # When they are searched for the module `time`, of which a test may freeze each clock
     found = {name for name, text in sources.items() if re.search(r"^(import time$|from time import)", text, re.M)}
-    # Then only these have it: the clocks themselves, the date of what happens, and a suite of tests
-    assert found == {"_time.py", "backend.py", "testing/conformance/__init__.py"}
+    # Then only these have it: the clocks themselves, and the date of what happens
+    assert found == {"_time.py", "backend.py"}
 
 
 # Clocks that do not agree

@@ -10,8 +10,8 @@ import pytest
 
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.record import VERSION
-from dramatiq_status.testing import conformance
 from dramatiq_status.testing.conformance import BackendConformance, enqueue
+from dramatiq_status.testing.conformance import subscriptions as suite
 from dramatiq_status.update import Outcome, Update
 
 Change = tuple[str, int]
@@ -85,7 +85,7 @@ WRONG: dict[str, tuple[Tell, str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_the_suite_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a backend that tells the wrong things
-    monkeypatch.setattr(conformance, "HEARING", 0.05)
+    monkeypatch.setattr(suite, "HEARING", 0.05)
     wrong, test = WRONG[name]
     backend = TellingBackend(wrong)
     backend.update("message", enqueue())

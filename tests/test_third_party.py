@@ -82,6 +82,39 @@ class TestDirectoryBackend(BackendConformance):
         return {name: plant(content) for name, content in contents.items()}
 
 
+FORGETFUL = """
+import pytest
+
+from dramatiq_status.backends import StubBackend
+from dramatiq_status.testing.conformance import BackendConformance
+
+
+class ForgetfulBackend(StubBackend):
+    def read_many(self, message_ids):
+        return [None] * len(message_ids)
+
+
+class TestForgetfulBackend(BackendConformance):
+    @pytest.fixture
+    def backend(self):
+        return ForgetfulBackend()
+"""
+
+
+def test_asserts_of_the_suite_show_what_they_have_compared(tmp_path: Path) -> None:
+    # Given a backend that loses all records, and its tests
+    register = 'import pytest\n\npytest.register_assert_rewrite("dramatiq_status.testing.conformance")\n'
+    (tmp_path / "conftest.py").write_text(register, encoding="utf-8")
+    (tmp_path / "test_forgetful.py").write_text(FORGETFUL, encoding="utf-8")
+    # When two tests of two chapters of the suite are run
+    tests = "test_an_outside_write_merges or test_read_many_keeps_the_order"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-k", tests, "."]
+    run = subprocess.run(command, cwd=tmp_path, env=UNMEASURED, capture_output=True, text=True, timeout=110)
+    # Then their failures show the values that were compared
+    assert run.returncode == 1, run.stdout
+    assert "assert None is not None" in run.stdout and "diff: None != '0'" in run.stdout
+
+
 def test_processes_lose_nothing(backend: DirectoryBackend, tmp_path: Path) -> None:
     # Given two running messages
     ids = [uuid4().hex, uuid4().hex]

@@ -1,0 +1,152 @@
+"""Many messages in one call, deleted records, and what is no record."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from ...backend import StatusBackend
+from ...decoding import take_snapshot
+from ...record import PROGRESS, STATE
+from ...update import Outcome, Update
+from ..updates import enqueue, finish, fold, heartbeat, outside, start, timeless, write
+from .store import StoreTests, read_many
+
+
+class Batches(StoreTests):
+    """Tests of many messages in one call, of deleted records and of damaged ones."""
+
+    def test_read_many_keeps_the_order(self, backend: StatusBackend) -> None:
+        # Given some records
+        ids = [uuid4().hex for _ in range(5)]
+        backend.update_many([(ids[0], enqueue(mark="0")), (ids[3], enqueue(mark="3"))])
+        # When they are read among others, one of them twice
+        found = read_many(backend, [*ids, ids[0]])
+        # Then each is in its place, and None where there is nothing
+        assert [record and record[":mark"] for record in found] == ["0", None, None, "3", None, "0"]
+
+    def test_many_are_read(self, backend: StatusBackend) -> None:
+        # Given more records than one request may ask for
+        ids = [uuid4().hex for _ in range(2_500)]
+        backend.update_many([(message_id, enqueue(mark=str(n))) for n, message_id in enumerate(ids)])
+        # When all are read
+        found = read_many(backend, ids)
+        # Then each is in its place
+        assert [record and record[":mark"] for record in found] == [str(n) for n in range(2_500)]
+
+    def test_nothing_is_read_or_written(self, backend: StatusBackend) -> None:
+        # Given nothing
+        # When it is written and read
+        # Then there is nothing
+        assert (backend.update_many([]), read_many(backend, [])) == ([], [])
+
+    def test_a_batch_keeps_the_order_of_each_message(self, backend: StatusBackend) -> None:
+        # Given updates of three messages, mixed
+        one, two, three = uuid4().hex, uuid4().hex, uuid4().hex
+        batch = [
+            (one, enqueue()),
+            (two, outside(step="1")),
+            (one, start(1)),
+            (three, start(3, step="1")),
+            (one, write(1, 2, increment=1)),
+            (three, finish(3)),
+            (one, write(1, 2, increment=1)),
+            (two, enqueue()),
+            (one, finish(1, 3)),
+        ]
+        # When they are written in one call
+        outcomes = backend.update_many(batch)
+        # Then each has its outcome
+        a, m, d = Outcome.APPLIED, Outcome.MISSING, Outcome.DUPLICATE
+        assert outcomes == [a, m, a, a, a, a, d, a, a]
+        # And its message is as if they had come alone
+        expected = [fold([update for message_id, update in batch if message_id == each]) for each in (one, two, three)]
+        assert list(map(timeless, read_many(backend, [one, two, three]))) == list(map(timeless, expected))
+
+    def test_a_batch_of_hundreds(self, backend: StatusBackend) -> None:
+        # Given several hundred updates of few messages
+        ids = [uuid4().hex for _ in range(7)]
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+        batch = [(ids[n % 7], write(1, 2 + n, increment=1)) for n in range(700)]
+        # When they are written in one call
+        outcomes = backend.update_many(batch)
+        # Then all are stored
+        assert set(outcomes) == {Outcome.APPLIED} and len(outcomes) == 700
+        assert [record and record[PROGRESS] for record in read_many(backend, ids)] == ["100"] * 7
+
+    # Deleting
+
+    def test_delete(self, backend: StatusBackend, message_id: str) -> None:
+        # Given two records
+        other = uuid4().hex
+        backend.update_many([(message_id, start(1)), (other, start(1))])
+        # When one is deleted, twice
+        deleted = backend.delete(message_id), backend.delete(message_id)
+        # Then it was there the first time
+        assert deleted == (True, False)
+        # And the other still is
+        assert [record is None for record in read_many(backend, [message_id, other])] == [True, False]
+
+    def test_a_deleted_record_is_restored_whole(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message whose record is gone
+        backend.update(message_id, start(1))
+        backend.delete(message_id)
+        # When its run writes, first in part and then all
+        outcomes = [
+            backend.update(message_id, heartbeat(1)),
+            backend.update(message_id, write(1, 2, step="1")),
+            backend.update(message_id, write(1, 2, create=True, step="1", p="5")),
+        ]
+        # Then the whole is stored
+        record = backend.read(message_id)
+        assert outcomes == [Outcome.MISSING, Outcome.MISSING, Outcome.APPLIED]
+        assert record is not None and (record[STATE], record[PROGRESS], record[":step"]) == ("1", "5", "1")
+
+    # Damage
+
+    def test_damage_reads_none(self, backend: StatusBackend) -> None:
+        for name, plant in self.damages().items():
+            # Given something under a record's key that is none
+            message_id = uuid4().hex
+            plant(backend, message_id)
+            # When it is read
+            record = backend.read(message_id)
+            # Then there is nothing
+            assert take_snapshot(message_id, record, 0) is None and record is None, name
+
+    def test_damage_hides_no_other_record(self, backend: StatusBackend) -> None:
+        for name, plant in self.damages().items():
+            # Given a damaged record between two others
+            ids = [uuid4().hex for _ in range(3)]
+            backend.update_many([(message_id, start(1)) for message_id in ids])
+            backend.delete(ids[1])
+            plant(backend, ids[1])
+            # When all are read
+            found = read_many(backend, ids)
+            # Then only that one is missing
+            assert [record is None for record in found] == [False, True, False], name
+
+    @pytest.mark.parametrize(
+        "update", [outside(step="1"), write(1, 2), heartbeat(1)], ids=["outside", "run", "heartbeat"]
+    )
+    def test_damage_counts_as_missing(self, backend: StatusBackend, update: Update) -> None:
+        for name, plant in self.damages().items():
+            # Given something under a record's key that is none
+            message_id = uuid4().hex
+            plant(backend, message_id)
+            # When somebody writes who does not know the whole record
+            # Then it is missing, for whoever knows to restore it
+            assert backend.update(message_id, update) is Outcome.MISSING, name
+
+    @pytest.mark.parametrize("update", [enqueue(step="1"), start(1, step="1")], ids=["enqueue", "start"])
+    def test_damage_heals(self, backend: StatusBackend, update: Update) -> None:
+        for name, plant in self.damages().items():
+            # Given something under a record's key that is none
+            message_id = uuid4().hex
+            plant(backend, message_id)
+            # When somebody writes the whole record
+            outcome = backend.update(message_id, update)
+            # Then nothing else is left
+            assert outcome is Outcome.APPLIED, name
+            assert timeless(backend.read(message_id)) == timeless(fold([update])), name

@@ -1,0 +1,150 @@
+"""Servers that do not answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ...backend import Query, StatusBackend
+from ...errors import BackendError
+from ...registry import StatusRegistry
+from ...update import Outcome
+from ..updates import enqueue, outside, start, write
+from .store import PausableServer, StoreTests
+
+
+class Outages(StoreTests):
+    """Tests of servers that are down, or answer with errors."""
+
+    def test_a_server_that_does_not_answer(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
+        # Given a server that takes connections and answers nothing
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.pause()
+        # When it is asked for something, over an old connection and over a new one
+        # Then that ends in a BackendError, which has a cause
+        for call in (backend.read, lambda m: backend.update(m, outside(step="1")), backend.delete, backend.read):
+            with pytest.raises(BackendError) as caught:
+                call(message_id)
+            assert caught.value.__cause__ is not None
+
+    def test_late_replies_are_nobodys(self, outage: tuple[PausableServer, StatusBackend]) -> None:
+        # Given calls that gave up waiting for their replies
+        server, backend = outage
+        ids = [uuid4().hex for _ in range(5)]
+        backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
+        server.pause()
+        for message_id in ids[:2]:
+            with pytest.raises(BackendError):
+                backend.read(message_id)
+        # When the server goes on, and sends them
+        server.resume()
+        # Then nobody takes them for their own
+        found = [backend.read(message_id) for message_id in ids]
+        assert [record and record[":mark"] for record in found] == [f'"{message_id}"' for message_id in ids]
+
+    def test_a_server_that_is_down(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
+        # Given a server that was used and is down
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.stop()
+        # When it is asked for something
+        # Then that ends in a BackendError
+        for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, lambda m: backend.read(m)):
+            with pytest.raises(BackendError) as caught:
+                call(message_id)
+            assert caught.value.__cause__ is not None
+
+    def test_no_read_of_a_server_that_is_down_is_unknown(
+        self, outage: tuple[PausableServer, StatusBackend], message_id: str
+    ) -> None:
+        # Given a server that was used and is down
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.stop()
+        for call in reads_of(backend, message_id):
+            # When it is read, in whatever way
+            # Then that ends in a BackendError
+            with pytest.raises(BackendError):
+                call()
+
+    def test_no_error_is_taken_for_unknown(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message, and a store that answers reads with an error
+        backend.update(message_id, start(1))
+        assert backend.read(message_id) is not None
+        for name, refusal in self.refusals(backend).items():
+            with refusal:
+                for call in reads_of(backend, message_id):
+                    # When it is read, in whatever way
+                    # Then that ends in a BackendError
+                    with pytest.raises(BackendError, match=name):
+                        call()
+            # And afterwards it is what it was
+            assert StatusRegistry.get(message_id, backend=backend).working
+
+    def test_begun_updates_and_a_server_that_is_down(
+        self, outage: tuple[PausableServer, StatusBackend], message_id: str
+    ) -> None:
+        # Given a server that was used and is down
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.stop()
+        # When an update is begun and completed
+        # Then one of the two ends in a BackendError
+        with pytest.raises(BackendError):
+            backend.begin_update(message_id, enqueue())()
+
+    def test_a_server_that_is_back(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
+        # Given a server that was missed
+        server, backend = outage
+        backend.update(message_id, start(1))
+        server.stop()
+        with pytest.raises(BackendError):
+            backend.read(message_id)
+        # When it is back, empty
+        server.start()
+        # Then all works, with the same backend
+        assert backend.update(message_id, write(1, 2)) is Outcome.MISSING
+        assert backend.update(message_id, write(1, 2, create=True)) is Outcome.APPLIED
+        assert backend.read(message_id) is not None
+
+    @pytest.mark.parametrize("name", ["update", "read"])
+    def test_a_restart_that_nobody_saw(
+        self, outage: tuple[PausableServer, StatusBackend], message_id: str, name: str
+    ) -> None:
+        # Given a connection that the server has closed while nobody used it
+        server, backend = outage
+        backend.update(message_id, enqueue())
+        server.stop()
+        server.start()
+        # When it is used the next time
+        # Then a new one is opened
+        if name == "update":
+            assert backend.update(message_id, enqueue()) is Outcome.APPLIED
+        else:
+            assert backend.read(message_id) is None
+
+
+def reads_of(backend: StatusBackend, message_id: str) -> list[Callable[[], Any]]:
+    """All ways to read a message, and to list it where the backend lists."""
+    status, batch = StatusRegistry.get(message_id, backend=backend), StatusRegistry.batch([message_id], backend=backend)
+    reads: list[Callable[[], Any]] = [
+        lambda: backend.read(message_id),
+        lambda: backend.read_many([message_id, "another"]),
+        lambda: backend.snapshot(message_id),
+        lambda: backend.snapshots([message_id, "another"]),
+        lambda: StatusRegistry.read_many([message_id, "another"], backend=backend, return_errors=True),
+        lambda: StatusRegistry.wait(message_id, backend=backend),
+        lambda: StatusRegistry.progress(message_id, backend=backend).total,
+        lambda: status.state,
+        lambda: status.get("step"),
+        status.to_json,
+        batch.read,
+        batch.wait,
+    ]
+    if type(backend).find is not StatusBackend.find:
+        reads += [lambda: backend.find(Query(), limit=50, after=None), lambda: backend.count(Query())]
+    return reads

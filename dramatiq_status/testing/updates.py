@@ -1,0 +1,135 @@
+"""Updates as the layers above the backends write them, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..record import (
+    ACTOR_NAME,
+    COMPLETED,
+    FINISHED_AT,
+    HEARTBEAT_AT,
+    NOT_SINCE,
+    RATED,
+    STARTED_AT,
+    UPDATED_AT,
+    Record,
+    deletion_marks,
+)
+from ..update import Changes, Epoch, Kind, Update, apply
+
+
+def enqueue(root: int = 7, number: int = 1, **fields: str) -> Update:
+    return Update(Kind.ENQUEUE, Epoch(root, number), fields=named(fields))
+
+
+def start(run: int, root: int = 7, number: int = 1, *, place: int = 1, create: bool = True, **fields: str) -> Update:
+    return Update(
+        Kind.RUN, Epoch(root, number), run, place, start=True, create=create, fields={STARTED_AT: "5", **named(fields)}
+    )
+
+
+def write(
+    run: int,
+    place: int,
+    root: int = 7,
+    number: int = 1,
+    *,
+    create: bool = False,
+    increment: int | float = 0,
+    state: int | None = None,
+    **fields: str,
+) -> Update:
+    return Update(
+        Kind.RUN,
+        Epoch(root, number),
+        run,
+        place,
+        create=create,
+        increment=increment,
+        state=state,
+        fields=named(fields),
+    )
+
+
+def finish(
+    run: int,
+    place: int = 9,
+    root: int = 7,
+    number: int = 1,
+    *,
+    state: int = COMPLETED,
+    create: bool = False,
+    ttl: int = 3_600_000,
+    increment: int | float = 0,
+    **fields: str,
+) -> Update:
+    return Update(
+        Kind.RUN,
+        Epoch(root, number),
+        run,
+        place,
+        create=create,
+        state=state,
+        ttl=ttl,
+        increment=increment,
+        fields={FINISHED_AT: "6", **named(fields)},
+    )
+
+
+def outside(*, increment: int | float = 0, state: int | None = None, ttl: int = 3_600_000, **fields: str) -> Update:
+    return Update(Kind.OUTSIDE, increment=increment, state=state, ttl=ttl, fields=named(fields))
+
+
+def counting(update: Update, **counts: int | float) -> Update:
+    """The same update, which also counts on fields."""
+    return update._replace(changes=Changes({_stored(name): n for name, n in counts.items()}))
+
+
+def deleting(update: Update, *names: str) -> Update:
+    """The same update, which also deletes users' fields, and marks them as deleted."""
+    stored = frozenset(map(_stored, names))
+    fields = {**update.fields, **deletion_marks(stored)}
+    return update._replace(fields=fields, changes=(update.changes or Changes())._replace(deleted=stored))
+
+
+def heartbeat(run: int) -> Update:
+    return Update(Kind.HEARTBEAT, run=run)
+
+
+def named(fields: dict[str, str]) -> Record:
+    """Keywords of one or two letters, or in capitals, are the library's own fields; others are users'."""
+    return {_stored(name): text for name, text in fields.items()}
+
+
+def _stored(name: str) -> str:
+    return name if len(name) <= 2 else ":" + name
+
+
+def fold(updates: list[Update], now: int = 1000) -> Record | None:
+    """What `apply` makes of updates, one after another."""
+    record = None
+    for update in updates:
+        record = apply(record, update, now).record
+    return record
+
+
+def timeless(record: Record | None) -> dict[str, Any] | None:
+    """A record decoded, without the moments that the store's clock gave it."""
+    if record is None:
+        return None
+    moments = {UPDATED_AT, HEARTBEAT_AT, *([] if record.get(RATED) == NOT_SINCE else [RATED])}
+    return {name: "moment" if name in moments else json.loads(text) for name, text in record.items()}
+
+
+def with_actor(update: Update, actor_name: str) -> Update:
+    """Add what the layers above let every update carry that may make a record."""
+    if update.kind is not Kind.ENQUEUE and not update.create:
+        return update
+    return update._replace(fields={**update.fields, ACTOR_NAME: f'"{actor_name}"'})
+
+
+def life_to(state: int, **fields: str) -> list[Update]:
+    """The updates that bring a new message into a state."""
+    return [enqueue()._replace(fields=named(fields)), start(1), finish(1, state=state)][: min(state, COMPLETED) + 1]
