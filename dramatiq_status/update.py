@@ -2,7 +2,7 @@
 
 Everything here is pure.  :func:`apply` is the one definition of an
 update: the stub, memcached, and every other backend that keeps whole
-documents call it, ``backends/redis/lua/update.lua`` mirrors it, and a property
+documents call it, ``backends/redis/lua/update/`` mirrors it, and a property
 test holds the two together.
 """
 

@@ -103,7 +103,7 @@ def test_wheel_has_every_module(wheel: list[str]) -> None:
     assert modules <= set(wheel)
 
 
-@pytest.mark.parametrize("name", ["dramatiq_status/py.typed", "dramatiq_status/backends/redis/lua/update.lua"])
+@pytest.mark.parametrize("name", ["dramatiq_status/py.typed", "dramatiq_status/backends/redis/lua/update/main.lua"])
 def test_wheel_has_its_data(wheel: list[str], name: str) -> None:
     assert name in wheel
 

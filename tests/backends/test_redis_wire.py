@@ -30,7 +30,7 @@ from dramatiq_status.update import Update
 from ..proxy import Proxy
 from ..servers import RedisServer
 
-NAMES = {UPDATE.sha: "update", LIST.sha: "list", UPDATE.text: "update.lua", LIST.text: "list.lua"}
+NAMES = {UPDATE.sha: "update", LIST.sha: "list", UPDATE.text: "the update script", LIST.text: "the list script"}
 
 #: Commands of the driver when it connects.
 GREETINGS = ("CLIENT", "HELLO", "SELECT")
@@ -184,7 +184,7 @@ FIRST_CALLS: dict[str, tuple[Callable[[RedisBackend], Any], list[list[str]]]] = 
         [
             ["TIME"],
             ["EVALSHA", "update", "1", "n:m", "", "2", "0", "1", ":step", "1"],
-            ["SCRIPT", "LOAD", "update.lua"],
+            ["SCRIPT", "LOAD", "the update script"],
             ["EVALSHA", "update", "1", "n:m", "", "2", "0", "1", ":step", "1"],
         ],
     ),
@@ -192,7 +192,7 @@ FIRST_CALLS: dict[str, tuple[Callable[[RedisBackend], Any], list[list[str]]]] = 
         lambda backend: backend.find(Query(), limit=1, after=None),
         [
             ["EVALSHA", "list", "1", "n index:", "", "", "", "1", "", "", "n:", "1"],
-            ["SCRIPT", "LOAD", "list.lua"],
+            ["SCRIPT", "LOAD", "the list script"],
             ["EVALSHA", "list", "1", "n index:", "", "", "", "1", "", "", "n:", "1"],
         ],
     ),

@@ -13,14 +13,15 @@ from ...cursor import Cursor
 from ...decoding import take_texts
 from ...errors import BackendError
 from ...fields import plain_number
-from ...record import ACTOR_NAME, QUEUE_NAME, STATE, Record, from_pairs, number_text
+from ...record import ACTOR_NAME, QUEUE_NAME, STATE, Record, from_pairs
 from ...snapshot import Snapshot
-from ...update import Changes, Kind, Outcome, Update
+from ...update import Outcome, Update
 from .._query import wanted_by
 from .._timed import quieten
 from ..url import check_login, mask
 from .connection import Connections, Link, coded, failure_of
 from .driver import any_driver, check_client, errors
+from .protocol import OUTCOMES, IndexArguments, delete_arguments, may_repeat, update_arguments
 from .script import TIME, Script, ScriptCall, ServerClock, checked
 from .sentinel import SentinelConnections
 from .subscription import RedisSubscription
@@ -36,7 +37,7 @@ FoundT = TypeVar("FoundT")
 DRIVER: Final = any_driver()
 
 #: The script that mirrors ``update.apply``, and the one that reads its index.
-UPDATE: Final = Script.load("update.lua")
+UPDATE: Final = Script.load(*(f"update/{part}.lua" for part in ("head", "index", "record", "apply", "main")))
 LIST: Final = Script.load("list.lua")
 
 #: How many messages of one state, queue and actor can be listed.
@@ -58,12 +59,6 @@ NEWEST: Final = ("", "")
 
 #: Among how many unfinished messages a count looks for expired ones.
 CHECKED_A_COUNT: Final = 1000
-
-#: What the script adds to an outcome where it could not tell the index.
-UNLISTED: Final = 10
-
-#: Outcomes by what the script says.
-OUTCOMES: Final = {outcome.value + more: outcome for outcome in Outcome for more in (0, UNLISTED)}
 
 
 class RedisBackend(StatusBackend):
@@ -251,45 +246,15 @@ class RedisBackend(StatusBackend):
         arguments = self._arguments(updates, clock, self._index_arguments)
         return ScriptCall(self._script, keys, arguments, None if arguments[0] else clock)
 
-    def _arguments(
-        self, updates: Sequence[tuple[str, Update]], clock: ServerClock, index: tuple[int, int, str]
-    ) -> list[Any]:
+    def _arguments(self, updates: Sequence[tuple[str, Update]], clock: ServerClock, index: IndexArguments) -> list[Any]:
         """What the script is told.
 
         Parameters:
           updates(Sequence[tuple[str, Update]])
           clock(ServerClock): That of the server that will carry them out.
-          index(tuple[int, int, str]): What it is told of the index.
+          index(IndexArguments)
         """
-        arguments: list[Any] = [self._script_now or clock.text()]
-        moves = False
-        for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, changes) in updates:
-            added = number_text(increment) if increment else 0
-            if changes is not None:
-                arguments += _change_arguments(changes)
-            if kind is Kind.RUN:
-                if start or create or state is not None or changes is not None:
-                    moves = True
-                    arguments += (1, epoch[0], epoch[1], run, place, 1 if start else 0, 1 if create else 0)
-                    arguments += ("" if state is None else state, attempts, added, ttl, len(fields))
-                else:
-                    arguments += (4, run, place, added, len(fields))
-            elif kind is Kind.OUTSIDE:
-                if state is None and changes is None:
-                    arguments += (2, added, len(fields))
-                else:
-                    moves = True
-                    arguments += (5, "" if state is None else state, added, ttl, len(fields))
-            elif kind is Kind.ENQUEUE:
-                moves = True
-                arguments += (0, epoch[0], epoch[1], len(fields))
-            else:
-                arguments += (3, run, len(fields))
-            for item in fields.items():
-                arguments += item
-        if moves:
-            arguments += (clock.moment(), *index)
-        return arguments
+        return update_arguments(updates, self._script_now or clock.text(), clock, index)
 
     # Reading
 
@@ -399,7 +364,7 @@ class RedisBackend(StatusBackend):
     def delete(self, message_id: str) -> bool:
         if self._shards is not None:
             return self._shards.delete(message_id)
-        request = ScriptCall(UPDATE, [self._prefix + message_id], ["", 6, 0, "", *self._index_arguments], None)
+        request = ScriptCall(UPDATE, [self._prefix + message_id], delete_arguments(self._index_arguments), None)
         return OUTCOMES[self._connections.call(request.packed, request.read)[0]] is Outcome.APPLIED
 
     def close(self) -> None:
@@ -473,21 +438,6 @@ def _node_client(cluster_nodes: Sequence[tuple[str, int]], parameters: Mapping[s
         raise ValueError(f"db must be 0, not {parameters['db']!r}: a cluster has no other database.")
     host, port = cluster_nodes[0]
     return quieten(DRIVER.client(host=host, port=port, **parameters))
-
-
-def may_repeat(updates: Iterable[tuple[str, Update]]) -> bool:
-    """Whether updates may be sent again that may have been carried out:
-    an increment from outside has nothing that would tell it from its repetition.
-    """
-    return not any((update.increment or update.changes) and update.kind is Kind.OUTSIDE for _, update in updates)
-
-
-def _change_arguments(changes: Changes) -> list[Any]:
-    """The arguments that precede those of an update that deletes fields, or counts on them."""
-    arguments: list[Any] = [7, len(changes.deleted), *changes.deleted, len(changes.counts)]
-    for name, n in changes.counts.items():
-        arguments += (name, number_text(n))
-    return arguments
 
 
 def filter_of(query: Query) -> tuple[str, str, str]:

@@ -14,18 +14,16 @@ from .._query import wanted_by
 from .backend import (
     LIST,
     NEWEST,
-    OUTCOMES,
     PASSES_A_PAGE,
-    UNLISTED,
     UPDATE,
     UPDATES_A_CALL,
     RedisBackend,
     filter_of,
-    may_repeat,
     to_record,
 )
 from .cluster import SHARDS, TAGS, Cluster, Command, Errand, Node, shard_of
 from .connection import coded, failure_of, pack
+from .protocol import OUTCOMES, UNLISTED, IndexArguments, delete_arguments, may_repeat
 from .script import Script, ServerClock
 
 #: Notes a message in one set of the index.
@@ -134,7 +132,7 @@ class Shards:
         """The key of a message's record, and its channel."""
         return self._prefixes[shard_of(message_id)] + message_id
 
-    def index_arguments(self, shard: int, asking: bool) -> tuple[Any, ...]:
+    def index_arguments(self, shard: int, asking: bool) -> IndexArguments:
         """What the script is told of a shard's index: nothing where another node may have parts of it."""
         listed = self._size and not asking
         return self._size, len(self._prefixes[shard]), self._indexes[shard] if listed else ""
@@ -366,7 +364,7 @@ class Shards:
             shard,
             UPDATE,
             [self.key(message_id)],
-            lambda clock, asking: ("", 6, 0, "", *self.index_arguments(shard, asking)),
+            lambda clock, asking: delete_arguments(self.index_arguments(shard, asking)),
         )
         self.cluster.run([errand])
         failure = _failure(errand)

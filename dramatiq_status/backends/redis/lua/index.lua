@@ -1,10 +1,13 @@
--- Notes that a message is in a state: what `index` and `keep` in update.lua do, for one key of the index on a cluster.
--- It has one key, so that Redis knows where that is while its slot moves; update.lua does not say which it will need.
+-- Adds a message to one set of the index, or a name to the set of names: `index` and `keep` in update/index.lua for one
+-- key. While a slot of a cluster moves, Redis locates the key of a script only if it has one key, and the update script
+-- cannot announce the keys that it needs.
 --
--- KEYS[1]: the set, or what all keys of the index start with: the set of the names of its sets.
--- ARGV[1]: the message's id, or the name. ARGV[2]: the moment in microseconds, '' for a name. ARGV[3]: how long any of
--- the set's messages lives, in milliseconds. ARGV[4]: how many messages it keeps. ARGV[5]: 'NX' to leave the moment of
--- a message that is there already as it is, 'CH' to set it.
+-- KEYS[1]: the set; or the prefix of the index's keys, which is the set of the names of its sets.
+-- ARGV[1]: the message's id; or the name.
+-- ARGV[2]: the message's position, the time in microseconds at which it came into its state; '' for a name.
+-- ARGV[3]: the longest time to live of the set's messages, in milliseconds.
+-- ARGV[4]: the maximum number of messages of the set.
+-- ARGV[5]: 'NX' to keep the position of a message that the set has already, 'CH' to replace it.
 
 local call = redis.call
 local key, ttl = KEYS[1], ARGV[3] + 0

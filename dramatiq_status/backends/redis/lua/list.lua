@@ -1,4 +1,4 @@
--- A page of the index that update.lua keeps: message ids and records, newest first; or how many messages there are.
+-- Returns a page of the update script's index, message ids and records, newest first; or the number of its messages.
 --
 -- KEYS[1]: what the index's keys start with; itself the set of the names of its sets. A name is a state, a time to live
 --   in milliseconds (of finished messages only), a queue and an actor as JSON, a line each; under the prefix and the

@@ -1,0 +1,323 @@
+-- Updates of every kind: `apply` in update.py, which has a function of the same name for most of these. A call with
+-- shortcuts only does not need them.
+local function define_kinds(record, moves)
+  local read, renew, set_pairs = record.read, record.renew, record.set_pairs
+  local move, rename = moves.move, moves.rename
+
+  local function take()
+    at = at + 1
+    return ARGV[at - 1]
+  end
+
+  local function enqueue(key)
+    local old = read(key)
+    local origin, generation, count = take(), take(), take()
+    local first, last = at, at + 2 * count - 1
+    at = last + 1
+    local version = (old.version or 0) + 1
+    local same = old.origin == origin
+    if same and tonumber(generation) <= tonumber(old.generation) then
+      local added = 0
+      local new = {actor = old.actor, queue = old.queue}
+      for i = first, last, 2 do
+        local name = ARGV[i]
+        if name ~= 'D' and name ~= 'x' and name ~= 'it' and name ~= 'p' and not record.is_deleted(key, name) then
+          added = added + call('HSETNX', key, name, ARGV[i + 1])
+          if name == 'a' and not new.actor then new.actor = ARGV[i + 1] end
+          if name == 'Q' and not new.queue then new.queue = ARGV[i + 1] end
+        end
+      end
+      if added > 0 then
+        call('HSET', key, 'v', version, 'U', now)
+        rename(key, old, new)
+        publish('PUBLISH', key, version)
+      end
+      return LATE
+    end
+    if not same and old.state and old.origin ~= '0' and generation + 0 > 1 and not old.finished then return LATE end
+    local scheduled_at, live_ttl = false, false
+    local new = {actor = old.actor, queue = old.queue}
+    if (same or old.origin == '0') and not old.finished then
+      call('HDEL', key, 'r', 'q', 'D', 'R', 'W', 'H')
+      call('HSET', key, 's', QUEUED, 'e', origin, 'n', generation, 'v', version, 'U', now)
+      live_ttl = old.live_ttl
+      for i = first, last, 2 do
+        local name, text = ARGV[i], ARGV[i + 1]
+        if name == 'D' or name == 'x' or name == 'it' then
+          call('HSET', key, name, text)
+          if name == 'D' then scheduled_at = text end
+        elseif not record.is_deleted(key, name) then
+          call('HSETNX', key, name, text)
+          if name == 'L' and not live_ttl then live_ttl = text end
+          if name == 'a' and not new.actor then new.actor = text end
+          if name == 'Q' and not new.queue then new.queue = text end
+        end
+      end
+    else
+      record.clear(key)
+      new = {}
+      for i = first, last, 2 do
+        local name, text = ARGV[i], ARGV[i + 1]
+        if name == 'D' then
+          scheduled_at = text
+        elseif name == 'L' then
+          live_ttl = text
+        elseif name == 'a' then
+          new.actor = text
+        elseif name == 'Q' then
+          new.queue = text
+        end
+      end
+      if count + 0 < 1000 then
+        call('HSET', key, 's', QUEUED, 'v', version, 'e', origin, 'n', generation, 'U', now, unpack(ARGV, first, last))
+      else
+        call('HSET', key, 's', QUEUED, 'v', version, 'e', origin, 'n', generation, 'U', now)
+        set_pairs(key, ARGV, first, last)
+      end
+    end
+    move(key, old, new, QUEUED, renew(key, scheduled_at, live_ttl))
+    publish('PUBLISH', key, version)
+    return APPLIED
+  end
+
+  -- Changes of the present update: stored names to delete, and pairs of a stored name and a number to count on; nil for
+  -- most updates. Whether a count was left out.
+  local deleted, counts, uncounted
+
+  -- Delete the fields of the present update's changes. Append the sums of its counts to the pairs to write, which have
+  -- the update's fields already. Return the new size of the list.
+  local function add_changes(key, written, size)
+    local set = {}
+    for i = 1, size, 2 do set[written[i]] = written[i + 1] end
+    for _, name in ipairs(deleted) do call('HDEL', key, name) end
+    for i = 1, #counts, 2 do
+      local name = counts[i]
+      local number = record.number_in(set[name] or call('HGET', key, name))
+      local sum = number and number + counts[i + 1]
+      if sum and math.abs(sum) < EXACT then
+        written[size + 1], written[size + 2] = name, record.text_of(sum)
+        size = size + 2
+      else
+        uncounted = true
+      end
+    end
+    return size
+  end
+
+  -- Append the fields, the increment and the counts of the present update to the pairs to write. Return the new size of
+  -- the list.
+  local function add_fields(key, new, written, size, increment)
+    local count = take()
+    local progress = new.progress
+    for i = at, at + 2 * count - 1, 2 do
+      local name, text = ARGV[i], ARGV[i + 1]
+      written[size + 1], written[size + 2] = name, text
+      size = size + 2
+      if name == 'p' then
+        progress = text
+      elseif name == 'D' then
+        new.scheduled_at = text
+      elseif name == 'L' then
+        new.live_ttl = text
+      elseif name == 'a' then
+        new.actor = text
+      elseif name == 'Q' then
+        new.queue = text
+      end
+    end
+    at = at + 2 * count
+    if increment ~= '0' then
+      written[size + 1], written[size + 2] = 'p', record.text_of((tonumber(progress or 0) or 0) + increment)
+      size = size + 2
+    end
+    return counts and add_changes(key, written, size) or size
+  end
+
+  local function skip_fields()
+    at = at + 1 + 2 * ARGV[at]
+  end
+
+  local function finish(key, state, ttl)
+    if state == COMPLETED then
+      call('HDEL', key, 'D', 'R', 'W', 'H', 'x', 'it')
+    else
+      call('HDEL', key, 'D', 'R', 'W', 'H')
+    end
+    if ttl then call('PEXPIRE', key, ttl) end
+  end
+
+  -- Return whether a run may write, as an outcome.
+  local function standing(old, origin, generation, token, sequence, start, state)
+    if not old.state then return MISSING end
+    if token ~= '0' and old.token == token then
+      if tonumber(sequence) <= tonumber(old.sequence) then return DUPLICATE end
+      return old.finished and REFUSED or APPLIED
+    end
+    if not start and state == '' then return REFUSED end
+    if old.origin ~= origin then return (start or token == '0') and MISSING or REFUSED end
+    local ahead = generation - old.generation
+    if ahead < 0 then return REFUSED end
+    if old.finished then return ahead == 0 and REFUSED or MISSING end
+    return (start or token == '0' or not old.token or ahead > 0) and APPLIED or REFUSED
+  end
+
+  local function transition(key)
+    local old = read(key)
+    local origin, generation, token, sequence = take(), take(), take(), take()
+    local start, create = take() == '1', take() == '1'
+    local state, attempts, increment, ttl = take(), take(), take(), take()
+    local outcome = standing(old, origin, generation, token, sequence, start, state)
+    if outcome ~= APPLIED and not (outcome == MISSING and create) then
+      skip_fields()
+      return outcome
+    end
+    local version = (old.version or 0) + 1
+    local written = {'v', version, 'U', now}
+    local size = 4
+    if start or create or state ~= '' then
+      written[5], written[6], written[7], written[8] = 'e', origin, 'n', generation
+      size = 8
+    end
+    local new = {
+      actor = old.actor, queue = old.queue, scheduled_at = old.scheduled_at, live_ttl = old.live_ttl,
+      progress = old.progress, state = old.state,
+    }
+    if outcome == MISSING then
+      record.clear(key)
+      new = {state = WORKING}
+      written[9], written[10] = 's', WORKING
+      size = 10
+      if token ~= '0' then
+        written[11], written[12] = 'A', attempts
+        size = 12
+      end
+    elseif start then
+      call('HDEL', key, 'R', 'W', 'F', 'k', 'D')
+      -- A progress that was counted by other messages before the first run stays.
+      if old.attempts and old.progress then
+        call('HDEL', key, 'p')
+        new.progress = false
+      end
+      new.scheduled_at, new.state = false, WORKING
+      written[9], written[10] = 's', WORKING
+      written[11], written[12] = 'A', math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)
+      size = 12
+    end
+    if token ~= '0' then
+      written[size + 1], written[size + 2], written[size + 3], written[size + 4] = 'r', token, 'q', sequence
+      size = size + 4
+      if start or outcome == MISSING then
+        written[size + 1], written[size + 2] = 'H', now
+        size = size + 2
+      end
+    end
+    size = add_fields(key, new, written, size, increment)
+    if state ~= '' then
+      written[size + 1], written[size + 2] = 's', state
+      size = size + 2
+      new.state = state
+    end
+    set_pairs(key, written, 1, size)
+    if state > WORKING then
+      finish(key, state, ttl)
+    else
+      if state ~= '' then call('HDEL', key, 'F') end
+      ttl = renew(key, new.scheduled_at, new.live_ttl)
+    end
+    if start or state ~= '' or outcome == MISSING then
+      move(key, old, new, new.state, ttl)
+    else
+      rename(key, old, new)
+    end
+    publish('PUBLISH', key, version)
+    return APPLIED
+  end
+
+  local function outside(key)
+    local state, increment, ttl = take(), take(), take()
+    local old = read(key)
+    if not old.state then
+      skip_fields()
+      return MISSING
+    end
+    local version = old.version + 1
+    local new = {
+      actor = old.actor, queue = old.queue, scheduled_at = old.scheduled_at, live_ttl = old.live_ttl,
+      progress = old.progress,
+    }
+    local written = {'v', version, 'U', now}
+    local known, written_at = call('HMGET', key, 'R', 'W', 'U'), nil
+    if known[1] and (not known[2] or known[2] == 'null') then written_at = record.rate_written_at(known[3]) end
+    local size = add_fields(key, new, written, 4, increment)
+    if state ~= '' then
+      written[size + 1], written[size + 2] = 's', state
+      size = size + 2
+    end
+    if written_at then
+      written[size + 1], written[size + 2] = 'W', written_at
+      size = size + 2
+    end
+    set_pairs(key, written, 1, size)
+    if state == '' then
+      if not old.finished then renew(key, new.scheduled_at, new.live_ttl) end
+      rename(key, old, new)
+      publish('PUBLISH', key, version)
+      return APPLIED
+    end
+    if state > WORKING then
+      call('HSETNX', key, 'F', now)
+      -- The expiry of a record that was finished before stays.
+      local own = old.status_ttl
+      ttl = record.limited((own and #own < 16 and own:find('^%d+$') and own or ttl) + 0)
+      finish(key, state, not old.finished and ttl)
+      if old.finished then ttl = call('PTTL', key) end
+    else
+      call('HDEL', key, 'F')
+      ttl = renew(key, new.scheduled_at, new.live_ttl)
+    end
+    move(key, old, new, state, ttl)
+    publish('PUBLISH', key, version)
+    return APPLIED
+  end
+
+  local function heartbeat(key)
+    local token = take()
+    local old = read(key)
+    skip_fields()
+    if not old.state then return MISSING end
+    if old.token ~= token or old.finished then return REFUSED end
+    call('HSET', key, 'H', now)
+    renew(key, old.scheduled_at, old.live_ttl)
+    return APPLIED
+  end
+
+  local function delete(key)
+    local old = read(key)
+    skip_fields()
+    if old.state and ARGV[#ARGV] ~= '' then moves.unindex(key:sub(ARGV[#ARGV - 1] + 1), old) end
+    if call('DEL', key) == 0 then return MISSING end
+    publish('PUBLISH', key, 0)
+    return APPLIED
+  end
+
+  -- Take a number of arguments as a table: there may be more of them than fit into the Lua stack.
+  local function take_many(number)
+    local list = {}
+    for i = at, at + number - 1 do list[#list + 1] = ARGV[i] end
+    at = at + number
+    return list
+  end
+
+  local function change(key)
+    deleted = take_many(take() + 0)
+    counts, uncounted = take_many(2 * take()), false
+    local outcome = take() == TRANSITION and transition(key) or outside(key)
+    deleted, counts = nil, nil
+    return outcome == APPLIED and uncounted and UNCOUNTED or outcome
+  end
+
+  return {
+    [ENQUEUE] = enqueue, [TRANSITION] = transition, [HEARTBEAT] = heartbeat, [OUTSIDE_STATE] = outside,
+    [DELETE] = delete, [CHANGES] = change,
+  }
+end
