@@ -1,0 +1,125 @@
+"""The web application: its settings and its routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import dramatiq
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ..backend import StatusBackend
+from ..errors import BackendError
+from .access import Gate
+from .events import EventViews
+from .exposure import ALL, Exposure
+from .json_views import JSONViews
+from .site import RETRY_AFTER, UNAVAILABLE, Site, error
+from .tokens import TokenSigner
+
+if TYPE_CHECKING:
+    from .access import Authorize
+
+#: Folder of the files that a browser loads.
+STATIC: Final = Path(__file__).with_name("static")
+
+#: Files of this folder by the names in their URLs, and their types.
+FILES: Final = {"dramatiq-status.js": "text/javascript"}
+
+
+class StatusApp:
+    """An ASGI application; see :func:`status_app`."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        json_views, event_views = JSONViews(site), EventViews(site)
+        routes = [
+            *(Route(f"/{name}", _file_view(name, media_type)) for name, media_type in FILES.items()),
+            Route("/events", event_views.many, methods=["POST"]),
+            Route("/batch.json", json_views.batch),
+            Route("/{message_id}.json", json_views.status),
+            Route("/{message_id}/events", event_views.one),
+            Route("/{message_id}/delete", json_views.delete, methods=["POST"]),
+        ]
+        handlers: dict[Any, Any] = {HTTPException: _refuse, BackendError: _unavailable}
+        self._app = Starlette(routes=routes, exception_handlers=handlers)
+        # A redirect would name the host as this process knows it, without a proxy's prefix.
+        self._app.router.redirect_slashes = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+    def end_streams(self) -> None:
+        """End all open streams, from the event loop, for a server that waits for open responses before it ends.
+
+        Under uvicorn, streams end by themselves.
+        """
+        self._site.streams.end()
+
+
+def status_app(
+    *,
+    authorize: Authorize,
+    backend: StatusBackend | None = None,
+    broker: dramatiq.Broker | None = None,
+    fields: Iterable[str] = (ALL,),
+    signer: TokenSigner | None = None,
+    title: str = "dramatiq-status",
+    trace_url: str | None = None,
+    sentry_url: str | None = None,
+) -> StatusApp:
+    """Make an ASGI application that shows statuses, to be mounted under any prefix or run alone.
+
+    >>> app.mount("/jobs", status_app(authorize=lambda request, status:
+    ...     "read" if status and status.get("user_id") == request.user.id else "none"))
+
+    Parameters:
+      authorize(Callable): Takes the request and a :class:`.Snapshot`, or None for the dashboard, and returns
+        ``"none"``, ``"read"`` or ``"write"``.  A function runs in a thread, a coroutine function in the event loop.
+        :func:`allow_all` lets every visitor read every status.
+      backend(StatusBackend): By default that of `broker`.
+      broker(Broker): By default the default broker.
+      fields(Iterable[str]): Names of the fields that leave the server beside the library's own: of fields that the
+        application's code writes (``"*"`` for all, the default), and of ``args``, ``kwargs``, ``traceback`` and
+        ``exception.message``, which do not leave it unless they are named.
+      signer(TokenSigner): Checks read tokens; by default none are accepted.
+      title(str): Name of the application on the dashboard.
+      trace_url(str): Template of a link to a job's trace, with names of fields in braces:
+        ``"https://traces.example.com/{trace_id}"``.
+      sentry_url(str): Template of a link to Sentry.
+    """
+    links = {"Trace": trace_url, "Sentry": sentry_url}
+    return StatusApp(
+        Site(
+            gate=Gate(authorize, signer),
+            exposure=Exposure(fields),
+            backend=backend,
+            broker=broker,
+            title=title,
+            links={name: template for name, template in links.items() if template},
+        )
+    )
+
+
+def _file_view(name: str, media_type: str) -> Any:
+    path = STATIC / name
+
+    async def view(request: Request) -> Response:
+        headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+        return FileResponse(path, media_type=media_type, headers=headers)
+
+    return view
+
+
+async def _refuse(request: Request, exception: HTTPException) -> Response:
+    return error(exception.status_code, exception.detail, dict(exception.headers or {}))
+
+
+async def _unavailable(request: Request, exception: BackendError) -> Response:
+    return error(503, UNAVAILABLE, {"Retry-After": RETRY_AFTER})

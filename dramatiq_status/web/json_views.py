@@ -1,0 +1,74 @@
+"""The views that answer with JSON, and the actions."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from ..aio import StatusRegistry
+from ..backend import is_message_id
+from .access import Access, is_own_origin
+from .exposure import encode, tag_of
+from .site import JSON, Site, is_tagged
+
+#: Maximum number of messages of one request.
+MAX_MESSAGES: Final = 1_000
+
+
+class JSONViews:
+    """Answers requests for JSON.
+
+    Parameters:
+      site(Site)
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def status(self, request: Request) -> Response:
+        """Answer with one status."""
+        snapshot, _ = await self._site.read(request)
+        tag = tag_of(snapshot)
+        headers = {"ETag": f'W/"{tag}"', "Vary": "Cookie, Authorization, X-Status-Token"}
+        if is_tagged(request.headers.getlist("if-none-match"), tag):
+            return Response(status_code=304, headers={**headers, "Cache-Control": "private, no-cache"})
+        return JSON(self._site.exposure.to_json(snapshot), headers=headers)
+
+    async def batch(self, request: Request) -> Response:
+        """Answer with the roll-up of many statuses; a status that the visitor may not read counts as unknown."""
+        site = self._site
+        values = request.query_params.getlist("ids")
+        ids = list(dict.fromkeys(text for value in values for text in value.split(",") if text))
+        if len(ids) > MAX_MESSAGES:
+            raise HTTPException(413, f"A batch has at most {MAX_MESSAGES} messages.")
+        ids = [message_id for message_id in ids if is_message_id(message_id)]
+        batch = await StatusRegistry.batch(ids, backend=site.backend, broker=site.broker).read()
+        known = [child for child in batch.children.values() if child is not None]
+        levels = await site.gate.check_many(request, known, [request.headers.get("x-status-token")] * len(known))
+        refused = [child.message_id for child, level in zip(known, levels) if level is Access.NONE]
+        if refused:
+            readable = [message_id for message_id in ids if message_id not in set(refused)]
+            batch = await StatusRegistry.batch(readable, backend=site.backend, broker=site.broker).read()
+        found = batch.to_dict(only=())
+        found["children"] = {
+            message_id: None if child is None else site.exposure.to_dict(child)
+            for message_id, child in batch.children.items()
+        }
+        found["refused"] = refused
+        return JSON(encode(found))
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a status, for a visitor who may write."""
+        if not is_own_origin(request):
+            raise HTTPException(403, "This action was requested by a page of another site.")
+        snapshot, access = await self._site.read(request)
+        if access is not Access.WRITE:
+            raise HTTPException(403, "You may not change this status.")
+        site = self._site
+        deleted = await StatusRegistry.delete(snapshot.message_id, backend=site.backend, broker=site.broker)
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("../", 303)
+        return JSON(encode({"deleted": deleted}))

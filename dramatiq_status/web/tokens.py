@@ -1,0 +1,69 @@
+"""Signed tokens with which a visitor may read certain statuses until a certain time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Final
+
+import dramatiq
+from itsdangerous import BadData, URLSafeSerializer
+
+from .. import _time as time
+from ..backend import check_duration, check_message_ids
+
+#: Milliseconds for which a token is valid by default.
+DEFAULT_EXPIRY: Final = 3_600_000
+
+#: Maximum number of characters of a token; a longer one is refused unread.
+MAX_SIZE: Final = 65_536
+
+_SALT: Final = "dramatiq_status.web.tokens"
+
+
+class TokenSigner:
+    """Signs read tokens and checks them.
+
+    A token permits reading the statuses of the messages that it was signed for, whatever `authorize` returns.  It
+    travels in the header ``X-Status-Token`` or in the body of ``POST /events``, never in a URL.
+
+    >>> signer = TokenSigner(SECRET_KEY)
+    >>> token = signer.sign(message, expires_in=600_000)
+    >>> app = status_app(authorize=deny_all, signer=signer)
+
+    Parameters:
+      secret_key(str): A secret that all processes of the application share.  With several, the last one signs, and all
+        of them are accepted, so that a key can be replaced.
+    """
+
+    def __init__(self, secret_key: str | bytes | Iterable[str] | Iterable[bytes]) -> None:
+        if not secret_key:
+            raise ValueError("secret_key must not be empty: anyone could sign tokens.")
+        self._serializer = URLSafeSerializer(secret_key, salt=_SALT)
+
+    def sign(
+        self,
+        messages: str | dramatiq.Message[Any] | Iterable[str | dramatiq.Message[Any]],
+        *,
+        expires_in: int | timedelta = DEFAULT_EXPIRY,
+    ) -> str:
+        """Sign a token for one message or several.
+
+        Parameters:
+          messages(str | Message): A message, its id, or an iterable of these.
+          expires_in(int): Milliseconds for which the token is valid.
+        """
+        one = isinstance(messages, (str, dramatiq.Message))
+        ids = check_message_ids((messages,) if one else messages)  # type: ignore[arg-type]
+        expires_at = int(time.time() * 1000) + check_duration("expires_in", expires_in)
+        return str(self._serializer.dumps([expires_at, *ids]))
+
+    def allows(self, token: str, message_id: str) -> bool:
+        """Whether a token is genuine, is for this message and has not expired."""
+        if len(token) > MAX_SIZE:
+            return False
+        try:
+            expires_at, *ids = self._serializer.loads(token)
+        except (BadData, TypeError, ValueError):
+            return False
+        return message_id in ids and bool(time.time() * 1000 < expires_at)

@@ -1,0 +1,285 @@
+"""Server-Sent Events: what a stream shows, when it ends, and what many of them cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from starlette.requests import Request
+
+from dramatiq_status import Snapshot
+from dramatiq_status.backends import RedisBackend
+from dramatiq_status.record import FAILED
+from dramatiq_status.web import TokenSigner, allow_all, status_app, streams
+
+from ..jobs import Job
+from ..recording import PATIENCE, eventually
+from ..servers import RedisServer, free_port
+from .serving import Site, serving
+from .test_json import owner
+
+ROOT = Path(__file__).parents[2]
+
+#: Streams of one process.
+MANY = 1_000
+
+
+@pytest.fixture
+def site(backend: RedisBackend) -> Iterator[Site]:
+    with serving(status_app(authorize=allow_all, backend=backend)) as site:
+        yield site
+
+
+def test_a_stream_shows_a_job_to_its_end(site: Site, job: Job) -> None:
+    with site.stream(f"/{job.message_id}/events") as events:
+        headers = events.response.headers
+        assert headers["Content-Type"].startswith("text/event-stream")
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Accel-Buffering"] == "no"
+        assert headers["Content-Encoding"] == "identity"
+        # First the present state, whose id is the version
+        first = events.next()
+        found = json.loads(first["data"])
+        assert (found["status"], found["step"], first["id"]) == ("working", "reading", str(version(job)))
+        # Then changes
+        job.write(step="writing")
+        assert events.data()["step"] == "writing"
+        # Then the final one, a last event, and no more
+        job.finish()
+        assert events.data()["status"] == "completed"
+        assert events.next()["event"] == "end"
+        assert events.next() == {}
+
+
+def version(job: Job) -> int:
+    snapshot = job.backend.snapshot(job.message_id)
+    assert snapshot is not None
+    return snapshot.version
+
+
+def test_a_job_that_ended_before_the_stream(site: Site, job: Job) -> None:
+    job.finish(FAILED)
+    with site.stream(f"/{job.message_id}/events") as events:
+        assert events.data()["status"] == "failed"
+        assert events.next()["event"] == "end"
+        assert events.next() == {}
+
+
+def test_what_was_seen_is_not_sent_again(site: Site, job: Job) -> None:
+    seen = str(version(job))
+    with site.stream(f"/{job.message_id}/events", Last_Event_ID=seen) as events:
+        job.write(step="writing")
+        assert events.data()["step"] == "writing"
+    with site.stream(f"/{job.message_id}/events", Last_Event_ID=seen) as events:
+        assert events.data()["step"] == "writing"
+    # When the final one was seen, there is only the last event
+    job.finish()
+    with site.stream(f"/{job.message_id}/events", Last_Event_ID=str(version(job))) as events:
+        assert events.next()["event"] == "end"
+
+
+def test_one_stream_of_many_messages(backend: RedisBackend, job: Job) -> None:
+    other = Job(backend).enqueue().start().write(user_id=7)
+    by_token = Job(backend).enqueue()
+    done = Job(backend).enqueue().start().write(user_id=42).finish()
+    signer = TokenSigner("secret")
+    with serving(status_app(authorize=owner, backend=backend, signer=signer)) as site:
+        messages = [
+            {"id": job.message_id},
+            {"id": other.message_id},
+            {"id": by_token.message_id, "token": signer.sign(by_token.message_id)},
+            {"id": "unknown"},
+            {"id": "no id\n"},
+            {"id": done.message_id},
+        ]
+        with site.stream("/events", {"messages": messages}, Cookie="user=42") as events:
+            found: dict[str, Any] = {}
+            for _ in messages:
+                one = events.next()
+                data = json.loads(one["data"])
+                found[data["id"]] = (one.get("event"), data.get("status", {}).get("status"))
+            assert found == {
+                job.message_id: (None, "working"),
+                other.message_id: ("refused", None),
+                by_token.message_id: (None, "queued"),
+                "unknown": ("unknown", None),
+                "no id\n": ("unknown", None),
+                done.message_id: (None, "completed"),
+            }
+            # Changes come of those that may be seen
+            other.write(step="secret")
+            by_token.start()
+            data = events.data()
+            assert (data["id"], data["status"]["status"]) == (by_token.message_id, "working")
+            # An unknown one may appear; one that is refused then is not shown
+            Job(backend, "unknown").enqueue()
+            assert (events.next()["event"]) == "refused"
+        # What was seen is not sent again
+        seen = [{"id": job.message_id, "tag": data["tag"]}]
+        with site.stream("/events", {"messages": seen}, Cookie="user=42") as events:
+            tag = events.data()["tag"]
+        seen[0]["tag"] = tag
+        with site.stream("/events", {"messages": seen}, Cookie="user=42") as events:
+            job.finish()
+            assert events.data()["status"]["status"] == "completed"
+            assert events.next()["event"] == "end"
+
+
+def test_a_stream_of_a_deleted_message_says_so(
+    site: Site, backend: RedisBackend, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dramatiq_status.web.events.MISSING_TIMEOUT", 50)
+    with site.stream(f"/{job.message_id}/events") as events:
+        events.next()
+        backend.delete(job.message_id)
+        assert events.next()["event"] == "unknown"
+        assert events.next()["event"] == "end"
+
+
+def test_access_is_checked_again_while_a_stream_is_open(
+    backend: RedisBackend, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "CHECK_INTERVAL", 0.05)
+    granted = ["read"]
+    app = status_app(authorize=lambda *_: granted[0], backend=backend)
+    with serving(app) as site, site.stream(f"/{job.message_id}/events") as events:
+        events.next()
+        granted[0] = "none"
+        assert events.next()["event"] == "refused"
+        assert events.next() == {}
+
+
+def test_a_token_that_expires_ends_the_stream(backend: RedisBackend, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "CHECK_INTERVAL", 0.05)
+    signer = TokenSigner("secret")
+    token = signer.sign(job.message_id, expires_in=1_000)
+    app = status_app(authorize=lambda *_: "none", backend=backend, signer=signer)
+    messages = [{"id": job.message_id, "token": token}]
+    with serving(app) as site, site.stream("/events", {"messages": messages}) as events:
+        assert events.data()["id"] == job.message_id
+        assert events.next()["event"] == "refused"
+
+
+def test_comments_keep_a_silent_stream(site: Site, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "COMMENT_INTERVAL", 0.05)
+    with site.stream(f"/{job.message_id}/events") as events:
+        events.next()
+        assert [events.response.readline() for _ in range(4)] == [b":\n", b"\n"] * 2
+
+
+def test_an_old_stream_is_closed_so_that_the_client_resumes(
+    site: Site, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MAX_AGE", 0.05)
+    with site.stream(f"/{job.message_id}/events") as events:
+        events.next()
+        assert events.next() == {}
+
+
+def test_a_visitor_who_leaves_takes_the_watcher_along(site: Site, job: Job, redis_server: RedisServer) -> None:
+    client = redis.Redis(port=redis_server.port)
+    with site.stream(f"/{job.message_id}/events") as events:
+        events.next()
+        eventually(lambda: client.pubsub_channels())
+    eventually(lambda: not client.pubsub_channels())
+    client.close()
+
+
+def test_a_slow_reader_gets_the_latest_and_holds_up_no_other(site: Site, job: Job) -> None:
+    # Given a reader who reads nothing, with a small window
+    with closing(socket.socket()) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((site.host, site.port))
+        slow.settimeout(PATIENCE)
+        slow.sendall(f"GET /{job.message_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        with site.stream(f"/{job.message_id}/events") as events:
+            events.next()
+            # When 200 changes of 50 kB each are made
+            for number in range(200):
+                job.write(text=str(number % 10) * 50_000, number=number)
+                while events.data()["number"] < number:
+                    pass
+            job.finish()
+        # Then the slow one gets some of them, and the last
+        received = b""
+        while b"event: end" not in received[-200:]:
+            received += slow.recv(65_536)
+    assert b'"status":"completed"' in received
+    assert len(received) < 200 * 50_000
+
+
+def test_the_server_ends_although_streams_are_open(redis_url: str, redis_server: RedisServer) -> None:
+    # Given a server with a thousand streams of as many messages
+    with closing(RedisBackend(url=redis_url)) as backend, closing(redis.Redis(port=redis_server.port)) as client:
+        jobs = [Job(backend).enqueue() for _ in range(MANY)]
+        port = free_port()
+        command = [sys.executable, "-m", "uvicorn", "tests.web.streams_app:app", f"--port={port}", "--log-level=error"]
+        environment = {**os.environ, "DRAMATIQ_STATUS_URL": redis_url}
+        before = len(client.client_list())
+        with subprocess.Popen(command, cwd=ROOT, env=environment) as server, ExitStack() as stack:
+            stack.callback(server.kill)
+            eventually(lambda: _is_open(port))
+            visitors = [stack.enter_context(closing(_visit(port, job.message_id))) for job in jobs]
+            for visitor in visitors:
+                _read_until(visitor, b"queued")
+            # Then they share one connection for reads, and one for news
+            assert len(client.client_list()) - before == 2
+            # When it is told to end, then it does, and all visitors hear of it
+            server.send_signal(signal.SIGTERM)
+            server.wait(PATIENCE)
+            for visitor in visitors:
+                _read_until(visitor, b"0\r\n\r\n")
+
+
+def _is_open(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _visit(port: int, message_id: str) -> socket.socket:
+    visitor = socket.create_connection(("127.0.0.1", port), PATIENCE)
+    visitor.sendall(f"GET /{message_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return visitor
+
+
+def _read_until(visitor: socket.socket, end: bytes) -> None:
+    received = b""
+    while end not in received:
+        part = visitor.recv(65_536)
+        assert part, received
+        received += part
+
+
+def test_streams_end_when_the_application_says_so(backend: RedisBackend, job: Job) -> None:
+    app = status_app(authorize=allow_all, backend=backend)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        loops.append(asyncio.get_running_loop())
+        await app(scope, receive, send)
+
+    with serving(noting) as site, site.stream(f"/{job.message_id}/events") as events:
+        events.next()
+        loops[0].call_soon_threadsafe(app.end_streams)
+        assert events.next() == {}
+
+
+def test_an_authorize_that_fails_ends_the_stream(backend: RedisBackend, job: Job) -> None:
+    def once(request: Request, snapshot: Snapshot | None) -> str:
+        if request.method == "POST":
+            raise RuntimeError("no database")
+        return "read"
+
+    with serving(status_app(authorize=once, backend=backend)) as site:
+        assert site.ask("POST", "/events", {"messages": [{"id": job.message_id}]}).status == 500
