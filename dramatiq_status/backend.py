@@ -238,7 +238,7 @@ class StatusBackend(abc.ABC):
         Raises:
           NotSupported: When this backend cannot list.
         """
-        raise self._cannot_list()
+        raise self.cannot_list()
 
     def count(self, query: Query) -> int:
         """Count statuses.
@@ -246,9 +246,10 @@ class StatusBackend(abc.ABC):
         Raises:
           NotSupported: When this backend cannot list.
         """
-        raise self._cannot_list()
+        raise self.cannot_list()
 
-    def _cannot_list(self) -> NotSupported:
+    def cannot_list(self) -> NotSupported:
+        """Make the error of a backend that does not list."""
         return NotSupported(f"{type(self).__name__} cannot list statuses: {self.why_no_list}")
 
     def subscribe(self, message_ids: Sequence[str]) -> Subscription | None:

@@ -17,7 +17,7 @@ from ._process import at_fork
 from .channel import Channel, DetachedChannel
 from .fields import check_count, check_total, encode_fields
 from .progress import Progress
-from .status import Status
+from .status import Status, channel_of
 from .track_loop import Track, iterated_by
 
 if TYPE_CHECKING:
@@ -145,9 +145,8 @@ def _detached_channel() -> Channel:
     frame = sys._getframe(2)
     # A copy: the variables of a module are for all threads.
     for value in list(frame.f_locals.values()):
-        if type(value) in _HANDLES and value._channel.of_one_call:
-            channel: Channel = value._channel
-            return channel
+        if type(value) in _HANDLES and channel_of(value).of_one_call:
+            return channel_of(value)
     return iterated_by(frame) or DetachedChannel(of_one_call=True)
 
 
@@ -191,7 +190,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
         raise TypeError(f"Cannot track a {type(iterable).__name__}: it is not iterable.")
     total = None if total is None else check_total(total)
     binding = _binding.get()
-    channel = _detached_channel() if binding is None else binding.status._channel
+    channel = _detached_channel() if binding is None else channel_of(binding.status)
     done = check_count("progress", fields.pop("progress", 0))
     if done < 0:
         raise ValueError(f"Field 'progress' of track() must not be negative, not {done!r}.")

@@ -9,7 +9,7 @@ from .backend import StatusBackend
 from .errors import BackendError, StatusMissing, StatusTimeout
 from .record import UPDATED_AT
 from .rollup import BatchSnapshot
-from .snapshot import Snapshot
+from .snapshot import Snapshot, values_of
 
 #: Number of reads in a row that may ignore the interval: two at the beginning, and two for a quick job that starts and
 #: ends.
@@ -194,7 +194,7 @@ class BatchWatcher(Deadlines):
         """
         children = snapshot.children.values()
         seen: list[Any] = [
-            child and (child.version, child._values.get(UPDATED_AT), child.stalled) for child in children
+            child and (child.version, values_of(child).get(UPDATED_AT), child.stalled) for child in children
         ]
         seen.append(snapshot.unavailable)
         changed = seen != self._seen

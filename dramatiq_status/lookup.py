@@ -23,6 +23,7 @@ from .middleware import StatusMiddleware
 from .record import State
 from .rollup import Chain
 from .snapshot import Snapshot, set_position
+from .status import channel_of
 
 
 def make_query(state: State | str | None, actor_name: str | None, queue_name: str | None) -> Query:
@@ -129,7 +130,7 @@ def open_channel(
     if binding is not None and binding.writer is not None and binding.writer.backend is backend:
         # Inside a worker, no write waits for the store.
         if binding.status.message_id == message_id:
-            return binding.status._channel
+            return channel_of(binding.status)
         lane = binding.writer.outside(message_id)
         # Other threads of the run have no access to its context, so the channel notes each write.
         note_write(lane)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .errors import BackendError
 from .record import COMPLETED, STATE, STATES, State
-from .snapshot import Snapshot, percent_of
+from .snapshot import Snapshot, percent_of, values_of
 
 #: Names in the counts of a batch of messages without a status, and of
 #: messages that the store could not read.
@@ -177,7 +177,7 @@ class Rollup:
                     total += reached.get(message_id, 0.0)
                     continue
             children[message_id] = snapshot
-            number: int = snapshot._values[STATE]
+            number: int = values_of(snapshot)[STATE]
             tally[number] += 1
             if number >= COMPLETED:
                 final[message_id] = snapshot

@@ -531,6 +531,9 @@ def _to_json_leaf(value: Any) -> Any:
     return value.value if isinstance(value, State) else value
 
 
+# The values of a snapshot by their stored names, without a copy.
+values_of: Callable[[Snapshot], dict[str, Any]] = vars(Snapshot)["_values"].__get__
+
 # Snapshots are frozen: these set the slots of a new one.
 set_message_id = vars(Snapshot)["message_id"].__set__
 set_values = vars(Snapshot)["_values"].__set__

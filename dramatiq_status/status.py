@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from .channel import Channel
 from .fields import check_count, check_total, count_name, deleted_names, encode_fields
+from .progress import Progress
 from .record import PROGRESS, TOTAL, State
 from .snapshot import Snapshot
 from .update import Changes
@@ -266,3 +267,8 @@ class Status:
 
     def __repr__(self) -> str:
         return f"<Status of {self.message_id or 'nothing'}>"
+
+
+def channel_of(handle: Status | Progress) -> Channel:
+    """Return the channel of a handle."""
+    return handle._channel

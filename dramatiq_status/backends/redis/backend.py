@@ -331,7 +331,7 @@ class RedisBackend(StatusBackend):
 
     def _check_index(self) -> None:
         if not self._max_listed:
-            raise self._cannot_list()
+            raise self.cannot_list()
 
     def _list(self, query: Query, *arguments: Any) -> Any:
         request = ScriptCall(LIST, [self._index], [*filter_of(query), *arguments, self._prefix, 1], None)
