@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from ..aio import StatusRegistry
-from ..backend import is_message_id
+from ..checks import is_message_id
 from ..errors import BackendError, StatusMissing
 from ..snapshot import Snapshot
 from .access import TOKEN_HEADER, Access

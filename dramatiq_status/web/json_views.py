@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from ..aio import StatusRegistry
-from ..backend import is_message_id
+from ..checks import is_message_id
 from .access import Access, is_own_origin
 from .exposure import encode, tag_of
 from .site import JSON, Site, is_tagged

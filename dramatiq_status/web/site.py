@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..aio import StatusRegistry
-from ..backend import StatusBackend, is_message_id
+from ..backend import StatusBackend
+from ..checks import is_message_id
 from ..snapshot import Snapshot
 from .access import Access, Gate
 from .exposure import Exposure, encode

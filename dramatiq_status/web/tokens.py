@@ -10,7 +10,7 @@ import dramatiq
 from itsdangerous import BadData, URLSafeSerializer
 
 from .. import _time as time
-from ..backend import check_duration, check_message_ids
+from ..checks import check_duration, check_message_ids
 
 #: Milliseconds for which a token is valid by default.
 DEFAULT_EXPIRY: Final = 3_600_000
@@ -54,7 +54,7 @@ class TokenSigner:
           expires_in(int): Milliseconds for which the token is valid.
         """
         one = isinstance(messages, (str, dramatiq.Message))
-        ids = check_message_ids((messages,) if one else messages)  # type: ignore[arg-type]
+        ids = check_message_ids((messages,) if one else messages)
         expires_at = int(time.time() * 1000) + check_duration("expires_in", expires_in)
         return str(self._serializer.dumps([expires_at, *ids]))
 
