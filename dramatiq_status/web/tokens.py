@@ -53,8 +53,9 @@ class TokenSigner:
           messages(str | Message): A message, its id, or an iterable of these.
           expires_in(int): Milliseconds for which the token is valid.
         """
-        one = isinstance(messages, (str, dramatiq.Message))
-        ids = check_message_ids((messages,) if one else messages)
+        if isinstance(messages, (str, dramatiq.Message)):
+            messages = [messages]
+        ids = check_message_ids(messages)
         expires_at = int(time.time() * 1000) + check_duration("expires_in", expires_in)
         return str(self._serializer.dumps([expires_at, *ids]))
 
