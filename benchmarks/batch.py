@@ -52,10 +52,10 @@ def children(backend: StatusBackend) -> list[str]:
     """Statuses of which every second one is finished."""
     ids = []
     for n in range(CHILDREN):
-        message_id, epoch = running_job(backend)
+        message_id, enqueue_id = running_job(backend)
         ids.append(message_id)
         if n % 2:
-            backend.update(message_id, Update(Kind.RUN, epoch, RUN_TOKEN, 2, state=COMPLETED))
+            backend.update(message_id, Update(Kind.RUN, enqueue_id, RUN_TOKEN, 2, state=COMPLETED))
     return ids
 
 

@@ -19,7 +19,7 @@ from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.record import ACTOR_NAME, ENQUEUED_AT, PROGRESS, QUEUE_NAME, RATE, STARTED_AT, TOTAL
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 from tests.servers import MemcachedServer, RedisServer, Server
 
 #: Where subprocesses are started, so that they find these modules.
@@ -165,15 +165,15 @@ def fresh_stores() -> Iterator[dict[str, Callable[[], StatusBackend]]]:
         }
 
 
-def running_job(backend: StatusBackend, message_id: str | None = None) -> tuple[str, Epoch]:
+def running_job(backend: StatusBackend, message_id: str | None = None) -> tuple[str, EnqueueId]:
     """Store what a job has that runs: all that the middleware writes, a progress and two fields of the user's."""
     message_id = message_id or str(uuid4())
-    epoch = Epoch(1_234_567_890, 1)
-    backend.update_many([(message_id, update) for update in running_updates(epoch)])
-    return message_id, epoch
+    enqueue_id = EnqueueId(1_234_567_890, 1)
+    backend.update_many([(message_id, update) for update in running_updates(enqueue_id)])
+    return message_id, enqueue_id
 
 
-def running_updates(epoch: Epoch) -> list[Update]:
+def running_updates(enqueue_id: EnqueueId) -> list[Update]:
     """The updates that bring a job to where :func:`running_job` leaves it."""
     now = now_ms()
     enqueued = {ACTOR_NAME: '"import_rows"', QUEUE_NAME: '"default"', ENQUEUED_AT: str(now)}
@@ -186,9 +186,9 @@ def running_updates(epoch: Epoch) -> list[Update]:
         ":user_id": "42",
     }
     return [
-        Update(Kind.ENQUEUE, epoch, fields=enqueued),
-        Update(Kind.RUN, epoch, RUN_TOKEN, 1, start=True, fields=fields),
-        Update(Kind.HEARTBEAT, epoch, RUN_TOKEN),
+        Update(Kind.ENQUEUE, enqueue_id, fields=enqueued),
+        Update(Kind.RUN, enqueue_id, RUN_TOKEN, 1, start=True, fields=fields),
+        Update(Kind.HEARTBEAT, enqueue_id, RUN_TOKEN),
     ]
 
 

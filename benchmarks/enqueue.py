@@ -17,7 +17,7 @@ from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.record import ACTOR_NAME, ENQUEUED_AT, QUEUE_NAME
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 from tests.servers import MemcachedServer, RedisServer
 
 from .common import Options, Table, placed, ratios, spread
@@ -33,7 +33,7 @@ class Floor(Middleware):
         while not backend._clock.known:
             backend.read("unknown")
         fields = {ACTOR_NAME: '"import_rows"', QUEUE_NAME: '"default"', ENQUEUED_AT: str(now_ms())}
-        update = Update(Kind.ENQUEUE, Epoch(1_234_567_890, 1), fields=fields)
+        update = Update(Kind.ENQUEUE, EnqueueId(1_234_567_890, 1), fields=fields)
         backend.update(ANY_ID, update)
         self.request = backend._request(((ANY_ID, update),)).packed
         self.socket = socket.create_connection(("127.0.0.1", server.port))

@@ -11,7 +11,7 @@ from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.update import Epoch
+from dramatiq_status.update import EnqueueId
 from tests.servers import MemcachedServer, RedisServer
 
 from .common import Case, Options, Table, interleave, placed, running_updates, timed_rows
@@ -49,7 +49,7 @@ def fill(backend: StatusBackend, size: int) -> list[str]:
     No more, or a memcached backend would no longer remember what it wrote last.
     """
     ids = [str(uuid4()) for _ in range(size)]
-    updates = running_updates(Epoch(1_234_567_890, 1))
+    updates = running_updates(EnqueueId(1_234_567_890, 1))
     for first in range(0, size, 1000):
         backend.update_many([(message_id, update) for message_id in ids[first : first + 1000] for update in updates])
     return random.sample(ids, min(size, 100))

@@ -15,13 +15,13 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.sqlite import SQLiteBackend
 from dramatiq_status.record import ACTOR_NAME, COMPLETED, ENQUEUED_AT, FAILED, QUEUE_NAME
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 from tests.servers import RedisCluster, RedisServer
 
 from .common import RUN_TOKEN, Case, Options, Table, interleave, placed, running_updates, timed_rows
 
 SIZES = (1_000, 100_000)
-EPOCH = Epoch(1_234_567_890, 1)
+ENQUEUE_ID = EnqueueId(1_234_567_890, 1)
 GOAL = "<= 10,000 us, flat"
 #: Each has a set of the index of its own.
 MANY_ACTORS = 1_000
@@ -135,19 +135,19 @@ def life(actor: str) -> list[Update]:
     """All updates of a job."""
     enqueued = {ACTOR_NAME: f'"{actor}"', QUEUE_NAME: '"default"', ENQUEUED_AT: "1795479267029"}
     return [
-        Update(Kind.ENQUEUE, EPOCH, fields=enqueued),
-        running_updates(EPOCH)[1],
-        Update(Kind.RUN, EPOCH, RUN_TOKEN, 2, state=COMPLETED, fields={"F": "1795479267029"}),
+        Update(Kind.ENQUEUE, ENQUEUE_ID, fields=enqueued),
+        running_updates(ENQUEUE_ID)[1],
+        Update(Kind.RUN, ENQUEUE_ID, RUN_TOKEN, 2, state=COMPLETED, fields={"F": "1795479267029"}),
     ]
 
 
 def writing(name: str, backend: RedisBackend) -> dict[str, Case]:
     message_id, places = str(uuid4()), count(2)
-    backend.update_many([(message_id, update) for update in running_updates(EPOCH)])
+    backend.update_many([(message_id, update) for update in running_updates(ENQUEUE_ID)])
 
     def update() -> None:
         fields = {":step": '"reading"', "p": "500"}
-        backend.update(message_id, Update(Kind.RUN, EPOCH, RUN_TOKEN, next(places), fields=fields))
+        backend.update(message_id, Update(Kind.RUN, ENQUEUE_ID, RUN_TOKEN, next(places), fields=fields))
 
     def live() -> None:
         other_id = str(uuid4())

@@ -44,7 +44,7 @@ def run(options: Options) -> Iterator[Table]:
 def redis_cases(server: RedisServer) -> dict[str, Case]:
     client = redis.Redis(port=server.port)
     backend = RedisBackend(url=server.url)
-    message_id, epoch = running_job(backend)
+    message_id, enqueue_id = running_job(backend)
     steps, places = count(), count(2)
 
     def base() -> None:
@@ -58,7 +58,7 @@ def redis_cases(server: RedisServer) -> dict[str, Case]:
 
     def of_run() -> None:
         fields = {":step": '"reading"', "p": str(next(steps))}
-        backend.update(message_id, Update(Kind.RUN, epoch, RUN_TOKEN, next(places), fields=fields))
+        backend.update(message_id, Update(Kind.RUN, enqueue_id, RUN_TOKEN, next(places), fields=fields))
 
     def user() -> None:
         StatusRegistry.get(message_id, backend=backend).update(step="reading", progress=next(steps))
@@ -90,13 +90,13 @@ def _redis_floor(server: RedisServer, backend: RedisBackend, message_id: str) ->
 
 def memcached_cases(server: MemcachedServer) -> dict[str, Case]:
     backend = MemcachedBackend(servers=server.address)
-    message_id, epoch = running_job(backend)
+    message_id, enqueue_id = running_job(backend)
     other_id, _ = running_job(backend)
     steps, places = count(), count(2)
 
     def direct() -> None:
         fields = {":step": '"reading"', "p": str(next(steps))}
-        backend.update(message_id, Update(Kind.RUN, epoch, RUN_TOKEN, next(places), fields=fields))
+        backend.update(message_id, Update(Kind.RUN, enqueue_id, RUN_TOKEN, next(places), fields=fields))
 
     def user() -> None:
         StatusRegistry.get(other_id, backend=backend).update(step="reading", progress=next(steps))

@@ -14,7 +14,7 @@ from .errors import BackendError, StatusMissing
 from .fields import MAX_FIELDS, check_count, name_of_field
 from .record import COMPLETED, PROGRESS, QUEUED, TOTAL, Counts, Record, counts_in, deletion_marks
 from .snapshot import Snapshot
-from .update import Changes, Epoch, Kind, Outcome, Update, apply
+from .update import Changes, EnqueueId, Kind, Outcome, Update, apply
 from .writer import Lane
 
 T = TypeVar("T")
@@ -222,7 +222,7 @@ class DetachedChannel:
     def __init__(self, *, of_one_call: bool = False) -> None:
         self.of_one_call: bool = of_one_call
         self.tracked_total: int | float | None = None
-        start = Update(Kind.RUN, Epoch(1, 1), run=1, start=True, create=True)
+        start = Update(Kind.RUN, EnqueueId(1, 1), run=1, start=True, create=True)
         self._record: Record | None = apply(None, start, now_ms()).record
         self._lock = Lock()
 

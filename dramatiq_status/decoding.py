@@ -8,7 +8,20 @@ from sys import float_info
 from typing import Any, Final
 
 from .errors import BackendError
-from .record import ATTEMPTS, FAILED, LIVE_TTL, NUMBER, PLACE, PROGRESS, ROOT, RUN, SCHEDULED_AT, STATE, VERSION, Record
+from .record import (
+    ATTEMPTS,
+    FAILED,
+    GENERATION,
+    LIVE_TTL,
+    ORIGIN,
+    PLACE,
+    PROGRESS,
+    RUN,
+    SCHEDULED_AT,
+    STATE,
+    VERSION,
+    Record,
+)
 from .snapshot import Snapshot, set_message_id, set_now, set_values
 
 # What json.loads() does, without what it does before and after that:
@@ -30,8 +43,8 @@ MAX_SHAPE_SIZE: Final = 512
 # that must be ints, and of the progress.
 _Shape = tuple[int, dict[str, Any], int, tuple[int, ...], "int | None"]
 
-_NEEDED: Final = frozenset((STATE, VERSION, ROOT, NUMBER))
-_INTEGERS: Final = (STATE, VERSION, NUMBER, PLACE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS)
+_NEEDED: Final = frozenset((STATE, VERSION, ORIGIN, GENERATION))
+_INTEGERS: Final = (STATE, VERSION, GENERATION, PLACE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS)
 
 # Shapes by their names, one a line.
 _shapes: dict[str, _Shape] = {}

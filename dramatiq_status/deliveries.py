@@ -17,7 +17,7 @@ from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
 from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
-from .options import HEARTBEAT_OPTION, Options, Settings, epoch_of, new_token
+from .options import HEARTBEAT_OPTION, Options, Settings, enqueue_id_of, new_token
 from .progress import Progress
 from .record import (
     COMPLETED,
@@ -203,13 +203,13 @@ class Deliveries:
 
     def _open(self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run: int) -> Binding:
         """Open the lane of a delivery, and make its handles."""
-        message_id, epoch = given.message_id, epoch_of(given.options)
+        message_id, enqueue_id = given.message_id, enqueue_id_of(given.options)
         base: Callable[[], Record] = functools.partial(self._fields.of_message, given, settings, strict=False)
         if settings.include("message"):
             # The actor may change its arguments.
             base = base().copy
-        lane = self._writer.begin_run(message_id, run=run, epoch=epoch, throttle=settings.throttle, base=base)
-        delivery = Delivery(message_id, epoch, run, tracking=_Tracking(lane, settings, previous, message))
+        lane = self._writer.begin_run(message_id, run=run, enqueue_id=enqueue_id, throttle=settings.throttle, base=base)
+        delivery = Delivery(message_id, enqueue_id, run, tracking=_Tracking(lane, settings, previous, message))
         channel = RunChannel(lane, self._backend)
         return Binding(Status(channel), Progress(channel), self._writer, delivery)
 

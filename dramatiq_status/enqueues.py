@@ -11,10 +11,10 @@ from .deliveries import Deliveries, exception_in_flight
 from .errors import BackendError
 from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
-from .options import EPOCH_OPTION, HEARTBEAT_OPTION, Settings, epoch_of, next_epoch
+from .options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION, Settings, enqueue_id_of, next_enqueue_id
 from .outage import Outage, logger
 from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, SCHEDULED_AT
-from .update import Epoch, Kind, Update
+from .update import EnqueueId, Kind, Update
 from .writer import Barrier, Enqueue, Writer
 
 
@@ -51,8 +51,8 @@ class Enqueues:
     ) -> None:
         """Write ``queued``, before the broker gets a message."""
         thread, message_id = self._deliveries.thread_state, message.message_id
-        epoch = self._begin_enqueue(message)
-        message.options[EPOCH_OPTION] = list(epoch)
+        enqueue_id = self._begin_enqueue(message)
+        message.options[ENQUEUE_ID_OPTION] = list(enqueue_id)
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
             message.options[HEARTBEAT_OPTION] = self._heartbeat_interval
         fields = self._fields.of_message(message, settings, strict=not inside)
@@ -60,7 +60,7 @@ class Enqueues:
             # Dramatiq takes longer delays, a record holds numbers of at most 15 digits.
             fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
         if not inside:
-            self._enqueue_directly(message, Update(Kind.ENQUEUE, epoch, fields=fields))
+            self._enqueue_directly(message, Update(Kind.ENQUEUE, enqueue_id, fields=fields))
         elif binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
             delivery = binding.delivery
             # Where a tracer is the first middleware, the retry is enqueued before `after_process_message` is called.
@@ -68,11 +68,11 @@ class Enqueues:
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
             lane, barrier = delivery.tracking.lane, Barrier()
-            lane.add(Enqueue(epoch, fields))
+            lane.add(Enqueue(enqueue_id, fields))
             lane.add(barrier)
             thread.barrier = barrier
         else:
-            thread.barrier = self._writer.enqueue(message_id, Enqueue(epoch, fields))
+            thread.barrier = self._writer.enqueue(message_id, Enqueue(enqueue_id, fields))
 
     def store_before_send(self, delivery: Delivery) -> None:
         """Wait until all writes of a run are stored, before the broker gets a message that the run sends and that may
@@ -97,15 +97,15 @@ class Enqueues:
                 self._deliveries.thread_state.barrier = None
         delivery.confirming = set()
 
-    def _begin_enqueue(self, message: Any) -> Epoch:
+    def _begin_enqueue(self, message: Any) -> EnqueueId:
         """Return the enqueue of a message that begins: the one that has begun before, where the broker tries again."""
-        thread, message_id, carried = self._deliveries.thread_state, message.message_id, epoch_of(message.options)
+        thread, message_id, carried = self._deliveries.thread_state, message.message_id, enqueue_id_of(message.options)
         begun = thread.begun.get(message_id)
         if begun is not None and begun.is_repeated_by(message.message_timestamp, carried):
-            return begun.epoch
-        epoch = next_epoch(carried)
-        thread.begin(message_id, Begun(message.message_timestamp, carried, epoch))
-        return epoch
+            return begun.enqueue_id
+        enqueue_id = next_enqueue_id(carried)
+        thread.begin(message_id, Begun(message.message_timestamp, carried, enqueue_id))
+        return enqueue_id
 
     def _enqueue_directly(self, message: Any, update: Update) -> None:
         """Send `queued` before the broker gets the message; the reply is

@@ -16,7 +16,7 @@ from math import isfinite
 from typing import Any, Final, NamedTuple
 
 from .record import COMPLETED, FAILED, MAX_WHOLE_NUMBER
-from .update import NO_EPOCH, Epoch
+from .update import NO_ENQUEUE_ID, EnqueueId
 
 #: Maximum number of notes per thread about enqueues that have begun and are not completed.
 _MAX_BEGUN: Final = 16
@@ -51,13 +51,13 @@ class Delivery:
 
     Parameters:
       message_id(str)
-      epoch(Epoch): The enqueue that it is the delivery of.
+      enqueue_id(EnqueueId): The enqueue that it is the delivery of.
       run(int): The token of the run; 0 where no run began (another
         middleware stopped the message before ours saw it).
     """
 
     message_id: str
-    epoch: Epoch = NO_EPOCH
+    enqueue_id: EnqueueId = NO_ENQUEUE_ID
     run: int = 0
     #: Whether `after_process_message` was called, and with which outcome.
     outcome_seen: bool = False
@@ -115,21 +115,21 @@ class Begun(NamedTuple):
 
     Parameters:
       message_timestamp: When the message was made: another message may have the same id.
-      before(Epoch): The enqueue that the message was the delivery of.
-      epoch(Epoch): The enqueue that has begun.
+      before(EnqueueId): The enqueue that the message was the delivery of.
+      enqueue_id(EnqueueId): The enqueue that has begun.
     """
 
     message_timestamp: Any
-    before: Epoch
-    epoch: Epoch
+    before: EnqueueId
+    enqueue_id: EnqueueId
 
-    def is_repeated_by(self, message_timestamp: Any, carried: Epoch) -> bool:
+    def is_repeated_by(self, message_timestamp: Any, carried: EnqueueId) -> bool:
         """Whether an enqueue of a message with the same id is this one, begun again.
 
         A broker that tries again passes the same message, which carries the enqueue already, or a new copy of the
         message, which does not.
         """
-        return message_timestamp == self.message_timestamp and carried in (self.before, self.epoch)
+        return message_timestamp == self.message_timestamp and carried in (self.before, self.enqueue_id)
 
 
 class ThreadState(threading.local):

@@ -15,7 +15,7 @@ from .errors import StatusOptionError
 from .lifecycle import whole_number
 from .outage import logger
 from .record import MAX_WHOLE_NUMBER
-from .update import NO_EPOCH, Epoch
+from .update import NO_ENQUEUE_ID, EnqueueId
 
 #: Names that ``includes`` may contain.
 INCLUDES: Final = frozenset(("message", "traceback", "result"))
@@ -23,10 +23,10 @@ INCLUDES: Final = frozenset(("message", "traceback", "result"))
 #: Message options of this package: the enqueue that a message is the delivery of, and the heartbeat interval that its
 #: record may contain, unless it is the default.  Their values are plain JSON (two whole numbers in a list, a whole
 #: number), because an encoder may not support other types, and a worker may lack this package.
-EPOCH_OPTION: Final = "status_epoch"
+ENQUEUE_ID_OPTION: Final = "status_enqueue_id"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
 
-#: Source of tokens of runs and roots of epochs.  They only have to differ, and no draw takes a system call.
+#: Source of tokens of runs and origins of enqueue ids.  They only have to differ, and no draw takes a system call.
 _token = Random(os.urandom(32))
 at_fork(after_in_child=lambda: _token.seed(os.urandom(32)))
 
@@ -139,26 +139,26 @@ class Options:
 
 
 def new_token() -> int:
-    """Draw the token of a run, or the root of an epoch."""
+    """Draw the token of a run, or the origin of an enqueue id."""
     return _token.getrandbits(31) | 1
 
 
-def next_epoch(epoch: Epoch) -> Epoch:
+def next_enqueue_id(enqueue_id: EnqueueId) -> EnqueueId:
     """Return the enqueue that follows one."""
-    return Epoch(epoch.root, epoch.number + 1) if epoch.root else Epoch(new_token(), 1)
+    return EnqueueId(enqueue_id.origin, enqueue_id.generation + 1) if enqueue_id.origin else EnqueueId(new_token(), 1)
 
 
-def epoch_of(options: dict[str, Any]) -> Epoch:
-    """Return the enqueue that a message is the delivery of; NO_EPOCH where its option is missing or malformed."""
-    given = options.get(EPOCH_OPTION)
+def enqueue_id_of(options: dict[str, Any]) -> EnqueueId:
+    """Return the enqueue that a message is the delivery of; NO_ENQUEUE_ID where its option is missing or malformed."""
+    given = options.get(ENQUEUE_ID_OPTION)
     if given is None:
-        return NO_EPOCH
+        return NO_ENQUEUE_ID
     if isinstance(given, (list, tuple)) and len(given) == 2:
-        epoch = Epoch(whole_number(given[0], 0), whole_number(given[1], 0))
+        enqueue_id = EnqueueId(whole_number(given[0], 0), whole_number(given[1], 0))
         # The next one has to be a number as well.
-        if epoch.root > 0 and 0 < epoch.number < MAX_WHOLE_NUMBER:
-            return epoch
-    return NO_EPOCH
+        if enqueue_id.origin > 0 and 0 < enqueue_id.generation < MAX_WHOLE_NUMBER:
+            return enqueue_id
+    return NO_ENQUEUE_ID
 
 
 def _refuse_more(settings: Settings, message: Any) -> None:

@@ -48,8 +48,8 @@ DELETED_PREFIX: Final = "-"
 # The stored names of the library's own fields.
 STATE: Final = "s"
 VERSION: Final = "v"
-ROOT: Final = "e"
-NUMBER: Final = "n"
+ORIGIN: Final = "e"
+GENERATION: Final = "n"
 RUN: Final = "r"
 PLACE: Final = "q"
 LIVE_TTL: Final = "L"
@@ -227,10 +227,10 @@ def is_sound(record: Record) -> bool:
     value under our key, say) counts as missing.
     """
     get = record.get
-    if get(STATE) not in _STATE_TEXTS or ROOT not in record or (RUN in record and PLACE not in record):
+    if get(STATE) not in _STATE_TEXTS or ORIGIN not in record or (RUN in record and PLACE not in record):
         return False
     numbers = (
-        f"{get(VERSION)} {get(NUMBER)} {get(PLACE, 0)} {get(LIVE_TTL, 0)} {get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"
+        f"{get(VERSION)} {get(GENERATION)} {get(PLACE, 0)} {get(LIVE_TTL, 0)} {get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"
     )
     progress = get(PROGRESS, "0")
     # What is too large for a float is as bad as what is infinite.

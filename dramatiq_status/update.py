@@ -19,15 +19,15 @@ from .record import (
     DELETED_PREFIX,
     EXCEPTION,
     FINISHED_AT,
+    GENERATION,
     HEARTBEAT_AT,
     NOT_SINCE,
-    NUMBER,
+    ORIGIN,
     PLACE,
     PROGRESS,
     QUEUED,
     RATE,
     RATED,
-    ROOT,
     RUN,
     SCHEDULED_AT,
     SKIPPED,
@@ -66,24 +66,27 @@ WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK))
 OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
 
 
-class Epoch(NamedTuple):
-    """Which enqueue of a message a transition belongs to.
+class EnqueueId(NamedTuple):
+    """Identity of an enqueue of a message, which orders transitions without a clock.
 
-    The first enqueue draws a random ``root``; each one that follows
-    from it (a retry, a message put back by an actor) counts ``number``
-    up.  Epochs of one root are ordered by their number; one of another
-    root is the same message enqueued anew.  No clock takes part.
+    The first enqueue of a message draws a random origin and has generation 1.  Each enqueue that
+    follows from it, such as a retry, has the same origin and the next generation.  An enqueue
+    with another origin starts the message again.
+
+    Parameters:
+      origin(int): Random number; 0 for a message that a process without the middleware has enqueued.
+      generation(int): Count of the enqueues with this origin.
     """
 
-    root: int
-    number: int
+    origin: int
+    generation: int
 
 
-#: The epoch of a message that was enqueued by a process without our
+#: The enqueue id of a message that was enqueued by a process without our
 #: middleware.
-NO_EPOCH: Final = Epoch(0, 0)
+NO_ENQUEUE_ID: Final = EnqueueId(0, 0)
 
-_NO_ROOT: Final = str(NO_EPOCH.root)
+_NO_ORIGIN: Final = str(NO_ENQUEUE_ID.origin)
 
 
 class Kind(int, Enum):
@@ -142,7 +145,7 @@ class Update(NamedTuple):
 
     Parameters:
       kind: Who writes.
-      epoch: The enqueue that the writer belongs to.
+      enqueue_id: The enqueue that the writer belongs to.
       run: The token of the run that writes, 0 for none.
       place: The place of this update among those of its run.  The store
         remembers the last one, so that an update may be sent again
@@ -161,7 +164,7 @@ class Update(NamedTuple):
     """
 
     kind: Kind
-    epoch: Epoch = NO_EPOCH
+    enqueue_id: EnqueueId = NO_ENQUEUE_ID
     run: int = 0
     place: int = 0
     start: bool = False
@@ -222,11 +225,11 @@ def apply(record: Record | None, update: Update, now: int) -> Applied:
 
 
 def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
-    root, number = str(update.epoch.root), str(update.epoch.number)
+    origin, generation = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if record is not None:
         finished = is_finished(record)
-        if record[ROOT] == root:
-            if update.epoch.number <= int(record[NUMBER]):
+        if record[ORIGIN] == origin:
+            if update.enqueue_id.generation <= int(record[GENERATION]):
                 late = {
                     name: text
                     for name, text in update.fields.items()
@@ -234,21 +237,21 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                 }
                 new = {**late, **record}
                 return Applied(Outcome.ASIDE, _touch(new, record, now) if len(new) > len(record) else record)
-        elif record[ROOT] != _NO_ROOT and update.epoch.number > 1 and not finished:
+        elif record[ORIGIN] != _NO_ORIGIN and update.enqueue_id.generation > 1 and not finished:
             # It puts back an older enqueue of the same message; the newer one owns the status.
             return Applied(Outcome.ASIDE, record)
         # What was enqueued without our middleware may be put back by a process that has it.
-        if record[ROOT] in (root, _NO_ROOT) and not finished:
+        if record[ORIGIN] in (origin, _NO_ORIGIN) and not finished:
             new = {name: text for name, text in record.items() if name not in CLEARED_BY_REQUEUE}
             for name, text in update.fields.items():
                 if name in WRITTEN_BY_REQUEUE:
                     new[name] = text
                 elif DELETED_PREFIX + name not in record:
                     new.setdefault(name, text)
-            new[ROOT], new[NUMBER] = root, number
+            new[ORIGIN], new[GENERATION] = origin, generation
             new[STATE] = str(QUEUED)
             return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
-    new = {**update.fields, STATE: str(QUEUED), ROOT: root, NUMBER: number}
+    new = {**update.fields, STATE: str(QUEUED), ORIGIN: origin, GENERATION: generation}
     return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
 
 
@@ -265,10 +268,10 @@ def _standing(record: Record | None, update: Update) -> Outcome:
         return Outcome.REFUSED if finished else _APPLIED
     if not update.start and update.state is None:
         return Outcome.REFUSED
-    if record.get(ROOT) != str(update.epoch.root):
+    if record.get(ORIGIN) != str(update.enqueue_id.origin):
         # Of two enqueues of one message, who began last owns the status.
         return Outcome.MISSING if update.start or not update.run else Outcome.REFUSED
-    ahead = update.epoch.number - int(record[NUMBER])
+    ahead = update.enqueue_id.generation - int(record[GENERATION])
     if ahead < 0:
         return Outcome.REFUSED
     if finished:
@@ -300,7 +303,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         return Applied(outcome, record)
     if update.start or update.create or update.state is not None:
         # Whatever else a run writes belongs to the enqueue that it began with.
-        new[ROOT], new[NUMBER] = str(update.epoch.root), str(update.epoch.number)
+        new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if update.run:
         new[RUN], new[PLACE] = str(update.run), str(update.place)
         if update.start or outcome is not _APPLIED:

@@ -62,7 +62,7 @@ from .record import (
     number_of,
     number_text,
 )
-from .update import CLEARED_BY_START, NO_EPOCH, WRITTEN_BY_REQUEUE, Changes, Epoch, Kind, Outcome, Update
+from .update import CLEARED_BY_START, NO_ENQUEUE_ID, WRITTEN_BY_REQUEUE, Changes, EnqueueId, Kind, Outcome, Update
 
 #: Maximum number of messages whose updates the writer keeps while the store is down.
 DEFAULT_MAX_PENDING: Final = 10_000
@@ -111,7 +111,7 @@ class Finish(NamedTuple):
 class Enqueue(NamedTuple):
     """The message enters its queue."""
 
-    epoch: Epoch
+    enqueue_id: EnqueueId
     fields: Record
 
 
@@ -171,15 +171,15 @@ class PendingUpdate:
     changes: Changes | None = None
     frozen: Update | None = None
 
-    def __init__(self, epoch: Epoch) -> None:
+    def __init__(self, enqueue_id: EnqueueId) -> None:
         #: The enqueue that it belongs to; a retry that follows begins another.
-        self.epoch = epoch
+        self.enqueue_id = enqueue_id
         self.fields: Record = {}
         self.barriers: list[Barrier] = []
 
     def copy(self) -> PendingUpdate:
         """The same, to go on with."""
-        entry = PendingUpdate(self.epoch)
+        entry = PendingUpdate(self.enqueue_id)
         entry.fields, entry.barriers = dict(self.fields), list(self.barriers)
         entry.increment, entry.start, entry.attempts = self.increment, self.start, self.attempts
         entry.state, entry.ttl, entry.enqueue = self.state, self.ttl, self.enqueue
@@ -209,18 +209,18 @@ class MergedState:
     except that its entries are frozen and settled.
     """
 
-    __slots__ = ("attempts", "deleted", "entries", "epoch", "known", "taken")
+    __slots__ = ("attempts", "deleted", "enqueue_id", "entries", "known", "taken")
 
     def __init__(
         self,
-        epoch: Epoch,
+        enqueue_id: EnqueueId,
         attempts: int,
         entries: list[PendingUpdate],
         known: Record,
         deleted: frozenset[str] = frozenset(),
     ) -> None:
         #: The enqueue that what follows belongs to.
-        self.epoch = epoch
+        self.enqueue_id = enqueue_id
         self.attempts = attempts
         #: What has to be sent.
         self.entries = entries
@@ -238,8 +238,8 @@ class MergedState:
             entries = entries[:]
             if entries[-1].frozen is None:
                 entries[-1] = entries[-1].copy()
-            return MergedState(self.epoch, self.attempts, entries, dict(self.known), self.deleted)
-        return MergedState(self.epoch, self.attempts, [], dict(self.known), self.deleted)
+            return MergedState(self.enqueue_id, self.attempts, entries, dict(self.known), self.deleted)
+        return MergedState(self.enqueue_id, self.attempts, [], dict(self.known), self.deleted)
 
     def entry(self, *, fresh: bool = False) -> PendingUpdate:
         """The entry that the next operation goes into."""
@@ -247,7 +247,7 @@ class MergedState:
             last = self.entries[-1]
             if last.frozen is None and not last.enqueue and last.state is None:
                 return last
-        entry = PendingUpdate(self.epoch)
+        entry = PendingUpdate(self.enqueue_id)
         self.entries.append(entry)
         return entry
 
@@ -265,7 +265,7 @@ class Lane:
       writer(Writer)
       message_id(str)
       run(int): The token of the run; 0 for writes from outside.
-      epoch(Epoch): The enqueue that the run belongs to.
+      enqueue_id(EnqueueId): The enqueue that the run belongs to.
       throttle(int): The shortest time between two throttled writes, in
         milliseconds.
       base(Callable): Returns what the run knows of its message, should the store lose it.
@@ -314,7 +314,7 @@ class Lane:
         *,
         kind: Kind = Kind.OUTSIDE,
         run: int = 0,
-        epoch: Epoch = NO_EPOCH,
+        enqueue_id: EnqueueId = NO_ENQUEUE_ID,
         throttle: int = 0,
         base: Callable[[], Record] = dict,
     ) -> None:
@@ -328,7 +328,7 @@ class Lane:
         self._lock = threading.Lock()
         self._kind = kind
         self._run = run
-        self._merged = MergedState(epoch, 1, [], {})
+        self._merged = MergedState(enqueue_id, 1, [], {})
         self._throttle = throttle / 1000
         self._make_base = base
 
@@ -438,7 +438,7 @@ class Lane:
         self._lock = threading.Lock()
         self._operations.clear()
         known = {name: text for name, text in self._merged.known.items() if name != RATE}
-        self._merged = MergedState(NO_EPOCH, 1, [], known)
+        self._merged = MergedState(NO_ENQUEUE_ID, 1, [], known)
         self._meter = None
         # Looked at by each write, forked or not.
         self.closed = self._forked = True
@@ -625,7 +625,7 @@ class Lane:
             return sum(map(getsizeof, texts))
 
     def heartbeat(self) -> Update:
-        return Update(Kind.HEARTBEAT, self._merged.epoch, self._run)
+        return Update(Kind.HEARTBEAT, self._merged.enqueue_id, self._run)
 
     def restore(self) -> None:
         """The store has lost the record of a running message."""
@@ -705,8 +705,8 @@ class Lane:
             self._merge_write(copy, operation)
         elif isinstance(operation, Enqueue):
             entry = copy.entry(fresh=True)
-            entry.enqueue, entry.epoch = True, operation.epoch
-            copy.epoch = operation.epoch
+            entry.enqueue, entry.enqueue_id = True, operation.enqueue_id
+            copy.enqueue_id = operation.enqueue_id
             left = self._left_to_requeue(copy)
             # What the run has written or deleted is newer than what was given with the message.
             gone = copy.deleted.union(name for name in copy.known if name not in WRITTEN_BY_REQUEUE)
@@ -796,7 +796,7 @@ class Lane:
 
     def _freeze(self, entry: PendingUpdate, known: Record, now: float) -> Update:
         if entry.enqueue:
-            return Update(Kind.ENQUEUE, entry.epoch, fields=entry.fields)
+            return Update(Kind.ENQUEUE, entry.enqueue_id, fields=entry.fields)
         if self._kind is Kind.OUTSIDE:
             return Update(
                 Kind.OUTSIDE,
@@ -817,7 +817,7 @@ class Lane:
                 entry.fields[RATED] = known[RATED] = NOT_SINCE
         return Update(
             Kind.RUN,
-            entry.epoch,
+            entry.enqueue_id,
             self._run,
             self._place,
             entry.start,
@@ -1007,10 +1007,12 @@ class Writer:
         """Whether a thread is the leader, or is about to become it."""
         return self._next_leader is not None or self._leadership.locked()
 
-    def begin_run(self, message_id: str, *, run: int, epoch: Epoch, throttle: int, base: Callable[[], Record]) -> Lane:
+    def begin_run(
+        self, message_id: str, *, run: int, enqueue_id: EnqueueId, throttle: int, base: Callable[[], Record]
+    ) -> Lane:
         """Open the lane of a run."""
         self._ensure_thread()
-        lane = Lane(self, message_id, kind=Kind.RUN, run=run, epoch=epoch, throttle=throttle, base=base)
+        lane = Lane(self, message_id, kind=Kind.RUN, run=run, enqueue_id=enqueue_id, throttle=throttle, base=base)
         lane.repeatable = True
         return lane
 

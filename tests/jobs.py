@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.record import ACTOR_NAME, COMPLETED, HEARTBEAT_INTERVAL, QUEUE_NAME, STARTED_AT, Record
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 
 
 class Job:
@@ -17,17 +17,17 @@ class Job:
     def __init__(self, backend: StatusBackend, message_id: str | None = None) -> None:
         self.backend = backend
         self.message_id = message_id or str(uuid4())
-        self._epoch = Epoch(uuid4().int % 1_000_000_000 + 1, 1)
+        self._enqueue_id = EnqueueId(uuid4().int % 1_000_000_000 + 1, 1)
         self._run = uuid4().int % 1_000_000_000 + 1
         self._place = 0
 
     def enqueue(self) -> Job:
-        self._update(Update(Kind.ENQUEUE, self._epoch, fields={ACTOR_NAME: '"work"', QUEUE_NAME: '"default"'}))
+        self._update(Update(Kind.ENQUEUE, self._enqueue_id, fields={ACTOR_NAME: '"work"', QUEUE_NAME: '"default"'}))
         return self
 
     def requeue(self) -> Job:
         """Enqueue the same message once more, as a retry does."""
-        self._epoch = self._epoch._replace(number=self._epoch.number + 1)
+        self._enqueue_id = self._enqueue_id._replace(generation=self._enqueue_id.generation + 1)
         return self.enqueue()
 
     def start(self, heartbeat_interval: int = 15_000) -> Job:
@@ -46,7 +46,7 @@ class Job:
         return self
 
     def beat(self) -> Job:
-        self._update(Update(Kind.HEARTBEAT, self._epoch, self._run))
+        self._update(Update(Kind.HEARTBEAT, self._enqueue_id, self._run))
         return self
 
     def finish(self, state: int = COMPLETED) -> Job:
@@ -55,7 +55,7 @@ class Job:
 
     def _write(self, fields: Record, **parameters: Any) -> None:
         self._place += 1
-        self._update(Update(Kind.RUN, self._epoch, self._run, self._place, fields=fields, **parameters))
+        self._update(Update(Kind.RUN, self._enqueue_id, self._run, self._place, fields=fields, **parameters))
 
     def _update(self, update: Update) -> None:
         self.backend.update(self.message_id, update)

@@ -37,7 +37,7 @@ from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.following import BatchWatcher
 from dramatiq_status.record import PROGRESS, SKIPPED, TOTAL
 from dramatiq_status.rollup import BatchSnapshot, Rollup
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 
 from .recording import RecordingBackend, make_broker, run, working
 
@@ -48,18 +48,18 @@ def put(
     backend: StatusBackend, message_id: str, state: int, progress: float | None = None, *, skipped: bool = False
 ) -> None:
     """Store a status, at so many hundredths, as a message that is enqueued anew would have it."""
-    epoch = Epoch(hash(message_id) & 0xFFFFFF | 1, 1)
+    enqueue_id = EnqueueId(hash(message_id) & 0xFFFFFF | 1, 1)
     backend.delete(message_id)
-    backend.update(message_id, Update(Kind.ENQUEUE, epoch))
+    backend.update(message_id, Update(Kind.ENQUEUE, enqueue_id))
     fields = {TOTAL: "100"}
     if progress is not None:
         fields[PROGRESS] = str(progress)
     if skipped:
         fields[SKIPPED] = "true"
     if state != QUEUED:
-        backend.update(message_id, Update(Kind.RUN, epoch, 1, 1, start=True, fields=fields))
+        backend.update(message_id, Update(Kind.RUN, enqueue_id, 1, 1, start=True, fields=fields))
     if state >= COMPLETED:
-        backend.update(message_id, Update(Kind.RUN, epoch, 1, 2, state=state))
+        backend.update(message_id, Update(Kind.RUN, enqueue_id, 1, 2, state=state))
 
 
 @pytest.fixture

@@ -31,13 +31,13 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.record import COMPLETED, Record, count_on
 from dramatiq_status.testing import bound_status
-from dramatiq_status.update import Changes, Epoch, Kind, Update
+from dramatiq_status.update import Changes, EnqueueId, Kind, Update
 from dramatiq_status.writer import Barrier, Enqueue, Finish, Lane, Start
 
 from .recording import RecordingBackend, make_broker, run
 from .test_properties import STABLE
 
-EPOCH = Epoch(7, 1)
+ENQUEUE_ID = EnqueueId(7, 1)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_children_find_more_work(backend: StatusBackend) -> None:
         StatusRegistry.progress("parent", backend=backend).add_total(2)
         StatusRegistry.get("parent", backend=backend).increment("rows", 500)
 
-    backend.update("parent", Update(Kind.ENQUEUE, EPOCH, fields={"t": "null"}))
+    backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID, fields={"t": "null"}))
     for _ in range(400):
         child.send()
     # When all have run
@@ -152,7 +152,7 @@ def test_what_is_no_number_harms_nothing(caplog: pytest.LogCaptureFixture) -> No
 
 def test_counts_from_outside(backend: StatusBackend) -> None:
     # Given a message
-    backend.update("m", Update(Kind.ENQUEUE, EPOCH, fields={":text": '"a"', ":step": "1", ":gone": "1"}))
+    backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID, fields={":text": '"a"', ":step": "1", ":gone": "1"}))
     status, progress = (get("m", backend=backend) for get in (StatusRegistry.get, StatusRegistry.progress))
     asynchronous = aio.StatusRegistry.get("m", backend=backend), aio.StatusRegistry.progress("m", backend=backend)
 
@@ -287,10 +287,10 @@ def send(lane: Lane, backend: StubBackend, fate: str) -> bool:
 def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]], late: bool) -> None:
     # Given the buffer of a run, which may begin before its enqueue is stored, and of a second one after a requeue
     backend = StubBackend()
-    enqueue = Update(Kind.ENQUEUE, EPOCH, fields=GIVEN)
+    enqueue = Update(Kind.ENQUEUE, ENQUEUE_ID, fields=GIVEN)
     if not late:
         backend.update("m", enqueue)
-    lane, run_token = _begin(EPOCH, 1), 1
+    lane, run_token = _begin(ENQUEUE_ID, 1), 1
     expected = dict(GIVEN)
     # When its run writes, while replies and whole records are lost
     for kind, name, value in history:
@@ -305,11 +305,11 @@ def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]],
                 backend.delete("m")
                 lane.restore()
         elif kind == "requeue":
-            lane.add(Enqueue(Epoch(7, run_token + 1), GIVEN))
+            lane.add(Enqueue(EnqueueId(7, run_token + 1), GIVEN))
             while send(lane, backend, "stored"):
                 pass
             run_token += 1
-            lane = _begin(Epoch(7, run_token), run_token)
+            lane = _begin(EnqueueId(7, run_token), run_token)
             expected.pop("p", None)
         else:
             written(expected, kind, name, value)
@@ -325,8 +325,8 @@ def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]],
     assert json.loads(record.get("p", "0")) == json.loads(expected.get("p", "0"))
 
 
-def _begin(epoch: Epoch, run_token: int) -> Lane:
-    lane = Lane(NoWriter(), "m", kind=Kind.RUN, run=run_token, epoch=epoch, base=GIVEN.copy)  # type: ignore[arg-type]
+def _begin(enqueue_id: EnqueueId, run_token: int) -> Lane:
+    lane = Lane(NoWriter(), "m", kind=Kind.RUN, run=run_token, enqueue_id=enqueue_id, base=GIVEN.copy)  # type: ignore[arg-type]
     lane.repeatable = True
     lane.add(Start({}, run_token))
     return lane
@@ -379,7 +379,7 @@ def test_handles_are_pickled_to_their_message_id() -> None:
 def test_a_copy_keeps_its_store(broker: StubBroker) -> None:
     # Given a handle of a store that no broker knows
     backend = StubBackend()
-    backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+    backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     # When it is copied
     copied = copy.deepcopy(StatusRegistry.get("m", backend=backend))
     # Then it is one of the same store

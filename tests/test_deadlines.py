@@ -20,7 +20,7 @@ from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.backends.redis import connection as redis_connection
 from dramatiq_status.backends.redis.cluster import TAGS, shard_of, slot_of
-from dramatiq_status.update import Epoch, Kind, Outcome, Update
+from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 
 from .proxy import Proxy
 from .recording import PATIENCE, make_broker
@@ -58,7 +58,7 @@ def in_time(*, fails: bool | None = True, timeout: int = TIMEOUT) -> Iterator[No
 
 
 def enqueue(number: int = 1) -> Update:
-    return Update(Kind.ENQUEUE, Epoch(number, 1), fields=FIELDS)
+    return Update(Kind.ENQUEUE, EnqueueId(number, 1), fields=FIELDS)
 
 
 # A server that sends one byte after the other
@@ -177,7 +177,7 @@ def test_a_large_reply_takes_its_time(
         else:
             backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=200)
         for message_id in ids:
-            backend.update(message_id, Update(Kind.ENQUEUE, Epoch(1, 1), fields={":large": large}))
+            backend.update(message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1), fields={":large": large}))
         proxy.drip = (65_536, 65_536 / 8_000_000)
         # When it is asked for 3 MB, within half of the time that they take
         records = backend.read_many(ids)
@@ -190,7 +190,7 @@ def test_a_large_reply_that_stops(proxy: Proxy) -> None:
     # Given a server that stops in the middle of a large reply
     backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
     for number in range(60):
-        backend.update(str(number), Update(Kind.ENQUEUE, Epoch(1, 1), fields={":large": '"' + "x" * 60_000 + '"'}))
+        backend.update(str(number), Update(Kind.ENQUEUE, EnqueueId(1, 1), fields={":large": '"' + "x" * 60_000 + '"'}))
     proxy.stop_after = 3_000_000
     # When it is asked
     # Then it has no more time than one that does not begin
@@ -263,7 +263,7 @@ def test_a_large_reply_in_an_event_loop(proxy: Proxy) -> None:
     # Given a server that takes twice the time-out for a reply, and goes on sending
     backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
     ids = [str(number) for number in range(1000)]
-    backend.update_many([(message_id, Update(Kind.ENQUEUE, Epoch(1, 1))) for message_id in ids])
+    backend.update_many([(message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1))) for message_id in ids])
 
     async def ask() -> list[Any]:
         await aio.StatusRegistry.read("0", backend=backend)

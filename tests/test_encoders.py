@@ -27,8 +27,8 @@ from dramatiq.encoder import Encoder, JSONEncoder, PickleEncoder
 from dramatiq_status import State, Status, StatusMiddleware, StatusRegistry, current_status
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, SQLiteBackend
-from dramatiq_status.options import EPOCH_OPTION
-from dramatiq_status.record import ATTEMPTS, ENQUEUED_AT, MAX_WHOLE_NUMBER, NUMBER, ROOT
+from dramatiq_status.options import ENQUEUE_ID_OPTION
+from dramatiq_status.record import ATTEMPTS, ENQUEUED_AT, GENERATION, MAX_WHOLE_NUMBER, ORIGIN
 
 from . import mixed_app
 from .recording import PATIENCE, RecordingBackend, make_broker, run, working
@@ -164,10 +164,10 @@ def test_a_message_comes_back_as_it_was_sent(
     # Then all that was sent (the retry, too) is what comes back
     for message in sent.messages:
         assert dramatiq.Message.decode(message.encode()) == message
-    assert all(type(message.options[EPOCH_OPTION]) is list for message in sent.messages)
+    assert all(type(message.options[ENQUEUE_ID_OPTION]) is list for message in sent.messages)
     # And it was carried out as it should
     (message_id,) = set(failed)
-    assert {m.options[EPOCH_OPTION][1] for m in sent.messages if m.message_id == message_id} == {1, 2}
+    assert {m.options[ENQUEUE_ID_OPTION][1] for m in sent.messages if m.message_id == message_id} == {1, 2}
     snapshot = StatusRegistry.read(message_id, broker=broker)
     assert snapshot is not None and snapshot.completed and snapshot.attempts == 2
     if options:
@@ -196,9 +196,9 @@ print(sorted(pickle.load(sys.stdin.buffer)["options"]))
     read = subprocess.run([sys.executable, "-c", script], input=raw, capture_output=True, timeout=60)
     # Then it is there, options and all
     assert read.returncode == 0, read.stderr.decode()
-    assert {"status", EPOCH_OPTION, "status_heartbeat"} <= set(ast.literal_eval(read.stdout.decode()))
+    assert {"status", ENQUEUE_ID_OPTION, "status_heartbeat"} <= set(ast.literal_eval(read.stdout.decode()))
     # (as that of an older version is for us, which held one of our tuples)
-    assert pickle.loads(raw)["options"][EPOCH_OPTION][1] == 1
+    assert pickle.loads(raw)["options"][ENQUEUE_ID_OPTION][1] == 1
 
 
 @pytest.mark.parametrize("given", [(7, 3), [7, 3]], ids=["tuple", "list"])
@@ -207,11 +207,11 @@ def test_the_enqueue_of_older_messages_is_known(backend: RecordingBackend, broke
     def work() -> None: ...
 
     # When a message is put back that carries which enqueue it is of
-    message = work.message().copy(options={EPOCH_OPTION: given})
+    message = work.message().copy(options={ENQUEUE_ID_OPTION: given})
     broker.enqueue(message)
     # Then that is counted up
-    assert message.options[EPOCH_OPTION] == [7, 4]
-    assert [backend.field(message.message_id, name) for name in (ROOT, NUMBER)] == ["7", "4"]
+    assert message.options[ENQUEUE_ID_OPTION] == [7, 4]
+    assert [backend.field(message.message_id, name) for name in (ORIGIN, GENERATION)] == ["7", "4"]
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def broker(backend: RecordingBackend) -> StubBroker:
 @pytest.mark.parametrize(
     "forged",
     [
-        {"options": {EPOCH_OPTION: given}}
+        {"options": {ENQUEUE_ID_OPTION: given}}
         for given in (
             *("7", None, 7, [7], [7, 1, 1], [7, "1"], [True, True], [7, None], {"7": 1, "1": 7}, [0, 5], [-7, 1]),
             *([7, 0], [10**15, 1], [7, MAX_WHOLE_NUMBER], [7, 10**4000], [7.5, [1]]),
@@ -299,7 +299,7 @@ def test_ids_from_the_queue_are_checked(
         current_status().flush()
 
     # Given a message from the queue that says of which enqueue it is, as if its id had been checked then
-    given = {**work.message("bad").asdict(), "message_id": bad_id, "options": {EPOCH_OPTION: [7, 1]}}
+    given = {**work.message("bad").asdict(), "message_id": bad_id, "options": {ENQUEUE_ID_OPTION: [7, 1]}}
     if delayed:
         given["options"]["eta"] = 0
     broker.queues["default.DQ" if delayed else "default"].put(json.dumps(given).encode())

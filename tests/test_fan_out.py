@@ -28,7 +28,7 @@ from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBacke
 from dramatiq_status.context import current_binding
 from dramatiq_status.outage import Outage
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE
-from dramatiq_status.update import Epoch, Kind, Outcome, Update
+from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 from dramatiq_status.writer import Barrier, Finish, Lane, Start, Writer
 
 from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
@@ -68,7 +68,7 @@ def test_no_child_is_completed_before_its_increment_is_there(backend: StatusBack
     def child() -> None:
         StatusRegistry.progress("parent", backend=backend).increment()
 
-    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     messages = [child.send() for _ in range(CHILDREN)]
     early: list[tuple[int, int]] = []
     completed = 0
@@ -121,7 +121,7 @@ for _ in range(20):
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 """
     backend = RedisBackend(url=redis_url, timeout=20_000)
-    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     # When they have run
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
     # Then the parent has all of them
@@ -188,7 +188,7 @@ def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monk
     # When the store is back, and the other process comes later
     broken.down = False
     backend.wait_for(lambda: backend.updates("parent", Kind.OUTSIDE))
-    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     # Then it counts, once
     backend.wait_for(lambda: backend.field("parent", PROGRESS))
     assert writer.drain(PATIENCE)
@@ -205,7 +205,7 @@ def test_a_parent_that_is_stored_late_is_counted_on() -> None:
     assert lane.flush(PATIENCE)
     lane.increment(4)
     # And it comes
-    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     # Then all of it counts, once
     backend.wait_for(lambda: backend.field("parent", PROGRESS) == "7")
     assert writer.drain(PATIENCE) and backend.field("parent", PROGRESS) == "7"
@@ -237,7 +237,7 @@ def test_a_write_to_a_message_that_was_unknown_is_not_taken_for_stored(monkeypat
     lane.increment()
     eventually(lambda: not lane.count_unsent())
     # When it is counted on as the store breaks
-    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
 
     def broken(updates: Any) -> Any:
         raise BackendError("It does not answer.")
@@ -267,7 +267,7 @@ def test_writes_to_unknown_messages_cost_no_final_state() -> None:
     # Given a job that has ended while the server of its message does not answer
     backend = Away()
     writer = Writer(backend, Outage("Away"), max_pending=10)
-    run = writer.begin_run("job", run=5, epoch=Epoch(1, 1), throttle=0, base=dict)
+    run = writer.begin_run("job", run=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
     run.add(Start({}, 1))
     barrier = Barrier()
     run.finish(Finish(COMPLETED, {}, 1_000_000), barrier)
@@ -372,7 +372,7 @@ def test_a_job_is_acknowledged_when_another_message_has_what_it_wrote(
     # Given a writer whose thread is late, and a job that counts on another message
     backend = RecordingBackend(timeout=20_000)
     broker = make_broker(backend, asyncio=True)
-    backend.update("other", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("other", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     acks = Acks(lambda: backend.field("other", PROGRESS))
     broker.add_middleware(acks)
 
@@ -440,7 +440,7 @@ def test_an_acknowledgement_waits_for_its_own_alone() -> None:
         StatusRegistry.progress(other_id, backend=backend).increment()
 
     for name in ("lame", "sound"):
-        StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, Epoch(1, 1)))])
+        StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, EnqueueId(1, 1)))])
     messages = [work.send(name) for name in ("lame", "sound")]
     with working(broker) as worker:
         # When they run

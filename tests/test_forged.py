@@ -23,7 +23,7 @@ from dramatiq_status import Snapshot, StatusRegistry, aio
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.cursor import Cursor, encode
-from dramatiq_status.options import EPOCH_OPTION, HEARTBEAT_OPTION
+from dramatiq_status.options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION
 from dramatiq_status.update import Changes, Kind, Outcome, Update
 
 from . import mixed_app
@@ -461,7 +461,9 @@ options = st.fixed_dictionaries(
     {},
     optional={
         "retries": st.sampled_from([LONG, -LONG, 1e308, "5", None, True, [1], {}]),
-        EPOCH_OPTION: st.sampled_from([[LONG, 1], [1, LONG], LONG, [5, 10**15 - 1], "x", [[1], 1], {"1": 1}, [0.5, 1]]),
+        ENQUEUE_ID_OPTION: st.sampled_from(
+            [[LONG, 1], [1, LONG], LONG, [5, 10**15 - 1], "x", [[1], 1], {"1": 1}, [0.5, 1]]
+        ),
         HEARTBEAT_OPTION: st.sampled_from([LONG, -1, 0, "x", [1]]),
         "status": st.sampled_from(
             [{"progress": LONG}, {"x": LONG}, {"total": "x", 5: 5}, [1], LONG, {"status": "completed"}]

@@ -199,7 +199,7 @@ def test_writes_tell_what_is_stored(fleet: Fleet, backend: MemcachedBackend, los
     # And so it is with those that are alone in their call
     assert backend.update_many([(gone[0], write(1, 2))]) == [Outcome.UNREACHED]
     assert backend.update_many([(there[0], write(1, 2))]) == [Outcome.APPLIED]
-    assert [backend.begin_update(m, enqueue(root=8))() for m in (gone[1], there[1])] == [
+    assert [backend.begin_update(m, enqueue(origin=8))() for m in (gone[1], there[1])] == [
         Outcome.UNREACHED,
         Outcome.APPLIED,
     ]

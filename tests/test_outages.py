@@ -25,7 +25,7 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.outage import FIRST_PAUSE, LONGEST_PAUSE, Outage
 from dramatiq_status.record import COMPLETED
-from dramatiq_status.update import Epoch, Kind, Outcome, Update
+from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 from dramatiq_status.writer import Backlog, Barrier, Finish, Start, Writer
 
 from .recording import (
@@ -316,7 +316,7 @@ def test_an_outage_keeps_a_bounded_number_of_bytes(
 def test_a_backlog_measures_what_has_changed() -> None:
     # Given two runs and an end that wait in an outage
     writer = Writer(RecordingBackend(), Outage("Broken"), max_pending=3, max_pending_bytes=10_000)
-    runs = [writer.begin_run(str(n), run=5, epoch=Epoch(1, 1), throttle=0, base=dict) for n in range(3)]
+    runs = [writer.begin_run(str(n), run=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict) for n in range(3)]
     backlog = Backlog(3, 10_000, lambda lane: lane.count_unsent() > 0)
     for lane in runs:
         lane.add(Start({}, 1, None))
@@ -797,11 +797,11 @@ def test_a_worker_s_thread_sends_only_what_may_be_sent_twice() -> None:
     # Given a writer whose thread does nothing, and an increment of another message that waits
     backend = RecordingBackend()
     writer = Threadless(backend, Outage("a store"))
-    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     parent = writer.outside("parent")
     parent.increment(3)
     # When a worker's thread, which may be interrupted in the middle, stores its final state itself
-    lane = writer.begin_run("child", run=7, epoch=Epoch(2, 1), throttle=0, base=dict)
+    lane = writer.begin_run("child", run=7, enqueue_id=EnqueueId(2, 1), throttle=0, base=dict)
     barrier = Barrier()
     lane.add(Start({}, 1))
     lane.finish(Finish(COMPLETED, {}, 1000), barrier)
@@ -884,10 +884,10 @@ def test_nothing_is_said_for_a_thread_that_has_died() -> None:
     backend = RecordingBackend()
     writer = Writer(backend, Outage("a store"), heartbeat_interval=20)
     for message_id in ("dead", "alive"):
-        backend.update(message_id, Update(Kind.ENQUEUE, Epoch(1, 1)))
+        backend.update(message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1)))
 
     def begin(message_id: str) -> None:
-        lane = writer.begin_run(message_id, run=7, epoch=Epoch(1, 1), throttle=0, base=dict)
+        lane = writer.begin_run(message_id, run=7, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
         lane.add(Start({}, 1))
         writer.running[lane] = None
 

@@ -25,11 +25,11 @@ from dramatiq_status.record import (
     ACTOR_NAME,
     COMPLETED,
     FAILED,
+    GENERATION,
     HEARTBEAT_AT,
-    NUMBER,
+    ORIGIN,
     PLACE,
     QUEUE_NAME,
-    ROOT,
     RUN,
     SCHEDULED_AT,
     STATE,
@@ -45,7 +45,7 @@ from dramatiq_status.record import (
     number_text,
     to_document,
 )
-from dramatiq_status.update import OUTDATED, Changes, Epoch, Kind, Outcome, Update, apply
+from dramatiq_status.update import OUTDATED, Changes, EnqueueId, Kind, Outcome, Update, apply
 
 from .servers import MemcachedServer, RedisServer
 
@@ -66,7 +66,7 @@ NOW = time.time_ns() // 1_000_000
 
 # What is written. There is little of everything, so that the same is met again and again.
 
-epochs = st.one_of(st.builds(Epoch, st.sampled_from([7, 8]), st.integers(1, 3)), st.just(Epoch(0, 0)))
+enqueue_ids = st.one_of(st.builds(EnqueueId, st.sampled_from([7, 8]), st.integers(1, 3)), st.just(EnqueueId(0, 0)))
 runs = st.sampled_from([1, 2, 2**63])
 places = st.integers(1, 6)
 texts = st.sampled_from(["0", "1", '"a"', "null", "[1,2]", '"\\u0161"', "0.5"])
@@ -103,13 +103,13 @@ changes = st.one_of(
 enqueues = st.builds(
     updated,
     st.just(Kind.ENQUEUE),
-    epochs,
+    enqueue_ids,
     fields=fields(a=texts, E=moments, D=moments, L=live_ttls, T=live_ttls, x=texts, it=texts, p=counts),
 )
 starts = st.builds(
     updated,
     st.just(Kind.RUN),
-    epochs,
+    enqueue_ids,
     runs,
     places,
     start=st.just(True),
@@ -122,7 +122,7 @@ starts = st.builds(
 writes = st.builds(
     updated,
     st.just(Kind.RUN),
-    epochs,
+    enqueue_ids,
     runs,
     places,
     create=st.booleans(),
@@ -135,7 +135,7 @@ writes = st.builds(
 ends = st.builds(
     updated,
     st.just(Kind.RUN),
-    epochs,
+    enqueue_ids,
     st.one_of(runs, st.just(0)),
     places,
     start=st.booleans(),
@@ -395,9 +395,9 @@ def test_what_is_sent_again_is_a_duplicate(history: list[Update], update: Update
 @given(increments=st.lists(st.integers(1, 9), min_size=1, max_size=6), data=st.data())
 def test_a_run_may_repeat_itself_at_any_time(increments: list[int], data: st.DataObject) -> None:
     # Given what a run writes
-    epoch = Epoch(7, 1)
-    sent = [Update(Kind.RUN, epoch, 1, 1, start=True, create=True)]
-    sent += [Update(Kind.RUN, epoch, 1, 2 + n, increment=step) for n, step in enumerate(increments)]
+    enqueue_id = EnqueueId(7, 1)
+    sent = [Update(Kind.RUN, enqueue_id, 1, 1, start=True, create=True)]
+    sent += [Update(Kind.RUN, enqueue_id, 1, 2 + n, increment=step) for n, step in enumerate(increments)]
     # When older updates arrive again between the others
     record = None
     for n, update in enumerate(sent):
@@ -417,7 +417,7 @@ def test_no_run_changes_a_finished_record(history: list[Update], end: Update, up
     assume(record is not None and is_finished(record))
     assert record is not None
     # When a run of an enqueue that is not newer writes to it
-    ours = record[ROOT] == str(update.epoch.root) and update.epoch.number <= int(record[NUMBER])
+    ours = record[ORIGIN] == str(update.enqueue_id.origin) and update.enqueue_id.generation <= int(record[GENERATION])
     assume(ours or update.kind is Kind.HEARTBEAT or not update.create)
     applied = apply(record, update, NOW)
     # Then it stays as it is
@@ -432,8 +432,8 @@ def test_a_late_enqueue_only_fills_gaps(history: list[Update], update: Update) -
     record = fold(history)
     assume(record is not None)
     assert record is not None
-    epoch = Epoch(int(record[ROOT]), min(update.epoch.number, int(record[NUMBER])))
-    update = update._replace(epoch=epoch)
+    enqueue_id = EnqueueId(int(record[ORIGIN]), min(update.enqueue_id.generation, int(record[GENERATION])))
+    update = update._replace(enqueue_id=enqueue_id)
     # When it arrives
     applied = apply(record, update, NOW)
     # Then all that was there is as it was, and its life is no longer
@@ -515,7 +515,7 @@ def test_enqueue_and_start_may_arrive_in_any_order(enqueue: Update, start: Updat
     given = {name: text for name, text in enqueue.fields.items() if name not in OUTDATED - {SCHEDULED_AT}}
     enqueue = enqueue._replace(fields=given)
     # A start that may make the record carries sums, and no counts.
-    start = start._replace(epoch=enqueue.epoch, create=True, changes=None)
+    start = start._replace(enqueue_id=enqueue.enqueue_id, create=True, changes=None)
     # When they arrive in one order and the other
     records = fold([enqueue, start]), fold([start, enqueue])
     # Then the record is the same, but for the count of changes and their moments
@@ -527,7 +527,7 @@ def test_enqueue_and_start_may_arrive_in_any_order(enqueue: Update, start: Updat
 @given(data=st.data())
 def test_a_message_that_was_retried_is_completed_whatever_the_order(data: st.DataObject) -> None:
     # Given the life of a message that failed once; each update knows all that its run knows
-    first, second = Epoch(7, 1), Epoch(7, 2)
+    first, second = EnqueueId(7, 1), EnqueueId(7, 2)
     life = [
         Update(Kind.ENQUEUE, first, fields={":a": "1"}),
         Update(Kind.RUN, first, 1, 1, start=True, create=True),
@@ -576,7 +576,7 @@ def test_values_come_back_from_every_store(store: Store, values: dict[str, Any])
     message_id = uuid4().hex
     store.set_now(NOW)
     # When it is stored with the enqueue
-    store.backend.update(message_id, Update(Kind.ENQUEUE, Epoch(7, 1), fields=encoded))
+    store.backend.update(message_id, Update(Kind.ENQUEUE, EnqueueId(7, 1), fields=encoded))
     # Then the same is read
     snapshot = take_snapshot(message_id, store.backend.read(message_id), NOW)
     assert snapshot is not None and dict(snapshot.fields) == values
@@ -592,7 +592,7 @@ def test_no_text_is_too_odd_to_be_read(text: str, record: dict[str, str]) -> Non
         # Then it is none, or one that updates can be applied to
         if found is not None:
             apply(found, Update(Kind.OUTSIDE, increment=1), NOW)
-            apply(found, Update(Kind.ENQUEUE, Epoch(7, 1)), NOW)
+            apply(found, Update(Kind.ENQUEUE, EnqueueId(7, 1)), NOW)
 
 
 numbers = st.one_of(
@@ -630,7 +630,7 @@ def test_redis_takes_the_same_for_numbers_as_we_do(redis_server: RedisServer, re
     backend = RedisBackend(url=redis_server.url, timeout=20_000)
     damaged, beside = uuid4().hex, uuid4().hex
     backend.client.hset(f"{backend.namespace}:{damaged}", mapping=record)
-    backend.update(beside, Update(Kind.ENQUEUE, Epoch(7, 1)))
+    backend.update(beside, Update(Kind.ENQUEUE, EnqueueId(7, 1)))
     # When something is written to both
     outcomes = backend.update_many([(damaged, update), (beside, Update(Kind.OUTSIDE, increment=1))])
     # Then the one is changed where it can be read, made anew where a record may be made, and left alone otherwise

@@ -17,7 +17,7 @@ from dramatiq_status.outage import Outage
 from dramatiq_status.rate import SHORTEST, TIME_CONSTANT, TRUSTED_AFTER, RateMeter, slowed
 from dramatiq_status.record import PROGRESS, RATE, TOTAL
 from dramatiq_status.snapshot import Snapshot
-from dramatiq_status.update import Epoch, Kind, Outcome, Update, apply
+from dramatiq_status.update import EnqueueId, Kind, Outcome, Update, apply
 from dramatiq_status.writer import Lane, Start, Write, Writer
 
 #: After how many seconds without progress half of a rate is left.
@@ -182,9 +182,11 @@ class Run:
     def __init__(self, clock: Clock, *, attempts: int = 1, backend: StubBackend | None = None) -> None:
         self.clock = clock
         self.backend = backend or StubBackend()
-        epoch = Epoch(1, attempts)
-        self.lane = Lane(Idle(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run=attempts, epoch=epoch)
-        self.backend.update("m", Update(Kind.ENQUEUE, epoch))
+        enqueue_id = EnqueueId(1, attempts)
+        self.lane = Lane(
+            Idle(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run=attempts, enqueue_id=enqueue_id
+        )
+        self.backend.update("m", Update(Kind.ENQUEUE, enqueue_id))
         self.lane.add(Start({}, attempts))
 
     def write(self, **fields: str) -> None:
@@ -418,7 +420,7 @@ def read(rate: str, *, silent: int = 0, state: int = 1, heartbeat: int | None = 
     """A status at 40 of 100 whose last write was so many milliseconds ago."""
     moment = 1_000_000_000_000
     fields = {PROGRESS: "40", TOTAL: "100", RATE: rate, "S": str(moment)}
-    record = apply(None, Update(Kind.RUN, Epoch(1, 1), 1, 1, start=True, create=True, fields=fields), moment).record
+    record = apply(None, Update(Kind.RUN, EnqueueId(1, 1), 1, 1, start=True, create=True, fields=fields), moment).record
     assert record is not None
     record["H"] = str(moment + silent)
     if heartbeat is not None:

@@ -12,11 +12,11 @@ from dramatiq_status import record as record_module
 from dramatiq_status.record import (
     ATTEMPTS,
     DOCUMENT_MARK,
+    GENERATION,
     LIVE_TTL,
-    NUMBER,
+    ORIGIN,
     PLACE,
     PROGRESS,
-    ROOT,
     SCHEDULED_AT,
     STATE,
     STATES,
@@ -72,13 +72,13 @@ def test_a_damaged_document_is_none(damage: object) -> None:
     assert from_document(damage(text)) is None
 
 
-@pytest.mark.parametrize("name", [STATE, VERSION, ROOT, NUMBER, PLACE])
+@pytest.mark.parametrize("name", [STATE, VERSION, ORIGIN, GENERATION, PLACE])
 def test_a_record_without_what_apply_needs_is_not_sound(name: str) -> None:
     assert is_sound(WORKING_RECORD)
     assert not is_sound({stored: text for stored, text in WORKING_RECORD.items() if stored != name})
 
 
-@pytest.mark.parametrize("name", [VERSION, NUMBER, PLACE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS, PROGRESS])
+@pytest.mark.parametrize("name", [VERSION, GENERATION, PLACE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS, PROGRESS])
 @pytest.mark.parametrize("text", ["", "x", "null", '"1"', "[]", "NaN", "1e999", "-Infinity", "9" * 5000])
 def test_a_record_with_a_number_that_is_none_is_not_sound(name: str, text: str) -> None:
     assert not is_sound({**WORKING_RECORD, name: text})

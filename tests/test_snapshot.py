@@ -26,17 +26,17 @@ from dramatiq_status.record import (
     ENQUEUED_AT,
     EXCEPTION,
     FINISHED_AT,
+    GENERATION,
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
     KWARGS,
     LIVE_TTL,
-    NUMBER,
+    ORIGIN,
     PLACE,
     PROGRESS,
     QUEUE_NAME,
     RATE,
     RATED,
-    ROOT,
     SCHEDULED_AT,
     SKIPPED,
     STARTED_AT,
@@ -56,7 +56,7 @@ NOW = 1_795_489_200_123
 
 DAY = 86_400_000
 
-MINIMUM: Record = {STATE: "1", VERSION: "3", ROOT: "7", NUMBER: "1"}
+MINIMUM: Record = {STATE: "1", VERSION: "3", ORIGIN: "7", GENERATION: "1"}
 
 
 def snap(state: str = "working", fields: Record | None = None, *, now: int = NOW) -> Snapshot:
@@ -558,7 +558,7 @@ def test_an_unknown_message_has_no_snapshot() -> None:
         {STATE: ""}, {VERSION: '"3"'}, {VERSION: "null"}, {VERSION: ""}, {":step": "reading"}, {":step": ""},
         {":step": '"x'}, {":step": "1,2"}, {":step": "1],[2"}, {":step": "[" * 100_000}, {PROGRESS: "\uff19"},
         {PROGRESS: "NaN"}, {PROGRESS: "-1e999"}, {PROGRESS: "9" * 400}, {PROGRESS: "true"}, {":last": "1] "},
-        {NUMBER: '"1"'}, {PLACE: "[]"}, {LIVE_TTL: '"1"'}, {SCHEDULED_AT: "true"},
+        {GENERATION: '"1"'}, {PLACE: "[]"}, {LIVE_TTL: '"1"'}, {SCHEDULED_AT: "true"},
         {ATTEMPTS: "null"},
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status, track
 from dramatiq_status.record import COMPLETED, PROGRESS, TOTAL
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 
 from .recording import PATIENCE, RecordingBackend, eventually, make_broker, run, working
 
@@ -287,7 +287,7 @@ def test_what_is_throttled(backend, broker, write):
 
     # And another message, which waits
     waiting = dramatiq.Message(queue_name="other", actor_name="other", args=(), kwargs={}, options={})
-    backend.update(waiting.message_id, Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update(waiting.message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     work.send()
     run(broker)
 

@@ -12,18 +12,18 @@ from dramatiq_status.record import (
     EXCEPTION,
     FAILED,
     FINISHED_AT,
+    GENERATION,
     HEARTBEAT_AT,
     LIVE_TTL,
     LONGEST_TTL,
     NOT_SINCE,
-    NUMBER,
+    ORIGIN,
     PLACE,
     PROGRESS,
     QUEUED,
     RATE,
     RATED,
     RESULT,
-    ROOT,
     RUN,
     SCHEDULED_AT,
     SKIPPED,
@@ -40,31 +40,40 @@ from dramatiq_status.record import (
     is_finished,
     live_ttl_of,
 )
-from dramatiq_status.update import Applied, Epoch, Kind, Outcome, Update, apply
+from dramatiq_status.update import Applied, EnqueueId, Kind, Outcome, Update, apply
 
 NOW = 1_000_000
 HOUR = 3_600_000
-ROOT_ID, OTHER_ROOT = 7, 8
+ORIGIN_ID, OTHER_ORIGIN = 7, 8
 
 # Updates as the layers above write them
 
 
-def enqueue(number: int = 1, *, root: int = ROOT_ID, **fields: str) -> Update:
-    return Update(Kind.ENQUEUE, Epoch(root, number), fields=fields)
+def enqueue(generation: int = 1, *, origin: int = ORIGIN_ID, **fields: str) -> Update:
+    return Update(Kind.ENQUEUE, EnqueueId(origin, generation), fields=fields)
 
 
-def start(run: int, *, number: int = 1, root: int = ROOT_ID, create: bool = False, attempts: int = 1) -> Update:
+def start(run: int, *, generation: int = 1, origin: int = ORIGIN_ID, create: bool = False, attempts: int = 1) -> Update:
     return Update(
-        Kind.RUN, Epoch(root, number), run, 1, start=True, create=create, attempts=attempts, fields={STARTED_AT: "5"}
+        Kind.RUN,
+        EnqueueId(origin, generation),
+        run,
+        1,
+        start=True,
+        create=create,
+        attempts=attempts,
+        fields={STARTED_AT: "5"},
     )
 
 
-def write(run: int, place: int, *, increment: int | float = 0, number: int = 1, **fields: str) -> Update:
-    return Update(Kind.RUN, Epoch(ROOT_ID, number), run, place, fields=fields, increment=increment)
+def write(run: int, place: int, *, increment: int | float = 0, generation: int = 1, **fields: str) -> Update:
+    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run, place, fields=fields, increment=increment)
 
 
-def finish(run: int, place: int = 9, state: int = COMPLETED, *, number: int = 1, ttl: int = HOUR) -> Update:
-    return Update(Kind.RUN, Epoch(ROOT_ID, number), run, place, state=state, fields={FINISHED_AT: str(NOW)}, ttl=ttl)
+def finish(run: int, place: int = 9, state: int = COMPLETED, *, generation: int = 1, ttl: int = HOUR) -> Update:
+    return Update(
+        Kind.RUN, EnqueueId(ORIGIN_ID, generation), run, place, state=state, fields={FINISHED_AT: str(NOW)}, ttl=ttl
+    )
 
 
 def outside(state: int | None = None, *, increment: int = 0, **fields: str) -> Update:
@@ -109,7 +118,7 @@ def test_a_new_run_starts_over() -> None:
     record = {**WORKING_RECORD, **traces, TOTAL: "80", **user(step='"reading"', result="1")}
     requeued = fold(enqueue(2, **{SCHEDULED_AT: "99"}), record=record)
     # When another one begins
-    new = fold(start(2, number=2), record=requeued)
+    new = fold(start(2, generation=2), record=requeued)
     # Then what belongs to one run is gone, and all the rest is there
     assert not {*traces, SCHEDULED_AT} & set(new)
     assert (HEARTBEAT_AT in requeued, new[HEARTBEAT_AT]) == (False, str(NOW))
@@ -142,7 +151,7 @@ def test_attempts_count_every_run() -> None:
     # Given a message that was redelivered once: its retries say nothing of that
     record = fold(start(2), record=WORKING_RECORD)
     # When it is retried
-    record = fold(enqueue(2), start(3, number=2, attempts=2), record=record)
+    record = fold(enqueue(2), start(3, generation=2, attempts=2), record=record)
     # Then it has had three runs
     assert record[ATTEMPTS] == "3"
 
@@ -166,7 +175,7 @@ def test_a_run_has_lost_its_message_once_that_is_requeued() -> None:
     record = fold(enqueue(2), record=WORKING_RECORD)
     # When the run goes on
     # Then all that it writes is refused, also when another run has begun
-    for found in (record, fold(start(2, number=2), record=record)):
+    for found in (record, fold(start(2, generation=2), record=record)):
         for late in (write(1, 2, increment=1), finish(1), heartbeat(1), start(1)):
             assert_refused(found, late)
 
@@ -197,14 +206,14 @@ def test_a_write_from_outside_touches_the_state_only_where_it_says_so(state: int
         assert (FINISHED_AT in new) is is_finished(new)
 
 
-@pytest.mark.parametrize("update", [enqueue(2), enqueue(1, root=OTHER_ROOT)], ids=["again", "anew"])
+@pytest.mark.parametrize("update", [enqueue(2), enqueue(1, origin=OTHER_ORIGIN)], ids=["again", "anew"])
 def test_a_finished_message_that_is_enqueued_again_starts_anew(update: Update) -> None:
     # Given a finished message
     # When it is enqueued again, by whoever had it or from the beginning
     new = fold(update, record=COMPLETED_RECORD)
     # Then nothing is left of its past but the count of its changes
     assert new == {
-        STATE: str(QUEUED), ROOT: str(update.epoch.root), NUMBER: str(update.epoch.number),
+        STATE: str(QUEUED), ORIGIN: str(update.enqueue_id.origin), GENERATION: str(update.enqueue_id.generation),
         VERSION: str(int(COMPLETED_RECORD[VERSION]) + 1), UPDATED_AT: str(NOW),
     }  # fmt: skip
 
@@ -309,12 +318,12 @@ def test_a_message_that_never_ran_can_be_finished_where_there_is_no_record() -> 
 
 def test_a_record_of_another_enqueue_is_as_good_as_none() -> None:
     # Given a record that an enqueue has made which is not the run's
-    record = fold(enqueue(root=OTHER_ROOT, **user(old="1")))
+    record = fold(enqueue(origin=OTHER_ORIGIN, **user(old="1")))
     # When the run begins
     # Then it is told that there is none, and makes its own
     assert_refused(record, start(1), Outcome.MISSING)
     new = fold(start(1, create=True), record=record)
-    assert (new[ROOT], ":old" in new) == (str(ROOT_ID), False)
+    assert (new[ORIGIN], ":old" in new) == (str(ORIGIN_ID), False)
 
 
 @pytest.mark.parametrize("state", [None, COMPLETED, FAILED])
@@ -323,8 +332,8 @@ def test_of_two_enqueues_the_run_that_began_last_owns_the_status(state: int | No
     record = fold(
         enqueue(),
         start(1),
-        enqueue(root=OTHER_ROOT),
-        start(2, root=OTHER_ROOT),
+        enqueue(origin=OTHER_ORIGIN),
+        start(2, origin=OTHER_ORIGIN),
         write(2, 2, increment=3),
     )
     # When the older run writes, or ends, or its message is to be retried
@@ -332,19 +341,19 @@ def test_of_two_enqueues_the_run_that_began_last_owns_the_status(state: int | No
     assert_refused(record, write(1, 2, increment=1)._replace(state=state, create=True))
     assert_refused(record, enqueue(2, **{EXCEPTION: '"x"'}), Outcome.ASIDE)
     # And the retry owns it as soon as it runs
-    assert fold(start(3, number=2, create=True), record=record)[ROOT] == str(ROOT_ID)
+    assert fold(start(3, generation=2, create=True), record=record)[ORIGIN] == str(ORIGIN_ID)
 
 
-def test_a_retry_goes_on_where_an_enqueue_without_epoch_had_begun() -> None:
+def test_a_retry_goes_on_where_an_enqueue_without_id_had_begun() -> None:
     # Given a message of a process without our middleware, and a field from outside
     record = fold(
-        start(1, root=0, number=0, create=True),
+        start(1, origin=0, generation=0, create=True),
         Update(Kind.OUTSIDE, fields=user(seen_by='"ann"')),
     )
     # When a worker puts it back
     new = fold(enqueue(1, **{EXCEPTION: '"x"'}), record=record)
     # Then it is the same message that waits
-    assert (new[STATE], new[ROOT], new[NUMBER], new[":seen_by"]) == (str(QUEUED), str(ROOT_ID), "1", '"ann"')
+    assert (new[STATE], new[ORIGIN], new[GENERATION], new[":seen_by"]) == (str(QUEUED), str(ORIGIN_ID), "1", '"ann"')
     assert new[ATTEMPTS] == "1"
 
 

@@ -32,7 +32,7 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.following import BURST, MessageWatcher, PollSchedule
-from dramatiq_status.record import HEARTBEAT_AT, HEARTBEAT_INTERVAL, NUMBER, ROOT, STATE, UPDATED_AT, VERSION
+from dramatiq_status.record import GENERATION, HEARTBEAT_AT, HEARTBEAT_INTERVAL, ORIGIN, STATE, UPDATED_AT, VERSION
 
 from .conftest import StartServer
 from .jobs import Job
@@ -46,7 +46,14 @@ NEVER = 3_600_000
 
 
 def snapshot(version: int = 1, *, state: int = 1, updated_at: int = 0, now: int = 0, **fields: str) -> Snapshot:
-    record = {STATE: str(state), ROOT: "1", NUMBER: "1", VERSION: str(version), UPDATED_AT: str(updated_at), **fields}
+    record = {
+        STATE: str(state),
+        ORIGIN: "1",
+        GENERATION: "1",
+        VERSION: str(version),
+        UPDATED_AT: str(updated_at),
+        **fields,
+    }
     taken = take_snapshot("m", record, now)
     assert taken is not None
     return taken

@@ -25,7 +25,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 
 from .recording import PATIENCE, eventually
 from .servers import RedisServer
@@ -44,7 +44,7 @@ def backend(redis_server: RedisServer) -> Iterator[RedisBackend]:
     broker = StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))
     dramatiq.set_broker(broker)
-    backend.update(MESSAGE_ID, Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update(MESSAGE_ID, Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     yield backend
     backend.delete(MESSAGE_ID)
     backend.close()

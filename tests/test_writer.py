@@ -20,12 +20,12 @@ from dramatiq_status import BackendError, StatusRegistry, current_status
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.outage import Outage
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Record
-from dramatiq_status.update import Epoch, Kind, Outcome, Update
+from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 from dramatiq_status.writer import Barrier, Finish, Lane, Start, Write, Writer
 
 from .recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
 
-EPOCH = Epoch(7, 1)
+ENQUEUE_ID = EnqueueId(7, 1)
 
 
 class Silent(StubBackend):
@@ -47,7 +47,7 @@ class Silent(StubBackend):
 
 
 def begin(writer: Writer, throttle: int = 0) -> Lane:
-    lane = writer.begin_run("m", run=5, epoch=EPOCH, throttle=throttle, base=dict)
+    lane = writer.begin_run("m", run=5, enqueue_id=ENQUEUE_ID, throttle=throttle, base=dict)
     lane.add(Start({}, 1))
     return lane
 
@@ -124,7 +124,7 @@ def test_a_worker_that_ends_waits_for_a_record_whose_server_was_away(writers: li
     backend.silent = False
     calls = len(backend.calls)
     eventually(lambda: len(backend.calls) > calls)
-    backend.update("parent", Update(Kind.ENQUEUE, EPOCH))
+    backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID))
     ending.join(PATIENCE)
     # Then the count is there
     record = backend.read("parent")
@@ -147,7 +147,7 @@ def test_numbers_of_derived_classes_count(writers: list[Writer]) -> None:
     backend = StubBackend()
     writer = Writer(backend, Outage("StubBackend"))
     writers.append(writer)
-    backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+    backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     lane = begin(writer)
     # When they reach the writer as they are
     for n in (Odd(2.5), 1, Rank.FIVE, Odd(0.5)):
@@ -163,9 +163,9 @@ def test_what_cannot_be_merged_is_dropped_alone(writers: list[Writer], caplog: p
     backend = StubBackend()
     writer = Writer(backend, Outage("StubBackend"))
     writers.append(writer)
-    backend.update_many([(name, Update(Kind.ENQUEUE, EPOCH)) for name in ("m", "other")])
-    lane = writer.begin_run("m", run=5, epoch=EPOCH, throttle=0, base=dict)
-    other = writer.begin_run("other", run=6, epoch=EPOCH, throttle=0, base=dict)
+    backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
+    lane = writer.begin_run("m", run=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    other = writer.begin_run("other", run=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     refused: list[Any] = [object(), Odd("nan"), Write({PROGRESS: "many", ":bad": "1"}), Write({}, Odd("inf"))]
     # When they come between all that a run writes
     with caplog.at_level(logging.ERROR):
@@ -199,8 +199,8 @@ def test_a_message_whose_options_cannot_be_read_harms_nobody_else(
     backend = RecordingBackend()
     writer = Writer(backend, Outage("RecordingBackend"))
     writers.append(writer)
-    backend.update_many([(name, Update(Kind.ENQUEUE, EPOCH)) for name in ("m", "other")])
-    lane = writer.begin_run("m", run=5, epoch=EPOCH, throttle=0, base=unreadable)
+    backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
+    lane = writer.begin_run("m", run=5, enqueue_id=ENQUEUE_ID, throttle=0, base=unreadable)
     other = writer.outside("other")
     assert backend.delete("m")
     gate = Gate(backend)
@@ -240,7 +240,7 @@ def test_what_was_stored_one_by_one_is_not_sent_again(writers: list[Writer], mon
     writer = Writer(backend, Outage("Refusing"))
     writers.append(writer)
     for name in ("a", "b"):
-        StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, EPOCH))])
+        StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, ENQUEUE_ID))])
     lane, other = writer.outside("a"), writer.outside("b")
     # When two messages are counted on, by two updates of the first
     with writer._leadership:
@@ -282,7 +282,7 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
     lane = begin(writer)
     # When others are written to, in the same call and later
     names = [f"other-{n}" for n in range(40)]
-    others = [writer.begin_run(name, run=6, epoch=EPOCH, throttle=0, base=dict) for name in names]
+    others = [writer.begin_run(name, run=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in names]
     for other in others:
         other.add(Start({}, 1))
     # Then they are stored
@@ -318,7 +318,9 @@ class Busy(StubBackend):
         assert self.writer is not None
         self.taken += [message_id for message_id, _ in updates]
         if len(self.taken) < 100:
-            lane = self.writer.begin_run(f"other-{len(self.taken)}", run=6, epoch=EPOCH, throttle=0, base=dict)
+            lane = self.writer.begin_run(
+                f"other-{len(self.taken)}", run=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict
+            )
             lane.add(Start({}, 1))
         return super().update_many(updates)
 
@@ -332,7 +334,7 @@ def test_a_message_of_an_outage_is_stored_however_many_others_there_are(
     backend = Busy()
     backend.writer = writer = Writer(backend, Outage("Busy"))
     writers.append(writer)
-    lanes = [writer.begin_run(name, run=5, epoch=EPOCH, throttle=0, base=dict) for name in ("m", "n")]
+    lanes = [writer.begin_run(name, run=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
     for lane in lanes:
         lane.add(Start({}, 1))
     assert eventually(lambda: all(lane.suspect for lane in lanes))
@@ -370,7 +372,7 @@ def test_a_parent_that_the_store_refuses_is_not_asked_for_all_the_time(
     writer = Writer(backend, Outage("Picky"))
     writers.append(writer)
     lane = begin(writer)
-    other = writer.begin_run("other", run=6, epoch=EPOCH, throttle=0, base=dict)
+    other = writer.begin_run("other", run=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other.add(Start({}, 1))
     assert eventually(lambda: lane.suspect and backend.read("other") is not None)
     # When a child increments its progress
@@ -404,7 +406,7 @@ def test_only_what_was_not_carried_out_is_sent_again(writers: list[Writer], monk
     backend = Contended()
     writer = Writer(backend, Outage("Contended"))
     writers.append(writer)
-    backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+    backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     lane = writer.outside("m")
     # When both bring increments
     with writer._leadership:
@@ -423,7 +425,7 @@ def test_a_sender_comes_to_its_end_while_others_write(writers: list[Writer]) -> 
     backend = StubBackend()
     writer = Writer(backend, Outage("StubBackend"))
     writers.append(writer)
-    backend.update_many([(name, Update(Kind.ENQUEUE, EPOCH)) for name in ("m", "other")])
+    backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
     lane, other = writer.outside("m"), writer.outside("other")
     gathered: list[str] = []
     collect = Lane.collect
@@ -451,7 +453,7 @@ def test_an_interrupt_as_the_writer_is_told_costs_one_increment_at_most(
 ) -> None:
     # Given a job that counts on another message's bar
     backend = StubBackend()
-    backend.update("parent", Update(Kind.ENQUEUE, EPOCH))
+    backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID))
     writer = Writer(backend, Outage("StubBackend"))
     writers.append(writer)
     lane = writer.outside("parent")
@@ -501,7 +503,7 @@ def test_an_interrupt_as_a_run_counts_its_own_progress_loses_no_final_state(writ
     # Given jobs that read their own progress, and are interrupted at any line of that
     for line in itertools.count(1):
         backend = StubBackend(timeout=1_000)
-        backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+        backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
         writer = Writer(backend, Outage("StubBackend"))
         writers.append(writer)
         lane, strike, barrier = begin(writer), Strike("_merge", line), Barrier()
@@ -526,7 +528,7 @@ def test_an_interrupt_as_a_message_is_postponed_loses_no_final_state(writers: li
     backends: list[Silent] = []
     for line in itertools.count(1):
         backend = Silent(others=True)
-        backend.update("m", Update(Kind.ENQUEUE, EPOCH))
+        backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
         writer = Writer(backend, Outage("Silent"))
         writers.append(writer)
         backends.append(backend)
@@ -605,7 +607,7 @@ def test_a_state_of_another_message_is_written_without_waiting(down: bool) -> No
         except Exception as e:
             raised.append(e)
 
-    backend.update("other", Update(Kind.ENQUEUE, EPOCH))
+    backend.update("other", Update(Kind.ENQUEUE, ENQUEUE_ID))
     with working(broker):
         judge.send("other")
         broker.join("default", timeout=int(PATIENCE * 1000))

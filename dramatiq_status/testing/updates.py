@@ -17,24 +17,32 @@ from ..record import (
     Record,
     deletion_marks,
 )
-from ..update import Changes, Epoch, Kind, Update, apply
+from ..update import Changes, EnqueueId, Kind, Update, apply
 
 
-def enqueue(root: int = 7, number: int = 1, **fields: str) -> Update:
-    return Update(Kind.ENQUEUE, Epoch(root, number), fields=named(fields))
+def enqueue(origin: int = 7, generation: int = 1, **fields: str) -> Update:
+    return Update(Kind.ENQUEUE, EnqueueId(origin, generation), fields=named(fields))
 
 
-def start(run: int, root: int = 7, number: int = 1, *, place: int = 1, create: bool = True, **fields: str) -> Update:
+def start(
+    run: int, origin: int = 7, generation: int = 1, *, place: int = 1, create: bool = True, **fields: str
+) -> Update:
     return Update(
-        Kind.RUN, Epoch(root, number), run, place, start=True, create=create, fields={STARTED_AT: "5", **named(fields)}
+        Kind.RUN,
+        EnqueueId(origin, generation),
+        run,
+        place,
+        start=True,
+        create=create,
+        fields={STARTED_AT: "5", **named(fields)},
     )
 
 
 def write(
     run: int,
     place: int,
-    root: int = 7,
-    number: int = 1,
+    origin: int = 7,
+    generation: int = 1,
     *,
     create: bool = False,
     increment: int | float = 0,
@@ -43,7 +51,7 @@ def write(
 ) -> Update:
     return Update(
         Kind.RUN,
-        Epoch(root, number),
+        EnqueueId(origin, generation),
         run,
         place,
         create=create,
@@ -56,8 +64,8 @@ def write(
 def finish(
     run: int,
     place: int = 9,
-    root: int = 7,
-    number: int = 1,
+    origin: int = 7,
+    generation: int = 1,
     *,
     state: int = COMPLETED,
     create: bool = False,
@@ -67,7 +75,7 @@ def finish(
 ) -> Update:
     return Update(
         Kind.RUN,
-        Epoch(root, number),
+        EnqueueId(origin, generation),
         run,
         place,
         create=create,

@@ -58,7 +58,7 @@ class RedisHooks:
             "no state": hash_of(v="1", e="7", n="1", r="1", q="1"),
             "no version": hash_of(s="1", e="7", n="1", r="1", q="1"),
             "version that is no number": hash_of(s="1", v="x", e="7", n="1", r="1", q="1"),
-            "no root": hash_of(s="1", v="1", n="1", r="1", q="1"),
+            "no origin": hash_of(s="1", v="1", n="1", r="1", q="1"),
             "no number": hash_of(s="1", v="1", e="7", r="1", q="1"),
             "run without a place": hash_of(s="1", v="1", e="7", n="1", r="1"),
             "place that is no number": hash_of(s="1", v="1", e="7", n="1", r="1", q="x"),

@@ -284,12 +284,12 @@ def test_an_old_value_is_not_shown_for_a_new_one(backend: MemcachedBackend, mess
     assert snapshot.truncated == ("value",) and snapshot["truncated"] == ["value"]
     assert snapshot.to_dict()["truncated"] == ["value"] and '"truncated": ["value"]' in snapshot.to_json()
     # And a late enqueue, or a retry, does not bring it back
-    for update in (enqueue(value="0"), enqueue(number=2, value="0"), start(2, number=2)):
+    for update in (enqueue(value="0"), enqueue(generation=2, value="0"), start(2, generation=2)):
         backend.update_many([(message_id, update)])
         snapshot = backend.snapshot(message_id)
         assert snapshot is not None and "value" not in snapshot and snapshot.truncated == ("value",)
     # And when it is written anew and fits, it is there, and nothing is missing
-    assert backend.update(message_id, write(2, 2, number=2, value="3")) is Outcome.APPLIED
+    assert backend.update(message_id, write(2, 2, generation=2, value="3")) is Outcome.APPLIED
     snapshot = backend.snapshot(message_id)
     assert snapshot is not None and snapshot["value"] == 3 and snapshot.truncated == ()
     assert "truncated" not in snapshot.to_dict()

@@ -232,7 +232,7 @@ class TestRedis(RedisHooks, BackendConformance):
     def test_many_more_reads_than_a_call_takes(self, backend: RedisBackend) -> None:
         # Given two records that are far apart
         ids = [str(n) for n in range(2 * READS_A_CALL + 1)]
-        backend.update_many([(ids[0], enqueue(root=1)), (ids[-1], enqueue(root=2))])
+        backend.update_many([(ids[0], enqueue(origin=1)), (ids[-1], enqueue(origin=2))])
         # When they are read with all between them
         found = backend.read_many(ids)
         # Then each is in its place
@@ -337,9 +337,9 @@ sys.modules["hiredis"] = None
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.record import COMPLETED
-from dramatiq_status.update import Epoch, Kind, Outcome, Update
+from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 backend = RedisBackend(url={redis_url!r}, timeout=20_000)
-assert backend.update("m", Update(Kind.ENQUEUE, Epoch(7, 1), fields={{":a": "1"}})) is Outcome.APPLIED
+assert backend.update("m", Update(Kind.ENQUEUE, EnqueueId(7, 1), fields={{":a": "1"}})) is Outcome.APPLIED
 end = Update(Kind.OUTSIDE, state=COMPLETED, increment=3)
 watched = []
 for snapshot in StatusRegistry.watch("m", backend=backend):

@@ -378,13 +378,19 @@ def test_a_user_who_may_do_no_more_than_needed(client: redis.Redis, redis_server
     ) as backend:
         # When messages go all their ways
         life = (
-            *(enqueue(a='"actor"'), start(1), write(1, 2, increment=1, step="1"), enqueue(number=2)),
-            *(start(2, number=2), heartbeat(2), outside(increment=1), finish(2, 9, number=2)),
-            *(enqueue(root=8, step="2"), enqueue(root=8, b="1"), outside(state=3), outside(state=0), start(3, root=9)),
+            *(enqueue(a='"actor"'), start(1), write(1, 2, increment=1, step="1"), enqueue(generation=2)),
+            *(start(2, generation=2), heartbeat(2), outside(increment=1), finish(2, 9, generation=2)),
+            *(
+                enqueue(origin=8, step="2"),
+                enqueue(origin=8, b="1"),
+                outside(state=3),
+                outside(state=0),
+                start(3, origin=9),
+            ),
         )
         outcomes = [backend.update("m", update) for update in life]
         with closing(backend.subscribe(["m"])) as subscription:
-            backend.update("m", write(3, 2, root=9))
+            backend.update("m", write(3, 2, origin=9))
             heard = subscription.wait(PATIENT / 1000)
         for n in range(50):
             backend.update_many([(f"m{n}", start(1, a=f'"a{n}"')), (f"m{n}", finish(1))])

@@ -66,11 +66,11 @@ def test_a_message_is_in_one_set(backend: RedisBackend, client: redis.Redis) -> 
         start(1),
         write(1, 2, step="1"),
         heartbeat(1),
-        enqueue(number=2),
-        start(2, number=2),
-        finish(2, number=2, ttl=60_000),
+        enqueue(generation=2),
+        start(2, generation=2),
+        finish(2, generation=2, ttl=60_000),
         outside(state=FAILED, ttl=90_000),
-        enqueue(root=8, a='"rows"', Q='"low"'),
+        enqueue(origin=8, a='"rows"', Q='"low"'),
     ):
         backend.update("m", update)
         seen.append(sets_of(client))

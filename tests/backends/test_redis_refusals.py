@@ -302,7 +302,7 @@ def test_something_foreign_is_unknown(backend: RedisBackend, admin: redis.Redis)
 def test_a_script_that_may_not_read(admin: redis.Redis, backend: RedisBackend, command: str) -> None:
     # Given a finished message
     backend.update_many([("m", start(1, step='"1"')), ("m", finish(1))])
-    updates = (outside(step="2"), enqueue(root=8), outside(state=COMPLETED))
+    updates = (outside(step="2"), enqueue(origin=8), outside(state=COMPLETED))
     # When the script may run, and not look at the record
     with forbidden(command)(admin):
         for update in updates if command == "hmget" else updates[1:2]:

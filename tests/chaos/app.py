@@ -113,7 +113,7 @@ class Witness(Middleware):
         if delay is not None or not self._notes.delayed[message.message_id]:
             # A retry keeps it; a message that is enqueued anew, by its sender or by a group, has another.
             root = message.options.setdefault("chaos_root", uuid4().hex[:12])
-            self._facts.write("enqueuing", id=message.message_id, root=root)
+            self._facts.write("enqueuing", id=message.message_id, origin=root)
             run = self._notes.run
             if run is not None and run.message_id == message.message_id:
                 run.offered = True

@@ -24,7 +24,7 @@ from dramatiq_status._process import note_interrupt, raise_thread_exception
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.options import _token
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from ..servers import MemcachedServer, RedisServer, Server
@@ -93,7 +93,7 @@ def test_a_pool_counts_on_another_message(backend: StatusBackend) -> None:
         with make_pool() as pool:
             pool.map(count_on, ["parent"] * 100, chunksize=25)
 
-    backend.update("parent", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     # When it runs
     perform(backend, job)
     # Then everything was counted
@@ -212,7 +212,7 @@ def a_memcached(start_server: Any) -> tuple[Server, StatusBackend]:
 def test_what_a_child_writes_in_an_outage_is_stored_or_raises(start_server: Any, store: Any) -> None:
     # Given a job whose child writes while the store is down, and when it is back
     server, backend = store(start_server)
-    backend.update("other", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("other", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     told, back = fork.Event(), fork.Event()
 
     def child(other: Any) -> None:

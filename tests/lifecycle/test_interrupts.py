@@ -295,7 +295,7 @@ def test_an_interrupt_while_writes_to_other_messages_are_stored(monkeypatch: pyt
 def test_an_interrupt_while_a_retry_is_stored() -> None:
     # Given a message whose actor has raised, and a store that takes its time for the retry
     backend = RecordingBackend(timeout=int(PATIENCE * 1000))
-    gate = Gate(backend, holds=lambda updates: any(update.epoch.number == 2 for _, update in updates))
+    gate = Gate(backend, holds=lambda updates: any(update.enqueue_id.generation == 2 for _, update in updates))
     broker = make_broker(backend)
     runs: list[int] = []
 

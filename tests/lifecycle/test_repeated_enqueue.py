@@ -18,8 +18,8 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import Middleware, Retries
 
 from dramatiq_status import StatusMiddleware, StatusRegistry
-from dramatiq_status.options import EPOCH_OPTION
-from dramatiq_status.record import NUMBER
+from dramatiq_status.options import ENQUEUE_ID_OPTION
+from dramatiq_status.record import GENERATION
 from dramatiq_status.update import Kind
 
 from ..recording import PATIENCE, RecordingBackend, run, working
@@ -50,7 +50,7 @@ class RepeatingBroker(StubBroker):
             if self.copies:
                 message = given.copy()
             self.emit_before("enqueue", message, delay)
-            self.begun.append(message.options[EPOCH_OPTION])
+            self.begun.append(message.options[ENQUEUE_ID_OPTION])
             reached = reached or message.encode()
         self.queues[queue_name].put(reached)
         if self.refuses:
@@ -65,10 +65,10 @@ def backend() -> RecordingBackend:
 
 
 def numbers(backend: RecordingBackend, message_id: str) -> list[int]:
-    """The numbers of the enqueues that were stored, in order: of one root."""
-    epochs = [update.epoch for update in backend.updates(message_id, Kind.ENQUEUE)]
-    assert len({epoch.root for epoch in epochs}) == 1
-    return [epoch.number for epoch in epochs]
+    """The numbers of the enqueues that were stored, in order: of one origin."""
+    enqueue_ids = [update.enqueue_id for update in backend.updates(message_id, Kind.ENQUEUE)]
+    assert len({enqueue_id.origin for enqueue_id in enqueue_ids}) == 1
+    return [enqueue_id.generation for enqueue_id in enqueue_ids]
 
 
 @pytest.mark.parametrize("copies", [False, True], ids=["same", "copies"])
@@ -186,14 +186,14 @@ def test_enqueues_that_have_ended_are_others(backend: RecordingBackend) -> None:
     broker.enqueue(message)
     # Then these are two enqueues, and the newer one owns the status
     assert [number for _, number in broker.begun] == [1, 1, 1, 2, 2, 2]
-    assert backend.field(message.message_id, NUMBER) == "2"
+    assert backend.field(message.message_id, GENERATION) == "2"
     # And another message with the same id repeats neither
     broker.refuses = True
     for timestamp in (1, 2):
         with pytest.raises(ConnectionClosed):
             broker.enqueue(work.message().copy(message_id="daily", message_timestamp=timestamp))
-    roots = [root for root, _ in broker.begun[-6:]]
-    assert len(set(roots[:3])) == len(set(roots[3:])) == 1 and roots[0] != roots[3]
+    origins = [origin for origin, _ in broker.begun[-6:]]
+    assert len(set(origins[:3])) == len(set(origins[3:])) == 1 and origins[0] != origins[3]
 
 
 class Cut:

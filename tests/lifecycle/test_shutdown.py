@@ -19,7 +19,7 @@ from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, 
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.outage import Outage
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE
-from dramatiq_status.update import Epoch, Kind, Update
+from dramatiq_status.update import EnqueueId, Kind, Update
 from dramatiq_status.writer import Writer
 
 from ..recording import UNMEASURED, Broken, RecordingBackend, eventually, make_broker, run, working
@@ -195,7 +195,7 @@ def test_what_is_written_while_the_writer_s_thread_ends() -> None:
     # Given a writer whose thread is about to end when somebody writes, who still sees it there
     backend = RecordingBackend()
     writer = Writer(backend, Outage("a store"))
-    backend.update("m", Update(Kind.ENQUEUE, Epoch(1, 1)))
+    backend.update("m", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     lane = writer.outside("m")
     lane.increment(1)
     assert lane.flush(PATIENCE)

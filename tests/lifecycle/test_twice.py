@@ -79,4 +79,4 @@ def test_a_delayed_message_that_a_worker_holds_twice_is_enqueued_once() -> None:
         for _ in range(2):
             runs.get(timeout=PATIENCE)
     # Then neither copy is taken for another enqueue, which would start its status over
-    assert [update.epoch.number for update in backend.updates(copy.message_id, Kind.ENQUEUE)] == [1]
+    assert [update.enqueue_id.generation for update in backend.updates(copy.message_id, Kind.ENQUEUE)] == [1]

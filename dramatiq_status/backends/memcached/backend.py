@@ -268,7 +268,7 @@ class MemcachedBackend(StatusBackend):
         """Send an update that makes a record where there is none; None
         where it is no such update, is too large or could not be sent.
         """
-        if update.kind is not Kind.ENQUEUE or update.epoch.number > 1:
+        if update.kind is not Kind.ENQUEUE or update.enqueue_id.generation > 1:
             return None
         now = now_ms()
         _, record, ttl = apply(None, update, now)
@@ -479,7 +479,7 @@ class MemcachedBackend(StatusBackend):
         known = self._recall(job.message_id)
         if known is not None and known.serves(update, connection.server, now):
             return known
-        if update.kind is Kind.ENQUEUE and update.epoch.number <= 1:
+        if update.kind is Kind.ENQUEUE and update.enqueue_id.generation <= 1:
             return ABSENT
         return None
 

@@ -47,14 +47,14 @@ def update_arguments(
     """
     arguments: list[Any] = [now]
     listed = False
-    for _, (kind, epoch, run, place, start, create, state, attempts, fields, increment, ttl, changes) in updates:
+    for _, (kind, enqueue_id, run, place, start, create, state, attempts, fields, increment, ttl, changes) in updates:
         added = number_text(increment) if increment else 0
         if changes is not None:
             arguments += _change_arguments(changes)
         if kind is Kind.RUN:
             if start or create or state is not None or changes is not None:
                 listed = True
-                arguments += (WireKind.TRANSITION, epoch[0], epoch[1], run, place, 1 if start else 0)
+                arguments += (WireKind.TRANSITION, enqueue_id[0], enqueue_id[1], run, place, 1 if start else 0)
                 arguments += (1 if create else 0, "" if state is None else state, attempts, added, ttl, len(fields))
             else:
                 arguments += (WireKind.WRITE, run, place, added, len(fields))
@@ -66,7 +66,7 @@ def update_arguments(
                 arguments += (WireKind.OUTSIDE_STATE, "" if state is None else state, added, ttl, len(fields))
         elif kind is Kind.ENQUEUE:
             listed = True
-            arguments += (WireKind.ENQUEUE, epoch[0], epoch[1], len(fields))
+            arguments += (WireKind.ENQUEUE, enqueue_id[0], enqueue_id[1], len(fields))
         else:
             arguments += (WireKind.HEARTBEAT, run, len(fields))
         for item in fields.items():

@@ -18,7 +18,7 @@ DAY = 86_400_000
 
 #: Updates that give an unfinished record its whole life back.
 RENEWING: dict[str, tuple[list[Update], Update]] = {
-    "requeue": ([enqueue(), start(1)], enqueue(number=2)),
+    "requeue": ([enqueue(), start(1)], enqueue(generation=2)),
     "start": ([enqueue()], start(1)),
     "write": ([start(1)], write(1, 2, step="1")),
     "count": ([start(1)], counting(write(1, 2), rows=1)),
@@ -65,7 +65,7 @@ class Lifetimes(StoreTests):
 
     @pytest.mark.parametrize(
         "given, update",
-        [([], enqueue), ([start(1, L="60000")], lambda **f: enqueue(number=2, **f))],
+        [([], enqueue), ([start(1, L="60000")], lambda **f: enqueue(generation=2, **f))],
         ids=["enqueue", "requeue"],
     )
     def test_a_delay_is_on_top(

@@ -15,15 +15,15 @@ from ...cursor import Cursor
 from ...errors import NotSupported
 from ...record import COMPLETED, FAILED, QUEUED, WORKING
 from ...registry import StatusRegistry
-from ...update import Epoch, Kind, Update
+from ...update import EnqueueId, Kind, Update
 from ..updates import counting, enqueue, finish, heartbeat, life_to, outside, start, with_actor, write
 from .store import StoreTests, listed, write_later
 
 #: Updates that bring a message to the head of a list.
 MOVING: dict[str, tuple[list[Update], Update]] = {
-    "requeue": ([enqueue(), start(1)], enqueue(number=2)),
-    "requeue of a waiting message": ([enqueue()], enqueue(number=2)),
-    "enqueue anew": ([start(1), finish(1)], enqueue(root=8)),
+    "requeue": ([enqueue(), start(1)], enqueue(generation=2)),
+    "requeue of a waiting message": ([enqueue()], enqueue(generation=2)),
+    "enqueue anew": ([start(1), finish(1)], enqueue(origin=8)),
     "start": ([enqueue()], start(1)),
     "start of a redelivery": ([start(1)], start(2)),
     "end": ([start(1)], finish(1)),
@@ -166,7 +166,7 @@ class Lists(StoreTests):
         suffix = uuid4().hex
         for (actor, queue), message_id in ids.items():
             fields = {"a": json.dumps(actor + suffix), "Q": json.dumps(queue + suffix)}
-            listing.update(message_id, Update(Kind.ENQUEUE, Epoch(7, 1), fields=fields))
+            listing.update(message_id, Update(Kind.ENQUEUE, EnqueueId(7, 1), fields=fields))
         for (actor, queue), message_id in ids.items():
             # When one is listed
             by_actor = listed(listing, Query(actor_name=actor + suffix))
@@ -210,7 +210,7 @@ class Lists(StoreTests):
         actor = uuid4().hex
         listing.update(message_id, start(1, a=f'"{actor}"'))
         # When it is put back into its queue
-        listing.update(message_id, enqueue(number=2))
+        listing.update(message_id, enqueue(generation=2))
         # Then it waits, and no longer runs
         queries = [Query(state=state, actor_name=actor) for state in range(4)]
         assert [listed(listing, query) for query in queries] == [[message_id], [], [], []]

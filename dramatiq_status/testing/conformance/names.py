@@ -86,7 +86,7 @@ class Names(StoreTests):
         [
             ([], enqueue),
             ([start(1)], enqueue),
-            ([start(1)], lambda **f: enqueue(number=2, **f)),
+            ([start(1)], lambda **f: enqueue(generation=2, **f)),
             ([enqueue()], lambda **f: start(1, **f)),
             ([], lambda **f: start(1, **f)),
             ([start(1)], lambda **f: write(1, 2, **f)),
@@ -120,7 +120,7 @@ class Names(StoreTests):
 
     def test_message_ids_that_look_alike(self, backend: StatusBackend) -> None:
         # Given messages whose ids might be taken for one another
-        backend.update_many([(message_id, enqueue(root=n + 1)) for n, message_id in enumerate(ALIKE)])
+        backend.update_many([(message_id, enqueue(origin=n + 1)) for n, message_id in enumerate(ALIKE)])
         # When they are read
         found = read_many(backend, ALIKE)
         # Then each is itself
@@ -148,7 +148,7 @@ class Names(StoreTests):
         ]
         backends = [make_backend(namespace=namespace) for namespace, _ in pairs]
         for n, (backend, (_, message_id)) in enumerate(zip(backends, pairs)):
-            backend.update(message_id, enqueue(root=n + 1))
+            backend.update(message_id, enqueue(origin=n + 1))
         # When they are read
         found = [backend.read(message_id) for backend, (_, message_id) in zip(backends, pairs)]
         # Then each is itself

@@ -61,10 +61,10 @@ class Outcomes(StoreTests):
             enqueue(a='"actor"', E="1", user_id="42"),
             start(1, t="10"),
             write(1, 2, increment=3, step='"a"'),
-            enqueue(number=2, D="9", x='"E"'),
-            start(2, number=2),
-            write(2, 2, number=2, increment=5),
-            finish(2, 3, number=2, increment=5),
+            enqueue(generation=2, D="9", x='"E"'),
+            start(2, generation=2),
+            write(2, 2, generation=2, increment=5),
+            finish(2, 3, generation=2, increment=5),
         ]
         # When all that is written
         outcomes = [backend.update(message_id, update) for update in life]
@@ -117,26 +117,26 @@ class Outcomes(StoreTests):
         assert record is not None
         assert (record[STATE], record[":step"], record[":user_id"]) == ("1", '"run"', "42")
 
-    @pytest.mark.parametrize("root, number", [(7, 2), (8, 1)], ids=["same root", "other root"])
+    @pytest.mark.parametrize("origin, generation", [(7, 2), (8, 1)], ids=["same origin", "other origin"])
     def test_a_finished_message_starts_anew(
-        self, backend: StatusBackend, message_id: str, root: int, number: int
+        self, backend: StatusBackend, message_id: str, origin: int, generation: int
     ) -> None:
         # Given a finished message
         for update in (enqueue(user_id="42"), start(1, step="1"), finish(1, p="100")):
             backend.update(message_id, update)
         # When it is enqueued again
-        backend.update(message_id, enqueue(root, number, step="2"))
+        backend.update(message_id, enqueue(origin, generation, step="2"))
         # Then nothing is left of what was but the count of changes
         record = backend.read(message_id)
         assert record is not None and record.pop(UPDATED_AT)
-        assert record == {"s": "0", "v": "4", "e": str(root), "n": str(number), ":step": "2"}
+        assert record == {"s": "0", "v": "4", "e": str(origin), "n": str(generation), ":step": "2"}
 
     def test_a_requeue_keeps_what_was_written(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message that ran
         for update in (enqueue(user_id="42"), start(1, step="1"), write(1, 2, p="5", t="10")):
             backend.update(message_id, update)
         # When it is put back into its queue, with what it carries since it was first enqueued
-        backend.update(message_id, enqueue(number=2, x='"E"', step='"old"'))
+        backend.update(message_id, enqueue(generation=2, x='"E"', step='"old"'))
         # Then fields, progress and attempts are still there
         record = backend.read(message_id)
         assert record is not None

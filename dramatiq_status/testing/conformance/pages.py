@@ -65,7 +65,9 @@ class Pages(StoreTests):
             for message_id in choice.sample(ids, 4):
                 moved.add(message_id)
                 number = 2 + len(shown)
-                listing.update_many([(message_id, enqueue(number=number)), (message_id, start(number, number=number))])
+                listing.update_many(
+                    [(message_id, enqueue(generation=number)), (message_id, start(number, generation=number))]
+                )
             listing.update(uuid4().hex, enqueue(a=f'"{actor}"'))
         # Then no message is listed twice, and all that have not moved are listed
         assert len(shown) == len(set(shown)) and set(shown) <= set(ids)

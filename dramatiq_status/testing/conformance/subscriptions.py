@@ -32,7 +32,13 @@ class Subscriptions(StoreTests):
 
     def test_a_change_is_told(self, backend: StatusBackend, hearing: Subscription, message_id: str) -> None:
         # Given somebody who hears of a message
-        for update in (start(1), write(1, 2, step="1"), outside(increment=1), enqueue(number=2), start(2, number=2)):
+        for update in (
+            start(1),
+            write(1, 2, step="1"),
+            outside(increment=1),
+            enqueue(generation=2),
+            start(2, generation=2),
+        ):
             # When it changes
             backend.update(message_id, update)
             # Then they are told, and of which version

@@ -1,6 +1,6 @@
 -- Reading and writing of records. A call with shortcuts only does not need these functions.
 local function define_record()
-  -- Limit a time to live to what PEXPIRE takes (`limited` in record.py).
+  -- Limit a time to live to what PEXPIRE takes (`limited_ttl` in record.py).
   local function limited(ttl)
     return math.min(math.max(1, ttl), LONGEST_TTL)
   end
