@@ -106,7 +106,7 @@ class StatusBackend(abc.ABC):
     of them does not answer and others do, :meth:`read_many` and
     :meth:`snapshots` return a :class:`.BackendError` in the place of each
     record of that server, and :meth:`update_many` and
-    :meth:`begin_update` answer with ``Outcome.UNREACHED``.
+    :meth:`begin_update` answer with ``Outcome.UNAVAILABLE``.
 
     Parameters:
       namespace(str): What the keys of this backend start with: up to
@@ -161,7 +161,7 @@ class StatusBackend(abc.ABC):
 
         Returns:
           list[Outcome]: What became of each: ``Outcome.REFUSED`` where the
-          store has no room for one, ``Outcome.UNREACHED`` where one was not carried
+          store has no room for one, ``Outcome.UNAVAILABLE`` where one was not carried
           out and may be sent again, while others were, or its message alone was in the way.
 
         Raises:

@@ -105,7 +105,7 @@ class Outcome(int, Enum):
     APPLIED = 1
     #: An enqueue that came after what it had led to: the fields that
     #: nobody had written since are stored, the state is not.
-    ASIDE = 2
+    LATE = 2
     #: It had been stored before.
     DUPLICATE = 3
     #: It came from a run that no longer owns the status, or after the end.
@@ -115,7 +115,7 @@ class Outcome(int, Enum):
     #: The server that has the record does not answer, while others of
     #: the same store do: whether it is stored is not known, and it may
     #: be sent again.
-    UNREACHED = 6
+    UNAVAILABLE = 6
     #: It is stored, except for the counts on fields that hold no number,
     #: or whose sum would leave the numbers that every store can count with.
     UNCOUNTED = 7
@@ -236,10 +236,10 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                     if name not in OUTDATED and DELETED_PREFIX + name not in record
                 }
                 new = {**late, **record}
-                return Applied(Outcome.ASIDE, _touch(new, record, now) if len(new) > len(record) else record)
+                return Applied(Outcome.LATE, _touch(new, record, now) if len(new) > len(record) else record)
         elif record[ORIGIN] != _NO_ORIGIN and update.enqueue_id.generation > 1 and not finished:
             # It puts back an older enqueue of the same message; the newer one owns the status.
-            return Applied(Outcome.ASIDE, record)
+            return Applied(Outcome.LATE, record)
         # What was enqueued without our middleware may be put back by a process that has it.
         if record[ORIGIN] in (origin, _NO_ORIGIN) and not finished:
             new = {name: text for name, text in record.items() if name not in CLEARED_BY_REQUEUE}

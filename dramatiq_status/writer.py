@@ -295,7 +295,7 @@ class Lane:
     #: Time since which the message, written to from outside, has no record, by the monotonic clock; None if it has one.
     missing_since: float | None = None
     #: Whether its server, one of many, has not answered since its updates were last stored.
-    unreached: bool = False
+    unavailable: bool = False
     #: Whether the store has refused it when it was sent alone, and has not taken it since.
     suspect: bool = False
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
@@ -550,7 +550,7 @@ class Lane:
                 update = entry.frozen
                 assert update is not None
                 sent += 1
-                if outcome is Outcome.UNREACHED or (outcome is Outcome.MISSING and keep_missing):
+                if outcome is Outcome.UNAVAILABLE or (outcome is Outcome.MISSING and keep_missing):
                     left.append(entry)
                     continue
                 if outcome is Outcome.MISSING and update.kind is Kind.RUN and not update.create:
@@ -1432,16 +1432,16 @@ class Writer:
         lane.suspect = False
         if lane in self._backlog:
             self._backlog.note(lane)
-        if Outcome.UNREACHED in outcomes:
-            lane.unreached = True
+        if Outcome.UNAVAILABLE in outcomes:
+            lane.unavailable = True
         if Outcome.MISSING in outcomes and not lane.repeatable:
             self._settle_missing(lane, outcomes, makers.get(lane.message_id))
             return
         again = lane.settle(outcomes)
-        if Outcome.UNREACHED in outcomes:
+        if Outcome.UNAVAILABLE in outcomes:
             self._postpone(lane, LONGEST_PAUSE)
             return
-        lane.missing_since, lane.unreached = None, False
+        lane.missing_since, lane.unavailable = None, False
         if not again:
             del self._ready[lane]
 
@@ -1456,7 +1456,7 @@ class Writer:
             lane.missing_since = now
         missing = now - lane.missing_since
         # A worker that ends does not wait for an unknown message, except after its server was away.
-        recent = self.outage.recovering or (missing < RECOVERY and (lane.unreached or not self._drains))
+        recent = self.outage.recovering or (missing < RECOVERY and (lane.unavailable or not self._drains))
         # Updates of known messages do not make room for those of unknown ones.
         kept = recent and (lane in self._backlog or self._backlog.has_room)
         again = lane.settle(outcomes, keep_missing=kept or maker is not None)
@@ -1464,7 +1464,7 @@ class Writer:
             # The next writes are kept for a moment as well.
             lane.missing_since = None
             del self._ready[lane]
-        elif maker is None or Outcome.UNREACHED in outcomes:
+        elif maker is None or Outcome.UNAVAILABLE in outcomes:
             self._postpone(lane, min(max(FIRST_PAUSE, missing), LONGEST_PAUSE))
         else:
             self._follow(lane, maker)
@@ -1559,7 +1559,7 @@ class Writer:
             self._heartbeat_at = min(self._heartbeat_at, self.outage.retry_at)
             return
         self.outage.succeeded()
-        if Outcome.UNREACHED in outcomes:
+        if Outcome.UNAVAILABLE in outcomes:
             self._heartbeat_at = min(self._heartbeat_at, time.monotonic() + LONGEST_PAUSE)
         for lane, outcome in zip(lanes, outcomes):
             if outcome is Outcome.MISSING:

@@ -434,6 +434,6 @@ def test_one_frozen_node(redis_cluster: RedisCluster) -> None:
         redis_cluster.resume()
         backend.close()
     # Then there was time left for the other nodes
-    assert [outcome is not Outcome.UNREACHED for outcome in outcomes] == [
+    assert [outcome is not Outcome.UNAVAILABLE for outcome in outcomes] == [
         redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) != 0 for message_id in ids
     ]

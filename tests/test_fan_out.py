@@ -259,7 +259,7 @@ class Away(StubBackend):
         outcomes: list[Outcome] = []
         for message_id, update in updates:
             away = self.away and message_id == "job"
-            outcomes += [Outcome.UNREACHED] if away else super().update_many([(message_id, update)])
+            outcomes += [Outcome.UNAVAILABLE] if away else super().update_many([(message_id, update)])
         return outcomes
 
 
@@ -462,7 +462,7 @@ class Lame(StubBackend):
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         return [
-            Outcome.UNREACHED if message_id == self.lame else super(Lame, self).update_many([(message_id, update)])[0]
+            Outcome.UNAVAILABLE if message_id == self.lame else super(Lame, self).update_many([(message_id, update)])[0]
             for message_id, update in updates
         ]
 

@@ -193,14 +193,14 @@ def test_writes_tell_what_is_stored(fleet: Fleet, backend: MemcachedBackend, los
     # When all are written in one call
     outcomes = backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
     # Then those of the others are stored, and it is said which are not
-    assert outcomes == [Outcome.UNREACHED, Outcome.APPLIED] * 3
+    assert outcomes == [Outcome.UNAVAILABLE, Outcome.APPLIED] * 3
     found = backend.read_many(ids)
     assert [isinstance(one, BackendError) or (one and one[":step"]) for one in found] == [True, "1"] * 3
     # And so it is with those that are alone in their call
-    assert backend.update_many([(gone[0], write(1, 2))]) == [Outcome.UNREACHED]
+    assert backend.update_many([(gone[0], write(1, 2))]) == [Outcome.UNAVAILABLE]
     assert backend.update_many([(there[0], write(1, 2))]) == [Outcome.APPLIED]
     assert [backend.begin_update(m, enqueue(origin=8))() for m in (gone[1], there[1])] == [
-        Outcome.UNREACHED,
+        Outcome.UNAVAILABLE,
         Outcome.APPLIED,
     ]
 
@@ -285,7 +285,7 @@ def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
     # When messages of all three are written, which takes some rounds each
     outcomes = backend.update_many([(message_id, outside(step="1")) for message_id in ids])
     # Then those of the other two are stored, and those of the frozen one are not
-    assert outcomes == [Outcome.UNREACHED] * 300 + [Outcome.APPLIED] * 600
+    assert outcomes == [Outcome.UNAVAILABLE] * 300 + [Outcome.APPLIED] * 600
     # And so it is with reads
     found = backend.read_many(ids)
     assert [isinstance(one, BackendError) for one in found] == [True] * 300 + [False] * 600
@@ -351,7 +351,7 @@ def test_begun_updates_and_a_server_that_goes(fleet: Fleet, backend: MemcachedBa
     if fault == "kill":
         fleet[1].kill()
     # Then that is known at its end
-    assert complete() is Outcome.UNREACHED
+    assert complete() is Outcome.UNAVAILABLE
 
 
 def test_a_server_that_failed_is_left_alone_for_a_while(
@@ -359,13 +359,13 @@ def test_a_server_that_failed_is_left_alone_for_a_while(
 ) -> None:
     # Given a server that was missed, and is back
     (message_id,) = ids_on(backend, lost, 1)
-    assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNREACHED]
+    assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
     (member,) = [member for member in backend._fleet._members.values() if member.outage.down]
     lost.start()
     # When it is asked before its time
     member.outage.retry_at = time.monotonic() + 1000
     # Then it is not
-    assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNREACHED]
+    assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
     # And when the time has come, it is
     member.outage.retry_at = 0.0
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.APPLIED]
@@ -407,7 +407,7 @@ def test_one_that_is_too_large_on_a_fleet_with_a_gap(
     large = outside(big='"' + "x" * 1_100_000 + '"')
     backend.update(there, start(1))
     # Then that is said of each
-    assert backend.update_many([(gone, start(1)), (there, large)]) == [Outcome.UNREACHED, Outcome.APPLIED]
+    assert backend.update_many([(gone, start(1)), (there, large)]) == [Outcome.UNAVAILABLE, Outcome.APPLIED]
     snapshot = backend.snapshot(there)
     assert snapshot is not None and snapshot.truncated == ("big",) and "'big'" in caplog.text
 
@@ -461,7 +461,7 @@ class Partial(RecordingBackend):
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         reached = iter(super().update_many([pair for pair in updates if pair[0] not in self.gone]))
-        return [Outcome.UNREACHED if message_id in self.gone else next(reached) for message_id, _ in updates]
+        return [Outcome.UNAVAILABLE if message_id in self.gone else next(reached) for message_id, _ in updates]
 
 
 @pytest.fixture

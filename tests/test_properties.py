@@ -437,7 +437,7 @@ def test_a_late_enqueue_only_fills_gaps(history: list[Update], update: Update) -
     # When it arrives
     applied = apply(record, update, NOW)
     # Then all that was there is as it was, and its life is no longer
-    assert (applied.outcome, applied.ttl) == (Outcome.ASIDE, None)
+    assert (applied.outcome, applied.ttl) == (Outcome.LATE, None)
     assert applied.record is not None
     kept = {name: text for name, text in applied.record.items() if name in record}
     assert {**kept, VERSION: "", UPDATED_AT: ""} == {**record, VERSION: "", UPDATED_AT: ""}

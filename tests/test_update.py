@@ -339,7 +339,7 @@ def test_of_two_enqueues_the_run_that_began_last_owns_the_status(state: int | No
     # When the older run writes, or ends, or its message is to be retried
     # Then the status stays the newer one's
     assert_refused(record, write(1, 2, increment=1)._replace(state=state, create=True))
-    assert_refused(record, enqueue(2, **{EXCEPTION: '"x"'}), Outcome.ASIDE)
+    assert_refused(record, enqueue(2, **{EXCEPTION: '"x"'}), Outcome.LATE)
     # And the retry owns it as soon as it runs
     assert fold(start(3, generation=2, create=True), record=record)[ORIGIN] == str(ORIGIN_ID)
 
@@ -396,13 +396,13 @@ def test_a_late_enqueue_only_fills_gaps() -> None:
     # When the enqueue comes
     late = enqueue(**{SCHEDULED_AT: "1", ARGS: "[]", **user(step='"old"', label='"x"')})
     applied = apply(running, late, NOW)
-    # Then it goes aside: its fields are kept where there are none, its state and its delay are not
-    assert applied.outcome is Outcome.ASIDE and applied.record is not None
+    # Then it is late: its fields are kept where there are none, its state and its delay are not
+    assert applied.outcome is Outcome.LATE and applied.record is not None
     assert applied.record == {
         **running, ARGS: "[]", ":label": '"x"', VERSION: str(int(running[VERSION]) + 1), UPDATED_AT: str(NOW),
     }  # fmt: skip
     # And the second time there is nothing left to fill
-    assert apply(applied.record, late, NOW + 1) == Applied(Outcome.ASIDE, applied.record, None)
+    assert apply(applied.record, late, NOW + 1) == Applied(Outcome.LATE, applied.record, None)
 
 
 @pytest.mark.parametrize("state", [COMPLETED, FAILED])

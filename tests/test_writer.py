@@ -42,7 +42,7 @@ class Silent(StubBackend):
         if not self.silent:
             return super().update_many(updates)
         if self.others:
-            return [Outcome.UNREACHED] * len(updates)
+            return [Outcome.UNAVAILABLE] * len(updates)
         raise BackendError("It does not answer.")
 
 
@@ -219,16 +219,16 @@ def test_a_message_whose_options_cannot_be_read_harms_nobody_else(
 class Refusing(StubBackend):
     """Takes one update at a time, and answers some calls that nothing of theirs was carried out."""
 
-    def __init__(self, unreached: set[int]) -> None:
+    def __init__(self, unavailable: set[int]) -> None:
         super().__init__()
         self.calls = 0
-        self._unreached = unreached
+        self._unavailable = unavailable
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         if len(updates) > 1:
             raise ValueError("one at a time")
         self.calls += 1
-        if self.calls in self._unreached:
+        if self.calls in self._unavailable:
             raise BackendError("It does not answer.")
         return super().update_many(updates)
 
@@ -397,7 +397,7 @@ class Contended(StubBackend):
             return super().update_many(updates)
         kept = len(updates) // 2
         self.refused = [update for _, update in updates[kept:]]
-        return super().update_many(updates[:kept]) + [Outcome.UNREACHED] * len(self.refused)
+        return super().update_many(updates[:kept]) + [Outcome.UNAVAILABLE] * len(self.refused)
 
 
 def test_only_what_was_not_carried_out_is_sent_again(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:

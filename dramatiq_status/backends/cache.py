@@ -176,7 +176,7 @@ class CacheBackend(StatusBackend):
                 job = jobs[message_id] = Job(message_id, self._key_of(message_id).encode())
             job.indexes.append(index)
             job.updates.append(update)
-        outcomes = [Outcome.UNREACHED] * len(updates)
+        outcomes = [Outcome.UNAVAILABLE] * len(updates)
         errors = _Errors(self.timeout)
         for job in jobs.values():
             if errors.last is None:
@@ -187,7 +187,7 @@ class CacheBackend(StatusBackend):
                     continue
                 for index, outcome in zip(job.indexes, job.outcomes):
                     outcomes[index] = outcome
-        if errors.first is not None and all(outcome is Outcome.UNREACHED for outcome in outcomes):
+        if errors.first is not None and all(outcome is Outcome.UNAVAILABLE for outcome in outcomes):
             raise errors.first
         return outcomes
 

@@ -541,7 +541,7 @@ def test_the_trouble_of_one_message(bad: int, refusal: Any) -> None:
     outcomes = backend.update_many(updates)
     found = backend.read_many(["m0", "m1", "m2"])
     # Then it is trouble of that message alone: its update has to be sent again, and its status was not read
-    assert outcomes == [Outcome.UNREACHED if n == bad else Outcome.APPLIED for n in range(3)]
+    assert outcomes == [Outcome.UNAVAILABLE if n == bad else Outcome.APPLIED for n in range(3)]
     expected = type(None) if refusal is False else BackendError
     assert [isinstance(record, expected if n == bad else dict) for n, record in enumerate(found)] == [True] * 3
     # And where it is the only message, it is an error
@@ -569,7 +569,7 @@ def test_a_cache_that_takes_long_to_fail() -> None:
     outcomes = backend.update_many([(message_id, enqueue()) for message_id in ids])
     # Then nobody waits for all of them to fail
     assert found[0] is None and all(isinstance(record, BackendError) for record in found[1:])
-    assert outcomes == [Outcome.APPLIED, *[Outcome.UNREACHED] * 99]
+    assert outcomes == [Outcome.APPLIED, *[Outcome.UNAVAILABLE] * 99]
     assert calls == 4
 
 

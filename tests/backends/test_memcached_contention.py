@@ -232,7 +232,7 @@ def test_a_message_that_is_always_refused(
     # When both are written together, and the one alone
     outcomes = wired.update_many([(refused, outside(increment=1)), (other, outside(increment=1))])
     alone = wired.update_many([(refused, outside(increment=1))])
-    # Then the one is refused, not unreached: nothing is sent again
+    # Then the one is refused, not unavailable: nothing is sent again
     assert outcomes == [Outcome.REFUSED, Outcome.APPLIED] and alone == [Outcome.REFUSED]
     record = backend.read(other)
     assert record is not None and record[PROGRESS] == "1"

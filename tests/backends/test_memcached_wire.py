@@ -376,7 +376,7 @@ def test_a_late_enqueue(backend: MemcachedBackend, make: Make, message_id: str) 
     outcome = backend.update(message_id, enqueue(user_id="42"))
     # Then its fields only fill gaps
     record = backend.read(message_id)
-    assert outcome is Outcome.ASIDE and record is not None and (record[":user_id"], record[STATE]) == ("42", "1")
+    assert outcome is Outcome.LATE and record is not None and (record[":user_id"], record[STATE]) == ("42", "1")
 
 
 COUNT = """
@@ -436,8 +436,8 @@ def test_others_who_never_stop(wire: Wire, make: Make, message_id: str) -> None:
     direct.update(other_id, start(1))
     wire.meddle = lambda request: b"EX\r\n" if request.startswith(b"ms") and message_id.encode() in request else None
     updates = [(message_id, outside(step="1")), (other_id, outside(increment=1))]
-    assert backend.update_many(updates[:1]) == [Outcome.UNREACHED]
-    assert backend.update_many(updates) == [Outcome.UNREACHED, Outcome.APPLIED]
+    assert backend.update_many(updates[:1]) == [Outcome.UNAVAILABLE]
+    assert backend.update_many(updates) == [Outcome.UNAVAILABLE, Outcome.APPLIED]
     wire.meddle = lambda request: None
     assert backend.update(message_id, outside(step="1")) is Outcome.APPLIED
 

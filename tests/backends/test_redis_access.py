@@ -395,7 +395,7 @@ def test_a_user_who_may_do_no_more_than_needed(client: redis.Redis, redis_server
         for n in range(50):
             backend.update_many([(f"m{n}", start(1, a=f'"a{n}"')), (f"m{n}", finish(1))])
         # Then nothing is missing
-        assert set(outcomes) == {Outcome.APPLIED, Outcome.ASIDE} and "m" in heard
+        assert set(outcomes) == {Outcome.APPLIED, Outcome.LATE} and "m" in heard
         assert [len(page) for page in pages_of(backend, Query(), limit=20)] == [20, 20, 11] and backend.count(
             Query()
         ) == 51

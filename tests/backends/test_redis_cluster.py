@@ -50,8 +50,8 @@ NEVER = 3_600_000
 #: What was there, what comes, and what becomes of it: an update of every kind.
 CHANGES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "enqueue": ([], enqueue(step="1"), Outcome.APPLIED),
-    "late enqueue": ([start(1)], enqueue(step="1"), Outcome.ASIDE),
-    "late enqueue, a queue": ([start(1)], enqueue(Q='"low"'), Outcome.ASIDE),
+    "late enqueue": ([start(1)], enqueue(step="1"), Outcome.LATE),
+    "late enqueue, a queue": ([start(1)], enqueue(Q='"low"'), Outcome.LATE),
     "requeue": ([start(1)], enqueue(generation=2), Outcome.APPLIED),
     "enqueue anew": ([start(1, step="1"), finish(1)], enqueue(origin=8, other="1"), Outcome.APPLIED),
     "start": ([enqueue()], start(1), Outcome.APPLIED),
@@ -387,12 +387,12 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             outcomes = backend.update_many([(message_id, write(1, 2, increment=1)) for message_id in ids])
             found = backend.read_many(ids)
             # Then those that are elsewhere are as always, and an error is in the place of the others
-            assert outcomes == [Outcome.UNREACHED if lost else Outcome.APPLIED for lost in gone]
+            assert outcomes == [Outcome.UNAVAILABLE if lost else Outcome.APPLIED for lost in gone]
             assert [isinstance(record, BackendError) for record in found] == gone and None not in found
             # And a reader that asks for one of them alone gets that error
             lost = ids[gone.index(True)]
-            assert backend.update_many([(lost, write(1, 2))]) == [Outcome.UNREACHED]
-            assert backend.begin_update(lost, enqueue())() is Outcome.UNREACHED
+            assert backend.update_many([(lost, write(1, 2))]) == [Outcome.UNAVAILABLE]
+            assert backend.begin_update(lost, enqueue())() is Outcome.UNAVAILABLE
             for ask in (
                 lambda: backend.update(lost, write(1, 2)),
                 lambda: backend.read(lost),
@@ -441,7 +441,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # When nobody answers any more
         outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
         # Then what was done before counts as done, and will not be done twice
-        assert outcomes == [Outcome.UNREACHED if lost else Outcome.APPLIED for lost in there]
+        assert outcomes == [Outcome.UNAVAILABLE if lost else Outcome.APPLIED for lost in there]
 
     def test_a_user_who_may_not_load_scripts(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
         with ExitStack() as stack:

@@ -35,6 +35,6 @@ def test_the_script_has_the_outcomes_states_and_times_of_the_library() -> None:
     found = constants(HEAD)
     for outcome in ("APPLIED", "DUPLICATE", "REFUSED", "MISSING", "UNCOUNTED"):
         assert found[outcome] == str(Outcome[outcome].value)
-    assert found["LATE"] == str(Outcome.ASIDE.value) and found["UNLISTED"] == str(UNLISTED)
+    assert found["LATE"] == str(Outcome.LATE.value) and found["UNLISTED"] == str(UNLISTED)
     assert found["LIVE_TTL"] == str(DEFAULT_LIVE_TTL) and found["LONGEST_TTL"] == str(LONGEST_TTL)
     assert [found["QUEUED"], found["WORKING"], found["COMPLETED"]] == [f"'{n}'" for n in (QUEUED, WORKING, COMPLETED)]

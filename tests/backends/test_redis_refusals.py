@@ -348,7 +348,7 @@ def test_a_batch_that_is_refused_in_the_middle(admin: redis.Redis, backend: Redi
     finally:
         admin.execute_command("ACL", "SETUSER", "default", "~*")
     # Then those that were may not be sent again, and the others have to
-    assert outcomes == [Outcome.APPLIED] * UPDATES_A_CALL + [Outcome.UNREACHED] * 2
+    assert outcomes == [Outcome.APPLIED] * UPDATES_A_CALL + [Outcome.UNAVAILABLE] * 2
     records = read_many(backend, ids)
     assert [record and record.get("p") for record in records] == ["1"] * UPDATES_A_CALL + [None] * 2
 
@@ -432,8 +432,8 @@ def test_a_cluster_that_refuses(cluster: RedisCluster) -> None:
                 # Then each of them raises it
                 calls = look(backend, "m")
                 # An update of many says which were not reached.
-                assert set(calls.pop("update, many")()) == {Outcome.UNREACHED}
-                assert calls.pop("update, begun")() is Outcome.UNREACHED
+                assert set(calls.pop("update, many")()) == {Outcome.UNAVAILABLE}
+                assert calls.pop("update, begun")() is Outcome.UNAVAILABLE
                 for call in calls.values():
                     with pytest.raises(BackendError, match="NOPERM"):
                         call()

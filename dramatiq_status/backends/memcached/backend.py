@@ -187,21 +187,21 @@ class MemcachedBackend(StatusBackend):
         try:
             outcome = self._rewrite(*updates[0]) if len(updates) == 1 else None
         except BackendError as e:
-            return self._unreached(1, e, deadline)
+            return self._unavailable(1, e, deadline)
         if outcome is not None:
             return [outcome]
         outcomes, failures, troubles = self._attempt(updates)
         for message_id, trouble in troubles.items():
             self._tell(message_id, trouble)
-        if failures and all(outcome is Outcome.UNREACHED for outcome in outcomes):
-            return self._unreached(len(outcomes), failures[0], deadline)
+        if failures and all(outcome is Outcome.UNAVAILABLE for outcome in outcomes):
+            return self._unavailable(len(outcomes), failures[0], deadline)
         return outcomes
 
-    def _unreached(self, count: int, error: BackendError, deadline: float) -> list[Outcome]:
+    def _unavailable(self, count: int, error: BackendError, deadline: float) -> list[Outcome]:
         """Raise an error where nothing is stored, unless another one of several servers answers."""
         if not self._fleet.goes_on(deadline):
             raise error
-        return [Outcome.UNREACHED] * count
+        return [Outcome.UNAVAILABLE] * count
 
     def _tell(self, message_id: str, trouble: Exception) -> None:
         """Log once for each message that a value is not stored."""
@@ -217,7 +217,7 @@ class MemcachedBackend(StatusBackend):
         try:
             complete = self._begin(message_id, update)
         except BackendError as e:
-            (outcome,) = self._unreached(1, e, deadline)
+            (outcome,) = self._unavailable(1, e, deadline)
             return lambda: outcome
         if complete is not None:
             return complete
@@ -242,7 +242,7 @@ class MemcachedBackend(StatusBackend):
             job.updates.append(update)
         groups = self._fleet.by_server(jobs.values(), lambda job: self._place(job.message_id)[1])
         errors = self._fleet.talk([self._talk_of(pool, group) for pool, group in groups])
-        outcomes = [Outcome.UNREACHED] * len(updates)
+        outcomes = [Outcome.UNAVAILABLE] * len(updates)
         troubles: dict[str, Exception] = {}
         for job in jobs.values():
             if job.done:
@@ -292,7 +292,7 @@ class MemcachedBackend(StatusBackend):
             except BackendError as e:
                 if e.__cause__ is None or not hung_up(e.__cause__):
                     # The time of this call is over.
-                    return self._unreached(1, e, monotonic())[0]
+                    return self._unavailable(1, e, monotonic())[0]
             else:
                 if stored is Stored.STORED:
                     return Outcome.APPLIED
@@ -391,7 +391,7 @@ class MemcachedBackend(StatusBackend):
             jobs = [job for job in jobs if not job.done]
         for job in jobs:
             said = f"Others kept writing to the status of message {job.message_id!r}."
-            job.fail(Outcome.UNREACHED, BackendError(said))
+            job.fail(Outcome.UNAVAILABLE, BackendError(said))
         self._end_turns(connection, jobs)
 
     def _take_turns(self, connection: Connection, jobs: list[Job], waited: float) -> Steps:

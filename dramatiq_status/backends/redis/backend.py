@@ -221,7 +221,7 @@ class RedisBackend(StatusBackend):
                 outcomes += self._evaluate(updates[first : first + UPDATES_A_CALL])
         except BackendError:
             # What is done must not be sent again.
-            outcomes += [Outcome.UNREACHED] * (len(updates) - len(outcomes))
+            outcomes += [Outcome.UNAVAILABLE] * (len(updates) - len(outcomes))
         return outcomes
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:

@@ -147,7 +147,7 @@ class Shards:
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         outcomes, failures = self._update(updates)
-        self._check(failures, any(outcome is not Outcome.UNREACHED for outcome in outcomes))
+        self._check(failures, any(outcome is not Outcome.UNAVAILABLE for outcome in outcomes))
         return outcomes
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
@@ -155,7 +155,7 @@ class Shards:
         complete = self.cluster.begin([errand])
 
         def outcome() -> Outcome:
-            outcomes = [Outcome.UNREACHED]
+            outcomes = [Outcome.UNAVAILABLE]
             failures = self._settle(complete(), outcomes)
             self._check(failures, False)
             return outcomes[0]
@@ -163,7 +163,7 @@ class Shards:
         return outcome
 
     def _update(self, updates: Sequence[tuple[str, Update]]) -> tuple[list[Outcome], list[BackendError]]:
-        outcomes = [Outcome.UNREACHED] * len(updates)
+        outcomes = [Outcome.UNAVAILABLE] * len(updates)
         failures: list[BackendError] = []
         waiting: dict[int, list[tuple[int, str, Update]]] = {}
         for place, (message_id, update) in enumerate(updates):
@@ -194,7 +194,7 @@ class Shards:
             for (place, message_id, update), number in zip(errand.updates, errand.reply):
                 outcomes[place] = outcome = OUTCOMES[number]
                 if number >= UNLISTED or (errand.asking and _lists_anew(update, outcome)):
-                    unlisted[message_id] = outcome is Outcome.ASIDE and unlisted.get(message_id, True)
+                    unlisted[message_id] = outcome is Outcome.LATE and unlisted.get(message_id, True)
         if unlisted and self._size:
             self._list_anew(unlisted)
         return failures
@@ -380,7 +380,7 @@ class Shards:
 
 def _lists_anew(update: Update, outcome: Outcome) -> bool:
     """Whether an update may have had its message listed elsewhere, or anew."""
-    if outcome is Outcome.ASIDE:
+    if outcome is Outcome.LATE:
         return ACTOR_NAME in update.fields or QUEUE_NAME in update.fields
     moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
     return moves and is_stored(outcome)

@@ -10,21 +10,21 @@ from ..updates import counting, deleting, enqueue, finish, heartbeat, outside, s
 CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     # Enqueues
     "enqueue, first": ([], enqueue(step='"a"'), Outcome.APPLIED),
-    "enqueue, again": ([enqueue()], enqueue(), Outcome.ASIDE),
-    "enqueue, after the start": ([start(1)], enqueue(user_id="42"), Outcome.ASIDE),
-    "enqueue, after the end": ([start(1), finish(1)], enqueue(user_id="42"), Outcome.ASIDE),
-    "enqueue, older": ([enqueue(generation=2)], enqueue(generation=1), Outcome.ASIDE),
+    "enqueue, again": ([enqueue()], enqueue(), Outcome.LATE),
+    "enqueue, after the start": ([start(1)], enqueue(user_id="42"), Outcome.LATE),
+    "enqueue, after the end": ([start(1), finish(1)], enqueue(user_id="42"), Outcome.LATE),
+    "enqueue, older": ([enqueue(generation=2)], enqueue(generation=1), Outcome.LATE),
     "requeue of a running message": (
         [enqueue(), start(1)],
         enqueue(generation=2, D="9", x='{"type": "E"}'),
         Outcome.APPLIED,
     ),
     "requeue of a waiting message": ([enqueue(D="5")], enqueue(generation=2), Outcome.APPLIED),
-    "requeue, after its own run": ([start(1, generation=2)], enqueue(generation=2, D="9", x='"E"'), Outcome.ASIDE),
+    "requeue, after its own run": ([start(1, generation=2)], enqueue(generation=2, D="9", x='"E"'), Outcome.LATE),
     "requeue of a finished message": ([start(1), finish(1)], enqueue(generation=2), Outcome.APPLIED),
     "enqueue anew of a waiting message": ([enqueue(step="1")], enqueue(origin=8, user_id="2"), Outcome.APPLIED),
     "enqueue anew of a running message": ([start(1, step="1")], enqueue(origin=8), Outcome.APPLIED),
-    "retry of another origin": ([start(1, step="1")], enqueue(origin=8, generation=2), Outcome.ASIDE),
+    "retry of another origin": ([start(1, step="1")], enqueue(origin=8, generation=2), Outcome.LATE),
     "retry of another origin of a finished message": (
         [start(1), finish(1)],
         enqueue(origin=8, generation=2),
@@ -158,7 +158,7 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "enqueue, after a deletion": (
         [start(1, step="1"), deleting(outside(), "step")],
         enqueue(step="1", other="1"),
-        Outcome.ASIDE,
+        Outcome.LATE,
     ),
     # Heartbeats
     "heartbeat": ([start(1)], heartbeat(1), Outcome.APPLIED),

@@ -221,7 +221,7 @@ def count_in_batches(backend: StatusBackend, message_id: str, update: Update, *,
         left = [(message_id, update), *[(other, outside(increment=1)) for other in ids]]
         while left:
             outcomes = backend.update_many(left)
-            left = [one for one, outcome in zip(left, outcomes) if outcome is Outcome.UNREACHED]
+            left = [one for one, outcome in zip(left, outcomes) if outcome is Outcome.UNAVAILABLE]
     assert [record and record[PROGRESS] for record in read_many(backend, ids)] == [str(batches)] * 5
 
 

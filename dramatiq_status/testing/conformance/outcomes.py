@@ -107,7 +107,7 @@ class Outcomes(StoreTests):
 
     # Order
 
-    def test_a_late_enqueue_is_put_aside(self, backend: StatusBackend, message_id: str) -> None:
+    def test_a_late_enqueue_only_fills_gaps(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message that was started before its enqueue got here
         backend.update(message_id, start(1, step='"run"'))
         # When the enqueue arrives
