@@ -24,6 +24,7 @@ BENCHMARKS = (
     "size",
     "growth",
     "listing",
+    "cluster",
 )
 
 

@@ -1,14 +1,17 @@
-"""Reading one status, and 1,000 in one round trip."""
+"""Reading one status, 1,000 in one round trip, and the same in an event loop."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pymemcache
 import redis
+import redis.asyncio
 
-from dramatiq_status import StatusRegistry
+from dramatiq_status import StatusRegistry, aio
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
@@ -17,11 +20,15 @@ from tests.servers import MemcachedServer, RedisServer
 from .common import Case, Options, Table, interleave, placed, running_job, timed_rows
 
 MANY = 1000
+
+#: Reads of a call in an event loop.
+AIO_READS = 100
 GOALS = {
     "Redis, StatusRegistry.read": "<= 1.15 (0.90)",
     "memcached, StatusRegistry.read": "<= 1.15 (0.90)",
     "Redis, StatusRegistry.read_many": "<= 8 us, <= 1.00 (0.70)",
     "memcached, StatusRegistry.read_many": "<= 5 us, <= 1.00 (0.70)",
+    "aio.StatusRegistry.read": "<= 1.00 (0.80)",
 }
 
 
@@ -48,6 +55,56 @@ def run(options: Options) -> Iterator[Table]:
                     *timed_rows(many_times, "redis-py, pipeline of hgetall", divide=MANY, goals=GOALS),
                 ],
             )
+        for placement in ("same", "cross"):
+            with placed(placement, redis_server), closing(asyncio.new_event_loop()) as loop:
+                one_by_one, at_once = aio_cases(redis_server, loop)
+                times = interleave(one_by_one, rounds=options.rounds(40), calls=1)
+                times_at_once = interleave(at_once, rounds=options.rounds(40), calls=1)
+            yield Table(
+                f"One status read and decoded in an event loop, Redis; {placement}",
+                [
+                    ["case", "us", "ratio", "80 % in", "goal (stretch)"],
+                    *timed_rows(times, "redis.asyncio, hgetall", divide=AIO_READS, goals=GOALS),
+                    *timed_rows(times_at_once, f"redis.asyncio, {AIO_READS} tasks", divide=AIO_READS, goals=GOALS),
+                ],
+            )
+
+
+def aio_cases(server: RedisServer, loop: asyncio.AbstractEventLoop) -> tuple[dict[str, Case], dict[str, Case]]:
+    """Reads one after another, and by as many tasks at once."""
+    client = redis.asyncio.Redis(port=server.port)
+    backend = RedisBackend(url=server.url)
+    message_id, _ = running_job(backend)
+    key = f"dramatiq-status:{message_id}"
+
+    def one_by_one(read: Callable[[], Awaitable[Any]]) -> Case:
+        async def read_all() -> None:
+            for _ in range(AIO_READS):
+                if not await read():
+                    raise AssertionError("The message is unknown.")
+
+        return lambda: loop.run_until_complete(read_all())
+
+    def at_once(read: Callable[[], Awaitable[Any]]) -> Case:
+        async def read_all() -> None:
+            if not all(await asyncio.gather(*(read() for _ in range(AIO_READS)))):
+                raise AssertionError("The message is unknown.")
+
+        return lambda: loop.run_until_complete(read_all())
+
+    def raw() -> Awaitable[Any]:
+        return client.hgetall(key)
+
+    def ours() -> Awaitable[Any]:
+        return aio.StatusRegistry.read(message_id, backend=backend)
+
+    return (
+        {"redis.asyncio, hgetall": one_by_one(raw), "aio.StatusRegistry.read": one_by_one(ours)},
+        {
+            f"redis.asyncio, {AIO_READS} tasks": at_once(raw),
+            f"aio.StatusRegistry.read, {AIO_READS} tasks": at_once(ours),
+        },
+    )
 
 
 def redis_cases(server: RedisServer) -> tuple[dict[str, Case], dict[str, Case]]:
