@@ -66,7 +66,7 @@ HEARTBEAT_INTERVAL: Final = "B"
 PROGRESS: Final = "p"
 TOTAL: Final = "t"
 RATE: Final = "R"
-RATED: Final = "W"
+RATE_WRITTEN_AT: Final = "W"
 ATTEMPTS: Final = "A"
 EXCEPTION: Final = "x"
 SKIPPED: Final = "k"
@@ -81,9 +81,9 @@ RESULT: Final = USER_PREFIX + "result"
 #: limit the size of a record write it.
 TRUNCATED: Final = "d"
 
-#: What a run writes beside its rate, into :data:`RATED`: nobody else has
-#: written since.  The first who does notes when the run had last written.
-NOT_SINCE: Final = "null"
+#: Value of RATE_WRITTEN_AT while no other writer has written since the run stored its rate.  The first outside write
+#: replaces it with the time of the run's last write.
+STILL_CURRENT: Final = "null"
 
 
 class State(str, Enum):

@@ -32,7 +32,7 @@ from .record import (
     QUEUE_NAME,
     QUEUED,
     RATE,
-    RATED,
+    RATE_WRITTEN_AT,
     SCHEDULED_AT,
     SKIPPED,
     STARTED_AT,
@@ -258,7 +258,7 @@ class Snapshot:
             # Not the library's.
             return None
         # Since the run has last written; what others write brings no progress of its own.
-        since = self._milliseconds(RATED)
+        since = self._milliseconds(RATE_WRITTEN_AT)
         if since is None:
             since = self._milliseconds(UPDATED_AT)
         return slowed(float(rate), 0.0 if since is None else (self._now - since) / 1000, patience)

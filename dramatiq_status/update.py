@@ -21,18 +21,18 @@ from .record import (
     FINISHED_AT,
     GENERATION,
     HEARTBEAT_AT,
-    NOT_SINCE,
     ORIGIN,
     PLACE,
     PROGRESS,
     QUEUED,
     RATE,
-    RATED,
+    RATE_WRITTEN_AT,
     RUN,
     SCHEDULED_AT,
     SKIPPED,
     STATE,
     STATUS_TTL,
+    STILL_CURRENT,
     TRACEBACK,
     UPDATED_AT,
     VERSION,
@@ -47,13 +47,13 @@ from .record import (
 )
 
 #: Fields that a start removes (DESIGN §2, rule 5).  A progress that was stored before the first run stays.
-CLEARED_BY_START: Final = (PROGRESS, RATE, RATED, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT)
+CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT)
 
 #: What a message that goes back to its queue leaves behind.
-CLEARED_BY_REQUEUE: Final = (RUN, PLACE, SCHEDULED_AT, RATE, RATED, HEARTBEAT_AT)
+CLEARED_BY_REQUEUE: Final = (RUN, PLACE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 
 #: What only a running message has.
-CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATED, HEARTBEAT_AT)
+CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 
 #: What a message that was completed in the end no longer has.
 CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
@@ -322,10 +322,10 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
     if record is None:
         return Applied(Outcome.MISSING, None)
     new = dict(record)
-    if RATE in record and record.get(RATED, NOT_SINCE) == NOT_SINCE:
+    if RATE in record and record.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
         # Nobody but the run says how fast it goes: its rate is as old as it was.
         since = record.get(UPDATED_AT, "")
-        new[RATED] = since if since.isascii() and since.isdecimal() else "0"
+        new[RATE_WRITTEN_AT] = since if since.isascii() and since.isdecimal() else "0"
     outcome = _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
         _finish(new, update.state)

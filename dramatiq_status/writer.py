@@ -49,10 +49,10 @@ from .record import (
     ATTEMPTS,
     DEFAULT_HEARTBEAT_INTERVAL,
     DEFAULT_STATUS_TTL,
-    NOT_SINCE,
     PROGRESS,
     RATE,
-    RATED,
+    RATE_WRITTEN_AT,
+    STILL_CURRENT,
     TOTAL,
     Counts,
     Record,
@@ -814,7 +814,7 @@ class Lane:
             rate = self._meter.text_at(now) if self._meter else None
             if rate is not None and rate != known.get(RATE):
                 entry.fields[RATE] = known[RATE] = rate
-                entry.fields[RATED] = known[RATED] = NOT_SINCE
+                entry.fields[RATE_WRITTEN_AT] = known[RATE_WRITTEN_AT] = STILL_CURRENT
         return Update(
             Kind.RUN,
             entry.enqueue_id,

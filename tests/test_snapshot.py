@@ -36,7 +36,7 @@ from dramatiq_status.record import (
     PROGRESS,
     QUEUE_NAME,
     RATE,
-    RATED,
+    RATE_WRITTEN_AT,
     SCHEDULED_AT,
     SKIPPED,
     STARTED_AT,
@@ -405,7 +405,8 @@ def test_a_browser_can_tell_a_job_that_is_stalled() -> None:
     fields = {STARTED_AT: str(started), HEARTBEAT_AT: str(started), PROGRESS: "1", TOTAL: "null"}
     found = json.loads(snap(fields=fields).to_json())
     assert (found["stalled"], found["duration"], found["total"], found["percent"]) == (True, 90.0, None, None)
-    fields = {STARTED_AT: str(NOW - 10_000), HEARTBEAT_AT: str(NOW), PROGRESS: "50", RATE: "5", RATED: str(NOW)}
+    fields = {STARTED_AT: str(NOW - 10_000), HEARTBEAT_AT: str(NOW), PROGRESS: "50", RATE: "5"}
+    fields[RATE_WRITTEN_AT] = str(NOW)
     found = json.loads(snap(fields=fields).to_json())
     assert (found["stalled"], found["time_remaining"]) == (False, 10.0)
 

@@ -16,13 +16,12 @@ from dramatiq_status.record import (
     HEARTBEAT_AT,
     LIVE_TTL,
     LONGEST_TTL,
-    NOT_SINCE,
     ORIGIN,
     PLACE,
     PROGRESS,
     QUEUED,
     RATE,
-    RATED,
+    RATE_WRITTEN_AT,
     RESULT,
     RUN,
     SCHEDULED_AT,
@@ -31,6 +30,7 @@ from dramatiq_status.record import (
     STATE,
     STATES,
     STATUS_TTL,
+    STILL_CURRENT,
     TOTAL,
     TRACEBACK,
     UPDATED_AT,
@@ -114,7 +114,7 @@ FAILED_RECORD = fold(finish(1, state=FAILED), record=WORKING_RECORD)
 
 def test_a_new_run_starts_over() -> None:
     # Given a record whose first run got somewhere, and its requeue
-    traces = {PROGRESS: "40", RATE: "2", RATED: "9", FINISHED_AT: "9", SKIPPED: "true"}
+    traces = {PROGRESS: "40", RATE: "2", RATE_WRITTEN_AT: "9", FINISHED_AT: "9", SKIPPED: "true"}
     record = {**WORKING_RECORD, **traces, TOTAL: "80", **user(step='"reading"', result="1")}
     requeued = fold(enqueue(2, **{SCHEDULED_AT: "99"}), record=record)
     # When another one begins
@@ -260,16 +260,16 @@ def test_a_state_from_outside_leaves_the_expiry_of_a_finished_message_alone(stat
 
 def test_what_others_write_makes_a_rate_no_younger() -> None:
     # Given a run that has told how fast it goes, and nothing since
-    record = fold(write(1, 2, **{RATE: "5", RATED: NOT_SINCE}), record=WORKING_RECORD)
+    record = fold(write(1, 2, **{RATE: "5", RATE_WRITTEN_AT: STILL_CURRENT}), record=WORKING_RECORD)
     # When others write, again and again
     for n in (1, 2, 3):
         record = {**(apply(record, Update(Kind.OUTSIDE, increment=1), NOW + n).record or {})}
         # Then it is known how old the rate is
-        assert record[RATED] == str(NOW)
+        assert record[RATE_WRITTEN_AT] == str(NOW)
     # And the run's own next rate is young again
-    record = {**(apply(record, write(1, 3, **{RATE: "4", RATED: NOT_SINCE}), NOW + 9).record or {})}
+    record = {**(apply(record, write(1, 3, **{RATE: "4", RATE_WRITTEN_AT: STILL_CURRENT}), NOW + 9).record or {})}
     record = {**(apply(record, Update(Kind.OUTSIDE, increment=1), NOW + 10).record or {})}
-    assert record[RATED] == str(NOW + 9)
+    assert record[RATE_WRITTEN_AT] == str(NOW + 9)
 
 
 def test_what_is_put_aside_leaves_the_expiry_alone() -> None:

@@ -10,9 +10,9 @@ from ..record import (
     COMPLETED,
     FINISHED_AT,
     HEARTBEAT_AT,
-    NOT_SINCE,
-    RATED,
+    RATE_WRITTEN_AT,
     STARTED_AT,
+    STILL_CURRENT,
     UPDATED_AT,
     Record,
     deletion_marks,
@@ -127,7 +127,7 @@ def timeless(record: Record | None) -> dict[str, Any] | None:
     """A record decoded, without the moments that the store's clock gave it."""
     if record is None:
         return None
-    moments = {UPDATED_AT, HEARTBEAT_AT, *([] if record.get(RATED) == NOT_SINCE else [RATED])}
+    moments = {UPDATED_AT, HEARTBEAT_AT, *([] if record.get(RATE_WRITTEN_AT) == STILL_CURRENT else [RATE_WRITTEN_AT])}
     return {name: "moment" if name in moments else json.loads(text) for name, text in record.items()}
 
 
