@@ -98,9 +98,9 @@ class RunChannel(LiveChannel):
         if not self._names.issuperset(fields):
             self._note_names(fields)
         if state is not None:
-            _check_verdict(state)
+            _check_requested_state(state)
             # Shown when Dramatiq is done with the message (DESIGN §2, rule 10).
-            self._lane.verdict = state if state >= COMPLETED else None
+            self._lane.requested_state = state if state >= COMPLETED else None
         if fields:
             self._lane.write(fields, urgent=urgent)
 
@@ -237,7 +237,7 @@ class DetachedChannel:
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         if state is not None:
-            _check_verdict(state)
+            _check_requested_state(state)
         self._apply(Update(Kind.OUTSIDE, fields=fields, state=state))
 
     def increment(self, n: int | float = 1) -> None:
@@ -283,8 +283,8 @@ def _read_behind(flush: Callable[[], bool], backend: StatusBackend, message_id: 
     return backend.snapshot(message_id)
 
 
-def _check_verdict(state: int) -> None:
-    """Check what a running message says of its own state."""
+def _check_requested_state(state: int) -> None:
+    """Check the state that a run sets itself."""
     if state == QUEUED:
         raise ValueError(
             "Field 'status' cannot be 'queued' while the message runs: raise dramatiq.Retry to run it again."

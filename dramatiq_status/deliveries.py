@@ -136,8 +136,8 @@ class Deliveries:
         fields = {FINISHED_AT: str(now_ms())}
         if delivery.skipped:
             fields[SKIPPED] = "true"
-        if state == COMPLETED and tracking.lane.verdict is not None:
-            state = tracking.lane.verdict
+        if state == COMPLETED and tracking.lane.requested_state is not None:
+            state = tracking.lane.requested_state
         if decision is Decision.FAILED:
             exception = delivery.exception or getattr(message, "_exception", None)
             if exception is None and not delivery.outcome_seen and not delivery.skipped:

@@ -271,8 +271,8 @@ class Lane:
       base(Callable): Returns what the run knows of its message, should the store lose it.
     """
 
-    #: The final state that the run has said, None for none.
-    verdict: int | None = None
+    #: Final state that the run has set itself; None for none.
+    requested_state: int | None = None
     #: Whether nothing can be written any more.
     closed: bool = False
     #: Whether its updates may be sent twice.
