@@ -222,7 +222,7 @@ class DetachedChannel:
     def __init__(self, *, of_one_call: bool = False) -> None:
         self.of_one_call: bool = of_one_call
         self.tracked_total: int | float | None = None
-        start = Update(Kind.RUN, EnqueueId(1, 1), run=1, start=True, create=True)
+        start = Update(Kind.RUN, EnqueueId(1, 1), run_token=1, start=True, create=True)
         self._record: Record | None = apply(None, start, now_ms()).record
         self._lock = Lock()
 

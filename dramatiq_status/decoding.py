@@ -16,7 +16,7 @@ from .record import (
     ORIGIN,
     PLACE,
     PROGRESS,
-    RUN,
+    RUN_TOKEN,
     SCHEDULED_AT,
     STATE,
     VERSION,
@@ -115,7 +115,7 @@ def _shape_of(names: Collection[str], key: str) -> _Shape | None:
     """Work out a shape, and remember it; None where a name is missing that every record has."""
     # Of two of the same name the last one counts, as in a dict.
     places = {name: place for place, name in enumerate(names)}
-    if not places.keys() >= _NEEDED or (RUN in places and PLACE not in places):
+    if not places.keys() >= _NEEDED or (RUN_TOKEN in places and PLACE not in places):
         return None
     shape: _Shape = (
         len(names),

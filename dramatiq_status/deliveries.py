@@ -85,7 +85,7 @@ class Deliveries:
         if previous is not None and previous.delivery is not None and previous.delivery.message_id == given.message_id:
             # A broker that retries inside of the hooks.
             previous.delivery.requeued = True
-        binding = self._open(message, given, settings, previous, run=new_token())
+        binding = self._open(message, given, settings, previous, run_token=new_token())
         assert binding.delivery is not None
         delivery, options = binding.delivery, given.options
         lane: Lane = delivery.tracking.lane
@@ -143,7 +143,7 @@ class Deliveries:
             if exception is None and not delivery.outcome_seen and not delivery.skipped:
                 # A broker that passes no exception to the hooks is raising it now.  Dramatiq 1.x rejects a message
                 # of an unknown actor without an exception.
-                exception = sys.exc_info()[1] if delivery.run else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
+                exception = sys.exc_info()[1] if delivery.run_token else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
         else:
@@ -193,7 +193,7 @@ class Deliveries:
             settings = self._options.of_message(broker, message, strict=False)
             if settings.tracked:
                 previous = None if self.thread_state.worker else current_binding()
-                binding = self._open(message, unwrapped(message), settings, previous, run=0)
+                binding = self._open(message, unwrapped(message), settings, previous, run_token=0)
                 bind(binding)
                 delivery = binding.delivery
                 assert delivery is not None
@@ -201,15 +201,19 @@ class Deliveries:
                 delivery.requeued = delivery.message_id in self.thread_state.enqueued
         return delivery
 
-    def _open(self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run: int) -> Binding:
+    def _open(
+        self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run_token: int
+    ) -> Binding:
         """Open the lane of a delivery, and make its handles."""
         message_id, enqueue_id = given.message_id, enqueue_id_of(given.options)
         base: Callable[[], Record] = functools.partial(self._fields.of_message, given, settings, strict=False)
         if settings.include("message"):
             # The actor may change its arguments.
             base = base().copy
-        lane = self._writer.begin_run(message_id, run=run, enqueue_id=enqueue_id, throttle=settings.throttle, base=base)
-        delivery = Delivery(message_id, enqueue_id, run, tracking=_Tracking(lane, settings, previous, message))
+        lane = self._writer.begin_run(
+            message_id, run_token=run_token, enqueue_id=enqueue_id, throttle=settings.throttle, base=base
+        )
+        delivery = Delivery(message_id, enqueue_id, run_token, tracking=_Tracking(lane, settings, previous, message))
         channel = RunChannel(lane, self._backend)
         return Binding(Status(channel), Progress(channel), self._writer, delivery)
 

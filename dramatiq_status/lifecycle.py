@@ -52,13 +52,13 @@ class Delivery:
     Parameters:
       message_id(str)
       enqueue_id(EnqueueId): The enqueue that it is the delivery of.
-      run(int): The token of the run; 0 where no run began (another
-        middleware stopped the message before ours saw it).
+      run_token(int): Fencing token of the run; 0 where another middleware stopped the message before
+        this one saw it.
     """
 
     message_id: str
     enqueue_id: EnqueueId = NO_ENQUEUE_ID
-    run: int = 0
+    run_token: int = 0
     #: Whether `after_process_message` was called, and with which outcome.
     outcome_seen: bool = False
     exception: BaseException | None = None

@@ -50,7 +50,7 @@ STATE: Final = "s"
 VERSION: Final = "v"
 ORIGIN: Final = "e"
 GENERATION: Final = "n"
-RUN: Final = "r"
+RUN_TOKEN: Final = "r"
 PLACE: Final = "q"
 LIVE_TTL: Final = "L"
 STATUS_TTL: Final = "T"
@@ -227,7 +227,7 @@ def is_sound(record: Record) -> bool:
     value under our key, say) counts as missing.
     """
     get = record.get
-    if get(STATE) not in _STATE_TEXTS or ORIGIN not in record or (RUN in record and PLACE not in record):
+    if get(STATE) not in _STATE_TEXTS or ORIGIN not in record or (RUN_TOKEN in record and PLACE not in record):
         return False
     numbers = (
         f"{get(VERSION)} {get(GENERATION)} {get(PLACE, 0)} {get(LIVE_TTL, 0)} {get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"

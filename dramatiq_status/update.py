@@ -27,7 +27,7 @@ from .record import (
     QUEUED,
     RATE,
     RATE_WRITTEN_AT,
-    RUN,
+    RUN_TOKEN,
     SCHEDULED_AT,
     SKIPPED,
     STATE,
@@ -50,7 +50,7 @@ from .record import (
 CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT)
 
 #: What a message that goes back to its queue leaves behind.
-CLEARED_BY_REQUEUE: Final = (RUN, PLACE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
+CLEARED_BY_REQUEUE: Final = (RUN_TOKEN, PLACE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 
 #: What only a running message has.
 CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
@@ -146,7 +146,7 @@ class Update(NamedTuple):
     Parameters:
       kind: Who writes.
       enqueue_id: The enqueue that the writer belongs to.
-      run: The token of the run that writes, 0 for none.
+      run_token: Fencing token of the run that writes; 0 for none.
       place: The place of this update among those of its run.  The store
         remembers the last one, so that an update may be sent again
         after a time-out without being counted twice.
@@ -165,7 +165,7 @@ class Update(NamedTuple):
 
     kind: Kind
     enqueue_id: EnqueueId = NO_ENQUEUE_ID
-    run: int = 0
+    run_token: int = 0
     place: int = 0
     start: bool = False
     create: bool = False
@@ -262,7 +262,7 @@ def _standing(record: Record | None, update: Update) -> Outcome:
     if record is None:
         return Outcome.MISSING
     finished = is_finished(record)
-    if update.run and record.get(RUN) == str(update.run):
+    if update.run_token and record.get(RUN_TOKEN) == str(update.run_token):
         if update.place <= int(record[PLACE]):
             return Outcome.DUPLICATE
         return Outcome.REFUSED if finished else _APPLIED
@@ -270,13 +270,13 @@ def _standing(record: Record | None, update: Update) -> Outcome:
         return Outcome.REFUSED
     if record.get(ORIGIN) != str(update.enqueue_id.origin):
         # Of two enqueues of one message, who began last owns the status.
-        return Outcome.MISSING if update.start or not update.run else Outcome.REFUSED
+        return Outcome.MISSING if update.start or not update.run_token else Outcome.REFUSED
     ahead = update.enqueue_id.generation - int(record[GENERATION])
     if ahead < 0:
         return Outcome.REFUSED
     if finished:
         return Outcome.MISSING if ahead else Outcome.REFUSED
-    if update.start or not update.run or RUN not in record or ahead:
+    if update.start or not update.run_token or RUN_TOKEN not in record or ahead:
         return Outcome.APPLIED
     return Outcome.REFUSED
 
@@ -297,15 +297,15 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
             new[STATE] = str(WORKING)
     elif outcome is Outcome.MISSING and update.create:
         new = {STATE: str(WORKING)}
-        if update.run:
+        if update.run_token:
             new[ATTEMPTS] = str(update.attempts)
     else:
         return Applied(outcome, record)
     if update.start or update.create or update.state is not None:
         # Whatever else a run writes belongs to the enqueue that it began with.
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
-    if update.run:
-        new[RUN], new[PLACE] = str(update.run), str(update.place)
+    if update.run_token:
+        new[RUN_TOKEN], new[PLACE] = str(update.run_token), str(update.place)
         if update.start or outcome is not _APPLIED:
             new[HEARTBEAT_AT] = str(now)
     outcome = _write(new, update)
@@ -348,7 +348,7 @@ def _status_ttl_of(record: Record, update: Update) -> int:
 def _apply_heartbeat(record: Record | None, update: Update, now: int) -> Applied:
     if record is None:
         return Applied(Outcome.MISSING, None)
-    if record.get(RUN) != str(update.run) or is_finished(record):
+    if record.get(RUN_TOKEN) != str(update.run_token) or is_finished(record):
         return Applied(Outcome.REFUSED, record)
     new = {**record, HEARTBEAT_AT: str(now)}
     return Applied(Outcome.APPLIED, new, live_ttl_of(new, now))

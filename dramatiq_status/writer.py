@@ -264,7 +264,7 @@ class Lane:
     Parameters:
       writer(Writer)
       message_id(str)
-      run(int): The token of the run; 0 for writes from outside.
+      run_token(int): Fencing token of the run; 0 for writes from outside.
       enqueue_id(EnqueueId): The enqueue that the run belongs to.
       throttle(int): The shortest time between two throttled writes, in
         milliseconds.
@@ -313,7 +313,7 @@ class Lane:
         message_id: str,
         *,
         kind: Kind = Kind.OUTSIDE,
-        run: int = 0,
+        run_token: int = 0,
         enqueue_id: EnqueueId = NO_ENQUEUE_ID,
         throttle: int = 0,
         base: Callable[[], Record] = dict,
@@ -327,7 +327,7 @@ class Lane:
         # Guards all that follows; writing does not take it.
         self._lock = threading.Lock()
         self._kind = kind
-        self._run = run
+        self._run_token = run_token
         self._merged = MergedState(enqueue_id, 1, [], {})
         self._throttle = throttle / 1000
         self._make_base = base
@@ -625,7 +625,7 @@ class Lane:
             return sum(map(getsizeof, texts))
 
     def heartbeat(self) -> Update:
-        return Update(Kind.HEARTBEAT, self._merged.enqueue_id, self._run)
+        return Update(Kind.HEARTBEAT, self._merged.enqueue_id, self._run_token)
 
     def restore(self) -> None:
         """The store has lost the record of a running message."""
@@ -818,7 +818,7 @@ class Lane:
         return Update(
             Kind.RUN,
             entry.enqueue_id,
-            self._run,
+            self._run_token,
             self._place,
             entry.start,
             False,
@@ -1008,11 +1008,13 @@ class Writer:
         return self._next_leader is not None or self._leadership.locked()
 
     def begin_run(
-        self, message_id: str, *, run: int, enqueue_id: EnqueueId, throttle: int, base: Callable[[], Record]
+        self, message_id: str, *, run_token: int, enqueue_id: EnqueueId, throttle: int, base: Callable[[], Record]
     ) -> Lane:
         """Open the lane of a run."""
         self._ensure_thread()
-        lane = Lane(self, message_id, kind=Kind.RUN, run=run, enqueue_id=enqueue_id, throttle=throttle, base=base)
+        lane = Lane(
+            self, message_id, kind=Kind.RUN, run_token=run_token, enqueue_id=enqueue_id, throttle=throttle, base=base
+        )
         lane.repeatable = True
         return lane
 

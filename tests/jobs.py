@@ -18,7 +18,7 @@ class Job:
         self.backend = backend
         self.message_id = message_id or str(uuid4())
         self._enqueue_id = EnqueueId(uuid4().int % 1_000_000_000 + 1, 1)
-        self._run = uuid4().int % 1_000_000_000 + 1
+        self._run_token = uuid4().int % 1_000_000_000 + 1
         self._place = 0
 
     def enqueue(self) -> Job:
@@ -46,7 +46,7 @@ class Job:
         return self
 
     def beat(self) -> Job:
-        self._update(Update(Kind.HEARTBEAT, self._enqueue_id, self._run))
+        self._update(Update(Kind.HEARTBEAT, self._enqueue_id, self._run_token))
         return self
 
     def finish(self, state: int = COMPLETED) -> Job:
@@ -55,7 +55,7 @@ class Job:
 
     def _write(self, fields: Record, **parameters: Any) -> None:
         self._place += 1
-        self._update(Update(Kind.RUN, self._enqueue_id, self._run, self._place, fields=fields, **parameters))
+        self._update(Update(Kind.RUN, self._enqueue_id, self._run_token, self._place, fields=fields, **parameters))
 
     def _update(self, update: Update) -> None:
         self.backend.update(self.message_id, update)

@@ -326,7 +326,7 @@ def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]],
 
 
 def _begin(enqueue_id: EnqueueId, run_token: int) -> Lane:
-    lane = Lane(NoWriter(), "m", kind=Kind.RUN, run=run_token, enqueue_id=enqueue_id, base=GIVEN.copy)  # type: ignore[arg-type]
+    lane = Lane(NoWriter(), "m", kind=Kind.RUN, run_token=run_token, enqueue_id=enqueue_id, base=GIVEN.copy)  # type: ignore[arg-type]
     lane.repeatable = True
     lane.add(Start({}, run_token))
     return lane

@@ -267,7 +267,7 @@ def test_writes_to_unknown_messages_cost_no_final_state() -> None:
     # Given a job that has ended while the server of its message does not answer
     backend = Away()
     writer = Writer(backend, Outage("Away"), max_pending=10)
-    run = writer.begin_run("job", run=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
+    run = writer.begin_run("job", run_token=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
     run.add(Start({}, 1))
     barrier = Barrier()
     run.finish(Finish(COMPLETED, {}, 1_000_000), barrier)

@@ -316,7 +316,7 @@ def test_an_outage_keeps_a_bounded_number_of_bytes(
 def test_a_backlog_measures_what_has_changed() -> None:
     # Given two runs and an end that wait in an outage
     writer = Writer(RecordingBackend(), Outage("Broken"), max_pending=3, max_pending_bytes=10_000)
-    runs = [writer.begin_run(str(n), run=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict) for n in range(3)]
+    runs = [writer.begin_run(str(n), run_token=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict) for n in range(3)]
     backlog = Backlog(3, 10_000, lambda lane: lane.count_unsent() > 0)
     for lane in runs:
         lane.add(Start({}, 1, None))
@@ -801,7 +801,7 @@ def test_a_worker_s_thread_sends_only_what_may_be_sent_twice() -> None:
     parent = writer.outside("parent")
     parent.increment(3)
     # When a worker's thread, which may be interrupted in the middle, stores its final state itself
-    lane = writer.begin_run("child", run=7, enqueue_id=EnqueueId(2, 1), throttle=0, base=dict)
+    lane = writer.begin_run("child", run_token=7, enqueue_id=EnqueueId(2, 1), throttle=0, base=dict)
     barrier = Barrier()
     lane.add(Start({}, 1))
     lane.finish(Finish(COMPLETED, {}, 1000), barrier)
@@ -887,7 +887,7 @@ def test_nothing_is_said_for_a_thread_that_has_died() -> None:
         backend.update(message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1)))
 
     def begin(message_id: str) -> None:
-        lane = writer.begin_run(message_id, run=7, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
+        lane = writer.begin_run(message_id, run_token=7, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
         lane.add(Start({}, 1))
         writer.running[lane] = None
 

@@ -30,7 +30,7 @@ from dramatiq_status.record import (
     ORIGIN,
     PLACE,
     QUEUE_NAME,
-    RUN,
+    RUN_TOKEN,
     SCHEDULED_AT,
     STATE,
     STATUS_TTL,
@@ -156,7 +156,7 @@ outsides = st.builds(
     ttl=ttls,
     changes=changes,
 )
-heartbeats = st.builds(updated, st.just(Kind.HEARTBEAT), run=runs)
+heartbeats = st.builds(updated, st.just(Kind.HEARTBEAT), run_token=runs)
 updates = st.one_of(enqueues, starts, starts, writes, writes, ends, outsides, heartbeats)
 
 
@@ -380,7 +380,7 @@ def test_every_store_lists_what_it_has(store: Store, mixed: list[tuple[int, Upda
 
 
 @pure
-@given(history=histories, update=st.one_of(starts, writes, ends.filter(lambda update: update.run != 0)))
+@given(history=histories, update=st.one_of(starts, writes, ends.filter(lambda update: update.run_token != 0)))
 def test_what_is_sent_again_is_a_duplicate(history: list[Update], update: Update) -> None:
     # Given an update that was stored
     first = apply(fold(history), update, NOW)
@@ -448,7 +448,7 @@ def test_a_late_enqueue_only_fills_gaps(history: list[Update], update: Update) -
 def test_only_the_owner_writes(history: list[Update], update: Update) -> None:
     # Given a record that another run owns, or none
     record = fold(history)
-    assume(record is not None and record.get(RUN) != str(update.run))
+    assume(record is not None and record.get(RUN_TOKEN) != str(update.run_token))
     # When a run writes to it that neither starts nor ends
     applied = apply(record, update._replace(state=None), NOW)
     # Then it is refused
@@ -498,7 +498,7 @@ def test_what_apply_makes_is_sound(history: list[Update]) -> None:
             assert alive and is_sound(record)
             snapshot = take_snapshot("m", record, NOW)
             assert snapshot is not None and str(snapshot) and snapshot.to_json()
-            assert (RUN in record) is (PLACE in record)
+            assert (RUN_TOKEN in record) is (PLACE in record)
         # And an end is dated for a final life, but for one from outside: that leaves the one that is there, or asks
         # the record
         if applied.outcome is Outcome.APPLIED and update.state in (COMPLETED, FAILED):

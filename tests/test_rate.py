@@ -184,7 +184,7 @@ class Run:
         self.backend = backend or StubBackend()
         enqueue_id = EnqueueId(1, attempts)
         self.lane = Lane(
-            Idle(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run=attempts, enqueue_id=enqueue_id
+            Idle(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run_token=attempts, enqueue_id=enqueue_id
         )
         self.backend.update("m", Update(Kind.ENQUEUE, enqueue_id))
         self.lane.add(Start({}, attempts))

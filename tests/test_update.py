@@ -23,7 +23,7 @@ from dramatiq_status.record import (
     RATE,
     RATE_WRITTEN_AT,
     RESULT,
-    RUN,
+    RUN_TOKEN,
     SCHEDULED_AT,
     SKIPPED,
     STARTED_AT,
@@ -53,11 +53,13 @@ def enqueue(generation: int = 1, *, origin: int = ORIGIN_ID, **fields: str) -> U
     return Update(Kind.ENQUEUE, EnqueueId(origin, generation), fields=fields)
 
 
-def start(run: int, *, generation: int = 1, origin: int = ORIGIN_ID, create: bool = False, attempts: int = 1) -> Update:
+def start(
+    run_token: int, *, generation: int = 1, origin: int = ORIGIN_ID, create: bool = False, attempts: int = 1
+) -> Update:
     return Update(
         Kind.RUN,
         EnqueueId(origin, generation),
-        run,
+        run_token,
         1,
         start=True,
         create=create,
@@ -66,22 +68,21 @@ def start(run: int, *, generation: int = 1, origin: int = ORIGIN_ID, create: boo
     )
 
 
-def write(run: int, place: int, *, increment: int | float = 0, generation: int = 1, **fields: str) -> Update:
-    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run, place, fields=fields, increment=increment)
+def write(run_token: int, place: int, *, increment: int | float = 0, generation: int = 1, **fields: str) -> Update:
+    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run_token, place, fields=fields, increment=increment)
 
 
-def finish(run: int, place: int = 9, state: int = COMPLETED, *, generation: int = 1, ttl: int = HOUR) -> Update:
-    return Update(
-        Kind.RUN, EnqueueId(ORIGIN_ID, generation), run, place, state=state, fields={FINISHED_AT: str(NOW)}, ttl=ttl
-    )
+def finish(run_token: int, place: int = 9, state: int = COMPLETED, *, generation: int = 1, ttl: int = HOUR) -> Update:
+    fields = {FINISHED_AT: str(NOW)}
+    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run_token, place, state=state, fields=fields, ttl=ttl)
 
 
 def outside(state: int | None = None, *, increment: int = 0, **fields: str) -> Update:
     return Update(Kind.OUTSIDE, state=state, fields=fields, increment=increment, ttl=HOUR)
 
 
-def heartbeat(run: int) -> Update:
-    return Update(Kind.HEARTBEAT, run=run)
+def heartbeat(run_token: int) -> Update:
+    return Update(Kind.HEARTBEAT, run_token=run_token)
 
 
 def user(**fields: str) -> Record:
@@ -142,7 +143,7 @@ def test_a_requeue_keeps_what_was_reached_and_says_why() -> None:
     # When it goes back to its queue
     requeued = fold(enqueue(2, **{EXCEPTION: '{"type":"E"}', SCHEDULED_AT: "99"}), record=record)
     # Then nobody owns it, and a reader sees how far it got and why it waits
-    assert not {RUN, PLACE} & set(requeued)
+    assert not {RUN_TOKEN, PLACE} & set(requeued)
     assert (requeued[STATE], requeued[PROGRESS], requeued[ATTEMPTS]) == (str(QUEUED), "40", "1")
     assert (requeued[EXCEPTION], requeued[SCHEDULED_AT]) == ('{"type":"E"}', "99")
 
@@ -313,7 +314,7 @@ def test_a_message_that_never_ran_can_be_finished_where_there_is_no_record() -> 
     record = fold(finish(0, 0, FAILED)._replace(create=True))
     # Then it failed, and has had no run
     assert record[STATE] == str(FAILED)
-    assert not {ATTEMPTS, RUN, PLACE} & set(record)
+    assert not {ATTEMPTS, RUN_TOKEN, PLACE} & set(record)
 
 
 def test_a_record_of_another_enqueue_is_as_good_as_none() -> None:

@@ -47,7 +47,7 @@ class Silent(StubBackend):
 
 
 def begin(writer: Writer, throttle: int = 0) -> Lane:
-    lane = writer.begin_run("m", run=5, enqueue_id=ENQUEUE_ID, throttle=throttle, base=dict)
+    lane = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=throttle, base=dict)
     lane.add(Start({}, 1))
     return lane
 
@@ -164,8 +164,8 @@ def test_what_cannot_be_merged_is_dropped_alone(writers: list[Writer], caplog: p
     writer = Writer(backend, Outage("StubBackend"))
     writers.append(writer)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
-    lane = writer.begin_run("m", run=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
-    other = writer.begin_run("other", run=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    lane = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     refused: list[Any] = [object(), Odd("nan"), Write({PROGRESS: "many", ":bad": "1"}), Write({}, Odd("inf"))]
     # When they come between all that a run writes
     with caplog.at_level(logging.ERROR):
@@ -200,7 +200,7 @@ def test_a_message_whose_options_cannot_be_read_harms_nobody_else(
     writer = Writer(backend, Outage("RecordingBackend"))
     writers.append(writer)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
-    lane = writer.begin_run("m", run=5, enqueue_id=ENQUEUE_ID, throttle=0, base=unreadable)
+    lane = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=unreadable)
     other = writer.outside("other")
     assert backend.delete("m")
     gate = Gate(backend)
@@ -282,7 +282,7 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
     lane = begin(writer)
     # When others are written to, in the same call and later
     names = [f"other-{n}" for n in range(40)]
-    others = [writer.begin_run(name, run=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in names]
+    others = [writer.begin_run(name, run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in names]
     for other in others:
         other.add(Start({}, 1))
     # Then they are stored
@@ -319,7 +319,7 @@ class Busy(StubBackend):
         self.taken += [message_id for message_id, _ in updates]
         if len(self.taken) < 100:
             lane = self.writer.begin_run(
-                f"other-{len(self.taken)}", run=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict
+                f"other-{len(self.taken)}", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict
             )
             lane.add(Start({}, 1))
         return super().update_many(updates)
@@ -334,7 +334,7 @@ def test_a_message_of_an_outage_is_stored_however_many_others_there_are(
     backend = Busy()
     backend.writer = writer = Writer(backend, Outage("Busy"))
     writers.append(writer)
-    lanes = [writer.begin_run(name, run=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
+    lanes = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
     for lane in lanes:
         lane.add(Start({}, 1))
     assert eventually(lambda: all(lane.suspect for lane in lanes))
@@ -372,7 +372,7 @@ def test_a_parent_that_the_store_refuses_is_not_asked_for_all_the_time(
     writer = Writer(backend, Outage("Picky"))
     writers.append(writer)
     lane = begin(writer)
-    other = writer.begin_run("other", run=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other.add(Start({}, 1))
     assert eventually(lambda: lane.suspect and backend.read("other") is not None)
     # When a child increments its progress

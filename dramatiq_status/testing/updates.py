@@ -25,12 +25,12 @@ def enqueue(origin: int = 7, generation: int = 1, **fields: str) -> Update:
 
 
 def start(
-    run: int, origin: int = 7, generation: int = 1, *, place: int = 1, create: bool = True, **fields: str
+    run_token: int, origin: int = 7, generation: int = 1, *, place: int = 1, create: bool = True, **fields: str
 ) -> Update:
     return Update(
         Kind.RUN,
         EnqueueId(origin, generation),
-        run,
+        run_token,
         place,
         start=True,
         create=create,
@@ -39,7 +39,7 @@ def start(
 
 
 def write(
-    run: int,
+    run_token: int,
     place: int,
     origin: int = 7,
     generation: int = 1,
@@ -52,7 +52,7 @@ def write(
     return Update(
         Kind.RUN,
         EnqueueId(origin, generation),
-        run,
+        run_token,
         place,
         create=create,
         increment=increment,
@@ -62,7 +62,7 @@ def write(
 
 
 def finish(
-    run: int,
+    run_token: int,
     place: int = 9,
     origin: int = 7,
     generation: int = 1,
@@ -76,7 +76,7 @@ def finish(
     return Update(
         Kind.RUN,
         EnqueueId(origin, generation),
-        run,
+        run_token,
         place,
         create=create,
         state=state,
@@ -102,8 +102,8 @@ def deleting(update: Update, *names: str) -> Update:
     return update._replace(fields=fields, changes=(update.changes or Changes())._replace(deleted=stored))
 
 
-def heartbeat(run: int) -> Update:
-    return Update(Kind.HEARTBEAT, run=run)
+def heartbeat(run_token: int) -> Update:
+    return Update(Kind.HEARTBEAT, run_token=run_token)
 
 
 def named(fields: dict[str, str]) -> Record:

@@ -316,7 +316,7 @@ class TestSQLite(BackendConformance):
         monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.01)
         writer = Writer(backend, Outage("SQLite"))
         for name in (None, message_id):
-            lane = writer.begin_run(name, run=5, enqueue_id=EnqueueId(7, 1), throttle=0, base=dict)  # type: ignore[arg-type]
+            lane = writer.begin_run(name, run_token=5, enqueue_id=EnqueueId(7, 1), throttle=0, base=dict)  # type: ignore[arg-type]
             lane.add(Start({}, 1))
         # Then the other one is stored, and the store counts as up
         assert eventually(lambda: backend.read(message_id) is not None)

@@ -18,7 +18,7 @@ from ...record import (
     PLACE,
     PROGRESS,
     RATE,
-    RUN,
+    RUN_TOKEN,
     STATE,
     TOTAL,
     UPDATED_AT,
@@ -102,7 +102,7 @@ class Outcomes(StoreTests):
         # When they are completed in another order
         outcomes = complete_second(), complete_first()
         # Then everybody has their own reply
-        assert read is not None and read[RUN] == "1"
+        assert read is not None and read[RUN_TOKEN] == "1"
         assert outcomes == (Outcome.MISSING, Outcome.APPLIED)
 
     # Order
@@ -140,7 +140,8 @@ class Outcomes(StoreTests):
         # Then fields, progress and attempts are still there
         record = backend.read(message_id)
         assert record is not None
-        found = {name: record.get(name) for name in (STATE, ATTEMPTS, PROGRESS, EXCEPTION, ":user_id", ":step", RUN)}
+        names = (STATE, ATTEMPTS, PROGRESS, EXCEPTION, ":user_id", ":step", RUN_TOKEN)
+        found = {name: record.get(name) for name in names}
         assert found == {"s": "0", "A": "1", "p": "5", "x": '"E"', ":user_id": "42", ":step": "1", "r": None}
 
     def test_a_new_run_starts_over(self, backend: StatusBackend, message_id: str) -> None:
@@ -212,8 +213,8 @@ class Outcomes(StoreTests):
         # Then field after field is merged, and the run still owns it
         record = backend.read(message_id)
         assert record is not None
-        found = {name: record[name] for name in (STATE, RUN, PLACE, ":step", ":user_id", ":label")}
-        assert found == {STATE: "1", RUN: "1", PLACE: "1", ":step": "2", ":user_id": "42", ":label": '"x"'}
+        found = {name: record[name] for name in (STATE, RUN_TOKEN, PLACE, ":step", ":user_id", ":label")}
+        assert found == {STATE: "1", RUN_TOKEN: "1", PLACE: "1", ":step": "2", ":user_id": "42", ":label": '"x"'}
 
     def test_an_outside_write_creates_nothing(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message that the store does not know
