@@ -25,10 +25,10 @@ class Group(Protocol):
 
 
 class Batch:
-    """Messages that belong together; made by :meth:`.StatusRegistry.batch`.
+    """Messages that belong together.  :meth:`.StatusRegistry.batch` makes it.
 
-    It remembers the messages that it has seen finished: should their
-    statuses expire before the others have ended, they still count.
+    A batch keeps the final snapshots that it has read.  So a finished message still counts
+    after its status has expired.
 
     Parameters:
       backend(StatusBackend)
@@ -41,14 +41,14 @@ class Batch:
 
     @property
     def message_ids(self) -> tuple[str, ...]:
-        """The ids of the messages, in the order in which they were given, each once."""
+        """Ids of the messages in the order in which they were given, each once."""
         return self._rollup.message_ids
 
     def read(self) -> BatchSnapshot:
-        """Read all statuses; one round trip, however many they are.
+        """Read all statuses; one round trip.
 
         Raises:
-          BackendError: When the store does not answer.  Where it does for some of
+          BackendError: When the store does not answer.  When it answers for some of
             the messages, the others are :attr:`.BatchSnapshot.unavailable`.
         """
         return self._rollup.take(self._backend.snapshots(self._rollup.message_ids))
@@ -61,18 +61,18 @@ class Batch:
     ) -> BatchSnapshot:
         """Wait until all messages are completed or failed.
 
-        That some fail raises nothing, and does not end it before the others have ended.
+        A failed message raises no error, and does not end the wait for the others.
 
         Parameters:
-          timeout(int): For how long, in milliseconds; None for ever.
-          missing_timeout(int): How long messages may be unknown while
-            no other one waits or runs and nothing changes, in milliseconds.
+          timeout(int): Milliseconds after which the wait ends; None for no limit.
+          missing_timeout(int): Milliseconds for which messages may be unknown while
+            no other message waits or runs and nothing changes.
 
         Raises:
-          StatusTimeout: When they are not finished in time.
-          StatusMissing: When only messages are left that are unknown,
+          StatusTimeout: When the messages are not finished in time.
+          StatusMissing: When all unfinished messages are unknown
             for longer than `missing_timeout`.
-          BackendError: When the store does not answer at the first look.
+          BackendError: When the store does not answer the first read.
         """
         snapshots = self._follow(timeout, missing_timeout, 0)
         for snapshot in snapshots:
@@ -86,11 +86,11 @@ class Batch:
         timeout: int | timedelta | None = None,
         missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
     ) -> Iterator[BatchSnapshot]:
-        """Iterate over the roll-ups: first the present one, then one after
-        every change of a message, the last being the final one.
+        """Iterate over roll-ups: the present one, then one after
+        every change of a message, until the final one.
 
-        Parameters and errors are those of :meth:`wait`; by default it
-        goes on as long as the messages do.
+        Parameters and errors are those of :meth:`wait`.  By default there is no limit
+        of time.
         """
         return self._follow(timeout, missing_timeout, self._backend.watch_interval)
 
@@ -114,16 +114,15 @@ class Batch:
 
 
 def chains_of(messages: Any, found: Callable[[dramatiq.Broker], None] = lambda broker: None) -> Iterator[Chain]:
-    """Find the messages in groups, pipelines, and iterables of these, of
-    messages and of ids, nested as they like.
+    """Find the messages in groups, pipelines, messages, ids, and iterables of these, to any depth.
 
     Parameters:
       messages: As for :meth:`.StatusRegistry.batch`.
-      found(Callable): Is told the broker of each group and pipeline that is in no other one.
+      found(Callable): Called with the broker of each outermost group and pipeline.
 
     Raises:
-      TypeError: When something else is among them.
-      ValueError: When an id is none.
+      TypeError: When an object of another type is among them.
+      ValueError: When a string is no message id.
     """
     if isinstance(messages, str) or hasattr(messages, "message_id"):
         yield (check_message_id(messages),)

@@ -1,6 +1,4 @@
-"""Where the writes of a handle go, and where its reads come from: the
-running message, any other message, or nowhere but memory.
-"""
+"""Channels between a handle and a status: of the running message, of another message, or in memory alone."""
 
 from __future__ import annotations
 
@@ -21,17 +19,17 @@ T = TypeVar("T")
 
 
 class Channel(Protocol):
-    """What the handles stand on."""
+    """The operations that a handle needs."""
 
     message_id: str
     max_field_size: int
-    #: The total that an iteration has set last; None for none.
+    #: The total that a loop of :func:`.track` has set last; None for none.
     tracked_total: int | float | None
-    #: Whether its values are those of one call of a function without a worker.
+    #: Whether the values belong to one call of a function without a worker.
     of_one_call: bool
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
-        """Set fields, and the state if it is given by its stored number."""
+        """Set fields, and a state by its stored number."""
 
     def increment(self, n: int | float = 1) -> None:
         """Add to the progress."""
@@ -43,7 +41,7 @@ class Channel(Protocol):
         """Read the status; one round trip."""
 
     def counts(self) -> Counts:
-        """The present progress, total and rate."""
+        """Return the present progress, total and rate."""
 
     def flush(self) -> bool:
         """Wait until all that was written is stored."""
@@ -66,9 +64,7 @@ class LiveChannel:
 
 
 class RunChannel(LiveChannel):
-    """To the message that is being processed: everything goes through the
-    writer, and nothing that is written waits for the store.
-    """
+    """A channel to the running message: the writer sends all writes, and no write waits for the store."""
 
     __slots__ = (
         "_backend",
@@ -99,7 +95,7 @@ class RunChannel(LiveChannel):
             self._note_names(fields)
         if state is not None:
             _check_requested_state(state)
-            # Shown when Dramatiq is done with the message (DESIGN §2, rule 10).
+            # The message gets this state when Dramatiq acknowledges it.
             self._lane.requested_state = state if state >= COMPLETED else None
         if fields:
             self._lane.write(fields, urgent=urgent)
@@ -111,7 +107,7 @@ class RunChannel(LiveChannel):
         self._lane.write({}, urgent=urgent, changes=changes)
 
     def _note_names(self, names: Iterable[str]) -> None:
-        """Note that the run writes fields of these stored names.
+        """Add to the stored names of the fields that the run writes.
 
         Raises:
           ValueError: When the run would have too many fields.
@@ -133,7 +129,7 @@ class RunChannel(LiveChannel):
 
 
 class LaneChannel(LiveChannel):
-    """A channel to another message than the one that is being processed.
+    """A channel to another message than the running one.
 
     Parameters:
       lane(Lane)
@@ -174,9 +170,7 @@ class LaneChannel(LiveChannel):
 
 
 class DirectChannel(LiveChannel):
-    """From outside of a worker: each write is one call to the store, on
-    the calling thread, and stored when it returns.
-    """
+    """A channel from outside of a worker: each write is one call of the store on the calling thread."""
 
     def __init__(self, backend: StatusBackend, message_id: str) -> None:
         self.message_id = message_id
@@ -210,10 +204,10 @@ class DirectChannel(LiveChannel):
 
 
 class DetachedChannel:
-    """A channel to nowhere: it keeps values in memory, for code that is called without a worker.
+    """A channel that keeps values in memory, for code that is called without a worker.
 
     Parameters:
-      of_one_call(bool): Whether they belong to one call of a function, and not to a block of a unit test.
+      of_one_call(bool): Whether the values belong to one call of a function, and not to a block of a unit test.
     """
 
     message_id = ""
@@ -262,7 +256,7 @@ class DetachedChannel:
         return found
 
     def _apply(self, update: Update) -> None:
-        # Records are never changed but replaced, so that who only reads needs no lock.
+        # A record is replaced and never changed, so that a reader needs no lock.
         with self._lock:
             outcome, self._record, _ = apply(self._record, update, now_ms())
         if outcome is Outcome.UNCOUNTED:
@@ -270,11 +264,11 @@ class DetachedChannel:
 
 
 def _read_behind(flush: Callable[[], bool], backend: StatusBackend, message_id: str) -> Snapshot | None:
-    """Read a status after all that this worker has written to it.
+    """Read a status after all writes of this worker to it are stored.
 
     Raises:
-      BackendError: When that is not stored yet, or the store does not answer.  Without
-        it, a field would seem to be missing that the caller has just set.
+      BackendError: When the writes are not stored yet, or the store does not answer.  Without
+        this error, a field that the caller has just set would seem to be missing.
     """
     if not flush():
         raise BackendError(
@@ -301,7 +295,7 @@ def check_outcome(message_id: str, update: Update, outcome: Outcome) -> None:
 
     Raises:
       StatusMissing: When the message is unknown.
-      ValueError: When it counts on a field that holds no number.
+      ValueError: When the update counts on a field that holds no number.
     """
     if outcome is Outcome.MISSING:
         raise StatusMissing(message_id)
@@ -314,7 +308,7 @@ def check_outcome(message_id: str, update: Update, outcome: Outcome) -> None:
 
 
 def counts_of(snapshot: Snapshot | None) -> Counts:
-    """What a snapshot says of the progress."""
+    """Return the progress, the total and the rate of a snapshot."""
     if snapshot is None:
         return Counts()
     counts = Counts(snapshot.get("progress"), rate=snapshot.rate)

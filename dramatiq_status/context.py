@@ -1,9 +1,8 @@
-"""The binding of the running message: what :func:`current_status`,
-:func:`current_progress` and :func:`track` look at.
+"""The binding of the running message: :func:`current_status`, :func:`current_progress` and :func:`track` use it.
 
-A context variable holds it.  Coroutines, tasks and ``asyncio.to_thread``
-inherit it; threads that a user starts do not (pass them a handle instead).
-A process that is forked off by the actor inherits it, too, and writes from outside.
+A context variable holds the binding.  Coroutines, tasks and ``asyncio.to_thread``
+inherit it.  A thread that the actor starts does not: pass it a handle.
+A process that the actor forks inherits the binding, and writes from outside of a worker.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Not isinstance(): a proxy of another library may look up what it stands for, and raise.
+# Compared by type(): isinstance() may make a proxy of another library load its object, and raise.
 _HANDLES: Final = frozenset((Status, Progress, Track))
 
 
@@ -59,22 +58,20 @@ def bind(binding: Binding | None) -> None:
 
 
 def current_binding() -> Binding | None:
-    """The binding of this context."""
+    """Return the binding of this context; None without one."""
     return _binding.get()
 
 
 def note_write(lane: Lane) -> None:
-    """Note that the running message, if there is one, writes to another message.  Its acknowledgement waits for this
-    write.
-    """
+    """Make the acknowledgement of the running message, if there is one, wait for a write to another message."""
     binding = _binding.get()
     if binding is not None and binding.delivery is not None:
         binding.delivery.note(lane)
 
 
 def _leave_the_worker() -> None:
-    # A process that an actor has forked off is no worker: its handles write from outside (see `Lane.inherit`), and
-    # what it asks the registry for does, too.
+    # A process that an actor has forked is no worker: its handles write from outside (see `Lane.inherit`), and so do
+    # handles that it gets from the registry.
     binding = _binding.get()
     if binding is not None:
         bind(Binding(binding.status, binding.progress))
@@ -84,7 +81,7 @@ at_fork(after_in_child=_leave_the_worker)
 
 
 def detached_binding(channel: Channel | None = None) -> Binding:
-    """Handles that write nowhere but to memory."""
+    """Make handles that write to memory alone."""
     channel = channel or DetachedChannel()
     return Binding(Status(channel), Progress(channel))
 
@@ -107,13 +104,12 @@ def resume(message_id: str) -> None:
 
 
 def current_status() -> Status:
-    """Get the status of the message that is being processed.
+    """Return the status handle of the running message.
 
     Outside of a worker, for example in a unit test that calls an actor's function
-    directly, the handle is detached: it keeps values in memory and
-    writes nowhere.  It shares its values with the detached handles that the calling function
-    has in variables, and with the loop over :func:`track` that the function is in.  No other and no later
-    call reads these values, so every call of the function begins without values.
+    directly, the handle is detached: it keeps values in memory.  It shares its values with the detached handles
+    that the calling function has in variables, and with the loop over :func:`track` that the function is in.
+    No other and no later call reads these values, so every call of the function begins without values.
     Inside :func:`dramatiq_status.testing.bound_status`, all handles share their values, and a test can read them.
 
     Returns:
@@ -124,8 +120,8 @@ def current_status() -> Status:
 
 
 def current_progress() -> Progress:
-    """Get the progress of the message that is being processed; outside
-    of a worker, a detached one.
+    """Return the progress handle of the running message; outside
+    of a worker, a detached one, as :func:`current_status` does.
 
     Returns:
       Progress
@@ -135,7 +131,7 @@ def current_progress() -> Progress:
 
 
 def _detached_channel() -> Channel:
-    """Get the channel for detached handles of the calling function.
+    """Return the channel for detached handles of the calling function.
 
     The channel is tied to the call of that function, by variables and loops of its frame.  A context, a thread or a
     handle may outlive the call: an exception that is kept, for example in a log, keeps the handles of all functions
@@ -143,7 +139,7 @@ def _detached_channel() -> Channel:
     """
     # The caller of current_status(), current_progress() or track().
     frame = sys._getframe(2)
-    # A copy: the variables of a module are for all threads.
+    # A copy: the variables of a module belong to all threads.
     for value in list(frame.f_locals.values()):
         if type(value) in _HANDLES and channel_of(value).of_one_call:
             return channel_of(value)
@@ -161,27 +157,27 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     ...     await index(page)
 
     A loop that is left by ``break`` or by an exception leaves the
-    progress where it was; the item that it broke off at does not count.
+    progress where it was.  The item at which it was left does not count.
 
     Inside the loop, another ``track`` of the same message divides the
-    current item: the bar moves on by parts of the item, and never back.  Loops one after the
-    other are separate legs.  A message has one bar: threads or tasks that run side by side
+    current item: the bar moves by parts of the item, and never back.  Each of several loops, one after the
+    other, begins at 0.  A message has one bar: threads or tasks that run side by side
     should set a total and increment :func:`current_progress`.
 
     Parameters:
       iterable(Iterable[T] | AsyncIterable[T])
       total(int | float): By default ``len(iterable)``, or its length
-        hint, when the loop begins.  If the iterable has none, a total that was set earlier
-        stays until the end; otherwise the total is unknown until the end.
-      **fields: Fields to set as it begins, in the same update.  With
+        hint, when the loop begins.  If the iterable has no length, a total that was set earlier
+        stays until the end.  Otherwise the total is unknown until the end.
+      **fields: Fields to set when the loop begins, in the same update.  With
         ``progress``, the loop counts from that value, for a job that resumes
         earlier work.
 
     Returns:
-      Track[T]: The items; it has the length of `iterable`.
+      Track[T]: An iterable of the same items, with the length of `iterable`.
 
     Raises:
-      TypeError: When it cannot be iterated over, a total is no number, or a
+      TypeError: When `iterable` is not iterable, a total is no number, or a
         value is not JSON.
       ValueError: When a name is reserved, a total is negative, or a
         value is NaN, infinite or too large.

@@ -38,7 +38,7 @@ class Watcher(Protocol[FoundT_contra]):
 
     def rest(self, now: float) -> float: ...
 
-    def news(self, heard: dict[str, int]) -> int | None: ...
+    def new_version(self, published: dict[str, int]) -> int | None: ...
 
 
 class Deadlines:
@@ -162,9 +162,9 @@ class MessageWatcher(Deadlines):
         self.finished: bool = snapshot.finished
         return True
 
-    def news(self, heard: dict[str, int]) -> int | None:
+    def new_version(self, published: dict[str, int]) -> int | None:
         """Return the published version of the message; None where the message has not changed."""
-        return heard.get(self._message_id)
+        return published.get(self._message_id)
 
 
 class BatchWatcher(Deadlines):
@@ -213,9 +213,9 @@ class BatchWatcher(Deadlines):
         self.finished: bool = snapshot.finished
         return True
 
-    def news(self, heard: dict[str, int]) -> int | None:
+    def new_version(self, published: dict[str, int]) -> int | None:
         """Return a new version of the batch if a message has a version that was not read yet; else None."""
-        if all(self._versions.get(message_id, 0) == version for message_id, version in heard.items()):
+        if all(self._versions.get(message_id, 0) == version for message_id, version in published.items()):
             return None
         return self.version + 1
 
@@ -234,20 +234,20 @@ class PollSchedule:
         "_allowed",
         "_failing",
         "_finished",
-        "_heard",
         "_interval",
         "_last",
         "_longest",
         "_pause",
+        "_published",
         "_recheck",
         "_seen",
         "_shortest",
-        "told",
+        "pushed",
     )
 
     def __init__(self, backend: StatusBackend) -> None:
         #: Whether the store publishes changes to this watcher.
-        self.told: bool = False
+        self.pushed: bool = False
         self._shortest, self._longest = (interval / 1000 for interval in backend.poll_interval)
         self._interval = backend.watch_interval / 1000
         self._recheck = backend.recheck_interval / 1000
@@ -256,15 +256,15 @@ class PollSchedule:
         self._failing = self._finished = False
         self._seen = 0
         #: Newest published version that was not read yet.
-        self._heard: int | None = None
+        self._published: int | None = None
 
-    def hear(self, version: int) -> None:
-        """Note a published version; 0 for a deletion."""
-        self._heard = version
+    def publish(self, version: int) -> None:
+        """Note that the store has published a version; 0 for a deletion."""
+        self._published = version
 
     def look(self, now: float) -> None:
         """Note that a read begins."""
-        self._heard = None
+        self._published = None
         self._last = now
         self._allowed = min(max(self._allowed, now) + self._interval, now + BURST * self._interval)
 
@@ -288,9 +288,9 @@ class PollSchedule:
 
     def due(self) -> float:
         """Return the time of the next read; a time in the past means at once."""
-        if self._failing or not (self.told or self._finished):
+        if self._failing or not (self.pushed or self._finished):
             return self._last + self._pause
         recheck = self._last + self._recheck
-        if self._heard is not None and self._heard != self._seen:
+        if self._published is not None and self._published != self._seen:
             return min(recheck, max(self._last, self._allowed - (BURST - 1) * self._interval))
         return recheck

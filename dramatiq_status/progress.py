@@ -12,18 +12,18 @@ from .update import Changes
 
 
 class Progress:
-    """How far a message has come: a count, and the total that it heads for.
+    """A live handle of one message's progress: a count and its total.
 
-    Of the running message (:func:`.current_progress`) it shows what this run has
-    written, without asking the store.  Of another message
-    (:meth:`.StatusRegistry.progress`) every look takes a round trip.
+    For the running message (:func:`.current_progress`) it has the values that this run has
+    written, without a round trip.  For another message
+    (:meth:`.StatusRegistry.progress`) every read takes one round trip.
 
-    Writes of the running message never block and never raise for a
-    broken store.  From outside of a worker each takes one round trip and
+    Writes of the running message never block, and never raise an error of the
+    store.  From outside of a worker each write takes one round trip.  It
     raises :class:`.StatusMissing` for an unknown message, and
     :class:`.BackendError`.
 
-    A handle may be passed to, and used by, any number of threads.  It is pickled as :class:`.Status` is.
+    Any number of threads may share a handle.  It is pickled as :class:`.Status` is.
     """
 
     __slots__ = ("_channel", "_increment")
@@ -34,7 +34,7 @@ class Progress:
 
     @property
     def progress(self) -> int | float:
-        """The count; 0 until something was reported."""
+        """The count; 0 before the first report."""
         return self._channel.counts().progress or 0
 
     @progress.setter
@@ -64,8 +64,8 @@ class Progress:
         """Add to the total, atomically in the store; throttled by ``status_throttle``.
         A message that finds more work adds it to its parent's total, for example.
 
-        A total that was never set, or is unknown, counts from 0.  A retry keeps the total, as all that is no
-        progress: an actor that adds to its own total from the start on sets it to None first.
+        A total that was never set, or is unknown, counts from 0.  A retry keeps the total: an actor that adds to its
+        own total sets it to None first.
 
         Raises:
           TypeError: When `n` is no number.
@@ -74,7 +74,7 @@ class Progress:
         self._channel.change(Changes({TOTAL: check_total(n)}), urgent=False)
 
     def finish(self) -> None:
-        """Set the count to the total, or a total that is unknown to the count."""
+        """Set the count to the total.  If the total is unknown, set it to the count."""
         counts = self._channel.counts()
         if counts.total is None:
             self.total = self.progress
@@ -85,24 +85,24 @@ class Progress:
         """Wait until all that was written is stored, as :meth:`.Status.flush`.
 
         Returns:
-          bool: False where the store is down, or took longer than the
+          bool: False when the store is down, or takes longer than the
           backend's time-out.
         """
         return self._channel.flush()
 
     @property
     def fraction(self) -> float | None:
-        """The count by the total, from 0.0 to 1.0; None when nothing was reported, or the total is unknown."""
+        """The count divided by the total, from 0.0 to 1.0; None before the first report and without a total."""
         counts = self._channel.counts()
         return fraction_of(counts.progress, counts.total)
 
     @property
     def rate(self) -> float | None:
-        """Units a second, exponentially smoothed; None while unknown."""
+        """Units a second, exponentially smoothed; None while it is unknown."""
         return self._channel.counts().rate
 
     def to_dict(self) -> dict[str, Any]:
-        """The count, the total, the fraction and the rate."""
+        """Return the count, the total, the fraction and the rate by their names."""
         return dict_of(self._channel.counts())
 
     def __reduce__(self) -> tuple[type[Progress], tuple[Channel]]:
@@ -113,7 +113,7 @@ class Progress:
 
 
 def dict_of(counts: Counts) -> dict[str, Any]:
-    """The count, the total, the fraction and the rate by their names."""
+    """Return the count, the total, the fraction and the rate by their names."""
     return {
         "progress": counts.progress or 0,
         "total": counts.total,

@@ -24,14 +24,14 @@ from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
 class StatusRegistry:
     """Finds statuses by message id.
 
-    A message may be given by its id or as the ``dramatiq.Message``
-    itself.  Every method takes `backend`, and `broker` to find the backend of
-    the :class:`.StatusMiddleware` on it; with neither, the default
-    broker's is used, as ``message.get_result()`` finds its own.
+    Every method takes a message id or a ``dramatiq.Message``.
+    Every method takes `backend`, or `broker` to use the backend of this broker's
+    :class:`.StatusMiddleware`.  Without both it uses the default
+    broker, as ``message.get_result()`` does.
 
-    Every method raises ``RuntimeError`` where there is no such
-    middleware, ``TypeError`` or ``ValueError`` for something that is no
-    message id, and :class:`.BackendError` where the store does not answer.
+    Every method raises ``RuntimeError`` when the broker has no such
+    middleware, ``TypeError`` or ``ValueError`` for an object that is no
+    message id, and :class:`.BackendError` when the store does not answer.
     """
 
     @staticmethod
@@ -41,7 +41,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Status:
-        """Get a live handle; no round trip yet, so that the message may be unknown."""
+        """Return a live handle.  It takes no round trip: the message may be unknown."""
         return Status(open_channel(message_id, backend, broker))
 
     @staticmethod
@@ -51,11 +51,11 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Progress:
-        """Get the progress of a message, so that others can count on its
-        bar; no round trip yet.
+        """Return a handle of a message's progress, with which other messages can count on its
+        bar.  It takes no round trip.
 
-        Increments are atomic in the store.  They also
-        count after the message is finished, until its status expires, and
+        Increments are atomic in the store.  They are stored
+        after the message is finished as well, until its status expires, and
         change neither its state nor its expiry.
         """
         return Progress(open_channel(message_id, backend, broker))
@@ -108,19 +108,19 @@ class StatusRegistry:
 
         Parameters:
           message_ids(Iterable[str | Message])
-          return_errors(bool): Whether to return the errors of single
-            messages in their places, as ``asyncio.gather`` does with
-            `return_exceptions`.  By default the first one is raised.
+          return_errors(bool): Whether to return the error of a message
+            in its place, as ``asyncio.gather`` does with
+            `return_exceptions`.  By default the first error is raised.
 
         Returns:
-          list[Snapshot | None]: One for each id, in their order.  With
+          list[Snapshot | None]: One snapshot for each id, in the order of the ids.  With
           `return_errors` the list has a :class:`.BackendError` for each message whose own
           server does not answer while others do: a node of a Redis Cluster,
           one of many memcached servers.
 
         Raises:
           BackendError: When no server answers; without `return_errors`,
-            when one of them does not.
+            when the server of a message does not answer.
         """
         found = find_backend(backend, broker).snapshots(check_message_ids(message_ids))
         return list(found) if return_errors else raise_first(found)
@@ -136,24 +136,23 @@ class StatusRegistry:
     ) -> Snapshot:
         """Wait until a message is completed or failed.
 
-        One round trip if it is so already.  Redis tells when it happens,
-        over a connection that is opened for this call; other stores
-        are asked again and again, twenty times a second at first and then
-        once a second.
+        It takes one round trip if the message is finished already.  Otherwise Redis publishes the end,
+        over a connection that is opened for this call.  Other stores
+        are polled: 20 times a second at first, then
+        less often, down to once a second.
 
         Parameters:
           message_id(str | Message)
-          timeout(int): For how long, in milliseconds; None for ever.
-          missing_timeout(int): How long the message may be unknown, in
-            milliseconds.
+          timeout(int): Milliseconds after which the wait ends; None for no limit.
+          missing_timeout(int): Milliseconds for which the message may be unknown.
 
         Raises:
-          StatusTimeout: When it is not finished in time.
-          StatusMissing: When it is unknown for longer than
-            `missing_timeout`, from the beginning or since its status
-            has vanished.
-          BackendError: When the store does not answer at the first
-            look; later outages are waited through.
+          StatusTimeout: When the message is not finished in time.
+          StatusMissing: When the message is unknown for longer than
+            `missing_timeout`, from the beginning or after its status
+            has expired or was deleted.
+          BackendError: When the store does not answer the first
+            read.  A later outage does not end the wait.
         """
         snapshots = follow(
             find_backend(backend, broker),
@@ -172,18 +171,17 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Iterator[Snapshot]:
-        """Iterate over the snapshots of a message: first the present one,
-        then one after every change, the last being the final one.  A
-        message that stalls, and one that no longer does, counts as changed.
+        """Iterate over the snapshots of a message: the present one,
+        then one after every change, until the final one.  A
+        message also changes when it stalls, and when it no longer does.
 
         Of many changes within a short time (50 milliseconds, the
-        backend's `watch_interval`) only the newest is shown, and so it is to
-        whoever is slow to take the next.  With Redis each watcher keeps a
-        connection of its own until it is closed; many watchers in one process share
-        one in :mod:`dramatiq_status.aio`.
+        backend's `watch_interval`) only the newest is yielded.  So a slow caller gets the newest
+        snapshot next.  With Redis each watcher has a
+        connection of its own until it is closed.  In :mod:`dramatiq_status.aio` all watchers of a process
+        share one connection.
 
-        Parameters and errors are those of :meth:`wait`; by default it
-        goes on as long as the message does.
+        Parameters and errors are those of :meth:`wait`.  By default there is no limit of time.
         """
         backend = find_backend(backend, broker)
         return follow(
@@ -201,20 +199,20 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Batch:
-        """Get the roll-up of messages that belong together; no round trip yet.
+        """Return a batch of messages that belong together.  It takes no round trip.
 
-        It may be made before they are sent.  A message that is given
-        twice counts once; a group's completion callbacks do not belong to it.
+        A batch can be made before its messages are sent.  A message that is given
+        twice counts once.  A group's completion callbacks are not part of the batch.
 
         Parameters:
           messages: A group, a pipeline, or an iterable of messages, ids,
             groups and pipelines.
-          broker(Broker): By default that of the groups and pipelines, if
+          broker(Broker): By default the broker of the groups and pipelines, if
             there are any.
 
         Raises:
-          TypeError: When something else is among the messages.
-          ValueError: When an id is none, or groups and pipelines are of
+          TypeError: When an object of another type is among the messages.
+          ValueError: When a string is no message id, or when groups and pipelines have
             brokers with different backends.
         """
         return Batch(*find_chains(messages, backend, broker))
@@ -240,9 +238,9 @@ class StatusRegistry:
         ...     page = StatusRegistry.list(limit=50, after=page[-1])
 
         Parameters:
-          state(State): Only those in this state.
-          actor_name(str): Only those of this actor.
-          queue_name(str): Only those of this queue.
+          state(State): List only statuses with this state.
+          actor_name(str): List only statuses of this actor.
+          queue_name(str): List only statuses of this queue.
           limit(int): Maximum number of statuses, from 1 to 1,000.
           after(Snapshot | str): Last snapshot of the page before, or its :attr:`.Snapshot.cursor`, which fits a
             URL; None for the first page.  The status itself may have changed or expired, or been deleted.
@@ -277,9 +275,8 @@ class StatusRegistry:
         """Count the statuses that :meth:`list` would list without a limit.
 
         With Redis and more than 1,000 unfinished statuses, the number may
-        include some of those that have expired before their messages were
-        finished: a worker was killed, or a queue purged, and nobody has
-        heard of them for their whole live time to live.
+        include expired statuses of messages that were never finished, because a worker was killed or a queue
+        was purged.
 
         Raises:
           NotSupported: When the backend cannot list.  Its text has the reason.
@@ -294,10 +291,10 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> bool:
-        """Delete a status; one round trip.  The message is not touched.
+        """Delete a status; one round trip.  The message itself stays in its queue.
 
         Returns:
-          bool: Whether there was one.
+          bool: Whether the message had a status.
         """
         message_id = check_message_id(message_id)
         return find_backend(backend, broker).delete(message_id)

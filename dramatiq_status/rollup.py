@@ -1,4 +1,4 @@
-"""The roll-up of many messages' snapshots into one.  Pure: it does not ask the store."""
+"""The roll-up of many messages' snapshots into one.  It is pure: it does not read the store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .snapshot import Snapshot, percent_of, values_of
 UNKNOWN: Final = "unknown"
 UNAVAILABLE: Final = "unavailable"
 
-# What the sum of many fractions may be rounded up to while one of them is less than 1.
+# Largest progress of a batch while the progress of a message is less than 1: a sum of many fractions may be rounded up.
 _LESS_THAN_ALL: Final = math.nextafter(1.0, 0.0)
 
 #: Messages of which each is enqueued when the one before it has been processed.
@@ -29,27 +29,27 @@ Chain = tuple[str, ...]
 class BatchSnapshot:
     """The statuses of many messages at one time.  It never changes.
 
-    A message may be unknown: one that was not sent yet, a later stage of
-    a pipeline, one whose status has expired.  A message is unavailable while its
+    A message is unknown before it is sent, after its status has expired, and while it is a later stage of a
+    running pipeline.  A message is unavailable while its
     own server does not answer (a node of a Redis Cluster, one of many memcached
     servers) and others do.
 
     Parameters:
-      state(State): ``failed`` if a message is, ``queued`` if all are that
-        are known, ``completed`` if all are, else ``working``; None if all
-        are unknown or unavailable.  Without any messages it is ``completed``.
-      progress(float): The mean of the messages' progress, from 0.0 to
-        1.0.  A completed message counts 1, whatever it has reported,
-        an unknown one 0; a failed one keeps what it had, and so does an
-        unavailable one in a batch that has seen it before.
-      finished(bool): Whether all are completed or failed.  After a stage of
-        a pipeline that failed or was skipped no other is waited for.  A batch with
+      state(State): ``failed`` if a message failed; ``queued`` if all known messages are
+        queued; ``completed`` if all messages are completed; else ``working``.  None if all messages
+        are unknown or unavailable.  A batch without messages is ``completed``.
+      progress(float): Mean of the messages' progress, from 0.0 to
+        1.0.  A completed message counts as 1, whatever progress it has reported, and
+        an unknown one as 0.  A failed message keeps its progress.  So does an
+        unavailable one that the batch has read before.
+      finished(bool): Whether all messages are completed or failed.  The stages of a pipeline after one
+        that failed or was skipped do not count.  A batch with
         unavailable messages is not finished.
-      missing(tuple[str, ...]): Those that should be known and are not.
-        They are not waited for for ever.
-      unavailable(tuple[str, ...]): Messages that the store could not read.
-        They are waited for until their server is back.  A message that
-        the batch has seen finished is not among them.
+      missing(tuple[str, ...]): Unknown messages that should have a status.  A wait for
+        them ends after `missing_timeout`.
+      unavailable(tuple[str, ...]): Messages that the store could not read.  A wait for them continues
+        until their server is back.  A message that the batch has read as finished is not
+        among them.
     """
 
     state: State | None
@@ -57,14 +57,14 @@ class BatchSnapshot:
     finished: bool
     missing: tuple[str, ...]
     unavailable: tuple[str, ...]
-    # A hash needs no dict: those that are equal have equal ones without.
+    # Not part of the hash: a dict has none, and equal snapshots have equal hashes without it.
     _children: dict[str, Snapshot | None] = field(repr=False, hash=False)
     _counts: dict[str, int] = field(repr=False, hash=False)
 
     @property
     def children(self) -> Mapping[str, Snapshot | None]:
-        """The messages' snapshots by id, in the order in which they were
-        given; None for those that are unknown or :attr:`unavailable`.
+        """Snapshots by message id, in the order of the batch's messages.  An unknown or :attr:`unavailable`
+        message has None.
         """
         return MappingProxyType(self._children)
 
@@ -77,38 +77,38 @@ class BatchSnapshot:
 
     @property
     def queued(self) -> bool:
-        """Whether nothing has begun: all messages that are known are queued."""
+        """Whether no message has begun: all known messages are queued."""
         return self.state is State.QUEUED
 
     @property
     def working(self) -> bool:
-        """Whether it has begun and is not finished, and nothing has failed."""
+        """Whether the batch has begun and is not finished, and no message has failed."""
         return self.state is State.WORKING
 
     @property
     def completed(self) -> bool:
-        """Whether all is done."""
+        """Whether all messages are completed."""
         return self.state is State.COMPLETED
 
     @property
     def failed(self) -> bool:
-        """Whether a message failed; others may go on (see :attr:`finished`)."""
+        """Whether a message has failed.  Others may still run: see :attr:`finished`."""
         return self.state is State.FAILED
 
     @property
     def stalled(self) -> bool:
-        """Whether a message's worker is gone, or one waits for more than a day (see :attr:`.Snapshot.stalled`)."""
+        """Whether a message of the batch is stalled: see :attr:`.Snapshot.stalled`."""
         return any(child.stalled for child in self._children.values() if child is not None)
 
     @property
     def percent(self) -> float:
-        """The progress from 0.0 to 100.0, rounded down to one decimal place: 100 means all."""
+        """The progress from 0.0 to 100.0, rounded down to one decimal place.  Only a batch that is done has 100."""
         return percent_of(self.progress)
 
     def to_dict(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> dict[str, Any]:
-        """Get the roll-up and the children's fields as JSON values.
+        """Return the roll-up and the children's fields as JSON values.
 
         Parameters are those of :meth:`.Snapshot.to_dict`, and apply to each child.
         """
@@ -126,7 +126,7 @@ class BatchSnapshot:
         }
 
     def to_json(self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True) -> str:
-        """Get what :meth:`to_dict` returns as the text of a JSON object."""
+        """Return the values of :meth:`to_dict` as the text of a JSON object."""
         return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def __str__(self) -> str:
@@ -152,7 +152,7 @@ class Rollup:
         self._chains = list(dict.fromkeys(chain for chain in chains if len(chain) > 1))
         staged = {message_id for chain in self._chains for message_id in chain}
         self._singles = [message_id for message_id in self.message_ids if message_id not in staged]
-        # The last snapshot of those that were finished, and how far the others were.
+        # The final snapshots of finished messages, and the last progress of each message, by message id.
         self._final: dict[str, Snapshot] = {}
         self._reached: dict[str, float] = {}
 
@@ -182,7 +182,7 @@ class Rollup:
             if number >= COMPLETED:
                 final[message_id] = snapshot
             elif final:
-                # It was enqueued anew.
+                # The message was enqueued again.
                 final.pop(message_id, None)
             fraction = reached[message_id] = 1.0 if number == COMPLETED else snapshot.progress or 0.0
             total += fraction
@@ -209,21 +209,21 @@ class Rollup:
 def _look_along(
     chain: Chain, children: Mapping[str, Snapshot | None], unavailable: Set[str], passed: set[str]
 ) -> tuple[str, ...]:
-    """Find the stage of a pipeline that should be known and is not, none or one.
-    Stages without a status ahead of one that is known have been ``passed``.
+    """Return the stage of a pipeline that should have a status and has none: one or no message id.
+    Unknown stages before a known one have been ``passed``.
     """
     known = [index for index, message_id in enumerate(chain) if children[message_id] is not None]
     last = known[-1] if known else -1
     passed.update(message_id for message_id in chain[: max(0, last)] if children[message_id] is None)
     if not unavailable.isdisjoint(chain[last + 1 :]):
-        # The pipeline may have come that far.
+        # An unavailable stage may have begun.
         return ()
     if not known:
         return chain[:1]
     stage = children[chain[last]]
     assert stage is not None
-    # Dramatiq enqueues a stage before it is done with the one ahead of it, and never after one that
-    # failed or was skipped.
+    # Dramatiq enqueues a stage before it acknowledges the one before it. It enqueues none after a stage that failed or
+    # was skipped.
     over = stage.failed or stage.skipped or not stage.finished
     return () if over else chain[last + 1 : last + 2]
 

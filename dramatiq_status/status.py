@@ -44,7 +44,7 @@ class Look(Generic[T]):
         return self.of(handle.read())
 
     def of(self, snapshot: Snapshot | None) -> T:
-        """Get the attribute of a snapshot."""
+        """Return the attribute of a snapshot."""
         if snapshot is None:
             return self._unknown
         found: T = getattr(snapshot, self._name)
@@ -52,22 +52,22 @@ class Look(Generic[T]):
 
 
 class Status:
-    """A live handle of one message's status: every look asks the store
-    anew, in one round trip; take :meth:`read` to look more than once.
+    """A live handle of one message's status.  Each read of an attribute or a field takes one round trip.
+    :meth:`read` reads all of them in one.
 
-    In the message that is being processed (:func:`.current_status`)
-    writes never block and never raise for a broken store.  A look at the store
-    first waits until all that was written is stored, and raises
-    :class:`.BackendError` where the store does not answer, there as everywhere: a field
+    For the running message (:func:`.current_status`)
+    writes never block, and never raise an error of the store.  A read
+    first waits until all earlier writes are stored.  It raises
+    :class:`.BackendError` when the store does not answer, so a field
     that cannot be read never seems to be missing.  From outside of a
-    worker each write takes one round trip, is stored when
-    it returns, and raises :class:`.StatusMissing` for an unknown
+    worker each write takes one round trip, and is stored when
+    it returns.  It raises :class:`.StatusMissing` for an unknown
     message, and :class:`.BackendError`.
 
-    Writes never lose anything to other writers: fields are merged one by one.
-    A handle may be passed to, and used by, any number of threads.  A pickled handle
-    is its message id: where it is unpickled, it becomes what :meth:`.StatusRegistry.get` returns there.  A
-    detached one takes its values along.
+    Fields are merged one by one, so that writers do not overwrite the fields of each other.
+    Any number of threads may share a handle.  A pickled handle
+    is its message id: unpickled, it is what :meth:`.StatusRegistry.get` returns in that process.  A
+    pickled detached handle has its values.
     """
 
     __slots__ = ("_channel",)
@@ -160,35 +160,35 @@ class Status:
     def flush(self) -> bool:
         """Wait until all that was written is stored.
 
-        It blocks, as every look at the store does.  In a coroutine let a
-        thread wait, so that others go on; it writes to the same message.
+        It blocks, as every read does.  In a coroutine, wait in a
+        thread, so that other coroutines can run.
 
         >>> await asyncio.to_thread(status.flush)
 
         Returns:
-          bool: False where the store is down, or took longer than the
+          bool: False when the store is down, or takes longer than the
           backend's time-out.
         """
         return self._channel.flush()
 
     def delete(self) -> bool:
-        """Delete the status.  The message itself is not touched; if it
-        runs, its next write brings the status back.
+        """Delete the status.  The message itself stays in its queue.  If it
+        runs, its next write stores the status again.
 
         Returns:
-          bool: Whether there was one.
+          bool: Whether the message had a status.
         """
         return self._channel.delete()
 
     # Reading
 
     def read(self) -> Snapshot | None:
-        """Read everything in one round trip; None where the message is
+        """Read the status in one round trip; None when the message is
         unknown or its status has expired.
 
         Raises:
-          BackendError: When the store does not answer, or what the running
-            message has written is not stored yet.
+          BackendError: When the store does not answer, or when it does not store the writes of the
+            running message in time.
         """
         return self._channel.read()
 

@@ -17,14 +17,14 @@ from .record import PROGRESS, TOTAL, Record
 
 T = TypeVar("T")
 
-#: Into how many parts the bar divides an item that is iterated over in
-#: turn.  A power of two, so that parts add up to whole items exactly.
+#: Parts of an item on the bar while another loop iterates over the item.  It is a power of two, so that all parts of an
+#: item are exactly 1 in sum.
 PARTS: Final = 1024
 
 
 class Leg:
-    """What an iteration has counted: on the bar of its message, or, inside of
-    another one of the same message, as a part of that one's present item.
+    """The count of one loop.  It moves the bar of its message.  Inside of another loop of the same message, it
+    moves the bar by parts of the outer loop's present item.
     """
 
     __slots__ = (
@@ -41,13 +41,13 @@ class Leg:
     )
 
     def __init__(self, channel: Channel, total: int | float | None, done: int | float, fields: Record) -> None:
-        #: Whether it goes on.
+        #: Whether the loop is running.
         self.open: bool = True
         self._channel = channel
         self._total = total
         # Number of counted items.
         self._done = done
-        # Which part of the present item the legs inside of it have dealt with, and what the bar shows of that.
+        # Part of the present item that the legs inside of this one have counted, and the part that the bar shows.
         self._inside = self._shown = 0.0
         self._thread = get_ident()
         #: The frame of the loop, where the channel is tied to this frame.  A loop that ends, however it does, drops its
@@ -60,7 +60,8 @@ class Leg:
                 fields[TOTAL] = encode_total(total)
                 channel.tracked_total = total
         elif self._outer._thread != self._thread:
-            # Nothing here takes a lock, which an interrupt could leave behind: its items do not move the bar.
+            # The items of a loop in another thread do not move the bar: that would need a lock, which an interrupt
+            # could leave locked.
             self._total = None
         elif total:
             self._outer._grow(done / total)
@@ -87,7 +88,7 @@ class Leg:
             self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
 
     def _total_is_users(self) -> bool:
-        """Whether the actor, or the sender, has set the present total, and not an iteration."""
+        """Whether the actor or the sender has set the present total, and no loop."""
         counts = self._channel.counts()
         return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
 
@@ -98,7 +99,7 @@ class Leg:
             if self._total:
                 self._outer._grow((self._inside - before) / self._total)
             return
-        # The small addend makes up for the rounding of many parts.
+        # 1e-6 compensates for the rounding of many parts.
         reached = int(self._inside * PARTS + 1e-6) / PARTS
         if reached > self._shown:
             self._channel.increment(reached - self._shown)
@@ -111,7 +112,7 @@ _legs: ContextVar[tuple[weakref.ref[Leg], ...]] = ContextVar("dramatiq_status_le
 
 
 def _enter(leg: Leg) -> Leg | None:
-    """Note that a leg begins, and return the leg of the same message around it."""
+    """Register a leg that begins, and return the leg of the same message around it."""
     entered = [found for reference in _legs.get() if (found := reference()) is not None and found.open]
     _legs.set((*map(weakref.ref, entered), weakref.ref(leg)))
     return next((found for found in reversed(entered) if found.channel is leg.channel), None)
@@ -124,9 +125,8 @@ def iterated_by(frame: FrameType) -> Channel | None:
 
 
 class Track(Generic[T]):
-    """Iterates over something and counts the items that have been dealt
-    with; what :func:`.track` returns.  For ``for``, or for ``async for``, as
-    what it was given.
+    """The iterable that :func:`.track` returns: it counts the items that the loop has processed.  It supports ``for``
+    or ``async for``, as its own iterable does.
     """
 
     __slots__ = ("_channel", "_done", "_fields", "_iterable", "_total")
@@ -173,7 +173,7 @@ class Track(Generic[T]):
         return len(self._iterable)  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:
-        # An iterable without a length is not empty because of that.
+        # Without this method, an iterable without a length would raise an error.
         return True
 
     def _begin(self) -> Leg:
@@ -186,14 +186,14 @@ def _length_of(iterable: object) -> int | None:
     try:
         length = length_hint(iterable, -1)
     except Exception:
-        # The loop finds out what is wrong, if it matters to it.
+        # The loop raises the error if it needs the length.
         return None
     # A length that is too large to be counted has no meaning as a total.
     return length if 0 <= length <= MAX_COUNT else None
 
 
 class _AsyncItems(AsyncIterator[T]):
-    """No async generator, which would outlive a loop that is left early."""
+    """Iterator of ``async for``.  It is no async generator, which would stay open after a loop that is left early."""
 
     __slots__ = ("_ended", "_given", "_iterator", "_leg", "_track")
 

@@ -1,4 +1,4 @@
-"""Following messages until they are finished."""
+"""Watching of messages until they are finished."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .errors import BackendError
 from .following import MessageWatcher, PollSchedule, Watcher
 from .snapshot import Snapshot
 
-#: How long a message may be unknown before it counts as missing, in milliseconds.
+#: Milliseconds after which an unknown message counts as missing.
 DEFAULT_MISSING_TIMEOUT: Final = 1_000
 
-#: How long to wait by default until something is finished, in milliseconds.
+#: Default of the milliseconds to wait until a message is finished.
 DEFAULT_WAIT_TIMEOUT: Final = 10_000
 
-#: The version of a change that nobody tells of; there may be none.
-UNHEARD: Final = -1
+#: Stands for the version of a change that may have happened before a subscription began.
+UNKNOWN_VERSION: Final = -1
 
-#: For how many seconds a store that refused a subscription is not asked for another.
+#: Seconds between two attempts to subscribe.
 SUBSCRIBE_AGAIN: Final = 1.0
 
 FoundT = TypeVar("FoundT")
@@ -33,26 +33,24 @@ def follow(
 ) -> Iterator[Snapshot]:
     """Yield the present snapshot, then one after every change, and end after the final one.
 
-    The first look takes one round trip.  If the message is not finished, the
-    store is then asked to tell of its changes, over a connection that lasts
-    as long as this does, and looked at again, so that nothing is missed
-    in between.  Where the store tells nothing it is looked at again
-    and again, seldom while nothing changes.  An outage is waited through
-    once the store has answered.
+    The first read takes one round trip.  If the message is not finished, the
+    watcher subscribes to its changes, over a connection that is closed when the iterator ends,
+    and reads the status once more: it may have changed before the subscription began.
+    Where the store publishes no changes, the watcher polls it, at longer intervals while nothing changes.
+    After the first answer of the store, an outage does not end the watch.
 
     Parameters:
       backend(StatusBackend)
       message_id(str)
-      timeout(int): For how long in all, in milliseconds; None for ever.
-      missing_timeout(int): How long the message may be unknown, in milliseconds.
-      interval(int): How much time there is at least between two
-        snapshots, in milliseconds.
+      timeout(int): Milliseconds after which the watch ends; None for no limit.
+      missing_timeout(int): Milliseconds for which the message may be unknown.
+      interval(int): Shortest time between two snapshots, in milliseconds.
 
     Raises:
-      StatusMissing: When it is unknown for longer, from the beginning or
-        since it has vanished.
-      StatusTimeout: When the time is over.
-      BackendError: When the store does not answer at the first look.
+      StatusMissing: When the message is unknown for longer, from the beginning or
+        after its status has expired or was deleted.
+      StatusTimeout: When the message is not finished in time.
+      BackendError: When the store does not answer the first read.
     """
     watcher = MessageWatcher(
         message_id, time.monotonic(), timeout=timeout, missing_timeout=missing_timeout, interval=interval
@@ -68,14 +66,13 @@ def follow(
 def watch_loop(
     backend: StatusBackend, message_ids: Sequence[str], watcher: Watcher[FoundT], look: Callable[[], FoundT]
 ) -> Iterator[FoundT]:
-    """Do what a watcher of one or many messages says: look, yield what it wants
-    shown, and wait, until it has finished or raises.
+    """Read messages again and again, and yield what their watcher selects, until the watcher is finished or raises.
 
     Parameters:
       backend(StatusBackend)
-      message_ids(Sequence[str]): What to be told of.
+      message_ids(Sequence[str]): Messages to subscribe to.
       watcher(Watcher)
-      look(Callable): Asks the store; one round trip.
+      look(Callable): Reads the messages; one round trip.
     """
     clock = time.monotonic
     schedule = PollSchedule(backend)
@@ -85,7 +82,7 @@ def watch_loop(
     try:
         while True:
             if not watcher.answering:
-                # There is nobody to take a last look at.
+                # The store does not answer: no last read before the time is over.
                 watcher.check(clock())
             schedule.look(clock())
             try:
@@ -110,10 +107,10 @@ def watch_loop(
                 except BackendError:
                     subscribe_at = clock() + SUBSCRIBE_AGAIN
                 else:
-                    schedule.told = subscription is not None
-                    if schedule.told:
-                        # Of what was changed before it began nobody tells the version.
-                        schedule.hear(UNHEARD)
+                    schedule.pushed = subscription is not None
+                    if schedule.pushed:
+                        # The store does not publish a change from before the subscription began: read again.
+                        schedule.publish(UNKNOWN_VERSION)
                     else:
                         subscribe_at = inf
             while True:
@@ -126,14 +123,14 @@ def watch_loop(
                     time.sleep(pause)
                     continue
                 try:
-                    heard = subscription.wait(pause)
+                    published = subscription.wait(pause)
                 except BackendError:
                     subscription.close()
-                    subscription, schedule.told = None, False
+                    subscription, schedule.pushed = None, False
                 else:
-                    news = watcher.news(heard)
-                    if news is not None:
-                        schedule.hear(news)
+                    version = watcher.new_version(published)
+                    if version is not None:
+                        schedule.publish(version)
     except GeneratorExit:
         if not closes:
             # The caller has left early, and Python ignores an interrupt that strikes in a call here.

@@ -877,19 +877,19 @@ def test_a_next_stage_that_does_not_come() -> None:
         watching.look(after=1.0)
 
 
-def test_what_is_heard() -> None:
-    # Given a watcher that has looked
+def test_a_watcher_knows_a_new_version_from_one_that_it_has_read() -> None:
+    # Given a watcher that has read a batch
     watching = Watching([("a",), ("b",)])
     watching.look(a=QUEUED)
     version = take_snapshot("a", watching.backend.read("a"), 0)
     assert version is not None
-    hear: Callable[[dict[str, int]], int | None] = watching.watcher.news
-    # When it hears of what it has seen
-    # Then that is no news
-    assert hear({"a": version.version}) is None and hear({}) is None
-    # But anything else is
-    assert hear({"a": version.version + 1}) == watching.watcher.version + 1
-    assert hear({"a": version.version, "b": 1}) is not None and hear({"a": 0}) is not None
+    new_version: Callable[[dict[str, int]], int | None] = watching.watcher.new_version
+    # When the versions that it has read are published
+    # Then the batch has no new version
+    assert new_version({"a": version.version}) is None and new_version({}) is None
+    # But after all others it has
+    assert new_version({"a": version.version + 1}) == watching.watcher.version + 1
+    assert new_version({"a": version.version, "b": 1}) is not None and new_version({"a": 0}) is not None
 
 
 def test_chains() -> None:

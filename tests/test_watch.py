@@ -189,7 +189,7 @@ class TestPollSchedule:
 
     def test_quiet(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes
-        schedule.told = True
+        schedule.pushed = True
         # When it tells nothing
         # Then it is asked all the same, now and then
         assert self.looked(schedule, 100.0, 1) == pytest.approx(5.0)
@@ -206,50 +206,50 @@ class TestPollSchedule:
 
     def test_news(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes, and a version that was seen
-        schedule.told = True
+        schedule.pushed = True
         self.looked(schedule, 100.0, 4)
         # When it tells of that one
-        schedule.hear(4)
+        schedule.publish(4)
         # Then there is nothing to look for
         assert schedule.due() == pytest.approx(105.0)
         # And when it tells of another, there is, at once
-        schedule.hear(5)
+        schedule.publish(5)
         assert schedule.due() <= 100.0
 
     def test_many_changes_are_one_look(self, schedule: PollSchedule) -> None:
         # Given a message that changes all the time
-        schedule.told = True
+        schedule.pushed = True
         now, looks = 100.0, 0
         # When it is looked at as soon as may be for a second
         while now < 101.0:
             schedule.look(now)
             schedule.saw(looks)
             looks += 1
-            schedule.hear(looks)
+            schedule.publish(looks)
             now = max(now, schedule.due())
         # Then that is each 50 ms, but for the first few
         assert BURST < looks <= BURST + 20
 
     def test_news_during_a_look(self, schedule: PollSchedule) -> None:
         # Given a look that is under way
-        schedule.told = True
+        schedule.pushed = True
         schedule.look(100.0)
         # When news come that the look did not see
-        schedule.hear(2)
+        schedule.publish(2)
         schedule.saw(1)
         # Then there is another
         assert schedule.due() <= 100.0
         # And none if it did
         schedule.look(100.0)
-        schedule.hear(3)
+        schedule.publish(3)
         schedule.saw(3)
         assert schedule.due() == pytest.approx(105.0)
 
     def test_old_news_are_looked_at_once(self, schedule: PollSchedule) -> None:
         # Given news that are older than what was found: maybe a record that was made anew
-        schedule.told = True
+        schedule.pushed = True
         self.looked(schedule, 100.0, 9)
-        schedule.hear(3)
+        schedule.publish(3)
         # When it was looked at again
         # Then that is enough
         assert schedule.due() <= 100.0
@@ -257,7 +257,7 @@ class TestPollSchedule:
 
     def test_an_outage(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes
-        schedule.told = True
+        schedule.pushed = True
         self.looked(schedule, 100.0, 1)
         # When it does not answer
         pauses = []

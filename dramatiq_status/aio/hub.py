@@ -278,7 +278,7 @@ class Hub:
         now = asyncio.get_running_loop().time()
         while self._list:
             due, _, watched = self._list[0]
-            if due > now + (0.0 if watched.schedule.told else GATHER):
+            if due > now + (0.0 if watched.schedule.pushed else GATHER):
                 return
             heappop(self._list)
             if due == watched.near:
@@ -389,18 +389,18 @@ class Hub:
         if watched is None or not watched.named:
             return
         if version is None:
-            watched.schedule.told = True
+            watched.schedule.pushed = True
             # What was changed before it began.
             watched.asked = True
         else:
-            watched.schedule.hear(version)
+            watched.schedule.publish(version)
         self._plan(watched)
 
     def _lose(self) -> None:
         """Look at everything again and again until there is a new subscription."""
         self._gone.clear()
         for watched in self._watched.values():
-            watched.schedule.told = watched.named = False
+            watched.schedule.pushed = watched.named = False
             if watched.wanted:
                 self._unnamed[watched] = None
             self._plan(watched)
