@@ -14,10 +14,10 @@ from .record import (
     GENERATION,
     LIVE_TTL,
     ORIGIN,
-    PLACE,
     PROGRESS,
     RUN_TOKEN,
     SCHEDULED_AT,
+    SEQUENCE,
     STATE,
     VERSION,
     Record,
@@ -39,12 +39,12 @@ MAX_SHAPES: Final = 256
 MAX_SHAPE_SIZE: Final = 512
 
 # What is the same for all records with the same names in the same order: how
-# many there are, a dict with room for them, the places of the state, of all
+# many there are, a dict with room for them, the positions of the state, of all
 # that must be ints, and of the progress.
 _Shape = tuple[int, dict[str, Any], int, tuple[int, ...], "int | None"]
 
 _NEEDED: Final = frozenset((STATE, VERSION, ORIGIN, GENERATION))
-_INTEGERS: Final = (STATE, VERSION, GENERATION, PLACE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS)
+_INTEGERS: Final = (STATE, VERSION, GENERATION, SEQUENCE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS)
 
 # Shapes by their names, one a line.
 _shapes: dict[str, _Shape] = {}
@@ -90,9 +90,9 @@ def take_texts(message_id: str, names: Collection[str], texts: Iterable[str], no
     count, template, state, integers, progress = shape
     if end != len(text) or len(decoded) != count:
         return None
-    for place in integers:
+    for position in integers:
         # A bool is not taken for a number: its type is compared.
-        if decoded[place].__class__ is not int:
+        if decoded[position].__class__ is not int:
             return None
     if not 0 <= decoded[state] <= FAILED:
         return None
@@ -114,15 +114,15 @@ def take_texts(message_id: str, names: Collection[str], texts: Iterable[str], no
 def _shape_of(names: Collection[str], key: str) -> _Shape | None:
     """Work out a shape, and remember it; None where a name is missing that every record has."""
     # Of two of the same name the last one counts, as in a dict.
-    places = {name: place for place, name in enumerate(names)}
-    if not places.keys() >= _NEEDED or (RUN_TOKEN in places and PLACE not in places):
+    positions = {name: position for position, name in enumerate(names)}
+    if not positions.keys() >= _NEEDED or (RUN_TOKEN in positions and SEQUENCE not in positions):
         return None
     shape: _Shape = (
         len(names),
-        dict.fromkeys(places),
-        places[STATE],
-        tuple([places[name] for name in _INTEGERS if name in places]),
-        places.get(PROGRESS),
+        dict.fromkeys(positions),
+        positions[STATE],
+        tuple([positions[name] for name in _INTEGERS if name in positions]),
+        positions.get(PROGRESS),
     )
     # Where no name has a line break, no other names have the same key and number.
     if len(key) <= MAX_SHAPE_SIZE and key.count("\n") == len(names) - 1:

@@ -51,7 +51,7 @@ VERSION: Final = "v"
 ORIGIN: Final = "e"
 GENERATION: Final = "n"
 RUN_TOKEN: Final = "r"
-PLACE: Final = "q"
+SEQUENCE: Final = "q"
 LIVE_TTL: Final = "L"
 STATUS_TTL: Final = "T"
 ACTOR_NAME: Final = "a"
@@ -227,10 +227,11 @@ def is_sound(record: Record) -> bool:
     value under our key, say) counts as missing.
     """
     get = record.get
-    if get(STATE) not in _STATE_TEXTS or ORIGIN not in record or (RUN_TOKEN in record and PLACE not in record):
+    if get(STATE) not in _STATE_TEXTS or ORIGIN not in record or (RUN_TOKEN in record and SEQUENCE not in record):
         return False
     numbers = (
-        f"{get(VERSION)} {get(GENERATION)} {get(PLACE, 0)} {get(LIVE_TTL, 0)} {get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"
+        f"{get(VERSION)} {get(GENERATION)} {get(SEQUENCE, 0)} "
+        f"{get(LIVE_TTL, 0)} {get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"
     )
     progress = get(PROGRESS, "0")
     # What is too large for a float is as bad as what is infinite.

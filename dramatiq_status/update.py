@@ -22,13 +22,13 @@ from .record import (
     GENERATION,
     HEARTBEAT_AT,
     ORIGIN,
-    PLACE,
     PROGRESS,
     QUEUED,
     RATE,
     RATE_WRITTEN_AT,
     RUN_TOKEN,
     SCHEDULED_AT,
+    SEQUENCE,
     SKIPPED,
     STATE,
     STATUS_TTL,
@@ -50,7 +50,7 @@ from .record import (
 CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT)
 
 #: What a message that goes back to its queue leaves behind.
-CLEARED_BY_REQUEUE: Final = (RUN_TOKEN, PLACE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
+CLEARED_BY_REQUEUE: Final = (RUN_TOKEN, SEQUENCE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 
 #: What only a running message has.
 CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
@@ -147,7 +147,7 @@ class Update(NamedTuple):
       kind: Who writes.
       enqueue_id: The enqueue that the writer belongs to.
       run_token: Fencing token of the run that writes; 0 for none.
-      place: The place of this update among those of its run.  The store
+      sequence: Number of this update among the updates of its run.  The store
         remembers the last one, so that an update may be sent again
         after a time-out without being counted twice.
       start: The run begins with this update.
@@ -166,7 +166,7 @@ class Update(NamedTuple):
     kind: Kind
     enqueue_id: EnqueueId = NO_ENQUEUE_ID
     run_token: int = 0
-    place: int = 0
+    sequence: int = 0
     start: bool = False
     create: bool = False
     state: int | None = None
@@ -263,7 +263,7 @@ def _standing(record: Record | None, update: Update) -> Outcome:
         return Outcome.MISSING
     finished = is_finished(record)
     if update.run_token and record.get(RUN_TOKEN) == str(update.run_token):
-        if update.place <= int(record[PLACE]):
+        if update.sequence <= int(record[SEQUENCE]):
             return Outcome.DUPLICATE
         return Outcome.REFUSED if finished else _APPLIED
     if not update.start and update.state is None:
@@ -305,7 +305,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         # Whatever else a run writes belongs to the enqueue that it began with.
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if update.run_token:
-        new[RUN_TOKEN], new[PLACE] = str(update.run_token), str(update.place)
+        new[RUN_TOKEN], new[SEQUENCE] = str(update.run_token), str(update.sequence)
         if update.start or outcome is not _APPLIED:
             new[HEARTBEAT_AT] = str(now)
     outcome = _write(new, update)

@@ -13,7 +13,7 @@ the thread sends leaves work half done, so every step here may be done again:
 a lane replaces what it has merged as a whole, and an update of a run that is sent
 twice counts once.
 
-What is written to a message from outside of its run has no place by which the
+What is written to a message from outside of its run has no sequence number by which the
 store could tell that it has it already.  The background thread alone sends it, and no
 interrupt strikes there; but where the store breaks after an increment and before its reply,
 the increment is sent again, and may count twice.  The other way it could be lost.
@@ -281,7 +281,7 @@ class Lane:
     _forked = False
     # Whether the writer knows that there is something to do.
     _signalled = False
-    _place = 0
+    _sequence = 0
     # Whether something among the entries is not throttled.
     _urgent = False
     # Whether something is, and when that is due.
@@ -805,7 +805,7 @@ class Lane:
                 increment=entry.increment,
                 changes=entry.changes,
             )
-        self._place += 1
+        self._sequence += 1
         if entry.state is None:
             if entry.increment or PROGRESS in entry.fields:
                 if self._meter is None:
@@ -819,7 +819,7 @@ class Lane:
             Kind.RUN,
             entry.enqueue_id,
             self._run_token,
-            self._place,
+            self._sequence,
             entry.start,
             False,
             entry.state,

@@ -19,7 +19,7 @@ class Job:
         self.message_id = message_id or str(uuid4())
         self._enqueue_id = EnqueueId(uuid4().int % 1_000_000_000 + 1, 1)
         self._run_token = uuid4().int % 1_000_000_000 + 1
-        self._place = 0
+        self._sequence = 0
 
     def enqueue(self) -> Job:
         self._update(Update(Kind.ENQUEUE, self._enqueue_id, fields={ACTOR_NAME: '"work"', QUEUE_NAME: '"default"'}))
@@ -54,8 +54,8 @@ class Job:
         return self
 
     def _write(self, fields: Record, **parameters: Any) -> None:
-        self._place += 1
-        self._update(Update(Kind.RUN, self._enqueue_id, self._run_token, self._place, fields=fields, **parameters))
+        self._sequence += 1
+        self._update(Update(Kind.RUN, self._enqueue_id, self._run_token, self._sequence, fields=fields, **parameters))
 
     def _update(self, update: Update) -> None:
         self.backend.update(self.message_id, update)

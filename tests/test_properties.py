@@ -28,10 +28,10 @@ from dramatiq_status.record import (
     GENERATION,
     HEARTBEAT_AT,
     ORIGIN,
-    PLACE,
     QUEUE_NAME,
     RUN_TOKEN,
     SCHEDULED_AT,
+    SEQUENCE,
     STATE,
     STATUS_TTL,
     UNKNOWN_TOTAL,
@@ -68,7 +68,7 @@ NOW = time.time_ns() // 1_000_000
 
 enqueue_ids = st.one_of(st.builds(EnqueueId, st.sampled_from([7, 8]), st.integers(1, 3)), st.just(EnqueueId(0, 0)))
 runs = st.sampled_from([1, 2, 2**63])
-places = st.integers(1, 6)
+sequences = st.integers(1, 6)
 texts = st.sampled_from(["0", "1", '"a"', "null", "[1,2]", '"\\u0161"', "0.5"])
 counts = st.one_of(st.integers(-5, 200), st.sampled_from([0.1, 0.25, 1e-7, 2**52])).map(number_text)
 totals = st.one_of(counts, st.just(UNKNOWN_TOTAL))
@@ -111,7 +111,7 @@ starts = st.builds(
     st.just(Kind.RUN),
     enqueue_ids,
     runs,
-    places,
+    sequences,
     start=st.just(True),
     create=st.booleans(),
     attempts=st.integers(1, 3),
@@ -124,7 +124,7 @@ writes = st.builds(
     st.just(Kind.RUN),
     enqueue_ids,
     runs,
-    places,
+    sequences,
     create=st.booleans(),
     state=st.sampled_from([None, None, None, 0, 1]),
     attempts=st.integers(1, 3),
@@ -137,7 +137,7 @@ ends = st.builds(
     st.just(Kind.RUN),
     enqueue_ids,
     st.one_of(runs, st.just(0)),
-    places,
+    sequences,
     start=st.booleans(),
     create=st.booleans(),
     state=st.sampled_from([COMPLETED, FAILED]),
@@ -498,7 +498,7 @@ def test_what_apply_makes_is_sound(history: list[Update]) -> None:
             assert alive and is_sound(record)
             snapshot = take_snapshot("m", record, NOW)
             assert snapshot is not None and str(snapshot) and snapshot.to_json()
-            assert (RUN_TOKEN in record) is (PLACE in record)
+            assert (RUN_TOKEN in record) is (SEQUENCE in record)
         # And an end is dated for a final life, but for one from outside: that leaves the one that is there, or asks
         # the record
         if applied.outcome is Outcome.APPLIED and update.state in (COMPLETED, FAILED):

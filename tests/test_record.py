@@ -15,9 +15,9 @@ from dramatiq_status.record import (
     GENERATION,
     LIVE_TTL,
     ORIGIN,
-    PLACE,
     PROGRESS,
     SCHEDULED_AT,
+    SEQUENCE,
     STATE,
     STATES,
     VERSION,
@@ -72,13 +72,13 @@ def test_a_damaged_document_is_none(damage: object) -> None:
     assert from_document(damage(text)) is None
 
 
-@pytest.mark.parametrize("name", [STATE, VERSION, ORIGIN, GENERATION, PLACE])
+@pytest.mark.parametrize("name", [STATE, VERSION, ORIGIN, GENERATION, SEQUENCE])
 def test_a_record_without_what_apply_needs_is_not_sound(name: str) -> None:
     assert is_sound(WORKING_RECORD)
     assert not is_sound({stored: text for stored, text in WORKING_RECORD.items() if stored != name})
 
 
-@pytest.mark.parametrize("name", [VERSION, GENERATION, PLACE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS, PROGRESS])
+@pytest.mark.parametrize("name", [VERSION, GENERATION, SEQUENCE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS, PROGRESS])
 @pytest.mark.parametrize("text", ["", "x", "null", '"1"', "[]", "NaN", "1e999", "-Infinity", "9" * 5000])
 def test_a_record_with_a_number_that_is_none_is_not_sound(name: str, text: str) -> None:
     assert not is_sound({**WORKING_RECORD, name: text})

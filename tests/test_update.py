@@ -17,7 +17,6 @@ from dramatiq_status.record import (
     LIVE_TTL,
     LONGEST_TTL,
     ORIGIN,
-    PLACE,
     PROGRESS,
     QUEUED,
     RATE,
@@ -25,6 +24,7 @@ from dramatiq_status.record import (
     RESULT,
     RUN_TOKEN,
     SCHEDULED_AT,
+    SEQUENCE,
     SKIPPED,
     STARTED_AT,
     STATE,
@@ -68,13 +68,15 @@ def start(
     )
 
 
-def write(run_token: int, place: int, *, increment: int | float = 0, generation: int = 1, **fields: str) -> Update:
-    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run_token, place, fields=fields, increment=increment)
+def write(run_token: int, sequence: int, *, increment: int | float = 0, generation: int = 1, **fields: str) -> Update:
+    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run_token, sequence, fields=fields, increment=increment)
 
 
-def finish(run_token: int, place: int = 9, state: int = COMPLETED, *, generation: int = 1, ttl: int = HOUR) -> Update:
+def finish(
+    run_token: int, sequence: int = 9, state: int = COMPLETED, *, generation: int = 1, ttl: int = HOUR
+) -> Update:
     fields = {FINISHED_AT: str(NOW)}
-    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run_token, place, state=state, fields=fields, ttl=ttl)
+    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run_token, sequence, state=state, fields=fields, ttl=ttl)
 
 
 def outside(state: int | None = None, *, increment: int = 0, **fields: str) -> Update:
@@ -143,7 +145,7 @@ def test_a_requeue_keeps_what_was_reached_and_says_why() -> None:
     # When it goes back to its queue
     requeued = fold(enqueue(2, **{EXCEPTION: '{"type":"E"}', SCHEDULED_AT: "99"}), record=record)
     # Then nobody owns it, and a reader sees how far it got and why it waits
-    assert not {RUN_TOKEN, PLACE} & set(requeued)
+    assert not {RUN_TOKEN, SEQUENCE} & set(requeued)
     assert (requeued[STATE], requeued[PROGRESS], requeued[ATTEMPTS]) == (str(QUEUED), "40", "1")
     assert (requeued[EXCEPTION], requeued[SCHEDULED_AT]) == ('{"type":"E"}', "99")
 
@@ -314,7 +316,7 @@ def test_a_message_that_never_ran_can_be_finished_where_there_is_no_record() -> 
     record = fold(finish(0, 0, FAILED)._replace(create=True))
     # Then it failed, and has had no run
     assert record[STATE] == str(FAILED)
-    assert not {ATTEMPTS, RUN_TOKEN, PLACE} & set(record)
+    assert not {ATTEMPTS, RUN_TOKEN, SEQUENCE} & set(record)
 
 
 def test_a_record_of_another_enqueue_is_as_good_as_none() -> None:
@@ -385,8 +387,8 @@ def test_what_is_sent_again_counts_once() -> None:
     record = fold(write(1, 2, increment=1), write(1, 3, increment=1), record=WORKING_RECORD)
     # When it is sent again
     # Then it is known
-    for place in (1, 2, 3):
-        assert_refused(record, write(1, place, increment=1), Outcome.DUPLICATE)
+    for sequence in (1, 2, 3):
+        assert_refused(record, write(1, sequence, increment=1), Outcome.DUPLICATE)
     finished = fold(finish(1, 4), record=record)
     assert_refused(finished, finish(1, 4), Outcome.DUPLICATE)
 

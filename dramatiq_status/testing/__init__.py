@@ -60,5 +60,5 @@ def _stored_binding(message_id: str, previous: Binding | None) -> Binding:
     """Create handles of a running message in memory, beside those of the blocks around it."""
     backend: StatusBackend = StubBackend() if previous is None or previous.backend is None else previous.backend
     channel = DirectChannel(backend, check_message_id(message_id))
-    backend.update(message_id, Update(Kind.RUN, EnqueueId(1, 1), run_token=1, place=1, start=True, create=True))
+    backend.update(message_id, Update(Kind.RUN, EnqueueId(1, 1), run_token=1, sequence=1, start=True, create=True))
     return Binding(Status(channel), Progress(channel), backend=backend)

@@ -25,13 +25,13 @@ def enqueue(origin: int = 7, generation: int = 1, **fields: str) -> Update:
 
 
 def start(
-    run_token: int, origin: int = 7, generation: int = 1, *, place: int = 1, create: bool = True, **fields: str
+    run_token: int, origin: int = 7, generation: int = 1, *, sequence: int = 1, create: bool = True, **fields: str
 ) -> Update:
     return Update(
         Kind.RUN,
         EnqueueId(origin, generation),
         run_token,
-        place,
+        sequence,
         start=True,
         create=create,
         fields={STARTED_AT: "5", **named(fields)},
@@ -40,7 +40,7 @@ def start(
 
 def write(
     run_token: int,
-    place: int,
+    sequence: int,
     origin: int = 7,
     generation: int = 1,
     *,
@@ -53,7 +53,7 @@ def write(
         Kind.RUN,
         EnqueueId(origin, generation),
         run_token,
-        place,
+        sequence,
         create=create,
         increment=increment,
         state=state,
@@ -63,7 +63,7 @@ def write(
 
 def finish(
     run_token: int,
-    place: int = 9,
+    sequence: int = 9,
     origin: int = 7,
     generation: int = 1,
     *,
@@ -77,7 +77,7 @@ def finish(
         Kind.RUN,
         EnqueueId(origin, generation),
         run_token,
-        place,
+        sequence,
         create=create,
         state=state,
         ttl=ttl,

@@ -60,8 +60,8 @@ class RedisHooks:
             "version that is no number": hash_of(s="1", v="x", e="7", n="1", r="1", q="1"),
             "no origin": hash_of(s="1", v="1", n="1", r="1", q="1"),
             "no number": hash_of(s="1", v="1", e="7", r="1", q="1"),
-            "run without a place": hash_of(s="1", v="1", e="7", n="1", r="1"),
-            "place that is no number": hash_of(s="1", v="1", e="7", n="1", r="1", q="x"),
+            "run without a sequence number": hash_of(s="1", v="1", e="7", n="1", r="1"),
+            "sequence that is no number": hash_of(s="1", v="1", e="7", n="1", r="1", q="x"),
             "delay that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", D="x"),
             "live ttl that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", L="x"),
         }

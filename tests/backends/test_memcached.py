@@ -101,7 +101,7 @@ class MemcachedConformance(BackendConformance):
             "no state": record(v="1", e="7", n="1", r="1", q="1"),
             "no version": record(s="1", e="7", n="1", r="1", q="1"),
             "version that is no number": record(s="1", v="x", e="7", n="1", r="1", q="1"),
-            "run without a place": record(s="1", v="1", e="7", n="1", r="1"),
+            "run without a sequence number": record(s="1", v="1", e="7", n="1", r="1"),
         }
 
     def too_large(self) -> Update:

@@ -167,8 +167,8 @@ def test_a_server_without_memory_refuses_one_message(full: MemcachedServer, capl
     ids = [uuid4().hex for _ in range(10)]
     backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
     # When each is counted on, and one is given a large field each time
-    for place in range(2, 12):
-        large = (ids[0], write(1, place, increment=1, large=LARGE))
+    for sequence in range(2, 12):
+        large = (ids[0], write(1, sequence, increment=1, large=LARGE))
         outcomes = backend.update_many([large, *[(message_id, outside(increment=1)) for message_id in ids]])
         assert outcomes == [Outcome.APPLIED] * 11
     # Then all counts are exact, and the status and the log, once, tell what is missing
@@ -253,13 +253,14 @@ def test_as_many_fields_as_fit(backend: MemcachedBackend, message_id: str, caplo
     # Given 25 fields that are more than an item holds
     names = [f"field{n:02}" for n in range(25)]
     fields = {f":{name}": LARGE for name in names}
-    updates: Sequence[Update] = [enqueue(), start(1), Update(Kind.RUN, run_token=1, place=2, fields=fields), finish(1)]
+    whole = Update(Kind.RUN, run_token=1, sequence=2, fields=fields)
+    updates: Sequence[Update] = [enqueue(), start(1), whole, finish(1)]
     # When they are written in one update, after another one by one, and as what restores a lost record
     backend.update_many([(message_id, update) for update in updates])
     one_by_one = uuid4().hex
     backend.update(one_by_one, start(1))
-    for place, (name, text) in enumerate(fields.items()):
-        backend.update_many([(one_by_one, Update(Kind.RUN, run_token=1, place=2 + place, fields={name: text}))])
+    for n, (name, text) in enumerate(fields.items()):
+        backend.update_many([(one_by_one, Update(Kind.RUN, run_token=1, sequence=2 + n, fields={name: text}))])
     backend.update_many([(one_by_one, finish(1, 99))])
     restored = uuid4().hex
     whole = finish(1, create=True)
@@ -275,7 +276,7 @@ def test_an_old_value_is_not_shown_for_a_new_one(backend: MemcachedBackend, mess
     # Given a message with large fields and a small one
     fields = {f":field{n}": LARGE for n in range(17)}
     backend.update_many([(message_id, start(1)), (message_id, write(1, 2, value="1", other="1"))])
-    backend.update_many([(message_id, Update(Kind.RUN, run_token=1, place=3, fields=fields))])
+    backend.update_many([(message_id, Update(Kind.RUN, run_token=1, sequence=3, fields=fields))])
     # When the small one becomes one that does not fit
     backend.update_many([(message_id, write(1, 4, value=LARGE, other="2"))])
     # Then no reader sees its old value
@@ -299,10 +300,10 @@ def test_a_full_item_takes_short_fields_and_its_end(backend: MemcachedBackend, m
     # Given an item without room for users' fields
     fields = {f":field{n:05}": '"' + "x" * 50 + '"' for n in range(20_000)}
     backend.update(message_id, start(1))
-    backend.update_many([(message_id, Update(Kind.RUN, run_token=1, place=2, fields=fields))])
+    backend.update_many([(message_id, Update(Kind.RUN, run_token=1, sequence=2, fields=fields))])
     # When its run counts and ends
-    for place in range(3, 50):
-        assert backend.update_many([(message_id, write(1, place, increment=1))]) == [Outcome.APPLIED]
+    for sequence in range(3, 50):
+        assert backend.update_many([(message_id, write(1, sequence, increment=1))]) == [Outcome.APPLIED]
     backend.update_many([(message_id, finish(1, 60))])
     # Then that is stored, and no list of missing names takes the room for it
     snapshot = backend.snapshot(message_id)

@@ -239,7 +239,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         move = Move(redis_cluster, ids[0])
         move.keys(*[backend._key(message_id) for message_id in ids[::2]])
         # When all are written to, twice each, and some are new
-        updates = [(message_id, write(1, place, increment=1)) for place in (2, 3) for message_id in ids]
+        updates = [(message_id, write(1, sequence, increment=1)) for sequence in (2, 3) for message_id in ids]
         updates += [(message_id, start(1, p="2", mark=f'"{message_id}"')) for message_id in new]
         outcomes = backend.update_many(updates)
         # Then all is stored, once

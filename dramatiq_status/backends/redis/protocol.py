@@ -48,17 +48,17 @@ def update_arguments(
     arguments: list[Any] = [now]
     listed = False
     for _, update in updates:
-        kind, enqueue_id, run_token, place, start, create, state, attempts, fields, increment, ttl, changes = update
+        kind, enqueue_id, run_token, sequence, start, create, state, attempts, fields, increment, ttl, changes = update
         added = number_text(increment) if increment else 0
         if changes is not None:
             arguments += _change_arguments(changes)
         if kind is Kind.RUN:
             if start or create or state is not None or changes is not None:
                 listed = True
-                arguments += (WireKind.TRANSITION, enqueue_id[0], enqueue_id[1], run_token, place, 1 if start else 0)
+                arguments += (WireKind.TRANSITION, enqueue_id[0], enqueue_id[1], run_token, sequence, 1 if start else 0)
                 arguments += (1 if create else 0, "" if state is None else state, attempts, added, ttl, len(fields))
             else:
-                arguments += (WireKind.WRITE, run_token, place, added, len(fields))
+                arguments += (WireKind.WRITE, run_token, sequence, added, len(fields))
         elif kind is Kind.OUTSIDE:
             if state is None and changes is None:
                 arguments += (WireKind.OUTSIDE, added, len(fields))

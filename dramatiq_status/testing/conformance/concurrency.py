@@ -50,8 +50,8 @@ class Concurrency(StoreTests):
 
         # When its run and another writer count on the same fields at the same time
         def count_in_the_run() -> None:
-            for place in range(2, WRITES + 2):
-                assert backend.update(message_id, counting(write(1, place), rows=1, t=2)) is Outcome.APPLIED
+            for sequence in range(2, WRITES + 2):
+                assert backend.update(message_id, counting(write(1, sequence), rows=1, t=2)) is Outcome.APPLIED
 
         def count_outside() -> None:
             for _ in range(WRITES):

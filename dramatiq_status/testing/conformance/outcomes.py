@@ -15,10 +15,10 @@ from ...record import (
     FINISHED_AT,
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
-    PLACE,
     PROGRESS,
     RATE,
     RUN_TOKEN,
+    SEQUENCE,
     STATE,
     TOTAL,
     UPDATED_AT,
@@ -213,8 +213,8 @@ class Outcomes(StoreTests):
         # Then field after field is merged, and the run still owns it
         record = backend.read(message_id)
         assert record is not None
-        found = {name: record[name] for name in (STATE, RUN_TOKEN, PLACE, ":step", ":user_id", ":label")}
-        assert found == {STATE: "1", RUN_TOKEN: "1", PLACE: "1", ":step": "2", ":user_id": "42", ":label": '"x"'}
+        found = {name: record[name] for name in (STATE, RUN_TOKEN, SEQUENCE, ":step", ":user_id", ":label")}
+        assert found == {STATE: "1", RUN_TOKEN: "1", SEQUENCE: "1", ":step": "2", ":user_id": "42", ":label": '"x"'}
 
     def test_an_outside_write_creates_nothing(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message that the store does not know
