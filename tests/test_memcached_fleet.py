@@ -22,8 +22,8 @@ from pymemcache.client.hash import HashClient
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, aio, current_progress, current_status
 from dramatiq_status import writer as writer_module
 from dramatiq_status.backends import MemcachedBackend
-from dramatiq_status.backends.memcached.servers import Member
-from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
+from dramatiq_status.backends.memcached.server import OneOfManyServers
+from dramatiq_status.testing.updates import enqueue, finish, outside, start, write
 from dramatiq_status.update import Outcome, Update
 
 from .backends.test_memcached import PATIENT, MemcachedConformance
@@ -54,7 +54,7 @@ def backend(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[MemcachedB
 
 
 def address_of(backend: MemcachedBackend, message_id: str) -> str:
-    return backend._place(message_id)[1].address
+    return backend._locate(message_id)[1].address
 
 
 def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> list[str]:
@@ -67,19 +67,19 @@ def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> li
     return found
 
 
-def blocked(backend: MemcachedBackend) -> list[Member]:
+def blocked(backend: MemcachedBackend) -> list[OneOfManyServers]:
     """The servers that are left alone for now."""
-    return [member for member in backend._fleet._members.values() if member.outage.blocked]
+    return [server for server in backend._servers.by_node.values() if server.outage.blocked]
 
 
 def down(backend: MemcachedBackend) -> list[str]:
     """The servers that are known to be gone."""
-    return [member.address for member in backend._fleet._members.values() if member.down]
+    return [server.address for server in backend._servers.by_node.values() if server.is_down]
 
 
 def failures(backend: MemcachedBackend) -> int:
     """Number of calls that have failed in outages that go on."""
-    return sum(member.outage._failures for member in backend._fleet._members.values() if member.down)
+    return sum(server.outage._failures for server in backend._servers.by_node.values() if server.is_down)
 
 
 # Jobs
@@ -257,9 +257,9 @@ def test_one_time_out_for_all_servers(fleet: Fleet, connected: bool) -> None:
     took: dict[str, float] = {}
     # When each call is made as the first to meet that
     for name, call in calls.items():
-        for member in backend._fleet._members.values():
-            member.forget()
-            member.heard = float("-inf")
+        for server in backend._servers.by_node.values():
+            server.forget()
+            server.answered_at = float("-inf")
         for server in fleet if connected else ():
             server.resume()
         if connected:
@@ -360,16 +360,16 @@ def test_a_server_that_failed_is_left_alone_for_a_while(
     # Given a server that was missed, and is back
     (message_id,) = ids_on(backend, lost, 1)
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
-    (member,) = [member for member in backend._fleet._members.values() if member.outage.down]
+    (server,) = [server for server in backend._servers.by_node.values() if server.outage.down]
     lost.start()
     # When it is asked before its time
-    member.outage.retry_at = time.monotonic() + 1000
+    server.outage.retry_at = time.monotonic() + 1000
     # Then it is not
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
     # And when the time has come, it is
-    member.outage.retry_at = 0.0
+    server.outage.retry_at = 0.0
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.APPLIED]
-    assert not member.outage.down
+    assert not server.outage.down
 
 
 def test_all_servers_are_gone(fleet: Fleet, backend: MemcachedBackend) -> None:
@@ -586,8 +586,8 @@ class AllOf:
 
     def _forget(self) -> None:
         # Who was heard of a moment ago counts as there.
-        for member in self._backend._fleet._members.values():
-            member.heard = float("-inf")
+        for server in self._backend._servers.by_node.values():
+            server.answered_at = float("-inf")
 
     def _wait(self) -> None:
         # It tries them again in its own time.

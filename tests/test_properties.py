@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from dramatiq_status.backend import DEFAULT_MAX_FIELD_SIZE, Query, StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
 from dramatiq_status.backends.memcached import backend as memcached_module
+from dramatiq_status.backends.memcached import rounds as rounds_module
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.fields import encode_fields
 from dramatiq_status.record import (
@@ -232,7 +233,8 @@ def memcached_store(server: MemcachedServer, monkeypatch: pytest.MonkeyPatch, *,
     backend = MemcachedBackend(servers=server.address, timeout=20_000, meta=meta)
 
     def set_now(now: int) -> None:
-        monkeypatch.setattr(memcached_module, "now_ms", lambda: now)
+        for module in (memcached_module, rounds_module):
+            monkeypatch.setattr(module, "now_ms", lambda: now)
 
     def ttl_of(message_id: str) -> int | None:
         reply = server.ask(f"mg {backend.namespace}:{message_id} t\r\n".encode()).split()

@@ -1,10 +1,10 @@
-"""What an item of memcached holds, and what updates make of it.  Pure."""
+"""Documents: the form of a record in memcached and in caches, and the updates of a document.  Pure."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from typing import Final, NamedTuple
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, NamedTuple, TypeVar
 
 from ..errors import BackendError
 from ..record import (
@@ -23,72 +23,43 @@ from ..record import (
 )
 from ..update import CLEARED_BY_COMPLETION, Applied, Kind, Outcome, Update, apply
 
-#: Part of an item that is reserved for the library's own fields; half of it takes short fields of users as well.
+#: Part of a document that is reserved for the library's own fields: one of this number.  Half of it may contain
+#: short fields of users as well.
 RESERVED_PART: Final = 64
 
 #: Maximum size of a short field, in bytes.
 SHORT_FIELD: Final = 512
 
-#: Bytes by which an update may enlarge an item after the server had no memory for a larger one.
+#: Bytes by which an update may enlarge a document after the server had no memory for a larger one.
 SMALL_GROWTH: Final = 2048
 
 #: Maximum number of names of dropped fields in a record, and their size in bytes together.
 MAX_TRUNCATED: Final = 100
 MAX_TRUNCATED_SIZE: Final = 2048
 
-#: The most seconds that memcached takes for a span; a larger number is
-#: a date to it, which is good until 2038.
-MAX_SPAN: Final = 2_592_000
-MAX_DATE: Final = 2**31 - 1
-
-#: For how long a writer that is not a message's run believes that
-#: nobody else has written since, in milliseconds: a wrong guess costs
-#: it a third round trip, a right one saves it the first of two.
-OUTSIDE_TRUST: Final = 1000
-
 # An attribute of an Enum takes five times as long as a name.
 _OUTSIDE: Final = Kind.OUTSIDE
 
+#: Public names of the library's own fields that may be large.
 _NAMES: Final = {ARGS: "args", KWARGS: "kwargs", TRACEBACK: "traceback", EXCEPTION: "exception"}
 
 
-class Known(NamedTuple):
-    """What an item holds: just read, or remembered, or guessed.
+class PendingDocument:
+    """The updates of one message in a call, which are stored with one write.
 
     Parameters:
-      record: Its record, None for nothing that is one.
-      expires_at: When it expires, in epoch milliseconds.
-      cas: The number of its last write, None where there is no item.
-      server: With what is remembered: the run of the server that the cas is from.
-      since: With what is remembered: when it was stored.
-    """
+      message_id(str)
+      key(bytes): Key of the document.
+      whole(bool): Whether an update is stored with all its fields or not at all.
 
-    record: Record | None
-    expires_at: int
-    cas: int | None
-    server: str = ""
-    since: int = 0
-
-    def serves(self, update: Update, server: str, now: int) -> bool:
-        """Whether it may be true enough to base an update on."""
-        return (
-            self.server == server
-            and self.expires_at > now
-            and (update.kind is not _OUTSIDE or now - self.since < OUTSIDE_TRUST)
-        )
-
-
-#: There is no item.
-ABSENT: Final = Known(None, 0, None)
-
-
-class Job:
-    """The updates of one message in a call, to be stored with one write.
-
-    Parameters:
-      message_id(str): The message.
-      key(bytes): Its item's key.
-      whole(bool): Whether an update is stored as a whole or not at all.
+    Attributes:
+      updates(list): The updates, in their order.
+      indexes(list): Positions of the updates in the call.
+      outcomes(list): Outcomes of the updates, after :meth:`apply`.
+      record(Record): The record after all updates.
+      expires_at(int): Time at which the record expires, in epoch milliseconds.
+      error(Exception): Names the fields that were left out, or describes why nothing was stored.
+      refused(bool): Whether the server has refused a value because it has no memory.
     """
 
     def __init__(self, message_id: str, key: bytes, *, whole: bool = False) -> None:
@@ -97,73 +68,37 @@ class Job:
         self.whole = whole
         self.indexes: list[int] = []
         self.updates: list[Update] = []
-        #: What the item holds, as far as is known.
-        self.known: Known | None = None
-        #: Whether `known` need not be what was read just now.
-        self.may_guess = True
-        #: Whether a value was sent and the server has not answered yet.
-        self.sent = False
-        self.done = False
-        #: Number of compare-and-sets that failed because of another writer.
-        self.conflicts = 0
-        #: Earliest time of the next read after a conflict, by the monotonic clock, in seconds.
-        self.retry_at = 0.0
-        #: Whether it is this update's turn, and until when it tries to take one, by the monotonic clock.
-        self.has_turn = False
-        self.turn_until = 0.0
-        #: Whether the server has refused a value for lack of memory.
-        self.refused = False
-        #: The results of :meth:`work_out`.
         self.outcomes: list[Outcome] = []
         self.record: Record | None = None
         self.expires_at = 0
         self.error: ValueError | BackendError | None = None
+        self.refused = False
 
-    def learn(self, known: Known) -> None:
-        """Take what the server has just said for granted."""
-        self.known = known
-        self.may_guess = False
+    def apply(self, record: Record | None, expires_at: int, now: int, limit: int) -> bytes | None:
+        """Apply the updates to a record.
 
-    def ask(self) -> None:
-        """Forget what was known, so that the item is read."""
-        self.known = None
-        self.may_guess = False
-        self.sent = False
-
-    def needs_turn(self, now: float) -> bool:
-        """Whether it has to take a turn before it reads."""
-        return self.known is None and not self.has_turn and now < self.turn_until
-
-    def fail(self, outcome: Outcome, error: BackendError) -> None:
-        """End it without a stored value."""
-        self.done, self.outcomes, self.error = True, [outcome] * len(self.updates), error
-
-    def work_out(self, known: Known, now: int, limit: int) -> bytes | None:
-        """Apply the updates to what is known.
-
-        Fields that do not fit into an item are left out, and `error` names
-        them: an item that is too large would not only be refused, the server
-        would delete the one that is there.
+        Fields that do not fit are left out, and `error` names them.  Memcached would not only refuse a value that is
+        too large: it would also delete the item that the value should replace.
 
         Parameters:
-          known(Known): What the item holds.
-          now(int): The present moment, in epoch milliseconds.
-          limit(int): The largest value, in bytes.
+          record(Record | None): The stored record, None for no record.
+          expires_at(int): Time at which it expires, in epoch milliseconds.
+          now(int): The present time, in epoch milliseconds.
+          limit(int): Maximum size of the value, in bytes.
 
         Returns:
-          bytes | None: The value to store, None for nothing new.
+          bytes | None: The value to store, None if there is nothing to store.
         """
         room = room_in(limit)
         if self.refused:
-            room = min(room, (0 if known.record is None else len(to_value(known.record, now))) + SMALL_GROWTH)
-        value = self._apply(known, now, None)
+            room = min(room, (0 if record is None else len(to_value(record, now))) + SMALL_GROWTH)
+        value = self._apply(record, expires_at, now, None)
         if value is not None and len(value) > room:
             short = room + SMALL_GROWTH if self.refused else (room + limit) // 2
-            value = self._apply(known, now, Room(room, short, limit))
+            value = self._apply(record, expires_at, now, Room(room, short, limit))
         return value
 
-    def _apply(self, known: Known, now: int, room: Room | None) -> bytes | None:
-        record, expires_at = known.record, known.expires_at
+    def _apply(self, record: Record | None, expires_at: int, now: int, room: Room | None) -> bytes | None:
         self.outcomes, self.error = [], None
         dropped: dict[str, int] = {}
         changed = False
@@ -174,7 +109,7 @@ class Job:
             new = applied.record
             if new is not None and new is not record:
                 if TRUNCATED in new and update.kind is Kind.ENQUEUE:
-                    # The item's values are older than the dropped values.
+                    # The values of an enqueue are older than the dropped values.
                     update = without(update, truncated_of(new))
                     applied = apply(record, update, now)
                 if room is not None:
@@ -194,7 +129,7 @@ class Job:
     def _fit(
         self, record: Record | None, update: Update, applied: Applied, now: int, room: Room, dropped: dict[str, int]
     ) -> Applied:
-        """Leave out the largest of an update's fields that do not fit; note their sizes in `dropped`."""
+        """Leave out the largest of an update's fields that do not fit; add their sizes to `dropped`."""
         large = too_large(record, update, applied.record or {}, now, room)
         if large and self.whole:
             dropped.update(large)
@@ -219,8 +154,28 @@ class Job:
         return applied
 
 
+D = TypeVar("D", bound=PendingDocument)
+
+
+def by_message(updates: Iterable[tuple[str, Update]], make: Callable[[str], D]) -> Collection[D]:
+    """Group the updates of a call by their messages.
+
+    Parameters:
+      updates(Iterable[tuple[str, Update]])
+      make(Callable): Makes the empty document of a message id.
+    """
+    documents: dict[str, D] = {}
+    for index, (message_id, update) in enumerate(updates):
+        document = documents.get(message_id)
+        if document is None:
+            document = documents[message_id] = make(message_id)
+        document.indexes.append(index)
+        document.updates.append(update)
+    return documents.values()
+
+
 class Room(NamedTuple):
-    """The largest size of an item, in bytes.
+    """Maximum sizes of a document, in bytes.
 
     Parameters:
       fields: After an update that writes large fields.
@@ -240,8 +195,8 @@ def too_large(record: Record | None, update: Update, new: Record, now: int, room
       record(Record | None): The record before the update.
       update(Update): The update.
       new(Record): The record after the update, with all fields.
-      now(int): The present moment, in epoch milliseconds.
-      room(Room): The largest size of the item.
+      now(int): The present time, in epoch milliseconds.
+      room(Room): Maximum sizes of the document.
 
     Returns:
       dict[str, int]: Stored names and sizes in bytes.
@@ -264,12 +219,12 @@ def too_large(record: Record | None, update: Update, new: Record, now: int, room
 
 
 def without(update: Update, names: Collection[str]) -> Update:
-    """Take fields out of an update."""
+    """Return an update without some of its fields."""
     return update._replace(fields={name: text for name, text in update.fields.items() if name not in names})
 
 
 def truncated_of(record: Record) -> list[str]:
-    """The stored names of the fields that a record has no room for."""
+    """Return the stored names of a record's dropped fields."""
     try:
         return [str(name) for name in json.loads(record[TRUNCATED])]
     except (TypeError, ValueError, KeyError):
@@ -277,8 +232,8 @@ def truncated_of(record: Record) -> list[str]:
 
 
 def note_truncated(record: Record, update: Update, dropped: Collection[str]) -> None:
-    """Keep the list of a new record's dropped fields: add what `update` had to leave out,
-    remove what it has written or cleared.
+    """Update the list of dropped fields in a new record: add the fields that `update` had to leave out, and remove the
+    fields that it has written or cleared.
     """
     over = {*update.fields, *(CLEARED_BY_COMPLETION if update.state == COMPLETED else ())}
     names = [*[name for name in truncated_of(record) if name not in over], *dropped][:MAX_TRUNCATED]
@@ -295,50 +250,49 @@ def public_name(stored: str) -> str:
 
 
 def room_in(limit: int) -> int:
-    """How much of an item, which takes `limit` bytes, is for everybody."""
+    """Return the size of the part of a document that all fields may use, in bytes."""
     return limit - limit // RESERVED_PART
 
 
 def counts_twice(update: Update) -> bool:
-    """Whether the store could not tell if it got an update twice."""
+    """Whether an update that arrives twice would count twice: the record does not contain its sequence number."""
     return bool(update.increment or update.changes) and update.kind is _OUTSIDE
 
 
 def to_value(record: Record, expires_at: int) -> bytes:
-    """Write what an item holds: when it expires, and the record."""
+    """Encode a record and the time at which it expires."""
     return f"{expires_at}\n{to_document(record)}".encode()
 
 
 def from_value(value: bytes, ttl: int | None, now: int) -> tuple[Record | None, int]:
-    """Read what an item holds.
+    """Decode a value.
 
     Parameters:
-      value(bytes): What :func:`to_value` has written, or somebody else.
-      ttl(int | None): How many seconds the item has left, as the server
-        counts them, None where it does not tell.
-      now(int): The present moment, in epoch milliseconds.
+      value(bytes): A value of :func:`to_value`, or of another program.
+      ttl(int | None): Seconds until the server expires the item, None where it is unknown.
+      now(int): The present time, in epoch milliseconds.
 
     Returns:
-      tuple[Record | None, int]: The record, None where it is expired or
-      not one of ours, and when it expires by our clock.
+      tuple[Record | None, int]: The record, None if it is expired or damaged; and the time at which it expires, by the
+      clock of this host.
     """
     lines, expires_at = split_value(value, ttl, now)
     return None if lines is None else from_pairs(lines[2:]), expires_at
 
 
 def split_value(value: bytes, ttl: int | None, now: int) -> tuple[list[str] | None, int]:
-    """The same as :func:`from_value`, but for the record: its lines, which are
-    its stored names and JSON texts in turn from the third on.
+    """Split a value into lines, see :func:`from_value`.  Behind the first two lines, stored names and JSON texts
+    alternate.
     """
     try:
         lines = value.decode().split("\n")
     except ValueError:
         return None, 0
-    # A longer one is not ours, and none could be calculated with.
+    # 0 for a number of thousands of digits, with which Python could not calculate.
     expires_at = whole_number_in(lines[0], 0)
     if ttl is not None:
-        # The value has the milliseconds, by the clock of the host that
-        # wrote it; the server has the seconds, by one clock for all.
+        # The value contains milliseconds by the clock of the host that wrote it.  The server counts seconds, by one
+        # clock for all hosts.
         most = now + ttl * 1000
         if expires_at > most:
             expires_at = most
@@ -347,23 +301,6 @@ def split_value(value: bytes, ttl: int | None, now: int) -> tuple[list[str] | No
     if expires_at <= now or len(lines) & 1 or lines[1] != DOCUMENT_MARK:
         return None, expires_at
     return lines, expires_at
-
-
-def expiry_of(expires_at: int, now: int) -> int:
-    """What to tell memcached about when an item expires.
-
-    Its clock ticks in seconds, so that an item lives up to one less
-    than it was given: one is added, but to dates, which are a month
-    away.  The item itself says to the millisecond when it expires.
-
-    >>> expiry_of(1_790_000_000_000 + 1_500, 1_790_000_000_000)
-    3
-    """
-    span = max(0, -((now - expires_at) // 1000)) + 1
-    if span <= MAX_SPAN:
-        return span
-    date = -(-expires_at // 1000)
-    return date if date <= MAX_DATE else MAX_SPAN
 
 
 def _too_large(message_id: str, dropped: dict[str, int], limit: int) -> ValueError:

@@ -17,7 +17,7 @@ from ..backend import StatusBackend, escape_namespace
 from ..errors import BackendError
 from ..record import Record
 from ..update import Outcome, Update
-from ._document import Job, Known, from_value
+from ._document import PendingDocument, by_message, from_value
 from ._keys import key_of
 
 #: What caches call the time to live that `set` takes, in seconds.
@@ -169,36 +169,33 @@ class CacheBackend(StatusBackend):
     # Writing
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        jobs: dict[str, Job] = {}
-        for index, (message_id, update) in enumerate(updates):
-            job = jobs.get(message_id)
-            if job is None:
-                job = jobs[message_id] = Job(message_id, self._key_of(message_id).encode())
-            job.indexes.append(index)
-            job.updates.append(update)
+        documents = by_message(
+            updates, lambda message_id: PendingDocument(message_id, self._key_of(message_id).encode())
+        )
         outcomes = [Outcome.UNAVAILABLE] * len(updates)
         errors = _Errors(self.timeout)
-        for job in jobs.values():
+        for document in documents:
             if errors.last is None:
                 try:
-                    self._carry_out(job)
+                    self._carry_out(document)
                 except BackendError as e:
                     errors.add(e)
                     continue
-                for index, outcome in zip(job.indexes, job.outcomes):
+                for index, outcome in zip(document.indexes, document.outcomes):
                     outcomes[index] = outcome
         if errors.first is not None and all(outcome is Outcome.UNAVAILABLE for outcome in outcomes):
             raise errors.first
         return outcomes
 
-    def _carry_out(self, job: Job) -> None:
-        key = job.key.decode()
+    def _carry_out(self, document: PendingDocument) -> None:
+        key = document.key.decode()
         # An interrupt leaves a lock of C that `with` takes neither taken nor half released.
         with _lock_of(key):
             now = self.now()
-            value = job.work_out(Known(*self._fetch(key, now), None), now, _NO_LIMIT)
+            record, expires_at = self._fetch(key, now)
+            value = document.apply(record, expires_at, now, _NO_LIMIT)
             if value is not None:
-                self._store(key, value, job.expires_at - now)
+                self._store(key, value, document.expires_at - now)
 
     def delete(self, message_id: str) -> bool:
         key = self._key_of(message_id)

@@ -9,7 +9,8 @@ import pytest
 
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import MemcachedBackend
-from dramatiq_status.backends._document import expiry_of, to_value
+from dramatiq_status.backends._document import to_value
+from dramatiq_status.backends.memcached.item import expiry_of
 from dramatiq_status.record import PROGRESS, STATE
 from dramatiq_status.testing.conformance import (
     BackendConformance,

@@ -14,7 +14,7 @@ import pytest
 
 from dramatiq_status import BackendError, StatusRegistry
 from dramatiq_status.backends import MemcachedBackend
-from dramatiq_status.backends.memcached.servers import Pool
+from dramatiq_status.backends.memcached.server import Server
 from dramatiq_status.record import PROGRESS
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, together, write
 from dramatiq_status.update import Outcome
@@ -47,9 +47,9 @@ def message_id() -> str:
     return uuid4().hex
 
 
-def pool_of(backend: MemcachedBackend) -> Pool:
-    assert backend._fleet.only is not None
-    return backend._fleet.only
+def server_of(backend: MemcachedBackend) -> Server:
+    assert backend._servers.only is not None
+    return backend._servers.only
 
 
 def live_through(backend: MemcachedBackend, message_id: str) -> None:
@@ -79,9 +79,9 @@ def test_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: 
     # When a message is followed, by many threads at once
     together(*[lambda n=n: live_through(backend, f"{message_id}-{n}") for n in range(4)])  # type: ignore[misc]
     # Then all went over TLS
-    connection = pool_of(backend).take()
+    connection = server_of(backend).take()
     assert connection is not None
-    assert isinstance(connection._socket, ssl.SSLSocket)
+    assert isinstance(connection.socket, ssl.SSLSocket)
     connection.close()
 
 
@@ -110,18 +110,18 @@ def test_an_idle_tls_connection_is_used_again(
     tls_server: TlsMemcachedServer, make: Make, message_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a connection that is looked at before each use
-    monkeypatch.setattr("dramatiq_status.backends.memcached.servers.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make(servers=tls_server.address, tls_context=tls_server.context)
     backend.update(message_id, start(1))
-    first = pool_of(backend).take()
+    first = server_of(backend).take()
     assert first is not None
-    pool_of(backend).give(first)
+    server_of(backend).give(first)
     # When it is used again and again
     for n in range(3):
         backend.update(message_id, write(1, 2 + n, increment=1))
     # Then it is the same
     record = backend.read(message_id)
-    assert pool_of(backend).take() is first
+    assert server_of(backend).take() is first
     assert record is not None and record[PROGRESS] == "3"
     first.close()
 
@@ -189,7 +189,7 @@ def test_a_login_where_none_is_needed(memcached_server: MemcachedServer, make: M
     "login, message",
     [
         ({"username": "bob", "password": "sesame-wrong"}, "refuses the login of 'bob'"),
-        ({"username": None, "password": None}, "asks for a login"),
+        ({"username": None, "password": None}, "requires a login"),
     ],
     ids=["wrong", "none"],
 )
@@ -222,11 +222,11 @@ def test_a_password_is_not_shown(login_server: LoginMemcachedServer, make: Make,
     # Given a backend with a login that was used
     backend = make(**login_of(login_server))
     backend.update(message_id, enqueue())
-    pool = pool_of(backend)
+    pool = server_of(backend)
     connection = pool.take()
     assert connection is not None
     # When it is looked at from the outside
-    seen = [backend, vars(backend), backend._fleet, vars(backend._fleet), pool, vars(pool), connection]
+    seen = [backend, vars(backend), backend._servers, vars(backend._servers), pool, vars(pool), connection]
     # Then there is no password to see
     assert "bob" in repr(seen) and login_server.password not in repr(seen)
     connection.close()

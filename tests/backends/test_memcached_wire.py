@@ -18,11 +18,13 @@ from pymemcache.client.base import Client, PooledClient
 from pymemcache.client.hash import HashClient
 
 from dramatiq_status.backend import MAX_NAMESPACE_SIZE, now_ms
-from dramatiq_status.backends._document import MAX_SPAN, expiry_of
 from dramatiq_status.backends.memcached import MemcachedBackend
-from dramatiq_status.backends.memcached import backend as memcached_module
+from dramatiq_status.backends.memcached import backend as backend_module
+from dramatiq_status.backends.memcached import item as item_module
+from dramatiq_status.backends.memcached import rounds as rounds_module
+from dramatiq_status.backends.memcached.item import MAX_SPAN, expiry_of
 from dramatiq_status.backends.memcached.protocol import Stored
-from dramatiq_status.backends.memcached.servers import Pool
+from dramatiq_status.backends.memcached.server import Server
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import ATTEMPTS, PROGRESS, RESULT, STATE, VERSION, Record, is_finished
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, together, write
@@ -162,19 +164,18 @@ def once(meddle: Meddle, mark: bytes) -> Meddle:
     return meddle_once
 
 
-def pool_of(backend: MemcachedBackend) -> Pool:
-    assert backend._fleet.only is not None
-    return backend._fleet.only
+def server_of(backend: MemcachedBackend) -> Server:
+    assert backend._servers.only is not None
+    return backend._servers.only
 
 
 def hurry(backend: MemcachedBackend, timeout: float) -> None:
     """Give the only connection, which was made in peace, and all new ones so many seconds for a call."""
-    pool = pool_of(backend)
-    connection = pool.take()
-    assert connection is not None
-    pool.timeout = connection.timeout = timeout
-    connection.hurried = True
-    pool.give(connection)
+    server = server_of(backend)
+    connection = server.take()
+    server.timeout = connection.timeout = timeout
+    connection.has_short_timeout = True
+    server.give(connection)
 
 
 def seconds_left(server: MemcachedServer, key: str) -> int | None:
@@ -229,7 +230,8 @@ def test_a_host_with_another_clock(
     # Given a status that lives for an hour
     backend.update_many([(message_id, start(1)), (message_id, finish(1))])
     # When a host reads it whose clock is a day off
-    monkeypatch.setattr(memcached_module, "now_ms", lambda: now_ms() + skew)
+    for module in (backend_module, rounds_module):
+        monkeypatch.setattr(module, "now_ms", lambda: now_ms() + skew)
     # Then it is there
     assert backend.read(message_id) is not None
     assert backend.update(message_id, outside(step="1")) is Outcome.APPLIED
@@ -304,7 +306,7 @@ def test_only_todays_meta_commands_are_used(wire: Wire, make: Make, version: str
     # Given a server of a certain version
     wire.meddle = lambda request: f"VERSION {version}\r\n".encode() if request.startswith(b"version") else None
     # When a connection is made
-    connection = pool_of(make(servers=wire.address)).connect()
+    connection = server_of(make(servers=wire.address)).take()
     # Then it uses the meta commands if they are the ones that it knows
     assert connection.meta is meta
     connection.close()
@@ -447,15 +449,15 @@ def test_others_who_never_stop(wire: Wire, make: Make, message_id: str) -> None:
 
 def test_what_is_remembered_is_bounded(backend: MemcachedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a process that remembers little
-    monkeypatch.setattr(memcached_module, "MAX_KNOWN", 10)
+    monkeypatch.setattr(item_module, "MAX_CACHED", 10)
     ids = [uuid4().hex for _ in range(50)]
     # When it enqueues and runs many messages
     backend.update_many([(message_id, enqueue()) for message_id in ids])
     backend.update_many([(message_id, start(1)) for message_id in ids])
     # Then it remembers the last ones, until they end, and all of them work
-    assert len(backend._known) == 10
+    assert len(backend._items) == 10
     assert backend.update_many([(message_id, finish(1)) for message_id in ids]) == [Outcome.APPLIED] * 50
-    assert len(backend._known) == 0
+    assert len(backend._items) == 0
 
 
 # Enqueues whose reply is read later
@@ -610,7 +612,7 @@ def test_a_server_with_larger_items(start_server: StartServer, message_id: str) 
 
 def test_the_largest_value_is_stored(backend: MemcachedBackend) -> None:
     # Given the longest key, and a value of the size that is held possible
-    connection = pool_of(backend).connect()
+    connection = server_of(backend).connect(time.monotonic() + 20)
     key, value = b"k" * 250, b"x" * connection.max_value_size
     # When it is stored
     connection.send(connection.store(key, value, 1000, None))
@@ -659,7 +661,7 @@ def test_an_id_that_looks_like_another_ones_key(backend: MemcachedBackend) -> No
     # Given an id that cannot be a key
     backend.update("a b", enqueue())
     # When another id is the very hash that stands for it
-    _, _, hashed = backend._place("a b")[0].decode().partition(":")
+    _, _, hashed = backend._locate("a b")[0].decode().partition(":")
     # Then that is another message
     assert hashed.startswith("#") and backend.read(hashed) is None
 
@@ -669,7 +671,7 @@ def test_plain_ids_are_plain_keys(make: Make) -> None:
     backend = make(namespace="n" * MAX_NAMESPACE_SIZE)
     # When it becomes a key
     # Then people find it there
-    assert backend._place("x" * 200)[0] == b"n" * MAX_NAMESPACE_SIZE + b":" + b"x" * 200
+    assert backend._locate("x" * 200)[0] == b"n" * MAX_NAMESPACE_SIZE + b":" + b"x" * 200
 
 
 # Connections
@@ -724,8 +726,10 @@ def test_a_cas_of_before_a_restart(start_server: StartServer, message_id: str) -
     server.restart()
     assert started != server.ask(b"stats\r\n")
     other.update(message_id, start(1, user_id="42"))
-    remembered = worker._known[message_id].cas
-    assert server.ask(f"mg {worker.namespace}:{message_id} c\r\n".encode()) == b"HD c%d\r\n" % remembered
+    cached = worker._items.take(message_id)
+    assert cached is not None
+    worker._items.put(message_id, cached, 1)
+    assert server.ask(f"mg {worker.namespace}:{message_id} c\r\n".encode()) == b"HD c%d\r\n" % cached.cas
     worker.update(message_id, write(1, 2, step="1"))
     # Then the worker does not write over it
     record = worker.read(message_id)
@@ -822,21 +826,21 @@ def test_a_server_that_answers_a_byte_at_a_time(
 
 def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an idle connection on which something has come
-    monkeypatch.setattr("dramatiq_status.backends.memcached.servers.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make()
     backend.update("a", enqueue())
-    connection = pool_of(backend).connect()
+    connection = server_of(backend).connect(time.monotonic() + 20)
     connection.send(b"mn\r\n")
-    select.select([connection._socket], [], [], 10)
-    pool_of(backend).give(connection)
+    select.select([connection.socket], [], [], 10)
+    server_of(backend).give(connection)
     # When one is needed
     # Then it is another one
-    assert backend.read("a") is not None and pool_of(backend).take() is not connection
+    assert backend.read("a") is not None and server_of(backend).take() is not connection
 
 
 def test_an_idle_connection_that_is_well_is_used_again(wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a connection that was idle for a while
-    monkeypatch.setattr("dramatiq_status.backends.memcached.servers.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make(servers=wire.address)
     backend.update("a", enqueue())
     # When it is looked at, and used
@@ -870,7 +874,7 @@ def test_errors_are_errors(wire: Wire, wired: MemcachedBackend, reply: bytes, na
 def test_values_that_look_like_replies(server: MemcachedServer, backend: MemcachedBackend, value: bytes) -> None:
     # Given a foreign value among statuses
     backend.update_many([("a", enqueue()), ("c", enqueue())])
-    assert server.ask(b"set %b 0 0 %d\r\n%b\r\n" % (backend._place("b")[0], len(value), value)) == b"STORED\r\n"
+    assert server.ask(b"set %b 0 0 %d\r\n%b\r\n" % (backend._locate("b")[0], len(value), value)) == b"STORED\r\n"
     # When all are read in one call, it being the last and in the middle
     found = backend.read_many(["a", "b", "missing", "c"]), backend.read_many(["c", "b"])
     # Then it is not taken for a reply

@@ -1,71 +1,51 @@
-"""A thin client of memcached's text protocols, over sockets that pymemcache has connected.
+"""The text protocols of memcached: commands and their replies.
 
-pymemcache 4.0 has no meta commands but ``raw_command``, which loses
-step with replies over 4 KB and checks nothing; and after an interrupt
-in the middle of a call it goes on with a connection on which a reply
-is still owed.  So it only connects here.
+Of pymemcache, only the connecting is used.  pymemcache 4.0 has ``raw_command`` for the meta commands, which loses step
+with replies of more than 4 KB and checks nothing.  After an interrupt in the middle of a call, it continues with a
+connection on which a reply is still due.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import socket
-import struct
 from collections.abc import Iterator, Sequence
 from enum import Enum
-from ssl import SSLWantReadError
 from typing import Any, Final, NamedTuple
 
-from pymemcache.exceptions import (
-    MemcacheClientError,
-    MemcacheError,
-    MemcacheServerError,
-    MemcacheUnexpectedCloseError,
-    MemcacheUnknownError,
-)
+from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheServerError, MemcacheUnknownError
 
-from ..._time import monotonic
-from .._timed import PLAIN_SOCKET, SHORTEST, SLOWEST, closed_by_c, time_left, uninterrupted
+from .stream import Stream
 
-#: The first version whose meta commands are today's.  Those of 1.6.6,
-#: say, which Amazon had for years, take the size of a value elsewhere
-#: and return no cas (see RevenueCat/meta-memcache-py#12).
+#: The first version whose meta commands are those of today.  In earlier versions (1.6.6, which Amazon had for years),
+#: the size of a value has another place, and no cas is returned (see RevenueCat/meta-memcache-py#12).
 META_SINCE: Final = (1, 6, 10)
 
-#: What an item takes besides its value, at most: its header, its cas
-#: and a key of 250 bytes, generously.
+#: Maximum size of an item without its value, in bytes: its header, its cas and a key of 250 bytes.
 ITEM_OVERHEAD: Final = 512
 
-#: The server's item size limit where it does not tell, in bytes.
+#: Item size limit of a server that returns none, in bytes.
 DEFAULT_ITEM_SIZE: Final = 1_048_576
 
-#: How many bytes are received at once at most: of anything; of many
-#: items that are taken apart at once; of one item, which is seldom
-#: longer; of what became of one.
-_RECEIVE_SIZE: Final = 65_536
+#: Bytes of many items that are split at once.
 _SPLIT_SIZE: Final = 1_048_576
+
+#: Bytes of one item that are received at once, and of the reply to a value that was sent.
 _SHORT_SIZE: Final = 4096
 _TINY_SIZE: Final = 256
 
-#: Maximum number of bytes that are sent at once.
-_SEND_SIZE: Final = 262_144
-
-#: Seconds by which a socket's own time-out may differ from what is left of a call's.
-_SLACK: Final = 0.01
-
 
 class Stored(Enum):
-    """What became of a value that was sent."""
+    """The server's reply to a value that was sent."""
 
     STORED = "stored"
-    #: Somebody else has written since.
+    #: Another writer has changed the item.
     CHANGED = "changed"
-    #: There is no such item any more.
+    #: The item does not exist any more.
     GONE = "gone"
-    #: There is such an item already.
+    #: The item exists already.
     TAKEN = "taken"
-    #: The server has no memory for it.
+    #: The server has no memory for the value.
     REFUSED = "refused"
 
 
@@ -83,7 +63,7 @@ _STORED: Final = {
     b"NOT_STORED": Stored.TAKEN,
 }
 
-#: Start of the replies of a server that works and has no memory for a value.
+#: Beginnings of the replies of a server that works and has no memory for a value.
 _NO_ROOM: Final = (b"SERVER_ERROR out of memory", b"SERVER_ERROR object too large")
 
 
@@ -91,10 +71,9 @@ class Item(NamedTuple):
     """An item as it was read.
 
     Parameters:
-      value: What it holds.
-      cas: The number of its last write.
-      ttl: How many seconds it has left by the server's clock, which
-        counts whole ones; None where the protocol does not tell.
+      value: Its value.
+      cas: Number of its last write.
+      ttl: Whole seconds until the server expires it; None where the protocol does not contain them.
     """
 
     value: bytes
@@ -103,7 +82,7 @@ class Item(NamedTuple):
 
 
 class Login:
-    """A name and a password, for servers that run with ``-Y``.
+    """A name and a password, for servers that are started with ``-Y``.
 
     Raises:
       TypeError: When one of the two is missing.
@@ -131,135 +110,70 @@ class Login:
         return f"<Login of {self.username!r}>"
 
 
-class Connection:
-    """A connection, in step as long as every request's reply is read.
+class Connection(Stream):
+    """A connection to memcached.  It is in step as long as the reply to every request is read.
 
-    The constructor connects; :meth:`greet` makes it ready for requests.
+    The constructor connects; :meth:`greet` prepares the connection for requests.
 
     Parameters:
-      client(pymemcache.Client): Connects; nobody else uses it.
-      meta(bool): Whether to use the meta commands where the server has them.
-      login(Login): What the server is told first, None for nothing.
-      timeout(float): Seconds that a call may take.
-      deadline(float): End of the call that needs the connection, by the monotonic clock.
+      client(pymemcache.Client): See :class:`.Stream`.
+      timeout(float): See :class:`.Stream`.
+      deadline(float): See :class:`.Stream`.
+      meta(bool): Whether to use the meta commands if the server has them.
+      login(Login): Login that the server requires, None for none.
 
     Attributes:
-      deadline(float): End of the present call, by the monotonic clock.
-      hurried(bool): Whether the socket's own time-out is shorter than `timeout`.
-      meta(bool): Whether it uses them.
-      server(str): Which run of which server this is: cas numbers begin
-        anew when a server is restarted, so they mean nothing to another.
-      max_value_size(int): The largest value that can be stored, in bytes.
+      meta(bool): Whether the connection uses the meta commands.
+      server(str): Identifies the server and its start.  A server that is restarted counts its cas numbers from the
+        beginning, so a cas is worthless for another start of it.
+      max_value_size(int): Maximum size of a value, in bytes.
     """
 
     def __init__(self, client: Any, *, timeout: float, deadline: float, meta: bool, login: Login | None = None) -> None:
-        self._client = client
-        self._meta = meta
+        super().__init__(client, timeout=timeout, deadline=deadline)
+        self._may_use_meta = meta
         self._login = login
-        self._buffer = b""
-        self._at = 0
-        self.timeout = timeout
-        self.deadline = deadline
-        client.timeout = client.connect_timeout = self._armed = self._left()
-        self.hurried = True
-        # Each of its public methods also waits for a reply, a whole time-out for every piece.
-        uninterrupted(client._connect, deadline)
-        try:
-            self._socket = closed_by_c(client.sock)
-            # Python would call poll() before every send and receive.  TLS, gevent and the like have no such time-outs.
-            self._kernel_timeouts = (
-                type(self._socket) is PLAIN_SOCKET and socket.socket.__module__ == "socket" and os.name == "posix"
-            )
-            if self._kernel_timeouts:
-                self._socket.settimeout(None)
-            self._arm(self._left())
-        except BaseException:
-            client.close()
-            raise
 
     def greet(self) -> Iterator[None]:
-        """Log in and find out the server's features, in steps: a reply is due after each step."""
+        """Log in and query the server's features, in steps: a reply is due after each step."""
         if self._login is not None:
             self.send(self._login.request)
             yield
-            self._check_login(self._line())
+            self._check_login(self.read_line())
         self.send(b"version\r\n")
         yield
-        version = self._check_login(self._line()).removeprefix(b"VERSION ")
+        version = self._check_login(self.read_line()).removeprefix(b"VERSION ")
         self.send(b"mn\r\nstats\r\nstats settings\r\n")
         yield
-        has_meta = self._line() == b"MN"
+        has_meta = self.read_line() == b"MN"
         stats = self._stats()
         settings = self._stats()
         if settings.get(b"cas_enabled") == b"no":
             raise MemcacheServerError(b"it runs without cas (-C), so that updates would be lost")
-        # Where it has no memory, a meta command also deletes the item that it should have replaced.  Other
-        # servers make room first.
+        # If there is no memory, a meta command also deletes the item that it should replace.  A server that evicts
+        # other items makes room first.
         evicts = settings.get(b"evictions") != b"off"
-        self.meta = has_meta and self._meta and evicts and _version(version) >= META_SINCE
+        self.meta = has_meta and self._may_use_meta and evicts and _version(version) >= META_SINCE
         try:
             started = int(stats[b"time"]) - int(stats[b"uptime"])
             self.server = f"{int(stats[b'pid']):x}-{started:x}"
         except (KeyError, ValueError):
-            # A proxy, maybe.  What is learned here then is good for this connection only.
+            # It may be a proxy.  An item that was read over this connection is then cached for this connection only.
             self.server = os.urandom(8).hex()
         self.max_value_size = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
 
     def _check_login(self, line: bytes) -> bytes:
-        """Raise the error of a server that is no memcached, or that requires another login."""
+        """Raise an error for a server that is not a memcached, or that requires another login."""
         if line.startswith(b"CLIENT_ERROR") and b"auth" in line:
-            said = "it asks for a login" if self._login is None else f"it refuses the login of {self._login.username!r}"
-            raise MemcacheClientError(f"{said}: check username and password")
+            problem = "requires a login" if self._login is None else f"refuses the login of {self._login.username!r}"
+            raise MemcacheClientError(f"it {problem}: check username and password")
         if not line.startswith((b"VERSION ", b"STORED")):
             raise _error(line)
         return line
 
-    # Time
-
-    def begin(self, deadline: float) -> None:
-        """Begin a call that ends at a deadline by the monotonic clock."""
-        self.deadline = deadline
-        if self.hurried:
-            self.hurried = False
-            self._arm(self.timeout)
-
-    def renew(self) -> None:
-        """Begin another part of a long call, with as much time as the first."""
-        self.begin(monotonic() + self.timeout)
-
-    def _left(self) -> float:
-        """Seconds that the present call has left."""
-        left = self.deadline - monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        return left
-
-    def _hurry(self) -> None:
-        """Let the socket wait no longer than the present call."""
-        left = min(time_left(self.deadline), self.timeout)
-        if abs(left - self._armed) > _SLACK:
-            self.hurried = True
-            self._arm(left)
-
-    def _arm(self, seconds: float) -> None:
-        """Set the socket's own time-out."""
-        self._armed = seconds = max(seconds, SHORTEST)
-        if not self._kernel_timeouts:
-            self._socket.settimeout(seconds)
-            return
-        whole, microseconds = divmod(round(seconds * 1_000_000), 1_000_000)
-        timeval = struct.pack("@ll", whole, microseconds)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-
-    def fileno(self) -> int:
-        """The socket's number, to wait for a reply."""
-        number: int = self._socket.fileno()
-        return number
-
     def _stats(self) -> dict[bytes, bytes]:
         stats = {}
-        while (line := self._line()).startswith(b"STAT "):
+        while (line := self.read_line()).startswith(b"STAT "):
             _, name, value = line.split(b" ", 2)
             stats[name] = value
         return stats
@@ -267,12 +181,12 @@ class Connection:
     # Requests
 
     def get(self, key: bytes) -> bytes:
-        """The request for an item; :meth:`read_item` reads the reply."""
+        """Return the request for an item; :meth:`read_item` reads the reply."""
         return b"mg %b v c t\r\n" % key if self.meta else b"gets %b\r\n" % key
 
     def store(self, key: bytes, value: bytes, expiry: int, cas: int | None) -> bytes:
-        """The request to store a value: over the item with that cas, or
-        where there is none.  :meth:`read_stored` reads the reply.
+        """Return the request to store a value in place of the item with a cas, or, for None, where there is no item.
+        :meth:`read_stored` reads the reply.
         """
         if self.meta:
             if cas is None:
@@ -283,122 +197,94 @@ class Connection:
         return b"cas %b 0 %d %d %d\r\n%b\r\n" % (key, expiry, len(value), cas, value)
 
     def touch(self, key: bytes) -> bytes:
-        """Return the request to change only the cas of an item: a writer that has cached the item
-        then has to read it.  :meth:`read_touched` reads the reply.
+        """Return the request to change only the cas of an item, so that a writer that has cached the item has to read
+        it.  :meth:`read_touched` reads the reply.
         """
         return b"append %b 0 0 0\r\n\r\n" % key
-
-    def send(self, request: bytes) -> None:
-        """Send requests, all in one."""
-        for first in range(0, len(request), _SEND_SIZE):
-            self._hurry()
-            try:
-                self._socket.sendall(request[first : first + _SEND_SIZE])
-            except BlockingIOError:
-                raise TimeoutError("timed out") from None
-            if first:
-                self.deadline += _SEND_SIZE / SLOWEST
 
     def ping(self) -> Iterator[None]:
         """Check in steps whether the server answers."""
         self.send(b"version\r\n")
         yield
-        line = self._line()
+        line = self.read_line()
         if not line.startswith(b"VERSION"):
             raise _error(line)
 
-    # One request and its reply, by the shortest way
+    # One short request and its reply
 
     def store_now(self, request: bytes) -> tuple[Stored, int | None]:
         """Send one :meth:`store` request and read its reply."""
-        reply = self._ask(request, _TINY_SIZE)
+        reply = self.exchange(request, _TINY_SIZE)
         if reply[:4] == b"HD c" and reply[-2:] == b"\r\n" and reply[4:-2].isdigit():
             return _IS_STORED, int(reply[4:-2])
-        self._keep(reply)
+        self.unread(reply)
         return self.read_stored()
 
     def read_value(self, key: bytes) -> tuple[bytes, int | None] | None:
-        """Read one item's value and seconds left."""
+        """Read the value of an item, and the seconds until it expires."""
         if not self.meta:
-            self.ask_values((key,))
+            self.request_values((key,))
             return self.read_values(1)[0]
-        try:
-            self._socket.sendall(b"mg %b v t\r\n" % key)
-            reply: bytes = self._socket.recv(_SHORT_SIZE)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
+        reply = self.exchange(b"mg %b v t\r\n" % key, _SHORT_SIZE)
         head, _, value = reply.partition(b"\r\n")
         code, _, ttl = head.partition(b" t")
         if code == b"VA %d" % (len(value) - 2):
             return value[:-2], int(ttl)
         if reply == b"EN\r\n":
             return None
-        self._keep(reply)
+        self.unread(reply)
         return self._read_value()
-
-    def _ask(self, request: bytes, size: int) -> bytes:
-        try:
-            self._socket.sendall(request)
-            reply: bytes = self._socket.recv(size)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
-        return reply
-
-    def _keep(self, reply: bytes) -> None:
-        """The rest of a reply is still to come."""
-        if not reply:
-            raise MemcacheUnexpectedCloseError
-        self._buffer, self._at = reply, 0
 
     # Replies
 
     def read_item(self) -> Item | None:
-        """Read the reply to :meth:`get`: None for no item."""
-        line = self._line()
+        """Read the reply to :meth:`get`; return None for no item."""
+        line = self.read_line()
         code, *tokens = line.split()
         if code == b"VA":
             flags = {token[:1]: token[1:] for token in tokens[1:]}
-            return Item(self._block(int(tokens[0])), int(flags[b"c"]), int(flags[b"t"]))
+            return Item(self.read_block(int(tokens[0])), int(flags[b"c"]), int(flags[b"t"]))
         if code == b"VALUE":
-            item = Item(self._block(int(tokens[2])), int(tokens[3]), None)
-            code = self._line()
+            item = Item(self.read_block(int(tokens[2])), int(tokens[3]), None)
+            code = self.read_line()
             if code == b"END":
                 return item
         if code in (b"EN", b"END"):
             return None
         raise _error(line)
 
-    def ask_values(self, keys: Sequence[bytes]) -> None:
-        """Send the request for many items' values; :meth:`read_values` reads the replies."""
+    def request_values(self, keys: Sequence[bytes]) -> None:
+        """Send the requests for the values of many items; :meth:`read_values` reads the replies."""
         if self.meta:
-            # The reply to mn marks the end of the replies.
+            # The reply to `mn` is the end of the replies.
             self.send(b"mg " + b" v t\r\nmg ".join(keys) + b" v t\r\nmn\r\n")
         else:
             self.send(b"".join(map(self.get, keys)))
 
     def read_values(self, count: int) -> list[tuple[bytes, int | None] | None]:
-        """Read the values of a number of items, and the seconds that they have left."""
+        """Read the values of a number of items, and the seconds until they expire."""
         if not self.meta:
             items = [self.read_item() for _ in range(count)]
             return [item and (item.value, item.ttl) for item in items]
-        self._receive()
-        while self._buffer.startswith((b"VA ", b"EN"), self._at) and len(self._buffer) < _SPLIT_SIZE:
-            if self._buffer.endswith(b"MN\r\n"):
+        self.receive()
+        while self.received.startswith((b"VA ", b"EN"), self.position) and len(self.received) < _SPLIT_SIZE:
+            if self.received.endswith(b"MN\r\n"):
                 break
-            self._receive()
+            self.receive()
         values = self._split_values(count)
         if values is None:
             values = [self._read_value() for _ in range(count)]
-            if (line := self._line()) != b"MN":
+            if (line := self.read_line()) != b"MN":
                 raise _error(line)
         return values
 
     def _split_values(self, count: int) -> list[tuple[bytes, int | None] | None] | None:
-        """Take the replies apart at their line breaks, in half the time;
-        None where they are anything but what we wrote.
+        """Split the replies at their line breaks, which takes half the time of reading one after the other.
+
+        Return None if a reply is not of the expected form: a value of another program may contain line breaks.
         """
         values: list[tuple[bytes, int | None] | None] = []
-        lines = iter(self._buffer[self._at :].split(b"\r\n"))
+        lines = iter(self.received[self.position :].split(b"\r\n"))
         for line in lines:
             code, _, ttl = line.partition(b" t")
             if ttl:
@@ -412,23 +298,21 @@ class Connection:
                 break
         if line != b"MN" or len(values) != count or list(lines) != [b""]:
             return None
-        self._at = len(self._buffer)
+        self.position = len(self.received)
         return values
 
     def _read_value(self) -> tuple[bytes, int | None] | None:
-        line = self._line()
+        line = self.read_line()
         if line.startswith(b"VA "):
             _, size, ttl = line.split()
-            return self._block(int(size)), int(ttl[1:])
+            return self.read_block(int(size)), int(ttl[1:])
         if line.startswith(b"EN"):
             return None
         raise _error(line)
 
     def read_stored(self) -> tuple[Stored, int | None]:
-        """Read the reply to :meth:`store`: what became of it, and the
-        item's new cas where the protocol tells.
-        """
-        line = self._line()
+        """Read the reply to :meth:`store`, and the item's new cas where the protocol returns it."""
+        line = self.read_line()
         if line.startswith(b"HD c"):
             return Stored.STORED, int(line[4:])
         stored = _STORED.get(line.partition(b" ")[0])
@@ -439,64 +323,18 @@ class Connection:
         return stored, None
 
     def read_touched(self) -> None:
-        """Read the reply to :meth:`touch`, which may have found no item, or no memory."""
-        line = self._line()
+        """Read the reply to :meth:`touch`.  It is no error if there was no item, or no memory."""
+        line = self.read_line()
         if line not in (b"STORED", b"NOT_STORED") and not line.startswith(_NO_ROOM):
             raise _error(line)
 
     def delete(self, key: bytes) -> bool:
-        """Delete an item, and tell whether there was one."""
+        """Delete an item; return whether there was one."""
         self.send(b"delete %b\r\n" % key)
-        line = self._line()
+        line = self.read_line()
         if line not in (b"DELETED", b"NOT_FOUND"):
             raise _error(line)
         return line == b"DELETED"
-
-    def _line(self) -> bytes:
-        while (end := self._buffer.find(b"\r\n", self._at)) < 0:
-            self._receive()
-        line = self._buffer[self._at : end]
-        self._at = end + 2
-        return line
-
-    def _block(self, size: int) -> bytes:
-        while len(self._buffer) < self._at + size + 2:
-            self._receive()
-        block = self._buffer[self._at : self._at + size]
-        self._at += size + 2
-        return block
-
-    def _receive(self) -> None:
-        self._hurry()
-        try:
-            received = self._socket.recv(_RECEIVE_SIZE)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
-        if not received:
-            raise MemcacheUnexpectedCloseError
-        # A server that needs long for a large reply does answer.
-        self.deadline += len(received) / SLOWEST
-        self._buffer = self._buffer[self._at :] + received
-        self._at = 0
-
-    # The end
-
-    def is_quiet(self) -> bool:
-        """Whether nothing has come that nobody asked for: the end, for one."""
-        timeout = self._socket.gettimeout()
-        self._socket.settimeout(0)
-        try:
-            self._socket.recv(1)
-        except (BlockingIOError, SSLWantReadError):
-            self._socket.settimeout(timeout)
-            return True
-        except OSError:
-            pass
-        return False
-
-    def close(self) -> None:
-        """Close it, whatever is owed."""
-        self._client.close()
 
 
 def _version(text: bytes) -> tuple[int, ...]:

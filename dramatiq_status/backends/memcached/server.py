@@ -1,0 +1,208 @@
+"""One server of memcached: idle connections to it, and whether it answers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from ssl import SSLEOFError, SSLZeroReturnError
+from typing import Any, Final, TypeVar
+
+from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
+
+from ..._time import monotonic
+from ...errors import BackendError
+from ...outage import Outage
+from .._pool import IdlePool
+from .protocol import Connection, Login
+
+#: Exceptions of a connection that the server has closed.
+_HANG_UPS: Final = (ConnectionError, MemcacheUnexpectedCloseError, SSLEOFError, SSLZeroReturnError)
+
+#: Exceptions of a server that does not answer, or answers with an error.
+FAILURES: Final = (MemcacheError, OSError)
+
+T = TypeVar("T")
+
+
+def has_hung_up(error: BaseException) -> bool:
+    """Whether an exception means that the server has closed the connection."""
+    return isinstance(error, _HANG_UPS)
+
+
+class Server(IdlePool[Connection]):
+    """A server, and the idle connections to it.
+
+    Parameters:
+      client(pymemcache.Client): Has the address and all connection parameters.
+      timeout(float): Seconds for each call, including the time to connect.
+      meta(bool): See :class:`.Connection`.
+      login(Login): See :class:`.Connection`.
+    """
+
+    def __init__(self, client: Any, *, timeout: float, meta: bool, login: Login | None = None) -> None:
+        self._client = copy.copy(client)
+        self._client.sock = None
+        self._client.no_delay = True
+        self._meta = meta
+        self._login = login
+        super().__init__(timeout)
+
+    @property
+    def is_down(self) -> bool:
+        """Whether its last call has failed; always False for the only server."""
+        return False
+
+    @property
+    def address(self) -> str:
+        """Its address, for log lines and errors."""
+        address = self._client.server
+        return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+
+    def begin(self, send: Callable[[Connection], bool]) -> Callable[[Callable[[Connection], T]], T] | None:
+        """Send a request, and return a function that reads its reply.
+
+        Parameters:
+          send(Callable): Sends the request; returns whether it has sent one.
+
+        Returns:
+          Callable | None: Calls a function with the connection; None if `send` has sent nothing, or if the server had
+          closed an idle connection.
+
+        Raises:
+          BackendError: When the server cannot be reached.  The returned function raises it as well.
+        """
+        deadline = monotonic() + self.timeout
+        idle: Connection | None = None
+        try:
+            connection = idle = self.take_idle(monotonic())
+            if connection is None:
+                connection = self.connect(deadline)
+            else:
+                connection.begin(deadline)
+            try:
+                sent = send(connection)
+            except BaseException:
+                connection.close()
+                raise
+        except FAILURES as e:
+            if idle is not None and has_hung_up(e):
+                return None
+            raise self.fail(e) from e
+        if not sent:
+            self.give(connection)
+            return None
+        # The time until the caller reads the reply does not count.
+        left = deadline - monotonic()
+
+        def read(call: Callable[[Connection], T]) -> T:
+            connection.deadline = monotonic() + left
+            try:
+                result = call(connection)
+            except BaseException as e:
+                connection.close()
+                if isinstance(e, FAILURES):
+                    raise self.fail(e) from e
+                raise
+            self.give(connection)
+            return result
+
+        return read
+
+    def check(self) -> None:
+        """Raise the error of the last call, if it is too early to try the server again.
+
+        Raises:
+          BackendError
+        """
+
+    def succeed(self) -> None:
+        """Note that the server has answered."""
+
+    def fail(self, error: BaseException) -> BackendError:
+        """Note that a call has failed, and return the error for it."""
+        return BackendError(f"memcached at {self.address}: {type(error).__name__}: {error}")
+
+    # Of the pool
+
+    def connect(self, deadline: float) -> Connection:
+        connection = self.open(deadline)
+        try:
+            for _ in connection.greet():
+                pass
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def open(self, deadline: float) -> Connection:
+        """Connect, without :meth:`.Connection.greet`."""
+        client = copy.copy(self._client)
+        return Connection(client, timeout=self.timeout, deadline=deadline, meta=self._meta, login=self._login)
+
+    def can_repeat(self, connection: Connection, error: BaseException, may_repeat: Callable[[], bool] | None) -> bool:
+        return connection.used > 0 and has_hung_up(error) and (may_repeat is None or may_repeat())
+
+    def error_of(self, error: BaseException) -> BaseException:
+        return self.fail(error) if isinstance(error, FAILURES) else error
+
+
+class OneOfManyServers(Server):
+    """A server with a circuit breaker: it may be down while the others are not."""
+
+    # The exception of its last call that has failed.
+    _failure: BaseException
+
+    def __init__(self, client: Any, *, timeout: float, meta: bool, login: Login | None = None) -> None:
+        super().__init__(client, timeout=timeout, meta=meta, login=login)
+        self.forget()
+
+    @property
+    def is_down(self) -> bool:
+        return self.outage.down
+
+    def call(
+        self,
+        use: Callable[..., T],
+        *arguments: Any,
+        may_repeat: Callable[[], bool] | None = None,
+        deadline: float | None = None,
+    ) -> T:
+        self.check()
+        result = super().call(use, *arguments, may_repeat=may_repeat, deadline=deadline)
+        self.succeed()
+        return result
+
+    def begin(self, send: Callable[[Connection], bool]) -> Callable[[Callable[[Connection], T]], T] | None:
+        self.check()
+        read: Callable[[Callable[[Connection], T]], T] | None = super().begin(send)
+        if read is None:
+            return None
+
+        def read_and_note(call: Callable[[Connection], T]) -> T:
+            result = read(call)
+            self.succeed()
+            return result
+
+        return read_and_note
+
+    def check(self) -> None:
+        if self.outage.blocked:
+            raise super().fail(self._failure) from self._failure
+
+    def succeed(self) -> None:
+        self.answered_at = monotonic()
+        if self.outage.down:
+            self.outage.succeeded()
+
+    def fail(self, error: BaseException) -> BackendError:
+        self._failure = error
+        self.outage.failed(error)
+        return super().fail(error)
+
+    def forget(self) -> None:
+        super().forget()
+        #: Its circuit breaker.  A child process makes a new one, because another thread may hold the lock of this one.
+        self.outage = Outage(f"memcached at {self.address}")
+        #: Time of its last answer, by the monotonic clock.
+        self.answered_at = float("-inf")
+        self._failure = ConnectionError()

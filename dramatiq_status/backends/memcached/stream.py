@@ -1,0 +1,175 @@
+"""A stream of bytes to and from memcached, with one deadline for all that a call does."""
+
+from __future__ import annotations
+
+from ssl import SSLWantReadError
+from typing import Any, Final
+
+from pymemcache.exceptions import MemcacheUnexpectedCloseError
+
+from ..._time import monotonic
+from .._socket import set_timeout
+from .._timed import SLOWEST, closed_by_c, time_left, uninterrupted
+
+#: Maximum number of bytes that are received at once.
+_RECEIVE_SIZE: Final = 65_536
+
+#: Maximum number of bytes that are sent at once.
+_SEND_SIZE: Final = 262_144
+
+#: Seconds by which a socket's own time-out may differ from the time that a call has left.
+_SLACK: Final = 0.01
+
+
+class Stream:
+    """A socket that pymemcache has connected.
+
+    Parameters:
+      client(pymemcache.Client): Connects; no other object uses it.
+      timeout(float): Seconds for each call.
+      deadline(float): End of the call that needs the connection, by the monotonic clock.
+
+    Attributes:
+      timeout(float): Seconds for each call.
+      deadline(float): End of the present call, by the monotonic clock.  Large requests and replies make it later.
+      used(float): Time at which the pool has got it back, by the monotonic clock; 0 before.
+      has_short_timeout(bool): Whether the socket's own time-out may be shorter than `timeout`.
+      socket(socket.socket): The socket.
+      received(bytes): Received bytes.
+      position(int): Number of these bytes that were read.
+    """
+
+    def __init__(self, client: Any, *, timeout: float, deadline: float) -> None:
+        self._client = client
+        self.received = b""
+        self.position = 0
+        self.timeout = timeout
+        self.deadline = deadline
+        self.used = 0.0
+        client.timeout = client.connect_timeout = self._timeout = self._time_left()
+        self.has_short_timeout = True
+        # The public methods of the client also wait for a reply, a whole time-out for each piece of it.
+        uninterrupted(client._connect, deadline)
+        try:
+            self.socket = closed_by_c(client.sock)
+            self._set_timeout(self._time_left())
+        except BaseException:
+            client.close()
+            raise
+
+    # Time
+
+    def begin(self, deadline: float) -> None:
+        """Begin a call that ends at a time by the monotonic clock."""
+        self.deadline = deadline
+        if self.has_short_timeout:
+            self.has_short_timeout = False
+            self._set_timeout(self.timeout)
+
+    def renew(self) -> None:
+        """Begin another part of a long call, with as much time as the first part."""
+        self.begin(monotonic() + self.timeout)
+
+    def _time_left(self) -> float:
+        left = self.deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+    def _limit(self) -> None:
+        """Let the next system call wait until the deadline, or a little longer or shorter."""
+        left = min(time_left(self.deadline), self.timeout)
+        if abs(left - self._timeout) > _SLACK:
+            self.has_short_timeout = True
+            self._set_timeout(left)
+
+    def _set_timeout(self, seconds: float) -> None:
+        self._timeout = seconds
+        set_timeout(self.socket, seconds)
+
+    def fileno(self) -> int:
+        """Return the number of the socket, for a selector."""
+        number: int = self.socket.fileno()
+        return number
+
+    # Bytes
+
+    def exchange(self, request: bytes, size: int) -> bytes:
+        """Send a short request and return the first bytes of the reply, with two system calls.
+
+        Parameters:
+          request(bytes): The request.
+          size(int): Maximum number of bytes to return.
+        """
+        try:
+            self.socket.sendall(request)
+            reply: bytes = self.socket.recv(size)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
+        return reply
+
+    def unread(self, reply: bytes) -> None:
+        """Put the first bytes of a reply back, to read the whole reply."""
+        if not reply:
+            raise MemcacheUnexpectedCloseError
+        self.received, self.position = reply, 0
+
+    def send(self, request: bytes) -> None:
+        """Send one request or several."""
+        for first in range(0, len(request), _SEND_SIZE):
+            self._limit()
+            try:
+                self.socket.sendall(request[first : first + _SEND_SIZE])
+            except BlockingIOError:
+                raise TimeoutError("timed out") from None
+            if first:
+                self.deadline += _SEND_SIZE / SLOWEST
+
+    def receive(self) -> None:
+        """Wait for more bytes."""
+        self._limit()
+        try:
+            received = self.socket.recv(_RECEIVE_SIZE)
+        except BlockingIOError:
+            raise TimeoutError("timed out") from None
+        if not received:
+            raise MemcacheUnexpectedCloseError
+        # A large reply may take the server longer than the time-out.
+        self.deadline += len(received) / SLOWEST
+        self.received = self.received[self.position :] + received
+        self.position = 0
+
+    def read_line(self) -> bytes:
+        """Read a line."""
+        while (end := self.received.find(b"\r\n", self.position)) < 0:
+            self.receive()
+        line = self.received[self.position : end]
+        self.position = end + 2
+        return line
+
+    def read_block(self, size: int) -> bytes:
+        """Read a number of bytes and the end of their line."""
+        while len(self.received) < self.position + size + 2:
+            self.receive()
+        block = self.received[self.position : self.position + size]
+        self.position += size + 2
+        return block
+
+    # The end
+
+    def is_stale(self) -> bool:
+        """Whether the server has closed the connection, or has sent something unexpected."""
+        timeout = self.socket.gettimeout()
+        self.socket.settimeout(0)
+        try:
+            self.socket.recv(1)
+        except (BlockingIOError, SSLWantReadError):
+            self.socket.settimeout(timeout)
+            return False
+        except OSError:
+            pass
+        return True
+
+    def close(self) -> None:
+        """Close the connection, even if a reply is still due."""
+        self._client.close()
