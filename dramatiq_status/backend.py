@@ -262,7 +262,7 @@ class StatusBackend(abc.ABC):
         return None
 
     def now(self) -> int:
-        """The present moment in epoch milliseconds, by the clock that dates this
+        """The current time in epoch milliseconds, by the clock that dates this
         backend's records: the store's own where it has one.
         """
         return now_ms()
@@ -289,5 +289,5 @@ def escape_namespace(namespace: str) -> str:
 
 
 def now_ms() -> int:
-    """The present moment by this host's clock, in epoch milliseconds."""
+    """The current time by this host's clock, in epoch milliseconds."""
     return time.time_ns() // 1_000_000

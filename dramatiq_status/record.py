@@ -30,7 +30,7 @@ DEFAULT_STATUS_TTL: Final = 3_600_000
 DEFAULT_HEARTBEAT_INTERVAL: Final = 15_000
 
 #: The longest time to live, in milliseconds: a hundred years.  Stores add
-#: it to the present moment; Redis answers with an error where that overflows.
+#: it to the current time; Redis answers with an error where that overflows.
 LONGEST_TTL: Final = 36_525 * 86_400_000
 
 #: The total of a progress whose total was never set.

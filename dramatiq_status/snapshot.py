@@ -1,4 +1,4 @@
-"""What a reader gets: one status at one moment, frozen, with what can be
+"""What a reader gets: one status at one time, frozen, with what can be
 worked out from it.
 """
 
@@ -59,7 +59,7 @@ QUEUE_PATIENCE: Final = 86_400_000
 #: The largest number that can be counted with, far from where floats end.
 LARGEST: Final = 1e300
 
-#: The moments that a datetime can show, in epoch milliseconds: the years 1 to 9999.
+#: Earliest and latest timestamps that a datetime can hold, in epoch milliseconds: the years 1 to 9999.
 EARLIEST: Final = -62_135_596_800_000
 LATEST: Final = 253_402_300_799_999
 
@@ -98,11 +98,11 @@ _DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "d
 # Fields that a user who may see the status should perhaps not see.
 _PRIVATE: Final = frozenset((ARGS, KWARGS, TRACEBACK))
 
-_MOMENTS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
+_TIMESTAMPS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
 
 
 class Snapshot:
-    """The status of a message at one moment.  It never changes; the lists and
+    """The status of a message at one time.  It never changes; the lists and
     dicts that it gives are copies.
 
     ``snapshot["step"]`` and :meth:`get` return every field by its name, the
@@ -173,8 +173,8 @@ class Snapshot:
     @property
     def scheduled(self) -> bool:
         """Whether the broker holds the message back until :attr:`scheduled_at`."""
-        moment = self._milliseconds(SCHEDULED_AT)
-        return self.queued and moment is not None and moment > self._now
+        timestamp = self._milliseconds(SCHEDULED_AT)
+        return self.queued and timestamp is not None and timestamp > self._now
 
     @property
     def stalled(self) -> bool:
@@ -302,38 +302,38 @@ class Snapshot:
     @property
     def enqueued_at(self) -> datetime | None:
         """When the message was first enqueued."""
-        return self._moment(ENQUEUED_AT)
+        return self._datetime(ENQUEUED_AT)
 
     @property
     def scheduled_at(self) -> datetime | None:
         """When the broker will hand a delayed message to a worker."""
-        return self._moment(SCHEDULED_AT)
+        return self._datetime(SCHEDULED_AT)
 
     @property
     def started_at(self) -> datetime | None:
         """When the last run began."""
-        return self._moment(STARTED_AT)
+        return self._datetime(STARTED_AT)
 
     @property
     def finished_at(self) -> datetime | None:
         """When the message was completed or failed."""
-        return self._moment(FINISHED_AT)
+        return self._datetime(FINISHED_AT)
 
     @property
     def updated_at(self) -> datetime | None:
         """When the store last changed this status."""
-        return self._moment(UPDATED_AT)
+        return self._datetime(UPDATED_AT)
 
     @property
     def heartbeat_at(self) -> datetime | None:
         """When the worker last said that the message still runs."""
-        return self._moment(HEARTBEAT_AT)
+        return self._datetime(HEARTBEAT_AT)
 
     @property
     def duration(self) -> timedelta | None:
         """How long the last run took, or has taken so far; None before it began.
 
-        Never negative, although the two moments may come from two hosts.
+        Never negative, although the two timestamps may come from two hosts.
         """
         begin = self._milliseconds(STARTED_AT)
         if begin is None or self.queued:
@@ -401,7 +401,7 @@ class Snapshot:
     def to_dict(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> dict[str, Any]:
-        """Get all fields and derived values as JSON values: moments as texts in ISO 8601, durations in
+        """Get all fields and derived values as JSON values: datetimes as texts in ISO 8601, durations in
         seconds, a number that JSON cannot express as None.
 
         >>> snapshot.to_dict(only=("status", "percent", "stalled"))
@@ -434,8 +434,8 @@ class Snapshot:
         return stored if stored in self._values else _INCLUDED.get(name, stored)
 
     def _present(self, stored: str, value: Any) -> Any:
-        if stored in _MOMENTS:
-            return self._moment(stored)
+        if stored in _TIMESTAMPS:
+            return self._datetime(stored)
         if stored == STATE:
             return self.state
         if stored == RATE:
@@ -444,16 +444,16 @@ class Snapshot:
             return list(self.truncated)
         return _copy_of(value)
 
-    def _moment(self, stored: str) -> datetime | None:
-        moment = self._milliseconds(stored)
-        if moment is None:
+    def _datetime(self, stored: str) -> datetime | None:
+        timestamp = self._milliseconds(stored)
+        if timestamp is None:
             return None
-        seconds, milliseconds = divmod(moment, 1000)
+        seconds, milliseconds = divmod(timestamp, 1000)
         return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=milliseconds * 1000)
 
     def _milliseconds(self, stored: str) -> int | None:
-        moment = self._values.get(stored)
-        return moment if isinstance(moment, int) and EARLIEST <= moment <= LATEST else None
+        timestamp = self._values.get(stored)
+        return timestamp if isinstance(timestamp, int) and EARLIEST <= timestamp <= LATEST else None
 
     def _number(self, stored: str) -> int | float | None:
         number = self._values.get(stored)

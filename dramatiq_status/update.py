@@ -199,7 +199,7 @@ def is_stored(outcome: Outcome) -> bool:
 
 def is_transition(record: Record | None, update: Update) -> bool:
     """Whether an update that was applied to `record` made it, or set its
-    state.  A list of statuses is ordered by the moment of the last one.
+    state.  A list of statuses is ordered by the time of the last one.
     """
     return record is None or update.kind is Kind.ENQUEUE or update.start or update.state is not None
 
@@ -210,7 +210,7 @@ def apply(record: Record | None, update: Update, now: int) -> Applied:
     Parameters:
       record: What the store holds, None for nothing.  It is not changed.
       update: What to do.
-      now: The store's present moment, in epoch milliseconds.
+      now: The store's current time, in epoch milliseconds.
 
     Returns:
       The outcome, the new record and its time to live.

@@ -293,7 +293,7 @@ def index(request: pytest.FixtureRequest) -> Iterator[Index]:
 @pytest.mark.parametrize("kind", ["redis", "redis cluster"])
 @pytest.mark.parametrize("score", ["+inf", "-inf", "1e300", "-1e300", "-5", "1795479267029000.5"])
 @pytest.mark.parametrize("limit", [1, 50])
-def test_scores_that_are_no_moments(kind: str, score: str, limit: int, request: pytest.FixtureRequest) -> None:
+def test_scores_that_are_no_timestamps(kind: str, score: str, limit: int, request: pytest.FixtureRequest) -> None:
     if kind == "redis":
         backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
         client: Any = backend.client

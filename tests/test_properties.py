@@ -75,7 +75,7 @@ counts = st.one_of(st.integers(-5, 200), st.sampled_from([0.1, 0.25, 1e-7, 2**52
 totals = st.one_of(counts, st.just(UNKNOWN_TOTAL))
 increments = st.one_of(st.just(0), st.integers(-3, 10), st.sampled_from([0.1, 1.5, 2**40, 1e-7]))
 ttls = st.integers(1, 50).map(lambda hours: hours * HOUR)
-moments = st.integers(-2, 20).map(lambda hours: str(NOW + hours * HOUR))
+timestamps = st.integers(-2, 20).map(lambda hours: str(NOW + hours * HOUR))
 live_ttls = ttls.map(str)
 user_fields = {":a": texts, ":b": texts, ":s": texts, ":ключ": texts}
 
@@ -105,7 +105,7 @@ enqueues = st.builds(
     updated,
     st.just(Kind.ENQUEUE),
     enqueue_ids,
-    fields=fields(a=texts, E=moments, D=moments, L=live_ttls, T=live_ttls, x=texts, it=texts, p=counts),
+    fields=fields(a=texts, E=timestamps, D=timestamps, L=live_ttls, T=live_ttls, x=texts, it=texts, p=counts),
 )
 starts = st.builds(
     updated,
@@ -116,7 +116,7 @@ starts = st.builds(
     start=st.just(True),
     create=st.booleans(),
     attempts=st.integers(1, 3),
-    fields=fields(a=texts, S=moments, L=live_ttls, t=totals, p=counts),
+    fields=fields(a=texts, S=timestamps, L=live_ttls, t=totals, p=counts),
     increment=increments,
     changes=changes,
 )
@@ -129,7 +129,7 @@ writes = st.builds(
     create=st.booleans(),
     state=st.sampled_from([None, None, None, 0, 1]),
     attempts=st.integers(1, 3),
-    fields=fields(p=counts, t=totals, R=counts, x=texts, D=moments, L=live_ttls),
+    fields=fields(p=counts, t=totals, R=counts, x=texts, D=timestamps, L=live_ttls),
     increment=increments,
     changes=changes,
 )
@@ -143,7 +143,7 @@ ends = st.builds(
     create=st.booleans(),
     state=st.sampled_from([COMPLETED, FAILED]),
     attempts=st.integers(1, 3),
-    fields=fields(F=moments, x=texts, it=texts, k=st.just("true"), p=counts),
+    fields=fields(F=timestamps, x=texts, it=texts, k=st.just("true"), p=counts),
     increment=increments,
     ttl=ttls,
     changes=changes,
@@ -520,7 +520,7 @@ def test_enqueue_and_start_may_arrive_in_any_order(enqueue: Update, start: Updat
     start = start._replace(enqueue_id=enqueue.enqueue_id, create=True, changes=None)
     # When they arrive in one order and the other
     records = fold([enqueue, start]), fold([start, enqueue])
-    # Then the record is the same, but for the count of changes and their moments
+    # Then the record is the same, but for the count of changes and their timestamps
     one, two = ({**(record or {}), VERSION: "", UPDATED_AT: "", HEARTBEAT_AT: ""} for record in records)
     assert one == two
 

@@ -28,7 +28,7 @@ steps = st.integers(0, 10**6)
 
 
 def measured(steps: Sequence[tuple[float, float]], meter: RateMeter | None = None) -> tuple[RateMeter, float]:
-    """A meter that has seen progress: pairs of seconds passed and units done. Returns it and the moment."""
+    """A meter that has seen progress: pairs of seconds passed and units done. Returns it and the time."""
     meter, at, count = meter or RateMeter(), 0.0, 0.0
     meter.begin(0, 0.0)
     for passed, done in steps:
@@ -418,15 +418,16 @@ def test_little_time_remains_from_the_first_report_on(clock: Clock) -> None:
 
 def read(rate: str, *, silent: int = 0, state: int = 1, heartbeat: int | None = None) -> Snapshot:
     """A status at 40 of 100 whose last write was so many milliseconds ago."""
-    moment = 1_000_000_000_000
-    fields = {PROGRESS: "40", TOTAL: "100", RATE: rate, "S": str(moment)}
-    record = apply(None, Update(Kind.RUN, EnqueueId(1, 1), 1, 1, start=True, create=True, fields=fields), moment).record
+    timestamp = 1_000_000_000_000
+    fields = {PROGRESS: "40", TOTAL: "100", RATE: rate, "S": str(timestamp)}
+    update = Update(Kind.RUN, EnqueueId(1, 1), 1, 1, start=True, create=True, fields=fields)
+    record = apply(None, update, timestamp).record
     assert record is not None
-    record["H"] = str(moment + silent)
+    record["H"] = str(timestamp + silent)
     if heartbeat is not None:
         record["H"] = str(heartbeat)
     record["s"] = str(state)
-    snapshot = take_snapshot("m", record, moment + silent)
+    snapshot = take_snapshot("m", record, timestamp + silent)
     assert snapshot is not None
     return snapshot
 

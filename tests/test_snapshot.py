@@ -229,7 +229,7 @@ def test_percentages_are_rounded_down(progress: int, total: int) -> None:
 # Time
 
 
-def test_moments_are_aware_and_exact_to_the_millisecond() -> None:
+def test_timestamps_are_aware_and_exact_to_the_millisecond() -> None:
     snapshot = snap(fields={STARTED_AT: str(NOW)})
     assert snapshot.started_at == datetime(2026, 11, 24, 3, 0, 0, 123_000, timezone.utc)
     assert snapshot["started_at"] == snapshot.started_at
@@ -237,7 +237,7 @@ def test_moments_are_aware_and_exact_to_the_millisecond() -> None:
 
 
 @pytest.mark.parametrize("milliseconds", [0, -1, 1, 999, 1000, 253_402_300_799_999])
-def test_moments_of_any_time_come_back(milliseconds: int) -> None:
+def test_timestamps_of_any_time_come_back(milliseconds: int) -> None:
     found = snap(fields={STARTED_AT: str(milliseconds)}).started_at
     assert found is not None
     assert (found - datetime(1970, 1, 1, tzinfo=timezone.utc)) / timedelta(milliseconds=1) == milliseconds

@@ -38,7 +38,7 @@ MOMENTS = {"enqueued_at", "started_at", "finished_at", "updated_at", "duration"}
 
 
 def exact(number: int, message_id: str) -> dict[str, Any]:
-    """All that a status shows in the end, except for the moments."""
+    """All that a status shows in the end, except for the timestamps."""
     return {
         "message_id": message_id,
         "actor_name": "work",
@@ -58,7 +58,7 @@ def exact(number: int, message_id: str) -> dict[str, Any]:
     }
 
 
-def without_moments(record: dict[str, Any]) -> dict[str, Any]:
+def without_timestamps(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in MOMENTS}
 
 
@@ -105,7 +105,7 @@ def test_every_record_is_exact(redis_server: RedisServer, redis_url: str, redis_
     # Then every record is exact
     found = [snapshot.to_dict() if snapshot else {} for snapshot in StatusRegistry.read_many(messages, broker=broker)]
     expected = [exact(number, message.message_id) for number, message in enumerate(messages)]
-    assert [without_moments(record) for record in found] == expected
+    assert [without_timestamps(record) for record in found] == expected
     assert all(set(record) >= MOMENTS for record in found)
     # And nobody had anything to complain of
     assert client.lrange(stress_app.LOGGED, 0, -1) == []

@@ -89,9 +89,9 @@ class TestMessageWatcher:
         assert not snapshot(1, now=0, **running).stalled
         watcher.saw(snapshot(1, now=0, **running), 100.0)
         # When it stalls, stays so, and goes on
-        moments = [60_000, 70_000, 0]
+        timestamps = [60_000, 70_000, 0]
         # Then each turn is shown
-        assert [watcher.saw(snapshot(1, now=now, **running), 100.0) for now in moments] == [True, False, True]
+        assert [watcher.saw(snapshot(1, now=now, **running), 100.0) for now in timestamps] == [True, False, True]
 
     @pytest.mark.parametrize("state", [2, 3])
     def test_the_final_state_is_the_end(self, state: int) -> None:

@@ -124,11 +124,13 @@ def fold(updates: list[Update], now: int = 1000) -> Record | None:
 
 
 def timeless(record: Record | None) -> dict[str, Any] | None:
-    """A record decoded, without the moments that the store's clock gave it."""
+    """A record decoded, without the timestamps that the store's clock gave it."""
     if record is None:
         return None
-    moments = {UPDATED_AT, HEARTBEAT_AT, *([] if record.get(RATE_WRITTEN_AT) == STILL_CURRENT else [RATE_WRITTEN_AT])}
-    return {name: "moment" if name in moments else json.loads(text) for name, text in record.items()}
+    timestamps = {UPDATED_AT, HEARTBEAT_AT}
+    if record.get(RATE_WRITTEN_AT) != STILL_CURRENT:
+        timestamps.add(RATE_WRITTEN_AT)
+    return {name: "timestamp" if name in timestamps else json.loads(text) for name, text in record.items()}
 
 
 def with_actor(update: Update, actor_name: str) -> Update:

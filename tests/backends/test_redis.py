@@ -240,7 +240,7 @@ class TestRedis(RedisHooks, BackendConformance):
 
     # The script
 
-    def test_moments_come_from_the_server(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
+    def test_timestamps_come_from_the_server(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
         # Given the server's clock
         seconds, microseconds = client.time()
         before = seconds * 1000 + microseconds // 1000
@@ -270,8 +270,8 @@ class TestRedis(RedisHooks, BackendConformance):
             backend.update_many([(message_id, start(1)), (message_id, heartbeat(1))])
             record = backend.read(message_id)
             assert record is not None
-            for moment in (backend.now(), int(record[UPDATED_AT]), int(record[HEARTBEAT_AT])):
-                assert abs(moment / 1000 - right()) < 60
+            for timestamp in (backend.now(), int(record[UPDATED_AT]), int(record[HEARTBEAT_AT])):
+                assert abs(timestamp / 1000 - right()) < 60
 
     def test_the_longest_times_to_live(self, backend: RedisBackend, message_id: str) -> None:
         # Given a message that may wait and run for a hundred years

@@ -599,7 +599,7 @@ def newest_of(client: redis.RedisCluster) -> list[str]:
     found: list[tuple[float, str]] = []
     for key in client.keys("*index:*", target_nodes=client.ALL_NODES):
         if client.type(key) == "zset":
-            found += [(moment, message_id) for message_id, moment in client.zrange(key, 0, -1, withscores=True)]
+            found += [(timestamp, message_id) for message_id, timestamp in client.zrange(key, 0, -1, withscores=True)]
     return [message_id for _, message_id in sorted(found, reverse=True)]
 
 

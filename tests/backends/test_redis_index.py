@@ -139,7 +139,7 @@ def test_pages_of_many_sets(backend: RedisBackend, apart: bool) -> None:
 
 
 @pytest.mark.parametrize("sets", [1, 3])
-def test_pages_of_messages_of_the_same_moment(backend: RedisBackend, client: redis.Redis, sets: int) -> None:
+def test_pages_of_messages_with_the_same_timestamp(backend: RedisBackend, client: redis.Redis, sets: int) -> None:
     # Given messages that came into their states at the same moment, with odd ids that languages order in odd ways
     ids = [f"{letter}{n}" for letter in ("a", "B", "-", "ä", "Z", "ž", "😀", "a-", "aB") for n in range(12)]
     backend.update_many([(message_id, enqueue(a=f'"actor{n % sets}"')) for n, message_id in enumerate(ids)])

@@ -89,7 +89,7 @@ FEW: Final = 200
 #: A place that no message has: every place is lower.
 END_OF_PLACES: Final = MAX_WHOLE_NUMBER + 1
 
-#: The latest moment that a column can hold.
+#: Latest timestamp that a column can hold.
 END_OF_TIME: Final = 2**63 - 1
 
 _FETCH = f"""
@@ -300,7 +300,7 @@ class SQLiteBackend(StatusBackend):
     # Clock and connections
 
     def now(self) -> int:
-        """The present moment by the clock of the host, in epoch milliseconds; no test freezes it."""
+        """The current time by the clock of the host, in epoch milliseconds; no test freezes it."""
         return host_time_ns() // 1_000_000
 
     def close(self) -> None:

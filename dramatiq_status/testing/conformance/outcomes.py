@@ -228,23 +228,23 @@ class Outcomes(StoreTests):
         backend.update(message_id, start(1))
         # When somebody else says that it failed
         backend.update(message_id, outside(state=FAILED))
-        # Then it has failed at that moment
+        # Then it has failed at the time of that update
         record = backend.read(message_id)
         assert record is not None and (record[STATE], record[FINISHED_AT]) == ("3", record[UPDATED_AT])
 
-    def test_a_heartbeat_changes_one_moment(self, backend: StatusBackend, message_id: str) -> None:
+    def test_a_heartbeat_changes_one_timestamp(self, backend: StatusBackend, message_id: str) -> None:
         # Given a running message
         backend.update(message_id, start(1, B="15000"))
         before = backend.read(message_id)
         # When its worker says that it runs
         backend.update(message_id, heartbeat(1))
-        # Then that moment is stored, and nothing else has changed
+        # Then that timestamp is stored, and nothing else has changed
         after = backend.read(message_id)
         assert after is not None and before is not None and before[HEARTBEAT_INTERVAL] == "15000"
         assert int(before.pop(HEARTBEAT_AT)) <= int(after[HEARTBEAT_AT]) <= backend.now() + 60_000
         assert {**before, HEARTBEAT_AT: after[HEARTBEAT_AT]} == after
 
-    def test_moments_are_of_the_backends_clock(self, backend: StatusBackend, message_id: str) -> None:
+    def test_timestamps_are_of_the_backends_clock(self, backend: StatusBackend, message_id: str) -> None:
         # Given a record that was read once, so that the store's clock is known
         backend.read(message_id)
         # When it is changed

@@ -2,11 +2,11 @@
 --
 -- KEYS[1]: what the index's keys start with; itself the set of the names of its sets. A name is a state, a time to live
 --   in milliseconds (of finished messages only), a queue and an actor as JSON, a line each; under the prefix and the
---   name lies the sorted set of the ids, by the moment in microseconds at which each came into its state.
+--   name lies the sorted set of the ids, by the timestamp in microseconds at which each came into its state.
 -- ARGV[1..3]: the state, the queue and the actor to look for, '' for all.
 -- ARGV[4]: how many messages to return; 0 to count them.
 -- ARGV[5]: the position of the last message of the page before, '' for the first page. ARGV[6]: that message's id. A
---   position is the moment in microseconds at which a message came into its state. The message itself may be gone.
+--   position is the timestamp in microseconds at which a message came into its state. The message itself may be gone.
 --   For a count, ARGV[5]: among how many messages to look for expired ones first.
 -- ARGV[7]: the part of a message's key that comes before its id. ARGV[8]: '1' for whole records; '0' for none, on a node
 --   of a cluster; '2' for none, on a node of a cluster to which the slot is moving.
@@ -46,12 +46,12 @@ local LOOKED_UP = 5000
 -- Maximum number of arguments of a command.
 local PIECE = 1000
 
-local function text_of(moment)
-  return string.format('%.0f', moment)
+local function text_of(timestamp)
+  return string.format('%.0f', timestamp)
 end
 
--- Whether a score is a moment, as the index has them: another program may have stored an infinite one.
-local function is_moment(score)
+-- Whether a score is a timestamp, as the index has them: another program may have stored an infinite one.
+local function is_timestamp(score)
   return score >= 0 and score < 9007199254740992 and score % 1 == 0
 end
 
@@ -83,7 +83,7 @@ for _, name in ipairs(names) do
       -- Older messages have expired.
       from = ttl ~= '' and now - ttl * 1000,
       -- What is noted below: a table that does not grow is made in half the time.
-      count = 0, at = 0, size = 0, list = false, next = 0, id = false, moment = 0, stale = false,
+      count = 0, at = 0, size = 0, list = false, next = 0, id = false, timestamp = 0, stale = false,
     }
   end
 end
@@ -176,7 +176,7 @@ if limit == 0 then
   return sum - clean()
 end
 
--- Whether an id comes before another one of the same moment: they are ordered by their bytes, as in a set. Lua would
+-- Whether an id comes before another one of the same timestamp: they are ordered by their bytes, as in a set. Lua would
 -- order them by the server's locale.
 local function precedes(one, other)
   for place = 1, math.min(#one, #other) do
@@ -208,7 +208,7 @@ end
 -- Number of messages that the first ZREVRANGE of a set reads.
 local size = math.min(PIECE, math.ceil(limit / math.max(1, #sets)))
 
--- Go on to the next message of a set: its `moment` and `id`. Returns whether there is one.
+-- Go on to the next message of a set: its `timestamp` and `id`. Returns whether there is one.
 local function advance(set)
   set.next = set.next + 2
   if not (set.list and set.list[set.next]) then
@@ -216,15 +216,15 @@ local function advance(set)
     if set.list.err then skip_foreign(set.list) end
     set.at, set.size, set.next = set.at + set.size, math.min(PIECE, 2 * set.size), 1
   end
-  set.id, set.moment = set.list[set.next], tonumber(set.list[set.next + 1])
-  return set.id and not (set.from and set.moment < set.from)
+  set.id, set.timestamp = set.list[set.next], tonumber(set.list[set.next + 1])
+  return set.id and not (set.from and set.timestamp < set.from)
 end
 
 -- The sets that have a message left, as a heap: on top the one with the newest.
 local heap = {}
 
 local function is_newer(one, other)
-  if one.moment ~= other.moment then return one.moment > other.moment end
+  if one.timestamp ~= other.timestamp then return one.timestamp > other.timestamp end
   return precedes(one.id, other.id)
 end
 
@@ -246,7 +246,7 @@ for _, set in ipairs(sets) do
   if after ~= '' then set.at = count_newer(set) end
   local place = set.at
   local first, found = place == 0, advance(set)
-  if found and set.moment == position and not precedes(after_id, set.id) then
+  if found and set.timestamp == position and not precedes(after_id, set.id) then
     set.at, set.list, first = pass_ties(set, place + 1), false, false
     found = advance(set)
   end
@@ -262,7 +262,7 @@ end
 
 -- The record of a message; nothing if it is no longer what the index says.
 local function fetch(set)
-  if not is_moment(set.moment) then return nil end
+  if not is_timestamp(set.timestamp) then return nil end
   local key = before .. set.id
   local is = redis.pcall('HMGET', key, 's', 'Q', 'a')
   if is.err then skip_foreign(is) end
@@ -280,7 +280,7 @@ while #page < limit and #heap > 0 do
   looked_up = looked_up + 1
   local record = fetch(set)
   if record then
-    page[#page + 1] = {text_of(set.moment), set.id, record}
+    page[#page + 1] = {text_of(set.timestamp), set.id, record}
   else
     if not set.stale then
       set.stale = {}
