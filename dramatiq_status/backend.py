@@ -162,9 +162,13 @@ class StatusBackend(abc.ABC):
         Returns:
           list[Outcome]: What became of each: ``Outcome.REFUSED`` where the
           store has no room for one, ``Outcome.UNAVAILABLE`` where one was not carried
-          out and may be sent again, while others were, or its message alone was in the way.
+          out and may be sent again, while others were, or its message alone was in the way;
+          ``Outcome.UNSTORABLE`` where the store does not take its message, and has taken another.
 
         Raises:
+          StoreRefused: When the store has answered, does not take one of these messages, and
+            has carried out nothing of it.  The writer then sends each by itself, and drops the updates that
+            the store refuses while it takes others.
           BackendError: When the store does not answer and has carried out nothing of it.
           ValueError: When nothing of it can be stored: the writer then sends each by itself.
         """

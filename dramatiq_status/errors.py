@@ -34,6 +34,12 @@ class BackendError(StatusError):
     """
 
 
+class StoreRefused(BackendError):
+    """Raised when a store that is up does not take a message: it answers with an error that only
+    this message causes, and that it repeats.
+    """
+
+
 class NotSupported(StatusError):
     """Raised when a backend does not support an operation."""
 

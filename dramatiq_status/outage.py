@@ -128,6 +128,11 @@ class Outage:
             self._dropped += count
             self._all_dropped += count
 
+    def refused_call(self) -> None:
+        """Count a failed call of a store that is up."""
+        with self._lock:
+            self._all_failures += 1
+
     def refused(self, count: int = 1) -> None:
         """Count updates that were dropped without an outage of the whole store."""
         with self._lock:

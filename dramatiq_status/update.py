@@ -119,6 +119,8 @@ class Outcome(int, Enum):
     #: It is stored, except for the counts on fields that hold no number,
     #: or whose sum would leave the numbers that every store can count with.
     UNCOUNTED = 7
+    #: The store does not take the message, and takes others: nothing is stored.
+    UNSTORABLE = 8
 
 
 # An attribute of an Enum takes five times as long as a name.

@@ -41,7 +41,7 @@ from . import _time as time
 from ._interrupts import ARE_THREADS_REAL
 from ._process import at_fork, note_interrupt
 from .backend import StatusBackend
-from .errors import BackendError
+from .errors import BackendError, StoreRefused
 from .fields import MAX_COUNT, check_count, name_of_field
 from .outage import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, Outage, logger
 from .rate import SHORTEST, RateMeter
@@ -298,6 +298,8 @@ class Lane:
     unavailable: bool = False
     #: Whether the store has refused it when it was sent alone, and has not taken it since.
     suspect: bool = False
+    #: Whether the store has refused its heartbeat as well, so that the writer sends no more of them.
+    is_mute: bool = False
     #: When it may be sent again, by the monotonic clock, if its server of many did not answer.
     retry_at: float = 0.0
     # Kinds of trouble that were logged, each once.
@@ -581,23 +583,35 @@ class Lane:
                 self.message_id,
             )
 
-    def give_up(self, *, entries: bool) -> int:
-        """Let those go who wait; forget the updates too if `entries`.
+    def give_up(self) -> None:
+        """Let the threads go that wait for the updates."""
+        with self._lock:
+            for entry in self._merged.entries:
+                self._release(entry)
 
-        Returns:
-          int: How many updates were forgotten.
-        """
+    def drop(self) -> int:
+        """Drop all updates, and return their number."""
+        with self._lock:
+            dropped, self._merged.entries = self._merged.entries, []
+            for entry in dropped:
+                self._release(entry)
+            return len(dropped)
+
+    def drop_sent(self) -> tuple[int, bool]:
+        """Drop the updates taken last, and return their number and whether others are left."""
         with self._lock:
             merged = self._merged
+            left = [entry for entry in merged.entries if entry.frozen is None]
             for entry in merged.entries:
-                for barrier in entry.barriers:
-                    # Without a record there is nothing to wait for.
-                    barrier.release(self.missing_since is not None)
-                entry.barriers = []
-            forgotten = len(merged.entries) if entries else 0
-            if entries:
-                merged.entries = []
-        return forgotten
+                self._release(entry)
+            dropped, merged.entries = len(merged.entries) - len(left), left
+            return dropped, bool(left)
+
+    def _release(self, entry: PendingUpdate) -> None:
+        for barrier in entry.barriers:
+            # Without a record there is nothing to wait for.
+            barrier.release(self.missing_since is not None)
+        entry.barriers = []
 
     def count_unsent(self) -> int:
         """Count the updates that are still to be sent."""
@@ -1333,7 +1347,7 @@ class Writer:
         due = lane.collect(now)
         if due is not None and now < lane.retry_at and not self._drains:
             # Nobody waits for a server that does not answer.
-            lane.give_up(entries=False)
+            lane.give_up()
             self._backlog.note(lane)
             due = lane.retry_at
         if due == 0.0 or (due and self._drains):
@@ -1343,7 +1357,7 @@ class Writer:
             if self.outage.down:
                 self._backlog.note(lane)
                 if self.outage.blocked:
-                    lane.give_up(entries=False)
+                    lane.give_up()
         elif due is not None:
             self._later[lane] = due
             self._next_due = min(self._next_due, due)
@@ -1353,7 +1367,7 @@ class Writer:
         logger.exception("The status writer met an unexpected error; it goes on.")
         for lane in self._ready:
             lane.suspect = False
-            lane.give_up(entries=False)
+            lane.give_up()
         self._ready.clear()
 
     def _send(self, lanes: list[Lane]) -> bool:
@@ -1377,16 +1391,22 @@ class Writer:
         try:
             outcomes = self.backend.update_many(updates)
         except BackendError as e:
+            if isinstance(e, StoreRefused) and len(updates) > 1:
+                return self._send_singly(taken)
             self._failed_to_send(lanes, e)
             return False
         except Exception:
             return self._send_singly(taken)
-        if self.outage.down:
-            # Nobody has heard of running messages meanwhile.
-            self._heartbeat_at = now
-            self.outage.succeeded()
+        self._succeeded()
         self._settle_all(taken, outcomes)
         return True
+
+    def _succeeded(self) -> None:
+        """The store has taken an update."""
+        if self.outage.down:
+            # The running messages had no heartbeats in the outage.
+            self._heartbeat_at = time.monotonic()
+            self.outage.succeeded()
 
     def _settle_all(self, taken: list[tuple[Lane, list[Update]]], outcomes: list[Outcome]) -> None:
         makers = self._makers() if Outcome.MISSING in outcomes else {}
@@ -1404,13 +1424,24 @@ class Writer:
         return {lane.message_id: lane for lane in lanes if lane.repeatable and not lane.suspect}
 
     def _send_singly(self, taken: list[tuple[Lane, list[Update]]]) -> bool:
-        """One of many updates cannot be stored: find out which, and drop it."""
+        """One of many updates cannot be stored: find out which, and drop it.
+
+        Where the store refuses all of them, it may be the store's own trouble: then an outage begins.
+        """
         makers = self._makers()
+        refused: dict[Lane, StoreRefused] = {}
+        has_succeeded = False
         for lane, updates in taken:
             outcomes = []
             for update in updates:
                 try:
                     outcomes += self.backend.update_many(((lane.message_id, update),))
+                    has_succeeded = True
+                    self._succeeded()
+                except StoreRefused as e:
+                    lane.settle(outcomes)
+                    refused[lane] = e
+                    break
                 except BackendError as e:
                     # The stored updates of the batch must not be sent again.
                     lane.settle(outcomes)
@@ -1426,12 +1457,40 @@ class Writer:
                         )
                     self.outage.refused()
                     outcomes.append(Outcome.REFUSED)
-            self._settle(lane, outcomes, makers)
+            else:
+                self._settle(lane, outcomes, makers)
+        if refused and not has_succeeded:
+            self._failed_to_send(list(refused), next(iter(refused.values())))
+            return False
+        for lane, error in refused.items():
+            self._refuse(lane, error)
         return True
+
+    def _refuse(self, lane: Lane, error: StoreRefused | None) -> None:
+        """Drop the updates that the store refuses, while it takes others."""
+        self.outage.refused_call()
+        dropped, is_more = lane.drop_sent()
+        self.outage.refused(dropped)
+        lane.suspect = True
+        if lane.is_first("refused"):
+            logger.error(
+                "The status store refuses updates of message %r, but takes those of others (%s). They are dropped. "
+                "Later ones of this message that it refuses are dropped without a log line.",
+                lane.message_id,
+                error or "its own log may have the reason",
+            )
+        if lane in self._backlog:
+            self._backlog.note(lane)
+        if not is_more:
+            self._ready.pop(lane, None)
 
     def _settle(self, lane: Lane, outcomes: list[Outcome], makers: dict[str, Lane]) -> None:
         """Note the outcomes of a lane's updates."""
-        lane.suspect = False
+        if Outcome.UNSTORABLE in outcomes:
+            self._refuse(lane, None)
+            return
+        if Outcome.MISSING not in outcomes:
+            lane.suspect = lane.is_mute = False
         if lane in self._backlog:
             self._backlog.note(lane)
         if Outcome.UNAVAILABLE in outcomes:
@@ -1486,7 +1545,7 @@ class Writer:
         """One server of many does not answer, or a record is missing: try the message again after so many seconds,
         and let no thread wait for it.
         """
-        lane.give_up(entries=False)
+        lane.give_up()
         self._later[lane] = lane.retry_at = due = time.monotonic() + pause
         self._next_due = min(self._next_due, due)
         # Last: after an earlier interrupt, the lane is in both places, and not in none.
@@ -1502,7 +1561,7 @@ class Writer:
             self._ready.pop(lane, None)
             self._later.pop(lane, None)
             lane.suspect = False
-            (self.outage.dropped if self.outage.down else self.outage.refused)(lane.give_up(entries=True))
+            (self.outage.dropped if self.outage.down else self.outage.refused)(lane.drop())
             if not self._full:
                 self._full = True
                 logger.warning(
@@ -1517,10 +1576,15 @@ class Writer:
 
         A probe may fail because of a single message.  So after a failed probe, each probe sends one lane, and a lane
         that fails alone becomes a suspect at the back of the queue.  When the store takes another lane, the outage is
-        over.  A suspect that fails again is then postponed, and no new outage begins.
+        over.  A suspect that fails again is then postponed, or dropped if the store answers that it refuses it, and no
+        new outage begins.
         """
         lane, was_down = lanes[0], self.outage.down
         if lane.suspect and not was_down:
+            if isinstance(error, StoreRefused):
+                self._refuse(lane, error)
+                return
+            self.outage.refused_call()
             if lane.is_first("refused"):
                 logger.error(
                     "The status store refuses updates of message %r, but takes those of others (%s). The writer keeps "
@@ -1541,7 +1605,7 @@ class Writer:
         self.outage.failed(error)
         self._gather()
         for lane in self._ready:
-            lane.give_up(entries=False)
+            lane.give_up()
             if lane not in self._backlog:
                 self._backlog.note(lane)
 
@@ -1551,20 +1615,40 @@ class Writer:
             self._heartbeat_at = self.outage.retry_at
             return
         self._heartbeat_at = time.monotonic() + self._interval
-        lanes = [lane for lane in list(self.running) if lane.thread.is_alive() and not lane.suspect]
-        if not lanes:
-            return
-        try:
-            outcomes = self.backend.update_many([(lane.message_id, lane.heartbeat()) for lane in lanes])
-        except BackendError as e:
-            self._failed(e)
-            self._heartbeat_at = min(self._heartbeat_at, self.outage.retry_at)
-            return
-        self.outage.succeeded()
+        lanes = [lane for lane in list(self.running) if lane.thread.is_alive() and not lane.is_mute]
+        # A message that the store may refuse is sent alone, so that no other looks stalled because of it.
+        groups = deque([[lane for lane in lanes if not lane.suspect], *([lane] for lane in lanes if lane.suspect)])
+        refused: list[Lane] = []
+        has_succeeded = False
+        while groups:
+            group = groups.popleft()
+            if not group:
+                continue
+            try:
+                outcomes = self.backend.update_many([(lane.message_id, lane.heartbeat()) for lane in group])
+            except BackendError as e:
+                if isinstance(e, StoreRefused) and len(group) > 1:
+                    groups.extendleft([lane] for lane in group)
+                elif has_succeeded or (isinstance(e, StoreRefused) and (groups or group[0].suspect)):
+                    self.outage.refused_call()
+                    refused += group
+                else:
+                    self._failed(e)
+                    self._heartbeat_at = min(self._heartbeat_at, self.outage.retry_at)
+                    return
+            else:
+                has_succeeded = True
+                self._settle_heartbeats(group, outcomes)
+        if has_succeeded:
+            self.outage.succeeded()
+        for lane in refused:
+            lane.suspect = lane.is_mute = True
+
+    def _settle_heartbeats(self, lanes: list[Lane], outcomes: list[Outcome]) -> None:
         if Outcome.UNAVAILABLE in outcomes:
             self._heartbeat_at = min(self._heartbeat_at, time.monotonic() + LONGEST_PAUSE)
         for lane, outcome in zip(lanes, outcomes):
-            if outcome is Outcome.MISSING:
+            if outcome is Outcome.MISSING and not lane.suspect:
                 lane.restore()
 
 

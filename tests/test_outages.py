@@ -319,7 +319,7 @@ def test_a_backlog_measures_what_has_changed() -> None:
     runs = [writer.begin_run(str(n), run_token=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict) for n in range(3)]
     backlog = Backlog(3, 10_000, lambda lane: lane.count_unsent() > 0)
     for lane in runs:
-        lane.add(Start({}, 1, None))
+        lane.add(Start({}, 1))
         lane.write({":text": "x" * 3000})
         backlog.note(lane)
     backlog.measure()

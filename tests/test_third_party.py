@@ -234,7 +234,7 @@ def test_the_suite_as_its_author_runs_it(tmp_path: Path) -> None:
     assert suite.returncode == 0, suite.stdout
     assert re.search(r" [12]\d\d passed, \d+ skipped", suite.stdout), suite.stdout
     reasons = {line.rpartition(": ")[2] for line in suite.stdout.splitlines() if line.startswith("SKIPPED")}
-    hooks = ("damages", "refusals", "set_ttl", "too_large", "ttl_of")
+    hooks = ("damages", "refusals", "refusing", "set_ttl", "too_large", "ttl_of")
     needed = (*(f"hook {hook}" for hook in hooks), "fixture make_backend", "fixture outage")
     cannot = ("This backend does not list.", "This backend does not tell of changes.")
     assert reasons == {*cannot, *(f"Needs the {name}." for name in needed)}

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature, getattr_static, iscoroutinefunction, isfunction, signature
+from itertools import chain
 from pickle import UnpicklingError
 from threading import Lock
 from typing import Any, Final, NamedTuple
@@ -14,7 +15,7 @@ from zlib import error as ZlibError
 from .._process import at_fork
 from .._time import monotonic
 from ..backend import StatusBackend, escape_namespace
-from ..errors import BackendError
+from ..errors import BackendError, StoreRefused
 from ..record import Record
 from ..update import Outcome, Update
 from ._document import PendingDocument, by_message, from_value
@@ -174,20 +175,26 @@ class CacheBackend(StatusBackend):
         )
         outcomes = [Outcome.UNAVAILABLE] * len(updates)
         errors = _Errors(self.timeout)
+        stored, refused = False, list[PendingDocument]()
         for document in documents:
             if errors.last is None:
                 try:
-                    self._carry_out(document)
+                    stored = self._carry_out(document) or stored
                 except BackendError as e:
                     errors.add(e)
+                    if isinstance(e, StoreRefused):
+                        refused.append(document)
                     continue
                 for index, outcome in zip(document.indexes, document.outcomes):
                     outcomes[index] = outcome
         if errors.first is not None and all(outcome is Outcome.UNAVAILABLE for outcome in outcomes):
             raise errors.first
+        for index in chain.from_iterable(document.indexes for document in refused if stored):
+            outcomes[index] = Outcome.UNSTORABLE
         return outcomes
 
-    def _carry_out(self, document: PendingDocument) -> None:
+    def _carry_out(self, document: PendingDocument) -> bool:
+        """Carry out the updates of a message, and return whether that has stored a value."""
         key = document.key.decode()
         # An interrupt leaves a lock of C that `with` takes neither taken nor half released.
         with _lock_of(key):
@@ -195,7 +202,8 @@ class CacheBackend(StatusBackend):
             record, expires_at = self._fetch(key, now)
             value = document.apply(record, expires_at, now, _NO_LIMIT)
             if value is not None:
-                self._store(key, value, document.expires_at - now)
+                self._store(key, value, job.expires_at - now)
+        return value is not None
 
     def delete(self, message_id: str) -> bool:
         key = self._key_of(message_id)
@@ -210,9 +218,19 @@ class CacheBackend(StatusBackend):
     def _store(self, key: str, value: bytes, ttl: int) -> None:
         name = self._found_fit().ttl_name
         options = {} if name is None else {name: seconds_of(ttl)}
-        # Some caches take bytes only, some texts only, all that we know take a str.
-        if self._call("set", key, value.decode(), **options) is False:
-            raise BackendError(f"{self._name} did not store a value; its own log may say why.")
+        try:
+            # Some caches take bytes only, some texts only, all that we know take a str.
+            if self._call("set", key, value.decode(), **options) is not False:
+                return
+            error = StoreRefused(f"{self._name} did not store a value; its own log may say why.")
+        except BackendError as e:
+            if isinstance(e.__cause__, OSError):
+                raise
+            error = StoreRefused(str(e))
+            error.__cause__ = e.__cause__
+        # Raises another error if the cache does not answer at all.
+        self._fetch(key, self.now())
+        raise error
 
     # Reading
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -38,6 +39,21 @@ class RedisHooks:
                 client.execute_command("ACL SETUSER", "default", *(f"+{command}" for command in commands), **nodes)
 
         return {"NOPERM": forbidden("hgetall", "evalsha")}
+
+    @contextmanager
+    def refusing(self, backend: StatusBackend, message_id: str) -> Iterator[None]:
+        # A user who may use the keys of the index, and those of other messages.
+        assert isinstance(backend, RedisBackend)
+        client = backend.client
+        nodes = {"target_nodes": client.ALL_NODES} if hasattr(client, "nodes_manager") else {}
+        prefix, _, _ = backend._key(message_id).partition(message_id)
+        # In a cluster, with the hash tag of any shard.
+        allowed = (f"~{re.sub('{.*}', '{*}', prefix)}[^{message_id[0]}]*", f"~{backend.namespace}[^:]*")
+        client.execute_command("ACL SETUSER", "default", "resetkeys", *allowed, **nodes)
+        try:
+            yield
+        finally:
+            client.execute_command("ACL SETUSER", "default", "resetkeys", "~*", **nodes)
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
         def hash_of(**fields: str) -> Callable[[RedisBackend, str], None]:

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,10 +36,12 @@ from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import CacheBackend
 from dramatiq_status.backends._document import to_value
 from dramatiq_status.backends.cache import MAX_KEY_SIZE, MAX_TTL, seconds_of
+from dramatiq_status.errors import StoreRefused
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start, together, write
 from dramatiq_status.update import Outcome
 
 from ..recording import make_broker, run
+from ..servers import MemcachedServer
 
 #: More entries than a test makes: caches forget the others.
 MANY = 1_000_000
@@ -77,6 +79,27 @@ class CacheConformance(BackendConformance):
         record = backend.read(message_id)
         assert record is not None
         backend._store(backend._key_of(message_id), to_value(record, backend.now() + ttl), ttl)
+
+    @contextmanager
+    def refusing(self, backend: StatusBackend, message_id: str) -> Iterator[None]:
+        assert isinstance(backend, CacheBackend)
+        cache, refused = backend._cache, backend._key_of(message_id)
+
+        class Refusing:
+            """The cache, whose `set` returns False for one key, as some caches do for a value that is too large."""
+
+            def get(self, key: str) -> Any:
+                return cache.get(key)
+
+            def set(self, key: str, value: Any, timeout: int) -> Any:
+                return key != refused and cache.set(key, value, timeout)
+
+            def delete(self, key: str) -> Any:
+                return cache.delete(key)
+
+        backend._cache = Refusing()
+        yield
+        backend._cache = cache
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
         later = now_ms() + 86_400_000
@@ -181,6 +204,22 @@ def test_the_interface_is_part_of_the_suite() -> None:
     assert set(dir(BackendConformance)) >= INTERFACE
 
 
+def test_a_value_that_memcached_refuses_is_no_outage(memcached_server: MemcachedServer) -> None:
+    # Given Django's cache in memcached, whose items have at most a megabyte
+    settings = {
+        "BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache",
+        "LOCATION": memcached_server.address,
+    }
+    backend = CacheBackend(CacheHandler({"default": settings})["default"], max_field_size=2_000_000)
+    large = enqueue(text='"' + "x" * 1_500_000 + '"')
+    # When a message with a larger field is stored beside another, and alone
+    outcomes = backend.update_many([("large", large), ("other", enqueue())])
+    # Then the cache refuses it alone
+    assert outcomes == [Outcome.UNSTORABLE, Outcome.APPLIED] and backend.read("other") is not None
+    with pytest.raises(StoreRefused):
+        backend.update("large", large)
+
+
 class TestDjangoFileBased(CacheInterface):
     @pytest.fixture
     def cache(self, tmp_path: Path) -> Any:
@@ -197,6 +236,17 @@ class TestCachelibFileSystem(CacheInterface):
     @pytest.fixture
     def cache(self, tmp_path: Path) -> Any:
         return FileSystemCache(str(tmp_path), threshold=MANY)
+
+    test_a_refused_message_holds_up_no_other = CacheConformance.test_a_refused_message_holds_up_no_other
+
+    @contextmanager
+    def refusing(self, backend: StatusBackend, message_id: str) -> Iterator[None]:
+        # A directory in place of its file: cachelib logs the error, and `set` returns False.
+        assert isinstance(backend, CacheBackend)
+        path = Path(backend._cache._get_filename(backend._key_of(message_id)))
+        path.mkdir()
+        yield
+        path.rmdir()
 
 
 class TestDogpileMemory(CacheInterface):
@@ -540,8 +590,10 @@ def test_the_trouble_of_one_message(bad: int, refusal: Any) -> None:
     updates = [(f"m{n}", write(1, 2, create=True, increment=5)) for n in range(3)]
     outcomes = backend.update_many(updates)
     found = backend.read_many(["m0", "m1", "m2"])
-    # Then it is trouble of that message alone: its update has to be sent again, and its status was not read
-    assert outcomes == [Outcome.UNAVAILABLE if n == bad else Outcome.APPLIED for n in range(3)]
+    # Then it is trouble of that message alone: its update has to be sent again unless the cache has answered that it
+    # refuses it, and its status was not read
+    trouble = Outcome.UNSTORABLE if refusal is False else Outcome.UNAVAILABLE
+    assert outcomes == [trouble if n == bad else Outcome.APPLIED for n in range(3)]
     expected = type(None) if refusal is False else BackendError
     assert [isinstance(record, expected if n == bad else dict) for n, record in enumerate(found)] == [True] * 3
     # And where it is the only message, it is an error

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,12 +18,11 @@ import pytest
 
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import Query, StatusBackend
-from dramatiq_status.backends import SQLiteBackend, StubBackend
+from dramatiq_status.backends import SQLiteBackend
 from dramatiq_status.backends.sqlite import connections as sqlite_connections
 from dramatiq_status.backends.sqlite.backend import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW, TABLE
 from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import BackendError
-from dramatiq_status.outage import Outage
 from dramatiq_status.record import COMPLETED, PROGRESS, Record, to_document
 from dramatiq_status.testing.conformance import (
     BackendConformance,
@@ -35,10 +34,7 @@ from dramatiq_status.testing.conformance import (
     together,
     write,
 )
-from dramatiq_status.update import EnqueueId, Outcome
-from dramatiq_status.writer import Start, Writer
-
-from ..recording import eventually
+from dramatiq_status.update import Outcome
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
@@ -121,6 +117,16 @@ class TestSQLite(BackendConformance):
     def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
         change = f"UPDATE {TABLE} SET expires_at = ?1, gone_by = max(gone_by, ?1) WHERE message_id = ?2"
         execute(backend, change, backend.now() + ttl, message_id)
+
+    @contextmanager
+    def refusing(self, backend: StatusBackend, message_id: str) -> Iterator[None]:
+        execute(
+            backend,
+            f"CREATE TRIGGER refusing BEFORE INSERT ON {TABLE} WHEN NEW.message_id = '{message_id}' "
+            "BEGIN SELECT RAISE(ABORT, 'No.'); END",
+        )
+        yield
+        execute(backend, "DROP TRIGGER refusing")
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
         def document_of(document: object) -> Callable[[Any, str], None]:
@@ -308,22 +314,6 @@ class TestSQLite(BackendConformance):
         # Then only the message is listed
         assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [message_id]
         assert [found.message_id for found in StatusRegistry.list(limit=1, backend=backend)] == [message_id]
-
-    def test_an_id_that_the_file_refuses_holds_up_no_other(
-        self, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # Given a writer with a message whose id the table does not take
-        monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.01)
-        writer = Writer(backend, Outage("SQLite"))
-        for name in (None, message_id):
-            lane = writer.begin_run(name, run_token=5, enqueue_id=EnqueueId(7, 1), throttle=0, base=dict)  # type: ignore[arg-type]
-            lane.add(Start({}, 1))
-        # Then the other one is stored, and the store counts as up
-        assert eventually(lambda: backend.read(message_id) is not None)
-        assert eventually(lambda: not writer.outage.down)
-        # (A store that takes any id lets the writer end.)
-        writer.backend = StubBackend()
-        assert writer.drain(PATIENT / 1000)
 
     def test_a_file_that_is_looked_for_now_and_then(
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch

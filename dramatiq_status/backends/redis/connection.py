@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from ... import _time as time
 from ..._interrupts import WeakList
 from ..._process import at_fork
-from ...errors import BackendError
+from ...errors import BackendError, StoreRefused
 from .._timed import PLAIN_SOCKET, SLOWEST, time_left, timed, uninterrupted
 from .driver import driver_of, errors, hang_ups, response_errors
 
@@ -75,7 +75,10 @@ _CODES: Final = {
 
 def failure_of(error: BaseException) -> BackendError:
     """Make a :class:`.BackendError` of an error of the driver, or of the server."""
-    failure = BackendError(f"Redis: {type(error).__name__}: {error}")
+    text = str(error)
+    # The connection's user may have the permission for other keys. The code is in the text, or the class stands for it.
+    is_refusal = "NOPERM" in (text[:6], _CODES.get(type(error).__name__)) and " key" in text
+    failure = (StoreRefused if is_refusal else BackendError)(f"Redis: {type(error).__name__}: {text}")
     failure.__cause__ = error
     return failure
 
@@ -471,6 +474,4 @@ def pack(*command: Any) -> bytes:
 
 
 def _error_for(error: BaseException) -> BaseException:
-    if isinstance(error, (ServerError, *errors())):
-        return BackendError(f"Redis: {type(error).__name__}: {error}")
-    return error
+    return failure_of(error) if isinstance(error, (ServerError, *errors())) else error

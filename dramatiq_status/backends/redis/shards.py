@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ...backend import Listed, Query, answered
 from ...cursor import Cursor
-from ...errors import BackendError
+from ...errors import BackendError, StoreRefused
 from ...record import ACTOR_NAME, QUEUE_NAME
 from ...update import Kind, Outcome, Update, is_stored
 from .._query import wanted_by
@@ -147,8 +147,24 @@ class Shards:
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         outcomes, failures = self._update(updates)
-        self._check(failures, any(outcome is not Outcome.UNAVAILABLE for outcome in outcomes))
+        answered = any(outcome is not Outcome.UNAVAILABLE for outcome in outcomes)
+        refusal = next((failure for failure in failures if isinstance(failure, StoreRefused)), None)
+        if refusal is not None:
+            if len(updates) == 1:
+                raise refusal
+            # One message of a shard was in the way of all others there.
+            for index, outcome in enumerate(outcomes):
+                if outcome is Outcome.UNAVAILABLE:
+                    outcomes[index] = self._update_alone(*updates[index])
+                    answered |= outcomes[index] not in (Outcome.UNAVAILABLE, Outcome.UNSTORABLE)
+            if not answered:
+                raise refusal
+        self._check(failures, answered)
         return outcomes
+
+    def _update_alone(self, message_id: str, update: Update) -> Outcome:
+        (outcome,), failures = self._update([(message_id, update)])
+        return Outcome.UNSTORABLE if failures and isinstance(failures[0], StoreRefused) else outcome
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         errand = _Updates(self, shard_of(message_id), [(0, message_id, update)])

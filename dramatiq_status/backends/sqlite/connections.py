@@ -13,12 +13,15 @@ from typing import Final, TypeVar
 from ... import _time as time
 from ..._interrupts import WeakList
 from ..._process import at_fork
-from ...errors import BackendError
+from ...errors import BackendError, StoreRefused
 
 #: How long somebody who finds the file locked waits before trying again,
 #: in seconds: the first time, and at most.  A write takes about a hundred
 #: microseconds; SQLite itself would wait for milliseconds, longer every time.
 PAUSES: Final = (0.0002, 0.01)
+
+#: Errors by which SQLite refuses a value.
+_REFUSALS: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 
 #: How long a fork waits for calls of other threads, in seconds.
 FORK_PATIENCE: Final = 1.0
@@ -76,6 +79,7 @@ class Connections:
             leaves it without one, unless it raises.
 
         Raises:
+          StoreRefused: When SQLite refuses a value.
           BackendError: When the file stays locked for longer than the
             time-out, or SQLite fails.
         """
@@ -96,6 +100,8 @@ class Connections:
                         self._close(connection)
                 if not isinstance(e, sqlite3.Error):
                     raise
+                if isinstance(e, _REFUSALS):
+                    raise StoreRefused(self._describe(e, is_locked)) from e
                 if not is_locked or time.monotonic() >= deadline:
                     raise BackendError(self._describe(e, is_locked)) from e
             else:

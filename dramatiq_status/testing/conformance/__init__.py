@@ -13,10 +13,10 @@ What needs more than that is skipped, and says what it needs, until the
 class has it too: the fixtures ``make_backend`` (a second namespace) and
 ``outage`` (a server to pause and to stop), the hooks ``ttl_of`` and
 ``set_ttl`` (a look at the time to live), ``damages`` (what else may lie
-under a key) and ``refusals`` (how to make the store answer with
-errors).  A backend without :meth:`.StatusBackend.find` does not list,
-and has to say why.  One whose :meth:`.StatusBackend.subscribe` returns
-None is not asked what it tells.
+under a key), ``refusals`` (how to make the store answer with
+errors) and ``refusing`` (how to make it refuse one message).  A backend
+without :meth:`.StatusBackend.find` does not list, and has to say why.  One
+whose :meth:`.StatusBackend.subscribe` returns None is not asked what it tells.
 
 For asserts that tell what they have compared, ``conftest.py`` says,
 before the module is imported:
@@ -37,6 +37,7 @@ from .names import Names
 from .outages import Outages
 from .outcomes import Outcomes
 from .pages import Pages
+from .refused import Refused
 from .store import PausableServer, pages_of, read_many, together
 from .subscriptions import Subscriptions
 
@@ -59,5 +60,7 @@ __all__ = [
 ]
 
 
-class BackendConformance(Outcomes, Batches, Names, Lifetimes, Lists, Pages, Concurrency, Subscriptions, Outages):
+class BackendConformance(
+    Outcomes, Batches, Names, Lifetimes, Lists, Pages, Concurrency, Subscriptions, Outages, Refused
+):
     """All tests of a backend.  A subclass has the fixture ``backend`` at least."""

@@ -77,6 +77,10 @@ class StoreTests:
         """Contexts in which the store answers reads with an error, by the name of the error."""
         pytest.skip("Needs the hook refusals.")
 
+    def refusing(self, backend: StatusBackend, message_id: str) -> AbstractContextManager[Any]:
+        """Return a context in which the store refuses this message, and no id with another first letter."""
+        pytest.skip("Needs the hook refusing.")
+
     def too_large(self) -> Update:
         """An update that the store has no room for, or not for all of it."""
         pytest.skip("Needs the hook too_large.")
