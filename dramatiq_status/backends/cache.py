@@ -202,7 +202,7 @@ class CacheBackend(StatusBackend):
             record, expires_at = self._fetch(key, now)
             value = document.apply(record, expires_at, now, _NO_LIMIT)
             if value is not None:
-                self._store(key, value, job.expires_at - now)
+                self._store(key, value, document.expires_at - now)
         return value is not None
 
     def delete(self, message_id: str) -> bool:
