@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 STATIC: Final = Path(__file__).with_name("static")
 
 #: Files of this folder by the names in their URLs, and their types.
-FILES: Final = {"dramatiq-status.js": "text/javascript"}
+FILES: Final = {"dramatiq-status.js": "text/javascript", "dramatiq-status.d.ts": "text/plain"}
 
 
 class StatusApp:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from playwright.sync_api import Browser
 
 from dramatiq_status.backends import RedisBackend
 
 from ..jobs import Job
+from .browser import Tab, chromium
 
 
 @pytest.fixture
@@ -23,3 +25,19 @@ def backend(redis_url: str) -> Iterator[RedisBackend]:
 def job(backend: RedisBackend) -> Job:
     """A job that works."""
     return Job(backend).enqueue().start().write(step="reading", user_id=42)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Tab]:
+    """A tab in a profile of its own, in which nothing may fail."""
+    with closing(browser.new_context(bypass_csp=False)) as context:
+        tab = Tab(context.new_page())
+        yield tab
+        assert not tab.troubles
