@@ -6,8 +6,8 @@ from typing import Any
 
 from .channel import Channel
 from .fields import check_count, check_total, encode_count, encode_total
+from .fraction import fraction_of
 from .record import PROGRESS, TOTAL, Counts
-from .snapshot import fraction_of
 from .update import Changes
 
 

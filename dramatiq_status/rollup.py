@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from .errors import BackendError
+from .fraction import percent_of
 from .record import COMPLETED, STATE, STATES, State
-from .snapshot import Snapshot, percent_of, values_of
+from .snapshot import Snapshot, values_of
 
 #: Names in the counts of a batch of messages without a status, and of
 #: messages that the store could not read.

@@ -1,22 +1,20 @@
-"""What a reader gets: one status at one time, frozen, with what can be
-worked out from it.
-"""
+"""Snapshots: the status of a message at one time, and the values that are derived from it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
-from math import inf, isfinite
 from types import MappingProxyType
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 from .cursor import Cursor, encode
-from .fields import MAX_DEPTH
+from .fraction import fraction_of, is_number, percent_of
+from .json_values import copy_of, to_json_value
+from .names import DERIVED, INCLUDED, NAMES, PRIVATE, STORED_NAMES, TIMESTAMPS, check_names
 from .rate import FARTHEST, TIME_CONSTANT, slowed
 from .record import (
     ACTOR_NAME,
-    ARGS,
     ATTEMPTS,
     COMPLETED,
     DEFAULT_HEARTBEAT_INTERVAL,
@@ -27,7 +25,6 @@ from .record import (
     FINISHED_AT,
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
-    KWARGS,
     PROGRESS,
     QUEUE_NAME,
     QUEUED,
@@ -39,7 +36,6 @@ from .record import (
     STATE,
     STATES,
     TOTAL,
-    TRACEBACK,
     TRUNCATED,
     UPDATED_AT,
     USER_PREFIX,
@@ -48,16 +44,12 @@ from .record import (
     State,
 )
 
-#: How many heartbeats in a row a working message has to miss before it
-#: counts as stalled.
+#: Number of heartbeats in a row that a working message misses before it counts as stalled.
 STALLED_AFTER: Final = 3
 
 #: Milliseconds after which a message that is due, and still queued, counts as stalled: a day.  A backlog is seldom as
 #: long, and a status that nothing is written to lives for seven days by default.
 QUEUE_PATIENCE: Final = 86_400_000
-
-#: The largest number that can be counted with, far from where floats end.
-LARGEST: Final = 1e300
 
 #: Earliest and latest timestamps that a datetime can hold, in epoch milliseconds: the years 1 to 9999.
 EARLIEST: Final = -62_135_596_800_000
@@ -65,40 +57,6 @@ LATEST: Final = 253_402_300_799_999
 
 #: A remaining time of so many seconds, a century, is as good as unknown.
 LONGEST_REMAINING: Final = 100 * 365 * 86_400
-
-_NAMES: Final = {
-    STATE: "status",
-    PROGRESS: "progress",
-    TOTAL: "total",
-    ACTOR_NAME: "actor_name",
-    QUEUE_NAME: "queue_name",
-    ENQUEUED_AT: "enqueued_at",
-    SCHEDULED_AT: "scheduled_at",
-    STARTED_AT: "started_at",
-    FINISHED_AT: "finished_at",
-    UPDATED_AT: "updated_at",
-    HEARTBEAT_AT: "heartbeat_at",
-    RATE: "rate",
-    ATTEMPTS: "attempts",
-    EXCEPTION: "exception",
-    SKIPPED: "skipped",
-    ARGS: "args",
-    KWARGS: "kwargs",
-    TRACEBACK: "traceback",
-    TRUNCATED: "truncated",
-}
-
-# Fields that only `includes` adds: a user's field of the same name hides them.
-_INCLUDED: Final = {"args": ARGS, "kwargs": KWARGS, "traceback": TRACEBACK}
-_STORED_NAMES: Final = {name: stored for stored, name in _NAMES.items() if name not in _INCLUDED}
-
-# Fields that are derived on each read, and never stored.
-_DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "duration", "time_remaining")
-
-# Fields that a user who may see the status should perhaps not see.
-_PRIVATE: Final = frozenset((ARGS, KWARGS, TRACEBACK))
-
-_TIMESTAMPS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
 
 
 class Snapshot:
@@ -224,7 +182,7 @@ class Snapshot:
         """
         found = self._values.get(TRUNCATED)
         names = found if isinstance(found, list) else ()
-        return tuple([_NAMES.get(name, name[1:]) for name in names if isinstance(name, str)])
+        return tuple([NAMES.get(name, name[1:]) for name in names if isinstance(name, str)])
 
     # Progress
 
@@ -246,8 +204,7 @@ class Snapshot:
 
     @property
     def rate(self) -> float | None:
-        """Units of progress a second, exponentially smoothed; None while
-        unknown.
+        """Units of progress a second, exponentially smoothed; None while unknown.
 
         It is measured by the run itself: what others count on its bar
         is not in it.  Without progress it falls (:func:`dramatiq_status.rate.slowed`).
@@ -361,13 +318,13 @@ class Snapshot:
     @property
     def fields(self) -> Mapping[str, Any]:
         """What users wrote, by name."""
-        found = {name[1:]: _copy_of(value) for name, value in self._values.items() if name.startswith(USER_PREFIX)}
+        found = {name[1:]: copy_of(value) for name, value in self._values.items() if name.startswith(USER_PREFIX)}
         return MappingProxyType(found)
 
     def __getitem__(self, name: str) -> Any:
         if name == "message_id":
             return self.message_id
-        if name in _DERIVED:
+        if name in DERIVED:
             return getattr(self, name)
         stored = self._stored_name(name)
         try:
@@ -385,7 +342,7 @@ class Snapshot:
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
             return False
-        return name == "message_id" or name in _DERIVED or self._stored_name(name) in self._values
+        return name == "message_id" or name in DERIVED or self._stored_name(name) in self._values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -393,10 +350,10 @@ class Snapshot:
     def keys(self) -> Collection[str]:
         """Get the names of all fields: the library's, the derived values', the users'."""
         values = self._values
-        own = [name for stored, name in _NAMES.items() if stored in values]
+        own = [name for stored, name in NAMES.items() if stored in values]
         users = [name[1:] for name in values if name.startswith(USER_PREFIX)]
-        others = [name for name in users if name not in _STORED_NAMES and name not in _DERIVED]
-        return dict.fromkeys(("message_id", *own, *_DERIVED, *others)).keys()
+        others = [name for name in users if name not in STORED_NAMES and name not in DERIVED]
+        return dict.fromkeys(("message_id", *own, *DERIVED, *others)).keys()
 
     def to_dict(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
@@ -418,9 +375,9 @@ class Snapshot:
         """
         names = self.keys() if only is None else [name for name in check_names("only", only) if name in self]
         left_out = check_names("exclude", exclude)
-        found = {name: _to_json_value(self[name]) for name in names if name not in left_out}
+        found = {name: to_json_value(self[name]) for name in names if name not in left_out}
         if not private:
-            found = {name: value for name, value in found.items() if self._stored_name(name) not in _PRIVATE}
+            found = {name: value for name, value in found.items() if self._stored_name(name) not in PRIVATE}
             if isinstance(found.get("exception"), dict):
                 found["exception"].pop("message", None)
         return found
@@ -430,11 +387,11 @@ class Snapshot:
         return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def _stored_name(self, name: str) -> str:
-        stored = _STORED_NAMES.get(name, USER_PREFIX + name)
-        return stored if stored in self._values else _INCLUDED.get(name, stored)
+        stored = STORED_NAMES.get(name, USER_PREFIX + name)
+        return stored if stored in self._values else INCLUDED.get(name, stored)
 
     def _present(self, stored: str, value: Any) -> Any:
-        if stored in _TIMESTAMPS:
+        if stored in TIMESTAMPS:
             return self._datetime(stored)
         if stored == STATE:
             return self.state
@@ -442,7 +399,7 @@ class Snapshot:
             return self.rate
         if stored == TRUNCATED:
             return list(self.truncated)
-        return _copy_of(value)
+        return copy_of(value)
 
     def _datetime(self, stored: str) -> datetime | None:
         timestamp = self._milliseconds(stored)
@@ -479,58 +436,6 @@ class Snapshot:
         return f"<Snapshot of {self.message_id}: {self}>"
 
 
-def check_names(parameter: str, names: Iterable[str]) -> dict[str, None]:
-    """Check the names of fields that a caller passes, and keep their order."""
-    if isinstance(names, str):
-        raise TypeError(f"{parameter} must be an iterable of names, not the str {names!r}: write ({names!r},).")
-    return dict.fromkeys(names)
-
-
-def _copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_depth: float = inf) -> Any:
-    """Copy lists and dicts, as deep as they are nested: a reader that changes its copy must not change the snapshot.
-
-    Parameters:
-      value: JSON value.
-      convert(Callable): Converts each value that is neither a list nor a dict.
-      max_depth(int): Number of levels to copy; lists and dicts below them become None.
-    """
-    if value.__class__ is not list and value.__class__ is not dict:
-        return convert(value)
-    found = value.copy()
-    # Not recursive: what others have stored may be nested more deeply than Python calls can be.
-    level, depth = [found], 1
-    while level:
-        below = []
-        for container in level:
-            for key, inner in container.items() if container.__class__ is dict else enumerate(container):
-                if inner.__class__ is not list and inner.__class__ is not dict:
-                    container[key] = convert(inner)
-                elif depth < max_depth:
-                    container[key] = copy = inner.copy()
-                    below.append(copy)
-                else:
-                    container[key] = None
-        level, depth = below, depth + 1
-    return found
-
-
-def _to_json_value(value: Any) -> Any:
-    """Convert a field's value to one that every JSON encoder writes alike."""
-    # Encoders fail for values that other programs have nested more deeply than a writer can.
-    return _copy_of(value, _to_json_leaf, MAX_DEPTH)
-
-
-def _to_json_leaf(value: Any) -> Any:
-    if isinstance(value, float):
-        # Other programs may have stored NaN, or 1e400.
-        return value if isfinite(value) else None
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds")
-    if isinstance(value, timedelta):
-        return round(value.total_seconds(), 3)
-    return value.value if isinstance(value, State) else value
-
-
 # The values of a snapshot by their stored names, without a copy.
 values_of: Callable[[Snapshot], dict[str, Any]] = vars(Snapshot)["_values"].__get__
 
@@ -539,37 +444,3 @@ set_message_id = vars(Snapshot)["message_id"].__set__
 set_values = vars(Snapshot)["_values"].__set__
 set_now = vars(Snapshot)["_now"].__set__
 set_position = vars(Snapshot)["_position"].__set__
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a value can be counted with; what is stored may be damaged."""
-    return isinstance(value, (int, float)) and abs(value) <= LARGEST
-
-
-def fraction_of(progress: Any, total: Any) -> float | None:
-    """Progress by total, clamped to 0.0 to 1.0; never NaN.  None where one of them is unknown.
-
-    >>> fraction_of(1, 2), fraction_of(None, 2), fraction_of(0, 0), fraction_of(250, None), fraction_of(250, 100)
-    (0.5, None, 1.0, None, 1.0)
-    """
-    if total is None or not isinstance(progress, (int, float)):
-        return None
-    if not isinstance(total, (int, float)):
-        total = DEFAULT_TOTAL
-    if total <= 0:
-        # There was nothing to do, and it is done.
-        return 1.0
-    try:
-        return float(min(1.0, max(0.0, progress / total)))
-    except OverflowError:
-        return 1.0 if progress > 0 else 0.0
-
-
-def percent_of(fraction: float) -> float:
-    """A fraction as a percentage, rounded down to one decimal place.
-
-    >>> percent_of(2 / 3), percent_of(2999 / 3000), percent_of(1.0)
-    (66.6, 99.9, 100.0)
-    """
-    # The addend makes up for fractions that floats cannot hold: 0.285 is a little less than that.
-    return 100.0 if fraction >= 1.0 else min(999, int(fraction * 1000 + 1e-9)) / 10

@@ -27,8 +27,9 @@ from dramatiq_status.fields import (
     state_number,
     user_name,
 )
+from dramatiq_status.names import NAMES
 from dramatiq_status.record import State
-from dramatiq_status.snapshot import _NAMES, Snapshot
+from dramatiq_status.snapshot import Snapshot
 
 LARGE = 65_536
 README = Path(__file__).parents[1] / "README.rst"
@@ -66,7 +67,7 @@ def test_no_fields() -> None:
 
 def test_every_name_of_a_snapshot_is_reserved() -> None:
     # Given all that a snapshot says of itself
-    said = set(_NAMES.values()) | {"message_id", "retrying", "scheduled", "stalled", "finished", "percent"}
+    said = set(NAMES.values()) | {"message_id", "retrying", "scheduled", "stalled", "finished", "percent"}
     said |= {"duration", "time_remaining"}
     # When the reserved names are compared to it
     # Then they are the same, but for those that users may write, and those that are there only if they were asked for

@@ -21,7 +21,6 @@ MAX_LINES = 450
 
 #: Longer files, each with the reason.
 LONGER: dict[str, str] = {
-    "snapshot.py": "about to be split",
     "writer.py": "about to become a package",
     "backends/redis/backend.py": "shrinks with the one seam for Redis",
     "backends/redis/cluster.py": "shrinks with the one seam for Redis",

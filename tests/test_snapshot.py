@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from dramatiq_status import decoding as room
 from dramatiq_status.decoding import take_snapshot, take_snapshots, take_texts
+from dramatiq_status.fraction import fraction_of
 from dramatiq_status.record import (
     ACTOR_NAME,
     ARGS,
@@ -49,7 +50,7 @@ from dramatiq_status.record import (
     Record,
     is_sound,
 )
-from dramatiq_status.snapshot import Snapshot, fraction_of
+from dramatiq_status.snapshot import Snapshot
 
 #: 2026-11-24 03:00:00.123 UTC, in epoch milliseconds.
 NOW = 1_795_489_200_123

@@ -9,9 +9,10 @@ from types import EllipsisType, MappingProxyType
 from typing import Any, NoReturn, TypeVar, overload
 
 from ..fields import check_count, check_total, count_name, deleted_names, encode_count, encode_fields, encode_total
+from ..fraction import fraction_of
 from ..progress import dict_of
 from ..record import PROGRESS, TOTAL, Record, State
-from ..snapshot import Snapshot, fraction_of
+from ..snapshot import Snapshot
 from ..status import Look
 from ..update import Changes
 from .channel import AsyncChannel

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from ..snapshot import Snapshot, check_names
+from ..names import check_names
+from ..snapshot import Snapshot
 
 #: Stands for all fields that the application's code writes.
 ALL: Final = "*"

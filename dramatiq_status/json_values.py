@@ -1,0 +1,56 @@
+"""Copies of JSON values, and values that every JSON encoder writes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from math import inf, isfinite
+from typing import Any
+
+from .fields import MAX_DEPTH
+from .record import State
+
+
+def copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_depth: float = inf) -> Any:
+    """Copy lists and dicts, as deep as they are nested: a reader that changes its copy must not change the snapshot.
+
+    Parameters:
+      value: JSON value.
+      convert(Callable): Converts each value that is neither a list nor a dict.
+      max_depth(int): Number of levels to copy; lists and dicts below them become None.
+    """
+    if value.__class__ is not list and value.__class__ is not dict:
+        return convert(value)
+    found = value.copy()
+    # Not recursive: what others have stored may be nested more deeply than Python calls can be.
+    level, depth = [found], 1
+    while level:
+        below = []
+        for container in level:
+            for key, inner in container.items() if container.__class__ is dict else enumerate(container):
+                if inner.__class__ is not list and inner.__class__ is not dict:
+                    container[key] = convert(inner)
+                elif depth < max_depth:
+                    container[key] = copy = inner.copy()
+                    below.append(copy)
+                else:
+                    container[key] = None
+        level, depth = below, depth + 1
+    return found
+
+
+def to_json_value(value: Any) -> Any:
+    """Convert a field's value to one that every JSON encoder writes alike."""
+    # Encoders fail for values that other programs have nested more deeply than a writer can.
+    return copy_of(value, _to_json_leaf, MAX_DEPTH)
+
+
+def _to_json_leaf(value: Any) -> Any:
+    if isinstance(value, float):
+        # Other programs may have stored NaN, or 1e400.
+        return value if isfinite(value) else None
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
+    if isinstance(value, timedelta):
+        return round(value.total_seconds(), 3)
+    return value.value if isinstance(value, State) else value

@@ -1,0 +1,69 @@
+"""The names of the fields that readers see, and their stored names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from .record import (
+    ACTOR_NAME,
+    ARGS,
+    ATTEMPTS,
+    ENQUEUED_AT,
+    EXCEPTION,
+    FINISHED_AT,
+    HEARTBEAT_AT,
+    KWARGS,
+    PROGRESS,
+    QUEUE_NAME,
+    RATE,
+    SCHEDULED_AT,
+    SKIPPED,
+    STARTED_AT,
+    STATE,
+    TOTAL,
+    TRACEBACK,
+    TRUNCATED,
+    UPDATED_AT,
+)
+
+NAMES: Final = {
+    STATE: "status",
+    PROGRESS: "progress",
+    TOTAL: "total",
+    ACTOR_NAME: "actor_name",
+    QUEUE_NAME: "queue_name",
+    ENQUEUED_AT: "enqueued_at",
+    SCHEDULED_AT: "scheduled_at",
+    STARTED_AT: "started_at",
+    FINISHED_AT: "finished_at",
+    UPDATED_AT: "updated_at",
+    HEARTBEAT_AT: "heartbeat_at",
+    RATE: "rate",
+    ATTEMPTS: "attempts",
+    EXCEPTION: "exception",
+    SKIPPED: "skipped",
+    ARGS: "args",
+    KWARGS: "kwargs",
+    TRACEBACK: "traceback",
+    TRUNCATED: "truncated",
+}
+
+#: Fields that only `includes` adds: a user's field of the same name hides them.
+INCLUDED: Final = {"args": ARGS, "kwargs": KWARGS, "traceback": TRACEBACK}
+STORED_NAMES: Final = {name: stored for stored, name in NAMES.items() if name not in INCLUDED}
+
+#: Fields that are derived on each read, and never stored.
+DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "duration", "time_remaining")
+
+#: Fields that a user who may see the status should perhaps not see.
+PRIVATE: Final = frozenset((ARGS, KWARGS, TRACEBACK))
+
+TIMESTAMPS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
+
+
+def check_names(parameter: str, names: Iterable[str]) -> dict[str, None]:
+    """Check the names of fields that a caller passes, and keep their order."""
+    if isinstance(names, str):
+        raise TypeError(f"{parameter} must be an iterable of names, not the str {names!r}: write ({names!r},).")
+    return dict.fromkeys(names)
