@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,7 +80,7 @@ def test_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: 
     # When a message is followed, by many threads at once
     together(*[lambda n=n: live_through(backend, f"{message_id}-{n}") for n in range(4)])  # type: ignore[misc]
     # Then all went over TLS
-    connection = server_of(backend).take()
+    connection = server_of(backend).take_idle(time.monotonic())
     assert connection is not None
     assert isinstance(connection.socket, ssl.SSLSocket)
     connection.close()
@@ -113,7 +114,7 @@ def test_an_idle_tls_connection_is_used_again(
     monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make(servers=tls_server.address, tls_context=tls_server.context)
     backend.update(message_id, start(1))
-    first = server_of(backend).take()
+    first = server_of(backend).take_idle(time.monotonic())
     assert first is not None
     server_of(backend).give(first)
     # When it is used again and again
@@ -121,7 +122,7 @@ def test_an_idle_tls_connection_is_used_again(
         backend.update(message_id, write(1, 2 + n, increment=1))
     # Then it is the same
     record = backend.read(message_id)
-    assert server_of(backend).take() is first
+    assert server_of(backend).take_idle(time.monotonic()) is first
     assert record is not None and record[PROGRESS] == "3"
     first.close()
 
@@ -223,7 +224,7 @@ def test_a_password_is_not_shown(login_server: LoginMemcachedServer, make: Make,
     backend = make(**login_of(login_server))
     backend.update(message_id, enqueue())
     pool = server_of(backend)
-    connection = pool.take()
+    connection = pool.take_idle(time.monotonic())
     assert connection is not None
     # When it is looked at from the outside
     seen = [backend, vars(backend), backend._servers, vars(backend._servers), pool, vars(pool), connection]

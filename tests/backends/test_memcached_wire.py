@@ -172,7 +172,8 @@ def server_of(backend: MemcachedBackend) -> Server:
 def hurry(backend: MemcachedBackend, timeout: float) -> None:
     """Give the only connection, which was made in peace, and all new ones so many seconds for a call."""
     server = server_of(backend)
-    connection = server.take()
+    connection = server.take_idle(time.monotonic())
+    assert connection is not None
     server.timeout = connection.timeout = timeout
     connection.has_short_timeout = True
     server.give(connection)
@@ -306,7 +307,7 @@ def test_only_todays_meta_commands_are_used(wire: Wire, make: Make, version: str
     # Given a server of a certain version
     wire.meddle = lambda request: f"VERSION {version}\r\n".encode() if request.startswith(b"version") else None
     # When a connection is made
-    connection = server_of(make(servers=wire.address)).take()
+    connection = server_of(make(servers=wire.address)).connect(time.monotonic() + 20)
     # Then it uses the meta commands if they are the ones that it knows
     assert connection.meta is meta
     connection.close()
@@ -835,7 +836,7 @@ def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
     server_of(backend).give(connection)
     # When one is needed
     # Then it is another one
-    assert backend.read("a") is not None and server_of(backend).take() is not connection
+    assert backend.read("a") is not None and server_of(backend).take_idle(time.monotonic()) is not connection
 
 
 def test_an_idle_connection_that_is_well_is_used_again(wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,8 @@ class Server(IdlePool[Connection]):
         self._client.no_delay = True
         self._meta = meta
         self._login = login
-        super().__init__(timeout)
+        self.timeout = timeout
+        super().__init__()
 
     @property
     def is_down(self) -> bool:
@@ -57,6 +58,47 @@ class Server(IdlePool[Connection]):
         """Its address, for log lines and errors."""
         address = self._client.server
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+
+    def call(self, use: Callable[..., T], *arguments: Any, may_repeat: Callable[[], bool] | None = None) -> T:
+        """Call a function with a connection and arguments; a second time, with a new connection, if the server had
+        closed an idle one.
+
+        Parameters:
+          use(Callable): The function.
+          *arguments: Its arguments after the connection.
+          may_repeat(Callable): Returns whether there may be a second time; None if there may always be one.
+
+        Raises:
+          BackendError: When the server does not answer, or answers with an error.
+        """
+        now = monotonic()
+        deadline = now + self.timeout
+        connection = self.take_idle(now)
+        if connection is not None:
+            connection.begin(deadline)
+            try:
+                result = use(connection, *arguments)
+            except BaseException as e:
+                connection.close()
+                if not isinstance(e, FAILURES):
+                    raise
+                if not has_hung_up(e) or (may_repeat is not None and not may_repeat()):
+                    raise self.fail(e) from e
+                self.close()
+            else:
+                self.give(connection)
+                return result
+        try:
+            connection = self.connect(deadline)
+            try:
+                result = use(connection, *arguments)
+            except BaseException:
+                connection.close()
+                raise
+        except FAILURES as e:
+            raise self.fail(e) from e
+        self.give(connection)
+        return result
 
     def begin(self, send: Callable[[Connection], bool]) -> Callable[[Callable[[Connection], T]], T] | None:
         """Send a request, and return a function that reads its reply.
@@ -122,9 +164,8 @@ class Server(IdlePool[Connection]):
         """Note that a call has failed, and return the error for it."""
         return BackendError(f"memcached at {self.address}: {type(error).__name__}: {error}")
 
-    # Of the pool
-
     def connect(self, deadline: float) -> Connection:
+        """Make a connection that is ready for requests."""
         connection = self.open(deadline)
         try:
             for _ in connection.greet():
@@ -138,12 +179,6 @@ class Server(IdlePool[Connection]):
         """Connect, without :meth:`.Connection.greet`."""
         client = copy.copy(self._client)
         return Connection(client, timeout=self.timeout, deadline=deadline, meta=self._meta, login=self._login)
-
-    def can_repeat(self, connection: Connection, error: BaseException, may_repeat: Callable[[], bool] | None) -> bool:
-        return connection.used > 0 and has_hung_up(error) and (may_repeat is None or may_repeat())
-
-    def error_of(self, error: BaseException) -> BaseException:
-        return self.fail(error) if isinstance(error, FAILURES) else error
 
 
 class OneOfManyServers(Server):
@@ -160,15 +195,9 @@ class OneOfManyServers(Server):
     def is_down(self) -> bool:
         return self.outage.down
 
-    def call(
-        self,
-        use: Callable[..., T],
-        *arguments: Any,
-        may_repeat: Callable[[], bool] | None = None,
-        deadline: float | None = None,
-    ) -> T:
+    def call(self, use: Callable[..., T], *arguments: Any, may_repeat: Callable[[], bool] | None = None) -> T:
         self.check()
-        result = super().call(use, *arguments, may_repeat=may_repeat, deadline=deadline)
+        result = super().call(use, *arguments, may_repeat=may_repeat)
         self.succeed()
         return result
 
