@@ -16,6 +16,7 @@ BENCHMARKS = (
     "batch",
     "enqueue",
     "throughput",
+    "confirm",
     "outage",
     "visibility",
     "watch",

@@ -1,6 +1,6 @@
 """A worker process to measure: ``python -m benchmarks.worker`` with the parameters as JSON; prints its figures as JSON.
 
-It enqueues the messages, then starts a worker and tells how long that took from the first message to the last ack.
+It enqueues the messages, starts a worker, and measures the time from the first message to the last acknowledgement.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import time
 from itertools import count
 from threading import Event
 from typing import Any
+from unittest.mock import patch
 
 import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Middleware
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend as ResultBackend
@@ -22,6 +25,15 @@ from dramatiq.worker import Worker
 
 from dramatiq_status import StatusMiddleware
 from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.writer import Barrier, Lane, Writer
+
+
+class ThreadWriter(Writer):
+    """A writer whose background thread sends all updates, while the threads that acknowledge only wait."""
+
+    def confirm(self, lane: Lane, barrier: Barrier, deadline: float | None = None) -> bool:
+        self.put(lane)
+        return self.wait(barrier)
 
 
 class Stopwatch(Middleware):
@@ -43,29 +55,35 @@ class Stopwatch(Middleware):
             self.done.set()
 
 
-def run(url: str, mode: str, jobs: int, sleep: float, threads: int = 8, store: str | None = None) -> dict[str, float]:
+def run(
+    url: str, mode: str, jobs: int, sleep: float, threads: int = 8, store: str | None = None, broker_url: str = ""
+) -> dict[str, float]:
     """Process messages.
 
     Parameters:
-      url: A Redis database, which is emptied; the broker's, and the store's unless `store` is given.
-      mode: "off", "on" for our middleware, "results" for Dramatiq's own.
-      jobs: How many messages.
-      sleep: How many seconds each takes.
-      threads: How many threads the worker has.
+      url: A Redis database, which is emptied: the store's unless `store` is given, the broker's unless
+        `broker_url` is.
+      mode: "off", "on" for our middleware, "thread" for it with a :class:`ThreadWriter`, "results" for Dramatiq's own.
+      jobs: Number of messages.
+      sleep: Seconds that a job sleeps.
+      threads: Number of the worker's threads.
       store: The URL of another store, which may be down.
+      broker_url: The URL of a RabbitMQ server, or "stub" for a broker in this process.
     """
-    broker = RedisBroker(url=url)
-    broker.flush_all()
+    RedisBroker(url=url).flush_all()
+    broker = broker_of(broker_url or url)
     options = {}
-    if mode == "on":
-        broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=store or url)))
+    if mode in ("on", "thread"):
+        with patch("dramatiq_status.middleware.Writer", ThreadWriter if mode == "thread" else Writer):
+            broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=store or url)))
     elif mode == "results":
         broker.add_middleware(Results(backend=ResultBackend(url=url)))
         options = {"store_results": True}
     stopwatch = Stopwatch(jobs)
     broker.add_middleware(stopwatch)
 
-    @dramatiq.actor(broker=broker, **options)
+    # RabbitMQ gets back what a process did not acknowledge in time: a queue of its own keeps the next process from it.
+    @dramatiq.actor(broker=broker, queue_name=f"jobs-{os.getpid()}", **options)
     def job() -> None:
         if sleep:
             time.sleep(sleep)
@@ -79,6 +97,12 @@ def run(url: str, mode: str, jobs: int, sleep: float, threads: int = 8, store: s
         raise TimeoutError("The worker did not finish.")
     cpu = time.process_time() - cpu
     return {"seconds": stopwatch.end - stopwatch.begin, "cpu": cpu}
+
+
+def broker_of(url: str) -> dramatiq.Broker:
+    if url == "stub":
+        return StubBroker()
+    return RabbitmqBroker(url=url) if url.startswith("amqp:") else RedisBroker(url=url)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.common import ROOT
+from benchmarks.confirm import MODES
+from benchmarks.throughput import work
 
 #: Those that take too long for a test, even when they are quick, and why.
 SLOW = {
@@ -14,6 +18,7 @@ SLOW = {
     "batch": "reads a thousand statuses at a time, in two placements",
     "enqueue": "counts messages in three placements",
     "throughput": "starts a process with a worker for each kind of job",
+    "confirm": "starts RabbitMQ, and nine processes with a worker for each broker",
     "outage": "waits for time-outs",
     "visibility": "looks for each of hundreds of writes, also beside a busy thread",
 }
@@ -28,6 +33,11 @@ def test_quick_benchmarks_run(redis_url: str, memcached_url: str) -> None:
     # Then each prints its tables, and says how long it took
     assert found.returncode == 0, found.stderr
     assert [line.split()[1] for line in found.stdout.splitlines() if line.startswith(".. ")] == names
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_workers_of_the_benchmark_of_confirmations_run(redis_url: str, mode: str) -> None:
+    assert work({}, url=redis_url, mode=mode, jobs=20, sleep=0.0, broker_url="stub")["seconds"] > 0
 
 
 def test_no_slow_one_is_gone() -> None:
