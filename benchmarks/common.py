@@ -19,7 +19,8 @@ from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.record import ACTOR_NAME, ENQUEUED_AT, PROGRESS, QUEUE_NAME, RATE, STARTED_AT, TOTAL
-from dramatiq_status.update import EnqueueId, Kind, Update
+from dramatiq_status.testing.updates import enqueue, heartbeat, start
+from dramatiq_status.update import EnqueueId, Update
 from tests.servers import MemcachedServer, RedisServer, Server
 
 #: Where subprocesses are started, so that they find these modules.
@@ -177,18 +178,11 @@ def running_updates(enqueue_id: EnqueueId) -> list[Update]:
     """The updates that bring a job to where :func:`running_job` leaves it."""
     now = now_ms()
     enqueued = {ACTOR_NAME: '"import_rows"', QUEUE_NAME: '"default"', ENQUEUED_AT: str(now)}
-    fields = {
-        STARTED_AT: str(now),
-        TOTAL: "1000",
-        PROGRESS: "123",
-        RATE: "48.25",
-        ":step": '"reading"',
-        ":user_id": "42",
-    }
+    fields = {STARTED_AT: str(now), TOTAL: "1000", PROGRESS: "123", RATE: "48.25"}
     return [
-        Update(Kind.ENQUEUE, enqueue_id, fields=enqueued),
-        Update(Kind.RUN, enqueue_id, RUN_TOKEN, 1, start=True, fields=fields),
-        Update(Kind.HEARTBEAT, enqueue_id, RUN_TOKEN),
+        enqueue(*enqueue_id, **enqueued),
+        start(RUN_TOKEN, *enqueue_id, create=False, step='"reading"', user_id="42", **fields),
+        heartbeat(RUN_TOKEN),
     ]
 
 

@@ -26,7 +26,6 @@ from dramatiq_status.record import (
     SCHEDULED_AT,
     SEQUENCE,
     SKIPPED,
-    STARTED_AT,
     STATE,
     STATES,
     STATUS_TTL,
@@ -40,56 +39,12 @@ from dramatiq_status.record import (
     is_finished,
     live_ttl_of,
 )
-from dramatiq_status.update import Applied, EnqueueId, Kind, Outcome, Update, apply
+from dramatiq_status.testing.updates import enqueue, finish, heartbeat, outside, start, write
+from dramatiq_status.update import Applied, Outcome, Update, apply
 
 NOW = 1_000_000
 HOUR = 3_600_000
-ORIGIN_ID, OTHER_ORIGIN = 7, 8
-
-# Updates as the layers above write them
-
-
-def enqueue(generation: int = 1, *, origin: int = ORIGIN_ID, **fields: str) -> Update:
-    return Update(Kind.ENQUEUE, EnqueueId(origin, generation), fields=fields)
-
-
-def start(
-    run_token: int, *, generation: int = 1, origin: int = ORIGIN_ID, create: bool = False, attempts: int = 1
-) -> Update:
-    return Update(
-        Kind.RUN,
-        EnqueueId(origin, generation),
-        run_token,
-        1,
-        start=True,
-        create=create,
-        attempts=attempts,
-        fields={STARTED_AT: "5"},
-    )
-
-
-def write(run_token: int, sequence: int, *, increment: int | float = 0, generation: int = 1, **fields: str) -> Update:
-    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run_token, sequence, fields=fields, increment=increment)
-
-
-def finish(
-    run_token: int, sequence: int = 9, state: int = COMPLETED, *, generation: int = 1, ttl: int = HOUR
-) -> Update:
-    fields = {FINISHED_AT: str(NOW)}
-    return Update(Kind.RUN, EnqueueId(ORIGIN_ID, generation), run_token, sequence, state=state, fields=fields, ttl=ttl)
-
-
-def outside(state: int | None = None, *, increment: int = 0, **fields: str) -> Update:
-    return Update(Kind.OUTSIDE, state=state, fields=fields, increment=increment, ttl=HOUR)
-
-
-def heartbeat(run_token: int) -> Update:
-    return Update(Kind.HEARTBEAT, run_token=run_token)
-
-
-def user(**fields: str) -> Record:
-    """Users' fields by their stored names."""
-    return {f":{name}": text for name, text in fields.items()}
+OTHER_ORIGIN = 8
 
 
 def fold(*updates: Update, record: Record | None = None) -> Record:
@@ -106,7 +61,7 @@ def assert_refused(record: Record, update: Update, outcome: Outcome = Outcome.RE
     assert apply(record, update, NOW + 1) == Applied(outcome, record, None)
 
 
-QUEUED_RECORD = fold(enqueue(**user(label='"x"')))
+QUEUED_RECORD = fold(enqueue(label='"x"'))
 WORKING_RECORD = fold(start(1), record=QUEUED_RECORD)
 COMPLETED_RECORD = fold(finish(1), record=WORKING_RECORD)
 FAILED_RECORD = fold(finish(1, state=FAILED), record=WORKING_RECORD)
@@ -118,8 +73,8 @@ FAILED_RECORD = fold(finish(1, state=FAILED), record=WORKING_RECORD)
 def test_a_new_run_starts_over() -> None:
     # Given a record whose first run got somewhere, and its requeue
     traces = {PROGRESS: "40", RATE: "2", RATE_WRITTEN_AT: "9", FINISHED_AT: "9", SKIPPED: "true"}
-    record = {**WORKING_RECORD, **traces, TOTAL: "80", **user(step='"reading"', result="1")}
-    requeued = fold(enqueue(2, **{SCHEDULED_AT: "99"}), record=record)
+    record = {**WORKING_RECORD, **traces, TOTAL: "80", ":step": '"reading"', RESULT: "1"}
+    requeued = fold(enqueue(generation=2, **{SCHEDULED_AT: "99"}), record=record)
     # When another one begins
     new = fold(start(2, generation=2), record=requeued)
     # Then what belongs to one run is gone, and all the rest is there
@@ -143,7 +98,7 @@ def test_a_requeue_keeps_what_was_reached_and_says_why() -> None:
     # Given a running message with progress
     record = fold(write(1, 2, increment=40), record=WORKING_RECORD)
     # When it goes back to its queue
-    requeued = fold(enqueue(2, **{EXCEPTION: '{"type":"E"}', SCHEDULED_AT: "99"}), record=record)
+    requeued = fold(enqueue(generation=2, **{EXCEPTION: '{"type":"E"}', SCHEDULED_AT: "99"}), record=record)
     # Then nobody owns it, and a reader sees how far it got and why it waits
     assert not {RUN_TOKEN, SEQUENCE} & set(requeued)
     assert (requeued[STATE], requeued[PROGRESS], requeued[ATTEMPTS]) == (str(QUEUED), "40", "1")
@@ -154,7 +109,7 @@ def test_attempts_count_every_run() -> None:
     # Given a message that was redelivered once: its retries say nothing of that
     record = fold(start(2), record=WORKING_RECORD)
     # When it is retried
-    record = fold(enqueue(2), start(3, generation=2, attempts=2), record=record)
+    record = fold(enqueue(generation=2), start(3, generation=2, attempts=2), record=record)
     # Then it has had three runs
     assert record[ATTEMPTS] == "3"
 
@@ -175,7 +130,7 @@ def test_the_newer_run_owns_the_status() -> None:
 
 def test_a_run_has_lost_its_message_once_that_is_requeued() -> None:
     # Given a message that a worker has put back
-    record = fold(enqueue(2), record=WORKING_RECORD)
+    record = fold(enqueue(generation=2), record=WORKING_RECORD)
     # When the run goes on
     # Then all that it writes is refused, also when another run has begun
     for found in (record, fold(start(2, generation=2), record=record)):
@@ -191,7 +146,13 @@ def test_no_run_changes_a_finished_status(record: Record) -> None:
     # Given a finished message
     # When any run writes to it: its own, another one, or a redelivery
     # Then it is refused
-    for late in (write(1, 10, increment=1), finish(1, 10, FAILED), start(2), start(2, create=True), heartbeat(1)):
+    for late in (
+        write(1, 10, increment=1),
+        finish(1, 10, state=FAILED),
+        start(2, create=False),
+        start(2),
+        heartbeat(1),
+    ):
         assert_refused(record, late)
 
 
@@ -201,15 +162,17 @@ def test_a_write_from_outside_touches_the_state_only_where_it_says_so(state: int
         # Given a record in whichever state
         # When somebody writes a field
         # Then its state is as it was
-        new = fold(outside(**user(seen="true")), record=record)
+        new = fold(outside(seen="true"), record=record)
         assert (new[STATE], new[":seen"]) == (record[STATE], "true")
         # And when somebody says a state, it has that
-        new = fold(outside(state), record=record)
+        new = fold(outside(state=state), record=record)
         assert new[STATE] == str(state)
         assert (FINISHED_AT in new) is is_finished(new)
 
 
-@pytest.mark.parametrize("update", [enqueue(2), enqueue(1, origin=OTHER_ORIGIN)], ids=["again", "anew"])
+@pytest.mark.parametrize(
+    "update", [enqueue(generation=2), enqueue(generation=1, origin=OTHER_ORIGIN)], ids=["again", "anew"]
+)
 def test_a_finished_message_that_is_enqueued_again_starts_anew(update: Update) -> None:
     # Given a finished message
     # When it is enqueued again, by whoever had it or from the beginning
@@ -222,7 +185,7 @@ def test_a_finished_message_that_is_enqueued_again_starts_anew(update: Update) -
 
 
 def test_a_write_from_outside_makes_no_record() -> None:
-    assert apply(None, outside(**user(seen="true")), NOW) == Applied(Outcome.MISSING, None, None)
+    assert apply(None, outside(seen="true"), NOW) == Applied(Outcome.MISSING, None, None)
     assert apply(None, heartbeat(1), NOW) == Applied(Outcome.MISSING, None, None)
 
 
@@ -234,13 +197,13 @@ def test_every_write_renews_the_life_of_a_message_that_is_not_finished() -> None
     record = fold(enqueue(**{LIVE_TTL: str(2 * HOUR)}), start(1))
     # When anybody writes to it
     # Then it lives for two more
-    for update in (write(1, 2, increment=1), outside(**user(a="1")), heartbeat(1), enqueue(2), start(2)):
+    for update in (write(1, 2, increment=1), outside(seen="1"), heartbeat(1), enqueue(generation=2), start(2)):
         assert apply(record, update, NOW).ttl == 2 * HOUR
 
 
 def test_the_time_to_live_after_the_end_is_the_final_write_s() -> None:
     assert apply(WORKING_RECORD, finish(1, ttl=5), NOW).ttl == 5
-    assert apply(WORKING_RECORD, outside(FAILED)._replace(ttl=6), NOW).ttl == 6
+    assert apply(WORKING_RECORD, outside(state=FAILED, ttl=6), NOW).ttl == 6
 
 
 def test_a_write_from_outside_leaves_the_expiry_of_a_finished_message_alone() -> None:
@@ -253,12 +216,12 @@ def test_a_write_from_outside_leaves_the_expiry_of_a_finished_message_alone() ->
 )
 def test_an_end_from_outside_gives_the_life_that_the_message_asked_for(fields: Record, expected: int) -> None:
     record = fold(enqueue(**fields), start(1))
-    assert apply(record, Update(Kind.OUTSIDE, state=FAILED, ttl=5), NOW).ttl == expected
+    assert apply(record, outside(state=FAILED, ttl=5), NOW).ttl == expected
 
 
 @pytest.mark.parametrize("state", [None, COMPLETED, FAILED])
 def test_a_state_from_outside_leaves_the_expiry_of_a_finished_message_alone(state: int | None) -> None:
-    assert apply(COMPLETED_RECORD, Update(Kind.OUTSIDE, state=state, ttl=5), NOW).ttl is None
+    assert apply(COMPLETED_RECORD, outside(state=state, ttl=5), NOW).ttl is None
 
 
 def test_what_others_write_makes_a_rate_no_younger() -> None:
@@ -266,17 +229,17 @@ def test_what_others_write_makes_a_rate_no_younger() -> None:
     record = fold(write(1, 2, **{RATE: "5", RATE_WRITTEN_AT: STILL_CURRENT}), record=WORKING_RECORD)
     # When others write, again and again
     for n in (1, 2, 3):
-        record = {**(apply(record, Update(Kind.OUTSIDE, increment=1), NOW + n).record or {})}
+        record = {**(apply(record, outside(increment=1), NOW + n).record or {})}
         # Then it is known how old the rate is
         assert record[RATE_WRITTEN_AT] == str(NOW)
     # And the run's own next rate is young again
     record = {**(apply(record, write(1, 3, **{RATE: "4", RATE_WRITTEN_AT: STILL_CURRENT}), NOW + 9).record or {})}
-    record = {**(apply(record, Update(Kind.OUTSIDE, increment=1), NOW + 10).record or {})}
+    record = {**(apply(record, outside(increment=1), NOW + 10).record or {})}
     assert record[RATE_WRITTEN_AT] == str(NOW + 9)
 
 
 def test_what_is_put_aside_leaves_the_expiry_alone() -> None:
-    assert apply(WORKING_RECORD, enqueue(**user(late="1")), NOW).ttl is None
+    assert apply(WORKING_RECORD, enqueue(late="1"), NOW).ttl is None
 
 
 @pytest.mark.parametrize(
@@ -301,7 +264,7 @@ def test_a_run_says_all_that_it_knows_where_there_is_no_record() -> None:
     # Given a store that has lost a record
     # When its run writes without knowing that
     # Then it is told so
-    update = write(1, 3, increment=1, **{PROGRESS: "41", **user(label='"x"')})
+    update = write(1, 3, increment=1, p="41", label='"x"')
     assert apply(None, update, NOW) == Applied(Outcome.MISSING, None, None)
     # And when it writes all that it knows
     record = fold(update._replace(create=True, attempts=2, increment=0), record=None)
@@ -313,7 +276,7 @@ def test_a_run_says_all_that_it_knows_where_there_is_no_record() -> None:
 def test_a_message_that_never_ran_can_be_finished_where_there_is_no_record() -> None:
     # Given a message of an unknown actor, whose enqueue was not stored
     # When it is rejected
-    record = fold(finish(0, 0, FAILED)._replace(create=True))
+    record = fold(finish(0, 0, state=FAILED)._replace(create=True))
     # Then it failed, and has had no run
     assert record[STATE] == str(FAILED)
     assert not {ATTEMPTS, RUN_TOKEN, SEQUENCE} & set(record)
@@ -321,12 +284,12 @@ def test_a_message_that_never_ran_can_be_finished_where_there_is_no_record() -> 
 
 def test_a_record_of_another_enqueue_is_as_good_as_none() -> None:
     # Given a record that an enqueue has made which is not the run's
-    record = fold(enqueue(origin=OTHER_ORIGIN, **user(old="1")))
+    record = fold(enqueue(origin=OTHER_ORIGIN, old="1"))
     # When the run begins
     # Then it is told that there is none, and makes its own
-    assert_refused(record, start(1), Outcome.MISSING)
-    new = fold(start(1, create=True), record=record)
-    assert (new[ORIGIN], ":old" in new) == (str(ORIGIN_ID), False)
+    assert_refused(record, start(1, create=False), Outcome.MISSING)
+    new = fold(start(1), record=record)
+    assert (new[ORIGIN], ":old" in new) == ("7", False)
 
 
 @pytest.mark.parametrize("state", [None, COMPLETED, FAILED])
@@ -342,21 +305,21 @@ def test_of_two_enqueues_the_run_that_began_last_owns_the_status(state: int | No
     # When the older run writes, or ends, or its message is to be retried
     # Then the status stays the newer one's
     assert_refused(record, write(1, 2, increment=1)._replace(state=state, create=True))
-    assert_refused(record, enqueue(2, **{EXCEPTION: '"x"'}), Outcome.LATE)
+    assert_refused(record, enqueue(generation=2, **{EXCEPTION: '"x"'}), Outcome.LATE)
     # And the retry owns it as soon as it runs
-    assert fold(start(3, generation=2, create=True), record=record)[ORIGIN] == str(ORIGIN_ID)
+    assert fold(start(3, generation=2), record=record)[ORIGIN] == "7"
 
 
 def test_a_retry_goes_on_where_an_enqueue_without_id_had_begun() -> None:
     # Given a message of a process without our middleware, and a field from outside
     record = fold(
-        start(1, origin=0, generation=0, create=True),
-        Update(Kind.OUTSIDE, fields=user(seen_by='"ann"')),
+        start(1, origin=0, generation=0),
+        outside(seen_by='"ann"'),
     )
     # When a worker puts it back
-    new = fold(enqueue(1, **{EXCEPTION: '"x"'}), record=record)
+    new = fold(enqueue(generation=1, **{EXCEPTION: '"x"'}), record=record)
     # Then it is the same message that waits
-    assert (new[STATE], new[ORIGIN], new[GENERATION], new[":seen_by"]) == (str(QUEUED), str(ORIGIN_ID), "1", '"ann"')
+    assert (new[STATE], new[ORIGIN], new[GENERATION], new[":seen_by"]) == (str(QUEUED), "7", "1", '"ann"')
     assert new[ATTEMPTS] == "1"
 
 
@@ -366,9 +329,9 @@ def test_a_retry_goes_on_where_an_enqueue_without_id_had_begun() -> None:
 def test_fields_are_merged_and_increments_add_up() -> None:
     # Given writes of the run, and from outside, in turns
     record = fold(
-        write(1, 2, increment=3, **user(step='"a"', mine="1")),
-        outside(increment=4, **user(theirs="2")),
-        write(1, 3, increment=0.5, **user(step='"b"')),
+        write(1, 2, increment=3, step='"a"', mine="1"),
+        outside(increment=4, theirs="2"),
+        write(1, 3, increment=0.5, step='"b"'),
         record=WORKING_RECORD,
     )
     # Then all of them are there
@@ -395,9 +358,9 @@ def test_what_is_sent_again_counts_once() -> None:
 
 def test_a_late_enqueue_only_fills_gaps() -> None:
     # Given a run that has begun before its enqueue was stored, and has written something
-    running = fold(start(1, create=True), write(1, 2, **user(step='"a"')))
+    running = fold(start(1), write(1, 2, step='"a"'))
     # When the enqueue comes
-    late = enqueue(**{SCHEDULED_AT: "1", ARGS: "[]", **user(step='"old"', label='"x"')})
+    late = enqueue(step='"old"', label='"x"', **{SCHEDULED_AT: "1", ARGS: "[]"})
     applied = apply(running, late, NOW)
     # Then it is late: its fields are kept where there are none, its state and its delay are not
     assert applied.outcome is Outcome.LATE and applied.record is not None

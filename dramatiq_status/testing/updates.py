@@ -25,7 +25,14 @@ def enqueue(origin: int = 7, generation: int = 1, **fields: str) -> Update:
 
 
 def start(
-    run_token: int, origin: int = 7, generation: int = 1, *, sequence: int = 1, create: bool = True, **fields: str
+    run_token: int,
+    origin: int = 7,
+    generation: int = 1,
+    *,
+    sequence: int = 1,
+    create: bool = True,
+    attempts: int = 1,
+    **fields: str,
 ) -> Update:
     return Update(
         Kind.RUN,
@@ -34,6 +41,7 @@ def start(
         sequence,
         start=True,
         create=create,
+        attempts=attempts,
         fields={STARTED_AT: "5", **named(fields)},
     )
 
