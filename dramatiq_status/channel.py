@@ -13,7 +13,7 @@ from .fields import MAX_FIELDS, check_count, name_of_field
 from .record import COMPLETED, PROGRESS, QUEUED, TOTAL, Counts, Record, counts_in, deletion_marks
 from .snapshot import Snapshot
 from .update import Changes, EnqueueId, Kind, Outcome, Update, apply
-from .writer import Lane
+from .writer import MessageBuffer
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class RunChannel(LiveChannel):
 
     __slots__ = (
         "_backend",
-        "_lane",
+        "_buffer",
         "_names",
         "counts",
         "flush",
@@ -78,14 +78,14 @@ class RunChannel(LiveChannel):
         "tracked_total",
     )
 
-    def __init__(self, lane: Lane, backend: StatusBackend) -> None:
-        self.message_id: str = lane.message_id
+    def __init__(self, buffer: MessageBuffer, backend: StatusBackend) -> None:
+        self.message_id: str = buffer.message_id
         self.max_field_size: int = backend.max_field_size
         self.tracked_total: int | float | None = None
-        self.increment: Callable[..., None] = lane.increment
-        self.counts: Callable[[], Counts] = lane.counts
-        self.flush: Callable[[], bool] = lane.flush
-        self._lane = lane
+        self.increment: Callable[..., None] = buffer.increment
+        self.counts: Callable[[], Counts] = buffer.counts
+        self.flush: Callable[[], bool] = buffer.flush
+        self._buffer = buffer
         self._backend = backend
         # Stored names of the fields that the run has written and not deleted.
         self._names: set[str] = set()
@@ -96,15 +96,15 @@ class RunChannel(LiveChannel):
         if state is not None:
             _check_requested_state(state)
             # The message gets this state when Dramatiq acknowledges it.
-            self._lane.requested_state = state if state >= COMPLETED else None
+            self._buffer.requested_state = state if state >= COMPLETED else None
         if fields:
-            self._lane.write(fields, urgent=urgent)
+            self._buffer.write(fields, urgent=urgent)
 
     def change(self, changes: Changes, *, urgent: bool = True) -> None:
         self._names.difference_update(changes.deleted)
         if changes.counts:
             self._note_names(changes.counts)
-        self._lane.write({}, urgent=urgent, changes=changes)
+        self._buffer.write({}, urgent=urgent, changes=changes)
 
     def _note_names(self, names: Iterable[str]) -> None:
         """Add to the stored names of the fields that the run writes.
@@ -128,35 +128,35 @@ class RunChannel(LiveChannel):
         return self._backend.delete(self.message_id)
 
 
-class LaneChannel(LiveChannel):
+class BufferChannel(LiveChannel):
     """A channel to another message than the running one.
 
     Parameters:
-      lane(Lane)
+      buffer(MessageBuffer)
       backend(StatusBackend)
-      note(Callable): Called with the lane at each write.
+      note(Callable): Called with the buffer at each write.
     """
 
-    def __init__(self, lane: Lane, backend: StatusBackend, note: Callable[[Lane], None]) -> None:
-        self.message_id: str = lane.message_id
+    def __init__(self, buffer: MessageBuffer, backend: StatusBackend, note: Callable[[MessageBuffer], None]) -> None:
+        self.message_id: str = buffer.message_id
         self.max_field_size: int = backend.max_field_size
         self.tracked_total: int | float | None = None
-        self.flush: Callable[[], bool] = lane.flush
-        self._lane = lane
+        self.flush: Callable[[], bool] = buffer.flush
+        self._buffer = buffer
         self._backend = backend
         self._note = note
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
-        self._lane.write(fields, urgent=urgent or state is not None, state=state)
-        self._note(self._lane)
+        self._buffer.write(fields, urgent=urgent or state is not None, state=state)
+        self._note(self._buffer)
 
     def increment(self, n: int | float = 1) -> None:
-        self._lane.increment(n)
-        self._note(self._lane)
+        self._buffer.increment(n)
+        self._note(self._buffer)
 
     def change(self, changes: Changes, *, urgent: bool = True) -> None:
-        self._lane.write({}, urgent=urgent, changes=changes)
-        self._note(self._lane)
+        self._buffer.write({}, urgent=urgent, changes=changes)
+        self._note(self._buffer)
 
     def counts(self) -> Counts:
         return counts_of(self.read())

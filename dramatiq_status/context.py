@@ -22,7 +22,7 @@ from .track_loop import Track, iterated_by
 if TYPE_CHECKING:
     from .backend import StatusBackend
     from .lifecycle import Delivery
-    from .writer import Lane, Writer
+    from .writer import MessageBuffer, Writer
 
 T = TypeVar("T")
 
@@ -62,16 +62,16 @@ def current_binding() -> Binding | None:
     return _binding.get()
 
 
-def note_write(lane: Lane) -> None:
+def note_write(buffer: MessageBuffer) -> None:
     """Make the acknowledgement of the running message, if there is one, wait for a write to another message."""
     binding = _binding.get()
     if binding is not None and binding.delivery is not None:
-        binding.delivery.note(lane)
+        binding.delivery.note(buffer)
 
 
 def _leave_the_worker() -> None:
-    # A process that an actor has forked is no worker: its handles write from outside (see `Lane.inherit`), and so do
-    # handles that it gets from the registry.
+    # A process that an actor has forked is no worker: its handles write from outside (see `MessageBuffer.inherit`), and
+    # so do handles that it gets from the registry.
     binding = _binding.get()
     if binding is not None:
         bind(Binding(binding.status, binding.progress))

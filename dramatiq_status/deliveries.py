@@ -31,7 +31,7 @@ from .record import (
     Record,
 )
 from .status import Status
-from .writer import Barrier, Finish, Lane, Start, Writer
+from .writer import Confirmation, Finish, MessageBuffer, Start, Writer
 
 #: Maximum number of retries that is read from a message.
 _MAX_RETRIES: Final = 10**9
@@ -40,7 +40,7 @@ _MAX_RETRIES: Final = 10**9
 class _Tracking(NamedTuple):
     """Values that the middleware keeps for a delivery."""
 
-    lane: Lane
+    buffer: MessageBuffer
     settings: Settings
     previous: Binding | None
     #: The worker's own object.  It has the exception, which the copy for a retry lacks.
@@ -88,7 +88,7 @@ class Deliveries:
         binding = self._open(message, given, settings, previous, run_token=new_token())
         assert binding.delivery is not None
         delivery, options = binding.delivery, given.options
-        lane: Lane = delivery.tracking.lane
+        buffer: MessageBuffer = delivery.tracking.buffer
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
             # The record may contain the interval of the process that has enqueued the message. (It may also contain
@@ -97,10 +97,10 @@ class Deliveries:
             fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
         retries = whole_number(options.get("retries"), 0)
         # Redeliveries count up from there, and a record holds 15 digits.
-        lane.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1))
+        buffer.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1))
         bind(binding)
-        # After it is bound: an interrupt between the two would leave a lane that is never closed.
-        self._writer.running[lane] = None
+        # After it is bound: an interrupt between the two would leave a buffer that is never closed.
+        self._writer.running[buffer] = None
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
         """Write the outcome of a message, before the broker acknowledges or rejects the message."""
@@ -112,23 +112,23 @@ class Deliveries:
             delivery = self.delivery_of(broker, message)
             if delivery is None:
                 return
-        lane: Lane = delivery.tracking.lane
+        buffer: MessageBuffer = delivery.tracking.buffer
         if not delivery.settled:
             if delivery.others is not None or delivery.enqueues is not None:
                 # Before the final state: a reader that sees it also finds what the run has written to other messages.
                 delivery.deadline = delivery.deadline or self._writer.deadline()
-                lanes = [found for reference in list(delivery.others or ()) if (found := reference()) is not None]
-                self._writer.confirm_others(lanes, delivery.enqueues or (), delivery.deadline)
+                buffers = [found for reference in list(delivery.others or ()) if (found := reference()) is not None]
+                self._writer.confirm_others(buffers, delivery.enqueues or (), delivery.deadline)
             decision = delivery.decide(rejected=rejected)
             if decision is Decision.REQUEUED:
-                lane.close()
+                buffer.close()
             else:
-                delivery.barrier = Barrier()
-                lane.finish(self._finish(delivery, message, decision), delivery.barrier)
+                delivery.confirmation = Confirmation()
+                buffer.finish(self._finish(delivery, message, decision), delivery.confirmation)
             delivery.settled = True
-        if delivery.barrier is not None:
-            self._writer.confirm(lane, delivery.barrier, delivery.deadline)
-            delivery.barrier = None
+        if delivery.confirmation is not None:
+            self._writer.confirm(buffer, delivery.confirmation, delivery.deadline)
+            delivery.confirmation = None
 
     def _finish(self, delivery: Delivery, message: Any, decision: Decision) -> Finish:
         tracking: _Tracking = delivery.tracking
@@ -136,8 +136,8 @@ class Deliveries:
         fields = {FINISHED_AT: str(now_ms())}
         if delivery.skipped:
             fields[SKIPPED] = "true"
-        if state == COMPLETED and tracking.lane.requested_state is not None:
-            state = tracking.lane.requested_state
+        if state == COMPLETED and tracking.buffer.requested_state is not None:
+            state = tracking.buffer.requested_state
         if decision is Decision.FAILED:
             exception = delivery.exception or getattr(message, "_exception", None)
             if exception is None and not delivery.outcome_seen and not delivery.skipped:
@@ -150,7 +150,7 @@ class Deliveries:
             if state == FAILED:
                 # The run has set its own state. An exception that is stored is one of an earlier run.
                 fields.update(self._fields.of_no_exception(settings))
-            if settings.include("result") and not tracking.lane.has_written(RESULT):
+            if settings.include("result") and not tracking.buffer.has_written(RESULT):
                 self._fields.include(fields, RESULT, "result", delivery.result)
         return Finish(state, fields, settings.status_ttl)
 
@@ -204,17 +204,17 @@ class Deliveries:
     def _open(
         self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run_token: int
     ) -> Binding:
-        """Open the lane of a delivery, and make its handles."""
+        """Open the buffer of a delivery, and make its handles."""
         message_id, enqueue_id = given.message_id, enqueue_id_of(given.options)
         base: Callable[[], Record] = functools.partial(self._fields.of_message, given, settings, strict=False)
         if settings.include("message"):
             # The actor may change its arguments.
             base = base().copy
-        lane = self._writer.begin_run(
+        buffer = self._writer.begin_run(
             message_id, run_token=run_token, enqueue_id=enqueue_id, throttle=settings.throttle, base=base
         )
-        delivery = Delivery(message_id, enqueue_id, run_token, tracking=_Tracking(lane, settings, previous, message))
-        channel = RunChannel(lane, self._backend)
+        delivery = Delivery(message_id, enqueue_id, run_token, tracking=_Tracking(buffer, settings, previous, message))
+        channel = RunChannel(buffer, self._backend)
         return Binding(Status(channel), Progress(channel), self._writer, delivery)
 
 
@@ -244,4 +244,4 @@ def exception_in_flight(message: Any) -> BaseException | None:
 
 def _abandon(binding: Binding) -> None:
     if binding.delivery is not None and not binding.delivery.settled:
-        binding.delivery.tracking.lane.close()
+        binding.delivery.tracking.buffer.close()

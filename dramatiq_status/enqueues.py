@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from ._log import logger
 from .backend import StatusBackend, now_ms
+from .circuit_breaker import CircuitBreaker
 from .context import Binding
 from .deliveries import Deliveries, exception_in_flight
 from .errors import BackendError
 from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
 from .options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION, Settings, enqueue_id_of, next_enqueue_id
-from .outage import Outage, logger
 from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, SCHEDULED_AT
 from .update import EnqueueId, Kind, Update
-from .writer import Barrier, Enqueue, Writer
+from .writer import Confirmation, Enqueue, Writer
 
 
 class Enqueues:
@@ -24,7 +25,7 @@ class Enqueues:
     Parameters:
       backend(StatusBackend)
       writer(Writer)
-      outage(Outage)
+      breaker(CircuitBreaker)
       fields(MessageFields)
       deliveries(Deliveries)
       heartbeat_interval(int): In milliseconds.
@@ -34,14 +35,14 @@ class Enqueues:
         self,
         backend: StatusBackend,
         writer: Writer,
-        outage: Outage,
+        breaker: CircuitBreaker,
         fields: MessageFields,
         deliveries: Deliveries,
         heartbeat_interval: int,
     ) -> None:
         self._backend = backend
         self._writer = writer
-        self._outage = outage
+        self._breaker = breaker
         self._fields = fields
         self._deliveries = deliveries
         self._heartbeat_interval = heartbeat_interval
@@ -67,34 +68,34 @@ class Enqueues:
             exception = delivery.exception or exception_in_flight(delivery.tracking.message)
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
-            lane, barrier = delivery.tracking.lane, Barrier()
-            lane.add(Enqueue(enqueue_id, fields))
-            lane.add(barrier)
-            thread.barrier = barrier
+            buffer, confirmation = delivery.tracking.buffer, Confirmation()
+            buffer.add(Enqueue(enqueue_id, fields))
+            buffer.add(confirmation)
+            thread.confirmation = confirmation
         else:
-            thread.barrier = self._writer.enqueue(message_id, Enqueue(enqueue_id, fields))
+            thread.confirmation = self._writer.enqueue(message_id, Enqueue(enqueue_id, fields))
 
     def store_before_send(self, delivery: Delivery) -> None:
         """Wait until all writes of a run are stored, before the broker gets a message that the run sends and that may
         read them. In a coroutine, which must not block the event loop, do nothing.
         """
-        if self._outage.down or asyncio._get_running_loop() is not None:
+        if self._breaker.down or asyncio._get_running_loop() is not None:
             return
         # A run may hold handles of thousands of messages, and send as many: each send waits for what is new. After an
         # interrupt the hook begins again, and waits for the same writes.
         delivery.confirming, delivery.fresh = delivery.confirming | delivery.fresh, set()
         others = [found for reference in delivery.confirming if (found := reference()) is not None]
         written = [
-            *filter(None, [lane.unstored() for lane in (delivery.tracking.lane, *others)]),
+            *filter(None, [buffer.unstored() for buffer in (delivery.tracking.buffer, *others)]),
             *(delivery.enqueues or ()),
         ]
-        if any(barrier.stored is None for barrier in written):
+        if any(confirmation.stored is None for confirmation in written):
             # In the same round trip as `queued`.
-            queued = self._deliveries.thread_state.barrier
+            queued = self._deliveries.thread_state.confirmation
             self._writer.confirm_others((), written if queued is None else [*written, queued], self._writer.deadline())
             if queued is not None and queued.stored is None:
                 # The time-out is over: after_enqueue does not wait for a second one.
-                self._deliveries.thread_state.barrier = None
+                self._deliveries.thread_state.confirmation = None
         delivery.confirming = set()
 
     def _begin_enqueue(self, message: Any) -> EnqueueId:
@@ -112,13 +113,13 @@ class Enqueues:
         read after it, so that the two round trips overlap.
         """
         self._complete_pending()
-        if self._outage.blocked:
-            self._outage.dropped()
+        if self._breaker.blocked:
+            self._breaker.dropped()
             return
         try:
             self._deliveries.thread_state.pending_enqueue = self._backend.begin_update(message.message_id, update)
         except BackendError as e:
-            self._outage.failed(e)
+            self._breaker.failed(e)
             return
         except (TypeError, ValueError) as e:
             logger.error("The status of message %r cannot be stored: %s", message.message_id, e)
@@ -127,14 +128,16 @@ class Enqueues:
         """Wait until the last enqueue of this thread is stored."""
         thread = self._deliveries.thread_state
         self._complete_pending()
-        if thread.barrier is not None:
+        if thread.confirmation is not None:
             if asyncio._get_running_loop() is None:
-                self._writer.wait(thread.barrier)
+                self._writer.wait(thread.confirmation)
             elif binding is not None and binding.delivery is not None:
                 # A coroutine must not block other coroutines: the acknowledgement of its message waits instead.
-                waits = [barrier for barrier in binding.delivery.enqueues or () if barrier.stored is None]
-                binding.delivery.enqueues = [*waits, thread.barrier]
-            thread.barrier = None
+                waits = [
+                    confirmation for confirmation in binding.delivery.enqueues or () if confirmation.stored is None
+                ]
+                binding.delivery.enqueues = [*waits, thread.confirmation]
+            thread.confirmation = None
 
     def _complete_pending(self) -> None:
         # There is one if the broker has refused the last enqueue of this thread.
@@ -143,6 +146,6 @@ class Enqueues:
             try:
                 pending()
             except BackendError as e:
-                self._outage.failed(e)
+                self._breaker.failed(e)
             else:
-                self._outage.succeeded()
+                self._breaker.succeeded()

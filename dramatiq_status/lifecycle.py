@@ -68,8 +68,8 @@ class Delivery:
     requeued: bool = False
     #: Whether the decision has been made.
     settled: bool = False
-    #: Barrier of the final state, for which the acknowledgement waits.
-    barrier: Any = field(default=None, repr=False)
+    #: Confirmation of the final state, for which the acknowledgement waits.
+    confirmation: Any = field(default=None, repr=False)
     #: Buffers of other messages that the run has written to.  The writer holds those that are not all stored; a weak
     #: reference with a callback would swallow an interrupt that strikes in it.
     others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
@@ -79,16 +79,16 @@ class Delivery:
     confirming: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: Number of these references above which to remove those of buffers that are gone.
     sweep_at: int = field(default=_FEW, repr=False)
-    #: Barriers of enqueues that no thread has waited for.
+    #: Confirmations of enqueues that no thread has waited for.
     enqueues: list[Any] | None = field(default=None, repr=False)
     #: End of the acknowledgement's wait, by the monotonic clock.
     deadline: float | None = None
     #: Values that the middleware keeps for it.
     tracking: Any = field(default=None, repr=False)
 
-    def note(self, lane: Any) -> None:
+    def note(self, buffer: Any) -> None:
         """Note that the run writes to another message."""
-        reference = weakref.ref(lane)
+        reference = weakref.ref(buffer)
         if self.others is None:
             self.others = set()
         self.others.add(reference)
@@ -147,8 +147,8 @@ class ThreadState(threading.local):
         self.begun: dict[str, Begun] = {}
         #: Completes the last direct enqueue of this thread.
         self.pending_enqueue: Any = None
-        #: Barrier of the last enqueue of this thread through the writer.
-        self.barrier: Any = None
+        #: Confirmation of the last enqueue of this thread through the writer.
+        self.confirmation: Any = None
 
     def holds(self, message_id: Any) -> bool:
         """Whether this thread holds a delayed message with this id. The id of a message may be of any type."""

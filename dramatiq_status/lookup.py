@@ -10,7 +10,7 @@ import dramatiq
 
 from .backend import Listed, Query, StatusBackend, answered
 from .batch import chains_of
-from .channel import Channel, DirectChannel, LaneChannel, RunChannel
+from .channel import BufferChannel, Channel, DirectChannel, RunChannel
 from .checks import check_message_id, is_message_id
 from .context import current_binding, note_write
 from .cursor import MAX_SIZE as MAX_CURSOR_SIZE
@@ -118,7 +118,7 @@ def _as_message_id(channel: Any) -> tuple[Callable[..., Any], tuple[str]]:
     return _found_again, (channel.message_id,)
 
 
-for _kind in (RunChannel, LaneChannel, DirectChannel):
+for _kind in (RunChannel, BufferChannel, DirectChannel):
     copyreg.pickle(_kind, _as_message_id)
 
 
@@ -131,8 +131,8 @@ def open_channel(
         # Inside a worker, no write waits for the store.
         if binding.status.message_id == message_id:
             return channel_of(binding.status)
-        lane = binding.writer.outside(message_id)
+        buffer = binding.writer.outside(message_id)
         # Other threads of the run have no access to its context, so the channel notes each write.
-        note_write(lane)
-        return LaneChannel(lane, backend, note_write)
+        note_write(buffer)
+        return BufferChannel(buffer, backend, note_write)
     return DirectChannel(backend, message_id)

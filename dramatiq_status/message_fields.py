@@ -8,12 +8,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from ._log import logger
 from .backend import StatusBackend
 from .errors import StatusOptionError
 from .fields import MAX_FIELDS, encode_fields, encode_value, plain_value
 from .lifecycle import name_of, queue_of, whole_number
 from .options import Settings
-from .outage import logger
 from .record import (
     ACTOR_NAME,
     ARGS,

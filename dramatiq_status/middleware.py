@@ -10,16 +10,17 @@ from typing import Any, Final, TypeVar
 import dramatiq
 from dramatiq.middleware import Middleware
 
+from ._log import logger
 from ._process import drop_interrupt
 from .backend import StatusBackend
 from .backends import backend_from_url
 from .checks import check_duration, check_number
+from .circuit_breaker import CircuitBreaker, Health
 from .deliveries import Deliveries, exception_in_flight, unwrapped
 from .enqueues import Enqueues
 from .errors import StatusSetupError
 from .message_fields import Describe, MessageFields, type_and_text
 from .options import SETTINGS_OPTIONS, Options, Settings, check_includes, write_back
-from .outage import Health, Outage, logger
 from .record import DEFAULT_HEARTBEAT_INTERVAL, DEFAULT_LIVE_TTL, DEFAULT_STATUS_TTL
 from .writer import DEFAULT_MAX_PENDING, DEFAULT_MAX_PENDING_BYTES, Writer
 
@@ -158,17 +159,17 @@ class StatusMiddleware(Middleware):
                 included,
             )
         )
-        self._outage = Outage(type(backend).__name__)
+        self._breaker = CircuitBreaker(type(backend).__name__)
         self._writer = Writer(
             backend,
-            self._outage,
+            self._breaker,
             heartbeat_interval=self.heartbeat_interval,
             max_pending=check_number("max_pending", max_pending, minimum=1),
             max_pending_bytes=check_number("max_pending_bytes", max_pending_bytes, minimum=1),
         )
         self._deliveries = Deliveries(backend, self._writer, self._options, self._fields, self.heartbeat_interval)
         self._enqueues = Enqueues(
-            backend, self._writer, self._outage, self._fields, self._deliveries, self.heartbeat_interval
+            backend, self._writer, self._breaker, self._fields, self._deliveries, self.heartbeat_interval
         )
 
     @property
@@ -182,7 +183,7 @@ class StatusMiddleware(Middleware):
         Returns:
           Health
         """
-        return self._outage.health(*self._writer.count_unsent())
+        return self._breaker.health(*self._writer.count_unsent())
 
     # Declaring
 

@@ -9,11 +9,11 @@ from typing import Any, Final, NamedTuple
 
 import dramatiq
 
+from ._log import logger
 from ._process import at_fork
 from .checks import check_duration, check_message_id
 from .errors import StatusOptionError
 from .lifecycle import whole_number
-from .outage import logger
 from .record import MAX_WHOLE_NUMBER
 from .update import NO_ENQUEUE_ID, EnqueueId
 

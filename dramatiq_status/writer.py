@@ -6,11 +6,11 @@ that waits for a final status anyhow. It then sends the updates of all messages,
 instead of handing its own over to the background thread and the
 processor with them, which takes longer than the round trip.
 
-Those who write only append to a lane, which takes no lock: an interrupt (a
+Those who write only append to a buffer, which takes no lock: an interrupt (a
 time limit, an abort, a shutdown) that strikes a worker's thread in the middle
 of a write can neither tear it nor leave a lock behind. One that strikes while
 the thread sends leaves work half done, so every step here may be done again:
-a lane replaces what it has merged as a whole, and an update of a run that is sent
+a buffer replaces what it has merged as a whole, and an update of a run that is sent
 twice counts once.
 
 What is written to a message from outside of its run has no sequence number by which the
@@ -39,11 +39,12 @@ from typing import Any, Final, NamedTuple
 
 from . import _time as time
 from ._interrupts import ARE_THREADS_REAL
+from ._log import logger
 from ._process import at_fork, note_interrupt
 from .backend import StatusBackend
+from .circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, CircuitBreaker
 from .errors import BackendError, StoreRefused
 from .fields import MAX_COUNT, check_count, name_of_field
-from .outage import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, Outage, logger
 from .rate import SHORTEST, RateMeter
 from .record import (
     ATTEMPTS,
@@ -70,16 +71,16 @@ DEFAULT_MAX_PENDING: Final = 10_000
 #: Maximum number of bytes of these updates.
 DEFAULT_MAX_PENDING_BYTES: Final = 64 * 2**20
 
-#: Maximum number of lanes that wait for the writer's thread in an outage until it measures them.
+#: Maximum number of buffers that wait for the writer's thread in an outage until it measures them.
 _MAX_UNMEASURED: Final = 16
 
-#: Number of increments after which the writer merges those of a lane, whatever its throttle.
+#: Number of increments after which the writer merges those of a buffer, whatever its throttle.
 _MERGE_EVERY: Final = 4096
 
-#: Maximum number of lanes to other messages that the writer does not search for lanes that are gone.
+#: Maximum number of buffers to other messages that the writer does not search for buffers that are gone.
 _FEW: Final = 256
 
-#: Maximum number of lanes that a probe sends until one has failed; each later probe of the outage sends one lane.
+#: Maximum number of buffers that a probe sends until one has failed; each later probe of the outage sends one buffer.
 _PROBE: Final = 16
 
 
@@ -115,7 +116,7 @@ class Enqueue(NamedTuple):
     fields: Record
 
 
-class Barrier:
+class Confirmation:
     """What a thread waits for until all that was written before is stored."""
 
     __slots__ = ("_lock", "stored")
@@ -153,7 +154,7 @@ class Barrier:
         return bool(self.stored)
 
 
-_Operation = int | float | Write | Start | Finish | Enqueue | Barrier
+_Operation = int | float | Write | Start | Finish | Enqueue | Confirmation
 
 
 class PendingUpdate:
@@ -175,12 +176,12 @@ class PendingUpdate:
         #: The enqueue that it belongs to; a retry that follows begins another.
         self.enqueue_id = enqueue_id
         self.fields: Record = {}
-        self.barriers: list[Barrier] = []
+        self.confirmations: list[Confirmation] = []
 
     def copy(self) -> PendingUpdate:
         """The same, to go on with."""
         entry = PendingUpdate(self.enqueue_id)
-        entry.fields, entry.barriers = dict(self.fields), list(self.barriers)
+        entry.fields, entry.confirmations = dict(self.fields), list(self.confirmations)
         entry.increment, entry.start, entry.attempts = self.increment, self.start, self.attempts
         entry.state, entry.ttl, entry.enqueue = self.state, self.ttl, self.enqueue
         entry.changes = self.changes
@@ -205,7 +206,7 @@ class PendingUpdate:
 
 
 class MergedState:
-    """What a lane has merged.  It is replaced by another, never changed,
+    """What a buffer has merged.  It is replaced by another, never changed,
     except that its entries are frozen and settled.
     """
 
@@ -257,7 +258,7 @@ class MergedState:
         self.known[PROGRESS] = number_text(number_of(self.known.get(PROGRESS, "0")) + n)
 
 
-class Lane:
+class MessageBuffer:
     """What one run writes, or what this process writes to one message
     from outside of its run, in order.
 
@@ -390,7 +391,7 @@ class Lane:
         self._signal()
 
     def _signal(self) -> None:
-        """Signal to the writer that this lane has something to send."""
+        """Signal to the writer that this buffer has something to send."""
         self._signalled = True
         try:
             self._put(self)
@@ -399,10 +400,10 @@ class Lane:
             self._signalled = False
             raise
 
-    def finish(self, operation: Finish, barrier: Barrier) -> None:
+    def finish(self, operation: Finish, confirmation: Confirmation) -> None:
         """Add the last operation, for :meth:`Writer.confirm`, and take no more."""
         self._operations.append(operation)
-        self._operations.append(barrier)
+        self._operations.append(confirmation)
         self._signalled = True
         self.close()
 
@@ -415,12 +416,12 @@ class Lane:
         """
         if self._forked:
             return True
-        barrier = Barrier()
-        self.add(barrier)
-        return self._writer.wait(barrier, timeout)
+        confirmation = Confirmation()
+        self.add(confirmation)
+        return self._writer.wait(confirmation, timeout)
 
-    def unstored(self) -> Barrier | None:
-        """Add a barrier behind what was written, if it is not all stored; wait for it with :meth:`Writer.wait`.
+    def unstored(self) -> Confirmation | None:
+        """Add a confirmation behind what was written, if it is not all stored; wait for it with :meth:`Writer.wait`.
 
         Takes no lock: it also runs before a fork, on a thread that may hold any.
         """
@@ -429,9 +430,9 @@ class Lane:
             merged = self._merged
             if not (merged.taken or merged.entries):
                 return None
-        barrier = Barrier()
-        self.add(barrier)
-        return barrier
+        confirmation = Confirmation()
+        self.add(confirmation)
+        return confirmation
 
     def inherit(self) -> None:
         """Write directly and from outside of the run: this process is a fork, and the run goes on in the parent.
@@ -565,11 +566,11 @@ class Lane:
                         logger.info("Message %r has no status: what was written to it is dropped.", self.message_id)
                 elif outcome is Outcome.UNCOUNTED:
                     self._log_uncounted(update)
-                for barrier in entry.barriers:
+                for confirmation in entry.confirmations:
                     if left:
-                        left[-1].barriers.append(barrier)
+                        left[-1].confirmations.append(confirmation)
                     else:
-                        barrier.release(True)
+                        confirmation.release(True)
             merged.entries = left + merged.entries[sent:]
         return bool(left) or self._held
 
@@ -608,10 +609,10 @@ class Lane:
             return dropped, bool(left)
 
     def _release(self, entry: PendingUpdate) -> None:
-        for barrier in entry.barriers:
+        for confirmation in entry.confirmations:
             # Without a record there is nothing to wait for.
-            barrier.release(self.missing_since is not None)
-        entry.barriers = []
+            confirmation.release(self.missing_since is not None)
+        entry.confirmations = []
 
     def count_unsent(self) -> int:
         """Count the updates that are still to be sent."""
@@ -619,7 +620,7 @@ class Lane:
             return len(self._merge().entries)
 
     def size(self) -> int | None:
-        """Return the number of bytes of the texts that the lane holds for its updates; None without updates."""
+        """Return the number of bytes of the texts that the buffer holds for its updates; None without updates."""
         with self._lock:
             merged = self._merge()
             if not merged.entries:
@@ -709,9 +710,9 @@ class Lane:
             entry.fields.update(operation.fields)
             copy.known.update(operation.fields)
             self._urgent = True
-        elif isinstance(operation, Barrier):
+        elif isinstance(operation, Confirmation):
             if copy.entries:
-                copy.entries[-1].barriers.append(operation)
+                copy.entries[-1].confirmations.append(operation)
                 self._urgent = True
             else:
                 operation.release(True)
@@ -868,75 +869,75 @@ class Lane:
 
 
 class Backlog:
-    """The lanes that wait because the store does not take their updates, and the number of bytes in them.
+    """The buffers that wait because the store does not take their updates, and the number of bytes in them.
 
-    Each thread that sends may note a lane.  An interrupt may strike it there, so only the writer's own thread, which
-    no interrupt strikes, measures the noted lanes and updates the sum.
+    Each thread that sends may note a buffer.  An interrupt may strike it there, so only the writer's own thread, which
+    no interrupt strikes, measures the noted buffers and updates the sum.
 
     Parameters:
-      max_lanes(int): Maximum number of lanes.
+      max_buffers(int): Maximum number of buffers.
       max_bytes(int): Maximum number of bytes in all of them.
-      is_waiting(Callable): Returns whether a lane still waits.
+      is_waiting(Callable): Returns whether a buffer still waits.
     """
 
-    def __init__(self, max_lanes: int, max_bytes: int, is_waiting: Callable[[Lane], bool]) -> None:
-        self._max_lanes = max_lanes
+    def __init__(self, max_buffers: int, max_bytes: int, is_waiting: Callable[[MessageBuffer], bool]) -> None:
+        self._max_buffers = max_buffers
         self._max_bytes = max_bytes
         self._is_waiting = is_waiting
-        self._noted: dict[Lane, None] = {}
-        # The measured lanes and their sizes; those of finished messages. An OrderedDict finds its first item in
+        self._noted: dict[MessageBuffer, None] = {}
+        # The measured buffers and their sizes; those of finished messages. An OrderedDict finds its first item in
         # constant time, also after many removals there.
-        self._sizes: OrderedDict[Lane, int] = OrderedDict()
-        self._finished: OrderedDict[Lane, None] = OrderedDict()
+        self._sizes: OrderedDict[MessageBuffer, int] = OrderedDict()
+        self._finished: OrderedDict[MessageBuffer, None] = OrderedDict()
         self._bytes = 0
 
-    def __contains__(self, lane: Lane) -> bool:
-        return lane in self._sizes
+    def __contains__(self, buffer: MessageBuffer) -> bool:
+        return buffer in self._sizes
 
     def __len__(self) -> int:
         return len(self._sizes)
 
     @property
     def is_behind(self) -> bool:
-        """Whether so many lanes were noted that they have to be measured now."""
+        """Whether so many buffers were noted that they have to be measured now."""
         return len(self._noted) > _MAX_UNMEASURED
 
     @property
     def has_room(self) -> bool:
-        """Whether the measured lanes leave room for another."""
-        return len(self._sizes) < self._max_lanes and self._bytes < self._max_bytes
+        """Whether the measured buffers leave room for another."""
+        return len(self._sizes) < self._max_buffers and self._bytes < self._max_bytes
 
-    def note(self, lane: Lane) -> None:
-        """Note that a lane waits, holds more or less than before, or waits no longer."""
-        self._noted[lane] = None
+    def note(self, buffer: MessageBuffer) -> None:
+        """Note that a buffer waits, holds more or less than before, or waits no longer."""
+        self._noted[buffer] = None
 
     def measure(self) -> None:
-        """Measure the noted lanes."""
+        """Measure the noted buffers."""
         noted, self._noted = self._noted, {}
-        for lane in noted:
-            size = lane.size() if self._is_waiting(lane) else None
+        for buffer in noted:
+            size = buffer.size() if self._is_waiting(buffer) else None
             if size is None:
-                self._forget(lane)
+                self._forget(buffer)
             else:
-                # A measured lane keeps its place in the order.
-                self._bytes += size - self._sizes.get(lane, 0)
-                self._sizes[lane] = size
-                if lane.closed:
-                    self._finished[lane] = None
+                # A measured buffer keeps its place in the order.
+                self._bytes += size - self._sizes.get(buffer, 0)
+                self._sizes[buffer] = size
+                if buffer.closed:
+                    self._finished[buffer] = None
 
-    def pop_excess(self) -> Lane | None:
-        """Remove and return a lane if there are too many, or too many bytes: the message that finished first, or
-        else the lane that has waited for longest.
+    def pop_excess(self) -> MessageBuffer | None:
+        """Remove and return a buffer if there are too many, or too many bytes: the message that finished first, or
+        else the buffer that has waited for longest.
         """
-        if len(self._sizes) <= self._max_lanes and self._bytes <= self._max_bytes:
+        if len(self._sizes) <= self._max_buffers and self._bytes <= self._max_bytes:
             return None
-        lane = next(iter(self._finished or self._sizes))
-        self._forget(lane)
-        return lane
+        buffer = next(iter(self._finished or self._sizes))
+        self._forget(buffer)
+        return buffer
 
-    def _forget(self, lane: Lane) -> None:
-        self._bytes -= self._sizes.pop(lane, 0)
-        self._finished.pop(lane, None)
+    def _forget(self, buffer: MessageBuffer) -> None:
+        self._bytes -= self._sizes.pop(buffer, 0)
+        self._finished.pop(buffer, None)
 
 
 class Writer:
@@ -945,7 +946,7 @@ class Writer:
 
     Parameters:
       backend(StatusBackend)
-      outage(Outage): What this process knows of the store's outages.
+      breaker(CircuitBreaker): What this process knows of the store's outages.
       heartbeat_interval(int): How often running messages say that they
         run, in milliseconds.
       max_pending(int): Maximum number of messages whose updates are kept while the
@@ -957,14 +958,14 @@ class Writer:
     def __init__(
         self,
         backend: StatusBackend,
-        outage: Outage,
+        breaker: CircuitBreaker,
         *,
         heartbeat_interval: int = DEFAULT_HEARTBEAT_INTERVAL,
         max_pending: int = DEFAULT_MAX_PENDING,
         max_pending_bytes: int = DEFAULT_MAX_PENDING_BYTES,
     ) -> None:
         self.backend = backend
-        self.outage = outage
+        self.breaker = breaker
         self._interval = heartbeat_interval / 1000
         self._max_pending = max_pending
         self._max_pending_bytes = max_pending_bytes
@@ -974,43 +975,43 @@ class Writer:
     def _begin(self) -> None:
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        # Its holder, the leader, collects and sends.  It guards the lanes that are ready or due later.
+        # Its holder, the leader, collects and sends.  It guards the buffers that are ready or due later.
         self._leadership = threading.Lock()
-        # Lanes that have something to say, some more than once.
-        self._signals: deque[Lane] = deque()
+        # Buffers that have something to say, some more than once.
+        self._signals: deque[MessageBuffer] = deque()
         # Threads that wait for their final state to be stored, and the one that was woken to send next.
-        self._waiting: deque[Barrier] = deque()
-        self._next_leader: Barrier | None = None
+        self._waiting: deque[Confirmation] = deque()
+        self._next_leader: Confirmation | None = None
         # Wakes the thread; whether it sleeps, and until when.
         self._wakeup: SimpleQueue[None] = SimpleQueue()
         self._asleep = False
         self._wake_at = 0.0
-        #: The lanes of the messages that run in this process, for heartbeats; each leaves when it is closed.
-        self.running: dict[Lane, None] = {}
-        # Lanes to messages that this process does not run, by id, and the number of them from which on to look
+        #: The buffers of the messages that run in this process, for heartbeats; each leaves when it is closed.
+        self.running: dict[MessageBuffer, None] = {}
+        # Buffers to messages that this process does not run, by id, and the number of them from which on to look
         # which of them are gone.
-        self._outside: dict[str, weakref.ref[Lane]] = {}
+        self._outside: dict[str, weakref.ref[MessageBuffer]] = {}
         self._sweep_at = _FEW
-        # Lanes with something to send, in order; lanes to look at later, and when.
-        self._ready: dict[Lane, None] = {}
-        self._later: dict[Lane, float] = {}
+        # Buffers with something to send, in order; buffers to look at later, and when.
+        self._ready: dict[MessageBuffer, None] = {}
+        self._later: dict[MessageBuffer, float] = {}
         self._next_due = math.inf
         self._backlog = Backlog(
-            self._max_pending, self._max_pending_bytes, lambda lane: lane in self._ready or lane in self._later
+            self._max_pending, self._max_pending_bytes, lambda buffer: buffer in self._ready or buffer in self._later
         )
         # Whether it was logged that the backlog is full.
         self._full = False
-        # Whether the last probe of the present outage failed, so that each further probe sends one lane.
+        # Whether the last probe of the present outage failed, so that each further probe sends one buffer.
         self._probes_singly = False
         self._heartbeat_at = time.monotonic() + self._interval
         # Those who wait until everything is sent.
-        self._drains: deque[Barrier] = deque()
-        #: The lanes of the process that this one was forked off.
-        self.inherited: list[Lane] = []
+        self._drains: deque[Confirmation] = deque()
+        #: The buffers of the process that this one was forked off.
+        self.inherited: list[MessageBuffer] = []
 
-    def put(self, lane: Lane) -> None:
-        """Tell the writer that a lane has something to send."""
-        self._signals.append(lane)
+    def put(self, buffer: MessageBuffer) -> None:
+        """Tell the writer that a buffer has something to send."""
+        self._signals.append(buffer)
         if self._thread is None:
             self._ensure_thread()
         # The leader looks about before it releases the leadership.
@@ -1023,30 +1024,30 @@ class Writer:
 
     def begin_run(
         self, message_id: str, *, run_token: int, enqueue_id: EnqueueId, throttle: int, base: Callable[[], Record]
-    ) -> Lane:
-        """Open the lane of a run."""
+    ) -> MessageBuffer:
+        """Open the buffer of a run."""
         self._ensure_thread()
-        lane = Lane(
+        buffer = MessageBuffer(
             self, message_id, kind=Kind.RUN, run_token=run_token, enqueue_id=enqueue_id, throttle=throttle, base=base
         )
-        lane.repeatable = True
-        return lane
+        buffer.repeatable = True
+        return buffer
 
-    def outside(self, message_id: str) -> Lane:
-        """Open a lane to a message that this process does not run, or
+    def outside(self, message_id: str) -> MessageBuffer:
+        """Open a buffer to a message that this process does not run, or
         whose run does not matter; shared by all who do.
         """
         reference = self._outside.get(message_id)
-        lane = None if reference is None else reference()
-        if lane is None:
-            lane = Lane(self, message_id)
-            self._outside[message_id] = weakref.ref(lane)
+        buffer = None if reference is None else reference()
+        if buffer is None:
+            buffer = MessageBuffer(self, message_id)
+            self._outside[message_id] = weakref.ref(buffer)
             if len(self._outside) > self._sweep_at:
                 self._sweep()
-        return lane
+        return buffer
 
     def _sweep(self) -> None:
-        """Remove the lanes that are gone.  References with callbacks would remove them, too, but swallow an interrupt
+        """Remove the buffers that are gone.  References with callbacks would remove them, too, but swallow an interrupt
         that strikes in a callback.
         """
         for message_id, reference in list(self._outside.items()):
@@ -1054,87 +1055,89 @@ class Writer:
                 self._outside.pop(message_id, None)
         self._sweep_at = 2 * len(self._outside) + _FEW
 
-    def lanes_outside(self) -> list[Lane]:
-        """List the lanes that :meth:`outside` has opened, and that are still there."""
-        return [lane for reference in list(self._outside.values()) if (lane := reference()) is not None]
+    def buffers_outside(self) -> list[MessageBuffer]:
+        """List the buffers that :meth:`outside` has opened, and that are still there."""
+        return [buffer for reference in list(self._outside.values()) if (buffer := reference()) is not None]
 
-    def enqueue(self, message_id: str, operation: Enqueue) -> Barrier:
-        """Write that a message enters its queue; wait for the barrier."""
-        lane, barrier = Lane(self, message_id), Barrier()
-        lane.repeatable = True
-        lane.add(operation)
-        lane.add(barrier)
-        return barrier
+    def enqueue(self, message_id: str, operation: Enqueue) -> Confirmation:
+        """Write that a message enters its queue; wait for the confirmation."""
+        buffer, confirmation = MessageBuffer(self, message_id), Confirmation()
+        buffer.repeatable = True
+        buffer.add(operation)
+        buffer.add(confirmation)
+        return confirmation
 
-    def wait(self, barrier: Barrier, timeout: float | None = None) -> bool:
-        """Wait for a barrier: not at all while the store is down, and by
+    def wait(self, confirmation: Confirmation, timeout: float | None = None) -> bool:
+        """Wait for a confirmation: not at all while the store is down, and by
         default no longer than one call to the backend may take.
         """
-        if self.outage.down:
+        if self.breaker.down:
             return False
-        return barrier.wait(self.backend.timeout / 1000 if timeout is None else timeout)
+        return confirmation.wait(self.backend.timeout / 1000 if timeout is None else timeout)
 
     def deadline(self) -> float:
         """The latest moment, by the monotonic clock, that an acknowledgement which begins now waits for."""
         return time.monotonic() + self.backend.timeout / 1000
 
-    def confirm_others(self, lanes: Iterable[Lane], barriers: Iterable[Barrier], deadline: float) -> None:
-        """Wait until all that was written to these lanes is stored, and until these barriers are released: not
+    def confirm_others(
+        self, buffers: Iterable[MessageBuffer], confirmations: Iterable[Confirmation], deadline: float
+    ) -> None:
+        """Wait until all that was written to these buffers is stored, and until these confirmations are released: not
         at all while the store is down, and no longer than until the deadline.
 
         The background thread sends it: an interrupt that strikes an acknowledging thread while it sends
         an increment would make that count twice.
         """
-        for barrier in [*barriers, *filter(None, [lane.unstored() for lane in lanes])]:
-            if self.outage.down:
+        for confirmation in [*confirmations, *filter(None, [buffer.unstored() for buffer in buffers])]:
+            if self.breaker.down:
                 return
-            barrier.wait(max(0.0, deadline - time.monotonic()))
+            confirmation.wait(max(0.0, deadline - time.monotonic()))
 
-    def confirm(self, lane: Lane, barrier: Barrier, deadline: float | None = None) -> bool:
-        """Wait until what :meth:`Lane.finish` has added is stored, and meanwhile
+    def confirm(self, buffer: MessageBuffer, confirmation: Confirmation, deadline: float | None = None) -> bool:
+        """Wait until what :meth:`MessageBuffer.finish` has added is stored, and meanwhile
         send it where nobody else sends: not at all while the store is down,
         and no longer than until the deadline, by default that of now.
 
         Returns:
           bool: Whether it is stored.
         """
-        if self.outage.down:
-            self.put(lane)
+        if self.breaker.down:
+            self.put(buffer)
             return False
-        self._signals.append(lane)
+        self._signals.append(buffer)
         if self._thread is None:
             # Should this thread not get it stored.
             self._ensure_thread()
         try:
-            self._lead_or_wait(barrier, self.deadline() if deadline is None else deadline)
+            self._lead_or_wait(confirmation, self.deadline() if deadline is None else deadline)
         finally:
-            if barrier.stored is None or self._next_leader is barrier or self._is_left_alone():
+            if confirmation.stored is None or self._next_leader is confirmation or self._is_left_alone():
                 # It was interrupted, or is out of time: whatever it was woken for, the writer's thread does.
-                self._release_leadership(barrier)
-        return bool(barrier.stored)
+                self._release_leadership(confirmation)
+        return bool(confirmation.stored)
 
-    def _lead_or_wait(self, barrier: Barrier, deadline: float) -> None:
-        while barrier.stored is None and not self.outage.down and time.monotonic() < deadline:
+    def _lead_or_wait(self, confirmation: Confirmation, deadline: float) -> None:
+        while confirmation.stored is None and not self.breaker.down and time.monotonic() < deadline:
             if not self._leadership.locked():
                 self._lead()
                 continue
-            self._waiting.append(barrier)
+            self._waiting.append(confirmation)
             if self._leadership.locked():
                 # Otherwise nobody is left who would look for sleepers.
-                barrier.sleep(max(0.0, deadline - time.monotonic()))
+                confirmation.sleep(max(0.0, deadline - time.monotonic()))
 
     def _is_left_alone(self) -> bool:
         """Whether updates are left that no thread will send: an interrupt came before the leadership was passed on."""
         return bool(self._signals or self._waiting or self._ready) and self._asleep and not self._taken()
 
-    def _release_leadership(self, barrier: Barrier) -> None:
+    def _release_leadership(self, confirmation: Confirmation) -> None:
         # It may stand there once for each time that it went to sleep.
-        while barrier in self._waiting:
+        while confirmation in self._waiting:
             try:
-                self._waiting.remove(barrier)
+                self._waiting.remove(confirmation)
             except ValueError:
                 break
-        if self._next_leader is barrier:
+        if self._next_leader is confirmation:
             self._next_leader = None
         self._wake()
 
@@ -1149,9 +1152,9 @@ class Writer:
         self._next_leader = None
         try:
             self._gather()
-            lanes = [lane for lane in self._ready if lane.repeatable]
-            if lanes and not self.outage.down:
-                self._send(lanes)
+            buffers = [buffer for buffer in self._ready if buffer.repeatable]
+            if buffers and not self.breaker.down:
+                self._send(buffers)
         except Exception:
             self._log_unexpected()
 
@@ -1162,12 +1165,12 @@ class Writer:
         waiting = self._waiting
         while waiting:
             try:
-                barrier = waiting.popleft()
+                confirmation = waiting.popleft()
             except IndexError:
                 break
-            if barrier.stored is None:
-                self._next_leader = barrier
-                barrier.wake()
+            if confirmation.stored is None:
+                self._next_leader = confirmation
+                confirmation.wake()
                 # What is ready still has to be sent by the thread.
                 if not self._ready:
                     return
@@ -1177,8 +1180,8 @@ class Writer:
 
     def _alarm(self) -> float:
         """When the thread has something to do, by the monotonic clock."""
-        if self.outage.down:
-            return self.outage.retry_at
+        if self.breaker.down:
+            return self.breaker.retry_at
         return 0.0 if self._signals or self._ready else self._next_due
 
     def _is_backlogged(self) -> bool:
@@ -1194,8 +1197,8 @@ class Writer:
         """Wait until all that the running messages have written is stored: not at all while the store is down, and
         no longer than one call to the backend may take.
         """
-        if self.running and not self.outage.down:
-            self.confirm_others([*list(self.running), *self.lanes_outside()], (), self.deadline())
+        if self.running and not self.breaker.down:
+            self.confirm_others([*list(self.running), *self.buffers_outside()], (), self.deadline())
 
     def drain(self, timeout: float) -> bool:
         """Send all earlier writes, without throttling.  Where the store does not answer,
@@ -1215,26 +1218,26 @@ class Writer:
         if thread is None:
             # It could not be started.
             return not (self._signals or self._ready or self._later)
-        barrier = Barrier()
-        self._drains.append(barrier)
+        confirmation = Confirmation()
+        self._drains.append(confirmation)
         self._wake()
-        if not barrier.wait(timeout):
+        if not confirmation.wait(timeout):
             try:
-                self._drains.remove(barrier)
+                self._drains.remove(confirmation)
             except ValueError:
                 # The thread has it.
                 pass
-            self.outage.gave_up(*self.count_unsent(), timeout)
+            self.breaker.gave_up(*self.count_unsent(), timeout)
         if self._thread is not thread:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return bool(barrier.stored)
+        return bool(confirmation.stored)
 
     def count_unsent(self) -> tuple[int, int]:
         """Count the updates that are still to be sent, and their messages."""
         # Lists are copied in one call into C, while others write.
-        lanes = {*list(self._ready), *list(self._later), *list(self._signals)}
-        counts = {lane: lane.count_unsent() for lane in lanes}
-        return sum(counts.values()), len({lane.message_id for lane, count in counts.items() if count})
+        buffers = {*list(self._ready), *list(self._later), *list(self._signals)}
+        counts = {buffer: buffer.count_unsent() for buffer in buffers}
+        return sum(counts.values()), len({buffer.message_id for buffer, count in counts.items() if count})
 
     def _ensure_thread(self) -> None:
         if self._thread is not None:
@@ -1265,7 +1268,7 @@ class Writer:
                     self._gather_due()
                     self._make_room()
                     # A drain tries again, however early.
-                    if self._ready and (drains or not self.outage.blocked):
+                    if self._ready and (drains or not self.breaker.blocked):
                         sent = self._send(list(self._ready))
                     self._make_room()
                     if drains and self._end(drains):
@@ -1278,7 +1281,7 @@ class Writer:
             if drains and (self._later or not sent):
                 self._sleep(FIRST_PAUSE)
 
-    def _end(self, drains: list[Barrier]) -> bool:
+    def _end(self, drains: list[Confirmation]) -> bool:
         """Release drains if everything is sent, and return whether the thread ends."""
         if self._ready or self._later:
             return False
@@ -1290,20 +1293,20 @@ class Writer:
                 ended = not self._signals
                 if not ended:
                     self._thread = threading.current_thread()
-        for barrier in drains:
+        for confirmation in drains:
             try:
-                self._drains.remove(barrier)
+                self._drains.remove(confirmation)
             except ValueError:
                 # It has given up.
                 pass
-            barrier.release(True)
+            confirmation.release(True)
         return ended
 
     def _wait_for_work(self) -> None:
         """Sleep until there is something to do."""
         while not self._drains:
             wake_at = min(self._heartbeat_at, self._next_due)
-            if self._ready or (self._signals and self.outage.down):
+            if self._ready or (self._signals and self.breaker.down):
                 wake_at = min(wake_at, self._alarm())
             self._wake_at = wake_at
             self._asleep = True
@@ -1311,7 +1314,7 @@ class Writer:
             if wake_at <= now:
                 break
             # Where a thread leads, it sees to what is signalled.
-            if not self._taken() and (self._is_backlogged() or (self._signals and not self.outage.down)):
+            if not self._taken() and (self._is_backlogged() or (self._signals and not self.breaker.down)):
                 break
             self._sleep(wake_at - now)
         self._asleep = False
@@ -1324,13 +1327,13 @@ class Writer:
             pass
 
     def _gather(self) -> None:
-        """Collect the lanes that have something to send, in one pass.  Lanes that signal meanwhile wait for the
+        """Collect the buffers that have something to send, in one pass.  Buffers that signal meanwhile wait for the
         next, so that a sender comes to its end however fast others write.
         """
         signals, now = self._signals, time.monotonic()
         listed = list(signals)
-        for lane in dict.fromkeys(listed):
-            self._collect(lane, now)
+        for buffer in dict.fromkeys(listed):
+            self._collect(buffer, now)
         # After an interrupt on the way they are collected again, and not lost.
         for _ in listed:
             signals.popleft()
@@ -1338,62 +1341,62 @@ class Writer:
     def _gather_due(self) -> None:
         now = time.monotonic()
         if self._drains or now >= self._next_due:
-            for lane in [lane for lane, due in self._later.items() if self._drains or due <= now]:
-                del self._later[lane]
-                self._collect(lane, now)
+            for buffer in [buffer for buffer, due in self._later.items() if self._drains or due <= now]:
+                del self._later[buffer]
+                self._collect(buffer, now)
             self._next_due = min(self._later.values(), default=math.inf)
 
-    def _collect(self, lane: Lane, now: float) -> None:
-        due = lane.collect(now)
-        if due is not None and now < lane.retry_at and not self._drains:
+    def _collect(self, buffer: MessageBuffer, now: float) -> None:
+        due = buffer.collect(now)
+        if due is not None and now < buffer.retry_at and not self._drains:
             # Nobody waits for a server that does not answer.
-            lane.give_up()
-            self._backlog.note(lane)
-            due = lane.retry_at
+            buffer.give_up()
+            self._backlog.note(buffer)
+            due = buffer.retry_at
         if due == 0.0 or (due and self._drains):
-            self._ready[lane] = None
+            self._ready[buffer] = None
             if self._later:
-                self._later.pop(lane, None)
-            if self.outage.down:
-                self._backlog.note(lane)
-                if self.outage.blocked:
-                    lane.give_up()
+                self._later.pop(buffer, None)
+            if self.breaker.down:
+                self._backlog.note(buffer)
+                if self.breaker.blocked:
+                    buffer.give_up()
         elif due is not None:
-            self._later[lane] = due
+            self._later[buffer] = due
             self._next_due = min(self._next_due, due)
 
     def _log_unexpected(self) -> None:
         # Whatever it was, the next message's status must not suffer.
         logger.exception("The status writer met an unexpected error; it goes on.")
-        for lane in self._ready:
-            lane.suspect = False
-            lane.give_up()
+        for buffer in self._ready:
+            buffer.suspect = False
+            buffer.give_up()
         self._ready.clear()
 
-    def _send(self, lanes: list[Lane]) -> bool:
-        """Send what these lanes have, and tell whether the store has answered."""
-        if self.outage.down:
-            lanes = lanes[: 1 if self._probes_singly else _PROBE]
-        elif suspects := [lane for lane in lanes if lane.suspect]:
-            # If the store refuses a suspect, no other lane must fail with it. One is sent after each batch of others:
+    def _send(self, buffers: list[MessageBuffer]) -> bool:
+        """Send what these buffers have, and tell whether the store has answered."""
+        if self.breaker.down:
+            buffers = buffers[: 1 if self._probes_singly else _PROBE]
+        elif suspects := [buffer for buffer in buffers if buffer.suspect]:
+            # If the store refuses a suspect, no other buffer must fail with it. One is sent after each batch of others:
             # it waits no longer where there are always others.
-            if len(suspects) < len(lanes):
-                return self._send([lane for lane in lanes if not lane.suspect]) and self._send(suspects[:1])
-            lanes = suspects[:1]
+            if len(suspects) < len(buffers):
+                return self._send([buffer for buffer in buffers if not buffer.suspect]) and self._send(suspects[:1])
+            buffers = suspects[:1]
         now = time.monotonic()
-        taken: list[tuple[Lane, list[Update]]] = []
+        taken: list[tuple[MessageBuffer, list[Update]]] = []
         updates: list[tuple[str, Update]] = []
-        for lane in lanes:
-            found = lane.take(now)
-            taken.append((lane, found))
+        for buffer in buffers:
+            found = buffer.take(now)
+            taken.append((buffer, found))
             for update in found:
-                updates.append((lane.message_id, update))
+                updates.append((buffer.message_id, update))
         try:
             outcomes = self.backend.update_many(updates)
         except BackendError as e:
             if isinstance(e, StoreRefused) and len(updates) > 1:
                 return self._send_singly(taken)
-            self._failed_to_send(lanes, e)
+            self._failed_to_send(buffers, e)
             return False
         except Exception:
             return self._send_singly(taken)
@@ -1403,165 +1406,165 @@ class Writer:
 
     def _succeeded(self) -> None:
         """The store has taken an update."""
-        if self.outage.down:
+        if self.breaker.down:
             # The running messages had no heartbeats in the outage.
             self._heartbeat_at = time.monotonic()
-            self.outage.succeeded()
+            self.breaker.succeeded()
 
-    def _settle_all(self, taken: list[tuple[Lane, list[Update]]], outcomes: list[Outcome]) -> None:
+    def _settle_all(self, taken: list[tuple[MessageBuffer, list[Update]]], outcomes: list[Outcome]) -> None:
         makers = self._makers() if Outcome.MISSING in outcomes else {}
         first = 0
-        for lane, found in taken:
+        for buffer, found in taken:
             last = first + len(found)
-            self._settle(lane, outcomes[first:last], makers)
+            self._settle(buffer, outcomes[first:last], makers)
             first = last
 
-    def _makers(self) -> dict[str, Lane]:
-        """Find the lanes of runs and enqueues, by message id: they make the record where there is none.  A suspect may
-        never make it: no other lane is sent again at once because of it.
+    def _makers(self) -> dict[str, MessageBuffer]:
+        """Find the buffers of runs and enqueues, by message id: they make the record where there is none.  A suspect
+        may never make it: no other buffer is sent again at once because of it.
         """
-        lanes = (*list(self.running), *self._later, *self._ready)
-        return {lane.message_id: lane for lane in lanes if lane.repeatable and not lane.suspect}
+        buffers = (*list(self.running), *self._later, *self._ready)
+        return {buffer.message_id: buffer for buffer in buffers if buffer.repeatable and not buffer.suspect}
 
-    def _send_singly(self, taken: list[tuple[Lane, list[Update]]]) -> bool:
+    def _send_singly(self, taken: list[tuple[MessageBuffer, list[Update]]]) -> bool:
         """One of many updates cannot be stored: find out which, and drop it.
 
         Where the store refuses all of them, it may be the store's own trouble: then an outage begins.
         """
         makers = self._makers()
-        refused: dict[Lane, StoreRefused] = {}
+        refused: dict[MessageBuffer, StoreRefused] = {}
         has_succeeded = False
-        for lane, updates in taken:
+        for buffer, updates in taken:
             outcomes = []
             for update in updates:
                 try:
-                    outcomes += self.backend.update_many(((lane.message_id, update),))
+                    outcomes += self.backend.update_many(((buffer.message_id, update),))
                     has_succeeded = True
                     self._succeeded()
                 except StoreRefused as e:
-                    lane.settle(outcomes)
-                    refused[lane] = e
+                    buffer.settle(outcomes)
+                    refused[buffer] = e
                     break
                 except BackendError as e:
                     # The stored updates of the batch must not be sent again.
-                    lane.settle(outcomes)
-                    self._failed_to_send([lane], e)
+                    buffer.settle(outcomes)
+                    self._failed_to_send([buffer], e)
                     return False
                 except Exception as e:
-                    if lane.is_first("unstorable"):
+                    if buffer.is_first("unstorable"):
                         logger.error(
                             "An update of message %r cannot be stored and is dropped: %s. Later ones that cannot be "
                             "stored are dropped without a log line.",
-                            lane.message_id,
+                            buffer.message_id,
                             e,
                         )
-                    self.outage.refused()
+                    self.breaker.refused()
                     outcomes.append(Outcome.REFUSED)
             else:
-                self._settle(lane, outcomes, makers)
+                self._settle(buffer, outcomes, makers)
         if refused and not has_succeeded:
             self._failed_to_send(list(refused), next(iter(refused.values())))
             return False
-        for lane, error in refused.items():
-            self._refuse(lane, error)
+        for buffer, error in refused.items():
+            self._refuse(buffer, error)
         return True
 
-    def _refuse(self, lane: Lane, error: StoreRefused | None) -> None:
+    def _refuse(self, buffer: MessageBuffer, error: StoreRefused | None) -> None:
         """Drop the updates that the store refuses, while it takes others."""
-        self.outage.refused_call()
-        dropped, is_more = lane.drop_sent()
-        self.outage.refused(dropped)
-        lane.suspect = True
-        if lane.is_first("refused"):
+        self.breaker.refused_call()
+        dropped, is_more = buffer.drop_sent()
+        self.breaker.refused(dropped)
+        buffer.suspect = True
+        if buffer.is_first("refused"):
             logger.error(
                 "The status store refuses updates of message %r, but takes those of others (%s). They are dropped. "
                 "Later ones of this message that it refuses are dropped without a log line.",
-                lane.message_id,
+                buffer.message_id,
                 error or "its own log may have the reason",
             )
-        if lane in self._backlog:
-            self._backlog.note(lane)
+        if buffer in self._backlog:
+            self._backlog.note(buffer)
         if not is_more:
-            self._ready.pop(lane, None)
+            self._ready.pop(buffer, None)
 
-    def _settle(self, lane: Lane, outcomes: list[Outcome], makers: dict[str, Lane]) -> None:
-        """Note the outcomes of a lane's updates."""
+    def _settle(self, buffer: MessageBuffer, outcomes: list[Outcome], makers: dict[str, MessageBuffer]) -> None:
+        """Note the outcomes of a buffer's updates."""
         if Outcome.UNSTORABLE in outcomes:
-            self._refuse(lane, None)
+            self._refuse(buffer, None)
             return
         if Outcome.MISSING not in outcomes:
-            lane.suspect = lane.is_mute = False
-        if lane in self._backlog:
-            self._backlog.note(lane)
+            buffer.suspect = buffer.is_mute = False
+        if buffer in self._backlog:
+            self._backlog.note(buffer)
         if Outcome.UNAVAILABLE in outcomes:
-            lane.unavailable = True
-        if Outcome.MISSING in outcomes and not lane.repeatable:
-            self._settle_missing(lane, outcomes, makers.get(lane.message_id))
+            buffer.unavailable = True
+        if Outcome.MISSING in outcomes and not buffer.repeatable:
+            self._settle_missing(buffer, outcomes, makers.get(buffer.message_id))
             return
-        again = lane.settle(outcomes)
+        again = buffer.settle(outcomes)
         if Outcome.UNAVAILABLE in outcomes:
-            self._postpone(lane, LONGEST_PAUSE)
+            self._postpone(buffer, LONGEST_PAUSE)
             return
-        lane.missing_since, lane.unavailable = None, False
+        buffer.missing_since, buffer.unavailable = None, False
         if not again:
-            del self._ready[lane]
+            del self._ready[buffer]
 
-    def _settle_missing(self, lane: Lane, outcomes: list[Outcome], maker: Lane | None) -> None:
-        """Keep or drop updates from outside of a message without a record.  The record may still arrive: from a lane of
-        this process, or within a short time from another process, whose store was slow or down.
+    def _settle_missing(self, buffer: MessageBuffer, outcomes: list[Outcome], maker: MessageBuffer | None) -> None:
+        """Keep or drop updates from outside of a message without a record.  The record may still arrive: from a buffer
+        of this process, or within a short time from another process, whose store was slow or down.
         """
         # On the writer's thread: no other sends updates from outside.
         self._backlog.measure()
         now = time.monotonic()
-        if lane.missing_since is None:
-            lane.missing_since = now
-        missing = now - lane.missing_since
+        if buffer.missing_since is None:
+            buffer.missing_since = now
+        missing = now - buffer.missing_since
         # A worker that ends does not wait for an unknown message, except after its server was away.
-        recent = self.outage.recovering or (missing < RECOVERY and (lane.unavailable or not self._drains))
+        recent = self.breaker.recovering or (missing < RECOVERY and (buffer.unavailable or not self._drains))
         # Updates of known messages do not make room for those of unknown ones.
-        kept = recent and (lane in self._backlog or self._backlog.has_room)
-        again = lane.settle(outcomes, keep_missing=kept or maker is not None)
+        kept = recent and (buffer in self._backlog or self._backlog.has_room)
+        again = buffer.settle(outcomes, keep_missing=kept or maker is not None)
         if not again:
             # The next writes are kept for a moment as well.
-            lane.missing_since = None
-            del self._ready[lane]
+            buffer.missing_since = None
+            del self._ready[buffer]
         elif maker is None or Outcome.UNAVAILABLE in outcomes:
-            self._postpone(lane, min(max(FIRST_PAUSE, missing), LONGEST_PAUSE))
+            self._postpone(buffer, min(max(FIRST_PAUSE, missing), LONGEST_PAUSE))
         else:
-            self._follow(lane, maker)
+            self._follow(buffer, maker)
 
-    def _follow(self, lane: Lane, maker: Lane) -> None:
-        """Send a lane's updates again behind those of the lane that makes the record."""
+    def _follow(self, buffer: MessageBuffer, maker: MessageBuffer) -> None:
+        """Send a buffer's updates again behind those of the buffer that makes the record."""
         if self._later.pop(maker, None) is not None:
             # Only its throttle holds it back.
             self._ready[maker] = None
         elif maker not in self._ready:
             # The store has lost the record of a running message.
             maker.restore()
-        del self._ready[lane]
-        self._ready[lane] = None
+        del self._ready[buffer]
+        self._ready[buffer] = None
 
-    def _postpone(self, lane: Lane, pause: float) -> None:
+    def _postpone(self, buffer: MessageBuffer, pause: float) -> None:
         """One server of many does not answer, or a record is missing: try the message again after so many seconds,
         and let no thread wait for it.
         """
-        lane.give_up()
-        self._later[lane] = lane.retry_at = due = time.monotonic() + pause
+        buffer.give_up()
+        self._later[buffer] = buffer.retry_at = due = time.monotonic() + pause
         self._next_due = min(self._next_due, due)
-        # Last: after an earlier interrupt, the lane is in both places, and not in none.
-        del self._ready[lane]
-        self._backlog.note(lane)
+        # Last: after an earlier interrupt, the buffer is in both places, and not in none.
+        del self._ready[buffer]
+        self._backlog.note(buffer)
 
     def _make_room(self) -> None:
         """Drop updates until the backlog is within its limits."""
         self._backlog.measure()
         if not self._backlog:
             self._full = False
-        while (lane := self._backlog.pop_excess()) is not None:
-            self._ready.pop(lane, None)
-            self._later.pop(lane, None)
-            lane.suspect = False
-            (self.outage.dropped if self.outage.down else self.outage.refused)(lane.drop())
+        while (buffer := self._backlog.pop_excess()) is not None:
+            self._ready.pop(buffer, None)
+            self._later.pop(buffer, None)
+            buffer.suspect = False
+            (self.breaker.dropped if self.breaker.down else self.breaker.refused)(buffer.drop())
             if not self._full:
                 self._full = True
                 logger.warning(
@@ -1571,85 +1574,87 @@ class Writer:
                     self._max_pending_bytes,
                 )
 
-    def _failed_to_send(self, lanes: list[Lane], error: BackendError) -> None:
-        """Begin or continue an outage, or postpone the one lane that the store refuses while it is up.
+    def _failed_to_send(self, buffers: list[MessageBuffer], error: BackendError) -> None:
+        """Begin or continue an outage, or postpone the one buffer that the store refuses while it is up.
 
-        A probe may fail because of a single message.  So after a failed probe, each probe sends one lane, and a lane
-        that fails alone becomes a suspect at the back of the queue.  When the store takes another lane, the outage is
-        over.  A suspect that fails again is then postponed, or dropped if the store answers that it refuses it, and no
-        new outage begins.
+        A probe may fail because of a single message.  So after a failed probe, each probe sends one buffer, and a
+        buffer that fails alone becomes a suspect at the back of the queue.  When the store takes another buffer, the
+        outage is over.  A suspect that fails again is then postponed, or dropped if the store answers that it refuses
+        it, and no new outage begins.
         """
-        lane, was_down = lanes[0], self.outage.down
-        if lane.suspect and not was_down:
+        buffer, was_down = buffers[0], self.breaker.down
+        if buffer.suspect and not was_down:
             if isinstance(error, StoreRefused):
-                self._refuse(lane, error)
+                self._refuse(buffer, error)
                 return
-            self.outage.refused_call()
-            if lane.is_first("refused"):
+            self.breaker.refused_call()
+            if buffer.is_first("refused"):
                 logger.error(
                     "The status store refuses updates of message %r, but takes those of others (%s). The writer keeps "
                     "trying. Later failures of this message are not logged.",
-                    lane.message_id,
+                    buffer.message_id,
                     error,
                 )
-            self._postpone(lane, LONGEST_PAUSE)
+            self._postpone(buffer, LONGEST_PAUSE)
             return
         self._failed(error)
         self._probes_singly = was_down
-        if was_down and len(lanes) == 1 and lane in self._ready:
-            lane.suspect = True
+        if was_down and len(buffers) == 1 and buffer in self._ready:
+            buffer.suspect = True
             # Replaced as a whole: an interrupt loses nothing.
-            self._ready = {**{other: None for other in self._ready if other is not lane}, lane: None}
+            self._ready = {**{other: None for other in self._ready if other is not buffer}, buffer: None}
 
     def _failed(self, error: BackendError) -> None:
-        self.outage.failed(error)
+        self.breaker.failed(error)
         self._gather()
-        for lane in self._ready:
-            lane.give_up()
-            if lane not in self._backlog:
-                self._backlog.note(lane)
+        for buffer in self._ready:
+            buffer.give_up()
+            if buffer not in self._backlog:
+                self._backlog.note(buffer)
 
     def _send_heartbeats(self) -> None:
         """Say of all running messages that they run, in one round trip."""
-        if self.outage.blocked:
-            self._heartbeat_at = self.outage.retry_at
+        if self.breaker.blocked:
+            self._heartbeat_at = self.breaker.retry_at
             return
         self._heartbeat_at = time.monotonic() + self._interval
-        lanes = [lane for lane in list(self.running) if lane.thread.is_alive() and not lane.is_mute]
+        buffers = [buffer for buffer in list(self.running) if buffer.thread.is_alive() and not buffer.is_mute]
         # A message that the store may refuse is sent alone, so that no other looks stalled because of it.
-        groups = deque([[lane for lane in lanes if not lane.suspect], *([lane] for lane in lanes if lane.suspect)])
-        refused: list[Lane] = []
+        groups = deque(
+            [[buffer for buffer in buffers if not buffer.suspect], *([buffer] for buffer in buffers if buffer.suspect)]
+        )
+        refused: list[MessageBuffer] = []
         has_succeeded = False
         while groups:
             group = groups.popleft()
             if not group:
                 continue
             try:
-                outcomes = self.backend.update_many([(lane.message_id, lane.heartbeat()) for lane in group])
+                outcomes = self.backend.update_many([(buffer.message_id, buffer.heartbeat()) for buffer in group])
             except BackendError as e:
                 if isinstance(e, StoreRefused) and len(group) > 1:
-                    groups.extendleft([lane] for lane in group)
+                    groups.extendleft([buffer] for buffer in group)
                 elif has_succeeded or (isinstance(e, StoreRefused) and (groups or group[0].suspect)):
-                    self.outage.refused_call()
+                    self.breaker.refused_call()
                     refused += group
                 else:
                     self._failed(e)
-                    self._heartbeat_at = min(self._heartbeat_at, self.outage.retry_at)
+                    self._heartbeat_at = min(self._heartbeat_at, self.breaker.retry_at)
                     return
             else:
                 has_succeeded = True
                 self._settle_heartbeats(group, outcomes)
         if has_succeeded:
-            self.outage.succeeded()
-        for lane in refused:
-            lane.suspect = lane.is_mute = True
+            self.breaker.succeeded()
+        for buffer in refused:
+            buffer.suspect = buffer.is_mute = True
 
-    def _settle_heartbeats(self, lanes: list[Lane], outcomes: list[Outcome]) -> None:
+    def _settle_heartbeats(self, buffers: list[MessageBuffer], outcomes: list[Outcome]) -> None:
         if Outcome.UNAVAILABLE in outcomes:
             self._heartbeat_at = min(self._heartbeat_at, time.monotonic() + LONGEST_PAUSE)
-        for lane, outcome in zip(lanes, outcomes):
-            if outcome is Outcome.MISSING and not lane.suspect:
-                lane.restore()
+        for buffer, outcome in zip(buffers, outcomes):
+            if outcome is Outcome.MISSING and not buffer.suspect:
+                buffer.restore()
 
 
 def plain_number(value: int | float) -> int | float:
@@ -1694,20 +1699,20 @@ def _before_fork() -> None:
 
 def _begin_all() -> None:
     for writer in list(_writers):
-        inherited = [*writer.running, *writer.lanes_outside(), *writer.inherited]
+        inherited = [*writer.running, *writer.buffers_outside(), *writer.inherited]
         # What the parent has not sent yet is the parent's to send.
         writer._begin()
         writer.inherited = inherited
-        writer.outage.renew()
-        for lane in inherited:
-            lane.inherit()
+        writer.breaker.renew()
+        for buffer in inherited:
+            buffer.inherit()
 
 
 def _drain_all() -> None:
     deadline = time.monotonic() + EXIT_TIMEOUT
     for writer in list(_writers):
         # A worker's end does not wait twice for one outage.
-        if not writer.outage.was_given_up:
+        if not writer.breaker.was_given_up:
             writer.drain(max(0.0, deadline - time.monotonic()))
 
 

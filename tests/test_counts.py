@@ -32,7 +32,7 @@ from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.record import COMPLETED, Record, count_on
 from dramatiq_status.testing import bound_status
 from dramatiq_status.update import Changes, EnqueueId, Kind, Update
-from dramatiq_status.writer import Barrier, Enqueue, Finish, Lane, Start
+from dramatiq_status.writer import Confirmation, Enqueue, Finish, MessageBuffer, Start
 
 from .recording import RecordingBackend, make_broker, run
 from .test_properties import STABLE
@@ -246,7 +246,7 @@ class NoWriter:
     def __init__(self) -> None:
         self.running: dict[Any, None] = {}
 
-    def put(self, lane: Lane) -> None:
+    def put(self, buffer: MessageBuffer) -> None:
         pass
 
 
@@ -274,12 +274,12 @@ def written(record: Record, kind: str, name: str, value: Any) -> None:
         record[name] = count_on(record.get(name), value) or record[name]
 
 
-def send(lane: Lane, backend: StubBackend, fate: str) -> bool:
-    updates = lane.take(0.0)
+def send(buffer: MessageBuffer, backend: StubBackend, fate: str) -> bool:
+    updates = buffer.take(0.0)
     if fate == "not sent":
         return True
     outcomes = backend.update_many([("m", update) for update in updates])
-    return True if fate == "lost reply" else lane.settle(outcomes)
+    return True if fate == "lost reply" else buffer.settle(outcomes)
 
 
 @settings(max_examples=400, derandomize=STABLE, deadline=None)
@@ -290,12 +290,12 @@ def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]],
     enqueue = Update(Kind.ENQUEUE, ENQUEUE_ID, fields=GIVEN)
     if not late:
         backend.update("m", enqueue)
-    lane, run_token = _begin(ENQUEUE_ID, 1), 1
+    buffer, run_token = _begin(ENQUEUE_ID, 1), 1
     expected = dict(GIVEN)
     # When its run writes, while replies and whole records are lost
     for kind, name, value in history:
         if kind == "send":
-            send(lane, backend, name)
+            send(buffer, backend, name)
             if late and name != "not sent":
                 late = False
                 backend.update("m", enqueue)
@@ -303,19 +303,19 @@ def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]],
             # What an earlier run has written, only the store remembers.
             if run_token == 1:
                 backend.delete("m")
-                lane.restore()
+                buffer.restore()
         elif kind == "requeue":
-            lane.add(Enqueue(EnqueueId(7, run_token + 1), GIVEN))
-            while send(lane, backend, "stored"):
+            buffer.add(Enqueue(EnqueueId(7, run_token + 1), GIVEN))
+            while send(buffer, backend, "stored"):
                 pass
             run_token += 1
-            lane = _begin(EnqueueId(7, run_token), run_token)
+            buffer = _begin(EnqueueId(7, run_token), run_token)
             expected.pop("p", None)
         else:
             written(expected, kind, name, value)
-            _write(lane, kind, name, value)
-    lane.finish(Finish(COMPLETED, {}, 1000), Barrier())
-    while send(lane, backend, "stored"):
+            _write(buffer, kind, name, value)
+    buffer.finish(Finish(COMPLETED, {}, 1000), Confirmation())
+    while send(buffer, backend, "stored"):
         pass
     # Then the record is as if each step had been taken at once
     record = backend.read("m") or {}
@@ -325,22 +325,22 @@ def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]],
     assert json.loads(record.get("p", "0")) == json.loads(expected.get("p", "0"))
 
 
-def _begin(enqueue_id: EnqueueId, run_token: int) -> Lane:
-    lane = Lane(NoWriter(), "m", kind=Kind.RUN, run_token=run_token, enqueue_id=enqueue_id, base=GIVEN.copy)  # type: ignore[arg-type]
-    lane.repeatable = True
-    lane.add(Start({}, run_token))
-    return lane
+def _begin(enqueue_id: EnqueueId, run_token: int) -> MessageBuffer:
+    buffer = MessageBuffer(NoWriter(), "m", kind=Kind.RUN, run_token=run_token, enqueue_id=enqueue_id, base=GIVEN.copy)  # type: ignore[arg-type]
+    buffer.repeatable = True
+    buffer.add(Start({}, run_token))
+    return buffer
 
 
-def _write(lane: Lane, kind: str, name: str, value: Any) -> None:
+def _write(buffer: MessageBuffer, kind: str, name: str, value: Any) -> None:
     if kind == "increment":
-        lane.increment(value)
+        buffer.increment(value)
     elif kind == "count":
-        lane.write({}, changes=Changes({name: value}))
+        buffer.write({}, changes=Changes({name: value}))
     elif kind == "delete":
-        lane.write({}, changes=Changes(deleted=frozenset((name,))))
+        buffer.write({}, changes=Changes(deleted=frozenset((name,))))
     else:
-        lane.write({name: str(value)})
+        buffer.write({name: str(value)})
 
 
 # Handles that travel

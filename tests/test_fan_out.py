@@ -25,11 +25,11 @@ from dramatiq_status import (
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend, StubBackend
+from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.context import current_binding
-from dramatiq_status.outage import Outage
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
-from dramatiq_status.writer import Barrier, Finish, Lane, Start, Writer
+from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Writer
 
 from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
 from .servers import MemcachedServer, RedisServer, Server
@@ -97,7 +97,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware
 from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.writer import Barrier, Finish, Lane, Start, Writer
+from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Writer
 rest = Writer._wait_for_work
 Writer._wait_for_work = lambda self: (rest(self), time.sleep(0.05))
 class Killer(Middleware):
@@ -181,9 +181,9 @@ def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monk
     monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.01)
     backend = RecordingBackend()
     broken = Broken(backend)
-    writer = Writer(backend, Outage("RecordingBackend"))
-    lane = writer.outside("parent")
-    lane.increment(3)
+    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
+    buffer = writer.outside("parent")
+    buffer.increment(3)
     eventually(lambda: broken.failures)
     # When the store is back, and the other process comes later
     broken.down = False
@@ -198,12 +198,12 @@ def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monk
 def test_a_parent_that_is_stored_late_is_counted_on() -> None:
     # Given a message whose record is not there yet: it is on its way from another process
     backend = RecordingBackend()
-    writer = Writer(backend, Outage("RecordingBackend"))
-    lane = writer.outside("parent")
-    lane.increment(3)
+    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
+    buffer = writer.outside("parent")
+    buffer.increment(3)
     # When nobody waits for it
-    assert lane.flush(PATIENCE)
-    lane.increment(4)
+    assert buffer.flush(PATIENCE)
+    buffer.increment(4)
     # And it comes
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     # Then all of it counts, once
@@ -215,13 +215,13 @@ def test_a_parent_that_is_unknown_is_not_counted_on_for_ever(monkeypatch: pytest
     # Given a message that is unknown
     monkeypatch.setattr("dramatiq_status.writer.RECOVERY", 0.2)
     backend = RecordingBackend()
-    writer = Writer(backend, Outage("RecordingBackend"))
-    lane = writer.outside("parent")
+    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
+    buffer = writer.outside("parent")
     # When it is counted on
-    lane.increment(3)
-    assert lane.flush(PATIENCE)
+    buffer.increment(3)
+    assert buffer.flush(PATIENCE)
     # Then that is tried for a while
-    eventually(lambda: not lane.count_unsent())
+    eventually(lambda: not buffer.count_unsent())
     assert len(backend.calls) > 1
     # And not when the process ends
     writer.outside("other").increment(1)
@@ -232,10 +232,10 @@ def test_a_write_to_a_message_that_was_unknown_is_not_taken_for_stored(monkeypat
     # Given a message that was unknown for so long that an increment on it was dropped
     monkeypatch.setattr("dramatiq_status.writer.RECOVERY", 0.0)
     backend = RecordingBackend(timeout=20_000)
-    writer = Writer(backend, Outage("RecordingBackend"))
-    lane = writer.outside("parent")
-    lane.increment()
-    eventually(lambda: not lane.count_unsent())
+    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
+    buffer = writer.outside("parent")
+    buffer.increment()
+    eventually(lambda: not buffer.count_unsent())
     # When it is counted on as the store breaks
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
 
@@ -244,9 +244,9 @@ def test_a_write_to_a_message_that_was_unknown_is_not_taken_for_stored(monkeypat
 
     with monkeypatch.context() as patched:
         patched.setattr(backend, "update_many", broken)
-        lane.increment()
+        buffer.increment()
         # Then a flush does not take it for stored
-        assert not lane.flush(PATIENCE)
+        assert not buffer.flush(PATIENCE)
     assert writer.drain(PATIENCE) and backend.field("parent", PROGRESS) == "1"
 
 
@@ -266,17 +266,17 @@ class Away(StubBackend):
 def test_writes_to_unknown_messages_cost_no_final_state() -> None:
     # Given a job that has ended while the server of its message does not answer
     backend = Away()
-    writer = Writer(backend, Outage("Away"), max_pending=10)
+    writer = Writer(backend, CircuitBreaker("Away"), max_pending=10)
     run = writer.begin_run("job", run_token=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
     run.add(Start({}, 1))
-    barrier = Barrier()
-    run.finish(Finish(COMPLETED, {}, 1_000_000), barrier)
-    assert not writer.confirm(run, barrier)
+    confirmation = Confirmation()
+    run.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
+    assert not writer.confirm(run, confirmation)
     # When many unknown messages are counted on
-    lanes = [writer.outside(str(n)) for n in range(50)]
-    for lane in lanes:
-        lane.increment()
-        assert lane.flush(PATIENCE)
+    buffers = [writer.outside(str(n)) for n in range(50)]
+    for buffer in buffers:
+        buffer.increment()
+        assert buffer.flush(PATIENCE)
     assert len(writer._later) <= 10
     # Then the final state is stored when the server is back
     backend.away = False
@@ -492,13 +492,13 @@ def test_a_progress_is_flushed() -> None:
 
 def test_many_other_messages_are_not_kept_in_memory() -> None:
     # Given a writer
-    writer = Writer(StubBackend(), Outage("StubBackend"))
+    writer = Writer(StubBackend(), CircuitBreaker("StubBackend"))
     # When thousands of other messages are written to
     for n in range(5000):
         writer.outside(str(n))
-    lane = writer.outside("last")
+    buffer = writer.outside("last")
     # Then only those that are used are there
-    assert writer.outside("last") is lane and len(writer._outside) < 1000
+    assert writer.outside("last") is buffer and len(writer._outside) < 1000
 
 
 def test_a_run_forgets_the_messages_that_have_what_it_wrote() -> None:
@@ -544,13 +544,13 @@ def test_a_run_that_holds_many_handles_looks_at_each_once(monkeypatch: pytest.Mo
     backend = StubBackend()
     broker = make_broker(backend)
     looks: list[str] = []
-    unstored = Lane.unstored
+    unstored = MessageBuffer.unstored
 
-    def look(self: Lane) -> Barrier | None:
+    def look(self: MessageBuffer) -> Confirmation | None:
         looks.append(self.message_id)
         return unstored(self)
 
-    monkeypatch.setattr(Lane, "unstored", look)
+    monkeypatch.setattr(MessageBuffer, "unstored", look)
 
     @dramatiq.actor(broker=broker)
     def child() -> None: ...
@@ -584,9 +584,9 @@ def test_a_run_that_sends_waits_for_one_time_out() -> None:
 
     @dramatiq.actor(broker=broker)
     def sender() -> None:
-        def noted(barrier: Barrier, timeout: float | None = None) -> bool:
-            waits.append(barrier.stored is None)
-            return wait(barrier, timeout)
+        def noted(confirmation: Confirmation, timeout: float | None = None) -> bool:
+            waits.append(confirmation.stored is None)
+            return wait(confirmation, timeout)
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(writer, "wait", noted)

@@ -30,9 +30,6 @@ LONGER: dict[str, str] = {
 #: Imports against the table, as "importer -> imported", each with the reason.
 AGAINST_THE_TABLE: dict[str, str] = {
     "record -> update": "`dramatiq_status.record.apply` is a public path; imported for type checkers and on access",
-    "backends.memcached.backend -> outage": "the circuit breaker is about to move up",
-    "backends.memcached.server -> outage": "the circuit breaker is about to move up",
-    "backends.redis.cluster -> outage": "the circuit breaker is about to move up",
 }
 
 #: Imports that close a circle, as above, each with the reason.

@@ -69,7 +69,7 @@ def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> li
 
 def blocked(backend: MemcachedBackend) -> list[OneOfManyServers]:
     """The servers that are left alone for now."""
-    return [server for server in backend._servers.by_node.values() if server.outage.blocked]
+    return [server for server in backend._servers.by_node.values() if server.breaker.blocked]
 
 
 def down(backend: MemcachedBackend) -> list[str]:
@@ -79,7 +79,7 @@ def down(backend: MemcachedBackend) -> list[str]:
 
 def failures(backend: MemcachedBackend) -> int:
     """Number of calls that have failed in outages that go on."""
-    return sum(server.outage._failures for server in backend._servers.by_node.values() if server.is_down)
+    return sum(server.breaker._failures for server in backend._servers.by_node.values() if server.is_down)
 
 
 # Jobs
@@ -360,16 +360,16 @@ def test_a_server_that_failed_is_left_alone_for_a_while(
     # Given a server that was missed, and is back
     (message_id,) = ids_on(backend, lost, 1)
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
-    (server,) = [server for server in backend._servers.by_node.values() if server.outage.down]
+    (server,) = [server for server in backend._servers.by_node.values() if server.breaker.down]
     lost.start()
     # When it is asked before its time
-    server.outage.retry_at = time.monotonic() + 1000
+    server.breaker.retry_at = time.monotonic() + 1000
     # Then it is not
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
     # And when the time has come, it is
-    server.outage.retry_at = 0.0
+    server.breaker.retry_at = 0.0
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.APPLIED]
-    assert not server.outage.down
+    assert not server.breaker.down
 
 
 def test_all_servers_are_gone(fleet: Fleet, backend: MemcachedBackend) -> None:

@@ -23,10 +23,10 @@ from dramatiq.middleware import Middleware, MiddlewareError
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
-from dramatiq_status.outage import FIRST_PAUSE, LONGEST_PAUSE, Outage
+from dramatiq_status.circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE, CircuitBreaker
 from dramatiq_status.record import COMPLETED
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
-from dramatiq_status.writer import Backlog, Barrier, Finish, Start, Writer
+from dramatiq_status.writer import Backlog, Confirmation, Finish, Start, Writer
 
 from .recording import (
     PATIENCE,
@@ -315,20 +315,20 @@ def test_an_outage_keeps_a_bounded_number_of_bytes(
 
 def test_a_backlog_measures_what_has_changed() -> None:
     # Given two runs and an end that wait in an outage
-    writer = Writer(RecordingBackend(), Outage("Broken"), max_pending=3, max_pending_bytes=10_000)
+    writer = Writer(RecordingBackend(), CircuitBreaker("Broken"), max_pending=3, max_pending_bytes=10_000)
     runs = [writer.begin_run(str(n), run_token=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict) for n in range(3)]
-    backlog = Backlog(3, 10_000, lambda lane: lane.count_unsent() > 0)
-    for lane in runs:
-        lane.add(Start({}, 1))
-        lane.write({":text": "x" * 3000})
-        backlog.note(lane)
+    backlog = Backlog(3, 10_000, lambda buffer: buffer.count_unsent() > 0)
+    for buffer in runs:
+        buffer.add(Start({}, 1))
+        buffer.write({":text": "x" * 3000})
+        backlog.note(buffer)
     backlog.measure()
     assert (len(backlog), backlog.has_room, backlog.pop_excess()) == (3, False, None)
     # When the same text is written again, and the second run ends
     runs[0].write({":text": "x" * 3000})
-    runs[1].finish(Finish(COMPLETED, {}, 1_000_000), Barrier())
-    for lane in runs[:2]:
-        backlog.note(lane)
+    runs[1].finish(Finish(COMPLETED, {}, 1_000_000), Confirmation())
+    for buffer in runs[:2]:
+        backlog.note(buffer)
     backlog.measure()
     # Then nothing is too much
     assert backlog.pop_excess() is None
@@ -796,16 +796,16 @@ class Threadless(Writer):
 def test_a_worker_s_thread_sends_only_what_may_be_sent_twice() -> None:
     # Given a writer whose thread does nothing, and an increment of another message that waits
     backend = RecordingBackend()
-    writer = Threadless(backend, Outage("a store"))
+    writer = Threadless(backend, CircuitBreaker("a store"))
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     parent = writer.outside("parent")
     parent.increment(3)
     # When a worker's thread, which may be interrupted in the middle, stores its final state itself
-    lane = writer.begin_run("child", run_token=7, enqueue_id=EnqueueId(2, 1), throttle=0, base=dict)
-    barrier = Barrier()
-    lane.add(Start({}, 1))
-    lane.finish(Finish(COMPLETED, {}, 1000), barrier)
-    assert writer.confirm(lane, barrier)
+    buffer = writer.begin_run("child", run_token=7, enqueue_id=EnqueueId(2, 1), throttle=0, base=dict)
+    confirmation = Confirmation()
+    buffer.add(Start({}, 1))
+    buffer.finish(Finish(COMPLETED, {}, 1000), confirmation)
+    assert writer.confirm(buffer, confirmation)
     # Then it has left that to the thread
     assert {message_id for call in backend.calls[1:] for message_id, _ in call} == {"child"}
     assert list(writer._ready) == [parent]
@@ -872,7 +872,7 @@ def test_heartbeats_that_fail_are_sent_when_the_store_is_back() -> None:
 def test_heartbeats_that_an_outage_holds_back_are_sent_when_it_may_be_over() -> None:
     with a_quiet_job() as (backend, middleware, message_id):
         # When the hour is over while nobody may try the store, because another thread's call has failed
-        middleware._outage.failed(BackendError("for this test"))
+        middleware._breaker.failed(BackendError("for this test"))
         middleware._writer._heartbeat_at = 0.0
         middleware._writer._wake()
         # Then it is said as soon as somebody may
@@ -882,14 +882,14 @@ def test_heartbeats_that_an_outage_holds_back_are_sent_when_it_may_be_over() -> 
 def test_nothing_is_said_for_a_thread_that_has_died() -> None:
     # Given a run whose thread was killed, and another one
     backend = RecordingBackend()
-    writer = Writer(backend, Outage("a store"), heartbeat_interval=20)
+    writer = Writer(backend, CircuitBreaker("a store"), heartbeat_interval=20)
     for message_id in ("dead", "alive"):
         backend.update(message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1)))
 
     def begin(message_id: str) -> None:
-        lane = writer.begin_run(message_id, run_token=7, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
-        lane.add(Start({}, 1))
-        writer.running[lane] = None
+        buffer = writer.begin_run(message_id, run_token=7, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict)
+        buffer.add(Start({}, 1))
+        writer.running[buffer] = None
 
     thread = threading.Thread(target=begin, args=("dead",))
     thread.start()
@@ -899,8 +899,8 @@ def test_nothing_is_said_for_a_thread_that_has_died() -> None:
     backend.wait_for(lambda: backend.updates("alive", Kind.HEARTBEAT))
     # Then it is not among that
     assert backend.updates("dead", Kind.HEARTBEAT) == []
-    for lane in list(writer.running):
-        lane.close()
+    for buffer in list(writer.running):
+        buffer.close()
     assert writer.drain(PATIENCE)
 
 
@@ -941,7 +941,7 @@ def test_an_increment_beside_what_is_too_large_counts_once(
 
 def test_many_calls_that_fail_at_once_are_one_try() -> None:
     # Given a store that is down
-    outage = Outage("a store")
+    outage = CircuitBreaker("a store")
     outage.failed(BackendError("one"))
     again_at = outage.retry_at
     # When the calls fail that were made at the same time

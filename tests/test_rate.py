@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dramatiq_status.backends import StubBackend
+from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.decoding import take_snapshot
-from dramatiq_status.outage import Outage
 from dramatiq_status.rate import SHORTEST, TIME_CONSTANT, TRUSTED_AFTER, RateMeter, slowed
 from dramatiq_status.record import PROGRESS, RATE, TOTAL
 from dramatiq_status.snapshot import Snapshot
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update, apply
-from dramatiq_status.writer import Lane, Start, Write, Writer
+from dramatiq_status.writer import MessageBuffer, Start, Write, Writer
 
 #: After how many seconds without progress half of a rate is left.
 HALF_LIFE = TIME_CONSTANT * math.log(2)
@@ -172,7 +172,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Idle(Writer):
     """Sends nothing by itself."""
 
-    def put(self, lane: Lane) -> None:
+    def put(self, buffer: MessageBuffer) -> None:
         pass
 
 
@@ -183,24 +183,28 @@ class Run:
         self.clock = clock
         self.backend = backend or StubBackend()
         enqueue_id = EnqueueId(1, attempts)
-        self.lane = Lane(
-            Idle(self.backend, Outage("StubBackend")), "m", kind=Kind.RUN, run_token=attempts, enqueue_id=enqueue_id
+        self.buffer = MessageBuffer(
+            Idle(self.backend, CircuitBreaker("StubBackend")),
+            "m",
+            kind=Kind.RUN,
+            run_token=attempts,
+            enqueue_id=enqueue_id,
         )
         self.backend.update("m", Update(Kind.ENQUEUE, enqueue_id))
-        self.lane.add(Start({}, attempts))
+        self.buffer.add(Start({}, attempts))
 
     def write(self, **fields: str) -> None:
         names = {"progress": PROGRESS, "total": TOTAL}
-        self.lane.add(Write({names.get(name, f":{name}"): text for name, text in fields.items()}))
+        self.buffer.add(Write({names.get(name, f":{name}"): text for name, text in fields.items()}))
         # What the writer does when it is told.
-        self.lane.collect(self.clock.now)
+        self.buffer.collect(self.clock.now)
 
     def send(self, *, after: float = 0) -> Snapshot:
         """Send what was written, so many seconds later, and look at the status."""
         self.clock.now += after
-        outcomes = [self.backend.update("m", update) for update in self.lane.take(self.clock.now)]
+        outcomes = [self.backend.update("m", update) for update in self.buffer.take(self.clock.now)]
         assert set(outcomes) <= {Outcome.APPLIED}
-        self.lane.settle(outcomes)
+        self.buffer.settle(outcomes)
         snapshot = take_snapshot("m", self.backend.read("m"), self.backend.now())
         assert snapshot is not None
         return snapshot
@@ -213,7 +217,7 @@ def test_a_run_stores_its_rate(clock: Clock) -> None:
     assert run.send().rate is None
     # When it has counted to 20 in ten seconds
     for _ in range(20):
-        run.lane.increment()
+        run.buffer.increment()
     snapshot = run.send(after=10)
     # Then it is known how fast it is, and how long it will take
     assert snapshot.rate == snapshot["rate"] == snapshot.to_dict()["rate"] == 2
@@ -243,16 +247,16 @@ def test_a_new_leg_starts_over(clock: Clock, start: dict[str, str]) -> None:
     run = Run(clock)
     run.write(progress="0", total="100")
     run.send()
-    run.lane.increment(50)
+    run.buffer.increment(50)
     assert run.send(after=10).rate == 5
     # When a new leg begins
     run.write(**start)
     snapshot = run.send()
     # Then nothing is left of the old rate
     assert (snapshot.rate, snapshot["rate"], snapshot.time_remaining) == (None, None, None)
-    assert run.lane.counts()[2] is None
+    assert run.buffer.counts()[2] is None
     # And the new one is measured from there
-    run.lane.increment(30)
+    run.buffer.increment(30)
     assert run.send(after=3).rate == 10
 
 
@@ -282,14 +286,14 @@ def test_work_that_is_taken_up_is_no_speed(clock: Clock, first: str) -> None:
     elif first == "total and progress":
         run.write(total="10000", progress="5000")
     else:
-        run.lane.increment(5000)
+        run.buffer.increment(5000)
         if "flush" in first:
             run.send(after=0.01)
         run.write(total="10000")
     assert run.send(after=0.01).rate is None
     # When it does 20 in a second, for ten seconds
     for _ in range(10):
-        run.lane.increment(20)
+        run.buffer.increment(20)
         snapshot = run.send(after=1)
     # Then that is its rate, and what it has found done is not part of it
     assert snapshot.rate == pytest.approx(20, rel=0.02)
@@ -311,11 +315,11 @@ def test_only_the_first_progress_takes_up_work(clock: Clock) -> None:
 def test_a_first_count_out_of_nowhere_says_nothing_of_the_speed(clock: Clock) -> None:
     # Given a run that never said when it would begin to count
     run = Run(clock)
-    run.lane.increment(1000)
+    run.buffer.increment(1000)
     # When it counts for the first time
     # Then nobody knows how long that took
     assert run.send(after=60).rate is None
-    run.lane.increment(10)
+    run.buffer.increment(10)
     assert run.send(after=1).rate == 10
 
 
@@ -323,7 +327,7 @@ def test_a_retry_starts_over(clock: Clock) -> None:
     # Given a run with a rate
     run = Run(clock)
     run.write(progress="0")
-    run.lane.increment(50)
+    run.buffer.increment(50)
     assert run.send(after=10).rate == 5
     # When the message runs again
     again = Run(clock, attempts=2, backend=run.backend)
@@ -336,7 +340,7 @@ def test_other_writes_tell_that_nothing_moves(clock: Clock) -> None:
     # Given a run with a rate
     run = Run(clock)
     run.write(progress="0")
-    run.lane.increment(100)
+    run.buffer.increment(100)
     assert run.send(after=10).rate == 10
     # When it goes on writing for a minute, but stands still
     for second in range(60):
@@ -350,13 +354,13 @@ def test_a_lost_record_is_restored_with_the_rate(clock: Clock) -> None:
     # Given a run with a rate, whose record the store has lost
     run = Run(clock)
     run.write(progress="0")
-    run.lane.increment(100)
+    run.buffer.increment(100)
     run.send(after=10)
     run.backend.clear()
     # When it writes again
     run.write(step="1")
-    (update,) = run.lane.take(clock.now)
-    assert run.lane.settle([run.backend.update("m", update)])
+    (update,) = run.buffer.take(clock.now)
+    assert run.buffer.settle([run.backend.update("m", update)])
     # Then the rate comes back with everything else
     assert run.send().rate == 10
 
@@ -367,7 +371,7 @@ def test_a_slow_start_says_little_of_the_rest(clock: Clock, first: float) -> Non
     run = Run(clock)
     run.write(progress="0", total="100001")
     run.send()
-    run.lane.increment()
+    run.buffer.increment()
     snapshot = run.send(after=first)
     # When only that one is known
     # Then there is a rate, and no time remaining that is much longer than what has passed
@@ -375,7 +379,7 @@ def test_a_slow_start_says_little_of_the_rest(clock: Clock, first: float) -> Non
     # When the others go on
     longest = 0.0
     for _ in range(19):
-        run.lane.increment(5000)
+        run.buffer.increment(5000)
         snapshot = run.send(after=first / 20)
         remaining = snapshot.time_remaining
         longest = max(longest, remaining.total_seconds() if remaining is not None else 0.0)
@@ -392,14 +396,14 @@ def test_a_rate_is_trusted_after_some_time(clock: Clock) -> None:
     # When it has gone on for some seconds at one speed
     seen = []
     for _ in range(12):
-        run.lane.increment()
+        run.buffer.increment()
         seen.append(run.send(after=1).time_remaining is not None)
     # Then the time that remains is known, and stays so
     first = seen.index(True)
     assert first == math.ceil(TRUSTED_AFTER) - 1 and all(seen[first:])
     # And in a new leg it is not until that has gone on as well
     run.write(progress="0")
-    run.lane.increment()
+    run.buffer.increment()
     assert run.send(after=1).time_remaining is None
 
 
@@ -408,7 +412,7 @@ def test_little_time_remains_from_the_first_report_on(clock: Clock) -> None:
     run = Run(clock)
     run.write(progress="0", total="100")
     run.send()
-    run.lane.increment(10)
+    run.buffer.increment(10)
     # Then it is known how long it will take
     assert run.send(after=0.5).time_remaining == timedelta(seconds=4.5)
 

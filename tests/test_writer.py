@@ -18,10 +18,10 @@ from dramatiq.middleware import TimeLimitExceeded
 
 from dramatiq_status import BackendError, StatusRegistry, current_status
 from dramatiq_status.backends import StubBackend
-from dramatiq_status.outage import Outage
+from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Record
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
-from dramatiq_status.writer import Barrier, Finish, Lane, Start, Write, Writer
+from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Write, Writer
 
 from .recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
 
@@ -46,10 +46,10 @@ class Silent(StubBackend):
         raise BackendError("It does not answer.")
 
 
-def begin(writer: Writer, throttle: int = 0) -> Lane:
-    lane = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=throttle, base=dict)
-    lane.add(Start({}, 1))
-    return lane
+def begin(writer: Writer, throttle: int = 0) -> MessageBuffer:
+    buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=throttle, base=dict)
+    buffer.add(Start({}, 1))
+    return buffer
 
 
 @pytest.fixture
@@ -64,16 +64,16 @@ def test_an_outage_leaves_two_updates_a_message_however_long_it_is(
     writers: list[Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a store that does not answer, and a writer that asks it often
-    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.outage.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
     backend = Silent(others=False)
-    writer = Writer(backend, Outage("Silent"))
+    writer = Writer(backend, CircuitBreaker("Silent"))
     writers.append(writer)
-    lane = begin(writer)
+    buffer = begin(writer)
     # When a job goes on counting
     counted = 0
     while len(backend.calls) < 30:
-        lane.increment()
+        buffer.increment()
         counted += 1
     # Then there is what was sent and not answered, and all the rest in one
     assert max(backend.calls) <= 2
@@ -88,20 +88,20 @@ def test_one_server_of_many_is_left_alone(
 ) -> None:
     # Given a message whose server does not answer, while others do
     backend = Silent(others=True)
-    writer = Writer(backend, Outage("Silent"))
+    writer = Writer(backend, CircuitBreaker("Silent"))
     writers.append(writer)
     monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 3600.0)
-    lane = begin(writer, throttle)
+    buffer = begin(writer, throttle)
     eventually(lambda: backend.calls)
     # When the job goes on counting, and ends
     for _ in range(1000):
-        lane.increment()
+        buffer.increment()
         writer._wake()
-    barrier = Barrier()
-    lane.finish(Finish(COMPLETED, {}, 60_000), barrier)
+    confirmation = Confirmation()
+    buffer.finish(Finish(COMPLETED, {}, 60_000), confirmation)
     # Then it is not waited for, and the server is not asked at every turn
-    assert not writer.confirm(lane, barrier)
-    eventually(lambda: barrier.stored is False)
+    assert not writer.confirm(buffer, confirmation)
+    eventually(lambda: confirmation.stored is False)
     assert len(backend.calls) == 1
     # And all is there once it answers
     backend.silent = False
@@ -113,7 +113,7 @@ def test_one_server_of_many_is_left_alone(
 def test_a_worker_that_ends_waits_for_a_record_whose_server_was_away(writers: list[Writer]) -> None:
     # Given a process that has counted on a message whose server was away, and that ends
     backend = Silent(others=True)
-    writer = Writer(backend, Outage("Silent"))
+    writer = Writer(backend, CircuitBreaker("Silent"))
     writers.append(writer)
     writer.outside("parent").increment(3)
     eventually(lambda: backend.calls)
@@ -145,39 +145,39 @@ class Rank(IntEnum):
 def test_numbers_of_derived_classes_count(writers: list[Writer]) -> None:
     # Given a job that counts with numbers of all kinds
     backend = StubBackend()
-    writer = Writer(backend, Outage("StubBackend"))
+    writer = Writer(backend, CircuitBreaker("StubBackend"))
     writers.append(writer)
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
-    lane = begin(writer)
+    buffer = begin(writer)
     # When they reach the writer as they are
     for n in (Odd(2.5), 1, Rank.FIVE, Odd(0.5)):
-        lane._operations.append(n)
-    lane.write({":step": "1"}, Odd(1.0))
+        buffer._operations.append(n)
+    buffer.write({":step": "1"}, Odd(1.0))
     # Then they add up
-    assert lane.flush(PATIENCE)
+    assert buffer.flush(PATIENCE)
     assert backend.read("m")[PROGRESS] == "10"  # type: ignore[index]
 
 
 def test_what_cannot_be_merged_is_dropped_alone(writers: list[Writer], caplog: pytest.LogCaptureFixture) -> None:
     # Given two jobs, and things that one should never have been able to write
     backend = StubBackend()
-    writer = Writer(backend, Outage("StubBackend"))
+    writer = Writer(backend, CircuitBreaker("StubBackend"))
     writers.append(writer)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
-    lane = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     refused: list[Any] = [object(), Odd("nan"), Write({PROGRESS: "many", ":bad": "1"}), Write({}, Odd("inf"))]
     # When they come between all that a run writes
     with caplog.at_level(logging.ERROR):
-        lane._operations.extend([refused[0], Start({}, 1), refused[1], 2])
-        lane._operations.extend([Write({":step": "1"}, 1), refused[2], 4, refused[3], 0.5])
+        buffer._operations.extend([refused[0], Start({}, 1), refused[1], 2])
+        buffer._operations.extend([Write({":step": "1"}, 1), refused[2], 4, refused[3], 0.5])
         other.add(Start({}, 1))
         other.increment(3)
-        barrier = Barrier()
-        lane.finish(Finish(COMPLETED, {":last": "1"}, 60_000), barrier)
-        lane._operations.append(refused[0])
+        confirmation = Confirmation()
+        buffer.finish(Finish(COMPLETED, {":last": "1"}, 60_000), confirmation)
+        buffer._operations.append(refused[0])
         # Then all else is stored, of the other job as well
-        assert writer.confirm(lane, barrier) and other.flush(PATIENCE)
+        assert writer.confirm(buffer, confirmation) and other.flush(PATIENCE)
     record = backend.read("m")
     assert record is not None
     assert (record[STATE], record[PROGRESS], record[":step"], record[":last"], ":bad" in record) == (
@@ -197,21 +197,21 @@ def test_a_message_whose_options_cannot_be_read_harms_nobody_else(
         raise ValueError("on purpose")
 
     backend = RecordingBackend()
-    writer = Writer(backend, Outage("RecordingBackend"))
+    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
     writers.append(writer)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
-    lane = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=unreadable)
+    buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=unreadable)
     other = writer.outside("other")
     assert backend.delete("m")
     gate = Gate(backend)
-    lane.add(Start({}, 1))
+    buffer.add(Start({}, 1))
     assert gate.reached.wait(PATIENCE)
     # When both write
-    lane.increment(1)
+    buffer.increment(1)
     other.increment(3)
     gate.open()
     # Then all that the run has written is stored, and what others have written counts once
-    assert lane.flush(PATIENCE) and other.flush(PATIENCE)
+    assert buffer.flush(PATIENCE) and other.flush(PATIENCE)
     assert [(backend.read(name) or {})[PROGRESS] for name in ("m", "other")] == ["1", "3"]
     assert "what message 'm' was sent with cannot be read" in caplog.text.lower()
 
@@ -235,18 +235,18 @@ class Refusing(StubBackend):
 
 def test_what_was_stored_one_by_one_is_not_sent_again(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a store that takes one update at a time, and does not answer in the middle
-    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     backend = Refusing({2})
-    writer = Writer(backend, Outage("Refusing"))
+    writer = Writer(backend, CircuitBreaker("Refusing"))
     writers.append(writer)
     for name in ("a", "b"):
         StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, ENQUEUE_ID))])
-    lane, other = writer.outside("a"), writer.outside("b")
+    buffer, other = writer.outside("a"), writer.outside("b")
     # When two messages are counted on, by two updates of the first
     with writer._leadership:
-        lane.write({}, 2)
-        lane.write({}, state=1)
-        lane.write({}, 4)
+        buffer.write({}, 2)
+        buffer.write({}, state=1)
+        buffer.write({}, 4)
         other.increment(3)
     writer._wake()
     # Then each counts once
@@ -274,12 +274,12 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
     writers: list[Writer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a store that fails for one message, which is written to first
-    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.01)
     backend = Picky()
-    writer = Writer(backend, Outage("Picky"))
+    writer = Writer(backend, CircuitBreaker("Picky"))
     writers.append(writer)
-    lane = begin(writer)
+    buffer = begin(writer)
     # When others are written to, in the same call and later
     names = [f"other-{n}" for n in range(40)]
     others = [writer.begin_run(name, run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in names]
@@ -292,13 +292,13 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
     assert eventually(lambda: all((backend.read(name) or {}).get(PROGRESS) == "2" for name in names))
     # And the store counts as up, although it still refuses the one, which is tried again and logged once
     assert eventually(lambda: "refuses updates of message 'm'" in caplog.text)
-    outages, calls = writer.outage.health(0, 0).outages, backend.calls
+    outages, calls = writer.breaker.health(0, 0).outages, backend.calls
     assert eventually(lambda: backend.calls > calls + 2)
-    assert not writer.outage.down
-    assert writer.outage.health(0, 0).outages == outages
+    assert not writer.breaker.down
+    assert writer.breaker.health(0, 0).outages == outages
     assert caplog.text.count("refuses updates of message 'm'") == 1
     # When the store takes it at last, then all of it is stored
-    lane.increment(3)
+    buffer.increment(3)
     backend.refuses = None
     assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS)) == "3"
 
@@ -318,10 +318,10 @@ class Busy(StubBackend):
         assert self.writer is not None
         self.taken += [message_id for message_id, _ in updates]
         if len(self.taken) < 100:
-            lane = self.writer.begin_run(
+            buffer = self.writer.begin_run(
                 f"other-{len(self.taken)}", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict
             )
-            lane.add(Start({}, 1))
+            buffer.add(Start({}, 1))
         return super().update_many(updates)
 
 
@@ -329,15 +329,15 @@ def test_a_message_of_an_outage_is_stored_however_many_others_there_are(
     writers: list[Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an outage in which single messages were sent
-    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.outage.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
     backend = Busy()
-    backend.writer = writer = Writer(backend, Outage("Busy"))
+    backend.writer = writer = Writer(backend, CircuitBreaker("Busy"))
     writers.append(writer)
-    lanes = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
-    for lane in lanes:
-        lane.add(Start({}, 1))
-    assert eventually(lambda: all(lane.suspect for lane in lanes))
+    buffers = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
+    for buffer in buffers:
+        buffer.add(Start({}, 1))
+    assert eventually(lambda: all(buffer.suspect for buffer in buffers))
     # When it is over, and there is always another message to send
     backend.down = False
     assert eventually(lambda: len(backend.taken) >= 100 and {"m", "n"} <= set(backend.taken))
@@ -366,15 +366,15 @@ def test_a_parent_that_the_store_refuses_is_not_asked_for_all_the_time(
     writers: list[Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a store that refuses a message, and counts as up
-    monkeypatch.setattr("dramatiq_status.outage.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.02)
     backend = PickyAboutRuns()
-    writer = Writer(backend, Outage("Picky"))
+    writer = Writer(backend, CircuitBreaker("Picky"))
     writers.append(writer)
-    lane = begin(writer)
+    buffer = begin(writer)
     other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other.add(Start({}, 1))
-    assert eventually(lambda: lane.suspect and backend.read("other") is not None)
+    assert eventually(lambda: buffer.suspect and backend.read("other") is not None)
     # When a child increments its progress
     writer.outside("m").write({}, 2)
     # Then the writer tries both again, with pauses
@@ -404,15 +404,15 @@ def test_only_what_was_not_carried_out_is_sent_again(writers: list[Writer], monk
     # Given a store that carries out the first of two updates of a message alone
     monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.001)
     backend = Contended()
-    writer = Writer(backend, Outage("Contended"))
+    writer = Writer(backend, CircuitBreaker("Contended"))
     writers.append(writer)
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
-    lane = writer.outside("m")
+    buffer = writer.outside("m")
     # When both bring increments
     with writer._leadership:
-        lane.write({}, 2)
-        lane.write({}, state=1)
-        lane.write({}, 3)
+        buffer.write({}, 2)
+        buffer.write({}, state=1)
+        buffer.write({}, 3)
     writer._wake()
     # Then each counts once
     assert eventually(lambda: backend.refused)
@@ -423,52 +423,54 @@ def test_only_what_was_not_carried_out_is_sent_again(writers: list[Writer], monk
 def test_a_sender_comes_to_its_end_while_others_write(writers: list[Writer]) -> None:
     # Given jobs that write faster than a sender can gather
     backend = StubBackend()
-    writer = Writer(backend, Outage("StubBackend"))
+    writer = Writer(backend, CircuitBreaker("StubBackend"))
     writers.append(writer)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
-    lane, other = writer.outside("m"), writer.outside("other")
+    buffer, other = writer.outside("m"), writer.outside("other")
     gathered: list[str] = []
-    collect = Lane.collect
+    collect = MessageBuffer.collect
 
-    def busy(self: Lane, now: float) -> float | None:
+    def busy(self: MessageBuffer, now: float) -> float | None:
         due = collect(self, now)
         gathered.append(self.message_id)
         if len(gathered) < 1000:
-            (lane if self is other else other).increment()
+            (buffer if self is other else other).increment()
         return due
 
     # When one gathers
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Lane, "collect", busy)
+        patched.setattr(MessageBuffer, "collect", busy)
         with writer._leadership:
-            lane.increment()
+            buffer.increment()
             writer._gather()
             # Then it looks at what was there when it began
             assert gathered == ["m"]
 
 
-@pytest.mark.parametrize("write", [Lane.increment, lambda lane: lane.write({}, 1)], ids=["increment", "write"])
+@pytest.mark.parametrize(
+    "write", [MessageBuffer.increment, lambda buffer: buffer.write({}, 1)], ids=["increment", "write"]
+)
 def test_an_interrupt_as_the_writer_is_told_costs_one_increment_at_most(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, write: Callable[[Lane], None]
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, write: Callable[[MessageBuffer], None]
 ) -> None:
     # Given a job that counts on another message's bar
     backend = StubBackend()
     backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID))
-    writer = Writer(backend, Outage("StubBackend"))
+    writer = Writer(backend, CircuitBreaker("StubBackend"))
     writers.append(writer)
-    lane = writer.outside("parent")
+    buffer = writer.outside("parent")
     # When it is interrupted before the writer hears of it
 
-    def interrupted(lane: Lane) -> None:
+    def interrupted(buffer: MessageBuffer) -> None:
         raise TimeLimitExceeded
 
     with monkeypatch.context() as patched:
-        patched.setattr(lane, "_put", interrupted)
+        patched.setattr(buffer, "_put", interrupted)
         with pytest.raises(TimeLimitExceeded):
-            write(lane)
+            write(buffer)
     # Then what is counted next is told
     for _ in range(10):
-        lane.increment()
+        buffer.increment()
     assert eventually(lambda: (backend.read("parent") or {}).get(PROGRESS) == "11")
 
 
@@ -504,18 +506,18 @@ def test_an_interrupt_as_a_run_counts_its_own_progress_loses_no_final_state(writ
     for line in itertools.count(1):
         backend = StubBackend(timeout=1_000)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
-        writer = Writer(backend, Outage("StubBackend"))
+        writer = Writer(backend, CircuitBreaker("StubBackend"))
         writers.append(writer)
-        lane, strike, barrier = begin(writer), Strike("_merge", line), Barrier()
+        buffer, strike, confirmation = begin(writer), Strike("_merge", line), Confirmation()
         # No other thread merges meanwhile
         with writer._leadership, contextlib.suppress(TimeLimitExceeded), strike:
-            lane.increment()
-            lane.counts()
-        assert lane.flush(PATIENCE)
+            buffer.increment()
+            buffer.counts()
+        assert buffer.flush(PATIENCE)
         # When they end
-        lane.finish(Finish(COMPLETED, {}, 1_000_000), barrier)
+        buffer.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
         # Then the final state is stored at once, with what was counted
-        assert writer.confirm(lane, barrier)
+        assert writer.confirm(buffer, confirmation)
         record = backend.read("m") or {}
         assert (record[STATE], record[PROGRESS]) == ("2", "1")
         if not strike.hit:
@@ -529,14 +531,14 @@ def test_an_interrupt_as_a_message_is_postponed_loses_no_final_state(writers: li
     for line in itertools.count(1):
         backend = Silent(others=True)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
-        writer = Writer(backend, Outage("Silent"))
+        writer = Writer(backend, CircuitBreaker("Silent"))
         writers.append(writer)
         backends.append(backend)
-        lane, strike, barrier = begin(writer), Strike("_postpone", line), Barrier()
-        lane.finish(Finish(COMPLETED, {}, 1_000_000), barrier)
+        buffer, strike, confirmation = begin(writer), Strike("_postpone", line), Confirmation()
+        buffer.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
         # When an interrupt strikes at any line of what notes that
         with contextlib.suppress(TimeLimitExceeded), strike:
-            writer.confirm(lane, barrier)
+            writer.confirm(buffer, confirmation)
         backend.silent = False
         if not strike.hit:
             break

@@ -135,10 +135,10 @@ class Observer(Middleware):
         self._ours, self._seen, self._name = ours, seen, name
 
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        self._seen.append((f"before, {self._name}", self._ours._outage._failures))
+        self._seen.append((f"before, {self._name}", self._ours._breaker._failures))
 
     def after_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        self._seen.append((f"after, {self._name}", self._ours._outage._failures))
+        self._seen.append((f"after, {self._name}", self._ours._breaker._failures))
 
 
 @pytest.mark.parametrize("kind", ["redis", "memcached"])
@@ -167,12 +167,12 @@ def test_others_hooks_while_the_store_hangs(kind: str, start_server: StartServer
     assert seen == [("before, in front", 0), ("before, behind", 0), ("after, behind", 0), ("after, in front", 1)]
     # When it is tried again, then that is over before the broker has the message
     seen.clear()
-    ours._outage.retry_at = 0
+    ours._breaker.retry_at = 0
     work.send()
     assert seen == [("before, in front", 1), ("before, behind", 2), ("after, behind", 2), ("after, in front", 2)]
     # And when it goes on, all is as before
     server.resume()
-    ours._outage.retry_at = 0
+    ours._breaker.retry_at = 0
     message = work.send()
-    assert not ours._outage.down and StatusRegistry.get(message, backend=backend).queued
+    assert not ours._breaker.down and StatusRegistry.get(message, backend=backend).queued
     backend.close()

@@ -274,13 +274,13 @@ def test_an_interrupt_while_writes_to_other_messages_are_stored(monkeypatch: pyt
     )
 
     # When an interrupt strikes as the enqueue of the retry waits for the write
-    def interrupted(writer: Writer, lanes: Any, written: Any, deadline: Any) -> None:
+    def interrupted(writer: Writer, buffers: Any, written: Any, deadline: Any) -> None:
         assert gate.reached.wait(PATIENCE)
         waits.append(sum(barrier.stored is None for barrier in written))
         if len(waits) == 1:
             raise TimeLimitExceeded
         gate.open()
-        confirm_others(writer, lanes, written, deadline)
+        confirm_others(writer, buffers, written, deadline)
 
     monkeypatch.setattr(Writer, "confirm_others", interrupted)
     message = work.send()

@@ -17,7 +17,7 @@ from dramatiq.brokers.redis import RedisBroker
 
 from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.outage import Outage
+from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE
 from dramatiq_status.update import EnqueueId, Kind, Update
 from dramatiq_status.writer import Writer
@@ -194,18 +194,18 @@ def test_a_handle_that_outlives_its_worker() -> None:
 def test_what_is_written_while_the_writer_s_thread_ends() -> None:
     # Given a writer whose thread is about to end when somebody writes, who still sees it there
     backend = RecordingBackend()
-    writer = Writer(backend, Outage("a store"))
+    writer = Writer(backend, CircuitBreaker("a store"))
     backend.update("m", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
-    lane = writer.outside("m")
-    lane.increment(1)
-    assert lane.flush(PATIENCE)
+    buffer = writer.outside("m")
+    buffer.increment(1)
+    assert buffer.flush(PATIENCE)
 
     class Crossing:
         """Stands in for the lock that guards the end of the thread."""
 
         def __enter__(self) -> None:
             if backend.field("m", PROGRESS) == "1":
-                lane.increment(2)
+                buffer.increment(2)
 
         def __exit__(self, *error: object) -> None: ...
 
@@ -241,8 +241,8 @@ def test_a_store_that_comes_back_as_the_worker_stops(start_server: Any) -> None:
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
     eventually(lambda: writer._drains)
-    tried = writer.outage._failures
-    eventually(lambda: writer.outage._failures > tried + 1)
+    tried = writer.breaker._failures
+    eventually(lambda: writer.breaker._failures > tried + 1)
     server.start()
     stopping.join()
     # Then all is stored when the worker has stopped

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final, TypeVar
 
+from ..._log import logger
 from ..._time import monotonic
 from ...backend import StatusBackend, escape_namespace, now_ms
 from ...decoding import take_texts
 from ...errors import BackendError
-from ...outage import logger
 from ...record import TRUNCATED, Record, is_finished
 from ...snapshot import Snapshot
 from ...update import Kind, Outcome, Update, apply

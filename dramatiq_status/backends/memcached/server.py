@@ -10,8 +10,8 @@ from typing import Any, Final, TypeVar
 from pymemcache.exceptions import MemcacheError, MemcacheUnexpectedCloseError
 
 from ..._time import monotonic
+from ...circuit_breaker import CircuitBreaker
 from ...errors import BackendError
-from ...outage import Outage
 from .._pool import IdlePool
 from .protocol import Connection, Login
 
@@ -193,7 +193,7 @@ class OneOfManyServers(Server):
 
     @property
     def is_down(self) -> bool:
-        return self.outage.down
+        return self.breaker.down
 
     def call(self, use: Callable[..., T], *arguments: Any, may_repeat: Callable[[], bool] | None = None) -> T:
         self.check()
@@ -215,23 +215,23 @@ class OneOfManyServers(Server):
         return read_and_note
 
     def check(self) -> None:
-        if self.outage.blocked:
+        if self.breaker.blocked:
             raise super().fail(self._failure) from self._failure
 
     def succeed(self) -> None:
         self.answered_at = monotonic()
-        if self.outage.down:
-            self.outage.succeeded()
+        if self.breaker.down:
+            self.breaker.succeeded()
 
     def fail(self, error: BaseException) -> BackendError:
         self._failure = error
-        self.outage.failed(error)
+        self.breaker.failed(error)
         return super().fail(error)
 
     def forget(self) -> None:
         super().forget()
         #: Its circuit breaker.  A child process makes a new one, because another thread may hold the lock of this one.
-        self.outage = Outage(f"memcached at {self.address}")
+        self.breaker = CircuitBreaker(f"memcached at {self.address}")
         #: Time of its last answer, by the monotonic clock.
         self.answered_at = float("-inf")
         self._failure = ConnectionError()

@@ -11,8 +11,8 @@ from zlib import crc32
 from ... import _time as time
 from ..._interrupts import WeakList
 from ..._process import at_fork
+from ...circuit_breaker import CircuitBreaker
 from ...errors import BackendError
-from ...outage import Outage
 from .._timed import half_of
 from .connection import Connections, Link, ServerError, pack
 from .driver import errors, hang_ups
@@ -106,12 +106,12 @@ class Node:
 
     def forget(self) -> None:
         #: What is known of its outages; it has a lock, which a fork may find taken.
-        self.outage = Outage("Redis at {}:{}".format(*self.address))
+        self.breaker = CircuitBreaker("Redis at {}:{}".format(*self.address))
 
     def failed(self, error: BaseException) -> None:
         """It did not answer."""
         self.failure = error
-        self.outage.failed(error)
+        self.breaker.failed(error)
 
 
 class Errand:
@@ -349,10 +349,10 @@ class Cluster:
             groups.setdefault(errand.node or self._owner(errand.shard), []).append(errand)
         flights = [_Flight(node, group) for node, group in groups.items()]
         # Those that take the longest to fail come last.
-        flights.sort(key=lambda flight: (flight.node.outage.down, not flight.node.connections.is_idle))
+        flights.sort(key=lambda flight: (flight.node.breaker.down, not flight.node.connections.is_idle))
         try:
             for flight in flights:
-                if flight.node.outage.blocked and not self._is_down():
+                if flight.node.breaker.blocked and not self._is_down():
                     flight.error = flight.node.failure
                 else:
                     flight.send(deadline, last=flight is flights[-1])
@@ -433,7 +433,7 @@ class Cluster:
         if flight.old and hung_up:
             # The node has closed a connection that was idle; the others are no younger.
             node.connections.close()
-        elif not node.outage.blocked:
+        elif not node.breaker.blocked:
             node.failed(error)
         if not flight.old:
             self._stale = True
@@ -495,20 +495,20 @@ class Cluster:
     def _answered(self, node: Node) -> None:
         """Take note that a node has answered."""
         self.clock = node.clock
-        if node.outage.down:
-            node.outage.succeeded()
+        if node.breaker.down:
+            node.breaker.succeeded()
             for other in self._nodes.values():
                 # What was away together may be back together.
-                other.outage.retry_at = 0.0
+                other.breaker.retry_at = 0.0
 
     def _is_down(self) -> bool:
         """Whether all nodes have failed; nothing is lost then by trying one too early."""
-        return all(node.outage.down for node in self._nodes.values())
+        return all(node.breaker.down for node in self._nodes.values())
 
     def _living(self) -> list[Node]:
         """Nodes that may answer: those with slots first."""
         nodes = [node for node in dict.fromkeys([*self._owners, *self._first, *self._nodes.values()]) if node]
-        return [node for node in nodes if not node.outage.blocked] or nodes
+        return [node for node in nodes if not node.breaker.blocked] or nodes
 
     def _make_map(self, deadline: float) -> None:
         """Ask for the map of the cluster; one round trip, or more where nodes do not answer.
@@ -537,7 +537,7 @@ class Cluster:
             self._owners = owners
             self._mapped = time.monotonic()
             # While a node with slots is away, another one may get them.
-            self._stale = any(owner is None or owner.outage.down for owner in owners)
+            self._stale = any(owner is None or owner.breaker.down for owner in owners)
             return
         failure = node.failure
         raise BackendError(f"Redis: no node of the cluster answers: {type(failure).__name__}: {failure}") from failure
@@ -560,7 +560,7 @@ at_fork(after_in_child=_forget_all)
 
 
 def _has_failed(node: Node) -> bool:
-    return node.outage.down
+    return node.breaker.down
 
 
 def _failures() -> tuple[type[Exception], ...]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 
+from ... import _time as time
 from ...backend import StatusBackend, answered
-from ...outage import Outage
+from ...circuit_breaker import CircuitBreaker
 from ...record import HEARTBEAT_AT, STATE
 from ...update import EnqueueId
 from ...writer import Start, Writer
@@ -23,7 +23,7 @@ class Refused(StoreTests):
     ) -> None:
         # Given a writer, a message that the store refuses, and others
         refused, others = f"x{message_id}", [f"{n}{message_id}" for n in range(3)]
-        writer = Writer(backend, Outage(type(backend).__name__), heartbeat_interval=50)
+        writer = Writer(backend, CircuitBreaker(type(backend).__name__), heartbeat_interval=50)
         buffers = {
             name: writer.begin_run(name, run_token=5, enqueue_id=EnqueueId(7, 1), throttle=0, base=dict)
             for name in (others[0], refused, *others[1:])
@@ -42,14 +42,14 @@ class Refused(StoreTests):
                 writer.running[buffer] = None
                 buffer.add(Start({}, 1))
                 buffer.write({":step": "1"})
-            write_until(lambda: writer.outage.health(0, 0).dropped > 0)
+            write_until(lambda: writer.breaker.health(0, 0).dropped > 0)
             # Then all others are stored and have heartbeats, and the store counts as up
             write_until(lambda: all(HEARTBEAT_AT in (answered(found) or {}) for found in backend.read_many(others)))
-            health = writer.outage.health(*writer.count_unsent())
+            health = writer.breaker.health(*writer.count_unsent())
             assert health.up and health.failures
             # When more is written to the refused message, then it is dropped as well, and the message is logged once
             buffers[refused].write({":step": "2"})
-            write_until(lambda: writer.outage.health(0, 0).dropped > health.dropped)
+            write_until(lambda: writer.breaker.health(0, 0).dropped > health.dropped)
             lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
             assert sum("refuses updates" in line and refused in line for line in lines) == 1
         # When the store takes it, then it has all that the run has written

@@ -4,15 +4,13 @@ that also does the logging, one line when an outage begins and one when it ends.
 
 from __future__ import annotations
 
-import logging
 import math
 from datetime import datetime, timedelta, timezone
 from threading import Lock
 from typing import Final, NamedTuple
 
 from . import _time as time
-
-logger: logging.Logger = logging.getLogger("dramatiq_status")
+from ._log import logger
 
 #: For how many seconds nobody tries again: after the first failure of
 #: an outage, and at most.
@@ -46,7 +44,7 @@ class Health(NamedTuple):
     outages: int
 
 
-class Outage:
+class CircuitBreaker:
     """A circuit breaker: whether a store is down, and when to try it again.
 
     Parameters:
