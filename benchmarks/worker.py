@@ -25,15 +25,15 @@ from dramatiq.worker import Worker
 
 from dramatiq_status import StatusMiddleware
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.writer import Barrier, Lane, Writer
+from dramatiq_status.writer import Confirmation, MessageBuffer, Writer
 
 
 class ThreadWriter(Writer):
     """A writer whose background thread sends all updates, while the threads that acknowledge only wait."""
 
-    def confirm(self, lane: Lane, barrier: Barrier, deadline: float | None = None) -> bool:
-        self.put(lane)
-        return self.wait(barrier)
+    def confirm(self, buffer: MessageBuffer, confirmation: Confirmation, deadline: float | None = None) -> bool:
+        self.put(buffer)
+        return self.wait(confirmation)
 
 
 class Stopwatch(Middleware):

@@ -178,7 +178,7 @@ def test_children_of_a_parent_that_was_not_stored_count(start_server: Any, store
 
 def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a store that was down, and a process that has counted meanwhile on a message that another one has kept
-    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 0.01)
     backend = RecordingBackend()
     broken = Broken(backend)
     writer = Writer(backend, CircuitBreaker("RecordingBackend"))
@@ -213,7 +213,7 @@ def test_a_parent_that_is_stored_late_is_counted_on() -> None:
 
 def test_a_parent_that_is_unknown_is_not_counted_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a message that is unknown
-    monkeypatch.setattr("dramatiq_status.writer.RECOVERY", 0.2)
+    monkeypatch.setattr("dramatiq_status.writer.writer.RECOVERY", 0.2)
     backend = RecordingBackend()
     writer = Writer(backend, CircuitBreaker("RecordingBackend"))
     buffer = writer.outside("parent")
@@ -230,7 +230,7 @@ def test_a_parent_that_is_unknown_is_not_counted_on_for_ever(monkeypatch: pytest
 
 def test_a_write_to_a_message_that_was_unknown_is_not_taken_for_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a message that was unknown for so long that an increment on it was dropped
-    monkeypatch.setattr("dramatiq_status.writer.RECOVERY", 0.0)
+    monkeypatch.setattr("dramatiq_status.writer.writer.RECOVERY", 0.0)
     backend = RecordingBackend(timeout=20_000)
     writer = Writer(backend, CircuitBreaker("RecordingBackend"))
     buffer = writer.outside("parent")

@@ -20,11 +20,11 @@ from dramatiq.middleware import Callbacks, Retries
 from pymemcache.client.hash import HashClient
 
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, aio, current_progress, current_status
-from dramatiq_status import writer as writer_module
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends.memcached.server import OneOfManyServers
 from dramatiq_status.testing.updates import enqueue, finish, outside, start, write
 from dramatiq_status.update import Outcome, Update
+from dramatiq_status.writer import writer as writer_module
 
 from .backends.test_memcached import PATIENT, MemcachedConformance
 from .conftest import StartServer, started

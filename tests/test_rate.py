@@ -165,7 +165,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("dramatiq_status.writer.time", clock)
+    monkeypatch.setattr("dramatiq_status.writer.writer.time", clock)
     return clock
 
 

@@ -90,7 +90,7 @@ def test_one_server_of_many_is_left_alone(
     backend = Silent(others=True)
     writer = Writer(backend, CircuitBreaker("Silent"))
     writers.append(writer)
-    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 3600.0)
+    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 3600.0)
     buffer = begin(writer, throttle)
     eventually(lambda: backend.calls)
     # When the job goes on counting, and ends
@@ -275,7 +275,7 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
 ) -> None:
     # Given a store that fails for one message, which is written to first
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 0.01)
     backend = Picky()
     writer = Writer(backend, CircuitBreaker("Picky"))
     writers.append(writer)
@@ -367,7 +367,7 @@ def test_a_parent_that_the_store_refuses_is_not_asked_for_all_the_time(
 ) -> None:
     # Given a store that refuses a message, and counts as up
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 0.02)
     backend = PickyAboutRuns()
     writer = Writer(backend, CircuitBreaker("Picky"))
     writers.append(writer)
@@ -402,7 +402,7 @@ class Contended(StubBackend):
 
 def test_only_what_was_not_carried_out_is_sent_again(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a store that carries out the first of two updates of a message alone
-    monkeypatch.setattr("dramatiq_status.writer.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 0.001)
     backend = Contended()
     writer = Writer(backend, CircuitBreaker("Contended"))
     writers.append(writer)

@@ -37,16 +37,16 @@ from queue import Empty, SimpleQueue
 from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
-from . import _time as time
-from ._interrupts import ARE_THREADS_REAL
-from ._log import logger
-from ._process import at_fork, note_interrupt
-from .backend import StatusBackend
-from .circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, CircuitBreaker
-from .errors import BackendError, StoreRefused
-from .fields import MAX_COUNT, check_count, name_of_field
-from .rate import SHORTEST, RateMeter
-from .record import (
+from .. import _time as time
+from .._interrupts import ARE_THREADS_REAL
+from .._log import logger
+from .._process import at_fork, note_interrupt
+from ..backend import StatusBackend
+from ..circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, CircuitBreaker
+from ..errors import BackendError, StoreRefused
+from ..fields import MAX_COUNT, check_count, name_of_field
+from ..rate import SHORTEST, RateMeter
+from ..record import (
     ATTEMPTS,
     DEFAULT_HEARTBEAT_INTERVAL,
     DEFAULT_STATUS_TTL,
@@ -63,7 +63,7 @@ from .record import (
     number_of,
     number_text,
 )
-from .update import CLEARED_BY_START, NO_ENQUEUE_ID, WRITTEN_BY_REQUEUE, Changes, EnqueueId, Kind, Outcome, Update
+from ..update import CLEARED_BY_START, NO_ENQUEUE_ID, WRITTEN_BY_REQUEUE, Changes, EnqueueId, Kind, Outcome, Update
 
 #: Maximum number of messages whose updates the writer keeps while the store is down.
 DEFAULT_MAX_PENDING: Final = 10_000
