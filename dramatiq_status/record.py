@@ -1,9 +1,8 @@
-"""What the stores hold for a message: stored names, states, and what a sound record is.
+"""Records: the status of a message as a store holds it.
 
-A record maps *stored names* to JSON texts.  Fields that the library
-writes itself have the short names below (a job in Redis then fits its
-compact hash encoding); a user's field ``step`` is stored as ``:step``,
-so that the two can never collide.
+A record maps *stored names* to JSON texts.  The library's own fields have the short stored names
+below, so that a record of a few fields keeps Redis' compact encoding of hashes.  A user's field ``step`` has
+the stored name ``:step``, so that it never collides with the library's fields.
 """
 
 from __future__ import annotations
@@ -15,37 +14,37 @@ from itertools import chain
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-#: A stored status: stored name -> JSON text.
+#: A status in a store: JSON texts by stored names.
 Record = dict[str, str]
 
-#: How long a status lives while its message waits or runs, in
-#: milliseconds.  Seven days is the longest delay that Dramatiq allows.
+#: Time to live of the status of a message that waits or runs, in milliseconds: seven days, as long as
+#: the longest delay that Dramatiq allows.
 DEFAULT_LIVE_TTL: Final = 604_800_000
 
-#: How long a status lives after its message finished, in milliseconds.
+#: Time to live of the status of a finished message, in milliseconds.
 DEFAULT_STATUS_TTL: Final = 3_600_000
 
-#: How often a worker says of its running messages that they still run,
-#: in milliseconds.
+#: Interval between heartbeats of running messages, in milliseconds.
 DEFAULT_HEARTBEAT_INTERVAL: Final = 15_000
 
-#: The longest time to live, in milliseconds: a hundred years.  Stores add
-#: it to the current time; Redis answers with an error where that overflows.
+#: Longest time to live, in milliseconds: a hundred years.  Stores add a time to live to the current time, and
+#: Redis answers with an error if the sum overflows.
 LONGEST_TTL: Final = 36_525 * 86_400_000
 
-#: The total of a progress whose total was never set.
+#: Total of a progress whose total was never set.
 DEFAULT_TOTAL: Final = 100
 
-#: The stored total of a progress whose total is unknown.
+#: Stored total of a progress whose total is unknown.
 UNKNOWN_TOTAL: Final = "null"
 
-#: What the stored name of a user's field starts with.
+#: Prefix of the stored name of a user's field.
 USER_PREFIX: Final = ":"
 
-#: Prefix of the stored name that marks a field as deleted: an enqueue that arrives later does not bring it back.
+#: Prefix of the stored name of a deletion mark.  With the mark, a field that was deleted does not come back from an
+#: enqueue that arrives later: ``-:step`` marks ``:step``.
 DELETED_PREFIX: Final = "-"
 
-# The stored names of the library's own fields.
+# Stored names of the library's own fields.
 STATE: Final = "s"
 VERSION: Final = "v"
 ORIGIN: Final = "e"
@@ -74,20 +73,20 @@ ARGS: Final = "ia"
 KWARGS: Final = "ik"
 TRACEBACK: Final = "it"
 
-#: The stored name of the user's field ``result``, which the middleware writes as well.
+#: Stored name of the user's field ``result``, which the middleware writes as well.
 RESULT: Final = USER_PREFIX + "result"
 
-#: Stored names of fields whose newest value the store had no room for, a JSON list.  Only stores that
-#: limit the size of a record write it.
+#: Stored name of the list of fields that are missing because the store had no room for their newest values.
+#: Only stores that limit the size of a record write it.
 TRUNCATED: Final = "d"
 
-#: Value of RATE_WRITTEN_AT while no other writer has written since the run stored its rate.  The first outside write
-#: replaces it with the time of the run's last write.
+#: Value of RATE_WRITTEN_AT while no other writer has written since the run stored its rate.  The first write from
+#: outside replaces it with the time of the run's last write.
 STILL_CURRENT: Final = "null"
 
 
 class State(str, Enum):
-    """The four states of a message.  Each equals its name: ``State.WORKING == "working"``."""
+    """State of a message.  A state equals its name: ``State.WORKING == "working"``."""
 
     QUEUED = "queued"
     WORKING = "working"
@@ -103,35 +102,37 @@ class State(str, Enum):
         return self is State.COMPLETED or self is State.FAILED
 
 
-#: The states by their stored numbers.
+#: States by their stored numbers.
 STATES: Final = (State.QUEUED, State.WORKING, State.COMPLETED, State.FAILED)
 
-#: The first line of a record that is kept as one text: its format.
+#: First line of a record that is stored as one text.  It names the format.
 DOCUMENT_MARK: Final = "dramatiq-status 1"
 
 _FIRST_LINE: Final = DOCUMENT_MARK + "\n"
 
 _STATE_TEXTS: Final = frozenset("0123")
 
-# As every store reads them: Python would take "1_0" for a number, and Lua "0x10"; up to 15 digits, Lua is exact.
+# Numbers that all stores read alike.  Python's int() also accepts "1_0", and Lua's tonumber() "0x10".  Lua is exact
+# up to 15 digits.
 _WHOLE_NUMBERS: Final = re.compile(r"(?:-?[0-9]{1,15} ){5}-?[0-9]{1,15}").fullmatch
 _NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 
-#: Maximum number of digits of a whole number from outside: every store keeps as many exactly.
+#: Maximum number of digits of a whole number.  Every store is exact up to here.
 _MAX_DIGITS: Final = 15
 
 _WHOLE_NUMBER: Final = re.compile(rf"-?[0-9]{{1,{_MAX_DIGITS}}}").fullmatch
 
-#: Largest whole number that is read from a message, a caller or a store.
+#: Largest whole number that is accepted from a message, a caller or a store.
 MAX_WHOLE_NUMBER: Final = 10**_MAX_DIGITS - 1
 
-#: Magnitude that a counted field stays below: Redis' script counts in doubles, which are exact up to here.
+#: Exclusive upper limit of the magnitude of a counted field.  Redis' script counts in doubles, which are exact up
+#: to here.
 COUNT_LIMIT: Final = 2**53
 
-#: Maximum number of characters of a number that can be counted on.
+#: Maximum number of characters of a stored number to which a count can be added.
 _LONGEST_NUMBER: Final = 40
 
-#: The stored numbers of the states.
+#: Stored numbers of the states.
 QUEUED: Final = 0
 WORKING: Final = 1
 COMPLETED: Final = 2
@@ -141,13 +142,13 @@ FAILED: Final = 3
 def to_document(record: Record) -> str:
     """Write a record as one text, for stores that keep one value a message.
 
-    Neither names nor JSON texts ever hold a line break, so lines it is.
+    The text has each name and each JSON text on a line of its own: neither contains a line break.
     """
     return _FIRST_LINE + "\n".join(chain.from_iterable(record.items()))
 
 
 def from_document(document: str) -> Record | None:
-    """Read a record back; None where the text is not one.
+    """Read a record from its text.  Return None for a text that is no sound record.
 
     >>> from_document(to_document({"s": "0", "v": "1", "e": "7", "n": "1"}))
     {'s': '0', 'v': '1', 'e': '7', 'n': '1'}
@@ -157,15 +158,15 @@ def from_document(document: str) -> Record | None:
 
 
 def from_pairs(pairs: Iterable[str]) -> Record | None:
-    """Make a record of stored names and JSON texts in turn; None where it is not sound."""
+    """Make a record from alternating stored names and JSON texts.  Return None if it is not sound."""
     rest = iter(pairs)
     record = dict(zip(rest, rest))
     return record if is_sound(record) else None
 
 
 def whole_number_in(text: str, default: int) -> int:
-    """Read a whole number from a text that another program may have written. A text that is not a whole number of at
-    most 15 digits becomes the default.
+    """Read a whole number from a text that another program may have written.  Return the default for a text that
+    is not a whole number of at most 15 digits.
 
     >>> whole_number_in("-12", 0), whole_number_in("9" * 16, 0), whole_number_in("1_0", 0)
     (-12, 0, 0)
@@ -174,7 +175,7 @@ def whole_number_in(text: str, default: int) -> int:
 
 
 def number_text(value: int | float) -> str:
-    """Write a number the way every store writes it: whole ones without a fraction.
+    """Write a number as every store writes it: whole numbers have no fraction.
 
     >>> number_text(3.0), number_text(0.5)
     ('3', '0.5')
@@ -183,7 +184,7 @@ def number_text(value: int | float) -> str:
 
 
 def number_of(text: str) -> int | float:
-    """Read a number back.
+    """Read a number that :func:`number_text` has written.
 
     >>> number_of("3"), number_of("0.5")
     (3, 0.5)
@@ -195,13 +196,13 @@ def number_of(text: str) -> int | float:
 
 
 class Counts(NamedTuple):
-    """The known values of a progress.
+    """Values of a progress.
 
     Parameters:
-      progress: The count; None where none was reported.
-      total: 100 where none was set; None where it is unknown.
-      rate: Units a second; None while unknown.
-      set: Whether a total was set, or set to unknown.
+      progress(int | float): Number of units done; None if no progress was reported.
+      total(int | float): 100 if no total was set; None if the total is unknown.
+      rate(float): Units a second; None while unknown.
+      set(bool): Whether a total was set.  An unknown total counts as set.
     """
 
     progress: int | float | None = None
@@ -211,7 +212,7 @@ class Counts(NamedTuple):
 
 
 def counts_in(progress: str | None, total: str | None, rate: float | None) -> Counts:
-    """Read a stored progress and total, each None where it was never set.
+    """Read a stored progress and a stored total.  None stands for a value that was never set.
 
     >>> counts_in("3", None, None), counts_in("3", "null", 0.5)
     (Counts(progress=3, total=100, rate=None, set=False), Counts(progress=3, total=None, rate=0.5, set=True))
@@ -223,8 +224,9 @@ def counts_in(progress: str | None, total: str | None, rate: float | None) -> Co
 
 
 def is_sound(record: Record) -> bool:
-    """Whether a record can be worked with.  One that cannot (a foreign
-    value under our key, say) counts as missing.
+    """Whether a record has the fields that :func:`dramatiq_status.update.apply` needs, with usable numbers.
+
+    A record that is not sound counts as missing: another program may have written under its key.
     """
     get = record.get
     if get(STATE) not in _STATE_TEXTS or ORIGIN not in record or (RUN_TOKEN in record and SEQUENCE not in record):
@@ -234,30 +236,30 @@ def is_sound(record: Record) -> bool:
         f"{get(LIVE_TTL, 0)} {get(SCHEDULED_AT, 0)} {get(ATTEMPTS, 0)}"
     )
     progress = get(PROGRESS, "0")
-    # What is too large for a float is as bad as what is infinite.
+    # float() turns a number that is too large into infinity.
     return bool(_WHOLE_NUMBERS(numbers) and _NUMBER(progress) and isfinite(float(progress)))
 
 
 def is_finished(record: Record) -> bool:
-    """Whether Dramatiq is done with the record's message."""
+    """Whether Dramatiq is done with the message of a record."""
     return record[STATE] > "1"
 
 
 def live_ttl_of(record: Record, now: int) -> int:
-    """How long an unfinished record lives from `now` on, in milliseconds: its
-    own live time to live, on top of the delay that is left of its message.
+    """Return the time to live of an unfinished record in milliseconds, counted from `now`: its ``live_ttl`` plus
+    the rest of its message's delay.
     """
     delay = int(record[SCHEDULED_AT]) - now if SCHEDULED_AT in record else 0
     return limited_ttl(int(record.get(LIVE_TTL, DEFAULT_LIVE_TTL)) + max(0, delay))
 
 
 def limited_ttl(ttl: int) -> int:
-    """A time to live that every store takes."""
+    """Limit a time to live to the range that every store accepts."""
     return min(max(1, ttl), LONGEST_TTL)
 
 
 def count_on(text: str | None, n: int | float) -> str | None:
-    """Add to a stored number; None where the text is none, or the sum is not one that every store can count with.
+    """Add to a stored number.  Return None if the text is no number, or if the sum is not below 2**53.
 
     >>> count_on("3", 2), count_on(None, 2), count_on("null", 0.5), count_on('"a"', 2)
     ('5', '2', '0.5', None)
@@ -274,7 +276,11 @@ def count_on(text: str | None, n: int | float) -> str | None:
 
 
 def deletion_marks(names: Iterable[str]) -> Record:
-    """Make the fields that mark fields as deleted, by their stored names."""
+    """Make the deletion marks of fields.
+
+    >>> deletion_marks([":step"])
+    {'-:step': '1'}
+    """
     return {DELETED_PREFIX + name: "1" for name in names}
 
 
@@ -283,7 +289,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Return `apply`, whose public path is here, from the module above this one."""
+        """Return :func:`dramatiq_status.update.apply`: ``dramatiq_status.record.apply`` is its public path."""
         if name != "apply":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from .update import apply
