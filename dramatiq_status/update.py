@@ -1,9 +1,8 @@
-"""An update of a record, and what it does to it.
+"""Updates of records, and :func:`apply`, which carries out an update on a record.
 
-Everything here is pure.  :func:`apply` is the one definition of an
-update: the stub, memcached, and every other backend that keeps whole
-documents call it, ``backends/redis/lua/update/`` mirrors it, and a property
-test holds the two together.
+All functions here are pure.  :func:`apply` is the only definition of an update.  Every backend that stores whole
+records calls it.  The Redis script (``backends/redis/lua/update/``) mirrors it, and a property test
+compares the two.
 """
 
 from __future__ import annotations
@@ -46,32 +45,33 @@ from .record import (
     number_text,
 )
 
-#: Fields that a start removes (DESIGN §2, rule 5).  A progress that was stored before the first run stays.
+#: Stored names of the fields that the start of a run removes.  The first run keeps a progress that other messages have
+#: counted.
 CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT)
 
-#: What a message that goes back to its queue leaves behind.
+#: Stored names of the fields that a requeue removes.
 CLEARED_BY_REQUEUE: Final = (RUN_TOKEN, SEQUENCE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 
-#: What only a running message has.
+#: Stored names of the fields that the end of a message removes.
 CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 
-#: What a message that was completed in the end no longer has.
+#: Stored names of the fields that a completion removes: a failure of an earlier run.
 CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
 
-#: What a requeue writes over; everything else that it carries was given
-#: when the message was first enqueued, and only fills gaps.
+#: Stored names of the fields that a requeue replaces.  Its other fields are those of the first enqueue, and only fill
+#: gaps.
 WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK))
 
-#: Fields to ignore in an enqueue that arrives after its own run has started.
+#: Stored names of the fields to ignore in an enqueue that arrives after its own run has started.
 OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
 
 
 class EnqueueId(NamedTuple):
-    """Identity of an enqueue of a message, which orders transitions without a clock.
+    """Id of an enqueue of a message.  It orders the message's transitions without a clock.
 
     The first enqueue of a message draws a random origin and has generation 1.  Each enqueue that
-    follows from it, such as a retry, has the same origin and the next generation.  An enqueue
-    with another origin starts the message again.
+    follows from it, such as a retry, has the same origin and the next generation.  When the same message is enqueued
+    from the beginning again, it gets another origin.
 
     Parameters:
       origin(int): Random number; 0 for a message that a process without the middleware has enqueued.
@@ -82,60 +82,61 @@ class EnqueueId(NamedTuple):
     generation: int
 
 
-#: The enqueue id of a message that was enqueued by a process without our
-#: middleware.
+#: Enqueue id of a message that a process without the middleware has enqueued.
 NO_ENQUEUE_ID: Final = EnqueueId(0, 0)
 
 _NO_ORIGIN: Final = str(NO_ENQUEUE_ID.origin)
 
 
 class Kind(int, Enum):
-    """Who writes an update."""
+    """Source of an update."""
 
+    #: An enqueue of the message.
     ENQUEUE = 0
+    #: A run of the message, or its end without a run.
     RUN = 1
+    #: Any other writer, in any process.
     OUTSIDE = 2
+    #: The heartbeat of a worker that runs the message.
     HEARTBEAT = 3
 
 
 class Outcome(int, Enum):
-    """What became of an update."""
+    """Outcome of an update."""
 
-    #: It is stored.
+    #: The update is stored.
     APPLIED = 1
-    #: An enqueue that came after what it had led to: the fields that
-    #: nobody had written since are stored, the state is not.
+    #: The store had the enqueue, its run or a later enqueue before.  The state is not stored.  Fields that the record
+    #: lacks are stored, unless the later enqueue has another origin.
     LATE = 2
-    #: It had been stored before.
+    #: The update, or a later one of its run, was stored before.
     DUPLICATE = 3
-    #: It came from a run that no longer owns the status, or after the end.
+    #: The run does not own the status any more, or the message is finished.  Nothing is stored.
     REFUSED = 4
-    #: There is no record; nothing is stored.
+    #: The store has no record of the message, and the update cannot create one.  Nothing is stored.
     MISSING = 5
-    #: The server that has the record does not answer, while others of
-    #: the same store do: whether it is stored is not known, and it may
-    #: be sent again.
+    #: The server of the record does not answer, while other servers of the store do.  The update may be stored
+    #: or not, and may be sent again.
     UNAVAILABLE = 6
-    #: It is stored, except for the counts on fields that hold no number,
-    #: or whose sum would leave the numbers that every store can count with.
+    #: The update is stored, except counts on fields that hold no number, and counts whose sum is not below 2**53.
     UNCOUNTED = 7
-    #: The store does not take the message, and takes others: nothing is stored.
+    #: The store refuses the message, while it accepts others.  Nothing is stored.
     UNSTORABLE = 8
 
 
-# An attribute of an Enum takes five times as long as a name.
+# Reading an attribute of an Enum takes five times as long as reading a global.
 _RUN: Final = Kind.RUN
 _ENQUEUE: Final = Kind.ENQUEUE
 _APPLIED: Final = Outcome.APPLIED
 
 
 class Changes(NamedTuple):
-    """Changes of single fields that depend on what the store holds.
+    """Counts on fields, and deletions of fields.
 
     Parameters:
-      counts: Numbers to add, by stored name; never to the progress, which has its own increment.
-        A field that is missing, or null, counts from 0.
-      deleted: Stored names of fields to delete.
+      counts(Mapping[str, int | float]): Numbers to add, by stored names.  A field that is missing or null counts
+        from 0.  The progress is not among them: it has its own increment.
+      deleted(frozenset[str]): Stored names of fields to delete.
     """
 
     counts: Mapping[str, int | float] = {}
@@ -143,26 +144,25 @@ class Changes(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One change of one record.
+    """Change of a record.
 
     Parameters:
-      kind: Who writes.
-      enqueue_id: The enqueue that the writer belongs to.
-      run_token: Fencing token of the run that writes; 0 for none.
-      sequence: Number of this update among the updates of its run.  The store
-        remembers the last one, so that an update may be sent again
-        after a time-out without being counted twice.
-      start: The run begins with this update.
-      create: The update holds all that its run knows, and may make the
-        record where there is none.
-      state: The state that the message enters, by its stored number.
-      attempts: With ``start``: how many runs the message has had at least.
-      fields: What to set, stored name -> JSON text.
-      increment: What to add to the progress, after ``fields``.
-      ttl: With a final state: how long the record lives from now on, in
-        milliseconds.  From outside: unless the record says, or is finished already.
-      changes: Fields to delete before `fields` are set, and to count after
-        that; None for none, as in most updates.  Only of runs, and from outside.
+      kind(Kind): Source of the update.
+      enqueue_id(EnqueueId): Enqueue of the message, or enqueue that the run belongs to.
+      run_token(int): Fencing token of the run; 0 for none.  The store keeps the token of the newest run and refuses
+        the updates of older runs.
+      sequence(int): Number of the update among the updates of its run.  The store keeps the last one, so
+        that an update that is sent again after a time-out counts once.
+      start(bool): Whether the run begins with this update.
+      create(bool): Whether the update has all values of its run, and creates a missing record.
+      state(int): Stored number of the state that the message enters; None to keep its state.
+      attempts(int): Minimum number of runs of the message, with `start` or a created record.
+      fields(Record): Fields to set: JSON texts by stored names.
+      increment(int | float): Number to add to the progress, after `fields` are set.
+      ttl(int): Time to live of the finished record in milliseconds, with a final state.  In an update from outside, the
+        record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
+      changes(Changes): Deletions to carry out before `fields` are set, and counts to add after that; None for
+        none.  Only updates of runs and from outside have changes.
     """
 
     kind: Kind
@@ -180,13 +180,12 @@ class Update(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """The result of :func:`apply`.
+    """Result of :func:`apply`.
 
     Parameters:
-      outcome: What became of the update.
-      record: The record as it is now; None where there is none.
-      ttl: How long the record lives from now on, in milliseconds; None
-        where its expiry stays as it was.
+      outcome(Outcome)
+      record(Record): Record after the update; None if there is none.
+      ttl(int): New time to live of the record in milliseconds; None to keep its expiry.
     """
 
     outcome: Outcome
@@ -195,27 +194,27 @@ class Applied(NamedTuple):
 
 
 def is_stored(outcome: Outcome) -> bool:
-    """Whether an update with this outcome has changed the record and, if it is one, made its transition."""
+    """Whether an update with this outcome has set its state and its fields."""
     return outcome is _APPLIED or outcome is Outcome.UNCOUNTED
 
 
 def is_transition(record: Record | None, update: Update) -> bool:
-    """Whether an update that was applied to `record` made it, or set its
-    state.  A list of statuses is ordered by the time of the last one.
+    """Whether an update that is applied to `record` creates it or sets its state.  Lists of statuses are ordered by the
+    time of the last transition.
     """
     return record is None or update.kind is Kind.ENQUEUE or update.start or update.state is not None
 
 
 def apply(record: Record | None, update: Update, now: int) -> Applied:
-    """Work out what `update` does to `record`.
+    """Carry out an update on a record.
 
     Parameters:
-      record: What the store holds, None for nothing.  It is not changed.
-      update: What to do.
-      now: The store's current time, in epoch milliseconds.
+      record(Record): Record in the store; None if there is none.  The function does not change it.
+      update(Update)
+      now(int): Current time by the store's clock, in epoch milliseconds.
 
     Returns:
-      The outcome, the new record and its time to live.
+      Applied: Outcome, new record and its time to live.
     """
     if update.kind is _RUN:
         return _apply_run(record, update, now)
@@ -240,9 +239,9 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                 new = {**late, **record}
                 return Applied(Outcome.LATE, _touch(new, record, now) if len(new) > len(record) else record)
         elif record[ORIGIN] != _NO_ORIGIN and update.enqueue_id.generation > 1 and not finished:
-            # It puts back an older enqueue of the same message; the newer one owns the status.
+            # A retry that follows from an older enqueue of the message: the newer enqueue owns the status.
             return Applied(Outcome.LATE, record)
-        # What was enqueued without our middleware may be put back by a process that has it.
+        # A process with the middleware may requeue a message that a process without it has enqueued.
         if record[ORIGIN] in (origin, _NO_ORIGIN) and not finished:
             new = {name: text for name, text in record.items() if name not in CLEARED_BY_REQUEUE}
             for name, text in update.fields.items():
@@ -258,8 +257,9 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
 
 
 def _standing(record: Record | None, update: Update) -> Outcome:
-    """Whether a run may write: ``MISSING`` stands for a record that is not
-    there, or that belongs to another enqueue than a run that begins.
+    """Return ``APPLIED`` if a run may write, otherwise the outcome of its update.
+
+    ``MISSING`` stands for a missing record, and for a record of another enqueue, which the run may replace.
     """
     if record is None:
         return Outcome.MISSING
@@ -271,7 +271,7 @@ def _standing(record: Record | None, update: Update) -> Outcome:
     if not update.start and update.state is None:
         return Outcome.REFUSED
     if record.get(ORIGIN) != str(update.enqueue_id.origin):
-        # Of two enqueues of one message, who began last owns the status.
+        # Two enqueues of one message: the run that started last owns the status.
         return Outcome.MISSING if update.start or not update.run_token else Outcome.REFUSED
     ahead = update.enqueue_id.generation - int(record[GENERATION])
     if ahead < 0:
@@ -293,7 +293,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
             for name in CLEARED_BY_START:
                 new.pop(name, None)
             if counted_before_any_run is not None:
-                # By other messages, on the bar of one that starts late: the store counts for them.
+                # Other messages have counted on the progress of this message before its first run.
                 new[PROGRESS] = counted_before_any_run
             new[ATTEMPTS] = str(max(int(new.get(ATTEMPTS, "0")) + 1, update.attempts))
             new[STATE] = str(WORKING)
@@ -304,7 +304,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
     else:
         return Applied(outcome, record)
     if update.start or update.create or update.state is not None:
-        # Whatever else a run writes belongs to the enqueue that it began with.
+        # All other updates of a run belong to the enqueue of its start.
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if update.run_token:
         new[RUN_TOKEN], new[SEQUENCE] = str(update.run_token), str(update.sequence)
@@ -325,14 +325,14 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
         return Applied(Outcome.MISSING, None)
     new = dict(record)
     if RATE in record and record.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
-        # Nobody but the run says how fast it goes: its rate is as old as it was.
+        # The first write from outside since the run stored its rate: the rate gets no younger by this write.
         since = record.get(UPDATED_AT, "")
         new[RATE_WRITTEN_AT] = since if since.isascii() and since.isdecimal() else "0"
     outcome = _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
         _finish(new, update.state)
         new.setdefault(FINISHED_AT, str(now))
-        # One that is finished already lives as long as it was to.
+        # A finished record keeps its expiry.
         ttl = None if is_finished(record) else _status_ttl_of(record, update)
         return Applied(outcome, _touch(new, record, now), ttl)
     if update.state is not None:
