@@ -1,4 +1,4 @@
-"""What every store promises: the base class of the backends."""
+"""StatusBackend, the base class of the backends: what every store promises."""
 
 from __future__ import annotations
 
@@ -17,34 +17,32 @@ from .record import Record
 from .snapshot import Snapshot
 from .update import Outcome, Update
 
-#: How long a single call to a store may take, in milliseconds.  It is
-#: short on purpose: while the store does not answer, jobs and
-#: enqueues wait for it this long, once, and then do without.
+#: Default of `timeout`, in milliseconds.  It is short on purpose: when the store stops answering, a job or an
+#: enqueue waits this long once, and the next ones do not wait.
 DEFAULT_TIMEOUT: Final = 500
 
-#: The largest encoded value of one field, in bytes.
+#: Default of `max_field_size`, in bytes.
 DEFAULT_MAX_FIELD_SIZE: Final = 65_536
 
-#: The longest namespace, in bytes.
+#: Maximum size of a namespace, in bytes.
 MAX_NAMESPACE_SIZE: Final = 48
 
 FoundT = TypeVar("FoundT")
 
 _NAMESPACE = re.compile(r"[!-~]+")
 
-#: What a namespace's own ``:`` and braces become in a key: the first
-#: ``:`` of a key then always ends its namespace, and no namespace has a
-#: hash tag of Redis Cluster.
+#: Escapes of ``:``, braces and ``%`` in a namespace.  The first ``:`` of a key then ends its namespace, and no
+#: namespace contains a hash tag of Redis Cluster.
 _ESCAPES: Final = str.maketrans({char: f"%{ord(char):02X}" for char in "%:{}"})
 
 
 class Query(NamedTuple):
-    """Which statuses to list.
+    """Filter of a list of statuses.
 
     Parameters:
-      state: Only those in this state, by its stored number; None for all.
-      actor_name: Only those of this actor; None for all.
-      queue_name: Only those of this queue; None for all.
+      state(int): Stored number of the state; None for all states.
+      actor_name(str): Name of the actor; None for all actors.
+      queue_name(str): Name of the queue; None for all queues.
     """
 
     state: int | None = None
@@ -57,8 +55,8 @@ class Listed(NamedTuple):
 
     Parameters:
       message_id(str)
-      record(Record): None where it is damaged, or has changed since its message was found.
-      position(int): Its position in the list, see :class:`.Cursor`.
+      record(Record): None if it is damaged, or has changed since its message was found.
+      position(int): Position of the message in the list, see :class:`.Cursor`.
     """
 
     message_id: str
@@ -67,69 +65,64 @@ class Listed(NamedTuple):
 
 
 class Subscription(Protocol):
-    """A subscription to changes of some messages, which receives them from its creation on."""
+    """Subscription to the changes of some messages.  It receives all changes after its creation."""
 
     def wait(self, timeout: float) -> dict[str, int]:
-        """Wait until something changes, for so many seconds at most.
+        """Wait for the next changes.
+
+        Parameters:
+          timeout(float): Maximum number of seconds to wait.
 
         Returns:
-          dict[str, int]: The messages that have changed since the last
-          call, and the newest received version of each; 0 for a message that
-          was deleted.  Empty when the time is over.
+          dict[str, int]: Newest received versions of the messages that have changed since the last
+          call, by message ids; 0 for a message that was deleted.  Empty after the time-out.
 
         Raises:
-          BackendError: When the connection was lost.  Changes may have
-            been missed: subscribe again, then read.
+          BackendError: When the connection was lost.  The subscription may have missed changes: subscribe again,
+            then read.
         """
 
     def close(self) -> None:
         """End the subscription.
 
-        A watch that an actor leaves before its end drops the subscription and does not call this: a time limit that
-        strikes in the call would be lost.
+        When an actor leaves a watch before its end, the watch drops the subscription without a call of this method.
+        Python would ignore a time limit that strikes in the call.
         """
 
 
 class StatusBackend(abc.ABC):
     """ABC for status backends.
 
-    A backend stores one record a message and changes it only by
-    :func:`dramatiq_status.update.apply`, atomically: no update that was
-    answered with ``Outcome.APPLIED`` is ever lost to another writer,
-    in this process or elsewhere.  Its methods may be called by any
-    number of threads at once.
+    A backend stores one record a message, and changes it only by
+    :func:`dramatiq_status.update.apply`.  Each change is atomic: an update with ``Outcome.APPLIED`` is not lost to
+    another writer, in this process or in another one.  Any number of threads may call the methods at once.
 
-    Every method raises :class:`.BackendError` where the store cannot
-    be reached, takes longer than `timeout` or answers with an error;
-    it raises no other errors except the ``TypeError`` and ``ValueError`` of bad input.
-    A store may have several servers, each with its own records.  While one
-    of them does not answer and others do, :meth:`read_many` and
-    :meth:`snapshots` return a :class:`.BackendError` in the place of each
-    record of that server, and :meth:`update_many` and
-    :meth:`begin_update` answer with ``Outcome.UNAVAILABLE``.
+    A method raises :class:`.BackendError` when the store cannot be reached, takes longer than `timeout` or
+    answers with an error.  Its only other errors are the ``TypeError`` and ``ValueError`` of wrong input.
+
+    A store may have several servers, each with its own records.  When one of them does not answer and others do,
+    :meth:`read_many` and :meth:`snapshots` return a :class:`.BackendError` for each record of this server, and
+    :meth:`update_many` and :meth:`begin_update` return ``Outcome.UNAVAILABLE``.
 
     Parameters:
-      namespace(str): What the keys of this backend start with: up to
-        48 printable ASCII characters without spaces.  Backends with
-        different namespaces never see each other's statuses.
-      timeout(int): How long one call may take, in milliseconds; a day at most.
-      max_field_size(int): The largest encoded value of one field, in
-        bytes.
+      namespace(str): Prefix of the keys of this backend: up to 48 printable ASCII characters without
+        spaces.  A backend does not find the statuses of another namespace.
+      timeout(int): Maximum duration of a call, in milliseconds; at most a day.
+      max_field_size(int): Maximum size of the encoded value of a field, in bytes.
     """
 
-    #: How long a watcher of this backend sleeps between two looks, in
-    #: milliseconds: the first time, and at most.
+    #: Shortest and longest time that a watcher sleeps between two polls, in milliseconds.
     poll_interval: tuple[int, int] = (50, 1000)
 
-    #: How much time there is at least between two snapshots that a
-    #: watcher is shown, in milliseconds; of more changes it sees the newest.
+    #: Minimum time between two snapshots that a watcher returns, in milliseconds.  Of several changes in this time it
+    #: returns the newest.
     watch_interval: int = 50
 
-    #: How often a watcher that is told of changes looks all the same, in
-    #: milliseconds: nobody tells when a status expires or a message stalls.
+    #: Interval in milliseconds at which a watcher with a subscription also polls: the store publishes no change when a
+    #: status expires or a message stalls.
     recheck_interval: int = 5000
 
-    #: Why :meth:`find` raises :class:`.NotSupported`, and what to do about it.
+    #: Reason why :meth:`find` raises :class:`.NotSupported`, and the cure.  It ends the sentence of the error.
     why_no_list: str = "it keeps no index."
 
     def __init__(
@@ -152,25 +145,23 @@ class StatusBackend(abc.ABC):
 
     @abc.abstractmethod
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        """Carry out updates in their order, in as few round trips as
-        the store allows: one for all on Redis.
+        """Carry out updates in their order, in as few round trips as possible: Redis needs one for all.
 
         Parameters:
-          updates(Sequence[tuple[str, Update]]): Message ids and what to
-            do with their records.
+          updates(Sequence[tuple[str, Update]]): Message ids and their updates.
 
         Returns:
-          list[Outcome]: What became of each: ``Outcome.REFUSED`` where the
-          store has no room for one, ``Outcome.UNAVAILABLE`` where one was not carried
-          out and may be sent again, while others were, or its message alone was in the way;
-          ``Outcome.UNSTORABLE`` where the store does not take its message, and has taken another.
+          list[Outcome]: Outcomes in the order of the updates.  ``Outcome.REFUSED`` also stands for an update that
+          is too large for the store, and ``Outcome.UNSTORABLE`` for a message that the store refuses while it
+          accepts others.  An update with ``Outcome.UNAVAILABLE`` was not carried out, while others were, and may be
+          sent again.
 
         Raises:
-          StoreRefused: When the store has answered, does not take one of these messages, and
-            has carried out nothing of it.  The writer then sends each by itself, and drops the updates that
-            the store refuses while it takes others.
-          BackendError: When the store does not answer and has carried out nothing of it.
-          ValueError: When nothing of it can be stored: the writer then sends each by itself.
+          StoreRefused: When the store refuses one of the messages, and has carried out no update.  The
+            writer then sends the updates one by one, and drops those that the store refuses while it accepts others.
+          BackendError: When the store does not answer, and has carried out no update.
+          ValueError: When an update cannot be encoded, and none was carried out.  The writer then sends the updates one
+            by one.
         """
 
     @abc.abstractmethod
@@ -178,47 +169,46 @@ class StatusBackend(abc.ABC):
         """Read records in one round trip.
 
         Returns:
-          Sequence[Record | None | BackendError]: One for each id, in their
-          order; None for a message that is unknown or expired, or whose record
-          is damaged; an error, not raised, for a message that the store could not
-          read while it has read others.
+          Sequence[Record | None | BackendError]: Records in the order of the ids.  None stands for
+          a message that is unknown or expired, and for a damaged record.  An error that is returned and not raised
+          stands for a record that the store could not read, while it has read others.
 
         Raises:
-          BackendError: When the store could read none of them.
+          BackendError: When the store could read no record.
         """
 
     @abc.abstractmethod
     def delete(self, message_id: str) -> bool:
-        """Delete a record; one round trip.
+        """Delete a record in one round trip.
 
         Returns:
-          bool: Whether there was one.
+          bool: Whether there was a record.
         """
 
     def update(self, message_id: str, update: Update) -> Outcome:
-        """Carry out one update; one round trip where nobody else writes
-        to the same record.
-        """
+        """Carry out an update, in one round trip if no other writer changes the record at the same time."""
         return self.update_many(((message_id, update),))[0]
 
     def read(self, message_id: str) -> Record | None:
-        """Read one record; one round trip."""
+        """Read a record in one round trip."""
         return answered(self.read_many((message_id,))[0])
 
     def snapshot(self, message_id: str) -> Snapshot | None:
-        """Read one status and decode it; one round trip."""
+        """Read a status and decode it, in one round trip."""
         return take_snapshot(message_id, self.read(message_id), self.now())
 
     def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
-        """Read many statuses and decode them; one round trip, as :meth:`read_many`."""
+        """Read statuses as :meth:`read_many` does, and decode them."""
         return take_snapshots(message_ids, self.read_many(message_ids), self.now()) if message_ids else []
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
-        """Begin an update and return at once what completes it.
+        """Begin an update.
 
-        Where the store allows, the update is on its way when this
-        returns, and the caller does something else before it asks for
-        the outcome.  The default carries it out before it returns.
+        A backend may send the update and return before the reply arrives, so that the caller can do something
+        else in the meantime.  The default implementation carries out the whole update.
+
+        Returns:
+          Callable: Waits for the reply, and returns the outcome.
         """
         outcome = self.update(message_id, update)
         return lambda: outcome
@@ -226,18 +216,19 @@ class StatusBackend(abc.ABC):
     def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
         """List a page of statuses, newest first.
 
-        A message gets a new position, the highest of all, when something sets its state; no other write changes it.
-        The order is that of :class:`.Cursor`, so that a message that moves between two pages is not listed
-        twice, and all others are listed once.  The work should not depend on where the page is.
+        An update that sets the state of a message gives it a new position, which is higher than all others.  Other
+        updates do not change the position.  The order is that of :class:`.Cursor`: a message that moves while a
+        reader lists page after page is listed once at most, and all others are listed once.  The work should not depend
+        on the position of the page.
 
         Parameters:
           query(Query): Statuses to list.
           limit(int): Maximum number of statuses.
-          after(Cursor): Last message of the page before, which may be deleted, expired or moved since;
-            None for the first page.
+          after(Cursor): Last message of the previous page; None for the first page.  The message may have
+            been deleted, have expired or have moved since.
 
         Returns:
-          list[Listed]: Fewer than `limit` only at the end of the list.
+          list[Listed]: At the end of the list there may be fewer than `limit`, elsewhere not.
 
         Raises:
           NotSupported: When this backend cannot list.
@@ -257,34 +248,34 @@ class StatusBackend(abc.ABC):
         return NotSupported(f"{type(self).__name__} cannot list statuses: {self.why_no_list}")
 
     def subscribe(self, message_ids: Sequence[str]) -> Subscription | None:
-        """Begin to hear of every change of some messages.
+        """Subscribe to the changes of some messages.
 
         Returns:
-          Subscription: Has begun when this returns; None where the
-          store cannot tell, and has to be asked again and again.
+          Subscription: It receives changes from now on.  None if the store does not publish changes; watchers then
+          poll.
         """
         return None
 
     def now(self) -> int:
-        """The current time in epoch milliseconds, by the clock that dates this
-        backend's records: the store's own where it has one.
+        """Return the current time in epoch milliseconds, by the clock that dates this backend's records: the
+        store's own clock, if it has one.
         """
         return now_ms()
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Close the connections of this backend; it opens new ones when it is used again."""
+        """Close the connections of this backend.  The next call opens new ones."""
 
 
 def answered(found: FoundT | BackendError) -> FoundT:
-    """Return what the store has read of one message; raise the error where it could not."""
+    """Return what :meth:`StatusBackend.read_many` has found for a message, or raise its error."""
     if isinstance(found, BackendError):
         raise found
     return found
 
 
 def escape_namespace(namespace: str) -> str:
-    """Make a namespace fit to be followed by ``:`` in a key, so that no
-    key of one namespace looks like one of another, whatever message ids are.
+    """Escape a namespace for a key that goes on with ``:`` and a message id.  No key of a namespace is then a
+    key of another one.
 
     >>> escape_namespace("shop"), escape_namespace("shop:eu")
     ('shop', 'shop%3Aeu')
@@ -293,5 +284,5 @@ def escape_namespace(namespace: str) -> str:
 
 
 def now_ms() -> int:
-    """The current time by this host's clock, in epoch milliseconds."""
+    """Return the current time by this host's clock, in epoch milliseconds."""
     return time.time_ns() // 1_000_000
