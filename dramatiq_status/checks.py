@@ -1,4 +1,4 @@
-"""Checks of what a caller passes: message ids, durations, numbers, and the size of a page."""
+"""Checks of parameters: message ids, durations, numbers and limits of lists."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from typing import Any, Final
 from .fields import plain_number
 from .record import LONGEST_TTL, MAX_WHOLE_NUMBER
 
-#: The longest `timeout` of a backend, in milliseconds: a day.  Sockets take no more than some weeks.
+#: Maximum `timeout` of a backend, in milliseconds: a day.  Sockets support a few weeks.
 MAX_TIMEOUT: Final = 86_400_000
 
-#: The longest duration, in milliseconds: as long as a record may live.
+#: Maximum duration, in milliseconds: the longest time to live of a record.
 MAX_DURATION: Final = LONGEST_TTL
 
-#: The longest message id, in UTF-8 bytes.  Memcached takes keys of at
-#: most 250 bytes, the namespace included.
+#: Maximum size of a message id, in UTF-8 bytes.  A key of memcached has at most 250 bytes, with the namespace.
 MAX_MESSAGE_ID_SIZE: Final = 200
 
-#: The longest page of a list.
+#: Maximum number of statuses on a page of a list.
 MAX_LIMIT: Final = 1000
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def check_message_id(message_id: Any) -> str:
-    """Check the id of a message before it becomes a key.
+    """Check a message id.
 
     Parameters:
-      message_id(str | Message): An id, or a message that has one.
+      message_id(str | Message): Id, or message with an id.
 
     Raises:
-      TypeError: When it is neither.
-      ValueError: When it is empty, too long or holds control characters.
+      TypeError: When it is neither an id nor a message.
+      ValueError: When the id is empty or too long, contains control characters, or is not valid Unicode.
     """
     if (
         message_id.__class__ is str
@@ -42,7 +41,7 @@ def check_message_id(message_id: Any) -> str:
         and message_id.isprintable()
         and 0 < len(message_id) <= MAX_MESSAGE_ID_SIZE
     ):
-        # As they usually are: what follows takes thrice as long to find nothing.
+        # The usual case.  The checks below take three times as long.
         return message_id
     given = message_id
     message_id = given if isinstance(given, str) else getattr(given, "message_id", None)
@@ -58,7 +57,7 @@ def check_message_id(message_id: Any) -> str:
             raise ValueError(f"message_id must have at most {MAX_MESSAGE_ID_SIZE} bytes, this one has {size}.")
     if not message_id.isascii() or not message_id.isprintable():
         if _CONTROL.search(message_id):
-            raise ValueError(f"message_id must not hold control characters: {message_id!r}.")
+            raise ValueError(f"message_id must not contain control characters: {message_id!r}.")
         try:
             message_id.encode("utf-8")
         except UnicodeEncodeError:
@@ -67,7 +66,7 @@ def check_message_id(message_id: Any) -> str:
 
 
 def is_message_id(message_id: str) -> bool:
-    """Whether a message may have this id.  Other programs may store other ids."""
+    """Whether an id is valid.  Another program may have stored other ids."""
     try:
         check_message_id(message_id)
     except ValueError:
@@ -76,7 +75,7 @@ def is_message_id(message_id: str) -> bool:
 
 
 def check_message_ids(message_ids: Iterable[Any]) -> list[str]:
-    """Check many ids; a single string is an error, not an iterable of letters."""
+    """Check message ids.  A single string is an error, although it is an iterable of strings."""
     if isinstance(message_ids, (str, bytes)):
         raise TypeError(f"message_ids must be an iterable of ids, not one {type(message_ids).__name__}.")
     return [check_message_id(message_id) for message_id in message_ids]
@@ -86,17 +85,17 @@ def check_duration(name: str, value: int | timedelta, *, minimum: int = 0, maxim
     """Check a duration.
 
     Parameters:
-      name(str): What the caller calls it.
-      value(int | timedelta): Milliseconds, as a whole number of any type, or a timedelta.
-      minimum(int): The least that makes sense, in milliseconds.
-      maximum(int): The most that does.
+      name(str): Name of the parameter.
+      value(int | timedelta): Whole number of milliseconds of any numeric type, or a timedelta.
+      minimum(int): Minimum in milliseconds.
+      maximum(int): Maximum in milliseconds.
 
     Returns:
-      int: The duration in milliseconds.
+      int: Duration in milliseconds.
 
     Raises:
-      TypeError: When it is neither a number nor a timedelta.
-      ValueError: When it is not whole, less than `minimum` or more than `maximum`.
+      TypeError: When the value is neither a number nor a timedelta.
+      ValueError: When the value is not whole, less than `minimum` or more than `maximum`.
     """
     if isinstance(value, timedelta):
         value = round(value / timedelta(milliseconds=1))
@@ -115,31 +114,36 @@ def check_duration(name: str, value: int | timedelta, *, minimum: int = 0, maxim
 
 
 def check_limit(limit: int) -> int:
-    """Check how many statuses a page of a list may have."""
+    """Check the maximum number of statuses on a page of a list."""
     number = check_number("limit", limit, minimum=1)
     if number > MAX_LIMIT:
-        raise ValueError(f"limit must be at most {MAX_LIMIT}, not {limit}: ask for more pages by after=.")
+        raise ValueError(f"limit must be at most {MAX_LIMIT}, not {limit}: list further pages with after=.")
     return number
 
 
 def check_number(name: str, value: int, *, minimum: int = 0) -> int:
-    """Check a number of things: a whole number of any type.
+    """Check a whole number of any numeric type.
+
+    Parameters:
+      name(str): Name of the parameter.
+      value(int)
+      minimum(int)
 
     Returns:
-      int: The number as a plain int.
+      int: Number as a plain int.
 
     Raises:
-      TypeError: When it is no number.
-      ValueError: When it is not whole, less than `minimum`, or has more than 15 digits.
+      TypeError: When the value is no number.
+      ValueError: When the value is not whole, less than `minimum`, or has more than 15 digits.
     """
     number = plain_number(value)
     if number is None:
         raise TypeError(f"{name} must be an int, not {type(value).__name__}.")
-    # Of an infinite number, too, the rest is NaN.
+    # The remainder of an infinite number is NaN, which is true.
     if number % 1:
         raise ValueError(f"{name} must be a whole number, not {value}.")
     if abs(number) > MAX_WHOLE_NUMBER:
-        # Python refuses to write the longest of them into the text of an error.
+        # The text has no value in it: Python does not convert an int of more than 4,300 digits into a text.
         raise ValueError(f"{name} must have at most 15 digits.")
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, not {value}.")
