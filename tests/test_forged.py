@@ -132,7 +132,7 @@ def planting_in_redis(backend: RedisBackend, client: Any) -> Callable[[str, dict
 
 
 def planting_in_sqlite(path: Path) -> Callable[[str, dict[bytes, bytes], Any], None]:
-    columns = ("document", "expires_at", "gone_by", "place", "state", "actor", "queue")
+    columns = ("document", "expires_at", "listed_until", "position", "state", "actor", "queue")
 
     def plant(message_id: str, fields: dict[bytes, bytes], value: Any) -> None:
         text = document(fields).split(b"\n", 1)[1]

@@ -20,7 +20,8 @@ from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends import SQLiteBackend
 from dramatiq_status.backends.sqlite import connections as sqlite_connections
-from dramatiq_status.backends.sqlite.backend import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW, TABLE
+from dramatiq_status.backends.sqlite.backend import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW
+from dramatiq_status.backends.sqlite.schema import TABLE
 from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import COMPLETED, PROGRESS, Record, to_document
@@ -115,7 +116,7 @@ class TestSQLite(BackendConformance):
         return found[0][0] - backend.now() if found else None
 
     def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
-        change = f"UPDATE {TABLE} SET expires_at = ?1, gone_by = max(gone_by, ?1) WHERE message_id = ?2"
+        change = f"UPDATE {TABLE} SET expires_at = ?1, listed_until = max(listed_until, ?1) WHERE message_id = ?2"
         execute(backend, change, backend.now() + ttl, message_id)
 
     @contextmanager
@@ -392,7 +393,7 @@ class TestSQLite(BackendConformance):
         statements = traced(backend, lambda: backend.update(message_id, outside(increment=1)))
         # Then only its document and expiry are
         (written,) = (statement for statement in statements if statement.split()[0] in ("INSERT", "UPDATE"))
-        assert not any(column in written for column in ("state", "place", "gone_by"))
+        assert not any(column in written for column in ("state", "position", "listed_until"))
 
     # Locks
 
@@ -664,7 +665,7 @@ class TestSQLite(BackendConformance):
         ids = [one.message_id for one in backend.find(query, limit=50, after=None)]
         number = backend.count(query)
         for n in range(1, 21):
-            copies = f"namespace, message_id || '-{n}', document, 1, 1, place + {n * 10_000}, state, actor, queue"
+            copies = f"namespace, message_id || '-{n}', document, 1, 1, position + {n * 10_000}, state, actor, queue"
             execute(backend, f"INSERT INTO {TABLE} SELECT {copies} FROM {TABLE} WHERE expires_at > 1")
         # When a page is listed
         more = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
@@ -680,7 +681,7 @@ class TestSQLite(BackendConformance):
         whole = backend.find(query, limit=1_000, after=None)
         gone = {one.message_id for one in whole[10:300:3]}
         for message_id in gone:
-            change = f"UPDATE {TABLE} SET expires_at = 1, gone_by = {2**60} WHERE message_id = ?"
+            change = f"UPDATE {TABLE} SET expires_at = 1, listed_until = {2**60} WHERE message_id = ?"
             execute(backend, change, message_id)
         # When they are listed and counted
         seventh = Cursor(whole[6].position, whole[6].message_id)
@@ -697,7 +698,7 @@ class TestSQLite(BackendConformance):
         for n in range(100):
             now += 6_000
             statements = traced(backend, lambda n=n: backend.update(message_id, write(1, n + 2, step=str(n))))  # type: ignore[misc]
-            written += any("gone_by" in statement for statement in statements)
+            written += any("listed_until" in statement for statement in statements)
         # When it is over after its last write
         listed = []
         for pause in (59_999, 1):
@@ -716,7 +717,7 @@ class TestSQLite(BackendConformance):
         for _ in range(4 * 60 * 24):
             now += 15_000
             backend.update(message_id, heartbeat(1))
-            known |= {execute(backend, f"SELECT gone_by FROM {TABLE}")[0][0]}
+            known |= {execute(backend, f"SELECT listed_until FROM {TABLE}")[0][0]}
         # Then the indexes of lists have heard of it some times
         assert 5 < len(known) < 15
 
@@ -791,7 +792,7 @@ def plan_of(backend: SQLiteBackend, call: Callable[[], object]) -> list[str]:
 
 def expire(backend: SQLiteBackend) -> None:
     """Let everything expire, at the moments that indexes know of."""
-    execute(backend, f"UPDATE {TABLE} SET gone_by = 1 + gone_by - expires_at, expires_at = 1")
+    execute(backend, f"UPDATE {TABLE} SET listed_until = 1 + listed_until - expires_at, expires_at = 1")
 
 
 def find_lock(backend: SQLiteBackend, callback: Callable[[], None]) -> None:
