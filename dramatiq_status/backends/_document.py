@@ -83,7 +83,7 @@ class PendingDocument:
         Parameters:
           record(Record | None): The stored record, None for no record.
           expires_at(int): Time at which it expires, in epoch milliseconds.
-          now(int): The present time, in epoch milliseconds.
+          now(int): The current time, in epoch milliseconds.
           limit(int): Maximum size of the value, in bytes.
 
         Returns:
@@ -195,7 +195,7 @@ def too_large(record: Record | None, update: Update, new: Record, now: int, room
       record(Record | None): The record before the update.
       update(Update): The update.
       new(Record): The record after the update, with all fields.
-      now(int): The present time, in epoch milliseconds.
+      now(int): The current time, in epoch milliseconds.
       room(Room): Maximum sizes of the document.
 
     Returns:
@@ -270,7 +270,7 @@ def from_value(value: bytes, ttl: int | None, now: int) -> tuple[Record | None, 
     Parameters:
       value(bytes): A value of :func:`to_value`, or of another program.
       ttl(int | None): Seconds until the server expires the item, None where it is unknown.
-      now(int): The present time, in epoch milliseconds.
+      now(int): The current time, in epoch milliseconds.
 
     Returns:
       tuple[Record | None, int]: The record, None if it is expired or damaged; and the time at which it expires, by the

@@ -59,7 +59,7 @@ class IdlePool(Generic[C]):
         """Take the connection that was used last; return None if there is none, or if it is stale.
 
         Parameters:
-          now(float): The present time, by the monotonic clock.
+          now(float): The current time, by the monotonic clock.
         """
         try:
             connection = self._idle.pop()

@@ -290,7 +290,7 @@ class TestSQLite(BackendConformance):
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a file that is deleted while a process has it open, and that another one makes anew
-        monkeypatch.setattr(sqlite_connections, "LOOK_EVERY", 0)
+        monkeypatch.setattr(sqlite_connections, "CHECK_INTERVAL", 0)
         backend.update(message_id, start(1))
         for each in path.parent.iterdir():
             each.unlink()
@@ -320,7 +320,7 @@ class TestSQLite(BackendConformance):
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a file in use
-        monkeypatch.setattr(sqlite_connections, "LOOK_EVERY", 3600)
+        monkeypatch.setattr(sqlite_connections, "CHECK_INTERVAL", 3600)
         looked: list[Path] = []
         identify = sqlite_connections._identify
         monkeypatch.setattr(sqlite_connections, "_identify", lambda path: looked.append(path) or identify(path))  # type: ignore[func-returns-value]

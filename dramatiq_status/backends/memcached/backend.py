@@ -36,7 +36,7 @@ _STORED: Final = Stored.STORED
 
 T = TypeVar("T")
 
-#: Decodes a message's value: takes the message id, the value with the seconds until it expires, and the present time.
+#: Decodes a message's value: takes the message id, the value with the seconds until it expires, and the current time.
 Decode = Callable[[str, tuple[bytes, "int | None"], int], "T | None"]
 
 

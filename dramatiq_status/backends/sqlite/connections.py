@@ -1,4 +1,4 @@
-"""Connections to a SQLite file: each is used by one thread at a time, and none survives a fork."""
+"""Connections to a SQLite file: one thread at a time uses each of them, and none survives a fork."""
 
 from __future__ import annotations
 
@@ -15,46 +15,44 @@ from ..._interrupts import WeakList
 from ..._process import at_fork
 from ...errors import BackendError, StoreRefused
 
-#: How long somebody who finds the file locked waits before trying again,
-#: in seconds: the first time, and at most.  A write takes about a hundred
-#: microseconds; SQLite itself would wait for milliseconds, longer every time.
+#: Seconds between two attempts of a call to lock the file: at first, and at most.  A write takes about a hundred
+#: microseconds.  SQLite's own pauses are milliseconds, and each is longer than the one before.
 PAUSES: Final = (0.0002, 0.01)
 
 #: Errors by which SQLite refuses a value.
 _REFUSALS: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 
-#: How long a fork waits for calls of other threads, in seconds.
+#: Maximum number of seconds that a fork waits for the calls of other threads.
 FORK_PATIENCE: Final = 1.0
 
-#: How often somebody looks whether the file is still the one that was opened, in seconds.
-LOOK_EVERY: Final = 1.0
+#: Seconds between two checks whether the file was deleted or replaced.
+CHECK_INTERVAL: Final = 1.0
 
 T = TypeVar("T")
 
 
 class _Connection(sqlite3.Connection):
-    """A connection to which a weak reference can be held."""
+    """A connection that can have weak references."""
 
-    #: Which file it has open, see :func:`_identify`.
+    #: Identity of the file that it has opened, see :func:`_identify`.
     file: tuple[int, int] | None = None
 
 
 class Connections:
-    """Connections that are idle; the one used last is taken first, so that
-    there are as many as threads use the file at the same time.
+    """Idle connections, of which the one that was used last is taken first.  So there are as many as threads that use
+    the file at the same time.
 
-    SQLite keeps the locks of a file for the whole process, in its own
-    memory.  A child has that memory but not the locks, and would trust
-    them: even a new connection of its own would then lose updates.  So
-    all connections are closed before a fork.
+    SQLite keeps the locks of a file for the whole process, in its own memory.  A child process has a copy of that
+    memory but not the locks.  SQLite would rely on the copy, even for a new connection of the child, which would then
+    lose updates.  So all connections are closed before a fork.
 
-    Nor does SQLite notice when the file is deleted or replaced: it would
-    go on writing to what nobody else can open any more.
+    SQLite does not notice when the file is deleted or replaced: it would continue to write to a file that no other
+    process can open.  So the file is checked once a second.
 
     Parameters:
       path(Path): The file.
-      timeout(int): How long a call may wait for the locks of others, in milliseconds.
-      prepare(Callable): What every new connection begins with.
+      timeout(int): Milliseconds that a call may wait for the locks of other connections.
+      prepare(Callable): Prepares each new connection.
     """
 
     def __init__(self, path: Path, timeout: int, prepare: Callable[[sqlite3.Connection], None]) -> None:
@@ -62,26 +60,24 @@ class Connections:
         self._timeout = timeout
         self._prepare = prepare
         self._idle: deque[_Connection] = deque()
-        #: All that are open, idle or in use.
+        # All open connections, idle or in use.
         self._open = WeakList[_Connection]()
         self._inherited: list[_Connection] = []
         self._forking = False
-        #: The file that is there, as far as is known, and when to look again.
+        # Identity of the file at the last check, and time of the next check by the monotonic clock.
         self._file: tuple[int, int] | None = None
-        self._look_at = 0.0
+        self._check_at = 0.0
         _ALL.add(self)
 
     def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do some work, again while the file is locked.
+        """Call a function with a connection, and repeat this while the file is locked.
 
         Parameters:
-          work(Callable): Gets a connection without a transaction, and
-            leaves it without one, unless it raises.
+          work(Callable): Takes a connection without a transaction.  After an exception, the connection may have one.
 
         Raises:
           StoreRefused: When SQLite refuses a value.
-          BackendError: When the file stays locked for longer than the
-            time-out, or SQLite fails.
+          BackendError: When the file is locked for longer than the time-out, or SQLite fails.
         """
         deadline = time.monotonic() + self._timeout / 1000
         pause, longest = PAUSES
@@ -96,7 +92,7 @@ class Connections:
                     if is_locked and not connection.in_transaction:
                         self._idle.append(connection)
                     else:
-                        # Also for an interrupt (time limit, abort, shutdown): closing rolls back.
+                        # Closing rolls the transaction back, also after an interrupt (time limit, abort, shutdown).
                         self._close(connection)
                 if not isinstance(e, sqlite3.Error):
                     raise
@@ -146,16 +142,16 @@ class Connections:
         connection = sqlite3.connect(
             self._path, timeout=0, isolation_level=None, check_same_thread=False, factory=_Connection
         )
-        # Another program may have stored texts that are none: they must not hide the other rows of a page.
+        # Another program may have stored texts that are not UTF-8.  They must not hide the other rows of a page.
         connection.text_factory = _to_text
         self._open.add(connection)
         return connection
 
     def _is_current(self, connection: _Connection) -> bool:
         now = time.monotonic()
-        if now >= self._look_at:
+        if now >= self._check_at:
             self._file = _identify(self._path)
-            self._look_at = now + LOOK_EVERY
+            self._check_at = now + CHECK_INTERVAL
         return connection.file == self._file
 
     def _is_forking(self) -> bool:
@@ -175,7 +171,7 @@ class Connections:
         return f"Cannot use {self._path}: {error}. Move it away if it is damaged, or name another file."
 
     def begin_fork(self) -> None:
-        """Close all connections, and keep new ones from being opened."""
+        """Close all connections, and open none until the end of the fork."""
         self._forking = True
         deadline = time.monotonic() + FORK_PATIENCE
         self.close()
@@ -184,25 +180,25 @@ class Connections:
             self.close()
 
     def end_fork(self) -> None:
-        """Go on, in the parent."""
+        """Continue in the parent process."""
         self._forking = False
 
     def end_fork_in_child(self) -> None:
-        """Go on, in the child."""
-        # Those that were not closed in time, or by a process that does not tell Python
-        # before it forks, are the parent's: to close them could release its locks.
+        """Continue in the child process."""
+        # Connections that are still open belong to the parent: closing them could release its locks.  They were in use
+        # for too long, or a server forks in C, without the hooks of Python.
         self._inherited += self._open
         self._idle, self._open = deque(), WeakList()
         self._forking = False
 
 
 def _make_file(path: Path) -> None:
-    """Create the file for this user alone, where there is none: SQLite would make it readable for all users.
+    """Create the file if there is none, readable for this user only; SQLite would make it readable for all users.
 
-    SQLite gives the files beside it the same mode.
+    SQLite gives the same mode to the files beside it.
 
     Raises:
-      BackendError: When it is a symbolic link, which another user may have created.
+      BackendError: When the path is a symbolic link, which another user may have created.
     """
     if path.is_symlink():
         raise BackendError(f"{path} is a symbolic link: name the file that it leads to, if that is the right one.")
@@ -212,18 +208,18 @@ def _make_file(path: Path) -> None:
     try:
         _create(new)
         try:
-            # Not created in its place: closing a file releases all locks that other threads have on it meanwhile.
+            # It is created under another name, because closing a file releases the locks of all threads on it.
             os.link(new, path)
         except FileExistsError:
             # Another process was faster.
             pass
         except OSError:
-            # A file system that has no links.
+            # The file system has no links.
             _create(path)
         finally:
             os.unlink(new)
     except OSError:
-        # SQLite fails to open it, and finds out why.
+        # SQLite cannot open the file, and its error contains the reason.
         pass
 
 
@@ -232,7 +228,7 @@ def _create(path: Path) -> None:
 
 
 def _identify(path: Path) -> tuple[int, int] | None:
-    """Tell one file from another that has its name later; None where there is none."""
+    """Return the identity of the file at a path, None if there is none.  A file that replaces it has another one."""
     try:
         found = os.stat(path)
     except OSError:

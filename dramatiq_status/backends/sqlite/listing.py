@@ -27,7 +27,7 @@ def page_query(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str
     Parameters:
       connection(sqlite3.Connection)
       wanted(Mapping[str, Any]): The values of columns that a message must have, with the namespace and, as ``now``, the
-        present time.  The query also needs ``limit`` and ``below``, an exclusive upper limit of the positions.
+        current time.  The query also needs ``limit`` and ``below``, an exclusive upper limit of the positions.
     """
     index = _choose_index(connection, wanted)
     (is_late,) = connection.execute(f"SELECT EXISTS (SELECT 1 FROM {_LATE})", wanted).fetchone()
