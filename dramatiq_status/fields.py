@@ -1,7 +1,7 @@
-"""What may be written into a status: names, values and their encoding.
+"""Checks of names and values of fields, and their encoding as JSON.
 
-Values are encoded where they are written, so that a bad one fails in
-the line that wrote it and not later in a background thread.
+Values are encoded in the call that writes them.  A wrong value raises its error there, and not later in a
+background thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from .record import PROGRESS, STATES, TOTAL, UNKNOWN_TOTAL, USER_PREFIX, Record, State, number_text
 
-#: The names of a status that only the library writes: it writes them for every message, or readers work them out.
+#: Names that users may not write: fields that the library writes for every message, and values that readers derive.
 RESERVED: Final = frozenset(
     (
         "message_id",
@@ -43,45 +43,43 @@ RESERVED: Final = frozenset(
     )
 )
 
-#: The longest name of a field, in UTF-8 bytes.
+#: Maximum size of the name of a field, in UTF-8 bytes.
 MAX_NAME_SIZE: Final = 255
 
-#: Maximum number of fields that a run may write, and of fields that a message may be sent with.
+#: Maximum number of fields that a run writes, and of fields that a message is sent with.
 MAX_FIELDS: Final = 1000
 
-#: How deep lists and dicts may be nested.  A reader's decoder stops at
-#: some hundred, less what its own stack holds already.
+#: Maximum number of levels of nested lists and dicts.  A reader's decoder supports a few hundred, less the depth of
+#: its own stack.
 MAX_DEPTH: Final = 100
 
-#: The largest progress and total: up to here every whole number is
-#: exact in Redis, whose script counts in doubles.
+#: Maximum of a progress and of a total.  Redis' script counts in doubles, which are exact up to here.
 MAX_COUNT: Final = 2**53
 
-# NumPy's bool is no subclass of Python's; an old one has an index.
+# Names of types of bools.  NumPy's bool is no subclass of Python's, and that of old versions has __index__.
 _BOOLS: Final = frozenset(("bool", "bool_"))
 
-# The types that JSON encodes unchanged.
+# Types whose values the encoder does not change.
 _PLAIN: Final = frozenset((str, int, float, bool, type(None)))
 
 _NUMBERS = {state.value: number for number, state in enumerate(STATES)}
 
 
 def encode_fields(fields: Mapping[str, Any], *, max_size: int) -> tuple[Record, int | None]:
-    """Check and encode what a user writes.
+    """Check and encode the fields that a user writes.
 
     Parameters:
-      fields(Mapping[str, Any]): Names and JSON values.
-      max_size(int): The largest encoded value, in bytes.
+      fields(Mapping[str, Any]): JSON values by names.
+      max_size(int): Maximum size of an encoded value, in bytes.
 
     Returns:
-      tuple[Record, int | None]: The stored names with their JSON texts,
-      and the stored number of the state if ``status`` was among them.
+      tuple[Record, int | None]: JSON texts by stored names, and the stored number of the
+      state if ``status`` is one of the fields.
 
     Raises:
-      TypeError: When a name is not a string, or a value cannot be
-        written as JSON without becoming something else.
-      ValueError: When a name is reserved or malformed, a value is too
-        large, NaN or infinite, the state is unknown, or there are too many fields.
+      TypeError: When a name is not a string, or JSON cannot express a value.
+      ValueError: When a name is reserved or malformed, a value is too large, NaN or infinite, the state is unknown, or
+        there are too many fields.
     """
     if len(fields) > MAX_FIELDS:
         raise ValueError(f"At most {MAX_FIELDS} fields can be written at once, not {len(fields)}.")
@@ -100,7 +98,13 @@ def encode_fields(fields: Mapping[str, Any], *, max_size: int) -> tuple[Record, 
 
 
 def plain_value(value: Any, encoded: Record, state: int | None) -> Any:
-    """Return a value that :func:`encode_fields` has accepted as the plain JSON value that a reader gets."""
+    """Return the plain JSON value that a reader gets for a value.
+
+    Parameters:
+      value: Value of one field.
+      encoded(Record): Result of :func:`encode_fields` for this field.
+      state(int): Result of :func:`encode_fields` for this field.
+    """
     if value.__class__ in _PLAIN:
         return value
     for text in encoded.values():
@@ -120,7 +124,7 @@ def user_name(name: Any) -> str:
     if not name:
         raise ValueError("Field names must not be empty.")
     if not name.isprintable():
-        # What is printable holds no control character and no lone surrogate.
+        # Control characters and lone surrogates are not printable.
         raise ValueError(f"Field names must be printable, not {name!r}.")
     if len(name) * 4 > MAX_NAME_SIZE and len(name.encode()) > MAX_NAME_SIZE:
         raise ValueError(f"Field names must have at most {MAX_NAME_SIZE} bytes; {name[:32]!r}... has more.")
@@ -128,14 +132,14 @@ def user_name(name: Any) -> str:
 
 
 def count_name(name: Any) -> str:
-    """Check the name of a field to count on, and return its stored name."""
+    """Check the name of a field that a user adds a count to, and return its stored name."""
     if name == "status":
-        raise ValueError("Field 'status' cannot be counted on: it is no number.")
+        raise ValueError("Field 'status' cannot be incremented: it is no number.")
     return {"progress": PROGRESS, "total": TOTAL}.get(name) or user_name(name)
 
 
 def deleted_names(names: Iterable[Any]) -> frozenset[str]:
-    """Check the names of fields to delete, and return their stored names."""
+    """Check the names of fields that a user deletes, and return their stored names."""
     for name in names:
         if name in ("status", "progress", "total"):
             raise ValueError(
@@ -145,7 +149,7 @@ def deleted_names(names: Iterable[Any]) -> frozenset[str]:
 
 
 def name_of_field(stored: str) -> str:
-    """Return the quoted user's name of a stored field that can be counted on.
+    """Return the quoted name that users know a field by, for an error about a count.
 
     >>> name_of_field(":rows"), name_of_field("t")
     ("'rows'", "'total'")
@@ -154,7 +158,7 @@ def name_of_field(stored: str) -> str:
 
 
 def encode_value(name: str, value: Any, max_size: int) -> str:
-    """Encode one value as a JSON text.
+    """Encode the value of a field as a JSON text.
 
     >>> encode_value("step", "reading", 1024)
     '"reading"'
@@ -190,12 +194,12 @@ def encode_count(name: str, value: Any) -> str:
 
 
 def encode_total(value: Any) -> str:
-    """Encode a total, which is not negative; None for one that is unknown."""
+    """Encode a total.  It is not negative; None stands for an unknown total."""
     return UNKNOWN_TOTAL if value is None else number_text(check_total(value))
 
 
 def check_total(value: Any) -> int | float:
-    """Check a total, which is not negative, and return it as a plain number."""
+    """Check a total, and return it as a plain number.  It is not negative."""
     total = check_count("total", value)
     if total < 0:
         raise ValueError(f"Field 'total' must not be negative, not {value!r}.")
@@ -203,28 +207,28 @@ def check_total(value: Any) -> int | float:
 
 
 def check_count(name: str, value: Any) -> int | float:
-    """Check a number to count with, finite and at most 2**53 either way, and return it as a plain number."""
+    """Check a progress, a total or an increment, and return it as a plain number: finite, from -2**53 to 2**53."""
     number = plain_number(value)
     if number is None:
         raise TypeError(f"Field {name!r} must be a number, not {type(value).__name__}.")
-    # No comparison with NaN holds.
+    # A comparison with NaN is false.
     if not -MAX_COUNT <= number <= MAX_COUNT:
         raise ValueError(f"Field {name!r} must be a finite number of at most 2**53, not {value!r}.")
     return number
 
 
 def plain_number(value: Any) -> int | float | None:
-    """Turn a number of any type into a plain int or float.
+    """Convert a number of any type into a plain int or float.
 
-    A number is an instance of :class:`numbers.Real` or
-    :class:`decimal.Decimal`, or has ``__index__``.  A bool is no number.  Exact whole
-    numbers become ints, all others floats; one that is too large for a float becomes infinite.
+    Numbers are instances of :class:`numbers.Real` or :class:`decimal.Decimal`, and objects with ``__index__``,
+    except bools.  An exact whole number becomes an int.  Every other number becomes a float, which is infinite if the
+    number is too large.
 
     >>> plain_number(Fraction(4, 2)), plain_number(numpy.float64(2.5)), plain_number(Decimal("NaN")), plain_number("2")
     (2, 2.5, nan, None)
 
     Returns:
-      int | float | None: None for a value that is no number.
+      int | float | None: None if the value is no number.
     """
     if value.__class__ is int or value.__class__ is float:
         return value
@@ -279,7 +283,7 @@ def _check_keys(name: str, value: Any, depth: int = 1) -> None:
 
 
 def _plain_inside(value: Any) -> int | float | bool:
-    """Return a value to encode in place of one that the encoder does not support."""
+    """Return a value to encode instead of a value that the encoder does not support."""
     if type(value).__name__ in _BOOLS:
         return bool(value)
     number = plain_number(value)
