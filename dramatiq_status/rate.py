@@ -1,33 +1,30 @@
-"""How fast a progress moves."""
+"""The rate of a progress: units a second."""
 
 from __future__ import annotations
 
 import math
 from typing import Final
 
-#: Over how many seconds the rate is smoothed: what is older than this
-#: counts for a third.
+#: Time constant of the exponential smoothing, in seconds: all that is older has a weight of about a third.
 TIME_CONSTANT: Final = 15.0
 
-#: The shortest time, in seconds, that a speed is measured over.
+#: Minimum number of seconds between two measurements.
 SHORTEST: Final = 0.25
 
-
-#: Seconds of measurement after which a rate is trusted however far it is extrapolated, if it was measured
-#: more than once: the first time includes what a job does before it gets going.
+#: Number of seconds of measurement after which a rate may be extrapolated without a limit, if it has two
+#: measurements at least: the first one includes the preparations of a job.
 TRUSTED_AFTER: Final = TIME_CONSTANT / 2
 
-#: Largest extrapolation of a rate that is not trusted yet, in multiples of the time that it was measured for.
+#: Limit of the extrapolation of a younger rate, in multiples of its time of measurement.
 FARTHEST: Final = 20
 
 
 class RateMeter:
-    """Measures units a second, smoothed exponentially by time.
+    """Meter of a rate, smoothed exponentially by time.
 
-    A mean since the start would jump after a slow start and be wrong after a
-    pause; one weighted by updates depends on how often they come.  Here a
-    pause counts for as long as it was: after ten seconds without
-    progress the rate has halved, and it comes back as it went.
+    A mean since the start is wrong after a slow start and after a pause.  A mean of updates depends on their
+    frequency.  In this meter each second has a weight: a pause of ten seconds halves the rate, and ten seconds at
+    the old speed bring half of the loss back.
     """
 
     __slots__ = ("_at", "_begun_at", "_count", "_gap", "_once", "_sum", "_weight")
@@ -37,12 +34,15 @@ class RateMeter:
 
     @property
     def begun(self) -> bool:
-        """Whether it measures yet."""
+        """Whether the measurement has begun."""
         return self._at is not None
 
     def begin(self, count: int | float, at: float | None) -> None:
-        """Measure from here on: the progress stands at `count` at the moment
-        `at`, in seconds.  What was measured before is forgotten.
+        """Begin the measurement, and drop all earlier ones.
+
+        Parameters:
+          count(int | float): Progress at the beginning.
+          at(float): Time of the beginning, in seconds; None to begin with the first observation.
         """
         self._count = count
         self._at: float | None = at
@@ -53,8 +53,11 @@ class RateMeter:
         self._weight = 0.0
 
     def observe(self, count: int | float, at: float) -> None:
-        """The progress stands at `count` at the moment `at`, in seconds.
-        The first observation begins the measurement, if nothing did.
+        """Take a measurement.  The first one begins the measurement if :meth:`begin` has not.
+
+        Parameters:
+          count(int | float): Progress.
+          at(float): Time of this progress, in seconds.
         """
         if self._at is None:
             self.begin(count, at)
@@ -72,20 +75,21 @@ class RateMeter:
 
     @property
     def patience(self) -> float:
-        """For how many seconds without progress the rate stands (see :func:`slowed`)."""
+        """Number of seconds without progress for which the rate does not fall, see :func:`slowed`."""
         return max(TIME_CONSTANT, self._gap)
 
     def rate_at(self, at: float) -> float | None:
-        """Units a second at the moment `at`, never negative; None while unknown."""
+        """Return the rate at a time in seconds.  It is never negative, and None while it is unknown."""
         if self._at is None or not self._weight:
             return None
         return slowed(max(0.0, self._sum / self._weight), at - self._at, self.patience)
 
     def text_at(self, at: float) -> str | None:
-        """The rate as it is stored: a number, to four digits, or a pair
-        of it and the patience where the progress moves so seldom that
-        this is more than usual.  While it is not trusted yet, the seconds that it was
-        measured for come third.  None while unknown.
+        """Return the rate at a time in seconds as a JSON text for the store; None while the rate is unknown.
+
+        The text is the rate: ``48.25``.  If the patience is more than the time constant, it is a list with the
+        patience: ``[0.02,50.0]``.  While the rate may not be extrapolated without a limit, the list also has the
+        seconds of measurement: ``[48.25,15,2.5]``.
         """
         rate = self.rate_at(at)
         if rate is None or self._at is None:
@@ -97,11 +101,15 @@ class RateMeter:
 
 
 def slowed(rate: float, silence: float, patience: float = TIME_CONSTANT) -> float:
-    """What is left of a rate after so many seconds without progress.
+    """Return the rate after a number of seconds without progress.
 
-    For as long as progress may be expected to take it stands.  From
-    then on it falls as if the next step came this very moment, so that a job
-    that hangs does not show its old speed for ever.
+    The rate does not fall until the progress is overdue.  Then it falls as if the next step came now, so that the
+    rate of a job that hangs approaches 0.
+
+    Parameters:
+      rate(float): Units a second.
+      silence(float): Seconds without progress.
+      patience(float): Seconds after which the progress is overdue.
 
     >>> slowed(10.0, 5.0), slowed(10.0, 60.0), slowed(10.0, 60.0, patience=120.0)
     (10.0, 2.5, 10.0)
