@@ -14,7 +14,8 @@ import pytest
 import dramatiq_status
 
 PACKAGE = Path(dramatiq_status.__file__).parent
-TABLE = Path(__file__).parent.parent / "docs" / "how-it-works.rst"
+DOCS = Path(__file__).parent.parent / "docs"
+TABLE = DOCS / "how-it-works.rst"
 
 #: Maximum number of lines of a file.
 MAX_LINES = 450
@@ -250,3 +251,18 @@ def _names_defined_in(tree: ast.Module) -> Iterator[str]:
 def test_only_files_with_a_reason_are_long() -> None:
     lines = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     assert {name for name, count in lines.items() if count > MAX_LINES} == set(LONGER)
+
+
+def test_all_words_of_the_glossary_are_used() -> None:
+    # Given the entries of the glossary, each with one word or more, and the words of the package, also those in names
+    entries = re.findall(r"^(\S.*)\n   \S", (DOCS / "glossary.rst").read_text(), flags=re.MULTILINE)
+    words = [words_in(word) for entry in entries for word in entry.split(", ")]
+    used = words_in(" ".join(path.read_text() for path in PACKAGE.rglob("*.py")))
+    # Then the package uses each entry
+    assert len(words) > 50
+    assert [word for word in words if word not in used] == []
+
+
+def words_in(text: str) -> str:
+    """The words of a text, those of names like ``MessageBuffer`` and ``status_ttl`` apart, in small letters."""
+    return " ".join(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()))
