@@ -1,29 +1,28 @@
-"""The key of a message in a store that takes only some keys: memcached, and caches that may be one.  Pure."""
+"""Keys of messages in memcached, and in caches, which may keep their values in memcached.  Pure."""
 
 from __future__ import annotations
 
 from hashlib import sha256
 from typing import Final
 
-#: The longest key that memcached takes, in bytes.
+#: Maximum size of a key in memcached, in bytes.
 MAX_KEY_SIZE: Final = 250
 
-#: What is behind the prefix of a key that has a hash instead of an id, and the length of the hash.
+#: Mark behind the prefix of a key that contains a hash instead of the message id, and the length of the hash.
 HASHED: Final = "#"
 HASH_SIZE: Final = 64
 
 
 def key_of(prefix: str, message_id: str, max_size: int = MAX_KEY_SIZE) -> str:
-    """Make the key of a message: its id, or a hash where the id is too
-    long, not ASCII, or has spaces or control characters.
+    """Return the key of a message: its prefix and the message id, or a hash of an id that cannot be part of a key.
 
-    An id is not its own key where it looks like a hash, either, so that
-    no two ids have the same key.
+    Such an id is too long, is not ASCII, or contains spaces or control characters.  An id that looks like a hash is
+    hashed as well, so that two ids never have the same key.
 
     Parameters:
-      prefix(str): What the key starts with; it has to be fit for a key.
-      message_id(str): The message.
-      max_size(int): The longest key, in bytes.
+      prefix(str): Prefix, which has to be possible in a key.
+      message_id(str)
+      max_size(int): Maximum size of the key, in bytes.
 
     >>> key_of("shop:", "7f3a")
     'shop:7f3a'
