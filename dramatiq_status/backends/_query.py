@@ -1,4 +1,4 @@
-"""What a query asks of a record."""
+"""The fields by which a query selects records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..record import ACTOR_NAME, QUEUE_NAME, STATE, Record
 
 
 def wanted_by(query: Query) -> Record:
-    """The fields that the records have which a query is for: stored name -> JSON text.
+    """Return the stored names and JSON texts that a record must contain to be selected by a query.
 
     >>> wanted_by(Query(state=1, actor_name="import_rows"))
     {'s': '1', 'a': '"import_rows"'}
