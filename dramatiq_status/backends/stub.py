@@ -15,8 +15,7 @@ from ._query import wanted_by
 
 
 class StubBackend(StatusBackend):
-    """Keeps statuses in the memory of this process, with the semantics
-    of the other backends.  It is meant for unit tests.
+    """Keeps statuses in the memory of this process, for unit tests.  Its semantics are those of the other backends.
 
     Parameters:
       **parameters: See :class:`.StatusBackend`.
@@ -25,7 +24,8 @@ class StubBackend(StatusBackend):
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
         self._lock = Lock()
-        #: Records, when they expire, and their positions in lists; those whose state has changed last are at the end.
+        # By message: the record, the time at which it expires, and its position in lists.  The message whose state has
+        # changed last is the last entry.
         self._records: dict[str, tuple[Record, int, int]] = {}
         self._last_position = 0
 
@@ -68,14 +68,14 @@ class StubBackend(StatusBackend):
             return self._records.pop(message_id, None) is not None
 
     def expires_in(self, message_id: str) -> int | None:
-        """How long a status has left to live, in milliseconds; None for none."""
+        """Return the milliseconds until a status expires, None if there is no status."""
         with self._lock:
             now = self.now()
             record, expires_at, _ = self._find(message_id, now)
             return expires_at - now if record else None
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all statuses."""
         with self._lock:
             self._records.clear()
 
