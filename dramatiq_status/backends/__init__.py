@@ -1,7 +1,7 @@
-"""One module for each store.
+"""The backends, one module for each store.
 
-A backend is imported when it is first asked for, so that nobody needs
-the client of a store that they do not use.
+The module of a backend is imported when the backend is first used.  So an application needs only the client packages
+of the stores that it uses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheBackend", "MemcachedBackend", "RedisBackend", "SQLiteBackend", "StubBackend", "backend_from_url"]
 
-#: Class -> the module that it lives in, the client that it needs, the extra that installs it.
+#: By the name of a backend: its module, the client package that it needs, and the extra that installs this package.
 _BACKENDS = {
     "CacheBackend": ("cache", "", ""),
     "MemcachedBackend": ("memcached", "pymemcache", "memcached"),
