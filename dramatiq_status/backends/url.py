@@ -1,4 +1,4 @@
-"""Backends by URL."""
+"""Backends by their URLs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote
 from ..backend import StatusBackend
 from ..record import MAX_WHOLE_NUMBER, whole_number_in
 
-#: The environment variable that has the URL where none is passed.
+#: Environment variable with the URL that is used if none is passed.
 VARIABLE: Final = "DRAMATIQ_STATUS_URL"
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z+]*)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?")
@@ -20,7 +20,7 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+)(?::(?P<port>\d{1,
 
 
 class _Address(NamedTuple):
-    """What a URL says."""
+    """The parts of a URL that the stores read."""
 
     hosts: list[tuple[str, int]]
     username: str | None
@@ -29,13 +29,13 @@ class _Address(NamedTuple):
 
     @property
     def login(self) -> dict[str, Any]:
-        """The user's name and password, as parameters."""
+        """The username and the password, as parameters of a backend."""
         given = {"username": self.username, "password": self.password}
         return {name: value for name, value in given.items() if value is not None}
 
 
 def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend:
-    """Make the backend that a URL asks for.
+    """Make a backend from a URL.
 
     >>> backend_from_url("redis://:secret@db.internal:6379/1?namespace=shop&timeout=250")
     <RedisBackend 'shop'>
@@ -43,25 +43,26 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
     - ``redis://[[user]:password@]host[:port][/db]``; ``rediss://`` with TLS;
       ``unix://[[user]:password@]/path/to.sock[?db=0]``.
       ``valkey://`` and ``valkeys://`` are the same as the first two.
-    - ``redis+sentinel://[[user]:password@]host[:port],host[:port]/service[/db]``; the login is that of the
-      master, ``sentinel_username`` and ``sentinel_password`` are parameters.
+    - ``redis+sentinel://[[user]:password@]host[:port],host[:port]/service[/db]``.  The login is for the master.  The
+      query parameters ``sentinel_username`` and ``sentinel_password`` are for the Sentinels.
     - ``redis+cluster://[[user]:password@]host[:port],host[:port]``.
-      With TLS these two are ``rediss+sentinel://`` and ``rediss+cluster://``.
+    - ``rediss+sentinel://`` and ``rediss+cluster://`` with TLS.
     - ``memcached://[user:password@]host[:port],host[:port]``, or ``memcached:///path/to.sock``.
     - ``sqlite:///relative/path`` and ``sqlite:////absolute/path``.
     - ``memory://``, for one process.
 
-    Names, passwords and paths may be percent-encoded, and have to be where
-    they hold one of ``%/?#@:,``.  All take the query parameters ``namespace``, ``timeout`` and
-    ``max_field_size``; those of Redis also ``max_listed`` and ``client_name``, and with TLS ``ssl_ca_certs``,
-    ``ssl_certfile``, ``ssl_keyfile``, ``ssl_cert_reqs`` and ``ssl_check_hostname``; memcached also ``meta``.
+    Names, passwords and paths may be percent-encoded.  They have to be if they contain one of ``%/?#@:,``.
+
+    The query parameters of all URLs are ``namespace``, ``timeout`` and ``max_field_size``.  URLs of Redis also have
+    ``max_listed`` and ``client_name``, and with TLS ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``,
+    ``ssl_cert_reqs`` and ``ssl_check_hostname``.  URLs of memcached also have ``meta``.
 
     Parameters:
-      url(str): By default the value of the environment variable ``DRAMATIQ_STATUS_URL``.
-      **parameters: For the backend; they win over those in the URL.
+      url(str): The URL; by default the value of the environment variable ``DRAMATIQ_STATUS_URL``.
+      **parameters: Parameters of the backend.  They replace those of the URL.
 
     Raises:
-      ValueError: When there is no URL, or something in it is wrong.
+      ValueError: When there is no URL, or a part of it is wrong.
       ImportError: When the store's client is not installed.
     """
     where = "The URL"
@@ -80,7 +81,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
     except ValueError as e:
         problem = str(e)
     if problem:
-        # Without the error as a context: it may quote a password.
+        # Outside of the `except`: the context of the new error would contain a password.
         raise ValueError(f"{where}, {mask(url)!r}, is wrong: {problem}")
     from .. import backends
 
@@ -89,16 +90,16 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
 
 
 def check_login(url: str) -> None:
-    """Refuse a URL with a ``@`` behind its host: the text in front of it is part of a password that was not encoded,
-    and must neither be quoted by an error nor be taken for a host.
+    """Refuse a URL with a ``@`` behind its host.  The text in front of it is part of a password that was not encoded.
+    It must not be used as a host, and no error may contain it.
 
     Raises:
-      ValueError: When there is one.
+      ValueError: When the URL has such a ``@``.
     """
     authority, rest = _PARTS.findall(url)[0]
-    _, _, places = authority.rpartition("@")
+    _, _, hosts = authority.rpartition("@")
     query = rest.partition("?")[2]
-    if "@" in (rest if places else query):
+    if "@" in (rest if hosts else query):
         raise ValueError(
             "a name or a password with one of '%/?#@:,' in it has to be percent-encoded: '/' is %2F, '?' is %3F, "
             "'@' is %40."
@@ -106,7 +107,7 @@ def check_login(url: str) -> None:
 
 
 def mask(url: str) -> str:
-    """Hide who logs in to what a URL names, and whatever may be part of a password that was not encoded.
+    """Hide the login in a URL, and all that may be part of a password that was not encoded.
 
     >>> mask("redis://ann:secret@db.internal/1?timeout=250")
     'redis://***@db.internal/1?timeout=250'
@@ -116,11 +117,11 @@ def mask(url: str) -> str:
     match = _URL.fullmatch(url)
     if match is None or "@" in (match["path"] + (match["query"] or "")):
         return _only_scheme(url)
-    _, at, places = match["authority"].rpartition("@")
-    if places and not all(map(_HOST.fullmatch, places.split(","))):
+    _, at, hosts = match["authority"].rpartition("@")
+    if hosts and not all(map(_HOST.fullmatch, hosts.split(","))):
         return _only_scheme(url)
     query = "" if match["query"] is None else "?" + "&".join(map(_mask_parameter, match["query"].split("&")))
-    return f"{match['scheme']}://{at and '***@'}{places}{match['path']}{query}"
+    return f"{match['scheme']}://{at and '***@'}{hosts}{match['path']}{query}"
 
 
 def _only_scheme(url: str) -> str:
@@ -134,7 +135,7 @@ def _mask_parameter(text: str) -> str:
 
 
 def _parse(url: str) -> tuple[str, dict[str, Any]]:
-    """The name of the backend's class, and the parameters for it."""
+    """Return the name of the backend's class, and its parameters."""
     match = _URL.fullmatch(url)
     if match is None:
         raise ValueError("write it like 'redis://host:6379/0', 'memcached://host:11211' or 'sqlite:///status.db'.")
@@ -149,7 +150,7 @@ def _parse(url: str) -> tuple[str, dict[str, Any]]:
     for option, text in _read_query(query):
         if option not in options:
             if "sentinel_password" in parameters or "@" in query:
-                # It may be what follows a '&' or '?' of the password.
+                # It may be the part of a password behind a '&' or a '?'.
                 raise ValueError(
                     f"a parameter is none of {', '.join(options)}; in passwords, '&' is %26 and '?' is %3F."
                 )
@@ -160,9 +161,9 @@ def _parse(url: str) -> tuple[str, dict[str, Any]]:
     if scheme.startswith(("rediss", "valkeys")):
         parameters["ssl"] = True
     if parameters.get("ssl_cert_reqs") == "none" and parameters.get("ssl_check_hostname"):
-        raise ValueError("ssl_check_hostname needs a certificate, which ssl_cert_reqs=none does not ask for.")
+        raise ValueError("ssl_check_hostname needs a certificate, which ssl_cert_reqs=none does not require.")
     if "sentinels" in parameters:
-        _tell_sentinels(parameters)
+        _move_sentinel_parameters(parameters)
     return name, parameters
 
 
@@ -174,11 +175,11 @@ def _read_query(query: str) -> list[tuple[str, str]]:
 
 
 def _read_address(match: re.Match[str], default_port: int) -> _Address:
-    login, at, places = match["authority"].rpartition("@")
+    login, at, authority = match["authority"].rpartition("@")
     username, colon, password = login.partition(":")
     hosts = []
-    for place in places.split(",") if places else ():
-        found = _HOST.fullmatch(place)
+    for text in authority.split(",") if authority else ():
+        found = _HOST.fullmatch(text)
         if found is None:
             raise ValueError("hosts are written like 'host', 'host:6379' or '[::1]:6379', with commas between them.")
         port = int(found["port"]) if found["port"] else default_port
@@ -190,7 +191,7 @@ def _read_address(match: re.Match[str], default_port: int) -> _Address:
     )
 
 
-# What follows the hosts, by store.
+# The parts of a URL behind the hosts, one function for each kind of store.
 
 
 def _read_redis(address: _Address) -> dict[str, Any]:
@@ -252,8 +253,8 @@ def _read_db(text: str) -> int:
     return whole_number_in(text or "0", MAX_WHOLE_NUMBER)
 
 
-def _tell_sentinels(parameters: dict[str, Any]) -> None:
-    """Move what is for the Sentinels themselves to where the backend expects it."""
+def _move_sentinel_parameters(parameters: dict[str, Any]) -> None:
+    """Move the parameters of connections to Sentinels into ``sentinel_kwargs``."""
     own = {
         name.removeprefix("sentinel_"): parameters.pop(name)
         for name in ("sentinel_username", "sentinel_password")
@@ -264,7 +265,7 @@ def _tell_sentinels(parameters: dict[str, Any]) -> None:
         parameters["sentinel_kwargs"] = own
 
 
-# Parameters.
+# Query parameters.
 
 
 def _text(name: str, text: str) -> str:
@@ -305,12 +306,12 @@ _TLS: Final[_Options] = {
 _SENTINEL: Final[_Options] = {"sentinel_username": _text, "sentinel_password": _text}
 _MEMCACHED: Final[_Options] = {**_COMMON, "meta": _bool}
 
-#: Parameters whose values everybody may see.
+#: Query parameters whose values are never secret.
 _HARMLESS: Final = frozenset({**_REDIS, **_TLS, **_MEMCACHED, "db": _number})
 
 _Scheme = tuple[str, int, Callable[[_Address], dict[str, Any]], _Options]
 
-#: Scheme -> the backend's class, the usual port, how to read what follows, and the parameters that it takes.
+#: By scheme: the backend's class, the default port, the function that reads the parts, and the query parameters.
 _SCHEMES: Final[dict[str, _Scheme]] = {
     "redis": ("RedisBackend", 6379, _read_redis, _REDIS),
     "rediss": ("RedisBackend", 6379, _read_redis, {**_REDIS, **_TLS}),
