@@ -1,4 +1,4 @@
-"""The cache backend: a document a message, in whatever cache an application has already."""
+"""The cache backend: one document for each message, in a cache that an application already has."""
 
 from __future__ import annotations
 
@@ -21,49 +21,53 @@ from ..update import Outcome, Update
 from ._document import PendingDocument, by_message, from_value
 from ._keys import key_of
 
-#: What caches call the time to live that `set` takes, in seconds.
+#: Names of the parameter of `set` for the time to live in seconds, in different caches.
 TTL_NAMES: Final = ("timeout", "ttl", "expire", "ex")
 
-#: The methods that a cache has.
+#: Methods that a cache must have.
 METHODS: Final = ("get", "set", "delete")
 
-#: The longest time to live that a cache is told, in seconds: ten years.
-#: Some keep the moment of expiry in 32 bits.
+#: Maximum time to live of a document, in seconds: ten years.  Some caches store the time of expiry in 32 bits.
 MAX_TTL: Final = 315_360_000
 
-#: The longest key, in bytes.  Caches put prefixes and versions before
-#: it, and may keep it in memcached, where it has 250 bytes.
+#: Maximum size of a key, in bytes.  Caches add prefixes and versions to a key, and may store it in memcached, which
+#: takes 250 bytes.
 MAX_KEY_SIZE: Final = 200
 
-#: What a cache raises that has found a value and cannot make sense of it.
+#: Exceptions of a cache that has found a damaged value.
 DAMAGE: Final = (UnpicklingError, ZlibError)
 
-#: Clients of stores that have a backend of their own -> that backend.
+#: Backends for clients that are no caches, by the package of the client.
 OWN_BACKENDS: Final = {"redis": "RedisBackend", "valkey": "RedisBackend", "pymemcache": "MemcachedBackend"}
 
-#: Packages whose `set` passes all its arguments on to a cache behind it -> that cache's name of the time to live.
+#: Packages whose `set` passes all its arguments to another cache, and the name of the time to live in that cache.
 PASSING_ON: Final = {"flask_caching": "timeout"}
 
-#: There is no limit to what a cache takes that it could be asked for.
+#: Maximum size of a document.  The backend cannot query the limit of a cache.
 _NO_LIMIT: Final = 2**63
 
-#: Who rewrites a document holds the lock of its key.  All backends of a
-#: process share them, since nobody can tell whether two caches, or two
-#: objects of one (Django has one a thread), keep the same documents.
+#: Locks for updates, by the hash of the key.  All backends of a process share them, because two caches, or two objects
+#: of one cache (Django has one for each thread), may have the same documents.
 _LOCKS: Final = [Lock() for _ in range(256)]
 
 
 class _Errors:
     """The errors of a call for many messages.
 
-    A cache may keep the messages on several servers.  So after a failure the
-    backend tries the other messages, until the call has taken its time-out.
+    A cache may distribute the messages over several servers.  So after a failure, the backend tries the other messages
+    until the time-out of the call is over.
+
+    Parameters:
+      timeout(int): In milliseconds.
+
+    Attributes:
+      first(BackendError): The first error, None for none.
+      last(BackendError): The error after which the time was over, None for none.
     """
 
     def __init__(self, timeout: int) -> None:
         self._deadline = monotonic() + timeout / 1000
         self.first: BackendError | None = None
-        #: The error after which the cache is not called for the messages that are left.
         self.last: BackendError | None = None
 
     def add(self, error: BackendError) -> BackendError:
@@ -74,84 +78,76 @@ class _Errors:
 
 
 class _Fit(NamedTuple):
-    """The way in which a cache is called: options of `get`, and the name that `set` has for the time to live."""
+    """The way in which a cache is called.
+
+    Parameters:
+      get_options: Additional arguments of `get`.
+      ttl_name: Name of the parameter of `set` for the time to live, None if there is none.
+    """
 
     get_options: dict[str, Any]
-    #: None where `set` takes no time to live.
     ttl_name: str | None
 
 
 class CacheBackend(StatusBackend):
-    """Keeps statuses in a cache: anything with ``get(key)``, ``set(key,
-    value, ...)`` and ``delete(key)``.  That is Django's cache framework,
-    django-redis, cachelib_, Flask-Caching, dogpile.cache_ and many others.
+    """Keeps statuses in a cache: an object with ``get(key)``, ``set(key, value, ...)`` and ``delete(key)``.  For
+    example, these are the caches of Django, django-redis, cachelib_, Flask-Caching and dogpile.cache_.
 
     >>> from django.core.cache import cache
     >>> CacheBackend(cache)
     <CacheBackend 'dramatiq-status' in ConnectionProxy>
 
-    Use another backend where you can: a cache promises less than they do.
+    Use another backend if you can, because a cache promises less:
 
-    - An update reads a document, changes it and writes it back.  Within
-      one process, locks keep that sane.  **Two processes that write to the
-      same message at the same time can lose one another's fields and
-      increments**, and a run that is redelivered while the older one still
-      writes may be hidden by it for a moment.  As long as one worker
-      process runs a message and nobody writes to it from outside, there are no two.
-    - Workers and readers have to share the cache: one that lives in the
-      memory of a process is for a single process, and for tests.
-    - Caches forget, many of them early: Django's in memory and on disk
-      keep 300 entries by default (``MAX_ENTRIES``), cachelib's keep 500
-      (``threshold``).  The next write of the running message restores its
-      status; one that has finished stays unknown.
-    - A cache whose `set` takes no time to live (dogpile.cache) keeps
-      documents until it deletes them by its own rules; they read as
-      unknown from their time on.  The ``expiration_time`` of a region of
-      dogpile.cache does not count for statuses.
-    - Reading takes one call of the cache a message, an update two.
-      Nothing limits how long they take but the cache's own time-outs.
-    - Time limits and aborts may interrupt the cache's own code in the
-      middle of a call.  No lock of this backend is left behind then, but
-      not every cache can say that of its own: not Django's ``cache``, which
-      looks for the thread's own object under a lock at every call
-      (``caches["default"]`` is that object, and threads can share those in
-      memory and on disk), nor dogpile.cache's ``dbm`` with its file lock.
-    - Some caches hide errors: Django's in a database those of writing, and
-      django-redis all of them with ``IGNORE_EXCEPTIONS``.  Updates are
-      lost in an outage that a cache hides.
+    - An update reads a document, changes it and writes it back.  Within one process, locks protect this.  **Two
+      processes that write to the same message at the same time can lose fields and increments of each other**, and a
+      run that is given up can hide the run that took its message for a moment.  There are no two such processes as
+      long as one worker runs a message and no other process writes to it.
+    - Workers and readers must share the cache.  A cache in the memory of a process is for a single process, and for
+      tests.
+    - A cache may forget a document early: Django's caches in memory and on disk keep 300 entries by default
+      (``MAX_ENTRIES``), those of cachelib 500 (``threshold``).  The next write of a running message restores its
+      status.  The status of a finished message stays unknown.
+    - If `set` takes no time to live (dogpile.cache), the cache keeps documents until it deletes them by its own rules.
+      The backend ignores them after their time.  The ``expiration_time`` of a region of dogpile.cache does not count
+      for statuses.
+    - A read takes one call of the cache for each message, and an update two.  Only the cache's own time-outs limit
+      their duration.
+    - A time limit or an abort may interrupt the code of the cache in the middle of a call.  The backend then releases
+      its own locks, but some caches keep a lock forever: Django's ``cache``, which finds the object of the thread under
+      a lock in each call, and dogpile.cache's ``dbm`` with its file lock.  ``caches["default"]`` is the object of the
+      thread; threads can share such an object of a cache in memory or on disk.
+    - Some caches hide errors: Django's cache in a database hides errors of writes, and django-redis hides all errors
+      with ``IGNORE_EXCEPTIONS``.  Updates are lost in an outage that the cache hides.
 
-    A proxy, as ``django.core.cache.cache`` is one, is looked through at the
-    first call and not before, so that a settings file may create the backend.
+    A proxy, for example ``django.core.cache.cache``, is used at the first call and not before, so that a settings file
+    may create the backend.
 
-    Moments and expiry come from the clock of the host that writes; a reader
-    compares the expiry with its own clock.
-
-    What the cache is told to live is rounded up, to seconds and one more,
-    as some cut off the present second; the document itself tells to the millisecond.
+    All times and expiries come from the clock of the host that writes.  A reader compares an expiry with its own clock.
+    The time to live of a document in the cache is rounded up to seconds, plus one, because some caches round down.  The
+    document itself contains its expiry in milliseconds.
 
     Parameters:
-      cache: The cache.  Its `set` takes a time to live in seconds as
-        ``timeout``, ``ttl``, ``expire`` or ``ex``, or takes none.
-      on_error(Callable[[], Any]): Function that is called on the same thread
-        after a call of the cache has failed, before the next one.  By
-        default, if the cache is Django's, it closes the thread's database
-        connections that have broken: Django itself does that at the begin and
-        end of a request only, and the writer's thread has none.
-      namespace(str): What all keys start with.
-      timeout(int): How long a job waits at most for a final status to be
-        stored, in milliseconds.
-      max_field_size(int): The largest encoded field, in bytes.
+      cache: The cache.  The time to live of its `set`, in seconds, is called ``timeout``, ``ttl``, ``expire`` or
+        ``ex``, or there is none.
+      on_error(Callable[[], Any]): Function that is called after a call of the cache has failed, on the same thread and
+        before the next call.  For a cache of Django, the default closes the thread's database connections that are
+        broken.  Django itself closes them only at the beginning and the end of a request, and the writer's thread has
+        no requests.
+      namespace(str): Prefix of all keys.
+      timeout(int): Maximum number of milliseconds that a job waits until its final status is stored.
+      max_field_size(int): Maximum size of an encoded field, in bytes.
 
     Raises:
-      TypeError: When `cache` is none that fits.  Where a proxy hides the
-        cache, its first use raises :class:`.BackendError` instead.
+      TypeError: When `cache` is not such an object.  If a proxy hides the cache, its first use raises
+        :class:`.BackendError` instead.
 
     .. _cachelib: https://cachelib.readthedocs.io
     .. _dogpile.cache: https://dogpilecache.sqlalchemy.org
     """
 
     why_no_list = (
-        "a cache has no index, and cannot tell which keys it has. Use the Redis or SQLite backend to list statuses."
+        "a cache has no index, and returns no list of its keys. Use the Redis or SQLite backend to list statuses."
     )
 
     def __init__(self, cache: Any, *, on_error: Callable[[], Any] | None = None, **parameters: Any) -> None:
@@ -164,7 +160,7 @@ class CacheBackend(StatusBackend):
         self._prefix = escape_namespace(self.namespace) + ":"
 
     def __repr__(self) -> str:
-        # Not the cache: it may show a password.
+        # Without the cache, whose `repr` may contain a password.
         return f"<{type(self).__name__} {self.namespace!r} in {type(self._cache).__name__}>"
 
     # Writing
@@ -196,7 +192,7 @@ class CacheBackend(StatusBackend):
     def _carry_out(self, document: PendingDocument) -> bool:
         """Carry out the updates of a message, and return whether that has stored a value."""
         key = document.key.decode()
-        # An interrupt leaves a lock of C that `with` takes neither taken nor half released.
+        # The lock is written in C, so `with` releases it after an interrupt as well.
         with _lock_of(key):
             now = self.now()
             record, expires_at = self._fetch(key, now)
@@ -208,7 +204,7 @@ class CacheBackend(StatusBackend):
     def delete(self, message_id: str) -> bool:
         key = self._key_of(message_id)
         with _lock_of(key):
-            # What caches return differs: whether there was something, whether it worked, or nothing.
+            # Some caches return whether there was a value, some whether they have succeeded, and some nothing.
             record, _ = self._fetch(key, self.now())
             deleted = self._call("delete", key)
             if deleted is False and record is not None and self._fetch(key, self.now())[0] is not None:
@@ -219,7 +215,7 @@ class CacheBackend(StatusBackend):
         name = self._found_fit().ttl_name
         options = {} if name is None else {name: seconds_of(ttl)}
         try:
-            # Some caches take bytes only, some texts only, all that we know take a str.
+            # Some caches take no bytes; all that are known take a str.
             if self._call("set", key, value.decode(), **options) is not False:
                 return
             error = StoreRefused(f"{self._name} did not store a value; its own log may say why.")
@@ -250,7 +246,7 @@ class CacheBackend(StatusBackend):
         return found
 
     def _fetch(self, key: str, now: int) -> tuple[Record | None, int]:
-        """Read a record, None where there is none, and when it expires."""
+        """Read a record, None for none, and the time at which it expires."""
         try:
             value = self._call("get", key, **self._found_fit().get_options)
         except BackendError as e:
@@ -259,7 +255,7 @@ class CacheBackend(StatusBackend):
             raise
         if isinstance(value, str):
             value = value.encode("utf-8", "surrogatepass")
-        # Anything else is somebody else's, or what stands for nothing in this cache.
+        # Another value is a value of another program, or means that there is none.
         return from_value(value, None, now) if isinstance(value, bytes) else (None, 0)
 
     # The cache
@@ -276,11 +272,11 @@ class CacheBackend(StatusBackend):
         return fit
 
     def _call(self, name: str, *args: Any, **options: Any) -> Any:
-        # Looked up each time: behind one object, Django has one cache a thread.
+        # The method is looked up in each call, because Django has one cache for each thread behind one object.
         try:
             return getattr(self._cache, name)(*args, **options)
         except Exception as e:
-            # Without the text of `e`, which may contain a URL with a password: it is the cause.
+            # Without the text of `e`, which may contain a URL with a password.  `e` is the cause of the new error.
             message = f"{self._name}.{name}() has failed with {_name_of(type(e))}"
             if self._on_error is not None:
                 try:
@@ -298,7 +294,10 @@ class CacheBackend(StatusBackend):
 
 
 def seconds_of(ttl: int) -> int:
-    """What to tell a cache about how long a document lives, in seconds.
+    """Return the time to live for a cache, in seconds.
+
+    Parameters:
+      ttl(int): The time to live of a document, in milliseconds.
 
     >>> seconds_of(1), seconds_of(1500)
     (2, 3)
@@ -307,13 +306,12 @@ def seconds_of(ttl: int) -> int:
 
 
 def close_broken_connections() -> None:
-    """Close the database connections of this thread that do not work any more, so that Django makes new ones.
+    """Close the broken database connections of this thread, so that Django makes new ones.
 
-    That is a part of what ``django.db.close_old_connections`` does.  It may
-    run in the middle of a job, so it leaves alone what still works, however
-    old, and transactions: those are for the code that has begun them to end.
+    This is a part of ``django.db.close_old_connections``.  It may run in the middle of a job, so it does not close
+    connections that still work, however old, nor those with a transaction, which the code that has begun it ends.
     """
-    # Django's caches work without its databases, which may not be loaded, and without settings, which databases need.
+    # Django's caches work without its databases, which may not be loaded.  Databases need settings, and caches do not.
     db, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")
     if db is None or conf is None or not conf.settings.configured:
         return
@@ -324,7 +322,7 @@ def close_broken_connections() -> None:
 
 
 def _packages_of(cache: Any) -> list[str]:
-    # A class of an application's own may inherit from another package's.
+    # An application's own class may inherit from a class of another package.
     return [kind.__module__.partition(".")[0] for kind in type(cache).__mro__]
 
 
@@ -333,12 +331,12 @@ def _is_djangos(cache: Any) -> bool:
 
 
 def _is_proxy(cache: Any) -> bool:
-    """Find out whether a look at the cache's methods would run its own code, and so begin to use it."""
+    """Return whether a look at the cache's methods would execute its code, and so use the cache."""
     return hasattr(type(cache), "__getattr__") and None in (getattr_static(cache, name, None) for name in METHODS)
 
 
 def _find_fit(cache: Any) -> _Fit:
-    """Find the options that a cache's methods take."""
+    """Find the way in which a cache is called, by the parameters of its methods."""
     packages = _packages_of(cache)
     own = next((OWN_BACKENDS[package] for package in packages if package in OWN_BACKENDS), None)
     if own is not None:
@@ -346,7 +344,7 @@ def _find_fit(cache: Any) -> _Fit:
     gets = _signature_of(cache, "get", "key")
     sets = _signature_of(cache, "set", "key", "value")
     _signature_of(cache, "delete", "key")
-    # The document has its own expiry; dogpile.cache's counts from its last write and may be much shorter.
+    # A document contains its expiry.  That of dogpile.cache counts from the last write, and may be much earlier.
     options = {"expiration_time": math.inf} if "expiration_time" in gets.parameters else {}
     passes_on = any(found.kind in _ANYTHING for found in sets.parameters.values())
     if len(sets.parameters) == 2 and not passes_on:
@@ -356,8 +354,8 @@ def _find_fit(cache: Any) -> _Fit:
         name = _ttl_name_behind(cache)
     if name is None:
         raise TypeError(
-            f"cache is a {_name_of(type(cache))} whose set{sets} takes no time to live by a name that is known: wrap "
-            f"it in a class that has set(key, value, timeout), in seconds, or set(key, value) where values have none."
+            f"cache is a {_name_of(type(cache))} whose set{sets} has no known name for a time to live: wrap it in a "
+            f"class that has set(key, value, timeout), in seconds, or set(key, value) if values have none."
         )
     return _Fit(options, name)
 
@@ -370,11 +368,11 @@ def _ttl_name_of(sets: Signature, *self: str) -> str | None:
 
 
 def _ttl_name_behind(cache: Any) -> str | None:
-    """Find the name of the time to live for a `set` that passes its arguments on, as the `set` of django-redis does.
+    """Find the name of the time to live for a `set` that passes its arguments to another cache.
 
-    Such a method takes the arguments of the class that it inherits from.
+    For example, the `set` of django-redis takes the arguments of the `set` of its base class.
     """
-    # The cache itself, where `cache` is a proxy.
+    # If `cache` is a proxy, this is the cache itself.
     owner = getattr(cache.set, "__self__", cache)
     for kind in type(owner).__mro__:
         inherited = vars(kind).get("set")
@@ -384,7 +382,7 @@ def _ttl_name_behind(cache: Any) -> str | None:
     return next((PASSING_ON[package] for package in _packages_of(owner) if package in PASSING_ON), None)
 
 
-#: What a method has that passes on whatever it gets.
+#: Kinds of parameters of a method that passes its arguments to another method.
 _ANYTHING: Final = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
@@ -393,14 +391,14 @@ def _signature_of(cache: Any, name: str, *args: str) -> Signature:
     if not callable(method):
         problem = f"has no method {name}()"
     elif iscoroutinefunction(method):
-        problem = f"has a coroutine for {name}(): pass one that is called without await"
+        problem = f"has a coroutine for {name}(): pass a cache that is called without await"
     else:
         try:
             found = signature(method)
         except (TypeError, ValueError):
-            problem = f"does not tell which parameters its {name}() takes: wrap it in a class whose methods do"
+            problem = f"has no signature for its {name}(): wrap it in a class whose methods have one"
         else:
-            # How `set` takes the time to live is looked at by whoever asked.
+            # `_find_fit` checks the time to live of `set`.
             if name == "set" or _takes(found, *args):
                 return found
             problem = f"has a {name}{found} that cannot be called with ({', '.join(args)})"
@@ -427,7 +425,7 @@ def _lock_of(key: str) -> Lock:
 
 
 def _renew_locks() -> None:
-    # Those that other threads of the parent hold would never be released in the child.
+    # A lock that another thread of the parent holds would never be released in the child.
     _LOCKS[:] = [Lock() for _ in _LOCKS]
 
 

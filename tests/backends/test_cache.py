@@ -432,7 +432,7 @@ def test_no_cache_forgets_too_early(kind: str, tmp_path: Path, monkeypatch: pyte
         (shelf_with(set=SETS["ttl"][0], delete=5), r"has no method delete\(\)"),
         (
             shelf_with(set=SETS["ttl"][0], delete=staticmethod({}.pop)),
-            r"does not tell which parameters its delete\(\) takes",
+            r"has no signature for its delete\(\)",
         ),
         (redis.Redis(password="secret"), r"cache is a Redis, a client: pass it to RedisBackend\(client=\.\.\.\)"),
         (OwnRedis(), r"cache is a OwnRedis, a client: pass it to RedisBackend\(client=\.\.\.\)"),
