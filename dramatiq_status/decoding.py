@@ -1,4 +1,4 @@
-"""Decoding of records: the snapshot of what a store holds of a message."""
+"""Decoding of records into snapshots."""
 
 from __future__ import annotations
 
@@ -24,43 +24,41 @@ from .record import (
 )
 from .snapshot import Snapshot, set_message_id, set_now, set_values
 
-# What json.loads() does, without what it does before and after that:
-# that takes as long for a record.
+# The scanner of json.loads().  The other steps of json.loads() take as long as the scanner does for a record.
 _scan: Callable[[str, int], tuple[Any, int]] = vars(json.JSONDecoder())["scan_once"]
 
-# What it raises for texts that are not JSON, or nested too deeply.
+# Errors of the scanner for texts that are not JSON, or nested too deeply.
 _DAMAGED: Final = (ValueError, StopIteration, RecursionError)
 
 _new_snapshot: Callable[[type[Snapshot]], Snapshot] = object.__new__
 
-#: How many shapes are remembered, and of how many characters all names of
-#: one may be together: users name their fields as they like.
+#: Maximum number of cached shapes, and of characters of the names of one: the names of users' fields may vary
+#: without a limit.
 MAX_SHAPES: Final = 256
 MAX_SHAPE_SIZE: Final = 512
 
-# What is the same for all records with the same names in the same order: how
-# many there are, a dict with room for them, the positions of the state, of all
-# that must be ints, and of the progress.
+# Shape of the records that have the same names in the same order: number of names, dict with these keys, position of
+# the state, positions of the values that must be ints, and position of the progress.
 _Shape = tuple[int, dict[str, Any], int, tuple[int, ...], "int | None"]
 
 _NEEDED: Final = frozenset((STATE, VERSION, ORIGIN, GENERATION))
 _INTEGERS: Final = (STATE, VERSION, GENERATION, SEQUENCE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS)
 
-# Shapes by their names, one a line.
+# Shapes by their names, which are joined by line breaks.
 _shapes: dict[str, _Shape] = {}
 
 _LARGEST_FLOAT: Final = float_info.max
 
 
 def take_snapshot(message_id: str, record: Record | None, now: int) -> Snapshot | None:
-    """Decode a record; None where it is missing or damaged."""
+    """Decode a record.  Return None if it is missing or damaged."""
     return take_texts(message_id, record, record.values(), now) if record else None
 
 
 def take_snapshots(
     ids: Sequence[str], records: Sequence[Record | BackendError | None], now: int
 ) -> list[Snapshot | BackendError | None]:
-    """Decode many records; leave the errors that stand in the place of records."""
+    """Decode records.  An error that stands for a record is returned as it is."""
     return [
         record if isinstance(record, BackendError) else take_snapshot(message_id, record, now)
         for message_id, record in zip(ids, records)
@@ -68,13 +66,14 @@ def take_snapshots(
 
 
 def take_texts(message_id: str, names: Collection[str], texts: Iterable[str], now: int) -> Snapshot | None:
-    """Decode a record from its stored names and their JSON texts; None
-    where :func:`.record.is_sound` would not hold, or a text is not JSON.
+    """Decode a record from its stored names and their JSON texts.
 
-    It is one flat function on purpose.  After a round trip the processor
-    has to fetch all code anew, and what takes 5 microseconds in a loop
-    takes 14: in five functions a read took 1.32 times as long as a raw
-    ``pymemcache.get``, now 1.22.
+    It is one flat function on purpose.  After a round trip the processor has to load all code again, so that 5
+    microseconds of work in a loop become 14.  With five functions, a read took 1.32 times as long as a raw
+    ``pymemcache.get``; with one function, it takes 1.22 times as long.
+
+    Returns:
+      Snapshot: None if the record is not sound (see :func:`.record.is_sound`), or if a text is not JSON.
     """
     text = "[" + ",".join(texts) + "]"
     try:
@@ -91,7 +90,7 @@ def take_texts(message_id: str, names: Collection[str], texts: Iterable[str], no
     if end != len(text) or len(decoded) != count:
         return None
     for position in integers:
-        # A bool is not taken for a number: its type is compared.
+        # isinstance() would accept a bool.
         if decoded[position].__class__ is not int:
             return None
     if not 0 <= decoded[state] <= FAILED:
@@ -112,8 +111,8 @@ def take_texts(message_id: str, names: Collection[str], texts: Iterable[str], no
 
 
 def _shape_of(names: Collection[str], key: str) -> _Shape | None:
-    """Work out a shape, and remember it; None where a name is missing that every record has."""
-    # Of two of the same name the last one counts, as in a dict.
+    """Make a shape and cache it.  Return None if a name is missing that every record has."""
+    # If a name occurs twice, the last one counts, as in a dict.
     positions = {name: position for position, name in enumerate(names)}
     if not positions.keys() >= _NEEDED or (RUN_TOKEN in positions and SEQUENCE not in positions):
         return None
@@ -124,7 +123,7 @@ def _shape_of(names: Collection[str], key: str) -> _Shape | None:
         tuple([positions[name] for name in _INTEGERS if name in positions]),
         positions.get(PROGRESS),
     )
-    # Where no name has a line break, no other names have the same key and number.
+    # If no name contains a line break, no other list of as many names has the same key.
     if len(key) <= MAX_SHAPE_SIZE and key.count("\n") == len(names) - 1:
         if len(_shapes) >= MAX_SHAPES:
             _shapes.clear()
