@@ -1,4 +1,4 @@
-"""Copies of JSON values, and values that every JSON encoder writes alike."""
+"""Copies of JSON values, and their conversion for all JSON encoders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .record import State
 
 
 def copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_depth: float = inf) -> Any:
-    """Copy lists and dicts, as deep as they are nested: a reader that changes its copy must not change the snapshot.
+    """Copy a JSON value with all nested lists and dicts, so that a reader that changes its copy does not change the
+    snapshot.
 
     Parameters:
       value: JSON value.
@@ -22,7 +23,7 @@ def copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_d
     if value.__class__ is not list and value.__class__ is not dict:
         return convert(value)
     found = value.copy()
-    # Not recursive: what others have stored may be nested more deeply than Python calls can be.
+    # Without recursion: another program may have stored a value that is nested more deeply than calls can be.
     level, depth = [found], 1
     while level:
         below = []
@@ -40,8 +41,8 @@ def copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_d
 
 
 def to_json_value(value: Any) -> Any:
-    """Convert a field's value to one that every JSON encoder writes alike."""
-    # Encoders fail for values that other programs have nested more deeply than a writer can.
+    """Convert the value of a field into one that all JSON encoders encode in the same way."""
+    # Another program may have stored a value that is nested more deeply than encoders support.
     return copy_of(value, _to_json_leaf, MAX_DEPTH)
 
 
