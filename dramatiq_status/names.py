@@ -1,4 +1,4 @@
-"""The names of the fields that readers see, and their stored names."""
+"""Names of the fields that readers get, and their stored names."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from .record import (
     UPDATED_AT,
 )
 
+#: Names of the library's fields, by stored names.
 NAMES: Final = {
     STATE: "status",
     PROGRESS: "progress",
@@ -49,21 +50,24 @@ NAMES: Final = {
     TRUNCATED: "truncated",
 }
 
-#: Fields that only `includes` adds: a user's field of the same name hides them.
+#: Stored names of the fields that ``includes`` adds, by names.  A user's field of the same name hides such a field.
 INCLUDED: Final = {"args": ARGS, "kwargs": KWARGS, "traceback": TRACEBACK}
+
+#: Stored names of the library's other fields, by names.
 STORED_NAMES: Final = {name: stored for stored, name in NAMES.items() if name not in INCLUDED}
 
-#: Fields that are derived on each read, and never stored.
+#: Names of the values that are derived on each read.
 DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "duration", "time_remaining")
 
-#: Fields that a user who may see the status should perhaps not see.
+#: Stored names of the fields that may contain private data.
 PRIVATE: Final = frozenset((ARGS, KWARGS, TRACEBACK))
 
+#: Stored names of the fields that contain timestamps.
 TIMESTAMPS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
 
 
 def check_names(parameter: str, names: Iterable[str]) -> dict[str, None]:
-    """Check the names of fields that a caller passes, and keep their order."""
+    """Check the names of fields that a caller passes, and return them in their order."""
     if isinstance(names, str):
         raise TypeError(f"{parameter} must be an iterable of names, not the str {names!r}: write ({names!r},).")
     return dict.fromkeys(names)
