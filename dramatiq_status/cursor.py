@@ -1,4 +1,4 @@
-"""Cursors: the end of a page of a list, as a text that fits a URL."""
+"""Cursors of lists: the last message of a page, as a text that needs no escapes in a URL."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _DECODED: Final = re.compile(r"([0-9]{1,16}) (.+)", re.DOTALL)
 
 
 class Cursor(NamedTuple):
-    """The place of a message in a list.
+    """Position of a message in a list.
 
     The messages of a list are ordered by their positions, and by their ids where they
     have the same position; the highest comes first.
 
     Parameters:
-      position(int): Number that the store gives a message when its state changes: higher than those
-        that it gave before, at least 0 and less than 2**53.
+      position(int): Number that the store gives a message when its state changes: higher than all earlier ones, at
+        least 0 and less than 2**53.
       message_id(str)
     """
 
@@ -44,7 +44,7 @@ def decode(text: str) -> Cursor:
     """Read a cursor.
 
     Raises:
-      ValueError: When :func:`encode` has not written the text.
+      ValueError: When the text is not a result of :func:`encode`.
     """
     if len(text) <= MAX_SIZE and text.isascii():
         # The decoder raises a ValueError for some malformed texts, and skips wrong characters in others.
