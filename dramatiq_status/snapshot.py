@@ -1,4 +1,4 @@
-"""Snapshots: the status of a message at one time, and the values that are derived from it."""
+"""Snapshots: the status of a message at one time, with the values that are derived from it."""
 
 from __future__ import annotations
 
@@ -47,38 +47,36 @@ from .record import (
 #: Number of heartbeats in a row that a working message misses before it counts as stalled.
 STALLED_AFTER: Final = 3
 
-#: Milliseconds after which a message that is due, and still queued, counts as stalled: a day.  A backlog is seldom as
-#: long, and a status that nothing is written to lives for seven days by default.
+#: Number of milliseconds after which a message that is due and still queued counts as stalled: a day.  Few backlogs
+#: are as long.  A status without writes lives for seven days by default.
 QUEUE_PATIENCE: Final = 86_400_000
 
 #: Earliest and latest timestamps that a datetime can hold, in epoch milliseconds: the years 1 to 9999.
 EARLIEST: Final = -62_135_596_800_000
 LATEST: Final = 253_402_300_799_999
 
-#: A remaining time of so many seconds, a century, is as good as unknown.
+#: Number of seconds from which a remaining time counts as unknown: a century.
 LONGEST_REMAINING: Final = 100 * 365 * 86_400
 
 
 class Snapshot:
-    """The status of a message at one time.  It never changes; the lists and
-    dicts that it gives are copies.
+    """Status of a message at one time.  It never changes: the lists and dicts that it returns are copies.
 
-    ``snapshot["step"]`` and :meth:`get` return every field by its name, the
-    library's and the derived values included; ``"step" in snapshot`` tests
-    whether there is one.  ``dict(snapshot)`` has all of them as Python values,
-    :meth:`to_dict` as JSON values.  Attributes are None for what has not happened yet.
+    ``snapshot["step"]`` and :meth:`get` return a field of the user, a field of the library or a derived value by its
+    name.  ``"step" in snapshot`` tests whether there is one.  ``dict(snapshot)`` has all of them as Python values,
+    :meth:`to_dict` as JSON values.  An attribute is None while its event has not happened.
     """
 
     __slots__ = ("_now", "_position", "_values", "message_id")
 
-    #: The id of the message.
+    #: Id of the message.
     message_id: str
     _values: dict[str, Any]
     _now: int
     _position: int
 
     def __init__(self, message_id: str, values: dict[str, Any], now: int, position: int | None = None) -> None:
-        # Frozen by __setattr__ below; the slots' own setters get around it.
+        # __setattr__() below raises, so the setters of the slots are called.
         set_message_id(self, message_id)
         set_values(self, values)
         set_now(self, now)
@@ -95,7 +93,7 @@ class Snapshot:
 
     @property
     def state(self) -> State:
-        """The state; it equals its name."""
+        """State of the message.  It equals its name."""
         return STATES[self._values[STATE]]
 
     @property
@@ -110,12 +108,12 @@ class Snapshot:
 
     @property
     def completed(self) -> bool:
-        """Whether the message was processed, or skipped without being rejected."""
+        """Whether the message is done: it was processed, or a middleware skipped it without rejecting it."""
         return bool(self._values[STATE] == COMPLETED)
 
     @property
     def failed(self) -> bool:
-        """Whether the message failed for good: Dramatiq will not run it again."""
+        """Whether the message has failed, and Dramatiq does not run it again."""
         return bool(self._values[STATE] == FAILED)
 
     @property
@@ -125,36 +123,36 @@ class Snapshot:
 
     @property
     def retrying(self) -> bool:
-        """Whether the message waits for another run after one or more."""
+        """Whether the message waits for another run."""
         return self.queued and self.attempts > 0
 
     @property
     def scheduled(self) -> bool:
-        """Whether the broker holds the message back until :attr:`scheduled_at`."""
+        """Whether the broker delays the message until :attr:`scheduled_at`."""
         timestamp = self._milliseconds(SCHEDULED_AT)
         return self.queued and timestamp is not None and timestamp > self._now
 
     @property
     def stalled(self) -> bool:
-        """Whether the message is ``working``, but three heartbeats of its worker are missing: the worker
-        was killed, or it is cut off from the store.  It is also True when the message has been queued
-        for a day since it was due, without a write in that day: its queue has no worker, or its final state
-        could not be stored.
+        """Whether the message is ``working`` and three heartbeats in a row are missing, or is ``queued`` and overdue.
 
-        The worker sends heartbeats on a thread of its own, which needs the
-        interpreter: a call into C that keeps the interpreter lock for three
-        intervals (45 seconds, unless ``heartbeat_interval`` is set), and
-        under gevent a job that does not yield for as long, looks stalled
-        until it lets go.  Python code, however busy, does not.  A stalled message
-        may still go on; it runs again when the broker delivers it again.
+        A message without heartbeats has lost its worker, or the worker has lost its connection to the store.  A
+        queued message is overdue if it has been due for a day, and no writer has changed its status in that day.  Its
+        queue has no worker, or its final state could not be stored.
+
+        The worker sends heartbeats on a separate thread, which needs the interpreter.  A job looks stalled while
+        a call into C keeps the interpreter lock for three intervals (45 seconds, unless ``heartbeat_interval`` is
+        set), and under gevent while it does not yield for as long.  Busy Python code does not look stalled.
+
+        A stalled message may still continue, and runs again when the broker delivers it again.
         """
         if self.queued:
-            # The clocks of the hosts may differ: the latest time counts.
+            # The clocks of hosts may differ: the latest timestamp counts.
             due = max(self._milliseconds(stored) or 0 for stored in (ENQUEUED_AT, SCHEDULED_AT, UPDATED_AT))
             return due > 0 and self._now - due > QUEUE_PATIENCE
         if not self.working:
             return False
-        # Both by the store's clock, with which the worker's own need not agree.
+        # Both times come from the store's clock: the worker's clock may differ.
         last = self._milliseconds(HEARTBEAT_AT)
         interval = self._number(HEARTBEAT_INTERVAL) or DEFAULT_HEARTBEAT_INTERVAL
         return last is not None and self._now - last > STALLED_AFTER * interval
@@ -166,20 +164,18 @@ class Snapshot:
 
     @property
     def attempts(self) -> int:
-        """How many runs the message has had, redeliveries included."""
+        """Number of runs of the message, with redeliveries."""
         return int(self._number(ATTEMPTS) or 0)
 
     @property
     def exception(self) -> dict[str, str] | None:
-        """The last failure: its ``type`` and ``message``."""
+        """Last failure: its ``type`` and its ``message``."""
         found = self._values.get(EXCEPTION)
         return dict(found) if isinstance(found, dict) else None
 
     @property
     def truncated(self) -> tuple[str, ...]:
-        """Names of fields that are missing because the store had no room for their newest value, at most
-        100; empty where nothing is missing.
-        """
+        """Names of at most 100 fields that are missing because the store had no room for their newest values."""
         found = self._values.get(TRUNCATED)
         names = found if isinstance(found, list) else ()
         return tuple([NAMES.get(name, name[1:]) for name in names if isinstance(name, str)])
@@ -188,17 +184,17 @@ class Snapshot:
 
     @property
     def progress(self) -> float | None:
-        """Progress by total, from 0.0 to 1.0; None when none was reported, or the total is unknown."""
+        """Progress by total, from 0.0 to 1.0; None if no progress was reported, or if the total is unknown."""
         return fraction_of(self._values.get(PROGRESS), self._values.get(TOTAL, DEFAULT_TOTAL))
 
     @property
     def total(self) -> int | float | None:
-        """The total as it was set; None where it is unknown, and when neither it nor a progress was set."""
+        """Total of the progress; None if it is unknown, or if neither a total nor a progress was reported."""
         return self._values.get(TOTAL, DEFAULT_TOTAL if PROGRESS in self._values else None)
 
     @property
     def percent(self) -> float | None:
-        """Progress by total, from 0.0 to 100.0, rounded down to one decimal place: 100 means all."""
+        """Progress by total, from 0.0 to 100.0, rounded down to one decimal place: only a complete progress has 100."""
         fraction = self.progress
         return None if fraction is None else percent_of(fraction)
 
@@ -206,15 +202,15 @@ class Snapshot:
     def rate(self) -> float | None:
         """Units of progress a second, exponentially smoothed; None while unknown.
 
-        It is measured by the run itself: what others count on its bar
-        is not in it.  Without progress it falls (:func:`dramatiq_status.rate.slowed`).
+        The run measures its own increments.  Increments of other messages do not count.  The rate
+        falls without progress, see :func:`dramatiq_status.rate.slowed`.
         """
         found = self._values.get(RATE)
         rate, patience, *_ = found if isinstance(found, list) and 2 <= len(found) <= 3 else (found, TIME_CONSTANT)
         if not is_number(rate) or not is_number(patience) or rate < 0 or patience < 0:
-            # Not the library's.
+            # Another program has written it.
             return None
-        # Since the run has last written; what others write brings no progress of its own.
+        # Time of the run's last write.  Writes from outside do not count as progress of the run.
         since = self._milliseconds(RATE_WRITTEN_AT)
         if since is None:
             since = self._milliseconds(UPDATED_AT)
@@ -222,11 +218,11 @@ class Snapshot:
 
     @property
     def time_remaining(self) -> timedelta | None:
-        """How long the message will still run at its present rate; None
-        while unknown, while nothing moves, and where it does not run.
+        """Time that the message still runs at its current rate.
 
-        In the first seconds of a leg it is None where it would be more than 20 times as long as the
-        rate was measured for, because a slow start is a poor measure of the rest.
+        It is None if the message does not run or is stalled, and while the rate is unknown or 0.  In the first
+        seconds of a measurement it is None if it were more than 20 times as long as the measurement, because a job
+        may start slowly.
         """
         rate, done = self.rate, self._number(PROGRESS)
         total = self._number(TOTAL) if TOTAL in self._values else DEFAULT_TOTAL
@@ -242,55 +238,55 @@ class Snapshot:
             return min(FARTHEST * found[2], LONGEST_REMAINING)
         return LONGEST_REMAINING
 
-    # Origin
+    # Actor and queue
 
     @property
     def actor_name(self) -> str | None:
-        """The name of the actor."""
+        """Name of the actor."""
         return self._values.get(ACTOR_NAME)
 
     @property
     def queue_name(self) -> str | None:
-        """The name of the queue, never that of its delay queue."""
+        """Name of the queue; for a delayed message the queue that it moves to, not the delay queue."""
         return self._values.get(QUEUE_NAME)
 
     # Time
 
     @property
     def enqueued_at(self) -> datetime | None:
-        """When the message was first enqueued."""
+        """Time at which the message was first enqueued."""
         return self._datetime(ENQUEUED_AT)
 
     @property
     def scheduled_at(self) -> datetime | None:
-        """When the broker will hand a delayed message to a worker."""
+        """Time at which the broker delivers a delayed message."""
         return self._datetime(SCHEDULED_AT)
 
     @property
     def started_at(self) -> datetime | None:
-        """When the last run began."""
+        """Time at which the last run began."""
         return self._datetime(STARTED_AT)
 
     @property
     def finished_at(self) -> datetime | None:
-        """When the message was completed or failed."""
+        """Time at which the message was completed or failed."""
         return self._datetime(FINISHED_AT)
 
     @property
     def updated_at(self) -> datetime | None:
-        """When the store last changed this status."""
+        """Time of the last change of this status."""
         return self._datetime(UPDATED_AT)
 
     @property
     def heartbeat_at(self) -> datetime | None:
-        """When the worker last said that the message still runs."""
+        """Time of the last heartbeat of the worker."""
         return self._datetime(HEARTBEAT_AT)
 
     @property
     def duration(self) -> timedelta | None:
-        """How long the last run took, or has taken so far; None before it began.
+        """Duration of the last run, until now if it has not ended; None while the message is queued.
 
-        Never negative, although the two timestamps may come from two hosts.
+        It is never negative, although the two timestamps may come from two hosts.
         """
         begin = self._milliseconds(STARTED_AT)
         if begin is None or self.queued:
@@ -302,13 +298,13 @@ class Snapshot:
 
     @property
     def version(self) -> int:
-        """Counts the changes of this status."""
+        """Number of changes of this status."""
         return int(self._values[VERSION])
 
     @property
     def cursor(self) -> str | None:
-        """Where the next page of a list begins if this is the last snapshot of a page: a text for `after` of
-        :meth:`.StatusRegistry.list`, which fits a URL. None for a snapshot that is not from a list.
+        """Text for the parameter `after` of :meth:`.StatusRegistry.list`, if this is the last snapshot of a page.  It
+        needs no escapes in a URL.  None for a snapshot that is not from a list.
         """
         position = getattr(self, "_position", None)
         return None if position is None else encode(Cursor(position, self.message_id))
@@ -317,7 +313,7 @@ class Snapshot:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """What users wrote, by name."""
+        """Fields of the user, by names."""
         found = {name[1:]: copy_of(value) for name, value in self._values.items() if name.startswith(USER_PREFIX)}
         return MappingProxyType(found)
 
@@ -333,7 +329,7 @@ class Snapshot:
             raise KeyError(name) from None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Get a field, or `default` where there is none of that name."""
+        """Get a field or a derived value.  Return `default` if there is none of this name."""
         try:
             return self[name]
         except KeyError:
@@ -348,7 +344,7 @@ class Snapshot:
         return iter(self.keys())
 
     def keys(self) -> Collection[str]:
-        """Get the names of all fields: the library's, the derived values', the users'."""
+        """Get the names of the library's fields, of the derived values and of the user's fields."""
         values = self._values
         own = [name for stored, name in NAMES.items() if stored in values]
         users = [name[1:] for name in values if name.startswith(USER_PREFIX)]
@@ -358,17 +354,17 @@ class Snapshot:
     def to_dict(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> dict[str, Any]:
-        """Get all fields and derived values as JSON values: datetimes as texts in ISO 8601, durations in
-        seconds, a number that JSON cannot express as None.
+        """Get all fields and derived values as JSON values.  Datetimes become texts in ISO 8601, durations become
+        seconds, and numbers that JSON cannot express become None.
 
         >>> snapshot.to_dict(only=("status", "percent", "stalled"))
         {'status': 'working', 'percent': 50.0, 'stalled': False}
 
         Parameters:
-          only(Iterable[str]): Names of the fields to include; a field that is not there is left out.
+          only(Iterable[str]): Names of the fields to include.  Names without a field are ignored.
           exclude(Iterable[str]): Names of the fields to leave out.
-          private(bool): Whether to include the arguments and the traceback that ``includes`` has
-            stored, and the text of the exception.  Its type is always included.
+          private(bool): Whether to include the text of the exception, and the arguments and the traceback that
+            ``includes`` has stored.  The type of the exception is always included.
 
         Raises:
           TypeError: When `only` or `exclude` is a single name and not an iterable of names.
@@ -417,7 +413,7 @@ class Snapshot:
         return number if is_number(number) else None
 
     def __reduce__(self) -> tuple[type[Snapshot], tuple[str, dict[str, Any], int, int | None]]:
-        # The usual way of copying and pickling sets attributes.
+        # The default of copy and pickle sets attributes, which raises.
         return Snapshot, (self.message_id, self._values, self._now, getattr(self, "_position", None))
 
     def __eq__(self, other: object) -> bool:
@@ -436,10 +432,10 @@ class Snapshot:
         return f"<Snapshot of {self.message_id}: {self}>"
 
 
-# The values of a snapshot by their stored names, without a copy.
+# Returns the values of a snapshot by their stored names, without a copy.
 values_of: Callable[[Snapshot], dict[str, Any]] = vars(Snapshot)["_values"].__get__
 
-# Snapshots are frozen: these set the slots of a new one.
+# Setters of the slots of a new snapshot: its __setattr__() raises.
 set_message_id = vars(Snapshot)["message_id"].__set__
 set_values = vars(Snapshot)["_values"].__set__
 set_now = vars(Snapshot)["_now"].__set__
