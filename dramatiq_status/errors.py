@@ -10,8 +10,8 @@ class StatusError(Exception):
 
 
 class StatusMissing(StatusError, LookupError):
-    """Raised by a read or a write of a status when the store has no record of
-    its message: the message was never enqueued, or its record has expired or was deleted.
+    """Raised by a read or a write of a status when the store has no record of the message: it was never
+    enqueued with status tracking, or its record has expired or was deleted.
     """
 
     def __init__(self, message_id: str) -> None:
@@ -23,20 +23,18 @@ class StatusMissing(StatusError, LookupError):
 
 
 class StatusTimeout(StatusError, TimeoutError):
-    """Raised when waiting for a message to finish takes longer than the
-    given time-out.
-    """
+    """Raised when a wait for the end of a message takes longer than its time-out."""
 
 
 class BackendError(StatusError):
-    """Raised when a store cannot be reached, takes too long or answers
-    with an error.  The driver's own exception is its ``__cause__``.
+    """Raised when a store cannot be reached, takes too long or answers with an error.  Its ``__cause__`` is the
+    exception of the driver.
     """
 
 
 class StoreRefused(BackendError):
-    """Raised when a store that is up does not take a message: it answers with an error that only
-    this message causes, and that it repeats.
+    """Raised when a store is up and refuses a message: the updates of this message fail each time with an error,
+    and the updates of other messages do not.
     """
 
 
@@ -45,16 +43,14 @@ class NotSupported(StatusError):
 
 
 class StatusOptionError(StatusError, MiddlewareError, ValueError):
-    """Raised by ``send()`` or by ``@dramatiq.actor`` when a status
-    option is wrong.  Dramatiq has then enqueued or declared nothing.
+    """Raised by ``send()`` or by ``@dramatiq.actor`` when a status option is wrong.  Dramatiq then enqueues no message
+    and declares no actor.
 
-    It is one of Dramatiq's middleware errors, because those are the
-    only ones that a broker lets through to the caller.
+    It is one of Dramatiq's middleware errors, because a broker catches all other errors of a middleware.
     """
 
 
 class StatusSetupError(StatusError, MiddlewareError, RuntimeError):
-    """Raised when a broker has more than one
-    :class:`.StatusMiddleware`: as soon as the broker declares an actor or a
-    queue, or a worker starts.
+    """Raised when a broker has more than one :class:`.StatusMiddleware` and declares an actor or a queue, or when its
+    worker starts.
     """
