@@ -354,8 +354,8 @@ def _find_fit(cache: Any) -> _Fit:
         name = _ttl_name_behind(cache)
     if name is None:
         raise TypeError(
-            f"cache is a {_name_of(type(cache))} whose set{sets} has no known name for a time to live: wrap it in a "
-            f"class that has set(key, value, timeout), in seconds, or set(key, value) if values have none."
+            f"cache is a {_name_of(type(cache))} whose set{sets} takes no time to live as {', '.join(TTL_NAMES)}: wrap "
+            f"it in a class that has set(key, value, timeout), in seconds, or set(key, value) if values have none."
         )
     return _Fit(options, name)
 
