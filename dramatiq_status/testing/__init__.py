@@ -1,7 +1,6 @@
-"""For the unit tests of those who use this package.
+"""Helpers for unit tests of actors.
 
-:mod:`dramatiq_status.testing.conformance` is for those who write a
-backend.  It needs pytest; this module does not.
+:mod:`dramatiq_status.testing.conformance` has tests of backends.  It needs pytest; this module does not.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from ..update import EnqueueId, Kind, Update
 
 @contextmanager
 def bound_status(message_id: str | None = None) -> Iterator[Status]:
-    """Bind detached handles for the length of a ``with`` block, so that a
-    test can call an actor's function and look at what it wrote.  All handles
-    that are taken inside agree.  Threads that the function starts have
-    to be passed one, as in a worker.
+    """Bind detached handles in a ``with`` block, so that a test can call the function of an actor and check the fields
+    that it has written.
+
+    ``current_status()`` and ``current_progress()`` return handles of the same values everywhere in the block.  As in
+    a worker, a thread that the function starts has no handle unless the function passes one.
 
     >>> with bound_status() as status:
     ...     import_rows.fn("f.csv")
     >>> status["step"]
     'indexing'
 
-    With a message id, :class:`.StatusRegistry` finds the status inside of the
-    block, without a broker, and the statuses of blocks around it.  Use it
-    for an actor that counts on the bar of another message.
+    With a message id, :class:`.StatusRegistry` finds the status in the block without a broker, and also the statuses
+    of the blocks around it.  This is for actors that increment the progress of another message.
 
     >>> with bound_status("parent") as parent, bound_status("child"):
     ...     import_one.fn("orders.csv", parent_id="parent")
@@ -41,11 +40,11 @@ def bound_status(message_id: str | None = None) -> Iterator[Status]:
     0.01
 
     Parameters:
-      message_id(str): Message id of the status.  By default the status has no id, and
-        the registry searches its usual backend.
+      message_id(str): Message id of the status.  By default, the status has no id, and the registry searches its
+        usual backend.
 
     Raises:
-      ValueError: When the message id is not valid.
+      ValueError: When the message id is invalid.
     """
     previous = current_binding()
     binding = detached_binding() if message_id is None else _stored_binding(message_id, previous)
@@ -57,7 +56,7 @@ def bound_status(message_id: str | None = None) -> Iterator[Status]:
 
 
 def _stored_binding(message_id: str, previous: Binding | None) -> Binding:
-    """Create handles of a running message in memory, beside those of the blocks around it."""
+    """Make handles of a running message in memory, in the store of the blocks around it if there is one."""
     backend: StatusBackend = StubBackend() if previous is None or previous.backend is None else previous.backend
     channel = DirectChannel(backend, check_message_id(message_id))
     backend.update(message_id, Update(Kind.RUN, EnqueueId(1, 1), run_token=1, sequence=1, start=True, create=True))
