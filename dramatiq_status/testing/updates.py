@@ -1,4 +1,8 @@
-"""Updates as the layers above the backends write them, for tests and benchmarks."""
+"""Builders of updates for tests and benchmarks.
+
+Keywords are fields with JSON texts.  Names of one or two letters are stored names of the library's fields, and all
+others are names of users' fields: ``enqueue(a='"actor"', step="1")``.
+"""
 
 from __future__ import annotations
 
@@ -99,12 +103,12 @@ def outside(*, increment: int | float = 0, state: int | None = None, ttl: int = 
 
 
 def counting(update: Update, **counts: int | float) -> Update:
-    """The same update, which also counts on fields."""
+    """Return an update with counts added."""
     return update._replace(changes=Changes({_stored(name): n for name, n in counts.items()}))
 
 
 def deleting(update: Update, *names: str) -> Update:
-    """The same update, which also deletes users' fields, and marks them as deleted."""
+    """Return an update with deletions of users' fields added, and with their deletion marks."""
     stored = frozenset(map(_stored, names))
     fields = {**update.fields, **deletion_marks(stored)}
     return update._replace(fields=fields, changes=(update.changes or Changes())._replace(deleted=stored))
@@ -115,7 +119,7 @@ def heartbeat(run_token: int) -> Update:
 
 
 def named(fields: dict[str, str]) -> Record:
-    """Keywords of one or two letters, or in capitals, are the library's own fields; others are users'."""
+    """Return JSON texts by stored names."""
     return {_stored(name): text for name, text in fields.items()}
 
 
@@ -124,7 +128,7 @@ def _stored(name: str) -> str:
 
 
 def fold(updates: list[Update], now: int = 1000) -> Record | None:
-    """What `apply` makes of updates, one after another."""
+    """Carry out updates by :func:`.apply`, one after the other, and return the record."""
     record = None
     for update in updates:
         record = apply(record, update, now).record
@@ -132,7 +136,7 @@ def fold(updates: list[Update], now: int = 1000) -> Record | None:
 
 
 def timeless(record: Record | None) -> dict[str, Any] | None:
-    """A record decoded, without the timestamps that the store's clock gave it."""
+    """Decode a record, and replace the timestamps of the store's clock."""
     if record is None:
         return None
     timestamps = {UPDATED_AT, HEARTBEAT_AT}
@@ -142,12 +146,12 @@ def timeless(record: Record | None) -> dict[str, Any] | None:
 
 
 def with_actor(update: Update, actor_name: str) -> Update:
-    """Add what the layers above let every update carry that may make a record."""
+    """Return an update with the name of an actor if it may create a record, as an update of the middleware has it."""
     if update.kind is not Kind.ENQUEUE and not update.create:
         return update
     return update._replace(fields={**update.fields, ACTOR_NAME: f'"{actor_name}"'})
 
 
 def life_to(state: int, **fields: str) -> list[Update]:
-    """The updates that bring a new message into a state."""
+    """Return the updates that bring a new message into a state."""
     return [enqueue()._replace(fields=named(fields)), start(1), finish(1, state=state)][: min(state, COMPLETED) + 1]
