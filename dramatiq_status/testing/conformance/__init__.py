@@ -1,29 +1,32 @@
-"""What every store has to do, as a class of tests to mix in.
+"""Tests of the promises of :class:`.StatusBackend`, for every backend.
 
-It needs pytest, which nothing else of this package does.  A backend's
-test class inherits from :class:`BackendConformance` and gives it the
-fixture ``backend``:
+They need pytest; the other modules of the package do not.  The test class of a backend inherits from
+:class:`BackendConformance` and has the fixture ``backend``:
 
 >>> class TestMyBackend(BackendConformance):
 ...     @pytest.fixture
 ...     def backend(self):
 ...         return MyBackend()
 
-What needs more than that is skipped, and says what it needs, until the
-class has it too: the fixtures ``make_backend`` (a second namespace) and
-``outage`` (a server to pause and to stop), the hooks ``ttl_of`` and
-``set_ttl`` (a look at the time to live), ``damages`` (what else may lie
-under a key), ``refusals`` (how to make the store answer with
-errors) and ``refusing`` (how to make it refuse one message).  A backend
-without :meth:`.StatusBackend.find` does not list, and has to say why.  One
-whose :meth:`.StatusBackend.subscribe` returns None is not asked what it tells.
+Some tests need another fixture or hook.  They are skipped with the name of this fixture or hook until the test class
+has it:
 
-For asserts that tell what they have compared, ``conftest.py`` says,
-before the module is imported:
+- the fixture ``make_backend`` makes a backend with another namespace,
+- the fixture ``outage`` has a server that the test pauses and stops,
+- the hooks ``ttl_of`` and ``set_ttl`` read and set a time to live,
+- the hook ``damages`` writes values under the key of a record that are no records,
+- the hook ``refusals`` makes the store answer reads with errors,
+- the hook ``refusing`` makes the store refuse one message,
+- the hook ``too_large`` makes an update that is too large for the store.
+
+A backend without :meth:`.StatusBackend.find` does not list, and has to give the reason.  The tests of subscriptions
+are skipped if :meth:`.StatusBackend.subscribe` returns None.
+
+If ``conftest.py`` registers the package before its import, a failed assert shows the values that it has compared:
 
 >>> pytest.register_assert_rewrite("dramatiq_status.testing.conformance")
 
-``examples/third_party_backend.py`` is a whole backend with its test.
+``examples/third_party_backend.py`` is a backend with its test.
 """
 
 from __future__ import annotations
@@ -63,4 +66,4 @@ __all__ = [
 class BackendConformance(
     Outcomes, Batches, Names, Lifetimes, Lists, Pages, Concurrency, Subscriptions, Outages, Refused
 ):
-    """All tests of a backend.  A subclass has the fixture ``backend`` at least."""
+    """Tests of a backend.  A subclass has the fixture ``backend``."""
