@@ -1,4 +1,4 @@
-"""What the tests of a store need of a backend's test class."""
+"""Fixtures and hooks of a backend's test class, and helpers of several chapters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...update import Update
 
 
 class PausableServer(Protocol):
-    """A server of a test's own."""
+    """Server that no other test uses."""
 
     def start(self) -> Any: ...
     def stop(self) -> Any: ...
@@ -28,53 +28,53 @@ class PausableServer(Protocol):
 
 
 class StoreTests:
-    """The fixtures and hooks of a chapter's tests.  A subclass has the fixture ``backend`` at least."""
+    """Base class of the chapters.  A subclass has the fixture ``backend``."""
 
-    #: How much less than it should a time to live may be, in
-    #: milliseconds: the test's own duration and the store's rounding.
+    #: Maximum number of milliseconds by which a time to live is shorter than expected: the duration of the test, and
+    #: the rounding of the store.
     ttl_tolerance = 10_000
 
-    #: The least by which a store can let records live on: memcached counts in seconds.
+    #: Resolution of times to live in the store, in milliseconds: that of memcached is a second.
     ttl_resolution = 1
 
     @pytest.fixture
     def message_id(self) -> str:
-        """The id of a message that nobody else uses."""
+        """Id of a message that no other test uses."""
         return uuid4().hex
 
     @pytest.fixture
     def make_backend(self) -> Callable[..., StatusBackend]:
-        """Make another backend for the store of ``backend``, with a `namespace`."""
+        """Make another backend for the store of ``backend``.  Takes the parameter `namespace`."""
         pytest.skip("Needs the fixture make_backend.")
 
     @pytest.fixture
     def outage(self) -> tuple[PausableServer, StatusBackend]:
-        """A running server of the test's own, and a backend that uses it, with a short time-out."""
+        """Running server that no other test uses, and a backend that uses it, with a short time-out."""
         pytest.skip("Needs the fixture outage.")
 
     @pytest.fixture
     def listing(self, backend: StatusBackend) -> StatusBackend:
-        """``backend``, if it can list."""
+        """``backend`` if it lists; otherwise the test is skipped."""
         if type(backend).find is StatusBackend.find:
             pytest.skip("This backend does not list.")
         return backend
 
     def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
-        """How long a record has left to live, in milliseconds; None for no record."""
+        """Return the time to live of a record in milliseconds; None without a record."""
         pytest.skip("Needs the hook ttl_of.")
 
     def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
-        """Change that behind the backend's back."""
+        """Set the time to live of a record in the store, without the backend."""
         pytest.skip("Needs the hook set_ttl.")
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
-        """What can lie under a record's key without being one: how to
-        plant it there, given the backend and the message id.
+        """Return functions that write a value that is no record under the key of a record, by names of the values.
+        A function takes the backend and the message id.
         """
         pytest.skip("Needs the hook damages.")
 
     def refusals(self, backend: StatusBackend) -> dict[str, AbstractContextManager[Any]]:
-        """Contexts in which the store answers reads with an error, by the name of the error."""
+        """Return contexts in which the store answers reads with an error, by texts of the errors."""
         pytest.skip("Needs the hook refusals.")
 
     def refusing(self, backend: StatusBackend, message_id: str) -> AbstractContextManager[Any]:
@@ -82,17 +82,17 @@ class StoreTests:
         pytest.skip("Needs the hook refusing.")
 
     def too_large(self) -> Update:
-        """An update that the store has no room for, or not for all of it."""
+        """Return an update of which the store has no room for some fields, or for any."""
         pytest.skip("Needs the hook too_large.")
 
 
 def read_many(backend: StatusBackend, message_ids: Sequence[str]) -> list[Record | None]:
-    """Read records of which none is unavailable."""
+    """Read records, and raise the error of a record that the store cannot read."""
     return [answered(found) for found in backend.read_many(message_ids)]
 
 
 def together(*functions: Callable[[], None]) -> None:
-    """Call functions at the same time, each in a thread of its own; raise what they raise."""
+    """Call functions at the same time, each on a separate thread.  Raise the first error of one of them."""
     barrier = threading.Barrier(len(functions))
 
     def run(function: Callable[[], None]) -> None:
@@ -105,22 +105,22 @@ def together(*functions: Callable[[], None]) -> None:
 
 
 def listed(backend: StatusBackend, query: Query) -> list[str]:
-    """The ids of all messages that a query is for, page after page."""
+    """List the ids of all messages of a query, page by page."""
     return [one.message_id for page in pages_of(backend, query) for one in page if one.record is not None]
 
 
 def pages_of(backend: StatusBackend, query: Query, limit: int = 100) -> Iterator[list[Listed]]:
-    """All pages of a list."""
+    """List all pages of a query."""
     after = None
     while page := backend.find(query, limit=limit, after=after):
-        # Otherwise a backend that lists its cursor's message again has pages without end.
+        # A backend that lists the message of the cursor again would have endless pages.
         assert after is None or (page[0].position, page[0].message_id) < after, (page[0], after)
         yield page
         after = Cursor(page[-1].position, page[-1].message_id)
 
 
 def write_later(backend: StatusBackend, message_id: str, update: Update) -> None:
-    """Carry out an update in a millisecond of its own, as its order is told by the clock."""
+    """Carry out an update in a later millisecond than all earlier ones: the clock may order them."""
     begin = now_ms()
     while now_ms() <= begin + 1:
         time.sleep(0.001)
