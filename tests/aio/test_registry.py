@@ -31,8 +31,8 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
 from dramatiq_status.batch import Batch
 
-from .jobs import Job
-from .recording import PATIENCE, make_broker, run
+from ..jobs import Job
+from ..recording import PATIENCE, make_broker, run
 
 T = TypeVar("T")
 

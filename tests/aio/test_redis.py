@@ -26,13 +26,13 @@ from dramatiq_status.aio._connect import Connector, within
 from dramatiq_status.aio.backend import async_backend
 from dramatiq_status.backends import RedisBackend
 
-from .conftest import StartServer
-from .jobs import Job
-from .recording import PATIENCE, eventually
-from .servers import RedisCluster, RedisSentinels, RedisServer
-from .test_aio import in_loop, last_of
+from ..conftest import StartServer
+from ..jobs import Job
+from ..recording import PATIENCE, eventually
+from ..servers import RedisCluster, RedisSentinels, RedisServer
+from .test_registry import in_loop, last_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 #: Nothing that takes so long, in milliseconds, happens in a test.
 NEVER = 3_600_000

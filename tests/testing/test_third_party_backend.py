@@ -24,9 +24,9 @@ from dramatiq_status.update import Outcome
 from examples import third_party_backend
 from examples.third_party_backend import DirectoryBackend
 
-from .recording import UNMEASURED, make_broker, working
+from ..recording import UNMEASURED, make_broker, working
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000

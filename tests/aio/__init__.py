@@ -1,0 +1,1 @@
+"""Tests of statuses in an event loop."""

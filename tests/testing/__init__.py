@@ -1,0 +1,1 @@
+"""Tests of what the package offers to tests: bound statuses, and the conformance suite."""
