@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import dramatiq
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from ..backend import StatusBackend
 from ..errors import BackendError
 from .access import Gate
+from .dashboard import Dashboard
 from .events import EventViews
 from .exposure import ALL, Exposure
+from .files import FILES, STATIC
+from .job import JobPage
 from .json_views import JSONViews
 from .site import RETRY_AFTER, UNAVAILABLE, Site, error
 from .tokens import TokenSigner
@@ -26,11 +31,7 @@ from .tokens import TokenSigner
 if TYPE_CHECKING:
     from .access import Authorize
 
-#: Folder of the files that a browser loads.
-STATIC: Final = Path(__file__).with_name("static")
-
-#: Files of this folder by the names in their URLs, and their types.
-FILES: Final = {"dramatiq-status.js": "text/javascript", "dramatiq-status.d.ts": "text/plain"}
+_FILES: Final = StaticFiles(directory=STATIC)
 
 
 class StatusApp:
@@ -38,14 +39,18 @@ class StatusApp:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        json_views, event_views = JSONViews(site), EventViews(site)
+        json_views, event_views, dashboard = JSONViews(site), EventViews(site), Dashboard(site)
+        compressed = [Middleware(GZipMiddleware)]
         routes = [
-            *(Route(f"/{name}", _file_view(name, media_type)) for name, media_type in FILES.items()),
+            Route("/", dashboard.page, middleware=compressed),
+            Route("/list.json", dashboard.data, middleware=compressed),
+            *(Route(f"/{name}", _file_view(name), middleware=compressed) for name in FILES),
             Route("/events", event_views.many, methods=["POST"]),
-            Route("/batch.json", json_views.batch),
+            Route("/batch.json", json_views.batch, middleware=compressed),
             Route("/{message_id}.json", json_views.status),
             Route("/{message_id}/events", event_views.one),
             Route("/{message_id}/delete", json_views.delete, methods=["POST"]),
+            Route("/{message_id}", JobPage(site).page, middleware=compressed),
         ]
         handlers: dict[Any, Any] = {HTTPException: _refuse, BackendError: _unavailable}
         self._app = Starlette(routes=routes, exception_handlers=handlers)
@@ -107,12 +112,13 @@ def status_app(
     )
 
 
-def _file_view(name: str, media_type: str) -> Any:
-    path = STATIC / name
-
+def _file_view(name: str) -> Any:
     async def view(request: Request) -> Response:
-        headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-        return FileResponse(path, media_type=media_type, headers=headers)
+        response = await _FILES.get_response(name, request.scope)
+        response.headers.update({"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
+        if "content-type" in response.headers:
+            response.headers["content-type"] = f"{FILES[name]}; charset=utf-8"
+        return response
 
     return view
 

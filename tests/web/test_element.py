@@ -26,7 +26,7 @@ from dramatiq_status.record import (
     TOTAL,
 )
 from dramatiq_status.web import allow_all, status_app
-from dramatiq_status.web.app import STATIC
+from dramatiq_status.web.files import STATIC
 
 from ..jobs import Job
 from ..recording import eventually, working

@@ -1,4 +1,4 @@
-// <dramatiq-status>: see dramatiq-status.d.ts, also for the reasons.
+// See dramatiq-status.d.ts
 
 export const texts = {
 	job: "Job", loading: "Loading", queued: "Queued", scheduled: "Scheduled", working: "Working", retrying: "Retrying", stalled: "Stalled",
@@ -248,7 +248,7 @@ svg{display:block;inline-size:100%;block-size:100%}
 :is(.retrying,.stalled) .N{color:var(--tone)}
 .full:is(.failed,.unknown,.refused) .T{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;white-space:normal;overflow-wrap:anywhere}
 b{font-weight:500;color:var(--t1)}
-.sweep .F{animation:s 1.8s cubic-bezier(.45,0,.55,1) infinite}
+.sweep .F{animation:s 1.8s ease-in-out infinite}
 @keyframes s{from{transform:translateX(-36%)}to{transform:translateX(100%)}}
 .B::after{position:absolute;inset:0}
 .stalled .B::after{content:"";background:repeating-linear-gradient(-45deg,#0000 0 3px,color-mix(in srgb,var(--ground) 62%,#0000) 3px 5px)}
@@ -266,8 +266,8 @@ b{font-weight:500;color:var(--t1)}
 .line .T{order:2;flex:1 1 0;color:var(--t2)}
 .line .N{order:3;margin-inline-start:auto}
 @container (inline-size<460px){.compact .L{flex:1}.compact :is(.T,.V){display:none}.compact .B{flex:0 0 56px}.compact .N{flex:0 0 136px;text-align:end}}
-.row :is(.G,.L,.N),.row.queued :is(.B,.V,.T),.row.sweep .V{display:none}
-.row.queued .N{display:block;margin:0;color:var(--t3)}
+.row :is(.G,.L,.N),.row.queued :is(.B,.V,.T){display:none}
+.row:is(.queued,.stalled) .N{display:block;margin:0}.row.stalled .T{display:none}
 p{position:absolute;inline-size:1px;block-size:1px;margin:-1px;overflow:hidden;clip-path:inset(50%)}
 @media (prefers-reduced-motion){.F{transition:none;animation:none!important}.sweep .F{width:100%}.sweep .B::after{content:"";background:repeating-linear-gradient(90deg,#0000 0 4px,var(--track) 4px 12px)}}
 @media (forced-colors:active){.B{background:Canvas;border:1px solid;forced-color-adjust:none}.F{fill:Highlight}:is(.offline,.retrying) .F{fill:GrayText}.M{fill:CanvasText}}
@@ -372,7 +372,7 @@ export class DramatiqStatus extends HTMLElement {
 					set(own.starts, due);
 				} else set(own.waiting, ago(scheduled_at ?? snapshot.enqueued_at));
 			} else if (state == "working") {
-				if (rate > 0) facts.push(put(own.rate, format(lang, rate)));
+				if (rate > 0 && variant != "row") facts.push(put(own.rate, format(lang, rate)));
 				sweep = !known;
 				if (sweep) set(own.lasts, ago(snapshot.started_at));
 				else {

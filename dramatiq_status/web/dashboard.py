@@ -1,0 +1,284 @@
+"""The dashboard: what runs and does it move, what failed and why, where is job X."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from .. import _time as time
+from ..errors import BackendError, NotSupported
+from ..snapshot import Snapshot
+from .access import Access
+from .exposure import encode, tag_of
+from .listing import STATES, Counts, Listing, Question
+from .looks import WORDS, age, seconds_since
+from .markup import Markup, icon, join, tag
+from .pages import empty, link, page, search_box
+from .rows import row
+from .site import JSON, RETRY_AFTER, Site, error
+
+_COLUMNS: Final = (
+    *(("State", "c-state"), ("Job", "c-job"), ("Queue", "c-queue"), ("Progress", "c-bar"), ("Rate", "c-rate num")),
+    *(("Left", "c-left num"), ("Attempt", "c-try num"), ("Ran for", "c-took num"), ("Changed", "c-when num")),
+)
+
+_KEYS: Final = (("/", "find"), ("j k", "down, up"), ("↵", "open"), ("c", "copy id"), ("n", "show new"))
+
+
+def utc_now() -> datetime:
+    return datetime.fromtimestamp(time.time(), timezone.utc)
+
+
+class Dashboard:
+    """Answers requests for the list.
+
+    Parameters:
+      site(Site)
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._listing = Listing(site)
+
+    async def page(self, request: Request) -> Response:
+        """Answer with the page of the list."""
+        query = request.query_params
+        if "q" in query:
+            return RedirectResponse(_target_of(query["q"].strip()), 303)
+        await self._site.enter(request)
+        try:
+            question, shown, counts = await self._read(request)
+        except NotSupported as e:
+            return self._without_list(str(e))
+        except BackendError:
+            return self._unavailable(request)
+        names = WORDS.get(question.state or "", "All")
+        return page(
+            self._site,
+            f"{names if question.state else 'Jobs'} · {self._site.title}",
+            tag("h1", f"Jobs of {self._site.title}", class_="sr"),
+            tag("div", Markup(_BANNER), id="banner", hidden=True),
+            _counts(counts, question),
+            _tools(question, shown, counts),
+            _table(self._site, shown) if shown else _nothing(question, counts),
+            _pages(question, shown),
+            live=True,
+        )
+
+    async def data(self, request: Request) -> Response:
+        """Answer with the list as JSON: the statuses of one page, and the counts."""
+        await self._site.enter(request)
+        try:
+            _, shown, counts = await self._read(request)
+        except NotSupported as e:
+            return error(501, str(e))
+        jobs = [{"id": one.message_id, "tag": tag_of(one), "status": self._site.exposure.to_dict(one)} for one in shown]
+        found = {"counts": counts.by_state, "stalled": counts.stalled, "jobs": jobs, "next": _next(shown)}
+        return JSON(encode(found))
+
+    async def _read(self, request: Request) -> tuple[Question, list[Snapshot], Counts]:
+        query = request.query_params
+        values = [query.get(name) or None for name in ("state", "actor", "queue", "after")]
+        question = Question(*values)
+        if question.state is not None and question.state not in STATES:
+            raise HTTPException(400, f"state must be one of {', '.join(STATES)}.")
+        try:
+            found = await self._listing.page(question)
+        except (ValueError, TypeError) as e:
+            raise HTTPException(400, str(e)) from None
+        counts = await self._listing.counts()
+        levels = await self._site.gate.check_many(request, found)
+        return question, [one for one, level in zip(found, levels) if level is not Access.NONE], counts
+
+    def _without_list(self, why: str) -> Response:
+        box = search_box("./", "Open a job by its id", "Job id", name="q2")
+        text = join(why, " Redis and SQLite can list.")
+        content = empty("jobs", "This store finds jobs by id only", text, box)
+        return page(self._site, f"Jobs · {self._site.title}", tag("h1", "Jobs", class_="sr"), content, search=False)
+
+    def _unavailable(self, request: Request) -> Response:
+        content = empty(
+            "stalled",
+            "The store does not answer",
+            "Nothing is known of the jobs while it is away. They go on.",
+            link("Try now", _query_of(Question(*[request.query_params.get(name) for name in Question._fields]))),
+        )
+        response = page(
+            self._site, "The store does not answer", tag("h1", "Jobs", class_="sr"), content, status_code=503
+        )
+        response.headers["Retry-After"] = RETRY_AFTER
+        return response
+
+
+_BANNER: Final = (
+    '<div class="banner" role="status"><svg class="i" aria-hidden="true" focusable="false"><use href="#i-stalled"/>'
+    '</svg><strong>The store does not answer.</strong><span class="muted">What you see is from '
+    '<span id="seen"></span>. Trying again in <span id="again"></span>.</span><a href="">Try now</a></div>'
+)
+
+
+def _target_of(text: str) -> str:
+    """Return the relative URL of what was typed into the box: a job's id, or ``actor:NAME queue:NAME state:NAME``."""
+    filters = {}
+    for word in text.split():
+        name, colon, value = word.partition(":")
+        if not colon or name not in ("actor", "queue", "state") or not value:
+            break
+        filters[name] = value
+    else:
+        return "?" + urlencode(filters) if filters else "./"
+    # No path of the user's makes it to another folder.
+    return "./" + quote(text, safe="")
+
+
+def _query_of(question: Question, **changes: str | None) -> str:
+    values = {**question._asdict(), "after": None, **changes}
+    found = urlencode({name: value for name, value in values.items() if value})
+    return "?" + found if found else "./"
+
+
+def _next(shown: list[Snapshot]) -> str | None:
+    return shown[-1].cursor if shown else None
+
+
+def _counts(counts: Counts, question: Question) -> Markup:
+    now = utc_now()
+    boxes = []
+    for state in STATES:
+        newest = counts.newest.get(state)
+        below: Any = ""
+        if state == "working" and counts.stalled:
+            below = tag("span", f"{counts.stalled} stalled", class_="s-stalled")
+        elif newest is not None and newest.finished_at is not None:
+            seconds = seconds_since(newest.finished_at, now)
+            moment = newest.finished_at.isoformat(timespec="seconds")
+            below = tag("span", "newest ", tag("time", age(seconds), datetime=moment))
+        current = question.state == state
+        top = tag(
+            "a",
+            icon(state, f"s-{state}"),
+            tag("span", WORDS[state], class_="of"),
+            tag("span", f"{counts.by_state[state]:,}", class_="n", data_count=state),
+            href=_query_of(question, state=None if current else state),
+            aria_current="true" if current else None,
+        )
+        boxes.append(tag("div", top, tag("span", below, class_="sub", data_below=state), class_="count"))
+    return tag("nav", *boxes, class_="counts", aria_label="Jobs by state")
+
+
+def _tools(question: Question, shown: list[Snapshot], counts: Counts) -> Markup:
+    chips = []
+    for name, attribute in (("actor", "actor_name"), ("queue", "queue_name")):
+        value = getattr(question, name)
+        title = name.capitalize()
+        if value:
+            remove = tag(
+                "a",
+                icon("x"),
+                class_="icon-btn",
+                href=_query_of(question, **{name: None}),
+                aria_label=f"Remove the filter {title} {value}",
+            )
+            chips.append(
+                tag("span", tag("span", tag("span", title, class_="k"), " ", value), remove, class_="chip set")
+            )
+            continue
+        # What the page shows: the store cannot tell all names without reading all.
+        seen = sorted({getattr(one, attribute) for one in shown if getattr(one, attribute)})
+        kept = [
+            tag("input", type="hidden", name=other, value=getattr(question, other))
+            for other in ("state", "actor", "queue")
+            if other != name and getattr(question, other)
+        ]
+        form = tag(
+            "form",
+            *kept,
+            tag(
+                "input",
+                name=name,
+                placeholder=f"Name of {'an actor' if name == 'actor' else 'a queue'}",
+                aria_label=f"Name of the {name}",
+                autocomplete="off",
+                spellcheck="false",
+            ),
+            action="./",
+            method="get",
+        )
+        links = [tag("a", tag("span", one), href=_query_of(question, **{name: one})) for one in seen[:12]]
+        summary = tag("summary", title, icon("down"))
+        chips.append(tag("details", summary, tag("div", form, *links, class_="pop"), class_="chip", name="filters"))
+    new = tag("a", icon("up"), tag("span", ""), class_="new", id="new", href=_query_of(question), hidden=True)
+    if question.actor or question.queue:
+        total = "last changed first"
+    else:
+        count = counts.by_state[question.state] if question.state else counts.total
+        total = f"{count:,} job{'' if count == 1 else 's'}, last changed first"
+    return tag("div", *chips, tag("span", class_="spring"), new, tag("span", total, class_="total"), class_="tools")
+
+
+def _table(site: Site, shown: list[Snapshot]) -> Markup:
+    now = utc_now()
+    head = tag(
+        "tr",
+        *(tag("th", name, role="columnheader", scope="col", class_=classes) for name, classes in _COLUMNS),
+        role="row",
+    )
+    rows = [row(one, site.exposure.to_dict(one), now) for one in shown]
+    table = tag(
+        "table",
+        tag("thead", head, role="rowgroup"),
+        tag("tbody", *rows, role="rowgroup", id="rows"),
+        class_="jobs",
+        role="table",
+        aria_label="Jobs, last changed first",
+    )
+    return tag("div", table, class_="list")
+
+
+def _nothing(question: Question, counts: Counts) -> Markup:
+    if not any(question):
+        if counts.total:
+            return empty("refused", "No jobs that you may see", "There are jobs, and none of them is yours to see.")
+        return empty(
+            "queued",
+            "No jobs yet",
+            "A job appears here as soon as it is sent. If you have sent some, this page may "
+            "look at another store or namespace than your workers.",
+        )
+    if question.after:
+        return empty("search", "No older jobs", "The list ends here.", link("Newest", _query_of(question)))
+    what = f"No {question.state or ''} jobs".replace("  ", " ")
+    what += f" of {question.actor}" if question.actor else ""
+    what += f" in {question.queue}" if question.queue else ""
+    wider = []
+    if question.queue and (question.actor or question.state):
+        wider.append(link("All queues", _query_of(question, queue=None)))
+    elif question.actor and question.state:
+        wider.append(link("All states", _query_of(question, state=None)))
+    return empty("search", what, "Statuses are kept for a while after a job has ended.", *wider, link("All jobs", "./"))
+
+
+def _pages(question: Question, shown: list[Snapshot]) -> Markup:
+    keys = [
+        tag("span", *(join(" " if i else "", tag("kbd", one)) for i, one in enumerate(key.split())), " ", text)
+        for key, text in _KEYS
+    ]
+    links = []
+    if question.after:
+        links.append(tag("a", "Newest", class_="btn small", href=_query_of(question)))
+    cursor = _next(shown)
+    if cursor is not None and len(shown) >= 50:
+        older = _query_of(question, after=cursor)
+        links.append(tag("a", "Older", class_="btn small", rel="next", href=older))
+    return tag(
+        "nav",
+        tag("div", *keys, class_="keys", aria_hidden="true"),
+        tag("div", *links),
+        class_="pages",
+        aria_label="Pages",
+    )

@@ -1,0 +1,335 @@
+"""The page of one job: its bar, its exception, its children, its fields and its times."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import quote
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..aio import StatusRegistry
+from ..checks import is_message_id
+from ..errors import BackendError
+from ..snapshot import Snapshot
+from .access import Access
+from .dashboard import utc_now
+from .looks import Look, duration, look_at, seconds_since
+from .markup import Markup, icon, join, tag
+from .pages import empty, link, page
+from .rows import bar, copy_button, pill, reason
+from .site import REFUSED, RETRY_AFTER, UNAVAILABLE, Site
+
+#: Maximum number of children that are read, and of those that have a row.
+MAX_CHILDREN: Final = 500
+MAX_ROWS: Final = 12
+
+#: Maximum number of items of a list or an object that the tree of fields shows.
+MAX_ITEMS: Final = 100
+
+_KINDS: Final = {bool: "boolean", str: "string", int: "number", float: "number", list: "array", dict: "object"}
+
+#: States in the order of the roll-up, and of the children's rows.
+_ROLLUP: Final = ("completed", "failed", "stalled", "working", "retrying", "queued")
+_ORDER: Final = ("failed", "stalled", "retrying", "working", "queued", "completed")
+_CLASSES: Final = {"completed": "ok", "failed": "ko", "retrying": "re", "working": "go", "stalled": "go"}
+
+
+class JobPage:
+    """Answers requests for the page of a job.
+
+    Parameters:
+      site(Site)
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    async def page(self, request: Request) -> Response:
+        """Answer with the page."""
+        site, message_id = self._site, request.path_params["message_id"]
+        try:
+            snapshot, access = await site.read(request)
+            children = await self._children(request, snapshot)
+        except HTTPException as e:
+            return self._nothing(message_id, e.status_code)
+        except BackendError:
+            response = page(
+                site,
+                "The store does not answer",
+                empty("stalled", UNAVAILABLE, "The jobs go on."),
+                crumb=message_id,
+                status_code=503,
+            )
+            response.headers["Retry-After"] = RETRY_AFTER
+            return response
+        now = utc_now()
+        shown = site.exposure.to_dict(snapshot)
+        look = look_at(snapshot, shown, now)
+        name = snapshot.actor_name or "job"
+        label = shown.get("label")
+        main = [
+            tag(
+                "section",
+                bar(message_id, str(label) if label is not None else name, look, variant="big"),
+                class_="card pad",
+                aria_label="Progress",
+            ),
+            _exception(snapshot, shown, site.exposure.message),
+            _children(children, now, site) if children else "",
+            _fields(snapshot, shown),
+            _raw(shown),
+        ]
+        return page(
+            site,
+            f"{name} {message_id[:8]} · {site.title}",
+            self._head(snapshot, look, access),
+            tag(
+                "div",
+                tag("div", *main, class_="col"),
+                tag("aside", *_facts(snapshot, children, shown, now), class_="col", aria_label="Facts"),
+                class_="cols",
+            ),
+            crumb=message_id,
+        )
+
+    def _head(self, snapshot: Snapshot, look: Look, access: Access) -> Markup:
+        message_id = snapshot.message_id
+        own = quote(message_id, safe="")
+        acts: list[Markup] = [
+            tag("a", name, icon("out"), class_="btn small", rel="external noopener", href=url)
+            for name, url in ((name, _fill(template, snapshot)) for name, template in self._site.links.items())
+            if url is not None
+        ]
+        acts.append(tag("a", "JSON", class_="btn small", href=f"{own}.json"))
+        if access is Access.WRITE:
+            button = tag("button", "Delete status", class_="btn small", type="submit")
+            sure = tag(
+                "details",
+                tag("summary", "Delete…", class_="btn small"),
+                tag(
+                    "form",
+                    tag("span", "The job itself goes on.", class_="muted"),
+                    button,
+                    method="post",
+                    action=f"{own}/delete",
+                ),
+                class_="sure",
+            )
+            acts.append(sure)
+        return tag(
+            "div",
+            tag("h1", snapshot.actor_name or "job"),
+            pill(look),
+            tag("span", tag("code", message_id), copy_button(message_id, "Copy the id"), class_="id"),
+            tag("a", icon("up"), tag("span", "Changed"), class_="new", id="new", href=own, hidden=True),
+            tag("div", *acts, class_="acts"),
+            class_="job-head",
+            data_state=look.state,
+        )
+
+    async def _children(self, request: Request, snapshot: Snapshot) -> list[Snapshot]:
+        """Read the children that the field of this name lists and the visitor may see."""
+        listed = snapshot.fields.get("children")
+        ids = [one for one in listed if isinstance(one, str) and is_message_id(one)] if isinstance(listed, list) else []
+        if not ids:
+            return []
+        site = self._site
+        batch = StatusRegistry.batch(ids[:MAX_CHILDREN], backend=site.backend, broker=site.broker)
+        found = [child for child in (await batch.read()).children.values() if child is not None]
+        levels = await site.gate.check_many(request, found)
+        return [child for child, level in zip(found, levels) if level is not Access.NONE]
+
+    def _nothing(self, message_id: str, status_code: int) -> Response:
+        title = "No access" if status_code == 403 else f"Nothing is known of {message_id[:36]}"
+        text = (
+            REFUSED
+            if status_code == 403
+            else ("It was never sent with the middleware, or its status has expired, or it is in another store.")
+        )
+        glyph = "refused" if status_code == 403 else "unknown"
+        content = empty(glyph, title, text, link("All jobs", "./"))
+        return page(self._site, title, tag("h1", title, class_="sr"), content, crumb="", status_code=status_code)
+
+
+def _fill(template: str, snapshot: Snapshot) -> str | None:
+    """Fill in a template of a URL; None where a field that it names is not there."""
+    missing = False
+
+    def value_of(match: re.Match[str]) -> str:
+        nonlocal missing
+        value = snapshot.get(match[1])
+        missing = missing or not isinstance(value, (str, int, float))
+        return quote(str(value), safe="")
+
+    url = re.sub(r"\{(\w+)\}", value_of, template)
+    return None if missing else url
+
+
+def _card(title: str, *content: object, note: str = "", classes: str = "") -> Markup:
+    head = tag("header", tag("h2", title), tag("span", note, class_="muted") if note else "")
+    return tag("section", head, tag("div", *content, class_="in"), class_=f"card {classes}".strip(), aria_label=title)
+
+
+def _exception(snapshot: Snapshot, shown: dict[str, Any], with_text: bool) -> Markup:
+    found = shown.get("exception")
+    if not isinstance(found, dict) or snapshot.completed:
+        return Markup("")
+    kind, text = str(found.get("type", "")), str(found.get("message", ""))
+    message = tag("p", tag("b", kind), f": {text}" if text else "", class_="msg")
+    traceback = shown.get("traceback")
+    more: Any = ""
+    if isinstance(traceback, str):
+        more = tag(
+            "details",
+            tag("summary", "Traceback"),
+            tag("pre", traceback, tabindex="0", role="region", aria_label="Traceback"),
+            class_="more",
+        )
+    elif not with_text:
+        more = tag(
+            "p",
+            "Its text and traceback are not shown here: they are not among the fields that this page may send.",
+            class_="muted",
+        )
+    note = "" if snapshot.finished else "goes when a later run completes"
+    run = snapshot.attempts if snapshot.queued or snapshot.finished else snapshot.attempts - 1
+    return _card(f"Exception of run {run}" if run else "Exception", message, more, note=note, classes="exc")
+
+
+def _children(children: list[Snapshot], now: datetime, site: Site) -> Markup:
+    looks = [(child, look_at(child, site.exposure.to_dict(child), now, with_rate=False)) for child in children]
+    counts = {state: sum(look.state == state for _, look in looks) for state in _ROLLUP}
+    counts = {state: count for state, count in counts.items() if count}
+    ended = counts.get("completed", 0) + counts.get("failed", 0)
+    rects, at = [], 0.0
+    for state, class_ in _CLASSES.items():
+        if width := 100 * counts.get(state, 0) / len(children):
+            # A gap between two colours.
+            drawn = max(0.4, width - 0.3)
+            rects.append(tag("rect", class_=class_, x=f"{at:.4g}%", width=f"{drawn:.4g}%", height="100%"))
+            at += width
+    spoken = ", ".join(f"{count} {state}" for state, count in counts.items())
+    rollup = tag(
+        "span",
+        tag("svg", *rects, aria_hidden="true", focusable="false"),
+        class_="rollup",
+        role="img",
+        aria_label=f"{len(children)} children: {spoken}",
+    )
+    legend = tag(
+        "ul",
+        *(tag("li", icon(state), f"{count:,} {state}", class_=f"s-{state}") for state, count in counts.items()),
+        class_="legend",
+    )
+    looks.sort(key=lambda pair: _ORDER.index(pair[1].state))
+    # Those that ended well, and those that wait, are in the roll-up.
+    worth = [pair for pair in looks if pair[1].state not in ("queued", "completed")] or looks
+    rows = [_child(child, look, site) for child, look in worth[:MAX_ROWS]]
+    failed = f", {counts['failed']:,} failed" if "failed" in counts else ""
+    more = f", {len(rows)} shown" if len(rows) < len(children) else ""
+    note = f"{ended:,} of {len(children):,} ended{failed}{more}"
+    return _card("Children", rollup, legend, tag("ul", *rows, class_="kids"), note=note)
+
+
+def _child(child: Snapshot, look: Look, site: Site) -> Markup:
+    label = site.exposure.to_dict(child).get("label")
+    name = str(label) if label is not None else f"{child.actor_name or 'job'} {child.message_id[:8]}"
+    link_ = tag("a", name, href=quote(child.message_id, safe=""))
+    if look.state == "failed":
+        middle = tag("span", reason(look.error) if look.error else "", class_="why")
+    elif child.finished:
+        middle = tag("span", look.facts, class_="so")
+    else:
+        middle = bar(child.message_id, name, look, variant="row", label=name)
+    upcoming = "" if look.state == "queued" and look.glyph == "queued" else look.next
+    head = tag("span", icon(look.glyph), link_, class_="name")
+    return tag("li", head, middle, tag("span", upcoming, class_="num"), class_=f"s-{look.state}")
+
+
+def _fields(snapshot: Snapshot, shown: dict[str, Any]) -> Markup:
+    names = sorted(snapshot.fields, key=lambda name: (name not in ("label", "step"), name))
+    written: dict[str, Any] = {name: shown[name] for name in names if name in shown}
+    included = {name: shown[name] for name in ("args", "kwargs") if name in shown and name not in written}
+    if not written and not included:
+        return Markup("")
+    items = [_node(name, value) for name, value in (*written.items(), *included.items())]
+    return _card("Fields", tag("ul", *items, class_="tree"), note="written by the job" if written else "")
+
+
+def _node(name: object, value: Any, depth: int = 0) -> Markup:
+    if isinstance(value, (dict, list)) and value and depth < 8:
+        pairs = list(value.items() if isinstance(value, dict) else enumerate(value))
+        items = [_node(key, inner, depth + 1) for key, inner in pairs[:MAX_ITEMS]]
+        if len(pairs) > MAX_ITEMS:
+            items.append(
+                tag(
+                    "li",
+                    tag("span", class_="k"),
+                    tag("span", class_="t"),
+                    tag("span", f"{len(pairs) - MAX_ITEMS:,} more in the raw JSON", class_="v none"),
+                    class_="f",
+                )
+            )
+        kind, size = (
+            ("object", f"{{ {len(value):,} }}") if isinstance(value, dict) else ("array", f"[ {len(value):,} ]")
+        )
+        summary = tag("summary", *_cells(name, kind, size))
+        return tag("li", tag("details", summary, tag("ul", *items), open=len(value) <= 10))
+    kind = _KINDS.get(type(value), "null")
+    text = value if isinstance(value, str) else json.dumps(value)
+    return tag("li", *_cells(name, kind, text, none=value is None), class_="f")
+
+
+def _cells(name: object, kind: str, text: str, *, none: bool = False) -> tuple[Markup, ...]:
+    value = tag("span", text, class_="v none" if none else "v")
+    return tag("span", str(name), class_="k"), tag("span", kind, class_="t"), value
+
+
+def _raw(shown: dict[str, Any]) -> Markup:
+    text = json.dumps(shown, indent=2, ensure_ascii=False, allow_nan=False)
+    pre = tag("pre", text, tabindex="0", role="region", aria_label="Raw JSON")
+    return tag("section", tag("details", tag("summary", "Raw JSON"), pre, class_="raw"), class_="card")
+
+
+def _facts(snapshot: Snapshot, children: list[Snapshot], shown: dict[str, Any], now: datetime) -> tuple[Markup, Markup]:
+    def listed(name: str, value: str | None) -> object:
+        return tag("a", value, href=f"./?{name}={quote(value, safe='')}") if value else None
+
+    parent = shown.get("parent")
+    first = [
+        ("Actor", listed("actor", snapshot.actor_name)),
+        ("Queue", listed("queue", snapshot.queue_name)),
+        ("Attempt", snapshot.attempts or None),
+        ("Parent", tag("a", parent, href=quote(parent, safe="")) if isinstance(parent, str) and parent else None),
+        ("Children", f"{len(children):,}" if children else None),
+        ("Truncated", ", ".join(snapshot.truncated) or None),
+    ]
+    times = [
+        ("Enqueued", snapshot.enqueued_at),
+        ("Scheduled", snapshot.scheduled_at if snapshot.queued else None),
+        (f"Run {snapshot.attempts} began" if snapshot.attempts else "Began", snapshot.started_at),
+        ("Last heartbeat", snapshot.heartbeat_at if snapshot.working else None),
+        ("Last change", snapshot.updated_at),
+        ("Ended", snapshot.finished_at),
+    ]
+    second = [(name, _time(then, now)) for name, then in times if then is not None]
+    return _list([(name, value) for name, value in first if value is not None]), _list(second)
+
+
+def _time(then: datetime, now: datetime) -> Markup:
+    seconds = seconds_since(then, now)
+    text = f"{then:%H:%M:%S}" if abs(seconds) < 43_200 else f"{then:%d %b, %H:%M}"
+    ago = f"in {duration(-seconds)}" if seconds < 0 else f"{duration(seconds)} ago"
+    moment = tag("time", text, datetime=then.isoformat(timespec="seconds"), title=f"{then:%d %b %Y, %H:%M:%S} UTC")
+    return join(moment, " ", tag("small", ago))
+
+
+def _list(pairs: Sequence[tuple[str, object]]) -> Markup:
+    content = [part for name, value in pairs for part in (tag("dt", name), tag("dd", value))]
+    return tag("section", tag("dl", *content, class_="facts"), class_="card pad")

@@ -1,0 +1,113 @@
+"""The pages of the list and the counts, read once for all visitors who look at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from ..aio import StatusRegistry
+from ..snapshot import Snapshot
+from .site import Site
+
+#: Seconds for which an answer of the store is shown to all visitors.
+SHARED_FOR: Final = 1.0
+
+#: Maximum number of answers that are kept.
+MAX_KEPT: Final = 64
+
+#: Rows of a page.
+PAGE: Final = 50
+
+#: Working messages up to which the stalled ones among them are counted.
+MAX_WORKING: Final = 100
+
+STATES: Final = ("queued", "working", "failed", "completed")
+
+
+class Question(NamedTuple):
+    """What a visitor asks the list for; None for all."""
+
+    state: str | None = None
+    actor: str | None = None
+    queue: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of statuses by state, and what can be told cheaply of them."""
+
+    by_state: dict[str, int]
+    #: Number of stalled messages; None if there are too many working ones to look at each.
+    stalled: int | None
+    #: The newest failed and completed status.
+    newest: dict[str, Snapshot | None]
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_state.values())
+
+
+class Listing:
+    """Answers questions about all statuses, from the store or from what it has answered within the last second.
+
+    Parameters:
+      site(Site)
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._kept: OrderedDict[object, tuple[float, asyncio.Task[Any]]] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def page(self, question: Question) -> list[Snapshot]:
+        """List one page.
+
+        Raises:
+          NotSupported: When the store cannot list.
+          ValueError: When the question is none.
+        """
+        found: list[Snapshot] = await self._once(question, lambda: self._list(PAGE, *question))
+        return found
+
+    async def counts(self) -> Counts:
+        """Count the statuses of each state."""
+        found: Counts = await self._once("counts", self._count)
+        return found
+
+    async def _list(
+        self, limit: int, state: str | None, actor: str | None, queue: str | None, after: str | None
+    ) -> Any:
+        site = self._site
+        return await StatusRegistry.list(state, actor, queue, limit, after, backend=site.backend, broker=site.broker)
+
+    async def _count(self) -> Counts:
+        site = self._site
+        working, failed, completed, *numbers = await asyncio.gather(
+            self._list(MAX_WORKING, "working", None, None, None),
+            self._list(1, "failed", None, None, None),
+            self._list(1, "completed", None, None, None),
+            *(StatusRegistry.count(state, backend=site.backend, broker=site.broker) for state in STATES),
+        )
+        stalled = sum(one.stalled for one in working) if len(working) < MAX_WORKING else None
+        newest = {name: found[0] if found else None for name, found in (("failed", failed), ("completed", completed))}
+        return Counts(dict(zip(STATES, numbers)), stalled, newest)
+
+    async def _once(self, key: object, ask: Callable[[], Awaitable[Any]]) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._kept.clear()
+            self._loop = loop
+        asked_at, task = self._kept.get(key, (0.0, None))
+        if task is None or (task.done() and loop.time() - asked_at > SHARED_FOR):
+            task = asyncio.ensure_future(ask())
+            assert task is not None
+            self._kept[key] = loop.time(), task
+            self._kept.move_to_end(key)
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        # A visitor who leaves takes nothing from the others.
+        return await asyncio.shield(task)

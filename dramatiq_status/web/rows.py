@@ -1,0 +1,146 @@
+"""The rows of the list, and the plain bar that stands in them while no script has run."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from ..snapshot import Snapshot
+from .looks import Look, age, duration, look_at, number, seconds_since
+from .markup import Markup, escape, icon, join, tag
+
+
+def pill(look: Look) -> Markup:
+    """Make the glyph and the word of a state."""
+    return tag("span", icon(look.glyph), look.word, class_=f"pill s-{look.state}")
+
+
+def when(then: datetime | None, now: datetime) -> Markup:
+    """Make an age, with the time itself in its title."""
+    if then is None:
+        return Markup("")
+    title = f"{then:%d %b %Y, %H:%M:%S} UTC"
+    return tag("time", age(seconds_since(then, now)), datetime=then.isoformat(timespec="seconds"), title=title)
+
+
+def reason(error: tuple[str, str]) -> Markup:
+    """Make the type and the text of an exception."""
+    kind, text = error
+    return join(tag("b", f"{kind}:" if text else kind), f" {text}" if text else "")
+
+
+def bar(message_id: str, name: str, look: Look, *, variant: str, root: str = "", label: str | None = None) -> Markup:
+    """Make an element, with a plain bar in it for pages without script."""
+    slim = variant in ("row", "compact")
+    value = "" if look.percent is None else f"{int(look.percent)}%"
+    rect = {"width": f"{36 if look.sweep else look.percent or 0:g}%", "height": "100%"}
+    fill = tag("rect", part="fill", **rect)
+    mark = (
+        tag("rect", part="mark", x=f"{look.percent - 0.4:g}%", width="2", height="100%")
+        if (look.state == "retrying" and look.percent)
+        else ""
+    )
+    known = look.percent is not None
+    track = tag(
+        "span",
+        tag("svg", fill, mark, aria_hidden="true", focusable="false"),
+        part="bar",
+        role="progressbar",
+        aria_label=name,
+        aria_valuenow=f"{look.percent:g}" if known else None,
+        aria_valuetext=look.spoken,
+    )
+    if variant == "row" and look.state == "stalled":
+        facts = tag("span", look.next, class_="next")
+    else:
+        facts = reason(look.error) if look.error else escape(look.facts)
+    text = tag("span", facts, part="text", aria_hidden="true")
+    if variant == "row" and look.state == "queued":
+        plain = tag("span", look.next, class_="so")
+    elif slim:
+        plain = join(track, tag("span", value, part="value", aria_hidden="true"), text)
+    else:
+        head = tag(
+            "span",
+            tag("svg", tag("use", href=f"#i-{look.glyph}"), part="glyph", aria_hidden="true", focusable="false"),
+            tag("span", name, part="label"),
+            tag("span", value if look.state == "working" and known else look.word, part="value", aria_hidden="true"),
+            part="head",
+        )
+        plain = join(head, track, tag("span", text, tag("span", look.next, part="next"), part="detail"))
+    look_of_all = {"data_state": look.state, "data_variant": "compact" if slim else variant}
+    return tag(
+        "dramatiq-status",
+        tag("span", plain, class_="plain", data_indeterminate=look.sweep, **look_of_all),
+        src=root + quote(message_id, safe=""),
+        variant=variant,
+        label=label,
+    )
+
+
+def copy_button(text: str, label: str) -> Markup:
+    """Make the button that copies an id."""
+    return tag("button", icon("copy"), class_="icon-btn", type="button", data_copy=text, aria_label=label)
+
+
+def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime) -> Markup:
+    """Make one row of the list."""
+    look = look_at(snapshot, shown, now, with_rate=False)
+    message_id, name = snapshot.message_id, snapshot.actor_name or "job"
+    short = message_id[:8]
+    failed, live = look.state == "failed", not snapshot.finished
+    if live:
+        content = bar(message_id, f"{name} {short}", look, variant="row", label=f"{name} {short}")
+    elif failed:
+        content = tag("span", reason(look.error) if look.error else "", class_="why")
+    else:
+        text = "skipped" if snapshot.skipped else look.facts
+        content = tag("span", text, class_="so") if text else Markup("")
+    wide = {"colspan": "3", "aria_colspan": "3"} if failed else {}
+    rate = f"{number(snapshot.rate)}/s" if look.state == "working" and snapshot.rate else ""
+    left = ""
+    if look.state == "working" and not look.sweep:
+        left = look.next
+    elif look.state == "retrying":
+        left = look.next.partition(", ")[2]
+    took = snapshot.duration if snapshot.finished or look.state in ("working", "stalled") else None
+    cells = [
+        tag("td", pill(look), role="cell", class_="c-state"),
+        tag(
+            "td",
+            tag(
+                "span",
+                tag("a", name, href=quote(message_id, safe="")),
+                tag("code", short),
+                copy_button(message_id, f"Copy the id {short}"),
+                class_="job",
+            ),
+            role="cell",
+            class_="c-job",
+        ),
+        tag("td", snapshot.queue_name, role="cell", class_="c-queue"),
+        tag("td", content, role="cell", class_="c-bar", **wide),
+    ]
+    if not failed:
+        cells.append(tag("td", rate, role="cell", class_="c-rate num"))
+        cells.append(
+            tag(
+                "td",
+                left if look.state == "working" else tag("span", left, class_="next"),
+                role="cell",
+                class_="c-left num left" + ("" if left else " blank"),
+            )
+        )
+    first = " zero" if snapshot.attempts <= 1 else ""
+    cells += [
+        tag("td", snapshot.attempts or "", role="cell", class_=f"c-try num{first}"),
+        tag(
+            "td",
+            duration(took.total_seconds(), exact=True) if took is not None else "",
+            role="cell",
+            class_="c-took num",
+        ),
+        tag("td", when(snapshot.updated_at, now), role="cell", class_="c-when num"),
+    ]
+    return tag("tr", *cells, role="row", data_s=look.state, data_id=message_id)

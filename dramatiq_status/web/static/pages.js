@@ -1,0 +1,177 @@
+// What the pages do beyond what they show without script: rows that change in place, "7 new", ages, keys, copying.
+import { duration, texts } from "./dramatiq-status.js";
+
+const $ = (selector, from = document) => from.querySelector(selector);
+const all = (selector, from = document) => [...from.querySelectorAll(selector)];
+const say = (text) => { $("#polite").textContent = text; };
+const make = (name, attributes = {}, ...children) => {
+  const node = document.createElement(name);
+  for (const key in attributes) node.setAttribute(key, attributes[key]);
+  node.append(...children);
+  return node;
+};
+const icon = (name) => {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg"), use = document.createElementNS(svg.namespaceURI, "use");
+  for (const [key, value] of [["class", "i"], ["aria-hidden", "true"], ["focusable", "false"]]) svg.setAttribute(key, value);
+  use.setAttribute("href", "#i-" + name);
+  svg.append(use);
+  return svg;
+};
+const number = (n) => n.toLocaleString("en", { maximumFractionDigits: n < 10 ? 1 : 0 });
+
+// ---- Rows change in place
+function change(row, { snapshot, state }) {
+  const cell = (name) => $(".c-" + name, row);
+  const set = (name, text) => { const node = cell(name); if (node && node.textContent !== text) node.textContent = text; };
+  if (row.dataset.s !== state && state in texts) {
+    const glyph = snapshot.scheduled ? "scheduled" : state;
+    const pill = make("span", { class: "pill s-" + state }, icon(glyph), texts[glyph]);
+    cell("state").replaceChildren(pill);
+    row.dataset.s = state;
+    // It stays where it is, also where it is no longer what was asked for.
+    const asked = new URLSearchParams(location.search).get("state");
+    row.classList.toggle("gone", !!asked && asked !== snapshot.status);
+  }
+  const working = state === "working", { attempts, duration: took } = snapshot;
+  set("rate", working && snapshot.rate > 0 ? number(snapshot.rate) + "/s" : "");
+  set("try", attempts ? String(attempts) : "");
+  cell("try").classList.toggle("zero", !(attempts > 1));
+  set("took", took != null && state !== "queued" && state !== "retrying" ? duration(took, "en", texts, true) : "");
+  if (snapshot.finished) finish(row, snapshot);
+  else left(row, snapshot, state);
+  const when = $("time", cell("when"));
+  if (when && snapshot.updated_at) when.dateTime = snapshot.updated_at;
+  age();
+}
+
+function left(row, snapshot, state) {
+  const cell = $(".c-left, .num:last-child", row), element = $("dramatiq-status", row), kid = row.localName === "li";
+  if (!cell || !element) return;
+  let text = element.shadowRoot.querySelector("[part=next]").textContent;
+  if (state === "working" ? snapshot.percent == null : state === "stalled" || state === "queued") text = "";
+  if (state === "retrying" && !kid) text = text.replace(/^[^,]*, ?/, "");
+  cell.classList.toggle("blank", !text);
+  if (cell.textContent !== text) cell.replaceChildren(...(!text ? [] : state === "working" ? [text] : [make("span", { class: "next" }, text)]));
+}
+
+function finish(row, snapshot) {
+  const bar = $(".c-bar", row), failed = snapshot.status === "failed", { exception, progress, total } = snapshot;
+  if (failed) {
+    for (const name of ["rate", "left"]) $(".c-" + name, row)?.remove();
+    bar.colSpan = 3;
+    bar.setAttribute("aria-colspan", "3");
+    const why = exception ? [make("b", {}, exception.type + (exception.message ? ":" : "")), exception.message ? " " + exception.message : ""] : [];
+    bar.replaceChildren(make("span", { class: "why" }, ...why));
+  } else {
+    const text = snapshot.skipped ? "skipped" : progress != null && total != null ? `${number(progress)} of ${number(total)}` : "";
+    bar.replaceChildren(...(text ? [make("span", { class: "so" }, text)] : []));
+    $(".c-left", row)?.classList.add("blank");
+    $(".c-left", row)?.replaceChildren();
+  }
+}
+
+addEventListener("status", (event) => {
+  const row = event.target.closest("#rows tr");
+  // The element goes with the last event, which it sends after this one.
+  if (row) queueMicrotask(() => change(row, event.detail));
+  const head = $(".job-head");
+  if (head && event.target.getAttribute("variant") === "big" && head.dataset.state !== event.detail.state) $("#new").hidden = false;
+});
+setInterval(() => {
+  if (document.hidden) return;
+  for (const element of all("#rows dramatiq-status, .kids dramatiq-status")) if (element.snapshot) left(element.closest("tr, li"), element.snapshot, element.state);
+}, 1000);
+
+// ---- Ages: one unit
+function age() {
+  for (const node of all("#rows time, .counts time")) {
+    const seconds = (Date.now() - Date.parse(node.dateTime)) / 1000;
+    const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([size]) => seconds >= size) ?? [0];
+    const text = size ? `${Math.floor(seconds / size)} ${unit} ago` : "now";
+    if (node.textContent !== text) node.textContent = text;
+  }
+}
+setInterval(() => document.hidden || age(), 5000);
+
+// ---- The counts, and what is new: asked for every 3 seconds while somebody looks
+const shown = new Set(all("#rows tr").map((row) => row.dataset.id));
+let seen = new Date(), pause = 3000, timer;
+async function refresh() {
+  clearTimeout(timer);
+  if (document.hidden) return;
+  try {
+    const response = await fetch("list.json" + location.search, { cache: "no-store" });
+    if (!response.ok) throw response.headers.get("Retry-After");
+    const { counts, jobs, stalled } = await response.json();
+    for (const state in counts) for (const node of all(`[data-count="${state}"]`)) node.textContent = counts[state].toLocaleString("en");
+    const below = $('[data-below="working"]');
+    below?.replaceChildren(...(stalled ? [make("span", { class: "s-stalled" }, stalled + " stalled")] : []));
+    const added = jobs.filter((job) => !shown.has(job.id)).length, chip = $("#new");
+    if (!new URLSearchParams(location.search).has("after")) {
+      chip.hidden = !added;
+      $("span", chip).textContent = `${added}${added === jobs.length && added > 1 ? "+" : ""} new`;
+    }
+    seen = new Date();
+    pause = 3000;
+    past(false);
+  } catch {
+    pause = Math.min(30000, pause * 2);
+    past(true);
+  }
+  timer = setTimeout(refresh, pause);
+}
+function past(is) {
+  const main = $("#main");
+  for (const part of all(".counts, .list", main)) part.classList.toggle("past", is);
+  $("#banner").hidden = !is;
+  $("#live").classList.toggle("off", is);
+  $("#live").textContent = is ? "Offline" : "Live";
+  if (is) {
+    $("#seen").textContent = seen.toLocaleTimeString("en", { hour12: false });
+    $("#again").textContent = duration(pause / 1000, "en");
+  }
+}
+if ($("#live")) {
+  $("#live").hidden = false;
+  timer = setTimeout(refresh, pause);
+  document.addEventListener("visibilitychange", refresh);
+}
+
+// ---- Copying an id
+async function copy(button) {
+  try { await navigator.clipboard.writeText(button.dataset.copy); } catch { return; }
+  const use = $("use", button);
+  use.setAttribute("href", "#i-check");
+  button.classList.add("done");
+  say("Copied");
+  setTimeout(() => { use.setAttribute("href", "#i-copy"); button.classList.remove("done"); }, 1200);
+}
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (button) copy(button);
+  for (const open of all("details.chip[open]")) if (!open.contains(event.target)) open.open = false;
+});
+
+// ---- Keys: never while somebody types, nor with a modifier
+function go(step) {
+  const rows = all("#rows tr"), now = rows.findIndex((row) => row.classList.contains("at"));
+  const next = rows[Math.max(0, Math.min(rows.length - 1, now < 0 ? 0 : now + step))];
+  if (!next) return;
+  rows[now]?.classList.remove("at");
+  next.classList.add("at");
+  $(".job a", next).focus({ preventScroll: true });
+  next.scrollIntoView({ block: "nearest" });
+}
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") {
+    document.activeElement?.blur();
+    for (const open of all("details.chip[open]")) open.open = false;
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
+  const act = {
+    "/": () => $("#q")?.focus(), j: () => go(1), k: () => go(-1),
+    c: () => { const button = $("tr.at [data-copy]"); if (button) copy(button); }, n: () => { if (!$("#new").hidden) $("#new").click(); },
+  }[event.key];
+  if (act) { event.preventDefault(); act(); }
+});

@@ -1,0 +1,292 @@
+"""The dashboard and the page of a job: as plain pages, and in a real browser."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import CacheBackend, RedisBackend, SQLiteBackend
+from dramatiq_status.record import ACTOR_NAME, EXCEPTION, FAILED
+from dramatiq_status.web import allow_all, status_app
+
+from ..conftest import StartServer
+from ..jobs import Job
+from ..servers import RedisServer
+from .browser import Tab, axe
+from .serving import Site, serving
+from .test_element import HOSTILE, reach, start
+
+
+def mounted(backend: StatusBackend, **options: Any) -> Starlette:
+    """Mount the application under a prefix."""
+    options = {"authorize": allow_all, "fields": ("*", "exception.message"), **options}
+    return Starlette(routes=[Mount("/a/b", status_app(backend=backend, **options))])
+
+
+@pytest.fixture
+def site(backend: RedisBackend) -> Iterator[Site]:
+    with serving(mounted(backend)) as site:
+        yield site
+
+
+def fail(backend: RedisBackend, text: str = "byte 0xfc in line 121", actor_name: str = "import_orders") -> Job:
+    job = start(backend, 10)
+    job._write({ACTOR_NAME: f'"{actor_name}"'})
+    job._write({EXCEPTION: f'{{"type": "UnicodeDecodeError", "message": "{text}"}}'}, state=FAILED, create=True)
+    return job
+
+
+def test_a_plain_page_shows_what_runs_and_what_failed(browser: Browser, site: Site, backend: RedisBackend) -> None:
+    start(backend, 420, step="reading")
+    fail(backend)
+    with closing(browser.new_context(java_script_enabled=False)) as context:
+        page = context.new_page()
+        page.goto(site.url + "/a/b/")
+        text = page.inner_text("main")
+        assert "reading · 420 of 1,000" in text
+        assert "UnicodeDecodeError: byte 0xfc in line 121" in text
+        # The counts are links to filters
+        page.click("nav.counts a:has-text('Failed')")
+        assert page.url.endswith("?state=failed")
+        assert page.locator("#rows tr").count() == 1
+        # A row is a link to its job
+        page.click("#rows a")
+        assert "byte 0xfc in line 121" in page.inner_text(".exc")
+        # The box opens a job by its id, and filters
+        page.fill("#q", "actor:work state:working")
+        page.press("#q", "Enter")
+        assert page.url.endswith("/a/b/?actor=work&state=working")
+        assert page.locator("#rows tr").count() == 1
+
+
+@pytest.mark.parametrize(
+    "typed, target",
+    [
+        ("a1b2", "./a1b2"),
+        ("../../evil", "./..%2F..%2Fevil"),
+        ("//evil.example", "./%2F%2Fevil.example"),
+        ("javascript:alert(1)", "./javascript%3Aalert%281%29"),
+        ("queue:mail", "?queue=mail"),
+        ("", "./"),
+    ],
+)
+def test_the_box_leads_to_this_site_only(site: Site, typed: str, target: str) -> None:
+    from urllib.parse import quote
+
+    answer = site.get(f"/a/b/?q={quote(typed)}")
+    assert (answer.status, answer.headers["Location"]) == (303, target)
+
+
+def test_pages_by_cursor_show_each_job_once(site: Site, backend: RedisBackend) -> None:
+    ids = {Job(backend).enqueue().message_id for _ in range(120)}
+    seen: list[str] = []
+    path = "/a/b/"
+    while path:
+        text = site.get(path).body.decode()
+        seen += re.findall(r'data-id="([^"]+)"', text)
+        older = re.search(r'rel="next" href="([^"]+)"', text)
+        path = f"/a/b/{older[1].replace('&amp;', '&')}" if older else ""
+    assert len(seen) == 120
+    assert set(seen) == ids
+
+
+def test_the_first_load_is_small(browser: Browser, site: Site, backend: RedisBackend) -> None:
+    for _ in range(60):
+        start(backend, 420, step="reading", label="Orders of May")
+    sizes = []
+    for name in ("", "tokens.css", "pages.css", "pages.js", "dramatiq-status.js"):
+        answer = site.get(f"/a/b/{name}", Accept_Encoding="gzip")
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert gzip.decompress(answer.body)
+        sizes.append(len(answer.body))
+    assert sum(sizes) <= 60_000
+
+
+def test_a_file_that_the_browser_has_is_not_sent_again(site: Site) -> None:
+    tag = site.get("/a/b/pages.css").headers["ETag"]
+    assert site.get("/a/b/pages.css", If_None_Match=tag).status == 304
+
+
+def test_rows_change_in_place_and_new_ones_gather(tab: Tab, site: Site, backend: RedisBackend) -> None:
+    first, second = start(backend, 420), start(backend, 10)
+    tab.open(site.url + "/a/b/?state=working")
+    order = tab.run("[...document.querySelectorAll('#rows tr')].map((row) => row.dataset.id)")
+    assert order == [second.message_id, first.message_id]
+    row = f"tr[data-id='{first.message_id}']"
+    tab.until("(row) => document.querySelector(row + ' dramatiq-status')?.snapshot", row)
+    # When one moves, one ends, and others come
+    reach(second, 500)
+    tab.until("() => [...document.querySelectorAll('dramatiq-status')].some((one) => one.snapshot?.progress == 500)")
+    first._write({EXCEPTION: '{"type": "ValueError", "message": "no"}'}, state=FAILED, create=True)
+    tab.until("(row) => document.querySelector(row).dataset.s == 'failed'", row)
+    assert "ValueError: no" in tab.page.inner_text(row)
+    assert tab.run("(row) => document.querySelector(row).classList.contains('gone')", row)
+    others = [start(backend, 1) for _ in range(3)]
+    tab.until("() => document.querySelector('#new').textContent.trim() == '3 new'")
+    # Then no row has moved, and the count has changed
+    assert tab.run("[...document.querySelectorAll('#rows tr')].map((row) => row.dataset.id)") == order
+    assert tab.page.inner_text("[data-count=working]") == "4"
+    # And they are shown when they are asked for, by the key
+    tab.page.keyboard.press("n")
+    tab.until("(id) => document.querySelector(`tr[data-id='${id}']`)", others[0].message_id)
+
+
+def test_keys(tab: Tab, site: Site, backend: RedisBackend) -> None:
+    first, second = start(backend, 1), start(backend, 2)
+    tab.open(site.url + "/a/b/")
+    tab.until("() => document.querySelector('dramatiq-status').snapshot")
+    tab.page.keyboard.press("j")
+    tab.page.keyboard.press("j")
+    assert tab.run("document.querySelector('tr.at').dataset.id") == first.message_id
+    tab.page.keyboard.press("/")
+    tab.page.keyboard.type("jk")
+    assert tab.page.input_value("#q") == "jk"
+    tab.page.keyboard.press("Escape")
+    tab.page.keyboard.press("k")
+    tab.page.keyboard.press("Enter")
+    tab.page.wait_for_url(f"**/a/b/{second.message_id}")
+
+
+def test_a_hundred_viewers_cost_the_store_what_one_does(site: Site, backend: RedisBackend) -> None:
+    start(backend, 1)
+
+    def commands() -> int:
+        return int(backend.client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
+
+    site.get("/a/b/list.json")
+    before = commands()
+    answers = [site.get("/a/b/list.json").status for _ in range(100)]
+    spent = commands() - before
+    assert set(answers) == {200}
+    # Each takes a few milliseconds, so that all of them see the answers of one second, or two.
+    assert spent <= 3 * 8
+
+
+def test_a_store_that_cannot_list(browser: Browser) -> None:
+    from cachelib import SimpleCache
+
+    with closing(CacheBackend(SimpleCache())) as backend, serving(mounted(backend)) as site:
+        job = Job(backend).enqueue()
+        assert site.get("/a/b/list.json").status == 501
+        answer = site.get("/a/b/")
+        assert answer.status == 200
+        assert b"This store finds jobs by id only" in answer.body
+        assert site.get(f"/a/b/{job.message_id}").status == 200
+
+
+def test_a_store_that_goes_away(tab: Tab, start_server: StartServer) -> None:
+    server = start_server(RedisServer())
+    with closing(RedisBackend(url=server.url, timeout=500)) as backend:
+        start(backend, 420)
+        with serving(mounted(backend)) as site:
+            tab.open(site.url + "/a/b/")
+            server.stop()
+            tab.until("() => !document.querySelector('#banner').hidden")
+            assert tab.run("document.querySelector('.list').classList.contains('past')")
+            assert (site.get("/a/b/").status, site.get("/a/b/x").status) == (503, 503)
+            server.start()
+            start(backend, 1)
+            tab.until("() => document.querySelector('#banner').hidden")
+
+
+def test_a_visitor_sees_no_row_and_no_page_that_is_refused(backend: RedisBackend) -> None:
+    mine, other = start(backend, 1, user_id=42), start(backend, 1, user_id=7)
+    children = start(backend, 1, user_id=42, children=[mine.message_id, other.message_id])
+
+    def authorize(request: Any, snapshot: Any) -> str:
+        return "read" if snapshot is None or snapshot.get("user_id") == 42 else "none"
+
+    with serving(mounted(backend, authorize=authorize)) as site:
+        for path in ("/a/b/", "/a/b/list.json", f"/a/b/{children.message_id}"):
+            body = site.get(path).body.decode()
+            assert mine.message_id in body
+        assert other.message_id not in site.get("/a/b/").body.decode()
+        assert f'href="{other.message_id}"' not in site.get(f"/a/b/{children.message_id}").body.decode()
+        assert site.get(f"/a/b/{other.message_id}").status == 403
+        assert site.get("/a/b/no-such-job").status == 404
+    with serving(mounted(backend, authorize=lambda *_: "none")) as site:
+        assert {site.get(path).status for path in ("/a/b/", "/a/b/list.json")} == {403}
+
+
+@pytest.mark.parametrize("query", ["state=nonsense", "after=x", "state=%00", "after=" + "a" * 5000])
+def test_questions_that_are_none(site: Site, query: str) -> None:
+    assert site.get(f"/a/b/?{query}").status == 400
+    assert site.get(f"/a/b/list.json?{query}").status == 400
+
+
+def test_hostile_values_on_the_pages(tab: Tab, site: Site, backend: RedisBackend) -> None:
+    tab.page.on("dialog", lambda dialog: tab.troubles.append("A script was executed."))
+    jobs = []
+    for text in HOSTILE:
+        job = start(backend, 1, step=text, label=text, parent=text, deep=[[{text[:50]: text}]])
+        job._write({ACTOR_NAME: _quoted(text), EXCEPTION: f'{{"type": {_quoted(text)}, "message": {_quoted(text)}}}'})
+        jobs.append(job)
+    jobs[0]._write({}, state=FAILED, create=True)
+    for path in ("", *(job.message_id for job in jobs)):
+        tab.open(f"{site.url}/a/b/{path}")
+        assert tab.run("document.querySelectorAll('main img, main script').length") == 0
+        assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        assert tab.run("[...document.links].every((one) => /^https?:$/.test(one.protocol))")
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text)
+
+
+def test_links_by_template(backend: RedisBackend) -> None:
+    job = start(backend, 1, trace_id="a/b c")
+    options = {"trace_url": "https://traces.example/{trace_id}", "sentry_url": "https://sentry.example/{no_field}"}
+    with serving(mounted(backend, **options)) as site:
+        text = site.get(f"/a/b/{job.message_id}").body.decode()
+    assert 'href="https://traces.example/a%2Fb%20c"' in text
+    assert "sentry.example" not in text
+
+
+def test_a_writer_deletes_a_status(tab: Tab, backend: RedisBackend) -> None:
+    job = start(backend, 1)
+    with serving(mounted(backend, authorize=lambda *_: "write")) as site:
+        tab.open(f"{site.url}/a/b/{job.message_id}")
+        tab.page.click("text=Delete…")
+        tab.page.click("text=Delete status")
+        tab.page.wait_for_url("**/a/b/")
+    assert backend.snapshot(job.message_id) is None
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Browser, site: Site, backend: RedisBackend, scheme: Any) -> None:
+    script = axe(Path(gettempdir(), "dramatiq-status-axe"))
+    if script is None:
+        pytest.skip("npm cannot install axe-core.")
+    children = [start(backend, 10).message_id, fail(backend).message_id, Job(backend).enqueue().message_id]
+    parent = start(backend, 420, step="reading", children=children, label="Orders of May")
+    Job(backend).enqueue().start(heartbeat_interval=1)
+    with closing(browser.new_context(bypass_csp=True, color_scheme=scheme)) as context:
+        for path in ("", parent.message_id, children[1], "unknown"):
+            page = context.new_page()
+            page.goto(f"{site.url}/a/b/{path}")
+            page.wait_for_timeout(300)
+            page.evaluate(script)
+            found = page.evaluate("axe.run()")
+            assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found["violations"]] == []
+
+
+def test_a_page_of_a_hundred_thousand_jobs_is_one_of_the_index(tmp_path: Path) -> None:
+    """The time is in benchmarks/web.py; here SQLite shows the same pages."""
+    with closing(SQLiteBackend(tmp_path / "status.db")) as backend, serving(mounted(backend)) as site:
+        ids = [Job(backend).enqueue().message_id for _ in range(60)]
+        text = site.get("/a/b/").body.decode()
+    assert text.count("data-id=") == 50
+    assert ids[-1] in text
