@@ -410,7 +410,7 @@ export class DramatiqStatus extends HTMLElement {
 		const write = (node, text) => { if (node.textContent != text) node.textContent = text; };
 		const slim = /compact|row/.test(variant), word = own[glyph == "scheduled" ? glyph : state];
 		parts.root.className = [state, slim ? "line" : "full", variant, lost && "lost", sweep && "sweep", percent < last.percent && "back"].join(" ");
-		if (last.glyph != glyph) parts.glyph.replaceChildren(...GLYPHS[glyph].split("|").map((d) => make("path", { class: d[0], d: d.slice(1) })));
+		if (last.glyph != glyph) parts.glyph.replaceChildren(...(GLYPHS[glyph] || "o").split("|").map((d) => make("path", { class: d[0], d: d.slice(1) })));
 		write(parts.name, this.getAttribute("label") ?? snapshot?.label ?? snapshot?.actor_name ?? own.job);
 		write(parts.value, !glyph ? "" : slim ? (known ? n(Math.floor(percent)) + "%" : "") : value || word);
 		const line = (error ? error.type + ": " : "") + facts.join(own.joint);
