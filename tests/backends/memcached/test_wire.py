@@ -30,7 +30,7 @@ from dramatiq_status.record import ATTEMPTS, PROGRESS, RESULT, STATE, VERSION, R
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, together, write
 from dramatiq_status.update import Kind, Outcome, Update
 
-from ..servers import MemcachedServer
+from ...servers import MemcachedServer
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000

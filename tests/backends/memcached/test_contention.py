@@ -19,10 +19,10 @@ from dramatiq_status.record import PROGRESS, STATE
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, write
 from dramatiq_status.update import Kind, Outcome, Update
 
-from ..conftest import StartServer
-from ..recording import make_broker, working
-from ..servers import MemcachedServer
-from .test_memcached_wire import LARGE, PATIENT, Make, Wire, backend, make, message_id, server, wire, wired
+from ...conftest import StartServer
+from ...recording import make_broker, working
+from ...servers import MemcachedServer
+from .test_wire import LARGE, PATIENT, Make, Wire, backend, make, message_id, server, wire, wired
 
 __all__ = ("backend", "make", "message_id", "server", "wire", "wired")
 

@@ -20,9 +20,9 @@ from dramatiq_status.record import PROGRESS
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, together, write
 from dramatiq_status.update import Outcome
 
-from ..conftest import StartServer, started
-from ..recording import make_broker, run
-from ..servers import LoginMemcachedServer, MemcachedServer, TlsMemcachedServer
+from ...conftest import StartServer, started
+from ...recording import make_broker, run
+from ...servers import LoginMemcachedServer, MemcachedServer, TlsMemcachedServer
 
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000

@@ -26,10 +26,10 @@ from dramatiq_status.testing.updates import enqueue, finish, outside, start, wri
 from dramatiq_status.update import Outcome, Update
 from dramatiq_status.writer import writer as writer_module
 
-from .backends.test_memcached import PATIENT, MemcachedConformance
-from .conftest import StartServer, started
-from .recording import RecordingBackend, eventually, make_broker, raised_by, working
-from .servers import MemcachedServer
+from ...conftest import StartServer, started
+from ...recording import RecordingBackend, eventually, make_broker, raised_by, working
+from ...servers import MemcachedServer
+from .test_backend import PATIENT, MemcachedConformance
 
 Fleet = list[MemcachedServer]
 

@@ -23,7 +23,7 @@ from dramatiq_status.testing.conformance import (
 )
 from dramatiq_status.update import Outcome, Update
 
-from ..servers import MemcachedServer
+from ...servers import MemcachedServer
 
 #: A time-out that no test reaches by chance, in milliseconds.
 PATIENT = 20_000
