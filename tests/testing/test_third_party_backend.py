@@ -107,7 +107,7 @@ def test_asserts_of_the_suite_show_what_they_have_compared(tmp_path: Path) -> No
     (tmp_path / "conftest.py").write_text(register, encoding="utf-8")
     (tmp_path / "test_forgetful.py").write_text(FORGETFUL, encoding="utf-8")
     # When two tests of two chapters of the suite are run
-    tests = "test_an_outside_write_merges or test_read_many_keeps_the_order"
+    tests = "test_a_write_from_outside_keeps_other_fields or test_read_many_keeps_the_order"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-k", tests, "."]
     run = subprocess.run(command, cwd=tmp_path, env=UNMEASURED, capture_output=True, text=True, timeout=110)
     # Then their failures show the values that were compared

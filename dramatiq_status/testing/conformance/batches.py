@@ -1,4 +1,4 @@
-"""Many messages in one call, deleted records, and what is no record."""
+"""Calls with many messages, deletions, and values that are no records."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from .store import StoreTests, read_many
 
 
 class Batches(StoreTests):
-    """Tests of many messages in one call, of deleted records and of damaged ones."""
+    """Tests of calls with many messages, of deletions, and of values that are no records."""
 
     def test_read_many_keeps_the_order(self, backend: StatusBackend) -> None:
         # Given some records
         ids = [uuid4().hex for _ in range(5)]
         backend.update_many([(ids[0], enqueue(mark="0")), (ids[3], enqueue(mark="3"))])
-        # When they are read among others, one of them twice
+        # When they are read with unknown ids, and one of them twice
         found = read_many(backend, [*ids, ids[0]])
-        # Then each is in its place, and None where there is nothing
+        # Then each record has the position of its id, and an unknown id has None
         assert [record and record[":mark"] for record in found] == ["0", None, None, "3", None, "0"]
 
-    def test_many_are_read(self, backend: StatusBackend) -> None:
-        # Given more records than one request may ask for
+    def test_thousands_of_records_are_read(self, backend: StatusBackend) -> None:
+        # Given more records than one request has
         ids = [uuid4().hex for _ in range(2_500)]
         backend.update_many([(message_id, enqueue(mark=str(n))) for n, message_id in enumerate(ids)])
         # When all are read
         found = read_many(backend, ids)
-        # Then each is in its place
+        # Then each record has the position of its id
         assert [record and record[":mark"] for record in found] == [str(n) for n in range(2_500)]
 
-    def test_nothing_is_read_or_written(self, backend: StatusBackend) -> None:
-        # Given nothing
-        # When it is written and read
-        # Then there is nothing
+    def test_calls_without_messages(self, backend: StatusBackend) -> None:
+        # Given no messages
+        # When they are written and read
+        # Then there are no outcomes and no records
         assert (backend.update_many([]), read_many(backend, [])) == ([], [])
 
     def test_a_batch_keeps_the_order_of_each_message(self, backend: StatusBackend) -> None:
@@ -57,10 +57,10 @@ class Batches(StoreTests):
         ]
         # When they are written in one call
         outcomes = backend.update_many(batch)
-        # Then each has its outcome
+        # Then each update has its outcome
         a, m, d = Outcome.APPLIED, Outcome.MISSING, Outcome.DUPLICATE
         assert outcomes == [a, m, a, a, a, a, d, a, a]
-        # And its message is as if they had come alone
+        # And each message has the record that its own updates make
         expected = [fold([update for message_id, update in batch if message_id == each]) for each in (one, two, three)]
         assert list(map(timeless, read_many(backend, [one, two, three]))) == list(map(timeless, expected))
 
@@ -77,76 +77,76 @@ class Batches(StoreTests):
 
     # Deleting
 
-    def test_delete(self, backend: StatusBackend, message_id: str) -> None:
+    def test_a_delete_removes_one_record(self, backend: StatusBackend, message_id: str) -> None:
         # Given two records
         other = uuid4().hex
         backend.update_many([(message_id, start(1)), (other, start(1))])
-        # When one is deleted, twice
+        # When one of them is deleted twice
         deleted = backend.delete(message_id), backend.delete(message_id)
-        # Then it was there the first time
+        # Then the first call has found it
         assert deleted == (True, False)
-        # And the other still is
+        # And the other record stays
         assert [record is None for record in read_many(backend, [message_id, other])] == [True, False]
 
-    def test_a_deleted_record_is_restored_whole(self, backend: StatusBackend, message_id: str) -> None:
-        # Given a running message whose record is gone
+    def test_a_run_restores_a_deleted_record(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a running message whose record was deleted
         backend.update(message_id, start(1))
         backend.delete(message_id)
-        # When its run writes, first in part and then all
+        # When its run sends a heartbeat, a field, and then all its values
         outcomes = [
             backend.update(message_id, heartbeat(1)),
             backend.update(message_id, write(1, 2, step="1")),
             backend.update(message_id, write(1, 2, create=True, step="1", p="5")),
         ]
-        # Then the whole is stored
+        # Then all its values are stored
         record = backend.read(message_id)
         assert outcomes == [Outcome.MISSING, Outcome.MISSING, Outcome.APPLIED]
         assert record is not None and (record[STATE], record[PROGRESS], record[":step"]) == ("1", "5", "1")
 
     # Damage
 
-    def test_damage_reads_none(self, backend: StatusBackend) -> None:
+    def test_a_damaged_record_reads_none(self, backend: StatusBackend) -> None:
         for name, plant in self.damages().items():
-            # Given something under a record's key that is none
+            # Given a value under the key of a record that is no record
             message_id = uuid4().hex
             plant(backend, message_id)
-            # When it is read
+            # When the record is read
             record = backend.read(message_id)
-            # Then there is nothing
+            # Then there is none
             assert take_snapshot(message_id, record, 0) is None and record is None, name
 
-    def test_damage_hides_no_other_record(self, backend: StatusBackend) -> None:
+    def test_a_damaged_record_hides_no_other(self, backend: StatusBackend) -> None:
         for name, plant in self.damages().items():
-            # Given a damaged record between two others
+            # Given three records, of which the second is damaged
             ids = [uuid4().hex for _ in range(3)]
             backend.update_many([(message_id, start(1)) for message_id in ids])
             backend.delete(ids[1])
             plant(backend, ids[1])
             # When all are read
             found = read_many(backend, ids)
-            # Then only that one is missing
+            # Then only the damaged one is missing
             assert [record is None for record in found] == [False, True, False], name
 
     @pytest.mark.parametrize(
         "update", [outside(step="1"), write(1, 2), heartbeat(1)], ids=["outside", "run", "heartbeat"]
     )
-    def test_damage_counts_as_missing(self, backend: StatusBackend, update: Update) -> None:
+    def test_a_damaged_record_counts_as_missing(self, backend: StatusBackend, update: Update) -> None:
         for name, plant in self.damages().items():
-            # Given something under a record's key that is none
+            # Given a value under the key of a record that is no record
             message_id = uuid4().hex
             plant(backend, message_id)
-            # When somebody writes who does not know the whole record
-            # Then it is missing, for whoever knows to restore it
+            # When an update changes only a part of the record
+            # Then the record is missing
             assert backend.update(message_id, update) is Outcome.MISSING, name
 
     @pytest.mark.parametrize("update", [enqueue(step="1"), start(1, step="1")], ids=["enqueue", "start"])
-    def test_damage_heals(self, backend: StatusBackend, update: Update) -> None:
+    def test_a_damaged_record_is_replaced(self, backend: StatusBackend, update: Update) -> None:
         for name, plant in self.damages().items():
-            # Given something under a record's key that is none
+            # Given a value under the key of a record that is no record
             message_id = uuid4().hex
             plant(backend, message_id)
-            # When somebody writes the whole record
+            # When an update creates the record
             outcome = backend.update(message_id, update)
-            # Then nothing else is left
+            # Then the record has nothing else
             assert outcome is Outcome.APPLIED, name
             assert timeless(backend.read(message_id)) == timeless(fold([update])), name

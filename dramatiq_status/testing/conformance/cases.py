@@ -1,4 +1,4 @@
-"""Records and updates, and what becomes of them: a line for every branch of `apply`."""
+"""Cases of updates and their outcomes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ...record import FAILED, QUEUED, WORKING
 from ...update import Outcome, Update
 from ..updates import counting, deleting, enqueue, finish, heartbeat, outside, start, write
 
-#: What was there, what comes, and what becomes of it.  There is a line for every branch of `apply`.
+#: Cases by names: updates that make a record, another update, and its outcome.  Every branch of `apply` has a case.
 CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     # Enqueues
     "enqueue, first": ([], enqueue(step='"a"'), Outcome.APPLIED),

@@ -1,4 +1,4 @@
-"""How long records live."""
+"""Times to live of records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .store import StoreTests
 DAY = 86_400_000
 
 
-#: Updates that give an unfinished record its whole life back.
+#: Updates that renew the expiry of an unfinished record: given updates, and the one that renews.
 RENEWING: dict[str, tuple[list[Update], Update]] = {
     "requeue": ([enqueue(), start(1)], enqueue(generation=2)),
     "start": ([enqueue()], start(1)),
@@ -28,7 +28,7 @@ RENEWING: dict[str, tuple[list[Update], Update]] = {
     "outside, back to life": ([start(1), finish(1)], outside(state=WORKING)),
 }
 
-#: Updates that leave the time to live as it was.
+#: Updates that do not change the expiry: given updates, and the one that does not.
 NOT_RENEWING: dict[str, tuple[list[Update], Update]] = {
     "outside, after the end": ([start(1), finish(1)], outside(step="1")),
     "outside, a count after the end": ([start(1), finish(1)], counting(outside(), rows=1)),
@@ -41,26 +41,26 @@ NOT_RENEWING: dict[str, tuple[list[Update], Update]] = {
 
 
 class Lifetimes(StoreTests):
-    """Tests of the time to live."""
+    """Tests of times to live."""
 
     def _check_ttl(self, backend: StatusBackend, message_id: str, expected: int, *, above: int = 0) -> None:
         found = self.ttl_of(backend, message_id)
         assert found is not None
         assert expected - self.ttl_tolerance <= found <= expected + self.ttl_resolution + above
 
-    def test_a_waiting_message_lives(self, backend: StatusBackend, message_id: str) -> None:
-        # Given an enqueued message
-        # When nobody says how long it lives
+    def test_a_queued_message_has_the_default_live_ttl(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message without a live time to live of its own
+        # When it is enqueued
         backend.update(message_id, enqueue())
-        # Then it is a week
+        # Then its record has the default of a week
         self._check_ttl(backend, message_id, DEFAULT_LIVE_TTL)
 
     @pytest.mark.parametrize("live_ttl", [60_000, DAY, 40 * DAY], ids=["minute", "day", "more than 30 days"])
-    def test_its_own_live_ttl(self, backend: StatusBackend, message_id: str, live_ttl: int) -> None:
-        # Given a live time to live
-        # When a message is enqueued with it
+    def test_a_message_has_its_own_live_ttl(self, backend: StatusBackend, message_id: str, live_ttl: int) -> None:
+        # Given a message with a live time to live of its own
+        # When it is enqueued
         backend.update(message_id, enqueue(L=str(live_ttl)))
-        # Then it lives that long
+        # Then its record has this time to live
         self._check_ttl(backend, message_id, live_ttl)
 
     @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ class Lifetimes(StoreTests):
         [([], enqueue), ([start(1, L="60000")], lambda **f: enqueue(generation=2, **f))],
         ids=["enqueue", "requeue"],
     )
-    def test_a_delay_is_on_top(
+    def test_a_delay_is_added_to_the_live_ttl(
         self, backend: StatusBackend, message_id: str, given: list[Update], update: Callable[..., Update]
     ) -> None:
         # Given a message that is delayed for an hour
@@ -77,70 +77,70 @@ class Lifetimes(StoreTests):
         scheduled_at = backend.now() + 3_600_000
         # When it is enqueued
         backend.update(message_id, update(L="60000", D=str(scheduled_at)))
-        # Then it lives for that hour and a minute, give or take: a slow answer makes what the backend knows of the
-        # store's clock inexact
+        # Then its record lives for about an hour and a minute: after a slow reply, the backend's measurement of the
+        # store's clock is inexact
         self._check_ttl(backend, message_id, 3_660_000, above=self.ttl_tolerance)
 
-    def test_a_delay_is_kept_by_an_outside_write(self, backend: StatusBackend, message_id: str) -> None:
+    def test_a_write_from_outside_keeps_the_delay(self, backend: StatusBackend, message_id: str) -> None:
         # Given a delayed message
         backend.read(message_id)
         backend.update(message_id, enqueue(L="60000", D=str(backend.now() + 3_600_000)))
-        # When somebody writes to it
+        # When another process writes to it
         backend.update(message_id, outside(step="1"))
-        # Then it lives for the hour and a minute still
+        # Then its record still lives for an hour and a minute
         self._check_ttl(backend, message_id, 3_660_000, above=self.ttl_tolerance)
 
-    def test_a_delay_that_is_over_counts_for_nothing(self, backend: StatusBackend, message_id: str) -> None:
-        # Given a message whose delay is long over
+    def test_a_delay_that_is_over_is_not_subtracted(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a message whose delay has ended a day ago
         # When it is enqueued
         backend.update(message_id, enqueue(L="60000", D=str(backend.now() - DAY)))
-        # Then nothing is taken off
+        # Then its record has its live time to live
         self._check_ttl(backend, message_id, 60_000)
 
-    def test_a_finished_message_lives_its_own_time(self, backend: StatusBackend, message_id: str) -> None:
+    def test_a_finished_message_has_the_ttl_of_its_end(self, backend: StatusBackend, message_id: str) -> None:
         # Given a running message
         backend.update(message_id, start(1))
         # When it finishes
         backend.update(message_id, finish(1, ttl=7_200_000))
-        # Then its time to live is the final one, and the live one no longer matters
+        # Then its record has the time to live of this update
         self._check_ttl(backend, message_id, 7_200_000)
 
     @pytest.mark.parametrize("name", RENEWING)
-    def test_writes_renew(self, backend: StatusBackend, message_id: str, name: str) -> None:
-        # Given a record that has a minute left
+    def test_updates_that_renew_the_expiry(self, backend: StatusBackend, message_id: str, name: str) -> None:
+        # Given a record that expires in a minute
         given, update = RENEWING[name]
         backend.update_many([(message_id, one) for one in given])
         self.set_ttl(backend, message_id, 60_000)
-        # When something happens to its message
+        # When its message is updated
         backend.update(message_id, update)
-        # Then it has its whole life before it
+        # Then it has its whole time to live again
         self._check_ttl(backend, message_id, DEFAULT_LIVE_TTL)
 
     @pytest.mark.parametrize("name", NOT_RENEWING)
-    def test_other_writes_leave_the_ttl(self, backend: StatusBackend, message_id: str, name: str) -> None:
+    def test_updates_that_keep_the_expiry(self, backend: StatusBackend, message_id: str, name: str) -> None:
         # Given a record with a time to live of its own
         given, update = NOT_RENEWING[name]
         backend.update_many([(message_id, one) for one in given])
         self.set_ttl(backend, message_id, 50 * DAY)
-        # When something comes that is no sign of life
+        # When its message gets an update that is no sign of life
         backend.update(message_id, update)
-        # Then its expiry is as it was
+        # Then its expiry has not changed
         self._check_ttl(backend, message_id, 50 * DAY)
 
-    def test_an_outside_end_has_a_final_ttl(self, backend: StatusBackend, message_id: str) -> None:
+    def test_an_end_from_outside_has_its_own_ttl(self, backend: StatusBackend, message_id: str) -> None:
         # Given a running message
         backend.update(message_id, start(1))
-        # When somebody else says that it failed
+        # When another process sets its state to failed
         backend.update(message_id, outside(state=FAILED, ttl=120_000))
-        # Then the final time to live counts
+        # Then its record has the time to live of this update
         self._check_ttl(backend, message_id, 120_000)
 
     def test_a_record_expires(self, backend: StatusBackend, message_id: str) -> None:
-        # Given a message that finished with a time to live of much less than a second
+        # Given a finished message with a time to live of much less than a second
         backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=20))])
-        # When that is over
+        # When this time is over
         deadline = time.monotonic() + 10
         while backend.read(message_id) is not None and time.monotonic() < deadline:
             time.sleep(0.02)
-        # Then nothing is left of it
+        # Then the store has no record of it
         assert (backend.read(message_id), backend.update(message_id, outside(step="1"))) == (None, Outcome.MISSING)
