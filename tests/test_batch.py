@@ -103,7 +103,7 @@ def work(broker: StubBroker) -> Any:
 # What it is made of
 
 
-def test_groups_pipelines_messages_and_ids(broker: StubBroker, work: Any) -> None:
+def test_a_batch_has_the_messages_of_groups_and_pipelines_in_order(broker: StubBroker, work: Any) -> None:
     # Given messages, alone, in groups and in pipelines, nested
     a, b, c, d, e, f, g = (work.message() for _ in range(7))
     members = [
@@ -120,7 +120,7 @@ def test_groups_pipelines_messages_and_ids(broker: StubBroker, work: Any) -> Non
 
 
 @pytest.mark.parametrize("kind", ["group", "pipeline", "message", "id", "status", "snapshot"])
-def test_a_batch_of_one_thing(backend: RecordingBackend, broker: StubBroker, work: Any, kind: str) -> None:
+def test_a_batch_of_one_message(backend: RecordingBackend, broker: StubBroker, work: Any, kind: str) -> None:
     # Given one message, in any form
     message = work.send()
     given = {
@@ -138,7 +138,7 @@ def test_a_batch_of_one_thing(backend: RecordingBackend, broker: StubBroker, wor
 
 
 @pytest.mark.parametrize("registry", [StatusRegistry, aio.StatusRegistry])
-def test_groups_and_pipelines_know_their_broker(
+def test_a_batch_uses_the_broker_of_its_groups_and_pipelines(
     backend: RecordingBackend, broker: StubBroker, work: Any, registry: Any
 ) -> None:
     # Given groups and pipelines of a broker that is not the default one
@@ -168,7 +168,9 @@ def test_groups_and_pipelines_know_their_broker(
         ("a\nb", ValueError, "control"),
     ],
 )
-def test_what_is_no_batch(backend: RecordingBackend, given: Any, error: type[Exception], text: str) -> None:
+def test_wrong_arguments_of_a_batch_raise(
+    backend: RecordingBackend, given: Any, error: type[Exception], text: str
+) -> None:
     # Given something else
     # When a batch is made of it
     # Then it is said what is wrong
@@ -207,7 +209,7 @@ def rolled_up(*states: int | None, progress: float | None = None) -> BatchSnapsh
         ((), "completed", True),
     ],
 )
-def test_states(states: tuple[int | None, ...], expected: str | None, finished: bool) -> None:
+def test_the_state_of_a_batch(states: tuple[int | None, ...], expected: str | None, finished: bool) -> None:
     # Given messages in some states
     # When they are rolled up
     found = rolled_up(*states)
@@ -240,7 +242,9 @@ def test_states(states: tuple[int | None, ...], expected: str | None, finished: 
         ((), None, 1.0),
     ],
 )
-def test_progress(states: tuple[int | None, ...], progress: float | None, expected: float) -> None:
+def test_the_progress_of_a_batch_is_the_mean(
+    states: tuple[int | None, ...], progress: float | None, expected: float
+) -> None:
     # Given messages that have come so far
     # When they are rolled up
     found = rolled_up(*states, progress=progress)
@@ -248,7 +252,7 @@ def test_progress(states: tuple[int | None, ...], progress: float | None, expect
     assert found.progress == pytest.approx(expected) and found.percent == pytest.approx(expected * 100)
 
 
-def test_the_children() -> None:
+def test_a_batch_snapshot_has_the_snapshots_of_its_messages() -> None:
     # Given messages, one unknown
     found = rolled_up(WORKING, None, FAILED, progress=25)
     # Then their snapshots are there, in order
@@ -267,7 +271,7 @@ def test_the_children() -> None:
     assert len({found, copy.deepcopy(found), rolled_up(WORKING, WORKING)}) == 2
 
 
-def test_as_json() -> None:
+def test_a_batch_snapshot_as_json_and_as_text() -> None:
     # Given messages
     found = rolled_up(WORKING, None, progress=25)
     # When they are written as JSON
@@ -293,7 +297,7 @@ def test_a_batch_with_a_failure_has_no_percentage() -> None:
 
 
 @pytest.mark.parametrize("all_but", [1, 10_000])
-def test_a_hundred_percent_means_all(all_but: int) -> None:
+def test_a_batch_has_a_hundred_percent_only_if_all_messages_have(all_but: int) -> None:
     # Given messages of which one is not quite there
     ids = [str(n) for n in range(all_but + 1)]
     record = {"s": "1", "v": "1", "e": "1", "n": "1", "r": "1", "q": "1"}
@@ -305,7 +309,7 @@ def test_a_hundred_percent_means_all(all_but: int) -> None:
     assert found.progress < 1.0 and found.percent == 99.9 and str(found).startswith("working (99.9%")
 
 
-def test_a_message_whose_worker_is_gone() -> None:
+def test_a_batch_shows_a_stalled_message() -> None:
     # Given messages that run
     found = rolled_up(WORKING, WORKING, None)
     assert not found.stalled
@@ -318,7 +322,7 @@ def test_a_message_whose_worker_is_gone() -> None:
     assert Rollup([("0",), ("1",)]).take([later, found.children["1"]]).stalled
 
 
-def test_one_round_trip(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_read_in_one_round_trip(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given many messages
     asked: list[int] = []
     read = backend.read_many
@@ -366,7 +370,7 @@ def chained(*states: int | BackendError | None) -> BatchSnapshot:
         ((AWAY, FAILED), "failed"),
     ],
 )
-def test_states_beside_the_unavailable(states: tuple[Any, ...], expected: str | None) -> None:
+def test_a_batch_with_an_unavailable_message_is_not_finished(states: tuple[Any, ...], expected: str | None) -> None:
     # Given messages of which one cannot be read
     backend = StubBackend()
     if isinstance(states[1], int):
@@ -392,7 +396,7 @@ def test_states_beside_the_unavailable(states: tuple[Any, ...], expected: str | 
         ((COMPLETED, AWAY, COMPLETED), ()),
     ],
 )
-def test_stages_that_are_unavailable(states: tuple[Any, ...], missing: tuple[str, ...]) -> None:
+def test_pipelines_with_an_unavailable_stage(states: tuple[Any, ...], missing: tuple[str, ...]) -> None:
     # Given a pipeline of which one stage cannot be read
     # When it is rolled up
     found = chained(*states)
@@ -401,7 +405,7 @@ def test_stages_that_are_unavailable(states: tuple[Any, ...], missing: tuple[str
     assert found.unavailable == tuple(str(n) for n, state in enumerate(states) if state is AWAY)
 
 
-def test_what_was_seen_finished_is_not_unavailable() -> None:
+def test_messages_that_were_read_as_finished_are_not_unavailable() -> None:
     # Given a batch that has seen one message finished, and another one half done
     backend = StubBackend()
     put(backend, "a", COMPLETED)
@@ -420,7 +424,7 @@ def test_what_was_seen_finished_is_not_unavailable() -> None:
 # What is remembered
 
 
-def test_a_child_that_finishes_never_takes_the_bar_back(backend: RecordingBackend) -> None:
+def test_a_message_that_finishes_does_not_reduce_the_progress(backend: RecordingBackend) -> None:
     # Given two messages, one far ahead
     put(backend, "a", WORKING, 90)
     put(backend, "b", WORKING, 40)
@@ -435,7 +439,7 @@ def test_a_child_that_finishes_never_takes_the_bar_back(backend: RecordingBacken
     assert seen == pytest.approx([0.65, 0.65, 0.95])
 
 
-def test_what_expires_still_counts(backend: RecordingBackend) -> None:
+def test_messages_that_expire_after_they_were_read_still_count(backend: RecordingBackend) -> None:
     # Given messages of which some have finished, and were seen so
     for message_id, state in {"a": COMPLETED, "b": FAILED, "c": WORKING}.items():
         put(backend, message_id, state, 50)
@@ -455,7 +459,7 @@ def test_what_expires_still_counts(backend: RecordingBackend) -> None:
     assert (found.state, found.finished, found.missing) == ("working", False, ("a", "b"))
 
 
-def test_a_record_that_the_store_loses_for_a_while(backend: RecordingBackend) -> None:
+def test_a_lost_record_does_not_reduce_the_progress(backend: RecordingBackend) -> None:
     # Given a message that runs
     put(backend, "a", WORKING, 50)
     batch = StatusRegistry.batch(["a"], backend=backend)
@@ -467,7 +471,7 @@ def test_a_record_that_the_store_loses_for_a_while(backend: RecordingBackend) ->
     assert (found.state, found.progress, found.missing) == (None, 0.5, ("a",))
 
 
-def test_a_message_that_is_enqueued_anew(backend: RecordingBackend) -> None:
+def test_a_message_that_is_enqueued_again_is_not_finished(backend: RecordingBackend) -> None:
     # Given a message that was seen finished
     put(backend, "a", COMPLETED)
     batch = StatusRegistry.batch(["a"], backend=backend)
@@ -484,7 +488,7 @@ steps = st.tuples(st.integers(0, 2), st.sampled_from(["advance", "complete", "fa
 
 
 @given(st.lists(steps, max_size=25))
-def test_the_bar_never_goes_back(history: list[tuple[int, str, int]]) -> None:
+def test_the_progress_never_decreases(history: list[tuple[int, str, int]]) -> None:
     # Given messages that advance, finish and expire in any order
     backend = StubBackend()
     reached, over = [0, 0, 0], [False, False, False]
@@ -508,7 +512,7 @@ states = st.sampled_from([None, QUEUED, WORKING, COMPLETED, FAILED])
 
 
 @given(st.lists(st.lists(st.tuples(states, st.integers(0, 100)), min_size=1, max_size=4), max_size=4))
-def test_it_always_adds_up(chains: list[list[tuple[int | None, int]]]) -> None:
+def test_the_counts_of_a_batch_are_consistent(chains: list[list[tuple[int | None, int]]]) -> None:
     # Given chains of messages in any states
     backend, ids = StubBackend(), []
     for n, chain in enumerate(chains):
@@ -569,7 +573,7 @@ def stages(*states: int | None, skipped: int | None = None) -> BatchSnapshot:
         ((None, COMPLETED, None), "working", False, ("2",), 2 / 3),
     ],
 )
-def test_the_stages_of_a_pipeline(
+def test_unknown_stages_of_a_pipeline_are_not_missing(
     states: tuple[int | None, ...], expected: str | None, finished: bool, missing: tuple[str, ...], progress: float
 ) -> None:
     # Given a pipeline that has come so far
@@ -581,7 +585,7 @@ def test_the_stages_of_a_pipeline(
 
 
 @pytest.mark.parametrize("state", [COMPLETED, FAILED])
-def test_a_stage_that_is_skipped_ends_its_pipeline(state: int) -> None:
+def test_a_skipped_stage_ends_its_pipeline(state: int) -> None:
     # Given a pipeline whose second stage was skipped
     # When it is rolled up
     found = stages(COMPLETED, state, None, skipped=1)
@@ -619,7 +623,7 @@ def test_a_pipeline_in_a_group(backend: RecordingBackend, broker: StubBroker, wo
         ("fail", "failed", {"failed": 1, "unknown": 2}),
     ],
 )
-def test_pipelines_that_dramatiq_runs(
+def test_a_batch_waits_for_a_pipeline_that_dramatiq_runs(
     broker: StubBroker, work: Any, deed: str, state: str, counts: dict[str, int]
 ) -> None:
     # Given a pipeline whose first stage does something
@@ -634,7 +638,9 @@ def test_pipelines_that_dramatiq_runs(
     assert {name: count for name, count in found.counts.items() if count} == counts
 
 
-def test_a_failing_child_never_raises(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_does_not_raise_for_a_failed_message(
+    backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a group that stores results, of which one fails
     broker = make_broker(backend, Results(backend=StubResults(), store_results=True))
 
@@ -657,7 +663,7 @@ def test_a_failing_child_never_raises(backend: RecordingBackend, monkeypatch: py
 # Parents and their bars
 
 
-def test_children_count_on_the_bar_of_a_parent_that_is_done(store: StatusBackend) -> None:
+def test_children_count_on_the_progress_of_a_completed_parent(store: StatusBackend) -> None:
     broker = make_broker(store)
 
     # Given a parent that sends its children and returns
@@ -690,7 +696,7 @@ def test_children_count_on_the_bar_of_a_parent_that_is_done(store: StatusBackend
 # Waiting and watching
 
 
-def test_watch_shows_how_it_goes_on(store: StatusBackend) -> None:
+def test_watch_shows_each_message_that_finishes(store: StatusBackend) -> None:
     broker = make_broker(store)
     go_on = threading.Semaphore(0)
 
@@ -715,7 +721,7 @@ def test_watch_shows_how_it_goes_on(store: StatusBackend) -> None:
     assert seen[-1].completed and seen[-1].progress == 1.0 and not any(found.finished for found in seen[:-1])
 
 
-def test_wait_ends_when_the_last_one_does(store: StatusBackend) -> None:
+def test_wait_returns_when_the_last_message_finishes(store: StatusBackend) -> None:
     broker = make_broker(store)
 
     @dramatiq.actor(broker=broker)
@@ -738,7 +744,7 @@ def test_wait_ends_when_the_last_one_does(store: StatusBackend) -> None:
     assert (found[0].counts["completed"], found[0].counts["failed"]) == (19, 1)
 
 
-def test_wait_is_not_for_ever(store: StatusBackend) -> None:
+def test_wait_raises_after_its_timeout(store: StatusBackend) -> None:
     # Given a message that runs
     put(store, "a", WORKING)
     # When it is waited for
@@ -749,7 +755,7 @@ def test_wait_is_not_for_ever(store: StatusBackend) -> None:
         list(StatusRegistry.batch(["a"], backend=store).watch(timeout=20))
 
 
-def test_the_missing_are_not_waited_for_for_ever(store: StatusBackend) -> None:
+def test_wait_raises_for_missing_messages(store: StatusBackend) -> None:
     # Given messages that are unknown, beside others that have finished
     put(store, "a", COMPLETED)
     put(store, "d", FAILED)
@@ -778,7 +784,9 @@ def test_an_empty_batch_is_finished(backend: RecordingBackend) -> None:
     assert batch.wait().completed and [found.progress for found in batch.watch()] == [1.0]
 
 
-def test_a_store_that_does_not_answer(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_continues_after_an_outage_except_at_the_first_read(
+    backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a store that answers once
     put(backend, "a", WORKING)
     answers = iter([True])
@@ -842,7 +850,7 @@ def test_only_changes_are_shown() -> None:
     assert watching.look(b=FAILED) and watching.watcher.finished
 
 
-def test_missing_messages_are_given_up_when_nothing_else_goes_on() -> None:
+def test_missing_messages_are_given_up_when_all_others_have_finished() -> None:
     # Given two messages, one of them unknown, the other running for long
     watching = Watching([("a",), ("b",)])
     watching.look(a=WORKING)
@@ -857,7 +865,7 @@ def test_missing_messages_are_given_up_when_nothing_else_goes_on() -> None:
         watching.look(after=0.2)
 
 
-def test_messages_that_come_one_by_one_are_not_given_up() -> None:
+def test_messages_that_appear_one_by_one_are_not_given_up() -> None:
     # Given messages of which one a second is seen, and gone through at once
     watching = Watching([(str(n),) for n in range(10)])
     # When that takes longer in all than one may be missing
@@ -867,7 +875,7 @@ def test_messages_that_come_one_by_one_are_not_given_up() -> None:
     assert watching.watcher.finished
 
 
-def test_a_next_stage_that_does_not_come() -> None:
+def test_a_next_stage_that_does_not_appear_is_given_up() -> None:
     # Given a pipeline whose second stage is not tracked
     watching = Watching([("a", "b")])
     watching.look(a=COMPLETED)
@@ -877,7 +885,7 @@ def test_a_next_stage_that_does_not_come() -> None:
         watching.look(after=1.0)
 
 
-def test_a_watcher_knows_a_new_version_from_one_that_it_has_read() -> None:
+def test_watchers_ignore_published_versions_that_they_have_read() -> None:
     # Given a watcher that has read a batch
     watching = Watching([("a",), ("b",)])
     watching.look(a=QUEUED)
@@ -892,7 +900,7 @@ def test_a_watcher_knows_a_new_version_from_one_that_it_has_read() -> None:
     assert new_version({"a": version.version, "b": 1}) is not None and new_version({"a": 0}) is not None
 
 
-def test_chains() -> None:
+def test_chains_are_found_in_nested_groups_and_pipelines() -> None:
     # Given what is nested
     # When the messages are looked for
     # Then they come in order, those of a pipeline together

@@ -62,7 +62,7 @@ def perform(backend: StatusBackend, job: Callable[[], Any], **options: Any) -> d
 # In a run
 
 
-def test_a_run_counts_and_deletes(backend: StatusBackend) -> None:
+def test_a_run_counts_on_fields_and_deletes_fields(backend: StatusBackend) -> None:
     # Given an actor that counts on fields, on its total, and deletes fields
     def job() -> None:
         status, progress = current_status(), current_progress()
@@ -90,7 +90,7 @@ def test_a_run_counts_and_deletes(backend: StatusBackend) -> None:
     assert not {"given", "step", "never there"} & found.keys()
 
 
-def test_children_find_more_work(backend: StatusBackend) -> None:
+def test_children_add_to_the_total_of_their_parent(backend: StatusBackend) -> None:
     # Given a parent, and children that run on many threads
     broker = make_broker(backend)
 
@@ -109,7 +109,7 @@ def test_children_find_more_work(backend: StatusBackend) -> None:
     assert parent is not None and (parent.total, parent["rows"]) == (800, 200_000)
 
 
-def test_a_retry_brings_no_deleted_field_back(backend: StatusBackend) -> None:
+def test_a_retry_does_not_restore_deleted_fields(backend: StatusBackend) -> None:
     seen: list[set[str]] = []
 
     # Given a message that was sent with fields, and whose first run, and somebody else, delete one each
@@ -131,7 +131,7 @@ def test_a_retry_brings_no_deleted_field_back(backend: StatusBackend) -> None:
     assert "given" not in found and "rows" not in found and found["text"] == "a"
 
 
-def test_what_is_no_number_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_counting_on_a_text_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     # Given an actor that counts on a text, again and again
     def job() -> None:
         for n in range(3):
@@ -150,7 +150,7 @@ def test_what_is_no_number_harms_nothing(caplog: pytest.LogCaptureFixture) -> No
 # From outside
 
 
-def test_counts_from_outside(backend: StatusBackend) -> None:
+def test_counts_and_deletions_from_outside_of_a_worker(backend: StatusBackend) -> None:
     # Given a message
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID, fields={":text": '"a"', ":step": "1", ":gone": "1"}))
     status, progress = (get("m", backend=backend) for get in (StatusRegistry.get, StatusRegistry.progress))
@@ -202,7 +202,7 @@ def test_counts_from_outside(backend: StatusBackend) -> None:
         (lambda status: Progress(status._channel).add_total("1"), TypeError, "'total'"),
     ],
 )
-def test_what_cannot_be_counted_or_deleted(write: Any, error: type[Exception], text: str) -> None:
+def test_wrong_counts_and_deletions_raise(write: Any, error: type[Exception], text: str) -> None:
     # Given a status
     with bound_status() as status:
         status.update(step="1", rows=2)
@@ -214,7 +214,7 @@ def test_what_cannot_be_counted_or_deleted(write: Any, error: type[Exception], t
         assert status.read() == before
 
 
-def test_a_forked_process_counts(redis_url: str) -> None:
+def test_a_forked_process_counts_and_deletes(redis_url: str) -> None:
     # Given an actor that forks a process, which counts and deletes
     def count() -> None:
         current_status().increment("rows", 5)
@@ -284,7 +284,7 @@ def send(buffer: MessageBuffer, backend: StubBackend, fate: str) -> bool:
 
 @settings(max_examples=400, derandomize=STABLE, deadline=None)
 @given(history=st.lists(steps, max_size=14), late=st.booleans())
-def test_what_is_merged_is_what_was_written(history: list[tuple[str, str, Any]], late: bool) -> None:
+def test_merged_writes_equal_single_writes(history: list[tuple[str, str, Any]], late: bool) -> None:
     # Given the buffer of a run, which may begin before its enqueue is stored, and of a second one after a requeue
     backend = StubBackend()
     enqueue = Update(Kind.ENQUEUE, ENQUEUE_ID, fields=GIVEN)
@@ -346,7 +346,7 @@ def _write(buffer: MessageBuffer, kind: str, name: str, value: Any) -> None:
 # Handles that travel
 
 
-def test_handles_are_pickled_to_their_message_id() -> None:
+def test_handles_are_pickled_as_their_message_id() -> None:
     # Given a broker with a status store, and handles from everywhere
     backend = RecordingBackend()
     pickled: list[bytes] = []

@@ -71,7 +71,7 @@ def test_values_keep_their_types(backend: RecordingBackend, broker: StubBroker) 
     assert {name: found[name] for name in values} == values and found["one"] == "1"
 
 
-def test_reads_inside_see_what_was_written(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_a_run_reads_its_own_writes(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given an actor that reads what it has just written
     seen: list[Any] = []
 
@@ -92,7 +92,7 @@ def test_reads_inside_see_what_was_written(backend: RecordingBackend, broker: St
     assert seen == ["reading", 1, 0.2, "working", True, 10, 50, 0.2, True, True]
 
 
-def test_a_new_leg_starts_over(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_a_second_loop_starts_from_zero(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given an actor with two legs
     @dramatiq.actor(broker=broker)
     def work() -> None:
@@ -109,7 +109,7 @@ def test_a_new_leg_starts_over(backend: RecordingBackend, broker: StubBroker) ->
     assert (found["step"], found["progress"], found["total"]) == ("two", 5, 50)
 
 
-def test_track_without_a_length(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_track_sets_the_total_of_an_iterable_without_a_length(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given an actor that tracks what has no length
     @dramatiq.actor(broker=broker)
     def work() -> None:
@@ -144,7 +144,7 @@ def test_track_without_a_length(backend: RecordingBackend, broker: StubBroker) -
         (lambda status: current_progress().decrement(None), TypeError, "'decrement'"),  # type: ignore[arg-type]
     ],
 )
-def test_bad_input_fails_where_it_is_written(
+def test_wrong_values_raise_where_they_are_written(
     backend: RecordingBackend, broker: StubBroker, write: Any, error: type[Exception], text: str
 ) -> None:
     raised: list[BaseException | None] = []
@@ -167,7 +167,7 @@ def test_bad_input_fails_where_it_is_written(
     assert (stored["status"], stored["before"], stored["after"]) == ("completed", 1, 2)
 
 
-def test_async_actors(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_async_actors_write_to_their_own_status(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given a coroutine that writes from tasks and threads that inherit its context
     @dramatiq.actor(broker=broker)
     async def work() -> None:
@@ -188,7 +188,7 @@ def test_async_actors(backend: RecordingBackend, broker: StubBroker) -> None:
         assert (found["task"], found["progress"], found["self"]) == (True, 7, message.message_id)
 
 
-def test_threads_take_a_handle(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_threads_write_by_a_handle_that_they_are_passed(backend: RecordingBackend, broker: StubBroker) -> None:
     inherited: list[str] = []
 
     # Given an actor whose threads are passed its handle; another looks for it
@@ -209,7 +209,7 @@ def test_threads_take_a_handle(backend: RecordingBackend, broker: StubBroker) ->
     assert final(backend, message)["progress"] == 80_000 and inherited == [""]
 
 
-def test_calls_and_messages_to_others(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_actors_that_call_actors_and_send_messages(backend: RecordingBackend, broker: StubBroker) -> None:
     sent: list[Any] = []
 
     # Given an actor that calls another's function, and sends it a message
@@ -254,7 +254,7 @@ def test_children_count_on_their_parents_bar(backend: RecordingBackend, broker: 
     assert (found["progress"], found["seen"]) == (20, True)
 
 
-def test_reads_of_another_message_see_what_was_written(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_a_run_reads_its_own_writes_to_another_message(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given an actor whose writes are kept for an hour, and that reads what it has written to another message
     seen: list[Any] = []
 
@@ -279,7 +279,7 @@ def test_reads_of_another_message_see_what_was_written(backend: RecordingBackend
     assert seen == [(1, 0), (2, 1), (3, 2)]
 
 
-def test_nothing_stays_bound(backend: RecordingBackend) -> None:
+def test_no_handle_stays_bound_after_a_message(backend: RecordingBackend) -> None:
     left: list[Any] = []
 
     # Given a middleware that stands ahead of ours, and jobs that end in every way
@@ -304,7 +304,7 @@ def test_nothing_stays_bound(backend: RecordingBackend) -> None:
     assert left == [None] * 5
 
 
-def test_from_outside(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_writes_from_outside_of_a_worker(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given a message that waits
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
@@ -361,7 +361,7 @@ def test_a_handle_has_what_a_snapshot_has(backend: RecordingBackend) -> None:
         iter(unknown)  # type: ignore[call-overload]
 
 
-def test_the_unknown(backend: RecordingBackend) -> None:
+def test_handles_of_unknown_messages(backend: RecordingBackend) -> None:
     # Given the handle of a message that nobody knows
     status = StatusRegistry.get("nobody", backend=backend)
     # Then it is empty
@@ -388,7 +388,7 @@ def test_the_unknown(backend: RecordingBackend) -> None:
         (lambda: current_progress().decrement(None), TypeError, "'decrement'"),  # type: ignore[arg-type]
     ],
 )
-def test_detached_handles_are_as_strict(write: Any, error: type[Exception], text: str) -> None:
+def test_detached_handles_refuse_what_bound_ones_refuse(write: Any, error: type[Exception], text: str) -> None:
     # Given no worker
     with bound_status() as status:
         status["step"] = "before"
@@ -399,7 +399,7 @@ def test_detached_handles_are_as_strict(write: Any, error: type[Exception], text
         assert status.working and status["step"] == "before" and status.progress is None
 
 
-def test_detached_handles_agree() -> None:
+def test_detached_handles_of_one_call_share_their_values() -> None:
     # Given no worker, and a function that holds a handle
     def work(found: list[Any]) -> None:
         status = current_status()
@@ -419,7 +419,7 @@ def test_detached_handles_agree() -> None:
     assert first == second == [("reading", n, 4) for n in range(4)] + [(1.0, 8)]
 
 
-def test_detached_handles_leave_nothing() -> None:
+def test_detached_values_end_with_the_call() -> None:
     channels: list[weakref.ref[Any]] = []
 
     def work() -> None:
@@ -440,7 +440,7 @@ def test_detached_handles_leave_nothing() -> None:
     contextvars.Context().run(long_lived)
 
 
-def test_an_exception_that_is_kept_keeps_no_values_for_others() -> None:
+def test_a_kept_exception_does_not_share_detached_values() -> None:
     kept: list[BaseException] = []
 
     def fail() -> None:
@@ -468,7 +468,7 @@ def test_an_exception_that_is_kept_keeps_no_values_for_others() -> None:
     assert [error.args[0]["secret"] for error in kept] == [1, 1, 1]
 
 
-def test_detached_handles_of_a_caller_are_not_those_of_its_functions() -> None:
+def test_called_functions_have_detached_values_of_their_own() -> None:
     # Given a loop in a function that holds a handle
     status, found = current_status(), []
 
@@ -485,7 +485,7 @@ def test_detached_handles_of_a_caller_are_not_those_of_its_functions() -> None:
     assert found == [(None, 0)] * 3 and (status["done"], current_progress().progress) == ("outer", 3)
 
 
-def test_detached_loops_agree_with_what_is_asked_for_in_them() -> None:
+def test_detached_loops_share_the_values_of_handles_in_them() -> None:
     # Given functions without a variable that holds a handle
     def loop() -> list[Any]:
         found = []
@@ -512,7 +512,7 @@ def test_detached_loops_agree_with_what_is_asked_for_in_them() -> None:
     assert current_progress().fraction is None
 
 
-def test_a_detached_call_leaves_no_garbage() -> None:
+def test_detached_calls_leave_no_garbage() -> None:
     class Large:
         pass
 
@@ -540,7 +540,7 @@ def test_a_detached_call_leaves_no_garbage() -> None:
         gc.enable()
 
 
-def test_untracked_messages_have_nothing_of_each_other(backend: RecordingBackend) -> None:
+def test_untracked_messages_share_no_values(backend: RecordingBackend) -> None:
     broker = make_broker(backend)
     held: list[Any] = []
     seen: list[Any] = []
@@ -562,7 +562,7 @@ def test_untracked_messages_have_nothing_of_each_other(backend: RecordingBackend
     assert backend.updates() == []
 
 
-def test_a_worker_s_handles_have_nothing_of_detached_ones(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_messages_share_no_values_with_detached_handles(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given a context that holds a detached handle
     status = current_status()
     status["detached"] = True
@@ -584,7 +584,7 @@ def test_a_worker_s_handles_have_nothing_of_detached_ones(backend: RecordingBack
     assert current_status()["detached"]
 
 
-def test_detached_handles_are_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_may_share_detached_handles(monkeypatch: pytest.MonkeyPatch) -> None:
     met = threading.Barrier(2)
 
     def slow(record: Any, update: Any, now: int) -> Any:
@@ -606,7 +606,7 @@ def test_detached_handles_are_for_threads(monkeypatch: pytest.MonkeyPatch) -> No
         assert status["progress"] == 2
 
 
-def test_detached_handles_write_nowhere() -> None:
+def test_detached_handles_write_to_no_store() -> None:
     # Given no worker
     # When an actor's function is called
     with bound_status() as status:
@@ -623,7 +623,7 @@ def test_detached_handles_write_nowhere() -> None:
     assert "nothing" in repr(current_status()) and "nothing" in repr(current_progress())
 
 
-def test_handles_for_people_to_read(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handles_as_text(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given handles, and a store that must not be asked
     status, progress = (get("m", backend=backend) for get in (StatusRegistry.get, StatusRegistry.progress))
     monkeypatch.setattr(backend, "read_many", lambda ids: pytest.fail("Nobody wants to wait for that."))

@@ -85,7 +85,7 @@ def applications(backends: list[StatusBackend]) -> Iterator[list[Application]]:
         yield found
 
 
-def test_both_run_the_same_messages(applications: list[Application]) -> None:
+def test_two_namespaces_have_statuses_of_the_same_ids(applications: list[Application]) -> None:
     shop, europe = applications
     # Given jobs of the same ids in both, of different sizes
     ids = [uuid4().hex for _ in range(3)]
@@ -110,7 +110,7 @@ def test_both_run_the_same_messages(applications: list[Application]) -> None:
     assert [application.read_many(ids)[1].get("note") for application in applications] == [None, "mine"]
 
 
-def test_a_watcher_is_not_told_of_the_other(applications: list[Application]) -> None:
+def test_watchers_ignore_changes_in_another_namespace(applications: list[Application]) -> None:
     shop, europe = applications
     # Given a job of the same id in both
     message_id = uuid4().hex
@@ -138,7 +138,7 @@ def test_a_watcher_is_not_told_of_the_other(applications: list[Application]) -> 
         assert {snapshot["owner"] for snapshot in snapshots} == {name} and snapshots[-1].completed
 
 
-def test_what_one_has_is_unknown_to_the_other(applications: list[Application]) -> None:
+def test_messages_of_another_namespace_are_unknown(applications: list[Application]) -> None:
     shop, europe = applications
     # Given jobs of one application alone
     ids = [uuid4().hex for _ in range(3)]
@@ -158,7 +158,7 @@ def test_what_one_has_is_unknown_to_the_other(applications: list[Application]) -
 
 
 @pytest.mark.parametrize("backends", ["redis", "sqlite"], indirect=True)
-def test_lists(applications: list[Application]) -> None:
+def test_lists_have_only_messages_of_their_namespace(applications: list[Application]) -> None:
     shop, europe = applications
     # Given jobs of both, some of the same ids, as many as run at once
     ids = {"shop": ["both", "shop-1", "shop-2"], "shop:eu": ["both", "eu-1"]}

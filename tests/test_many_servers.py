@@ -107,7 +107,7 @@ def reader(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
 
-def test_reads(halves: Halves, reader: Any) -> None:
+def test_reads_return_errors_for_an_unavailable_server(halves: Halves, reader: Any) -> None:
     # Given a server that is away
     halves.away = True
     # When messages of both are read
@@ -127,7 +127,7 @@ def test_reads(halves: Halves, reader: Any) -> None:
     assert reader.read_many([], backend=halves) == []
 
 
-def test_a_single_error_is_raised_by_read(halves: Halves, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_raises_a_returned_error(halves: Halves, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a backend that raises nothing where it was asked for one message alone
     monkeypatch.setattr(halves, "read_many", lambda ids: [BackendError("away")] * len(ids))
     # When that is read
@@ -137,7 +137,7 @@ def test_a_single_error_is_raised_by_read(halves: Halves, monkeypatch: pytest.Mo
             call("b1")
 
 
-def test_a_wait_outlasts_it(halves: Halves, reader: Any) -> None:
+def test_wait_continues_while_a_server_is_unavailable(halves: Halves, reader: Any) -> None:
     # Given a caller that waits for a message, and one that waits for two of which one is finished
     halves.update("a1", finish(1))
     with ThreadPoolExecutor() as pool:
@@ -155,7 +155,7 @@ def test_a_wait_outlasts_it(halves: Halves, reader: Any) -> None:
         assert one.result(PATIENCE).completed and all_.result(PATIENCE).completed
 
 
-def test_a_batch_is_watched_beside_it(halves: Halves, reader: Any) -> None:
+def test_a_batch_is_watched_while_a_server_is_unavailable(halves: Halves, reader: Any) -> None:
     # Given a watcher of messages of both servers, of which one is away from the beginning
     halves.away = True
     seen: list[BatchSnapshot] = []
@@ -176,7 +176,7 @@ def test_a_batch_is_watched_beside_it(halves: Halves, reader: Any) -> None:
     assert (seen[-1].completed, seen[-1].unavailable) == (True, ())
 
 
-def test_a_time_out_beside_it(halves: Halves, reader: Any) -> None:
+def test_wait_raises_after_its_timeout_while_a_server_is_unavailable(halves: Halves, reader: Any) -> None:
     # Given a server that is away for good
     halves.away = True
     halves.update("a1", finish(1))
@@ -194,7 +194,7 @@ def test_a_time_out_beside_it(halves: Halves, reader: Any) -> None:
 # A cluster
 
 
-def test_a_node_that_is_frozen(redis_cluster: RedisCluster) -> None:
+def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
     # Given watchers of single messages on all nodes, and of all of them together
     redis_cluster.reset()
     ids = [uuid4().hex for _ in range(30)]

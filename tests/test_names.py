@@ -20,7 +20,7 @@ SHARED = {"result": [1], "args": "mine", "kwargs": {"a": 1}, "traceback": None}
 
 
 @pytest.mark.parametrize("includes", [(), INCLUDES], ids=["nothing included", "all included"])
-def test_shared_names_are_the_users(every_backend: StatusBackend, includes: Any) -> None:
+def test_users_may_write_fields_with_the_names_of_includes(every_backend: StatusBackend, includes: Any) -> None:
     broker = make_broker(every_backend, Results(backend=StubResults()), includes=includes)
 
     # Given a job that writes them, then fails, and does the same once more
@@ -43,7 +43,7 @@ def test_shared_names_are_the_users(every_backend: StatusBackend, includes: Any)
         assert {name: snapshot.to_dict()[name] for name in SHARED} == SHARED == snapshot.fields
 
 
-def test_the_result_is_returned_or_written(every_backend: StatusBackend) -> None:
+def test_the_result_is_what_the_last_run_wrote_or_returned(every_backend: StatusBackend) -> None:
     broker = make_broker(every_backend, Results(backend=StubResults()), includes={"result"})
 
     # Given jobs that return something, some of which write a result as well: now, or in a run before
@@ -69,7 +69,7 @@ def test_the_result_is_returned_or_written(every_backend: StatusBackend) -> None
     assert snapshot.fields["result"] is None
 
 
-def test_a_result_stays_over_runs(every_backend: StatusBackend) -> None:
+def test_a_written_result_stays_after_a_retry(every_backend: StatusBackend) -> None:
     broker = make_broker(every_backend)
 
     # Given a job that writes a result in its first run alone
@@ -87,7 +87,7 @@ def test_a_result_stays_over_runs(every_backend: StatusBackend) -> None:
     assert StatusRegistry.get(message, backend=every_backend)["result"] == "half"
 
 
-def test_what_is_included_is_read_by_its_name(every_backend: StatusBackend) -> None:
+def test_includes_are_read_by_their_names(every_backend: StatusBackend) -> None:
     broker = make_broker(every_backend, includes=INCLUDES - {"result"})
 
     # Given a job of which all is stored, and that writes one of the names
@@ -106,7 +106,7 @@ def test_what_is_included_is_read_by_its_name(every_backend: StatusBackend) -> N
     assert "args" in snapshot and snapshot.to_dict()["args"] == [1] and snapshot.to_dict()["kwargs"] == "mine"
 
 
-def test_detached_results() -> None:
+def test_detached_handles_keep_a_result() -> None:
     # Given a function that is called without a worker
     with bound_status() as status:
         # When it writes a result

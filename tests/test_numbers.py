@@ -83,7 +83,7 @@ NO_NUMBERS: list[Any] = [True, False, numpy.bool_(True), "5", None, 1j, [1], num
 
 
 @pytest.mark.parametrize(("value", "plain"), PLAIN, ids=lambda value: type(value).__name__)
-def test_numbers_become_plain(value: Any, plain: float) -> None:
+def test_numbers_become_ints_and_floats(value: Any, plain: float) -> None:
     # Given a number of some type
     # When it is made plain
     found = plain_number(value)
@@ -92,7 +92,7 @@ def test_numbers_become_plain(value: Any, plain: float) -> None:
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
-def test_other_things_are_no_numbers(value: Any) -> None:
+def test_other_types_are_no_numbers(value: Any) -> None:
     # Given something else
     # When it is counted with
     # Then it is no number, and the error names its type
@@ -112,7 +112,7 @@ def test_other_things_are_no_numbers(value: Any) -> None:
     ],
     ids=ascii,
 )
-def test_numbers_that_cannot_be_counted_with(value: Any) -> None:
+def test_infinite_and_too_large_numbers_raise(value: Any) -> None:
     # Given a number that is not finite, or that a store cannot add to
     # When it is counted with
     with bound_status() as status:
@@ -130,7 +130,7 @@ def test_numbers_that_cannot_be_counted_with(value: Any) -> None:
                 write()
 
 
-def test_truths_are_fields() -> None:
+def test_booleans_are_stored_as_booleans() -> None:
     # Given truths, of NumPy as well
     with bound_status() as status:
         # When they are written
@@ -139,7 +139,7 @@ def test_truths_are_fields() -> None:
         assert status["yes"] is True and status["deep"] == [False] and status["deep"][0] is False
 
 
-def test_a_database_by_an_enum(redis_server: RedisServer, redis_broker_url: str) -> None:
+def test_a_database_number_may_be_an_enum(redis_server: RedisServer, redis_broker_url: str) -> None:
     # Given a database whose number is a member of an enum
     database = IntEnum("Database", {"STATUSES": 1}).STATUSES  # type: ignore[misc]
     with closing(RedisBackend(host="127.0.0.1", port=numpy.int64(redis_server.port), db=database)) as backend:
@@ -148,7 +148,7 @@ def test_a_database_by_an_enum(redis_server: RedisServer, redis_broker_url: str)
         assert backend.read("unknown") is None
 
 
-def test_numbers_of_things() -> None:
+def test_counts_and_durations_may_be_of_any_integer_type() -> None:
     # Given whole numbers of other types
     # When they are a number of things, or a duration in milliseconds
     # Then they are taken as ints
@@ -166,7 +166,7 @@ def test_numbers_of_things() -> None:
                 check("n", wrong)  # type: ignore[arg-type]
 
 
-def test_numbers_in_a_worker(every_backend: StatusBackend) -> None:
+def test_workers_count_with_numbers_of_all_types(every_backend: StatusBackend) -> None:
     backend = every_backend
     # Given a job that counts with all kinds of numbers, and that is sent with some
     broker = make_broker(backend, asyncio=True, status_ttl=numpy.int64(60_000), max_pending=Int(1000))
@@ -224,7 +224,7 @@ def test_numbers_in_a_worker(every_backend: StatusBackend) -> None:
     assert snapshot is not None and (snapshot["progress"], snapshot["total"]) == (4, 4)
 
 
-def test_numbers_from_outside(every_backend: StatusBackend) -> None:
+def test_calls_from_outside_count_with_numbers_of_all_types(every_backend: StatusBackend) -> None:
     backend = every_backend
     # Given a message that waits
     broker = make_broker(backend)
@@ -253,7 +253,7 @@ def test_numbers_from_outside(every_backend: StatusBackend) -> None:
     assert snapshot is not None and (snapshot["progress"], snapshot["total"]) == (0, 50)
 
 
-def test_what_is_sent_is_plain() -> None:
+def test_stores_get_plain_floats() -> None:
     # Given a job that counts by a subclass of float
     backend = RecordingBackend()
     broker = make_broker(backend)

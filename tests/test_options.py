@@ -62,7 +62,7 @@ def test_fields_are_stored_together_with_queued(backend: RecordingBackend, broke
         {"status_includes": "message"},
     ],
 )
-def test_bad_options_reach_the_sender(backend: RecordingBackend, broker: StubBroker, options: dict[str, Any]) -> None:
+def test_wrong_options_raise_in_send(backend: RecordingBackend, broker: StubBroker, options: dict[str, Any]) -> None:
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
@@ -74,7 +74,7 @@ def test_bad_options_reach_the_sender(backend: RecordingBackend, broker: StubBro
     assert broker.queues[work.queue_name].qsize() == 0 and backend.calls == []
 
 
-def test_bad_options_inside_of_an_actor_do_not_harm_it(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_wrong_options_in_an_actor_are_logged_and_ignored(backend: RecordingBackend, broker: StubBroker) -> None:
     sent: list[Any] = []
 
     @dramatiq.actor(broker=broker)
@@ -105,7 +105,7 @@ def test_bad_options_inside_of_an_actor_do_not_harm_it(backend: RecordingBackend
         ({"status_includes": frozenset(), "track_status": False}, {"status_includes": [], "track_status": False}),
     ],
 )
-def test_options_that_are_not_json_are_sent(
+def test_options_that_are_not_json_become_json(
     backend: RecordingBackend, broker: StubBroker, inside: bool, options: dict[str, Any], sent: dict[str, Any]
 ) -> None:
     found: list[Any] = []
@@ -141,7 +141,7 @@ def test_options_that_are_not_json_are_sent(
         assert "args" in snapshot.to_dict()
 
 
-def test_bad_options_that_are_not_json_do_not_harm_an_actor(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_wrong_options_that_are_not_json_do_not_stop_an_actor(backend: RecordingBackend, broker: StubBroker) -> None:
     sent: list[Any] = []
 
     @dramatiq.actor(broker=broker, status_includes={"message"})
@@ -167,7 +167,7 @@ def test_bad_options_that_are_not_json_do_not_harm_an_actor(backend: RecordingBa
     ("option", "value"),
     [("status_ttl", 0), ("status_ttl", 10**30), ("status_throttle", "1"), ("status_includes", {"x"})],
 )
-def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
+def test_wrong_options_of_an_actor_raise(broker: StubBroker, option: str, value: Any) -> None:
     # When an actor is declared with a bad option
     # Then that is said
     with pytest.raises(StatusOptionError, match=option):
@@ -196,12 +196,14 @@ def test_bad_actor_options(broker: StubBroker, option: str, value: Any) -> None:
         ("max_pending_bytes", 0.5, ValueError),
     ],
 )
-def test_bad_parameters(backend: RecordingBackend, parameter: str, value: Any, error: type[Exception]) -> None:
+def test_wrong_parameters_of_the_middleware_raise(
+    backend: RecordingBackend, parameter: str, value: Any, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=parameter):
         StatusMiddleware(**{"backend": backend, parameter: value})
 
 
-def test_the_longest_durations(backend: RecordingBackend) -> None:
+def test_the_longest_durations_are_accepted(backend: RecordingBackend) -> None:
     # Given durations of a hundred years, and one day of patience
     century = timedelta(days=36_525)
     broker = make_broker(backend, live_ttl=century, status_ttl=century)
@@ -224,12 +226,12 @@ def test_the_longest_durations(backend: RecordingBackend) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "a b\n", "ž" * 10, "x" * 49])
-def test_bad_namespaces(bad: str) -> None:
+def test_wrong_namespaces_raise(bad: str) -> None:
     with pytest.raises(ValueError, match="namespace"):
         RecordingBackend(namespace=bad)
 
 
-def test_what_lives_how_long(backend: RecordingBackend) -> None:
+def test_statuses_live_as_long_as_the_settings_say(backend: RecordingBackend) -> None:
     broker = make_broker(backend, live_ttl=timedelta(hours=2), heartbeat_interval=5000, status_ttl=50_000)
 
     # Given actors and messages with a time to live of their own
@@ -252,7 +254,7 @@ def test_what_lives_how_long(backend: RecordingBackend) -> None:
 
 
 @pytest.mark.parametrize("by", ["middleware", "actor", "message"])
-def test_what_is_not_tracked(backend: RecordingBackend, by: str) -> None:
+def test_untracked_messages_write_nothing(backend: RecordingBackend, by: str) -> None:
     broker = make_broker(backend, track_status=by != "middleware")
 
     # Given a message that is not to be tracked
@@ -267,7 +269,7 @@ def test_what_is_not_tracked(backend: RecordingBackend, by: str) -> None:
     assert backend.calls == [] and StatusRegistry.read(message, broker=broker) is None
 
 
-def test_a_message_whose_id_cannot_be_tracked(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_a_message_with_an_odd_id_runs_untracked(backend: RecordingBackend, broker: StubBroker) -> None:
     ran: list[bool] = []
 
     @dramatiq.actor(broker=broker)
@@ -282,7 +284,7 @@ def test_a_message_whose_id_cannot_be_tracked(backend: RecordingBackend, broker:
     assert ran == [True] and backend.calls == []
 
 
-def test_includes(backend: RecordingBackend) -> None:
+def test_includes_are_stored(backend: RecordingBackend) -> None:
     broker = make_broker(backend, Results(backend=StubResults()), includes={"message", "traceback", "result"})
 
     @dramatiq.actor(broker=broker)
@@ -306,7 +308,7 @@ def test_includes(backend: RecordingBackend) -> None:
     assert not {"args", "kwargs", "result"} & set(quiet)
 
 
-def test_what_cannot_be_included_is_left_out(backend: RecordingBackend) -> None:
+def test_includes_that_are_too_large_are_left_out(backend: RecordingBackend) -> None:
     backend.max_field_size = 100
     broker = make_broker(backend, Results(backend=StubResults()), includes={"message", "result"})
 
@@ -324,7 +326,7 @@ def test_what_cannot_be_included_is_left_out(backend: RecordingBackend) -> None:
 
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("size", [200, 1000, 65_536])
-def test_an_exception_that_is_too_large(backend: RecordingBackend, retries: int, size: int) -> None:
+def test_an_exception_that_is_too_large_is_shortened(backend: RecordingBackend, retries: int, size: int) -> None:
     # Given a store with room for so much in a field, and an exception with more of everything
     backend.max_field_size = size
     broker = make_broker(backend, includes={"traceback"})
@@ -357,7 +359,7 @@ class Broken(dict[str, Any]):
         raise RuntimeError("no items")
 
 
-def test_a_result_that_breaks_what_looks_at_it(backend: RecordingBackend) -> None:
+def test_a_result_that_cannot_be_encoded_is_left_out(backend: RecordingBackend) -> None:
     broker = make_broker(backend, includes={"result"})
 
     # Given an actor whose result cannot even be looked at
@@ -377,7 +379,7 @@ def test_a_result_that_breaks_what_looks_at_it(backend: RecordingBackend) -> Non
     ("producer", "worker", "said"),
     [(15_000, 15_000, None), (100, 15_000, "15000"), (15_000, 200, "200"), (100, 200, "200"), (200, 200, "200")],
 )
-def test_the_heartbeat_interval_is_that_of_the_worker(
+def test_the_worker_sets_the_heartbeat_interval(
     backend: RecordingBackend, producer: int, worker: int, said: str | None
 ) -> None:
     # Given a message that was sent by a process with one interval
@@ -423,7 +425,7 @@ def broken(exception: BaseException) -> dict[str, str]:
     ids=["off", "details", "type only", "long", "nothing", "broken", "wrong"],
 )
 @pytest.mark.parametrize("retries", [0, 1])
-def test_what_is_stored_of_an_exception(
+def test_describe_exception_decides_what_is_stored(
     backend: RecordingBackend, describe: Any, expected: Any, retries: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = make_broker(backend, describe_exception=describe, includes={"traceback"})
@@ -456,7 +458,7 @@ def test_what_is_stored_of_an_exception(
     assert "secret" not in "".join(one.getMessage() for one in caplog.records if one.name == "dramatiq_status")
 
 
-def test_a_run_that_sets_failed_has_no_exception_of_an_earlier_run(backend: RecordingBackend) -> None:
+def test_a_run_that_sets_failed_removes_the_exception_of_an_earlier_run(backend: RecordingBackend) -> None:
     # Given an actor that raises an exception, and whose retry sets the state without an exception
     broker = make_broker(backend, includes={"traceback"})
     seen: list[Any] = []
@@ -478,7 +480,7 @@ def test_a_run_that_sets_failed_has_no_exception_of_an_earlier_run(backend: Reco
     assert status.exception is None and status.get("traceback") is None
 
 
-def test_a_description_that_is_no_function(backend: RecordingBackend) -> None:
+def test_describe_exception_must_be_a_function(backend: RecordingBackend) -> None:
     with pytest.raises(TypeError, match="describe_exception"):
         StatusMiddleware(backend=backend, describe_exception="type")  # type: ignore[arg-type]
 
@@ -494,7 +496,7 @@ def test_a_description_that_is_no_function(backend: RecordingBackend) -> None:
         ({"message", "result"}, [], None, set()),
     ],
 )
-def test_a_message_may_leave_something_out(
+def test_a_message_may_leave_out_includes(
     backend: RecordingBackend, included: Any, actor_includes: Any, asked: Any, stored: set[str]
 ) -> None:
     # Given what the middleware and the actor include
@@ -512,7 +514,7 @@ def test_a_message_may_leave_something_out(
 
 
 @pytest.mark.parametrize(("included", "actor_includes"), [({"message"}, []), ((), None), ({"result"}, {"result"})])
-def test_a_message_cannot_ask_for_more(backend: RecordingBackend, included: Any, actor_includes: Any) -> None:
+def test_a_message_cannot_add_includes(backend: RecordingBackend, included: Any, actor_includes: Any) -> None:
     # Given what the middleware and the actor include
     broker = make_broker(backend, includes=included)
 
@@ -533,7 +535,7 @@ def test_a_message_cannot_ask_for_more(backend: RecordingBackend, included: Any,
     assert found["status"] == "failed" and not {"args", "kwargs", "traceback"} & found.keys()
 
 
-def test_a_producer_that_does_not_know_an_actor_leaves_it_to_the_worker(backend: RecordingBackend) -> None:
+def test_the_worker_includes_what_a_producer_without_the_actor_cannot_know(backend: RecordingBackend) -> None:
     # Given a producer that includes nothing and has no actor, and a worker whose actor includes its arguments
     producer = make_broker(backend)
     producer.declare_queue("default")
@@ -550,7 +552,7 @@ def test_a_producer_that_does_not_know_an_actor_leaves_it_to_the_worker(backend:
     assert sent.options["status_includes"] == ["message"]
 
 
-def test_options_that_a_tracer_swallows_are_warned_of_once(
+def test_options_inside_of_an_option_cause_one_warning(
     backend: RecordingBackend, broker: StubBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     @dramatiq.actor(broker=broker)

@@ -33,7 +33,7 @@ def broker(backend: RecordingBackend) -> StubBroker:
     return make_broker(backend)
 
 
-def test_many_are_read_in_order(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_many_statuses_are_read_in_order(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given messages, one of them unknown
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
@@ -79,7 +79,7 @@ def test_watch_shows_every_state(backend: RecordingBackend, broker: StubBroker) 
     ]
 
 
-def test_wait(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_wait_returns_the_final_snapshot(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given a job that fails
     @dramatiq.actor(broker=broker)
     def work() -> None:
@@ -96,7 +96,7 @@ def test_wait(backend: RecordingBackend, broker: StubBroker) -> None:
     assert snapshot.failed and snapshot.exception == {"type": "ValueError", "message": "boo"}
 
 
-def test_the_missing(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_missing_messages_raise(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given an unknown id
     # When it is waited for
     # Then that is said
@@ -106,7 +106,7 @@ def test_the_missing(backend: RecordingBackend, broker: StubBroker) -> None:
     assert StatusRegistry.delete("nobody", broker=broker) is False
 
 
-def test_watching_through_an_outage(backend: RecordingBackend, broker: StubBroker, monkeypatch: Any) -> None:
+def test_watch_continues_after_an_outage(backend: RecordingBackend, broker: StubBroker, monkeypatch: Any) -> None:
     # Given a message that is watched
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
@@ -129,7 +129,7 @@ def test_watching_through_an_outage(backend: RecordingBackend, broker: StubBroke
     assert [snapshot.state for snapshot in snapshots][-1] is State.COMPLETED
 
 
-def test_a_store_that_never_answered(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_raises_the_error_of_the_first_read(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a store that does not answer
     def failing(ids: Any) -> Any:
         raise BackendError("away")
@@ -141,7 +141,7 @@ def test_a_store_that_never_answered(backend: RecordingBackend, monkeypatch: pyt
         StatusRegistry.wait("m", backend=backend, timeout=None)
 
 
-def test_enqueueing_without_a_store(backend: RecordingBackend, broker: StubBroker) -> None:
+def test_messages_are_enqueued_and_run_while_the_store_is_down(backend: RecordingBackend, broker: StubBroker) -> None:
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
@@ -157,7 +157,7 @@ def test_enqueueing_without_a_store(backend: RecordingBackend, broker: StubBroke
     assert all(snapshot and snapshot.completed for snapshot in StatusRegistry.read_many(messages, broker=broker))
 
 
-def test_no_middleware() -> None:
+def test_a_broker_without_the_middleware_raises() -> None:
     # Given a broker without ours
     broker = StubBroker()
     # When a status is asked for
@@ -170,7 +170,7 @@ def test_no_middleware() -> None:
     ("message_id", "error"),
     [("", ValueError), ("a" * 201, ValueError), ("a\nb", ValueError), ("\ud800", ValueError), (7, TypeError)],
 )
-def test_bad_ids(backend: RecordingBackend, message_id: Any, error: type[Exception]) -> None:
+def test_wrong_message_ids_raise(backend: RecordingBackend, message_id: Any, error: type[Exception]) -> None:
     # Given something that is no message id
     # When it is asked for
     # Then it is said what is wrong with it
@@ -178,6 +178,6 @@ def test_bad_ids(backend: RecordingBackend, message_id: Any, error: type[Excepti
         StatusRegistry.get(message_id, backend=backend)
 
 
-def test_one_string_is_not_many_ids(backend: RecordingBackend) -> None:
+def test_a_string_is_not_a_list_of_ids(backend: RecordingBackend) -> None:
     with pytest.raises(TypeError, match="iterable of ids"):
         StatusRegistry.read_many("abc", backend=backend)

@@ -45,7 +45,7 @@ class Subclass(StatusMiddleware):
 
 
 @pytest.mark.parametrize("kind", BROKERS)
-def test_a_second_one_is_refused_by_the_first_actor(kind: str) -> None:
+def test_a_second_middleware_is_refused_when_an_actor_is_declared(kind: str) -> None:
     # Given a broker with two
     first = ours()
     for second in (ours(), Subclass(backend=StubBackend()), first):
@@ -62,7 +62,7 @@ def test_a_second_one_is_refused_by_the_first_actor(kind: str) -> None:
 
 
 @pytest.mark.parametrize("declared", ["actor", "queue"])
-def test_a_second_one_is_refused_as_it_is_added(declared: str) -> None:
+def test_a_second_middleware_is_refused_when_it_is_added(declared: str) -> None:
     # Given a broker with one that has declared something
     broker = StubBroker(middleware=[ours()])
     if declared == "actor":
@@ -75,7 +75,7 @@ def test_a_second_one_is_refused_as_it_is_added(declared: str) -> None:
         broker.add_middleware(ours())
 
 
-def test_a_second_one_is_refused_by_a_worker() -> None:
+def test_a_second_middleware_is_refused_when_a_worker_starts() -> None:
     # Given a broker whose list of middleware somebody has changed by hand
     broker = StubBroker(middleware=[ours()])
     declare(broker)
@@ -86,7 +86,7 @@ def test_a_second_one_is_refused_by_a_worker() -> None:
         dramatiq.Worker(broker).start()
 
 
-def test_a_second_one_is_refused_under_the_command(tmp_path: Path) -> None:
+def test_a_second_middleware_is_refused_under_the_command(tmp_path: Path) -> None:
     # Given an application that adds two
     (tmp_path / "tasks.py").write_text(
         """
@@ -108,12 +108,12 @@ dramatiq.actor(lambda: None, actor_name="work")
     assert worker.returncode and "StatusSetupError" in worker.stderr and "add one only" in worker.stderr
 
 
-def test_one_is_enough() -> None:
+def test_one_middleware_is_accepted() -> None:
     for make in BROKERS.values():
         declare(make(middleware=[ours()]))
 
 
-def test_brokers_with_one_each() -> None:
+def test_two_brokers_have_a_middleware_and_a_store_each() -> None:
     # Given two brokers of one process, whose actors send to each other's
     backends = [RecordingBackend(), RecordingBackend()]
     brokers = [make_broker(backend) for backend in backends]
@@ -145,7 +145,7 @@ def test_brokers_with_one_each() -> None:
             assert message_id is None
 
 
-def test_moving_to_another_store() -> None:
+def test_readers_find_messages_during_a_move_to_another_store() -> None:
     # Given messages that a process with the old store has sent, and workers with the new one
     old, new = RecordingBackend(), RecordingBackend()
     producer, worker = make_broker(old), make_broker(new)
@@ -163,7 +163,7 @@ def test_moving_to_another_store() -> None:
     assert read().completed and read()["user_id"] == 42 and read().actor_name == "work"
 
 
-def test_one_middleware_on_two_brokers() -> None:
+def test_two_brokers_may_share_one_middleware() -> None:
     # Given one middleware that two brokers share
     backend = StubBackend()
     middleware = StatusMiddleware(backend=backend)

@@ -150,7 +150,7 @@ def test_async_iterables(bar: Bar, make: Callable[[], Any]) -> None:
     assert bar.seen == [(0, 4), (1, 4), (2, 4), (3, 3)]
 
 
-def test_nothing_to_do(bar: Bar) -> None:
+def test_an_empty_iterable(bar: Bar) -> None:
     # Given nothing
     # When it is iterated over
     assert list(track([])) == []
@@ -159,7 +159,7 @@ def test_nothing_to_do(bar: Bar) -> None:
 
 
 @pytest.mark.parametrize("total", [2, 5])
-def test_a_total_that_was_a_guess(bar: Bar, total: int) -> None:
+def test_a_wrong_length_hint_is_corrected_at_the_end(bar: Bar, total: int) -> None:
     # Given a total that turns out to be wrong
     # When all has been dealt with
     assert len(list(track(generator(3), total=total))) == 3
@@ -169,7 +169,7 @@ def test_a_total_that_was_a_guess(bar: Bar, total: int) -> None:
 
 
 @pytest.mark.parametrize("length", [2**53 + 1, 2**64])
-def test_what_is_too_long_to_be_counted(bar: Bar, length: int) -> None:
+def test_a_length_that_is_too_large_is_unknown(bar: Bar, length: int) -> None:
     # Given what has no end for all that is meant
     # When it is tracked
     for item in track(range(length)):
@@ -188,7 +188,7 @@ def rest_of(items: Iterable[Any]) -> tuple[float, float | None, float | None]:
     return seen
 
 
-def test_a_total_that_is_not_known(bar: Bar) -> None:
+def test_an_unknown_total(bar: Bar) -> None:
     # Given iterations over what has no length, first, behind one that has, and behind one that was left
     # When they go on
     # Then there is no total until the end
@@ -200,7 +200,7 @@ def test_a_total_that_is_not_known(bar: Bar) -> None:
     assert (current_progress().progress, current_progress().total, current_progress().fraction) == (3, 3, 1.0)
 
 
-def test_a_total_that_the_actor_has_set(bar: Bar) -> None:
+def test_a_total_that_the_actor_has_set_stays_during_the_loop(bar: Bar) -> None:
     # Given a total that the actor has set, since it knows better
     # When it iterates over what has no length
     # Then it stays, until the end
@@ -286,7 +286,7 @@ def test_an_unknown_total_in_every_store(every_backend: StatusBackend) -> None:
     asyncio.run(set_in_a_loop())
 
 
-def test_a_length_that_is_known_late(bar: Bar) -> None:
+def test_the_length_is_taken_when_the_loop_begins(bar: Bar) -> None:
     # Given a list that is filled behind the call
     rows: list[int] = []
     tracked = track(rows)
@@ -304,14 +304,14 @@ class Unsure(list[int]):
         raise NotImplementedError("nobody has counted them")
 
 
-def test_a_length_that_is_an_error(bar: Bar) -> None:
+def test_an_error_of_the_length_is_ignored(bar: Bar) -> None:
     # Given something that raises where it is asked for its length
     # When it is iterated over
     # Then it has none
     assert rest_of(track(Unsure([7, 8, 9]))) == (2, None, None)
 
 
-def test_the_length_of_what_is_tracked(bar: Bar) -> None:
+def test_track_has_the_length_of_its_iterable(bar: Bar) -> None:
     # Given things with a length and without
     # When they are tracked
     # Then they have the same
@@ -323,7 +323,7 @@ def test_the_length_of_what_is_tracked(bar: Bar) -> None:
         len(track(agenerator(3), total=3))
 
 
-def test_fields_come_with_the_total() -> None:
+def test_fields_are_written_with_the_total() -> None:
     backend = RecordingBackend()
     broker = make_broker(backend)
 
@@ -343,7 +343,7 @@ def test_fields_come_with_the_total() -> None:
     assert found == {":step": '"reading"', ":file": '"a.csv"', TOTAL: "2", PROGRESS: "0"}
 
 
-def test_work_that_is_taken_up_again(bar: Bar) -> None:
+def test_track_continues_from_a_given_progress(bar: Bar) -> None:
     # Given ten rows, four of which were dealt with in an earlier run
     # When the others are
     for _ in track(range(4, 10), total=10, progress=4):
@@ -353,7 +353,7 @@ def test_work_that_is_taken_up_again(bar: Bar) -> None:
     assert bar.seen == [(4, 10), (5, 10), (6, 10), (7, 10), (8, 10), (9, 10), (10, 10)]
 
 
-def test_outside_of_a_worker() -> None:
+def test_track_outside_of_a_worker() -> None:
     # Given no worker
     # When something is tracked
     # Then it is iterated over all the same
@@ -368,7 +368,7 @@ def test_outside_of_a_worker() -> None:
 # Leaving early
 
 
-def test_break(bar: Bar) -> None:
+def test_a_loop_that_is_left_by_break(bar: Bar) -> None:
     # Given a loop
     # When it is left in the middle of the third item
     for item in track(range(10)):
@@ -379,7 +379,7 @@ def test_break(bar: Bar) -> None:
     assert bar.seen == [(2, 10)]
 
 
-def test_an_exception(bar: Bar) -> None:
+def test_a_loop_that_is_left_by_an_exception(bar: Bar) -> None:
     # Given a loop
     def work() -> None:
         for item in track(range(10)):
@@ -393,7 +393,7 @@ def test_an_exception(bar: Bar) -> None:
     assert bar.seen == [(2, 10)]
 
 
-def test_an_iterable_that_breaks_off(bar: Bar) -> None:
+def test_an_iterable_that_raises(bar: Bar) -> None:
     def rows() -> Iterator[int]:
         yield from range(2)
         raise OSError
@@ -441,7 +441,7 @@ def test_a_generator_that_is_closed(bar: Bar) -> None:
     assert bar.seen == [(1, 50), (0, 2), (1, 2)]
 
 
-def test_exceptions_that_are_kept(bar: Bar) -> None:
+def test_kept_exceptions_do_not_keep_a_leg_open(bar: Bar) -> None:
     kept: list[BaseException | None] = []
 
     def rows(good: int) -> Iterator[int]:
@@ -464,7 +464,7 @@ def test_exceptions_that_are_kept(bar: Bar) -> None:
     assert bar.seen == [(10, 10)]
 
 
-def test_exceptions_of_async_iterables_that_are_kept(bar: Bar) -> None:
+def test_kept_exceptions_of_async_iterables_do_not_keep_a_leg_open(bar: Bar) -> None:
     kept: list[BaseException] = []
 
     async def rows(good: int) -> AsyncIterator[int]:
@@ -489,7 +489,7 @@ def test_exceptions_of_async_iterables_that_are_kept(bar: Bar) -> None:
     assert len(kept) == 2 and bar.seen == [(10, 10)]
 
 
-def test_an_exception_inside_of_a_leg_inside(bar: Bar) -> None:
+def test_an_exception_in_an_inner_leg(bar: Bar) -> None:
     kept: list[BaseException] = []
     # Given files, one of which cannot be read at first
     for name in track(["a", "b"]):
@@ -510,7 +510,7 @@ def test_an_exception_inside_of_a_leg_inside(bar: Bar) -> None:
     assert [count for count, _ in bar.seen] == [0, 0.25, 0.5, 0.5, 0.75, 1, 1, 1, 1.25, 1.5, 1.75, 2]
 
 
-def test_who_gives_up_waiting_has_not_dealt_with_an_item(bar: Bar) -> None:
+def test_a_cancelled_wait_for_an_item_does_not_count(bar: Bar) -> None:
     async def give_up(items: AsyncIterator[int]) -> None:
         waiting = asyncio.ensure_future(anext(items))  # type: ignore[arg-type]
         await asyncio.sleep(0)
@@ -543,7 +543,7 @@ def test_who_gives_up_waiting_has_not_dealt_with_an_item(bar: Bar) -> None:
     assert bar.seen == [(0, 10)] * 3 + [(1, 10)] * 4 + [(2, 2)]
 
 
-def test_an_async_iterator_that_goes_on_after_an_exception(bar: Bar) -> None:
+def test_an_async_iterator_that_continues_after_an_exception(bar: Bar) -> None:
     class Flaky:
         def __init__(self) -> None:
             self.answers = iter([TimeoutError(), 1, 2])
@@ -573,7 +573,7 @@ def test_an_async_iterator_that_goes_on_after_an_exception(bar: Bar) -> None:
     assert bar.seen == [(0, 2), (0.5, 2), (1, 2), (1.5, 2), (2, 2)]
 
 
-def test_a_failed_job_does_not_show_all_done() -> None:
+def test_a_failed_job_keeps_its_progress() -> None:
     backend = RecordingBackend()
     broker = make_broker(backend, asyncio=True)
 
@@ -596,7 +596,7 @@ def test_a_failed_job_does_not_show_all_done() -> None:
 # One leg after the other, and one inside of another
 
 
-def test_one_leg_after_the_other(bar: Bar) -> None:
+def test_legs_one_after_the_other(bar: Bar) -> None:
     # Given one leg that was done, and one that was left early
     for _ in track(range(3)):
         pass
@@ -609,7 +609,7 @@ def test_one_leg_after_the_other(bar: Bar) -> None:
     assert bar.seen == [(0, 2), (1, 2)]
 
 
-def test_a_leg_inside_of_another_divides_its_item(bar: Bar) -> None:
+def test_an_inner_leg_divides_the_item_of_the_outer_one(bar: Bar) -> None:
     # Given two files of four rows each
     for _ in track(["a", "b"]):
         for _ in track(range(4)):
@@ -621,7 +621,7 @@ def test_a_leg_inside_of_another_divides_its_item(bar: Bar) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 7, 1000, 5000])
-def test_parts_add_up_exactly(bar: Bar, rows: int) -> None:
+def test_parts_of_an_item_add_up_exactly(bar: Bar, rows: int) -> None:
     # Given files of any number of rows, and cells in each
     whole = []
     for _ in track(range(3)):
@@ -636,7 +636,7 @@ def test_parts_add_up_exactly(bar: Bar, rows: int) -> None:
     assert all(total == 3 for _, total in bar.seen)
 
 
-def test_a_leg_inside_that_has_no_total_or_is_left(bar: Bar) -> None:
+def test_an_inner_leg_without_a_total_or_left_early(bar: Bar) -> None:
     # Given an item that is iterated over in legs that end in all kinds of ways
     for _ in track(range(2)):
         for _ in track(generator(5)):
@@ -674,7 +674,7 @@ def test_an_iterator_that_outlives_its_loop_is_no_outer_leg(bar: Bar) -> None:
     assert len(list(rows)) == 50
 
 
-def test_legs_in_tasks_and_threads_inside_of_an_item(bar: Bar) -> None:
+def test_legs_in_tasks_and_threads(bar: Bar) -> None:
     async def part(n: int) -> None:
         async for _ in track(agenerator(n), total=n):
             bar.look()
@@ -695,7 +695,7 @@ def test_legs_in_tasks_and_threads_inside_of_an_item(bar: Bar) -> None:
     assert bar.rises() and bar.seen[-1] == (2, 2) and {total for _, total in bar.seen} == {2}
 
 
-def test_the_legs_of_two_messages_have_nothing_to_do_with_each_other(bar: Bar) -> None:
+def test_legs_of_two_messages_are_independent(bar: Bar) -> None:
     # Given a message in whose loop another one is processed
     for _ in track(range(2)):
         with bound_status() as inner:
@@ -724,7 +724,7 @@ def test_the_legs_of_two_messages_have_nothing_to_do_with_each_other(bar: Bar) -
         (lambda: aiter(track([1])), TypeError, "'for"),
     ],
 )
-def test_what_cannot_be_tracked(bar: Bar, call: Callable[[], Any], error: type[Exception], text: str) -> None:
+def test_wrong_arguments_of_track_raise(bar: Bar, call: Callable[[], Any], error: type[Exception], text: str) -> None:
     # Given something wrong
     # When it is tracked
     # Then it is said what, where it is written

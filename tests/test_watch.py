@@ -64,7 +64,7 @@ def make_watcher(timeout: int | None = None, missing_timeout: int = 1000, interv
 
 
 class TestMessageWatcher:
-    def test_every_version_is_shown_once(self) -> None:
+    def test_watchers_show_each_version_once(self) -> None:
         # Given a watcher
         watcher = make_watcher()
         # When it sees two versions, each twice
@@ -73,7 +73,7 @@ class TestMessageWatcher:
         assert shown == [True, False, True, False]
         assert not watcher.finished
 
-    def test_a_record_that_was_made_anew(self) -> None:
+    def test_watchers_show_a_record_that_was_lost_and_created_again(self) -> None:
         # Given a watcher that has seen a version
         watcher = make_watcher()
         watcher.saw(snapshot(7, updated_at=1), 100.0)
@@ -82,7 +82,7 @@ class TestMessageWatcher:
         assert watcher.saw(snapshot(1, updated_at=2), 100.0)
         assert watcher.saw(snapshot(1, updated_at=3), 100.0)
 
-    def test_stalling_is_shown_without_a_change(self) -> None:
+    def test_watchers_show_that_a_message_stalls(self) -> None:
         # Given a watcher that has seen a message run
         watcher = make_watcher()
         running = {HEARTBEAT_AT: "0", HEARTBEAT_INTERVAL: "1000"}
@@ -94,13 +94,13 @@ class TestMessageWatcher:
         assert [watcher.saw(snapshot(1, now=now, **running), 100.0) for now in timestamps] == [True, False, True]
 
     @pytest.mark.parametrize("state", [2, 3])
-    def test_the_final_state_is_the_end(self, state: int) -> None:
+    def test_watchers_end_with_the_final_state(self, state: int) -> None:
         watcher = make_watcher()
         # When a final state is seen
         # Then it is shown, and the last
         assert watcher.saw(snapshot(state=state), 100.0) and watcher.finished
 
-    def test_unknown_for_too_long(self) -> None:
+    def test_watchers_raise_for_a_message_that_is_unknown_for_too_long(self) -> None:
         # Given a message that is unknown
         watcher = make_watcher(missing_timeout=1000)
         assert not watcher.saw(None, 100.0)
@@ -112,7 +112,7 @@ class TestMessageWatcher:
         with pytest.raises(StatusMissing):
             watcher.saw(None, 101.0)
 
-    def test_a_record_that_vanishes_may_come_back(self) -> None:
+    def test_watchers_wait_for_a_record_that_vanishes(self) -> None:
         # Given a message that was seen
         watcher = make_watcher(missing_timeout=1000)
         watcher.saw(snapshot(), 100.0)
@@ -123,7 +123,7 @@ class TestMessageWatcher:
         assert watcher.saw(snapshot(2), 150.5)
         assert watcher.time_left(150.5) == inf
 
-    def test_nobody_restores_a_record_without_a_store(self) -> None:
+    def test_outages_do_not_count_as_time_of_a_missing_message(self) -> None:
         # Given a message that has vanished
         watcher = make_watcher(missing_timeout=1000)
         watcher.saw(None, 100.0)
@@ -133,14 +133,14 @@ class TestMessageWatcher:
         assert watcher.time_left(110.0) == inf
         assert not watcher.saw(None, 110.0)
 
-    def test_a_store_that_never_answered(self) -> None:
+    def test_watchers_raise_the_error_of_the_first_read(self) -> None:
         # Given a store that does not answer at the first look
         # When that is said
         # Then it is raised
         with pytest.raises(BackendError, match="away"):
             make_watcher().failed(BackendError("away"))
 
-    def test_the_time_is_over(self) -> None:
+    def test_watchers_raise_when_their_time_is_over(self) -> None:
         # Given half a second
         watcher = make_watcher(timeout=500)
         watcher.saw(snapshot(), 100.0)
@@ -152,7 +152,7 @@ class TestMessageWatcher:
         with pytest.raises(StatusTimeout, match=r"'m'.* 500 milliseconds"):
             watcher.check(100.5)
 
-    def test_rest(self) -> None:
+    def test_watchers_rest_between_two_snapshots(self) -> None:
         # Given a watcher that wants 50 ms between two snapshots
         watcher = make_watcher(interval=50)
         assert watcher.rest(100.0) == 0
@@ -176,7 +176,7 @@ class TestPollSchedule:
         schedule.saw(version)
         return schedule.due() - now
 
-    def test_polling_backs_off(self, schedule: PollSchedule) -> None:
+    def test_polling_backs_off_while_nothing_changes(self, schedule: PollSchedule) -> None:
         # Given a store that tells nothing
         assert schedule.due() < 0
         # When nothing changes
@@ -187,14 +187,14 @@ class TestPollSchedule:
         # And after a change as often as at first
         assert self.looked(schedule, 200.0, 2) == pytest.approx(0.05)
 
-    def test_quiet(self, schedule: PollSchedule) -> None:
+    def test_watchers_with_a_subscription_also_read_now_and_then(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes
         schedule.pushed = True
         # When it tells nothing
         # Then it is asked all the same, now and then
         assert self.looked(schedule, 100.0, 1) == pytest.approx(5.0)
 
-    def test_what_is_finished_is_looked_at_seldom(self, schedule: PollSchedule) -> None:
+    def test_finished_messages_are_read_seldom(self, schedule: PollSchedule) -> None:
         # Given a store that tells nothing
         # When a message is finished
         schedule.look(100.0)
@@ -204,7 +204,7 @@ class TestPollSchedule:
         # And as often as before when it was enqueued anew
         assert self.looked(schedule, 105.0, 2) == pytest.approx(0.05)
 
-    def test_news(self, schedule: PollSchedule) -> None:
+    def test_published_versions_cause_a_read_only_if_they_are_new(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes, and a version that was seen
         schedule.pushed = True
         self.looked(schedule, 100.0, 4)
@@ -216,7 +216,7 @@ class TestPollSchedule:
         schedule.publish(5)
         assert schedule.due() <= 100.0
 
-    def test_many_changes_are_one_look(self, schedule: PollSchedule) -> None:
+    def test_many_changes_cause_one_read(self, schedule: PollSchedule) -> None:
         # Given a message that changes all the time
         schedule.pushed = True
         now, looks = 100.0, 0
@@ -230,7 +230,7 @@ class TestPollSchedule:
         # Then that is each 50 ms, but for the first few
         assert BURST < looks <= BURST + 20
 
-    def test_news_during_a_look(self, schedule: PollSchedule) -> None:
+    def test_changes_during_a_read_cause_another_read(self, schedule: PollSchedule) -> None:
         # Given a look that is under way
         schedule.pushed = True
         schedule.look(100.0)
@@ -245,7 +245,7 @@ class TestPollSchedule:
         schedule.saw(3)
         assert schedule.due() == pytest.approx(105.0)
 
-    def test_old_news_are_looked_at_once(self, schedule: PollSchedule) -> None:
+    def test_older_versions_cause_one_read(self, schedule: PollSchedule) -> None:
         # Given news that are older than what was found: maybe a record that was made anew
         schedule.pushed = True
         self.looked(schedule, 100.0, 9)
@@ -255,7 +255,7 @@ class TestPollSchedule:
         assert schedule.due() <= 100.0
         assert self.looked(schedule, 100.0, 9) == pytest.approx(5.0)
 
-    def test_an_outage(self, schedule: PollSchedule) -> None:
+    def test_reads_back_off_in_an_outage(self, schedule: PollSchedule) -> None:
         # Given a store that tells of changes
         schedule.pushed = True
         self.looked(schedule, 100.0, 1)
@@ -288,7 +288,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
 
 
 class TestEveryBackend:
-    def test_from_the_present_to_the_end(self, backend: StatusBackend) -> None:
+    def test_watch_shows_all_states_from_the_present_one_to_the_final_one(self, backend: StatusBackend) -> None:
         # Given a message that waits
         job = Job(backend).enqueue()
         steps = iter([job.start, lambda: job.write(step="a"), lambda: job.write(step="b"), job.finish])
@@ -306,7 +306,7 @@ class TestEveryBackend:
             (State.COMPLETED, "b"),
         ]
 
-    def test_whoever_is_slow_sees_the_newest(self, backend: StatusBackend) -> None:
+    def test_slow_watchers_get_the_newest_snapshot(self, backend: StatusBackend) -> None:
         # Given a watcher that has seen a job begin
         job = Job(backend).enqueue().start()
         snapshots = StatusRegistry.watch(job.message_id, backend=backend)
@@ -318,7 +318,7 @@ class TestEveryBackend:
         # Then it sees the end, and nothing else
         assert [(found.state, found["n"]) for found in snapshots] == [(State.COMPLETED, 49)]
 
-    def test_an_unknown_message_that_is_enqueued(self, backend: StatusBackend) -> None:
+    def test_watch_waits_for_an_unknown_message_that_is_enqueued(self, backend: StatusBackend) -> None:
         # Given somebody who waits for a message that is not known yet
         job = Job(backend)
         waiting = InThread(lambda: StatusRegistry.wait(job.message_id, backend=backend, missing_timeout=NEVER))
@@ -327,14 +327,14 @@ class TestEveryBackend:
         # Then its end is seen
         assert waiting.result().completed
 
-    def test_missing(self, backend: StatusBackend) -> None:
+    def test_watch_raises_for_a_missing_message(self, backend: StatusBackend) -> None:
         # Given an unknown message
         # When it is watched
         # Then nothing is seen
         with pytest.raises(StatusMissing, match="nobody"):
             list(StatusRegistry.watch("nobody", backend=backend, missing_timeout=20))
 
-    def test_deleted_while_it_is_watched(self, backend: StatusBackend) -> None:
+    def test_watch_raises_for_a_message_that_is_deleted(self, backend: StatusBackend) -> None:
         # Given a message that is watched
         job = Job(backend).enqueue()
         snapshots = StatusRegistry.watch(job.message_id, backend=backend, missing_timeout=20)
@@ -346,7 +346,7 @@ class TestEveryBackend:
             next(snapshots)
 
     @pytest.mark.parametrize("timeout", [0, 30])
-    def test_no_time(self, backend: StatusBackend, timeout: int) -> None:
+    def test_watch_raises_after_its_timeout(self, backend: StatusBackend, timeout: int) -> None:
         # Given a message that does not end
         job = Job(backend).enqueue()
         seen = []
@@ -358,7 +358,7 @@ class TestEveryBackend:
         assert seen == [State.QUEUED]
 
     @pytest.mark.parametrize("together", [False, True])
-    def test_the_interval_is_kept(self, backend: StatusBackend, together: bool) -> None:
+    def test_watch_keeps_the_interval(self, backend: StatusBackend, together: bool) -> None:
         # Given a store of which one sees a change each hour
         backend.watch_interval = NEVER
         job = Job(backend).enqueue().start()
@@ -374,7 +374,7 @@ class TestEveryBackend:
         # Then the first change is not seen before the time is up, and no second one
         assert seen <= 2
 
-    def test_stalled(self, backend: StatusBackend) -> None:
+    def test_watch_shows_that_a_message_is_stalled(self, backend: StatusBackend) -> None:
         # Given a job whose worker is gone: no heartbeat comes any more
         job = Job(backend).enqueue().start(heartbeat_interval=50).beat()
         backend.recheck_interval = 20
@@ -388,7 +388,7 @@ class TestEveryBackend:
         assert [found.stalled for found in seen[-2:]] == [True, False]
         assert seen[-2].version == seen[0].version and seen[-1].completed
 
-    def test_bad_input(self, backend: StatusBackend) -> None:
+    def test_watch_refuses_durations_that_are_none(self, backend: StatusBackend) -> None:
         # Given durations that are none
         # When somebody wants to watch for so long
         # Then it is said at once which
@@ -408,7 +408,7 @@ class TestRedis:
         with closing(backend):
             yield backend
 
-    def test_a_real_job(self, told: RedisBackend) -> None:
+    def test_watch_shows_the_states_of_a_job_with_a_retry(self, told: RedisBackend) -> None:
         # Given a job that fails at first, and the second time waits until it is seen
         broker = make_broker(told)
         seen_step = threading.Event()
@@ -441,7 +441,9 @@ class TestRedis:
         versions = [found.version for found in seen]
         assert versions == sorted(set(versions))
 
-    def test_nothing_is_missed_in_between(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_watch_misses_no_change_before_the_subscription(
+        self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # Given a job that ends after the first look, before the store was asked to tell
         job = Job(told).enqueue()
         subscribe = told.subscribe
@@ -456,7 +458,7 @@ class TestRedis:
         # Then the end is seen
         assert seen == [State.QUEUED, State.COMPLETED]
 
-    def test_what_is_finished_needs_no_subscription(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_finished_messages_need_no_subscription(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a job that has ended
         job = Job(told).enqueue().start().finish()
 
@@ -468,7 +470,7 @@ class TestRedis:
         # Then one look is enough
         assert StatusRegistry.wait(job.message_id, backend=told).completed
 
-    def test_a_lost_connection(self, told: RedisBackend) -> None:
+    def test_watch_subscribes_again_after_a_lost_connection(self, told: RedisBackend) -> None:
         # Given a message that is watched
         job = Job(told).enqueue()
         snapshots = StatusRegistry.watch(job.message_id, backend=told)
@@ -487,7 +489,7 @@ class TestRedis:
         job.finish()
         assert watching.result() == [State.COMPLETED]
 
-    def test_an_outage(self, start_server: StartServer) -> None:
+    def test_watch_continues_after_an_outage(self, start_server: StartServer) -> None:
         # Given a message that is watched
         server = start_server(RedisServer())
         with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
@@ -502,7 +504,9 @@ class TestRedis:
             # Then the watcher sees the end
             assert watching.result()[-1].completed
 
-    def test_no_time_in_an_outage(self, start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_watch_raises_after_its_timeout_in_an_outage(
+        self, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # Given a message that is watched for a while
         server = start_server(RedisServer())
         with (
@@ -520,7 +524,7 @@ class TestRedis:
             with pytest.raises(StatusTimeout):
                 next(snapshots)
 
-    def test_a_refused_subscription(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_watch_subscribes_again_after_a_refusal(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a server that does not take the first wish, and is asked again soon
         monkeypatch.setattr(watch, "SUBSCRIBE_AGAIN", 0.0)
         subscribe, refusals = told.subscribe, iter([BackendError("too many connections")])
@@ -539,7 +543,7 @@ class TestRedis:
         job.finish()
         assert watching.result()[-1].completed
 
-    def test_expiry_is_found(self, told: RedisBackend) -> None:
+    def test_watch_notices_that_a_status_has_expired(self, told: RedisBackend) -> None:
         # Given a message that is watched
         told.recheck_interval = 20
         job = Job(told).enqueue()
@@ -551,7 +555,7 @@ class TestRedis:
         with pytest.raises(StatusMissing):
             next(snapshots)
 
-    def test_whoever_may_not_listen_asks(self, start_server: StartServer) -> None:
+    def test_watch_polls_if_the_user_may_not_subscribe(self, start_server: StartServer) -> None:
         # Given a user who may do everything but subscribe
         server = start_server(RedisServer())
         with redis.Redis.from_url(server.url) as client:
@@ -569,7 +573,7 @@ class TestRedis:
             # Then it is seen by asking
             assert seen == [State.QUEUED, State.COMPLETED]
 
-    def test_nobody_listens_any_more(self, told: RedisBackend) -> None:
+    def test_watchers_that_stop_close_their_connection(self, told: RedisBackend) -> None:
         # Given a watcher
         job = Job(told).enqueue().start()
         for _ in StatusRegistry.watch(job.message_id, backend=told):
@@ -580,7 +584,7 @@ class TestRedis:
         # Then its connection is closed
         eventually(lambda: listeners(told) == 0)
 
-    def test_gevent(self, redis_url: str) -> None:
+    def test_greenlets_watch_side_by_side(self, redis_url: str) -> None:
         # Given greenlets that each wait for a job, and one that plays the jobs
         script = textwrap.dedent(
             """
@@ -609,7 +613,7 @@ class TestRedis:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-    def test_after_a_fork(self, told: RedisBackend) -> None:
+    def test_watches_work_after_a_fork(self, told: RedisBackend) -> None:
         # Given a watcher that is told of changes
         job = Job(told).enqueue()
         snapshots = StatusRegistry.watch(job.message_id, backend=told)
