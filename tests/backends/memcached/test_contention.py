@@ -22,9 +22,7 @@ from dramatiq_status.update import Kind, Outcome, Update
 from ...conftest import StartServer
 from ...recording import make_broker, working
 from ...servers import MemcachedServer
-from .test_wire import LARGE, PATIENT, Make, Wire, backend, make, message_id, server, wire, wired
-
-__all__ = ("backend", "make", "message_id", "server", "wire", "wired")
+from .wire import LARGE, PATIENT, Make, Wire
 
 # Given a server, a message, a name, a number and whether to use meta commands: writes so many fields and
 # increments as soon as it is told to.

@@ -1,0 +1,138 @@
+"""Several writers to one message."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from uuid import uuid4
+
+import pytest
+
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.errors import BackendError
+from dramatiq_status.record import PROGRESS, STATE, VERSION
+from dramatiq_status.testing.conformance import enqueue, heartbeat, outside, start, together, write
+from dramatiq_status.update import Outcome
+
+from ...servers import MemcachedServer
+from .wire import Make, Wire, once
+
+
+def test_a_write_in_between_is_merged(backend: MemcachedBackend, make: Make, message_id: str) -> None:
+    # Given a worker that remembers its record
+    backend.update(message_id, start(1))
+    # When somebody else writes before its next write
+    make().update(message_id, outside(step="1", increment=5))
+    outcome = backend.update(message_id, write(1, 2, increment=1))
+    # Then both are stored
+    record = backend.read(message_id)
+    assert outcome is Outcome.APPLIED and record is not None
+    assert (record[":step"], record[PROGRESS], record[VERSION]) == ("1", "6", "3")
+
+
+def test_a_refusal_is_not_taken_from_memory(backend: MemcachedBackend, make: Make, message_id: str) -> None:
+    # Given a process that remembers a run
+    backend.update(message_id, start(1))
+    # When another run takes over, and this process writes for both
+    make().update(message_id, start(2))
+    outcomes = [backend.update(message_id, heartbeat(2)), backend.update(message_id, write(1, 2))]
+    # Then the store decides
+    assert outcomes == [Outcome.APPLIED, Outcome.REFUSED]
+
+
+def test_an_item_that_is_gone(backend: MemcachedBackend, server: MemcachedServer, message_id: str) -> None:
+    # Given a worker that remembers its record
+    backend.update(message_id, start(1))
+    # When memcached loses it
+    server.ask(b"flush_all\r\n")
+    outcomes = [backend.update(message_id, write(1, 2)), backend.update(message_id, write(1, 3, create=True))]
+    # Then that is seen, and a whole update restores it
+    assert outcomes == [Outcome.MISSING, Outcome.APPLIED]
+    assert backend.read(message_id) is not None
+
+
+def test_two_create_at_once(wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str) -> None:
+    # Given a worker that finds nothing, and another writer that is quicker
+    def be_quicker(request: bytes) -> None:
+        backend.update(message_id, enqueue(user_id="42"))
+
+    wire.meddle = once(be_quicker, b"ms")
+    # When the worker creates the record
+    outcome = wired.update(message_id, start(1, step="1"))
+    # Then nothing is written over
+    record = wired.read(message_id)
+    assert outcome is Outcome.APPLIED and record is not None
+    assert (record[":user_id"], record[":step"], record[STATE]) == ("42", "1", "1")
+
+
+def test_a_late_enqueue(backend: MemcachedBackend, make: Make, message_id: str) -> None:
+    # Given a message that runs already
+    make().update(message_id, start(1))
+    # When its enqueue is stored, by a process that cannot know
+    outcome = backend.update(message_id, enqueue(user_id="42"))
+    # Then its fields only fill gaps
+    record = backend.read(message_id)
+    assert outcome is Outcome.LATE and record is not None and (record[":user_id"], record[STATE]) == ("42", "1")
+
+
+COUNT = """
+import sys
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.update import Kind, Outcome, Update
+backend = MemcachedBackend(servers=sys.argv[1], timeout=20_000)
+for _ in range(2_000):
+    assert backend.update(sys.argv[2], Update(Kind.OUTSIDE, increment=1)) is Outcome.APPLIED
+"""
+
+
+def test_two_processes_count(server: MemcachedServer, backend: MemcachedBackend, message_id: str) -> None:
+    # Given a running message
+    backend.update(message_id, start(1))
+    # When two processes and this one count at the same time
+    command = [sys.executable, "-c", COUNT, server.address, message_id]
+    others = [subprocess.Popen(command) for _ in range(2)]
+    for n in range(1_000):
+        backend.update(message_id, write(1, 2 + n, increment=1))
+    codes = [other.wait(60) for other in others]
+    # Then the sum is exact
+    record = backend.read(message_id)
+    assert codes == [0, 0] and record is not None and record[PROGRESS] == "5000"
+
+
+def test_a_batch_under_contention(make: Make) -> None:
+    # Given a few messages
+    ids = [uuid4().hex for _ in range(5)]
+    make().update_many([(message_id, start(1)) for message_id in ids])
+
+    # When several write to all of them in batches, each message twice
+    def count() -> None:
+        backend = make()
+        for _ in range(200):
+            backend.update_many([(message_id, outside(increment=1)) for message_id in [*ids, *ids]])
+
+    together(count, count, count)
+    # Then nothing is lost
+    found = make().read_many(ids)
+    assert [record and record[PROGRESS] for record in found] == ["1200"] * 5
+
+
+def test_others_who_never_stop(wire: Wire, make: Make, message_id: str) -> None:
+    # Given somebody who always writes first
+    backend = make(servers=wire.address, timeout=200)
+    backend.read("warm")
+    make().update(message_id, start(1))
+    wire.meddle = lambda request: b"EX\r\n" if request.startswith(b"ms") else None
+    # When one writes to the same record
+    # Then that ends in an error, not in a busy loop
+    with pytest.raises(BackendError, match="Others kept writing"):
+        backend.update(message_id, outside(step="1"))
+    # And a batch tells of which message, so that nothing else is sent again
+    other_id = uuid4().hex
+    direct = make()
+    direct.update(other_id, start(1))
+    wire.meddle = lambda request: b"EX\r\n" if request.startswith(b"ms") and message_id.encode() in request else None
+    updates = [(message_id, outside(step="1")), (other_id, outside(increment=1))]
+    assert backend.update_many(updates[:1]) == [Outcome.UNAVAILABLE]
+    assert backend.update_many(updates) == [Outcome.UNAVAILABLE, Outcome.APPLIED]
+    wire.meddle = lambda request: None
+    assert backend.update(message_id, outside(step="1")) is Outcome.APPLIED

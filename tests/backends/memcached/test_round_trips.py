@@ -1,0 +1,192 @@
+"""Round trips of updates and reads, the cache of items, and enqueues whose reply is read later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.backends.memcached import item as item_module
+from dramatiq_status.errors import BackendError
+from dramatiq_status.record import PROGRESS, is_finished
+from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, start, write
+from dramatiq_status.update import Outcome
+
+from ...servers import MemcachedServer
+from .wire import LARGE, PATIENT, Make, StartServer, Wire, hurry, server_of
+
+# Round trips
+
+
+def test_a_run_reads_before_its_first_update(wire: Wire, wired: MemcachedBackend, make: Make) -> None:
+    # Given a producer and a worker
+    message_id, worker = uuid4().hex, make(servers=wire.address)
+    worker.read("warm")
+    # When a message is enqueued, run and completed
+    trips = [wire.round_trips(lambda: wired.update(message_id, enqueue(user_id="42")))]
+    for update in (start(1), write(1, 2, increment=1), heartbeat(1), write(1, 3, step="1"), finish(1, 4)):
+        trips.append(wire.round_trips(lambda update=update: worker.update(message_id, update)))  # type: ignore[misc]
+    # Then the worker read the item once, before its first update
+    assert trips == [1, 2, 1, 1, 1, 1]
+    reads = [request for request in wire.requests if request.startswith(b"mg") and message_id.encode() in request]
+    assert len(reads) == 1
+    record = worker.read(message_id)
+    assert record is not None and is_finished(record) and (record[":user_id"], record[PROGRESS]) == ("42", "1")
+
+
+def test_round_trips_of_others(wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str) -> None:
+    # Given a message that somebody else runs
+    backend.update(message_id, start(1))
+    calls: list[Callable[[], Any]] = [
+        lambda: wired.update(message_id, outside(step="1")),
+        lambda: wired.update(message_id, outside(step="2")),
+        lambda: wired.read(message_id),
+        lambda: wired.delete(message_id),
+    ]
+    # When one writes from outside, reads and deletes
+    # Then the first write reads, and nothing else takes more than one
+    assert [wire.round_trips(call) for call in calls] == [2, 1, 1, 1]
+
+
+def test_batches_share_round_trips(wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend) -> None:
+    # Given messages of which some are known, some are not, and some do not exist
+    ids = [uuid4().hex for _ in range(100)]
+    enqueues = [(message_id, enqueue()) for message_id in ids]
+    starts = [(message_id, update) for message_id in ids for update in (start(1), write(1, 2, increment=1))]
+    # When they are written and read in batches
+    trips = [
+        wire.round_trips(lambda: wired.update_many(enqueues)),
+        wire.round_trips(lambda: backend.update_many(starts)),
+        wire.round_trips(lambda: wired.update_many([(message_id, outside(step="1")) for message_id in ids])),
+        wire.round_trips(lambda: wired.update_many([(message_id, write(1, 3)) for message_id in [*ids, "unknown"]])),
+        wire.round_trips(lambda: wired.read_many([*ids, "unknown"])),
+    ]
+    # Then all messages share the same few
+    assert trips == [1, 0, 2, 1, 1]
+
+
+def test_without_meta_the_old_commands_do(wire: Wire, make: Make, message_id: str) -> None:
+    # Given a server that does not know the meta commands
+    wire.meddle = lambda request: b"ERROR\r\nERROR\r\nERROR\r\n" if request.startswith(b"mn") else None
+    backend = make(servers=wire.address)
+    # When a message is followed
+    outcomes = [backend.update(message_id, update) for update in (enqueue(), start(1), write(1, 2, increment=2))]
+    # Then that works, and no meta command is sent
+    record = backend.read(message_id)
+    assert outcomes == [Outcome.APPLIED] * 3 and record is not None and record[PROGRESS] == "2"
+    assert {request.split()[0] for request in wire.requests} == {b"version", b"mn", b"add", b"gets", b"cas"}
+
+
+@pytest.mark.parametrize(
+    "version, meta", [("1.6.6", False), ("1.6.9", False), ("1.6.10", True), ("mcrouter 38", False)]
+)
+def test_only_todays_meta_commands_are_used(wire: Wire, make: Make, version: str, meta: bool) -> None:
+    # Given a server of a certain version
+    wire.meddle = lambda request: f"VERSION {version}\r\n".encode() if request.startswith(b"version") else None
+    # When a connection is made
+    connection = server_of(make(servers=wire.address)).connect(time.monotonic() + 20)
+    # Then it uses the meta commands if they are the ones that it knows
+    assert connection.meta is meta
+    connection.close()
+
+
+def test_a_server_without_cas_is_refused(start_server: StartServer) -> None:
+    # Given a server that does not number its writes
+    backend = MemcachedBackend(servers=start_server(MemcachedServer("-C")).address, timeout=PATIENT)
+    # When it is used
+    # Then that is an error, for updates would be lost
+    with pytest.raises(BackendError, match="-C"):
+        backend.read("a")
+
+
+# The cache of items
+
+
+def test_what_is_remembered_is_bounded(backend: MemcachedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a process that remembers little
+    monkeypatch.setattr(item_module, "MAX_CACHED", 10)
+    ids = [uuid4().hex for _ in range(50)]
+    # When it enqueues and runs many messages
+    backend.update_many([(message_id, enqueue()) for message_id in ids])
+    backend.update_many([(message_id, start(1)) for message_id in ids])
+    # Then it remembers the last ones, until they end, and all of them work
+    assert len(backend._items) == 10
+    assert backend.update_many([(message_id, finish(1)) for message_id in ids]) == [Outcome.APPLIED] * 50
+    assert len(backend._items) == 0
+
+
+# Enqueues whose reply is read later
+
+
+def test_a_begun_enqueue_is_on_its_way(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
+    # Given an enqueue that was begun
+    complete = wired.begin_update(message_id, enqueue())
+    # When others look, before it is completed
+    # Then it is stored already
+    deadline = time.monotonic() + 20
+    while wired.read(message_id) is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert wired.read(message_id) is not None
+    # And it is completed without another request
+    outcomes: list[Outcome] = []
+    assert wire.round_trips(lambda: outcomes.append(complete())) == 0
+    assert outcomes == [Outcome.APPLIED]
+
+
+def test_a_begun_enqueue_whose_broker_takes_its_time(backend: MemcachedBackend, message_id: str) -> None:
+    # Given a short time-out, and an enqueue that was begun
+    backend.update("other", enqueue())
+    hurry(backend, 0.3)
+    complete = backend.begin_update(message_id, enqueue())
+    # When the broker takes longer than that
+    time.sleep(0.4)
+    # Then the reply is none the worse for it
+    assert complete() is Outcome.APPLIED
+
+
+def test_a_begun_enqueue_over_a_closed_connection(start_server: StartServer, message_id: str) -> None:
+    # Given a server that was restarted while nobody looked
+    server = start_server(MemcachedServer())
+    backend = MemcachedBackend(servers=server.address, timeout=PATIENT)
+    backend.update("other", enqueue())
+    server.restart()
+    # When an enqueue is begun over the old connection
+    outcome = backend.begin_update(message_id, enqueue())()
+    # Then it is stored over a new one
+    assert outcome is Outcome.APPLIED and backend.read(message_id) is not None
+    backend.close()
+
+
+def test_a_begun_enqueue_that_is_never_answered(start_server: StartServer, message_id: str) -> None:
+    # Given a server that goes silent
+    server = start_server(MemcachedServer())
+    backend = MemcachedBackend(servers=server.address, timeout=200)
+    backend.update("other", enqueue())
+    server.pause()
+    # When an enqueue is begun
+    complete = backend.begin_update(message_id, enqueue())
+    # Then that is known at its end
+    with pytest.raises(BackendError, match="timed out") as caught:
+        complete()
+    assert isinstance(caught.value.__cause__, TimeoutError)
+    # And the reply that comes late is nobody's
+    server.resume()
+    assert backend.read("other") is not None
+    backend.close()
+
+
+def test_an_enqueue_that_is_too_large_to_be_begun(
+    backend: MemcachedBackend, message_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given an enqueue with more fields than an item can hold
+    queued = enqueue(**{f"field{n}": LARGE for n in range(20)})
+    # When it is begun
+    outcome = backend.begin_update(message_id, queued)()
+    # Then the message is queued all the same, and both the log and the status name what is missing
+    snapshot = backend.snapshot(message_id)
+    assert outcome is Outcome.APPLIED and snapshot is not None and snapshot.queued
+    assert len(snapshot.truncated) == 3 and all(f"'{name}'" in caplog.text for name in snapshot.truncated)

@@ -1,0 +1,166 @@
+"""A wire between a memcached backend and a server, on which a test sees each request, and other helpers."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dramatiq_status.backends.memcached import MemcachedBackend
+from dramatiq_status.backends.memcached.server import Server
+
+from ...servers import MemcachedServer
+
+#: Enough for a busy machine: most tests are not about time-outs.
+PATIENT = 20_000
+
+DAY = 86_400_000
+
+StartServer = Callable[[MemcachedServer], MemcachedServer]
+Make = Callable[..., MemcachedBackend]
+
+#: What to do with a request: None to pass it on, bytes for an answer of
+#: one's own, False to cut the connection when the server has answered.
+Meddle = Callable[[bytes], "bytes | bool | None"]
+
+#: JSON text of a large field.
+LARGE = '"' + "x" * 60_000 + '"'
+
+
+class Wire:
+    """Stands between clients and a server, keeps their requests, and meddles where a test wants it to."""
+
+    def __init__(self, server: MemcachedServer) -> None:
+        self.server = server
+        #: What came from a client between two answers.
+        self.requests: list[bytes] = []
+        self.meddle: Meddle = lambda request: None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self.server.port)) as server:
+            try:
+                self._pass_on(client, server)
+            except OSError:
+                return
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        asked = cut = False
+        while True:
+            for ready in select.select([client, server], [], [])[0]:
+                data = ready.recv(1 << 20)
+                if not data or (cut and ready is server):
+                    return
+                if ready is server:
+                    asked = False
+                    client.sendall(data)
+                    continue
+                if asked:
+                    # The rest of a long request.
+                    self.requests[-1] += data
+                else:
+                    self.requests.append(data)
+                answer = self.meddle(data)
+                if isinstance(answer, bytes):
+                    client.sendall(answer)
+                    continue
+                asked, cut = True, cut or answer is False
+                server.sendall(data)
+
+    def round_trips(self, call: Callable[[], Any]) -> int:
+        """How many a call takes."""
+        before = len(self.requests)
+        call()
+        return len(self.requests) - before
+
+    def close(self) -> None:
+        # Closing alone leaves the thread that waits for clients waiting.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+class Dripping:
+    """A server that answers a byte at a time: from the start, or as soon as it has `greeted`."""
+
+    def __init__(self, server: MemcachedServer, *, greeted: bool) -> None:
+        self._server = server
+        self._greeted = greeted
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.over = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while not self.over.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._server.port)) as server:
+            try:
+                while request := client.recv(65_536):
+                    server.sendall(request)
+                    reply = server.recv(65_536)
+                    if self._greeted and request.startswith((b"version", b"mn")):
+                        client.sendall(reply)
+                        continue
+                    for n in range(len(reply)):
+                        client.sendall(reply[n : n + 1])
+                        if self.over.wait(0.2):
+                            return
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self.over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def once(meddle: Meddle, mark: bytes) -> Meddle:
+    """Meddle with the first request that begins with `mark` only."""
+    left = [mark]
+
+    def meddle_once(request: bytes) -> bytes | bool | None:
+        if left and request.startswith(mark):
+            left.pop()
+            return meddle(request)
+        return None
+
+    return meddle_once
+
+
+def server_of(backend: MemcachedBackend) -> Server:
+    assert backend._servers.only is not None
+    return backend._servers.only
+
+
+def hurry(backend: MemcachedBackend, timeout: float) -> None:
+    """Give the only connection, which was made in peace, and all new ones so many seconds for a call."""
+    server = server_of(backend)
+    connection = server.take_idle(time.monotonic())
+    assert connection is not None
+    server.timeout = connection.timeout = timeout
+    connection.has_short_timeout = True
+    server.give(connection)
+
+
+def seconds_left(server: MemcachedServer, key: str) -> int | None:
+    reply = server.ask(f"mg {key} t\r\n".encode()).split()
+    return int(reply[1][1:]) if reply[0] == b"HD" else None
