@@ -88,7 +88,7 @@ def test_time_outs_pass_while_the_time_is_frozen(backend: StatusBackend) -> None
 
 
 @pytest.mark.timeout(30)
-def test_an_event_loop_whose_clock_goes_on(backend: StatusBackend) -> None:
+def test_a_watch_in_an_event_loop_goes_on_while_the_time_is_frozen(backend: StatusBackend) -> None:
     async def watch() -> list[State]:
         job = Job(backend).enqueue().start()
         watched = aio.StatusRegistry.watch(job.message_id, backend=backend)
@@ -106,7 +106,7 @@ def test_an_event_loop_whose_clock_goes_on(backend: StatusBackend) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_an_outage_of_a_frozen_test_ends_after_it() -> None:
+def test_an_outage_ends_after_the_time_was_frozen() -> None:
     # Given a store that broke while a test had frozen the time
     backend = RecordingBackend()
     broken = Broken(backend)
@@ -145,7 +145,7 @@ def test_all_modules_take_their_clock_from_one() -> None:
 
 @pytest.mark.parametrize("moment", ["2031-05-06", "2001-05-06"])
 @pytest.mark.parametrize("backend", ["sqlite", "memcached", "redis"], indirect=True)
-def test_a_reader_of_another_time(backend: StatusBackend, moment: str) -> None:
+def test_readers_with_another_date_find_statuses(backend: StatusBackend, moment: str) -> None:
     # Given a status that has finished, and one that goes on
     jobs = [Job(backend).enqueue().start().finish(), Job(backend).enqueue().start()]
     # When a process looks at them whose time is frozen, years away
@@ -156,7 +156,7 @@ def test_a_reader_of_another_time(backend: StatusBackend, moment: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["2031-05-06", "2001-05-06"])
-def test_a_process_of_another_time(moment: str, tmp_path: Path) -> None:
+def test_writers_with_another_date_expire_no_status(moment: str, tmp_path: Path) -> None:
     # Given a status that has finished, in a file
     backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
     job = Job(backend).enqueue().start().finish()

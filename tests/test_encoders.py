@@ -137,7 +137,7 @@ class Sent(dramatiq.Middleware):
 @pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 @pytest.mark.parametrize("delay", [None, 0], ids=["", "delayed"])
-def test_a_message_comes_back_as_it_was_sent(
+def test_encoders_return_messages_unchanged(
     backend: RecordingBackend, encoder: Encoder, options: dict[str, Any], inside: bool, delay: int | None
 ) -> None:
     # Given a heartbeat interval of one's own, which messages carry as well, and a job that fails once
@@ -202,7 +202,9 @@ print(sorted(pickle.load(sys.stdin.buffer)["options"]))
 
 
 @pytest.mark.parametrize("given", [(7, 3), [7, 3]], ids=["tuple", "list"])
-def test_the_enqueue_of_older_messages_is_known(backend: RecordingBackend, broker: StubBroker, given: Any) -> None:
+def test_the_generation_of_an_older_message_is_counted_on(
+    backend: RecordingBackend, broker: StubBroker, given: Any
+) -> None:
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
@@ -234,7 +236,7 @@ def broker(backend: RecordingBackend) -> StubBroker:
     + [{"options": {"status_includes": given}} for given in (5, [["message"]], "message", {"message": 1})],
     ids=lambda forged: str(forged)[:60],
 )
-def test_what_is_wrong_in_a_message_hurts_no_other(
+def test_wrong_options_of_a_message_do_not_affect_others(
     backend: RecordingBackend, broker: StubBroker, forged: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[str] = []
@@ -264,7 +266,7 @@ def test_what_is_wrong_in_a_message_hurts_no_other(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_message_without_a_queue_hurts_no_other(
+def test_a_message_without_a_queue_does_not_affect_others(
     backend: RecordingBackend, broker: StubBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     @dramatiq.actor(broker=broker)
@@ -319,7 +321,9 @@ def test_ids_from_the_queue_are_checked(
 
 @pytest.mark.parametrize("encoder", ["json", "pickle"], indirect=True)
 @pytest.mark.parametrize("ours", ["producer", "worker"])
-def test_one_side_has_the_middleware(redis_url: str, redis_broker_url: str, encoder: Encoder, ours: str) -> None:
+def test_only_the_producer_or_the_worker_has_the_middleware(
+    redis_url: str, redis_broker_url: str, encoder: Encoder, ours: str
+) -> None:
     # Given a producer with the middleware and a worker under the command without this package, or the other way round
     backend = RedisBackend(url=redis_url, timeout=20_000)
     producing = (
@@ -385,7 +389,9 @@ def test_no_log_line_is_forged_by_an_id(
     ids=["15 digits", "21 digits", "401 digits", "negative", "fraction"],
 )
 @pytest.mark.parametrize("store", ["redis", "sqlite"])
-def test_delays_that_no_record_holds(store: str, delay: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_delays_that_are_too_large_for_a_record(
+    store: str, delay: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     backend: StatusBackend
     if store == "redis":
         backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)

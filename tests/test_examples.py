@@ -19,7 +19,7 @@ from .servers import MemcachedServer, RedisServer
 ROOT = Path(__file__).parent.parent
 
 
-def test_quickstart() -> None:
+def test_the_quick_start_shows_three_jobs() -> None:
     # When the quick start is run, without a terminal
     found = subprocess.run(
         [sys.executable, "examples/quickstart.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
@@ -43,7 +43,7 @@ def test_quickstart() -> None:
     assert "Traceback" not in found.stderr
 
 
-def test_quickstart_on_a_terminal() -> None:
+def test_the_quick_start_rewrites_its_lines_on_a_terminal() -> None:
     # When the quick start is run on a terminal
     terminal, end = os.openpty()
     with os.fdopen(terminal, "rb", buffering=0) as screen:
@@ -65,7 +65,7 @@ def test_quickstart_on_a_terminal() -> None:
 
 
 @pytest.mark.parametrize("store", ["redis", "memcached"])
-def test_import_csv(
+def test_the_import_shows_its_progress(
     redis_server: RedisServer,
     redis_url: str,
     memcached_server: MemcachedServer,
@@ -111,7 +111,7 @@ def test_import_csv(
 
 
 @pytest.mark.parametrize("store", ["redis", "memcached"])
-def test_fan_out(
+def test_the_progress_of_a_fan_out_never_decreases(
     redis_server: RedisServer,
     redis_url: str,
     memcached_server: MemcachedServer,

@@ -60,7 +60,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, start_server: Any) -
     backend.close()
 
 
-def test_no_child_is_completed_before_its_increment_is_there(backend: StatusBackend) -> None:
+def test_increments_of_a_child_are_stored_before_it_is_completed(backend: StatusBackend) -> None:
     # Given a parent, and children that count on its bar
     broker = make_broker(backend)
 
@@ -89,7 +89,7 @@ def ids_of(messages: list[Any]) -> list[str]:
     return [message.message_id for message in messages]
 
 
-def test_children_that_are_killed_behind_their_ack_have_counted(redis_url: str, redis_broker_url: str) -> None:
+def test_increments_of_killed_children_are_stored_before_the_ack(redis_url: str, redis_broker_url: str) -> None:
     # Given twenty workers whose writer's thread is late, each of which is killed as soon as it has acknowledged a child
     script = f"""
 import os, signal, time, dramatiq
@@ -141,7 +141,7 @@ def a_memcached(start_server: Any) -> tuple[Server, StatusBackend]:
 
 @pytest.mark.parametrize("throttle", [0, 3_600_000])
 @pytest.mark.parametrize("store", [a_redis, a_memcached])
-def test_children_of_a_parent_that_was_not_stored_count(start_server: Any, store: Any, throttle: int) -> None:
+def test_increments_on_a_parent_that_was_not_stored_are_kept(start_server: Any, store: Any, throttle: int) -> None:
     # Given a store that is down, and a parent whose `queued` could not be stored
     server, backend = store(start_server)
     server.stop()
@@ -211,7 +211,7 @@ def test_a_parent_that_is_stored_late_is_counted_on() -> None:
     assert writer.drain(PATIENCE) and backend.field("parent", PROGRESS) == "7"
 
 
-def test_a_parent_that_is_unknown_is_not_counted_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_increments_on_an_unknown_parent_are_dropped_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a message that is unknown
     monkeypatch.setattr("dramatiq_status.writer.writer.RECOVERY", 0.2)
     backend = RecordingBackend()
@@ -228,7 +228,7 @@ def test_a_parent_that_is_unknown_is_not_counted_on_for_ever(monkeypatch: pytest
     assert writer.drain(PATIENCE)
 
 
-def test_a_write_to_a_message_that_was_unknown_is_not_taken_for_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flush_is_false_for_writes_to_an_unknown_message_in_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a message that was unknown for so long that an increment on it was dropped
     monkeypatch.setattr("dramatiq_status.writer.writer.RECOVERY", 0.0)
     backend = RecordingBackend(timeout=20_000)
@@ -366,7 +366,7 @@ def late_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 
 @pytest.mark.parametrize("write", [in_its_thread, in_a_thread_of_its_own, by_a_handle_of_another_run, in_a_coroutine])
-def test_a_job_is_acknowledged_when_another_message_has_what_it_wrote(
+def test_the_ack_waits_for_writes_to_other_messages(
     late_thread: threading.Event, write: Callable[[StatusBackend], Any]
 ) -> None:
     # Given a writer whose thread is late, and a job that counts on another message
@@ -400,7 +400,7 @@ def test_a_job_is_acknowledged_when_another_message_has_what_it_wrote(
     kept.clear()
 
 
-def test_a_coroutine_is_acknowledged_when_what_it_has_sent_is_queued() -> None:
+def test_the_ack_waits_for_the_enqueues_of_a_coroutine() -> None:
     # Given a store that is slow to take a message that a coroutine sends
     backend = RecordingBackend(timeout=20_000)
     broker = make_broker(backend, asyncio=True)
@@ -430,7 +430,7 @@ def test_a_coroutine_is_acknowledged_when_what_it_has_sent_is_queued() -> None:
     assert acks.seen == [["0"]]
 
 
-def test_an_acknowledgement_waits_for_its_own_alone() -> None:
+def test_the_ack_does_not_wait_for_writes_of_other_jobs() -> None:
     # Given a message whose server does not answer, and two jobs, of which one writes to it
     backend = Lame("lame")
     broker = make_broker(backend)
@@ -467,7 +467,7 @@ class Lame(StubBackend):
         ]
 
 
-def test_a_progress_is_flushed() -> None:
+def test_flush_waits_for_increments() -> None:
     # Given a store that is slow to take increments, and a job that waits until its own is stored
     backend = RecordingBackend(timeout=20_000)
     broker = make_broker(backend, status_throttle=3_600_000)
@@ -490,7 +490,7 @@ def test_a_progress_is_flushed() -> None:
     assert asyncio.run(aio.StatusRegistry.progress("other", backend=backend).flush())
 
 
-def test_many_other_messages_are_not_kept_in_memory() -> None:
+def test_buffers_of_other_messages_are_freed() -> None:
     # Given a writer
     writer = Writer(StubBackend(), CircuitBreaker("StubBackend"))
     # When thousands of other messages are written to
@@ -501,7 +501,7 @@ def test_many_other_messages_are_not_kept_in_memory() -> None:
     assert writer.outside("last") is buffer and len(writer._outside) < 1000
 
 
-def test_a_run_forgets_the_messages_that_have_what_it_wrote() -> None:
+def test_a_run_drops_buffers_that_are_stored() -> None:
     # Given a job that writes to thousands of other messages, and a coroutine that sends some
     backend = StubBackend()
     broker = make_broker(backend, asyncio=True)
@@ -539,7 +539,7 @@ def test_a_run_forgets_the_messages_that_have_what_it_wrote() -> None:
     assert kept_at_once == [0, 1]
 
 
-def test_a_run_that_holds_many_handles_looks_at_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_with_many_handles_checks_each_once_before_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a job that sends messages and keeps their handles
     backend = StubBackend()
     broker = make_broker(backend)
@@ -570,7 +570,7 @@ def test_a_run_that_holds_many_handles_looks_at_each_once(monkeypatch: pytest.Mo
     assert of_children == [99]
 
 
-def test_a_run_that_sends_waits_for_one_time_out() -> None:
+def test_a_run_that_sends_waits_for_one_timeout() -> None:
     # Given a store that hangs
     backend = RecordingBackend(timeout=200)
     broker = make_broker(backend)

@@ -170,7 +170,7 @@ def look_at(snapshot: Snapshot) -> None:
         *[st.none()] * 3, stored, st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False), st.text(max_size=3)
     ),
 )
-def test_what_is_stored_hurts_no_other_message(
+def test_forged_records_do_not_affect_other_messages(
     store: Store, fields: dict[bytes, bytes], expiry: bytes | None, value: Any
 ) -> None:
     backend = store.backend
@@ -212,7 +212,7 @@ def test_what_is_stored_hurts_no_other_message(
 VERSIONS = ["9" * 4301, "-5", "nan", "\u0663", "1_0", b"\xff", ""]
 
 
-def test_what_is_published_ends_no_watch(redis_url: str) -> None:
+def test_forged_changes_end_no_watch(redis_url: str) -> None:
     with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend:
         # Given a watcher that waits
         job, other = Job(backend).enqueue(), Job(backend).enqueue()
@@ -227,7 +227,7 @@ def test_what_is_published_ends_no_watch(redis_url: str) -> None:
             assert other.message_id in subscription.wait(PATIENCE)
 
 
-def test_what_is_published_ends_no_watch_in_an_event_loop(redis_url: str) -> None:
+def test_forged_changes_end_no_watch_in_an_event_loop(redis_url: str) -> None:
     backend = RedisBackend(url=redis_url, timeout=20_000)
     # Given two messages that are watched over one connection, and looked at only where a change is published
     backend.recheck_interval = 3_600_000
@@ -293,7 +293,9 @@ def index(request: pytest.FixtureRequest) -> Iterator[Index]:
 @pytest.mark.parametrize("kind", ["redis", "redis cluster"])
 @pytest.mark.parametrize("score", ["+inf", "-inf", "1e300", "-1e300", "-5", "1795479267029000.5"])
 @pytest.mark.parametrize("limit", [1, 50])
-def test_scores_that_are_no_timestamps(kind: str, score: str, limit: int, request: pytest.FixtureRequest) -> None:
+def test_forged_scores_move_only_their_own_message(
+    kind: str, score: str, limit: int, request: pytest.FixtureRequest
+) -> None:
     if kind == "redis":
         backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
         client: Any = backend.client
@@ -372,7 +374,7 @@ def test_foreign_names_in_the_index_are_removed(index: Index, after: str | None)
 
 
 @pytest.mark.parametrize("kind", ["zset", "string"])
-def test_another_value_in_place_of_the_names(index: Index, kind: str) -> None:
+def test_lists_replace_a_forged_set_of_names(index: Index, kind: str) -> None:
     backend, client, registry, job = index
     # Given an index whose set of names is something else
     client.delete(registry)
@@ -387,7 +389,7 @@ def test_another_value_in_place_of_the_names(index: Index, kind: str) -> None:
     assert (StatusRegistry.list(backend=backend), StatusRegistry.count(backend=backend)) == ([], 0)
 
 
-def test_another_value_in_place_of_a_set(index: Index) -> None:
+def test_lists_replace_a_forged_set_of_messages(index: Index) -> None:
     backend, client, registry, job = index
     # Given something else under the key of the set of working messages, and of the one that the message is in
     client.set(registry + b'1\n\n"default"\n"work"', "foreign")
@@ -421,7 +423,7 @@ def test_a_forged_score_does_not_trim_a_set(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("number", [10**15, TOO_LONG, -TOO_LONG], ids=["16 digits", "5,001 digits", "negative"])
-def test_numbers_of_a_page(every_backend: StatusBackend, number: int) -> None:
+def test_large_limits_of_a_page_are_refused(every_backend: StatusBackend, number: int) -> None:
     with pytest.raises(ValueError, match=r"^limit must have at most 15 digits"):
         StatusRegistry.list(backend=every_backend, limit=number)
 
@@ -445,7 +447,7 @@ for attempt in (
 """
 
 
-def test_no_number_ends_the_process() -> None:
+def test_numbers_that_crash_hiredis_are_refused() -> None:
     # When numbers are passed at which hiredis crashes
     ran = subprocess.run([sys.executable, "-c", PACK], capture_output=True, text=True, timeout=60, cwd=ROOT_DIRECTORY)
     # Then they are refused
@@ -486,7 +488,7 @@ COLLECTED: list[tuple[dict[str, Any], Any]] = []
 
 
 @pytest.mark.parametrize("store", ["redis", "memcached"])
-def test_what_is_enqueued_ends_no_worker(
+def test_forged_messages_end_no_worker(
     redis_url: str, redis_broker_url: str, store: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     backend: StatusBackend = RedisBackend(url=redis_url, timeout=20_000)

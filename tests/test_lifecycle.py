@@ -48,7 +48,7 @@ FAILURE: dict[str, object] = {"outcome_seen": True, "exception": ValueError("x")
         ({"outcome_seen": True, "exception": KeyboardInterrupt()}, False, Decision.FAILED),
     ],
 )
-def test_decisions(hooks: dict[str, object], rejected: bool, expected: Decision) -> None:
+def test_each_end_of_a_delivery_has_its_decision(hooks: dict[str, object], rejected: bool, expected: Decision) -> None:
     delivery = Delivery("id")
     for name, value in hooks.items():
         setattr(delivery, name, value)
@@ -56,7 +56,7 @@ def test_decisions(hooks: dict[str, object], rejected: bool, expected: Decision)
 
 
 @pytest.mark.parametrize(("outcome_seen", "raised", "skipped"), list(itertools.product([False, True], repeat=3)))
-def test_what_holds_for_all_decisions(outcome_seen: bool, raised: bool, skipped: bool) -> None:
+def test_properties_of_all_decisions(outcome_seen: bool, raised: bool, skipped: bool) -> None:
     def decide(*, rejected: bool, requeued: bool) -> Decision:
         exception = ValueError() if raised else None
         delivery = Delivery("id", outcome_seen=outcome_seen, exception=exception, skipped=skipped, requeued=requeued)
@@ -70,7 +70,7 @@ def test_what_holds_for_all_decisions(outcome_seen: bool, raised: bool, skipped:
     assert decide(rejected=False, requeued=False).state is not None
 
 
-def test_what_decisions_are_stored_as() -> None:
+def test_the_stored_state_of_each_decision() -> None:
     assert {decision: decision.state for decision in Decision} == {
         Decision.REQUEUED: None,
         Decision.COMPLETED: COMPLETED,
@@ -78,7 +78,7 @@ def test_what_decisions_are_stored_as() -> None:
     }
 
 
-def test_frames_are_told_apart() -> None:
+def test_deliveries_are_compared_by_identity() -> None:
     # Two deliveries of one message are not the same
     assert Delivery("id") != Delivery("id")
 
@@ -94,7 +94,7 @@ def test_frames_are_told_apart() -> None:
         ("DQ", {"delay": 5}, False),
     ],
 )
-def test_copies_in_delay_queues(queue_name: str, options: dict[str, int], expected: bool) -> None:
+def test_delayed_copies_are_recognized(queue_name: str, options: dict[str, int], expected: bool) -> None:
     assert is_delayed_copy(queue_name, options) is expected
 
 
@@ -126,11 +126,11 @@ class Mute(Exception):
     ],
     ids=["text", "no-text", "quoted", "no-exception-class", "str-fails", "long", "too-long"],
 )
-def test_what_is_stored_of_an_exception(exception: BaseException, expected: dict[str, str]) -> None:
+def test_exceptions_are_described(exception: BaseException, expected: dict[str, str]) -> None:
     assert describe_exception(exception, 65_536) == expected
 
 
-def test_notes_are_a_thread_s_own() -> None:
+def test_each_thread_has_its_own_state() -> None:
     # Given what one thread has noted
     state = ThreadState()
     state.worker = True
@@ -145,7 +145,7 @@ def test_notes_are_a_thread_s_own() -> None:
     assert seen == [False, {}, set()]
 
 
-def test_what_is_forgotten_with_a_delivery() -> None:
+def test_the_end_of_a_delivery_clears_the_state_of_its_thread() -> None:
     state = ThreadState()
     state.worker = True
     state.hold("a delayed one")

@@ -79,14 +79,14 @@ def use(script: str, urls: list[str], path: Path) -> str:
     return done.stdout
 
 
-def test_a_system_that_does_not_fork(urls: list[str]) -> None:
+def test_jobs_run_on_a_system_without_forks(urls: list[str]) -> None:
     # Given a Python without the functions that Windows does not have
     # When the package is imported, and jobs run
     # Then nothing is missing
     assert use(TAKE_AWAY + USE, urls, PACKAGE.parent).split() == ["done"] * 3
 
 
-def test_a_zip_file(urls: list[str], tmp_path: Path) -> None:
+def test_jobs_run_from_a_zip_file(urls: list[str], tmp_path: Path) -> None:
     # Given the package in a zip file
     archive = tmp_path / "packages.zip"
     with zipfile.ZipFile(archive, "w") as packed:
@@ -99,7 +99,7 @@ def test_a_zip_file(urls: list[str], tmp_path: Path) -> None:
     assert printed == [*["done"] * 3, str(archive / "dramatiq_status" / "__init__.py")]
 
 
-def test_all_hooks_of_forks_are_one() -> None:
+def test_only_one_module_registers_hooks_of_forks() -> None:
     # Given the modules of the package
     # When they are searched for hooks that some systems do not have
     found = [path.name for path in PACKAGE.rglob("*.py") if "os.register_at_fork(" in path.read_text(encoding="utf-8")]

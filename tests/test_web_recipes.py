@@ -95,7 +95,7 @@ def test_a_web_socket_shows_a_job_to_its_end(server: str) -> None:
     assert asyncio.run(asyncio.wait_for(visit(), PATIENCE)) == ["completed"]
 
 
-def test_visitors_who_vanish_leave_no_watcher_behind(server: str) -> None:
+def test_vanished_visitors_leave_no_watcher_behind(server: str) -> None:
     async def visit() -> int:
         # Given visitors of a job in which nothing changes
         sockets = [await open_socket(server) for _ in range(VISITORS)]
@@ -155,7 +155,7 @@ print(found.json()["status"], found.json()["step"], found["Content-Type"], clien
 """
 
 
-def test_django(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_the_recipe_for_django(tmp_path: Path, redis_server: RedisServer) -> None:
     # Given a project with the README's settings and view, and the URL of the store in the environment
     url = f"redis://127.0.0.1:{redis_server.port}"
     settings = SNIPPETS["django-settings"]

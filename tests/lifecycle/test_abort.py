@@ -106,7 +106,7 @@ def make(request: pytest.FixtureRequest, position: str) -> StageMaker:
     return make_it
 
 
-def test_aborted_before_it_starts(make: StageMaker, position: str) -> None:
+def test_a_message_that_is_aborted_before_it_starts_is_skipped(make: StageMaker, position: str) -> None:
     with make() as stage:
         # Given a message that waits, and that somebody aborts
         message_id = stage.send()
@@ -118,7 +118,7 @@ def test_aborted_before_it_starts(make: StageMaker, position: str) -> None:
         assert end_of(stage, message_id) == (skipped("qc", 0) if position == "last" else skipped("qwc"))
 
 
-def test_aborted_while_it_waits_for_its_time(make: StageMaker, position: str) -> None:
+def test_a_delayed_message_that_is_aborted_is_skipped(make: StageMaker, position: str) -> None:
     with make() as stage, stage.working():
         # Given a delayed message
         message_id = stage.send(delay=300)
@@ -129,7 +129,7 @@ def test_aborted_while_it_waits_for_its_time(make: StageMaker, position: str) ->
         assert end_of(stage, message_id) == (skipped("qc", 0) if position == "last" else skipped("qwc"))
 
 
-def test_aborted_while_it_runs(make: StageMaker) -> None:
+def test_a_running_message_that_is_aborted_fails(make: StageMaker) -> None:
     with make() as stage, stage.working():
         # Given a message that runs, and may not be retried
         message_id = stage.send("say:step=running,loop", max_retries=0)
@@ -141,7 +141,7 @@ def test_aborted_while_it_runs(make: StageMaker) -> None:
         assert end_of(stage, message_id) == failed(exception="Abort")
 
 
-def test_aborted_while_it_runs_and_retried(make: StageMaker, position: str) -> None:
+def test_the_retry_of_an_aborted_message_is_skipped(make: StageMaker, position: str) -> None:
     with make() as stage, stage.working():
         # Given a message that runs, and may be retried
         message_id = stage.send("say:step=running,loop", "return")
@@ -153,7 +153,7 @@ def test_aborted_while_it_runs_and_retried(make: StageMaker, position: str) -> N
         assert end_of(stage, message_id) == (skipped("qwqc", 1) if position == "last" else skipped("qwqwc", 2))
 
 
-def test_aborted_while_it_runs_without_retries(make: StageMaker) -> None:
+def test_a_running_message_that_is_aborted_fails_without_retries(make: StageMaker) -> None:
     with make(retries=False) as stage, stage.working():
         # Given a message that runs where nothing is retried
         message_id = stage.send("say:step=running,loop")
@@ -165,7 +165,7 @@ def test_aborted_while_it_runs_without_retries(make: StageMaker) -> None:
         assert end_of(stage, message_id) == failed(exception="Abort")
 
 
-def test_aborted_where_the_actor_throws_it(make: StageMaker) -> None:
+def test_a_message_fails_if_its_actor_throws_abort(make: StageMaker) -> None:
     with make() as stage, stage.working():
         # Given a running message of an actor that has Abort in `throws`
         message_id = stage.thrower.send("say:step=running,loop", "return").message_id
@@ -177,7 +177,7 @@ def test_aborted_where_the_actor_throws_it(make: StageMaker) -> None:
         assert end_of(stage, message_id) == failed(exception="Abort")
 
 
-def test_cancelled_while_it_runs(make: StageMaker) -> None:
+def test_a_running_message_that_is_cancelled_completes(make: StageMaker) -> None:
     with make() as stage, stage.working():
         # Given a message that runs
         cancelled: list[bool] = []
@@ -192,7 +192,7 @@ def test_cancelled_while_it_runs(make: StageMaker) -> None:
         assert end_of(stage, message_id) == End("qwc")
 
 
-def test_the_worker_goes_on_after_an_abort(make: StageMaker) -> None:
+def test_the_message_after_an_aborted_one_has_its_own_status(make: StageMaker) -> None:
     with make() as stage, stage.working(threads=1):
         # Given a worker of one thread that has aborted a message
         aborted_id = stage.send("say:step=running,loop", max_retries=0)

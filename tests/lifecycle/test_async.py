@@ -55,7 +55,7 @@ def perform(stage: Stage, actor: dramatiq.Actor[..., Any], *messages: dict[str, 
     return ids
 
 
-def test_success(stage: Stage) -> None:
+def test_a_coroutine_writes_before_and_after_a_pause(stage: Stage) -> None:
     # Given a coroutine that writes on both sides of a pause
     @dramatiq.actor(broker=stage.broker, queue_name=stage.name)
     async def work() -> None:
@@ -75,7 +75,7 @@ def test_success(stage: Stage) -> None:
     assert (last["step"], last["progress"]) == ("behind", 42)
 
 
-def test_an_exception_that_is_retried(stage: Stage) -> None:
+def test_a_coroutine_that_raises_is_retried(stage: Stage) -> None:
     runs = []
 
     # Given a coroutine that fails the first time
@@ -95,7 +95,7 @@ def test_an_exception_that_is_retried(stage: Stage) -> None:
     assert stage.read(message_id)["progress"] == 2
 
 
-def test_a_time_limit(stage: Stage) -> None:
+def test_a_coroutine_that_exceeds_its_time_limit_fails(stage: Stage) -> None:
     # Given a coroutine that cleans up when it is cancelled
     @dramatiq.actor(broker=stage.broker, queue_name=stage.name, max_retries=0, time_limit=200)
     async def work() -> None:
@@ -124,7 +124,7 @@ def write_in_every_way() -> None:
 
 
 @pytest.mark.parametrize("retried", [False, True], ids=["not-retried", "retried"])
-def test_a_coroutine_that_outlives_its_time_limit(stage: Stage, retried: bool) -> None:
+def test_late_writes_of_a_coroutine_are_refused(stage: Stage, retried: bool) -> None:
     over, wrote = threading.Event(), threading.Event()
     runs: list[str] = []
 
@@ -162,7 +162,7 @@ def test_a_coroutine_that_outlives_its_time_limit(stage: Stage, retried: bool) -
     assert stage.read(message_id)["progress"] == (42 if retried else 41)
 
 
-def test_a_task_that_outlives_its_message(stage: Stage) -> None:
+def test_late_writes_of_a_task_are_refused(stage: Stage) -> None:
     over, wrote = threading.Event(), threading.Event()
     tasks = set()
 
@@ -203,7 +203,7 @@ def no_log() -> Iterator[None]:
 # Dramatiq's stub keeps the exceptions of its dead letters
 @pytest.mark.parametrize("stage", ["redis"], indirect=True)
 @pytest.mark.usefixtures("no_log")
-def test_what_outlives_a_message_keeps_no_exception_alive(stage: Stage) -> None:
+def test_code_that_outlives_a_message_does_not_keep_its_exception(stage: Stage) -> None:
     left: list[Context] = []
     raised: list[weakref.ref[Boom]] = []
 

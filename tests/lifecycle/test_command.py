@@ -89,7 +89,7 @@ def check(stage: Stage, scenarios: list[Scenario]) -> None:
     assert {name: stage.sequence(message_id) for name, message_id in sent.items()} == expected
 
 
-def test_scenarios(redis_server: RedisServer, redis_url: str, broker_url: str, position: str) -> None:
+def test_scenarios_under_the_command(redis_server: RedisServer, redis_url: str, broker_url: str, position: str) -> None:
     # Given two worker processes
     stage = make_stage(broker_url, redis_url, position=position, name=f"q-{uuid4()}")
     with command(stage, broker_url, redis_url, position):
@@ -99,7 +99,7 @@ def test_scenarios(redis_server: RedisServer, redis_url: str, broker_url: str, p
     stage.close()
 
 
-def test_scenarios_without_retries(redis_server: RedisServer, redis_url: str) -> None:
+def test_scenarios_under_the_command_without_retries(redis_server: RedisServer, redis_url: str) -> None:
     # Given two worker processes whose broker does not retry
     url = redis_server.database(1)
     stage = make_stage(url, redis_url, position="last", name=f"q-{uuid4()}", retries=False)
@@ -111,7 +111,9 @@ def test_scenarios_without_retries(redis_server: RedisServer, redis_url: str) ->
 
 
 @pytest.mark.parametrize("gevent", [False, True], ids=["threads", "gevent"])
-def test_memcached(redis_server: RedisServer, redis_url: str, memcached_url: str, gevent: bool) -> None:
+def test_memcached_under_the_command(
+    redis_server: RedisServer, redis_url: str, memcached_url: str, gevent: bool
+) -> None:
     # Given two worker processes whose statuses are in memcached
     url = redis_server.database(1)
     stage = make_stage(url, memcached_url, position="last", name=f"q-{uuid4()}")
@@ -127,7 +129,7 @@ def test_memcached(redis_server: RedisServer, redis_url: str, memcached_url: str
     stage.close()
 
 
-def test_gevent(redis_server: RedisServer, redis_url: str) -> None:
+def test_scenarios_under_the_command_with_gevent(redis_server: RedisServer, redis_url: str) -> None:
     # Given workers whose threads are greenlets
     url = redis_server.database(1)
     stage = make_stage(url, redis_url, position="last", name=f"q-{uuid4()}")
@@ -138,7 +140,7 @@ def test_gevent(redis_server: RedisServer, redis_url: str) -> None:
     stage.close()
 
 
-def test_a_worker_is_killed(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
+def test_messages_of_a_killed_worker_run_again(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
     stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
     # Given a message that runs in a worker
     message_id = stage.send("progress:7,loop", "progress:3")
@@ -158,7 +160,7 @@ def test_a_worker_is_killed(redis_server: RedisServer, redis_url: str, broker_ur
     stage.close()
 
 
-def test_a_worker_is_told_to_stop(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
+def test_messages_of_a_stopped_worker_are_retried(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
     stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
     # Given a message that wants to be told of a shutdown, and is retried
     message_id = stage.send("progress:7,loop", "progress:3", notify_shutdown=True)
@@ -173,7 +175,9 @@ def test_a_worker_is_told_to_stop(redis_server: RedisServer, redis_url: str, bro
     stage.close()
 
 
-def test_a_worker_whose_time_to_stop_is_over(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
+def test_messages_of_a_worker_that_stops_too_late_run_again(
+    redis_server: RedisServer, redis_url: str, broker_url: str
+) -> None:
     stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
     # Given a message that does not want to be told of a shutdown, and goes on
     message_id = stage.send("progress:7,loop", "progress:3")

@@ -132,7 +132,7 @@ def test_a_message_that_is_sent_by_another_has_a_status_of_its_own(eager: Eager)
 
 
 @pytest.mark.parametrize("failing", [False, True], ids=["succeeds", "fails"])
-def test_a_message_that_is_not_tracked_gives_back_what_it_hides(eager: Eager, failing: bool) -> None:
+def test_the_outer_binding_resumes_after_an_untracked_message(eager: Eager, failing: bool) -> None:
     # Given an actor that sends one that is not tracked; that sends one that is, and may fail
     def innermost() -> None:
         eager.note()
@@ -300,7 +300,7 @@ def test_a_message_that_succeeds_while_an_exception_is_handled(eager: Eager) -> 
     assert eager.end(eager.bound[0]) == eager.end(message.message_id) == ("wc", 1, None, False)
 
 
-def test_a_skip_is_an_exception_there(strict: Eager) -> None:
+def test_a_skip_is_an_exception_for_this_broker(strict: Eager) -> None:
     # Given an actor that skips its message; this broker knows no skips
     def skip() -> None:
         strict.note()
@@ -314,7 +314,7 @@ def test_a_skip_is_an_exception_there(strict: Eager) -> None:
     assert strict.end(strict.bound[0]) == ("wf", 1, "SkipMessage", False)
 
 
-def test_a_skip_is_retried_there(lenient: Eager) -> None:
+def test_a_skip_is_retried_by_this_broker(lenient: Eager) -> None:
     # Given an actor that skips its message, and a broker that hands that to Retries
     def skip() -> None:
         lenient.note()
@@ -346,7 +346,7 @@ def test_a_middleware_skips_the_message(strict: Eager) -> None:
     assert current_binding() is None
 
 
-def test_a_pipeline(eager: Eager) -> None:
+def test_the_messages_of_a_pipeline_complete(eager: Eager) -> None:
     # Given two actors
     def add(n: int) -> int:
         eager.note()

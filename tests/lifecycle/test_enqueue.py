@@ -36,7 +36,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
     backend.close()
 
 
-def test_a_broker_that_is_down_leaves_no_reply_behind(store: StatusBackend) -> None:
+def test_a_refused_enqueue_leaves_no_pending_reply(store: StatusBackend) -> None:
     # Given a broker that nobody can reach, and one that works, with the same store
     ours = StatusMiddleware(backend=store)
     down = RedisBroker(host="127.0.0.1", port=free_port(), retry=Retry(NoBackoff(), 0), middleware=[ours])
@@ -65,7 +65,7 @@ def test_a_broker_that_is_down_leaves_no_reply_behind(store: StatusBackend) -> N
     assert [(found and found.state, found and found.actor_name) for found in snapshots] == [("completed", "work")] * 3
 
 
-def test_a_reply_that_is_owed_is_the_parents(store: StatusBackend) -> None:
+def test_the_parent_reads_a_pending_reply_after_a_fork(store: StatusBackend) -> None:
     # Given an enqueue that the broker refuses, so that the store's reply to it is still to be read
     ours = StatusMiddleware(backend=store)
     down = RedisBroker(host="127.0.0.1", port=free_port(), retry=Retry(NoBackoff(), 0), middleware=[ours])
@@ -103,7 +103,7 @@ def test_a_reply_that_is_owed_is_the_parents(store: StatusBackend) -> None:
     assert all(found is not None and found.queued for found in snapshots)
 
 
-def test_a_status_that_the_store_cannot_hold(memcached_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_fields_that_do_not_fit_into_an_item_are_left_out(memcached_url: str, caplog: pytest.LogCaptureFixture) -> None:
     # Given fields that fit one by one, but not all together, into an item of memcached
     backend = MemcachedBackend(servers=memcached_url.removeprefix("memcached://"), timeout=20_000)
     broker = make_broker(backend)
@@ -142,7 +142,7 @@ class Observer(Middleware):
 
 
 @pytest.mark.parametrize("kind", ["redis", "memcached"])
-def test_others_hooks_while_the_store_hangs(kind: str, start_server: StartServer) -> None:
+def test_hooks_of_other_middleware_while_the_store_hangs(kind: str, start_server: StartServer) -> None:
     # Given a store that hangs, and others' middleware in front of ours and behind it
     backend: StatusBackend
     server: Server

@@ -174,7 +174,7 @@ def strikes(stage: Stage, hook: str, *script: str, **options: Any) -> Iterator[t
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.hook} {case.end.states}")
-def test_an_interrupt_behind_the_actor(stage: Stage, case: Case) -> None:
+def test_an_interrupt_after_the_actor_does_not_change_the_outcome(stage: Stage, case: Case) -> None:
     # Given a message whose actor has returned or raised
     # When an interrupt strikes in our hook, before whichever line
     struck = 0
@@ -186,7 +186,7 @@ def test_an_interrupt_behind_the_actor(stage: Stage, case: Case) -> None:
 
 
 @pytest.mark.parametrize("retries", [True, False], ids=["retried", "not-retried"])
-def test_an_interrupt_ahead_of_the_actor(stage: Stage, retries: bool) -> None:
+def test_an_interrupt_before_the_actor_is_a_failure(stage: Stage, retries: bool) -> None:
     # Given a message that is about to run
     options = {} if retries else {"max_retries": 0}
     struck = 0
@@ -476,7 +476,7 @@ def made_for_one_call_of_a_file(backend: RedisBackend) -> object:
         return made
 
 
-def test_a_memcached_backend_that_is_dropped_calls_nothing(memcached_server: MemcachedServer) -> None:
+def test_a_memcached_backend_that_is_dropped_calls_no_function(memcached_server: MemcachedServer) -> None:
     # Given a backend that was used
     held = [MemcachedBackend(servers=memcached_server.address, timeout=20_000)]
     held[0].read("m")
@@ -492,7 +492,9 @@ def test_a_memcached_backend_that_is_dropped_calls_nothing(memcached_server: Mem
     "make",
     [used, failed_in_use, failed_to_connect, subscribed, made_for_one_call, made_for_one_call_of_a_file],
 )
-def test_what_is_dropped_calls_nothing(redis_url: str, make: Callable[[RedisBackend], object]) -> None:
+def test_connections_and_errors_that_are_dropped_call_no_function(
+    redis_url: str, make: Callable[[RedisBackend], object]
+) -> None:
     # Given a connection that was used, an error whose traceback has one, or a backend
     backend = RedisBackend(url=redis_url, timeout=20_000)
     held = [make(backend)]
@@ -506,7 +508,7 @@ def test_what_is_dropped_calls_nothing(redis_url: str, make: Callable[[RedisBack
 
 
 @pytest.mark.usefixtures("untraced")
-def test_a_loop_that_an_actor_leaves_calls_nothing(redis_url: str) -> None:
+def test_a_loop_that_an_actor_leaves_calls_no_function(redis_url: str) -> None:
     # Given an actor that watches a message, and one that tracks a loop
     backend = RedisBackend(url=redis_url, timeout=20_000)
     broker = make_broker(backend)
@@ -545,7 +547,7 @@ def test_a_loop_that_an_actor_leaves_calls_nothing(redis_url: str) -> None:
 
 
 @pytest.mark.usefixtures("untraced")
-def test_time_limits_while_the_store_is_gone(start_server: StartServer) -> None:
+def test_time_limits_stop_actors_in_an_outage(start_server: StartServer) -> None:
     # Given a store that is gone, and actors that read a status again and again, with a time limit
     server = start_server(RedisServer())
     backend = RedisBackend(url=server.url)

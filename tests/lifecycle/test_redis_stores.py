@@ -38,7 +38,7 @@ def stage(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_a_reader_sees_nothing_but_the_right_states(stage: Stage, scenario: Scenario) -> None:
+def test_readers_see_the_states_of_each_scenario(stage: Stage, scenario: Scenario) -> None:
     # Given a worker
     expected = scenario.expected(retries=True, ahead=False)
     # When it happens

@@ -75,7 +75,7 @@ def numbers(backend: RecordingBackend, message_id: str) -> list[int]:
 @pytest.mark.parametrize("delay", [None, 0], ids=["", "delayed"])
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside"])
 @pytest.mark.parametrize("retries", [0, 1])
-def test_the_first_copy_is_of_the_same_enqueue(
+def test_an_enqueue_that_is_begun_again_is_the_same_enqueue(
     backend: RecordingBackend, copies: bool, delay: int | None, inside: bool, retries: int
 ) -> None:
     broker = RepeatingBroker(
@@ -108,7 +108,7 @@ def test_the_first_copy_is_of_the_same_enqueue(
 
 
 @pytest.mark.parametrize("copies", [False, True], ids=["same", "copies"])
-def test_a_refused_message_that_is_sent_again(backend: RecordingBackend, copies: bool) -> None:
+def test_a_refused_message_that_is_sent_again_is_the_same_enqueue(backend: RecordingBackend, copies: bool) -> None:
     broker = RepeatingBroker([StatusMiddleware(backend=backend)], copies=copies)
 
     @dramatiq.actor(broker=broker)
@@ -154,7 +154,9 @@ class Sender(Middleware):
 
 @pytest.mark.parametrize("refuses", [False, True], ids=["", "refused"])
 @pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
-def test_others_are_sent_in_between(backend: RecordingBackend, first: bool, refuses: bool) -> None:
+def test_messages_that_a_middleware_sends_have_enqueues_of_their_own(
+    backend: RecordingBackend, first: bool, refuses: bool
+) -> None:
     # Given a middleware that sends another message before each one
     ours, sender = StatusMiddleware(backend=backend), Sender()
     broker = RepeatingBroker([ours, sender] if first else [sender, ours])
@@ -175,7 +177,7 @@ def test_others_are_sent_in_between(backend: RecordingBackend, first: bool, refu
         assert snapshot is not None and snapshot.completed and numbers(backend, found.message_id) == [1, 1, 1]
 
 
-def test_enqueues_that_have_ended_are_others(backend: RecordingBackend) -> None:
+def test_a_message_that_is_sent_twice_has_two_enqueues(backend: RecordingBackend) -> None:
     broker = RepeatingBroker([StatusMiddleware(backend=backend)])
 
     @dramatiq.actor(broker=broker)
@@ -265,7 +267,7 @@ def rabbitmq(url: str, port: int, backend: RecordingBackend, name: str) -> Itera
 
 
 @pytest.mark.parametrize("heals", [True, False])
-def test_a_connection_to_rabbitmq_that_is_cut(
+def test_a_message_is_one_enqueue_if_the_connection_to_rabbitmq_is_cut(
     backend: RecordingBackend, rabbitmq_url: str, rabbitmq_server: RabbitmqServer, heals: bool
 ) -> None:
     name = f"cut-{uuid4()}"

@@ -40,7 +40,7 @@ def result_of(message: dramatiq.Message[Any], backend: ResultBackend) -> object:
 
 
 @pytest.mark.parametrize("retried", [False, True], ids=["at-once", "retried"])
-def test_completed_means_that_the_result_is_there(position: str, retried: bool) -> None:
+def test_the_result_is_stored_before_completed(position: str, retried: bool) -> None:
     # Given somebody who looks for the result just before the store is told that the message is completed
     seen: list[object] = []
 
@@ -69,7 +69,7 @@ def test_completed_means_that_the_result_is_there(position: str, retried: bool) 
     assert seen == ["the result"]
 
 
-def test_whoever_sees_completed_gets_the_result(
+def test_readers_of_completed_get_the_result(
     position: str, redis_server: RedisServer, redis_url: str, redis_broker_url: str
 ) -> None:
     # Given statuses and results on Redis, and a worker
@@ -93,7 +93,7 @@ def test_whoever_sees_completed_gets_the_result(
     backend.close()
 
 
-def test_failed_comes_with_its_exception_and_a_moment_before_the_result(position: str) -> None:
+def test_failed_is_stored_with_its_exception_before_the_result(position: str) -> None:
     # Given somebody who looks for the result just after the store was told that the message has failed
     seen: list[object] = []
 

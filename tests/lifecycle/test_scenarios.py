@@ -54,7 +54,7 @@ def stage(request: pytest.FixtureRequest, broker: str, position: str, retries: b
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_a_reader_sees_nothing_but_the_right_states(stage: Stage, position: str, scenario: Scenario) -> None:
+def test_readers_see_the_states_of_each_scenario(stage: Stage, position: str, scenario: Scenario) -> None:
     # Given a worker, and where our middleware stands to the one that makes the difference
     order = [type(middleware).__name__ for middleware in stage.broker.middleware]
     ahead = scenario.cause in order and order.index("StatusMiddleware") < order.index(str(scenario.cause))
@@ -75,7 +75,7 @@ def test_a_reader_sees_nothing_but_the_right_states(stage: Stage, position: str,
     assert [message_id for message_id, state in last.items() if state not in stage.at_ack[message_id]] == []
 
 
-def test_a_message_that_waits_for_its_retry_says_why(stage: Stage) -> None:
+def test_a_message_that_waits_for_its_retry_has_the_exception(stage: Stage) -> None:
     # Given a message that is retried twice, for different reasons
     message_id = stage.send("raise:first", "retry:20", "return")
     # When Dramatiq is done with it

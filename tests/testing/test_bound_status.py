@@ -50,7 +50,7 @@ def test_a_child_finds_its_parent(backend: StubBackend) -> None:
     assert backend.read_many(["parent", "child"]) == [None, None]
 
 
-def test_the_whole_registry_finds_it() -> None:
+def test_the_whole_registry_finds_a_bound_status() -> None:
     with bound_status("job") as status:
         status["step"] = "reading"
         snapshot = StatusRegistry.read("job")
@@ -65,7 +65,7 @@ def test_the_whole_registry_finds_it() -> None:
         assert StatusRegistry.delete("job") and not status
 
 
-def test_a_backend_that_is_named_comes_first(backend: StubBackend) -> None:
+def test_a_given_backend_comes_before_that_of_a_bound_status(backend: StubBackend) -> None:
     with bound_status("job"):
         assert StatusRegistry.read("job", backend=backend) is None
         assert StatusRegistry.read("job", broker=dramatiq.get_broker()) is None
@@ -85,7 +85,7 @@ def test_blocks_that_are_not_nested_share_nothing() -> None:
 
 
 @pytest.mark.parametrize(("message_id", "error"), [("", ValueError), ("a\nb", ValueError), (5, TypeError)])
-def test_an_id_that_is_none_is_refused(message_id: object, error: type[Exception]) -> None:
+def test_a_wrong_message_id_is_refused(message_id: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="message_id"), bound_status(message_id):  # type: ignore[arg-type]
         pass
     assert current_binding() is None

@@ -83,7 +83,7 @@ WRONG: dict[str, tuple[Tell, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_the_suite_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suite_fails_for_wrong_subscriptions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a backend that tells the wrong things
     monkeypatch.setattr(suite, "HEARING", 0.05)
     wrong, test = WRONG[name]
@@ -96,7 +96,7 @@ def test_what_the_suite_catches(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("test", sorted({test for _, test in WRONG.values()}))
-def test_what_the_suite_lets_pass(test: str) -> None:
+def test_the_suite_passes_for_right_subscriptions(test: str) -> None:
     # Given a backend that tells the right things
     backend = TellingBackend(tell)
     backend.update("message", enqueue())
@@ -105,7 +105,7 @@ def test_what_the_suite_lets_pass(test: str) -> None:
     getattr(BackendConformance(), test)(backend, backend.subscribe(("message",)), "message")
 
 
-def test_what_happened_before() -> None:
+def test_the_suite_fails_for_changes_from_before_the_subscription() -> None:
     # Given a backend that tells what happened before anybody asked
     backend = TellingBackend(tell)
     early = backend.subscribe(("message",))

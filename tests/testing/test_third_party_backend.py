@@ -115,7 +115,7 @@ def test_asserts_of_the_suite_show_what_they_have_compared(tmp_path: Path) -> No
     assert "assert None is not None" in run.stdout and "diff: None != '0'" in run.stdout
 
 
-def test_processes_lose_nothing(backend: DirectoryBackend, tmp_path: Path) -> None:
+def test_processes_that_count_lose_no_increment(backend: DirectoryBackend, tmp_path: Path) -> None:
     # Given two running messages
     ids = [uuid4().hex, uuid4().hex]
     backend.update_many([(message_id, start(1)) for message_id in ids])
@@ -131,7 +131,7 @@ def test_processes_lose_nothing(backend: DirectoryBackend, tmp_path: Path) -> No
     assert found == [(str(total), str(total + 1))] * 2
 
 
-def test_a_directory_that_stays_locked(backend: DirectoryBackend, tmp_path: Path) -> None:
+def test_writes_to_a_locked_directory_fail_in_time(backend: DirectoryBackend, tmp_path: Path) -> None:
     # Given a message, and somebody who does not let go of the lock
     backend.update("m", enqueue())
     hasty = DirectoryBackend(tmp_path, timeout=50)
@@ -149,7 +149,7 @@ def test_a_directory_that_stays_locked(backend: DirectoryBackend, tmp_path: Path
     assert hasty.update("m", start(1)) is Outcome.APPLIED
 
 
-def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+def test_writes_to_a_deleted_directory_raise(tmp_path: Path) -> None:
     # Given a directory that somebody has deleted
     backend = DirectoryBackend(tmp_path / "statuses")
     (tmp_path / "statuses").rmdir()
@@ -172,7 +172,7 @@ def test_a_sweep_deletes_what_has_expired(backend: DirectoryBackend, monkeypatch
     assert [file_of(backend, message_id).exists() for message_id in ("old", "new")] == [False, True]
 
 
-def test_a_job(backend: DirectoryBackend) -> None:
+def test_a_job_stores_its_status(backend: DirectoryBackend) -> None:
     # Given a job whose status is kept there
     broker = make_broker(backend)
 
@@ -188,7 +188,7 @@ def test_a_job(backend: DirectoryBackend) -> None:
     assert (str(snapshot), snapshot.total, snapshot["step"]) == ("completed (100%)", 10, "counting")
 
 
-def test_a_directory_is_for_its_owner(tmp_path: Path) -> None:
+def test_only_the_owner_may_read_the_directory(tmp_path: Path) -> None:
     # Given a process whose files everybody may read, and a directory that it makes
     before = os.umask(0o022)
     try:
@@ -212,7 +212,7 @@ def test_a_directory_is_for_its_owner(tmp_path: Path) -> None:
     assert victim.read_text() == "precious" and backend.update("m", outside(increment=1)) is Outcome.APPLIED
 
 
-def test_the_suite_as_its_author_runs_it(tmp_path: Path) -> None:
+def test_the_suite_passes_in_a_project_of_its_own(tmp_path: Path) -> None:
     # Given a project elsewhere, with the backend and the test of its docstring, where there is no more than pytest
     (tmp_path / "third_party_backend.py").write_bytes((EXAMPLES / "third_party_backend.py").read_bytes())
     found = re.search(r"\n\n((?:    .*\n|\n)+)", third_party_backend.__doc__ or "")
