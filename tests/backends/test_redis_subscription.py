@@ -83,7 +83,7 @@ def test_only_the_newest_matters(job: Job, subscription: RedisSubscription) -> N
     assert versions == sorted(versions) and len(versions) < 100
 
 
-def test_a_delete_is_told(job: Job, subscription: RedisSubscription) -> None:
+def test_a_delete_is_received(job: Job, subscription: RedisSubscription) -> None:
     # Given a message that one listens to
     # When it is deleted
     job.backend.delete(job.message_id)

@@ -75,17 +75,17 @@ def tell(heard: Heard, change: Change) -> list[Change]:
 
 #: What a backend may get wrong, and the test that shows it.
 WRONG: dict[str, tuple[Tell, str]] = {
-    "never tells": (lambda heard, change: [], "test_a_change_is_told"),
-    "tells no version": (lambda heard, change: [(id, 1) for id, _ in tell(heard, change)], "test_a_change_is_told"),
-    "tells of no delete": (lambda heard, change: tell(heard, change) if change[1] else [], "test_a_delete_is_told"),
-    "tells of all": (lambda heard, change: [change], "test_changes_of_other_messages_are_not_told"),
+    "never tells": (lambda heard, change: [], "test_a_change_is_received"),
+    "tells no version": (lambda heard, change: [(id, 1) for id, _ in tell(heard, change)], "test_a_change_is_received"),
+    "tells of no delete": (lambda heard, change: tell(heard, change) if change[1] else [], "test_a_delete_is_received"),
+    "tells of all": (lambda heard, change: [change], "test_changes_of_other_messages_are_not_received"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_the_suite_fails_for_wrong_subscriptions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a backend that tells the wrong things
-    monkeypatch.setattr(suite, "HEARING", 0.05)
+    monkeypatch.setattr(suite, "CHANGE_TIMEOUT", 0.05)
     wrong, test = WRONG[name]
     backend = TellingBackend(wrong)
     backend.update("message", enqueue())
@@ -113,4 +113,4 @@ def test_the_suite_fails_for_changes_from_before_the_subscription() -> None:
     # When the suite is run against it
     # Then a test fails
     with pytest.raises(AssertionError):
-        BackendConformance().test_what_happened_before_is_not_told(backend, early, "message")
+        BackendConformance().test_earlier_changes_are_not_received(backend, early, "message")

@@ -19,11 +19,11 @@ from ...update import Kind, Outcome, Update
 from ..updates import counting, enqueue, finish, heartbeat, outside, start, write
 from .store import StoreTests, read_many, together
 
-#: How many writes each of two threads makes at the same time.
+#: Number of writes of each of two threads that write at the same time.
 WRITES = 2_000
 
 
-#: How many times a client is interrupted, and how many calls it makes for that at most.
+#: Number of interrupts of a client, and maximum number of its calls.
 INTERRUPTS, INTERRUPTED_CALLS = 300, 20_000
 
 
@@ -34,7 +34,7 @@ class Concurrency(StoreTests):
         # Given a running message
         backend.update(message_id, start(1))
 
-        # When two threads count at the same time
+        # When two threads increment its progress at the same time
         def count() -> None:
             for _ in range(WRITES):
                 assert backend.update(message_id, outside(increment=1)) is Outcome.APPLIED
@@ -48,7 +48,7 @@ class Concurrency(StoreTests):
         # Given a running message whose total is unknown
         backend.update(message_id, start(1, t="null"))
 
-        # When its run and another writer count on the same fields at the same time
+        # When its run and another writer increment the same fields at the same time
         def count_in_the_run() -> None:
             for sequence in range(2, WRITES + 2):
                 assert backend.update(message_id, counting(write(1, sequence), rows=1, t=2)) is Outcome.APPLIED
@@ -66,7 +66,7 @@ class Concurrency(StoreTests):
         # Given a running message
         backend.update(message_id, start(1))
 
-        # When two threads write fields of their own at the same time, in two kinds of call
+        # When two threads write different fields at the same time, one by one and in batches
         def write_one_by_one() -> None:
             for n in range(WRITES):
                 backend.update(message_id, Update(Kind.OUTSIDE, fields={f":one-{n}": str(n)}))
@@ -77,15 +77,15 @@ class Concurrency(StoreTests):
                 backend.update_many([(message_id, Update(Kind.OUTSIDE, fields=one)) for one in fields])
 
         together(write_one_by_one, write_in_batches)
-        # Then all are there
+        # Then the record has all of them
         record = backend.read(message_id)
         expected = {f":{who}-{n}": str(n) for who in ("one", "two") for n in range(WRITES)}
         assert record is not None and {name: text for name, text in record.items() if name[0] == ":"} == expected
 
-    def test_a_contended_message_is_no_trouble_for_others(
+    def test_a_contended_message_does_not_disturb_others(
         self, backend: StatusBackend, make_backend: Callable[..., StatusBackend], message_id: str
     ) -> None:
-        # Given a message that another writer writes to all the time
+        # Given a message that another writer changes all the time
         other = make_backend()
         backend.update(message_id, start(1))
         over = threading.Event()
@@ -100,31 +100,31 @@ class Concurrency(StoreTests):
             finally:
                 over.set()
 
-        # When it is written in batches with others
+        # When batches have updates of this message and of others
         together(write_on, count)
-        # Then the outcomes name the updates that were carried out, and each counts once
+        # Then each update with the outcome of a stored one counts once, and no other does
         record = backend.read(message_id)
         assert record is not None and record[PROGRESS] == "50"
 
-    def test_a_message_without_room_is_no_trouble_for_others(self, backend: StatusBackend, message_id: str) -> None:
-        # Given an update that the store has no room for
+    def test_an_update_that_is_too_large_does_not_disturb_others(self, backend: StatusBackend, message_id: str) -> None:
+        # Given an update that is too large for the store
         too_large = self.too_large()
         backend.update(message_id, start(1))
-        # When it is sent in batches with updates of other messages
+        # When batches have this update and updates of other messages
         count_in_batches(backend, message_id, too_large, batches=5)
-        # Then none of them is lost or counts twice, and the message has what it had
+        # Then each of the others counts once, and the record of the message stays
         record = backend.read(message_id)
         assert record is not None and record[STATE] == str(WORKING)
-        # And alone, it is no sign of a store that does not answer
+        # And the update alone does not raise the error of a store that does not answer
         outcomes = backend.update_many([(message_id, too_large)])
         assert outcomes in ([Outcome.REFUSED], [Outcome.APPLIED])
 
-    def test_one_of_two_starts_owns_it(self, backend: StatusBackend, message_id: str) -> None:
+    def test_one_of_many_runs_owns_the_status(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message that is delivered to many workers at once
         backend.update(message_id, enqueue())
         runs = range(1, 9)
 
-        # When they all start it
+        # When all of them start it at the same time
         def work(run: int) -> Callable[[], None]:
             def start_it() -> None:
                 assert backend.update(message_id, start(run)) is Outcome.APPLIED
@@ -132,16 +132,16 @@ class Concurrency(StoreTests):
             return start_it
 
         together(*map(work, runs))
-        # Then each was counted, and one of them can finish it
+        # Then each run counts, and one of them can finish the message
         record = backend.read(message_id)
         outcomes = [backend.update(message_id, finish(run)) for run in runs]
         assert record is not None and record[ATTEMPTS] == "8"
         assert (outcomes.count(Outcome.APPLIED), outcomes.count(Outcome.REFUSED)) == (1, 7)
 
     def test_an_interrupted_call_spoils_no_other(self, backend: StatusBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-        # An interrupt may strike in a driver's __del__, where nobody can catch it
+        # An interrupt may strike in a driver's __del__, which cannot raise it
         monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
-        # Given records that say whose they are
+        # Given records that contain the ids of their messages
         ids = [uuid4().hex for _ in range(20)]
         backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
         wrong: list[object] = []
@@ -164,9 +164,9 @@ class Concurrency(StoreTests):
             if [record and record[":mark"] for record in found_many] != [f'"{message_id}"' for message_id in ids]:
                 wrong.append(found_many)
 
-        # When a thread that reads and writes them is interrupted, again and again
+        # When a thread that reads and writes them is interrupted many times
         interrupts = interrupt_while(call, lambda: calls < INTERRUPTED_CALLS and not wrong)
-        # Then no call ever gets what another one asked for
+        # Then no call gets the reply of another one
         assert interrupts > 0 and not wrong
         call()
         assert not wrong
@@ -174,7 +174,7 @@ class Concurrency(StoreTests):
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     def test_a_fork_shares_no_connection(self, backend: StatusBackend) -> None:
-        # Given records that say whose they are, and a backend that has been used
+        # Given records that contain the ids of their messages, and a backend with open connections
         ids = [uuid4().hex for _ in range(10)]
         backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
 
@@ -189,7 +189,7 @@ class Concurrency(StoreTests):
             return True
 
         assert read_all()
-        # When the process forks, and parent and child both use it
+        # When the process forks, and parent and child use the backend
         child = os.fork()
         if child == 0:
             code = 2
@@ -201,20 +201,22 @@ class Concurrency(StoreTests):
             right_in_parent = read_all()
         finally:
             _, status = os.waitpid(child, 0)
-        # Then both get their own replies, and the child's end closes nothing of the parent's
+        # Then both get their own replies, and the end of the child closes no connection of the parent
         assert (right_in_parent, os.waitstatus_to_exitcode(status), read_all()) == (True, 0, True)
 
     def test_a_closed_backend_opens_again(self, backend: StatusBackend, message_id: str) -> None:
-        # Given a backend that was used and closed
+        # Given a backend that was closed after its first call
         backend.update(message_id, enqueue())
         backend.close()
         # When it is used again
-        # Then it works
+        # Then it opens new connections
         assert backend.update(message_id, start(1)) is Outcome.APPLIED
 
 
 def count_in_batches(backend: StatusBackend, message_id: str, update: Update, *, batches: int) -> None:
-    """Send an update with others, as a writer does: again where a message was not reached.  Check the sums."""
+    """Send an update in batches with updates of other messages, and send the unavailable ones again, as the writer
+    does.  Check the sums of the others.
+    """
     ids = [uuid4().hex for _ in range(5)]
     backend.update_many([(other, start(1)) for other in ids])
     for _ in range(batches):
@@ -226,14 +228,18 @@ def count_in_batches(backend: StatusBackend, message_id: str, update: Update, *,
 
 
 class Interrupt(BaseException):
-    """What strikes a thread, as a time limit does."""
+    """Asynchronous exception, like a time limit."""
 
 
 def interrupt_while(call: Callable[[], None], goes_on: Callable[[], bool]) -> int:
-    """Call again and again in a thread, and interrupt it in the middle, as Dramatiq does.
+    """Call a function many times on a thread, and interrupt the calls as Dramatiq does.
+
+    Parameters:
+      call(Callable): Function to call.
+      goes_on(Callable): Returns whether to call the function again.
 
     Returns:
-      int: How often it was interrupted.
+      int: Number of interrupts.
     """
     caught = 0
     failures: list[BaseException] = []
@@ -248,7 +254,7 @@ def interrupt_while(call: Callable[[], None], goes_on: Callable[[], bool]) -> in
                 caught += 1
 
     def shielded() -> Iterator[None]:
-        # An interrupt may also strike while the one before it is handled.
+        # An interrupt may also strike in the handler of the previous one.
         while not over.is_set():
             try:
                 work()

@@ -1,4 +1,4 @@
-"""Servers that do not answer."""
+"""Servers that do not answer, or answer with errors."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Outages(StoreTests):
     """Tests of servers that are down, or answer with errors."""
 
     def test_a_server_that_does_not_answer(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
-        # Given a server that takes connections and answers nothing
+        # Given a server that accepts connections and sends no replies
         server, backend = outage
         backend.update(message_id, start(1))
         server.pause()
-        # When it is asked for something, over an old connection and over a new one
-        # Then that ends in a BackendError, which has a cause
+        # When a call uses an open connection, and others open new ones
+        # Then each call raises BackendError with a cause
         for call in (backend.read, lambda m: backend.update(m, outside(step="1")), backend.delete, backend.read):
             with pytest.raises(BackendError) as caught:
                 call(message_id)
             assert caught.value.__cause__ is not None
 
-    def test_late_replies_are_nobodys(self, outage: tuple[PausableServer, StatusBackend]) -> None:
-        # Given calls that gave up waiting for their replies
+    def test_late_replies_are_dropped(self, outage: tuple[PausableServer, StatusBackend]) -> None:
+        # Given calls whose time-out has passed
         server, backend = outage
         ids = [uuid4().hex for _ in range(5)]
         backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
@@ -40,88 +40,88 @@ class Outages(StoreTests):
         for message_id in ids[:2]:
             with pytest.raises(BackendError):
                 backend.read(message_id)
-        # When the server goes on, and sends them
+        # When the server sends their replies
         server.resume()
-        # Then nobody takes them for their own
+        # Then later calls get their own replies
         found = [backend.read(message_id) for message_id in ids]
         assert [record and record[":mark"] for record in found] == [f'"{message_id}"' for message_id in ids]
 
     def test_a_server_that_is_down(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
-        # Given a server that was used and is down
+        # Given a server that is down, and a backend with connections to it
         server, backend = outage
         backend.update(message_id, start(1))
         server.stop()
-        # When it is asked for something
-        # Then that ends in a BackendError
+        # When a caller uses it
+        # Then it raises BackendError
         for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, lambda m: backend.read(m)):
             with pytest.raises(BackendError) as caught:
                 call(message_id)
             assert caught.value.__cause__ is not None
 
-    def test_no_read_of_a_server_that_is_down_is_unknown(
+    def test_a_message_of_a_server_that_is_down_is_not_unknown(
         self, outage: tuple[PausableServer, StatusBackend], message_id: str
     ) -> None:
-        # Given a server that was used and is down
+        # Given a server that is down, and a backend with connections to it
         server, backend = outage
         backend.update(message_id, start(1))
         server.stop()
         for call in reads_of(backend, message_id):
-            # When it is read, in whatever way
-            # Then that ends in a BackendError
+            # When its status is read in any way
+            # Then it raises BackendError
             with pytest.raises(BackendError):
                 call()
 
-    def test_no_error_is_taken_for_unknown(self, backend: StatusBackend, message_id: str) -> None:
+    def test_a_message_that_cannot_be_read_is_not_unknown(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message, and a store that answers reads with an error
         backend.update(message_id, start(1))
         assert backend.read(message_id) is not None
         for name, refusal in self.refusals(backend).items():
             with refusal:
                 for call in reads_of(backend, message_id):
-                    # When it is read, in whatever way
-                    # Then that ends in a BackendError
+                    # When its status is read in any way
+                    # Then it raises BackendError
                     with pytest.raises(BackendError, match=name):
                         call()
-            # And afterwards it is what it was
+            # And after that its status is the same
             assert StatusRegistry.get(message_id, backend=backend).working
 
     def test_begun_updates_and_a_server_that_is_down(
         self, outage: tuple[PausableServer, StatusBackend], message_id: str
     ) -> None:
-        # Given a server that was used and is down
+        # Given a server that is down, and a backend with connections to it
         server, backend = outage
         backend.update(message_id, start(1))
         server.stop()
         # When an update is begun and completed
-        # Then one of the two ends in a BackendError
+        # Then one of the two calls raises BackendError
         with pytest.raises(BackendError):
             backend.begin_update(message_id, enqueue())()
 
     def test_a_server_that_is_back(self, outage: tuple[PausableServer, StatusBackend], message_id: str) -> None:
-        # Given a server that was missed
+        # Given a server that is down, and a call that has failed because of it
         server, backend = outage
         backend.update(message_id, start(1))
         server.stop()
         with pytest.raises(BackendError):
             backend.read(message_id)
-        # When it is back, empty
+        # When the server starts again, without records
         server.start()
-        # Then all works, with the same backend
+        # Then the same backend uses it again
         assert backend.update(message_id, write(1, 2)) is Outcome.MISSING
         assert backend.update(message_id, write(1, 2, create=True)) is Outcome.APPLIED
         assert backend.read(message_id) is not None
 
     @pytest.mark.parametrize("name", ["update", "read"])
-    def test_a_restart_that_nobody_saw(
+    def test_a_restart_between_two_calls(
         self, outage: tuple[PausableServer, StatusBackend], message_id: str, name: str
     ) -> None:
-        # Given a connection that the server has closed while nobody used it
+        # Given a connection that the server has closed between two calls
         server, backend = outage
         backend.update(message_id, enqueue())
         server.stop()
         server.start()
-        # When it is used the next time
-        # Then a new one is opened
+        # When the backend makes the next call
+        # Then it opens a new connection
         if name == "update":
             assert backend.update(message_id, enqueue()) is Outcome.APPLIED
         else:
@@ -129,7 +129,7 @@ class Outages(StoreTests):
 
 
 def reads_of(backend: StatusBackend, message_id: str) -> list[Callable[[], Any]]:
-    """All ways to read a message, and to list it where the backend lists."""
+    """Return calls that read a message in all ways, and list it if the backend lists."""
     status, batch = StatusRegistry.get(message_id, backend=backend), StatusRegistry.batch([message_id], backend=backend)
     reads: list[Callable[[], Any]] = [
         lambda: backend.read(message_id),

@@ -1,4 +1,4 @@
-"""A message that the store refuses."""
+"""Messages that the store refuses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .store import StoreTests
 
 
 class Refused(StoreTests):
-    """A test of the writer with a store that takes all messages except one."""
+    """Tests of the writer with a store that refuses one message."""
 
-    def test_a_refused_message_holds_up_no_other(
+    def test_a_refused_message_delays_no_other(
         self, backend: StatusBackend, message_id: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         # Given a writer, a message that the store refuses, and others
@@ -52,7 +52,7 @@ class Refused(StoreTests):
             write_until(lambda: writer.breaker.health(0, 0).dropped > health.dropped)
             lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
             assert sum("refuses updates" in line and refused in line for line in lines) == 1
-        # When the store takes it, then it has all that the run has written
+        # When the store accepts it, then it has all values of the run
         buffers[refused].write({":more": "3"})
         assert buffers[refused].flush(30)
         record = backend.read(refused)
