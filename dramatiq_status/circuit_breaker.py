@@ -121,20 +121,16 @@ class CircuitBreaker:
             )
 
     def dropped(self, count: int = 1) -> None:
-        """Updates were given up."""
+        """Count dropped updates."""
         with self._lock:
-            self._dropped += count
             self._all_dropped += count
+            if self.down:
+                self._dropped += count
 
-    def refused_call(self) -> None:
+    def count_failure(self) -> None:
         """Count a failed call of a store that is up."""
         with self._lock:
             self._all_failures += 1
-
-    def refused(self, count: int = 1) -> None:
-        """Count updates that were dropped without an outage of the whole store."""
-        with self._lock:
-            self._all_dropped += count
 
     @property
     def was_given_up(self) -> bool:

@@ -178,7 +178,7 @@ def test_increments_on_a_parent_that_was_not_stored_are_kept(start_server: Any, 
 
 def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a store that was down, and a process that has counted meanwhile on a message that another one has kept
-    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.01)
     backend = RecordingBackend()
     broken = Broken(backend)
     writer = Writer(backend, CircuitBreaker("RecordingBackend"))
@@ -213,7 +213,7 @@ def test_a_parent_that_is_stored_late_is_counted_on() -> None:
 
 def test_increments_on_an_unknown_parent_are_dropped_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a message that is unknown
-    monkeypatch.setattr("dramatiq_status.writer.writer.RECOVERY", 0.2)
+    monkeypatch.setattr("dramatiq_status.writer.sender.RECOVERY", 0.2)
     backend = RecordingBackend()
     writer = Writer(backend, CircuitBreaker("RecordingBackend"))
     buffer = writer.outside("parent")
@@ -230,7 +230,7 @@ def test_increments_on_an_unknown_parent_are_dropped_after_a_while(monkeypatch: 
 
 def test_flush_is_false_for_writes_to_an_unknown_message_in_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a message that was unknown for so long that an increment on it was dropped
-    monkeypatch.setattr("dramatiq_status.writer.writer.RECOVERY", 0.0)
+    monkeypatch.setattr("dramatiq_status.writer.sender.RECOVERY", 0.0)
     backend = RecordingBackend(timeout=20_000)
     writer = Writer(backend, CircuitBreaker("RecordingBackend"))
     buffer = writer.outside("parent")
@@ -277,7 +277,7 @@ def test_writes_to_unknown_messages_cost_no_final_state() -> None:
     for buffer in buffers:
         buffer.increment()
         assert buffer.flush(PATIENCE)
-    assert len(writer._later) <= 10
+    assert len(writer._queue.later) <= 10
     # Then the final state is stored when the server is back
     backend.away = False
     assert writer.drain(PATIENCE)

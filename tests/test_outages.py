@@ -778,7 +778,7 @@ def test_who_waits_while_another_sends_is_served_next() -> None:
 
     messages = [work.send(5), *(work.send(0) for _ in range(5))]
     with working(broker, threads=6) as worker:
-        eventually(lambda: len(middleware._writer._waiting) == 5)
+        eventually(lambda: len(middleware._writer._leadership.waiting) == 5)
         # When it goes on
         go_on.set()
         # Then all are served long before their time is out
@@ -808,7 +808,7 @@ def test_a_worker_s_thread_sends_only_what_may_be_sent_twice() -> None:
     assert writer.confirm(buffer, confirmation)
     # Then it has left that to the thread
     assert {message_id for call in backend.calls[1:] for message_id, _ in call} == {"child"}
-    assert list(writer._ready) == [parent]
+    assert list(writer._queue.ready) == [parent]
 
 
 def test_running_messages_are_heard_of_as_soon_as_an_outage_has_ended() -> None:
@@ -860,8 +860,8 @@ def test_heartbeats_that_fail_are_sent_when_the_store_is_back() -> None:
     with a_quiet_job() as (backend, middleware, message_id):
         # When the hour is over, and the store does not answer
         broken = Broken(backend)
-        middleware._writer._heartbeat_at = 0.0
-        middleware._writer._wake()
+        middleware._writer._heartbeats.due_at = 0.0
+        middleware._writer._wakeup.call()
         eventually(lambda: broken.failures >= 2)
         # And is back
         broken.down = False
@@ -873,8 +873,8 @@ def test_heartbeats_that_an_outage_holds_back_are_sent_when_it_may_be_over() -> 
     with a_quiet_job() as (backend, middleware, message_id):
         # When the hour is over while nobody may try the store, because another thread's call has failed
         middleware._breaker.failed(BackendError("for this test"))
-        middleware._writer._heartbeat_at = 0.0
-        middleware._writer._wake()
+        middleware._writer._heartbeats.due_at = 0.0
+        middleware._writer._wakeup.call()
         # Then it is said as soon as somebody may
         backend.wait_for(lambda: backend.updates(message_id, Kind.HEARTBEAT))
 
@@ -923,7 +923,7 @@ def test_an_increment_beside_what_is_too_large_counts_once(
             status[f"field {n}"] = large
             status.flush()
         # When it writes more than fits, and counts on its parent, in one batch
-        with middleware._writer._leadership:
+        with middleware._writer._leadership.lock:
             status["one"], status["two"], status["three"] = large, large, large
             StatusRegistry.progress(parent_id, broker=broker).increment(3)
         status.flush()

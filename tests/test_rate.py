@@ -165,7 +165,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("dramatiq_status.writer.writer.time", clock)
+    for module in ("buffer", "merging"):
+        monkeypatch.setattr(f"dramatiq_status.writer.{module}.time", clock)
     return clock
 
 

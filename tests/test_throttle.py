@@ -380,4 +380,4 @@ def test_the_writer_keeps_no_finished_jobs_until_their_interval_ends(backend, br
         (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
         writer = middleware._writer
         # Then the writer has no look at them to come
-        assert len(writer._later) <= 2
+        assert len(writer._queue.later) <= 2

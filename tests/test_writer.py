@@ -22,6 +22,7 @@ from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Record
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Write, Writer
+from dramatiq_status.writer.leadership import Leadership
 
 from .recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
 
@@ -90,13 +91,13 @@ def test_one_server_of_many_is_left_alone(
     backend = Silent(others=True)
     writer = Writer(backend, CircuitBreaker("Silent"))
     writers.append(writer)
-    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 3600.0)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 3600.0)
     buffer = begin(writer, throttle)
     eventually(lambda: backend.calls)
     # When the job goes on counting, and ends
     for _ in range(1000):
         buffer.increment()
-        writer._wake()
+        writer._wakeup.call()
     confirmation = Confirmation()
     buffer.finish(Finish(COMPLETED, {}, 60_000), confirmation)
     # Then it is not waited for, and the server is not asked at every turn
@@ -119,7 +120,7 @@ def test_a_worker_that_ends_waits_for_a_record_whose_server_was_away(writers: li
     eventually(lambda: backend.calls)
     ending = threading.Thread(target=writer.drain, args=(PATIENCE,))
     ending.start()
-    eventually(lambda: writer._drains)
+    eventually(lambda: writer._queue.drains)
     # When the server is back, and has the record from another process a moment later
     backend.silent = False
     calls = len(backend.calls)
@@ -243,12 +244,12 @@ def test_what_was_stored_one_by_one_is_not_sent_again(writers: list[Writer], mon
         StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, ENQUEUE_ID))])
     buffer, other = writer.outside("a"), writer.outside("b")
     # When two messages are counted on, by two updates of the first
-    with writer._leadership:
+    with writer._leadership.lock:
         buffer.write({}, 2)
         buffer.write({}, state=1)
         buffer.write({}, 4)
         other.increment(3)
-    writer._wake()
+    writer._wakeup.call()
     # Then each counts once
     assert eventually(lambda: (backend.read("b") or {}).get(PROGRESS)) == "3"
     assert writer.drain(PATIENCE)
@@ -275,7 +276,7 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
 ) -> None:
     # Given a store that fails for one message, which is written to first
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.01)
     backend = Picky()
     writer = Writer(backend, CircuitBreaker("Picky"))
     writers.append(writer)
@@ -291,12 +292,12 @@ def test_a_message_that_the_store_refuses_holds_up_no_other(
         other.increment(2)
     assert eventually(lambda: all((backend.read(name) or {}).get(PROGRESS) == "2" for name in names))
     # And the store counts as up, although it still refuses the one, which is tried again and logged once
-    assert eventually(lambda: "refuses updates of message 'm'" in caplog.text)
+    assert eventually(lambda: "does not take updates of message 'm'" in caplog.text)
     outages, calls = writer.breaker.health(0, 0).outages, backend.calls
     assert eventually(lambda: backend.calls > calls + 2)
     assert not writer.breaker.down
     assert writer.breaker.health(0, 0).outages == outages
-    assert caplog.text.count("refuses updates of message 'm'") == 1
+    assert caplog.text.count("does not take updates of message 'm'") == 1
     # When the store takes it at last, then all of it is stored
     buffer.increment(3)
     backend.refuses = None
@@ -367,7 +368,7 @@ def test_a_parent_that_the_store_refuses_is_not_asked_for_all_the_time(
 ) -> None:
     # Given a store that refuses a message, and counts as up
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.02)
     backend = PickyAboutRuns()
     writer = Writer(backend, CircuitBreaker("Picky"))
     writers.append(writer)
@@ -402,18 +403,18 @@ class Contended(StubBackend):
 
 def test_only_what_was_not_carried_out_is_sent_again(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a store that carries out the first of two updates of a message alone
-    monkeypatch.setattr("dramatiq_status.writer.writer.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.001)
     backend = Contended()
     writer = Writer(backend, CircuitBreaker("Contended"))
     writers.append(writer)
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     buffer = writer.outside("m")
     # When both bring increments
-    with writer._leadership:
+    with writer._leadership.lock:
         buffer.write({}, 2)
         buffer.write({}, state=1)
         buffer.write({}, 3)
-    writer._wake()
+    writer._wakeup.call()
     # Then each counts once
     assert eventually(lambda: backend.refused)
     assert writer.drain(PATIENCE)
@@ -440,9 +441,9 @@ def test_a_sender_comes_to_its_end_while_others_write(writers: list[Writer]) -> 
     # When one gathers
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(MessageBuffer, "collect", busy)
-        with writer._leadership:
+        with writer._leadership.lock:
             buffer.increment()
-            writer._gather()
+            writer._queue.gather()
             # Then it looks at what was there when it began
             assert gathered == ["m"]
 
@@ -477,9 +478,9 @@ def test_an_interrupt_as_the_writer_is_told_costs_one_increment_at_most(
 class Strike:
     """An interrupt that strikes this thread before the n-th line of a function of the writer."""
 
-    def __init__(self, function: str, line: int) -> None:
+    def __init__(self, functions: set[str], line: int) -> None:
         self.hit = False
-        self._function = function
+        self._functions = functions
         self._left = line
 
     def __enter__(self) -> None:
@@ -490,7 +491,7 @@ class Strike:
         sys.settrace(self._previous)
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
-        return self._count if frame.f_code.co_name == self._function else None
+        return self._count if frame.f_code.co_name in self._functions else None
 
     def _count(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
         if event == "line":
@@ -508,9 +509,9 @@ def test_an_interrupt_as_a_run_counts_its_own_progress_loses_no_final_state(writ
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
         writer = Writer(backend, CircuitBreaker("StubBackend"))
         writers.append(writer)
-        buffer, strike, confirmation = begin(writer), Strike("_merge", line), Confirmation()
+        buffer, strike, confirmation = begin(writer), Strike({"_merge", "merge", "_merge_all"}, line), Confirmation()
         # No other thread merges meanwhile
-        with writer._leadership, contextlib.suppress(TimeLimitExceeded), strike:
+        with writer._leadership.lock, contextlib.suppress(TimeLimitExceeded), strike:
             buffer.increment()
             buffer.counts()
         assert buffer.flush(PATIENCE)
@@ -534,7 +535,7 @@ def test_an_interrupt_as_a_message_is_postponed_loses_no_final_state(writers: li
         writer = Writer(backend, CircuitBreaker("Silent"))
         writers.append(writer)
         backends.append(backend)
-        buffer, strike, confirmation = begin(writer), Strike("_postpone", line), Confirmation()
+        buffer, strike, confirmation = begin(writer), Strike({"postpone"}, line), Confirmation()
         buffer.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
         # When an interrupt strikes at any line of what notes that
         with contextlib.suppress(TimeLimitExceeded), strike:
@@ -555,16 +556,16 @@ def test_an_interrupt_as_the_role_is_passed_on_leaves_nothing_unsent(monkeypatch
     gate = Gate(backend, holds=lambda updates: any(update.state is not None for _, update in updates))
     write, written, seen = threading.Event(), threading.Event(), threading.Event()
     struck: list[str] = []
-    pass_on = Writer._pass_on
+    pass_on = Leadership.pass_on
 
-    def interrupted(self: Writer) -> None:
+    def interrupted(self: Leadership) -> None:
         name = threading.current_thread().name
         if name != "dramatiq-status-writer" and not struck:
             struck.append(name)
             raise TimeLimitExceeded
         pass_on(self)
 
-    monkeypatch.setattr(Writer, "_pass_on", interrupted)
+    monkeypatch.setattr(Leadership, "pass_on", interrupted)
 
     @dramatiq.actor(broker=broker)
     def long() -> None:

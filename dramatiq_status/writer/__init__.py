@@ -1,19 +1,16 @@
-"""What a worker process writes to its store: merged, throttled, and sent by one thread at a time."""
+"""The writer of a process: merges and throttles what is written to each message, and sends the updates of many
+messages in one round trip, by one thread at a time.
+
+Each message has a buffer.  The operations on a buffer are merged into pending updates.  The leader, one thread at a
+time, collects the buffers with pending updates in a queue, and sends them.
+"""
 
 from __future__ import annotations
 
-from .writer import (
-    DEFAULT_MAX_PENDING,
-    DEFAULT_MAX_PENDING_BYTES,
-    Backlog,
-    Confirmation,
-    Enqueue,
-    Finish,
-    MessageBuffer,
-    Start,
-    Write,
-    Writer,
-)
+from .backlog import Backlog
+from .buffer import MessageBuffer
+from .operations import Confirmation, Enqueue, Finish, Start, Write
+from .writer import DEFAULT_MAX_PENDING, DEFAULT_MAX_PENDING_BYTES, Writer
 
 __all__ = [
     "DEFAULT_MAX_PENDING",

@@ -240,7 +240,7 @@ def test_a_store_that_comes_back_as_the_worker_stops(start_server: Any) -> None:
     writer = next(found._writer for found in broker.middleware if isinstance(found, StatusMiddleware))
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
-    eventually(lambda: writer._drains)
+    eventually(lambda: writer._queue.drains)
     tried = writer.breaker._failures
     eventually(lambda: writer.breaker._failures > tried + 1)
     server.start()

@@ -24,7 +24,7 @@ from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends.memcached.server import OneOfManyServers
 from dramatiq_status.testing.updates import enqueue, finish, outside, start, write
 from dramatiq_status.update import Outcome, Update
-from dramatiq_status.writer import writer as writer_module
+from dramatiq_status.writer import sender as sender_module
 
 from ...conftest import StartServer, started
 from ...recording import RecordingBackend, eventually, make_broker, raised_by, working
@@ -466,7 +466,7 @@ class Partial(RecordingBackend):
 
 @pytest.fixture
 def partial(monkeypatch: pytest.MonkeyPatch) -> Partial:
-    monkeypatch.setattr(writer_module, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(sender_module, "LONGEST_PAUSE", 0.05)
     return Partial()
 
 
@@ -522,7 +522,7 @@ def test_a_worker_that_ends_tries_the_missing_for_as_long_as_it_has(partial: Par
         # When it ends, and the server comes back
         stopping = threading.Thread(target=worker.stop)
         stopping.start()
-        eventually(lambda: middleware._writer._drains)
+        eventually(lambda: middleware._writer._queue.drains)
         partial.gone.clear()
         stopping.join()
     # Then the status is there

@@ -1,0 +1,434 @@
+"""The buffer of the writes of one message."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import chain, repeat, starmap
+from sys import getsizeof
+from typing import Final, Protocol
+
+from .. import _time as time
+from .._log import logger
+from ..backend import StatusBackend
+from ..fields import MAX_COUNT, check_count, name_of_field
+from ..record import PROGRESS, RATE, Counts, Record, deletion_marks, number_of, number_text
+from ..update import NO_ENQUEUE_ID, Changes, EnqueueId, Kind, Outcome, Update
+from .merging import Merger
+from .operations import Confirmation, Finish, Operation, Write
+from .pending import MergedState, PendingUpdate
+
+#: Number of increments after which the writer merges those of a buffer, whatever its throttle.
+MERGE_EVERY: Final = 4096
+
+
+class BufferWriter(Protocol):
+    """The part of the writer that a buffer uses."""
+
+    backend: StatusBackend
+    running: dict[MessageBuffer, None]
+
+    def put(self, buffer: MessageBuffer) -> None: ...
+
+    def wait(self, confirmation: Confirmation, timeout: float | None = None) -> bool: ...
+
+
+class MessageBuffer:
+    """The operations of one run, or those of this process on a message from outside of its run, in order.
+
+    A write appends an operation and takes no lock: an interrupt that strikes a worker's thread in a write leaves
+    nothing half done, and no lock behind.
+
+    Parameters:
+      writer(Writer)
+      message_id(str)
+      kind(Kind): The kind of its updates.
+      run_token(int): The token of the run; 0 for writes from outside.
+      enqueue_id(EnqueueId): The enqueue that the run belongs to.
+      throttle(int): Minimum number of milliseconds between two throttled writes.
+      base(Callable): Returns what the run knew of its message before it began.
+    """
+
+    #: The final state that the run has set itself; None for none.
+    requested_state: int | None = None
+    #: Whether it takes no more writes.
+    closed: bool = False
+    #: Whether its updates may be sent twice.
+    repeatable = False
+    #: Time since which a message that is written to from outside has no record, by the monotonic clock; None if it has
+    #: one.
+    missing_since: float | None = None
+    #: Whether its server, one of many, has not answered since its updates were last stored.
+    unavailable: bool = False
+    #: Whether the store has refused it when it was sent alone, and has not taken it since.
+    suspect: bool = False
+    #: Whether the store has refused its heartbeat as well, so that the writer sends no more of them.
+    is_mute: bool = False
+    #: Earliest time of the next attempt, by the monotonic clock, if its server of many did not answer.
+    retry_at: float = 0.0
+    # Whether this process was forked off, while the run continues in the parent.
+    _is_forked = False
+    # Whether the writer has a signal that there is something to send.
+    _is_signalled = False
+    # Number of the last update of the run.
+    _sequence = 0
+    # Time from which throttled operations are due.
+    _due = 0.0
+    # Whether pending updates wait until those before them are answered.
+    _is_held = False
+    # Kinds of trouble that were logged, each once.
+    _logged: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        writer: BufferWriter,
+        message_id: str,
+        *,
+        kind: Kind = Kind.OUTSIDE,
+        run_token: int = 0,
+        enqueue_id: EnqueueId = NO_ENQUEUE_ID,
+        throttle: int = 0,
+        base: Callable[[], Record] = dict,
+    ) -> None:
+        self.message_id = message_id
+        #: The thread that runs the message.
+        self.thread: threading.Thread = threading.current_thread()
+        self._writer = writer
+        self._put = writer.put
+        self._operations: deque[Operation] = deque()
+        # Guards everything below; a write does not take it.
+        self._lock = threading.Lock()
+        self._merger = Merger(message_id, kind, base)
+        self._state = MergedState(Update(kind, enqueue_id, run_token), {})
+        self._throttle = throttle / 1000
+
+    # Writing, on any thread
+
+    def increment(self, n: int | float = 1) -> None:
+        """Add to the progress; throttled."""
+        if n.__class__ is not int or not -MAX_COUNT <= n <= MAX_COUNT:
+            n = check_count("increment", n)
+        if self.closed:
+            if self._is_forked:
+                self._write_directly({}, n)
+            return
+        operations = self._operations
+        operations.append(n)
+        if not self._is_signalled:
+            self._signal()
+        elif not len(operations) % MERGE_EVERY:
+            self._put(self)
+
+    def write(
+        self,
+        fields: Record,
+        increment: int | float = 0,
+        *,
+        urgent: bool = True,
+        state: int | None = None,
+        changes: Changes | None = None,
+    ) -> None:
+        """Set fields, then add to the progress, then delete fields and count on fields.
+
+        Parameters:
+          fields(Record)
+          increment(int)
+          urgent(bool): Whether the write may not wait for the throttle.
+          state(int): A state to set; from outside of the run only.
+          changes(Changes)
+        """
+        if self._is_forked:
+            self._write_directly(fields, increment, state, changes)
+            return
+        if self.closed:
+            if self.is_first("closed"):
+                logger.warning("Message %r is finished: what its run writes now is dropped.", self.message_id)
+            return
+        self.add(Write(fields, increment, urgent, state, changes))
+
+    def add(self, operation: Operation) -> None:
+        """Add an operation, and signal the writer."""
+        self._operations.append(operation)
+        self._signal()
+
+    def _signal(self) -> None:
+        self._is_signalled = True
+        try:
+            self._put(self)
+        except BaseException:
+            # An interrupt came before the signal: the next increment signals.
+            self._is_signalled = False
+            raise
+
+    def finish(self, operation: Finish, confirmation: Confirmation) -> None:
+        """Add the last operation, for :meth:`Writer.confirm`, and take no more."""
+        self._operations.append(operation)
+        self._operations.append(confirmation)
+        self._is_signalled = True
+        self.close()
+
+    def close(self) -> None:
+        """Take no more writes; earlier ones are still sent."""
+        self.closed = True
+        self._writer.running.pop(self, None)
+
+    def restore(self) -> None:
+        """Write to a running message whose record the store has lost: the update restores it."""
+        self.add(Write({}))
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the store has all earlier writes.
+
+        Returns:
+          bool: False if that takes longer than `timeout` seconds (by default the backend's own time-out),
+          or the store is down.
+        """
+        if self._is_forked:
+            return True
+        confirmation = Confirmation()
+        self.add(confirmation)
+        return self._writer.wait(confirmation, timeout)
+
+    def unstored(self) -> Confirmation | None:
+        """Add a confirmation unless the store has all earlier writes.
+
+        It takes no lock: it also runs before a fork, on a thread that may hold any.
+
+        Returns:
+          Confirmation | None: The argument for :meth:`Writer.wait`.
+        """
+        if not self._operations:
+            # A write that is no longer among the operations is in the merged state.
+            state = self._state
+            if not (state.taken or state.pending):
+                return None
+        confirmation = Confirmation()
+        self.add(confirmation)
+        return confirmation
+
+    def is_first(self, trouble: str) -> bool:
+        """Return whether this kind of trouble of the message is new, and note that it is logged now."""
+        first = trouble not in self._logged
+        self._logged |= {trouble}
+        return first
+
+    # Writing in a process that was forked off
+
+    def inherit(self) -> None:
+        """Write directly and from outside of the run: this process is a fork, and the run continues in the parent.
+
+        The parent sends its own earlier writes.
+        """
+        self._lock = threading.Lock()
+        self._operations.clear()
+        known = {name: text for name, text in self._state.known.items() if name != RATE}
+        self._state = MergedState(Update(self._merger.kind), known)
+        self._merger.forget_rate()
+        # Each write looks at the first of them, forked or not.
+        self.closed = self._is_forked = True
+
+    def _write_directly(
+        self, fields: Record, increment: int | float, state: int | None = None, changes: Changes | None = None
+    ) -> None:
+        """Store a write of a forked process.
+
+        Raises:
+          BackendError: When it cannot be stored.
+        """
+        if changes is not None:
+            fields = {**fields, **deletion_marks(changes.deleted)}
+        update = Update(Kind.OUTSIDE, state=state, fields=fields, increment=increment, changes=changes)
+        outcome = self._writer.backend.update(self.message_id, update)
+        if outcome is Outcome.UNCOUNTED:
+            self._log_uncounted(update)
+        if outcome is Outcome.MISSING:
+            if self.is_first("forked"):
+                logger.warning("Message %r has no status: what a forked process writes is dropped.", self.message_id)
+            return
+        with self._lock:
+            known = self._state.known
+            known.update(fields)
+            if increment:
+                known[PROGRESS] = number_text(number_of(known.get(PROGRESS, "0")) + increment)
+            if changes is not None:
+                self._merger.note_changes(self._state, changes)
+
+    # Reading, on any thread
+
+    def counts(self) -> Counts:
+        """Return the progress, the total and the rate as this process has written them."""
+        with self._lock:
+            return self._merger.counts(self._merge(), time.monotonic())
+
+    def has_written(self, name: str) -> bool:
+        """Return whether this run has written the field of this stored name."""
+        with self._lock:
+            return name in self._merge().known
+
+    def count_unsent(self) -> int:
+        """Count the pending updates."""
+        with self._lock:
+            return len(self._merge().pending)
+
+    # Sending, on the leader's thread
+
+    def collect(self, now: float) -> float | None:
+        """Merge the operations.
+
+        Returns:
+          float | None: The time at which they are due, by the monotonic clock: 0 for at once, None for no updates.
+        """
+        with self._lock:
+            self._is_signalled = False
+            pending = self._merge().pending
+            if not pending:
+                return None
+            if self._merger.is_urgent or now >= self._due or pending[0].is_frozen:
+                return 0.0
+            # Until then, an increment need not signal.
+            self._is_signalled = True
+            return self._due
+
+    def take(self, now: float) -> list[Update]:
+        """Freeze the pending updates and return them, to be followed by :meth:`settle`.
+
+        While frozen updates have no answer, later ones are not taken and go on merging: a message keeps two updates in
+        an outage of any length.
+        """
+        with self._lock:
+            state = self._merge()
+            updates = []
+            self._is_held = False
+            is_unanswered = bool(state.pending) and state.pending[0].is_frozen
+            for pending in state.pending:
+                if not pending.is_frozen:
+                    if is_unanswered:
+                        self._is_held = True
+                        break
+                    self._freeze(pending, state.known, now)
+                updates.append(pending.update)
+            self._merger.is_urgent = False
+            if self._merger.is_throttled:
+                self._merger.is_throttled = False
+                self._due = now + self._throttle
+            return updates
+
+    def _freeze(self, pending: PendingUpdate, known: Record, now: float) -> None:
+        if pending.update.kind is Kind.RUN:
+            self._sequence += 1
+            if pending.update.state is None:
+                self._merger.store_rate(pending.update, known, now)
+            pending.update = pending.update._replace(sequence=self._sequence)
+        # Last: an update that an interrupt has left unfrozen is frozen again.
+        pending.is_frozen = True
+
+    def settle(self, outcomes: Iterable[Outcome], *, keep_missing: bool = False) -> bool:
+        """Process the outcomes of the updates taken last.
+
+        Parameters:
+          outcomes(Iterable[Outcome]): One for each update; the last ones may be missing.
+          keep_missing(bool): Whether to send updates from outside again where there is no record yet.
+
+        Returns:
+          bool: Whether updates are left to be sent at once.
+        """
+        with self._lock:
+            state = self._state
+            left: list[PendingUpdate] = []
+            answered = 0
+            for pending, outcome in zip(state.pending, outcomes):
+                assert pending.is_frozen
+                answered += 1
+                if self._is_left(pending, outcome, state, keep_missing):
+                    left.append(pending)
+                elif left:
+                    left[-1].confirmations += pending.confirmations
+                else:
+                    pending.release(True)
+            state.pending = left + state.pending[answered:]
+        return bool(left) or self._is_held
+
+    def _is_left(self, pending: PendingUpdate, outcome: Outcome, state: MergedState, keep_missing: bool) -> bool:
+        """Return whether to send an update again after this outcome, and make it complete if the record is lost."""
+        update = pending.update
+        if outcome is Outcome.MISSING:
+            if keep_missing:
+                return True
+            if update.kind is Kind.RUN and not update.create:
+                state.absorb_counts()
+                pending.update = self._merger.complete(update, state)
+                return True
+            if self.is_first("missing"):
+                logger.info("Message %r has no status: what was written to it is dropped.", self.message_id)
+        elif outcome is Outcome.UNCOUNTED:
+            self._log_uncounted(update)
+        return outcome is Outcome.UNAVAILABLE
+
+    def _log_uncounted(self, update: Update) -> None:
+        if update.changes is not None and self.is_first("uncounted"):
+            logger.warning(
+                "What was counted on %s of message %r is left out: such a field holds no number, or the sum is not "
+                "below 2**53. All else that was written is stored.",
+                " or ".join(map(name_of_field, update.changes.counts)),
+                self.message_id,
+            )
+
+    def give_up(self) -> None:
+        """Wake the threads that wait for the pending updates."""
+        with self._lock:
+            self._release(self._state.pending)
+
+    def drop(self) -> int:
+        """Drop the pending updates, and return their number."""
+        with self._lock:
+            dropped, self._state.pending = self._state.pending, []
+            self._release(dropped)
+            return len(dropped)
+
+    def drop_sent(self) -> tuple[int, bool]:
+        """Drop the updates taken last, and return their number and whether others are left."""
+        with self._lock:
+            pending = self._state.pending
+            left = [update for update in pending if not update.is_frozen]
+            self._release(pending)
+            self._state.pending = left
+            return len(pending) - len(left), bool(left)
+
+    def _release(self, pending: list[PendingUpdate]) -> None:
+        for update in pending:
+            # Without a record there is nothing to wait for.
+            update.release(self.missing_since is not None)
+
+    def size(self) -> int | None:
+        """Return the number of bytes of the texts that the buffer holds for its updates; None without updates."""
+        with self._lock:
+            state = self._merge()
+            if not state.pending:
+                return None
+            # The size of a message is unknown: in place of that of a finished run, the buffer keeps its record.
+            base = self._merger.keep_base() if self.closed else {}
+            texts = [*state.known, *state.known.values(), *chain.from_iterable(base.items())]
+            for pending in state.pending:
+                update = pending.update
+                for name, text in update.fields.items():
+                    if state.known.get(name) is not text:
+                        texts += (name, text)
+                if update.changes is not None:
+                    texts += update.changes.counts
+            return sum(map(getsizeof, texts))
+
+    def heartbeat(self) -> Update:
+        """Return the run's heartbeat."""
+        template = self._state.template
+        return Update(Kind.HEARTBEAT, template.enqueue_id, template.run_token)
+
+    def _merge(self) -> MergedState:
+        """Merge the operations, and return the new state."""
+        state, operations = self._state, self._operations
+        if operations:
+            # One call into C: an interrupt strikes before it or after it, and leaves nothing else in the queue.
+            state.taken.extend(starmap(operations.popleft, repeat((), len(operations))))
+        if state.taken:
+            self._state = state = self._merger.merge(state)
+        return state

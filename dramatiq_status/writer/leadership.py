@@ -1,0 +1,146 @@
+"""The leadership: one thread at a time sends the updates of all messages.
+
+The leader is the writer's thread, or a worker's thread that has to wait for a final state in any case.  The latter
+sends the updates of all messages itself: to hand its own update over to the writer's thread, and the processor with it,
+takes longer than the round trip.  This is group commit, as databases do it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from queue import Empty, SimpleQueue
+
+from .. import _time as time
+from .._log import logger
+from ..circuit_breaker import CircuitBreaker
+from .operations import Confirmation
+from .queue import SendQueue
+from .sender import Sender
+
+
+class Wakeup:
+    """The sleep of the writer's thread."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[None] = SimpleQueue()
+        #: Whether the thread sleeps, and until when, by the monotonic clock. Only the thread itself sets the first of
+        #: them to False: a thread that set it, and was interrupted before it called, would let the thread sleep on.
+        self.is_asleep = False
+        self.wake_at = 0.0
+
+    def call(self) -> None:
+        """Wake the thread."""
+        self._calls.put(None)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep until another thread calls, for at most `seconds`."""
+        try:
+            self._calls.get(timeout=seconds)
+        except Empty:
+            pass
+
+
+class Leadership:
+    """The leadership, and the threads that wait for it.
+
+    Parameters:
+      breaker(CircuitBreaker)
+      queue(SendQueue)
+      sender(Sender)
+      wakeup(Wakeup)
+    """
+
+    def __init__(self, breaker: CircuitBreaker, queue: SendQueue, sender: Sender, wakeup: Wakeup) -> None:
+        self._breaker = breaker
+        self._queue = queue
+        self._sender = sender
+        self._wakeup = wakeup
+        #: The leader holds it while it collects and sends.
+        self.lock = threading.Lock()
+        #: Confirmations of the threads that wait for their final state to be stored.
+        self.waiting: deque[Confirmation] = deque()
+        #: Confirmation of the thread that was woken to lead next; None for none.
+        self.next_leader: Confirmation | None = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether a thread leads, or is about to."""
+        return self.next_leader is not None or self.lock.locked()
+
+    def lead_or_wait(self, confirmation: Confirmation, deadline: float) -> None:
+        """Wait for a confirmation until the deadline, and lead where no other thread does."""
+        try:
+            while confirmation.stored is None and not self._breaker.down and time.monotonic() < deadline:
+                if not self.lock.locked():
+                    self._lead()
+                    continue
+                self.waiting.append(confirmation)
+                if self.lock.locked():
+                    # Otherwise no leader is left to wake this thread.
+                    confirmation.sleep(max(0.0, deadline - time.monotonic()))
+        finally:
+            if confirmation.stored is None or self.next_leader is confirmation or self._is_abandoned():
+                # The thread was interrupted, or is out of time: the writer's thread does its work.
+                self._release(confirmation)
+
+    def _is_abandoned(self) -> bool:
+        """Whether updates are left that no thread will send: an interrupt came before the leadership was passed on."""
+        is_left = bool(self._queue.signals or self.waiting or self._queue.ready)
+        return is_left and self._wakeup.is_asleep and not self.is_taken
+
+    def _release(self, confirmation: Confirmation) -> None:
+        # It may be there once for each time that the thread went to sleep.
+        while confirmation in self.waiting:
+            try:
+                self.waiting.remove(confirmation)
+            except ValueError:
+                break
+        if self.next_leader is confirmation:
+            self.next_leader = None
+        self._wakeup.call()
+
+    def _lead(self) -> None:
+        """Send on a worker's thread."""
+        with self.lock:
+            self._send_repeatable()
+        self.pass_on()
+
+    def _send_repeatable(self) -> None:
+        """Send what may be sent twice."""
+        self.next_leader = None
+        try:
+            self._queue.gather()
+            buffers = [buffer for buffer in self._queue.ready if buffer.repeatable]
+            if buffers and not self._breaker.down:
+                self._sender.send(buffers)
+        except Exception:
+            self.log_unexpected()
+
+    def pass_on(self) -> None:
+        """Wake the next thread that waits, or else the writer's thread if it has something to do."""
+        waiting = self.waiting
+        while waiting:
+            try:
+                confirmation = waiting.popleft()
+            except IndexError:
+                break
+            if confirmation.stored is None:
+                self.next_leader = confirmation
+                confirmation.wake()
+                # The writer's thread still has to send what is ready.
+                if not self._queue.ready:
+                    return
+                break
+        if self._wakeup.is_asleep:
+            self.wake_thread()
+
+    def wake_thread(self) -> None:
+        """Wake the writer's thread if it has something to do before it wakes by itself."""
+        if self._queue.alarm() < self._wakeup.wake_at or self._queue.is_backlogged:
+            self._wakeup.call()
+
+    def log_unexpected(self) -> None:
+        """Log an error that is a fault of the writer; it must not cost other messages their statuses."""
+        logger.exception("The status writer met an unexpected error; it goes on.")
+        self._queue.clear()

@@ -1,0 +1,280 @@
+"""The merging of a message's operations into its pending updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .. import _time as time
+from .._log import logger
+from ..rate import SHORTEST, RateMeter
+from ..record import (
+    ATTEMPTS,
+    PROGRESS,
+    RATE,
+    RATE_WRITTEN_AT,
+    STILL_CURRENT,
+    TOTAL,
+    Counts,
+    Record,
+    count_on,
+    counts_in,
+    deletion_marks,
+    number_of,
+)
+from ..update import CLEARED_BY_START, WRITTEN_BY_REQUEUE, Changes, Kind, Update
+from .operations import Confirmation, Enqueue, Finish, Operation, Start, Write, plain_number
+from .pending import MergedState, PendingUpdate
+
+
+class Merger:
+    """Merges the operations of one message, and measures the rate of its progress.
+
+    Parameters:
+      message_id(str)
+      kind(Kind): The kind of the updates.
+      make_base(Callable): Returns what the run knew of its message before it began.
+    """
+
+    __slots__ = (
+        "_base",
+        "_has_refused",
+        "_make_base",
+        "_meter",
+        "_total_at",
+        "is_throttled",
+        "is_urgent",
+        "kind",
+        "message_id",
+    )
+
+    def __init__(self, message_id: str, kind: Kind, make_base: Callable[[], Record]) -> None:
+        self.message_id = message_id
+        self.kind = kind
+        #: Whether an operation among the pending updates is not throttled, and whether one is.
+        self.is_urgent = False
+        self.is_throttled = False
+        self._make_base = make_base
+        self._base: Record | None = None
+        self._meter: RateMeter | None = None
+        # Time of a total without a progress, by the monotonic clock.
+        self._total_at = -math.inf
+        # Whether it was logged that an operation cannot be merged.
+        self._has_refused = False
+
+    @property
+    def base(self) -> Record:
+        """What the run knew of its message before it began."""
+        if self._base is None:
+            try:
+                self._base = self._make_base()
+            except Exception:
+                # Another program may have made the message. Its other updates are still sent.
+                logger.exception("What message %r was sent with cannot be read; it is left out.", self.message_id)
+                self._base = {}
+        return self._base
+
+    def keep_base(self) -> Record:
+        """Return the base, and keep it in place of the message that it is made from."""
+        self._base, self._make_base = self.base, dict
+        return self._base
+
+    def merge(self, state: MergedState) -> MergedState:
+        """Return a state that contains the operations that `state` has taken.
+
+        An operation that cannot be merged is dropped alone.  After an interrupt, the next call does all of it again.
+        """
+        while state.taken:
+            copy = state.copy()
+            refused = self._merge_all(copy, state.taken)
+            if refused is None:
+                return copy
+            state.taken = [operation for operation in state.taken if operation is not refused]
+        return state
+
+    def _merge_all(self, state: MergedState, operations: list[Operation]) -> Operation | None:
+        """Merge operations into a state.
+
+        Returns:
+          The first operation that cannot be merged, None for none.  The state is then of no use.
+        """
+        count: int | float | None = None
+        for operation in operations:
+            if operation.__class__ is int or operation.__class__ is float:
+                # Most operations are increments: a sum of them is merged at once.
+                self.is_throttled = True
+                count = operation if count is None else count + operation
+                continue
+            if count is not None:
+                state.add(count)
+                count = None
+            try:
+                self._merge_one(state, operation)
+            except Exception:
+                if not self._has_refused:
+                    self._has_refused = True
+                    logger.exception(
+                        "A %s that was written to message %r cannot be merged. It is dropped, and so is every other "
+                        "of this message that cannot be merged; all else is sent.",
+                        type(operation).__name__,
+                        self.message_id,
+                    )
+                return operation
+        if count is not None:
+            state.add(count)
+        return None
+
+    def _merge_one(self, state: MergedState, operation: Operation) -> None:
+        if isinstance(operation, Start):
+            self._merge_fields(state, operation.fields, start=True, attempts=operation.attempts)
+            state.attempts = operation.attempts
+        elif isinstance(operation, Finish):
+            self._merge_fields(state, operation.fields, state=operation.state, ttl=operation.ttl)
+        elif isinstance(operation, Confirmation):
+            if state.pending:
+                state.pending[-1].confirmations.append(operation)
+                self.is_urgent = True
+            else:
+                operation.release(True)
+        elif isinstance(operation, Write):
+            self._merge_write(state, operation)
+        elif isinstance(operation, Enqueue):
+            self._merge_enqueue(state, operation)
+        elif isinstance(operation, (int, float)):
+            # An instance of a derived class.
+            self.is_throttled = True
+            state.add(plain_number(operation))
+        else:
+            raise TypeError(f"A {type(operation).__name__} cannot be merged.")
+
+    def _merge_fields(self, merged: MergedState, fields: Record, **content: Any) -> None:
+        pending = merged.last()
+        pending.update.fields.update(fields)
+        pending.update = pending.update._replace(**content)
+        merged.known.update(fields)
+        self.is_urgent = True
+
+    def _merge_enqueue(self, state: MergedState, enqueue: Enqueue) -> None:
+        left = self._left_to_requeue(state)
+        # What the run has written or deleted is newer than what came with the message.
+        gone = state.deleted.union(name for name in state.known if name not in WRITTEN_BY_REQUEUE)
+        fields = left | {name: text for name, text in enqueue.fields.items() if name not in gone}
+        state.append(Update(Kind.ENQUEUE, enqueue.enqueue_id, fields=fields))
+        state.template = state.template._replace(enqueue_id=enqueue.enqueue_id)
+        self.is_urgent = True
+
+    def _left_to_requeue(self, state: MergedState) -> Record:
+        # The store uses these only if it has lost the record. A retry then shows the progress of the run before it
+        # until it starts, and a run whose retry the broker refuses ends with it.
+        if self.kind is not Kind.RUN:
+            return {}
+        everything = self.everything(state)
+        left = {name: text for name, text in everything.items() if name == PROGRESS or name not in CLEARED_BY_START}
+        left[ATTEMPTS] = str(state.attempts)
+        return left
+
+    def _merge_write(self, state: MergedState, write: Write) -> None:
+        pending = state.last()
+        pending.set(write.fields)
+        self._begin_leg(write.fields, pending, state.known)
+        state.known.update(write.fields)
+        if write.state is not None:
+            pending.update = pending.update._replace(state=write.state)
+        if write.urgent:
+            self.is_urgent = True
+        else:
+            self.is_throttled = True
+        if write.increment:
+            state.add(plain_number(write.increment))
+        if write.changes is not None:
+            self._merge_changes(state, pending, write.changes)
+
+    def _merge_changes(self, state: MergedState, pending: PendingUpdate, changes: Changes) -> None:
+        pending.change(changes)
+        # Only what came with the message can come back with it.
+        marks = deletion_marks(name for name in changes.deleted if self.kind is Kind.OUTSIDE or name in self.base)
+        pending.update.fields.update(marks)
+        state.known.update(marks)
+        self._begin_leg(changes.counts, pending, state.known)
+        self.note_changes(state, changes)
+
+    def note_changes(self, state: MergedState, changes: Changes) -> None:
+        """Carry out changes on what the run knows."""
+        known = state.known
+        state.deleted |= changes.deleted
+        for name in changes.deleted:
+            known.pop(name, None)
+        for name, n in changes.counts.items():
+            before = known.get(name)
+            if before is None and name not in state.deleted:
+                before = self.base.get(name)
+            text = count_on(before, n)
+            if text is not None:
+                known[name] = text
+
+    def everything(self, state: MergedState) -> Record:
+        """Return the base without the fields that the run has deleted, and the fields that it has written."""
+        base = self.base
+        if state.deleted:
+            base = {name: text for name, text in base.items() if name not in state.deleted}
+        return {**base, **state.known}
+
+    def complete(self, update: Update, state: MergedState) -> Update:
+        """Return a frozen update with all that the run knows, which makes the record again.
+
+        The increments are in the progress.
+        """
+        fields = {
+            name: text
+            for name, text in self.everything(state).items()
+            if name not in CLEARED_BY_START or name in state.known
+        }
+        changes = Changes(deleted=state.deleted) if state.deleted else None
+        return update._replace(create=True, fields=fields, increment=0, attempts=state.attempts, changes=changes)
+
+    # The rate
+
+    def counts(self, state: MergedState, now: float) -> Counts:
+        """Return the progress, the total and the rate as this process has written them."""
+        rate = self._meter.rate_at(now) if self._meter else None
+        return counts_in(state.known.get(PROGRESS), state.known.get(TOTAL) or self.base.get(TOTAL), rate)
+
+    def forget_rate(self) -> None:
+        """Measure no more: the run goes on in another process."""
+        self._meter = None
+
+    def store_rate(self, update: Update, known: Record, now: float) -> None:
+        """Measure the progress, and add the rate to an update about to be frozen."""
+        if update.increment or PROGRESS in update.fields:
+            if self._meter is None:
+                self._meter = RateMeter()
+            self._meter.observe(number_of(known[PROGRESS]), now)
+        rate = self._meter.text_at(now) if self._meter else None
+        if rate is not None and rate != known.get(RATE):
+            update.fields[RATE] = known[RATE] = rate
+            update.fields[RATE_WRITTEN_AT] = known[RATE_WRITTEN_AT] = STILL_CURRENT
+
+    def _begin_leg(self, fields: Mapping[str, Any], pending: PendingUpdate, known: Record) -> None:
+        """Begin a new measurement of the rate where the progress begins a new leg.
+
+        A progress of 0, or below the present one, begins a leg.  The first progress or total begins the first leg.
+        """
+        now = time.monotonic()
+        has_begun = self._meter is not None and self._meter.begun
+        before = number_of(known.get(PROGRESS, "0"))
+        if PROGRESS in fields:
+            count = number_of(fields[PROGRESS])
+            # Directly after its total, a progress is where the job continues, and says nothing of its speed.
+            continues, self._total_at = now - self._total_at < SHORTEST, -math.inf
+            if has_begun and 0 < count >= before and not continues:
+                return
+        elif TOTAL in fields and not has_begun:
+            count, self._total_at = before, now
+        else:
+            return
+        if self._meter is None:
+            self._meter = RateMeter()
+        self._meter.begin(count, now)
+        if known.pop(RATE, None) is not None:
+            pending.update.fields[RATE] = "null"

@@ -1,0 +1,91 @@
+"""Operations: what code writes to a message buffer."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+from ..record import Record
+from ..update import Changes, EnqueueId
+
+
+class Write(NamedTuple):
+    """Set fields, then add to the progress, then carry out changes.  The state is for messages of other runs only."""
+
+    fields: Record
+    increment: int | float = 0
+    urgent: bool = True
+    state: int | None = None
+    changes: Changes | None = None
+
+
+class Start(NamedTuple):
+    """Begin the run."""
+
+    fields: Record
+    attempts: int
+
+
+class Finish(NamedTuple):
+    """End the run: Dramatiq is done with the message."""
+
+    state: int
+    fields: Record
+    ttl: int
+
+
+class Enqueue(NamedTuple):
+    """Put the message into its queue."""
+
+    enqueue_id: EnqueueId
+    fields: Record
+
+
+class Confirmation:
+    """An answer to a waiting thread: whether the store has all earlier operations of a message."""
+
+    __slots__ = ("_lock", "stored")
+
+    def __init__(self) -> None:
+        #: Whether the store has all of them; None while that is unknown.
+        self.stored: bool | None = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def release(self, stored: bool) -> None:
+        """Answer, and wake the waiting thread; does nothing the second time."""
+        if self.stored is None:
+            self.stored = stored
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake the waiting thread without an answer."""
+        try:
+            self._lock.release()
+        except RuntimeError:
+            # It is awake.
+            pass
+
+    def sleep(self, timeout: float) -> bool:
+        """Sleep until another thread wakes this one, for at most `timeout` seconds."""
+        return self._lock.acquire(timeout=timeout)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for the answer for at most `timeout` seconds.
+
+        An interrupted thread may wait again.
+
+        Returns:
+          bool: Whether the store has all earlier operations; False without an answer.
+        """
+        if self.stored is None:
+            self.sleep(timeout)
+        return bool(self.stored)
+
+
+Operation = int | float | Write | Start | Finish | Enqueue | Confirmation
+
+
+def plain_number(value: int | float) -> int | float:
+    """Return a number as a plain int or float: the store gets no instances of derived classes."""
+    return int(value) if isinstance(value, int) else float(value)

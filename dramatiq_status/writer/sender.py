@@ -1,0 +1,238 @@
+"""The sending of updates to the store, and what follows from their outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from .. import _time as time
+from .._log import logger
+from ..backend import StatusBackend
+from ..circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE, RECOVERY, CircuitBreaker
+from ..errors import BackendError, StoreRefused
+from ..update import Outcome, Update
+from .buffer import MessageBuffer
+from .queue import SendQueue
+
+#: Maximum number of buffers that a probe sends until one has failed; each later probe of the outage sends one buffer.
+MAX_PROBED: Final = 16
+
+
+class Sender:
+    """Sends the updates of message buffers; on the leader's thread.
+
+    Each step may be interrupted and done again: a buffer keeps its updates until their outcomes are known, and an
+    update of a run counts once however often it is sent.
+
+    Parameters:
+      backend(StatusBackend)
+      breaker(CircuitBreaker)
+      queue(SendQueue)
+      running(dict): Buffers of the messages that run in this process.
+      on_recovery(Callable): Called when an outage has ended.
+    """
+
+    def __init__(
+        self,
+        backend: StatusBackend,
+        breaker: CircuitBreaker,
+        queue: SendQueue,
+        running: dict[MessageBuffer, None],
+        on_recovery: Callable[[], None],
+    ) -> None:
+        self._backend = backend
+        self._breaker = breaker
+        self._queue = queue
+        self._running = running
+        self._on_recovery = on_recovery
+        # Whether the last probe of the present outage failed, so that each further probe sends one buffer.
+        self._probes_singly = False
+
+    def send(self, buffers: list[MessageBuffer]) -> bool:
+        """Send the updates of these buffers, and return whether the store has answered."""
+        if self._breaker.down:
+            buffers = buffers[: 1 if self._probes_singly else MAX_PROBED]
+        elif suspects := [buffer for buffer in buffers if buffer.suspect]:
+            # If the store refuses a suspect, no other buffer must fail with it. One suspect follows each batch of
+            # others, so that it is sent even if there are always others.
+            if len(suspects) < len(buffers):
+                return self.send([buffer for buffer in buffers if not buffer.suspect]) and self.send(suspects[:1])
+            buffers = suspects[:1]
+        now = time.monotonic()
+        taken = [(buffer, buffer.take(now)) for buffer in buffers]
+        updates = [(buffer.message_id, update) for buffer, found in taken for update in found]
+        try:
+            outcomes = self._backend.update_many(updates)
+        except BackendError as e:
+            if isinstance(e, StoreRefused) and len(updates) > 1:
+                return self._send_singly(taken)
+            self._fail(buffers, e)
+            return False
+        except Exception:
+            return self._send_singly(taken)
+        self._succeed()
+        makers = self._makers() if Outcome.MISSING in outcomes else {}
+        first = 0
+        for buffer, found in taken:
+            last = first + len(found)
+            self._settle(buffer, outcomes[first:last], makers)
+            first = last
+        return True
+
+    def _send_singly(self, taken: list[tuple[MessageBuffer, list[Update]]]) -> bool:
+        """Send each update alone, because one of them cannot be stored, and drop that one.
+
+        If the store refuses all of them, the trouble may be its own: an outage begins.
+        """
+        makers = self._makers()
+        refused: dict[MessageBuffer, StoreRefused] = {}
+        has_succeeded = False
+        for buffer, updates in taken:
+            outcomes = []
+            for update in updates:
+                try:
+                    outcomes += self._backend.update_many(((buffer.message_id, update),))
+                    has_succeeded = True
+                    self._succeed()
+                except StoreRefused as e:
+                    buffer.settle(outcomes)
+                    refused[buffer] = e
+                    break
+                except BackendError as e:
+                    # The stored updates of the batch must not be sent again.
+                    buffer.settle(outcomes)
+                    self._fail([buffer], e)
+                    return False
+                except Exception as e:
+                    self._drop_unstorable(buffer, e)
+                    outcomes.append(Outcome.REFUSED)
+            else:
+                self._settle(buffer, outcomes, makers)
+        if refused and not has_succeeded:
+            self._fail(list(refused), next(iter(refused.values())))
+            return False
+        for buffer, error in refused.items():
+            self._refuse(buffer, error)
+        return True
+
+    def _drop_unstorable(self, buffer: MessageBuffer, error: Exception) -> None:
+        self._breaker.dropped()
+        if buffer.is_first("unstorable"):
+            logger.error(
+                "An update of message %r cannot be stored and is dropped: %s. Later ones that cannot be stored are "
+                "dropped without a log line.",
+                buffer.message_id,
+                error,
+            )
+
+    def _succeed(self) -> None:
+        """End an outage, because the store has answered."""
+        if self._breaker.down:
+            self._on_recovery()
+            self._breaker.succeeded()
+
+    def _fail(self, buffers: list[MessageBuffer], error: BackendError) -> None:
+        """Begin or continue an outage; or postpone or drop the one buffer that the store refuses while it is up.
+
+        A probe may fail because of a single message.  So after a failed probe, each probe sends one buffer, and a
+        buffer that fails alone becomes a suspect at the back of the queue.  When the store takes another buffer, the
+        outage is over.  A suspect that fails again is then dropped if the store has answered that it refuses it,
+        and postponed otherwise, and no new outage begins.
+        """
+        buffer, was_down = buffers[0], self._breaker.down
+        if buffer.suspect and not was_down:
+            if isinstance(error, StoreRefused):
+                self._refuse(buffer, error)
+            else:
+                self._postpone_suspect(buffer, error)
+            return
+        self._queue.fail(error)
+        self._probes_singly = was_down
+        if was_down and len(buffers) == 1 and buffer in self._queue.ready:
+            buffer.suspect = True
+            self._queue.move_to_back(buffer)
+
+    def _postpone_suspect(self, buffer: MessageBuffer, error: BackendError) -> None:
+        self._breaker.count_failure()
+        if buffer.is_first("refused"):
+            logger.error(
+                "The status store does not take updates of message %r, but takes those of others (%s). The writer "
+                "keeps trying. Later failures of this message are not logged.",
+                buffer.message_id,
+                error,
+            )
+        self._queue.postpone(buffer, LONGEST_PAUSE)
+
+    def _refuse(self, buffer: MessageBuffer, error: StoreRefused | None) -> None:
+        """Drop the updates that the store refuses, while it takes others."""
+        self._breaker.count_failure()
+        dropped, is_more = buffer.drop_sent()
+        self._breaker.dropped(dropped)
+        buffer.suspect = True
+        if buffer.is_first("refused"):
+            logger.error(
+                "The status store refuses updates of message %r, but takes those of others (%s). They are dropped. "
+                "Later ones of this message that it refuses are dropped without a log line.",
+                buffer.message_id,
+                error or "its own log may have the reason",
+            )
+        self._queue.backlog.update(buffer)
+        if not is_more:
+            self._queue.remove(buffer)
+
+    # Outcomes
+
+    def _makers(self) -> dict[str, MessageBuffer]:
+        """Find the buffers of runs and enqueues, by message id: their updates make the record where there is none.
+
+        A suspect may never make it: no other buffer is sent again at once because of it.
+        """
+        buffers = (*list(self._running), *self._queue.later, *self._queue.ready)
+        return {buffer.message_id: buffer for buffer in buffers if buffer.repeatable and not buffer.suspect}
+
+    def _settle(self, buffer: MessageBuffer, outcomes: list[Outcome], makers: dict[str, MessageBuffer]) -> None:
+        """Process the outcomes of a buffer's updates."""
+        if Outcome.UNSTORABLE in outcomes:
+            self._refuse(buffer, None)
+            return
+        is_missing, is_unavailable = Outcome.MISSING in outcomes, Outcome.UNAVAILABLE in outcomes
+        if not is_missing:
+            buffer.suspect = buffer.is_mute = False
+        self._queue.backlog.update(buffer)
+        if is_unavailable:
+            buffer.unavailable = True
+        if is_missing and not buffer.repeatable:
+            self._settle_missing(buffer, outcomes, makers.get(buffer.message_id))
+            return
+        is_left = buffer.settle(outcomes)
+        if is_unavailable:
+            self._queue.postpone(buffer, LONGEST_PAUSE)
+            return
+        buffer.missing_since, buffer.unavailable = None, False
+        if not is_left:
+            self._queue.remove(buffer)
+
+    def _settle_missing(self, buffer: MessageBuffer, outcomes: list[Outcome], maker: MessageBuffer | None) -> None:
+        """Keep or drop updates from outside of a message without a record; on the writer's thread.
+
+        The record may still arrive: from a buffer of this process, or within a short time from another process, whose
+        store was slow or down.
+        """
+        backlog = self._queue.backlog
+        backlog.measure()
+        now = time.monotonic()
+        if buffer.missing_since is None:
+            buffer.missing_since = now
+        missing = now - buffer.missing_since
+        # A worker that ends does not wait for an unknown message, except after the message's server was away.
+        is_recent = self._breaker.recovering or (missing < RECOVERY and (buffer.unavailable or not self._queue.drains))
+        # Updates of known messages do not make room for those of unknown ones.
+        is_kept = is_recent and (buffer in backlog or backlog.has_room)
+        if not buffer.settle(outcomes, keep_missing=is_kept or maker is not None):
+            # The next writes are kept for a moment as well.
+            buffer.missing_since = None
+            self._queue.remove(buffer)
+        elif maker is None or Outcome.UNAVAILABLE in outcomes:
+            self._queue.postpone(buffer, min(max(FIRST_PAUSE, missing), LONGEST_PAUSE))
+        else:
+            self._queue.follow(buffer, maker)
