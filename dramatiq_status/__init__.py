@@ -13,6 +13,7 @@ from .errors import (
     StatusSetupError,
     StatusTimeout,
 )
+from .history import Run, RunOutcome
 from .middleware import StatusMiddleware
 from .progress import Progress
 from .record import State
@@ -29,6 +30,8 @@ __all__ = [
     "BatchSnapshot",
     "NotSupported",
     "Progress",
+    "Run",
+    "RunOutcome",
     "Snapshot",
     "State",
     "Status",

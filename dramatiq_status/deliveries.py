@@ -15,6 +15,7 @@ from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
+from .history import run_ended
 from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, Options, Settings, enqueue_id_of, new_token
@@ -26,6 +27,7 @@ from .record import (
     FINISHED_AT,
     HEARTBEAT_INTERVAL,
     RESULT,
+    RUN_ENDED,
     SKIPPED,
     STARTED_AT,
     Record,
@@ -83,8 +85,10 @@ class Deliveries:
             bind(None if previous is None else suspend(previous, given.message_id))
             return
         if previous is not None and previous.delivery is not None and previous.delivery.message_id == given.message_id:
-            # A broker that retries inside of the hooks.
+            # A broker that retries inside of the hooks, without those of an enqueue.
             previous.delivery.requeued = True
+            ended = run_ended(now_ms(), failed=previous.delivery.exception is not None)
+            previous.delivery.tracking.buffer.write({RUN_ENDED: ended}, urgent=True)
         binding = self._open(message, given, settings, previous, run_token=new_token())
         assert binding.delivery is not None
         delivery, options = binding.delivery, given.options

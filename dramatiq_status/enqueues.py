@@ -11,10 +11,11 @@ from .circuit_breaker import CircuitBreaker
 from .context import Binding
 from .deliveries import Deliveries, exception_in_flight
 from .errors import BackendError
+from .history import run_ended
 from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
 from .options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION, Settings, enqueue_id_of, next_enqueue_id
-from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, SCHEDULED_AT
+from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, RUN_ENDED, SCHEDULED_AT
 from .update import EnqueueId, Kind, Update
 from .writer import Confirmation, Enqueue, Writer
 
@@ -68,6 +69,8 @@ class Enqueues:
             exception = delivery.exception or exception_in_flight(delivery.tracking.message)
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
+            if delivery.run_token:
+                fields[RUN_ENDED] = run_ended(now_ms(), failed=exception is not None)
             buffer, confirmation = delivery.tracking.buffer, Confirmation()
             buffer.add(Enqueue(enqueue_id, fields))
             buffer.add(confirmation)

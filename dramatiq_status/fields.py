@@ -40,6 +40,7 @@ RESERVED: Final = frozenset(
         "duration",
         "time_remaining",
         "percent",
+        "runs",
     )
 )
 

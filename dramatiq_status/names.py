@@ -57,7 +57,7 @@ INCLUDED: Final = {"args": ARGS, "kwargs": KWARGS, "traceback": TRACEBACK}
 STORED_NAMES: Final = {name: stored for stored, name in NAMES.items() if name not in INCLUDED}
 
 #: Names of the values that are derived on each read.
-DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "duration", "time_remaining")
+DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "duration", "time_remaining", "runs")
 
 #: Stored names of the fields that may contain private data.
 PRIVATE: Final = frozenset((ARGS, KWARGS, TRACEBACK))

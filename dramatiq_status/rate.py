@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
+
+from .fraction import is_number
 
 #: Time constant of the exponential smoothing, in seconds: all that is older has a weight of about a third.
 TIME_CONSTANT: Final = 15.0
@@ -17,6 +19,9 @@ TRUSTED_AFTER: Final = TIME_CONSTANT / 2
 
 #: Limit of the extrapolation of a younger rate, in multiples of its time of measurement.
 FARTHEST: Final = 20
+
+#: Longest remaining time that is shown, in seconds: a century.
+LONGEST_REMAINING: Final = 100 * 365 * 86_400
 
 
 class RateMeter:
@@ -115,3 +120,10 @@ def slowed(rate: float, silence: float, patience: float = TIME_CONSTANT) -> floa
     (10.0, 2.5, 10.0)
     """
     return rate if silence <= patience else rate * (patience / silence)
+
+
+def longest_remaining(stored: Any) -> float:
+    """Return the maximum number of seconds for which a stored rate may be extrapolated."""
+    if isinstance(stored, list) and len(stored) == 3 and is_number(stored[2]):
+        return min(FARTHEST * stored[2], LONGEST_REMAINING)
+    return LONGEST_REMAINING

@@ -73,6 +73,11 @@ ARGS: Final = "ia"
 KWARGS: Final = "ik"
 TRACEBACK: Final = "it"
 
+#: Stored name of the earlier runs of a message that has begun its second run (``history.py``).
+HISTORY: Final = "h"
+#: Stored name of the time and the outcome of a run that has put its message back into the queue.
+RUN_ENDED: Final = "N"
+
 #: Stored name of the user's field ``result``, which the middleware writes as well.
 RESULT: Final = USER_PREFIX + "result"
 

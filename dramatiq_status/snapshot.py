@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Final
 
 from .cursor import Cursor, encode
 from .fraction import fraction_of, is_number, percent_of
+from .history import EARLIEST, LATEST, Run, datetime_of, runs_in, timeline_of
 from .json_values import copy_of, to_json_value
 from .names import DERIVED, INCLUDED, NAMES, PRIVATE, STORED_NAMES, TIMESTAMPS, check_names
-from .rate import FARTHEST, TIME_CONSTANT, slowed
+from .rate import TIME_CONSTANT, longest_remaining, slowed
 from .record import (
     ACTOR_NAME,
     ATTEMPTS,
@@ -50,13 +51,6 @@ STALLED_AFTER: Final = 3
 #: Number of milliseconds after which a message that is due and still queued counts as stalled: a day.  Few backlogs
 #: are as long.  A status without writes lives for seven days by default.
 QUEUE_PATIENCE: Final = 86_400_000
-
-#: Earliest and latest timestamps that a datetime can hold, in epoch milliseconds: the years 1 to 9999.
-EARLIEST: Final = -62_135_596_800_000
-LATEST: Final = 253_402_300_799_999
-
-#: Number of seconds from which a remaining time counts as unknown: a century.
-LONGEST_REMAINING: Final = 100 * 365 * 86_400
 
 
 class Snapshot:
@@ -168,6 +162,23 @@ class Snapshot:
         return int(self._number(ATTEMPTS) or 0)
 
     @property
+    def runs(self) -> tuple[Run, ...]:
+        """The runs of the message, the newest last: of earlier runs the first and the last nine.
+
+        They are less than :attr:`attempts` if some were left out, or if the store has lost the record.
+        """
+        return runs_in(self._values)
+
+    @property
+    def timeline(self) -> tuple[str, ...]:
+        """The life of the message in words, one event a text.
+
+        >>> snapshot.timeline
+        ('enqueued', 'waited 2 s', 'run 1 failed after 12 s: OSError: gone', 'waited 30 s', 'run 2 running for 5 s')
+        """
+        return timeline_of(self._values, self._now)
+
+    @property
     def exception(self) -> dict[str, str] | None:
         """Last failure: its ``type`` and its ``message``."""
         found = self._values.get(EXCEPTION)
@@ -229,14 +240,7 @@ class Snapshot:
         if not self.working or self.stalled or not rate or rate < 0 or done is None or total is None:
             return None
         seconds = max(0.0, (total - done) / rate)
-        return timedelta(seconds=seconds) if seconds < self._longest_remaining() else None
-
-    def _longest_remaining(self) -> float:
-        """Return the maximum number of seconds for which the rate may be extrapolated."""
-        found = self._values.get(RATE)
-        if isinstance(found, list) and len(found) == 3 and is_number(found[2]):
-            return min(FARTHEST * found[2], LONGEST_REMAINING)
-        return LONGEST_REMAINING
+        return timedelta(seconds=seconds) if seconds < longest_remaining(self._values.get(RATE)) else None
 
     # Actor and queue
 
@@ -372,6 +376,8 @@ class Snapshot:
         names = self.keys() if only is None else [name for name in check_names("only", only) if name in self]
         left_out = check_names("exclude", exclude)
         found = {name: to_json_value(self[name]) for name in names if name not in left_out}
+        if "runs" in found:
+            found["runs"] = [run.to_dict(private=private) for run in self.runs]
         if not private:
             found = {name: value for name, value in found.items() if self._stored_name(name) not in PRIVATE}
             if isinstance(found.get("exception"), dict):
@@ -398,11 +404,7 @@ class Snapshot:
         return copy_of(value)
 
     def _datetime(self, stored: str) -> datetime | None:
-        timestamp = self._milliseconds(stored)
-        if timestamp is None:
-            return None
-        seconds, milliseconds = divmod(timestamp, 1000)
-        return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=milliseconds * 1000)
+        return datetime_of(self._values.get(stored))
 
     def _milliseconds(self, stored: str) -> int | None:
         timestamp = self._values.get(stored)

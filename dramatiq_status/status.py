@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from .channel import Channel
 from .fields import check_count, check_total, count_name, deleted_names, encode_fields
+from .history import Run
 from .progress import Progress
 from .record import PROGRESS, TOTAL, State
 from .snapshot import Snapshot
@@ -205,6 +206,8 @@ class Status:
     stalled: Look[bool] = Look(False)
     skipped: Look[bool] = Look(False)
     attempts: Look[int] = Look(0)
+    runs: Look[tuple[Run, ...]] = Look(())
+    timeline: Look[tuple[str, ...]] = Look(())
     exception: Look[dict[str, str] | None] = Look(None)
     truncated: Look[tuple[str, ...]] = Look(())
     progress: Look[float | None] = Look(None)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
+from .history import add_run
 from .record import (
     ATTEMPTS,
     COMPLETED,
@@ -20,11 +21,13 @@ from .record import (
     FINISHED_AT,
     GENERATION,
     HEARTBEAT_AT,
+    HISTORY,
     ORIGIN,
     PROGRESS,
     QUEUED,
     RATE,
     RATE_WRITTEN_AT,
+    RUN_ENDED,
     RUN_TOKEN,
     SCHEDULED_AT,
     SEQUENCE,
@@ -47,7 +50,7 @@ from .record import (
 
 #: Stored names of the fields that the start of a run removes.  The first run keeps a progress that other messages have
 #: counted.
-CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT)
+CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RUN_ENDED)
 
 #: Stored names of the fields that a requeue removes.
 CLEARED_BY_REQUEUE: Final = (RUN_TOKEN, SEQUENCE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
@@ -60,7 +63,7 @@ CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
 
 #: Stored names of the fields that a requeue replaces.  Its other fields are those of the first enqueue, and only fill
 #: gaps.
-WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK))
+WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK, RUN_ENDED))
 
 #: Stored names of the fields to ignore in an enqueue that arrives after its own run has started.
 OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
@@ -290,6 +293,9 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         new = dict(record)
         if update.start:
             counted_before_any_run = None if ATTEMPTS in new else new.get(PROGRESS)
+            history = add_run(new, requeued=update.enqueue_id.generation > int(new[GENERATION]))
+            if history is not None:
+                new[HISTORY] = history
             for name in CLEARED_BY_START:
                 new.pop(name, None)
             if counted_before_any_run is not None:

@@ -68,7 +68,7 @@ def test_no_fields() -> None:
 def test_every_name_of_a_snapshot_is_reserved() -> None:
     # Given all that a snapshot says of itself
     said = set(NAMES.values()) | {"message_id", "retrying", "scheduled", "stalled", "finished", "percent"}
-    said |= {"duration", "time_remaining"}
+    said |= {"duration", "time_remaining", "runs"}
     # When the reserved names are compared to it
     # Then they are the same, but for those that users may write, and those that are there only if they were asked for
     assert said - RESERVED == {"status", "progress", "total", "args", "kwargs", "traceback"}

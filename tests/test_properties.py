@@ -21,18 +21,23 @@ from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBacken
 from dramatiq_status.backends.memcached import backend as memcached_module
 from dramatiq_status.backends.memcached import rounds as rounds_module
 from dramatiq_status.decoding import take_snapshot
-from dramatiq_status.fields import encode_fields
+from dramatiq_status.fields import encode_fields, encode_value
+from dramatiq_status.history import MAX_HISTORY_SIZE, run_ended
 from dramatiq_status.record import (
     ACTOR_NAME,
     COMPLETED,
+    EXCEPTION,
     FAILED,
     GENERATION,
     HEARTBEAT_AT,
+    HISTORY,
     ORIGIN,
     QUEUE_NAME,
+    RUN_ENDED,
     RUN_TOKEN,
     SCHEDULED_AT,
     SEQUENCE,
+    STARTED_AT,
     STATE,
     STATUS_TTL,
     UNKNOWN_TOTAL,
@@ -77,7 +82,20 @@ increments = st.one_of(st.just(0), st.integers(-3, 10), st.sampled_from([0.1, 1.
 ttls = st.integers(1, 50).map(lambda hours: hours * HOUR)
 timestamps = st.integers(-2, 20).map(lambda hours: str(NOW + hours * HOUR))
 live_ttls = ttls.map(str)
+run_ends = st.sampled_from([run_ended(NOW, failed=True), run_ended(NOW, failed=False), "null", "[1,2]"])
 user_fields = {":a": texts, ":b": texts, ":s": texts, ":ключ": texts}
+
+
+#: Stored exceptions of all sizes around the maximum in a history, with escape sequences wherever they may be cut.
+exceptions = st.one_of(
+    texts,
+    st.builds(
+        lambda name, size, text: encode_value("x", {"type": name, "message": (text * 600)[:size]}, 1 << 20),
+        st.sampled_from([*("E" * size for size in range(1, 9)), "E" * 480, "E" * 600, 'E"\\' * 170]),
+        st.one_of(st.integers(0, 20), st.integers(440, 560)),
+        st.sampled_from(["a", "\\", '"', "\u0161", "\t", 'a\\"', "ab\u0161"]),
+    ),
+)
 
 
 def updated(*values: Any, **named: Any) -> Update:
@@ -105,7 +123,9 @@ enqueues = st.builds(
     updated,
     st.just(Kind.ENQUEUE),
     enqueue_ids,
-    fields=fields(a=texts, E=timestamps, D=timestamps, L=live_ttls, T=live_ttls, x=texts, it=texts, p=counts),
+    fields=fields(
+        a=texts, E=timestamps, D=timestamps, L=live_ttls, T=live_ttls, x=exceptions, it=texts, p=counts, N=run_ends
+    ),
 )
 starts = st.builds(
     updated,
@@ -273,9 +293,11 @@ def plain(record: Record | None) -> dict[str, Any] | None:
     return None if record is None else {name: json.loads(text) for name, text in record.items()}
 
 
-def fold(history: list[Update], record: Record | None = None) -> Record | None:
+def fold(
+    history: list[Update], record: Record | None = None, now: Callable[[int], int] = lambda n: NOW + n
+) -> Record | None:
     for n, update in enumerate(history):
-        record = apply(record, update, NOW + n).record
+        record = apply(record, update, now(n)).record
     return record
 
 
@@ -313,6 +335,44 @@ def test_every_store_does_what_apply_says(store: Store, history: list[tuple[int,
     if found is not None:
         left = ttl - (now - renewed_at) if store.expires_by_it else ttl
         assert left - store.tolerance <= found <= left + min(store.tolerance, 2000)
+
+
+@stored
+@given(lives=st.lists(st.tuples(st.sampled_from(["retried", "requeued", "late", "lost"]), exceptions), max_size=14))
+def test_every_store_keeps_the_history_of_runs(store: Store, lives: list[tuple[str, str]]) -> None:
+    # Given a message, and how each of its runs ends
+    history, generation = [Update(Kind.ENQUEUE, EnqueueId(7, 1))], 1
+    for number, (end, exception) in enumerate(lives, start=1):
+        started = {STARTED_AT: str(NOW + number)}
+        history.append(
+            Update(Kind.RUN, EnqueueId(7, generation), number, 1, start=True, attempts=number, fields=started)
+        )
+        if end == "lost":
+            continue
+        generation += 1
+        fields = {RUN_ENDED: run_ended(NOW + number, failed=end == "retried"), SCHEDULED_AT: str(NOW + number)}
+        if end == "retried":
+            fields[EXCEPTION] = exception
+        if end != "late":
+            history.append(Update(Kind.ENQUEUE, EnqueueId(7, generation), fields=fields))
+    history.append(Update(Kind.RUN, EnqueueId(7, generation), 99, 1, start=True, attempts=len(lives) + 1))
+    # When a store has all of it
+    message_id = uuid4().hex
+    store.set_now(NOW)
+    store.backend.update_many([(message_id, update) for update in history])
+    # Then its record is that of `apply`, to the byte, as stores compare no decoded texts
+    expected, found = fold(history, now=lambda n: NOW), store.backend.read(message_id)
+    assert expected is not None and isinstance(found, dict) and found == expected
+    # And the snapshot has the first and the last runs
+    snapshot = take_snapshot(message_id, found, NOW)
+    assert snapshot is not None and len(found.get(HISTORY, "")) <= MAX_HISTORY_SIZE
+    attempts = [run.attempt for run in snapshot.runs]
+    assert attempts[0] == 1 and attempts[-1] == len(lives) + 1 and attempts == sorted(set(attempts))
+    if all(end != "retried" for end, _ in lives):
+        kept = [number for number in range(1, len(lives) + 2) if number == 1 or number > len(lives) - 9]
+        assert attempts == kept
+    names = {"retried": "retried", "requeued": "requeued", "late": "requeued", "lost": "lost"}
+    assert [run.outcome for run in snapshot.runs[:-1]] == [names[lives[number - 1][0]] for number in attempts[:-1]]
 
 
 @stored

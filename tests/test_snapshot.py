@@ -398,6 +398,10 @@ def test_json() -> None:
         "updated_at": "2026-11-24T03:00:00.123+00:00", "attempts": 1, "percent": 50.0, "finished": False,
         "retrying": False, "scheduled": False, "stalled": False, "duration": None, "time_remaining": None,
         "step": "reading", "nothing": None,
+        "runs": [
+            {"attempt": 1, "started_at": None, "ended_at": None, "outcome": None, "exception": None,
+             "scheduled_at": None, "duration": None},
+        ],
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from ..fields import check_count, check_total, count_name, deleted_names, encode_count, encode_fields, encode_total
 from ..fraction import fraction_of
+from ..history import Run
 from ..progress import dict_of
 from ..record import PROGRESS, TOTAL, Record, State
 from ..snapshot import Snapshot
@@ -141,6 +142,8 @@ class Status:
     stalled: AsyncLook[bool] = AsyncLook(False)
     skipped: AsyncLook[bool] = AsyncLook(False)
     attempts: AsyncLook[int] = AsyncLook(0)
+    runs: AsyncLook[tuple[Run, ...]] = AsyncLook(())
+    timeline: AsyncLook[tuple[str, ...]] = AsyncLook(())
     exception: AsyncLook[dict[str, str] | None] = AsyncLook(None)
     truncated: AsyncLook[tuple[str, ...]] = AsyncLook(())
     progress: AsyncLook[float | None] = AsyncLook(None)

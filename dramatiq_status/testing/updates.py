@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..history import LOST
 from ..record import (
     ACTOR_NAME,
     COMPLETED,
     FINISHED_AT,
     HEARTBEAT_AT,
+    HISTORY,
     RATE_WRITTEN_AT,
     STARTED_AT,
     STILL_CURRENT,
@@ -142,7 +144,14 @@ def timeless(record: Record | None) -> dict[str, Any] | None:
     timestamps = {UPDATED_AT, HEARTBEAT_AT}
     if record.get(RATE_WRITTEN_AT) != STILL_CURRENT:
         timestamps.add(RATE_WRITTEN_AT)
-    return {name: "timestamp" if name in timestamps else json.loads(text) for name, text in record.items()}
+    found: dict[str, Any] = {
+        name: "timestamp" if name in timestamps else json.loads(text) for name, text in record.items()
+    }
+    for run in found.get(HISTORY, ()):
+        if run[3] == LOST:
+            # The time of its last heartbeat.
+            run[2] = "timestamp"
+    return found
 
 
 def with_actor(update: Update, actor_name: str) -> Update:

@@ -37,7 +37,7 @@ class Exposure:
         """Get the fields that may leave the server, as JSON values."""
         written = () if ALL in self._names else tuple(name for name in snapshot.fields if name not in self._names)
         found = snapshot.to_dict(private=False, exclude=written)
-        more = [*self._included, "exception"] if self.message else self._included
+        more = [*self._included, "exception", "runs"] if self.message else self._included
         if more:
             found.update(snapshot.to_dict(only=more))
         return found

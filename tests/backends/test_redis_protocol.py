@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+from dramatiq_status import history
 from dramatiq_status.backends.redis.protocol import UNLISTED, WireKind
 from dramatiq_status.record import COMPLETED, DEFAULT_LIVE_TTL, LONGEST_TTL, QUEUED, WORKING
 from dramatiq_status.update import Outcome
@@ -27,7 +28,8 @@ def test_the_script_has_the_wire_kinds_of_the_client() -> None:
     sent = {name: f"'{number}'" for name, number in vars(WireKind).items() if not name.startswith("_")}
     # Then the script has all of them, and no others, as texts: it compares arguments
     quoted = {name: value for name, value in constants(HEAD).items() if value.startswith("'")}
-    assert {name: value for name, value in quoted.items() if name not in ("QUEUED", "WORKING", "COMPLETED")} == sent
+    others = {"QUEUED", "WORKING", "COMPLETED", "REQUEUED", "RETRIED", "LOST"}
+    assert {name: value for name, value in quoted.items() if name not in others} == sent
 
 
 def test_the_script_has_the_outcomes_states_and_times_of_the_library() -> None:
@@ -38,3 +40,7 @@ def test_the_script_has_the_outcomes_states_and_times_of_the_library() -> None:
     assert found["LATE"] == str(Outcome.LATE.value) and found["UNLISTED"] == str(UNLISTED)
     assert found["LIVE_TTL"] == str(DEFAULT_LIVE_TTL) and found["LONGEST_TTL"] == str(LONGEST_TTL)
     assert [found["QUEUED"], found["WORKING"], found["COMPLETED"]] == [f"'{n}'" for n in (QUEUED, WORKING, COMPLETED)]
+    for name in ("REQUEUED", "RETRIED", "LOST"):
+        assert found[name] == f"'{getattr(history, name)}'"
+    for name in ("MAX_RUNS", "MAX_HISTORY_SIZE", "MAX_EXCEPTION_SIZE"):
+        assert found[name] == str(getattr(history, name))

@@ -37,7 +37,7 @@ FoundT = TypeVar("FoundT")
 DRIVER: Final = any_driver()
 
 #: The script that mirrors ``update.apply``, and the one that reads its index.
-UPDATE: Final = Script.load(*(f"update/{part}.lua" for part in ("head", "index", "record", "apply", "main")))
+UPDATE: Final = Script.load(*(f"update/{part}.lua" for part in ("head", "index", "record", "history", "apply", "main")))
 LIST: Final = Script.load("list.lua")
 
 #: How many messages of one state, queue and actor can be listed.

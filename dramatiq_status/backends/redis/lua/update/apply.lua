@@ -1,6 +1,6 @@
 -- Updates of every kind: `apply` in update.py, which has a function of the same name for most of these. A call with
 -- shortcuts only does not need them.
-local function define_kinds(record, moves)
+local function define_kinds(record, moves, history)
   local read, renew, set_pairs = record.read, record.renew, record.set_pairs
   local move, rename = moves.move, moves.rename
 
@@ -21,7 +21,7 @@ local function define_kinds(record, moves)
       local new = {actor = old.actor, queue = old.queue}
       for i = first, last, 2 do
         local name = ARGV[i]
-        if name ~= 'D' and name ~= 'x' and name ~= 'it' and name ~= 'p' and not record.is_deleted(key, name) then
+        if name ~= 'D' and name ~= 'x' and name ~= 'it' and name ~= 'N' and name ~= 'p' and not record.is_deleted(key, name) then
           added = added + call('HSETNX', key, name, ARGV[i + 1])
           if name == 'a' and not new.actor then new.actor = ARGV[i + 1] end
           if name == 'Q' and not new.queue then new.queue = ARGV[i + 1] end
@@ -43,7 +43,7 @@ local function define_kinds(record, moves)
       live_ttl = old.live_ttl
       for i = first, last, 2 do
         local name, text = ARGV[i], ARGV[i + 1]
-        if name == 'D' or name == 'x' or name == 'it' then
+        if name == 'D' or name == 'x' or name == 'it' or name == 'N' then
           call('HSET', key, name, text)
           if name == 'D' then scheduled_at = text end
         elseif not record.is_deleted(key, name) then
@@ -192,7 +192,10 @@ local function define_kinds(record, moves)
         size = 12
       end
     elseif start then
-      call('HDEL', key, 'R', 'W', 'F', 'k', 'D')
+      if old.attempts then
+        written[13], written[14] = 'h', history.add(key, old, generation - old.generation > 0)
+      end
+      call('HDEL', key, 'R', 'W', 'F', 'k', 'D', 'N')
       -- A progress that was counted by other messages before the first run stays.
       if old.attempts and old.progress then
         call('HDEL', key, 'p')
@@ -201,7 +204,7 @@ local function define_kinds(record, moves)
       new.scheduled_at, new.state = false, WORKING
       written[9], written[10] = 's', WORKING
       written[11], written[12] = 'A', math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)
-      size = 12
+      size = old.attempts and 14 or 12
     end
     if token ~= '0' then
       written[size + 1], written[size + 2], written[size + 3], written[size + 4] = 'r', token, 'q', sequence

@@ -1,6 +1,6 @@
 -- Applies updates to records inside Redis: the mirror of `apply` in update.py.
 --
--- The script consists of head.lua, index.lua, record.lua, apply.lua and main.lua, joined in this order. Stored names
+-- The script consists of head.lua, index.lua, record.lua, history.lua, apply.lua and main.lua, joined in this order. Stored names
 -- ('s' for the state, 'v' for the version, ...) are those of record.py.
 --
 -- KEYS[i]: the hash of the i-th update's message. On a cluster all keys share a slot.
@@ -62,6 +62,14 @@ local LIVE_TTL = 604800000
 local LONGEST_TTL = 3155760000000
 -- Magnitude below which Lua's numbers count exactly: 2^53.
 local EXACT = 9007199254740992
+
+-- The history of runs (history.py has the same).
+local MAX_RUNS = 10
+local MAX_HISTORY_SIZE = 4096
+local MAX_EXCEPTION_SIZE = 512
+local REQUEUED = '0'
+local RETRIED = '1'
+local LOST = '2'
 
 local call = redis.call
 -- A user without the right to publish can still store statuses.

@@ -126,7 +126,7 @@ for i = 1, #KEYS do
   else
     if not kinds then
       record = record or define_record()
-      kinds = define_kinds(record, define_moves())
+      kinds = define_kinds(record, define_moves(), define_history())
     end
     outcome = kinds[kind](key)
   end

@@ -1,0 +1,65 @@
+-- The history of a message's runs: `add_run` in history.py, which describes its format. A call with shortcuts only does
+-- not need these functions.
+local function define_history()
+  local function time_in(text)
+    return text and #text < 16 and text:find('^%d+$') and text or 'null'
+  end
+
+  -- Cut the stored text of an exception to its maximum size.
+  local function cut_exception(text)
+    if text:sub(1, 9) ~= '{"type":"' or text:sub(-2) ~= '"}' or text:find('[^ -~]') then return 'null' end
+    if #text <= MAX_EXCEPTION_SIZE then return text end
+    local kept = MAX_EXCEPTION_SIZE - 5
+    local message = text:find('","message":"', 1, true)
+    if message and message + 12 > kept then
+      -- The type alone takes as much.
+      kept = math.min(kept, message - 1)
+    end
+    -- Not within an escape sequence, of which the longest has six characters. The last of an even number of backslashes
+    -- begins none.
+    local escape = kept
+    while escape > kept - 5 and text:byte(escape, escape) ~= 92 do escape = escape - 1 end
+    local begin = escape
+    while text:byte(begin, begin) == 92 do begin = begin - 1 end
+    local is_begun = escape > kept - 5 and (escape - begin) % 2 == 1
+    if is_begun and (escape == kept or text:sub(escape + 1, escape + 1) == 'u') then kept = escape - 1 end
+    return text:sub(1, kept) .. '..."}'
+  end
+
+  -- Make the item of a record's last run.
+  local function item_of(old, values, requeued)
+    local started_at, heartbeat_at, exception, run_ended = values[1], values[2], values[3], values[4]
+    local ended_at, outcome = (run_ended or ''):match('^%[(%d+),([01])%]$')
+    local raised = 'null'
+    if ended_at and #ended_at < 16 then
+      if outcome == RETRIED then raised = cut_exception(exception or 'null') end
+    elseif old.state == WORKING and not requeued then
+      -- Its last sign of life.
+      ended_at, outcome = time_in(heartbeat_at), LOST
+    else
+      ended_at, outcome = 'null', REQUEUED
+    end
+    return '[' .. old.attempts .. ',' .. time_in(started_at) .. ',' .. ended_at .. ',' .. outcome .. ',' .. raised .. ','
+      .. time_in(old.scheduled_at) .. ']'
+  end
+
+  -- Return the history of a record whose next run begins.
+  local function add(key, old, requeued)
+    local values = call('HMGET', key, 'S', 'H', 'x', 'N', 'h')
+    local runs, size = {}, 0
+    local history = values[5] or ''
+    if history:sub(1, 2) == '[[' and history:sub(-2) == ']]' then
+      for run in (history:sub(2, -2) .. ',\t'):gmatch('(.-),\t') do
+        runs[#runs + 1] = run
+      end
+    end
+    runs[#runs + 1] = item_of(old, values, requeued)
+    for _, run in ipairs(runs) do size = size + #run + 2 end
+    while #runs > MAX_RUNS or #runs > 1 and size > MAX_HISTORY_SIZE do
+      size = size - 2 - #table.remove(runs, math.min(2, #runs - 1))
+    end
+    return '[' .. table.concat(runs, ',\t') .. ']'
+  end
+
+  return {add = add}
+end
