@@ -81,7 +81,7 @@ class Gate:
 
         decided = decide() if self._in_loop or not open_ones else await run_in_threadpool(decide)
         for index, granted in zip(open_ones, decided):
-            found[index] = _access(await granted if isawaitable(granted) else granted)
+            found[index] = access_of(await granted if isawaitable(granted) else granted)
         return [access or Access.NONE for access in found]
 
     def _has_token(self, snapshot: Snapshot | None, token: str | None) -> bool:
@@ -90,7 +90,8 @@ class Gate:
         return self._signer.allows(token, snapshot.message_id)
 
 
-def _access(granted: object) -> Access:
+def access_of(granted: object) -> Access:
+    """Check what `authorize` has returned."""
     try:
         return Access(granted)
     except ValueError:

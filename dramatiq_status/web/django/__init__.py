@@ -1,0 +1,29 @@
+"""Statuses in Django, under WSGI and ASGI, with Django's own users.
+
+>>> INSTALLED_APPS = [..., "dramatiq_status.web.django"]
+>>> DRAMATIQ_STATUS = {"AUTHORIZE": "dramatiq_status.web.django.owner_or_staff"}
+>>> urlpatterns = [..., path("jobs/", include("dramatiq_status.web.django.urls"))]
+
+The settings are one dict:
+
+- ``AUTHORIZE``: a function of the request and a :class:`.Snapshot` that returns ``"none"``, ``"read"`` or ``"write"``,
+  or the dotted path of one.  It is required.
+- ``FIELDS``: as `fields` of :func:`dramatiq_status.web.status_app`.
+- ``TOKENS``: whether ``{% dramatiq_status message_id %}`` signs a read token for the visitor of the page, with Django's
+  ``SECRET_KEY``.  The default is False.
+- ``TOKEN_EXPIRY``: milliseconds for which a token is valid; the default is an hour.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...snapshot import Snapshot
+
+
+def owner_or_staff(request: Any, snapshot: Snapshot) -> str:
+    """Let users read the messages whose field ``user_id`` is their key, and staff read all."""
+    user = request.user
+    if not user.is_authenticated or not user.is_active:
+        return "none"
+    return "read" if user.is_staff or str(snapshot.get("user_id")) == str(user.pk) else "none"
