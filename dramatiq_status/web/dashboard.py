@@ -106,7 +106,10 @@ class Dashboard:
             "stalled",
             "The store does not answer",
             "Nothing is known of the jobs while it is away. They go on.",
-            link("Try now", _query_of(Question(*[request.query_params.get(name) for name in ("state", "actor", "queue")]))),
+            link(
+                "Try now",
+                _query_of(Question(*[request.query_params.get(name) for name in ("state", "actor", "queue")])),
+            ),
         )
         response = page(
             self._site, "The store does not answer", tag("h1", "Jobs", class_="sr"), content, status_code=503

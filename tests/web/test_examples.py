@@ -1,0 +1,73 @@
+"""The examples for web frameworks, as a user runs them: in a real browser, with a real worker and Redis."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from ..recording import PATIENCE, eventually
+from ..servers import free_port
+from .browser import Tab
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+#: The commands of the server and of the worker, by example; {port} is that of the server.
+COMMANDS = {
+    "fastapi": ("uvicorn fastapi_app:app --port {port}", "dramatiq fastapi_app --processes 1 --threads 2"),
+    "flask": ("flask --app flask_app run --port {port}", "dramatiq flask_app --processes 1 --threads 2"),
+    "django": (
+        "django runserver --noreload 127.0.0.1:{port}",
+        "dramatiq django_dramatiq.setup django_app.tasks --processes 1 --threads 2",
+    ),
+}
+
+
+@contextmanager
+def running(commands: Sequence[str], redis_url: str) -> Iterator[str]:
+    """Run a server and a worker, and wait until the server listens; its URL."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "REDIS_URL": redis_url,
+        "DJANGO_SETTINGS_MODULE": "django_app.settings",
+        "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parent}",
+    }
+    with ExitStack() as stack:
+        for command in commands:
+            words = [sys.executable, "-m", *command.format(port=port).split()]
+            process = subprocess.Popen(
+                words, cwd=EXAMPLES, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            stack.callback(process.wait, PATIENCE)
+            stack.callback(process.terminate)
+        eventually(lambda: _listens(port))
+        yield f"http://127.0.0.1:{port}"
+
+
+def _listens(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("example", COMMANDS)
+def test_an_example_shows_the_bar_of_a_job_to_its_end(example: str, tab: Tab, redis_url: str) -> None:
+    with running(COMMANDS[example], redis_url) as url:
+        tab.page.add_init_script(
+            "window.seen = []; addEventListener('status', (event) => seen.push(event.detail.snapshot.percent))"
+        )
+        tab.open(url).until_state("completed")
+        assert tab.text().startswith("Orders of MayCompleted100 of 100took ")
+        # The bar was there on the way, too
+        assert any(percent is not None and 0 < percent < 100 for percent in tab.run("seen"))
+
+
+def test_the_shortest_example_is_short() -> None:
+    lines = (EXAMPLES / "fastapi_app.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) <= 30
