@@ -368,6 +368,8 @@ def test_no_snippet_is_left_out() -> None:
         "websocket",
         "django-settings",
         "django-view",
+        # In web/test_json.py.
+        "web",
     }
     seen |= {*STORES, "quick-start", "quick-start-reader", "own-backend", "own-backend-test", "moving"}
     assert set(SNIPPETS) == seen

@@ -9,12 +9,14 @@ from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
+import dramatiq
 import pytest
+from dramatiq.brokers.stub import StubBroker
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 
-from dramatiq_status import Snapshot
+from dramatiq_status import Snapshot, StatusMiddleware
 from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.record import ARGS, EXCEPTION, FAILED, TRACEBACK
 from dramatiq_status.web import Access, TokenSigner, allow_all, status_app
@@ -23,6 +25,7 @@ from ..conftest import StartServer
 from ..jobs import Job
 from ..recording import eventually
 from ..servers import RedisServer
+from ..test_readme import SNIPPETS
 from .serving import Site, serving
 
 
@@ -271,3 +274,29 @@ def test_messages_that_are_none(site: Site, messages: Any) -> None:
 
 def test_ten_thousand_ids(site: Site) -> None:
     assert site.ask("POST", "/events", {"messages": [{"id": str(i)} for i in range(10_000)]}).status == 413
+
+
+def test_the_application_of_the_readme(backend: RedisBackend, job: Job) -> None:
+    # Given a site whose visitors are named by a cookie, and that uses the default broker
+    class Visitor:
+        def __init__(self, name: str | None) -> None:
+            self.id = int(name or 0)
+            self.is_admin = name == "1"
+
+    async def with_user(scope: Any, receive: Any, send: Any) -> None:
+        scope["user"] = Visitor(Request(scope).cookies.get("user"))
+        await site_app(scope, receive, send)
+
+    site_app = Starlette()
+    broker = StubBroker()
+    broker.add_middleware(StatusMiddleware(backend=backend))
+    before = dramatiq.get_broker()
+    dramatiq.set_broker(broker)
+    try:
+        exec(SNIPPETS["web"], {"app": site_app})
+        with serving(with_user) as site:
+            path = f"/jobs/{job.message_id}.json"
+            assert [site.get(path, Cookie=f"user={user}").status for user in (42, 7)] == [200, 403]
+            assert [site.get("/jobs/", Cookie=f"user={user}").status for user in (1, 42)] == [200, 403]
+    finally:
+        dramatiq.set_broker(before)
