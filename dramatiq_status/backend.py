@@ -1,4 +1,4 @@
-"""StatusBackend, the base class of the backends: what every store promises."""
+"""StatusBackend, the base class of the backends, and the promises of every store."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ class StatusBackend(abc.ABC):
     #: returns the newest.
     watch_interval: int = 50
 
-    #: Interval in milliseconds at which a watcher with a subscription also polls: the store publishes no change when a
-    #: status expires or a message stalls.
+    #: Interval in milliseconds at which a watcher with a subscription also polls: the store publishes no change when
+    #: a status expires or a message stalls.
     recheck_interval: int = 5000
 
     #: Reason why :meth:`find` raises :class:`.NotSupported`, and the cure.  It ends the sentence of the error.
@@ -160,7 +160,8 @@ class StatusBackend(abc.ABC):
           StoreRefused: When the store refuses one of the messages, and has carried out no update.  The
             writer then sends the updates one by one, and drops those that the store refuses while it accepts others.
           BackendError: When the store does not answer, and has carried out no update.
-          ValueError: When an update cannot be encoded, and none was carried out.  The writer then sends the updates one
+          ValueError: When an update cannot be encoded, and none was carried out.  The writer then sends the updates
+          one
             by one.
         """
 
@@ -218,8 +219,8 @@ class StatusBackend(abc.ABC):
 
         An update that sets the state of a message gives it a new position, which is higher than all others.  Other
         updates do not change the position.  The order is that of :class:`.Cursor`: a message that moves while a
-        reader lists page after page is listed once at most, and all others are listed once.  The work should not depend
-        on the position of the page.
+        reader lists page after page is listed once at most, and all others are listed once.  The work should not
+        depend on the position of the page.
 
         Parameters:
           query(Query): Statuses to list.
@@ -274,8 +275,8 @@ def answered(found: FoundT | BackendError) -> FoundT:
 
 
 def escape_namespace(namespace: str) -> str:
-    """Escape a namespace for a key that goes on with ``:`` and a message id.  No key of a namespace is then a
-    key of another one.
+    """Escape a namespace for keys that consist of the namespace, ``:`` and a message id.  No key of a namespace is
+    then a key of another one.
 
     >>> escape_namespace("shop"), escape_namespace("shop:eu")
     ('shop', 'shop%3Aeu')

@@ -150,7 +150,7 @@ def deleted_names(names: Iterable[Any]) -> frozenset[str]:
 
 
 def name_of_field(stored: str) -> str:
-    """Return the quoted name that users know a field by, for an error about a count.
+    """Return the quoted name of a field, as users write it, for an error about a count.
 
     >>> name_of_field(":rows"), name_of_field("t")
     ("'rows'", "'total'")

@@ -385,7 +385,7 @@ class Snapshot:
         return found
 
     def to_json(self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True) -> str:
-        """Get what :meth:`to_dict` returns as the text of a JSON object."""
+        """Get the result of :meth:`to_dict` as the text of a JSON object."""
         return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def _stored_name(self, name: str) -> str:

@@ -48,8 +48,8 @@ from .record import (
     number_text,
 )
 
-#: Stored names of the fields that the start of a run removes.  The first run keeps a progress that other messages have
-#: counted.
+#: Stored names of the fields that the start of a run removes.  The first run keeps a progress that other messages
+#: have counted.
 CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RUN_ENDED)
 
 #: Stored names of the fields that a requeue removes.
@@ -96,7 +96,7 @@ class Kind(int, Enum):
 
     #: An enqueue of the message.
     ENQUEUE = 0
-    #: A run of the message, or its end without a run.
+    #: A run of the message, or the end of a message that no run has started.
     RUN = 1
     #: Any other writer, in any process.
     OUTSIDE = 2
@@ -109,8 +109,8 @@ class Outcome(int, Enum):
 
     #: The update is stored.
     APPLIED = 1
-    #: The store had the enqueue, its run or a later enqueue before.  The state is not stored.  Fields that the record
-    #: lacks are stored, unless the later enqueue has another origin.
+    #: An enqueue that arrives too late: the store has its run, a later enqueue or the same enqueue.  The state is not
+    #: stored.  Fields that the record lacks are stored, unless the later enqueue has another origin.
     LATE = 2
     #: The update, or a later one of its run, was stored before.
     DUPLICATE = 3
@@ -162,8 +162,8 @@ class Update(NamedTuple):
       attempts(int): Minimum number of runs of the message, with `start` or a created record.
       fields(Record): Fields to set: JSON texts by stored names.
       increment(int | float): Number to add to the progress, after `fields` are set.
-      ttl(int): Time to live of the finished record in milliseconds, with a final state.  In an update from outside, the
-        record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
+      ttl(int): Time to live of the finished record in milliseconds, with a final state.  In an update from outside,
+        the record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
       changes(Changes): Deletions to carry out before `fields` are set, and counts to add after that; None for
         none.  Only updates of runs and from outside have changes.
     """
@@ -202,8 +202,8 @@ def is_stored(outcome: Outcome) -> bool:
 
 
 def is_transition(record: Record | None, update: Update) -> bool:
-    """Whether an update that is applied to `record` creates it or sets its state.  Lists of statuses are ordered by the
-    time of the last transition.
+    """Whether an update that is applied to `record` creates it or sets its state.  Lists of statuses are ordered by
+    the time of the last transition.
     """
     return record is None or update.kind is Kind.ENQUEUE or update.start or update.state is not None
 
@@ -299,7 +299,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
             for name in CLEARED_BY_START:
                 new.pop(name, None)
             if counted_before_any_run is not None:
-                # Other messages have counted on the progress of this message before its first run.
+                # Other messages have incremented the progress of this message before its first run.
                 new[PROGRESS] = counted_before_any_run
             new[ATTEMPTS] = str(max(int(new.get(ATTEMPTS, "0")) + 1, update.attempts))
             new[STATE] = str(WORKING)
@@ -310,7 +310,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
     else:
         return Applied(outcome, record)
     if update.start or update.create or update.state is not None:
-        # All other updates of a run belong to the enqueue of its start.
+        # After all other updates of a run, the record keeps the enqueue id of its start.
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if update.run_token:
         new[RUN_TOKEN], new[SEQUENCE] = str(update.run_token), str(update.sequence)
@@ -331,7 +331,8 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
         return Applied(Outcome.MISSING, None)
     new = dict(record)
     if RATE in record and record.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
-        # The first write from outside since the run stored its rate: the rate gets no younger by this write.
+        # The first write from outside since the run stored its rate.  UPDATED_AT is about to change, and no longer
+        # has the time of the rate.
         since = record.get(UPDATED_AT, "")
         new[RATE_WRITTEN_AT] = since if since.isascii() and since.isdecimal() else "0"
     outcome = _write(new, update)

@@ -53,7 +53,7 @@ CHANGES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "late enqueue": ([start(1)], enqueue(step="1"), Outcome.LATE),
     "late enqueue, a queue": ([start(1)], enqueue(Q='"low"'), Outcome.LATE),
     "requeue": ([start(1)], enqueue(generation=2), Outcome.APPLIED),
-    "enqueue anew": ([start(1, step="1"), finish(1)], enqueue(origin=8, other="1"), Outcome.APPLIED),
+    "enqueue with another origin": ([start(1, step="1"), finish(1)], enqueue(origin=8, other="1"), Outcome.APPLIED),
     "start": ([enqueue()], start(1), Outcome.APPLIED),
     "start of another origin": ([enqueue(step="1")], start(1, origin=8), Outcome.APPLIED),
     "write": ([start(1)], write(1, 2, increment=2, step="1"), Outcome.APPLIED),

@@ -25,7 +25,7 @@ RENEWING: dict[str, tuple[list[Update], Update]] = {
     "heartbeat": ([start(1)], heartbeat(1)),
     "outside": ([start(1)], outside(step="1")),
     "outside, a count": ([start(1)], counting(outside(), rows=1)),
-    "outside, back to life": ([start(1), finish(1)], outside(state=WORKING)),
+    "outside, a state after the end": ([start(1), finish(1)], outside(state=WORKING)),
 }
 
 #: Updates that do not change the expiry: given updates, and the one that does not.

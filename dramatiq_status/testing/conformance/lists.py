@@ -23,14 +23,14 @@ from .store import StoreTests, listed, write_later
 MOVING: dict[str, tuple[list[Update], Update]] = {
     "requeue": ([enqueue(), start(1)], enqueue(generation=2)),
     "requeue of a waiting message": ([enqueue()], enqueue(generation=2)),
-    "enqueue anew": ([start(1), finish(1)], enqueue(origin=8)),
+    "enqueue with another origin": ([start(1), finish(1)], enqueue(origin=8)),
     "start": ([enqueue()], start(1)),
     "start of a redelivery": ([start(1)], start(2)),
     "end": ([start(1)], finish(1)),
     "end, except for a count": ([start(1, rows='"5"')], counting(finish(1), rows=1)),
     "end without a run": ([enqueue()], finish(0, state=FAILED)),
     "outside, an end": ([start(1)], outside(state=FAILED)),
-    "outside, back to life": ([start(1), finish(1)], outside(state=WORKING)),
+    "outside, a state after the end": ([start(1), finish(1)], outside(state=WORKING)),
 }
 
 #: Updates that do not change the position of a message in a list: given updates, and the one that does not.
