@@ -418,6 +418,28 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # And when the node is back, it is used
         assert eventually(lambda: backend.update_many([(lost, enqueue())]) == [Outcome.APPLIED])
 
+    def test_a_cluster_that_is_down_fails_whole_calls(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+        # Given a cluster that stops when one of its nodes dies, and messages on the other nodes
+        for number in range(3):
+            with redis_cluster.client(number) as node:
+                node.config_set("cluster-require-full-coverage", "yes")
+        ids = [uuid4().hex for _ in range(30)]
+        backend.update_many([(message_id, start(1)) for message_id in ids])
+        alive = [message_id for message_id in ids if redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) != 1]
+        redis_cluster.nodes[1].kill()
+        try:
+            for number in (0, 2):
+                with redis_cluster.client(number) as node:
+                    assert eventually(lambda: node.execute_command("CLUSTER INFO")["cluster_state"] == "fail")
+            # When their messages are written to
+            # Then the whole call fails, so that the writer begins an outage, although the nodes answer
+            hurried = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=1000)
+            with pytest.raises(BackendError, match="CLUSTERDOWN"):
+                hurried.update_many([(message_id, write(1, 2)) for message_id in alive])
+            hurried.close()
+        finally:
+            redis_cluster.start()
+
     def test_what_was_done_before_all_went_wrong(
         self, redis_cluster: RedisCluster, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
