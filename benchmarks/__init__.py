@@ -1,1 +1,1 @@
-"""How fast it is: ``python -m benchmarks``; see README.rst."""
+"""Measurements of the speed: ``python -m benchmarks``; see README.rst."""

@@ -1,4 +1,4 @@
-"""Runs the benchmarks: all, or those that are named."""
+"""Run all benchmarks, or the ones that the command line names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import perf_counter
 
 from .common import Options, versions
 
-#: Each a module with ``run(options)``, which yields tables.
+#: Modules with a function ``run(options)``, which yields tables.
 BENCHMARKS = (
     "update",
     "increment",
@@ -32,8 +32,8 @@ BENCHMARKS = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"one or more of {', '.join(BENCHMARKS)}; default all")
-    parser.add_argument("--quick", action="store_true", help="only see that everything works")
-    parser.add_argument("--scale", type=float, default=1.0, help="how much longer to measure; 2 runs twice the rounds")
+    parser.add_argument("--quick", action="store_true", help="only check that everything works")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the number of rounds; 2 runs twice as many")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")

@@ -49,7 +49,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def children(backend: StatusBackend) -> list[str]:
-    """Statuses of which every second one is finished."""
+    """Store statuses of which every second one is finished."""
     ids = []
     for n in range(CHILDREN):
         message_id, enqueue_id = running_job(backend)

@@ -84,7 +84,7 @@ def many_cases(client: redis.RedisCluster, backend: RedisBackend, ids: list[str]
         pipeline.execute()
 
     def same_script() -> None:
-        # Its pipelines refuse EVALSHA.
+        # The pipelines of redis-py refuse EVALSHA.
         for key in keys[:UPDATES]:
             call_script(client, key, {":step": '"reading"', "p": str(next(steps))})
 
@@ -123,7 +123,8 @@ def read_cases(client: redis.RedisCluster, backend: RedisBackend, ids: list[str]
 
 
 def page_cases(client: redis.RedisCluster, backend: RedisBackend, ids: list[str]) -> dict[str, Case]:
-    """The base lists what the library has noted: the newest of each sorted set, merged, and their hashes."""
+    """Return the cases of a page.  The base reads the newest messages of each sorted set of the index, merges them,
+    and reads their hashes."""
     sets = keys_of(client, "zset")
     records = {key.rpartition(":")[2]: key for key in keys_of(client, "hash")}
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in interleaved rounds, pinning, a job as a running worker leaves it, tables."""
+"""Parts of all benchmarks: timing in interleaved rounds, pinning, the status of a running job, tables."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from dramatiq_status.testing.updates import enqueue, heartbeat, start
 from dramatiq_status.update import EnqueueId, Update
 from tests.servers import MemcachedServer, RedisServer, Server
 
-#: Where subprocesses are started, so that they find these modules.
+#: Directory in which subprocesses start, so that they find these modules.
 ROOT: Final = Path(__file__).resolve().parent.parent
 
-#: One thing to time, called over and over.
+#: A function to time, which is called again and again.
 Case = Callable[[], Any]
 
 
 class Options(NamedTuple):
-    """What the command line asks for.
+    """Options of the command line.
 
     Parameters:
       quick: Whether to only see that everything works.
@@ -42,12 +42,12 @@ class Options(NamedTuple):
     scale: float = 1.0
 
     def rounds(self, wanted: int) -> int:
-        """How many rounds to run where `wanted` is the usual number."""
+        """Return the number of rounds to run; `wanted` is the usual number."""
         return 3 if self.quick else max(3, round(wanted * self.scale))
 
 
 class Table(NamedTuple):
-    """Rows of text, the first being the heads of the columns."""
+    """Rows of text.  The first row has the heads of the columns."""
 
     title: str
     rows: Sequence[Sequence[str]]
@@ -67,7 +67,7 @@ class Table(NamedTuple):
 
 
 def interleave(cases: Mapping[str, Case], *, rounds: int, calls: int) -> dict[str, list[float]]:
-    """Time all cases in turns, so that what disturbs the machine disturbs them alike.
+    """Time all cases in turns, so that a disturbance of the machine disturbs all of them.
 
     Returns:
       Microseconds a call, one number for each round, by case.
@@ -87,25 +87,25 @@ def interleave(cases: Mapping[str, Case], *, rounds: int, calls: int) -> dict[st
 
 
 def ratios(times: Sequence[float], base: Sequence[float]) -> list[float]:
-    """The ratios of two series, round by round."""
+    """Return the ratios of two series, round by round."""
     return [a / b for a, b in zip(times, base)]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which so large a share of all lies."""
+    """Return the value below which a share of all values lies."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def spread(values: Sequence[float]) -> str:
-    """Where eight of ten values lie."""
+    """Return the range of eight of ten values."""
     return f"{percentile(values, 0.1):.2f}-{percentile(values, 0.9):.2f}"
 
 
 def timed_rows(
     times: Mapping[str, Sequence[float]], base: str, *, divide: float = 1.0, goals: Mapping[str, str] | None = None
 ) -> list[list[str]]:
-    """One row a case: microseconds, ratio to `base`, and where eight of ten ratios lie."""
+    """Return one row for each case: microseconds, ratio to `base`, and the range of eight of ten ratios."""
     rows = []
     for name, series in times.items():
         found = ratios(series, times[base])
@@ -120,7 +120,7 @@ def timed_rows(
 
 
 def pin(pid: int, cpus: set[int]) -> None:
-    """Keep all threads of a process, and those that they start, on these processors."""
+    """Keep all threads of a process, and the threads that they start, on these processors."""
     for thread in os.listdir(f"/proc/{pid}/task"):
         try:
             os.sched_setaffinity(int(thread), cpus)
@@ -130,10 +130,10 @@ def pin(pid: int, cpus: set[int]) -> None:
 
 @contextmanager
 def placed(placement: str, *servers: Server) -> Iterator[None]:
-    """Pin the servers and this process: all to one core ("same"), it to one and them to another ("cross"), or
-    nothing ("free").
+    """Pin the servers and this process: all to one core ("same"), the process to one core and the servers to another
+    ("cross"), or nothing ("free").
 
-    Elsewhere than on Linux nothing is ever pinned.
+    Nothing is pinned on other systems than Linux.
     """
     if placement == "free" or not hasattr(os, "sched_setaffinity"):
         yield
@@ -167,7 +167,7 @@ def fresh_stores() -> Iterator[dict[str, Callable[[], StatusBackend]]]:
 
 
 def running_job(backend: StatusBackend, message_id: str | None = None) -> tuple[str, EnqueueId]:
-    """Store what a job has that runs: all that the middleware writes, a progress and two fields of the user's."""
+    """Store the status of a running job: all values of the middleware, a progress and two fields of the user's."""
     message_id = message_id or str(uuid4())
     enqueue_id = EnqueueId(1_234_567_890, 1)
     backend.update_many([(message_id, update) for update in running_updates(enqueue_id)])
@@ -175,7 +175,7 @@ def running_job(backend: StatusBackend, message_id: str | None = None) -> tuple[
 
 
 def running_updates(enqueue_id: EnqueueId) -> list[Update]:
-    """The updates that bring a job to where :func:`running_job` leaves it."""
+    """Return the updates that :func:`running_job` stores."""
     now = now_ms()
     enqueued = {ACTOR_NAME: '"import_rows"', QUEUE_NAME: '"default"', ENQUEUED_AT: str(now)}
     fields = {STARTED_AT: str(now), TOTAL: "1000", PROGRESS: "123", RATE: "48.25"}
@@ -186,7 +186,7 @@ def running_updates(enqueue_id: EnqueueId) -> list[Update]:
     ]
 
 
-#: The token of the run that :func:`running_job` begins.
+#: Token of the run that :func:`running_job` begins.
 RUN_TOKEN: Final = 1_987_654_321
 
 
@@ -194,7 +194,7 @@ RUN_TOKEN: Final = 1_987_654_321
 
 
 def versions() -> str:
-    """What a figure depends on."""
+    """Return the versions and the machine, on which all figures depend."""
     parts = [f"Python {platform.python_version()}"]
     for package in ("dramatiq", "redis", "hiredis", "pymemcache"):
         try:

@@ -1,4 +1,4 @@
-"""How final states are confirmed: by leader and followers, beside the background thread alone; on three brokers."""
+"""Confirmation of final states by leader and followers, beside the background thread alone; on three brokers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(name: str, url: str, broker_url: str, options: Options) -> Iterator[list[str]]:
-    """Measure one broker: the modes in turns, each time in a process of its own, in an order that turns as well."""
+    """Measure one broker.  The modes take turns, in processes of their own.  Every second round runs backwards."""
     jobs = JOBS // 10 if options.quick else JOBS
     rates: dict[str, list[float]] = {mode: [] for mode in MODES}
     cpu: dict[str, list[float]] = {mode: [] for mode in MODES}

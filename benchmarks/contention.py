@@ -1,4 +1,4 @@
-"""What an update takes while many processes write to one job as fast as they can."""
+"""The time of an update while many processes write to one job as fast as they can."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dramatiq_status.backend import StatusBackend
 
 from .common import Options, Table, fresh_stores, running_job
 
-#: Numbers of processes; the first is the base.
+#: Numbers of processes.  The first one is the base.
 WRITERS = (1, 2, 8)
 #: Number of fields that all processes write together: the job is as large in each row.
 FIELDS = 16_000
@@ -35,7 +35,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(make: Callable[[], StatusBackend], writers: int, count: int) -> tuple[int, int, float, float]:
-    """Return the number of errors and of fields that are lost, and the median and p90 in microseconds."""
+    """Return the numbers of errors and of lost fields, and the median and the p90 in microseconds."""
     backend = make()
     message_id, _ = running_job(backend)
     context = multiprocessing.get_context("fork")

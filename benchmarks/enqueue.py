@@ -1,4 +1,4 @@
-"""How fast messages are enqueued, tracking on and off."""
+"""The speed of enqueueing, with and without tracking."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.servers import MemcachedServer, RedisServer
 
 from .common import Options, Table, placed, ratios, spread
 
-#: Stands for a message's id.
+#: Placeholder of a message's id.
 ANY_ID = "0" * 36
 
 
 class Floor(Middleware):
-    """Sends what the backend would, by a socket, and waits for the answer when the broker has the message."""
+    """A middleware that sends the bytes of the backend by a socket, and waits for the reply after the enqueue."""
 
     def __init__(self, server: RedisServer, backend: RedisBackend) -> None:
         while not backend._clock.known:
@@ -46,7 +46,7 @@ class Floor(Middleware):
         self.socket.recv(4096)
 
 
-#: How many messages a turn takes.  They are short and many, against the noise.
+#: Messages of a turn.  Turns are short and many, against the noise.
 MESSAGES = 400
 
 
@@ -90,7 +90,7 @@ def declare(broker: RedisBroker) -> dramatiq.Actor[[int], None]:
 
 
 def measure(actors: dict[str, dramatiq.Actor[[int], None]], rounds: int) -> dict[str, list[float]]:
-    """Messages a second, one number for each round, by name."""
+    """Return messages a second, one number for each round, by name."""
     rates: dict[str, list[float]] = {name: [] for name in actors}
     for round_ in range(rounds + 1):
         for name, actor in actors.items():

@@ -1,4 +1,4 @@
-"""What an update and a read cost as the number of tracked jobs grows."""
+"""The cost of an update and of a read as the number of tracked jobs grows."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def fill(backend: StatusBackend, size: int) -> list[str]:
-    """Store so many running jobs and return up to a hundred of their ids.
+    """Store running jobs, and return up to a hundred of their ids.
 
-    No more, or a memcached backend would no longer remember what it wrote last.
+    A memcached backend caches the items of a limited number of messages.
     """
     ids = [str(uuid4()) for _ in range(size)]
     updates = running_updates(EnqueueId(1_234_567_890, 1))

@@ -1,4 +1,4 @@
-"""What ``increment()`` costs its caller inside of a worker."""
+"""The cost of ``increment()`` for its caller inside of a worker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOOR = "a lock, a clock and an addition"
 
 
 class Floor:
-    """The least that a throttled increment could do."""
+    """The minimum of a throttled increment: a lock, a clock and an addition."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -72,7 +72,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def time_calls(call: Callable[[], None], calls: int) -> float:
-    """Microseconds a call."""
+    """Return microseconds a call."""
     begin = perf_counter()
     for _ in repeat(None, calls):
         call()

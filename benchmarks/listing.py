@@ -1,4 +1,4 @@
-"""What a page of a list costs as the number of jobs grows, and what the index costs those who write."""
+"""The cost of a page of a list as the number of jobs grows, and the cost of the index for writers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .common import RUN_TOKEN, Case, Options, Table, interleave, placed, running
 SIZES = (1_000, 100_000)
 ENQUEUE_ID = EnqueueId(1_234_567_890, 1)
 GOAL = "<= 10,000 us, flat"
-#: Each has a set of the index of its own.
+#: Number of actors, each with a set of the index.
 MANY_ACTORS = 1_000
 
 
@@ -93,7 +93,7 @@ def run(options: Options) -> Iterator[Table]:
         yield Table("What the index costs, Redis; same", rows)
 
 
-#: What is asked for; each takes a backend and how many jobs there are.
+#: Queries by name: functions of a backend and of the number of jobs.
 PAGES = {
     "the first page": lambda backend, size: page(backend),
     "failed ones": lambda backend, size: page(backend, state="failed"),
@@ -108,7 +108,7 @@ def page(backend: StatusBackend, **parameters: object) -> None:
 
 
 def places(backend: StatusBackend, size: int) -> dict[str, str | None]:
-    """The cursors of the first page, of one in the middle, and of the last one."""
+    """Return the cursors of the first page, of one in the middle, and of the last one."""
     found: dict[str, str | None] = {"the first page": None}
     after, number = None, 0
     while number < size - 50:
@@ -120,7 +120,7 @@ def places(backend: StatusBackend, size: int) -> dict[str, str | None]:
 
 
 def fill(backend: StatusBackend, size: int) -> None:
-    """Store so many jobs: of ten actors; of a hundred, 60 failed and the others half completed, half running."""
+    """Store jobs of ten actors.  Of a hundred jobs, 60 have failed, 20 are completed and 20 are running."""
     for first in range(0, size, 100):
         updates = []
         for number in range(first, first + 100):
@@ -132,7 +132,7 @@ def fill(backend: StatusBackend, size: int) -> None:
 
 
 def life(actor: str) -> list[Update]:
-    """All updates of a job."""
+    """Return all updates of a job."""
     enqueued = {ACTOR_NAME: f'"{actor}"', QUEUE_NAME: '"default"', ENQUEUED_AT: "1795479267029"}
     return [
         Update(Kind.ENQUEUE, ENQUEUE_ID, fields=enqueued),

@@ -1,4 +1,4 @@
-"""How many updates are lost where two processes write to the same jobs at the same time."""
+"""The number of updates that are lost while two processes write to the same jobs at the same time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dramatiq_status.backend import StatusBackend
 from .common import Options, Table, fresh_stores, running_job
 
 WRITERS = 2
-#: How many jobs they write to, one after the other and always the same one at a time.
+#: Number of jobs, to which both processes write one after the other.
 JOBS = 20
-#: How many fields, and how many increments, each writes to each of them.
+#: Number of fields, and of increments, that each process writes to each job.
 WRITES = 100
 
 
@@ -41,7 +41,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(make: Callable[[], StatusBackend], jobs: int) -> tuple[int, int, float]:
-    """Return how many fields and increments have come through, and microseconds an update."""
+    """Return the numbers of stored fields and increments, and microseconds an update."""
     backend = make()
     ids = [running_job(backend)[0] for _ in range(jobs)]
     for message_id in ids:
@@ -69,7 +69,7 @@ def measure(make: Callable[[], StatusBackend], jobs: int) -> tuple[int, int, flo
 
 
 def write(make: Callable[[], StatusBackend], ids: list[str], writer: int, barrier: Any) -> None:
-    """What one process does."""
+    """Write the fields and increments of one process."""
     backend = make()
     for message_id in ids:
         status = StatusRegistry.get(message_id, backend=backend)

@@ -1,4 +1,4 @@
-"""How many messages a worker gets through while the store is down for its whole run, beside one without tracking."""
+"""The throughput of a worker while the store is down for its whole run, beside one without tracking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading one status, 1,000 in one round trip, and the same in an event loop."""
+"""Reads of one status, of 1,000 in one round trip, and in an event loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .common import Case, Options, Table, interleave, placed, running_job, timed
 
 MANY = 1000
 
-#: Reads of a call in an event loop.
+#: Number of reads of one call in an event loop.
 AIO_READS = 100
 GOALS = {
     "Redis, StatusRegistry.read": "<= 1.15 (0.90)",
@@ -71,7 +71,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def aio_cases(server: RedisServer, loop: asyncio.AbstractEventLoop) -> tuple[dict[str, Case], dict[str, Case]]:
-    """Reads one after another, and by as many tasks at once."""
+    """Return the cases of reads one after another, and of reads by many tasks at once."""
     client = redis.asyncio.Redis(port=server.port)
     backend = RedisBackend(url=server.url)
     message_id, _ = running_job(backend)

@@ -1,4 +1,4 @@
-"""How many bytes a job takes."""
+"""The size of a job in bytes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(backend: StatusBackend, size_of: Callable[[str], int]) -> tuple[int, int, str]:
-    """Run a job and return what it takes while it runs, and at its end, and its key."""
+    """Run a job, and return its bytes while it runs, its bytes at its end, and its key."""
     broker = StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))
     broker.emit_after("process_boot")

@@ -1,4 +1,4 @@
-"""How many messages a worker gets through, tracking on and off, beside Dramatiq's own Results."""
+"""The throughput of a worker, with and without tracking, and with Dramatiq's own Results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU_BOUND = {"dramatiq_queue_prefetch": "1000"}
 
 
 class Setting(NamedTuple):
-    """A way to run a worker."""
+    """Settings of a worker."""
 
     name: str
     jobs: int
@@ -44,7 +44,7 @@ def run(options: Options) -> Iterator[Table]:
     rows = [["worker", "mode", "jobs/s", "share of off", "80 % in", "CPU us/job", "goal (stretch)"]]
     with RedisServer() as server:
         for setting in SETTINGS:
-            # A process starts where the one that starts it is.
+            # A process inherits the pinning of its parent.
             with placed(setting.placement, server):
                 measured = measure(server, setting, options)
             rates = {mode: [found["rate"] for found in measured[mode]] for mode in MODES}
@@ -65,7 +65,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(server: RedisServer, setting: Setting, options: Options) -> dict[str, list[dict[str, float]]]:
-    """Measure in turns, each time in a process of its own; the order turns about as well."""
+    """Measure the modes in turns, each time in a process of its own.  Every second round runs backwards."""
     measured: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     jobs = setting.jobs // 10 if options.quick else setting.jobs
     for round_ in range(options.rounds(setting.rounds)):

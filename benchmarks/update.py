@@ -109,7 +109,7 @@ def memcached_cases(server: MemcachedServer) -> dict[str, Case]:
 
 
 def _memcached_floor(server: MemcachedServer) -> Case:
-    # About what the document of a running job takes.
+    # The approximate size of the document of a running job.
     value = b"x" * 230
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,4 @@
-"""How long a write inside of a worker takes until a reader elsewhere can see it."""
+"""The time from a write inside of a worker until a reader in another process sees it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WRITES = 1000
 PAUSE = 0.004
 KEY = "dramatiq-status:"
 
-#: Returns the number that was written last.
+#: A function that returns the number that was written last.
 Look = Callable[[], int]
 
 
@@ -62,7 +62,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(backend: StatusBackend, port: int, writes: int, *, directly: bool = False, busy: int = 0) -> list[float]:
-    """Return milliseconds from each write until a reader that looks all the time saw it."""
+    """Return milliseconds from each write until a reader that reads all the time has seen it."""
     broker = StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))
     broker.emit_after("process_boot")
@@ -116,7 +116,7 @@ def measure(backend: StatusBackend, port: int, writes: int, *, directly: bool = 
 
 
 def watch(kind: str, port: int, writes: int, pipe: Connection) -> None:
-    """What the reader does: look as often as it can, and send when it first saw each number, or a later one."""
+    """Read as often as possible, and send the times at which each number, or a later one, was first seen."""
     key = pipe.recv()
     look = redis_look(port, key) if kind == "redis" else memcached_look(port, key)
     look()

@@ -1,4 +1,4 @@
-"""What watching costs, and how soon a watcher sees a change: many in one event loop, and one that blocks."""
+"""The cost of watchers and their delay: of many watchers in one event loop, and of one that blocks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from .common import Options, Table, percentile, running_job
 
 JOBS = 200
 WATCHERS = 2000
-#: How many changes each job makes, and the seconds between two of them.
+#: Number of changes of each job, and the seconds between two of them.
 CHANGES = 20
 PAUSE = 0.2
 
 
 class Result(NamedTuple):
-    """What one way of watching took.
+    """Figures of one way of watching.
 
     Parameters:
-      seen: How many snapshots were shown.
+      seen: Number of snapshots that were shown.
       latencies: Milliseconds from each final write until its watcher saw it.
       cpu: Seconds of processor time.
       seconds: Seconds from the first change to the last watcher's end.
-      memory: MB that the process has grown by.
-      connections: How many connections the server saw at most, by kind.
+      memory: Growth of the process in MB.
+      connections: Maximum numbers of connections to the server, by kind.
     """
 
     seen: int
@@ -87,7 +87,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def in_child(watch: Callable[..., Result], *arguments: Any) -> Result:
-    """Run it in a process of its own, whose memory and processor time are its alone."""
+    """Run a case in a process of its own, which has its own memory and processor time."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
 
@@ -107,7 +107,7 @@ def in_child(watch: Callable[..., Result], *arguments: Any) -> Result:
 
 @contextmanager
 def changing(server: RedisServer, ids: list[str], changes: int) -> Iterator[None]:
-    """Another process changes the jobs, one after another, and completes them."""
+    """Let another process change the jobs, one after another, and complete them."""
     process = multiprocessing.get_context("fork").Process(target=change, args=(server.url, ids, changes))
     process.start()
     try:
@@ -123,7 +123,7 @@ def change(url: str, ids: list[str], changes: int) -> None:
     begin = time.perf_counter()
     for number in range(1, changes + 1):
         for index, message_id in enumerate(ids):
-            # Spread over the pause, as those of real jobs are.
+            # The changes are spread over the pause, as the changes of real jobs are.
             time.sleep(max(0.0, begin + (number + index / len(ids)) * PAUSE - time.perf_counter()))
             fields = {":at": repr(time.perf_counter())}
             final = COMPLETED if number == changes else None
@@ -132,16 +132,16 @@ def change(url: str, ids: list[str], changes: int) -> None:
 
 
 class Costs:
-    """Takes the processor's time, the memory and the connections of this process from now on."""
+    """A meter of the processor time, the memory and the connections of this process."""
 
     def __init__(self, server: RedisServer) -> None:
         self._client = redis.Redis(port=server.port, decode_responses=True)
-        # Of those that hear of changes, and of others: the most that were seen.
+        # Maximum numbers of connections: of subscriptions, and of others.
         self._heard = self._asked = 0
         self._memory = memory()
         self._begin = time.perf_counter()
         self._cpu = time.process_time()
-        #: The most memory that was seen, in MB.
+        #: Maximum memory in MB.
         self.peak = 0.0
 
     def look(self) -> None:
@@ -149,7 +149,7 @@ class Costs:
         found = self._client.client_list()
         heard = sum(int(client["sub"]) > 0 for client in found)
         self._heard = max(self._heard, heard)
-        # But for the one that asks here, and the one of the other process that changes the jobs.
+        # Except for the connection of this query, and that of the process that changes the jobs.
         self._asked = max(self._asked, len(found) - heard - 2)
 
     def result(self, seen: int, latencies: list[float]) -> Result:
@@ -159,7 +159,7 @@ class Costs:
 
 
 def memory() -> float:
-    """The resident memory of this process, in MB."""
+    """Return the resident memory of this process in MB."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * resource.getpagesize() / 1e6
 
@@ -169,7 +169,7 @@ def watch_all(server: RedisServer, ids: list[str], watchers: int, changes: int) 
 
 
 def poll_all(server: RedisServer, ids: list[str], watchers: int, changes: int) -> Result:
-    """What it costs to have each watcher ask by itself, through the same connection."""
+    """Measure watchers that each poll, through the same connection."""
     return asyncio.run(follow_all(server, ids, watchers, changes, poll))
 
 

@@ -37,7 +37,7 @@ class ThreadWriter(Writer):
 
 
 class Stopwatch(Middleware):
-    """Takes the time from the first message to the last acknowledgement."""
+    """A stopwatch from the first message to the last acknowledgement."""
 
     def __init__(self, jobs: int) -> None:
         self.begin = self.end = 0.0
@@ -82,7 +82,7 @@ def run(
     stopwatch = Stopwatch(jobs)
     broker.add_middleware(stopwatch)
 
-    # RabbitMQ gets back what a process did not acknowledge in time: a queue of its own keeps the next process from it.
+    # RabbitMQ gives messages that a process did not acknowledge to the next process, except in another queue.
     @dramatiq.actor(broker=broker, queue_name=f"jobs-{os.getpid()}", **options)
     def job() -> None:
         if sleep:
@@ -107,5 +107,5 @@ def broker_of(url: str) -> dramatiq.Broker:
 
 if __name__ == "__main__":
     print(json.dumps(run(**json.loads(sys.argv[1]))), flush=True)
-    # Worker threads take seconds to stop.
+    # It takes seconds to stop the threads of a worker.
     os._exit(0)
