@@ -231,7 +231,8 @@ def test_private_names_are_used_in_their_module_only() -> None:
 
 
 def _is_private(name: str) -> bool:
-    return name.startswith("_") and not name.endswith("__") and name != "_"
+    # Named tuples have public names that begin with an underscore.
+    return name.startswith("_") and not name.endswith("__") and name != "_" and not hasattr(Import, name)
 
 
 def _names_defined_in(tree: ast.Module) -> Iterator[str]:

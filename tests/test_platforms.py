@@ -14,9 +14,9 @@ import dramatiq_status
 
 PACKAGE = Path(dramatiq_status.__file__).parent
 
-#: What Windows does not have of that which Linux has, and the drivers that are loaded before it is taken away.
+#: Removes functions that Linux has and Windows lacks.  Drivers are loaded before: they look at the platform as well.
 TAKE_AWAY = """
-import asyncio, os, socket, sqlite3, sys
+import asyncio, os, socket, sqlite3, sys, zoneinfo
 import dramatiq, pymemcache, redis
 from dramatiq.brokers.stub import StubBroker
 
