@@ -12,9 +12,10 @@ import redis
 
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.backends.redis.backend import UPDATE
-from dramatiq_status.backends.redis.protocol import update_arguments
-from dramatiq_status.backends.redis.script import ServerClock
+from dramatiq_status.backends.redis.clock import ServerClock
+from dramatiq_status.backends.redis.keys import Keys
+from dramatiq_status.backends.redis.protocol import UpdateCall
+from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.update import Kind, Update
 from tests.servers import RedisCluster
 
@@ -101,7 +102,8 @@ def many_cases(client: redis.RedisCluster, backend: RedisBackend, ids: list[str]
 
 def call_script(client: redis.RedisCluster, key: str, fields: dict[str, str]) -> None:
     """Update a message from outside, by the update script and redis-py's client."""
-    arguments = update_arguments([("", Update(Kind.OUTSIDE, fields=fields))], "", ServerClock(), (0, 0, ""))
+    update = ("", Update(Kind.OUTSIDE, fields=fields))
+    arguments = UpdateCall(Keys("", 0), 0, [update], [0]).arguments(ServerClock())
     if client.evalsha(UPDATE.sha, 1, key, *arguments) != [1]:
         raise AssertionError("The update was not applied.")
 

@@ -16,6 +16,7 @@ from dramatiq_status import StatusMiddleware
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.redis.requests import Exchange
 from dramatiq_status.record import ACTOR_NAME, ENQUEUED_AT, QUEUE_NAME
 from dramatiq_status.update import EnqueueId, Kind, Update
 from tests.servers import MemcachedServer, RedisServer
@@ -30,12 +31,12 @@ class Floor(Middleware):
     """A middleware that sends the bytes of the backend by a socket, and waits for the reply after the enqueue."""
 
     def __init__(self, server: RedisServer, backend: RedisBackend) -> None:
-        while not backend._clock.known:
+        while not backend.transport.clock.known:
             backend.read("unknown")
         fields = {ACTOR_NAME: '"import_rows"', QUEUE_NAME: '"default"', ENQUEUED_AT: str(now_ms())}
         update = Update(Kind.ENQUEUE, EnqueueId(1_234_567_890, 1), fields=fields)
         backend.update(ANY_ID, update)
-        self.request = backend._request(((ANY_ID, update),)).packed
+        self.request = Exchange(next(backend.operations.update(ANY_ID, update)), backend.transport.clock).packed
         self.socket = socket.create_connection(("127.0.0.1", server.port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

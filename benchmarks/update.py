@@ -11,6 +11,7 @@ import redis
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.redis.requests import Exchange
 from dramatiq_status.update import Kind, Update
 from tests.servers import MemcachedServer, RedisServer
 
@@ -74,9 +75,9 @@ def redis_cases(server: RedisServer) -> dict[str, Case]:
 
 def _redis_floor(server: RedisServer, backend: RedisBackend, message_id: str) -> Case:
     update = Update(Kind.OUTSIDE, fields={":step": '"reading"', "p": "500"})
-    while not backend._clock.known:  # On a busy machine the answer may have come too late.
+    while not backend.transport.clock.known:  # On a busy machine the answer may have come too late.
         backend.read(message_id)
-    request = backend._request(((message_id, update),)).packed
+    request = Exchange(next(backend.operations.update(message_id, update)), backend.transport.clock).packed
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

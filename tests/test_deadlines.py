@@ -19,7 +19,7 @@ from dramatiq_status import BackendError, aio
 from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from dramatiq_status.backends.redis import connection as redis_connection
-from dramatiq_status.backends.redis.cluster import TAGS, shard_of, slot_of
+from dramatiq_status.backends.redis.keys import TAGS, shard_of, slot_of
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 
 from .proxy import Proxy
@@ -319,7 +319,7 @@ class Store(NamedTuple):
         self.servers.pause()
         if self.kind == "sentinel":
             # It is time to ask them again
-            self.backend._connections.ask_at = 0.0  # type: ignore[attr-defined]
+            self.backend.transport.pool.ask_at = 0.0  # type: ignore[attr-defined]
 
 
 @pytest.fixture(params=["redis", "sentinel", "cluster"])

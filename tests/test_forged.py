@@ -119,7 +119,7 @@ def document(fields: dict[bytes, bytes]) -> bytes:
 
 def planting_in_redis(backend: RedisBackend, client: Any) -> Callable[[str, dict[bytes, bytes], Any], None]:
     def plant(message_id: str, fields: dict[bytes, bytes], value: Any) -> None:
-        key = backend._key(message_id)
+        key = backend.keys.key_of(message_id)
         client.delete(key)
         if value is None:
             client.hset(key, mapping={**SOUND, **fields})
@@ -219,7 +219,7 @@ def test_forged_changes_end_no_watch(redis_url: str) -> None:
         with closing(backend.subscribe((job.message_id, other.message_id))) as subscription:
             for version in VERSIONS:
                 # When another program publishes something on the channel of the message
-                backend.client.publish(backend._key(job.message_id), version)
+                backend.client.publish(backend.keys.key_of(job.message_id), version)
                 # Then it is a reason to look
                 assert list(subscription.wait(PATIENCE)) == [job.message_id]
             # And changes are heard of
@@ -240,7 +240,7 @@ def test_forged_changes_end_no_watch_in_an_event_loop(redis_url: str) -> None:
 
     def publish() -> None:
         for version in VERSIONS:
-            backend.client.publish(backend._key(forged.message_id), version)
+            backend.client.publish(backend.keys.key_of(forged.message_id), version)
 
     async def main() -> None:
         watches = [asyncio.create_task(watch(job)) for job in (forged, other)]
@@ -429,7 +429,7 @@ def test_large_limits_of_a_page_are_refused(every_backend: StatusBackend, number
 
 
 PACK = """
-from dramatiq_status.backends.redis.connection import pack
+from dramatiq_status.backends.redis.requests import pack
 from dramatiq_status.backend import Query
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.cursor import Cursor

@@ -21,11 +21,7 @@ TABLE = DOCS / "how-it-works.rst"
 MAX_LINES = 450
 
 #: Longer files, each with the reason.
-LONGER: dict[str, str] = {
-    "backends/redis/backend.py": "shrinks with the one seam for Redis",
-    "backends/redis/cluster.py": "shrinks with the one seam for Redis",
-    "backends/redis/connection.py": "shrinks with the one seam for Redis",
-}
+LONGER: dict[str, str] = {}
 
 #: Imports against the tables, as "importer -> imported", each with the reason.
 AGAINST_THE_TABLES: dict[str, str] = {
@@ -33,20 +29,11 @@ AGAINST_THE_TABLES: dict[str, str] = {
 }
 
 #: Imports that close a circle, as above, each with the reason.
-IN_A_CIRCLE: dict[str, str] = {
-    "backends.redis.backend -> backends.redis.shards": "goes with the one seam for Redis",
-    "aio.backend -> aio._redis": "goes with the one seam for Redis",
-}
+IN_A_CIRCLE: dict[str, str] = {}
 
 #: Private names that are used outside of their module, as "module: name", each with the reason.
 PRIVATE_ELSEWHERE: dict[str, str] = {
-    "aio._connect: _connections": "goes with the one seam for Redis",
-    "aio._connect: _shards": "goes with the one seam for Redis",
-    "aio._connect: _class": "goes with the one seam for Redis",
-    "aio._connect: _first": "goes with the one seam for Redis",
-    "aio._redis: _shards": "goes with the one seam for Redis",
     "backends.memcached.stream: _connect": "pymemcache has no public way to connect",
-    "backends.redis.sentinel: _parameters": "of another object of the same class",
 }
 
 

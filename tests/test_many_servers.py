@@ -16,7 +16,7 @@ import pytest
 from dramatiq_status import BackendError, Snapshot, State, StatusMissing, StatusRegistry, StatusTimeout, aio
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, StubBackend
-from dramatiq_status.backends.redis.cluster import TAGS, shard_of, slot_of
+from dramatiq_status.backends.redis.keys import TAGS, shard_of, slot_of
 from dramatiq_status.record import Record
 from dramatiq_status.rollup import BatchSnapshot
 from dramatiq_status.testing.conformance import finish, start

@@ -53,6 +53,7 @@ from dramatiq_status.record import (
 )
 from dramatiq_status.update import OUTDATED, Changes, EnqueueId, Kind, Outcome, Update, apply
 
+from .backends.redis_hooks import FixedClock
 from .servers import MemcachedServer, RedisServer
 
 #: Under CI the same examples every time: what fails there shall fail here.
@@ -239,7 +240,7 @@ def redis_store(server: RedisServer, url: str) -> Iterator[Store]:
     backend = RedisBackend(url=url, timeout=20_000)
 
     def set_now(now: int) -> None:
-        backend._script_now = str(now)
+        backend.transport.clock = FixedClock(now)
 
     def ttl_of(message_id: str) -> int | None:
         found = int(backend.client.pttl(f"{backend.namespace}:{message_id}"))

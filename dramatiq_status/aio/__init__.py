@@ -6,10 +6,10 @@ import dramatiq
 
 from ..backend import StatusBackend
 from ..lookup import find_backend as _find_backend
-from .backend import close_backend
 from .batch import Batch
 from .handles import Progress, Status
 from .registry import StatusRegistry
+from .store import close_backend
 
 __all__ = ["Batch", "Progress", "Status", "StatusRegistry", "close"]
 

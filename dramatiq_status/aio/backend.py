@@ -1,11 +1,9 @@
-"""Backends as an event loop sees them: one for each backend and loop, closed with the loop."""
+"""A backend in an event loop: its calls are awaited."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncGenerator, Sequence
-from threading import Lock
+from collections.abc import Sequence
 
 from ..backend import Listed, Query, StatusBackend, answered
 from ..cursor import Cursor
@@ -16,8 +14,9 @@ from .hub import AsyncSubscription, Hub
 
 
 class AsyncBackend:
-    """A backend for one event loop.  This one runs it in threads, and has it
-    asked again and again for what is watched; others know better.
+    """A backend for one event loop.
+
+    This class runs each call in a thread, and reads watched statuses again and again.
 
     Parameters:
       backend(StatusBackend)
@@ -53,65 +52,9 @@ class AsyncBackend:
         return await asyncio.to_thread(self.backend.count, query)
 
     async def subscribe(self) -> AsyncSubscription | None:
-        """Connect a new subscription, to no message yet; None where the store cannot tell."""
+        """Connect a subscription, to no message yet; None if the store publishes no changes."""
         return None
 
     async def close(self) -> None:
         """Close the connections of this loop."""
         await self.hub.close()
-
-
-_open: dict[asyncio.AbstractEventLoop, dict[StatusBackend, tuple[AsyncBackend, AsyncGenerator[None, None]]]] = {}
-_lock = Lock()
-
-
-async def async_backend(backend: StatusBackend) -> AsyncBackend:
-    """Get the backend that belongs to the running loop."""
-    loop = asyncio.get_running_loop()
-    here = _open.get(loop)
-    if here is None:
-        with _lock:
-            for closed in [other for other in _open if other.is_closed()]:
-                del _open[closed]
-            here = _open[loop] = {}
-    if backend not in here:
-        made = _make(backend)
-        guard = _guard(backend, made)
-        here[backend] = made, guard
-        await guard.__anext__()
-    return here[backend][0]
-
-
-async def close_backend(backend: StatusBackend) -> None:
-    """Close what the running loop has open of a backend; it opens anew when it is used again."""
-    found = _open.get(asyncio.get_running_loop(), {}).get(backend)
-    if found is not None:
-        await found[1].aclose()
-
-
-async def _guard(backend: StatusBackend, made: AsyncBackend) -> AsyncGenerator[None, None]:
-    """Wait for the end of the loop.
-
-    A loop closes the asynchronous generators that it has begun before it is
-    closed itself (``shutdown_asyncgens``); nothing else tells us of it.
-    """
-    try:
-        yield
-    finally:
-        loop = asyncio.get_running_loop()
-        here = _open.get(loop, {})
-        here.pop(backend, None)
-        if not here:
-            with _lock:
-                _open.pop(loop, None)
-        await made.close()
-
-
-def _make(backend: StatusBackend) -> AsyncBackend:
-    # Whoever has one has imported its module, and with it the driver.
-    if "dramatiq_status.backends.redis.backend" in sys.modules:
-        from . import _redis
-
-        if (made := _redis.make(backend)) is not None:
-            return made
-    return AsyncBackend(backend)

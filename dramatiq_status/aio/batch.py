@@ -10,7 +10,7 @@ from ..checks import check_duration
 from ..following import BatchWatcher
 from ..rollup import BatchSnapshot, Chain, Rollup
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
-from .backend import async_backend
+from .store import async_backend
 from .watch import last, watch_loop
 
 

@@ -11,7 +11,7 @@ from ..fields import check_count
 from ..record import Counts, Record
 from ..snapshot import Snapshot
 from ..update import Changes, Kind, Update
-from .backend import async_backend
+from .store import async_backend
 
 
 class AsyncChannel(Protocol):

@@ -20,10 +20,10 @@ from ..lookup import decode_page, find_backend, find_chains, make_cursor, make_q
 from ..record import State
 from ..snapshot import Snapshot
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
-from .backend import async_backend
 from .batch import Batch
 from .channel import AsyncChannel, InsideChannel, OutsideChannel
 from .handles import Progress, Status
+from .store import async_backend
 from .watch import last, watch_loop
 
 

@@ -10,8 +10,8 @@ from ..backend import StatusBackend
 from ..errors import BackendError
 from ..following import Watcher
 from ..snapshot import Snapshot
-from .backend import async_backend
 from .hub import HubClosed, LatestSlot, WakeUp
+from .store import async_backend
 
 FoundT = TypeVar("FoundT")
 

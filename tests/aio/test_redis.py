@@ -20,10 +20,10 @@ import pytest
 import redis
 
 from dramatiq_status import BackendError, Snapshot, State, StatusRegistry, StatusTimeout, aio
-from dramatiq_status.aio import _line
-from dramatiq_status.aio import _redis as aio_redis
-from dramatiq_status.aio._connect import Connector, within
-from dramatiq_status.aio.backend import async_backend
+from dramatiq_status.aio import connection as aio_connection
+from dramatiq_status.aio import redis as aio_redis
+from dramatiq_status.aio.connector import Connector, within
+from dramatiq_status.aio.store import async_backend
 from dramatiq_status.backends import RedisBackend
 
 from ..conftest import StartServer
@@ -600,7 +600,7 @@ class TestOneLineForAll:
         self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a loop that closes its connections soon
-        monkeypatch.setattr(_line, "IDLE", 0.02)
+        monkeypatch.setattr(aio_connection, "IDLE", 0.02)
         job = Job(jobs).enqueue()
 
         async def main() -> None:
@@ -635,7 +635,7 @@ class TestOneLineForAll:
         # Given a client that checks certificates in a way that redis.asyncio does not know
         def connector(**parameters: Any) -> Connector | None:
             pool = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", **parameters)
-            return Connector.of(RedisBackend(client=redis.Redis(connection_pool=pool)))
+            return Connector.of(RedisBackend(client=redis.Redis(connection_pool=pool)).transport)
 
         # When a loop would connect
         # Then it does not do so without that check

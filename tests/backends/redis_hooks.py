@@ -16,14 +16,14 @@ class RedisHooks:
 
     def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
         assert isinstance(backend, RedisBackend)
-        found = int(backend.client.pttl(backend._key(message_id)))
+        found = int(backend.client.pttl(backend.keys.key_of(message_id)))
         # -1 is for ever, and no record is.
         assert found != -1
         return None if found < 0 else found
 
     def set_ttl(self, backend: StatusBackend, message_id: str, ttl: int) -> None:
         assert isinstance(backend, RedisBackend)
-        assert backend.client.pexpire(backend._key(message_id), ttl)
+        assert backend.client.pexpire(backend.keys.key_of(message_id), ttl)
 
     def refusals(self, backend: StatusBackend) -> dict[str, AbstractContextManager[Any]]:
         assert isinstance(backend, RedisBackend)
@@ -46,7 +46,7 @@ class RedisHooks:
         assert isinstance(backend, RedisBackend)
         client = backend.client
         nodes = {"target_nodes": client.ALL_NODES} if hasattr(client, "nodes_manager") else {}
-        prefix, _, _ = backend._key(message_id).partition(message_id)
+        prefix, _, _ = backend.keys.key_of(message_id).partition(message_id)
         # In a cluster, with the hash tag of any shard.
         allowed = (f"~{re.sub('{.*}', '{*}', prefix)}[^{message_id[0]}]*", f"~{backend.namespace}[^:]*")
         client.execute_command("ACL SETUSER", "default", "resetkeys", *allowed, **nodes)
@@ -57,13 +57,15 @@ class RedisHooks:
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
         def hash_of(**fields: str) -> Callable[[RedisBackend, str], None]:
-            return lambda backend, message_id: backend.client.hset(backend._key(message_id), mapping=fields) and None
+            return lambda backend, message_id: (
+                backend.client.hset(backend.keys.key_of(message_id), mapping=fields) and None
+            )
 
         def a_string(backend: RedisBackend, message_id: str) -> None:
-            backend.client.set(backend._key(message_id), "x")
+            backend.client.set(backend.keys.key_of(message_id), "x")
 
         def a_list(backend: RedisBackend, message_id: str) -> None:
-            backend.client.lpush(backend._key(message_id), "x")
+            backend.client.lpush(backend.keys.key_of(message_id), "x")
 
         return {
             "string": a_string,
@@ -81,3 +83,21 @@ class RedisHooks:
             "delay that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", D="x"),
             "live ttl that is no number": hash_of(s="0", v="1", e="7", n="1", r="1", q="1", L="x"),
         }
+
+
+class FixedClock:
+    """A server's clock that stands still."""
+
+    known = True
+
+    def __init__(self, now: int) -> None:
+        self._now = now
+
+    def now(self) -> int:
+        return self._now
+
+    def text(self) -> str:
+        return str(self._now)
+
+    def microseconds(self) -> int:
+        return self._now * 1000

@@ -20,8 +20,10 @@ import redis.asyncio
 import valkey.asyncio
 
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends.redis.backend import READS_A_CALL, UPDATE, UPDATES_A_CALL, RedisBackend
-from dramatiq_status.backends.redis.connection import ServerError
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.redis.operations import READS_A_CALL, UPDATES_A_CALL
+from dramatiq_status.backends.redis.requests import ServerError
+from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.checks import MAX_DURATION
 from dramatiq_status.errors import BackendError
 from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, UPDATED_AT, number_text
@@ -207,7 +209,7 @@ class TestRedis(RedisHooks, BackendConformance):
         # Given a backend that was used
         backend = RedisBackend(url=redis_url, timeout=PATIENT)
         backend.read(message_id)
-        used = open_sockets(*(link._connection._sock.fileno() for link in backend._connections._idle))
+        used = open_sockets(*(link._connection._sock.fileno() for link in backend.transport.pool._idle))
         assert len(used) == 1
         # When nobody has it any more
         del backend

@@ -16,10 +16,9 @@ import pytest
 import redis
 
 from dramatiq_status import State, StatusRegistry, aio, backend_from_url
-from dramatiq_status.aio.backend import async_backend
+from dramatiq_status.aio.store import async_backend
 from dramatiq_status.backend import Query, StatusBackend
-from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.backends.redis import backend as redis_backend
+from dramatiq_status.backends.redis import RedisBackend, clients
 from dramatiq_status.backends.redis.driver import driver
 from dramatiq_status.errors import BackendError
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, pages_of, start, write
@@ -172,8 +171,8 @@ def test_tls_to_a_cluster_by_url(start_server: StartServer, certificates: Path) 
         outcomes = backend.update_many([(message_id, enqueue()) for message_id in ids])
         # Then it works with all of them
         assert set(outcomes) == {Outcome.APPLIED} and all(backend.read_many(ids))
-        assert isinstance(backend, RedisBackend) and backend._shards is not None
-        assert {port for _, port in backend._shards.cluster._nodes} == set(ports)
+        assert isinstance(backend, RedisBackend)
+        assert {port for _, port in backend.transport._map.nodes} == set(ports)
 
 
 @pytest.mark.parametrize("package", ["redis", "valkey"])
@@ -182,7 +181,7 @@ def test_the_name_in_a_certificate_is_compared_with_the_host(
     tls_server: TlsServer, certificates: Path, monkeypatch: pytest.MonkeyPatch, package: str, way: str
 ) -> None:
     # Given a driver, and a server whose certificate is for 127.0.0.1
-    monkeypatch.setattr(redis_backend, "DRIVER", driver(package))
+    monkeypatch.setattr(clients, "DRIVER", driver(package))
     host, port, query = "localhost", tls_server.tls_port, f"ssl_ca_certs={certificates / 'ca.crt'}"
     own: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(certificates / "ca.crt"), "timeout": PATIENT}
     makers: dict[str, Callable[[], StatusBackend]] = {
@@ -198,8 +197,8 @@ def test_the_name_in_a_certificate_is_compared_with_the_host(
         backend.read("m")
     # Then it refuses it, the Sentinels' connections as well as those to their master
     if way == "sentinels":
-        asked = [backend._connections, *backend._connections._sentinels]
-        assert [one._parameters["ssl_check_hostname"] for one in asked] == [True, True]
+        asked = [backend.transport.pool, *(sentinel.pool for sentinel in backend.transport.pool.sentinels)]
+        assert [one.parameters["ssl_check_hostname"] for one in asked] == [True, True]
     else:
         assert "match" in str(caught.value)
 
@@ -215,7 +214,7 @@ def test_the_name_in_a_certificate_is_not_compared_on_request(
     package: str,
     chosen: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(redis_backend, "DRIVER", driver(package))
+    monkeypatch.setattr(clients, "DRIVER", driver(package))
     # Given a backend that connects by another name than that in the certificate, and says that this is right
     own: dict[str, Any] = {"ssl_ca_certs": str(certificates / "ca.crt"), "timeout": PATIENT, **chosen}
     with closing(RedisBackend(host="localhost", port=tls_server.tls_port, ssl=True, **own)) as backend:
@@ -269,12 +268,12 @@ def test_an_idle_tls_connection_is_used_again(tls_server: TlsServer, certificate
     url = f"rediss://127.0.0.1:{tls_server.tls_port}?ssl_ca_certs={certificates / 'ca.crt'}"
     with closing(RedisBackend(url=url, timeout=PATIENT)) as backend:
         backend.update("m", start(1))
-        (link,) = backend._connections._idle
+        (link,) = backend.transport.pool._idle
         link.used -= 60
         # When it is needed
         backend.update("m", write(1, 2))
         # Then it is the one that is used
-        assert list(backend._connections._idle) == [link]
+        assert list(backend.transport.pool._idle) == [link]
 
 
 def test_replies_over_tls_that_drip(tls_server: TlsServer, certificates: Path) -> None:

@@ -19,7 +19,7 @@ import redis
 from dramatiq_status import StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.backends.redis.cluster import SHARDS, SLOTS, TAGS, shard_of, slot_of
+from dramatiq_status.backends.redis.keys import SHARDS, SLOTS, TAGS, shard_of, slot_of
 from dramatiq_status.errors import BackendError, NotSupported
 from dramatiq_status.record import COMPLETED, FAILED
 from dramatiq_status.testing.conformance import (
@@ -116,9 +116,8 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # Given a backend that has talked to all nodes
         backend = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=PATIENT)
         backend.read_many([str(n) for n in range(200)])
-        assert backend._shards is not None
-        nodes = backend._shards.cluster._nodes.values()
-        used = open_sockets(*(link._connection._sock.fileno() for node in nodes for link in node.connections._idle))
+        nodes = backend.transport._map.nodes.values()
+        used = open_sockets(*(link._connection._sock.fileno() for node in nodes for link in node.pool._idle))
         assert len(used) == 3
         # When nobody has it any more
         del backend, nodes
@@ -165,7 +164,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         outcomes = [backend.update(message_id, with_actor(one)) for one in given]
         move = Move(redis_cluster, message_id)
         if moved in ("the record", "all"):
-            move.keys(backend._key(message_id))
+            move.keys(backend.keys.key_of(message_id))
         if moved in ("the index", "all"):
             move.keys(*move.index())
         # When an update comes
@@ -195,8 +194,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
     ) -> None:
         # Given a slot that is moving, and a producer that has read a state in order to list it
         Move(redis_cluster, message_id)
-        assert backend._shards is not None
-        run = backend._shards.cluster.run
+        run = backend.transport.run
         runs = itertools.count()
 
         def run_slowly(errands: Any) -> Any:
@@ -207,7 +205,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                     assert worker.update(message_id, start(1, a='"actor"')) is Outcome.APPLIED
             return done
 
-        monkeypatch.setattr(backend._shards.cluster, "run", run_slowly)
+        monkeypatch.setattr(backend.transport, "run", run_slowly)
         assert backend.update(message_id, enqueue(a='"actor"')) is Outcome.APPLIED
         # Then it is listed as what it is
         slot = slot_of(TAGS[shard_of(message_id)])
@@ -223,7 +221,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             backend.update(message_id, start(1, a='"actor"'))
             move = Move(redis_cluster, message_id)
             if moved:
-                move.keys(backend._key(message_id))
+                move.keys(backend.keys.key_of(message_id))
             # When it is deleted
             # Then it is gone, and stays gone
             assert (backend.delete(message_id), backend.delete(message_id)) == (True, False)
@@ -237,7 +235,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
         new = of_one_shard(25)[20:]
         move = Move(redis_cluster, ids[0])
-        move.keys(*[backend._key(message_id) for message_id in ids[::2]])
+        move.keys(*[backend.keys.key_of(message_id) for message_id in ids[::2]])
         # When all are written to, twice each, and some are new
         updates = [(message_id, write(1, sequence, increment=1)) for sequence in (2, 3) for message_id in ids]
         updates += [(message_id, start(1, p="2", mark=f'"{message_id}"')) for message_id in new]
@@ -260,7 +258,12 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         with closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=200)) as hasty:
             assert hasty.count(query) == 30
             move = Move(redis_cluster, ids[0])
-            for keys in ([], [backend._key(message_id) for message_id in ids[::2]], move.index()[:1], move.index()[1:]):
+            for keys in (
+                [],
+                [backend.keys.key_of(message_id) for message_id in ids[::2]],
+                move.index()[:1],
+                move.index()[1:],
+            ):
                 # When it is listed and counted while its keys go one after another
                 move.keys(*keys)
                 for call in (lambda: hasty.find(query, limit=50, after=None), lambda: hasty.count(query)):
@@ -362,7 +365,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         move = Move(redis_cluster, message_id)
         backend.update(message_id, write(1, 2, step="2"))
         assert next(seen)["step"] == 2
-        move.keys(backend._key(message_id))
+        move.keys(backend.keys.key_of(message_id))
         backend.update(message_id, write(1, 3, step="3"))
         assert next(seen)["step"] == 3
         move.end()
@@ -449,8 +452,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         with redis_cluster.client(1) as node:
             node.script_flush()
         there = [redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) == 1 for message_id in ids]
-        assert backend._shards is not None
-        send = backend._shards.cluster._send
+        send = backend.transport._send
         sent: list[Any] = []
 
         def send_once(errands: Any, deadline: float) -> Any:
@@ -459,7 +461,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             sent.append(errands)
             return send(errands, deadline)
 
-        monkeypatch.setattr(backend._shards.cluster, "_send", send_once)
+        monkeypatch.setattr(backend.transport, "_send", send_once)
         # When nobody answers any more
         outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
         # Then what was done before counts as done, and will not be done twice
@@ -518,7 +520,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             # When a message is written
             backend.update("m", enqueue(a='"actor"'))
             # Then there is its record alone, and a list says why there is none
-            assert client.keys("*", target_nodes=client.ALL_NODES) == [backend._key("m")]
+            assert client.keys("*", target_nodes=client.ALL_NODES) == [backend.keys.key_of("m")]
             with pytest.raises(NotSupported, match="max_listed=0"):
                 backend.find(Query(), limit=50, after=None)
 

@@ -18,6 +18,7 @@ from dramatiq_status.record import FAILED, QUEUED, WORKING
 from dramatiq_status.testing.conformance import enqueue, finish, heartbeat, outside, pages_of, start, write
 
 from ..recording import eventually
+from .redis_hooks import FixedClock
 
 #: Enough for a busy machine.
 PATIENT = 20_000
@@ -225,33 +226,14 @@ def test_finished_messages_leave_with_their_records(backend: RedisBackend, clien
 
 def test_a_set_is_trimmed_as_it_grows(backend: RedisBackend, client: redis.Redis) -> None:
     # Given a message that was completed, whose time is over by the clock of the script
-    backend._script_now = "1000000"
-    backend._clock = FixedClock(1_000_000)
+    backend.transport.clock = FixedClock(1_000_000)
     backend.update_many([("old", start(1)), ("old", finish(1, ttl=60_000))])
     # When others are completed later
-    backend._clock = FixedClock(1_061_000)
+    backend.transport.clock = FixedClock(1_061_000)
     ids = [f"new{n:02}" for n in range(16)]
     backend.update_many([(message_id, update) for message_id in ids for update in (start(1), finish(1, ttl=60_000))])
     # Then the set has only those
     assert list(sets_of(client).values()) == [ids]
-
-
-class FixedClock:
-    """A server's clock that stands still."""
-
-    known = True
-
-    def __init__(self, now: int) -> None:
-        self._now = now
-
-    def now(self) -> int:
-        return self._now
-
-    def text(self) -> str:
-        return str(self._now)
-
-    def moment(self) -> int:
-        return self._now * 1000
 
 
 def test_it_is_bounded(redis_url: str, client: redis.Redis) -> None:

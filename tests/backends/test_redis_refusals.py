@@ -18,7 +18,8 @@ import redis
 
 from dramatiq_status import BackendError, StatusRegistry, aio
 from dramatiq_status.backend import Query
-from dramatiq_status.backends.redis.backend import UPDATES_A_CALL, RedisBackend
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.redis.operations import UPDATES_A_CALL
 from dramatiq_status.record import COMPLETED, State
 from dramatiq_status.testing.conformance import enqueue, finish, outside, read_many, start, write
 from dramatiq_status.update import Outcome
@@ -281,8 +282,8 @@ def test_errors_without_hiredis(server: RedisServer, admin: redis.Redis, backend
             assert found.pop("loop") == []
             assert {call for call, text in found.items() if not re.search(f"^Redis: .*({words})", text)} == set(), found
         # And something foreign under a key is no error
-        backend.client.delete(backend._key("m"))
-        backend.client.set(backend._key("m"), "foreign")
+        backend.client.delete(backend.keys.key_of("m"))
+        backend.client.set(backend.keys.key_of("m"), "foreign")
         process.stdin.write("read\n")
         process.stdin.flush()
         assert process.stdout.readline() == "None\n"
@@ -290,7 +291,7 @@ def test_errors_without_hiredis(server: RedisServer, admin: redis.Redis, backend
 
 def test_something_foreign_is_unknown(backend: RedisBackend, admin: redis.Redis) -> None:
     # Given something that is not ours under the key of a message, and a record
-    admin.set(backend._key("m"), "foreign")
+    admin.set(backend.keys.key_of("m"), "foreign")
     backend.update("m2", start(1))
     # When both are read
     # Then the one is unknown, and the other is not
@@ -324,7 +325,7 @@ def test_a_key_that_is_refused_hides_no_other(admin: redis.Redis, backend: Redis
     # Given messages of which the user may no longer read one
     ids = ["m", "other"]
     backend.update_many([(message_id, start(1)) for message_id in ids])
-    admin.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~{backend._key('m')}")
+    admin.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~{backend.keys.key_of('m')}")
     try:
         # When both are read
         found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
@@ -341,14 +342,14 @@ def test_a_batch_that_is_refused_in_the_middle(admin: redis.Redis, backend: Redi
     # Given messages of which the user may write some
     ids = [*(f"a{n}" for n in range(UPDATES_A_CALL)), "b1", "b2"]
     backend.update_many([(message_id, start(1)) for message_id in ids])
-    admin.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~{backend._key('a')}*")
+    admin.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~{backend.keys.key_of('a')}*")
     try:
         # When all are counted on
         outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
     finally:
         admin.execute_command("ACL", "SETUSER", "default", "~*")
-    # Then those that were may not be sent again, and the others have to
-    assert outcomes == [Outcome.APPLIED] * UPDATES_A_CALL + [Outcome.UNAVAILABLE] * 2
+    # Then the outcomes of those that were show it, and those of the others that the store refuses them
+    assert outcomes == [Outcome.APPLIED] * UPDATES_A_CALL + [Outcome.UNSTORABLE] * 2
     records = read_many(backend, ids)
     assert [record and record.get("p") for record in records] == ["1"] * UPDATES_A_CALL + [None] * 2
 

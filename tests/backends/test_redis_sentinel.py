@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
-from dramatiq_status.aio._connect import Connector
+from dramatiq_status.aio.connector import Connector
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, outside, start, write
@@ -135,7 +135,7 @@ def test_errors_show_no_passwords_of_sentinels() -> None:
     )
 
     async def connect() -> None:
-        connector = Connector.of(backend)
+        connector = Connector.of(backend.transport)
         assert connector is not None
         await connector.connect()
 
@@ -223,7 +223,7 @@ def test_a_planned_failover(sentinels: RedisSentinels) -> None:
         client.execute_command("SENTINEL FAILOVER", sentinels.service_name)
     sentinels.wait_for_failover(old)
     # Then it goes on there as soon as it has asked them again, and long before they tell the old one
-    backend._connections.ask_at = 0.0
+    backend.transport.pool.ask_at = 0.0
     assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED
     new = RedisBackend(url=sentinels.master.url, timeout=PATIENT)
     record = new.read("m")
@@ -237,8 +237,8 @@ def test_sentinels_that_are_gone(sentinels: RedisSentinels) -> None:
     backend = make(sentinels)
     backend.update("m", start(1))
     # When no Sentinel answers any more
-    backend._connections._sentinels.clear()
-    backend._connections.ask_at = 0.0
+    backend.transport.pool.sentinels.clear()
+    backend.transport.pool.ask_at = 0.0
     # Then it goes on with the master that it knows
     assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED
     backend.close()

@@ -12,8 +12,8 @@ import pytest
 
 from dramatiq_status.backend import Query
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.backends.redis import script as redis_script
-from dramatiq_status.backends.redis.backend import LIST, UPDATE
+from dramatiq_status.backends.redis import clock as redis_clock
+from dramatiq_status.backends.redis.script import LIST, UPDATE
 from dramatiq_status.cursor import Cursor
 from dramatiq_status.testing.conformance import (
     counting,
@@ -63,7 +63,7 @@ def named(command: list[str]) -> list[str]:
 @pytest.fixture
 def proxy(redis_server: RedisServer, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingProxy]:
     # A busy machine must not change what is sent.
-    monkeypatch.setattr(redis_script, "QUICK", 60.0)
+    monkeypatch.setattr(redis_clock, "QUICK", 60.0)
     with RecordingProxy(redis_server.port) as proxy:
         yield proxy
 
@@ -185,12 +185,13 @@ FIRST_CALLS: dict[str, tuple[Callable[[RedisBackend], Any], list[list[str]]]] = 
             ["TIME"],
             ["EVALSHA", "update", "1", "n:m", "", "2", "0", "1", ":step", "1"],
             ["SCRIPT", "LOAD", "the update script"],
-            ["EVALSHA", "update", "1", "n:m", "", "2", "0", "1", ":step", "1"],
+            ["EVALSHA", "update", "1", "n:m", "NOW", "2", "0", "1", ":step", "1"],
         ],
     ),
     "find": (
         lambda backend: backend.find(Query(), limit=1, after=None),
         [
+            ["TIME"],
             ["EVALSHA", "list", "1", "n index:", "", "", "", "1", "", "", "n:", "1"],
             ["SCRIPT", "LOAD", "the list script"],
             ["EVALSHA", "list", "1", "n index:", "", "", "", "1", "", "", "n:", "1"],

@@ -13,8 +13,11 @@ from pymemcache.client.base import Client
 
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.memcached import MemcachedBackend
-from dramatiq_status.backends.redis.backend import UPDATE, RedisBackend
-from dramatiq_status.backends.redis.script import Script
+from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.redis.clock import ServerClock
+from dramatiq_status.backends.redis.operations import Operations
+from dramatiq_status.backends.redis.protocol import UpdateCall
+from dramatiq_status.backends.redis.script import UPDATE, Script
 from dramatiq_status.backends.stub import StubBackend
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Record
@@ -135,29 +138,35 @@ return outcomes
 """)
 
 
+class RecordingCall(UpdateCall):
+    """A call for one update."""
+
+    script = _RECORDING_SCRIPT
+
+    def arguments(self, clock: ServerClock) -> list[Any]:
+        ((_, update),) = self.updates
+        if update.kind is Kind.HEARTBEAT:
+            kind = "heartbeat"
+        else:
+            kind = "both" if update.start and update.state is not None else "one"
+        return [*super().arguments(clock), kind]
+
+
 class RecordingRedisBackend(Recorder, RedisBackend):
     """Has Redis itself write the history: whole and in order for all processes."""
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
-        self._script = _RECORDING_SCRIPT
+        self.operations = Operations(self.keys, self.transport, RecordingCall)
         assert self.client.script_load(_RECORDING_SCRIPT.text) == _RECORDING_SCRIPT.sha
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         # One by one: the script sees what each has made of its record.
         return [outcome for update in updates for outcome in super(RecordingRedisBackend, self).update_many([update])]
 
-    def _arguments(self, updates: Sequence[tuple[str, Update]], *where: Any) -> list[Any]:
-        ((_, update),) = updates
-        if update.kind is Kind.HEARTBEAT:
-            kind = "heartbeat"
-        else:
-            kind = "both" if update.start and update.state is not None else "one"
-        return [*super()._arguments(updates, *where), kind]
-
     def records(self, message_id: str) -> list[Record]:
         found: list[Record] = []
-        for line in cast(list[bytes], self.client.lrange(self._key(message_id) + ":history", 0, -1)):
+        for line in cast(list[bytes], self.client.lrange(self.keys.key_of(message_id) + ":history", 0, -1)):
             kind, pairs = json.loads(line)
             record = dict(zip(pairs[::2], pairs[1::2]))
             if kind == "both":
@@ -166,7 +175,7 @@ class RecordingRedisBackend(Recorder, RedisBackend):
         return found
 
     def count_run(self, message_id: str) -> int:
-        return cast(int, self.client.incr(self._key(message_id) + ":runs")) - 1
+        return cast(int, self.client.incr(self.keys.key_of(message_id) + ":runs")) - 1
 
 
 class CountingMemcachedBackend(Recorder, MemcachedBackend):

@@ -441,15 +441,15 @@ def functions_called() -> Iterator[list[str]]:
 
 def used(backend: RedisBackend) -> object:
     backend.read("m")
-    return backend._connections._idle.pop()
+    return backend.transport.pool._idle.pop()
 
 
 def failed_in_use(backend: RedisBackend) -> object:
     backend.read("m")
-    for link in backend._connections._idle:
+    for link in backend.transport.pool._idle:
         link._socket.shutdown(socket.SHUT_RDWR)
     with pytest.raises(BackendError) as caught:
-        backend._connections.call(b"PING\r\n", lambda link: link.read(), again=False)
+        backend.update("m", Update(Kind.OUTSIDE, increment=1))
     return caught.value
 
 

@@ -1,4 +1,4 @@
-"""Arguments and replies of the update script, as ``lua/update/head.lua`` describes them."""
+"""Calls of the update script: their arguments and replies, as ``lua/update/head.lua`` describes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any, Final
 
 from ...record import number_text
 from ...update import Changes, Kind, Outcome, Update
-from .script import ServerClock
+from .clock import ServerClock
+from .keys import Keys
+from .requests import ScriptCall
+from .script import UPDATE
 
 
 class WireKind:
@@ -29,57 +32,95 @@ UNLISTED: Final = 10
 #: Outcomes by the numbers that the script returns.
 OUTCOMES: Final = {outcome.value + more: outcome for outcome in Outcome for more in (0, UNLISTED)}
 
-#: Arguments of the index: the maximum number of messages of a set, the length of the part of a key before the
-#: message's id, and the prefix of the index's keys, empty for no index.
-IndexArguments = tuple[int, int, str]
+Updates = Sequence[tuple[str, Update]]
 
 
-def update_arguments(
-    updates: Iterable[tuple[str, Update]], now: str, clock: ServerClock, index: IndexArguments
-) -> list[Any]:
-    """Make the arguments of a call that applies updates.
+class UpdateCall(ScriptCall):
+    """A call that applies updates of messages of one shard.
 
     Parameters:
-      updates(Iterable[tuple[str, Update]])
-      now(str): The server's time in epoch milliseconds; empty where the script is to ask the server.
-      clock(ServerClock): The clock of this server, for positions in the index.
-      index(IndexArguments)
+      keys(Keys)
+      shard(int)
+      updates(Sequence[tuple[str, Update]]): Message ids and updates.
+      positions(Sequence[int]): Positions of the updates among all updates of the operation.
     """
-    arguments: list[Any] = [now]
-    listed = False
-    for _, update in updates:
-        kind, enqueue_id, run_token, sequence, start, create, state, attempts, fields, increment, ttl, changes = update
-        added = number_text(increment) if increment else 0
-        if changes is not None:
-            arguments += _change_arguments(changes)
-        if kind is Kind.RUN:
-            if start or create or state is not None or changes is not None:
-                listed = True
-                arguments += (WireKind.TRANSITION, enqueue_id[0], enqueue_id[1], run_token, sequence, 1 if start else 0)
-                arguments += (1 if create else 0, "" if state is None else state, attempts, added, ttl, len(fields))
+
+    script = UPDATE
+
+    def __init__(self, keys: Keys, shard: int, updates: Updates, positions: Sequence[int]) -> None:
+        prefix = keys.prefixes[shard]
+        self.shard = shard
+        self.keys = [prefix + message_id for message_id, _ in updates]
+        self.updates = updates
+        self.positions = positions
+        self._names = keys
+
+    @property
+    def repeatable(self) -> bool:  # type: ignore[override]
+        # An increment from outside has no sequence number by which the script would recognise its repetition.
+        outside = [update for _, update in self.updates if update.kind is Kind.OUTSIDE]
+        return not any(update.increment or update.changes for update in outside)
+
+    def arguments(self, clock: ServerClock) -> list[Any]:
+        arguments: list[Any] = [clock.text()]
+        may_move = False
+        for _, update in self.updates:
+            kind, enqueue_id, run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
+            added = number_text(by) if by else 0
+            if changes is not None:
+                arguments += _change_arguments(changes)
+            if kind is Kind.RUN:
+                if start or create or state is not None or changes is not None:
+                    may_move = True
+                    arguments += (WireKind.TRANSITION, *enqueue_id, run_token, sequence, 1 if start else 0)
+                    arguments += (1 if create else 0, "" if state is None else state, attempts, added, ttl, len(fields))
+                else:
+                    arguments += (WireKind.WRITE, run_token, sequence, added, len(fields))
+            elif kind is Kind.OUTSIDE:
+                if state is None and changes is None:
+                    arguments += (WireKind.OUTSIDE, added, len(fields))
+                else:
+                    may_move = True
+                    arguments += (WireKind.OUTSIDE_STATE, "" if state is None else state, added, ttl, len(fields))
+            elif kind is Kind.ENQUEUE:
+                may_move = True
+                arguments += (WireKind.ENQUEUE, *enqueue_id, len(fields))
             else:
-                arguments += (WireKind.WRITE, run_token, sequence, added, len(fields))
-        elif kind is Kind.OUTSIDE:
-            if state is None and changes is None:
-                arguments += (WireKind.OUTSIDE, added, len(fields))
-            else:
-                listed = True
-                arguments += (WireKind.OUTSIDE_STATE, "" if state is None else state, added, ttl, len(fields))
-        elif kind is Kind.ENQUEUE:
-            listed = True
-            arguments += (WireKind.ENQUEUE, enqueue_id[0], enqueue_id[1], len(fields))
-        else:
-            arguments += (WireKind.HEARTBEAT, run_token, len(fields))
-        for item in fields.items():
-            arguments += item
-    if listed:
-        arguments += (clock.moment(), *index)
-    return arguments
+                arguments += (WireKind.HEARTBEAT, run_token, len(fields))
+            for item in fields.items():
+                arguments += item
+        if may_move:
+            arguments += (clock.microseconds(), *self._names.index_arguments(self.shard, self.arriving))
+        return arguments
+
+    def split(self) -> Sequence[UpdateCall]:
+        found: dict[str, list[int]] = {}
+        for index, (message_id, _) in enumerate(self.updates):
+            found.setdefault(message_id, []).append(index)
+        return (self,) if len(found) == 1 else [self._part(indexes) for indexes in found.values()]
+
+    def _part(self, indexes: Iterable[int]) -> UpdateCall:
+        pairs = [(self.updates[index], self.positions[index]) for index in indexes]
+        return type(self)(self._names, self.shard, [update for update, _ in pairs], [position for _, position in pairs])
 
 
-def delete_arguments(index: IndexArguments) -> list[Any]:
-    """Make the arguments of a call that deletes one message."""
-    return ["", WireKind.DELETE, 0, "", *index]
+class DeleteCall(ScriptCall):
+    """A call that deletes a record.
+
+    Parameters:
+      keys(Keys)
+      message_id(str)
+    """
+
+    script = UPDATE
+
+    def __init__(self, keys: Keys, message_id: str) -> None:
+        shard = keys.shard_of(message_id)
+        super().__init__(shard, [keys.prefixes[shard] + message_id])
+        self._names = keys
+
+    def arguments(self, clock: ServerClock) -> list[Any]:
+        return ["", WireKind.DELETE, 0, "", *self._names.index_arguments(self.shard, self.arriving)]
 
 
 def _change_arguments(changes: Changes) -> list[Any]:
@@ -88,10 +129,3 @@ def _change_arguments(changes: Changes) -> list[Any]:
     for name, n in changes.counts.items():
         arguments += (name, number_text(n))
     return arguments
-
-
-def may_repeat(updates: Sequence[tuple[str, Update]]) -> bool:
-    """Whether updates may be sent again after a call whose reply was lost.  An increment from outside has no sequence
-    number by which the script would recognise its repetition.
-    """
-    return not any((update.increment or update.changes) and update.kind is Kind.OUTSIDE for _, update in updates)

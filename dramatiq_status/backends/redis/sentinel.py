@@ -7,9 +7,11 @@ from typing import Any, Final, NamedTuple
 from ... import _time as time
 from ...errors import BackendError
 from .._timed import half_of, timed
-from .connection import Connections, Link, pack
+from .clock import ServerClock
+from .connection import Address, Connection, ServerPool
 from .driver import driver_of
-from .script import checked
+from .requests import Command
+from .transport import ServerTransport
 
 #: Seconds for which the master is assumed to stay the same: where a Sentinel has answered, and where none has.
 MASTER_TRUST: Final = (1.0, 15.0)
@@ -25,10 +27,8 @@ _FLAGS: Final = {
     "is_master_down": "master_down",
 }
 
-Address = tuple[str, int]
 
-
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """The address of a master, in the place of the pool that the driver's connection queries for it."""
 
     address: Address
@@ -40,12 +40,20 @@ class _Place(NamedTuple):
         return self.address
 
 
-class SentinelConnections(Connections):
+class _HostClock(ServerClock):
+    """The clock of this host.  Sentinels have no command for theirs."""
+
+    __slots__ = ()
+
+    known = True
+
+
+class MasterPool(ServerPool):
     """Connections to the present master.
 
     A new connection queries the Sentinels for the master.  That is not enough: when the Sentinels replace a
     master that has not failed, it takes writes for about ten seconds until they demote it, and all these
-    writes would be lost.
+    writes would be lost.  So the Sentinels are also queried once a second.
 
     The driver would wait the whole time-out for each Sentinel, and quote passwords in its error where no Sentinel
     lists the master (6.4, 7.1).
@@ -54,34 +62,36 @@ class SentinelConnections(Connections):
     def __init__(self, pool: Any, timeout: float) -> None:
         self._check_connection = bool(getattr(pool, "check_connection", False))
         super().__init__(pool, timeout)
-        self._parameters.pop("connection_pool")
+        self.parameters.pop("connection_pool")
         self._manager = pool.sentinel_manager
         self._service = pool.service_name
         self._unknown = driver_of(pool.connection_class).find("sentinel", "MasterNotFoundError")
-        #: Connections to each Sentinel; those first that have answered last.
-        self._sentinels = [_connections_to(one.connection_pool, timeout) for one in self._manager.sentinels]
+        #: Connections to each Sentinel; the one that has answered last comes first.
+        self.sentinels: list[ServerTransport] = [
+            _transport_to(one.connection_pool, timeout) for one in self._manager.sentinels
+        ]
         self._address: Address | None = None
-        #: When to ask who the master is.
-        self.ask_at = 0.0
+        #: When to query the Sentinels next, by the monotonic clock.
+        self.ask_at: float = 0.0
 
-    def take(self, deadline: float | None = None) -> Link:
+    def take(self, deadline: float | None = None) -> Connection:
         now = time.monotonic()
         if deadline is None:
             deadline = now + self.timeout
-        # A new connection asks anyhow.
-        if now >= self.ask_at and self.is_idle:
+        # A new connection queries them in any case.
+        if now >= self.ask_at and self.has_idle:
             _, not_answered = MASTER_TRUST
             self.ask_at = now + not_answered
             try:
                 self.locate(deadline)
             except self._unknown:
-                # What there is may well be right.
+                # The idle connections may well be to the master.
                 pass
         return super().take(deadline)
 
     def fresh(self, deadline: float) -> Any:
-        place = _Place(self.locate(deadline), self._service, self._check_connection)
-        connection = timed(self._class)(**self._parameters, connection_pool=place)
+        location = _Location(self.locate(deadline), self._service, self._check_connection)
+        connection = timed(self.kind)(**self.parameters, connection_pool=location)
         connection.deadline = deadline
         return connection
 
@@ -91,31 +101,32 @@ class SentinelConnections(Connections):
         Each has half of the time that is left, so that there is time left for the next one, and for the master.
 
         Parameters:
-          deadline(float): When the call has to end, by the monotonic clock.
+          deadline(float): Deadline of the call, by the monotonic clock.
 
         Raises:
           MasterNotFoundError: The driver's error, when no Sentinel names a master.
         """
-        for sentinel in self._sentinels:
+        for sentinel in self.sentinels:
             address = self._ask(sentinel, half_of(deadline))
             if address is not None:
-                self._sentinels = [sentinel, *(other for other in self._sentinels if other is not sentinel)]
+                self.sentinels = [sentinel, *(other for other in self.sentinels if other is not sentinel)]
                 answered, _ = MASTER_TRUST
                 self.ask_at = time.monotonic() + answered
                 if address != self._address:
                     self._address = address
                     self.close()
                 return address
-        places = ", ".join(f"{one._parameters.get('host')}:{one._parameters.get('port')}" for one in self._sentinels)
+        asked = [one.pool.parameters for one in self.sentinels]
+        hosts = ", ".join(f"{parameters.get('host')}:{parameters.get('port')}" for parameters in asked)
         raise self._unknown(
-            f"no Sentinel names a master {self._service!r}: those at {places} "
+            f"no Sentinel names a master {self._service!r}: those at {hosts} "
             f"do not answer, refuse the login, or see none."
         )
 
-    def _ask(self, sentinel: Connections, deadline: float) -> Address | None:
-        own = time.monotonic() + sentinel.timeout
+    def _ask(self, sentinel: ServerTransport, deadline: float) -> Address | None:
+        own = time.monotonic() + sentinel.pool.timeout
         try:
-            replies = sentinel.call(_MASTERS, lambda link: checked(link.read()), deadline=min(deadline, own))
+            replies = sentinel.ask(Command(0, "SENTINEL", "MASTERS"), min(deadline, own))
         except BackendError:
             return None
         for reply in replies:
@@ -125,17 +136,14 @@ class SentinelConnections(Connections):
         return None
 
 
-_MASTERS: Final = pack("SENTINEL", "MASTERS")
-
-
-def _connections_to(pool: Any, timeout: float) -> Connections:
-    """Make connections to a Sentinel; they keep the time-out that was set for it, where that is shorter."""
+def _transport_to(pool: Any, timeout: float) -> ServerTransport:
+    """Make a way to a Sentinel.  It keeps the time-out that was set for it, if that is shorter."""
     own = pool.connection_kwargs.get("socket_timeout")
-    return Connections(pool, min(timeout, own) if own else timeout)
+    return ServerTransport(ServerPool(pool, min(timeout, own) if own else timeout), _HostClock())
 
 
 def _state_of(reply: list[str]) -> dict[str, Any]:
-    """What a Sentinel says of a master, as the driver's :meth:`check_master_state` takes it."""
+    """Return a Sentinel's reply about a master as the driver's :meth:`check_master_state` takes it."""
     state: dict[str, Any] = dict(zip(reply[::2], reply[1::2]))
     flags = state["flags"].split(",")
     numbers = {name: int(text) for name, text in state.items() if name != "name" and text.isdecimal()}

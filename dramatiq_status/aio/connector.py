@@ -1,4 +1,4 @@
-"""How an event loop connects to Redis: as the backend does that it stands for."""
+"""How an event loop connects to Redis: as its backend does."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from collections.abc import Callable, Coroutine
 from inspect import signature
 from typing import Any, Final, TypeVar
 
-from .. import _time as time
-from ..backends.redis import RedisBackend
-from ..backends.redis.connection import Connections, ServerError
+from ..backends.redis.connection import Address
 from ..backends.redis.driver import driver_of, errors
-from ..backends.redis.sentinel import SentinelConnections
-from ..errors import BackendError
+from ..backends.redis.requests import failure_of
+from ..backends.redis.transport import Transport
 
-#: The connections that ``redis.asyncio`` has under the same names.
+#: Classes of connections that ``redis.asyncio`` has under the same names.
 _KINDS: Final = frozenset(("Connection", "SSLConnection", "UnixDomainSocketConnection"))
 
-#: What the names of those begin with that ask Sentinels for the master.
+#: Prefix of the names of classes that query Sentinels for the master.
 _BY_SENTINEL: Final = "SentinelManaged"
 
-#: What says where and as whom to connect; all that begins with "ssl" does so, too.
+#: Parameters with the address and the login; those that begin with "ssl_" are taken, too.
 _PARAMETERS: Final = frozenset(
     (
         *("host", "port", "path", "db", "username", "password", "client_name", "credential_provider"),
@@ -28,8 +26,6 @@ _PARAMETERS: Final = frozenset(
         *("encoding", "encoding_errors", "decode_responses"),
     )
 )
-
-Address = tuple[str, int]
 
 T = TypeVar("T")
 
@@ -41,11 +37,11 @@ class Connector:
     """Makes connections like those of a backend.
 
     Parameters:
-      kind(type): A connection of ``redis.asyncio``.
+      kind(type): A class of connections of ``redis.asyncio``.
       parameters(dict[str, object])
-      timeout(float): How long the server may take, in seconds.
-      locate(Callable): Finds where the server is at present; None where that
-        is among the parameters.  It may take some time.
+      timeout(float): Seconds that the server may take.
+      locate(Callable): Finds the present address of a server; it may block.  None if the address is among the
+        parameters.
     """
 
     def __init__(
@@ -57,39 +53,28 @@ class Connector:
         self._locate = locate
 
     @staticmethod
-    def of(backend: RedisBackend) -> Connector | None:
-        """Make one; None where ``redis.asyncio`` cannot connect in that way."""
-        timeout = backend.timeout / 1000
-        locate: Callable[[], Address] | None = None
-        if backend._shards is None:
-            connections = backend._connections
-        else:
-            # All nodes hear of everything: any that answers will do.
-            cluster = backend._shards.cluster
-            connections = cluster._first[0].connections
-            locate = lambda: cluster.connect(_address_of)  # noqa: E731
-        name = connections._class.__name__
-        if name.startswith(_BY_SENTINEL):
-            name = name.removeprefix(_BY_SENTINEL)
-            locate = lambda: _address_by_sentinel(connections)  # noqa: E731
+    def of(transport: Transport) -> Connector | None:
+        """Make a connector; None if ``redis.asyncio`` cannot connect as a transport does."""
+        pool = transport.pool
+        name = pool.kind.__name__.removeprefix(_BY_SENTINEL)
         if name not in _KINDS:
             return None
-        kind = driver_of(connections._class).find("asyncio", name)
+        kind = driver_of(pool.kind).find("asyncio", name)
         taken = {name for base in kind.__mro__ for name in signature(base.__init__).parameters}
-        parameters: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-        for name, value in connections._parameters.items():
+        parameters: dict[str, Any] = {"socket_timeout": pool.timeout, "socket_connect_timeout": pool.timeout}
+        for name, value in pool.parameters.items():
             if name in _PARAMETERS or name.startswith("ssl_"):
                 if name in taken:
                     parameters[name] = value
                 elif value:
                     return None
-        return Connector(kind, parameters, timeout, locate)
+        return Connector(kind, parameters, pool.timeout, transport.locate if transport.moves else None)
 
     async def connect(self) -> Any:
         """Connect.
 
         Raises:
-          BackendError: When the server does not answer, or with an error.
+          BackendError: When the server does not answer, or answers with an error.
         """
         parameters = self._parameters
         if self._locate is not None:
@@ -106,35 +91,13 @@ class Connector:
         return connection
 
 
-def _address_by_sentinel(connections: Connections) -> Address:
-    deadline = time.monotonic() + connections.timeout
-    try:
-        if isinstance(connections, SentinelConnections):
-            return connections.locate(deadline)
-        return _address_of(connections.fresh(deadline))
-    except errors() as e:
-        raise error_for(e) from e
-
-
-def _address_of(connection: Any) -> Address:
-    """Connect, for once without a loop, to see where that leads."""
-    try:
-        connection.connect()
-        return connection.host, connection.port
-    except errors() as e:
-        raise error_for(e) from e
-    finally:
-        connection.disconnect()
-
-
 async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[float], float] = lambda end: end) -> T:
-    """Wait for some work, for so many seconds at most.
+    """Wait for some work, for at most `seconds`.
 
     An event loop that was blocked calls its timers first.  The work then has :data:`CATCH_UP` more seconds.
 
-    ``asyncio.wait_for`` before Python 3.12 forgets that it was cancelled where the work
-    is done at the same moment (bpo-37658), and the driver calls it, too: whoever
-    cancels a task of ours would wait for its end for ever.
+    ``asyncio.wait_for`` before Python 3.12 forgets that it was cancelled if the work is done at the same moment
+    (bpo-37658), and the driver calls it, too: code that cancels a task would wait for its end forever.
 
     Parameters:
       seconds(float)
@@ -161,7 +124,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[
             task.cancel()
             await asyncio.wait((task,))
         if not task.cancelled():
-            # Where we were cancelled nobody else asks for it, and it would be logged.
+            # Otherwise asyncio would log it after this task was cancelled.
             task.exception()
     if task.cancelled():
         raise no_answer(seconds)
@@ -169,7 +132,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[
 
 
 def no_answer(seconds: float) -> TimeoutError:
-    """The error of what has taken so many seconds."""
+    """Return the error of a call that has taken too long."""
     return TimeoutError(f"no answer within {seconds * 1000:g} milliseconds.")
 
 
@@ -181,7 +144,5 @@ async def disconnect(connection: Any, *, nowait: bool = False) -> None:
 
 
 def error_for(error: BaseException) -> BaseException:
-    """What a driver's error is to our callers; all else is left as it is."""
-    if isinstance(error, (ServerError, *errors())):
-        return BackendError(f"Redis: {type(error).__name__}: {error}")
-    return error
+    """Return an error of the driver as a :class:`.BackendError`, and every other error as it is."""
+    return failure_of(error) if isinstance(error, errors()) else error

@@ -1,135 +1,100 @@
-"""The Redis backend in an event loop: what it sends and how it reads replies is the Redis backend's own."""
+"""The Redis backend in an event loop: its operations, over connections of the loop's own."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from ..backend import Listed, Query, StatusBackend
 from ..backends.redis import RedisBackend
 from ..backends.redis.driver import errors, response_errors
 from ..backends.redis.subscription import PING_AFTER
+from ..backends.redis.transport import Steps, T
 from ..cursor import Cursor
 from ..errors import BackendError
 from ..record import whole_number_in
 from ..snapshot import Snapshot
 from ..update import Outcome, Update
-from ._connect import Connector, disconnect, error_for, within
-from ._line import Line
 from .backend import AsyncBackend
-
-T = TypeVar("T")
+from .connection import PipelinedConnection
+from .connector import Connector, disconnect, error_for, within
 
 
 class AsyncCluster(AsyncBackend):
-    """A Redis Cluster for one event loop: it is read and written in threads, and
-    tells of changes through ``redis.asyncio``, over a connection to one of its nodes.
+    """A Redis Cluster in an event loop.
+
+    Threads read and write it.  It publishes changes over a connection of ``redis.asyncio`` to one of its nodes.
 
     Parameters:
       backend(RedisBackend)
-      connector(Connector): How to connect.
+      connector(Connector): Connects to a node.
     """
 
     def __init__(self, backend: RedisBackend, connector: Connector) -> None:
         super().__init__(backend)
         self._connector = connector
-        self._channels = backend._channels
+        self._channels = backend.keys.channels
 
     async def subscribe(self) -> RedisSubscription:
         return RedisSubscription(await self._connector.connect(), self._channels, self._connector.timeout)
 
 
 class AsyncRedis(AsyncCluster):
-    """One Redis server, or the master that Sentinels know, for one event loop, through
-    ``redis.asyncio``: one connection for reads and writes, one for news.
+    """A single Redis server, or a master that Sentinels name, in an event loop.
+
+    It has two connections of ``redis.asyncio``: one for reads and writes, one for the changes that are published.
+
+    Parameters:
+      backend(RedisBackend)
+      connector(Connector): Connects to the server.
     """
 
     def __init__(self, backend: RedisBackend, connector: Connector) -> None:
         super().__init__(backend, connector)
-        self._line = Line(connector)
-        self._stage = Stage()
-        # It knows all that the backend knows, but its calls are made here.
-        self._actor = copy.copy(backend)
-        self._actor._connections = self._stage  # type: ignore[assignment]
+        self._redis = backend
+        self._operations = backend.operations
+        self._connection = PipelinedConnection(connector, backend.transport.clock)
 
     async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
-        return await self._play(self._actor.snapshots, message_ids)
+        return await self._drive(self._operations.snapshots(message_ids))
 
     async def update(self, message_id: str, update: Update) -> Outcome:
-        return await self._play(self._actor.update, message_id, update)
+        return await self._drive(self._operations.update(message_id, update))
 
     async def delete(self, message_id: str) -> bool:
-        return await self._play(self._actor.delete, message_id)
+        return await self._drive(self._operations.delete(message_id))
 
     async def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
-        return await self._play(lambda: self._actor.find(query, limit=limit, after=after))
+        self._redis.check_index()
+        return await self._drive(self._operations.find(query, limit, after))
 
     async def count(self, query: Query) -> int:
-        return await self._play(self._actor.count, query)
+        self._redis.check_index()
+        return await self._drive(self._operations.count(query))
 
     async def close(self) -> None:
         await super().close()
-        await self._line.close()
+        await self._connection.close()
 
-    async def _play(self, method: Callable[..., T], *arguments: Any) -> T:
-        """Run a method of the backend.
-
-        Where it calls the server it is left, and run again from the beginning as
-        soon as the answer is here; methods of backends keep nothing
-        in between, and most call once.
-        """
-        answers: list[Any] = []
-        while True:
-            try:
-                return self._stage.run(answers, method, *arguments)
-            except Unanswered as call:
-                request, read, again = call.request, call.read, call.again
-            try:
-                answers.append(await self._line.call(request, read, again=again))
-            except BackendError as e:
-                answers.append(e)
+    async def _drive(self, steps: Steps[T]) -> T:
+        """Run an operation to its end."""
+        try:
+            requests = next(steps)
+            while True:
+                requests = steps.send(await self._connection.run(requests))
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
 
 def make(backend: StatusBackend) -> AsyncBackend | None:
-    """Make what a Redis backend is in an event loop; None where it takes more than ``redis.asyncio`` has."""
+    """Make the asynchronous side of a Redis backend; None if ``redis.asyncio`` cannot connect as the backend does."""
     if not isinstance(backend, RedisBackend):
         return None
-    connector = Connector.of(backend)
+    connector = Connector.of(backend.transport)
     if connector is None:
         return None
-    return AsyncRedis(backend, connector) if backend._shards is None else AsyncCluster(backend, connector)
-
-
-class Unanswered(BaseException):
-    """Raised out of a backend's method where it needs an answer."""
-
-    def __init__(self, request: bytes, read: Callable[[Any], Any], again: bool) -> None:
-        self.request = request
-        self.read = read
-        self.again = again
-
-
-class Stage:
-    """Stands in for the connections of a backend: hands out answers that are here already."""
-
-    def __init__(self) -> None:
-        self._answers: list[Any] = []
-        self._next = 0
-
-    def run(self, answers: list[Any], method: Callable[..., T], *arguments: Any) -> T:
-        self._answers, self._next = answers, 0
-        return method(*arguments)
-
-    def call(self, request: bytes, read: Callable[[Any], T], *, again: bool = True) -> T:
-        if self._next == len(self._answers):
-            raise Unanswered(request, read, again)
-        answer = self._answers[self._next]
-        self._next += 1
-        if isinstance(answer, BackendError):
-            raise answer
-        found: T = answer
-        return found
+    return (AsyncRedis if backend.transport.pipelines else AsyncCluster)(backend, connector)
 
 
 class RedisSubscription:

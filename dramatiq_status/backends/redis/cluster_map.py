@@ -1,0 +1,223 @@
+"""The nodes of a Redis Cluster, and the shards that each of them owns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from ... import _time as time
+from ..._interrupts import WeakList
+from ..._process import at_fork
+from ...circuit_breaker import CircuitBreaker
+from ...errors import BackendError
+from .._timed import half_of
+from .clock import ServerClock
+from .connection import Address, ServerPool
+from .keys import SHARDS, TAGS, slot_of
+from .requests import Command
+from .transport import ServerTransport
+
+#: Seconds for which a map of the cluster is used at least.
+_MAP_TRUST: Final = 0.1
+
+#: Slots of the shards.
+_SLOTS: Final = tuple(map(slot_of, TAGS))
+
+
+class Node:
+    """A node of a cluster.
+
+    Parameters:
+      address(tuple[str, int]): Its host and port.
+      pool(ServerPool): Connections to it.
+    """
+
+    def __init__(self, address: Address, pool: ServerPool) -> None:
+        self.address = address
+        self.pool = pool
+        self.clock = ServerClock()
+        self.transport = ServerTransport(pool, self.clock)
+        #: The last error of a connection.
+        self.failure: BaseException = ConnectionError()
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the circuit breaker to the parent process: it has a lock, which another thread may hold at a fork."""
+        self.breaker = CircuitBreaker("Redis at {}:{}".format(*self.address))
+
+    def fail(self, error: BaseException) -> None:
+        """Note that the node did not answer."""
+        self.failure = error
+        self.breaker.failed(error)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the node did not answer the last time."""
+        return self.breaker.down
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the node has failed so lately that nothing is sent to it."""
+        return self.breaker.blocked
+
+
+class ClusterMap:
+    """The nodes of a cluster by the shards that they own, as far as is known.
+
+    Parameters:
+      pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
+      addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes.
+      timeout(float): In seconds.
+      remap(Callable): Returns the address of a node for this host, for its address in the cluster.
+    """
+
+    def __init__(
+        self, pool: Any, addresses: Sequence[Address], timeout: float, remap: Callable[[Address], Address] | None
+    ) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._remap = remap
+        self.nodes: dict[Address, Node] = {}
+        self._owners: list[Node | None] = [None] * SHARDS
+        self._first = [self._node(address) for address in addresses]
+        #: Whether the map may be out of date.
+        self.stale: bool = True
+        # Time of the last map, by the monotonic clock.
+        self._mapped = float("-inf")
+        #: The clock of the node that has answered last.
+        self.clock: ServerClock = self._first[0].clock
+        _all.add(self)
+
+    @property
+    def pool(self) -> ServerPool:
+        """Connections to one of the nodes."""
+        return self._first[0].pool
+
+    def owner(self, shard: int) -> Node:
+        """Return the node that owns a shard."""
+        # A shard without an owner: any node replies with the owner, or that there is none.
+        return self._owners[shard] or self._first[0]
+
+    def move(self, shard: int, node: Node) -> None:
+        """Note that a shard has moved to a node."""
+        self._owners[shard] = node
+
+    def named(self, speaker: Node, redirection: str) -> Node:
+        """Return the node that a redirection names.
+
+        Parameters:
+          speaker(Node): The node that has sent it.
+          redirection(str): Slot, host and port, such as ``5 10.0.0.2:6379``.
+        """
+        host, _, port = redirection.split(" ")[1].rpartition(":")
+        return self._reached(speaker, host, int(port))
+
+    def _node(self, address: Address) -> Node:
+        node = self.nodes.get(address)
+        if node is None:
+            node = self.nodes[address] = Node(address, ServerPool(self._pool, self._timeout, address))
+        return node
+
+    def _reached(self, speaker: Node, host: str | None, port: int) -> Node:
+        """Return the node that another one knows by a host and a port; without a host, it has the speaker's."""
+        if not host or host == "?":
+            return self._node((speaker.address[0], port))
+        return self._node(self._remap((host, port)) if self._remap else (host, port))
+
+    # Nodes that fail
+
+    def answered(self, node: Node) -> None:
+        """Note that a node has answered."""
+        self.clock = node.clock
+        if node.breaker.down:
+            node.breaker.succeeded()
+            for other in self.nodes.values():
+                # Nodes that were away together may be back together.
+                other.breaker.retry_at = 0.0
+
+    @property
+    def is_down(self) -> bool:
+        """Whether all nodes have failed.  Nothing is lost then by trying one too early."""
+        return all(node.has_failed for node in self.nodes.values())
+
+    def living(self) -> list[Node]:
+        """Return the nodes that may answer: those with shards first."""
+        nodes = [node for node in dict.fromkeys([*self._owners, *self._first, *self.nodes.values()]) if node]
+        return [node for node in nodes if not node.is_blocked] or nodes
+
+    # Maps
+
+    def renew(self, deadline: float) -> None:
+        """Make a new map if the present one may be out of date.
+
+        Parameters:
+          deadline(float): Deadline of the call, by the monotonic clock.
+
+        Raises:
+          BackendError: When no node answers.
+        """
+        now = time.monotonic()
+        if self.stale and now - self._mapped > _MAP_TRUST and now < deadline:
+            self._make(deadline)
+
+    def query(self, deadline: float) -> bool:
+        """Make a new map, and return whether a node has answered."""
+        try:
+            self._make(deadline)
+        except BackendError:
+            return False
+        return True
+
+    def query_lately(self, deadline: float) -> None:
+        """Make a new map unless the present one is new."""
+        if time.monotonic() - self._mapped > _MAP_TRUST:
+            self.query(deadline)
+
+    def _make(self, deadline: float) -> None:
+        """Ask one node after the other for the map.
+
+        Each node has half of the time that is left, so that there is time left for the next one.
+        """
+        for node in sorted(self.living(), key=lambda node: node.has_failed):
+            if time.monotonic() > deadline:
+                break
+            try:
+                ranges = node.transport.ask(Command(0, "CLUSTER", "SLOTS"), half_of(deadline))
+            except BackendError as e:
+                node.fail(e.__cause__ or e)
+                continue
+            self.answered(node)
+            owners: list[Node | None] = [None] * SHARDS
+            for first, last, (host, port, *_), *_ in ranges:
+                owner = self._reached(node, host, port)
+                for shard, slot in enumerate(_SLOTS):
+                    if first <= slot <= last:
+                        owners[shard] = owner
+            self._owners = owners
+            self._mapped = time.monotonic()
+            # While a node with shards is away, another one may get them.
+            self.stale = any(owner is None or owner.has_failed for owner in owners)
+            return
+        failure = node.failure
+        raise BackendError(f"Redis: no node of the cluster answers: {type(failure).__name__}: {failure}") from failure
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for node in list(self.nodes.values()):
+            node.pool.close()
+
+    def forget(self) -> None:
+        """Leave the circuit breakers of the nodes to the parent process."""
+        for node in self.nodes.values():
+            node.forget()
+
+
+_all: Final = WeakList[ClusterMap]()
+
+
+def _forget_all() -> None:
+    for cluster_map in _all:
+        cluster_map.forget()
+
+
+at_fork(after_in_child=_forget_all)

@@ -1,0 +1,131 @@
+"""The index of messages whose slot was moving when they were updated, so that the script could not list them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from ...record import ACTOR_NAME, QUEUE_NAME
+from ...update import Kind, Outcome, Update, is_stored
+from .clock import ServerClock
+from .keys import Keys
+from .protocol import OUTCOMES, UNLISTED, UpdateCall
+from .requests import Command, Request, ScriptCall
+from .script import INDEX
+from .transport import Steps, Transport
+
+#: Maximum number of times that a message is listed again while its state goes on changing.
+_LISTINGS: Final = 4
+
+
+class _IndexCall(ScriptCall):
+    """A call of the script that adds an entry to one key of the index."""
+
+    script = INDEX
+
+    def __init__(self, shard: int, key: str, *arguments: Any) -> None:
+        super().__init__(shard, [key])
+        self._arguments = arguments
+
+    def arguments(self, clock: ServerClock) -> tuple[Any, ...]:
+        return self._arguments
+
+
+def relist(keys: Keys, transport: Transport, calls: Iterable[UpdateCall]) -> Steps[None]:
+    """List the messages that the script could not list, key by key.
+
+    If that fails, too, lists lack these messages.
+    """
+    unlisted = _unlisted_by(calls)
+    listed: dict[str, str] = {}
+    for _ in range(_LISTINGS):
+        if not unlisted:
+            return
+        # A state may change after it was read, and another process may list the message before this one does.
+        unlisted = yield from _list_changed(keys, transport, unlisted, listed)
+
+
+def _unlisted_by(calls: Iterable[UpdateCall]) -> dict[str, bool]:
+    """Return the messages that calls did not list, and whether each keeps its position if it has one."""
+    unlisted: dict[str, bool] = {}
+    for call in calls:
+        for (message_id, update), number in zip(call.updates, call.reply):
+            outcome = OUTCOMES[number]
+            if number >= UNLISTED or (call.arriving and _changes_place(update, outcome)):
+                unlisted[message_id] = outcome is Outcome.LATE and unlisted.get(message_id, True)
+    return unlisted
+
+
+def _changes_place(update: Update, outcome: Outcome) -> bool:
+    """Whether an update may have changed the set or the position of its message in the index."""
+    if outcome is Outcome.LATE:
+        return ACTOR_NAME in update.fields or QUEUE_NAME in update.fields
+    moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
+    return moves and is_stored(outcome)
+
+
+def _list_changed(
+    keys: Keys, transport: Transport, unlisted: Mapping[str, bool], listed: dict[str, str]
+) -> Steps[dict[str, bool]]:
+    """List each message that belongs in another set than the one in which it was listed.
+
+    Parameters:
+      keys(Keys)
+      transport(Transport)
+      unlisted(Mapping[str, bool]): Messages, and whether each keeps its position.
+      listed(dict[str, str]): Sets in which the messages were listed; this function updates it.
+
+    Returns:
+      dict[str, bool]: Messages that this call has listed.
+    """
+
+    def command(message_id: str, name: str, *arguments: str) -> Command:
+        return Command(keys.shard_of(message_id), name, keys.key_of(message_id), *arguments)
+
+    states = [command(message_id, "HMGET", "s", "Q", "a") for message_id in unlisted]
+    ttls = [command(message_id, "PTTL") for message_id in unlisted]
+    sets = {shard: Command(shard, "SMEMBERS", keys.indexes[shard]) for shard in map(keys.shard_of, unlisted)}
+    yield [*states, *ttls, *sets.values()]
+    changed: dict[str, bool] = {}
+    names: dict[int, dict[str, str]] = {shard: {} for shard in sets}
+    requests: list[Request] = []
+    for message_id, state, ttl in zip(unlisted, states, ttls):
+        if state.error or ttl.error or state.reply[0] not in ("0", "1", "2", "3") or ttl.reply <= 0:
+            continue
+        name, lives = _set_of(state.reply, ttl.reply)
+        if listed.get(message_id) != name:
+            listed[message_id] = names[state.shard][message_id] = name
+            changed[message_id] = stays = unlisted[message_id]
+            index, size = keys.indexes[state.shard], keys.max_listed
+            moment = transport.clock.now() * 1000
+            requests += (
+                _IndexCall(state.shard, index + name, message_id, moment, lives, size, "NX" if stays else "CH"),
+                _IndexCall(state.shard, index, name, "", lives, size, ""),
+            )
+    for shard, found in sets.items():
+        if found.error is None:
+            requests += _leaving(shard, keys.indexes[shard], found.reply, names[shard])
+    if requests:
+        yield requests
+    return changed
+
+
+def _leaving(shard: int, index: str, names: Iterable[str], own: Mapping[str, str]) -> Iterable[Request]:
+    """Remove messages from all sets of the index except their own: which other set had them is unknown."""
+    for other in names:
+        ids = [message_id for message_id, name in own.items() if name != other]
+        if ids:
+            yield Command(shard, "ZREM", index + other, *ids)
+
+
+def _set_of(names: tuple[str, str | None, str | None], ttl: int) -> tuple[str, int]:
+    """Return the name of the set in which a message belongs, and the time for which the set's messages live.
+
+    Parameters:
+      names(tuple): State, queue and actor of the message.
+      ttl(int): Time for which its record still lives, in milliseconds.
+    """
+    state, queue, actor = names
+    unit = 10 ** max(0, len(str(ttl)) - 2)
+    rounded = -(-ttl // unit) * unit
+    return f"{state}\n{'' if state < '2' else rounded}\n{queue or ''}\n{actor or ''}", rounded

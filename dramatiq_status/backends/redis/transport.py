@@ -1,0 +1,254 @@
+"""The way of requests to a single server, and what every way promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from ... import _time as time
+from ...errors import BackendError
+from .clock import ServerClock
+from .connection import Address, Connection, ServerPool
+from .driver import errors, hang_ups
+from .requests import Exchange, Request, failure_of
+from .subscription import RedisSubscription
+
+T = TypeVar("T")
+
+#: An operation under way: it yields requests, and is sent them when they have their replies.
+Steps = Generator[Sequence[Request], Sequence[Any], T]
+
+
+class Transport(Protocol):
+    """A way to the servers of a store, for threads."""
+
+    #: Connections, whose parameters are those of all connections.
+    pool: ServerPool
+
+    #: Whether the addresses of the servers may change, so that they are no parameters of connections.
+    moves: bool
+
+    #: Whether one connection reaches all keys, so that an event loop can pipeline its requests.
+    pipelines: bool
+
+    @property
+    def clock(self) -> ServerClock:
+        """The clock of the server that has answered last."""
+
+    def run(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Carry out requests: those for different nodes at the same time.
+
+        Returns:
+          Sequence[Request]: The requests, each with its replies or its error, in any order.  A request whose keys are
+            on two nodes is replaced by its parts.
+        """
+
+    def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
+        """Send requests, and return a function that completes them as :meth:`run` does.
+
+        The time between the two does not count for the time-out.
+
+        Raises:
+          BackendError: When nothing could be sent.
+        """
+
+    def subscribe(self, channels: Mapping[str, str]) -> RedisSubscription:
+        """Subscribe to channels.
+
+        Parameters:
+          channels(Mapping[str, str]): Message ids by the names of their channels.
+
+        Raises:
+          BackendError: When no server answers.
+        """
+
+    def is_down(self, failure: BackendError) -> bool:
+        """Whether no server answers, after all requests of an operation have failed."""
+
+    def locate(self) -> Address:
+        """Find the host and port of a server that answers; it may block.
+
+        Raises:
+          BackendError: When no server answers.
+        """
+
+    def close(self) -> None:
+        """Close the idle connections."""
+
+
+def drive(transport: Transport, steps: Steps[T], done: Sequence[Request] | None = None) -> T:
+    """Run an operation to its end.
+
+    Parameters:
+      transport(Transport)
+      steps(Steps)
+      done(Sequence[Request]): The first requests, if they are completed; None if the operation has not begun.
+    """
+    try:
+        requests = next(steps) if done is None else steps.send(done)
+        while True:
+            requests = steps.send(transport.run(requests))
+    except StopIteration as end:
+        found: T = end.value
+        return found
+
+
+class ServerTransport:
+    """A way to a single server, or to the master that Sentinels name.
+
+    Parameters:
+      pool(ServerPool): Connections to the server.
+      clock(ServerClock): Clock of the server; by default a new one.
+    """
+
+    pipelines = True
+
+    def __init__(self, pool: ServerPool, clock: ServerClock | None = None) -> None:
+        self.pool = pool
+        self.clock = clock or ServerClock()
+        self.moves = pool.moves
+
+    def run(self, requests: Sequence[Request]) -> Sequence[Request]:
+        request = requests[0]
+        if len(requests) > 1 or not self.clock.known:
+            return self._run(requests, None, True)
+        # Most calls.  An exchange would cost an update another 3 %.
+        packed = request.pack(self.clock)
+        connection = self.pool.take()
+        try:
+            connection.send(packed)
+            refusal = request.take(connection.read_many(request.size))
+        except BaseException as e:
+            return self._fail(connection, e, requests, True)
+        if refusal is not None:
+            return self._refused(connection, requests, refusal, True)
+        self.pool.give(connection)
+        return requests
+
+    def ask(self, request: Request, deadline: float) -> Any:
+        """Return the reply to one request.
+
+        Parameters:
+          request(Request)
+          deadline(float): Deadline of the call, by the monotonic clock.
+
+        Raises:
+          BackendError: When the server does not answer, or answers with an error.
+        """
+        self._run((request,), deadline, True)
+        return request.result()
+
+    def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
+        exchange = Exchange(requests, self.clock)
+        connection = self.pool.take()
+        error: BaseException | None = None
+        try:
+            connection.send(exchange.packed)
+        except BaseException as e:
+            connection.close()
+            if not self._is_outdated(connection, e, requests):
+                if isinstance(e, errors()):
+                    raise failure_of(e) from e
+                raise
+            error = e
+        left = connection.deadline - time.monotonic()
+
+        def complete() -> Sequence[Request]:
+            connection.deadline = time.monotonic() + left
+            if error is not None:
+                return self._run(requests, connection.deadline, False)
+            return self._receive(connection, exchange, True)
+
+        return complete
+
+    def _run(self, requests: Sequence[Request], deadline: float | None, first: bool) -> Sequence[Request]:
+        """Carry out requests.
+
+        Parameters:
+          requests(Sequence[Request])
+          deadline(float): Deadline of the call, by the monotonic clock; None for after the time-out.
+          first(bool): Whether they may be sent again, over a new connection.
+        """
+        exchange = Exchange(requests, self.clock)
+        connection = self.pool.take(deadline)
+        try:
+            connection.send(exchange.packed)
+        except BaseException as e:
+            return self._fail(connection, e, requests, first)
+        return self._receive(connection, exchange, first)
+
+    def _receive(self, connection: Connection, exchange: Exchange, first: bool) -> Sequence[Request]:
+        """Read the replies to requests."""
+        try:
+            while exchange.expected:
+                exchange.take(connection.read_many(exchange.expected))
+        except BaseException as e:
+            return self._fail(connection, e, exchange.requests, first)
+        refusal = exchange.refusal
+        if refusal is not None or exchange.unknown:
+            return self._refused(connection, exchange.requests, refusal, first)
+        self.pool.give(connection)
+        return exchange.requests
+
+    def _refused(
+        self, connection: Connection, requests: Sequence[Request], refusal: Exception | None, first: bool
+    ) -> Sequence[Request]:
+        """Send requests again after the server has refused some of them, or leave it at that."""
+        unknown = [request for request in requests if request.unknown]
+        if unknown:
+            # The exchange loads their scripts.
+            self.pool.give(connection)
+            self._run(unknown, connection.deadline, first)
+            return requests
+        # The server may no longer be the master.
+        connection.close()
+        if first and "READONLY" in str(refusal):
+            self.pool.close()
+            return self._run(requests, connection.deadline, False)
+        return requests
+
+    def _fail(
+        self, connection: Connection, error: BaseException, requests: Sequence[Request], first: bool
+    ) -> Sequence[Request]:
+        """Send requests again, or note why they have failed; raise an interrupt.
+
+        An interrupt may have struck between a request and its reply: the connection is never used again.
+        """
+        connection.close()
+        if first and self._is_outdated(connection, error, requests):
+            return self._run(requests, connection.deadline, False)
+        if not isinstance(error, errors()):
+            raise error
+        failure = failure_of(error)
+        for request in requests:
+            request.error = failure
+        return requests
+
+    def _is_outdated(self, connection: Connection, error: BaseException, requests: Sequence[Request]) -> bool:
+        """Whether the server has closed an idle connection, and the requests may be sent again."""
+        outdated = (
+            connection.used > 0 and isinstance(error, hang_ups()) and all(request.repeatable for request in requests)
+        )
+        if outdated:
+            # The other idle connections are no younger.
+            self.pool.close()
+        return outdated
+
+    def subscribe(self, channels: Mapping[str, str]) -> RedisSubscription:
+        try:
+            connection = self.pool.fresh(time.monotonic() + self.pool.timeout)
+        except errors() as e:
+            raise failure_of(e) from e
+        return RedisSubscription(connection, channels, self.pool.timeout)
+
+    def locate(self) -> Address:
+        try:
+            return self.pool.locate(time.monotonic() + self.pool.timeout)
+        except errors() as e:
+            raise failure_of(e) from e
+
+    def is_down(self, failure: BackendError) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.pool.close()
