@@ -73,9 +73,9 @@ ARGS: Final = "ia"
 KWARGS: Final = "ik"
 TRACEBACK: Final = "it"
 
-#: Stored name of the earlier runs of a message that has begun its second run (``history.py``).
+#: Stored name of the list of runs before the last one.  A message has it from its second run on (``history.py``).
 HISTORY: Final = "h"
-#: Stored name of the time and the outcome of a run that has put its message back into the queue.
+#: Stored name of the end of a run that has requeued its message: time and outcome.
 RUN_ENDED: Final = "N"
 
 #: Stored name of the user's field ``result``, which the middleware writes as well.

@@ -163,15 +163,15 @@ class Snapshot:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """The runs of the message, the newest last: of earlier runs the first and the last nine.
+        """Runs of the message, the oldest first.  Of many runs, the store keeps the first one and the ten newest.
 
-        They are less than :attr:`attempts` if some were left out, or if the store has lost the record.
+        There are fewer than :attr:`attempts` if the store has left out some, or has lost the record.
         """
         return runs_in(self._values)
 
     @property
     def timeline(self) -> tuple[str, ...]:
-        """The life of the message in words, one event a text.
+        """Events of the message in words, each with its duration.
 
         >>> snapshot.timeline
         ('enqueued', 'waited 2 s', 'run 1 failed after 12 s: OSError: gone', 'waited 30 s', 'run 2 running for 5 s')
@@ -232,8 +232,8 @@ class Snapshot:
         """Time that the message still runs at its current rate.
 
         It is None if the message does not run or is stalled, and while the rate is unknown or 0.  In the first
-        seconds of a measurement it is None if it were more than 20 times as long as the measurement, because a job
-        may start slowly.
+        seconds of a measurement it is None if it would be more than 20 times as long as the measurement, because a
+        job may start slowly.
         """
         rate, done = self.rate, self._number(PROGRESS)
         total = self._number(TOTAL) if TOTAL in self._values else DEFAULT_TOTAL
