@@ -1,4 +1,4 @@
-"""How states, records and numbers are written and read."""
+"""Tests of states, of records as texts, and of numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_state_equals_its_name() -> None:
 # Documents
 
 
-def test_a_document_comes_back() -> None:
+def test_a_document_is_read_unchanged() -> None:
     for record in (QUEUED_RECORD, WORKING_RECORD, COMPLETED_RECORD, FAILED_RECORD):
         assert from_document(to_document(record)) == record
 
@@ -80,11 +80,11 @@ def test_a_record_without_what_apply_needs_is_not_sound(name: str) -> None:
 
 @pytest.mark.parametrize("name", [VERSION, GENERATION, SEQUENCE, LIVE_TTL, SCHEDULED_AT, ATTEMPTS, PROGRESS])
 @pytest.mark.parametrize("text", ["", "x", "null", '"1"', "[]", "NaN", "1e999", "-Infinity", "9" * 5000])
-def test_a_record_with_a_number_that_is_none_is_not_sound(name: str, text: str) -> None:
+def test_a_record_with_a_malformed_number_is_not_sound(name: str, text: str) -> None:
     assert not is_sound({**WORKING_RECORD, name: text})
 
 
-def test_a_progress_that_is_more_than_any_float_is_not_sound() -> None:
+def test_a_progress_that_no_float_holds_is_not_sound() -> None:
     assert not is_sound({**WORKING_RECORD, PROGRESS: "9" * 400})
 
 
@@ -100,7 +100,7 @@ def test_whole_numbers_are_written_without_a_fraction(number: int | float, text:
 
 
 @given(st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False)))
-def test_a_number_comes_back(number: int | float) -> None:
+def test_a_number_is_read_unchanged(number: int | float) -> None:
     text = number_text(number)
     assert number_of(text) == number == json.loads(text)
 
@@ -109,9 +109,8 @@ def test_a_number_comes_back(number: int | float) -> None:
 
 
 def test_apply_is_found_in_record() -> None:
-    # Given the module of records, which the module of updates is above
-    # When it is asked for `apply`, and for a name that it does not have
-    # Then it has the one, and the error for the other says what is missing
+    # When `apply` and an unknown name are read from the module of records
+    # Then it has `apply`, and the error names the unknown one
     assert record_module.apply is apply
     with pytest.raises(AttributeError, match="'unknown'"):
         record_module.unknown  # noqa: B018
