@@ -70,25 +70,37 @@ class AbortStage(Stage):
 StageMaker = Callable[..., AbstractContextManager[AbortStage]]
 
 
-@pytest.fixture(params=["first", "last"])
-def position(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+#: Where aborts and statuses are kept, and the position of our middleware.  On Redis dramatiq-abort takes a second or
+#: more for each abort, and the position makes no other difference there.
+STAGES = [("stub", "first"), ("stub", "last"), ("redis", "last")]
 
 
-@pytest.fixture(params=["stub", "redis"])
-def make(request: pytest.FixtureRequest, position: str) -> StageMaker:
+@pytest.fixture(params=STAGES, ids="-".join)
+def setting(request: pytest.FixtureRequest) -> tuple[str, str]:
+    store, position = request.param
+    return store, position
+
+
+@pytest.fixture
+def position(setting: tuple[str, str]) -> str:
+    return setting[1]
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, setting: tuple[str, str]) -> StageMaker:
     """Makes a stage, whose worker is not started yet."""
+    store, position = setting
 
     @contextmanager
     def make_it(*, retries: bool = True) -> Iterator[AbortStage]:
         backend: Recorder = RecordingStubBackend(timeout=20_000)
         url, events = "stub://", aborts.StubBackend()
-        if request.param == "redis":
+        if store == "redis":
             server = request.getfixturevalue("redis_server")
             backend = RecordingRedisBackend(url=server.url, namespace=f"s-{uuid4()}", timeout=20_000)
             url, events = server.database(1), aborts.RedisBackend.from_url(server.database(2))
         abortable = EndingAbortable(backend=events)
-        if request.param == "stub":
+        if store == "stub":
             # How often it looks for new messages to watch; on Redis it takes a second or more.
             abortable.wait_timeout = 20
         middleware = [abortable, *make_middleware(retries=retries)]

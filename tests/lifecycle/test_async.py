@@ -123,6 +123,7 @@ def write_in_every_way() -> None:
     status.flush()
 
 
+@pytest.mark.parametrize(("stage", "position"), [("stub", "first"), ("redis", "last")], indirect=True)
 @pytest.mark.parametrize("retried", [False, True], ids=["not-retried", "retried"])
 def test_late_writes_of_a_coroutine_are_refused(stage: Stage, retried: bool) -> None:
     over, wrote = threading.Event(), threading.Event()

@@ -75,11 +75,6 @@ def broker_url(request: pytest.FixtureRequest, redis_server: RedisServer) -> str
     return str(request.getfixturevalue("rabbitmq_server").url)
 
 
-@pytest.fixture(params=["first", "last"])
-def position(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def check(stage: Stage, scenarios: list[Scenario]) -> None:
     """Perform all at once, and compare what was seen of each."""
     sent = {scenario.name: scenario.perform(stage, scenario)["it"] for scenario in scenarios}
@@ -89,6 +84,9 @@ def check(stage: Stage, scenarios: list[Scenario]) -> None:
     assert {name: stage.sequence(message_id) for name, message_id in sent.items()} == expected
 
 
+@pytest.mark.parametrize(
+    ("broker_url", "position"), [("redis", "first"), ("rabbitmq", "last")], indirect=["broker_url"]
+)
 def test_scenarios_under_the_command(redis_server: RedisServer, redis_url: str, broker_url: str, position: str) -> None:
     # Given two worker processes
     stage = make_stage(broker_url, redis_url, position=position, name=f"q-{uuid4()}")
