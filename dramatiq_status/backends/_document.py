@@ -23,8 +23,8 @@ from ..record import (
 )
 from ..update import CLEARED_BY_COMPLETION, Applied, Kind, Outcome, Update, apply
 
-#: Part of a document that is reserved for the library's own fields: one of this number.  Half of it may contain
-#: short fields of users as well.
+#: Size of a document divided by the size of its reserved part.  Only the library's own fields may fill the whole part;
+#: short fields of users may fill half of it.  Of 1 MB, 16 KB are reserved.
 RESERVED_PART: Final = 64
 
 #: Maximum size of a short field, in bytes.
@@ -33,7 +33,7 @@ SHORT_FIELD: Final = 512
 #: Bytes by which an update may enlarge a document after the server had no memory for a larger one.
 SMALL_GROWTH: Final = 2048
 
-#: Maximum number of names of dropped fields in a record, and their size in bytes together.
+#: Maximum number of names of dropped fields in a record, and maximum size of their list, in bytes.
 MAX_TRUNCATED: Final = 100
 MAX_TRUNCATED_SIZE: Final = 2048
 
@@ -58,7 +58,7 @@ class PendingDocument:
       outcomes(list): Outcomes of the updates, after :meth:`apply`.
       record(Record): The record after all updates.
       expires_at(int): Time at which the record expires, in epoch milliseconds.
-      error(Exception): Names the fields that were left out, or describes why nothing was stored.
+      error(Exception): Error that names the fields that were left out, or the reason why nothing was stored.
       refused(bool): Whether the server has refused a value because it has no memory.
     """
 
@@ -189,7 +189,7 @@ class Room(NamedTuple):
 
 
 def too_large(record: Record | None, update: Update, new: Record, now: int, room: Room) -> dict[str, int]:
-    """Choose the fields of an update to leave out, the largest ones first.
+    """Choose the fields of an update that have to be left out.  The largest ones are chosen first.
 
     Parameters:
       record(Record | None): The record before the update.
