@@ -1,4 +1,4 @@
-"""The driver's connections, with one deadline for all that a call does, and without code that runs on a drop."""
+"""Connections of the drivers, with one deadline for a whole call, and without code that runs when they are dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 #: Shortest time-out of a socket, in seconds.
 SHORTEST: Final = 0.001
 
-#: Seconds behind its deadline in which a call waits for the thread that connects.
+#: Seconds after its deadline in which a call still waits for the thread that connects.
 GRACE: Final = 0.05
 
 #: Number of bytes for which a call gets another second: a large request or reply makes the deadline later.
@@ -26,7 +26,7 @@ SLOWEST: Final = 500_000
 #: Maximum number of bytes that are sent at once.
 _SEND_SIZE: Final = 65_536
 
-#: Function of C that runs when an object is dropped, in place of the driver's ``__del__``.
+#: Function of C that replaces the driver's ``__del__``, which runs when an object is dropped.
 #:
 #: Time limits, aborts and shutdowns are raised asynchronously, between any two instructions of Python that a worker's
 #: thread executes.  Python ignores what is raised inside of ``__del__``, so a time limit that strikes there never ends
@@ -35,28 +35,28 @@ _DO_NOTHING: Final = object.__hash__
 
 
 def time_left(deadline: float) -> float:
-    """Return the seconds that the next system call may wait.
+    """Return the number of seconds that the next system call may wait.
 
-    After the deadline, that is :data:`SHORTEST`: the call still reads what has arrived, and ends if nothing has.  The
-    reply may have arrived while other threads executed Python, or while the call read from other servers.
+    After the deadline, this is :data:`SHORTEST`: the call still reads a reply that has arrived, and ends if there is
+    none.  The reply may have arrived while other threads executed Python, or while the call read from other servers.
     """
     return max(deadline - time.monotonic(), SHORTEST)
 
 
 def half_of(deadline: float) -> float:
-    """Return a deadline for one server, so that the call has as much time left for the others."""
+    """Return a deadline for one server that leaves half of the time for the other servers."""
     return deadline - max(deadline - time.monotonic(), 0) / 2
 
 
 def uninterrupted(work: Callable[[], T], deadline: float) -> T:
-    """Do some work on a thread that no time limit, abort or shutdown strikes: a worker's thread starts another thread.
+    """Call a function on a thread that no time limit, abort or shutdown strikes: from a worker's thread, on a new one.
 
     A driver that is interrupted while it connects leaves an open socket behind.  When Python drops that socket later,
     on a worker's thread, it executes code for a warning, and ignores an interrupt that strikes there.
 
     Parameters:
-      work(Callable)
-      deadline(float): When to stop waiting for it, by the monotonic clock.
+      work(Callable): The function.
+      deadline(float): Time after which the caller stops to wait for it, by the monotonic clock.
 
     Raises:
       TimeoutError: When the time is over.
@@ -67,8 +67,8 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
 
     def run() -> Iterator[None]:
         try:
-            # Before 3.12, Python may raise an interrupt of the starting thread in the new thread as this begins:
-            # that is here.
+            # Before 3.12, Python may raise an interrupt of the starting thread where the new thread begins, which is
+            # this line.
             yield
             results.append(work())
         except BaseException as e:
@@ -82,7 +82,7 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
     if not done.acquire(timeout=max(deadline - time.monotonic(), 0) + GRACE):
         raise TimeoutError("timed out")
     while errors:
-        # Not kept here: its traceback leads to this list.
+        # The list does not keep the error, because the error's traceback contains the list.
         raise errors.pop()
     return results.pop()
 
@@ -142,9 +142,9 @@ class _TimedSocket:
 
 
 class _Timed:
-    """The additions to a connection of the driver."""
+    """Part of a class of connections that have a deadline."""
 
-    #: When its calls have to end, by the monotonic clock; None for the driver's own time-outs.
+    #: End of the present call, by the monotonic clock; None for the driver's own time-outs.
     deadline: float | None = None
 
     @property
@@ -178,20 +178,20 @@ class _Timed:
 
 @cache
 def timed(kind: type) -> Any:
-    """Make a class of connections that have a deadline."""
+    """Derive a class of connections that have a deadline from one of the driver's classes."""
     made = type(kind.__name__, (_Timed, kind), {"__module__": kind.__module__})
     return _quiet(made, _DO_NOTHING)
 
 
 def closed_by_c(found: Any) -> Any:
-    """Let a socket close when it is dropped, without a warning that it was open: that would execute Python."""
+    """Let a socket close without a warning when it is dropped, because a warning executes Python."""
     if ARE_THREADS_REAL and isinstance(found, socket.socket):
         found.__class__ = _quiet(type(found), _socket.socket.close)  # type: ignore[arg-type]
     return found
 
 
 def quieten(client: Any) -> Any:
-    """Let a client of the driver's, and its pool, execute nothing when they are dropped."""
+    """Let a client of the driver and its pool execute no Python when they are dropped."""
     for item in (client.connection_pool, client):
         item.__class__ = _quiet(type(item), _DO_NOTHING)  # type: ignore[arg-type]
     return client
@@ -205,5 +205,5 @@ def _quiet(kind: type, finalize: Any) -> type:
     return type(kind.__name__, (kind,), {"__slots__": (), "__module__": kind.__module__, "__del__": finalize})
 
 
-#: Sockets of which the kernel keeps the time; those of gevent and TLS keep their own.
+#: Class of the sockets that :func:`closed_by_c` returns, except for TLS.
 PLAIN_SOCKET: Final = _quiet(socket.socket, _socket.socket.close)
