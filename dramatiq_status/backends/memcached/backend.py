@@ -36,18 +36,20 @@ _STORED: Final = Stored.STORED
 
 T = TypeVar("T")
 
-#: Decodes a message's value: takes the message id, the value with the seconds until it expires, and the current time.
+#: A function that decodes the value of a message.  Its arguments are the message id, the value with the seconds until
+#: it expires, and the current time in epoch milliseconds.
 Decode = Callable[[str, tuple[bytes, "int | None"], int], "T | None"]
 
 
 class MemcachedBackend(StatusBackend):
     """Keeps statuses in memcached_ 1.6 or newer, on one server or many.
 
-    An enqueue takes one round trip, and a process's next update of the message two.  Its later updates take one each,
-    if the server has the meta commands (1.6.10 and newer) and no other process has written in between; a write in
-    between costs two more.  Without meta commands, every update takes two (``gets`` and ``cas``).  The backend does not
-    use meta commands with a server that evicts nothing (``-M``).  The updates of many messages share round trips.
-    Reading takes one round trip for each server and for up to 500 messages.
+    An enqueue takes one round trip.  The first update by another process, for example by the worker, takes two, because
+    it reads the item.  The next updates by the same process take one each, if the server has the meta commands (1.6.10
+    and newer).  If another process has written in between, an update takes two more.  Without meta commands, every
+    update takes two (``gets`` and ``cas``).  The backend does not use meta commands with a server that evicts nothing
+    (``-M``).  The updates of many messages share round trips.  Reading takes one round trip for each server and for up
+    to 500 messages.
 
     Memcached is a cache: it may forget a status too early, when its memory is full or when it is restarted.  The next
     write of the running message restores the status.
@@ -61,8 +63,8 @@ class MemcachedBackend(StatusBackend):
     down, reads of its messages raise :class:`.BackendError`, and so do writes and deletes from outside of a worker.
     Updates of running messages are kept, and sent when the server is back.  The backend tries a server that has failed
     again after 0.1 seconds at first, later after 2.  The log has one line for the beginning of a server's outage, and
-    one for its end.  A call runs on all its servers at the same time, and takes one `timeout` for 128 updates or 500
-    reads of each server.
+    one for its end.  A call sends its requests to all servers at the same time.  It takes at most one `timeout` for
+    every 128 updates or 500 reads of a server.
 
     Many processes may write to one message.  After some conflicts, a process takes a turn: it adds an item with the
     key ``namespace%turn:...``, which lives for at most 2 seconds.
@@ -75,10 +77,9 @@ class MemcachedBackend(StatusBackend):
       timeout(int): Maximum duration of a call, in milliseconds.
       max_field_size(int): Maximum size of an encoded field, in bytes.
       meta(bool): Whether to use the meta commands if the server has them.
-      username(str): For servers that are started with ``-Y`` (1.5.15 and newer); pass `password` as well.  Memcached
-        has no encryption for both, so without TLS, all hosts on the way can read them.  SASL (``-S``) is not possible,
-        because it belongs to the binary protocol.
-      password(str): Never part of a log line, an error or a ``repr``.
+      username(str): Username for servers that are started with ``-Y`` (1.5.15 and newer).  Both are sent as plain text,
+        so use TLS as well.  SASL (``-S``) is not possible, because it belongs to the binary protocol.
+      password(str): Password of the user.  It is never part of a log line, an error or a ``repr``.
       **parameters: Connection parameters for :class:`pymemcache.Client`, ``tls_context`` for example.
 
     .. _memcached: https://memcached.org
