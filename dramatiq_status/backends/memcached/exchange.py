@@ -69,7 +69,7 @@ class RunningExchange:
         self.resume_at: float | None = None
         self._deadline = deadline
         self._steps: Steps | None = None
-        # Whether its connection was idle before, or may be one that was.
+        # Whether it uses an idle connection, if there is one.
         self._is_idle = True
 
     def advance(self) -> None:
