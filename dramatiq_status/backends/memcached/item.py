@@ -43,8 +43,8 @@ class CachedItem(NamedTuple):
       record: Its record, None if its value is not a sound record.
       expires_at: Time at which it expires, in epoch milliseconds.
       cas: Number of its last write, None if there is no item.
-      server: The server, and the start of the server, that has counted `cas`; of an item that this process has written.
-      written_at: Time of the write, in epoch milliseconds; of an item that this process has written.
+      server: Identity of the server and its start, without which `cas` means nothing; empty for an item that was read.
+      written_at: Time of the write by this process, in epoch milliseconds; 0 for an item that was read.
     """
 
     record: Record | None
@@ -79,7 +79,7 @@ class ItemCache:
         return len(self._items) + len(self._large)
 
     def take(self, message_id: str) -> CachedItem | None:
-        """Remove an item from the cache and return it.  It is out of date after the next write."""
+        """Remove an item from the cache and return it: it is out of date after the next write."""
         item = self._items.pop(message_id, None)
         return self._large.pop(message_id, None) if item is None and self._large else item
 
@@ -95,7 +95,7 @@ class ItemCache:
         put(self._contended, message_id, monotonic() + CONTENDED_FOR, MAX_CACHED)
 
     def find_contended(self, message_ids: Iterable[str]) -> set[str]:
-        """Return the messages to which an update without a turn would certainly be in vain."""
+        """Return those of some messages whose items are contended and not cached."""
         if not self._contended:
             return set()
         now = monotonic()
