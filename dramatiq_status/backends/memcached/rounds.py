@@ -24,7 +24,7 @@ WRITES_A_ROUND: Final = 128
 PATIENT_CONFLICTS: Final = 3
 
 #: Seconds that an update leaves a contended item to a writer that has cached it.  The cache saves
-#: that writer a round trip for each update, and each turn costs all writers some.
+#: that writer a round trip for each update, and each turn costs all writers some round trips.
 TURN_AFTER: Final = 0.01
 
 #: Seconds between two attempts to take a turn, at first and after :data:`TURN_AGE` seconds.  Updates
@@ -36,8 +36,8 @@ TURN_AGE: Final = 0.1
 #: Seconds after which the server ends the turn of a writer that was killed.
 TURN_TTL: Final = 2
 
-#: Part of a call's time after which an update is given up that has only found conflicts: if it is the only one of its
-#: call, and if others wait for the end of the call.
+#: Part of a call's time after which an update that has only found conflicts is given up.  The second number is for
+#: calls with more than one message, because the other updates wait for the end of the call.
 CONTENTION: Final = 0.8
 CONTENTION_BESIDE_OTHERS: Final = 0.3
 
@@ -101,7 +101,7 @@ class Rounds:
             if now > give_up_at and not any(document.item is not None for document in ready):
                 break
             if not ready:
-                # It waits before it reads, and never afterwards, because an item is soon out of date.
+                # An update waits before it reads, and never afterwards, because an item is soon out of date.
                 yield min(document.retry_at for document in documents)
                 continue
             yield from self._take_turns(connection, [found for found in ready if found.needs_turn(now)], now - began)
