@@ -55,7 +55,7 @@ class Server(IdlePool[Connection]):
 
     @property
     def address(self) -> str:
-        """Its address, for log lines and errors."""
+        """The address of the server, for log lines and errors."""
         address = self._client.server
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
@@ -107,8 +107,8 @@ class Server(IdlePool[Connection]):
           send(Callable): Sends the request; returns whether it has sent one.
 
         Returns:
-          Callable | None: Calls a function with the connection; None if `send` has sent nothing, or if the server had
-          closed an idle connection.
+          Callable | None: A function that calls another one with the connection and returns its result; None if `send`
+          has sent nothing, or if the server had closed an idle connection.
 
         Raises:
           BackendError: When the server cannot be reached.  The returned function raises it as well.
@@ -133,7 +133,7 @@ class Server(IdlePool[Connection]):
         if not sent:
             self.give(connection)
             return None
-        # The time until the caller reads the reply does not count.
+        # The time until the caller reads the reply does not count for the time-out.
         left = deadline - monotonic()
 
         def read(call: Callable[[Connection], T]) -> T:
