@@ -28,8 +28,8 @@ SWEPT_A_ROW: Final = 8
 #: messages deletes as many rows as it changes messages.
 MAX_SWEPT: Final = 200
 
-#: Part of the time to live by which the indexes of lists keep an unfinished message longer: one of this number.  Of a
-#: week, that is two and a half hours.
+#: Time to live divided by the time for which the indexes of lists keep an unfinished message longer.  If it lives for a
+#: week, they keep it for two and a half hours more.
 SLACK: Final = 64
 
 #: Exclusive upper limit of a position.
