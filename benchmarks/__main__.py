@@ -26,6 +26,7 @@ BENCHMARKS = (
     "growth",
     "listing",
     "cluster",
+    "web",
 )
 
 

@@ -14,6 +14,7 @@ from benchmarks.throughput import work
 
 #: Those that take too long for a test, even when they are quick, and why.
 SLOW = {
+    "web": "starts a server of HTTP for each store, and waits until what it has read is stale",
     "read": "reads a thousand statuses at a time, in two placements",
     "batch": "reads a thousand statuses at a time, in two placements",
     "enqueue": "counts messages in three placements",

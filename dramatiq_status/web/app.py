@@ -26,6 +26,7 @@ from .files import FILES, STATIC
 from .job import JobPage
 from .json_views import JSONViews
 from .site import RETRY_AFTER, UNAVAILABLE, Site, error
+from .streams import STREAM
 from .tokens import TokenSigner
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class StatusApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
+        stream = scope.pop(STREAM, None)
+        if stream is not None:
+            await stream.run(scope, receive, send)
 
     def end_streams(self) -> None:
         """End all open streams, from the event loop, for a server that waits for open responses before it ends.

@@ -19,7 +19,10 @@ CHECK_INTERVAL: Final = 60.0
 MAX_AGE: Final = 600.0
 
 #: Seconds between two looks at the server's and the streams' times.
-TICK: Final = 0.2
+TICK: Final = 0.1
+
+#: Key of the scope under which a routed request leaves its stream.
+STREAM: Final = "dramatiq_status.web.stream"
 
 HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -89,7 +92,7 @@ class EventStream:
       check(Callable): Checks the access again; returns the last events if there is none any more, else None.
     """
 
-    __slots__ = ("_check", "_is_over", "_next", "_source", "_streams", "_wakeup", "alarm")
+    __slots__ = (*("_check", "_is_over", "_leaving", "_next", "_receive", "_source", "_streams", "_wakeup", "alarm"),)
 
     def __init__(
         self,
@@ -103,6 +106,8 @@ class EventStream:
         self._is_over = False
         self._wakeup: asyncio.Future[None] | None = None
         self._next: asyncio.Task[bytes] | None = None
+        self._receive: Receive
+        self._leaving: asyncio.Task[Message] | None = None
         #: Time at which the stream has something to do even if nothing happens, by the loop's clock.
         self.alarm: float = 0.0
 
@@ -117,20 +122,29 @@ class EventStream:
         self.wake()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        leaving = asyncio.create_task(self._wait_for_disconnect(receive))
+        """Leave the stream to the application, which runs it when Starlette has routed the request.
+
+        While a stream is open, the calls of Starlette's middleware and routes would take several KiB of memory.
+        """
+        scope[STREAM] = self
+
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, until the source or the server ends, the client leaves, or the stream is too old."""
+        self._receive = receive
+        self._listen()
         self._streams.add(self)
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             if scope["method"] != "HEAD":
                 await self._send_events(send)
-            if not leaving.done():
-                await send({"type": "http.response.body", "body": b""})
+            await send({"type": "http.response.body", "body": b""})
         except OSError:
             # The client is gone.
             pass
         finally:
             self._streams.remove(self)
-            tasks = [task for task in (leaving, self._next) if task is not None and not task.done()]
+            tasks = [task for task in (self._leaving, self._next) if task is not None and not task.done()]
+            self._is_over = True
             for task in tasks:
                 task.cancel()
             if tasks:
@@ -172,10 +186,19 @@ class EventStream:
             await send(_body(events))
             comment_at = loop.time() + COMMENT_INTERVAL
 
-    async def _wait_for_disconnect(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.end()
+    def _listen(self, received: asyncio.Task[Message] | None = None) -> None:
+        """Wait for the client to leave; a task that only receives costs less memory than a loop."""
+        if received is not None and _is_last(received):
+            self.end()
+            return
+        self._leaving = asyncio.create_task(self._receive())  # type: ignore[arg-type]
+        self._leaving.add_done_callback(self._listen)
+
+
+def _is_last(received: asyncio.Task[Message]) -> bool:
+    if received.cancelled() or received.exception() is not None:
+        return True
+    return bool(received.result()["type"] == "http.disconnect")
 
 
 def _body(events: bytes) -> Message:

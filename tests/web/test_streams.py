@@ -234,7 +234,7 @@ def test_the_server_ends_although_streams_are_open(redis_url: str, redis_server:
             for visitor in visitors:
                 _read_until(visitor, b"queued")
             # Then they share one connection for reads, and one for news
-            assert len(client.client_list()) - before == 2
+            eventually(lambda: len(client.client_list()) - before == 2)
             # When it is told to end, then it does, and all visitors hear of it
             server.send_signal(signal.SIGTERM)
             server.wait(PATIENCE)
