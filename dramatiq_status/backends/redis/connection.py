@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 from ... import _time as time
 from .._pool import IdlePool
-from .._timed import PLAIN_SOCKET, SLOWEST, time_left, timed, uninterrupted
+from .._socket import has_kernel_timeouts, set_timeout
+from .._timed import SLOWEST, time_left, timed, uninterrupted
 from .driver import driver_of, errors, response_errors
 from .requests import coded, failure_of, hiredis
-
-# Sockets of gevent and of TLS have time-outs of their own.  The layout of the kernel's time-out is known for Linux.
-_PLAIN_SOCKET: Final[Any] = PLAIN_SOCKET if sys.platform == "linux" and socket.socket.__module__ == "socket" else None
 
 #: Parts of the time-out by which a system call may end behind the deadline of its call.
 TIME_STEPS: Final = 16
@@ -132,7 +128,7 @@ class Connection:
 
     def is_stale(self) -> bool:
         """Whether the server has closed the connection, or has sent something without a request."""
-        if type(self._socket) is _PLAIN_SOCKET:
+        if has_kernel_timeouts(self._socket):
             try:
                 self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -179,10 +175,7 @@ class Connection:
             # A server that stops in the middle of a large reply has no more than the time-out left.
             self._waits = waits = min(time_left(self.deadline), self._timeout)
             self.deadline = min(self.deadline, time.monotonic() + self._timeout)
-            if type(self._socket) is _PLAIN_SOCKET:
-                _let_kernel_time(self._socket, waits)
-            else:
-                self._socket.settimeout(waits)
+            set_timeout(self._socket, waits)
 
     def _no_answer(self) -> TimeoutError:
         # The kernel's message is that a resource is temporarily unavailable.
@@ -287,13 +280,3 @@ def address_of(connection: Any) -> Address:
         raise failure_of(e) from e
     finally:
         connection.disconnect()
-
-
-def _let_kernel_time(plain: socket.socket, seconds: float) -> None:
-    """Leave the time-outs of a plain socket to the kernel: Python's cost another system call for each call."""
-    if plain.gettimeout() is not None:
-        plain.settimeout(None)
-    whole = int(seconds)
-    interval = struct.pack("@ll", whole, int((seconds - whole) * 1_000_000))
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
