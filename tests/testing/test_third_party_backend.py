@@ -236,7 +236,7 @@ def test_the_suite_passes_in_a_project_of_its_own(tmp_path: Path) -> None:
     reasons = {line.rpartition(": ")[2] for line in suite.stdout.splitlines() if line.startswith("SKIPPED")}
     hooks = ("damages", "refusals", "refusing", "set_ttl", "too_large", "ttl_of")
     needed = (*(f"hook {hook}" for hook in hooks), "fixture make_backend", "fixture outage")
-    cannot = ("This backend does not list.", "This backend does not tell of changes.")
+    cannot = ("This backend does not list.", "This backend has no subscriptions.")
     assert reasons == {*cannot, *(f"Needs the {name}." for name in needed)}
 
 
