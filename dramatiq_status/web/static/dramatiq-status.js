@@ -13,7 +13,8 @@ const put = (text, ...values) => text.replace(/{(.)}/g, (_, i) => values[i]);
 const format = (lang, n, digits = n < 10 ? 1 : 0, more) => n.toLocaleString(lang, { maximumFractionDigits: digits, ...more });
 
 export function duration(s, lang, own = texts, exact, long) {
-	s = s < 10 && exact ? Math.round(s * 10) / 10 : s < 1200 ? Math.round(Math.max(0, s)) : Math.round(s / 60) * 60;
+	s = Math.max(0, s);
+	s = s < 10 && exact ? Math.round(s * 10) / 10 : s < 1200 ? Math.round(s) : Math.round(s / 60) * 60;
 	const found = [];
 	for (const [short, unit, size] of [["d", "day", 86400], ["h", "hour", 3600], ["min", "minute", 60], ["s", "second", 1]]) {
 		const n = size > 1 ? Math.floor(s / size) : s;

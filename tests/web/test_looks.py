@@ -1,0 +1,129 @@
+"""The plain bar of a page and the element show the same, although one is written in Python and one in JavaScript."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser
+
+from dramatiq_status.backends import RedisBackend
+from dramatiq_status.record import ATTEMPTS, EXCEPTION, FAILED, QUEUED, SCHEDULED_AT
+from dramatiq_status.web import allow_all, status_app
+from dramatiq_status.web.looks import age, duration
+
+from ..jobs import Job
+from .browser import Tab, axe
+from .serving import serving
+from .test_element import shown, start
+
+EXCEPTION_TEXT = '{"type": "ConnectionError", "message": "the shop does not answer"}'
+
+
+@pytest.mark.parametrize(
+    "seconds, text, exact",
+    [
+        (0, "0 s", "0 s"),
+        (0.44, "0 s", "0.4 s"),
+        (9.96, "10 s", "10 s"),
+        (59.4, "59 s", "59 s"),
+        (60, "1 min", "1 min"),
+        (80, "1 min 20 s", "1 min 20 s"),
+        (1199, "19 min 59 s", "19 min 59 s"),
+        (1230, "21 min", "21 min"),
+        (9060, "2 h 31 min", "2 h 31 min"),
+        (3600, "1 h", "1 h"),
+        (90_000, "1 d 1 h", "1 d 1 h"),
+        (86_460, "1 d", "1 d"),
+        (-5, "0 s", "0 s"),
+    ],
+)
+def test_durations(tab: Tab, backend: RedisBackend, seconds: float, text: str, exact: str) -> None:
+    assert (duration(seconds), duration(seconds, exact=True)) == (text, exact)
+    with shown(backend) as (site, _):
+        tab.open(site.url)
+        script = "async (s) => (({duration, texts}) => [duration(s, 'en'), duration(s, 'en', texts, true)])"
+        script += "(await import('./jobs/dramatiq-status.js'))"
+        assert tab.run(script, seconds) == [text, exact]
+
+
+def test_ages() -> None:
+    assert [age(seconds) for seconds in (-1, 0.5, 12, 60, 7_300, 900_000)] == [
+        *("now", "now", "12 s ago", "1 min ago", "2 h ago", "10 d ago")
+    ]
+
+
+def jobs_of_all_looks(backend: RedisBackend) -> list[Job]:
+    failed = start(backend, 630, step="sending")
+    failed._write({EXCEPTION: EXCEPTION_TEXT, ATTEMPTS: "3"}, state=FAILED, create=True)
+    retrying = start(backend, 420)
+    retrying._write({EXCEPTION: EXCEPTION_TEXT, ATTEMPTS: "1", SCHEDULED_AT: "32503680000000"}, state=QUEUED)
+    return [
+        start(backend, 420, step="reading"),
+        start(backend, 1284, None, step="crawling"),
+        start(backend, 3, 240),
+        failed,
+        retrying,
+        Job(backend).enqueue(),
+        Job(backend).enqueue().start(heartbeat_interval=1).write(step="reading"),
+        start(backend, 1000).finish(),
+    ]
+
+
+@pytest.mark.parametrize("of", range(8))
+def test_the_plain_bar_and_the_element_show_the_same(browser: Browser, backend: RedisBackend, of: int) -> None:
+    job = jobs_of_all_looks(backend)[of]
+    app = status_app(authorize=allow_all, backend=backend, fields=("*", "exception.message"))
+    with serving(app) as site:
+        found = []
+        for script in (False, True):
+            with closing(browser.new_context(java_script_enabled=script)) as context:
+                page = context.new_page()
+                page.goto(f"{site.url}/{job.message_id}")
+                if script:
+                    page.wait_for_function("() => document.querySelector('dramatiq-status').snapshot")
+                found.append(
+                    [page.inner_text(f"[variant=big] [part={name}]") for name in ("label", "value", "text")]
+                    + [page.get_attribute("[variant=big] [part=fill]", "width")]
+                    + [page.get_attribute("[variant=big] [part=bar]", "aria-valuenow")]
+                )
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("variant", ["", "compact", "big"])
+def test_axe_finds_nothing_in_any_look(browser: Browser, backend: RedisBackend, scheme: Any, variant: str) -> None:
+    script = axe(Path(gettempdir(), "dramatiq-status-axe"))
+    if script is None:
+        pytest.skip("npm cannot install axe-core.")
+    jobs = jobs_of_all_looks(backend)
+    with shown(backend, *jobs, attributes=f'variant="{variant}"') as (site, _):
+        with closing(browser.new_context(bypass_csp=True, color_scheme=scheme)) as context:
+            page = context.new_page()
+            page.goto(site.url)
+            page.add_style_tag(content=":root { color-scheme: light dark } body { background: Canvas }")
+            page.wait_for_function(
+                "() => [...document.querySelectorAll('dramatiq-status')].every((one) => one.snapshot)"
+            )
+            page.evaluate(script)
+            found = page.evaluate("axe.run()")
+        assert [(one["id"], one["nodes"][0]["html"][:200]) for one in found["violations"]] == []
+
+
+FILL = "document.querySelector('dramatiq-status').shadowRoot.querySelector('[part=fill]')"
+
+
+@pytest.mark.parametrize(
+    "media, style", [({"reduced_motion": "reduce"}, "animationName"), ({"forced_colors": "active"}, "fill")]
+)
+def test_wishes_of_the_system(tab: Tab, backend: RedisBackend, media: dict[str, Any], style: str) -> None:
+    job = start(backend, 1284, None)
+    with shown(backend, job) as (site, _):
+        tab.open(site.url).until_state("working")
+        get = f"getComputedStyle({FILL}).{style}"
+        before = tab.run(get)
+        tab.page.emulate_media(**media)
+        assert tab.run(get) != before
