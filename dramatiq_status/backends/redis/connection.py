@@ -117,7 +117,10 @@ class Connection:
 
     def read_many(self, count: int) -> list[Any]:
         """Read some replies."""
-        if count == 1 or self._reader is None:
+        if count == 1:
+            # Most calls.
+            return [self.read()]
+        if self._reader is None:
             return [self.read() for _ in range(count)]
         replies: list[Any] = []
         gets = self._reader.gets
@@ -173,9 +176,9 @@ class Connection:
         difference = self.deadline - time.monotonic() - self._waits
         if difference < -self._slack or difference > self._slack:
             # A server that stops in the middle of a large reply has no more than the time-out left.
-            self._waits = waits = min(time_left(self.deadline), self._timeout)
+            self._waits = min(time_left(self.deadline), self._timeout)
             self.deadline = min(self.deadline, time.monotonic() + self._timeout)
-            set_timeout(self._socket, waits)
+            set_timeout(self._socket, self._waits)
 
     def _no_answer(self) -> TimeoutError:
         # The kernel's message is that a resource is temporarily unavailable.
