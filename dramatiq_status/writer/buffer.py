@@ -22,6 +22,9 @@ from .pending import MergedState, PendingUpdate
 #: Number of increments after which the writer merges those of a buffer, whatever its throttle.
 MERGE_EVERY: Final = 4096
 
+# An attribute of an Enum takes five times as long as a name.
+_APPLIED: Final = Outcome.APPLIED
+
 
 class BufferWriter(Protocol):
     """The part of the writer that a buffer uses."""
@@ -100,7 +103,8 @@ class MessageBuffer:
         # Guards everything below; a write does not take it.
         self._lock = threading.Lock()
         self._merger = Merger(message_id, kind, base)
-        self._state = MergedState(Update(kind, enqueue_id, run_token), {})
+        template = {"kind": kind, "enqueue_id": enqueue_id, "run_token": run_token}
+        self._state = MergedState(template, {})
         self._throttle = throttle / 1000
 
     # Writing, on any thread
@@ -223,7 +227,7 @@ class MessageBuffer:
         self._lock = threading.Lock()
         self._operations.clear()
         known = {name: text for name, text in self._state.known.items() if name != RATE}
-        self._state = MergedState(Update(self._merger.kind), known)
+        self._state = MergedState({"kind": Kind.OUTSIDE}, known)
         self._merger.forget_rate()
         # Each write looks at the first of them, forked or not.
         self.closed = self._is_forked = True
@@ -284,7 +288,7 @@ class MessageBuffer:
             pending = self._merge().pending
             if not pending:
                 return None
-            if self._merger.is_urgent or now >= self._due or pending[0].is_frozen:
+            if self._merger.is_urgent or now >= self._due or pending[0].frozen is not None:
                 return 0.0
             # Until then, an increment need not signal.
             self._is_signalled = True
@@ -300,28 +304,28 @@ class MessageBuffer:
             state = self._merge()
             updates = []
             self._is_held = False
-            is_unanswered = bool(state.pending) and state.pending[0].is_frozen
+            is_unanswered = bool(state.pending) and state.pending[0].frozen is not None
             for pending in state.pending:
-                if not pending.is_frozen:
+                update = pending.frozen
+                if update is None:
                     if is_unanswered:
                         self._is_held = True
                         break
-                    self._freeze(pending, state.known, now)
-                updates.append(pending.update)
+                    update = self._freeze(pending, state.known, now)
+                updates.append(update)
             self._merger.is_urgent = False
             if self._merger.is_throttled:
                 self._merger.is_throttled = False
                 self._due = now + self._throttle
             return updates
 
-    def _freeze(self, pending: PendingUpdate, known: Record, now: float) -> None:
-        if pending.update.kind is Kind.RUN:
-            self._sequence += 1
-            if pending.update.state is None:
-                self._merger.store_rate(pending.update, known, now)
-            pending.update = pending.update._replace(sequence=self._sequence)
-        # Last: an update that an interrupt has left unfrozen is frozen again.
-        pending.is_frozen = True
+    def _freeze(self, pending: PendingUpdate, known: Record, now: float) -> Update:
+        if pending.arguments["kind"] is not Kind.RUN:
+            return pending.freeze(0)
+        self._sequence += 1
+        if "state" not in pending.arguments:
+            self._merger.store_rate(pending, known, now)
+        return pending.freeze(self._sequence)
 
     def settle(self, outcomes: Iterable[Outcome], *, keep_missing: bool = False) -> bool:
         """Process the outcomes of the updates taken last.
@@ -338,9 +342,8 @@ class MessageBuffer:
             left: list[PendingUpdate] = []
             answered = 0
             for pending, outcome in zip(state.pending, outcomes):
-                assert pending.is_frozen
                 answered += 1
-                if self._is_left(pending, outcome, state, keep_missing):
+                if outcome is not _APPLIED and self._is_left(pending, outcome, state, keep_missing):
                     left.append(pending)
                 elif left:
                     left[-1].confirmations += pending.confirmations
@@ -351,13 +354,14 @@ class MessageBuffer:
 
     def _is_left(self, pending: PendingUpdate, outcome: Outcome, state: MergedState, keep_missing: bool) -> bool:
         """Return whether to send an update again after this outcome, and make it complete if the record is lost."""
-        update = pending.update
+        update = pending.frozen
+        assert update is not None
         if outcome is Outcome.MISSING:
             if keep_missing:
                 return True
             if update.kind is Kind.RUN and not update.create:
                 state.absorb_counts()
-                pending.update = self._merger.complete(update, state)
+                pending.frozen = self._merger.complete(update, state)
                 return True
             if self.is_first("missing"):
                 logger.info("Message %r has no status: what was written to it is dropped.", self.message_id)
@@ -390,7 +394,7 @@ class MessageBuffer:
         """Drop the updates taken last, and return their number and whether others are left."""
         with self._lock:
             pending = self._state.pending
-            left = [update for update in pending if not update.is_frozen]
+            left = [update for update in pending if update.frozen is None]
             self._release(pending)
             self._state.pending = left
             return len(pending) - len(left), bool(left)
@@ -410,18 +414,18 @@ class MessageBuffer:
             base = self._merger.keep_base() if self.closed else {}
             texts = [*state.known, *state.known.values(), *chain.from_iterable(base.items())]
             for pending in state.pending:
-                update = pending.update
-                for name, text in update.fields.items():
+                fields = pending.fields if pending.frozen is None else pending.frozen.fields
+                for name, text in fields.items():
                     if state.known.get(name) is not text:
                         texts += (name, text)
-                if update.changes is not None:
-                    texts += update.changes.counts
+                if pending.changes is not None:
+                    texts += pending.changes.counts
             return sum(map(getsizeof, texts))
 
     def heartbeat(self) -> Update:
         """Return the run's heartbeat."""
         template = self._state.template
-        return Update(Kind.HEARTBEAT, template.enqueue_id, template.run_token)
+        return Update(Kind.HEARTBEAT, template["enqueue_id"], template["run_token"])
 
     def _merge(self) -> MergedState:
         """Merge the operations, and return the new state."""

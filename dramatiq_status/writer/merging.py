@@ -37,31 +37,20 @@ class Merger:
       make_base(Callable): Returns what the run knew of its message before it began.
     """
 
-    __slots__ = (
-        "_base",
-        "_has_refused",
-        "_make_base",
-        "_meter",
-        "_total_at",
-        "is_throttled",
-        "is_urgent",
-        "kind",
-        "message_id",
-    )
+    #: Whether an operation among the pending updates is not throttled, and whether one is.
+    is_urgent = False
+    is_throttled = False
+    _base: Record | None = None
+    _meter: RateMeter | None = None
+    # Time of a total without a progress, by the monotonic clock.
+    _total_at = -math.inf
+    # Whether it was logged that an operation cannot be merged.
+    _has_refused = False
 
     def __init__(self, message_id: str, kind: Kind, make_base: Callable[[], Record]) -> None:
         self.message_id = message_id
         self.kind = kind
-        #: Whether an operation among the pending updates is not throttled, and whether one is.
-        self.is_urgent = False
-        self.is_throttled = False
         self._make_base = make_base
-        self._base: Record | None = None
-        self._meter: RateMeter | None = None
-        # Time of a total without a progress, by the monotonic clock.
-        self._total_at = -math.inf
-        # Whether it was logged that an operation cannot be merged.
-        self._has_refused = False
 
     @property
     def base(self) -> Record:
@@ -150,8 +139,8 @@ class Merger:
 
     def _merge_fields(self, merged: MergedState, fields: Record, **content: Any) -> None:
         pending = merged.last()
-        pending.update.fields.update(fields)
-        pending.update = pending.update._replace(**content)
+        pending.fields.update(fields)
+        pending.arguments.update(content)
         merged.known.update(fields)
         self.is_urgent = True
 
@@ -160,8 +149,8 @@ class Merger:
         # What the run has written or deleted is newer than what came with the message.
         gone = state.deleted.union(name for name in state.known if name not in WRITTEN_BY_REQUEUE)
         fields = left | {name: text for name, text in enqueue.fields.items() if name not in gone}
-        state.append(Update(Kind.ENQUEUE, enqueue.enqueue_id, fields=fields))
-        state.template = state.template._replace(enqueue_id=enqueue.enqueue_id)
+        state.append({"kind": Kind.ENQUEUE, "enqueue_id": enqueue.enqueue_id, "fields": fields})
+        state.template = {**state.template, "enqueue_id": enqueue.enqueue_id}
         self.is_urgent = True
 
     def _left_to_requeue(self, state: MergedState) -> Record:
@@ -180,7 +169,7 @@ class Merger:
         self._begin_leg(write.fields, pending, state.known)
         state.known.update(write.fields)
         if write.state is not None:
-            pending.update = pending.update._replace(state=write.state)
+            pending.arguments["state"] = write.state
         if write.urgent:
             self.is_urgent = True
         else:
@@ -194,7 +183,7 @@ class Merger:
         pending.change(changes)
         # Only what came with the message can come back with it.
         marks = deletion_marks(name for name in changes.deleted if self.kind is Kind.OUTSIDE or name in self.base)
-        pending.update.fields.update(marks)
+        pending.fields.update(marks)
         state.known.update(marks)
         self._begin_leg(changes.counts, pending, state.known)
         self.note_changes(state, changes)
@@ -244,16 +233,16 @@ class Merger:
         """Measure no more: the run goes on in another process."""
         self._meter = None
 
-    def store_rate(self, update: Update, known: Record, now: float) -> None:
+    def store_rate(self, pending: PendingUpdate, known: Record, now: float) -> None:
         """Measure the progress, and add the rate to an update about to be frozen."""
-        if update.increment or PROGRESS in update.fields:
+        if pending.arguments.get("increment") or PROGRESS in pending.fields:
             if self._meter is None:
                 self._meter = RateMeter()
             self._meter.observe(number_of(known[PROGRESS]), now)
         rate = self._meter.text_at(now) if self._meter else None
         if rate is not None and rate != known.get(RATE):
-            update.fields[RATE] = known[RATE] = rate
-            update.fields[RATE_WRITTEN_AT] = known[RATE_WRITTEN_AT] = STILL_CURRENT
+            pending.fields[RATE] = known[RATE] = rate
+            pending.fields[RATE_WRITTEN_AT] = known[RATE_WRITTEN_AT] = STILL_CURRENT
 
     def _begin_leg(self, fields: Mapping[str, Any], pending: PendingUpdate, known: Record) -> None:
         """Begin a new measurement of the rate where the progress begins a new leg.
@@ -277,4 +266,4 @@ class Merger:
             self._meter = RateMeter()
         self._meter.begin(count, now)
         if known.pop(RATE, None) is not None:
-            pending.update.fields[RATE] = "null"
+            pending.fields[RATE] = "null"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from ..record import PROGRESS, Record, number_of, number_text
 from ..update import Changes, Kind, Update
@@ -12,56 +13,73 @@ from .operations import Confirmation, Operation, plain_number
 class PendingUpdate:
     """An update that the store does not have yet.
 
-    Operations change it until the writer sends it.  From then on it is frozen, because the writer repeats it unchanged
-    if its reply is lost.
+    It is the arguments of the update, which operations change, until the writer sends it.  From then on it is frozen,
+    because the writer repeats it unchanged if its reply is lost.  (To replace fields of an update at each operation
+    takes three times as long.)
+
+    Parameters:
+      arguments(dict): Arguments of :class:`.Update`, with ``kind`` and ``fields`` at least.
+      confirmations(Iterable[Confirmation]): Confirmations of this update and of all updates before it.
     """
 
-    __slots__ = ("confirmations", "is_frozen", "update")
+    __slots__ = ("arguments", "confirmations", "fields", "frozen")
 
-    def __init__(self, update: Update, confirmations: Iterable[Confirmation] = ()) -> None:
-        self.update = update
-        self.is_frozen = False
-        #: Confirmations of this update and of all updates before it.
+    def __init__(self, arguments: dict[str, Any], confirmations: Iterable[Confirmation] = ()) -> None:
+        self.arguments = arguments
+        self.fields: Record = arguments["fields"]
         self.confirmations = list(confirmations)
+        #: The update, once it was sent.
+        self.frozen: Update | None = None
 
     def copy(self) -> PendingUpdate:
         """Return a copy for further operations."""
-        return PendingUpdate(self.update._replace(fields=dict(self.update.fields)), self.confirmations)
+        return PendingUpdate({**self.arguments, "fields": dict(self.fields)}, self.confirmations)
 
     @property
     def is_open(self) -> bool:
         """Whether further operations may go into it."""
-        return not self.is_frozen and self.update.kind is not Kind.ENQUEUE and self.update.state is None
+        arguments = self.arguments
+        return self.frozen is None and "state" not in arguments and arguments["kind"] is not Kind.ENQUEUE
+
+    @property
+    def changes(self) -> Changes | None:
+        """Fields to delete and to count."""
+        return self.arguments.get("changes")
+
+    def freeze(self, sequence: int) -> Update:
+        """Change it no more, and return the update."""
+        self.frozen = update = Update(sequence=sequence, **self.arguments)
+        return update
 
     def add(self, n: int | float) -> None:
         """Add to the progress."""
-        self.update = self.update._replace(increment=self.update.increment + n)
+        self.arguments["increment"] = self.arguments.get("increment", 0) + n
 
     def set(self, fields: Record) -> None:
         """Set fields.  What was counted on them before has no effect any more."""
         if PROGRESS in fields:
-            self.update = self.update._replace(increment=0)
-        self.update.fields.update(fields)
-        self.keep_counts(lambda name: name not in fields)
+            self.arguments.pop("increment", None)
+        self.fields.update(fields)
+        if "changes" in self.arguments:
+            self.keep_counts(lambda name: name not in fields)
 
     def change(self, changes: Changes) -> None:
         """Delete fields, then count on fields."""
-        before = self.update.changes or Changes()
+        before = self.changes or Changes()
         counts = dict(before.counts)
         for name in changes.deleted:
-            self.update.fields.pop(name, None)
+            self.fields.pop(name, None)
             counts.pop(name, None)
         for name, n in changes.counts.items():
             counts[name] = counts.get(name, 0) + plain_number(n)
-        self.update = self.update._replace(changes=Changes(counts, before.deleted | changes.deleted))
+        self.arguments["changes"] = Changes(counts, before.deleted | changes.deleted)
 
     def keep_counts(self, keeps: Callable[[str], bool]) -> None:
         """Drop what was counted on fields, except on those that `keeps` accepts."""
-        changes = self.update.changes
+        changes = self.changes
         if changes is not None:
             counts = {name: n for name, n in changes.counts.items() if keeps(name)}
-            left = Changes(counts, changes.deleted) if counts or changes.deleted else None
-            self.update = self.update._replace(changes=left)
+            self.arguments["changes"] = Changes(counts, changes.deleted) if counts or changes.deleted else None
 
     def release(self, stored: bool) -> None:
         """Release the confirmations."""
@@ -77,13 +95,13 @@ class MergedState:
     change in place, when the writer freezes or removes them.
 
     Parameters:
-      template(Update): The update without any content: its kind, enqueue and run.
+      template(dict): Arguments of all its updates: their kind, enqueue and run.
       known(Record): All that the run has written.
     """
 
     __slots__ = ("attempts", "deleted", "known", "pending", "taken", "template")
 
-    def __init__(self, template: Update, known: Record) -> None:
+    def __init__(self, template: dict[str, Any], known: Record) -> None:
         self.template = template
         self.known = known
         self.attempts = 1
@@ -100,7 +118,7 @@ class MergedState:
         copy.attempts, copy.deleted = self.attempts, self.deleted
         if self.pending:
             copy.pending = self.pending[:]
-            if not copy.pending[-1].is_frozen:
+            if copy.pending[-1].frozen is None:
                 copy.pending[-1] = copy.pending[-1].copy()
         return copy
 
@@ -108,11 +126,11 @@ class MergedState:
         """Return the pending update that the next operation goes into."""
         if self.pending and self.pending[-1].is_open:
             return self.pending[-1]
-        return self.append(self.template._replace(fields={}))
+        return self.append({**self.template, "fields": {}})
 
-    def append(self, update: Update) -> PendingUpdate:
+    def append(self, arguments: dict[str, Any]) -> PendingUpdate:
         """Append a pending update."""
-        pending = PendingUpdate(update)
+        pending = PendingUpdate(arguments)
         self.pending.append(pending)
         return pending
 
@@ -125,13 +143,12 @@ class MergedState:
         """Drop the counts that an update with all values of the run includes: they must not count twice."""
         replaced: set[str] = set()
         for pending in self.pending:
-            if pending.is_frozen:
+            if pending.frozen is not None:
                 continue
-            update = pending.update
-            if update.kind is Kind.ENQUEUE:
+            if pending.arguments["kind"] is Kind.ENQUEUE:
                 return
             # A field that is set or deleted is counted from that value on.
-            replaced.update(update.fields, update.changes.deleted if update.changes else ())
+            replaced.update(pending.fields, pending.changes.deleted if pending.changes else ())
             if PROGRESS not in replaced:
-                pending.update = update._replace(increment=0)
+                pending.arguments.pop("increment", None)
             pending.keep_counts(replaced.__contains__)
