@@ -122,9 +122,9 @@ def test_source_distribution_is_the_repository(source: Path) -> None:
 
 def test_source_distribution_collects_its_own_tests(source: Path) -> None:
     """The tests import the benchmarks and read the examples, so that collecting fails where either is missing."""
-    collected = run("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", cwd=source)
-    assert "tests/test_benchmarks.py::" in collected
-    assert "tests/test_examples.py::" in collected
+    collected = run("-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", "--assert=plain", cwd=source)
+    assert "tests/test_benchmarks.py: " in collected
+    assert "tests/test_examples.py: " in collected
 
 
 def test_top_level_has_what_annotations_need() -> None:

@@ -19,7 +19,7 @@ import pytest
 from dramatiq_status import BackendError, StatusRegistry, current_status, track
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.record import PROGRESS, VERSION
-from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start
+from dramatiq_status.testing.conformance import BackendConformance, concurrency, enqueue, finish, outside, start
 from dramatiq_status.update import Outcome
 from examples import third_party_backend
 from examples.third_party_backend import DirectoryBackend
@@ -58,6 +58,11 @@ def file_of(backend: StatusBackend, message_id: str) -> Path:
 
 
 class TestDirectoryBackend(BackendConformance):
+    @pytest.fixture(autouse=True)
+    def fewer_writes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # A lock of a file that another writer has takes a pause.  So many writes find a backend without a lock as well.
+        monkeypatch.setattr(concurrency, "WRITES", 250)
+
     @pytest.fixture
     def make_backend(self, tmp_path: Path) -> Callable[..., StatusBackend]:
         return lambda **parameters: DirectoryBackend(tmp_path, timeout=PATIENT, **parameters)
