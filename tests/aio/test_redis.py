@@ -544,6 +544,31 @@ class TestOneLineForAll:
 
             in_loop(main)
 
+    def test_a_subscription_of_a_user_without_unsubscribe(self, start_server: StartServer) -> None:
+        # Given a user without the right to unsubscribe, and subscriptions to two jobs
+        server = start_server(RedisServer())
+        with closing(RedisBackend(url=server.url)) as writer:
+            writer.client.execute_command(
+                "ACL", "SETUSER", "bound", "on", "nopass", "~*", "&*", "+@all", "-unsubscribe"
+            )
+            first, second = Job(writer).enqueue(), Job(writer).enqueue()
+            with closing(RedisBackend(url=server.url.replace("redis://", "redis://bound:x@"))) as reader:
+
+                async def main() -> None:
+                    subscription = await (await async_backend(reader)).subscribe()
+                    assert subscription is not None
+                    await subscription.add([first.message_id, second.message_id])
+                    subscribed = {await subscription.receive() for _ in range(2)}
+                    assert subscribed == {(first.message_id, None), (second.message_id, None)}
+                    # When one of them ends, which the server refuses
+                    await subscription.remove([first.message_id])
+                    await asyncio.to_thread(second.start)
+                    # Then the other one continues
+                    assert await subscription.receive() == (second.message_id, 2)
+                    await subscription.close()
+
+                in_loop(main)
+
     def test_a_master_that_was_demoted(self, start_server: StartServer) -> None:
         # Given a master to which there is a connection
         server, master = start_server(RedisServer()), start_server(RedisServer())
