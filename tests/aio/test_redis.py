@@ -591,6 +591,30 @@ class TestOneLineForAll:
 
             in_loop(main)
 
+    def test_an_update_that_a_replica_refuses_is_repeated_over_a_new_connection(
+        self, start_server: StartServer
+    ) -> None:
+        # Given an event loop that is connected to a master
+        server, other = start_server(RedisServer()), start_server(RedisServer())
+        with closing(named(server.url)) as backend, redis.Redis.from_url(server.url) as client:
+            job = Job(backend).enqueue()
+
+            def connections_of_loops() -> set[str]:
+                return {found["id"] for found in client.client_list() if found["name"] == NAME}
+
+            async def main() -> None:
+                status = aio.StatusRegistry.get(job.message_id, backend=backend)
+                await status.update(a=1)
+                before = connections_of_loops()
+                # When the master becomes a replica, and refuses an update
+                client.replicaof("127.0.0.1", other.port)
+                with pytest.raises(BackendError):
+                    await status.update(a=2)
+                # Then the loop has connected again, because the address may lead to another master now
+                assert connections_of_loops() - before
+
+            in_loop(main)
+
     def test_the_script_is_loaded(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a server that has forgotten the script
         job = Job(jobs).enqueue()
