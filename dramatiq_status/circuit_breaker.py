@@ -1,5 +1,6 @@
-"""What a process knows of a store that does not answer: a circuit breaker
-that also does the logging, one line when an outage begins and one when it ends.
+"""The circuit breaker of a store or a server: whether it is down, and when to try it again.
+
+It logs one line when an outage begins, and one when it ends.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from typing import Final, NamedTuple
 from . import _time as time
 from ._log import logger
 
-#: For how many seconds nobody tries again: after the first failure of
-#: an outage, and at most.
+#: Seconds until the next attempt: after the first failure of an outage, and at most.
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 
-#: Seconds after an outage in which other processes may still have to send what they kept, and for which an update from
+#: Seconds after an outage in which other processes may still have to send their updates, and for which an update from
 #: outside of a message without a record is kept.
 RECOVERY: Final = 2 * LONGEST_PAUSE
 
@@ -45,10 +45,10 @@ class Health(NamedTuple):
 
 
 class CircuitBreaker:
-    """A circuit breaker: whether a store is down, and when to try it again.
+    """A circuit breaker.
 
     Parameters:
-      name(str): What the log calls the store.
+      name(str): The store's name in the log.
     """
 
     def __init__(self, name: str) -> None:
@@ -60,7 +60,7 @@ class CircuitBreaker:
         self._dropped = 0
         #: Whether the last call failed.
         self.down: bool = False
-        #: When to try again, by the monotonic clock.
+        #: Time of the next attempt, by the monotonic clock.
         self.retry_at: float = 0.0
         self._ended = -math.inf
         self._given_up = False
@@ -68,7 +68,7 @@ class CircuitBreaker:
         self._all_outages = self._all_failures = self._all_dropped = 0
 
     def renew(self) -> None:
-        """This process was forked off: who held the lock is not here to let it go."""
+        """Begin again in a process that was forked off: the thread that held the lock is in the parent."""
         self._lock = Lock()
         self._all_outages = self._all_failures = self._all_dropped = 0
 
@@ -95,11 +95,11 @@ class CircuitBreaker:
 
     @property
     def recovering(self) -> bool:
-        """Whether an outage has ended so recently that other processes may not have sent what they kept."""
+        """Whether an outage has ended so recently that other processes may not have sent all their updates."""
         return time.monotonic() - self._ended < RECOVERY
 
     def failed(self, error: BaseException) -> None:
-        """A call failed."""
+        """Record that a call failed."""
         with self._lock:
             now = time.monotonic()
             began = not self.down
@@ -109,7 +109,7 @@ class CircuitBreaker:
             self._failures += 1
             self._all_failures += 1
             if began or now >= self.retry_at:
-                # Many calls at once that fail are one try.
+                # Calls that fail at the same time are one attempt.
                 self.retry_at = now + self._pause
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
         if began:
@@ -138,7 +138,7 @@ class CircuitBreaker:
         return self.down and self._given_up
 
     def gave_up(self, updates: int, messages: int, seconds: float) -> None:
-        """Log that a worker ends with updates of messages that it could not send."""
+        """Log the number of updates that a worker could not send before its end."""
         with self._lock:
             self._given_up, dropped = True, self._dropped
         if updates or dropped:
@@ -153,7 +153,7 @@ class CircuitBreaker:
             )
 
     def succeeded(self) -> None:
-        """A call succeeded."""
+        """Record that a call succeeded."""
         if not self.down:
             return
         with self._lock:
@@ -162,7 +162,7 @@ class CircuitBreaker:
             self._given_up = False
             self.down, self._dropped, self._ended = False, 0, time.monotonic()
         if not began:
-            # Another thread has seen it first.
+            # Another thread was first.
             return
         lasted = time.monotonic() - began
         logger.warning(
