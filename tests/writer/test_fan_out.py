@@ -31,8 +31,8 @@ from dramatiq_status.record import COMPLETED, PROGRESS, STATE
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Writer
 
-from .recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
-from .servers import MemcachedServer, RedisServer, Server
+from ..recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
+from ..servers import MemcachedServer, RedisServer, Server
 
 CHILDREN = 400
 

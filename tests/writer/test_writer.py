@@ -24,7 +24,7 @@ from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Write, Writer
 from dramatiq_status.writer.leadership import Leadership
 
-from .recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
+from ..recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
 
 ENQUEUE_ID = EnqueueId(7, 1)
 

@@ -28,7 +28,7 @@ from dramatiq_status.record import COMPLETED
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 from dramatiq_status.writer import Backlog, Confirmation, Finish, Start, Writer
 
-from .recording import (
+from ..recording import (
     PATIENCE,
     Broken,
     Gate,
@@ -40,7 +40,7 @@ from .recording import (
     run,
     working,
 )
-from .servers import MemcachedServer, RedisServer, Server
+from ..servers import MemcachedServer, RedisServer, Server
 
 #: How long a call may take where the store is stopped or paused in a test, in milliseconds.
 TIMEOUT = 500
@@ -554,7 +554,7 @@ def test_after_a_fork(redis_url: str) -> None:
     assert parent and os.waitstatus_to_exitcode(status) == 0
 
 
-#: For how many seconds a store is gone in the middle of a run: ``OUTAGE_SECONDS=20 pytest tests/test_outages.py``.
+#: Seconds for which a store is away in the middle of a run, by the environment variable OUTAGE_SECONDS.
 OUTAGE = float(os.environ.get("OUTAGE_SECONDS", "2"))
 
 #: Seconds between two jobs that are sent.

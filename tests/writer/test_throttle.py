@@ -13,7 +13,7 @@ from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, 
 from dramatiq_status.record import COMPLETED, PROGRESS, TOTAL
 from dramatiq_status.update import EnqueueId, Kind, Update
 
-from .recording import PATIENCE, RecordingBackend, eventually, make_broker, run, working
+from ..recording import PATIENCE, RecordingBackend, eventually, make_broker, run, working
 
 HOUR = 3_600_000
 
