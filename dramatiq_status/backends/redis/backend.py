@@ -1,4 +1,4 @@
-"""The Redis backend: a hash a message, a script call for any number of updates."""
+"""The Redis backend: a hash for each message, and one script call for any number of updates."""
 
 from __future__ import annotations
 
@@ -27,72 +27,60 @@ DEFAULT_MAX_LISTED: Final = 100_000
 
 
 class RedisBackend(StatusBackend):
-    """Keeps statuses in Redis_ (or Valkey) 6.2 or newer.
+    """A backend that stores statuses in Redis_ (or Valkey) 6.2 or newer.
 
-    Updates of any number of messages take one round trip, and so do reads.
-    Moments in a record come from the server's clock, where
-    it is the server that acts (``updated_at``, ``heartbeat_at``).
+    Any number of updates takes one round trip, and so does any number of reads.  The timestamps that the server adds to
+    a record (``updated_at``, ``heartbeat_at``) are by the server's clock.
 
-    It opens connections of its own, as many as there are threads that
-    talk to Redis at the same time, and without redis-py's retries.  `timeout` is
-    that of a whole call: asking Sentinels or other nodes, connecting, sending, and reading all
-    replies, once more on a new connection if need be.  They are safe across forks.
+    The backend opens its own connections: as many as threads use it at the same time, without redis-py's retries.
+    `timeout` is the time of a whole call.  It includes queries of Sentinels or of other nodes, connecting, sending, and
+    reading all replies, and a second attempt over a new connection.  The backend may be used after a fork.
 
-    With Sentinels, they are asked for the present master whenever a connection is
-    made, and once a second.  What the old master had taken and not sent to its replicas is lost with
-    it: a job that still runs restores its status with its next
-    write if there is none, one that had
-    finished just before keeps what the new master knows.  For less of that,
-    let the master take writes only while it has replicas (``min-replicas-to-write``).
+    **Sentinels.** A new connection queries the Sentinels for the present master, and the backend queries them once a
+    second.  A failover loses the updates that the old master had not sent to its replicas.  A running job restores its
+    status with its next write if the new master does not have it.  The status of a job that had just finished stays as
+    the new master has it.  With ``min-replicas-to-write``, a master takes writes only while it has replicas, and a
+    failover loses less.
 
-    On a Redis Cluster, messages are spread by the CRC-32 of their ids over 64 shards
-    of one slot each, so that a message and the index that lists
-    it are always on the same node.  Requests to different nodes run at the same
-    time, one script call for each shard.  While a slot moves, all reads and updates of its
-    messages are exact.  A page of a list
-    takes two or three round trips, to all nodes, and the client merges it; where a shard
-    does not answer, or its slot is moving for longer than `timeout`, lists and counts raise
-    :class:`.BackendError`.  `max_listed` is divided evenly among
-    the shards, and their nodes' clocks decide what is newest.
-    Changes are published to the whole cluster, because sharded
-    channels exist only from Redis 7.0 on, and move with their slots.
-    While a node does not answer, reads have an error in the place of each of its messages,
-    and the other messages are read as always.
+    **Cluster.** The CRC-32 of its id assigns a message to one of 64 shards.  A shard has one slot, so a message and the
+    index that lists it are always on the same node.  Requests to different nodes run at the same time, with one script
+    call for each shard.  While a slot moves, all reads and updates of its messages are exact.  While a node does not
+    answer, reads have an error in the place of each of the node's messages, and the other messages are read as always.
+    The client merges a page of a list from the replies of all nodes, in two or three round trips.  Lists and counts
+    raise :class:`.BackendError` if a shard does not answer, or if its slot is moving for longer than `timeout`.  The
+    shards have equal parts of `max_listed`, and the clocks of their nodes decide which messages are the newest.
+    Changes are published to the whole cluster, because sharded channels exist only from Redis 7.0 on, and move with
+    their slots.
 
-    A page of a list costs about the same wherever it is, however many messages there are.
-    It grows with the number of sets that it is put together from, five to twenty
-    microseconds of the server for each: one for each queue and actor that has messages in a state,
-    and for each `status_ttl` of finished ones.  A filter leaves out the others.
+    **Lists.** A page costs about the same wherever it is, and however many messages there are.  Its cost grows with the
+    number of sets from which it is merged, by 5 to 20 microseconds of the server for each set.  There is a set for each
+    queue and actor that has messages in a state, and of finished messages for each `status_ttl`.  A filter excludes
+    sets.
 
-    An unfinished status that has expired is dropped from the index when a list meets
-    it.  A count searches 1,000 unfinished statuses for expired ones, and is exact if
-    there are no more.  Otherwise it searches the oldest and some others,
-    and counts expired statuses among the rest until a count or a list finds them.
+    A list removes expired unfinished statuses from the index when it finds them.  A count looks for expired statuses
+    among 1,000 unfinished ones, and is exact if there are no more.  If there are more, it looks at the oldest and at
+    some others, and counts the other expired statuses until a count or a list finds them.
 
     Parameters:
-      client(redis.Redis | redis.RedisCluster): An optional client, or one
-        of valkey-py's.  If this is passed, all that follows up to `namespace` and all
-        connection parameters are ignored; it says how to connect.
-      url(str): An optional connection URL.  If both a URL and
-        connection parameters are provided, the URL is used.
+      client(redis.Redis | redis.RedisCluster): An optional client, of redis-py or of valkey-py.  It determines how the
+        backend connects: the backend ignores the parameters up to `namespace`, and all connection parameters.
+      url(str): An optional connection URL.  It takes precedence over connection parameters.
       sentinels(Sequence[tuple[str, int]]): Hosts and ports of Sentinels, in place of a URL.
-      service_name(str): What they call the master.
-      sentinel_kwargs(dict[str, object]): Connection parameters for the
-        Sentinels themselves; `parameters` are for the master.
-      cluster_nodes(Sequence[tuple[str, int]]): Hosts and ports of some
-        nodes of a cluster, in place of a URL.
-      namespace(str): What all keys start with.
-      timeout(int): How long one call may take, in milliseconds.  A request or reply may
-        take a second longer for every 500 kB.
-      max_field_size(int): The largest encoded field, in bytes.
-      max_listed(int): About how many messages of each state, queue and actor
-        can be listed and counted, the newest ones.  0 for no index: it takes
-        about 150 bytes a message, and some microseconds of the server when a message changes its state.
+      service_name(str): The Sentinels' name of the master.
+      sentinel_kwargs(dict[str, object]): Connection parameters for the Sentinels; `parameters` are for the master.
+      cluster_nodes(Sequence[tuple[str, int]]): Hosts and ports of some nodes of a cluster, in place of a URL.
+      namespace(str): Prefix of all keys.
+      timeout(int): Maximum duration of a call, in milliseconds.  A request or a reply may take one second longer for
+        every 500 kB.
+      max_field_size(int): Maximum size of an encoded field, in bytes.
+      max_listed(int): About the maximum number of messages of each state, queue and actor that lists and counts
+        include: the newest ones.  0 for no index.  The index takes about 150 bytes for each message, and some
+        microseconds of the server when a message changes its state.
       **parameters: Connection parameters for :class:`redis.Redis`.
 
     Raises:
-      TypeError: When a parameter is unknown to the driver, or `client` is none of a synchronous driver's.
-      ValueError: When one is wrong, or a part of the URL.
+      TypeError: When the driver does not know a parameter, or `client` is none of a synchronous driver's.
+      ValueError: When the value of a parameter, or a part of the URL, is wrong.
 
     .. _Redis: https://redis.io
     """
