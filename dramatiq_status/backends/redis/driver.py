@@ -1,4 +1,4 @@
-"""redis-py or valkey-py: they differ in little but their names, and one of them is enough."""
+"""The driver: redis-py or valkey-py, which differ in little except their names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from inspect import iscoroutinefunction
 from ssl import SSLEOFError, SSLZeroReturnError
 from typing import Any, Final
 
-#: The packages, and what the names of their classes begin with.
+#: Packages, and the prefix of the names of their classes.
 PACKAGES: Final = {"redis": "Redis", "valkey": "Valkey"}
 
 _loaded: dict[str, Driver] = {}
@@ -26,12 +26,12 @@ class Driver:
     def __init__(self, package: str) -> None:
         exceptions = import_module(f"{package}.exceptions")
         self.package = package
-        #: What all its errors are.
+        #: The base class of its errors.
         self.error: type[Exception] = getattr(exceptions, f"{PACKAGES[package]}Error")
-        #: What the server has answered with.
+        #: The class of errors with which a server has replied.
         self.response_error: type[Exception] = exceptions.ResponseError
         self.connection_error: type[Exception] = exceptions.ConnectionError
-        #: A policy of not trying again.
+        #: A policy without retries.
         self.no_retry: Any = self.find("retry", "Retry")(self.find("backoff", "NoBackoff")(), 0)
 
     @property
@@ -40,7 +40,7 @@ class Driver:
         return self.find("client", PACKAGES[self.package])
 
     def find(self, module: str, name: str) -> Any:
-        """Find a class by its module and name."""
+        """Return a class by its module and name."""
         return getattr(import_module(f"{self.package}.{module}"), name)
 
 
@@ -56,10 +56,10 @@ def driver(package: str) -> Driver:
 
 
 def any_driver() -> Driver:
-    """Load redis-py; valkey-py where only that is installed.
+    """Load redis-py; valkey-py if only that is installed.
 
     Raises:
-      ModuleNotFoundError: When neither is; it names redis-py.
+      ModuleNotFoundError: When neither is installed.  The error names redis-py.
     """
     try:
         return driver("redis")
@@ -71,7 +71,7 @@ def any_driver() -> Driver:
 
 
 def driver_of(found: type) -> Driver:
-    """Load the driver that a class is from, or a class that it is derived from."""
+    """Load the driver that defines a class, or one of its base classes."""
     for base in found.__mro__:
         package = base.__module__.partition(".")[0]
         if package in PACKAGES:
@@ -80,10 +80,10 @@ def driver_of(found: type) -> Driver:
 
 
 def check_client(client: Any) -> None:
-    """Check a client that a user passes: the backend takes the settings of its own connections from it.
+    """Check a client that a user passes.  The backend takes the settings of its own connections from it.
 
     Raises:
-      TypeError: When it is no client, or one whose settings the backend cannot take.
+      TypeError: When it is no client, or a client whose settings the backend cannot take.
     """
     name = client.__class__.__qualname__
     if iscoroutinefunction(getattr(client, "execute_command", None)):
@@ -107,7 +107,7 @@ def errors() -> tuple[type[Exception], ...]:
 
 
 def hang_ups() -> tuple[type[Exception], ...]:
-    """Return the exceptions of a connection that the server has closed, or that was not made."""
+    """Return the exceptions of a connection that the server has closed, or did not accept."""
     return (ConnectionError, SSLEOFError, SSLZeroReturnError, *(d.connection_error for d in _loaded.values()))
 
 
