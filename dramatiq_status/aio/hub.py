@@ -1,4 +1,4 @@
-"""The hub of an event loop: follows messages for any number of watchers through one subscription."""
+"""The hub of an event loop, which follows messages for any number of watchers through one subscription."""
 
 from __future__ import annotations
 
@@ -14,57 +14,52 @@ from ..errors import BackendError
 from ..following import BACK_OFF, PollSchedule
 from ..snapshot import Snapshot
 
-#: How many messages are looked at together, at most: while they are
-#: decoded the loop does nothing else.
-LOOKS_A_CALL: Final = 500
+#: Maximum number of messages that are read together.  The loop does nothing else while it decodes them.
+READS_A_CALL: Final = 500
 
-#: How many messages the store is asked to tell of with one command.
+#: Maximum number of messages to which one command subscribes.
 SUBSCRIBE_A_CALL: Final = 500
 
-#: After how many news in a row others get their turn.
+#: Number of changes in a row after which other tasks of the loop get their turn.
 FAIR_SHARE: Final = 100
 
-#: For how many seconds a message that is to be looked at soon waits for
-#: others where the store has to be asked again and again.
+#: Seconds that a message whose changes are not published waits for others, to be read together with them.
 GATHER: Final = 0.01
 
-#: How long to wait before a lost subscription is begun anew, in
-#: seconds: the first time, and at most.
+#: Seconds before a lost subscription is replaced by a new one: the first time, and at most.
 RESUBSCRIBE: Final = (0.05, 1.0)
 
 
 class HubClosed(BackendError):
-    """Raised in watches that were under way when their backend was
-    closed, or the tasks that look for them were cancelled.
-    """
+    """Raised in watches that are under way when their backend is closed, or when the tasks of the hub are cancelled."""
 
 
 class AsyncSubscription(Protocol):
-    """Hears of changes of any number of messages."""
+    """A subscription to the changes of any number of messages."""
 
     async def add(self, message_ids: Sequence[str]) -> None:
-        """Begin to hear of more messages; :meth:`receive` says when it has begun."""
+        """Subscribe to more messages.  :meth:`receive` returns when the subscription to each has begun."""
 
     async def remove(self, message_ids: Sequence[str]) -> None:
-        """Stop watching some messages."""
+        """Unsubscribe from messages."""
 
     async def receive(self) -> tuple[str, int | None]:
-        """Wait for something to happen.
+        """Wait for the next change.
 
         Returns:
-          tuple[str, int | None]: A message and its new version, 0 when it
-          was deleted; None when it will be heard of from now on.
+          tuple[str, int | None]: A message and its new version, 0 when it was deleted; None when the subscription to it
+            has begun.
 
         Raises:
           BackendError: When the connection was lost.
         """
 
     async def close(self) -> None:
-        """Hear no more."""
+        """End the subscription."""
 
 
 class Store(Protocol):
-    """What a hub has to know of a backend."""
+    """The part of a backend that a hub needs."""
 
     backend: StatusBackend
 
@@ -72,11 +67,11 @@ class Store(Protocol):
         """Read statuses, with an error in the place of each that could not be read; one round trip."""
 
     async def subscribe(self) -> AsyncSubscription | None:
-        """Connect a new subscription, to no message yet; None where the store cannot tell."""
+        """Connect a subscription, to no message yet; None if the store publishes no changes."""
 
 
 class WakeUp:
-    """Wakes the task that waits for it; once it is set, the next wait ends at once."""
+    """An event for one task.  After it was set, the next wait ends at once."""
 
     __slots__ = ("_is_set", "_waiter")
 
@@ -109,7 +104,7 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 
 
 class LatestSlot:
-    """Where a watcher finds what was seen of a message: only the newest, however slow it is.
+    """The newest snapshot of a message, which a watcher takes when it is ready.
 
     Parameters:
       message_id(str)
@@ -120,29 +115,30 @@ class LatestSlot:
 
     def __init__(self, message_id: str, wake_up: WakeUp) -> None:
         self.message_id: str = message_id
-        #: Whether there is something to take.
+        #: Whether there is a snapshot, or an error, to take.
         self.full: bool = False
         self._found: Snapshot | BackendError | None = None
         self._end: BaseException | None = None
         self._wake_up = wake_up
 
     def put(self, found: Snapshot | BackendError | None) -> None:
-        """Put what was found, or why nothing was; a snapshot that
-        was not taken yet only makes room for another.
+        """Put a snapshot, None if there is no record, or an error.
+
+        Only another snapshot replaces a snapshot that was not taken yet.
         """
         if not self.full or isinstance(found, Snapshot) or not isinstance(self._found, Snapshot):
             self._found, self.full = found, True
             self._wake_up.set()
 
     def end(self, error: BaseException) -> None:
-        """Say why nothing will come any more."""
+        """Put the error that ends the watch."""
         if not self.full:
             self._found, self.full = None, True
         self._end = error
         self._wake_up.set()
 
     def take(self) -> Snapshot | None:
-        """Take what was found, or raise why nothing was."""
+        """Take the snapshot, or raise the error."""
         found, self._found = self._found, None
         if self._end is None:
             self.full = False
@@ -161,15 +157,15 @@ class WatchedMessage:
     def __init__(self, message_id: str, schedule: PollSchedule) -> None:
         self.message_id: str = message_id
         self.schedule: PollSchedule = schedule
-        #: Those who watch, in the order of their coming.
+        #: Slots of its watchers, in the order of their creation.
         self.slots: dict[LatestSlot, None] = {}
-        #: Whether somebody wants it to be looked at now.
+        #: Whether to read it at once.
         self.asked: bool = True
-        #: Whether it is worth a subscription, and the store was asked for it.
+        #: Whether it needs a subscription, and whether the store was asked for one.
         self.wanted: bool = False
         self.named: bool = False
-        #: For when it is on the list of those to be looked at.  What comes earlier than
-        #: `far` is added as `near`, and `far` is left where it is, so that the list stays short.
+        #: Times at which it is on the list of messages to read.  A time before `far` is added as `near`, and `far` stays
+        #: where it is, so that the list stays short.
         self.near: float = inf
         self.far: float = inf
 
@@ -180,12 +176,11 @@ class WatchedMessage:
 class Hub:
     """Follows messages for all watchers in one event loop.
 
-    All that are to be looked at at the same time are read together, and a message
-    is read once for all who watch it.  There are tasks and a subscription only
-    while somebody watches.
+    Messages that are due at the same time are read together, and a message is read once for all of its watchers.  The
+    hub has tasks and a subscription only while it has watchers.
 
     Parameters:
-      store(Store): Where to look.
+      store(Store): The store of the messages.
     """
 
     def __init__(self, store: Store) -> None:
@@ -196,11 +191,11 @@ class Hub:
         self._begin()
 
     def _begin(self) -> None:
-        #: Watched messages and when to look at them, as a heap.
+        #: Watched messages and the times at which to read them, as a heap.
         self._list: list[tuple[float, int, WatchedMessage]] = []
         self._wake_up = WakeUp()
-        #: Set when the first message is worth a subscription.
-        self._wish = WakeUp()
+        #: Set when the first message needs a subscription.
+        self._subscription_needed = WakeUp()
         self._subscription: AsyncSubscription | None = None
         #: Watched messages that wait for a subscription, and ids of messages that are no longer watched.
         self._unnamed: dict[WatchedMessage, None] = {}
@@ -209,7 +204,7 @@ class Hub:
     # For watchers
 
     def join(self, message_id: str, wake_up: WakeUp) -> LatestSlot:
-        """Begin to watch a message; it will be looked at at once.
+        """Begin to watch a message.  The hub reads it at once.
 
         Parameters:
           message_id(str)
@@ -217,13 +212,13 @@ class Hub:
         """
         for task in self._tasks:
             if task.done():
-                # Whoever comes now is told nothing of how those before have ended.
+                # The end of earlier watches does not concern this one.
                 self._ended(task)
         if not self._tasks:
             self._begin()
             self._tasks = [
-                asyncio.create_task(self._keep_looking(), name="dramatiq-status looks"),
-                asyncio.create_task(self._keep_listening(), name="dramatiq-status listens"),
+                asyncio.create_task(self._keep_reading(), name="dramatiq-status reads"),
+                asyncio.create_task(self._keep_subscribed(), name="dramatiq-status subscribes"),
             ]
             for task in self._tasks:
                 task.add_done_callback(self._ended)
@@ -236,14 +231,14 @@ class Hub:
         return slot
 
     def look(self, message_id: str) -> None:
-        """Look at a watched message at once; its watchers will find something in their slots."""
+        """Read a watched message at once, and fill the slots of its watchers."""
         watched = self._watched.get(message_id)
         if watched is not None:
             watched.asked = True
             self._plan(watched)
 
     async def leave(self, slot: LatestSlot) -> None:
-        """Watch no more.  Whoever is the last closes the door."""
+        """Stop watching.  After the last watcher has left, the tasks of the hub end."""
         watched = self._watched.get(slot.message_id)
         if watched is None or slot not in watched.slots:
             return
@@ -259,17 +254,17 @@ class Hub:
             await _end_of(self._cancel())
 
     async def close(self) -> None:
-        """End all watches: those who wait are told that it was closed."""
+        """End all watches: each raises :class:`HubClosed`."""
         await _end_of(self._end(HubClosed("The backend was closed while a status was watched.")))
 
-    # Looking
+    # Reading
 
-    async def _keep_looking(self) -> None:
+    async def _keep_reading(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            messages = list(islice(self._take_due(), LOOKS_A_CALL))
+            messages = list(islice(self._take_due(), READS_A_CALL))
             if messages:
-                await self._look_at(messages)
+                await self._read(messages)
             await self._subscribe()
             if not messages:
                 await self._wake_up.wait(self._list[0][0] - loop.time() if self._list else inf)
@@ -294,7 +289,7 @@ class Hub:
                     self._plan(watched)
 
     def _plan(self, watched: WatchedMessage) -> None:
-        """Add a watched message to the list, unless it is there for as early a time."""
+        """Add a watched message to the list, unless the list has it for the same time or an earlier one."""
         due = watched.due()
         if watched.far == inf:
             watched.far = due
@@ -306,7 +301,7 @@ class Hub:
         if self._list[0][2] is watched:
             self._wake_up.set()
 
-    async def _look_at(self, messages: list[WatchedMessage]) -> None:
+    async def _read(self, messages: list[WatchedMessage]) -> None:
         now = asyncio.get_running_loop().time()
         for watched in messages:
             watched.asked = False
@@ -319,26 +314,26 @@ class Hub:
         for watched, snapshot in zip(messages, snapshots):
             if isinstance(snapshot, BackendError):
                 watched.schedule.fail()
-                self._tell(watched, snapshot)
+                self._fill(watched, snapshot)
                 continue
             finished = snapshot is not None and snapshot.finished
             watched.schedule.saw(snapshot.version if snapshot else 0, finished=finished)
-            self._tell(watched, snapshot)
+            self._fill(watched, snapshot)
             if not watched.wanted and watched.slots and not finished:
                 watched.wanted = True
                 self._unnamed[watched] = None
-                self._wish.set()
+                self._subscription_needed.set()
 
-    def _tell(self, watched: WatchedMessage, found: Snapshot | BackendError | None) -> None:
+    def _fill(self, watched: WatchedMessage, found: Snapshot | BackendError | None) -> None:
         if watched.slots:
             for slot in watched.slots:
                 slot.put(found)
             self._plan(watched)
 
-    # Listening
+    # Subscribing
 
     async def _subscribe(self) -> None:
-        """Tell the store which messages are watched now, and which no more."""
+        """Subscribe to the messages that are watched, and unsubscribe from those that are no longer watched."""
         subscription = self._subscription
         if subscription is None:
             return
@@ -355,13 +350,13 @@ class Hub:
                     watched.named = True
                 await subscription.add([watched.message_id for watched in messages])
         except BackendError:
-            # Whoever listens learns of it, and begins anew.
+            # The other task gets the error from `receive`, and subscribes again.
             await subscription.close()
 
-    async def _keep_listening(self) -> None:
+    async def _keep_subscribed(self) -> None:
         shortest, longest = RESUBSCRIBE
         pause = shortest
-        await self._wish.wait()
+        await self._subscription_needed.wait()
         while True:
             try:
                 subscription = await self._store.subscribe()
@@ -371,7 +366,7 @@ class Hub:
                     self._subscription = subscription
                     self._wake_up.set()
                     for number in count(1):
-                        self._hear(*await subscription.receive())
+                        self._receive(*await subscription.receive())
                         pause = shortest
                         if number % FAIR_SHARE == 0:
                             await asyncio.sleep(0)
@@ -384,20 +379,20 @@ class Hub:
             await asyncio.sleep(pause)
             pause = min(pause * BACK_OFF, longest)
 
-    def _hear(self, message_id: str, version: int | None) -> None:
+    def _receive(self, message_id: str, version: int | None) -> None:
         watched = self._watched.get(message_id)
         if watched is None or not watched.named:
             return
         if version is None:
             watched.schedule.pushed = True
-            # What was changed before it began.
+            # It may have changed before the subscription began.
             watched.asked = True
         else:
             watched.schedule.publish(version)
         self._plan(watched)
 
     def _lose(self) -> None:
-        """Look at everything again and again until there is a new subscription."""
+        """Read all watched messages again and again until there is a new subscription."""
         self._gone.clear()
         for watched in self._watched.values():
             watched.schedule.pushed = watched.named = False
@@ -408,9 +403,9 @@ class Hub:
     # Tasks
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Nobody shall wait for ever for the sake of a defect, or of somebody who cancels all tasks of the loop."""
+        """End all watches after a task of the hub has failed, or was cancelled: they would wait forever."""
         if task.cancelled():
-            error: BaseException | None = HubClosed("The tasks that look for those who watch a status were cancelled.")
+            error: BaseException | None = HubClosed("The tasks that read watched statuses were cancelled.")
         else:
             error = task.exception()
         if error is not None and task in self._tasks:
@@ -424,7 +419,7 @@ class Hub:
         return self._cancel()
 
     def _cancel(self) -> list[asyncio.Task[None]]:
-        """Stop all work, and return what has not ended yet."""
+        """Cancel the tasks of the hub, and return those that have not ended yet."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
