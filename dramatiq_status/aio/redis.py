@@ -98,12 +98,12 @@ def make(backend: StatusBackend) -> AsyncBackend | None:
 
 
 class RedisSubscription:
-    """Hears of changes of any number of messages over one connection.
+    """A subscription to the changes of any number of messages, over one connection.
 
     Parameters:
-      connection(redis.asyncio.Connection): Is nobody else's.
-      channels_of(Callable): Gives message ids by the names of their channels.
-      timeout(float): How long the server may take to answer, in seconds.
+      connection(redis.asyncio.Connection): A connection without other users.
+      channels_of(Callable): Returns message ids by the names of their channels.
+      timeout(float): Seconds that the server may take to answer.
     """
 
     def __init__(self, connection: Any, channels_of: Callable[[Sequence[str]], dict[str, str]], timeout: float) -> None:
@@ -132,13 +132,13 @@ class RedisSubscription:
                     reply = await self._connection.read_response(timeout=self._timeout)
             except errors() as e:
                 if isinstance(e, response_errors()) and "unsubscribe" in str(e):
-                    # Whoever may not do that hears more than they want.
+                    # A user without the permission goes on receiving what it did.
                     continue
                 raise error_for(e) from e
             if reply is None:
-                raise BackendError("Redis: the server says nothing any more.")
+                raise BackendError("Redis: the server does not answer any more.")
             if not isinstance(reply, list) or len(reply) != 3:
-                # The answer to a PING.
+                # The reply to a PING.
                 continue
             kind, channel, version = reply
             message_id = self._channels.get(channel)
@@ -159,8 +159,7 @@ class RedisSubscription:
             raise error_for(e) from e
 
     async def _write(self, command: Sequence[str]) -> None:
-        # One task reads and another one writes: the one may have closed what the other
-        # would then connect again.
+        # One task reads and another one writes.  A command on a closed connection would connect it again.
         if not self._connection.is_connected:
             raise ConnectionError("the subscription is closed.")
         await self._connection.send_command(*command, check_health=False)

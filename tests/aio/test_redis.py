@@ -439,7 +439,7 @@ class TestLosses:
                 assert await receive == (job.message_id, 2)
                 # And when it hangs, that is noticed
                 server.pause()
-                with pytest.raises(BackendError, match="says nothing"):
+                with pytest.raises(BackendError, match="does not answer any more"):
                     await subscription.receive()
                 server.resume()
                 await subscription.close()

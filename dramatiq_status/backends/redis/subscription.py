@@ -1,4 +1,4 @@
-"""How Redis tells of changes: a connection that is subscribed to the channels of some messages."""
+"""A connection that is subscribed to the channels of some messages."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from ...errors import BackendError
 from ...record import whole_number_in
 from .._timed import uninterrupted
 from .driver import errors
+from .requests import failure_of
 
-#: A server that has said nothing for this many seconds is asked whether it is still there.
+#: Seconds without anything from the server after which a subscription sends it a PING.
 PING_AFTER: Final = 5.0
 
-#: No system call waits for longer than this many seconds: time limits, aborts
-#: and shutdowns strike a worker's thread in between.
+#: Maximum number of seconds that a system call waits.  Time limits, aborts and shutdowns strike a worker's thread only
+#: between two of them.
 LONGEST_WAIT: Final = 1.0
 
 
 class RedisSubscription:
-    """Hears of changes over a connection of its own.
+    """A subscription to the changes of some messages, over a connection of its own.
 
-    Channels know no databases: what happens under the same key of another database
-    of the server is heard, too, and looked at in vain.
+    All databases of a server share its channels.  So a subscription also receives the changes of the same key in
+    another database, and its watcher reads a status that has not changed.
 
-    It belongs to one thread at a time.  A child process that was forked
-    off cannot use it, and leaves the parent's alone.
+    One thread may use a subscription at a time.  A child process cannot use it, and leaves the connection to its
+    parent.
 
     Parameters:
-      connection(redis.Connection): Uses RESP2, and has no other user.  Its deadline is that of the first replies.
+      connection(redis.Connection): A connection of the driver's with RESP2 and without other users.  Its deadline is
+        that of the first replies.
       channels(Mapping[str, str]): Message ids by the names of their channels.
-      timeout(float): How long the server may take to answer, in seconds.
+      timeout(float): Seconds that the server may take to answer.
 
     Raises:
-      BackendError: When the server does not answer, or with an error.
+      BackendError: When the server does not answer, or answers with an error.
     """
 
     def __init__(self, connection: Any, channels: Mapping[str, str], timeout: float) -> None:
@@ -51,16 +53,19 @@ class RedisSubscription:
         except BaseException as e:
             self.close()
             if isinstance(e, errors()):
-                raise _lost(e) from e
+                raise failure_of(e) from e
             raise
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
 
     def wait(self, timeout: float) -> dict[str, int]:
-        """Wait until something changes, for so many seconds at most.
+        """Wait until a message changes.
+
+        Parameters:
+          timeout(float): Maximum number of seconds to wait.
 
         Returns:
-          dict[str, int]: The newest version heard of, by message id; 0 for
-          deleted, empty when the time is over.
+          dict[str, int]: The newest received version by message id, 0 for a deleted message.  It is empty when the time
+            is over.
 
         Raises:
           BackendError: When the connection was lost.
@@ -70,43 +75,39 @@ class RedisSubscription:
         try:
             return self._wait(time.monotonic() + timeout)
         except errors() as e:
-            raise _lost(e) from e
+            raise failure_of(e) from e
 
     def _wait(self, deadline: float) -> dict[str, int]:
         connection = self._connection
-        heard: dict[str, int] = {}
+        received: dict[str, int] = {}
         while True:
             now = time.monotonic()
-            pause = 0.0 if heard else min(deadline, self._heard_at + PING_AFTER) - now
+            pause = 0.0 if received else min(deadline, self._received_at + PING_AFTER) - now
             connection.deadline = None
             if connection.can_read(min(max(0.0, pause), LONGEST_WAIT)):
-                self._take(heard)
-            elif heard or now >= deadline:
-                return heard
-            elif now >= self._heard_at + PING_AFTER:
-                self._ping(heard)
+                self._take(received)
+            elif received or now >= deadline:
+                return received
+            elif now >= self._received_at + PING_AFTER:
+                self._ping(received)
 
-    def _take(self, heard: dict[str, int]) -> None:
+    def _take(self, received: dict[str, int]) -> None:
         self._connection.deadline = time.monotonic() + self._timeout
         kind, *rest = self._connection.read_response()
-        self._heard_at = time.monotonic()
+        self._received_at = time.monotonic()
         if kind == "message":
             channel, version = rest
             message_id = self._channels.get(channel)
             if message_id is not None:
-                heard[message_id] = whole_number_in(version, 0)
+                received[message_id] = whole_number_in(version, 0)
 
-    def _ping(self, heard: dict[str, int]) -> None:
+    def _ping(self, received: dict[str, int]) -> None:
         self._connection.send_command("PING", check_health=False)
         if not self._connection.can_read(self._timeout):
-            raise TimeoutError("the server says nothing any more.")
-        # The answer, or a change that came first.
-        self._take(heard)
+            raise TimeoutError("the server does not answer any more.")
+        # The reply, or a change that came before it.
+        self._take(received)
 
     def close(self) -> None:
-        """Hear no more."""
+        """End the subscription."""
         self._connection.disconnect()
-
-
-def _lost(error: BaseException) -> BackendError:
-    return BackendError(f"Redis: {type(error).__name__}: {error}")
