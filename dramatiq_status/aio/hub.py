@@ -164,8 +164,8 @@ class WatchedMessage:
         #: Whether it needs a subscription, and whether the store was asked for one.
         self.wanted: bool = False
         self.named: bool = False
-        #: Times at which it is on the list of messages to read.  A time before `far` is added as `near`, and `far` stays
-        #: where it is, so that the list stays short.
+        #: Times at which it is on the list of messages to read.  A time before `far` is added as `near`, and `far`
+        #: stays where it is, so that the list stays short.
         self.near: float = inf
         self.far: float = inf
 
