@@ -1,26 +1,33 @@
-"""Job status and progress for Dramatiq."""
+"""Job status and progress for Dramatiq.
 
-from .backend import StatusBackend
-from .backends import backend_from_url
-from .batch import Batch
-from .context import current_progress, current_status, track
-from .errors import (
-    BackendError,
-    NotSupported,
-    StatusError,
-    StatusMissing,
-    StatusOptionError,
-    StatusSetupError,
-    StatusTimeout,
-)
-from .history import Run, RunOutcome
-from .middleware import StatusMiddleware
-from .progress import Progress
-from .record import State
-from .registry import StatusRegistry
-from .rollup import BatchSnapshot
-from .snapshot import Snapshot
-from .status import Status
+Names are imported at their first use: the command line prints its help without Dramatiq.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backend import StatusBackend
+    from .backends import backend_from_url
+    from .batch import Batch
+    from .context import current_progress, current_status, track
+    from .errors import (
+        BackendError,
+        NotSupported,
+        StatusError,
+        StatusMissing,
+        StatusOptionError,
+        StatusSetupError,
+        StatusTimeout,
+    )
+    from .history import Run, RunOutcome
+    from .middleware import StatusMiddleware
+    from .progress import Progress
+    from .record import State
+    from .registry import StatusRegistry
+    from .rollup import BatchSnapshot
+    from .snapshot import Snapshot
+    from .status import Status
 
 __version__ = "0.1.0"
 
@@ -48,3 +55,39 @@ __all__ = [
     "current_status",
     "track",
 ]
+
+# The module of each name.
+_MODULES = {
+    "Batch": "batch",
+    "BatchSnapshot": "rollup",
+    "Progress": "progress",
+    "Run": "history",
+    "RunOutcome": "history",
+    "Snapshot": "snapshot",
+    "State": "record",
+    "Status": "status",
+    "StatusBackend": "backend",
+    "StatusMiddleware": "middleware",
+    "StatusRegistry": "registry",
+    "backend_from_url": "backends",
+    "current_progress": "context",
+    "current_status": "context",
+    "track": "context",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    elif name in __all__:
+        value = getattr(import_module(".errors", __name__), name)
+    elif name in ("aio", "backends", "errors"):
+        return import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""The command line: ``dramatiq-status``, and ``python -m dramatiq_status``."""

@@ -1,0 +1,86 @@
+"""The arguments of all commands."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+from .exits import EXPLANATION
+
+STATES: Final = ("queued", "working", "completed", "failed")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line.  Each command's namespace has the attribute ``command``."""
+    parser = argparse.ArgumentParser(
+        prog="dramatiq-status",
+        description="Shows what Dramatiq's jobs are doing, and waits for them.",
+        epilog=EXPLANATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and end")
+    store = argparse.ArgumentParser(add_help=False)
+    group = store.add_argument_group("store, by the first of these, DRAMATIQ_STATUS_URL and pyproject.toml")
+    group.add_argument("--url", help="of the store, like redis://127.0.0.1:6379/1 or sqlite:///status.db")
+    group.add_argument("--broker", metavar="MODULE[:ATTRIBUTE]", help="a broker with the StatusMiddleware")
+    group.add_argument("--namespace", help="of the statuses in the store")
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            parents=[*parents, store],
+            epilog=EXPLANATION if name in ("get", "wait") else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    get = command("get", "show jobs: state, fields, times, runs, exception", output)
+    _add_ids(get)
+    wait = command("wait", "wait until jobs are completed or failed", output)
+    _add_ids(wait)
+    wait.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end after this time; by default never")
+    wait.add_argument("--any", action="store_true", help="wait for the first job that ends, not for all")
+    listing = command("list", "list jobs, those that changed their state last first", output)
+    _add_filters(listing)
+    listing.add_argument("--limit", type=limit, default=50, help="number of jobs, from 1 to 1,000; by default 50")
+    listing.add_argument("--after", metavar="CURSOR", help="begin after this job of the page before")
+    _add_filters(command("count", "count jobs", output))
+    delete = command("delete", "delete the statuses of jobs; the jobs themselves stay in their queues")
+    _add_ids(delete)
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    command("where", "show which store was found, by which rule, and what it can do", output)
+    return parser
+
+
+def _add_ids(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "ids", nargs="+", metavar="ID", help="message id; its first eight characters suffice if the store can list"
+    )
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", choices=STATES)
+    parser.add_argument("--actor", metavar="NAME")
+    parser.add_argument("--queue", metavar="NAME")
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 365 * 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds from 0 to a year")
+    return value
+
+
+def limit(text: str) -> int:
+    """Read the number of jobs of a page."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000")
+    return int(text)

@@ -1,0 +1,244 @@
+"""The commands that print and end: get, wait, list, count, delete, where."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..errors import BackendError, NotSupported, StatusMissing, StatusTimeout
+from ..registry import StatusRegistry
+from ..snapshot import Snapshot
+from .detail import detail_of
+from .exits import COMPLETED, UNKNOWN, UNREACHABLE, USAGE, CommandError, worst
+from .jobs import full_ids, present, reaching, read_jobs, status_of, unknown_job
+from .rows import Job, table
+from .store import Store, find_store, places
+from .terminal import terminal_of
+from .text import clean, pad
+from .words import Facts, ago, facts_of
+
+
+def get(arguments: Namespace) -> int:
+    """Print the statuses of jobs."""
+    store = store_of(arguments)
+    terminal, statuses = terminal_of(sys.stdout), []
+    for message_id, snapshot in read_jobs(store, arguments.ids).items():
+        statuses.append(status_of(snapshot))
+        if snapshot is None:
+            complain(unknown_job(store, message_id))
+        elif arguments.json:
+            print_json(snapshot)
+        else:
+            if len(statuses) > 1:
+                print()
+            for row in detail_of(snapshot, terminal, present()):
+                print(terminal.paint(row))
+    return worst(statuses)
+
+
+def wait(arguments: Namespace) -> int:
+    """Wait for jobs, and print each when it has ended."""
+    store = store_of(arguments)
+    ids = full_ids(store, arguments.ids)
+    timeout = None if arguments.timeout is None else int(arguments.timeout * 1000)
+    batch = StatusRegistry.batch(ids, backend=store.backend)
+    seen: dict[str, Snapshot | None] = dict.fromkeys(ids)
+    printed: set[str] = set()
+    with reaching(store):
+        try:
+            for found in batch.watch(timeout=timeout):
+                for message_id, snapshot in found.children.items():
+                    seen[message_id] = snapshot
+                    if snapshot is not None and snapshot.finished and message_id not in printed:
+                        printed.add(message_id)
+                        print_line(snapshot, as_json=arguments.json)
+                if arguments.any and printed:
+                    return worst(status_of(seen[message_id]) for message_id in printed)
+        except StatusTimeout:
+            for message_id, snapshot in seen.items():
+                if snapshot is not None and not snapshot.finished:
+                    percent = "" if snapshot.percent is None else f", at {int(snapshot.percent)}%"
+                    complain(
+                        f"{clean(message_id)} still runs after {arguments.timeout:g} s{percent}. "
+                        f"Give a longer --timeout, or see: dramatiq-status get {clean(message_id)}"
+                    )
+        except StatusMissing:
+            pass
+        # A job may have vanished, or have been unknown all the time.
+        seen = read_jobs(store, ids)
+    for message_id, snapshot in seen.items():
+        if snapshot is None:
+            complain(unknown_job(store, message_id))
+    return worst(map(status_of, seen.values()))
+
+
+def list_jobs(arguments: Namespace) -> int:
+    """Print a page of jobs."""
+    store = store_of(arguments)
+    terminal, query = terminal_of(sys.stdout), _query_of(arguments)
+    with reaching(store):
+        try:
+            page = StatusRegistry.list(**query, limit=arguments.limit, after=arguments.after, backend=store.backend)
+        except ValueError as e:
+            raise CommandError(f"--after: {e}") from e
+        if arguments.json:
+            for snapshot in page:
+                print(json.dumps({**snapshot.to_dict(), "cursor": snapshot.cursor}))
+            return COMPLETED
+        now = present()
+        if not terminal.live:
+            for snapshot in page:
+                print_line(snapshot)
+            return COMPLETED
+        jobs = [
+            Job(
+                facts_of(snapshot.message_id, snapshot, now),
+                clean(snapshot.queue_name or ""),
+                "" if snapshot.updated_at is None else ago(snapshot.updated_at, now),
+            )
+            for snapshot in page
+        ]
+        for row in table(jobs, terminal, heads=True):
+            print(terminal.paint(row))
+        total = StatusRegistry.count(**query, backend=store.backend)
+    if not page:
+        print(" no jobs" if arguments.after is None else " no more jobs")
+        return COMPLETED
+    more = f"; the next page: --after {page[-1].cursor}" if len(page) == arguments.limit and total > len(page) else ""
+    print(f"\n {len(page):,} of {total:,}, last changed first{more}")
+    return COMPLETED
+
+
+def count(arguments: Namespace) -> int:
+    """Print the number of jobs."""
+    store = store_of(arguments)
+    with reaching(store):
+        number = StatusRegistry.count(**_query_of(arguments), backend=store.backend)
+    print(json.dumps({"count": number}) if arguments.json else number)
+    return COMPLETED
+
+
+def delete(arguments: Namespace) -> int:
+    """Delete the statuses of jobs."""
+    store = store_of(arguments)
+    found = read_jobs(store, arguments.ids)
+    known = [message_id for message_id, snapshot in found.items() if snapshot is not None]
+    for message_id, snapshot in found.items():
+        if snapshot is None:
+            complain(unknown_job(store, message_id))
+    if known and not arguments.yes:
+        if not sys.stdin.isatty():
+            raise CommandError("delete asks before it deletes, and there is no terminal to ask. Give --yes.")
+        what = "1 status" if len(known) == 1 else f"{len(known)} statuses"
+        print(
+            f"Delete {what} in {store.name}? The jobs stay in their queues. [y/N] ", end="", file=sys.stderr, flush=True
+        )
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            complain("nothing was deleted.")
+            return USAGE
+    with reaching(store):
+        for message_id in known:
+            if StatusRegistry.delete(message_id, backend=store.backend):
+                print(f"deleted {clean(message_id)}")
+    return UNKNOWN if len(known) < len(found) else COMPLETED
+
+
+#: Abilities of stores that :func:`where` names.
+_ABILITIES: Final = ("get", "wait", "delete")
+
+
+def where(arguments: Namespace) -> int:
+    """Print which store was found, by which rule, and what it can do."""
+    store = store_of(arguments)
+    backend, begin = store.backend, time.perf_counter()
+    problem = ""
+    try:
+        backend.read("dramatiq-status-where")
+    except BackendError as e:
+        problem = str(e)
+    milliseconds = (time.perf_counter() - begin) * 1000
+    lists = True
+    try:
+        if not problem:
+            StatusRegistry.list(limit=1, backend=backend)
+    except NotSupported:
+        lists = False
+    except BackendError as e:
+        problem = str(e)
+    can = [*_ABILITIES, *(("list", "count") if lists else ())]
+    if arguments.json:
+        found = {"store": store.name, "rule": store.rule, "namespace": backend.namespace, "answers": not problem}
+        print(json.dumps({**found, "milliseconds": round(milliseconds, 1), "can": [] if problem else can}))
+        return status_of_store(problem)
+    lines = [("Store", store.name), ("Found by", store.rule), ("Namespace", backend.namespace)]
+    if problem:
+        lines.append(("Answers", f"no: {problem}"))
+    else:
+        lines += [("Answers", f"in {milliseconds:.1f} ms"), ("Can", ", ".join(can))]
+        if not lists:
+            lines.append(("Cannot", f"list, count: {backend.why_no_list} Short ids need a list, too."))
+    for name, text in lines:
+        print(f" {pad(name, 12)}{clean(text)}")
+    print("\n The first of these that is set wins")
+    terminal = terminal_of(sys.stdout)
+    for place in places(arguments.url, arguments.broker):
+        glyph = terminal.glyph("Completed" if place.rule == store.rule else "Queued")
+        print(f"   {glyph} {pad(place.rule, 22)}{clean(_shown(place.kind, place.value))}")
+    return status_of_store(problem)
+
+
+def status_of_store(problem: str) -> int:
+    """Return the exit status of a look at the store."""
+    return UNREACHABLE if problem else COMPLETED
+
+
+def _shown(kind: str, value: str) -> str:
+    if not value:
+        return "not given"
+    from ..backends.url import mask
+
+    return mask(value) if kind == "url" else value
+
+
+def store_of(arguments: Namespace) -> Store:
+    """Return the store that the arguments name."""
+    return find_store(arguments.url, arguments.broker, arguments.namespace)
+
+
+def print_json(snapshot: Snapshot) -> None:
+    """Print a status as one line of JSON."""
+    print(json.dumps(snapshot.to_dict()), flush=True)
+
+
+def print_line(snapshot: Snapshot, *, as_json: bool = False) -> None:
+    """Print a status as one line: the state, the full id, the name, and other facts, with two spaces between them."""
+    if as_json:
+        print_json(snapshot)
+        return
+    facts: Facts = facts_of(snapshot.message_id, snapshot, present())
+    percent = "" if facts.percent is None or snapshot.finished else f"{facts.percent}%"
+    parts = (pad(facts.state, 9), facts.message_id, facts.name, percent, facts.detail, facts.time)
+    print("  ".join(filter(None, parts)), flush=True)
+
+
+def complain(text: str) -> None:
+    """Print a line on stderr."""
+    print(f"dramatiq-status: {text}", file=sys.stderr, flush=True)
+
+
+def _query_of(arguments: Namespace) -> dict[str, Any]:
+    return {"state": arguments.state, "actor_name": arguments.actor, "queue_name": arguments.queue}
+
+
+COMMANDS: Final[dict[str, Callable[[Namespace], int]]] = {
+    "get": get,
+    "wait": wait,
+    "list": list_jobs,
+    "count": count,
+    "delete": delete,
+    "where": where,
+}

@@ -1,0 +1,106 @@
+"""The jobs that a command names: their full ids, and their statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from typing import Final
+
+from ..errors import BackendError, NotSupported
+from ..registry import StatusRegistry
+from ..snapshot import Snapshot
+from .exits import COMPLETED, FAILED, UNFINISHED, UNKNOWN, UNREACHABLE, CommandError
+from .store import Store
+from .text import clean
+
+#: Number of the newest jobs among which a short id is looked up, and the fewest characters of such an id.
+_SEARCHED: Final = 1000
+_SHORTEST: Final = 4
+
+
+@contextmanager
+def reaching(store: Store) -> Iterator[None]:
+    """Turn the errors of a store into one line about it.
+
+    Raises:
+      CommandError: When the store does not answer or cannot list.
+    """
+    try:
+        yield
+    except NotSupported:
+        raise CommandError(
+            f"{store.name} cannot list: {store.backend.why_no_list} "
+            "Give full ids to get or wait, or use Redis or SQLite."
+        ) from None
+    except BackendError as e:
+        raise CommandError(
+            f"{store.name} does not answer ({e}). Start it, or name another with --url.", UNREACHABLE
+        ) from e
+
+
+def read_jobs(store: Store, ids: Sequence[str]) -> dict[str, Snapshot | None]:
+    """Read jobs by their full or short ids, in one round trip if all ids are full.
+
+    Returns:
+      dict[str, Snapshot | None]: By full id; None for an unknown job, under the id that was given.
+
+    Raises:
+      CommandError: When an id is none, or a short id is ambiguous.
+    """
+    given = list(dict.fromkeys(ids))
+    with reaching(store):
+        try:
+            found = dict(zip(given, StatusRegistry.read_many(given, backend=store.backend)))
+        except ValueError as e:
+            raise CommandError(str(e)) from e
+        short = [i for i, snapshot in found.items() if snapshot is None and _SHORTEST <= len(i) < 36]
+        if short:
+            listed = _newest(store)
+            for prefix in short:
+                found[prefix] = _only(prefix, listed)
+    return {i if snapshot is None else snapshot.message_id: snapshot for i, snapshot in found.items()}
+
+
+def full_ids(store: Store, ids: Sequence[str]) -> list[str]:
+    """Return the full ids of jobs; an unknown one stays as it was given."""
+    if all(len(i) >= 36 for i in ids):
+        return list(dict.fromkeys(ids))
+    return list(read_jobs(store, ids))
+
+
+def _newest(store: Store) -> list[Snapshot]:
+    try:
+        return StatusRegistry.list(limit=_SEARCHED, backend=store.backend)
+    except NotSupported:
+        return []
+
+
+def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
+    candidates = [snapshot for snapshot in listed if snapshot.message_id.startswith(prefix)]
+    if len(candidates) > 1:
+        names = ", ".join(f"{clean(c.message_id)} ({clean(c.actor_name or '')})" for c in candidates[:5])
+        more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
+        raise CommandError(
+            f"{clean(prefix)} is the beginning of {len(candidates)} jobs: {names}{more}. Give more of it."
+        )
+    return candidates[0] if candidates else None
+
+
+def unknown_job(store: Store, message_id: str) -> str:
+    """Return the line about a job that has no status."""
+    return f"{clean(message_id)}: no such job in {store.name}, or its status has expired. See: dramatiq-status list"
+
+
+def status_of(snapshot: Snapshot | None) -> int:
+    """Return the exit status of one job."""
+    if snapshot is None:
+        return UNKNOWN
+    if not snapshot.finished:
+        return UNFINISHED
+    return FAILED if snapshot.failed else COMPLETED
+
+
+def present() -> datetime:
+    """Return the present time."""
+    return datetime.now(timezone.utc)

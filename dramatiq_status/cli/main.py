@@ -1,0 +1,44 @@
+"""The entry point: parses the arguments, runs the command, and turns errors into lines and exit statuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from .arguments import make_parser
+from .exits import INTERRUPTED, USAGE, CommandError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit status.
+
+    Parameters:
+      arguments(Sequence[str]): By default those of the process.
+    """
+    parser = make_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.version:
+        from .. import __version__
+
+        print(f"dramatiq-status {__version__}")
+        return 0
+    if parsed.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    # Imports Dramatiq, which takes longer than all else.
+    from .commands import COMMANDS, complain
+
+    try:
+        status = COMMANDS[parsed.command](parsed)
+        sys.stdout.flush()
+        return status
+    except CommandError as e:
+        complain(str(e))
+        return e.status
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has enough.  Python would complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,159 @@
+"""The store that a command reads: which rule has found it, and its backend."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from .exits import CommandError
+
+if TYPE_CHECKING:
+    from ..backend import StatusBackend
+
+VARIABLE: Final = "DRAMATIQ_STATUS_URL"
+
+#: Section of ``pyproject.toml`` with the options ``url``, ``broker`` and ``namespace``.
+SECTION: Final = "dramatiq-status"
+
+
+class Place(NamedTuple):
+    """A rule by which a store may be found.
+
+    Parameters:
+      rule(str): Name of the option, the variable or the file.
+      kind(str): ``"url"`` or ``"broker"``.
+      value(str): Empty where the rule names no store.
+    """
+
+    rule: str
+    kind: str
+    value: str
+
+
+class Store(NamedTuple):
+    """The store of a command.
+
+    Parameters:
+      backend(StatusBackend)
+      name(str): Its URL without a login; the backend's repr for the store of a broker.
+      rule(str): The rule that has found it.
+    """
+
+    backend: StatusBackend
+    name: str
+    rule: str
+
+
+def places(url: str | None, broker: str | None) -> list[Place]:
+    """Return all rules in the order in which they count.
+
+    Parameters:
+      url(str): The option ``--url``.
+      broker(str): The option ``--broker``.
+    """
+    section = _section_of(Path("pyproject.toml"))
+    return [
+        Place("--url", "url", url or ""),
+        Place("--broker", "broker", broker or ""),
+        Place(VARIABLE, "url", os.environ.get(VARIABLE, "")),
+        Place("pyproject.toml", *next(_options_in(section), ("url", ""))),
+    ]
+
+
+def find_store(url: str | None, broker: str | None, namespace: str | None) -> Store:
+    """Make the backend of the first rule that names a store.
+
+    Raises:
+      CommandError: When no rule names a store, or the store's URL or broker is wrong.
+    """
+    found = next((place for place in places(url, broker) if place.value), None)
+    if found is None:
+        raise CommandError(f"no store is named. Give --url or --broker, or set {VARIABLE}. See: dramatiq-status where")
+    namespace = namespace or _section_of(Path("pyproject.toml")).get("namespace")
+    if found.kind == "broker":
+        if namespace is not None:
+            raise CommandError(f"--namespace does not go with {found.rule}: the broker's backend has its own.")
+        backend = _backend_of_broker(found)
+        return Store(backend, repr(backend), found.rule)
+    from ..backends.url import backend_from_url, mask
+
+    options: dict[str, Any] = {} if namespace is None else {"namespace": namespace}
+    try:
+        return Store(backend_from_url(found.value, **options), mask(found.value), found.rule)
+    except (ValueError, TypeError, ImportError) as e:
+        raise CommandError(f"{found.rule}: {e}") from e
+
+
+def _backend_of_broker(place: Place) -> StatusBackend:
+    """Import a broker and return the backend of its middleware."""
+    module_name, _, attribute = place.value.partition(":")
+    where = f"{place.rule} {place.value}"
+    # As the `dramatiq` command does: a script has its own directory there, and not the working directory.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    _check_module(module_name, where)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as e:
+        raise CommandError(f"{where}: the import failed with {type(e).__name__}: {e}") from e
+    from dramatiq import Broker, get_broker
+
+    from ..lookup import find_backend
+
+    broker: Any = get_broker() if not attribute else getattr(module, attribute, None)
+    if not isinstance(broker, Broker):
+        raise CommandError(f"{where}: {module_name!r} has no broker named {attribute!r}.")
+    try:
+        return find_backend(None, broker)
+    except RuntimeError as e:
+        raise CommandError(f"{where}: {e}") from e
+
+
+def _check_module(name: str, where: str) -> None:
+    """Refuse a module that is not there, and not one whose own import fails."""
+    package = ""
+    for part in name.split("."):
+        package = f"{package}.{part}".lstrip(".")
+        try:
+            if find_spec(package) is not None:
+                continue
+        except (ImportError, ValueError):
+            pass
+        folder = name.partition(".")[0]
+        raise CommandError(f"{where}: no module {package!r} here. Run it in the directory that has {folder}.")
+
+
+def _section_of(path: Path) -> dict[str, str]:
+    """Read the section of a project's file; empty where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    if f"[tool.{SECTION}]" not in text:
+        return {}
+    try:
+        # Python 3.10 has no tomllib.
+        tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ImportError:
+        raise CommandError(
+            f"{path}: Python 3.10 needs tomli for [tool.{SECTION}]: pip install 'dramatiq-status[cli]', or give --url."
+        ) from None
+    try:
+        section = tomllib.loads(text)["tool"][SECTION]
+    except (ValueError, KeyError, TypeError) as e:
+        raise CommandError(f"{path}: [tool.{SECTION}] cannot be read: {e}") from e
+    wrong = [name for name in section if name not in ("url", "broker", "namespace")]
+    if wrong:
+        raise CommandError(f"{path}: [tool.{SECTION}] has no option {wrong[0]!r}, only url, broker and namespace.")
+    return {name: str(value) for name, value in section.items()}
+
+
+def _options_in(section: dict[str, str]) -> Iterator[tuple[str, str]]:
+    for kind in ("url", "broker"):
+        if section.get(kind):
+            yield kind, section[kind]

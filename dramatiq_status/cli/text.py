@@ -1,0 +1,81 @@
+"""Texts for a terminal: made harmless, measured in cells, and cut."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+#: Control characters with an escape sequence of their own in Python's texts.
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+#: Categories of characters that are not shown: control, format (bidirectional controls, zero width), surrogates,
+#: private use, unassigned, line and paragraph separators.
+_HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+
+ELLIPSIS: Final = "…"
+
+
+def clean(text: str) -> str:
+    r"""Escape all characters that would move the cursor, change colours, or hide or reorder other characters.
+
+    All output for people passes this function.
+
+    >>> clean("\x1b[31mred\nrtl: \u202e")
+    '\\x1b[31mred\\nrtl: \\u202e'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_clean_character, text))
+
+
+def _clean_character(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    if unicodedata.category(character) not in _HIDDEN:
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def width(text: str) -> int:
+    """Return the number of terminal cells of a clean text.
+
+    >>> width("abc"), width("\u4f60\u597d"), width("e\u0301")
+    (3, 4, 1)
+    """
+    if text.isascii():
+        return len(text)
+    return sum(map(_cells, text))
+
+
+def _cells(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut(text: str, cells: int, ellipsis: str = ELLIPSIS) -> str:
+    """Cut a clean text to a number of cells.
+
+    >>> cut("insufficient funds", 12), cut("short", 12)
+    ('insufficient…', 'short')
+    """
+    if width(text) <= cells:
+        return text
+    kept, left = [], cells - width(ellipsis)
+    for character in text:
+        left -= _cells(character)
+        if left < 0:
+            break
+        kept.append(character)
+    return "".join(kept).rstrip() + ellipsis if cells >= width(ellipsis) else ""
+
+
+def pad(text: str, cells: int) -> str:
+    """Fill a clean text with spaces on its right side."""
+    return text + " " * (cells - width(text))
+
+
+def pad_left(text: str, cells: int) -> str:
+    """Fill a clean text with spaces on its left side."""
+    return " " * (cells - width(text)) + text

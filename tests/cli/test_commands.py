@@ -1,0 +1,345 @@
+"""Tests of the commands that print and end, in real processes with real stores."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
+from dramatiq_status.cli.main import main
+from dramatiq_status.record import COMPLETED, FAILED, QUEUED, WORKING
+from dramatiq_status.testing.updates import enqueue, finish, life_to, named, start, write
+
+from .terminals import COMMAND, environment, on_pipe, on_terminal, screen_of
+
+IDS = {
+    name: f"{name:-<8}-1111-4d0e-9c5b-6f1d2a7e4b90" for name in ("queued", "working", "completed", "failed", "unknown")
+}
+SIZES = (20, 40, 60, 80, 120, 160, 400)
+
+
+def fill(backend: StatusBackend) -> None:
+    """Store a job in each state."""
+    for name, state in (("queued", QUEUED), ("working", WORKING), ("completed", COMPLETED), ("failed", FAILED)):
+        boom = {"x": '{"type":"OSError","message":"gone"}'} if state == FAILED else {}
+        updates = life_to(state, a=f'"job_{name}"', Q='"default"', E="1795479267029")
+        updates[-1] = updates[-1]._replace(fields={**updates[-1].fields, **named(boom)})
+        backend.update_many([(IDS[name], update) for update in updates])
+
+
+class Place:
+    """A store with a job in each state."""
+
+    def __init__(self, backend: StatusBackend, url: str) -> None:
+        self.backend = backend
+        self.url = url
+        fill(backend)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+    yield Place(backend, f"sqlite:///{tmp_path}/status.db".replace("sqlite:////", "sqlite:////"))
+    backend.close()
+
+
+@pytest.fixture(params=["sqlite", "redis", "memcached"])
+def every_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    backend: StatusBackend
+    if request.param == "sqlite":
+        backend, url = SQLiteBackend(tmp_path / "status.db", timeout=20_000), f"sqlite:///{tmp_path}/status.db"
+    elif request.param == "redis":
+        url = request.getfixturevalue("redis_url")
+        backend = RedisBackend(url=url, timeout=20_000)
+    else:
+        request.getfixturevalue("memcached_url")
+        address = request.getfixturevalue("memcached_server").address
+        backend, url = MemcachedBackend(servers=address, timeout=20_000), f"memcached://{address}"
+    yield Place(backend, url)
+    backend.close()
+
+
+def run(place: Place, *arguments: str) -> int:
+    """Run a command in this process."""
+    return main([*arguments, "--url", place.url])
+
+
+# Exit statuses
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        (["completed"], 0),
+        (["failed"], 1),
+        (["unknown"], 3),
+        (["queued"], 4),
+        (["working"], 4),
+        (["completed", "working"], 4),
+        (["working", "failed"], 1),
+        (["failed", "unknown", "completed"], 3),
+    ],
+)
+def test_the_exit_status_of_get(every_place: Place, names: list[str], status: int) -> None:
+    assert run(every_place, "get", *(IDS[name] for name in names)) == status
+    assert run(every_place, "get", "--json", *(IDS[name] for name in names)) == status
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        (["completed"], 0),
+        (["failed", "completed"], 1),
+        (["working"], 4),
+        (["completed", "working"], 4),
+        (["unknown"], 3),
+    ],
+)
+def test_the_exit_status_of_wait(every_place: Place, names: list[str], status: int) -> None:
+    assert run(every_place, "wait", "--timeout", "1.5", *(IDS[name] for name in names)) == status
+
+
+def test_a_store_that_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["get", "x"], ["wait", "x"], ["list"], ["count"], ["where"]):
+        assert main([*command, "--url", "redis://ann:secret@127.0.0.1:1/0?timeout=300"]) == 5
+    printed = capsys.readouterr()
+    assert "redis://***@127.0.0.1:1/0" in printed.err and "secret" not in printed.err + printed.out
+
+
+def test_wrong_arguments(place: Place) -> None:
+    for arguments in (
+        ["list", "--limit", "0"],
+        ["list", "--state", "running"],
+        ["wait"],
+        ["wait", "x", "--timeout", "-1"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run(place, *arguments)
+        assert ended.value.code == 2
+    assert main([]) == 2
+
+
+# Waiting
+
+
+def test_wait_ends_with_the_job(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    # Given a job that ends while it is waited for
+    def end() -> None:
+        time.sleep(0.3)
+        every_place.backend.update(IDS["working"], finish(1))
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    # When it is waited for
+    status = run(every_place, "wait", IDS["working"])
+    thread.join()
+    # Then the command ends well, and prints the job
+    assert status == 0
+    assert capsys.readouterr().out.startswith(f"Completed  {IDS['working']}  job_working")
+
+
+def test_wait_for_any(place: Place) -> None:
+    assert run(place, "wait", "--any", IDS["working"], IDS["completed"]) == 0
+
+
+def test_wait_for_a_job_that_is_deleted(every_place: Place) -> None:
+    def delete() -> None:
+        time.sleep(0.3)
+        every_place.backend.delete(IDS["working"])
+
+    thread = threading.Thread(target=delete)
+    thread.start()
+    assert run(every_place, "wait", IDS["working"]) == 3
+    thread.join()
+
+
+def test_ctrl_c(place: Place) -> None:
+    # Given a command that waits
+    process = subprocess.Popen([*COMMAND, "wait", IDS["working"], "--url", place.url], env=environment())
+    time.sleep(1.5)
+    # When it is interrupted
+    process.send_signal(2)
+    # Then it ends at once, without a traceback
+    assert process.wait(20) == 130
+
+
+# Output
+
+
+def test_json_is_the_snapshot(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    run(every_place, "get", "--json", IDS["failed"], IDS["completed"])
+    failed, completed = map(json.loads, capsys.readouterr().out.splitlines())
+    assert failed["message_id"] == IDS["failed"] and failed["exception"]["type"] == "OSError"
+    assert completed["status"] == "completed" and completed["runs"][0]["outcome"] == "completed"
+    assert {"percent", "stalled", "retrying"} <= failed.keys()
+
+
+def test_short_ids(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(place, "get", "--json", IDS["failed"][:8]) == 1
+    assert json.loads(capsys.readouterr().out)["message_id"] == IDS["failed"]
+    # An ambiguous one names the candidates
+    other = IDS["failed"][:9] + "2222-4d0e-9c5b-6f1d2a7e4b90"
+    place.backend.update(other, enqueue())
+    assert run(place, "get", IDS["failed"][:8]) == 2
+    error = capsys.readouterr().err
+    assert IDS["failed"] in error and other in error
+
+
+def test_list_and_count(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(place, "count") == 0 and capsys.readouterr().out == "4\n"
+    assert run(place, "count", "--json", "--state", "failed") == 0
+    assert json.loads(capsys.readouterr().out) == {"count": 1}
+    # When the list is read by pages
+    found: list[dict[str, Any]] = []
+    more: list[str] = []
+    while True:
+        assert run(place, "list", "--json", "--limit", "3", *more) == 0
+        page = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        if not page:
+            break
+        found += page
+        more = ["--after", page[-1]["cursor"]]
+    # Then each job is there once
+    assert sorted(job["message_id"] for job in found) == sorted(IDS[name] for name in IDS if name != "unknown")
+    assert run(place, "list", "--after", "nonsense") == 2
+
+
+def test_a_store_that_cannot_list(
+    memcached_url: str, memcached_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", "--url", f"memcached://{memcached_server.address}"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot list" in error and len(error.splitlines()) == 1
+
+
+def test_delete(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    # Without a terminal it does not ask, and deletes nothing
+    done = on_pipe("delete", IDS["failed"], "--url", every_place.url)
+    assert done.status == 2 and "--yes" in done.errors and every_place.backend.read(IDS["failed"]) is not None
+    # With --yes it deletes
+    assert run(every_place, "delete", "--yes", IDS["failed"], IDS["unknown"]) == 3
+    assert every_place.backend.read(IDS["failed"]) is None
+
+
+def test_delete_asks_on_a_terminal(place: Place) -> None:
+    done = on_terminal("delete", IDS["failed"], "--url", place.url, answer="n\n")
+    assert done.status == 2 and "[y/N]" in done.output and place.backend.read(IDS["failed"]) is not None
+    done = on_terminal("delete", IDS["failed"], "--url", place.url, answer="y\n")
+    assert done.status == 0 and place.backend.read(IDS["failed"]) is None
+
+
+@pytest.mark.parametrize("columns", SIZES)
+def test_a_terminal_shows_the_jobs_of_a_pipe(place: Place, columns: int) -> None:
+    # Given a list on a pipe and on a terminal
+    piped = on_pipe("list", "--url", place.url)
+    done = on_terminal("list", "--url", place.url, columns=columns)
+    lines = screen_of(done, columns)
+    # Then both have the same jobs in the same order, one a row
+    order = [re.split(r"\s{2,}", line)[2][:7] for line in piped.output.splitlines()]
+    assert len(order) == 4
+    rows = [line for line in lines if "job_" in line]
+    assert [next(name for name in order if name in row) for row in rows] == order
+    assert done.status == piped.status == 0 and "\x1b" not in piped.output
+
+
+def test_colours(place: Place) -> None:
+    done = on_terminal("list", "--url", place.url)
+    assert "\x1b[1;97;41m" in done.output
+    plain = on_terminal("list", "--url", place.url, NO_COLOR="1")
+    assert "\x1b[1;7m" in plain.output and "41m" not in plain.output
+    assert "\x1b" not in on_terminal("list", "--url", place.url, TERM="dumb").output
+    assert "\x1b[1;97;41m" in on_pipe("get", IDS["failed"], "--url", place.url, FORCE_COLOR="1").output
+
+
+def test_glyphs_of_a_terminal_without_unicode(place: Place) -> None:
+    done = on_terminal("list", "--url", place.url, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert done.output.isascii() and " X " in "\n".join(screen_of(done))
+    assert on_terminal("list", "--url", place.url, LC_ALL="ja_JP.UTF-8", PYTHONUTF8="1").output.isascii()
+
+
+def test_a_reader_that_has_enough(place: Place) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m dramatiq_status list --url {place.url} | head -n 1", shell=True, env=environment(),
+        capture_output=True, timeout=60, cwd=Path(__file__).parent.parent.parent,
+    )  # fmt: skip
+    assert done.stdout.count(b"\n") == 1 and done.stderr == b""
+
+
+def test_get_shows_all_of_a_job(place: Place) -> None:
+    # Given a job with fields of every kind, and one that is hostile
+    fields = named(
+        {"note": '"\\u001b[31mred\\n\\u202ertl [b]"', "file": '{"path":"a","sizes":[1,2]}', "log": f'"{"x" * 5000}"'}
+    )
+    place.backend.update(IDS["working"], write(1, 2)._replace(fields=fields))
+    done = on_terminal("get", IDS["working"], "--url", place.url)
+    text = "\n".join(screen_of(done))
+    assert "[31mred" in text and "\x1b[31mred" not in done.output and "\u202e" not in done.output
+    assert "whole by --json" in text and "sizes" in text and "job_working" in text and "run 1 running" in text
+
+
+# The store
+
+
+def test_where(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(every_place, "where") == 0
+    shown = capsys.readouterr().out
+    assert "--url" in shown and "Answers" in shown
+    assert run(every_place, "where", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["answers"] and ("list" in found["can"]) == ("memcached" not in every_place.url)
+
+
+def test_the_first_rule_wins(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(f'[tool.dramatiq-status]\nurl = "{place.url}"\n')
+    module = "import dramatiq\nfrom dramatiq.brokers.stub import StubBroker\nfrom dramatiq_status import *\n"
+    module += f"broker = StubBroker(middleware=[StatusMiddleware(backend=backend_from_url({place.url!r}))])\n"
+    (tmp_path / "shop.py").write_text(module + "dramatiq.set_broker(broker)\nother = 5\n")
+    if sys.version_info >= (3, 11):
+        assert "Found by    pyproject.toml" in on_pipe("where", cwd=tmp_path).output
+    assert "Found by    DRAMATIQ_STATUS_URL" in on_pipe("where", cwd=tmp_path, DRAMATIQ_STATUS_URL=place.url).output
+    for broker in ("shop", "shop:broker"):
+        done = on_pipe("where", "--broker", broker, cwd=tmp_path, DRAMATIQ_STATUS_URL="redis://127.0.0.1:1")
+        assert "Found by    --broker" in done.output, done
+    # And a wrong one is a line that says what to do
+    for broker, text in (("shop:other", "no broker"), ("shop.tasks", "no module"), ("nothing", "no module")):
+        done = on_pipe("where", "--broker", broker, cwd=tmp_path)
+        assert done.status == 2 and text in done.errors and len(done.errors.splitlines()) == 1, done
+
+
+def test_no_store(tmp_path: Path) -> None:
+    done = on_pipe("list", cwd=tmp_path)
+    assert done.status == 2 and "no store is named" in done.errors
+    (tmp_path / "pyproject.toml").write_text("[tool.dramatiq-status]\nhost = 'x'\n")
+    if sys.version_info >= (3, 11):
+        assert "no option 'host'" in on_pipe("list", cwd=tmp_path).errors
+
+
+def test_help_imports_no_dramatiq() -> None:
+    script = "import sys; from dramatiq_status.cli.main import main\n"
+    for arguments in (["--help"], ["--version"], ["wait", "--help"]):
+        check = f"{script}try: main({arguments!r})\nexcept SystemExit: pass\n"
+        check += "assert not {'dramatiq', 'redis', 'pymemcache', 'rich', 'sqlite3'} & set(sys.modules), sys.modules"
+        done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+        assert done.returncode == 0 and "dramatiq-status" in done.stdout, done.stderr
+
+
+def test_a_job_that_begins_after_the_wait(place: Place) -> None:
+    # A job that is enqueued within the time for unknown ones is waited for
+    def send() -> None:
+        time.sleep(0.2)
+        place.backend.update_many([(IDS["unknown"], update) for update in (enqueue(), start(1), finish(1))])
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    assert run(place, "wait", IDS["unknown"]) == 0
+    thread.join()

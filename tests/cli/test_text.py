@@ -1,0 +1,57 @@
+"""Property tests of the texts for a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dramatiq_status.cli.rows import Job, table
+from dramatiq_status.cli.terminal import Terminal
+from dramatiq_status.cli.text import clean, cut, pad, width
+from dramatiq_status.cli.words import STATES, Facts
+
+texts = st.text(max_size=30)
+shown = texts.map(clean)
+terminals = st.builds(
+    Terminal, st.just(True), st.integers(20, 400), st.sampled_from(["all", "plain", "none"]), st.booleans()
+)
+facts = st.builds(
+    Facts,
+    st.sampled_from(STATES),
+    shown,
+    st.uuids().map(str),
+    st.one_of(st.none(), st.integers(0, 100)),
+    shown,
+    st.sampled_from(["", "420 of 1,000", "1,284 so far"]),
+    st.sampled_from(["", "35/s"]),
+    shown,
+    st.sampled_from(["", "attempt 2"]),
+    st.sampled_from(["", "17 s left", "no sign of life for 2 min", "starts in 3 min 59 s"]),
+)
+
+
+@given(text=texts)
+def test_a_clean_text_is_harmless(text: str) -> None:
+    found = clean(text)
+    assert all(character.isprintable() or unicodedata.category(character) == "Zs" for character in found)
+    assert clean(found) == found
+
+
+@given(text=shown, cells=st.integers(0, 40))
+def test_a_cut_text_fits(text: str, cells: int) -> None:
+    found = cut(text, cells)
+    assert width(found) <= cells
+    assert found == text or width(text) > cells
+    assert width(pad(found, cells)) == cells
+
+
+@given(
+    jobs=st.lists(st.builds(Job, facts, shown, st.sampled_from(["", "now", "3 min ago"])), max_size=8),
+    terminal=terminals,
+)
+def test_no_row_is_wider_than_the_terminal(jobs: list[Job], terminal: Terminal) -> None:
+    for row in table(jobs, terminal):
+        assert sum(width(text) for text, _ in row) <= terminal.width
+        assert terminal.colours != "none" or "\x1b" not in terminal.paint(row)
