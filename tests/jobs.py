@@ -1,4 +1,4 @@
-"""A job's life in a store, without a worker: what its status would be told, step by step."""
+"""Messages of tests without a worker: the test sends the updates."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from uuid import uuid4
 
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.record import ACTOR_NAME, COMPLETED, HEARTBEAT_INTERVAL, QUEUE_NAME, STARTED_AT, Record
-from dramatiq_status.update import EnqueueId, Kind, Update
+from dramatiq_status.testing.updates import enqueue, heartbeat, start, write
+from dramatiq_status.update import EnqueueId, Update
 
 
 class Job:
-    """A message of a run that is played by the test."""
+    """Message whose updates a test sends."""
 
     def __init__(self, backend: StatusBackend, message_id: str | None = None) -> None:
         self.backend = backend
@@ -22,18 +23,19 @@ class Job:
         self._sequence = 0
 
     def enqueue(self) -> Job:
-        self._update(Update(Kind.ENQUEUE, self._enqueue_id, fields={ACTOR_NAME: '"work"', QUEUE_NAME: '"default"'}))
+        self._update(enqueue(*self._enqueue_id, **{ACTOR_NAME: '"work"', QUEUE_NAME: '"default"'}))
         return self
 
     def requeue(self) -> Job:
-        """Enqueue the same message once more, as a retry does."""
+        """Enqueue the message again, as a retry."""
         self._enqueue_id = self._enqueue_id._replace(generation=self._enqueue_id.generation + 1)
         return self.enqueue()
 
     def start(self, heartbeat_interval: int = 15_000) -> Job:
-        """Begin the run; with a short interval between heartbeats it stalls soon."""
+        """Start the run.  It stalls soon if the interval between heartbeats is short."""
+        self._sequence += 1
         fields = {STARTED_AT: str(now_ms()), HEARTBEAT_INTERVAL: str(heartbeat_interval)}
-        self._write(fields, start=True)
+        self._update(start(self._run_token, *self._enqueue_id, sequence=self._sequence, create=False, **fields))
         return self
 
     def write(self, **fields: Any) -> Job:
@@ -41,12 +43,12 @@ class Job:
         return self
 
     def restore(self, **fields: Any) -> Job:
-        """Write the whole record, as a run does whose status was lost."""
+        """Write the whole record, as a run does after the store has lost it."""
         self._write({f":{name}": json.dumps(value) for name, value in fields.items()}, create=True)
         return self
 
     def beat(self) -> Job:
-        self._update(Update(Kind.HEARTBEAT, self._enqueue_id, self._run_token))
+        self._update(heartbeat(self._run_token))
         return self
 
     def finish(self, state: int = COMPLETED) -> Job:
@@ -55,7 +57,8 @@ class Job:
 
     def _write(self, fields: Record, **parameters: Any) -> None:
         self._sequence += 1
-        self._update(Update(Kind.RUN, self._enqueue_id, self._run_token, self._sequence, fields=fields, **parameters))
+        update = write(self._run_token, self._sequence, *self._enqueue_id, **parameters)
+        self._update(update._replace(fields=fields))
 
     def _update(self, update: Update) -> None:
         self.backend.update(self.message_id, update)
