@@ -31,7 +31,7 @@ except ImportError:  # Dramatiq 1.x
 
 F = TypeVar("F", bound=Callable[..., None])
 
-#: How long a worker that shuts down waits for its last updates, in seconds.
+#: Maximum number of seconds that a worker waits for its last updates when it shuts down.
 SHUTDOWN_TIMEOUT: Final = 5.0
 
 
@@ -82,7 +82,7 @@ def _through_late_interrupts(hook: F) -> F:
 
 
 class StatusMiddleware(Middleware):
-    """Records the status of every message.
+    """A middleware that records the status of every message.
 
     Add it last.  It works in other places of the list as well, except that a message is shown as
     ``working`` for a moment when a later middleware skips it.
