@@ -1,4 +1,4 @@
-"""Hooks for processes that fork."""
+"""Hooks that run when the process forks, and interrupts that strike in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("dramatiq_status")
 #: Seconds until an interrupt is raised again, when the hooks of other packages have ended as well.
 AFTER_FORK: Final = 0.01
 
-# Interrupts that struck in hooks, and those that will be raised again, by thread.
+# Interrupts that have struck in hooks, and interrupts to raise again after the fork, by thread.
 _caught: dict[int, type[BaseException]] = {}
 _due: dict[int, type[BaseException]] = {}
 
@@ -63,7 +63,7 @@ def _run_before_fork() -> None:
 
 def note_interrupt(error: BaseException) -> None:
     """Raise an interrupt that has struck in a hook again, after the fork."""
-    # One that strikes a greenlet cannot be raised again.
+    # An interrupt of a greenlet cannot be raised again.
     if ARE_THREADS_REAL:
         _caught[threading.get_ident()] = type(error)
 
@@ -97,8 +97,8 @@ def _raise(thread: int) -> None:
 
 
 def drop_interrupt() -> None:
-    """Drop the interrupt that would be raised again in this thread. The job that it is for has ended, and it would
-    strike the next one.
+    """Drop the interrupt that would be raised again in this thread.  The interrupted job has ended, and the interrupt
+    would strike the next job.
     """
     if _due:
         _due.pop(threading.get_ident(), None)
