@@ -20,8 +20,8 @@ from .update import NO_ENQUEUE_ID, EnqueueId
 #: Names that ``includes`` may contain.
 INCLUDES: Final = frozenset(("message", "traceback", "result"))
 
-#: Message options of this package: the enqueue that a message is the delivery of, and the heartbeat interval that its
-#: record may contain, unless it is the default.  Their values are plain JSON (two whole numbers in a list, a whole
+#: Message options of this package: the enqueue id of the message, and the heartbeat interval that its record may
+#: contain, unless it is the default.  Their values are plain JSON (two whole numbers in a list, a whole
 #: number), because an encoder may not support other types, and a worker may lack this package.
 ENQUEUE_ID_OPTION: Final = "status_enqueue_id"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
@@ -43,12 +43,12 @@ class Settings(NamedTuple):
     tracked: bool
     status_ttl: int
     throttle: int
-    #: Parts that the message asks to include, and parts that the actor, or else the middleware, allows.
+    #: Includes that the message selects, and includes that the actor, or else the middleware, allows.
     includes: frozenset[str]
     allowed: frozenset[str]
 
     def include(self, name: str) -> bool:
-        """Whether to store something."""
+        """Whether to store an include."""
         return name in self.includes and name in self.allowed
 
 
@@ -56,7 +56,7 @@ class Options:
     """The settings of actors and messages.
 
     Parameters:
-      defaults(Settings): Those of the middleware.
+      defaults(Settings): Settings of the middleware.
     """
 
     def __init__(self, defaults: Settings) -> None:
@@ -144,18 +144,18 @@ def new_token() -> int:
 
 
 def next_enqueue_id(enqueue_id: EnqueueId) -> EnqueueId:
-    """Return the enqueue that follows one."""
+    """Return the id of the next enqueue of a message."""
     return EnqueueId(enqueue_id.origin, enqueue_id.generation + 1) if enqueue_id.origin else EnqueueId(new_token(), 1)
 
 
 def enqueue_id_of(options: dict[str, Any]) -> EnqueueId:
-    """Return the enqueue that a message is the delivery of; NO_ENQUEUE_ID where its option is missing or malformed."""
+    """Return the enqueue id of a message; NO_ENQUEUE_ID where its option is missing or malformed."""
     given = options.get(ENQUEUE_ID_OPTION)
     if given is None:
         return NO_ENQUEUE_ID
     if isinstance(given, (list, tuple)) and len(given) == 2:
         enqueue_id = EnqueueId(whole_number(given[0], 0), whole_number(given[1], 0))
-        # The next one has to be a number as well.
+        # The next generation has to be such a number as well.
         if enqueue_id.origin > 0 and 0 < enqueue_id.generation < MAX_WHOLE_NUMBER:
             return enqueue_id
     return NO_ENQUEUE_ID
