@@ -51,7 +51,7 @@ class Delivery:
 
     Parameters:
       message_id(str)
-      enqueue_id(EnqueueId): The enqueue that it is the delivery of.
+      enqueue_id(EnqueueId): Id of the enqueue that led to this delivery.
       run_token(int): Fencing token of the run; 0 where another middleware stopped the message before
         this one saw it.
     """
@@ -115,8 +115,8 @@ class Begun(NamedTuple):
 
     Parameters:
       message_timestamp: When the message was made: another message may have the same id.
-      before(EnqueueId): The enqueue that the message was the delivery of.
-      enqueue_id(EnqueueId): The enqueue that has begun.
+      before(EnqueueId): Enqueue id that the message carried before.
+      enqueue_id(EnqueueId): Id of the enqueue that has begun.
     """
 
     message_timestamp: Any
