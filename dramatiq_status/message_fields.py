@@ -1,4 +1,4 @@
-"""What a message, an exception and a result become in a record."""
+"""Fields of a record that are made of a message, an exception or a result."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MAX_EXCEPTION_LENGTH: Final = 1024
 #: Maximum number of frames of a stored traceback, as in Dramatiq's Retries.
 _TRACEBACK_LIMIT: Final = 30
 
-#: Turns an exception into its ``type`` and its ``message``, as they are stored; None for nothing.
+#: Function that returns the ``type`` and the ``message`` of an exception to store; None to store no exception.
 Describe = Callable[[BaseException], "Mapping[str, str] | None"]
 
 
@@ -60,7 +60,7 @@ def describe_exception(
     Parameters:
       exception(BaseException)
       max_size(int)
-      describe(Callable): Where it fails, only the name of the type is stored: it may be there to keep texts out.
+      describe(Callable): If it fails, only the name of the type is stored, because a text may be secret.
     """
     try:
         found = describe(exception)
@@ -107,7 +107,7 @@ def _size(value: Any) -> int:
 
 
 class MessageFields:
-    """Makes fields of records.
+    """Maker of the fields that the middleware writes.
 
     Parameters:
       backend(StatusBackend): Limits the size of a field.
@@ -225,7 +225,7 @@ class MessageFields:
         try:
             fields[stored] = encode_value(name, value, self._backend.max_field_size)
         except Exception as e:
-            # Whatever it is that the job has left: its status must not suffer.
+            # The value may raise any error, which must not stop the update of the status.
             logger.warning("It is not included: %s", e)
 
 
