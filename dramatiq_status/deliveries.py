@@ -45,12 +45,12 @@ class _Tracking(NamedTuple):
     buffer: MessageBuffer
     settings: Settings
     previous: Binding | None
-    #: The worker's own object.  It has the exception, which the copy for a retry lacks.
+    #: The worker's own object, which has the exception.  The copy for a retry lacks it.
     message: Any
 
 
 class Deliveries:
-    """Writes the beginning and the end of each delivery of a message to a worker.
+    """Writer of the beginning and the end of each delivery of a message to a worker.
 
     Parameters:
       backend(StatusBackend)
