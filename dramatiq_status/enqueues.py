@@ -21,7 +21,7 @@ from .writer import Confirmation, Enqueue, Writer
 
 
 class Enqueues:
-    """Writes ``queued`` for messages that enter a queue.
+    """Writer of ``queued`` for messages that enter a queue.
 
     Parameters:
       backend(StatusBackend)
@@ -102,7 +102,7 @@ class Enqueues:
         delivery.confirming = set()
 
     def _begin_enqueue(self, message: Any) -> EnqueueId:
-        """Return the enqueue of a message that begins: the one that has begun before, where the broker tries again."""
+        """Return the id of an enqueue that begins.  If the broker tries again, it is the id of the first try."""
         thread, message_id, carried = self._deliveries.thread_state, message.message_id, enqueue_id_of(message.options)
         begun = thread.begun.get(message_id)
         if begun is not None and begun.is_repeated_by(message.message_timestamp, carried):
@@ -143,7 +143,7 @@ class Enqueues:
             thread.confirmation = None
 
     def _complete_pending(self) -> None:
-        # There is one if the broker has refused the last enqueue of this thread.
+        # A reply is pending if the broker has refused the last enqueue of this thread.
         pending, self._deliveries.thread_state.pending_enqueue = self._deliveries.thread_state.pending_enqueue, None
         if pending is not None:
             try:
