@@ -15,7 +15,7 @@ from dramatiq_status.backends import StubBackend
 from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.rate import SHORTEST, TIME_CONSTANT, TRUSTED_AFTER, RateMeter, slowed
-from dramatiq_status.record import PROGRESS, RATE, TOTAL
+from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, RATE, STARTED_AT, STATE, TOTAL
 from dramatiq_status.snapshot import Snapshot
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update, apply
 from dramatiq_status.writer import MessageBuffer, Start, Write, Writer
@@ -424,14 +424,14 @@ def test_little_time_remains_from_the_first_report_on(clock: Clock) -> None:
 def read(rate: str, *, silent: int = 0, state: int = 1, heartbeat: int | None = None) -> Snapshot:
     """A status at 40 of 100 whose last write was so many milliseconds ago."""
     timestamp = 1_000_000_000_000
-    fields = {PROGRESS: "40", TOTAL: "100", RATE: rate, "S": str(timestamp)}
+    fields = {PROGRESS: "40", TOTAL: "100", RATE: rate, STARTED_AT: str(timestamp)}
     update = Update(Kind.RUN, EnqueueId(1, 1), 1, 1, start=True, create=True, fields=fields)
     record = apply(None, update, timestamp).record
     assert record is not None
-    record["H"] = str(timestamp + silent)
+    record[HEARTBEAT_AT] = str(timestamp + silent)
     if heartbeat is not None:
-        record["H"] = str(heartbeat)
-    record["s"] = str(state)
+        record[HEARTBEAT_AT] = str(heartbeat)
+    record[STATE] = str(state)
     snapshot = take_snapshot("m", record, timestamp + silent)
     assert snapshot is not None
     return snapshot

@@ -22,7 +22,6 @@ from .store import StoreTests, read_many, together
 #: Number of writes of each of two threads that write at the same time.
 WRITES = 2_000
 
-
 #: Number of interrupts of a client, and maximum number of its calls.
 INTERRUPTS, INTERRUPTED_CALLS = 300, 20_000
 

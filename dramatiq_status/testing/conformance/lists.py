@@ -13,7 +13,7 @@ from ... import _time as time
 from ...backend import Query, StatusBackend
 from ...cursor import Cursor
 from ...errors import NotSupported
-from ...record import COMPLETED, FAILED, QUEUED, WORKING
+from ...record import ACTOR_NAME, COMPLETED, FAILED, QUEUE_NAME, QUEUED, WORKING
 from ...registry import StatusRegistry
 from ...update import EnqueueId, Kind, Update
 from ..updates import counting, enqueue, finish, heartbeat, life_to, outside, start, with_actor, write
@@ -165,7 +165,7 @@ class Lists(StoreTests):
         ids = {(actor, queue): uuid4().hex for actor, queue in zip(LISTED_NAMES, reversed(LISTED_NAMES))}
         suffix = uuid4().hex
         for (actor, queue), message_id in ids.items():
-            fields = {"a": json.dumps(actor + suffix), "Q": json.dumps(queue + suffix)}
+            fields = {ACTOR_NAME: json.dumps(actor + suffix), QUEUE_NAME: json.dumps(queue + suffix)}
             listing.update(message_id, Update(Kind.ENQUEUE, EnqueueId(7, 1), fields=fields))
         for (actor, queue), message_id in ids.items():
             # When a caller filters by the names of one message

@@ -8,6 +8,7 @@ import pytest
 
 from ...backend import StatusBackend
 from ...checks import MAX_MESSAGE_ID_SIZE
+from ...record import ORIGIN
 from ...update import Kind, Outcome, Update
 from ..updates import enqueue, finish, outside, start, write
 from .store import StoreTests, read_many
@@ -124,7 +125,7 @@ class Names(StoreTests):
         # When they are read
         found = read_many(backend, ALIKE)
         # Then each id has its own record
-        assert [record and record["e"] for record in found] == [str(n + 1) for n in range(len(ALIKE))]
+        assert [record and record[ORIGIN] for record in found] == [str(n + 1) for n in range(len(ALIKE))]
 
     def test_namespaces_are_apart(self, make_backend: Callable[..., StatusBackend], message_id: str) -> None:
         # Given backends of two namespaces in one store
@@ -152,7 +153,7 @@ class Names(StoreTests):
         # When they are read
         found = [backend.read(message_id) for backend, (_, message_id) in zip(backends, pairs)]
         # Then each pair has its own record
-        assert [record and record["e"] for record in found] == [str(n + 1) for n in range(len(pairs))]
+        assert [record and record[ORIGIN] for record in found] == [str(n + 1) for n in range(len(pairs))]
 
     def test_backends_of_one_namespace_share(self, make_backend: Callable[..., StatusBackend], message_id: str) -> None:
         # Given two backends of the same namespace

@@ -8,13 +8,16 @@ import pytest
 
 from ...backend import StatusBackend
 from ...record import (
+    ACTOR_NAME,
     ATTEMPTS,
     COMPLETED,
     EXCEPTION,
     FAILED,
     FINISHED_AT,
+    GENERATION,
     HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
+    ORIGIN,
     PROGRESS,
     RATE,
     RUN_TOKEN,
@@ -22,6 +25,7 @@ from ...record import (
     STATE,
     TOTAL,
     UPDATED_AT,
+    VERSION,
 )
 from ...update import Outcome
 from ..updates import enqueue, finish, fold, heartbeat, outside, start, timeless, write
@@ -46,13 +50,13 @@ class Outcomes(StoreTests):
         # Then it has all fields of the enqueue, and those that the store adds
         assert record is not None
         assert {**record, UPDATED_AT: ""} == {
-            "s": "0",
-            "v": "1",
-            "e": "7",
-            "n": "1",
-            "a": '"actor"',
+            STATE: "0",
+            VERSION: "1",
+            ORIGIN: "7",
+            GENERATION: "1",
+            ACTOR_NAME: '"actor"',
             ":user_id": "42",
-            "U": "",
+            UPDATED_AT: "",
         }
 
     def test_a_message_that_is_retried_and_completed(self, backend: StatusBackend, message_id: str) -> None:
@@ -129,7 +133,13 @@ class Outcomes(StoreTests):
         # Then only the number of changes is left of its old record
         record = backend.read(message_id)
         assert record is not None and record.pop(UPDATED_AT)
-        assert record == {"s": "0", "v": "4", "e": str(origin), "n": str(generation), ":step": "2"}
+        assert record == {
+            STATE: "0",
+            VERSION: "4",
+            ORIGIN: str(origin),
+            GENERATION: str(generation),
+            ":step": "2",
+        }
 
     def test_a_requeue_keeps_fields_and_progress(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message that ran
@@ -142,7 +152,7 @@ class Outcomes(StoreTests):
         assert record is not None
         names = (STATE, ATTEMPTS, PROGRESS, EXCEPTION, ":user_id", ":step", RUN_TOKEN)
         found = {name: record.get(name) for name in names}
-        assert found == {"s": "0", "A": "1", "p": "5", "x": '"E"', ":user_id": "42", ":step": "1", "r": None}
+        assert found == dict(zip(names, ("0", "1", "5", '"E"', "42", "1", None)))
 
     def test_a_new_run_clears_progress_and_rate(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message with a progress
