@@ -1,0 +1,54 @@
+"""Stores and buffers for the tests of the writer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dramatiq_status import BackendError
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.update import EnqueueId, Outcome, Update
+from dramatiq_status.writer import MessageBuffer, Start, Writer
+
+from ..servers import MemcachedServer, RedisServer, Server
+
+ENQUEUE_ID = EnqueueId(7, 1)
+
+
+class Silent(StubBackend):
+    """Answers that its server, one of many, does not; or not at all."""
+
+    def __init__(self, *, others: bool) -> None:
+        super().__init__()
+        self.others = others
+        self.silent = True
+        self.calls: list[int] = []
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        self.calls.append(len(updates))
+        if not self.silent:
+            return super().update_many(updates)
+        if self.others:
+            return [Outcome.UNAVAILABLE] * len(updates)
+        raise BackendError("It does not answer.")
+
+
+def begin(writer: Writer, throttle: int = 0) -> MessageBuffer:
+    buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=throttle, base=dict)
+    buffer.add(Start({}, 1))
+    return buffer
+
+
+#: How long a call may take where the store is stopped or paused in a test, in milliseconds.
+TIMEOUT = 500
+
+
+def a_redis(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(RedisServer())
+    return server, RedisBackend(url=server.url, timeout=TIMEOUT)
+
+
+def a_memcached(start_server: Any) -> tuple[Server, StatusBackend]:
+    server = start_server(MemcachedServer())
+    return server, MemcachedBackend(servers=server.address, timeout=TIMEOUT)

@@ -1,0 +1,108 @@
+"""Tests of the middleware's health, and of the log."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import dramatiq
+import pytest
+
+from dramatiq_status import BackendError, StatusMiddleware, current_status
+from dramatiq_status.circuit_breaker import CircuitBreaker
+from dramatiq_status.update import Kind
+
+from ..recording import (
+    Broken,
+    RecordingBackend,
+    eventually,
+    make_broker,
+    make_stub_broker,
+    run,
+    working,
+)
+
+
+def test_calls_that_fail_at_the_same_time_are_one_attempt() -> None:
+    # Given a store that is down
+    outage = CircuitBreaker("a store")
+    outage.failed(BackendError("one"))
+    again_at = outage.retry_at
+    # When the calls fail that were made at the same time
+    for _ in range(8):
+        outage.failed(BackendError("another"))
+    # Then it is tried again no later
+    assert outage.retry_at == again_at
+
+
+def test_health_shows_an_outage() -> None:
+    # Given a store that is down while jobs run, and a writer that keeps few of their updates
+    backend = RecordingBackend()
+    middleware = StatusMiddleware(backend=backend, max_pending=5)
+    broker = make_stub_broker(middleware)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        pass
+
+    assert middleware.health() == (True, None, 0, 0, 0, 0, 0)
+    for _ in range(20):
+        work.send()
+    broken = Broken(backend)
+    before = datetime.now(timezone.utc)
+    with working(broker) as worker:
+        broker.join(work.queue_name, timeout=20_000)
+        worker.join()
+        # When an operator looks
+        down = eventually(lambda: (health := middleware.health()).dropped and health)
+        # Then it is said since when, and what waits and was dropped
+        assert not down.up and before <= down.down_since <= datetime.now(timezone.utc)
+        assert down.pending_updates >= down.pending_messages >= 1
+        assert down.failures >= 1 and down.outages == 1
+        # And when it is back, nothing waits, and the counters stay
+        broken.down = False
+        up = eventually(lambda: (health := middleware.health()).up and not health.pending_updates and health)
+    assert (up.down_since, up.pending_messages, up.outages) == (None, 0, 1)
+    assert up.dropped >= down.dropped and up.failures >= down.failures
+
+
+def test_a_message_logs_each_trouble_once(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a run whose updates cannot be stored, and that somebody writes to after its end
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+    handles: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        handles.append(current_status())
+        for n in range(20):
+            current_status()["n"] = n
+            current_status().flush()
+
+    def refuse(updates: Any) -> None:
+        if any(update.kind is Kind.RUN for _, update in updates):
+            raise ValueError("too large")
+
+    work.send()
+    backend.before = refuse
+    run(broker)
+    for n in range(20):
+        handles[0]["n"] = n
+    assert caplog.text.count("cannot be stored") == 2, "one line that says it twice"
+    assert caplog.text.count("is finished") == 1
+
+
+def test_wrong_fields_of_a_message_are_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a message of a program that checks nothing
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message = work.message().copy(options={"status": {f"n{n}": float("nan") for n in range(900)} | {"status": 7}})
+    broker.queues[work.queue_name].put(message.encode())
+    # When it runs
+    run(broker)
+    # Then a line counts them, each time that the worker reads them
+    assert 1 <= caplog.text.count("901 of 901 fields are ignored") <= 2

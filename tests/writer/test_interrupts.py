@@ -1,0 +1,172 @@
+"""Tests of interrupts that strike in the writer."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.middleware import TimeLimitExceeded
+
+from dramatiq_status import StatusRegistry, current_status
+from dramatiq_status.backends import StubBackend
+from dramatiq_status.circuit_breaker import CircuitBreaker
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE
+from dramatiq_status.update import Kind, Update
+from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Writer
+from dramatiq_status.writer.leadership import Leadership
+
+from ..recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
+from .support import ENQUEUE_ID, Silent, begin
+
+
+@pytest.mark.parametrize(
+    "write", [MessageBuffer.increment, lambda buffer: buffer.write({}, 1)], ids=["increment", "write"]
+)
+def test_an_interrupt_before_the_signal_loses_at_most_one_increment(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, write: Callable[[MessageBuffer], None]
+) -> None:
+    # Given a job that counts on another message's bar
+    backend = StubBackend()
+    backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID))
+    writer = Writer(backend, CircuitBreaker("StubBackend"))
+    writers.append(writer)
+    buffer = writer.outside("parent")
+    # When it is interrupted before the writer hears of it
+
+    def interrupted(buffer: MessageBuffer) -> None:
+        raise TimeLimitExceeded
+
+    with monkeypatch.context() as patched:
+        patched.setattr(buffer, "_put", interrupted)
+        with pytest.raises(TimeLimitExceeded):
+            write(buffer)
+    # Then what is counted next is told
+    for _ in range(10):
+        buffer.increment()
+    assert eventually(lambda: (backend.read("parent") or {}).get(PROGRESS) == "11")
+
+
+class Strike:
+    """An interrupt that strikes this thread before the n-th line of a function of the writer."""
+
+    def __init__(self, functions: set[str], line: int) -> None:
+        self.hit = False
+        self._functions = functions
+        self._left = line
+
+    def __enter__(self) -> None:
+        self._previous = sys.gettrace()
+        sys.settrace(self._enter)
+
+    def __exit__(self, *exception: object) -> None:
+        sys.settrace(self._previous)
+
+    def _enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        return self._count if frame.f_code.co_name in self._functions else None
+
+    def _count(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
+        if event == "line":
+            self._left -= 1
+            if self._left == 0:
+                self.hit = True
+                raise TimeLimitExceeded
+        return self._count
+
+
+def test_an_interrupt_in_merging_loses_no_final_state(writers: list[Writer]) -> None:
+    # Given jobs that read their own progress, and are interrupted at any line of that
+    for line in itertools.count(1):
+        backend = StubBackend(timeout=1_000)
+        backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
+        writer = Writer(backend, CircuitBreaker("StubBackend"))
+        writers.append(writer)
+        buffer, strike, confirmation = begin(writer), Strike({"_merge", "merge", "_merge_all"}, line), Confirmation()
+        # No other thread merges meanwhile
+        with writer._leadership.lock, contextlib.suppress(TimeLimitExceeded), strike:
+            buffer.increment()
+            buffer.counts()
+        assert buffer.flush(PATIENCE)
+        # When they end
+        buffer.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
+        # Then the final state is stored at once, with what was counted
+        assert writer.confirm(buffer, confirmation)
+        record = backend.read("m") or {}
+        assert (record[STATE], record[PROGRESS]) == ("2", "1")
+        if not strike.hit:
+            break
+    assert line > 5
+
+
+def test_an_interrupt_in_postponing_loses_no_final_state(writers: list[Writer]) -> None:
+    # Given runs that end while the server of their message does not answer
+    backends: list[Silent] = []
+    for line in itertools.count(1):
+        backend = Silent(others=True)
+        backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
+        writer = Writer(backend, CircuitBreaker("Silent"))
+        writers.append(writer)
+        backends.append(backend)
+        buffer, strike, confirmation = begin(writer), Strike({"postpone"}, line), Confirmation()
+        buffer.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
+        # When an interrupt strikes at any line of what notes that
+        with contextlib.suppress(TimeLimitExceeded), strike:
+            writer.confirm(buffer, confirmation)
+        backend.silent = False
+        if not strike.hit:
+            break
+    assert line > 4
+    # Then the final states are stored when the server is back
+    for backend in backends:
+        eventually(lambda backend=backend: (backend.read("m") or {}).get(STATE) == "2")
+
+
+def test_an_interrupt_before_the_leadership_is_passed_on_leaves_nothing_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given two jobs, of which one is being stored by the thread that ran it
+    backend = RecordingBackend(timeout=20_000)
+    broker = make_broker(backend, heartbeat_interval=3_600_000)
+    gate = Gate(backend, holds=lambda updates: any(update.state is not None for _, update in updates))
+    write, written, seen = threading.Event(), threading.Event(), threading.Event()
+    struck: list[str] = []
+    pass_on = Leadership.pass_on
+
+    def interrupted(self: Leadership) -> None:
+        name = threading.current_thread().name
+        if name != "dramatiq-status-writer" and not struck:
+            struck.append(name)
+            raise TimeLimitExceeded
+        pass_on(self)
+
+    monkeypatch.setattr(Leadership, "pass_on", interrupted)
+
+    @dramatiq.actor(broker=broker)
+    def long() -> None:
+        assert write.wait(PATIENCE)
+        current_status()["step"] = "x"
+        written.set()
+        assert seen.wait(PATIENCE)
+
+    @dramatiq.actor(broker=broker)
+    def short() -> None:
+        pass
+
+    message = long.send()
+    with working(broker):
+        eventually(lambda: backend.field(message.message_id, STATE) == "1")
+        short.send()
+        assert gate.reached.wait(PATIENCE)
+        # When the other one writes meanwhile, and that thread is interrupted before it tells anybody
+        write.set()
+        assert written.wait(PATIENCE)
+        gate.open()
+        # Then what was written is stored all the same
+        eventually(lambda: backend.field(message.message_id, ":step"))
+        seen.set()
+        eventually(lambda: StatusRegistry.get(message, backend=backend).finished)
+    assert struck

@@ -1,0 +1,134 @@
+"""Tests of merging."""
+
+from __future__ import annotations
+
+import logging
+from enum import IntEnum
+from typing import Any
+
+import dramatiq
+import pytest
+
+from dramatiq_status import StatusRegistry
+from dramatiq_status.backends import StubBackend
+from dramatiq_status.circuit_breaker import CircuitBreaker
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Record
+from dramatiq_status.update import Kind, Update
+from dramatiq_status.writer import Confirmation, Finish, Start, Write, Writer
+
+from ..recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
+from .support import ENQUEUE_ID, Silent, begin
+
+
+class Odd(float):
+    """A number of a class of somebody's own."""
+
+    def __repr__(self) -> str:
+        return "odd"
+
+
+class Rank(IntEnum):
+    FIVE = 5
+
+
+def test_increments_may_be_numbers_of_derived_classes(writers: list[Writer]) -> None:
+    # Given a job that counts with numbers of all kinds
+    backend = StubBackend()
+    writer = Writer(backend, CircuitBreaker("StubBackend"))
+    writers.append(writer)
+    backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
+    buffer = begin(writer)
+    # When they reach the writer as they are
+    for n in (Odd(2.5), 1, Rank.FIVE, Odd(0.5)):
+        buffer._operations.append(n)
+    buffer.write({":step": "1"}, Odd(1.0))
+    # Then they add up
+    assert buffer.flush(PATIENCE)
+    assert backend.read("m")[PROGRESS] == "10"  # type: ignore[index]
+
+
+def test_an_operation_that_cannot_be_merged_is_dropped_alone(
+    writers: list[Writer], caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given two jobs, and things that one should never have been able to write
+    backend = StubBackend()
+    writer = Writer(backend, CircuitBreaker("StubBackend"))
+    writers.append(writer)
+    backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
+    buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    refused: list[Any] = [object(), Odd("nan"), Write({PROGRESS: "many", ":bad": "1"}), Write({}, Odd("inf"))]
+    # When they come between all that a run writes
+    with caplog.at_level(logging.ERROR):
+        buffer._operations.extend([refused[0], Start({}, 1), refused[1], 2])
+        buffer._operations.extend([Write({":step": "1"}, 1), refused[2], 4, refused[3], 0.5])
+        other.add(Start({}, 1))
+        other.increment(3)
+        confirmation = Confirmation()
+        buffer.finish(Finish(COMPLETED, {":last": "1"}, 60_000), confirmation)
+        buffer._operations.append(refused[0])
+        # Then all else is stored, of the other job as well
+        assert writer.confirm(buffer, confirmation) and other.flush(PATIENCE)
+    record = backend.read("m")
+    assert record is not None
+    assert (record[STATE], record[PROGRESS], record[":step"], record[":last"], ":bad" in record) == (
+        str(COMPLETED), "7.5", "1", "1", False,
+    )  # fmt: skip
+    assert (backend.read("other") or {})[PROGRESS] == "3"
+    # And it is logged once
+    assert [entry.levelname for entry in caplog.records] == ["ERROR"]
+    assert "was written to message 'm' cannot be merged" in caplog.text
+
+
+def test_unreadable_options_of_a_message_affect_no_other_message(
+    writers: list[Writer], caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a run whose status the store has lost, and whose message cannot be read once more
+    def unreadable() -> Record:
+        raise ValueError("on purpose")
+
+    backend = RecordingBackend()
+    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
+    writers.append(writer)
+    backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
+    buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=unreadable)
+    other = writer.outside("other")
+    assert backend.delete("m")
+    gate = Gate(backend)
+    buffer.add(Start({}, 1))
+    assert gate.reached.wait(PATIENCE)
+    # When both write
+    buffer.increment(1)
+    other.increment(3)
+    gate.open()
+    # Then all that the run has written is stored, and what others have written counts once
+    assert buffer.flush(PATIENCE) and other.flush(PATIENCE)
+    assert [(backend.read(name) or {})[PROGRESS] for name in ("m", "other")] == ["1", "3"]
+    assert "what message 'm' was sent with cannot be read" in caplog.text.lower()
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
+def test_a_run_sets_the_state_of_another_message_without_waiting(down: bool) -> None:
+    # Given a job that says what became of another message
+    backend = Silent(others=False)
+    backend.silent = False
+    broker = make_broker(backend)
+    raised: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def judge(other: str) -> None:
+        backend.silent = down
+        try:
+            StatusRegistry.get(other, backend=backend).update(status="failed", reason="late")
+        except Exception as e:
+            raised.append(e)
+
+    backend.update("other", Update(Kind.ENQUEUE, ENQUEUE_ID))
+    with working(broker):
+        judge.send("other")
+        broker.join("default", timeout=int(PATIENCE * 1000))
+        # Then nothing is raised, and it is stored, as soon as it can be
+        backend.silent = False
+        snapshot = eventually(lambda: (found := backend.snapshot("other")) and found.finished and found)
+    assert raised == []
+    assert (snapshot["status"], snapshot["reason"]) == ("failed", "late")

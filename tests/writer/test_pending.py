@@ -1,0 +1,179 @@
+"""Tests of updates that are sent again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dramatiq
+import pytest
+
+from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status.backends import MemcachedBackend, StubBackend
+from dramatiq_status.circuit_breaker import CircuitBreaker
+from dramatiq_status.record import PROGRESS
+from dramatiq_status.update import Kind, Outcome, Update
+from dramatiq_status.writer import Writer
+
+from ..recording import (
+    PATIENCE,
+    Broken,
+    RecordingBackend,
+    eventually,
+    make_broker,
+    run,
+)
+from .support import ENQUEUE_ID, Silent, begin
+
+
+def test_a_message_keeps_two_updates_in_an_outage_of_any_length(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a store that does not answer, and a writer that asks it often
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
+    backend = Silent(others=False)
+    writer = Writer(backend, CircuitBreaker("Silent"))
+    writers.append(writer)
+    buffer = begin(writer)
+    # When a job goes on counting
+    counted = 0
+    while len(backend.calls) < 30:
+        buffer.increment()
+        counted += 1
+    # Then there is what was sent and not answered, and all the rest in one
+    assert max(backend.calls) <= 2
+    # And nothing of it is lost
+    backend.silent = False
+    assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS) == str(counted))
+
+
+class Refusing(StubBackend):
+    """Takes one update at a time, and answers some calls that nothing of theirs was carried out."""
+
+    def __init__(self, unavailable: set[int]) -> None:
+        super().__init__()
+        self.calls = 0
+        self._unavailable = unavailable
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if len(updates) > 1:
+            raise ValueError("one at a time")
+        self.calls += 1
+        if self.calls in self._unavailable:
+            raise BackendError("It does not answer.")
+        return super().update_many(updates)
+
+
+def test_updates_that_were_stored_singly_are_not_sent_again(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a store that takes one update at a time, and does not answer in the middle
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    backend = Refusing({2})
+    writer = Writer(backend, CircuitBreaker("Refusing"))
+    writers.append(writer)
+    for name in ("a", "b"):
+        StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, ENQUEUE_ID))])
+    buffer, other = writer.outside("a"), writer.outside("b")
+    # When two messages are counted on, by two updates of the first
+    with writer._leadership.lock:
+        buffer.write({}, 2)
+        buffer.write({}, state=1)
+        buffer.write({}, 4)
+        other.increment(3)
+    writer._wakeup.call()
+    # Then each counts once
+    assert eventually(lambda: (backend.read("b") or {}).get(PROGRESS)) == "3"
+    assert writer.drain(PATIENCE)
+    assert [(backend.read(name) or {})[PROGRESS] for name in ("a", "b")] == ["6", "3"]
+
+
+class Contended(StubBackend):
+    """Answers of the second half of a message's updates that they were not carried out, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: list[Update] = []
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if self.refused or len(updates) < 2:
+            return super().update_many(updates)
+        kept = len(updates) // 2
+        self.refused = [update for _, update in updates[kept:]]
+        return super().update_many(updates[:kept]) + [Outcome.UNAVAILABLE] * len(self.refused)
+
+
+def test_only_updates_without_an_outcome_are_sent_again(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a store that carries out the first of two updates of a message alone
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.001)
+    backend = Contended()
+    writer = Writer(backend, CircuitBreaker("Contended"))
+    writers.append(writer)
+    backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
+    buffer = writer.outside("m")
+    # When both bring increments
+    with writer._leadership.lock:
+        buffer.write({}, 2)
+        buffer.write({}, state=1)
+        buffer.write({}, 3)
+    writer._wakeup.call()
+    # Then each counts once
+    assert eventually(lambda: backend.refused)
+    assert writer.drain(PATIENCE)
+    assert (backend.read("m") or {})[PROGRESS] == "5"
+
+
+def test_an_increment_whose_reply_is_lost_counts_once() -> None:
+    # Given a store that carries updates out and then breaks
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        broken = Broken(backend, after=True)
+        current_progress().increment(5)
+        current_status()["step"] = 1
+        eventually(lambda: broken.failures >= 2)
+        broken.down = False
+
+    # When it is back
+    message = work.send()
+    run(broker)
+    snapshot = StatusRegistry.read(message, backend=backend)
+    # Then what was sent again counts once
+    assert snapshot is not None and snapshot.completed and snapshot["progress"] == 5
+
+
+def test_an_increment_counts_once_if_a_field_beside_it_is_too_large(
+    memcached_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a parent, and a job whose record has hardly any room left in memcached
+    backend = MemcachedBackend(servers=memcached_url.removeprefix("memcached://"), timeout=20_000)
+    broker = make_broker(backend)
+    (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
+    large = "x" * 60_000
+
+    @dramatiq.actor(broker=broker)
+    def parent() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def work(parent_id: str) -> None:
+        status = current_status()
+        for n in range(16):
+            status[f"field {n}"] = large
+            status.flush()
+        # When it writes more than fits, and counts on its parent, in one batch
+        with middleware._writer._leadership.lock:
+            status["one"], status["two"], status["three"] = large, large, large
+            StatusRegistry.progress(parent_id, broker=broker).increment(3)
+        status.flush()
+        StatusRegistry.get(parent_id, broker=broker).flush()
+
+    above = parent.send()
+    run(broker)
+    message = work.send(above.message_id)
+    run(broker)
+    # Then that has counted once, and it was said that something is missing
+    assert StatusRegistry.get(above, backend=backend)["progress"] == 3
+    assert StatusRegistry.get(message, backend=backend).completed and message.message_id in caplog.text
+    backend.close()

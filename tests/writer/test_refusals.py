@@ -1,0 +1,198 @@
+"""Tests of messages that the store refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dramatiq
+import pytest
+
+from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_status
+from dramatiq_status.backends import StubBackend
+from dramatiq_status.circuit_breaker import CircuitBreaker
+from dramatiq_status.record import PROGRESS
+from dramatiq_status.update import Kind, Outcome, Update
+from dramatiq_status.writer import Start, Writer
+
+from ..recording import (
+    RecordingBackend,
+    eventually,
+    make_broker,
+    make_stub_broker,
+    run,
+)
+from .support import ENQUEUE_ID, begin
+
+
+class Picky(StubBackend):
+    """Store that fails every call that has an update of a certain message, until it is cured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refuses: str | None = "m"
+        self.calls = 0
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        self.calls += 1
+        if any(message_id == self.refuses for message_id, _ in updates):
+            raise BackendError("It does not take this one.")
+        return super().update_many(updates)
+
+
+def test_a_message_that_fails_alone_delays_no_other(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a store that fails for one message, which is written to first
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.01)
+    backend = Picky()
+    writer = Writer(backend, CircuitBreaker("Picky"))
+    writers.append(writer)
+    buffer = begin(writer)
+    # When others are written to, in the same call and later
+    names = [f"other-{n}" for n in range(40)]
+    others = [writer.begin_run(name, run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in names]
+    for other in others:
+        other.add(Start({}, 1))
+    # Then they are stored
+    assert eventually(lambda: all(backend.read(name) for name in names))
+    for other in others:
+        other.increment(2)
+    assert eventually(lambda: all((backend.read(name) or {}).get(PROGRESS) == "2" for name in names))
+    # And the store counts as up, although it still refuses the one, which is tried again and logged once
+    assert eventually(lambda: "does not take updates of message 'm'" in caplog.text)
+    outages, calls = writer.breaker.health(0, 0).outages, backend.calls
+    assert eventually(lambda: backend.calls > calls + 2)
+    assert not writer.breaker.down
+    assert writer.breaker.health(0, 0).outages == outages
+    assert caplog.text.count("does not take updates of message 'm'") == 1
+    # When the store takes it at last, then all of it is stored
+    buffer.increment(3)
+    backend.refuses = None
+    assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS)) == "3"
+
+
+class Busy(StubBackend):
+    """Fails while it is down.  Afterwards another message is written to whenever it takes updates, for some time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = True
+        self.writer: Writer | None = None
+        self.taken: list[str] = []
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if self.down:
+            raise BackendError("It is down.")
+        assert self.writer is not None
+        self.taken += [message_id for message_id, _ in updates]
+        if len(self.taken) < 100:
+            buffer = self.writer.begin_run(
+                f"other-{len(self.taken)}", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict
+            )
+            buffer.add(Start({}, 1))
+        return super().update_many(updates)
+
+
+def test_a_message_that_failed_in_an_outage_is_stored_despite_steady_traffic(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an outage in which single messages were sent
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
+    backend = Busy()
+    backend.writer = writer = Writer(backend, CircuitBreaker("Busy"))
+    writers.append(writer)
+    buffers = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
+    for buffer in buffers:
+        buffer.add(Start({}, 1))
+    assert eventually(lambda: all(buffer.suspect for buffer in buffers))
+    # When it is over, and there is always another message to send
+    backend.down = False
+    assert eventually(lambda: len(backend.taken) >= 100 and {"m", "n"} <= set(backend.taken))
+    # Then both were stored in between
+    assert max(map(backend.taken.index, ("m", "n"))) < 50
+
+
+class PickyAboutRuns(Picky):
+    """Refuses what the run of one message writes; takes what others write to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusals = 0
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if self.refuses is not None and all(update.kind is Kind.OUTSIDE for _, update in updates):
+            return StubBackend.update_many(self, updates)
+        try:
+            return super().update_many(updates)
+        except BackendError:
+            self.refusals += 1
+            raise
+
+
+def test_a_parent_that_fails_alone_is_sent_with_pauses(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a store that refuses a message, and counts as up
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.02)
+    backend = PickyAboutRuns()
+    writer = Writer(backend, CircuitBreaker("Picky"))
+    writers.append(writer)
+    buffer = begin(writer)
+    other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    other.add(Start({}, 1))
+    assert eventually(lambda: buffer.suspect and backend.read("other") is not None)
+    # When a child increments its progress
+    writer.outside("m").write({}, 2)
+    # Then the writer tries both again, with pauses
+    refusals = backend.refusals
+    assert eventually(lambda: backend.refusals >= refusals + 3)
+    # When the store takes the message, then the child's increment counts
+    backend.refuses = None
+    assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS)) == "2"
+
+
+def test_an_update_that_raises_an_error_affects_no_other_message(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a store that takes no offence at all but one message
+    backend = RecordingBackend()
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        current_status()["step"] = 1
+
+    messages = [work.send() for _ in range(10)]
+    bad = messages[3].message_id
+
+    def refuse(updates: Any) -> None:
+        if any(message_id == bad and update.kind is Kind.RUN for message_id, update in updates):
+            raise ValueError("too large")
+
+    backend.before = refuse
+    # When all run
+    run(broker, threads=4)
+    # Then all others are completed
+    states = [StatusRegistry.get(message, backend=backend).state for message in messages]
+    assert states == ["completed"] * 3 + ["queued"] + ["completed"] * 6
+    assert "too large" in caplog.text
+
+
+def test_health_counts_an_update_that_cannot_be_stored_as_dropped() -> None:
+    backend = RecordingBackend()
+    middleware = StatusMiddleware(backend=backend)
+    broker = make_stub_broker(middleware)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        pass
+
+    def refuse(updates: Any) -> None:
+        if any(update.kind is Kind.RUN for _, update in updates):
+            raise ValueError("too large")
+
+    work.send()
+    backend.before = refuse
+    run(broker)
+    health = middleware.health()
+    assert health.up and health.dropped >= 1 and health.outages == 0

@@ -1,0 +1,64 @@
+"""Tests of a store with many servers, one of which does not answer."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from dramatiq_status.circuit_breaker import CircuitBreaker
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE
+from dramatiq_status.update import Kind, Update
+from dramatiq_status.writer import Confirmation, Finish, Writer
+
+from ..recording import PATIENCE, eventually
+from .support import ENQUEUE_ID, Silent, begin
+
+
+@pytest.mark.parametrize("throttle", [0, 3_600_000])
+def test_a_server_that_does_not_answer_gets_no_further_calls(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, throttle: int
+) -> None:
+    # Given a message whose server does not answer, while others do
+    backend = Silent(others=True)
+    writer = Writer(backend, CircuitBreaker("Silent"))
+    writers.append(writer)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 3600.0)
+    buffer = begin(writer, throttle)
+    eventually(lambda: backend.calls)
+    # When the job goes on counting, and ends
+    for _ in range(1000):
+        buffer.increment()
+        writer._wakeup.call()
+    confirmation = Confirmation()
+    buffer.finish(Finish(COMPLETED, {}, 60_000), confirmation)
+    # Then it is not waited for, and the server is not asked at every turn
+    assert not writer.confirm(buffer, confirmation)
+    eventually(lambda: confirmation.stored is False)
+    assert len(backend.calls) == 1
+    # And all is there once it answers
+    backend.silent = False
+    assert writer.drain(PATIENCE)
+    record = backend.read("m")
+    assert record is not None and (record[PROGRESS], record[STATE]) == ("1000", str(COMPLETED))
+
+
+def test_a_drain_waits_for_a_record_whose_server_was_unavailable(writers: list[Writer]) -> None:
+    # Given a process that has counted on a message whose server was away, and that ends
+    backend = Silent(others=True)
+    writer = Writer(backend, CircuitBreaker("Silent"))
+    writers.append(writer)
+    writer.outside("parent").increment(3)
+    eventually(lambda: backend.calls)
+    ending = threading.Thread(target=writer.drain, args=(PATIENCE,))
+    ending.start()
+    eventually(lambda: writer._queue.drains)
+    # When the server is back, and has the record from another process a moment later
+    backend.silent = False
+    calls = len(backend.calls)
+    eventually(lambda: len(backend.calls) > calls)
+    backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID))
+    ending.join(PATIENCE)
+    # Then the count is there
+    record = backend.read("parent")
+    assert record is not None and record.get(PROGRESS) == "3"
