@@ -37,6 +37,7 @@ from dramatiq_status.backends import CacheBackend
 from dramatiq_status.backends._document import to_value
 from dramatiq_status.backends.cache import MAX_KEY_SIZE, MAX_TTL, seconds_of
 from dramatiq_status.errors import StoreRefused
+from dramatiq_status.record import GENERATION, ORIGIN, PROGRESS, RUN_TOKEN, SEQUENCE, STATE, VERSION, Record
 from dramatiq_status.testing.conformance import BackendConformance, enqueue, finish, outside, start, together, write
 from dramatiq_status.update import Outcome
 
@@ -107,7 +108,7 @@ class CacheConformance(BackendConformance):
         def value(value: object) -> Callable[[CacheBackend, str], None]:
             return lambda backend, message_id: backend._call("set", backend._key_of(message_id), value)
 
-        def record(**fields: str) -> Callable[[CacheBackend, str], None]:
+        def record(fields: Record) -> Callable[[CacheBackend, str], None]:
             return value(to_value(fields, later).decode())
 
         return {
@@ -121,15 +122,15 @@ class CacheConformance(BackendConformance):
             "no expiry": value("dramatiq-status 1\ns\n1\nv\n1\ne\n7\nn\n1"),
             "another format": value(f"{later}\ndramatiq-status 0\ns\n1\nv\n1\ne\n7\nn\n1"),
             "half a record": value(f"{later}\ndramatiq-status 1\ns\n1\nv\n1\ne\n7\nn"),
-            "unknown state": record(s="4", v="1", e="7", n="1"),
-            "no version": record(s="1", e="7", n="1", r="1", q="1"),
+            "unknown state": record({STATE: "4", VERSION: "1", ORIGIN: "7", GENERATION: "1"}),
+            "no version": record({STATE: "1", ORIGIN: "7", GENERATION: "1", RUN_TOKEN: "1", SEQUENCE: "1"}),
         }
 
     @pytest.mark.skipif(sys.gettrace() is not None, reason="With a tracer, interrupts strike as a lock is taken.")
     def test_an_interrupted_call_spoils_no_other(self, backend: StatusBackend, monkeypatch: pytest.MonkeyPatch) -> None:
         super().test_an_interrupted_call_spoils_no_other(backend, monkeypatch)
 
-    def test_the_cache_gives_bytes(self, backend: CacheBackend, message_id: str) -> None:
+    def test_a_cache_that_returns_bytes(self, backend: CacheBackend, message_id: str) -> None:
         # Given a record in a cache that gives back bytes for what was a str
         value = to_value({"s": "1", "v": "1", "e": "7", "n": "1"}, backend.now() + 60_000)
         backend._call("set", backend._key_of(message_id), value)
@@ -151,7 +152,7 @@ class CacheConformance(BackendConformance):
         # When they count at the same time
         together(*[count] * 4)
         # Then every sum is exact
-        assert [record and record["p"] for record in backend.read_many(ids)] == ["80"] * 5
+        assert [record and record[PROGRESS] for record in backend.read_many(ids)] == ["80"] * 5
 
 
 class TestDjangoLocMem(CacheConformance):
@@ -309,7 +310,7 @@ def django_settings() -> Iterator[None]:
 
 @pytest.mark.usefixtures("django_settings")
 @pytest.mark.parametrize("name", PACKAGES)
-def test_caches_of_packages(name: str, redis_url: str, tmp_path: Path) -> None:
+def test_the_caches_of_packages_are_called_with_their_parameters(name: str, redis_url: str, tmp_path: Path) -> None:
     # Given a cache of a package that passes calls on to another one
     cache = PACKAGES[name](redis_url, tmp_path)
     backend = CacheBackend(cache)
@@ -321,7 +322,7 @@ def test_caches_of_packages(name: str, redis_url: str, tmp_path: Path) -> None:
     # Then its status is found, and the cache was told how long to keep it
     record, other = backend.read("m"), backend.read("n")
     assert outcomes == [Outcome.APPLIED] * 5
-    assert record is not None and (record["p"], record["s"]) == ("3", "2") and other is not None
+    assert record is not None and (record[PROGRESS], record[STATE]) == ("3", "2") and other is not None
     if "redis" in name:
         client = redis.Redis.from_url(redis_url)
         (key,) = client.keys("*dramatiq-status:m*")
@@ -371,7 +372,7 @@ def shelf_with(**methods: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_cache_is_told_how_long_to_keep(name: str, message_id: str = "m") -> None:
+def test_a_cache_gets_the_time_to_live(name: str, message_id: str = "m") -> None:
     # Given a cache of somebody's own, and a clock that stands still
     method, expected = SETS[name]
     cache = shelf_with(set=method)
@@ -388,7 +389,7 @@ def test_a_cache_is_told_how_long_to_keep(name: str, message_id: str = "m") -> N
     "ttl, seconds",
     [(-5, 1), (0, 1), (1, 2), (999, 2), (1000, 2), (1001, 3), (40 * 86_400_000, 3_456_001), (10**18, MAX_TTL)],
 )
-def test_seconds(ttl: int, seconds: int) -> None:
+def test_a_time_to_live_is_rounded_up_to_seconds(ttl: int, seconds: int) -> None:
     assert seconds_of(ttl) == seconds
 
 
@@ -439,7 +440,7 @@ def test_no_cache_forgets_too_early(kind: str, tmp_path: Path, monkeypatch: pyte
         (Client(("127.0.0.1", 1)), r"cache is a Client, a client: pass it to MemcachedBackend\(client=\.\.\.\)"),
     ],
 )
-def test_what_does_not_fit(cache: Any, message: str) -> None:
+def test_an_object_that_is_no_cache_raises_an_error(cache: Any, message: str) -> None:
     # Given something that is no cache, or none that can be called
     # When a backend is made of it
     # Then the error says what is missing, and shows no secret
@@ -461,7 +462,7 @@ class LateCache:
         return getattr(self.cache, name)
 
 
-def test_a_proxy_is_looked_through_at_the_first_use() -> None:
+def test_a_proxy_is_used_at_the_first_call() -> None:
     # Given a proxy for a cache that is not there yet
     proxy = LateCache()
     # When a backend is created, nothing is asked of it
@@ -480,7 +481,7 @@ def test_a_proxy_is_looked_through_at_the_first_use() -> None:
     assert (backend.update("m", enqueue()), backend.read("m") is not None) == (Outcome.APPLIED, True)
 
 
-def test_an_asynchronous_cache_does_not_fit() -> None:
+def test_an_asynchronous_cache_raises_an_error() -> None:
     # Given a cache whose methods are awaited
     async def get(self: object, key: str) -> None: ...
 
@@ -571,7 +572,7 @@ def test_a_hook_for_errors_must_be_callable() -> None:
 
 @pytest.mark.parametrize("refusal", [False, ConnectionError()], ids=["False", "exception"])
 @pytest.mark.parametrize("bad", [0, 1, 2])
-def test_the_trouble_of_one_message(bad: int, refusal: Any) -> None:
+def test_an_error_for_one_message_holds_up_no_other(bad: int, refusal: Any) -> None:
     # Given a cache that neither stores nor finds the status of one message
     def keep(self: Shelf, key: str, value: Any, ttl: int) -> Any:
         if not key.endswith(str(bad)):
@@ -603,7 +604,7 @@ def test_the_trouble_of_one_message(bad: int, refusal: Any) -> None:
         backend.read(f"m{bad}")
 
 
-def test_a_cache_that_takes_long_to_fail() -> None:
+def test_a_cache_that_fails_slowly_takes_one_time_out() -> None:
     # Given a cache that fails after some milliseconds, except for the first message
     calls = 0
 
@@ -625,7 +626,7 @@ def test_a_cache_that_takes_long_to_fail() -> None:
     assert calls == 4
 
 
-def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
+def test_a_disk_without_space_is_an_error(tmp_path: Path) -> None:
     # Given caches whose directory is gone, and a file in its place
     made: list[Any] = [
         django_caches("filebased.FileBasedCache", tmp_path / "django")["default"],
@@ -644,7 +645,7 @@ def test_a_disk_that_takes_nothing(tmp_path: Path) -> None:
             CacheBackend(cache).update("m", enqueue())
 
 
-def test_what_was_not_deleted_is_an_error(message_id: str = "m") -> None:
+def test_a_delete_that_deletes_nothing_is_an_error(message_id: str = "m") -> None:
     # Given a cache that cannot delete, and says so
     backend = CacheBackend(shelf_with(set=SETS["ttl"][0], delete=lambda self, key: False))
     backend.update(message_id, enqueue())
@@ -687,7 +688,7 @@ def test_damaged_files(tmp_path: Path, kind: str, damage: bytes) -> None:
 # What is special about one of them
 
 
-def test_a_regions_expiration_does_not_count() -> None:
+def test_the_expiration_time_of_a_region_does_not_count() -> None:
     # Given a region of dogpile.cache whose values are stale at once
     region = make_region().configure("dogpile.cache.memory", expiration_time=-1)
     backend = CacheBackend(region)
@@ -713,7 +714,7 @@ def test_djangos_cache_of_each_thread() -> None:
     together(*[count] * 4)
     # Then the sum is exact
     record = backend.read("m")
-    assert record is not None and record["p"] == "800"
+    assert record is not None and record[PROGRESS] == "800"
 
 
 def test_a_repr_shows_no_secret() -> None:

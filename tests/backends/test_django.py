@@ -111,7 +111,7 @@ def run_script(project: Path, script: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_settings_file_may_create_the_backend(project: Path) -> None:
+def test_a_settings_file_can_create_the_backend(project: Path) -> None:
     # Given a settings file that creates the backend before it names the caches
     # When the project uses its cache, and the backend
     printed = run_script(
@@ -178,7 +178,7 @@ def test_an_outage_of_a_database_ends(project: Path) -> None:
     assert "found completed two" in printed and "does not answer" in printed and "answers again" in printed
 
 
-def test_a_call_that_fails_heals_its_thread(project: Path) -> None:
+def test_a_call_that_fails_closes_the_broken_connections_of_its_thread(project: Path) -> None:
     # Given a thread whose connection to the database has ended
     # When it calls the cache twice
     printed = run_script(

@@ -31,7 +31,7 @@ class TestStub(BackendConformance):
         record, _, position = backend._records[message_id]
         backend._records[message_id] = record, backend.now() + ttl, position
 
-    def test_clear(self, backend: StubBackend, message_id: str) -> None:
+    def test_clear_deletes_all_statuses(self, backend: StubBackend, message_id: str) -> None:
         # Given a record
         backend.update(message_id, enqueue())
         # When everything is forgotten
@@ -39,7 +39,7 @@ class TestStub(BackendConformance):
         # Then it is gone
         assert (backend.read(message_id), backend.expires_in(message_id)) == (None, None)
 
-    def test_what_is_read_is_a_copy(self, backend: StubBackend, message_id: str) -> None:
+    def test_a_read_returns_a_copy(self, backend: StubBackend, message_id: str) -> None:
         # Given a record that was read
         backend.update(message_id, enqueue(step="1"))
         record = backend.read(message_id)

@@ -139,7 +139,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("url", MEANINGS)
-def test_what_a_url_asks_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_makes_a_backend_with_its_parameters(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given classes that only tell what they were made with
     made: list[tuple[str, dict[str, Any]]] = []
     for name in ("RedisBackend", "MemcachedBackend", "SQLiteBackend", "StubBackend"):
@@ -152,7 +152,7 @@ def test_what_a_url_asks_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("url", WRONG)
-def test_what_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_url_raises_an_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DRAMATIQ_STATUS_URL", raising=False)
     # Given a URL that is wrong
     # When a backend is asked for by it
@@ -174,7 +174,7 @@ def test_what_is_wrong(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "redis://[s3cret@db",
     ],
 )
-def test_a_backends_own_url_that_is_wrong(url: str) -> None:
+def test_a_wrong_url_of_a_backend_raises_an_error(url: str) -> None:
     # Given a URL that redis-py does not understand, and whose password its errors may quote
     # When the Redis backend is made by it
     with pytest.raises(ValueError, match=r"url, '[a-z]+://.*', is wrong: write it like") as caught:
@@ -207,7 +207,9 @@ passwords = st.lists(
     ),
     own=st.booleans(),
 )
-def test_no_error_quotes_a_part_of_a_password(scheme: str, separator: str, password: str, rest: str, own: bool) -> None:
+def test_no_error_contains_a_part_of_a_password(
+    scheme: str, separator: str, password: str, rest: str, own: bool
+) -> None:
     # Given a URL with a password that was not encoded
     url = f"{scheme}{separator}user:{password}@{rest}"
     # When a backend is made by it
@@ -247,7 +249,7 @@ def test_parameters_that_connections_do_not_take() -> None:
         RedisBackend(url=6379)  # type: ignore[arg-type]
 
 
-def test_parameters_win(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_replace_those_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a URL with a parameter that is passed as well
     # When a backend is made
     backend = backend_from_url("memory://?namespace=shop&timeout=250", namespace="other")
@@ -255,7 +257,7 @@ def test_parameters_win(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(backend, StubBackend) and (backend.namespace, backend.timeout) == ("other", 250)
 
 
-def test_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_environment_variable_has_the_default_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Given a URL in the environment
     monkeypatch.setenv("DRAMATIQ_STATUS_URL", f"sqlite:///{tmp_path}/status.db")
     # When a backend is asked for without one
@@ -272,7 +274,7 @@ def test_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         backend_from_url()
 
 
-def test_something_else() -> None:
+def test_a_url_of_another_type_raises_an_error() -> None:
     with pytest.raises(TypeError, match="url must be a str, not int"):
         backend_from_url(6379)  # type: ignore[arg-type]
 
@@ -351,7 +353,7 @@ def works(url: str) -> StatusBackend:
         "memcached://ann:s3cret@127.0.0.1:{port}",
     ],
 )
-def test_nobody_sees_a_password(url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password_is_never_shown(url: str, caplog: pytest.LogCaptureFixture) -> None:
     # Given a backend with a password, whose store is not there, and an actor that uses it
     backend = backend_from_url(url.format(port=free_port()))
     broker = StubBroker()

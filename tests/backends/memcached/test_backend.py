@@ -11,7 +11,7 @@ from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends._document import to_value
 from dramatiq_status.backends.memcached.item import expiry_of
-from dramatiq_status.record import PROGRESS, STATE
+from dramatiq_status.record import GENERATION, ORIGIN, PROGRESS, RUN_TOKEN, SEQUENCE, STATE, VERSION, Record
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     PausableServer,
@@ -85,8 +85,13 @@ class MemcachedConformance(BackendConformance):
         def raw(value: bytes) -> Callable[[MemcachedBackend, str], None]:
             return lambda backend, message_id: self._plant(backend, message_id, value)
 
-        def record(**fields: str) -> Callable[[MemcachedBackend, str], None]:
+        def record(fields: Record) -> Callable[[MemcachedBackend, str], None]:
             return raw(to_value(fields, later))
+
+        sound = {STATE: "1", VERSION: "1", ORIGIN: "7", GENERATION: "1", RUN_TOKEN: "1", SEQUENCE: "1"}
+
+        def without(name: str) -> Callable[[MemcachedBackend, str], None]:
+            return record({stored: text for stored, text in sound.items() if stored != name})
 
         return {
             "empty": raw(b""),
@@ -98,11 +103,11 @@ class MemcachedConformance(BackendConformance):
             "no expiry": raw(b"dramatiq-status 1\ns\n1\nv\n1\ne\n7\nn\n1"),
             "another format": raw(b"%d\ndramatiq-status 0\ns\n1\nv\n1\ne\n7\nn\n1" % later),
             "half a record": raw(b"%d\ndramatiq-status 1\ns\n1\nv\n1\ne\n7\nn" % later),
-            "unknown state": record(s="4", v="1", e="7", n="1"),
-            "no state": record(v="1", e="7", n="1", r="1", q="1"),
-            "no version": record(s="1", e="7", n="1", r="1", q="1"),
-            "version that is no number": record(s="1", v="x", e="7", n="1", r="1", q="1"),
-            "run without a sequence number": record(s="1", v="1", e="7", n="1", r="1"),
+            "unknown state": record({**sound, STATE: "4"}),
+            "no state": without(STATE),
+            "no version": without(VERSION),
+            "version that is no number": record({**sound, VERSION: "x"}),
+            "run without a sequence number": without(SEQUENCE),
         }
 
     def too_large(self) -> Update:
@@ -113,22 +118,22 @@ class MemcachedConformance(BackendConformance):
         request = b"set %b 0 %d %d\r\n%b\r\n" % (key, expiry, len(value), value)
         assert self.server_of(backend, message_id).ask(request) == b"STORED\r\n"
 
-    def test_a_servers_restart_loses_the_record_and_no_call(self, start_server: Any, message_id: str) -> None:
+    def test_a_run_restores_its_record_after_a_restart_of_the_server(self, start_server: Any, message_id: str) -> None:
         # Given a record on a server that is started anew
         server = start_server(MemcachedServer())
         backend = MemcachedBackend(servers=server.address, timeout=PATIENT, meta=self.meta)
         backend.update_many([(message_id, enqueue(step="1")), (message_id, start(1))])
         server.restart()
         # When its run goes on
-        outcome = backend.update(message_id, write(1, 2, p="5"))
-        # Then it is told to restore the whole, and can
+        outcome = backend.update(message_id, write(1, 2, **{PROGRESS: "5"}))
+        # Then the store asks for the whole record, and takes it
         assert outcome is Outcome.MISSING
-        assert backend.update(message_id, write(1, 2, create=True, p="5")) is Outcome.APPLIED
+        assert backend.update(message_id, write(1, 2, create=True, **{PROGRESS: "5"})) is Outcome.APPLIED
         backend.close()
 
 
 class TestMemcached(MemcachedConformance):
-    def test_a_run_reads_once(
+    def test_a_run_reads_its_item_once(
         self, memcached_server: MemcachedServer, make_backend: Callable[..., MemcachedBackend], message_id: str
     ) -> None:
         # Given an enqueued message, and a worker that receives it
@@ -137,7 +142,7 @@ class TestMemcached(MemcachedConformance):
         worker.read("warm-up")
         before = commands(memcached_server)
         # When the message is started, continues and ends
-        for update in (start(1), write(1, 2, p="5"), finish(1, 3)):
+        for update in (start(1), write(1, 2, **{PROGRESS: "5"}), finish(1, 3)):
             worker.update(message_id, update)
         # Then the item was read before the first update, and each update was one command
         after = commands(memcached_server)
@@ -161,7 +166,7 @@ class TestMemcached(MemcachedConformance):
         assert record is not None and record[":step"] == "1"
 
     @pytest.mark.parametrize("servers", [[], 7])
-    def test_bad_servers(self, servers: Any) -> None:
+    def test_wrong_servers_raise_an_error(self, servers: Any) -> None:
         # Given no server, or something that is none
         # When a backend is made of it
         # Then that is said at once

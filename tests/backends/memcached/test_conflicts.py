@@ -30,7 +30,9 @@ def test_a_write_in_between_is_merged(backend: MemcachedBackend, make: Make, mes
     assert (record[":step"], record[PROGRESS], record[VERSION]) == ("1", "6", "3")
 
 
-def test_a_refusal_is_not_taken_from_memory(backend: MemcachedBackend, make: Make, message_id: str) -> None:
+def test_a_refusal_comes_from_the_store_and_not_from_the_cache(
+    backend: MemcachedBackend, make: Make, message_id: str
+) -> None:
     # Given a process that remembers a run
     backend.update(message_id, start(1))
     # When another run takes over, and this process writes for both
@@ -40,7 +42,9 @@ def test_a_refusal_is_not_taken_from_memory(backend: MemcachedBackend, make: Mak
     assert outcomes == [Outcome.APPLIED, Outcome.REFUSED]
 
 
-def test_an_item_that_is_gone(backend: MemcachedBackend, server: MemcachedServer, message_id: str) -> None:
+def test_a_run_restores_an_item_that_memcached_has_lost(
+    backend: MemcachedBackend, server: MemcachedServer, message_id: str
+) -> None:
     # Given a worker that remembers its record
     backend.update(message_id, start(1))
     # When memcached loses it
@@ -51,7 +55,9 @@ def test_an_item_that_is_gone(backend: MemcachedBackend, server: MemcachedServer
     assert backend.read(message_id) is not None
 
 
-def test_two_create_at_once(wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str) -> None:
+def test_two_writers_create_an_item_at_the_same_time(
+    wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str
+) -> None:
     # Given a worker that finds nothing, and another writer that is quicker
     def be_quicker(request: bytes) -> None:
         backend.update(message_id, enqueue(user_id="42"))
@@ -65,7 +71,7 @@ def test_two_create_at_once(wire: Wire, wired: MemcachedBackend, backend: Memcac
     assert (record[":user_id"], record[":step"], record[STATE]) == ("42", "1", "1")
 
 
-def test_a_late_enqueue(backend: MemcachedBackend, make: Make, message_id: str) -> None:
+def test_a_late_enqueue_fills_gaps(backend: MemcachedBackend, make: Make, message_id: str) -> None:
     # Given a message that runs already
     make().update(message_id, start(1))
     # When its enqueue is stored, by a process that cannot know
@@ -85,7 +91,9 @@ for _ in range(2_000):
 """
 
 
-def test_two_processes_count(server: MemcachedServer, backend: MemcachedBackend, message_id: str) -> None:
+def test_increments_of_several_processes_add_up(
+    server: MemcachedServer, backend: MemcachedBackend, message_id: str
+) -> None:
     # Given a running message
     backend.update(message_id, start(1))
     # When two processes and this one count at the same time
@@ -99,7 +107,7 @@ def test_two_processes_count(server: MemcachedServer, backend: MemcachedBackend,
     assert codes == [0, 0] and record is not None and record[PROGRESS] == "5000"
 
 
-def test_a_batch_under_contention(make: Make) -> None:
+def test_increments_of_batches_add_up(make: Make) -> None:
     # Given a few messages
     ids = [uuid4().hex for _ in range(5)]
     make().update_many([(message_id, start(1)) for message_id in ids])
@@ -116,7 +124,7 @@ def test_a_batch_under_contention(make: Make) -> None:
     assert [record and record[PROGRESS] for record in found] == ["1200"] * 5
 
 
-def test_others_who_never_stop(wire: Wire, make: Make, message_id: str) -> None:
+def test_an_update_that_only_finds_conflicts_ends_with_an_error(wire: Wire, make: Make, message_id: str) -> None:
     # Given somebody who always writes first
     backend = make(servers=wire.address, timeout=200)
     backend.read("warm")

@@ -20,7 +20,9 @@ from ...servers import MemcachedServer
 from .wire import LARGE, PATIENT, Dripping, Make, StartServer, Wire, hurry, once, server_of
 
 
-def test_a_reply_that_never_came(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
+def test_an_update_of_a_run_without_a_reply_is_sent_again_and_counts_once(
+    wire: Wire, wired: MemcachedBackend, message_id: str
+) -> None:
     # Given a connection that is cut after the server has stored an update, before it said so
     wired.update(message_id, start(1))
     wire.meddle = once(lambda request: False, b"ms")
@@ -32,7 +34,7 @@ def test_a_reply_that_never_came(wire: Wire, wired: MemcachedBackend, message_id
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_reply_that_never_came_to_whom_nobody_knows(
+def test_an_increment_from_outside_without_a_reply_is_not_sent_again(
     wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str, known: bool
 ) -> None:
     # Given a connection that is cut after the server has stored an update, before it said so
@@ -46,7 +48,7 @@ def test_a_reply_that_never_came_to_whom_nobody_knows(
     assert record is not None and record[PROGRESS] == "1"
 
 
-def test_a_batch_whose_replies_never_came(wire: Wire, wired: MemcachedBackend) -> None:
+def test_a_batch_without_replies_is_sent_again_and_counts_once(wire: Wire, wired: MemcachedBackend) -> None:
     # Given messages of which some are known
     ids = [uuid4().hex for _ in range(10)]
     wired.update_many([(message_id, start(1)) for message_id in ids[:5]])
@@ -59,7 +61,7 @@ def test_a_batch_whose_replies_never_came(wire: Wire, wired: MemcachedBackend) -
     assert [record and (record[PROGRESS], record[ATTEMPTS]) for record in found] == [("1", "1")] * 10
 
 
-def test_a_cas_of_before_a_restart(start_server: StartServer, message_id: str) -> None:
+def test_a_cas_is_void_after_a_restart_of_the_server(start_server: StartServer, message_id: str) -> None:
     # Given a worker that remembers a record and its cas
     server = start_server(MemcachedServer())
     worker, other = (MemcachedBackend(servers=server.address, timeout=PATIENT) for _ in range(2))
@@ -81,7 +83,7 @@ def test_a_cas_of_before_a_restart(start_server: StartServer, message_id: str) -
     other.close()
 
 
-def test_a_silent_server_costs_one_time_out(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
+def test_a_silent_server_takes_one_time_out(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
     # Given a server that answers nothing any more
     wired.update(message_id, start(1))
     hurry(wired, 0.2)
@@ -126,7 +128,7 @@ def test_a_server_that_answers_a_byte_at_a_time(
     dripping.close()
 
 
-def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_with_unexpected_bytes_is_not_used(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an idle connection on which something has come
     monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make()
@@ -140,7 +142,9 @@ def test_what_nobody_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
     assert backend.read("a") is not None and server_of(backend).take_idle(time.monotonic()) is not connection
 
 
-def test_an_idle_connection_that_is_well_is_used_again(wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_connection_is_used_again_after_its_check(
+    wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a connection that was idle for a while
     monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make(servers=wire.address)
@@ -154,7 +158,9 @@ def test_an_idle_connection_that_is_well_is_used_again(wire: Wire, make: Make, m
     "reply", [b"SERVER_ERROR out of memory storing object\r\n", b"CLIENT_ERROR bad\r\n", b"what\r\n"]
 )
 @pytest.mark.parametrize("name", ["update", "read", "delete"])
-def test_errors_are_errors(wire: Wire, wired: MemcachedBackend, reply: bytes, name: str) -> None:
+def test_an_error_of_the_server_is_raised_and_ends_no_connection_for_good(
+    wire: Wire, wired: MemcachedBackend, reply: bytes, name: str
+) -> None:
     # Given a server that answers with an error
     wire.meddle = lambda request: None if request.startswith((b"version", b"mn")) else reply
     calls: dict[str, Callable[[], Any]] = {

@@ -96,7 +96,7 @@ def hot(server: MemcachedServer, backend: MemcachedBackend) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("meta", [True, False])
-def test_a_hot_message_lets_others_write(make: Make, hot: str, meta: bool) -> None:
+def test_a_fast_writer_lets_other_processes_write(make: Make, hot: str, meta: bool) -> None:
     # Given a message that another process writes to all the time
     backend = make(meta=meta)
     # When this one writes to it
@@ -107,7 +107,7 @@ def test_a_hot_message_lets_others_write(make: Make, hot: str, meta: bool) -> No
     assert record is not None and record[PROGRESS] == "30"
 
 
-def test_a_hot_message_in_a_worker(
+def test_a_contended_message_holds_up_no_other_message_of_a_worker(
     make: Make, backend: MemcachedBackend, hot: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a worker whose jobs all write to a message that another process writes to all the time, and count on another
@@ -212,7 +212,7 @@ def test_jobs_on_a_server_without_memory(full: MemcachedServer, caplog: pytest.L
 
 
 @pytest.mark.parametrize("reply", ["out of memory storing object", "object too large for cache"])
-def test_a_message_that_is_always_refused(
+def test_a_message_that_is_always_refused_holds_up_no_other(
     wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, reply: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a message that a server refuses whatever it holds, and another one

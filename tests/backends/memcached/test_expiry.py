@@ -32,7 +32,7 @@ from .wire import DAY, PATIENT, StartServer, seconds_left
         (100_000 * DAY, MAX_SPAN),
     ],
 )
-def test_expiry_is_never_too_early(left: int, expected: int) -> None:
+def test_the_expiry_of_an_item_is_rounded_up(left: int, expected: int) -> None:
     # Given a moment at which an item expires
     now = 1_700_000_000_000
     # When it is said in memcached's terms
@@ -41,7 +41,9 @@ def test_expiry_is_never_too_early(left: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize("ttl", [1, 1_500, 60_000, MAX_SPAN * 1000, 40 * DAY])
-def test_the_server_gets_the_expiry(start_server: StartServer, message_id: str, ttl: int) -> None:
+def test_an_item_lives_on_the_server_as_long_as_its_status(
+    start_server: StartServer, message_id: str, ttl: int
+) -> None:
     # Given a message that finishes with a time to live, and a server whose clock has just been set
     server = start_server(MemcachedServer())
     backend = MemcachedBackend(servers=server.address, timeout=PATIENT)
@@ -54,7 +56,7 @@ def test_the_server_gets_the_expiry(start_server: StartServer, message_id: str, 
 
 
 @pytest.mark.parametrize("skew", [-DAY, DAY], ids=["behind", "ahead"])
-def test_a_host_with_another_clock(
+def test_a_host_whose_clock_is_a_day_off_reads_and_writes(
     backend: MemcachedBackend, message_id: str, monkeypatch: pytest.MonkeyPatch, skew: int
 ) -> None:
     # Given a status that lives for an hour

@@ -22,7 +22,7 @@ from .wire import PATIENT, Make, StartServer, seconds_left
 # Keys
 
 
-def test_no_id_is_a_command(backend: MemcachedBackend) -> None:
+def test_no_message_id_is_sent_as_a_command(backend: MemcachedBackend) -> None:
     # Given ids that would be something else on the wire
     ids = ["a\r\nflush_all", "a\nb", "a b", "\x00", "#" + "0" * 64, "x" * 2_000, "\ud800"]
     backend.update("other", enqueue())
@@ -35,7 +35,7 @@ def test_no_id_is_a_command(backend: MemcachedBackend) -> None:
     assert backend.read("other") is not None
 
 
-def test_an_id_that_looks_like_another_ones_key(backend: MemcachedBackend) -> None:
+def test_an_id_that_is_the_hash_of_another_id_is_another_message(backend: MemcachedBackend) -> None:
     # Given an id that cannot be a key
     backend.update("a b", enqueue())
     # When another id is the very hash that stands for it
@@ -44,7 +44,7 @@ def test_an_id_that_looks_like_another_ones_key(backend: MemcachedBackend) -> No
     assert hashed.startswith("#") and backend.read(hashed) is None
 
 
-def test_plain_ids_are_plain_keys(make: Make) -> None:
+def test_a_plain_id_is_part_of_its_key(make: Make) -> None:
     # Given the longest namespace and the longest plain id
     backend = make(namespace="n" * MAX_NAMESPACE_SIZE)
     # When it becomes a key
@@ -65,7 +65,7 @@ def items_on(server: MemcachedServer) -> int:
     return int(stats[b"curr_items"])
 
 
-def test_two_servers_share_the_messages(two_servers: list[MemcachedServer]) -> None:
+def test_several_servers_share_the_messages(two_servers: list[MemcachedServer]) -> None:
     # Given two servers
     addresses = [server.address for server in two_servers]
     backend = MemcachedBackend(servers=addresses, timeout=PATIENT)
@@ -92,7 +92,7 @@ def hash_client(server: tuple[str, int], **parameters: Any) -> HashClient:
 
 
 @pytest.mark.parametrize("kind", [Client, PooledClient, hash_client])
-def test_clients_are_taken(server: MemcachedServer, message_id: str, kind: Any) -> None:
+def test_the_server_and_prefix_of_a_client_are_used(server: MemcachedServer, message_id: str, kind: Any) -> None:
     # Given a client of one's own, with settings of its own
     client = kind(("127.0.0.1", server.port), key_prefix=b"app:", timeout=0.001, no_delay=False)
     backend = MemcachedBackend(client=client, timeout=PATIENT)
@@ -113,7 +113,7 @@ def test_clients_are_taken(server: MemcachedServer, message_id: str, kind: Any) 
     ],
     ids=["client", "servers", "key_prefix"],
 )
-def test_bad_parameters(parameters: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_parameters_raise_an_error(parameters: dict[str, Any], error: type[Exception], message: str) -> None:
     # Given something that says of no server how to reach it
     # When a backend is made of it
     # Then that is refused at once
@@ -121,7 +121,7 @@ def test_bad_parameters(parameters: dict[str, Any], error: type[Exception], mess
         MemcachedBackend(**parameters)
 
 
-def test_a_unix_socket(tmp_path: Path, message_id: str) -> None:
+def test_a_server_on_a_unix_socket(tmp_path: Path, message_id: str) -> None:
     # Given a server on a socket in the file system
     class OnASocket(MemcachedServer):
         def _command(self) -> list[str]:

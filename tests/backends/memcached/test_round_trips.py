@@ -38,7 +38,9 @@ def test_a_run_reads_before_its_first_update(wire: Wire, wired: MemcachedBackend
     assert record is not None and is_finished(record) and (record[":user_id"], record[PROGRESS]) == ("42", "1")
 
 
-def test_round_trips_of_others(wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str) -> None:
+def test_a_writer_from_outside_reads_before_its_first_update_only(
+    wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str
+) -> None:
     # Given a message that somebody else runs
     backend.update(message_id, start(1))
     calls: list[Callable[[], Any]] = [
@@ -69,7 +71,7 @@ def test_batches_share_round_trips(wire: Wire, wired: MemcachedBackend, backend:
     assert trips == [1, 0, 2, 1, 1]
 
 
-def test_without_meta_the_old_commands_do(wire: Wire, make: Make, message_id: str) -> None:
+def test_a_server_without_meta_commands_gets_gets_and_cas(wire: Wire, make: Make, message_id: str) -> None:
     # Given a server that does not know the meta commands
     wire.meddle = lambda request: b"ERROR\r\nERROR\r\nERROR\r\n" if request.startswith(b"mn") else None
     backend = make(servers=wire.address)
@@ -84,7 +86,7 @@ def test_without_meta_the_old_commands_do(wire: Wire, make: Make, message_id: st
 @pytest.mark.parametrize(
     "version, meta", [("1.6.6", False), ("1.6.9", False), ("1.6.10", True), ("mcrouter 38", False)]
 )
-def test_only_todays_meta_commands_are_used(wire: Wire, make: Make, version: str, meta: bool) -> None:
+def test_meta_commands_are_used_from_version_1_6_10_on(wire: Wire, make: Make, version: str, meta: bool) -> None:
     # Given a server of a certain version
     wire.meddle = lambda request: f"VERSION {version}\r\n".encode() if request.startswith(b"version") else None
     # When a connection is made
@@ -106,7 +108,7 @@ def test_a_server_without_cas_is_refused(start_server: StartServer) -> None:
 # The cache of items
 
 
-def test_what_is_remembered_is_bounded(backend: MemcachedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_items_is_bounded(backend: MemcachedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a process that remembers little
     monkeypatch.setattr(item_module, "MAX_CACHED", 10)
     ids = [uuid4().hex for _ in range(50)]
@@ -122,7 +124,7 @@ def test_what_is_remembered_is_bounded(backend: MemcachedBackend, monkeypatch: p
 # Enqueues whose reply is read later
 
 
-def test_a_begun_enqueue_is_on_its_way(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
+def test_a_begun_enqueue_is_sent_at_once(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
     # Given an enqueue that was begun
     complete = wired.begin_update(message_id, enqueue())
     # When others look, before it is completed
@@ -137,7 +139,7 @@ def test_a_begun_enqueue_is_on_its_way(wire: Wire, wired: MemcachedBackend, mess
     assert outcomes == [Outcome.APPLIED]
 
 
-def test_a_begun_enqueue_whose_broker_takes_its_time(backend: MemcachedBackend, message_id: str) -> None:
+def test_the_time_of_the_broker_does_not_count_for_a_begun_enqueue(backend: MemcachedBackend, message_id: str) -> None:
     # Given a short time-out, and an enqueue that was begun
     backend.update("other", enqueue())
     hurry(backend, 0.3)
@@ -148,7 +150,7 @@ def test_a_begun_enqueue_whose_broker_takes_its_time(backend: MemcachedBackend, 
     assert complete() is Outcome.APPLIED
 
 
-def test_a_begun_enqueue_over_a_closed_connection(start_server: StartServer, message_id: str) -> None:
+def test_a_begun_enqueue_over_a_closed_connection_is_sent_again(start_server: StartServer, message_id: str) -> None:
     # Given a server that was restarted while nobody looked
     server = start_server(MemcachedServer())
     backend = MemcachedBackend(servers=server.address, timeout=PATIENT)
@@ -161,7 +163,7 @@ def test_a_begun_enqueue_over_a_closed_connection(start_server: StartServer, mes
     backend.close()
 
 
-def test_a_begun_enqueue_that_is_never_answered(start_server: StartServer, message_id: str) -> None:
+def test_a_begun_enqueue_without_a_reply_raises_an_error_at_its_end(start_server: StartServer, message_id: str) -> None:
     # Given a server that goes silent
     server = start_server(MemcachedServer())
     backend = MemcachedBackend(servers=server.address, timeout=200)
@@ -179,7 +181,7 @@ def test_a_begun_enqueue_that_is_never_answered(start_server: StartServer, messa
     backend.close()
 
 
-def test_an_enqueue_that_is_too_large_to_be_begun(
+def test_a_begun_enqueue_that_is_too_large_is_stored_in_part(
     backend: MemcachedBackend, message_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given an enqueue with more fields than an item can hold

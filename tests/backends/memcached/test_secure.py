@@ -16,7 +16,7 @@ import pytest
 from dramatiq_status import BackendError, StatusRegistry
 from dramatiq_status.backends import MemcachedBackend
 from dramatiq_status.backends.memcached.server import Server
-from dramatiq_status.record import PROGRESS
+from dramatiq_status.record import PROGRESS, STATE
 from dramatiq_status.testing.conformance import enqueue, finish, outside, start, together, write
 from dramatiq_status.update import Outcome
 
@@ -59,7 +59,7 @@ def live_through(backend: MemcachedBackend, message_id: str) -> None:
     updates = [start(1), write(1, 2, increment=1), outside(step="1"), finish(1, 3)]
     assert [backend.update(message_id, update) for update in updates] == [Outcome.APPLIED] * 4
     record = backend.read(message_id)
-    assert record is not None and (record["s"], record[":user_id"], record[":step"]) == ("2", "42", "1")
+    assert record is not None and (record[STATE], record[":user_id"], record[":step"]) == ("2", "42", "1")
     assert backend.read_many([message_id, "unknown"]) == [record, None]
     assert backend.delete(message_id)
 
@@ -74,7 +74,7 @@ def tls_server() -> Iterator[TlsMemcachedServer]:
 
 
 @pytest.mark.parametrize("meta", [True, False])
-def test_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: bool) -> None:
+def test_a_life_over_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: bool) -> None:
     # Given a server that speaks TLS only
     backend = make(servers=tls_server.address, tls_context=tls_server.context, meta=meta)
     # When a message is followed, by many threads at once
@@ -86,7 +86,7 @@ def test_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: 
     connection.close()
 
 
-def test_tls_carries_what_is_large(tls_server: TlsMemcachedServer, make: Make) -> None:
+def test_large_values_over_tls(tls_server: TlsMemcachedServer, make: Make) -> None:
     # Given more than a record of TLS, or a buffer, holds
     backend = make(servers=tls_server.address, tls_context=tls_server.context)
     ids = [uuid4().hex for _ in range(20)]
@@ -98,7 +98,9 @@ def test_tls_carries_what_is_large(tls_server: TlsMemcachedServer, make: Make) -
     assert outcomes == [Outcome.APPLIED] * 20 and all(record and record[":two"] == large for record in found)
 
 
-def test_tls_that_is_not_trusted(tls_server: TlsMemcachedServer, make: Make, message_id: str) -> None:
+def test_a_certificate_that_is_not_trusted_raises_an_error(
+    tls_server: TlsMemcachedServer, make: Make, message_id: str
+) -> None:
     # Given a client that knows nothing of the server's certificate
     backend = make(servers=tls_server.address, tls_context=ssl.create_default_context())
     # When it connects
@@ -128,7 +130,9 @@ def test_an_idle_tls_connection_is_used_again(
 
 
 @pytest.mark.parametrize("fault", ["restart", "pause"])
-def test_a_tls_server_that_goes(start_server: StartServer, make: Make, message_id: str, fault: str) -> None:
+def test_a_restarted_tls_server_is_connected_again(
+    start_server: StartServer, make: Make, message_id: str, fault: str
+) -> None:
     # Given a server that was used
     server = start_server(TlsMemcachedServer())
     backend = make(servers=server.address, tls_context=server.context, timeout=PATIENT if fault == "restart" else 300)
@@ -159,7 +163,9 @@ def login_of(server: LoginMemcachedServer, **other: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("meta", [True, False])
-def test_a_login(login_server: LoginMemcachedServer, make: Make, message_id: str, meta: bool) -> None:
+def test_a_login_is_sent_to_each_connection(
+    login_server: LoginMemcachedServer, make: Make, message_id: str, meta: bool
+) -> None:
     # Given a server that asks for a login
     backend = make(**login_of(login_server, meta=meta))
     # When a message is followed, over many connections
@@ -245,7 +251,7 @@ def test_a_password_is_not_shown(login_server: LoginMemcachedServer, make: Make,
         ("", "x-secret", ValueError, "username"),
     ],
 )
-def test_bad_logins(username: Any, password: Any, error: type[Exception], field: str) -> None:
+def test_wrong_logins_raise_an_error(username: Any, password: Any, error: type[Exception], field: str) -> None:
     # Given a login that cannot be sent
     # When a backend is made of it
     with pytest.raises(error, match=f"^{field}") as caught:

@@ -186,7 +186,9 @@ def lost(fleet: Fleet, backend: MemcachedBackend) -> MemcachedServer:
     return fleet[1]
 
 
-def test_writes_tell_what_is_stored(fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer) -> None:
+def test_outcomes_of_a_batch_while_a_server_is_down(
+    fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
+) -> None:
     # Given messages on a server that is gone and on others
     there, gone = ids_on(backend, fleet[0], 3), ids_on(backend, lost, 3)
     ids = [message_id for pair in zip(gone, there) for message_id in pair]
@@ -205,7 +207,7 @@ def test_writes_tell_what_is_stored(fleet: Fleet, backend: MemcachedBackend, los
     ]
 
 
-def test_reads_tell_the_missing_from_the_unknown(
+def test_reads_return_errors_for_a_server_that_is_down_and_none_for_unknown_messages(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
 ) -> None:
     # Given messages on a server that is gone, and on others that know them or not
@@ -239,7 +241,7 @@ def test_reads_tell_the_missing_from_the_unknown(
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "new"])
-def test_one_time_out_for_all_servers(fleet: Fleet, connected: bool) -> None:
+def test_all_servers_together_have_one_time_out(fleet: Fleet, connected: bool) -> None:
     # Given three servers that take connections and answer nothing
     backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=500)
     ids = [message_id for server in fleet for message_id in ids_on(backend, server, 3)]
@@ -294,7 +296,7 @@ def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
     other.close()
 
 
-def test_watches_wait_for_a_server_that_is_away(fleet: Fleet) -> None:
+def test_watchers_wait_for_a_server_that_is_down(fleet: Fleet) -> None:
     # Given watchers of a message on one of three servers, which take an unknown message for missing at once
     backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=300)
     (message_id,), lost = ids_on(backend, fleet[1], 1), fleet[1]
@@ -329,7 +331,9 @@ def test_watches_wait_for_a_server_that_is_away(fleet: Fleet) -> None:
     backend.close()
 
 
-def test_direct_writes_fail(fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer) -> None:
+def test_direct_writes_to_a_server_that_is_down_raise_an_error(
+    fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
+) -> None:
     # Given a message on a server that is gone
     (gone,) = ids_on(backend, lost, 1)
     # When it is written or deleted by somebody who cannot try again later
@@ -341,7 +345,7 @@ def test_direct_writes_fail(fleet: Fleet, backend: MemcachedBackend, lost: Memca
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
-def test_begun_updates_and_a_server_that_goes(fleet: Fleet, backend: MemcachedBackend, fault: str) -> None:
+def test_begun_updates_while_a_server_goes_down(fleet: Fleet, backend: MemcachedBackend, fault: str) -> None:
     # Given an enqueue that was sent
     backend.update_many([(m, enqueue()) for server in fleet for m in ids_on(backend, server, 1)])
     (message_id,) = ids_on(backend, fleet[1], 1)
@@ -354,7 +358,7 @@ def test_begun_updates_and_a_server_that_goes(fleet: Fleet, backend: MemcachedBa
     assert complete() is Outcome.UNAVAILABLE
 
 
-def test_a_server_that_failed_is_left_alone_for_a_while(
+def test_a_server_that_has_failed_is_not_called_for_a_while(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
 ) -> None:
     # Given a server that was missed, and is back
@@ -372,7 +376,7 @@ def test_a_server_that_failed_is_left_alone_for_a_while(
     assert not server.breaker.down
 
 
-def test_all_servers_are_gone(fleet: Fleet, backend: MemcachedBackend) -> None:
+def test_a_call_raises_an_error_if_all_servers_are_down(fleet: Fleet, backend: MemcachedBackend) -> None:
     # Given messages on three servers, and then no server any more
     ids = [message_id for server in fleet for message_id in ids_on(backend, server, 1)]
     backend.update_many([(message_id, start(1)) for message_id in ids])
@@ -398,7 +402,7 @@ def test_all_servers_are_gone(fleet: Fleet, backend: MemcachedBackend) -> None:
     assert [isinstance(record, BackendError) for record in backend.read_many(ids)] == [True, True, False]
 
 
-def test_one_that_is_too_large_on_a_fleet_with_a_gap(
+def test_an_update_that_is_too_large_while_another_server_is_down(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a message on a server that is gone, and one on another
@@ -412,7 +416,7 @@ def test_one_that_is_too_large_on_a_fleet_with_a_gap(
     assert snapshot is not None and snapshot.truncated == ("big",) and "'big'" in caplog.text
 
 
-def test_a_client_that_has_given_a_server_up(fleet: Fleet) -> None:
+def test_a_server_that_the_client_has_given_up_keeps_its_keys(fleet: Fleet) -> None:
     # Given a HashClient that has moved the keys of a dead server to others
     client = HashClient([server.address for server in fleet], retry_attempts=0, timeout=1, ignore_exc=True)
     fleet[1].kill()
@@ -429,7 +433,7 @@ def test_a_client_that_has_given_a_server_up(fleet: Fleet) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_forgets_what_is_down(backend: MemcachedBackend, lost: MemcachedServer) -> None:
+def test_a_child_process_has_new_circuit_breakers(backend: MemcachedBackend, lost: MemcachedServer) -> None:
     # Given a process that knows of a server that is gone
     (message_id,) = ids_on(backend, lost, 1)
     assert isinstance(raised_by(lambda: backend.read(message_id)), BackendError) and down(backend) == [lost.address]
@@ -470,7 +474,7 @@ def partial(monkeypatch: pytest.MonkeyPatch) -> Partial:
     return Partial()
 
 
-def test_the_writer_keeps_what_was_not_reached(partial: Partial) -> None:
+def test_the_writer_keeps_updates_for_a_server_that_is_down(partial: Partial) -> None:
     # Given two jobs, of which one is on a server that does not answer
     broker = make_broker(partial)
     flushed: dict[str, bool] = {}
@@ -506,7 +510,7 @@ def completed_one(message_id: str, backend: Any) -> Any:
     return snapshot if snapshot is not None and snapshot.completed else None
 
 
-def test_a_worker_that_ends_tries_the_missing_for_as_long_as_it_has(partial: Partial) -> None:
+def test_a_worker_that_ends_tries_a_server_that_is_down_until_its_time_is_over(partial: Partial) -> None:
     # Given a worker with something for a server that does not answer
     broker = make_broker(partial)
 
@@ -530,7 +534,9 @@ def test_a_worker_that_ends_tries_the_missing_for_as_long_as_it_has(partial: Par
     assert snapshot is not None and snapshot.completed
 
 
-def test_what_is_kept_for_the_missing_is_bounded(partial: Partial, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_updates_kept_for_a_server_that_is_down_are_bounded(
+    partial: Partial, caplog: pytest.LogCaptureFixture
+) -> None:
     # Given a writer that keeps the updates of five messages, and twenty on a server that does not answer
     broker = make_broker(partial, max_pending=5)
 

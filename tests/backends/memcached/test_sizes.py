@@ -31,7 +31,7 @@ def filled(backend: MemcachedBackend, message_id: str) -> Record:
     return record
 
 
-def test_a_record_that_would_be_too_large_is_left_alone(backend: MemcachedBackend, message_id: str) -> None:
+def test_an_update_that_makes_a_record_too_large_changes_nothing(backend: MemcachedBackend, message_id: str) -> None:
     # Given a large record
     before = filled(backend, message_id)
     # When an update would make it larger than an item may be
@@ -41,7 +41,7 @@ def test_a_record_that_would_be_too_large_is_left_alone(backend: MemcachedBacken
     assert "-I" in str(caught.value) and backend.read(message_id) == before
 
 
-def test_what_fits_of_a_batch_is_stored(
+def test_fields_of_a_batch_that_fit_are_stored(
     backend: MemcachedBackend, message_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a large record, and another one
@@ -66,7 +66,7 @@ def test_what_fits_of_a_batch_is_stored(
     assert other is not None and other[":step"] == "1"
 
 
-def test_an_end_is_stored_without_what_is_too_large(backend: MemcachedBackend, message_id: str) -> None:
+def test_a_final_state_is_stored_without_a_result_that_is_too_large(backend: MemcachedBackend, message_id: str) -> None:
     # Given a large record
     filled(backend, message_id)
     # When its message is completed with a result that is too large
@@ -104,7 +104,7 @@ def test_the_largest_value_is_stored(backend: MemcachedBackend) -> None:
     connection.close()
 
 
-def test_large_records_in_a_batch(make: Make) -> None:
+def test_large_records_are_written_and_read_in_one_call(make: Make) -> None:
     # Given more than the sockets' buffers hold: half of it to be read, half to be written
     backend, other = make(), make()
     ids = [uuid4().hex for _ in range(20)]

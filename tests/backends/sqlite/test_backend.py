@@ -24,7 +24,17 @@ from dramatiq_status.backends.sqlite.backend import MAX_SWEPT, ROWS_A_QUERY, SWE
 from dramatiq_status.backends.sqlite.schema import TABLE
 from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import BackendError
-from dramatiq_status.record import COMPLETED, PROGRESS, Record, to_document
+from dramatiq_status.record import (
+    COMPLETED,
+    GENERATION,
+    LIVE_TTL,
+    ORIGIN,
+    PROGRESS,
+    STATE,
+    VERSION,
+    Record,
+    to_document,
+)
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     enqueue,
@@ -134,10 +144,10 @@ class TestSQLite(BackendConformance):
             row = f"INSERT INTO {TABLE} VALUES (?, ?, ?, {2**60}, {2**60}, 1, '1', '\"actor\"', NULL)"
             return lambda backend, message_id: execute(backend, row, backend.namespace, message_id, document) and None
 
-        def record_of(**fields: str) -> Callable[[Any, str], None]:
+        def record_of(fields: Record) -> Callable[[Any, str], None]:
             return document_of(to_document(fields).encode())
 
-        sound: Record = {"s": "1", "v": "1", "e": "7", "n": "1"}
+        sound: Record = {STATE: "1", VERSION: "1", ORIGIN: "7", GENERATION: "1"}
         return {
             "not UTF-8": document_of(b"\xff\xfe"),
             "text": document_of(to_document(sound)),
@@ -145,25 +155,25 @@ class TestSQLite(BackendConformance):
             "empty": document_of(b""),
             "other format": document_of(to_document(sound).replace("1", "2", 1).encode()),
             "cut off": document_of(to_document(sound).encode()[:-2]),
-            "unknown state": record_of(s="4", v="1", e="7", n="1"),
-            "no version": record_of(s="1", e="7", n="1"),
+            "unknown state": record_of({**sound, STATE: "4"}),
+            "no version": record_of({STATE: "1", ORIGIN: "7", GENERATION: "1"}),
         }
 
     # The file
 
     @pytest.mark.parametrize("path", ["", ":memory:", "file:x.db?mode=memory"])
-    def test_a_path_that_no_other_process_has(self, path: str) -> None:
+    def test_a_path_in_memory_raises_an_error(self, path: str) -> None:
         # Given a path that SQLite takes for something else than a file
         # When a backend is made
         # Then the error says what to use
         with pytest.raises(ValueError, match=r"StubBackend"):
             SQLiteBackend(path)
 
-    def test_a_path_that_is_none(self) -> None:
+    def test_a_path_of_another_type_raises_an_error(self) -> None:
         with pytest.raises(TypeError, match=r"path must be a str or an os\.PathLike, not int"):
             SQLiteBackend(5)  # type: ignore[arg-type]
 
-    def test_a_directory_that_is_not_there(self, tmp_path: Path) -> None:
+    def test_a_missing_directory_raises_an_error(self, tmp_path: Path) -> None:
         # Given a path into a directory that was not made
         missing = tmp_path / "missing"
         # When a backend is made
@@ -171,7 +181,7 @@ class TestSQLite(BackendConformance):
         with pytest.raises(ValueError, match=rf"there is no directory '{missing}': create it"):
             SQLiteBackend(missing / "status.db")
 
-    def test_files_are_for_their_owner(self, path: Path, message_id: str) -> None:
+    def test_new_files_are_readable_for_their_owner_only(self, path: Path, message_id: str) -> None:
         # Given a process whose files everybody may read
         before = os.umask(0o022)
         try:
@@ -186,7 +196,7 @@ class TestSQLite(BackendConformance):
         }
         backend.close()
 
-    def test_a_file_that_is_there_keeps_its_mode(self, path: Path, message_id: str) -> None:
+    def test_an_existing_file_keeps_its_mode(self, path: Path, message_id: str) -> None:
         # Given a file that was created for a group
         path.touch()
         path.chmod(0o660)
@@ -197,7 +207,7 @@ class TestSQLite(BackendConformance):
         assert path.stat().st_mode & 0o777 == 0o660
         backend.close()
 
-    def test_no_link_is_followed(self, tmp_path: Path, message_id: str) -> None:
+    def test_a_symbolic_link_raises_an_error(self, tmp_path: Path, message_id: str) -> None:
         # Given links under the name of a database, to a file and to nothing
         victim = tmp_path / "victim"
         victim.write_bytes(b"")
@@ -210,7 +220,9 @@ class TestSQLite(BackendConformance):
                 SQLiteBackend(link).update(message_id, enqueue())
         assert victim.read_bytes() == b"" and not (tmp_path / "nothing").exists()
 
-    def test_a_file_system_without_links(self, path: Path, message_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_on_a_file_system_without_links(
+        self, path: Path, message_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def link(*paths: Any) -> None:
             raise PermissionError("It knows none.")
 
@@ -223,11 +235,11 @@ class TestSQLite(BackendConformance):
         assert path.stat().st_mode & 0o777 == 0o600
         backend.close()
 
-    def test_a_path_of_a_directory(self, tmp_path: Path) -> None:
+    def test_a_path_of_a_directory_raises_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is a directory"):
             SQLiteBackend(tmp_path)
 
-    def test_a_relative_path_stays_where_it_was(
+    def test_a_relative_path_is_made_absolute(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message_id: str
     ) -> None:
         # Given a relative path
@@ -240,7 +252,7 @@ class TestSQLite(BackendConformance):
         # Then the file is where it was meant to be
         assert (tmp_path / "status.db").exists()
 
-    def test_bytes_are_a_path(self, path: Path, message_id: str) -> None:
+    def test_a_path_may_be_bytes(self, path: Path, message_id: str) -> None:
         # Given a path as the system has it
         backend = SQLiteBackend(os.fsencode(path), timeout=PATIENT)  # type: ignore[arg-type]
         # When it is used
@@ -249,7 +261,7 @@ class TestSQLite(BackendConformance):
         # Then it is that file
         assert backend.path == path and path.exists()
 
-    def test_a_directory_that_vanished(self, tmp_path: Path, message_id: str) -> None:
+    def test_a_directory_that_was_deleted_raises_an_error(self, tmp_path: Path, message_id: str) -> None:
         # Given a backend whose directory was removed
         directory = tmp_path / "gone"
         directory.mkdir()
@@ -260,7 +272,7 @@ class TestSQLite(BackendConformance):
         with pytest.raises(BackendError, match=f"there is no directory {directory}"):
             backend.read(message_id)
 
-    def test_a_file_that_is_no_database(self, path: Path, message_id: str) -> None:
+    def test_a_file_that_is_no_database_raises_an_error(self, path: Path, message_id: str) -> None:
         # Given a file with something else in it
         path.write_bytes(b"not a database, and long enough for a header " * 100)
         backend = SQLiteBackend(path)
@@ -272,7 +284,7 @@ class TestSQLite(BackendConformance):
             assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
         assert path.read_bytes().startswith(b"not a database")
 
-    def test_a_damaged_file(self, path: Path, backend: SQLiteBackend) -> None:
+    def test_a_damaged_file_raises_an_error(self, path: Path, backend: SQLiteBackend) -> None:
         # Given a file whose pages were overwritten, but for the first ones
         ids = [uuid4().hex for _ in range(500)]
         backend.update_many([(message_id, enqueue()) for message_id in ids])
@@ -286,7 +298,7 @@ class TestSQLite(BackendConformance):
         with pytest.raises(BackendError, match=str(path)):
             backend.read_many(ids)
 
-    def test_a_file_that_was_deleted(
+    def test_a_deleted_file_is_created_again(
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a file that is deleted while a process has it open, and that another one makes anew
@@ -316,7 +328,7 @@ class TestSQLite(BackendConformance):
         assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [message_id]
         assert [found.message_id for found in StatusRegistry.list(limit=1, backend=backend)] == [message_id]
 
-    def test_a_file_that_is_looked_for_now_and_then(
+    def test_the_file_is_checked_once_in_an_interval(
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a file in use
@@ -343,10 +355,10 @@ class TestSQLite(BackendConformance):
         assert execute(backend, "PRAGMA user_version") == [(7,)]
         backend.close()
 
-    def test_a_time_to_live_of_ages(self, backend: SQLiteBackend, message_id: str) -> None:
+    def test_the_longest_time_to_live(self, backend: SQLiteBackend, message_id: str) -> None:
         # Given a time to live that no column holds
         # When a message is enqueued with it
-        backend.update(message_id, enqueue(L="9" * 15))
+        backend.update(message_id, enqueue(**{LIVE_TTL: "9" * 15}))
         # Then it is there
         assert backend.read(message_id) is not None
 
@@ -397,7 +409,7 @@ class TestSQLite(BackendConformance):
 
     # Locks
 
-    def test_a_locked_file(
+    def test_a_locked_file_raises_an_error_after_the_time_out(
         self, backend: SQLiteBackend, other: sqlite3.Connection, path: Path, message_id: str
     ) -> None:
         # Given a file that somebody writes to for long
@@ -417,7 +429,7 @@ class TestSQLite(BackendConformance):
         assert hurried.delete(message_id)
         hurried.close()
 
-    def test_a_file_that_somebody_has_alone(
+    def test_a_file_with_an_exclusive_lock(
         self, backend: SQLiteBackend, other: sqlite3.Connection, path: Path, message_id: str
     ) -> None:
         # Given a file that somebody keeps for themselves
@@ -429,7 +441,7 @@ class TestSQLite(BackendConformance):
         with pytest.raises(BackendError, match="locked by others"):
             SQLiteBackend(path, timeout=50).read(message_id)
 
-    def test_waiting_for_a_lock(self, backend: SQLiteBackend, other: sqlite3.Connection, message_id: str) -> None:
+    def test_a_call_waits_for_a_lock(self, backend: SQLiteBackend, other: sqlite3.Connection, message_id: str) -> None:
         # Given a file that somebody writes to
         backend.update(message_id, start(1))
         other.execute("BEGIN IMMEDIATE")
@@ -443,7 +455,7 @@ class TestSQLite(BackendConformance):
         # Then the other has waited for that
         assert tried.is_set() and outcome is Outcome.APPLIED
 
-    def test_many_make_the_file_at_once(self, path: Path) -> None:
+    def test_many_processes_create_the_file_at_once(self, path: Path) -> None:
         # Given a file that is not there yet
         ids = [uuid4().hex for _ in range(8)]
         backends = [SQLiteBackend(path, timeout=PATIENT) for _ in ids]
@@ -468,7 +480,7 @@ class TestSQLite(BackendConformance):
         assert codes == [0] * PROCESSES
         assert record is not None and record[PROGRESS] == str(PROCESSES * WRITES)
 
-    def test_kills_lose_and_halve_no_update(self, backend: SQLiteBackend, path: Path) -> None:
+    def test_killed_processes_lose_no_update_and_leave_no_half_update(self, backend: SQLiteBackend, path: Path) -> None:
         # Given running messages
         ids = [uuid4().hex for _ in range(50)]
         backend.update_many([(message_id, start(1)) for message_id in ids])
@@ -588,7 +600,9 @@ class TestSQLite(BackendConformance):
         assert rows_of(backend) == 1 + 1 + 20
 
     @pytest.mark.parametrize("made, deleted", [(100, MAX_SWEPT), (500, 500)])
-    def test_a_call_deletes_so_many_at_most(self, backend: SQLiteBackend, made: int, deleted: int) -> None:
+    def test_a_call_deletes_a_limited_number_of_expired_rows(
+        self, backend: SQLiteBackend, made: int, deleted: int
+    ) -> None:
         # Given very many rows that have expired
         backend.update_many([(uuid4().hex, start(1)) for _ in range(1_000)])
         expire(backend)
@@ -597,7 +611,7 @@ class TestSQLite(BackendConformance):
         # Then those who wait for it do not also wait for all of them to be deleted, and yet they become fewer
         assert rows_of(backend) == 1_000 + made - deleted
 
-    def test_other_writes_do_not_wait_for_that(self, backend: SQLiteBackend, message_id: str) -> None:
+    def test_updates_without_a_new_state_delete_no_rows(self, backend: SQLiteBackend, message_id: str) -> None:
         # Given rows that have expired
         backend.update(message_id, start(1))
         backend.update_many([(uuid4().hex, start(1)) for _ in range(10)])
@@ -647,7 +661,7 @@ class TestSQLite(BackendConformance):
         assert searches and all("USING COVERING INDEX" in step for step in searches), plan
 
     @queried
-    def test_counting_looks_up_nothing(self, backend: SQLiteBackend, query: Query) -> None:
+    def test_a_count_looks_up_no_rows(self, backend: SQLiteBackend, query: Query) -> None:
         # Given messages
         fill(backend, 0, 2_000)
         # When they are counted
@@ -675,7 +689,9 @@ class TestSQLite(BackendConformance):
         assert more - steps <= 20_000 * 6
 
     @queried
-    def test_what_expires_before_indexes_know_is_not_listed(self, backend: SQLiteBackend, query: Query) -> None:
+    def test_a_row_that_expires_earlier_than_in_its_index_is_not_listed(
+        self, backend: SQLiteBackend, query: Query
+    ) -> None:
         # Given messages, of which some expire sooner than their indexes say
         fill(backend, 0, 1_000)
         whole = backend.find(query, limit=1_000, after=None)
@@ -694,7 +710,7 @@ class TestSQLite(BackendConformance):
         # Given a message that runs for ten times as long as it lives without a sign of life
         now, written = backend.now(), 0
         backend.now = lambda: now  # type: ignore[method-assign]
-        backend.update(message_id, start(1, L="60000"))
+        backend.update(message_id, start(1, **{LIVE_TTL: "60000"}))
         for n in range(100):
             now += 6_000
             statements = traced(backend, lambda n=n: backend.update(message_id, write(1, n + 2, step=str(n))))  # type: ignore[misc]
@@ -707,7 +723,9 @@ class TestSQLite(BackendConformance):
         # Then it is listed until then
         assert listed == [(1, 1), (0, 0)]
 
-    def test_indexes_are_told_of_a_renewal_now_and_then(self, backend: SQLiteBackend, message_id: str) -> None:
+    def test_few_updates_that_extend_the_time_to_live_change_indexes(
+        self, backend: SQLiteBackend, message_id: str
+    ) -> None:
         # Given a running message that lives for a week
         now = backend.now()
         backend.now = lambda: now  # type: ignore[method-assign]
@@ -721,7 +739,7 @@ class TestSQLite(BackendConformance):
         # Then the indexes of lists have heard of it some times
         assert 5 < len(known) < 15
 
-    def test_a_rare_queue_of_a_common_actor(self, backend: SQLiteBackend) -> None:
+    def test_a_list_by_actor_and_queue_uses_the_index_with_fewer_rows(self, backend: SQLiteBackend) -> None:
         # Given an actor of whose messages few are in one queue
         for first in range(0, 10_000, 500):
             fields = [{"a": '"actor"', "Q": f'"queue-{n % 2_000}"'} for n in range(first, first + 500)]
