@@ -1,0 +1,146 @@
+"""Requests, their bytes and their replies, without a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dramatiq_status.backends.redis.clock import ServerClock
+from dramatiq_status.backends.redis.keys import Keys, ShardedKeys
+from dramatiq_status.backends.redis.protocol import UpdateCall
+from dramatiq_status.backends.redis.requests import Command, Exchange, Reads, Request, pack
+from dramatiq_status.backends.redis.script import UPDATE
+from dramatiq_status.errors import BackendError
+from dramatiq_status.testing.updates import enqueue, outside, write
+
+from .redis_hooks import FixedClock
+
+CLOCK: Any = FixedClock(1_000)
+
+LOAD = pack("SCRIPT", "LOAD", UPDATE.text)
+
+
+def an_update(*message_ids: str) -> UpdateCall:
+    """A call for one update of each message."""
+    updates = [(message_id, write(1, 2)) for message_id in message_ids]
+    return UpdateCall(Keys("n", 0), 0, updates, range(len(updates)))
+
+
+def exchanged(requests: list[Request], *replies: Any, clock: Any = CLOCK) -> Exchange:
+    """An exchange that has taken replies, one after the other."""
+    exchange, left = Exchange(requests, clock), list(replies)
+    while left:
+        taken = [left.pop(0) for _ in range(exchange.expected)]
+        exchange.take(taken)
+    return exchange
+
+
+def test_each_request_gets_its_own_replies() -> None:
+    # Given requests with different numbers of replies
+    update, reads, ttl = an_update("m"), Reads(0, ["n:a", "n:b"], [0, 1]), Command(0, "PTTL", "n:m")
+    # When the replies arrive
+    exchange = exchanged([update, reads, ttl], [1], ["s", "1"], [], 5)
+    # Then each request has its own
+    assert (update.replies, reads.replies, ttl.replies) == ([[1]], [["s", "1"], []], [5])
+    assert (exchange.expected, exchange.answered, exchange.refusal) == (0, 3, None)
+
+
+def test_an_exchange_that_has_not_ended_has_the_requests_that_were_answered() -> None:
+    requests: list[Request] = [an_update("m"), an_update("m")]
+    assert exchanged(requests, [1]).answered == 1
+    assert requests[1].replies == ()
+
+
+def test_an_unknown_script_is_loaded_once_for_all_requests() -> None:
+    # Given a server without the script
+    requests: list[Request] = [an_update("m"), Command(0, "PTTL", "n:m"), an_update("n")]
+    exchange = exchanged(requests, Exception("NOSCRIPT"), 5, Exception("NOSCRIPT"))
+    # When the requests for it are sent again
+    again = Exchange(exchange.unknown, CLOCK)
+    # Then the script comes before them, once
+    assert again.packed == LOAD + requests[0].pack(CLOCK) + requests[2].pack(CLOCK)
+    again.take(["sha"])
+    again.take([[1]])
+    again.take([[1]])
+    assert [request.error for request in requests] == [None] * 3 and not again.unknown
+
+
+def test_a_script_that_is_unknown_after_it_was_loaded_is_an_error() -> None:
+    request = an_update("m")
+    exchanged([request], Exception("NOSCRIPT"))
+    assert request.error is not None and request.unknown
+    exchange = exchanged([request], "sha", Exception("NOSCRIPT"))
+    assert not request.unknown and not exchange.unknown
+    with pytest.raises(BackendError, match="NOSCRIPT"):
+        request.result()
+
+
+def test_an_error_belongs_to_its_request() -> None:
+    # Given requests, one of which the server refuses
+    requests: list[Request] = [an_update("m"), an_update("n")]
+    # When the replies arrive
+    exchange = exchanged(requests, Exception("OOM no room"), [1])
+    # Then the other one has its reply
+    assert "OOM" in str(requests[0].error) and requests[1].error is None and requests[1].result() == [1]
+    assert str(exchange.refusal) == "OOM no room"
+
+
+def test_a_refused_read_leaves_the_others_alone() -> None:
+    reads = Reads(0, ["n:a", "n:b"], [0, 1])
+    exchange = exchanged([reads], Exception("WRONGTYPE"), ["s", "1"])
+    assert (reads.error, exchange.refusal, reads.replies[1]) == (None, None, ["s", "1"])
+
+
+def test_a_script_that_may_not_be_loaded_fails_all_requests_with_the_reason() -> None:
+    requests: list[Request] = [an_update("m"), an_update("n")]
+    exchanged(requests, Exception("NOSCRIPT"), Exception("NOSCRIPT"))
+    exchanged(requests, Exception("NOPERM script|load"), Exception("NOSCRIPT"), Exception("NOSCRIPT"))
+    assert ["NOPERM" in str(request.error) for request in requests] == [True, True]
+
+
+def test_the_first_exchange_measures_the_clock() -> None:
+    # Given a server whose time is unknown
+    clock = ServerClock()
+    # When an exchange asks for it by the way
+    exchange = exchanged([Command(0, "PTTL", "n:m")], ("2000000000", "500000"), 5, clock=clock)
+    # Then the clock is the server's
+    assert exchange.packed.startswith(b"*1\r\n$4\r\nTIME\r\n")
+    assert abs(clock.now() - 2_000_000_000_500) < 60_000
+
+
+def test_a_request_to_a_node_that_gets_the_slot_comes_after_asking() -> None:
+    update = UpdateCall(ShardedKeys("n", 100), 3, [("m", enqueue())], [0])
+    listed = update.pack(CLOCK)
+    update.arriving = True
+    exchange = exchanged([update], "OK", [1])
+    # The node may lack parts of the index: the script is to leave it alone.
+    assert exchange.packed.startswith(b"*1\r\n$6\r\nASKING\r\n") and listed not in exchange.packed
+    assert b" index:" in listed and b" index:" not in exchange.packed
+    assert update.result() == [1]
+
+
+def test_requests_are_split_by_message() -> None:
+    # Given updates of two messages, one of them twice
+    call = an_update("a", "b", "a")
+    # When they are split
+    parts = call.split()
+    # Then those of a message stay together, in their order, and keep their positions
+    assert [([message_id for message_id, _ in part.updates], list(part.positions)) for part in parts] == [
+        (["a", "a"], [0, 2]),
+        (["b"], [1]),
+    ]
+    assert parts[1].split() == (parts[1],)
+    reads = Reads(0, ["n:a", "n:b"], [4, 7]).split()
+    assert [(read.keys, read.positions) for read in reads if isinstance(read, Reads)] == [
+        (("n:a",), (4,)),
+        (("n:b",), (7,)),
+    ]
+
+
+def test_an_increment_from_outside_is_not_repeatable() -> None:
+    def call(*updates: Any) -> UpdateCall:
+        return UpdateCall(Keys("n", 0), 0, [("m", update) for update in updates], range(len(updates)))
+
+    assert call(outside(step="1"), write(1, 2, increment=1)).repeatable
+    assert not call(outside(step="1"), outside(increment=1)).repeatable
