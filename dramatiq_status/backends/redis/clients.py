@@ -1,4 +1,4 @@
-"""Clients of the driver's, which know how to connect, and the transports that connect as they do."""
+"""The driver's clients, which have the parameters of connections, and the transports that are made of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ DRIVER: Final = any_driver()
 
 
 class Access(NamedTuple):
-    """A way to a store.
+    """A client of a store, and a transport that connects as the client does.
 
     Parameters:
       client: The client that was passed, or one that connects in the same way; on a cluster, to one of its nodes.
       transport(Transport)
-      keys(type[Keys]): The class of the names of its keys.
+      keys(type[Keys]): Class of the names of the store's keys.
     """
 
     client: Any
@@ -43,9 +43,9 @@ def make_access(
     sentinel_kwargs: Mapping[str, Any] | None = None,
     cluster_nodes: Sequence[Address] | None = None,
 ) -> Access:
-    """Make a way to a store.
+    """Make a client and a transport.
 
-    Only this function knows whether that is a single server, a master or a cluster.
+    Only this function distinguishes a single server, a master and a cluster.
 
     Parameters:
       timeout(float): Seconds that one call may take.
@@ -137,21 +137,21 @@ def _node_client(cluster_nodes: Sequence[Address], parameters: Mapping[str, Any]
 
 
 def _server_transport(client: Any, timeout: float) -> Transport:
-    """Make a way to the server of a client, or to the master that the client's Sentinels name."""
+    """Make a transport to the server of a client, or to the master that the client's Sentinels name."""
     pool = client.connection_pool
     kind = MasterPool if getattr(pool, "is_master", False) else ServerPool
     return ServerTransport(kind(pool, timeout))
 
 
 def _cluster_transport(client: Any, addresses: Sequence[Address] | None, timeout: float) -> Transport:
-    """Make a way to the nodes of a cluster.
+    """Make a transport to the nodes of a cluster.
 
     Parameters:
       client(redis.Redis | redis.RedisCluster): A client of one node, or of the cluster.
       addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes; None for the nodes that the client knows.
       timeout(float): In seconds.
     """
-    # Most stores are no clusters.
+    # Most stores are no clusters, and need not import it.
     from .cluster import ClusterTransport
 
     remap = None

@@ -1,4 +1,4 @@
-"""A way to a Redis Cluster: requests to many nodes at once, which follow slots that move and nodes that come and go."""
+"""The transport to a Redis Cluster.  It sends to many nodes at once, and follows slots and nodes that move."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _REDIRECTS: Final = ("ASK", "MOVED", *_LATER)
 T = TypeVar("T")
 
 
-class _Errand:
-    """A request on its way through the cluster."""
+class _Route:
+    """The way of one request through the cluster."""
 
     __slots__ = ("node", "redirections", "request", "retries")
 
@@ -51,22 +51,22 @@ class _Errand:
         """Send the request to the owner of its shard next."""
         self.node, self.request.arriving = None, False
 
-    def split(self) -> Sequence[_Errand]:
-        """Return errands with one key each; this one alone if it has one key."""
+    def split(self) -> Sequence[_Route]:
+        """Return the routes of requests with one key each; this route alone if its request has one key."""
         parts = self.request.split()
         if len(parts) == 1:
             return (self,)
         for part in parts:
             part.error = _failed(self.request, None).error
-        return [_Errand(part) for part in parts]
+        return [_Route(part) for part in parts]
 
 
 class _Flight:
-    """Requests on their way to one node, and their replies on the way back."""
+    """Requests that are sent to one node together, and their replies."""
 
-    def __init__(self, node: Node, errands: list[_Errand]) -> None:
+    def __init__(self, node: Node, routes: list[_Route]) -> None:
         self.node = node
-        self.errands = errands
+        self.routes = routes
         #: Why the last requests have no replies.
         self.error: BaseException | None = None
         #: Whether the node has got the requests.
@@ -89,7 +89,7 @@ class _Flight:
           last(bool): Whether nothing is sent to other nodes after this.  Otherwise, connecting to the node takes at
             most half of the time.
         """
-        exchange = self._exchange = Exchange([errand.request for errand in self.errands], self.node.clock)
+        exchange = self._exchange = Exchange([route.request for route in self.routes], self.node.clock)
         try:
             connection = self._connection = self.node.pool.take(deadline if last else half_of(deadline))
             self.used = connection.used > 0
@@ -132,7 +132,7 @@ class _Flight:
 
 
 class ClusterTransport:
-    """A way to the nodes of a cluster.
+    """The transport to the nodes of a cluster.
 
     Parameters:
       pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
@@ -166,7 +166,7 @@ class ClusterTransport:
 
     def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
         deadline = time.monotonic() + self._timeout
-        flights = self._send([_Errand(request) for request in requests], deadline)
+        flights = self._send([_Route(request) for request in requests], deadline)
         left = deadline - time.monotonic()
 
         def complete() -> Sequence[Request]:
@@ -175,7 +175,7 @@ class ClusterTransport:
         return complete
 
     def is_down(self, failure: BackendError) -> bool:
-        # Another call has taken its time already, so this one is short.
+        # The operation has taken its time already, so this query gets a part of the time-out.
         deadline = time.monotonic() + self._timeout / _SIGN_OF_LIFE
         return "cluster is down" in str(failure) or not self._map.query(deadline)
 
@@ -209,11 +209,11 @@ class ClusterTransport:
 
     # Sending and receiving
 
-    def _send(self, errands: Sequence[_Errand], deadline: float) -> list[_Flight]:
+    def _send(self, routes: Sequence[_Route], deadline: float) -> list[_Flight]:
         self._map.renew(deadline)
-        groups: dict[Node, list[_Errand]] = {}
-        for errand in errands:
-            groups.setdefault(errand.node or self._map.owner(errand.request.shard), []).append(errand)
+        groups: dict[Node, list[_Route]] = {}
+        for route in routes:
+            groups.setdefault(route.node or self._map.owner(route.request.shard), []).append(route)
         flights = [_Flight(node, group) for node, group in groups.items()]
         # Nodes that take the longest to fail come last.
         flights.sort(key=lambda flight: (flight.node.has_failed, not flight.node.pool.has_idle))
@@ -241,62 +241,62 @@ class ClusterTransport:
                 # An interrupt: the number of replies that are still to come is unknown.
                 _close(flights)
                 raise
-            again: list[_Errand] = []
+            again: list[_Route] = []
             wait = False
             for flight in flights:
                 wait |= self._judge(flight, deadline, done, again)
             if not again:
                 return done
             if time.monotonic() + pause > deadline:
-                return [*done, *(_failed(errand.request, None) for errand in again)]
+                return [*done, *(_failed(route.request, None) for route in again)]
             if wait:
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
             try:
                 flights = self._send(again, deadline)
             except BackendError as e:
-                return [*done, *(_failed(errand.request, e) for errand in again)]
+                return [*done, *(_failed(route.request, e) for route in again)]
 
-    def _judge(self, flight: _Flight, deadline: float, done: list[Request], again: list[_Errand]) -> bool:
+    def _judge(self, flight: _Flight, deadline: float, done: list[Request], again: list[_Route]) -> bool:
         """Sort requests that have come back into those that are done and those to send again.
 
         Returns:
           bool: Whether to wait before they are sent again.
         """
         wait = False
-        for errand in flight.errands[: flight.answered]:
-            request = errand.request
+        for route in flight.routes[: flight.answered]:
+            request = route.request
             word, _, rest = str(_redirect_of(request) or "").partition(" ")
             if word == "ASK":
                 # The slot is moving, and keys of the request are not on this node any more, or were never there.
-                parts = errand.split()
+                parts = route.split()
                 if len(parts) == 1:
-                    errand.node, request.arriving = self._map.named(flight.node, rest), True
+                    route.node, request.arriving = self._map.named(flight.node, rest), True
                 again += parts
             elif word == "MOVED":
                 self._map.move(request.shard, self._map.named(flight.node, rest))
-                errand.send_home()
-                again.append(errand)
+                route.send_home()
+                again.append(route)
             elif word:
                 if word != "TRYAGAIN":
                     self._map.stale = True
-                errand.send_home()
-                parts = errand.split()
+                route.send_home()
+                parts = route.split()
                 again += parts
                 wait |= len(parts) == 1
             elif request.unknown:
-                again.append(errand)
+                again.append(route)
             else:
                 done.append(request)
                 continue
-            errand.redirections += 1
-            wait |= errand.redirections > _REDIRECTIONS
+            route.redirections += 1
+            wait |= route.redirections > _REDIRECTIONS
         if flight.error is not None:
             self._judge_lost(flight, flight.error, deadline, done, again)
         return wait
 
     def _judge_lost(
-        self, flight: _Flight, error: BaseException, deadline: float, done: list[Request], again: list[_Errand]
+        self, flight: _Flight, error: BaseException, deadline: float, done: list[Request], again: list[_Route]
     ) -> None:
         """Sort requests whose replies were lost."""
         node = flight.node
@@ -311,14 +311,14 @@ class ClusterTransport:
             if hung_up:
                 self._map.query_lately(deadline)
         failure = error if isinstance(error, BackendError) else failure_of(error)
-        for errand in flight.errands[flight.answered :]:
-            request = _failed(errand.request, failure)
-            errand.send_home()
-            errand.retries += 1
+        for route in flight.routes[flight.answered :]:
+            request = _failed(route.request, failure)
+            route.send_home()
+            route.retries += 1
             may_repeat = not flight.sent or (hung_up and request.repeatable)
             elsewhere = flight.used or self._map.owner(request.shard) is not node
-            if may_repeat and elsewhere and errand.retries <= _RETRIES:
-                again.append(errand)
+            if may_repeat and elsewhere and route.retries <= _RETRIES:
+                again.append(route)
             else:
                 done.append(request)
 

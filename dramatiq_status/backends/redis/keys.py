@@ -17,7 +17,8 @@ SLOTS: Final = 16_384
 #: Number of unfinished messages among which a count looks for expired ones.
 _CHECKED: Final = 1000
 
-#: The same for each of many shards.  In all it is more than :data:`_CHECKED`, because shards differ in size.
+#: Number of unfinished messages among which a count looks for expired ones in each of many shards.  In all it is more
+#: than :data:`_CHECKED`, because shards differ in size.
 _CHECKED_A_SHARD: Final = 64
 
 

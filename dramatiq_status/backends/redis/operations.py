@@ -1,10 +1,10 @@
 """The operations of the Redis backend, as generators that yield requests.
 
-A generator yields requests, gets them back with their replies, and returns the result of the operation.  It does not
-know how the requests reach the servers, nor whether a thread or an event loop waits for the replies.
+A generator yields requests, gets them back with their replies, and returns the result of the operation.  So the same
+code serves threads and event loops, and single servers and clusters: a single server is a cluster with one shard.
 
-No generator has a ``try`` around a ``yield``: an interrupt drops the generator where it is, and Python would ignore a
-second interrupt that strikes in code that the drop executes.
+No generator has a ``try`` around a ``yield``.  An interrupt leaves the generator at its ``yield``, and Python drops it
+there.  The drop would execute the code of the ``try``, and Python would ignore another interrupt that strikes there.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Operations:
     def update_many(self, updates: Updates) -> Steps[list[Outcome]]:
         """Carry out updates, in the order of those of each message."""
         if len(updates) == 1:
-            # Half of the time of the rest.
+            # This takes half of the time that the code below takes.
             return [(yield from self.update(*updates[0], lenient=True))]
         outcomes = [Outcome.UNAVAILABLE] * len(updates)
         failures: list[BackendError] = []
@@ -132,7 +132,7 @@ class Operations:
         return self._update_call(self.keys, shard, updates, positions)
 
     def _settle(self, calls: Iterable[UpdateCall], outcomes: list[Outcome]) -> Steps[dict[int, BackendError]]:
-        """Note the outcomes of calls, and return why others have failed, by their shards."""
+        """Note the outcomes of calls, and return the errors of calls that have failed, by shard."""
         failed: dict[int, BackendError] = {}
         incomplete = []
         for call in calls:
@@ -190,7 +190,7 @@ class Operations:
         reads = Reads(shard, (keys.prefixes[shard] + message_id,), (0,))
         yield (reads,)
         if reads.error is not None:
-            # A cluster learns from it which nodes answer.
+            # A cluster finds out which nodes answer, for the next call.
             self._transport.is_down(reads.error)
             raise reads.error
         reply = reads.replies[0]
@@ -336,7 +336,7 @@ def absence(reply: Any) -> BackendError | None:
 
 def raise_if_all(found: list[FoundT]) -> list[FoundT]:
     """Raise the first error if there is nothing else."""
-    # A look at the last one is enough as a rule.
+    # As a rule, the last one is no error, and the check ends there.
     if found and isinstance(found[-1], BackendError) and all(isinstance(one, BackendError) for one in found):
         raise found[0]  # type: ignore[misc]
     return found

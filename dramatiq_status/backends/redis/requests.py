@@ -1,4 +1,4 @@
-"""Requests to a server and its replies, as bytes and values: no code here reads or writes a socket."""
+"""Requests to a server and their replies, as bytes and values.  No code here uses a socket."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Request:
     #: Whether the server has replied that it does not have the script.
     unknown: bool = False
 
-    #: Whether it goes to a node to which the slot of the shard is moving.  Keys of the shard may still be elsewhere.
+    #: Whether it goes to a node to which the slot of the shard is moving.  The node may lack other keys of the shard.
     arriving: bool = False
 
     def __init__(self, shard: int) -> None:
@@ -120,7 +120,7 @@ class Request:
             self.error, self.unknown = None, False
             return None
         self.error = refusal_of(refusal)
-        # After the second time, it is an error as others are.
+        # If the server does not have the script after it was loaded, that is an error as others are.
         self.unknown = self.script is not None and not self.unknown and str(refusal).startswith("NOSCRIPT")
         return refusal
 
@@ -218,8 +218,8 @@ class Reads(Request):
 class Exchange:
     """Requests that go to a server together, and their replies.
 
-    The number of replies is known from the start.  So a connection is read without any knowledge of the requests, and
-    the next requests may be sent before the replies to these have arrived.
+    The exchange counts the replies that are to come.  So the code that reads a connection needs no knowledge of the
+    requests, and other requests may be sent before the replies to these have arrived.
 
     Parameters:
       requests(Sequence[Request])

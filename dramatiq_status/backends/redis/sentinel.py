@@ -137,7 +137,7 @@ class MasterPool(ServerPool):
 
 
 def _transport_to(pool: Any, timeout: float) -> ServerTransport:
-    """Make a way to a Sentinel.  It keeps the time-out that was set for it, if that is shorter."""
+    """Make a transport to a Sentinel.  It keeps the time-out that was set for the Sentinel, if that is shorter."""
     own = pool.connection_kwargs.get("socket_timeout")
     return ServerTransport(ServerPool(pool, min(timeout, own) if own else timeout), _HostClock())
 

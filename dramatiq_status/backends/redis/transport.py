@@ -1,4 +1,4 @@
-"""The way of requests to a single server, and what every way promises."""
+"""Transports: they carry requests to servers and replies back.  This one is for a single server."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ Steps = Generator[Sequence[Request], Sequence[Any], T]
 
 
 class Transport(Protocol):
-    """A way to the servers of a store, for threads."""
+    """A transport to the servers of a store, for threads."""
 
-    #: Connections, whose parameters are those of all connections.
+    #: Connections to a server.  Connections to other servers differ only in the address.
     pool: ServerPool
 
-    #: Whether the addresses of the servers may change, so that they are no parameters of connections.
+    #: Whether the address of a server has to be found by :meth:`locate`: the parameters of connections lack it, or it
+    #: may change.
     moves: bool
 
     #: Whether one connection reaches all keys, so that an event loop can pipeline its requests.
@@ -36,11 +37,14 @@ class Transport(Protocol):
         """The clock of the server that has answered last."""
 
     def run(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Carry out requests: those for different nodes at the same time.
+        """Send requests and wait for the replies, of different nodes at the same time.
+
+        Parameters:
+          requests(Sequence[Request]): One at least.
 
         Returns:
-          Sequence[Request]: The requests, each with its replies or its error, in any order.  A request whose keys are
-            on two nodes is replaced by its parts.
+          Sequence[Request]: The requests, each with its replies or its error, in any order.  The parts of a request
+            replace it if its keys were on different nodes.
         """
 
     def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
@@ -63,10 +67,14 @@ class Transport(Protocol):
         """
 
     def is_down(self, failure: BackendError) -> bool:
-        """Whether no server answers, after all requests of an operation have failed."""
+        """Whether no server answers.  A caller asks after all requests of an operation have failed.
+
+        Parameters:
+          failure(BackendError): The error of one of these requests.
+        """
 
     def locate(self) -> Address:
-        """Find the host and port of a server that answers; it may block.
+        """Return the host and port of a server that answers.  This may take as long as a call.
 
         Raises:
           BackendError: When no server answers.
@@ -94,7 +102,7 @@ def drive(transport: Transport, steps: Steps[T], done: Sequence[Request] | None 
 
 
 class ServerTransport:
-    """A way to a single server, or to the master that Sentinels name.
+    """A transport to a single server, or to the master that Sentinels name.
 
     Parameters:
       pool(ServerPool): Connections to the server.
@@ -167,7 +175,7 @@ class ServerTransport:
         Parameters:
           requests(Sequence[Request])
           deadline(float): Deadline of the call, by the monotonic clock; None for after the time-out.
-          first(bool): Whether they may be sent again, over a new connection.
+          first(bool): Whether they may be sent again over a new connection.
         """
         exchange = Exchange(requests, self.clock)
         connection = self.pool.take(deadline)
@@ -193,7 +201,10 @@ class ServerTransport:
     def _refused(
         self, connection: Connection, requests: Sequence[Request], refusal: Exception | None, first: bool
     ) -> Sequence[Request]:
-        """Send requests again after the server has refused some of them, or leave it at that."""
+        """Send requests again whose scripts the server did not have, or to the present master.
+
+        Every other error with which a server replies is final.
+        """
         unknown = [request for request in requests if request.unknown]
         if unknown:
             # The exchange loads their scripts.
@@ -210,9 +221,11 @@ class ServerTransport:
     def _fail(
         self, connection: Connection, error: BaseException, requests: Sequence[Request], first: bool
     ) -> Sequence[Request]:
-        """Send requests again, or note why they have failed; raise an interrupt.
+        """Send requests again over a new connection, or note why they have failed.
 
-        An interrupt may have struck between a request and its reply: the connection is never used again.
+        Raises:
+          BaseException: The interrupt, if it was one.  It may have struck between a request and its reply, so the
+            connection is never used again.
         """
         connection.close()
         if first and self._is_outdated(connection, error, requests):
