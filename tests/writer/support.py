@@ -17,7 +17,7 @@ ENQUEUE_ID = EnqueueId(7, 1)
 
 
 class Silent(StubBackend):
-    """Answers that its server, one of many, does not; or not at all."""
+    """A store whose calls fail, or one server of which, as one of many, does not answer."""
 
     def __init__(self, *, others: bool) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def begin(writer: Writer, throttle: int = 0) -> MessageBuffer:
     return buffer
 
 
-#: How long a call may take where the store is stopped or paused in a test, in milliseconds.
+#: Milliseconds that a call may take in tests that stop or pause the store.
 TIMEOUT = 500
 
 

@@ -30,7 +30,7 @@ def test_an_outage_keeps_a_limited_number_of_messages(caplog: pytest.LogCaptureF
     backend = RecordingBackend()
     broker = make_broker(backend, max_pending=5)
 
-    # In the order in which they run: Dramatiq 1 shuffles what it has fetched
+    # In the order in which they run: Dramatiq 1 shuffles fetched messages
     ids: list[str] = []
 
     @dramatiq.actor(broker=broker)
@@ -43,13 +43,13 @@ def test_an_outage_keeps_a_limited_number_of_messages(caplog: pytest.LogCaptureF
     with working(broker) as worker:
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-        # When it is back
+        # When the store is back
         broken.down = False
         eventually(lambda: "answers again" in caplog.text)
-    # Then the last are there
+    # Then it has the statuses of the last jobs
     states = [StatusRegistry.get(message_id, backend=backend).state for message_id in ids]
     assert 1 <= states.count("completed") <= 10 and states[-1] == "completed"
-    # And it is said how many are not
+    # And the log contains the number of dropped updates
     assert "updates were dropped" in caplog.text and " 0 updates were dropped" not in caplog.text
 
 
@@ -74,7 +74,7 @@ def test_an_outage_keeps_a_limited_number_of_bytes(
     server, backend = store(start_server)
     middleware = StatusMiddleware(backend=backend, max_pending_bytes=1_000_000)
     broker = make_stub_broker(middleware)
-    # In the order in which they run: Dramatiq 1 shuffles what it has fetched
+    # In the order in which they run: Dramatiq 1 shuffles fetched messages
     ids: list[str] = []
     most = 0
 
@@ -94,7 +94,7 @@ def test_an_outage_keeps_a_limited_number_of_bytes(
         broker.join(work.queue_name, timeout=60_000)
         worker.join()
         eventually(lambda: middleware.health().pending_messages <= 4)
-        # Then no more is in memory, but for what the writer's thread has yet to measure
+        # Then no more is in memory, except for writes that the writer's thread has yet to measure
         assert long_texts() <= 1_000_000 and most <= 1_000_000 + 20 * 240_000
         # And when the store is back, it has the statuses of the last jobs
         server.start()
@@ -102,14 +102,14 @@ def test_an_outage_keeps_a_limited_number_of_bytes(
     states = [snapshot.state for snapshot in StatusRegistry.read_many(ids, backend=backend) if snapshot]
     assert states == ["completed"] * 4
     assert [bool(StatusRegistry.read(message_id, backend=backend)) for message_id in ids[-4:]] == [True] * 4
-    # And the log and the counters have what was dropped
+    # And the log and the counters contain the dropped updates
     assert sum("more than 1000000 bytes" in record.getMessage() for record in caplog.records) == 1
     assert middleware.health().dropped >= 56
     backend.close()
 
 
 def test_a_backlog_drops_finished_messages_first() -> None:
-    # Given two runs and an end that wait in an outage
+    # Given three runs whose updates wait in an outage
     writer = Writer(RecordingBackend(), CircuitBreaker("Broken"), max_pending=3, max_pending_bytes=10_000)
     runs = [writer.begin_run(str(n), run_token=5, enqueue_id=EnqueueId(1, 1), throttle=0, base=dict) for n in range(3)]
     backlog = Backlog(3, 10_000, lambda buffer: buffer.count_unsent() > 0)
@@ -125,24 +125,24 @@ def test_a_backlog_drops_finished_messages_first() -> None:
     for buffer in runs[:2]:
         backlog.note(buffer)
     backlog.measure()
-    # Then nothing is too much
+    # Then none is dropped
     assert backlog.pop_excess() is None
-    # When the first writes more
+    # When the first run writes more
     runs[0].write({":other": "x" * 3000})
     backlog.note(runs[0])
     backlog.measure()
-    # Then the one that has ended is the one to drop, and the rest is within the limits
+    # Then the run that has ended is dropped, and the others are within the limits
     assert (backlog.pop_excess(), backlog.pop_excess(), len(backlog)) == (runs[1], None, 2)
-    # When the other writes more, too
+    # When the third run writes more, too
     runs[2].write({":other": "x" * 3000})
     backlog.note(runs[2])
     backlog.measure()
-    # Then the one that has waited longest is dropped
+    # Then the run that has waited for longest is dropped
     assert (backlog.pop_excess(), backlog.pop_excess()) == (runs[0], None)
-    # When what waits is stored
+    # When the last update is stored
     runs[2].take(0.0)
     runs[2].settle([Outcome.APPLIED])
     backlog.note(runs[2])
     backlog.measure()
-    # Then nothing is left
+    # Then the backlog is empty
     assert len(backlog) == 0 and backlog.has_room

@@ -28,15 +28,15 @@ def test_calls_that_fail_at_the_same_time_are_one_attempt() -> None:
     outage = CircuitBreaker("a store")
     outage.failed(BackendError("one"))
     again_at = outage.retry_at
-    # When the calls fail that were made at the same time
+    # When calls fail that were made at the same time
     for _ in range(8):
         outage.failed(BackendError("another"))
-    # Then it is tried again no later
+    # Then the next attempt is no later
     assert outage.retry_at == again_at
 
 
 def test_health_shows_an_outage() -> None:
-    # Given a store that is down while jobs run, and a writer that keeps few of their updates
+    # Given a store that is down while jobs run, and a writer that keeps five messages
     backend = RecordingBackend()
     middleware = StatusMiddleware(backend=backend, max_pending=5)
     broker = make_stub_broker(middleware)
@@ -53,13 +53,13 @@ def test_health_shows_an_outage() -> None:
     with working(broker) as worker:
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-        # When an operator looks
+        # When the health is read
         down = eventually(lambda: (health := middleware.health()).dropped and health)
-        # Then it is said since when, and what waits and was dropped
+        # Then it has the beginning of the outage, and the numbers of pending and dropped updates
         assert not down.up and before <= down.down_since <= datetime.now(timezone.utc)
         assert down.pending_updates >= down.pending_messages >= 1
         assert down.failures >= 1 and down.outages == 1
-        # And when it is back, nothing waits, and the counters stay
+        # And when the store is back, no update is pending, and the counters remain
         broken.down = False
         up = eventually(lambda: (health := middleware.health()).up and not health.pending_updates and health)
     assert (up.down_since, up.pending_messages, up.outages) == (None, 0, 1)
@@ -67,7 +67,7 @@ def test_health_shows_an_outage() -> None:
 
 
 def test_a_message_logs_each_trouble_once(caplog: pytest.LogCaptureFixture) -> None:
-    # Given a run whose updates cannot be stored, and that somebody writes to after its end
+    # Given a run whose updates cannot be stored, and a handle that writes to it after its end
     backend = RecordingBackend()
     broker = make_broker(backend)
     handles: list[Any] = []
@@ -93,7 +93,7 @@ def test_a_message_logs_each_trouble_once(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_wrong_fields_of_a_message_are_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    # Given a message of a program that checks nothing
+    # Given a message of a program without this package's checks
     backend = RecordingBackend()
     broker = make_broker(backend)
 
@@ -104,5 +104,5 @@ def test_wrong_fields_of_a_message_are_one_log_line(caplog: pytest.LogCaptureFix
     broker.queues[work.queue_name].put(message.encode())
     # When it runs
     run(broker)
-    # Then a line counts them, each time that the worker reads them
+    # Then one line has their number, each time that the worker reads them
     assert 1 <= caplog.text.count("901 of 901 fields are ignored") <= 2

@@ -26,7 +26,7 @@ from ..recording import (
 
 
 def test_a_running_message_has_heartbeats_and_they_restore_its_record() -> None:
-    # Given a worker that often says what runs
+    # Given a worker with a short heartbeat interval
     backend = RecordingBackend()
     broker = make_broker(backend, heartbeat_interval=20)
     seen: list[Any] = []
@@ -41,14 +41,14 @@ def test_a_running_message_has_heartbeats_and_they_restore_its_record() -> None:
     # When a job runs for longer, and its record is lost
     message = work.send()
     run(broker)
-    # Then it was said, and the record came back by it
+    # Then it has heartbeats, and one of them has restored the record
     assert seen[0].heartbeat_at is not None and seen[0].working and not seen[0].stalled
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot is not None and snapshot.completed and snapshot.heartbeat_at is None
 
 
 def test_heartbeats_are_sent_directly_after_an_outage() -> None:
-    # Given a job that says once an hour that it runs
+    # Given a job with one heartbeat an hour
     backend = RecordingBackend()
     broker = make_broker(backend, heartbeat_interval=3_600_000)
     go_on, end = threading.Event(), threading.Event()
@@ -62,20 +62,20 @@ def test_heartbeats_are_sent_directly_after_an_outage() -> None:
     message = work.send()
     with working(broker):
         backend.wait_for(lambda: backend.writes(message.message_id))
-        # When the store does not take what it writes
+        # When the store fails for its updates
         broken = Broken(backend)
         go_on.set()
         eventually(lambda: broken.failures)
-        # And is back
+        # And the store is back
         broken.down = False
-        # Then it is said at once
+        # Then a heartbeat is sent at once
         backend.wait_for(lambda: backend.updates(message.message_id, Kind.HEARTBEAT))
         end.set()
 
 
 @contextmanager
 def a_quiet_job() -> Iterator[tuple[RecordingBackend, StatusMiddleware, str]]:
-    """A job that runs until the block ends, writes nothing, and says once an hour that it runs."""
+    """A job that runs until the block ends, writes nothing, and has one heartbeat an hour."""
     backend = RecordingBackend()
     broker = make_broker(backend, heartbeat_interval=3_600_000)
     (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
@@ -99,19 +99,19 @@ def test_failed_heartbeats_are_sent_after_the_outage() -> None:
         middleware._writer._heartbeats.due_at = 0.0
         middleware._writer._wakeup.call()
         eventually(lambda: broken.failures >= 2)
-        # And is back
+        # And the store is back
         broken.down = False
-        # Then it is said although nothing else is written
+        # Then a heartbeat is sent although nothing else is written
         backend.wait_for(lambda: backend.updates(message_id, Kind.HEARTBEAT))
 
 
 def test_heartbeats_probe_a_store_that_is_down() -> None:
     with a_quiet_job() as (backend, middleware, message_id):
-        # When the hour is over while nobody may try the store, because another thread's call has failed
+        # When the hour is over during a pause of the circuit breaker, because another thread's call has failed
         middleware._breaker.failed(BackendError("for this test"))
         middleware._writer._heartbeats.due_at = 0.0
         middleware._writer._wakeup.call()
-        # Then it is said as soon as somebody may
+        # Then a heartbeat is sent after the pause
         backend.wait_for(lambda: backend.updates(message_id, Kind.HEARTBEAT))
 
 
@@ -131,9 +131,9 @@ def test_a_message_whose_thread_has_died_has_no_heartbeats() -> None:
     thread.start()
     thread.join()
     begin("alive")
-    # When it is said what runs
+    # When heartbeats are sent
     backend.wait_for(lambda: backend.updates("alive", Kind.HEARTBEAT))
-    # Then it is not among that
+    # Then the message of the dead thread has none
     assert backend.updates("dead", Kind.HEARTBEAT) == []
     for buffer in list(writer.running):
         buffer.close()

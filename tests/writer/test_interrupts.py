@@ -32,13 +32,13 @@ from .support import ENQUEUE_ID, Silent, begin
 def test_an_interrupt_before_the_signal_loses_at_most_one_increment(
     writers: list[Writer], monkeypatch: pytest.MonkeyPatch, write: Callable[[MessageBuffer], None]
 ) -> None:
-    # Given a job that counts on another message's bar
+    # Given a job that increments another message's progress
     backend = StubBackend()
     backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID))
     writer = Writer(backend, CircuitBreaker("StubBackend"))
     writers.append(writer)
     buffer = writer.outside("parent")
-    # When it is interrupted before the writer hears of it
+    # When it is interrupted before it signals the writer
 
     def interrupted(buffer: MessageBuffer) -> None:
         raise TimeLimitExceeded
@@ -47,7 +47,7 @@ def test_an_interrupt_before_the_signal_loses_at_most_one_increment(
         patched.setattr(buffer, "_put", interrupted)
         with pytest.raises(TimeLimitExceeded):
             write(buffer)
-    # Then what is counted next is told
+    # Then the next increment signals the writer
     for _ in range(10):
         buffer.increment()
     assert eventually(lambda: (backend.read("parent") or {}).get(PROGRESS) == "11")
@@ -81,7 +81,7 @@ class Strike:
 
 
 def test_an_interrupt_in_merging_loses_no_final_state(writers: list[Writer]) -> None:
-    # Given jobs that read their own progress, and are interrupted at any line of that
+    # Given jobs that read their own progress, each interrupted at another line of that
     for line in itertools.count(1):
         backend = StubBackend(timeout=1_000)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
@@ -95,7 +95,7 @@ def test_an_interrupt_in_merging_loses_no_final_state(writers: list[Writer]) -> 
         assert buffer.flush(PATIENCE)
         # When they end
         buffer.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
-        # Then the final state is stored at once, with what was counted
+        # Then the final state is stored at once, with the increment
         assert writer.confirm(buffer, confirmation)
         record = backend.read("m") or {}
         assert (record[STATE], record[PROGRESS]) == ("2", "1")
@@ -115,7 +115,7 @@ def test_an_interrupt_in_postponing_loses_no_final_state(writers: list[Writer]) 
         backends.append(backend)
         buffer, strike, confirmation = begin(writer), Strike({"postpone"}, line), Confirmation()
         buffer.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
-        # When an interrupt strikes at any line of what notes that
+        # When an interrupt strikes at another line of the postponement in each
         with contextlib.suppress(TimeLimitExceeded), strike:
             writer.confirm(buffer, confirmation)
         backend.silent = False
@@ -128,7 +128,7 @@ def test_an_interrupt_in_postponing_loses_no_final_state(writers: list[Writer]) 
 
 
 def test_an_interrupt_before_the_leadership_is_passed_on_leaves_nothing_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given two jobs, of which one is being stored by the thread that ran it
+    # Given two jobs, and the leader, which stores the final state of the first
     backend = RecordingBackend(timeout=20_000)
     broker = make_broker(backend, heartbeat_interval=3_600_000)
     gate = Gate(backend, holds=lambda updates: any(update.state is not None for _, update in updates))
@@ -161,11 +161,11 @@ def test_an_interrupt_before_the_leadership_is_passed_on_leaves_nothing_unsent(m
         eventually(lambda: backend.field(message.message_id, STATE) == "1")
         short.send()
         assert gate.reached.wait(PATIENCE)
-        # When the other one writes meanwhile, and that thread is interrupted before it tells anybody
+        # When the second writes meanwhile, and the leader is interrupted before it passes the leadership on
         write.set()
         assert written.wait(PATIENCE)
         gate.open()
-        # Then what was written is stored all the same
+        # Then the write is stored nevertheless
         eventually(lambda: backend.field(message.message_id, ":step"))
         seen.set()
         eventually(lambda: StatusRegistry.get(message, backend=backend).finished)

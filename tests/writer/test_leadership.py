@@ -31,7 +31,7 @@ from .support import ENQUEUE_ID
 
 
 def test_a_leader_finishes_while_other_threads_write(writers: list[Writer]) -> None:
-    # Given jobs that write faster than a sender can gather
+    # Given jobs that write faster than a leader can collect
     backend = StubBackend()
     writer = Writer(backend, CircuitBreaker("StubBackend"))
     writers.append(writer)
@@ -47,18 +47,18 @@ def test_a_leader_finishes_while_other_threads_write(writers: list[Writer]) -> N
             (buffer if self is other else other).increment()
         return due
 
-    # When one gathers
+    # When a leader collects
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(MessageBuffer, "collect", busy)
         with writer._leadership.lock:
             buffer.increment()
             writer._queue.gather()
-            # Then it looks at what was there when it began
+            # Then it collects the buffers that had signalled when it began
             assert gathered == ["m"]
 
 
 def test_many_messages_share_a_round_trip() -> None:
-    # Given a writer that is held up by its first call
+    # Given a writer whose first call is blocked
     backend = RecordingBackend()
     broker = make_broker(backend)
     gate = Gate(backend)
@@ -75,11 +75,11 @@ def test_many_messages_share_a_round_trip() -> None:
         assert gate.reached.wait(20)
         for _ in messages:
             assert begun.acquire(timeout=20)
-        # When it may go on
+        # When the call ends
         gate.open()
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-    # Then few calls have carried it all
+    # Then few calls contain all updates
     calls = [call for call in backend.calls if any(update.kind is Kind.RUN for _, update in call)]
     assert len(calls) <= 8
     assert all(StatusRegistry.get(message, backend=backend)["progress"] == 100 for message in messages)
@@ -97,7 +97,7 @@ def test_an_outage_takes_few_calls() -> None:
         current_status()["step"] = 1
         current_status().flush()
 
-    # When very many messages are sent and processed
+    # When many messages are sent and processed
     begin = time.monotonic()
     for _ in range(500):
         work.send()
@@ -105,7 +105,7 @@ def test_an_outage_takes_few_calls() -> None:
         join(broker, worker)
         failures, lasted = broken.failures, time.monotonic() - begin
         broken.down = False
-    # Then it was asked only where a pause of the circuit breaker had ended
+    # Then each call follows a pause of the circuit breaker
     allowed, at, pause = 1, 0.0, FIRST_PAUSE
     while at + pause <= lasted:
         allowed, at, pause = allowed + 1, at + pause, min(pause * 2, LONGEST_PAUSE)
@@ -113,7 +113,7 @@ def test_an_outage_takes_few_calls() -> None:
 
 
 def test_threads_wait_for_one_time_out_of_the_store_only() -> None:
-    # Given a store that says nothing until the first time-out is over, and is then known to be down
+    # Given a store that does not answer until the first time-out is over, and then counts as down
     backend = RecordingBackend(timeout=60_000)
     broker = make_broker(backend)
     down, reached, over = threading.Event(), threading.Event(), threading.Event()
@@ -135,7 +135,7 @@ def test_threads_wait_for_one_time_out_of_the_store_only() -> None:
     down.set()
     with working(broker, threads=8) as worker:
         assert reached.wait(PATIENCE)
-        # When that is so
+        # When the outage begins
         over.set()
         # Then all jobs are done, although the next time-out is longer than the test's patience
         join(broker, worker)
@@ -163,18 +163,18 @@ def test_a_thread_that_waits_for_its_final_state_sends_it() -> None:
         current_status().flush()
         threads[current_status().message_id] = threading.current_thread().name
 
-    # When jobs end, one at a time
+    # When jobs end, one after the other
     for _ in range(5):
         work.send()
     run(broker, threads=1)
-    # Then each one's thread has sent its final state itself, once
+    # Then each job's thread has sent the final state itself, once
     assert senders == {message_id: [thread] for message_id, thread in threads.items()} and len(senders) == 5
 
 
 def test_threads_that_wait_share_the_next_call() -> None:
-    # Given a thread that sends a final state and is held up, and others that wait with theirs
+    # Given a leader whose call is blocked, and threads that wait for their final states
     backend = RecordingBackend(timeout=60_000)
-    # (no heartbeat comes to their help)
+    # (No heartbeat wakes the writer's thread.)
     broker = make_broker(backend, heartbeat_interval=3_600_000)
     reached, go_on = threading.Event(), threading.Event()
     begun = threading.Semaphore(0)
@@ -192,7 +192,7 @@ def test_threads_that_wait_share_the_next_call() -> None:
         if others:
             for _ in range(others):
                 assert begun.acquire(timeout=PATIENCE)
-            # From here on the writer has nothing to do.
+            # From here on, the writer's thread has nothing to do.
             current_status().flush()
         else:
             begun.release()
@@ -201,33 +201,33 @@ def test_threads_that_wait_share_the_next_call() -> None:
     messages = [work.send(5), *(work.send(0) for _ in range(5))]
     with working(broker, threads=6) as worker:
         eventually(lambda: len(middleware._writer._leadership.waiting) == 5)
-        # When it goes on
+        # When the call ends
         go_on.set()
-        # Then all are served long before their time is out
+        # Then all final states are stored long before the time-out
         join(broker, worker)
     assert [StatusRegistry.get(message, backend=backend).state for message in messages] == ["completed"] * 6
 
 
 class Threadless(Writer):
-    """Sends only what others send for it."""
+    """A writer without a thread of its own."""
 
     def _ensure_thread(self) -> None:
         pass
 
 
 def test_a_worker_thread_sends_only_updates_that_may_be_sent_twice() -> None:
-    # Given a writer whose thread does nothing, and an increment of another message that waits
+    # Given a writer without a thread, and an increment of another message that waits
     backend = RecordingBackend()
     writer = Threadless(backend, CircuitBreaker("a store"))
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     parent = writer.outside("parent")
     parent.increment(3)
-    # When a worker's thread, which may be interrupted in the middle, stores its final state itself
+    # When a worker's thread, which an interrupt may strike, stores its final state itself
     buffer = writer.begin_run("child", run_token=7, enqueue_id=EnqueueId(2, 1), throttle=0, base=dict)
     confirmation = Confirmation()
     buffer.add(Start({}, 1))
     buffer.finish(Finish(COMPLETED, {}, 1000), confirmation)
     assert writer.confirm(buffer, confirmation)
-    # Then it has left that to the thread
+    # Then it has left the increment to the writer's thread
     assert {message_id for call in backend.calls[1:] for message_id, _ in call} == {"child"}
     assert list(writer._queue.ready) == [parent]

@@ -18,7 +18,7 @@ from ..recording import (
 
 
 def test_a_lost_record_is_restored_with_all_values() -> None:
-    # Given a job whose record the store loses in the middle
+    # Given a job whose record the store loses while it runs
     backend = RecordingBackend()
     broker = make_broker(backend)
 
@@ -31,10 +31,10 @@ def test_a_lost_record_is_restored_with_all_values() -> None:
         assert status.delete()
         status["other"] = 2
 
-    # When it goes on
+    # When it writes again
     message = work.send_with_options(status={"user_id": 42})
     run(broker)
-    # Then all is there again
+    # Then the record is complete again
     found = StatusRegistry.get(message, backend=backend).to_dict()
     assert {name: found[name] for name in ("status", "user_id", "step", "other", "progress", "total", "attempts")} == {
         "status": "completed", "user_id": 42, "step": "one", "other": 2, "progress": 7, "total": 50, "attempts": 1,
@@ -43,7 +43,7 @@ def test_a_lost_record_is_restored_with_all_values() -> None:
 
 
 def lose_at_next_enqueue(backend: RecordingBackend) -> None:
-    """Delete the records of the next update that enqueues a message, before it is carried out."""
+    """Delete the record of a message directly before its next enqueue is carried out."""
 
     def lose(updates: Any) -> None:
         if any(update.kind is Kind.ENQUEUE for _, update in updates):
@@ -55,7 +55,7 @@ def lose_at_next_enqueue(backend: RecordingBackend) -> None:
 
 
 def test_a_record_that_is_lost_before_a_retry_is_restored() -> None:
-    # Given a job that has written something, fails, and is retried; the store loses its record just then
+    # Given a job that writes and fails, and a store that loses its record before the enqueue of the retry
     backend = RecordingBackend()
     broker = make_broker(backend)
 
@@ -71,7 +71,7 @@ def test_a_record_that_is_lost_before_a_retry_is_restored() -> None:
     # When it is retried
     message = work.send_with_options(status={"user_id": 42})
     run(broker)
-    # Then everything is there again, and it is known that it has run before
+    # Then the record is complete again, with the number of attempts
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot is not None and snapshot.completed and snapshot.attempts == 2
     assert dict(snapshot.fields) == {"user_id": 42, "step": "one"} and snapshot.total == 50
@@ -80,11 +80,11 @@ def test_a_record_that_is_lost_before_a_retry_is_restored() -> None:
 
 
 class RetryRefused(MiddlewareError):
-    """Raised by a broker that takes no retries."""
+    """Raised by a broker that refuses retries."""
 
 
 class RefuseRetries(Middleware):
-    """Lets no retry into its queue."""
+    """Refuses retries."""
 
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         if message.options.get("retries"):
@@ -92,7 +92,8 @@ class RefuseRetries(Middleware):
 
 
 def test_a_record_that_is_lost_before_a_refused_retry_is_restored() -> None:
-    # Given a job that counts and fails, a store that loses its record just then, and a broker that takes no retry
+    # Given a job that increments its progress and fails, a store that loses its record before the enqueue of the retry,
+    # and a broker that refuses the retry
     backend = RecordingBackend()
     broker = make_broker(backend)
     broker.add_middleware(RefuseRetries())
@@ -107,7 +108,7 @@ def test_a_record_that_is_lost_before_a_refused_retry_is_restored() -> None:
     # When it is run
     message = work.send()
     run(broker)
-    # Then it has failed with the progress of its only run
+    # Then its state is failed, with the progress of its only run
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot is not None and snapshot.failed and snapshot.attempts == 1
     assert snapshot["progress"] == 5

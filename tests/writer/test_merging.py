@@ -21,7 +21,7 @@ from .support import ENQUEUE_ID, Silent, begin
 
 
 class Odd(float):
-    """A number of a class of somebody's own."""
+    """A number of a class of the application."""
 
     def __repr__(self) -> str:
         return "odd"
@@ -32,17 +32,17 @@ class Rank(IntEnum):
 
 
 def test_increments_may_be_numbers_of_derived_classes(writers: list[Writer]) -> None:
-    # Given a job that counts with numbers of all kinds
+    # Given a job that increments by numbers of all kinds
     backend = StubBackend()
     writer = Writer(backend, CircuitBreaker("StubBackend"))
     writers.append(writer)
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     buffer = begin(writer)
-    # When they reach the writer as they are
+    # When they reach the writer without a check
     for n in (Odd(2.5), 1, Rank.FIVE, Odd(0.5)):
         buffer._operations.append(n)
     buffer.write({":step": "1"}, Odd(1.0))
-    # Then they add up
+    # Then the progress is their sum
     assert buffer.flush(PATIENCE)
     assert backend.read("m")[PROGRESS] == "10"  # type: ignore[index]
 
@@ -50,7 +50,7 @@ def test_increments_may_be_numbers_of_derived_classes(writers: list[Writer]) -> 
 def test_an_operation_that_cannot_be_merged_is_dropped_alone(
     writers: list[Writer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given two jobs, and things that one should never have been able to write
+    # Given two jobs, and operations of types that do not exist
     backend = StubBackend()
     writer = Writer(backend, CircuitBreaker("StubBackend"))
     writers.append(writer)
@@ -58,7 +58,7 @@ def test_an_operation_that_cannot_be_merged_is_dropped_alone(
     buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     refused: list[Any] = [object(), Odd("nan"), Write({PROGRESS: "many", ":bad": "1"}), Write({}, Odd("inf"))]
-    # When they come between all that a run writes
+    # When one job writes them between its other operations
     with caplog.at_level(logging.ERROR):
         buffer._operations.extend([refused[0], Start({}, 1), refused[1], 2])
         buffer._operations.extend([Write({":step": "1"}, 1), refused[2], 4, refused[3], 0.5])
@@ -67,7 +67,7 @@ def test_an_operation_that_cannot_be_merged_is_dropped_alone(
         confirmation = Confirmation()
         buffer.finish(Finish(COMPLETED, {":last": "1"}, 60_000), confirmation)
         buffer._operations.append(refused[0])
-        # Then all else is stored, of the other job as well
+        # Then all other operations of both jobs are stored
         assert writer.confirm(buffer, confirmation) and other.flush(PATIENCE)
     record = backend.read("m")
     assert record is not None
@@ -75,7 +75,7 @@ def test_an_operation_that_cannot_be_merged_is_dropped_alone(
         str(COMPLETED), "7.5", "1", "1", False,
     )  # fmt: skip
     assert (backend.read("other") or {})[PROGRESS] == "3"
-    # And it is logged once
+    # And the log contains them once
     assert [entry.levelname for entry in caplog.records] == ["ERROR"]
     assert "was written to message 'm' cannot be merged" in caplog.text
 
@@ -83,7 +83,7 @@ def test_an_operation_that_cannot_be_merged_is_dropped_alone(
 def test_unreadable_options_of_a_message_affect_no_other_message(
     writers: list[Writer], caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given a run whose status the store has lost, and whose message cannot be read once more
+    # Given a run whose status the store has lost, and whose message cannot be read again
     def unreadable() -> Record:
         raise ValueError("on purpose")
 
@@ -101,7 +101,7 @@ def test_unreadable_options_of_a_message_affect_no_other_message(
     buffer.increment(1)
     other.increment(3)
     gate.open()
-    # Then all that the run has written is stored, and what others have written counts once
+    # Then all that the run has written is stored, and the increments of other processes count once
     assert buffer.flush(PATIENCE) and other.flush(PATIENCE)
     assert [(backend.read(name) or {})[PROGRESS] for name in ("m", "other")] == ["1", "3"]
     assert "what message 'm' was sent with cannot be read" in caplog.text.lower()
@@ -109,7 +109,7 @@ def test_unreadable_options_of_a_message_affect_no_other_message(
 
 @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
 def test_a_run_sets_the_state_of_another_message_without_waiting(down: bool) -> None:
-    # Given a job that says what became of another message
+    # Given a job that sets the state of another message
     backend = Silent(others=False)
     backend.silent = False
     broker = make_broker(backend)
@@ -127,7 +127,7 @@ def test_a_run_sets_the_state_of_another_message_without_waiting(down: bool) -> 
     with working(broker):
         judge.send("other")
         broker.join("default", timeout=int(PATIENCE * 1000))
-        # Then nothing is raised, and it is stored, as soon as it can be
+        # Then no error is raised, and the state is stored once the store is up
         backend.silent = False
         snapshot = eventually(lambda: (found := backend.snapshot("other")) and found.finished and found)
     assert raised == []

@@ -33,13 +33,13 @@ from .support import TIMEOUT, a_memcached, a_redis
 
 @contextmanager
 def blackhole(port: int) -> Iterator[None]:
-    """A port where connections are not refused, and never made: as behind a firewall that drops them."""
+    """A port where connections are neither refused nor made, as behind a firewall that drops packets."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
         listener.listen(0)
-        # What the kernel does not take any more it leaves unanswered.
+        # Once the backlog is full, the kernel does not answer.
         for _ in range(100):
             filler = stack.enter_context(socket.socket())
             filler.settimeout(0.2)
@@ -70,25 +70,25 @@ def test_jobs_run_while_the_store_is_down(
         done.append(n)
 
     with working(broker) as worker:
-        # Given a job that has finished while the store was there
+        # Given a job that has finished before the outage
         first = work.send(1)
         StatusRegistry.wait(first, backend=backend)
-        # When it goes away, by refusing or by silence
+        # When the store refuses connections, or does not answer
         getattr(server, fault)()
         messages = [work.send(n) for n in range(2, 52)]
         broker.join(work.queue_name, timeout=60_000)
         worker.join()
-        # Then all jobs were done
+        # Then all jobs have run
         assert sorted(done) == list(range(1, 52))
-        # And who reads is told
+        # And a reader gets an error
         with pytest.raises(BackendError):
             StatusRegistry.read(first, backend=backend)
-        # When it is back
+        # When the store is back
         if fault == "stop":
             server.start()
         else:
             server.resume()
-        # Then every job's status is there, whole
+        # Then it has every job's status, complete
         found = eventually(lambda: all_finished(messages, backend))
     assert [(s["n"], s["progress"], s.attempts) for s in found] == [(n, n, 1) for n in range(2, 52)]
     lines = [record.getMessage() for record in caplog.records if "status store" in record.getMessage()]
@@ -98,7 +98,7 @@ def test_jobs_run_while_the_store_is_down(
 
 @pytest.mark.parametrize("store", [a_redis, a_memcached])
 def test_jobs_run_while_connections_to_the_store_hang(start_server: Any, store: Any) -> None:
-    # Given a store whose host leaves connections unanswered
+    # Given a store whose host does not answer connections
     server, backend = store(start_server)
     server.stop()
     broker = make_broker(backend)
@@ -115,11 +115,11 @@ def test_jobs_run_while_connections_to_the_store_hang(start_server: Any, store: 
             # When jobs are sent and run
             messages = [work.send(n) for n in range(30)]
             join(broker, worker)
-            # Then all were done, and who reads is told
+            # Then all jobs have run, and a reader gets an error
             assert sorted(done) == list(range(30))
             with pytest.raises(BackendError):
                 StatusRegistry.read(messages[0], backend=backend)
-        # And when the host is back, every job's status is there
+        # And when the host is back, the store has every job's status
         server.start()
         found = eventually(lambda: all_finished(messages, backend))
     assert [snapshot["progress"] for snapshot in found] == list(range(30))
@@ -134,11 +134,11 @@ def all_finished(messages: list[Any], backend: Any) -> list[Any] | None:
     return found if all(snapshot is not None and snapshot.completed for snapshot in found) else None
 
 
-#: Seconds for which a store is away in the middle of a run, by the environment variable OUTAGE_SECONDS.
+#: Seconds of an outage; the environment variable OUTAGE_SECONDS sets another number.
 OUTAGE = float(os.environ.get("OUTAGE_SECONDS", "2"))
 
 
-#: Seconds between two jobs that are sent.
+#: Seconds between two jobs.
 PACE = 0.004
 
 
@@ -183,7 +183,7 @@ def test_every_status_is_right_after_an_outage(
         return Job(message.message_id, n, outcome)
 
     with working(broker, threads=8) as worker:
-        # Given jobs that have finished, some that run, and some that wait
+        # Given jobs that have finished, jobs that run, and jobs that wait
         finished = [send() for _ in range(50)]
         for job in finished:
             StatusRegistry.wait(job.message_id, backend=backend)
@@ -191,14 +191,14 @@ def test_every_status_is_right_after_an_outage(
         for _ in jobs:
             assert running.acquire(timeout=PATIENCE)
         jobs += [send() for _ in range(50)]
-        # When the store goes away, jobs go on, and come all the time
+        # When the store is down, jobs run on, and further jobs are sent
         server.stop()
         gone.set()
         back_at = time.monotonic() + OUTAGE
         while time.monotonic() < back_at:
             jobs.append(send())
             time.sleep(PACE)
-        # And it is back, and some come yet
+        # And the store is back, and further jobs are sent
         server.start()
         jobs += [send() for _ in range(50)]
         join(broker, worker)
@@ -207,20 +207,20 @@ def test_every_status_is_right_after_an_outage(
             StatusRegistry.wait(job.message_id, backend=backend, missing_timeout=int(PATIENCE * 1000))
     found = StatusRegistry.read_many([job.message_id for job in jobs], backend=backend)
     assert [job.seen(snapshot) for job, snapshot in zip(jobs, found)] == [job.expected() for job in jobs]
-    # And those of before are as the store has kept them
+    # And earlier statuses are there if the store is persistent
     before = StatusRegistry.read_many([job.message_id for job in finished], backend=backend)
     if lasting:
         assert [job.seen(snapshot) for job, snapshot in zip(finished, before)] == [job.expected() for job in finished]
     else:
         assert before == [None] * len(finished)
-    # And two lines have said it all
+    # And the log has two lines of it
     lines = [record.getMessage() for record in caplog.records if "status store" in record.getMessage()]
     assert ["does not answer" in line for line in lines] == [True, False], lines
     backend.close()
 
 
 class Job(NamedTuple):
-    """A job of the test above, and what its record holds in the end."""
+    """A job of the test above, with the fields that its record must have."""
 
     message_id: str
     n: int
@@ -245,7 +245,7 @@ class Job(NamedTuple):
 
 
 def test_a_read_in_a_job_raises_an_error_while_the_store_is_down(start_server: Any) -> None:
-    # Given a job that writes a field, and looks for it again and again while the store is away
+    # Given a job that writes a field, and reads it repeatedly while the store is down
     server, backend = a_redis(start_server)
     broker = make_broker(backend)
     seen: list[Any] = []
@@ -272,7 +272,7 @@ def test_a_read_in_a_job_raises_an_error_while_the_store_is_down(start_server: A
     # When it runs
     message = work.send()
     run(broker)
-    # Then it finds the field as it was last written, or gets the error that the store does not answer
+    # Then each read returns the last value, or raises an error because the store does not answer
     assert seen[0] == ("1", "1", True) and seen[1:3] == ["error"] * 2
     assert set(seen[1:]) == {"error", ("2", "2", True)}
     assert StatusRegistry.read(message, backend=backend).completed

@@ -28,27 +28,27 @@ from .support import ENQUEUE_ID, Silent, begin
 def test_a_message_keeps_two_updates_in_an_outage_of_any_length(
     writers: list[Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a store that does not answer, and a writer that asks it often
+    # Given a store that does not answer, and a writer that tries it often
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
     backend = Silent(others=False)
     writer = Writer(backend, CircuitBreaker("Silent"))
     writers.append(writer)
     buffer = begin(writer)
-    # When a job goes on counting
+    # When a job increments its progress
     counted = 0
     while len(backend.calls) < 30:
         buffer.increment()
         counted += 1
-    # Then there is what was sent and not answered, and all the rest in one
+    # Then there are two updates: the one that was sent without an answer, and one with everything after it
     assert max(backend.calls) <= 2
-    # And nothing of it is lost
+    # And no increment is lost
     backend.silent = False
     assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS) == str(counted))
 
 
 class Refusing(StubBackend):
-    """Takes one update at a time, and answers some calls that nothing of theirs was carried out."""
+    """A store that takes one update at a time, and once raises an error although it has carried out nothing."""
 
     def __init__(self, unavailable: set[int]) -> None:
         super().__init__()
@@ -75,21 +75,21 @@ def test_updates_that_were_stored_singly_are_not_sent_again(
     for name in ("a", "b"):
         StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, ENQUEUE_ID))])
     buffer, other = writer.outside("a"), writer.outside("b")
-    # When two messages are counted on, by two updates of the first
+    # When two messages are incremented, the first one by two updates
     with writer._leadership.lock:
         buffer.write({}, 2)
         buffer.write({}, state=1)
         buffer.write({}, 4)
         other.increment(3)
     writer._wakeup.call()
-    # Then each counts once
+    # Then each increment counts once
     assert eventually(lambda: (backend.read("b") or {}).get(PROGRESS)) == "3"
     assert writer.drain(PATIENCE)
     assert [(backend.read(name) or {})[PROGRESS] for name in ("a", "b")] == ["6", "3"]
 
 
 class Contended(StubBackend):
-    """Answers of the second half of a message's updates that they were not carried out, once."""
+    """A store that once does not carry out the second half of the updates."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,20 +111,20 @@ def test_only_updates_without_an_outcome_are_sent_again(writers: list[Writer], m
     writers.append(writer)
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     buffer = writer.outside("m")
-    # When both bring increments
+    # When both contain increments
     with writer._leadership.lock:
         buffer.write({}, 2)
         buffer.write({}, state=1)
         buffer.write({}, 3)
     writer._wakeup.call()
-    # Then each counts once
+    # Then each increment counts once
     assert eventually(lambda: backend.refused)
     assert writer.drain(PATIENCE)
     assert (backend.read("m") or {})[PROGRESS] == "5"
 
 
 def test_an_increment_whose_reply_is_lost_counts_once() -> None:
-    # Given a store that carries updates out and then breaks
+    # Given a store that carries out updates and then raises an error
     backend = RecordingBackend()
     broker = make_broker(backend)
 
@@ -136,11 +136,11 @@ def test_an_increment_whose_reply_is_lost_counts_once() -> None:
         eventually(lambda: broken.failures >= 2)
         broken.down = False
 
-    # When it is back
+    # When the store is back
     message = work.send()
     run(broker)
     snapshot = StatusRegistry.read(message, backend=backend)
-    # Then what was sent again counts once
+    # Then the increments that were sent again count once
     assert snapshot is not None and snapshot.completed and snapshot["progress"] == 5
 
 
@@ -162,7 +162,7 @@ def test_an_increment_counts_once_if_a_field_beside_it_is_too_large(
         for n in range(16):
             status[f"field {n}"] = large
             status.flush()
-        # When it writes more than fits, and counts on its parent, in one batch
+        # When it writes more than fits, and increments its parent, in one batch
         with middleware._writer._leadership.lock:
             status["one"], status["two"], status["three"] = large, large, large
             StatusRegistry.progress(parent_id, broker=broker).increment(3)
@@ -173,7 +173,7 @@ def test_an_increment_counts_once_if_a_field_beside_it_is_too_large(
     run(broker)
     message = work.send(above.message_id)
     run(broker)
-    # Then that has counted once, and it was said that something is missing
+    # Then the increment has counted once, and the log contains the missing field
     assert StatusRegistry.get(above, backend=backend)["progress"] == 3
     assert StatusRegistry.get(message, backend=backend).completed and message.message_id in caplog.text
     backend.close()

@@ -19,7 +19,7 @@ from ..recording import (
 
 
 def test_a_script_that_only_sends_starts_no_thread(redis_url: str) -> None:
-    # Given a script that sends a message and is done
+    # Given a script that sends a message and ends
     script = f"""
 import threading, dramatiq
 from dramatiq.brokers.redis import RedisBroker
@@ -35,12 +35,12 @@ assert threading.active_count() == 1, threading.enumerate()
 """
     # When it has run
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    # Then the status is stored, and there was no thread
+    # Then the status is stored, and the script had no further thread
     assert StatusRegistry.get(found.stdout.strip(), backend=RedisBackend(url=redis_url)).queued
 
 
 def test_a_process_that_exits_stores_its_last_updates(redis_url: str) -> None:
-    # Given a process that works, and ends while a job still runs that has written something that is held back
+    # Given a process that ends while one of its jobs runs, with a throttled write
     script = f"""
 import sys, threading, dramatiq
 from dramatiq.brokers.stub import StubBroker
@@ -64,13 +64,13 @@ assert written.wait(30)
 """
     # When it has ended
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    # Then that is stored
+    # Then the write is stored
     snapshot = StatusRegistry.read(found.stdout.strip(), backend=RedisBackend(url=redis_url))
     assert snapshot is not None and snapshot.working and (snapshot["progress"], snapshot["step"]) == (7, "last")
 
 
 def test_both_processes_write_after_a_fork(redis_url: str) -> None:
-    # Given a process that has used the store, as sender and as worker
+    # Given a process that has sent a message and run it
     backend = RedisBackend(url=redis_url)
     broker = make_broker(backend)
 
@@ -94,5 +94,5 @@ def test_both_processes_write_after_a_fork(redis_url: str) -> None:
             os._exit(0 if done else 1)
     parent = all(go("parent")["who"] == "parent" for _ in range(20))
     _, status = os.waitpid(pid, 0)
-    # Then both go on by themselves
+    # Then both processes can send and run further messages
     assert parent and os.waitstatus_to_exitcode(status) == 0

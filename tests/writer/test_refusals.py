@@ -26,7 +26,7 @@ from .support import ENQUEUE_ID, begin
 
 
 class Picky(StubBackend):
-    """Store that fails every call that has an update of a certain message, until it is cured."""
+    """A store that raises an error for each call with an update of one message, until a test ends that."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,26 +55,26 @@ def test_a_message_that_fails_alone_delays_no_other(
     others = [writer.begin_run(name, run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in names]
     for other in others:
         other.add(Start({}, 1))
-    # Then they are stored
+    # Then the other messages are stored
     assert eventually(lambda: all(backend.read(name) for name in names))
     for other in others:
         other.increment(2)
     assert eventually(lambda: all((backend.read(name) or {}).get(PROGRESS) == "2" for name in names))
-    # And the store counts as up, although it still refuses the one, which is tried again and logged once
+    # And the store counts as up, although it still fails for the one, which is tried again and logged once
     assert eventually(lambda: "does not take updates of message 'm'" in caplog.text)
     outages, calls = writer.breaker.health(0, 0).outages, backend.calls
     assert eventually(lambda: backend.calls > calls + 2)
     assert not writer.breaker.down
     assert writer.breaker.health(0, 0).outages == outages
     assert caplog.text.count("does not take updates of message 'm'") == 1
-    # When the store takes it at last, then all of it is stored
+    # When the store takes it, then all its updates are stored
     buffer.increment(3)
     backend.refuses = None
     assert eventually(lambda: (backend.read("m") or {}).get(PROGRESS)) == "3"
 
 
 class Busy(StubBackend):
-    """Fails while it is down.  Afterwards another message is written to whenever it takes updates, for some time."""
+    """A store that raises errors while it is down.  Afterwards, each of 100 calls writes to another message."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def test_a_message_that_failed_in_an_outage_is_stored_despite_steady_traffic(
 
 
 class PickyAboutRuns(Picky):
-    """Refuses what the run of one message writes; takes what others write to it."""
+    """A store that fails for the updates of one message's run, and takes updates from outside of the run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class PickyAboutRuns(Picky):
 
 
 def test_a_parent_that_fails_alone_is_sent_with_pauses(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a store that refuses a message, and counts as up
+    # Given a store that fails for one message, and counts as up
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.02)
     backend = PickyAboutRuns()
@@ -154,7 +154,7 @@ def test_a_parent_that_fails_alone_is_sent_with_pauses(writers: list[Writer], mo
 
 
 def test_an_update_that_raises_an_error_affects_no_other_message(caplog: pytest.LogCaptureFixture) -> None:
-    # Given a store that takes no offence at all but one message
+    # Given a store that raises an error for the updates of one message
     backend = RecordingBackend()
     broker = make_broker(backend)
 
@@ -172,7 +172,7 @@ def test_an_update_that_raises_an_error_affects_no_other_message(caplog: pytest.
     backend.before = refuse
     # When all run
     run(broker, threads=4)
-    # Then all others are completed
+    # Then all other messages are completed
     states = [StatusRegistry.get(message, backend=backend).state for message in messages]
     assert states == ["completed"] * 3 + ["queued"] + ["completed"] * 6
     assert "too large" in caplog.text

@@ -19,24 +19,24 @@ from .support import ENQUEUE_ID, Silent, begin
 def test_a_server_that_does_not_answer_gets_no_further_calls(
     writers: list[Writer], monkeypatch: pytest.MonkeyPatch, throttle: int
 ) -> None:
-    # Given a message whose server does not answer, while others do
+    # Given a message whose server does not answer, while other servers do
     backend = Silent(others=True)
     writer = Writer(backend, CircuitBreaker("Silent"))
     writers.append(writer)
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 3600.0)
     buffer = begin(writer, throttle)
     eventually(lambda: backend.calls)
-    # When the job goes on counting, and ends
+    # When the job increments its progress, and ends
     for _ in range(1000):
         buffer.increment()
         writer._wakeup.call()
     confirmation = Confirmation()
     buffer.finish(Finish(COMPLETED, {}, 60_000), confirmation)
-    # Then it is not waited for, and the server is not asked at every turn
+    # Then no thread waits for the server, and few calls go to it
     assert not writer.confirm(buffer, confirmation)
     eventually(lambda: confirmation.stored is False)
     assert len(backend.calls) == 1
-    # And all is there once it answers
+    # And the record is complete once it answers
     backend.silent = False
     assert writer.drain(PATIENCE)
     record = backend.read("m")
@@ -44,7 +44,7 @@ def test_a_server_that_does_not_answer_gets_no_further_calls(
 
 
 def test_a_drain_waits_for_a_record_whose_server_was_unavailable(writers: list[Writer]) -> None:
-    # Given a process that has counted on a message whose server was away, and that ends
+    # Given a process that has incremented a message whose server was unavailable, and that ends
     backend = Silent(others=True)
     writer = Writer(backend, CircuitBreaker("Silent"))
     writers.append(writer)
@@ -59,6 +59,6 @@ def test_a_drain_waits_for_a_record_whose_server_was_unavailable(writers: list[W
     eventually(lambda: len(backend.calls) > calls)
     backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID))
     ending.join(PATIENCE)
-    # Then the count is there
+    # Then the increment is stored
     record = backend.read("parent")
     assert record is not None and record.get(PROGRESS) == "3"
