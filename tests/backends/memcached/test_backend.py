@@ -119,12 +119,12 @@ class MemcachedConformance(BackendConformance):
         assert self.server_of(backend, message_id).ask(request) == b"STORED\r\n"
 
     def test_a_run_restores_its_record_after_a_restart_of_the_server(self, start_server: Any, message_id: str) -> None:
-        # Given a record on a server that is started anew
+        # Given a record on a server that is restarted
         server = start_server(MemcachedServer())
         backend = MemcachedBackend(servers=server.address, timeout=PATIENT, meta=self.meta)
         backend.update_many([(message_id, enqueue(step="1")), (message_id, start(1))])
         server.restart()
-        # When its run goes on
+        # When its run continues
         outcome = backend.update(message_id, write(1, 2, **{PROGRESS: "5"}))
         # Then the store asks for the whole record, and takes it
         assert outcome is Outcome.MISSING
@@ -158,18 +158,18 @@ class TestMemcached(MemcachedConformance):
         # Given a running message
         backend = make_backend()
         backend.update_many([(message_id, start(1)), (message_id, write(1, 2, step="1"))])
-        # When more is written than an item can hold (it would be deleted)
+        # When an update does not fit into an item (memcached would delete the item)
         with pytest.raises(ValueError, match="big"):
             backend.update(message_id, write(1, 3, big='"' + "x" * 1_100_000 + '"'))
-        # Then what there was is still there
+        # Then the record is unchanged
         record = backend.read(message_id)
         assert record is not None and record[":step"] == "1"
 
     @pytest.mark.parametrize("servers", [[], 7])
     def test_wrong_servers_raise_an_error(self, servers: Any) -> None:
-        # Given no server, or something that is none
-        # When a backend is made of it
-        # Then that is said at once
+        # Given an empty list of servers, or a wrong type
+        # When a backend is made
+        # Then an error is raised at once
         with pytest.raises((TypeError, ValueError)):
             MemcachedBackend(servers=servers)
 

@@ -19,9 +19,9 @@ from .wire import Make, Wire, once
 
 
 def test_a_write_in_between_is_merged(backend: MemcachedBackend, make: Make, message_id: str) -> None:
-    # Given a worker that remembers its record
+    # Given a worker that has cached the item
     backend.update(message_id, start(1))
-    # When somebody else writes before its next write
+    # When another process writes before the worker's next write
     make().update(message_id, outside(step="1", increment=5))
     outcome = backend.update(message_id, write(1, 2, increment=1))
     # Then both are stored
@@ -33,24 +33,24 @@ def test_a_write_in_between_is_merged(backend: MemcachedBackend, make: Make, mes
 def test_a_refusal_comes_from_the_store_and_not_from_the_cache(
     backend: MemcachedBackend, make: Make, message_id: str
 ) -> None:
-    # Given a process that remembers a run
+    # Given a process that has cached the item of a run
     backend.update(message_id, start(1))
     # When another run takes over, and this process writes for both
     make().update(message_id, start(2))
     outcomes = [backend.update(message_id, heartbeat(2)), backend.update(message_id, write(1, 2))]
-    # Then the store decides
+    # Then the server's record decides
     assert outcomes == [Outcome.APPLIED, Outcome.REFUSED]
 
 
 def test_a_run_restores_an_item_that_memcached_has_lost(
     backend: MemcachedBackend, server: MemcachedServer, message_id: str
 ) -> None:
-    # Given a worker that remembers its record
+    # Given a worker that has cached the item
     backend.update(message_id, start(1))
-    # When memcached loses it
+    # When memcached loses the item
     server.ask(b"flush_all\r\n")
     outcomes = [backend.update(message_id, write(1, 2)), backend.update(message_id, write(1, 3, create=True))]
-    # Then that is seen, and a whole update restores it
+    # Then the next update finds none, and a whole update restores it
     assert outcomes == [Outcome.MISSING, Outcome.APPLIED]
     assert backend.read(message_id) is not None
 
@@ -58,14 +58,14 @@ def test_a_run_restores_an_item_that_memcached_has_lost(
 def test_two_writers_create_an_item_at_the_same_time(
     wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str
 ) -> None:
-    # Given a worker that finds nothing, and another writer that is quicker
+    # Given a worker that finds no item, and another writer that is faster
     def be_quicker(request: bytes) -> None:
         backend.update(message_id, enqueue(user_id="42"))
 
     wire.meddle = once(be_quicker, b"ms")
     # When the worker creates the record
     outcome = wired.update(message_id, start(1, step="1"))
-    # Then nothing is written over
+    # Then the record has the fields of both
     record = wired.read(message_id)
     assert outcome is Outcome.APPLIED and record is not None
     assert (record[":user_id"], record[":step"], record[STATE]) == ("42", "1", "1")
@@ -74,7 +74,7 @@ def test_two_writers_create_an_item_at_the_same_time(
 def test_a_late_enqueue_fills_gaps(backend: MemcachedBackend, make: Make, message_id: str) -> None:
     # Given a message that runs already
     make().update(message_id, start(1))
-    # When its enqueue is stored, by a process that cannot know
+    # When another process stores its enqueue
     outcome = backend.update(message_id, enqueue(user_id="42"))
     # Then its fields only fill gaps
     record = backend.read(message_id)
@@ -96,7 +96,7 @@ def test_increments_of_several_processes_add_up(
 ) -> None:
     # Given a running message
     backend.update(message_id, start(1))
-    # When two processes and this one count at the same time
+    # When this process and two others increment the progress at the same time
     command = [sys.executable, "-c", COUNT, server.address, message_id]
     others = [subprocess.Popen(command) for _ in range(2)]
     for n in range(1_000):
@@ -112,29 +112,29 @@ def test_increments_of_batches_add_up(make: Make) -> None:
     ids = [uuid4().hex for _ in range(5)]
     make().update_many([(message_id, start(1)) for message_id in ids])
 
-    # When several write to all of them in batches, each message twice
+    # When several threads write to all of them in batches, twice to each message
     def count() -> None:
         backend = make()
         for _ in range(200):
             backend.update_many([(message_id, outside(increment=1)) for message_id in [*ids, *ids]])
 
     together(count, count, count)
-    # Then nothing is lost
+    # Then no increment is lost
     found = make().read_many(ids)
     assert [record and record[PROGRESS] for record in found] == ["1200"] * 5
 
 
 def test_an_update_that_only_finds_conflicts_ends_with_an_error(wire: Wire, make: Make, message_id: str) -> None:
-    # Given somebody who always writes first
+    # Given another process that always writes first
     backend = make(servers=wire.address, timeout=200)
     backend.read("warm")
     make().update(message_id, start(1))
     wire.meddle = lambda request: b"EX\r\n" if request.startswith(b"ms") else None
-    # When one writes to the same record
-    # Then that ends in an error, not in a busy loop
+    # When the backend writes to the same record
+    # Then the update ends with an error
     with pytest.raises(BackendError, match="Others kept writing"):
         backend.update(message_id, outside(step="1"))
-    # And a batch tells of which message, so that nothing else is sent again
+    # And a batch returns this outcome for the message alone, so that the writer sends no other update again
     other_id = uuid4().hex
     direct = make()
     direct.update(other_id, start(1))

@@ -23,10 +23,10 @@ from .wire import LARGE, PATIENT, Dripping, Make, StartServer, Wire, hurry, once
 def test_an_update_of_a_run_without_a_reply_is_sent_again_and_counts_once(
     wire: Wire, wired: MemcachedBackend, message_id: str
 ) -> None:
-    # Given a connection that is cut after the server has stored an update, before it said so
+    # Given a connection that is cut after the server has stored an update, before its reply arrives
     wired.update(message_id, start(1))
     wire.meddle = once(lambda request: False, b"ms")
-    # When it was a run's
+    # When the update is one of a run
     outcome = wired.update(message_id, write(1, 2, increment=1))
     # Then it is sent again, and counts once
     record = wired.read(message_id)
@@ -37,11 +37,11 @@ def test_an_update_of_a_run_without_a_reply_is_sent_again_and_counts_once(
 def test_an_increment_from_outside_without_a_reply_is_not_sent_again(
     wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str, known: bool
 ) -> None:
-    # Given a connection that is cut after the server has stored an update, before it said so
+    # Given a connection that is cut after the server has stored an update, before its reply arrives
     (wired if known else backend).update(message_id, start(1))
     wire.meddle = once(lambda request: False, b"ms")
-    # When it was somebody's of whom the record knows nothing
-    # Then nobody can tell, and it is not counted twice
+    # When the update is an increment from outside, of which the record has no sequence number
+    # Then the call raises an error, and does not send the increment again
     with pytest.raises(BackendError):
         wired.update(message_id, outside(increment=1))
     record = wired.read(message_id)
@@ -49,7 +49,7 @@ def test_an_increment_from_outside_without_a_reply_is_not_sent_again(
 
 
 def test_a_batch_without_replies_is_sent_again_and_counts_once(wire: Wire, wired: MemcachedBackend) -> None:
-    # Given messages of which some are known
+    # Given messages of which some have cached items
     ids = [uuid4().hex for _ in range(10)]
     wired.update_many([(message_id, start(1)) for message_id in ids[:5]])
     # When the connection is cut in the middle of a batch
@@ -62,12 +62,12 @@ def test_a_batch_without_replies_is_sent_again_and_counts_once(wire: Wire, wired
 
 
 def test_a_cas_is_void_after_a_restart_of_the_server(start_server: StartServer, message_id: str) -> None:
-    # Given a worker that remembers a record and its cas
+    # Given a worker that has cached an item and its cas
     server = start_server(MemcachedServer())
     worker, other = (MemcachedBackend(servers=server.address, timeout=PATIENT) for _ in range(2))
     worker.update(message_id, start(1))
     started = server.ask(b"stats\r\n")
-    # When the server is restarted, counts anew, and the same cas means something else
+    # When the server is restarted and counts from the beginning, so that another item gets the same cas
     server.restart()
     assert started != server.ask(b"stats\r\n")
     other.update(message_id, start(1, user_id="42"))
@@ -76,7 +76,7 @@ def test_a_cas_is_void_after_a_restart_of_the_server(start_server: StartServer, 
     worker._items.put(message_id, cached, 1)
     assert server.ask(f"mg {worker.namespace}:{message_id} c\r\n".encode()) == b"HD c%d\r\n" % cached.cas
     worker.update(message_id, write(1, 2, step="1"))
-    # Then the worker does not write over it
+    # Then the worker does not replace that item
     record = worker.read(message_id)
     assert record is not None and (record[":user_id"], record[":step"]) == ("42", "1")
     worker.close()
@@ -84,19 +84,19 @@ def test_a_cas_is_void_after_a_restart_of_the_server(start_server: StartServer, 
 
 
 def test_a_silent_server_takes_one_time_out(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
-    # Given a server that answers nothing any more
+    # Given a server that has stopped answering
     wired.update(message_id, start(1))
     hurry(wired, 0.2)
     wire.meddle = lambda request: b""
     causes = []
 
-    # When it is asked for something
+    # When the backend calls it
     def ask() -> None:
         with pytest.raises(BackendError) as caught:
             wired.update_many([(message_id, write(1, 2)), ("b", enqueue())])
         causes.append(caught.value.__cause__)
 
-    # Then it is waited for once, and asked nothing else
+    # Then the call waits for one time-out, and sends no second request
     assert wire.round_trips(ask) == 1
     assert isinstance(causes[0], TimeoutError)
 
@@ -119,17 +119,17 @@ def test_a_server_that_answers_a_byte_at_a_time(
         "begin_update": lambda: slow.begin_update(uuid4().hex, enqueue())(),
         "delete": lambda: slow.delete(ids[0]),
     }
-    # When it is asked for something
+    # When the backend calls it
     began = time.monotonic()
     with pytest.raises(BackendError, match="timed out"):
         calls[name]()
-    # Then the call ends with its time, not with the reply
+    # Then the call ends with its time-out
     assert time.monotonic() - began < 3
     dripping.close()
 
 
 def test_a_connection_with_unexpected_bytes_is_not_used(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given an idle connection on which something has come
+    # Given an idle connection with bytes that no request has asked for
     monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make()
     backend.update("a", enqueue())
@@ -137,8 +137,8 @@ def test_a_connection_with_unexpected_bytes_is_not_used(make: Make, monkeypatch:
     connection.send(b"mn\r\n")
     select.select([connection.socket], [], [], 10)
     server_of(backend).give(connection)
-    # When one is needed
-    # Then it is another one
+    # When a call needs a connection
+    # Then it uses another one
     assert backend.read("a") is not None and server_of(backend).take_idle(time.monotonic()) is not connection
 
 
@@ -149,8 +149,8 @@ def test_an_idle_connection_is_used_again_after_its_check(
     monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make(servers=wire.address)
     backend.update("a", enqueue())
-    # When it is looked at, and used
-    # Then it is the same, and blocks as before
+    # When it is checked and used
+    # Then no new connection is made, and the socket blocks as before
     assert [wire.round_trips(lambda: backend.read("a")) for _ in range(3)] == [1, 1, 1]
 
 
@@ -168,8 +168,8 @@ def test_an_error_of_the_server_is_raised_and_ends_no_connection_for_good(
         "read": lambda: wired.read("a"),
         "delete": lambda: wired.delete("a"),
     }
-    # When it is asked for something
-    # Then that is raised, as what it is, and the next call is as always
+    # When the backend calls it
+    # Then the call raises this error, and the next call succeeds
     with pytest.raises(BackendError, match=reply.decode().strip()):
         calls[name]()
     wire.meddle = lambda request: None
@@ -180,12 +180,12 @@ def test_an_error_of_the_server_is_raised_and_ends_no_connection_for_good(
     "value", [b"x\r\nMN", b"EN\r\nMN\r\n", b"VA 1 t1\r\nx\r\nEN\r\nMN\r\n", b"\r\n" * 9, b"x" * 70_000]
 )
 def test_values_that_look_like_replies(server: MemcachedServer, backend: MemcachedBackend, value: bytes) -> None:
-    # Given a foreign value among statuses
+    # Given a value of another program among statuses
     backend.update_many([("a", enqueue()), ("c", enqueue())])
     assert server.ask(b"set %b 0 0 %d\r\n%b\r\n" % (backend._locate("b")[0], len(value), value)) == b"STORED\r\n"
-    # When all are read in one call, it being the last and in the middle
+    # When all are read in one call, with this value in the middle and at the end
     found = backend.read_many(["a", "b", "missing", "c"]), backend.read_many(["c", "b"])
-    # Then it is not taken for a reply
+    # Then only this value is no status
     assert [[record is not None for record in records] for records in found] == [
         [True, False, False, True],
         [True, False],

@@ -33,10 +33,10 @@ from .wire import DAY, PATIENT, StartServer, seconds_left
     ],
 )
 def test_the_expiry_of_an_item_is_rounded_up(left: int, expected: int) -> None:
-    # Given a moment at which an item expires
+    # Given a time at which an item expires
     now = 1_700_000_000_000
-    # When it is said in memcached's terms
-    # Then it is rounded up, never to "for ever", and a date where it is far away
+    # When it is converted for memcached
+    # Then it is rounded up, it never means "forever", and it is a date if it is far away
     assert expiry_of(now + left, now) == expected
 
 
@@ -49,7 +49,7 @@ def test_an_item_lives_on_the_server_as_long_as_its_status(
     backend = MemcachedBackend(servers=server.address, timeout=PATIENT)
     # When it is stored
     backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=ttl))])
-    # Then memcached keeps it for that long
+    # Then the item lives for this time
     left = seconds_left(server, f"{backend.namespace}:{message_id}")
     assert left is not None and ttl / 1000 - 60 < left <= ttl / 1000 + 3
     backend.close()
@@ -61,9 +61,9 @@ def test_a_host_whose_clock_is_a_day_off_reads_and_writes(
 ) -> None:
     # Given a status that lives for an hour
     backend.update_many([(message_id, start(1)), (message_id, finish(1))])
-    # When a host reads it whose clock is a day off
+    # When a host with a clock that is a day off reads it and writes to it
     for module in (backend_module, rounds_module):
         monkeypatch.setattr(module, "now_ms", lambda: now_ms() + skew)
-    # Then it is there
+    # Then it finds the status
     assert backend.read(message_id) is not None
     assert backend.update(message_id, outside(step="1")) is Outcome.APPLIED

@@ -23,12 +23,12 @@ from .wire import PATIENT, Make, StartServer, seconds_left
 
 
 def test_no_message_id_is_sent_as_a_command(backend: MemcachedBackend) -> None:
-    # Given ids that would be something else on the wire
+    # Given ids that would be commands or several words on the wire
     ids = ["a\r\nflush_all", "a\nb", "a b", "\x00", "#" + "0" * 64, "x" * 2_000, "\ud800"]
     backend.update("other", enqueue())
-    # When they are used as they are
+    # When messages have these ids
     outcomes = [backend.update(message_id, enqueue(mark=f'"{n}"')) for n, message_id in enumerate(ids)]
-    # Then each is a key of its own, and nothing else happens
+    # Then each has its own status, and other messages are unchanged
     found = backend.read_many(ids)
     assert outcomes == [Outcome.APPLIED] * len(ids)
     assert [record and record[":mark"] for record in found] == [f'"{n}"' for n in range(len(ids))]
@@ -38,17 +38,17 @@ def test_no_message_id_is_sent_as_a_command(backend: MemcachedBackend) -> None:
 def test_an_id_that_is_the_hash_of_another_id_is_another_message(backend: MemcachedBackend) -> None:
     # Given an id that cannot be a key
     backend.update("a b", enqueue())
-    # When another id is the very hash that stands for it
+    # When another id is the hash in the first one's key
     _, _, hashed = backend._locate("a b")[0].decode().partition(":")
-    # Then that is another message
+    # Then it is another message
     assert hashed.startswith("#") and backend.read(hashed) is None
 
 
 def test_a_plain_id_is_part_of_its_key(make: Make) -> None:
     # Given the longest namespace and the longest plain id
     backend = make(namespace="n" * MAX_NAMESPACE_SIZE)
-    # When it becomes a key
-    # Then people find it there
+    # When the backend makes a key of both
+    # Then the key consists of both
     assert backend._locate("x" * 200)[0] == b"n" * MAX_NAMESPACE_SIZE + b":" + b"x" * 200
 
 
@@ -73,7 +73,7 @@ def test_several_servers_share_the_messages(two_servers: list[MemcachedServer]) 
     marks = [f'"{message_id}"' for message_id in ids]
     # When messages are written in one call
     outcomes = backend.update_many([(message_id, enqueue(mark=f'"{message_id}"')) for message_id in ids])
-    # Then both have some, whoever asks finds them, and the order is kept
+    # Then both servers have some, every backend for these servers finds them, and the order is kept
     counts = [items_on(server) for server in two_servers]
     assert outcomes == [Outcome.APPLIED] * 100 and sum(counts) == 100 and min(counts) > 10
     for other in (
@@ -93,10 +93,10 @@ def hash_client(server: tuple[str, int], **parameters: Any) -> HashClient:
 
 @pytest.mark.parametrize("kind", [Client, PooledClient, hash_client])
 def test_the_server_and_prefix_of_a_client_are_used(server: MemcachedServer, message_id: str, kind: Any) -> None:
-    # Given a client of one's own, with settings of its own
+    # Given a client with a prefix and time-outs
     client = kind(("127.0.0.1", server.port), key_prefix=b"app:", timeout=0.001, no_delay=False)
     backend = MemcachedBackend(client=client, timeout=PATIENT)
-    # When it is passed
+    # When a backend uses it
     backend.update(message_id, enqueue())
     # Then its server and prefix are used
     assert seconds_left(server, f"app:{backend.namespace}:{message_id}") is not None
@@ -114,9 +114,9 @@ def test_the_server_and_prefix_of_a_client_are_used(server: MemcachedServer, mes
     ids=["client", "servers", "key_prefix"],
 )
 def test_wrong_parameters_raise_an_error(parameters: dict[str, Any], error: type[Exception], message: str) -> None:
-    # Given something that says of no server how to reach it
-    # When a backend is made of it
-    # Then that is refused at once
+    # Given parameters without a server, or with a prefix that is too long
+    # When a backend is made
+    # Then an error is raised at once
     with pytest.raises(error, match=message):
         MemcachedBackend(**parameters)
 
@@ -142,6 +142,6 @@ def test_a_server_on_a_unix_socket(tmp_path: Path, message_id: str) -> None:
         backend = MemcachedBackend(servers=f"unix:{tmp_path}/socket", timeout=PATIENT)
         # When a message is written and read
         backend.update(message_id, enqueue())
-        # Then that works as elsewhere
+        # Then it is stored
         assert backend.read(message_id) is not None
         backend.close()

@@ -41,7 +41,7 @@ def test_a_run_reads_before_its_first_update(wire: Wire, wired: MemcachedBackend
 def test_a_writer_from_outside_reads_before_its_first_update_only(
     wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, message_id: str
 ) -> None:
-    # Given a message that somebody else runs
+    # Given a message that another process runs
     backend.update(message_id, start(1))
     calls: list[Callable[[], Any]] = [
         lambda: wired.update(message_id, outside(step="1")),
@@ -49,13 +49,13 @@ def test_a_writer_from_outside_reads_before_its_first_update_only(
         lambda: wired.read(message_id),
         lambda: wired.delete(message_id),
     ]
-    # When one writes from outside, reads and deletes
-    # Then the first write reads, and nothing else takes more than one
+    # When the backend writes to it from outside, reads it and deletes it
+    # Then the first write takes two round trips, and each other call one
     assert [wire.round_trips(call) for call in calls] == [2, 1, 1, 1]
 
 
 def test_batches_share_round_trips(wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend) -> None:
-    # Given messages of which some are known, some are not, and some do not exist
+    # Given messages with cached items, messages without, and one that does not exist
     ids = [uuid4().hex for _ in range(100)]
     enqueues = [(message_id, enqueue()) for message_id in ids]
     starts = [(message_id, update) for message_id in ids for update in (start(1), write(1, 2, increment=1))]
@@ -67,17 +67,17 @@ def test_batches_share_round_trips(wire: Wire, wired: MemcachedBackend, backend:
         wire.round_trips(lambda: wired.update_many([(message_id, write(1, 3)) for message_id in [*ids, "unknown"]])),
         wire.round_trips(lambda: wired.read_many([*ids, "unknown"])),
     ]
-    # Then all messages share the same few
+    # Then all messages of a batch share its round trips
     assert trips == [1, 0, 2, 1, 1]
 
 
 def test_a_server_without_meta_commands_gets_gets_and_cas(wire: Wire, make: Make, message_id: str) -> None:
-    # Given a server that does not know the meta commands
+    # Given a server without meta commands
     wire.meddle = lambda request: b"ERROR\r\nERROR\r\nERROR\r\n" if request.startswith(b"mn") else None
     backend = make(servers=wire.address)
-    # When a message is followed
+    # When a message is enqueued and run
     outcomes = [backend.update(message_id, update) for update in (enqueue(), start(1), write(1, 2, increment=2))]
-    # Then that works, and no meta command is sent
+    # Then its updates are stored, and no meta command is sent
     record = backend.read(message_id)
     assert outcomes == [Outcome.APPLIED] * 3 and record is not None and record[PROGRESS] == "2"
     assert {request.split()[0] for request in wire.requests} == {b"version", b"mn", b"add", b"gets", b"cas"}
@@ -91,16 +91,16 @@ def test_meta_commands_are_used_from_version_1_6_10_on(wire: Wire, make: Make, v
     wire.meddle = lambda request: f"VERSION {version}\r\n".encode() if request.startswith(b"version") else None
     # When a connection is made
     connection = server_of(make(servers=wire.address)).connect(time.monotonic() + 20)
-    # Then it uses the meta commands if they are the ones that it knows
+    # Then it uses the meta commands from 1.6.10 on
     assert connection.meta is meta
     connection.close()
 
 
 def test_a_server_without_cas_is_refused(start_server: StartServer) -> None:
-    # Given a server that does not number its writes
+    # Given a server without cas
     backend = MemcachedBackend(servers=start_server(MemcachedServer("-C")).address, timeout=PATIENT)
-    # When it is used
-    # Then that is an error, for updates would be lost
+    # When the backend reads from it
+    # Then it raises an error, because updates would be lost
     with pytest.raises(BackendError, match="-C"):
         backend.read("a")
 
@@ -109,13 +109,13 @@ def test_a_server_without_cas_is_refused(start_server: StartServer) -> None:
 
 
 def test_the_cache_of_items_is_bounded(backend: MemcachedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a process that remembers little
+    # Given a process that caches up to ten items
     monkeypatch.setattr(item_module, "MAX_CACHED", 10)
     ids = [uuid4().hex for _ in range(50)]
     # When it enqueues and runs many messages
     backend.update_many([(message_id, enqueue()) for message_id in ids])
     backend.update_many([(message_id, start(1)) for message_id in ids])
-    # Then it remembers the last ones, until they end, and all of them work
+    # Then it caches the last ten items until their messages end, and all updates are stored
     assert len(backend._items) == 10
     assert backend.update_many([(message_id, finish(1)) for message_id in ids]) == [Outcome.APPLIED] * 50
     assert len(backend._items) == 0
@@ -127,13 +127,13 @@ def test_the_cache_of_items_is_bounded(backend: MemcachedBackend, monkeypatch: p
 def test_a_begun_enqueue_is_sent_at_once(wire: Wire, wired: MemcachedBackend, message_id: str) -> None:
     # Given an enqueue that was begun
     complete = wired.begin_update(message_id, enqueue())
-    # When others look, before it is completed
+    # When another call reads the message before the enqueue is completed
     # Then it is stored already
     deadline = time.monotonic() + 20
     while wired.read(message_id) is None and time.monotonic() < deadline:
         time.sleep(0.001)
     assert wired.read(message_id) is not None
-    # And it is completed without another request
+    # And the enqueue is completed without another request
     outcomes: list[Outcome] = []
     assert wire.round_trips(lambda: outcomes.append(complete())) == 0
     assert outcomes == [Outcome.APPLIED]
@@ -146,12 +146,12 @@ def test_the_time_of_the_broker_does_not_count_for_a_begun_enqueue(backend: Memc
     complete = backend.begin_update(message_id, enqueue())
     # When the broker takes longer than that
     time.sleep(0.4)
-    # Then the reply is none the worse for it
+    # Then the enqueue is completed
     assert complete() is Outcome.APPLIED
 
 
 def test_a_begun_enqueue_over_a_closed_connection_is_sent_again(start_server: StartServer, message_id: str) -> None:
-    # Given a server that was restarted while nobody looked
+    # Given a server that was restarted while its connection was idle
     server = start_server(MemcachedServer())
     backend = MemcachedBackend(servers=server.address, timeout=PATIENT)
     backend.update("other", enqueue())
@@ -164,18 +164,18 @@ def test_a_begun_enqueue_over_a_closed_connection_is_sent_again(start_server: St
 
 
 def test_a_begun_enqueue_without_a_reply_raises_an_error_at_its_end(start_server: StartServer, message_id: str) -> None:
-    # Given a server that goes silent
+    # Given a server that stops answering
     server = start_server(MemcachedServer())
     backend = MemcachedBackend(servers=server.address, timeout=200)
     backend.update("other", enqueue())
     server.pause()
     # When an enqueue is begun
     complete = backend.begin_update(message_id, enqueue())
-    # Then that is known at its end
+    # Then its completion raises an error
     with pytest.raises(BackendError, match="timed out") as caught:
         complete()
     assert isinstance(caught.value.__cause__, TimeoutError)
-    # And the reply that comes late is nobody's
+    # And the next call does not read the late reply
     server.resume()
     assert backend.read("other") is not None
     backend.close()
@@ -188,7 +188,7 @@ def test_a_begun_enqueue_that_is_too_large_is_stored_in_part(
     queued = enqueue(**{f"field{n}": LARGE for n in range(20)})
     # When it is begun
     outcome = backend.begin_update(message_id, queued)()
-    # Then the message is queued all the same, and both the log and the status name what is missing
+    # Then the message is queued, and both the log and the status name the fields that are missing
     snapshot = backend.snapshot(message_id)
     assert outcome is Outcome.APPLIED and snapshot is not None and snapshot.queued
     assert len(snapshot.truncated) == 3 and all(f"'{name}'" in caplog.text for name in snapshot.truncated)

@@ -44,11 +44,11 @@ def test_an_update_that_makes_a_record_too_large_changes_nothing(backend: Memcac
 def test_fields_of_a_batch_that_fit_are_stored(
     backend: MemcachedBackend, message_id: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given a large record, and another one
+    # Given a large record and a small one
     other_id = uuid4().hex
     filled(backend, message_id)
     backend.update(other_id, start(1))
-    # When a batch has something for it that is too large, and other things
+    # When a batch contains a field that is too large for the first, and other updates of both
     outcomes = backend.update_many(
         [
             (message_id, write(1, 2, increment=1)),
@@ -57,7 +57,7 @@ def test_fields_of_a_batch_that_fit_are_stored(
             (message_id, write(1, 4, increment=1)),
         ]
     )
-    # Then the rest is stored, and the log and the status name the field that is not
+    # Then all other fields are stored, and the log and the status name this one
     assert outcomes == [Outcome.APPLIED] * 4
     assert message_id in caplog.text and "'big'" in caplog.text
     snapshot, other = backend.snapshot(message_id), backend.read(other_id)
@@ -69,10 +69,10 @@ def test_fields_of_a_batch_that_fit_are_stored(
 def test_a_final_state_is_stored_without_a_result_that_is_too_large(backend: MemcachedBackend, message_id: str) -> None:
     # Given a large record
     filled(backend, message_id)
-    # When its message is completed with a result that is too large
+    # When its message is completed with a result that does not fit
     with pytest.raises(ValueError, match="'result'"):
         backend.update(message_id, finish(1, result=text_of(100_000)))
-    # Then it is completed, without the result
+    # Then it is completed without the result
     record = backend.read(message_id)
     assert record is not None and is_finished(record) and RESULT not in record
 
@@ -81,7 +81,7 @@ def test_a_server_with_larger_items(start_server: StartServer, message_id: str) 
     # Given a server that takes items of 2 MB
     backend = MemcachedBackend(servers=start_server(MemcachedServer("-I", "2m")).address, timeout=PATIENT)
     filled(backend, message_id)
-    # When a record grows beyond one
+    # When a record grows to more than 1 MB
     backend.update(message_id, outside(one=LARGE, two=LARGE, three=LARGE))
     # Then it is stored
     record = backend.read(message_id)
@@ -90,7 +90,7 @@ def test_a_server_with_larger_items(start_server: StartServer, message_id: str) 
 
 
 def test_the_largest_value_is_stored(backend: MemcachedBackend) -> None:
-    # Given the longest key, and a value of the size that is held possible
+    # Given the longest key, and a value of the maximum size
     connection = server_of(backend).connect(time.monotonic() + 20)
     key, value = b"k" * 250, b"x" * connection.max_value_size
     # When it is stored
@@ -105,7 +105,7 @@ def test_the_largest_value_is_stored(backend: MemcachedBackend) -> None:
 
 
 def test_large_records_are_written_and_read_in_one_call(make: Make) -> None:
-    # Given more than the sockets' buffers hold: half of it to be read, half to be written
+    # Given more bytes than fit into the sockets' buffers, half of them to be read and half to be written
     backend, other = make(), make()
     ids = [uuid4().hex for _ in range(20)]
     fields = {f":field{n}": LARGE for n in range(10)}
@@ -116,5 +116,5 @@ def test_large_records_are_written_and_read_in_one_call(make: Make) -> None:
     # When all are updated in one call, and read in another
     outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
     found = backend.read_many(ids)
-    # Then neither side waits for the other for ever
+    # Then both calls end
     assert outcomes == [Outcome.APPLIED] * 20 and all(record and record[PROGRESS] == "1" for record in found)
