@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
 from starlette.applications import Starlette
@@ -13,7 +13,6 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from ..backend import StatusBackend
@@ -22,17 +21,15 @@ from .access import Gate
 from .dashboard import Dashboard
 from .events import EventViews
 from .exposure import ALL, Exposure
-from .files import FILES, STATIC
+from .files import FILES, StaticFile
 from .job import JobPage
 from .json_views import JSONViews
-from .site import RETRY_AFTER, UNAVAILABLE, Site, error
+from .site import RETRY_AFTER, UNAVAILABLE, Site, error, is_tagged
 from .streams import STREAM
 from .tokens import TokenSigner
 
 if TYPE_CHECKING:
     from .access import Authorize
-
-_FILES: Final = StaticFiles(directory=STATIC)
 
 
 class StatusApp:
@@ -117,12 +114,13 @@ def status_app(
 
 
 def _file_view(name: str) -> Any:
+    content, tag = StaticFile.load(name)
+    headers = {"ETag": f'"{tag}"', "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+
     async def view(request: Request) -> Response:
-        response = await _FILES.get_response(name, request.scope)
-        response.headers.update({"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
-        if "content-type" in response.headers:
-            response.headers["content-type"] = f"{FILES[name]}; charset=utf-8"
-        return response
+        if is_tagged(request.headers.getlist("if-none-match"), tag):
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers={**headers, "Content-Type": f"{FILES[name]}; charset=utf-8"})
 
     return view
 

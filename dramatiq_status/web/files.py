@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Final
+from hashlib import sha1
+from importlib.resources import files
+from typing import Final, NamedTuple
 
-#: Their folder.
-STATIC: Final = Path(__file__).with_name("static")
+#: Their folder.  The package may be in a zip file.
+STATIC: Final = files(__package__) / "static"
 
 #: Their names, which are also their URLs, and their types.
 FILES: Final = {
@@ -16,3 +17,21 @@ FILES: Final = {
     "pages.css": "text/css",
     "tokens.css": "text/css",
 }
+
+
+class StaticFile(NamedTuple):
+    """A file in memory.  Starlette's ``StaticFiles`` needs a folder, and a zip file has none.
+
+    Parameters:
+      content(bytes)
+      tag(str): Changes with the content.
+    """
+
+    content: bytes
+    tag: str
+
+    @staticmethod
+    def load(name: str) -> StaticFile:
+        """Read a file of the folder."""
+        content = (STATIC / name).read_bytes()
+        return StaticFile(content, sha1(content).hexdigest())
