@@ -39,7 +39,7 @@ def _interval(seconds: float) -> bytes:
 
 
 def takes_timeouts() -> bool:
-    """Whether the kernel returns a time-out as it was set.  Other systems have another form for it."""
+    """Whether the kernel returns a time-out as it was set.  If its form of time-outs is another one, it does not."""
     interval = _interval(1.5)
     try:
         with PLAIN_SOCKET() as plain:
