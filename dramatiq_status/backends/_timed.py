@@ -144,7 +144,7 @@ class _TimedSocket:
 class _Timed:
     """Part of a class of connections that have a deadline."""
 
-    #: End of the present call, by the monotonic clock; None for the driver's own time-outs.
+    #: End of the current call, by the monotonic clock; None for the driver's own time-outs.
     deadline: float | None = None
 
     @property
