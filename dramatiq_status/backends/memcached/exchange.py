@@ -12,7 +12,7 @@ from ...errors import BackendError
 from .protocol import Connection
 from .server import FAILURES, Server, has_hung_up
 
-#: Seconds after the end of a call in which it reads replies that arrived while it waited for another server.
+#: Seconds after its end in which a call still reads replies that arrived while it waited for another server.
 GRACE: Final = 0.05
 
 #: Steps of an exchange over a connection.  After each step, a reply is due (None), or the exchange continues at a time
