@@ -54,7 +54,7 @@ class CachedItem(NamedTuple):
     written_at: int = 0
 
     def serves(self, update: Update, server: str, now: int) -> bool:
-        """Whether an update may be based on this item without reading it."""
+        """Whether an update may be applied to this item, so that it is not read."""
         return (
             self.server == server
             and self.expires_at > now
