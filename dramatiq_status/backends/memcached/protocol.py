@@ -1,6 +1,6 @@
 """The text protocols of memcached: commands and their replies.
 
-Of pymemcache, only the connecting is used.  pymemcache 4.0 has ``raw_command`` for the meta commands, which loses step
+The backend uses pymemcache only to connect.  pymemcache 4.0 has ``raw_command`` for the meta commands, which loses step
 with replies of more than 4 KB and checks nothing.  After an interrupt in the middle of a call, it continues with a
 connection on which a reply is still due.
 """
@@ -27,10 +27,10 @@ ITEM_OVERHEAD: Final = 512
 #: Item size limit of a server that returns none, in bytes.
 DEFAULT_ITEM_SIZE: Final = 1_048_576
 
-#: Bytes of many items that are split at once.
+#: Maximum number of bytes of the replies for many items that are split at once.
 _SPLIT_SIZE: Final = 1_048_576
 
-#: Bytes of one item that are received at once, and of the reply to a value that was sent.
+#: Maximum number of bytes that are received at once: of one item, and of the reply to a value that was sent.
 _SHORT_SIZE: Final = 4096
 _TINY_SIZE: Final = 256
 
@@ -158,7 +158,7 @@ class Connection(Stream):
             started = int(stats[b"time"]) - int(stats[b"uptime"])
             self.server = f"{int(stats[b'pid']):x}-{started:x}"
         except (KeyError, ValueError):
-            # It may be a proxy.  An item that was read over this connection is then cached for this connection only.
+            # It may be a proxy.  Items that are written over this connection are then cached for this connection only.
             self.server = os.urandom(8).hex()
         self.max_value_size = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
 
