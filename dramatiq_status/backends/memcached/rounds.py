@@ -91,9 +91,9 @@ class Rounds:
         began = monotonic()
         give_up_at = began + patience
         for document in documents:
-            # Without meta commands, no writer can cache an item.
+            # Without meta commands, no writer caches an item, so there is none to wait for.
             document.retry_at = began + (random.uniform(0.5, 1.0) * TURN_AFTER if connection.meta else 0.0)
-            # The process that has the turn may have been killed.
+            # The process that has the turn may have been killed: later, the update tries without a turn.
             document.turn_until = began + patience / 2
         while documents:
             now = monotonic()
