@@ -16,7 +16,7 @@ from .exchange import GRACE, Exchange, RunningExchange, run_together
 from .protocol import Connection, Login
 from .server import OneOfManyServers, Server
 
-#: Seconds after an answer of a server in which the server is assumed to answer.
+#: Seconds for which a server that has answered is assumed to answer.
 ANSWER_TRUST: Final = 0.1
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def nodes_of(client: Any) -> tuple[Any, dict[Any, Any]]:
 
 
 def nodes_at(servers: Any, parameters: dict[str, Any]) -> tuple[Any, dict[Any, Any]]:
-    """Return servers by their addresses, see :func:`nodes_of`.  A ``HashClient`` has each key on the same server.
+    """Return servers by their addresses, see :func:`nodes_of`.  Each key has the same server as with a ``HashClient``.
 
     Parameters:
       servers(str | tuple | list): One address, or a list of them.
