@@ -31,8 +31,8 @@ class Stream:
 
     Attributes:
       timeout(float): Seconds for each call.
-      deadline(float): End of the present call, by the monotonic clock.  Large requests and replies make it later.
-      used(float): Time at which the pool has got it back, by the monotonic clock; 0 before.
+      deadline(float): End of the current call, by the monotonic clock.  Large requests and replies make it later.
+      used(float): Time at which it was last given back to the pool, by the monotonic clock; 0 before.
       has_short_timeout(bool): Whether the socket's own time-out may be shorter than `timeout`.
       socket(socket.socket): The socket.
       received(bytes): Received bytes.
