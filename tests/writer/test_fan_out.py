@@ -1,4 +1,4 @@
-"""Children that count on their parent's bar: what they have written is stored before they are acknowledged."""
+"""Tests of writes to other messages: they are stored before the message of their run is acknowledged."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, start_server: Any) -
 
 
 def test_increments_of_a_child_are_stored_before_it_is_completed(backend: StatusBackend) -> None:
-    # Given a parent, and children that count on its bar
+    # Given a parent, and children that increment its progress
     broker = make_broker(backend)
 
     @dramatiq.actor(broker=broker)
@@ -73,14 +73,14 @@ def test_increments_of_a_child_are_stored_before_it_is_completed(backend: Status
     early: list[tuple[int, int]] = []
     completed = 0
     with working(broker, threads=8):
-        # When somebody looks at the children, and then at the parent, until all are completed
+        # When a reader reads the children, and then the parent, until all are completed
         while completed < CHILDREN:
             completed = sum(found is not None and found.completed for found in backend.snapshots(ids_of(messages)))
             counted = StatusRegistry.get("parent", backend=backend).read()
             assert counted is not None
             if counted.get("progress", 0) < completed:
                 early.append((counted.get("progress", 0), completed))
-    # Then each completed child has been counted
+    # Then the parent has the increment of each completed child
     assert early == []
     assert counted["progress"] == CHILDREN
 
@@ -90,7 +90,7 @@ def ids_of(messages: list[Any]) -> list[str]:
 
 
 def test_increments_of_killed_children_are_stored_before_the_ack(redis_url: str, redis_broker_url: str) -> None:
-    # Given twenty workers whose writer's thread is late, each of which is killed as soon as it has acknowledged a child
+    # Given twenty workers whose writer's thread is slow, each of which is killed once it has acknowledged a child
     script = f"""
 import os, signal, time, dramatiq
 from dramatiq.brokers.redis import RedisBroker
@@ -124,7 +124,7 @@ for _ in range(20):
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     # When they have run
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
-    # Then the parent has all of them
+    # Then the parent has the increments of all children
     assert StatusRegistry.get("parent", backend=backend)["progress"] == 20
     backend.close()
 
@@ -150,7 +150,7 @@ def test_increments_on_a_parent_that_was_not_stored_are_kept(start_server: Any, 
 
     @dramatiq.actor(broker=broker)
     def parent() -> None:
-        # It has begun before its children write, and goes on behind them
+        # It starts before its children write, and ends after them
         current_status()["children"] = 4
         for _ in range(4):
             child.send(current_status().message_id)
@@ -170,14 +170,14 @@ def test_increments_on_a_parent_that_was_not_stored_are_kept(start_server: Any, 
         server.start()
         back.set()
         join(broker, worker)
-    # Then all that was counted is there
+    # Then the parent has all increments
     snapshot = StatusRegistry.wait(message, backend=backend)
     assert (snapshot.state, snapshot["progress"], snapshot["children"]) == ("completed", 5, 4)
     backend.close()
 
 
 def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a store that was down, and a process that has counted meanwhile on a message that another one has kept
+    # Given a store that was down, a process that has incremented a message, and another that keeps its own updates
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.01)
     backend = RecordingBackend()
     broken = Broken(backend)
@@ -185,45 +185,45 @@ def test_a_parent_that_another_process_stores_after_an_outage_is_counted_on(monk
     buffer = writer.outside("parent")
     buffer.increment(3)
     eventually(lambda: broken.failures)
-    # When the store is back, and the other process comes later
+    # When the store is back, and the other process sends its updates later
     broken.down = False
     backend.wait_for(lambda: backend.updates("parent", Kind.OUTSIDE))
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
-    # Then it counts, once
+    # Then the increment counts once
     backend.wait_for(lambda: backend.field("parent", PROGRESS))
     assert writer.drain(PATIENCE)
     assert backend.field("parent", PROGRESS) == "3"
 
 
 def test_a_parent_that_is_stored_late_is_counted_on() -> None:
-    # Given a message whose record is not there yet: it is on its way from another process
+    # Given a message whose record another process is about to store
     backend = RecordingBackend()
     writer = Writer(backend, CircuitBreaker("RecordingBackend"))
     buffer = writer.outside("parent")
     buffer.increment(3)
-    # When nobody waits for it
+    # When no thread waits for an increment of it
     assert buffer.flush(PATIENCE)
     buffer.increment(4)
-    # And it comes
+    # And the record is stored
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
-    # Then all of it counts, once
+    # Then each increment counts once
     backend.wait_for(lambda: backend.field("parent", PROGRESS) == "7")
     assert writer.drain(PATIENCE) and backend.field("parent", PROGRESS) == "7"
 
 
 def test_increments_on_an_unknown_parent_are_dropped_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a message that is unknown
+    # Given an unknown message
     monkeypatch.setattr("dramatiq_status.writer.sender.RECOVERY", 0.2)
     backend = RecordingBackend()
     writer = Writer(backend, CircuitBreaker("RecordingBackend"))
     buffer = writer.outside("parent")
-    # When it is counted on
+    # When it is incremented
     buffer.increment(3)
     assert buffer.flush(PATIENCE)
-    # Then that is tried for a while
+    # Then the writer tries that for some time
     eventually(lambda: not buffer.count_unsent())
     assert len(backend.calls) > 1
-    # And not when the process ends
+    # And not at the end of the process
     writer.outside("other").increment(1)
     assert writer.drain(PATIENCE)
 
@@ -236,7 +236,7 @@ def test_flush_is_false_for_writes_to_an_unknown_message_in_an_outage(monkeypatc
     buffer = writer.outside("parent")
     buffer.increment()
     eventually(lambda: not buffer.count_unsent())
-    # When it is counted on as the store breaks
+    # When it is incremented as an outage begins
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
 
     def broken(updates: Any) -> Any:
@@ -245,13 +245,13 @@ def test_flush_is_false_for_writes_to_an_unknown_message_in_an_outage(monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(backend, "update_many", broken)
         buffer.increment()
-        # Then a flush does not take it for stored
+        # Then a flush returns that it is not stored
         assert not buffer.flush(PATIENCE)
     assert writer.drain(PATIENCE) and backend.field("parent", PROGRESS) == "1"
 
 
 class Away(StubBackend):
-    """Does not reach the server of one message."""
+    """A store with many servers, of which that of one message does not answer."""
 
     away = True
 
@@ -272,7 +272,7 @@ def test_writes_to_unknown_messages_cost_no_final_state() -> None:
     confirmation = Confirmation()
     run.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)
     assert not writer.confirm(run, confirmation)
-    # When many unknown messages are counted on
+    # When many unknown messages are incremented
     buffers = [writer.outside(str(n)) for n in range(50)]
     for buffer in buffers:
         buffer.increment()
@@ -304,16 +304,16 @@ def test_a_running_parent_that_the_store_has_lost_is_counted_on() -> None:
         assert progress.flush()
         done.set()
 
-    # When a child counts on it
+    # When a child increments it
     message = parent.send()
     run(broker)
-    # Then it is there again, with all that the parent knew
+    # Then the record is there again, with all that the parent has written
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot is not None and (snapshot["step"], snapshot["progress"]) == (1, 2)
 
 
 class Acks(Middleware):
-    """Looks at something as messages are about to be acknowledged, behind our middleware."""
+    """Calls a function before messages are acknowledged, after our middleware."""
 
     def __init__(self, look: Callable[[], Any]) -> None:
         self.seen: list[Any] = []
@@ -347,7 +347,7 @@ async def in_a_coroutine(backend: StatusBackend) -> None:
 
 @pytest.fixture
 def late_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Has writers' threads wait for this event, or for somebody who waits for them."""
+    """Makes writers' threads wait for this event, or for a thread that waits for them."""
     event = threading.Event()
     rest, confirm_others = Writer._wait_for_work, Writer.confirm_others
 
@@ -369,7 +369,7 @@ def late_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def test_the_ack_waits_for_writes_to_other_messages(
     late_thread: threading.Event, write: Callable[[StatusBackend], Any]
 ) -> None:
-    # Given a writer whose thread is late, and a job that counts on another message
+    # Given a writer whose thread is slow, and a job that increments another message
     backend = RecordingBackend(timeout=20_000)
     broker = make_broker(backend, asyncio=True)
     backend.update("other", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
@@ -395,13 +395,13 @@ def test_the_ack_waits_for_writes_to_other_messages(
         actor.send()
         join(broker, worker)
         late_thread.set()
-    # Then it was acknowledged when that was stored
+    # Then it was acknowledged after the store had the other message's update
     assert acks.seen == [None, "1"]
     kept.clear()
 
 
 def test_the_ack_waits_for_the_enqueues_of_a_coroutine() -> None:
-    # Given a store that is slow to take a message that a coroutine sends
+    # Given a store that is slow for a message that a coroutine sends
     backend = RecordingBackend(timeout=20_000)
     broker = make_broker(backend, asyncio=True)
     sent: list[str] = []
@@ -421,12 +421,12 @@ def test_the_ack_waits_for_the_enqueues_of_a_coroutine() -> None:
     worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=10, worker_threads=1)
     sender.send()
     worker.start()
-    # When that takes its time
+    # When the store takes it
     assert gate.reached.wait(PATIENCE)
     gate.open()
     broker.join("default", timeout=20_000)
     worker.stop()
-    # Then it was acknowledged when that was stored
+    # Then it was acknowledged after the store had the other message's update
     assert acks.seen == [["0"]]
 
 
@@ -445,16 +445,16 @@ def test_the_ack_does_not_wait_for_writes_of_other_jobs() -> None:
     with working(broker) as worker:
         # When they run
         join(broker, worker)
-        # Then both are completed, and the other message has been counted on
+        # Then both are completed, and the sound message has its increment
         assert [StatusRegistry.get(message, backend=backend).state for message in messages] == ["completed"] * 2
         assert backend.read("sound")[PROGRESS] == "1"  # type: ignore[index]
         backend.lame = ""
-    # And the one is not forgotten
+    # And the other message gets its increment after its server has answered
     assert backend.read("lame")[PROGRESS] == "1"  # type: ignore[index]
 
 
 class Lame(StubBackend):
-    """Answers that the server of one message does not answer."""
+    """A store with many servers, of which that of one message does not answer."""
 
     def __init__(self, lame: str) -> None:
         super().__init__(timeout=20_000)
@@ -468,7 +468,7 @@ class Lame(StubBackend):
 
 
 def test_flush_waits_for_increments() -> None:
-    # Given a store that is slow to take increments, and a job that waits until its own is stored
+    # Given a store that is slow for increments, and a job that flushes its own
     backend = RecordingBackend(timeout=20_000)
     broker = make_broker(backend, status_throttle=3_600_000)
     seen: list[Any] = []
@@ -483,9 +483,9 @@ def test_flush_waits_for_increments() -> None:
     # When it runs
     work.send()
     run(broker)
-    # Then it is, throttled or not
+    # Then the increment is stored after the flush, throttled or not
     assert seen == [True, "3"]
-    # And handles outside have nothing to wait for
+    # And a flush of a handle from outside returns at once
     assert current_progress().flush() and StatusRegistry.progress("other", backend=backend).flush()
     assert asyncio.run(aio.StatusRegistry.progress("other", backend=backend).flush())
 
@@ -497,7 +497,7 @@ def test_buffers_of_other_messages_are_freed() -> None:
     for n in range(5000):
         writer.outside(str(n))
     buffer = writer.outside("last")
-    # Then only those that are used are there
+    # Then the writer keeps only the buffers that are in use
     assert writer.outside("last") is buffer and len(writer._outside) < 1000
 
 
@@ -535,7 +535,7 @@ def test_a_run_drops_buffers_that_are_stored() -> None:
         actor.send()
         broker.join("default", timeout=20_000)
     worker.stop()
-    # Then their acknowledgements look only for what may not be stored
+    # Then their acknowledgements check only buffers that may not be stored
     assert kept_at_once == [0, 1]
 
 
@@ -566,7 +566,7 @@ def test_a_run_with_many_handles_checks_each_once_before_it_sends(monkeypatch: p
     of_children: list[int] = []
     parent.send()
     run(broker)
-    # Then it looks at each of them once before it sends
+    # Then it checks each of them once before it sends
     assert of_children == [99]
 
 
@@ -600,5 +600,5 @@ def test_a_run_that_sends_waits_for_one_timeout() -> None:
     sender.send()
     broker.join("default", timeout=20_000)
     worker.stop()
-    # Then it waits before the broker gets the message, and not once more after that
+    # Then it waits before the broker gets the message, and does not wait again afterwards
     assert gate.reached.is_set() and waits == []

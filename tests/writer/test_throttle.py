@@ -1,4 +1,4 @@
-"""`status_throttle`: what it holds back, for how long, and that nothing is ever lost to it."""
+"""Tests of throttling: which writes wait, for how long, and that none is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def broker(backend: RecordingBackend) -> dramatiq.Broker:
 
 
 def test_a_throttle_of_an_hour_loses_nothing(backend, broker):
-    # Given an actor whose updates may go once an hour
+    # Given an actor with a throttle of an hour
     @dramatiq.actor(broker=broker, status_throttle=HOUR)
     def count():
         progress = current_progress()
@@ -40,14 +40,14 @@ def test_a_throttle_of_an_hour_loses_nothing(backend, broker):
     message = count.send()
     run(broker)
 
-    # Then all are stored
+    # Then the store has all of them
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot.completed
     assert snapshot["progress"] == 100
 
 
 def test_a_throttle_of_an_hour_loses_no_fields(backend, broker):
-    # Given an actor whose updates may go once an hour
+    # Given an actor with a throttle of an hour
     @dramatiq.actor(broker=broker, status_throttle=HOUR)
     def update():
         for number in range(50):
@@ -57,7 +57,7 @@ def test_a_throttle_of_an_hour_loses_no_fields(backend, broker):
     message = update.send()
     run(broker)
 
-    # Then all are stored
+    # Then the store has all of them
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot.fields == {**{f"field{number}": number for number in range(50)}, "last": 49}
 
@@ -74,7 +74,7 @@ def test_a_throttle_of_an_hour_loses_nothing_when_the_job_fails(backend, broker)
     message = fail.send()
     run(broker)
 
-    # Then what it wrote is there
+    # Then the store has its writes
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot.failed
     assert (snapshot["progress"], snapshot["step"]) == (7, "last")
@@ -91,16 +91,16 @@ def test_a_retry_carries_what_was_throttled(backend, broker):
             status.update(first="old")
             progress.increment()
             status.flush()
-            # (from here on everything is held back, and a retry's own fields only fill gaps)
+            # (From here on, all writes wait, and a retry's own fields only fill gaps.)
             status.update(first="new")
             progress.increment()
             raise ValueError("on purpose")
 
-    # When the first run of a throttled job fails, and the second does not
+    # When the first run of a throttled job fails, and the second succeeds
     message = fail_once.send()
     run(broker)
 
-    # Then what the first had written last was stored before the second began
+    # Then the last writes of the first run were stored before the second began
     assert runs == [{}, {"first": "new"}]
     assert StatusRegistry.read(message, backend=backend)["first"] == "new"
     # And so was its progress
@@ -110,7 +110,7 @@ def test_a_retry_carries_what_was_throttled(backend, broker):
 def test_the_first_throttled_update_goes_at_once(backend, broker):
     go_on = threading.Event()
 
-    # Given a job that goes on only when the test says so
+    # Given a job that waits for the test
     @dramatiq.actor(broker=broker, status_throttle=HOUR)
     def count():
         eventually(lambda: len(backend.writes()) == 1)  # its start
@@ -128,7 +128,7 @@ def test_the_first_throttled_update_goes_at_once(backend, broker):
 def test_later_updates_go_when_the_interval_ends(backend, broker):
     go_on = threading.Event()
 
-    # Given a job with a short interval, that goes on only when the test says so
+    # Given a job with a short throttle that waits for the test
     @dramatiq.actor(broker=broker, status_throttle=50)
     def count():
         progress = current_progress()
@@ -138,7 +138,7 @@ def test_later_updates_go_when_the_interval_ends(backend, broker):
 
     message = count.send()
     with working(broker):
-        # Then all its increments are stored with nothing written after them
+        # Then all its increments are stored without a later write
         backend.wait_for(lambda: backend.field(message.message_id, PROGRESS) == "10")
         go_on.set()
         StatusRegistry.wait(message, backend=backend)
@@ -147,7 +147,7 @@ def test_later_updates_go_when_the_interval_ends(backend, broker):
 def test_later_fields_go_when_the_interval_ends(backend, broker):
     go_on = threading.Event()
 
-    # Given a job with a short interval, that goes on only when the test says so
+    # Given a job with a short throttle that waits for the test
     @dramatiq.actor(broker=broker, status_throttle=50)
     def update():
         for number in range(10):
@@ -156,7 +156,7 @@ def test_later_fields_go_when_the_interval_ends(backend, broker):
 
     message = update.send()
     with working(broker):
-        # Then the last value is stored with nothing written after it
+        # Then the last value is stored without a later write
         backend.wait_for(lambda: backend.field(message.message_id, ":number") == "9")
         go_on.set()
         StatusRegistry.wait(message, backend=backend)
@@ -165,7 +165,7 @@ def test_later_fields_go_when_the_interval_ends(backend, broker):
 def test_increments_after_the_interval_go_in_the_next(backend, broker):
     again, go_on = threading.Event(), threading.Event()
 
-    # Given a job that counts again after an interval has ended
+    # Given a job that increments again after an interval has ended
     @dramatiq.actor(broker=broker, status_throttle=50)
     def count():
         progress = current_progress()
@@ -180,25 +180,25 @@ def test_increments_after_the_interval_go_in_the_next(backend, broker):
     with working(broker):
         backend.wait_for(lambda: backend.field(message.message_id, PROGRESS) == "10")
         again.set()
-        # Then what came later is stored as well
+        # Then the later increments are stored as well
         backend.wait_for(lambda: backend.field(message.message_id, PROGRESS) == "15")
         go_on.set()
         StatusRegistry.wait(message, backend=backend)
 
 
 def test_a_throttled_job_sends_few_updates(backend, broker):
-    # Given an actor whose updates may go once an hour
+    # Given an actor with a throttle of an hour
     @dramatiq.actor(broker=broker, status_throttle=HOUR)
     def count():
         for number in range(20_000):
             current_progress().increment()
             current_status().update(number=number)
 
-    # When it makes very many
+    # When it makes thousands of increments
     message = count.send()
     run(broker)
 
-    # Then a handful reach the store: the start, the first, the end
+    # Then few updates reach the store: the start, the first increment, the end
     assert len(backend.writes(message.message_id)) <= 4
     snapshot = StatusRegistry.read(message, backend=backend)
     assert (snapshot["progress"], snapshot["number"]) == (20_000, 19_999)
@@ -244,13 +244,13 @@ def test_what_is_not_throttled(backend, broker, write, stored_name, text):
         progress.increment()
         status.flush()
         status.update(held="back")
-        # When it writes something that is not throttled
+        # When it makes a write that is not throttled
         write(status, progress)
         assert go_on.wait(PATIENCE)
 
     message = work.send()
     with working(broker):
-        # Then that is stored at once, together with what was held back
+        # Then it is stored at once, together with the writes that waited
         backend.wait_for(lambda: backend.field(message.message_id, stored_name) == text)
         assert backend.field(message.message_id, ":held") == '"back"'
         go_on.set()
@@ -276,22 +276,22 @@ def test_what_is_throttled(backend, broker, write):
         progress.increment()
         status.flush()
         before = len(backend.writes(status.message_id))
-        # When it writes many that are throttled
+        # When it makes many throttled writes
         for _ in range(1000):
             write(status, progress)
-        # (a heartbeat or another message's update would not show more of them either)
+        # (A heartbeat, or an update of another message, would not contain more of them either.)
         other = StatusRegistry.get(waiting, backend=backend)
         other["seen"] = True
         assert other.flush() and backend.field(waiting.message_id, ":seen") == "true"
         counts.append(len(backend.writes(status.message_id)) - before)
 
-    # And another message, which waits
+    # And another message is sent and waits in its queue
     waiting = dramatiq.Message(queue_name="other", actor_name="other", args=(), kwargs={}, options={})
     backend.update(waiting.message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     work.send()
     run(broker)
 
-    # Then none has gone by the time that another message's have
+    # Then none is stored by the time that the other message is
     assert counts == [0]
 
 
@@ -310,7 +310,7 @@ def test_flush_does_not_wait_for_the_interval(backend, broker):
     work.send()
     run(broker)
 
-    # Then everything is stored when that returns
+    # Then all writes are stored when the flush returns
     assert found == ["1", "2", "3"]
 
 
@@ -338,7 +338,7 @@ def test_a_final_state_always_carries_the_last_progress(backend, broker):
     message = count.send()
     run(broker)
 
-    # Then the update that says so has, or comes after, the last increment
+    # Then the update with the final state contains, or follows, the last increment
     states = [update.state for update in backend.writes(message.message_id)]
     assert states[-1] == COMPLETED
     assert sum(update.increment for update in backend.writes(message.message_id)) == 100
@@ -347,7 +347,7 @@ def test_a_final_state_always_carries_the_last_progress(backend, broker):
 def test_the_throttle_is_each_message_own(backend, broker):
     go_on = threading.Event()
 
-    # Given two jobs of an actor whose updates may go once an hour
+    # Given two jobs of an actor with a throttle of an hour
     @dramatiq.actor(broker=broker, status_throttle=HOUR)
     def count():
         current_progress().increment()
@@ -355,7 +355,7 @@ def test_the_throttle_is_each_message_own(backend, broker):
 
     first, second = count.send(), count.send()
     with working(broker, threads=2):
-        # Then the first update of either goes at once
+        # Then the first update of each is sent at once
         for message in (first, second):
             backend.wait_for(lambda message=message: backend.field(message.message_id, PROGRESS) == "1")
         go_on.set()
@@ -364,7 +364,7 @@ def test_the_throttle_is_each_message_own(backend, broker):
 
 
 def test_the_writer_keeps_no_finished_jobs_until_their_interval_ends(backend, broker):
-    # Given an actor whose updates may go once an hour
+    # Given an actor with a throttle of an hour
     @dramatiq.actor(broker=broker, status_throttle=timedelta(hours=1))
     def count():
         for _ in range(10):
@@ -379,5 +379,5 @@ def test_the_writer_keeps_no_finished_jobs_until_their_interval_ends(backend, br
         worker.join()
         (middleware,) = (m for m in broker.middleware if isinstance(m, StatusMiddleware))
         writer = middleware._writer
-        # Then the writer has no look at them to come
+        # Then the writer keeps none of their buffers
         assert len(writer._queue.later) <= 2
