@@ -1,4 +1,4 @@
-"""Memcached where one message is trouble: others write to it all the time, or it does not fit."""
+"""A message of memcached to which other processes write all the time, or that the server refuses."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_many_writers_of_one_message(
     codes = [process.wait(100) for process in processes]
     for process in processes:
         process.communicate()
-    # Then none has failed, and all is there
+    # Then no process has failed, and all fields and increments are stored
     record = backend.read(message_id)
     assert codes == [0] * writers and record is not None and record[PROGRESS] == str(writers * count)
     assert sum(name.startswith(":w") for name in record) == writers * count
@@ -86,7 +86,7 @@ def test_many_writers_of_one_message(
 
 @pytest.fixture
 def hot(server: MemcachedServer, backend: MemcachedBackend) -> Iterator[str]:
-    """A message that another process writes to all the time."""
+    """A message to which another process writes all the time."""
     hot = uuid4().hex
     backend.update(hot, start(1))
     process = spawn(HOT_WRITER, server.address, hot)
@@ -97,12 +97,12 @@ def hot(server: MemcachedServer, backend: MemcachedBackend) -> Iterator[str]:
 
 @pytest.mark.parametrize("meta", [True, False])
 def test_a_fast_writer_lets_other_processes_write(make: Make, hot: str, meta: bool) -> None:
-    # Given a message that another process writes to all the time
+    # Given a message to which another process writes all the time
     backend = make(meta=meta)
-    # When this one writes to it
+    # When this process writes to it
     for _ in range(30):
         assert backend.update(hot, outside(increment=1)) is Outcome.APPLIED
-    # Then it gets through each time
+    # Then each of its updates is stored
     record = backend.read(hot)
     assert record is not None and record[PROGRESS] == "30"
 
@@ -110,7 +110,7 @@ def test_a_fast_writer_lets_other_processes_write(make: Make, hot: str, meta: bo
 def test_a_contended_message_holds_up_no_other_message_of_a_worker(
     make: Make, backend: MemcachedBackend, hot: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given a worker whose jobs all write to a message that another process writes to all the time, and count on another
+    # Given a worker whose jobs increment one message, and write to another one, to which another process also writes
     caplog.set_level(logging.INFO, logger="dramatiq_status")
     writer = make(timeout=500)
     broker = make_broker(writer)
@@ -135,12 +135,12 @@ def test_a_contended_message_holds_up_no_other_message_of_a_worker(
             work.send(n)
         broker.join(work.queue_name, timeout=60_000)
         worker.join()
-    # When all is done
+    # When all jobs have run
     record = backend.read(counter)
     # Then each increment counts once, and no final state is late
     assert record is not None and record[PROGRESS] == "200"
     assert len(ended) == 200 and {found[STATE] for _, found in ended if found} == {"2"}
-    # And nobody has taken it for an outage
+    # And no outage was logged
     assert "does not answer" not in caplog.text
 
 
@@ -164,17 +164,17 @@ def test_a_server_without_memory_refuses_one_message(full: MemcachedServer, capl
     backend = MemcachedBackend(servers=full.address, timeout=PATIENT)
     ids = [uuid4().hex for _ in range(10)]
     backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
-    # When each is counted on, and one is given a large field each time
+    # When each message gets increments, and one of them a large field each time
     for sequence in range(2, 12):
         large = (ids[0], write(1, sequence, increment=1, large=LARGE))
         outcomes = backend.update_many([large, *[(message_id, outside(increment=1)) for message_id in ids]])
         assert outcomes == [Outcome.APPLIED] * 11
-    # Then all counts are exact, and the status and the log, once, tell what is missing
+    # Then all counts are exact, and the status and one line of the log name the missing field
     assert [record and record[PROGRESS] for record in backend.read_many(ids)] == ["20", *["10"] * 9]
     snapshot = backend.snapshot(ids[0])
     assert snapshot is not None and snapshot.truncated == ("large",) and snapshot["step"] == 1
     assert sum("'large'" in line.getMessage() for line in caplog.records) == 1
-    # And a direct write of it is an error that leaves the rest as it was
+    # And a direct write of the field raises an error and changes nothing
     with pytest.raises(BackendError, match="no memory"):
         backend.update(ids[1], outside(large=LARGE))
     record = backend.read(ids[1])
@@ -183,7 +183,7 @@ def test_a_server_without_memory_refuses_one_message(full: MemcachedServer, capl
 
 
 def test_jobs_on_a_server_without_memory(full: MemcachedServer, caplog: pytest.LogCaptureFixture) -> None:
-    # Given a worker with jobs of which one writes more than the server has memory for
+    # Given a worker with jobs, one of which writes a value for which the server has no memory
     backend = MemcachedBackend(servers=full.address, timeout=PATIENT)
     broker = make_broker(backend)
     counter = uuid4().hex
@@ -200,9 +200,9 @@ def test_jobs_on_a_server_without_memory(full: MemcachedServer, caplog: pytest.L
         ids = [work.send(n).message_id for n in range(50)]
         broker.join(work.queue_name, timeout=60_000)
         worker.join()
-    # When all are done
+    # When all jobs have run
     found = [StatusRegistry.read(message_id, backend=backend) for message_id in ids]
-    # Then all are completed and counted once, and nobody has taken it for an outage
+    # Then all are completed and counted once, and no outage was logged
     assert all(snapshot is not None and snapshot.completed for snapshot in found)
     assert [bool(snapshot and snapshot.truncated) for snapshot in found] == [n % 10 == 5 for n in range(50)]
     record = backend.read(counter)
@@ -215,7 +215,7 @@ def test_jobs_on_a_server_without_memory(full: MemcachedServer, caplog: pytest.L
 def test_a_message_that_is_always_refused_holds_up_no_other(
     wire: Wire, wired: MemcachedBackend, backend: MemcachedBackend, reply: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given a message that a server refuses whatever it holds, and another one
+    # Given a message that a server always refuses, and another one
     refused, other = uuid4().hex, uuid4().hex
     backend.update_many([(message_id, start(1)) for message_id in (refused, other)])
 
@@ -227,10 +227,10 @@ def test_a_message_that_is_always_refused_holds_up_no_other(
         return f"SERVER_ERROR {reply}\r\n".encode() + (wire.server.ask(b"ms " + others) if others else b"")
 
     wire.meddle = meddle
-    # When both are written together, and the one alone
+    # When both are written together, and the first one alone
     outcomes = wired.update_many([(refused, outside(increment=1)), (other, outside(increment=1))])
     alone = wired.update_many([(refused, outside(increment=1))])
-    # Then the one is refused, not unavailable: nothing is sent again
+    # Then the first one is refused and not unavailable, so that the writer does not send it again
     assert outcomes == [Outcome.REFUSED, Outcome.APPLIED] and alone == [Outcome.REFUSED]
     record = backend.read(other)
     assert record is not None and record[PROGRESS] == "1"
@@ -248,12 +248,12 @@ def state_of(backend: MemcachedBackend, message_id: str) -> tuple[Any, ...]:
 
 
 def test_as_many_fields_as_fit(backend: MemcachedBackend, message_id: str, caplog: pytest.LogCaptureFixture) -> None:
-    # Given 25 fields that are more than an item holds
+    # Given 25 fields that do not fit into one item
     names = [f"field{n:02}" for n in range(25)]
     fields = {f":{name}": LARGE for name in names}
     whole = Update(Kind.RUN, run_token=1, sequence=2, fields=fields)
     updates: Sequence[Update] = [enqueue(), start(1), whole, finish(1)]
-    # When they are written in one update, after another one by one, and as what restores a lost record
+    # When they are written in one update, one after the other, and by an update that restores a lost record
     backend.update_many([(message_id, update) for update in updates])
     one_by_one = uuid4().hex
     backend.update(one_by_one, start(1))
@@ -263,7 +263,7 @@ def test_as_many_fields_as_fit(backend: MemcachedBackend, message_id: str, caplo
     restored = uuid4().hex
     whole = finish(1, create=True)
     backend.update_many([(restored, whole._replace(fields={**whole.fields, **fields}))])
-    # Then the state is right each time, as many fields as fit are there, and the status and the log name the others
+    # Then each state is right, as many fields as fit are stored, and the status and the log name the others
     for found in (message_id, one_by_one, restored):
         state, kept, missing = state_of(backend, found)
         assert state == "completed" and len(kept) == 17 and sorted(kept + missing) == names
@@ -275,19 +275,19 @@ def test_an_old_value_is_not_shown_for_a_new_one(backend: MemcachedBackend, mess
     fields = {f":field{n}": LARGE for n in range(17)}
     backend.update_many([(message_id, start(1)), (message_id, write(1, 2, value="1", other="1"))])
     backend.update_many([(message_id, Update(Kind.RUN, run_token=1, sequence=3, fields=fields))])
-    # When the small one becomes one that does not fit
+    # When the small field gets a value that does not fit
     backend.update_many([(message_id, write(1, 4, value=LARGE, other="2"))])
-    # Then no reader sees its old value
+    # Then readers do not find its old value
     snapshot = backend.snapshot(message_id)
     assert snapshot is not None and "value" not in snapshot and snapshot["other"] == 2
     assert snapshot.truncated == ("value",) and snapshot["truncated"] == ["value"]
     assert snapshot.to_dict()["truncated"] == ["value"] and '"truncated": ["value"]' in snapshot.to_json()
-    # And a late enqueue, or a retry, does not bring it back
+    # And a late enqueue or a retry does not restore the old value
     for update in (enqueue(value="0"), enqueue(generation=2, value="0"), start(2, generation=2)):
         backend.update_many([(message_id, update)])
         snapshot = backend.snapshot(message_id)
         assert snapshot is not None and "value" not in snapshot and snapshot.truncated == ("value",)
-    # And when it is written anew and fits, it is there, and nothing is missing
+    # And after a value that fits, readers find this one, and no field is missing
     assert backend.update(message_id, write(2, 2, generation=2, value="3")) is Outcome.APPLIED
     snapshot = backend.snapshot(message_id)
     assert snapshot is not None and snapshot["value"] == 3 and snapshot.truncated == ()
@@ -299,11 +299,11 @@ def test_a_full_item_takes_short_fields_and_its_end(backend: MemcachedBackend, m
     fields = {f":field{n:05}": '"' + "x" * 50 + '"' for n in range(20_000)}
     backend.update(message_id, start(1))
     backend.update_many([(message_id, Update(Kind.RUN, run_token=1, sequence=2, fields=fields))])
-    # When its run counts and ends
+    # When its run increments the progress and ends
     for sequence in range(3, 50):
         assert backend.update_many([(message_id, write(1, sequence, increment=1))]) == [Outcome.APPLIED]
     backend.update_many([(message_id, finish(1, 60))])
-    # Then that is stored, and no list of missing names takes the room for it
+    # Then both are stored, and no list of missing fields takes their room
     snapshot = backend.snapshot(message_id)
     assert snapshot is not None and snapshot.completed and snapshot["progress"] == 47
     assert 0 < len(snapshot.truncated) <= 100

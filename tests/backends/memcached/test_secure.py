@@ -75,11 +75,11 @@ def tls_server() -> Iterator[TlsMemcachedServer]:
 
 @pytest.mark.parametrize("meta", [True, False])
 def test_a_life_over_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: bool) -> None:
-    # Given a server that speaks TLS only
+    # Given a server that requires TLS
     backend = make(servers=tls_server.address, tls_context=tls_server.context, meta=meta)
-    # When a message is followed, by many threads at once
+    # When several threads enqueue, run and read messages at the same time
     together(*[lambda n=n: live_through(backend, f"{message_id}-{n}") for n in range(4)])  # type: ignore[misc]
-    # Then all went over TLS
+    # Then all connections use TLS
     connection = server_of(backend).take_idle(time.monotonic())
     assert connection is not None
     assert isinstance(connection.socket, ssl.SSLSocket)
@@ -87,24 +87,24 @@ def test_a_life_over_tls(tls_server: TlsMemcachedServer, make: Make, message_id:
 
 
 def test_large_values_over_tls(tls_server: TlsMemcachedServer, make: Make) -> None:
-    # Given more than a record of TLS, or a buffer, holds
+    # Given more bytes than fit into a record of TLS, or into a buffer
     backend = make(servers=tls_server.address, tls_context=tls_server.context)
     ids = [uuid4().hex for _ in range(20)]
     large = '"' + "x" * 60_000 + '"'
-    # When it is written and read in one call each
+    # When they are written in one call, and read in another
     outcomes = backend.update_many([(m, start(1, one=large, two=large)) for m in ids])
     found = backend.read_many(ids)
-    # Then it is all there
+    # Then they are unchanged
     assert outcomes == [Outcome.APPLIED] * 20 and all(record and record[":two"] == large for record in found)
 
 
 def test_a_certificate_that_is_not_trusted_raises_an_error(
     tls_server: TlsMemcachedServer, make: Make, message_id: str
 ) -> None:
-    # Given a client that knows nothing of the server's certificate
+    # Given a client that does not trust the server's certificate
     backend = make(servers=tls_server.address, tls_context=ssl.create_default_context())
-    # When it connects
-    # Then it goes no further
+    # When the backend connects
+    # Then it raises an error
     with pytest.raises(BackendError, match="CERTIFICATE_VERIFY_FAILED"):
         backend.update(message_id, enqueue())
 
@@ -112,17 +112,17 @@ def test_a_certificate_that_is_not_trusted_raises_an_error(
 def test_an_idle_tls_connection_is_used_again(
     tls_server: TlsMemcachedServer, make: Make, message_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a connection that is looked at before each use
+    # Given a connection that is checked before each use
     monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make(servers=tls_server.address, tls_context=tls_server.context)
     backend.update(message_id, start(1))
     first = server_of(backend).take_idle(time.monotonic())
     assert first is not None
     server_of(backend).give(first)
-    # When it is used again and again
+    # When it is used several times
     for n in range(3):
         backend.update(message_id, write(1, 2 + n, increment=1))
-    # Then it is the same
+    # Then no other connection is made
     record = backend.read(message_id)
     assert server_of(backend).take_idle(time.monotonic()) is first
     assert record is not None and record[PROGRESS] == "3"
@@ -133,13 +133,13 @@ def test_an_idle_tls_connection_is_used_again(
 def test_a_restarted_tls_server_is_connected_again(
     start_server: StartServer, make: Make, message_id: str, fault: str
 ) -> None:
-    # Given a server that was used
+    # Given a server with a connection
     server = start_server(TlsMemcachedServer())
     backend = make(servers=server.address, tls_context=server.context, timeout=PATIENT if fault == "restart" else 300)
     backend.update(message_id, start(1))
-    # When it is restarted unseen, or goes silent
+    # When the server is restarted, or stops answering
     getattr(server, fault)()
-    # Then that is noticed as without TLS
+    # Then the backend connects again, or raises an error
     if fault == "restart":
         assert backend.update(message_id, write(1, 2)) is Outcome.MISSING
     else:
@@ -166,29 +166,29 @@ def login_of(server: LoginMemcachedServer, **other: Any) -> dict[str, Any]:
 def test_a_login_is_sent_to_each_connection(
     login_server: LoginMemcachedServer, make: Make, message_id: str, meta: bool
 ) -> None:
-    # Given a server that asks for a login
+    # Given a server that requires a login
     backend = make(**login_of(login_server, meta=meta))
-    # When a message is followed, over many connections
-    # Then that works
+    # When a message is enqueued, run and read, over several connections
+    # Then all calls succeed
     together(*[lambda n=n: live_through(backend, f"{message_id}-{n}") for n in range(4)])  # type: ignore[misc]
 
 
 def test_a_login_on_many_servers(start_server: StartServer, make: Make) -> None:
-    # Given three servers that ask for a login
+    # Given three servers that require a login
     servers = [start_server(LoginMemcachedServer()) for _ in range(3)]
     backend = make(**login_of(servers[0], servers=[server.address for server in servers]))
     ids = [uuid4().hex for _ in range(30)]
     # When messages are written
-    # Then that works on all
+    # Then all are stored
     assert backend.update_many([(message_id, enqueue()) for message_id in ids]) == [Outcome.APPLIED] * 30
 
 
 def test_a_login_where_none_is_needed(memcached_server: MemcachedServer, make: Make, message_id: str) -> None:
-    # Given a server that asks for no login, and a client that has one
+    # Given a server that requires no login, and a backend with one
     backend = make(servers=memcached_server.address, username="bob", password="secret")
-    # When a message is followed
+    # When a message is enqueued, run and read
     live_through(backend, message_id)
-    # Then that works, and the password is not left there
+    # Then all calls succeed, and the server does not keep the password
     assert memcached_server.ask(b"get login\r\n") == b"END\r\n"
 
 
@@ -220,7 +220,7 @@ def test_a_login_that_is_refused(
     run(broker)
     with pytest.raises(BackendError, match=message) as caught:
         StatusRegistry.read(sent, backend=backend)
-    # Then the error and the log say so, and no password is in either
+    # Then the error and the log name the reason, and contain no password
     text = caplog.text + "".join(traceback.format_exception(caught.value)) + repr(backend) + repr(vars(backend))
     assert message in caplog.text and "sesame" not in text
 
@@ -232,9 +232,9 @@ def test_a_password_is_not_shown(login_server: LoginMemcachedServer, make: Make,
     pool = server_of(backend)
     connection = pool.take_idle(time.monotonic())
     assert connection is not None
-    # When it is looked at from the outside
+    # When its objects and their attributes are printed
     seen = [backend, vars(backend), backend._servers, vars(backend._servers), pool, vars(pool), connection]
-    # Then there is no password to see
+    # Then no password is printed
     assert "bob" in repr(seen) and login_server.password not in repr(seen)
     connection.close()
 
@@ -253,8 +253,8 @@ def test_a_password_is_not_shown(login_server: LoginMemcachedServer, make: Make,
 )
 def test_wrong_logins_raise_an_error(username: Any, password: Any, error: type[Exception], field: str) -> None:
     # Given a login that cannot be sent
-    # When a backend is made of it
+    # When a backend is made with it
     with pytest.raises(error, match=f"^{field}") as caught:
         MemcachedBackend(username=username, password=password)
-    # Then that is refused at once, and the password not shown
+    # Then an error is raised at once, without the password
     assert "x-secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Memcached on many servers of which one dies: jobs, writers and readers go on with the others."""
+"""Memcached on several servers: while one is down, jobs, writers and readers continue with the others."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def address_of(backend: MemcachedBackend, message_id: str) -> str:
 
 
 def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> list[str]:
-    """New message ids whose items live on a server."""
+    """Return new message ids whose items are on a server."""
     found: list[str] = []
     while len(found) < count:
         message_id = uuid4().hex
@@ -68,17 +68,17 @@ def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> li
 
 
 def blocked(backend: MemcachedBackend) -> list[OneOfManyServers]:
-    """The servers that are left alone for now."""
+    """Return the servers that are not called at the moment."""
     return [server for server in backend._servers.by_node.values() if server.breaker.blocked]
 
 
 def down(backend: MemcachedBackend) -> list[str]:
-    """The servers that are known to be gone."""
+    """Return the addresses of the servers whose last call has failed."""
     return [server.address for server in backend._servers.by_node.values() if server.is_down]
 
 
 def failures(backend: MemcachedBackend) -> int:
-    """Number of calls that have failed in outages that go on."""
+    """Return the number of failed calls in outages that have not ended."""
     return sum(server.breaker._failures for server in backend._servers.by_node.values() if server.is_down)
 
 
@@ -124,19 +124,19 @@ def test_jobs_go_on_without_a_server(
         return all(snapshot is not None and snapshot.completed for snapshot in found)
 
     with working(broker, threads=6):
-        # Given jobs that are done, and one that runs, on each of three servers
+        # Given completed jobs and a running job on each of three servers
         before = {server: send(server, 4) for server in fleet}
         long = {server: send(server, 1, long=True)[0] for server in fleet}
         assert eventually(lambda: all(completed(ids) for ids in before.values()))
         eventually(lambda: all(StatusRegistry.get(m, backend=backend).get("step") for m in long.values()))
-        # When one of them goes away, and more jobs are sent
+        # When one server goes down, and more jobs are sent
         getattr(lost, fault)()
         after = {server: send(server, 10) for server in fleet}
-        # Then all are done, and those of the other servers are read as always
+        # Then all jobs run, and the statuses on the other servers can be read
         eventually(lambda: {m for ids in after.values() for m in ids} <= set(done))
         living = [m for server in fleet if server is not lost for m in [*before[server], *after[server]]]
         assert eventually(lambda: completed(living))
-        # And those of the one that is gone cannot be read, alone or among others
+        # And statuses on the server that is down cannot be read, alone or with others
         for message_id in [*after[lost], long[lost]]:
             with pytest.raises(BackendError, match=lost.address):
                 StatusRegistry.read(message_id, backend=backend)
@@ -150,25 +150,25 @@ def test_jobs_go_on_without_a_server(
         ]
         with pytest.raises(BackendError, match=lost.address):
             StatusRegistry.read_many(mixed, backend=backend)
-        # When it is back
+        # When the server is back
         lost.reset() if fault == "pause" else lost.start()
-        # Then the running job's status is there again, whole
+        # Then the status of the running job is restored with all fields
         snapshot = eventually(lambda: read_there(long[lost], backend))
         assert (snapshot.state, snapshot["user_id"], snapshot["n"], snapshot["step"]) == ("working", 0, 0, "more")
         assert snapshot.actor_name == "work" and snapshot["progress"] > 0
-        # And so are those of the jobs that have ended meanwhile
+        # And so are the statuses of the jobs that have ended in the outage
         assert eventually(lambda: completed(after[lost]))
         found = StatusRegistry.read_many(after[lost], backend=backend)
         assert [(s["user_id"], s["n"], s.progress) for s in found if s] == [(n, n, 1.0) for n in range(10)]
         over.set()
         assert eventually(lambda: completed(list(long.values())))
-    # And one line was logged when it went, one when it came, and none of the store as a whole
+    # And the log has one line for the beginning of the server's outage, one for its end, and none for the whole store
     lines = [line.getMessage() for line in caplog.records if "status store" in line.getMessage()]
     assert [(lost.address in line, "does not answer" in line) for line in lines] == [(True, True), (True, False)]
 
 
 def read_there(message_id: str, backend: MemcachedBackend) -> Any:
-    """The status of a message, None also while its server is not there."""
+    """Return the status of a message, None for none and while its server is down."""
     try:
         return StatusRegistry.read(message_id, backend=backend)
     except BackendError:
@@ -180,7 +180,7 @@ def read_there(message_id: str, backend: MemcachedBackend) -> Any:
 
 @pytest.fixture
 def lost(fleet: Fleet, backend: MemcachedBackend) -> MemcachedServer:
-    """One of the servers, which is gone after it was used."""
+    """A server that has gone down after it was called."""
     backend.update_many([(message_id, enqueue()) for server in fleet for message_id in ids_on(backend, server, 2)])
     fleet[1].kill()
     return fleet[1]
@@ -189,16 +189,16 @@ def lost(fleet: Fleet, backend: MemcachedBackend) -> MemcachedServer:
 def test_outcomes_of_a_batch_while_a_server_is_down(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
 ) -> None:
-    # Given messages on a server that is gone and on others
+    # Given messages on a server that is down, and on others
     there, gone = ids_on(backend, fleet[0], 3), ids_on(backend, lost, 3)
     ids = [message_id for pair in zip(gone, there) for message_id in pair]
     # When all are written in one call
     outcomes = backend.update_many([(message_id, start(1, step="1")) for message_id in ids])
-    # Then those of the others are stored, and it is said which are not
+    # Then those on the other servers are stored, and the outcomes name those that are not
     assert outcomes == [Outcome.UNAVAILABLE, Outcome.APPLIED] * 3
     found = backend.read_many(ids)
     assert [isinstance(one, BackendError) or (one and one[":step"]) for one in found] == [True, "1"] * 3
-    # And so it is with those that are alone in their call
+    # And a call with one update has the same outcome
     assert backend.update_many([(gone[0], write(1, 2))]) == [Outcome.UNAVAILABLE]
     assert backend.update_many([(there[0], write(1, 2))]) == [Outcome.APPLIED]
     assert [backend.begin_update(m, enqueue(origin=8))() for m in (gone[1], there[1])] == [
@@ -210,15 +210,15 @@ def test_outcomes_of_a_batch_while_a_server_is_down(
 def test_reads_return_errors_for_a_server_that_is_down_and_none_for_unknown_messages(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
 ) -> None:
-    # Given messages on a server that is gone, and on others that know them or not
+    # Given messages on a server that is down, and known and unknown messages on the others
     (gone, gone_too), (there,), (unknown,) = (
         ids_on(backend, lost, 2),
         ids_on(backend, fleet[0], 1),
         ids_on(backend, fleet[2], 1),
     )
     backend.update(there, start(1))
-    # When they are read, alone and together
-    # Then the missing are errors that name the server, the unknown are not
+    # When the messages are read, alone and together
+    # Then messages on the server that is down are errors with its address, and unknown messages are None
     for call in (
         backend.read,
         backend.snapshot,
@@ -242,7 +242,7 @@ def test_reads_return_errors_for_a_server_that_is_down_and_none_for_unknown_mess
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "new"])
 def test_all_servers_together_have_one_time_out(fleet: Fleet, connected: bool) -> None:
-    # Given three servers that take connections and answer nothing
+    # Given three servers that accept connections and never answer
     backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=500)
     ids = [message_id for server in fleet for message_id in ids_on(backend, server, 3)]
     if connected:
@@ -257,7 +257,7 @@ def test_all_servers_together_have_one_time_out(fleet: Fleet, connected: bool) -
         "read": lambda: backend.read(ids[0]),
     }
     took: dict[str, float] = {}
-    # When each call is made as the first to meet that
+    # When each call is made by a backend that has not called them since
     for name, call in calls.items():
         for server in backend._servers.by_node.values():
             server.forget()
@@ -271,24 +271,24 @@ def test_all_servers_together_have_one_time_out(fleet: Fleet, connected: bool) -
         began = time.monotonic()
         raised_by(call)
         took[name] = time.monotonic() - began
-    # Then it takes one time-out, not one for each server
+    # Then it takes one time-out, and not one for each server
     assert {name: seconds for name, seconds in took.items() if seconds > 1.0} == {}
     backend.close()
 
 
 def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
-    # Given a server of three that is frozen, of which nothing is known yet
+    # Given one frozen server of three, which was not called since
     backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=1000)
     other = MemcachedBackend(servers=[server.address for server in fleet], timeout=PATIENT)
     ids = [message_id for server in fleet for message_id in ids_on(backend, server, 300)]
     other.update_many([(message_id, start(1)) for message_id in ids])
     backend.update_many([(message_id, start(1)) for message_id in [*ids[:1], *ids[300:301], *ids[600:601]]])
     fleet[0].pause()
-    # When messages of all three are written, which takes some rounds each
+    # When messages on all three are written, in several rounds for each server
     outcomes = backend.update_many([(message_id, outside(step="1")) for message_id in ids])
-    # Then those of the other two are stored, and those of the frozen one are not
+    # Then those on the two others are stored, and those on the frozen one are not
     assert outcomes == [Outcome.UNAVAILABLE] * 300 + [Outcome.APPLIED] * 600
-    # And so it is with reads
+    # And a read of all of them finds the same ones
     found = backend.read_many(ids)
     assert [isinstance(one, BackendError) for one in found] == [True] * 300 + [False] * 600
     fleet[0].resume()
@@ -297,7 +297,7 @@ def test_a_frozen_server_does_not_hold_back_the_others(fleet: Fleet) -> None:
 
 
 def test_watchers_wait_for_a_server_that_is_down(fleet: Fleet) -> None:
-    # Given watchers of a message on one of three servers, which take an unknown message for missing at once
+    # Given watchers of a message on one of three servers, for which an unknown message is missing at once
     backend = MemcachedBackend(servers=[server.address for server in fleet], timeout=300)
     (message_id,), lost = ids_on(backend, fleet[1], 1), fleet[1]
     others = [message_id for server in (fleet[0], fleet[2]) for message_id in ids_on(backend, server, 1)]
@@ -316,14 +316,14 @@ def test_watchers_wait_for_a_server_that_is_down(fleet: Fleet) -> None:
     with ThreadPoolExecutor(2) as threads:
         waiting = [threads.submit(watch), threads.submit(lambda: asyncio.run(watch_in_a_loop()))]
         eventually(lambda: len(seen) == 2)
-        # When that server is away for some attempts to read it, and the others are not
+        # When this server is down for some attempts to read it
         lost.pause()
         eventually(lambda: down(backend) == [lost.address] and failures(backend) >= 3)
-        # Then none has ended
+        # Then no watcher has ended
         assert [future.exception() for future in waiting if future.done()] == []
         lost.resume()
         eventually(lambda: not isinstance(raised_by(lambda: backend.read(message_id)), BackendError))
-        # And when the message ends, so do they
+        # And when the message ends, the watchers end
         backend.update(message_id, finish(1))
         for future in waiting:
             future.result(60)
@@ -334,10 +334,10 @@ def test_watchers_wait_for_a_server_that_is_down(fleet: Fleet) -> None:
 def test_direct_writes_to_a_server_that_is_down_raise_an_error(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
 ) -> None:
-    # Given a message on a server that is gone
+    # Given a message on a server that is down
     (gone,) = ids_on(backend, lost, 1)
-    # When it is written or deleted by somebody who cannot try again later
-    # Then that is an error, which says where
+    # When it is written or deleted from outside of a worker
+    # Then the call raises an error with the address of the server
     for call in (lambda: backend.update(gone, outside(step="1")), lambda: backend.delete(gone)):
         with pytest.raises(BackendError, match=lost.address) as caught:
             call()
@@ -351,33 +351,33 @@ def test_begun_updates_while_a_server_goes_down(fleet: Fleet, backend: Memcached
     (message_id,) = ids_on(backend, fleet[1], 1)
     fleet[1].pause()
     complete = backend.begin_update(message_id, enqueue())
-    # When its server does not live to answer it
+    # When its server goes down before it answers
     if fault == "kill":
         fleet[1].kill()
-    # Then that is known at its end
+    # Then the store is unavailable when the enqueue is completed
     assert complete() is Outcome.UNAVAILABLE
 
 
 def test_a_server_that_has_failed_is_not_called_for_a_while(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer
 ) -> None:
-    # Given a server that was missed, and is back
+    # Given a server that was down when it was called, and is back
     (message_id,) = ids_on(backend, lost, 1)
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
     (server,) = [server for server in backend._servers.by_node.values() if server.breaker.down]
     lost.start()
-    # When it is asked before its time
+    # When a call comes before the time of the next attempt
     server.breaker.retry_at = time.monotonic() + 1000
-    # Then it is not
+    # Then the server is not called
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.UNAVAILABLE]
-    # And when the time has come, it is
+    # And after that time, it is called
     server.breaker.retry_at = 0.0
     assert backend.update_many([(message_id, enqueue())]) == [Outcome.APPLIED]
     assert not server.breaker.down
 
 
 def test_a_call_raises_an_error_if_all_servers_are_down(fleet: Fleet, backend: MemcachedBackend) -> None:
-    # Given messages on three servers, and then no server any more
+    # Given messages on three servers, which all go down
     ids = [message_id for server in fleet for message_id in ids_on(backend, server, 1)]
     backend.update_many([(message_id, start(1)) for message_id in ids])
     for server in fleet:
@@ -392,10 +392,10 @@ def test_a_call_raises_an_error_if_all_servers_are_down(fleet: Fleet, backend: M
         lambda: backend.begin_update(ids[0], enqueue())(),
     ]
     eventually(lambda: isinstance(raised_by(calls[0]), BackendError))
-    # When they are asked for something
-    # Then that is an error each time, not an unknown status
+    # When they are called
+    # Then each call raises an error
     assert [type(raised_by(call)) for call in calls] == [BackendError] * len(calls)
-    # And when one of them is back, it is not
+    # And when one of them is back, no call that includes it does
     fleet[2].start()
     eventually(lambda: not isinstance(raised_by(lambda: backend.read(ids[2])), BackendError))
     eventually(lambda: backend.update_many([(ids[2], start(1))]) == [Outcome.APPLIED])
@@ -405,12 +405,12 @@ def test_a_call_raises_an_error_if_all_servers_are_down(fleet: Fleet, backend: M
 def test_an_update_that_is_too_large_while_another_server_is_down(
     fleet: Fleet, backend: MemcachedBackend, lost: MemcachedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Given a message on a server that is gone, and one on another
+    # Given a message on a server that is down, and one on another server
     (gone,), (there,) = ids_on(backend, lost, 1), ids_on(backend, fleet[0], 1)
-    # When something is written to both that is too large for the one that is there
+    # When both are written, the second one with a field that is too large
     large = outside(big='"' + "x" * 1_100_000 + '"')
     backend.update(there, start(1))
-    # Then that is said of each
+    # Then the first one is unavailable, and the log names the field of the second one
     assert backend.update_many([(gone, start(1)), (there, large)]) == [Outcome.UNAVAILABLE, Outcome.APPLIED]
     snapshot = backend.snapshot(there)
     assert snapshot is not None and snapshot.truncated == ("big",) and "'big'" in caplog.text
@@ -423,9 +423,9 @@ def test_a_server_that_the_client_has_given_up_keeps_its_keys(fleet: Fleet) -> N
     for n in range(100):
         client.get(f"key-{n}")
     assert client._dead_clients
-    # When a backend is made of it
+    # When a backend is made with it
     moved = MemcachedBackend(client=client)
-    # Then its messages live where those of everybody else do
+    # Then its messages are on the same servers as those of other backends
     other = MemcachedBackend(servers=[server.address for server in fleet])
     ids = [uuid4().hex for _ in range(100)]
     assert [address_of(moved, m) for m in ids] == [address_of(other, m) for m in ids]
@@ -434,22 +434,22 @@ def test_a_server_that_the_client_has_given_up_keeps_its_keys(fleet: Fleet) -> N
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_process_has_new_circuit_breakers(backend: MemcachedBackend, lost: MemcachedServer) -> None:
-    # Given a process that knows of a server that is gone
+    # Given a process that has found a server down
     (message_id,) = ids_on(backend, lost, 1)
     assert isinstance(raised_by(lambda: backend.read(message_id)), BackendError) and down(backend) == [lost.address]
-    # When it forks
+    # When the process forks
     if (child := os.fork()) == 0:
         signal.alarm(60)
         code = 1
         try:
-            # Then the child does not know, and finds out by itself
+            # Then the child has no server that is down, until it has called this one
             before = down(backend)
             found = raised_by(lambda: backend.read(message_id))
             code = 0 if (before, type(found), down(backend)) == ([], BackendError, [lost.address]) else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    # And the parent still knows
+    # And for the parent, the server is still down
     assert down(backend) == [lost.address]
 
 
@@ -457,7 +457,7 @@ def test_a_child_process_has_new_circuit_breakers(backend: MemcachedBackend, los
 
 
 class Partial(RecordingBackend):
-    """A store of many servers; those of some messages do not answer."""
+    """A store on several servers.  The servers of some messages do not answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -475,7 +475,7 @@ def partial(monkeypatch: pytest.MonkeyPatch) -> Partial:
 
 
 def test_the_writer_keeps_updates_for_a_server_that_is_down(partial: Partial) -> None:
-    # Given two jobs, of which one is on a server that does not answer
+    # Given two jobs, one of them on a server that does not answer
     broker = make_broker(partial)
     flushed: dict[str, bool] = {}
 
@@ -489,17 +489,17 @@ def test_the_writer_keeps_updates_for_a_server_that_is_down(partial: Partial) ->
 
     here, gone = work.send().message_id, work.send().message_id
     partial.gone.add(gone)
-    # When both run to their end
+    # When both end
     with working(broker) as worker:
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-        # Then the one is stored, and nobody has waited for the other
+        # Then the other one is stored, and no thread has waited for this one
         assert flushed == {here: True, gone: False}
         found = StatusRegistry.read(here, backend=partial)
         assert found is not None and found.completed
         still = StatusRegistry.read(gone, backend=partial)
         assert still is not None and still.queued
-        # And when its server is back, it is stored whole
+        # And when its server is back, this one is stored with all fields
         partial.gone.clear()
         later = eventually(lambda: completed_one(gone, partial))
     assert (later["step"], later["last"], later["progress"], later.attempts) == (1, 2, 5, 1)
@@ -511,7 +511,7 @@ def completed_one(message_id: str, backend: Any) -> Any:
 
 
 def test_a_worker_that_ends_tries_a_server_that_is_down_until_its_time_is_over(partial: Partial) -> None:
-    # Given a worker with something for a server that does not answer
+    # Given a worker with an update for a server that does not answer
     broker = make_broker(partial)
 
     @dramatiq.actor(broker=broker)
@@ -523,13 +523,13 @@ def test_a_worker_that_ends_tries_a_server_that_is_down_until_its_time_is_over(p
     with working(broker) as worker:
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-        # When it ends, and the server comes back
+        # When the worker ends, and the server comes back
         stopping = threading.Thread(target=worker.stop)
         stopping.start()
         eventually(lambda: middleware._writer._queue.drains)
         partial.gone.clear()
         stopping.join()
-    # Then the status is there
+    # Then the update is stored
     snapshot = StatusRegistry.read(message_id, backend=partial)
     assert snapshot is not None and snapshot.completed
 
@@ -551,10 +551,10 @@ def test_the_updates_kept_for_a_server_that_is_down_are_bounded(
     with working(broker) as worker:
         broker.join(work.queue_name, timeout=20_000)
         worker.join()
-        # When it is back
+        # When the server is back
         partial.gone.clear()
         eventually(lambda: completed_one(ids[-1], partial))
-    # Then the last ones are there, and it was said once that the others are not
+    # Then the last messages are completed, the first are not, and the log has one line about these
     states = [StatusRegistry.get(message_id, backend=partial).state for message_id in ids]
     assert 1 <= states.count("completed") <= 10 and states[0] == "queued"
     assert sum("More than 5" in line.getMessage() for line in caplog.records) == 1
@@ -564,7 +564,7 @@ def test_the_updates_kept_for_a_server_that_is_down_are_bounded(
 
 
 class AllOf:
-    """A fleet whose servers come and go together."""
+    """Several servers that start and stop together."""
 
     def __init__(self, fleet: Fleet, backend: MemcachedBackend) -> None:
         self._fleet = fleet

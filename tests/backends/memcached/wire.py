@@ -31,11 +31,11 @@ LARGE = '"' + "x" * 60_000 + '"'
 
 
 class Wire:
-    """Stands between clients and a server, keeps their requests, and meddles where a test wants it to."""
+    """A proxy between clients and a server.  It keeps their requests, and a test can change their replies."""
 
     def __init__(self, server: MemcachedServer) -> None:
         self.server = server
-        #: What came from a client between two answers.
+        #: The bytes that a client has sent between two replies.
         self.requests: list[bytes] = []
         self.meddle: Meddle = lambda request: None
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -81,7 +81,7 @@ class Wire:
                 server.sendall(data)
 
     def round_trips(self, call: Callable[[], Any]) -> int:
-        """How many a call takes."""
+        """Return the number of round trips of a call."""
         before = len(self.requests)
         call()
         return len(self.requests) - before
@@ -134,7 +134,7 @@ class Dripping:
 
 
 def once(meddle: Meddle, mark: bytes) -> Meddle:
-    """Meddle with the first request that begins with `mark` only."""
+    """Meddle only with the first request that begins with `mark`."""
     left = [mark]
 
     def meddle_once(request: bytes) -> bytes | bool | None:
@@ -152,7 +152,7 @@ def server_of(backend: MemcachedBackend) -> Server:
 
 
 def hurry(backend: MemcachedBackend, timeout: float) -> None:
-    """Give the only connection, which was made in peace, and all new ones so many seconds for a call."""
+    """Set the time-out of the existing connection and of all new ones, in seconds."""
     server = server_of(backend)
     connection = server.take_idle(time.monotonic())
     assert connection is not None
