@@ -29,7 +29,7 @@ def coded(text: str | bytes) -> str:
     position=st.integers(0, MAX_POSITION - 1),
     message_id=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=50),
 )
-def test_a_cursor_fits_a_url_and_comes_back(position: int, message_id: str) -> None:
+def test_cursors_fit_a_url_and_are_read_back(position: int, message_id: str) -> None:
     cursor = Cursor(position, message_id)
     # When a cursor is written as a text
     text = encode(cursor)
@@ -77,7 +77,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_cursors(every_backend: Any, name: str) -> None:
+def test_wrong_cursors_raise_a_short_error(every_backend: Any, name: str) -> None:
     # When a page is listed after what is no cursor
     with pytest.raises(ValueError, match=r"^after is no cursor .*pass the last snapshot of the page before") as caught:
         StatusRegistry.list(after=WRONG[name], backend=every_backend)
@@ -92,7 +92,7 @@ def test_wrong_cursors(every_backend: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("after", [5, b"NSBt", 1.5, ("5", "m"), Cursor(5, "m"), object()], ids=repr)
-def test_other_types(after: Any) -> None:
+def test_other_types_than_cursors_raise(after: Any) -> None:
     with pytest.raises(TypeError, match=f"^after must be a Snapshot or a str, not {type(after).__name__}: pass"):
         StatusRegistry.list(after=after, backend=StubBackend())
 

@@ -88,7 +88,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("call", [CALLS["read"], CALLS["find"]], ids=["read", "find"])
-def test_replies_that_drip(dripping: RedisBackend, call: Callable[[RedisBackend], Any]) -> None:
+def test_replies_byte_by_byte_end_at_the_timeout(dripping: RedisBackend, call: Callable[[RedisBackend], Any]) -> None:
     # Given a server that sends its replies byte by byte
     # When it is asked
     # Then the time-out is that of the call
@@ -97,7 +97,9 @@ def test_replies_that_drip(dripping: RedisBackend, call: Callable[[RedisBackend]
 
 
 @pytest.mark.parametrize("call", [CALLS["read"], CALLS["begin_update"]], ids=["read", "begin_update"])
-def test_connecting_where_replies_drip(dripping: RedisBackend, call: Callable[[RedisBackend], Any]) -> None:
+def test_connecting_with_replies_byte_by_byte_ends_at_the_timeout(
+    dripping: RedisBackend, call: Callable[[RedisBackend], Any]
+) -> None:
     # Given such a server, and no connection
     dripping.close()
     # When it is asked
@@ -106,7 +108,7 @@ def test_connecting_where_replies_drip(dripping: RedisBackend, call: Callable[[R
         call(dripping)
 
 
-def test_a_subscription_where_replies_drip(dripping: RedisBackend) -> None:
+def test_subscribing_with_replies_byte_by_byte_ends_at_the_timeout(dripping: RedisBackend) -> None:
     with in_time():
         dripping.subscribe(["m"])
 
@@ -116,7 +118,7 @@ def test_a_subscription_where_replies_drip(dripping: RedisBackend) -> None:
     ["import sys; sys.modules['hiredis'] = None", "from gevent import monkey; monkey.patch_all()"],
     ids=["without hiredis", "gevent"],
 )
-def test_replies_that_drip_in_another_environment(proxy: Proxy, before: str) -> None:
+def test_replies_byte_by_byte_without_hiredis_and_with_gevent(proxy: Proxy, before: str) -> None:
     # Given a process without hiredis, or with gevent
     script = f"""
         {before}
@@ -147,7 +149,7 @@ def test_replies_that_drip_in_another_environment(proxy: Proxy, before: str) -> 
     assert [float(line) < limit() for line in output.splitlines()] == [True, True]
 
 
-def test_replies_that_drip_in_an_event_loop(dripping: RedisBackend) -> None:
+def test_replies_byte_by_byte_in_an_event_loop(dripping: RedisBackend) -> None:
     async def ask() -> None:
         # Given a server that sends its replies byte by byte, and no connection, or one
         for _ in range(2):
@@ -160,7 +162,7 @@ def test_replies_that_drip_in_an_event_loop(dripping: RedisBackend) -> None:
 
 
 @pytest.mark.parametrize("kind", ["redis", "redis without hiredis", "memcached"])
-def test_a_large_reply_takes_its_time(
+def test_a_large_reply_may_take_longer_than_the_timeout(
     kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a server that sends 8 MB a second
@@ -186,7 +188,7 @@ def test_a_large_reply_takes_its_time(
         backend.close()
 
 
-def test_a_large_reply_that_stops(proxy: Proxy) -> None:
+def test_a_large_reply_that_stops_ends_at_the_timeout(proxy: Proxy) -> None:
     # Given a server that stops in the middle of a large reply
     backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
     for number in range(60):
@@ -222,7 +224,9 @@ def busy_process() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", ["redis", "redis without hiredis", "cluster"])
-def test_a_busy_process(kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_that_a_busy_process_reads_late(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a process whose other threads need the processor
     if kind == "cluster":
         servers = request.getfixturevalue("redis_cluster")
@@ -243,7 +247,7 @@ def test_a_busy_process(kind: str, request: pytest.FixtureRequest, monkeypatch: 
 
 
 @pytest.mark.parametrize("with_hiredis", [True, False])
-def test_work_between_an_update_and_its_reply(
+def test_replies_that_are_read_late_after_begin_update(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, with_hiredis: bool
 ) -> None:
     # Given an update that was sent
@@ -259,7 +263,7 @@ def test_work_between_an_update_and_its_reply(
     backend.close()
 
 
-def test_a_large_reply_in_an_event_loop(proxy: Proxy) -> None:
+def test_a_large_reply_in_an_event_loop_may_take_longer_than_the_timeout(proxy: Proxy) -> None:
     # Given a server that takes twice the time-out for a reply, and goes on sending
     backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
     ids = [str(number) for number in range(1000)]
@@ -277,7 +281,7 @@ def test_a_large_reply_in_an_event_loop(proxy: Proxy) -> None:
     backend.close()
 
 
-def test_a_blocked_event_loop(redis_server: RedisServer, redis_url: str) -> None:
+def test_replies_that_a_blocked_event_loop_reads_late(redis_server: RedisServer, redis_url: str) -> None:
     backend = RedisBackend(url=redis_url, timeout=100)
     backend.update("m", enqueue())
 
@@ -357,7 +361,7 @@ FROZEN_CALLS = {
         *[(name, False) for name in ("read", "begin_update", "find", "subscribe")],
     ],
 )
-def test_frozen_servers(store: Store, name: str, connected: bool) -> None:
+def test_calls_to_frozen_servers_end_by_the_deadline(store: Store, name: str, connected: bool) -> None:
     # Given servers all of which are frozen, and connections to them or none
     store.freeze(connected=connected)
     # When a call is made
@@ -367,7 +371,7 @@ def test_frozen_servers(store: Store, name: str, connected: bool) -> None:
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "not connected"])
-def test_sending_a_message_with_frozen_servers(store: Store, connected: bool) -> None:
+def test_send_waits_for_one_timeout_while_servers_are_frozen(store: Store, connected: bool) -> None:
     # Given a message to send, and frozen servers
     broker = make_broker(store.backend)
 
@@ -382,7 +386,7 @@ def test_sending_a_message_with_frozen_servers(store: Store, connected: bool) ->
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "not connected"])
-def test_frozen_servers_in_an_event_loop(store: Store, connected: bool) -> None:
+def test_concurrent_calls_to_frozen_servers_end_by_their_own_deadlines(store: Store, connected: bool) -> None:
     async def ask() -> None:
         # Given frozen servers, and connections to them or none
         if connected:
@@ -400,7 +404,7 @@ def test_frozen_servers_in_an_event_loop(store: Store, connected: bool) -> None:
     asyncio.run(ask())
 
 
-def test_one_frozen_sentinel(redis_sentinels: RedisSentinels) -> None:
+def test_a_frozen_sentinel_leaves_time_for_the_next_one_and_the_master(redis_sentinels: RedisSentinels) -> None:
     # Given a Sentinel that is frozen, the one that is asked first
     redis_sentinels.reset()
     backend = RedisBackend(
@@ -418,7 +422,7 @@ def test_one_frozen_sentinel(redis_sentinels: RedisSentinels) -> None:
         backend.close()
 
 
-def test_one_frozen_node(redis_cluster: RedisCluster) -> None:
+def test_a_frozen_node_leaves_time_for_the_other_nodes(redis_cluster: RedisCluster) -> None:
     # Given a cluster with a frozen node, the one that is asked first, and no connections
     redis_cluster.reset()
     backend = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=LONG_TIMEOUT)

@@ -73,7 +73,7 @@ def play(tmp_path: Path, scenario: str) -> list[str]:
     ],
     ids=["file", "dangling link", "relative link", "none"],
 )
-def test_two_at_once_leave_the_policy_as_it_was(make: str, shown: list[str], tmp_path: Path) -> None:
+def test_two_scripts_at_once_restore_the_policy(make: str, shown: list[str], tmp_path: Path) -> None:
     # Given a system that has a policy of its own for services, or none
     # When two scripts install servers at the same time, and the first ends first
     printed = play(
@@ -99,7 +99,7 @@ def test_two_at_once_leave_the_policy_as_it_was(make: str, shown: list[str], tmp
 
 
 @pytest.mark.parametrize("make, shown", [("exit 104", ["exit 104"]), ("", [])], ids=["policy", "none"])
-def test_one_that_was_killed_is_cleaned_up_after(make: str, shown: list[str], tmp_path: Path) -> None:
+def test_a_script_cleans_up_after_a_killed_one(make: str, shown: list[str], tmp_path: Path) -> None:
     # Given a script that was killed while it installed
     # When it runs again
     printed = play(
@@ -123,7 +123,7 @@ def test_one_that_was_killed_is_cleaned_up_after(make: str, shown: list[str], tm
     assert printed == ["exit 101", "exit 101", *shown]
 
 
-def test_another_package_manager_is_waited_for(tmp_path: Path) -> None:
+def test_the_script_waits_for_another_package_manager(tmp_path: Path) -> None:
     # Given a real apt-get, with a state of its own, and somebody who holds the lock of dpkg
     # When servers are installed
     printed = play(

@@ -89,7 +89,7 @@ def command(broker_url: str, store_url: str) -> Iterator[None]:
 
 
 @pytest.mark.timeout(120 + PATIENCE // 1000)
-def test_every_record_is_exact(redis_server: RedisServer, redis_url: str, redis_broker_url: str) -> None:
+def test_three_processes_store_exact_records(redis_server: RedisServer, redis_url: str, redis_broker_url: str) -> None:
     broker = stress_app.make_broker(redis_broker_url, redis_url)
     actor = dramatiq.actor(stress_app.work, broker=broker)
     client = redis.Redis.from_url(redis_broker_url, decode_responses=True)

@@ -72,7 +72,7 @@ async def until(predicate: Callable[[], Any]) -> None:
 
 
 class TestManyWatchers:
-    def test_two_thousand_watchers_of_two_hundred_jobs(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_many_watchers_share_two_connections(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given jobs, each watched by ten, every watcher with a status of its own to tell
         work = [Job(jobs).enqueue() for _ in range(200)]
         ended: list[tuple[str, State, Any]] = []
@@ -105,7 +105,7 @@ class TestManyWatchers:
 
         in_loop(main)
 
-    def test_those_who_begin_together_are_served_together(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_watchers_that_begin_together_share_a_read(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given messages that have ended
         work = [Job(jobs).enqueue().finish() for _ in range(100)]
         reads: list[int] = []
@@ -128,7 +128,7 @@ class TestManyWatchers:
 
         in_loop(main)
 
-    def test_nothing_is_missed_in_between(
+    def test_watch_misses_no_change_before_the_subscription(
         self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a job that ends after the first look, before the server was asked to tell
@@ -148,7 +148,7 @@ class TestManyWatchers:
         # Then the end is seen
         assert in_loop(main) == [State.QUEUED, State.COMPLETED]
 
-    def test_who_stops_early_is_not_told_any_more(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_a_watcher_that_stops_unsubscribes(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given two watched messages
         first, second = Job(jobs).enqueue(), Job(jobs).enqueue()
 
@@ -171,7 +171,7 @@ class TestManyWatchers:
 
         in_loop(main)
 
-    def test_breaking_off(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_a_watcher_that_is_dropped_closes_its_connection(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a watcher that breaks off without further ado
         job = Job(jobs).enqueue()
 
@@ -186,7 +186,7 @@ class TestManyWatchers:
 
         in_loop(main)
 
-    def test_breaking_off_a_batch(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_a_watcher_of_a_batch_that_is_dropped_unsubscribes(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given messages that are watched together, and one beside them that is watched on
         work, other = [Job(jobs).enqueue() for _ in range(20)], Job(jobs).enqueue()
 
@@ -211,7 +211,7 @@ class TestManyWatchers:
 
         in_loop(main)
 
-    def test_one_after_another(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_watches_one_after_another(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a loop in which messages are watched one after another
         async def main() -> None:
             for _ in range(20):
@@ -225,7 +225,7 @@ class TestManyWatchers:
 
         in_loop(main)
 
-    def test_loops_in_threads(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_event_loops_in_threads_have_their_own_connections(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given loops in three threads, and a message
         job = Job(jobs).enqueue()
         seen: list[State] = []
@@ -246,7 +246,7 @@ class TestManyWatchers:
         # And none is left
         eventually(lambda: not connections(jobs))
 
-    def test_one_loop_after_another(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_one_event_loop_after_another(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a process that has one loop after another
         left: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
@@ -270,7 +270,7 @@ class TestManyWatchers:
 
 
 class TestLosses:
-    def test_a_lost_subscription(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_watch_subscribes_again_after_a_lost_connection(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given watchers
         work = [Job(jobs).enqueue() for _ in range(20)]
 
@@ -291,7 +291,7 @@ class TestLosses:
 
         in_loop(main)
 
-    def test_a_subscription_that_fails(
+    def test_watch_subscribes_again_after_a_failure(
         self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a loop that is told, or else knows nothing, and a server that does not take the first two wishes
@@ -317,7 +317,7 @@ class TestLosses:
 
         in_loop(main)
 
-    def test_a_look_that_fails(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_watch_reads_again_after_a_failed_read(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a watcher who is told of changes
         job = Job(jobs).enqueue()
 
@@ -342,7 +342,7 @@ class TestLosses:
 
         in_loop(main)
 
-    def test_what_was_closed_is_not_connected_again(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_a_closed_subscription_does_not_connect_again(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a subscription that was closed
         async def main() -> None:
             store = await async_backend(backend)
@@ -358,7 +358,7 @@ class TestLosses:
 
         in_loop(main)
 
-    def test_an_outage(self, start_server: StartServer) -> None:
+    def test_watch_continues_after_an_outage(self, start_server: StartServer) -> None:
         # Given watchers
         server = start_server(RedisServer())
         with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
@@ -385,7 +385,9 @@ class TestLosses:
 
             in_loop(main)
 
-    def test_no_time_in_an_outage(self, start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_watch_raises_after_its_timeout_in_an_outage(
+        self, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # Given a message that is watched for a while
         server = start_server(RedisServer())
         with (
@@ -446,7 +448,9 @@ class TestLosses:
 
             in_loop(main)
 
-    def test_an_idle_connection_that_the_server_has_closed(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_reads_connect_again_if_the_server_has_closed_the_connection(
+        self, jobs: RedisBackend, backend: RedisBackend
+    ) -> None:
         # Given a connection that was used
         job = Job(jobs).enqueue()
 
@@ -484,7 +488,7 @@ class TestLosses:
 
             in_loop(main)
 
-    def test_a_server_that_is_away(self, start_server: StartServer) -> None:
+    def test_calls_raise_if_the_server_is_down(self, start_server: StartServer) -> None:
         # Given a server that has ended
         server = start_server(RedisServer())
         server.kill()
@@ -502,7 +506,7 @@ class TestLosses:
 
 
 class TestOneLineForAll:
-    def test_who_stops_waiting_disturbs_nobody(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_cancelled_reads_do_not_affect_others(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given messages
         work = [Job(jobs).enqueue().start().write(n=n) for n in range(50)]
 
@@ -522,7 +526,7 @@ class TestOneLineForAll:
 
         in_loop(main)
 
-    def test_an_error_is_its_own(self, start_server: StartServer) -> None:
+    def test_an_error_of_one_call_does_not_affect_others(self, start_server: StartServer) -> None:
         # Given a user who may read, and not write
         server = start_server(RedisServer())
         with closing(RedisBackend(url=server.url)) as jobs:
@@ -544,7 +548,7 @@ class TestOneLineForAll:
 
             in_loop(main)
 
-    def test_a_subscription_of_a_user_without_unsubscribe(self, start_server: StartServer) -> None:
+    def test_subscriptions_of_a_user_who_may_not_unsubscribe(self, start_server: StartServer) -> None:
         # Given a user without the right to unsubscribe, and subscriptions to two jobs
         server = start_server(RedisServer())
         with closing(RedisBackend(url=server.url)) as writer:
@@ -569,7 +573,7 @@ class TestOneLineForAll:
 
                 in_loop(main)
 
-    def test_a_master_that_was_demoted(self, start_server: StartServer) -> None:
+    def test_updates_raise_on_a_master_that_was_demoted(self, start_server: StartServer) -> None:
         # Given a master to which there is a connection
         server, master = start_server(RedisServer()), start_server(RedisServer())
         with closing(RedisBackend(url=server.url)) as backend, redis.Redis.from_url(server.url) as client:
@@ -615,7 +619,7 @@ class TestOneLineForAll:
 
             in_loop(main)
 
-    def test_the_script_is_loaded(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_concurrent_updates_load_the_script_again(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a server that has forgotten the script
         job = Job(jobs).enqueue()
 
@@ -632,7 +636,7 @@ class TestOneLineForAll:
 
         in_loop(main)
 
-    def test_more_than_one_call(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_more_messages_than_one_pipeline_reads(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given more messages than one pipeline reads
         job = Job(jobs).enqueue()
 
@@ -661,7 +665,7 @@ class TestOneLineForAll:
 
         in_loop(main)
 
-    def test_what_redis_asyncio_does_not_have(self, redis_url: str) -> None:
+    def test_clients_with_connections_of_their_own_run_in_threads(self, redis_url: str) -> None:
         # Given a client with a connection of its own kind
         class Peculiar(redis.Connection):
             pass
@@ -680,7 +684,7 @@ class TestOneLineForAll:
 
             in_loop(main)
 
-    def test_parameters_that_would_be_lost(self) -> None:
+    def test_parameters_that_an_event_loop_cannot_use_raise(self) -> None:
         # Given a client that checks certificates in a way that redis.asyncio does not know
         def connector(**parameters: Any) -> Connector | None:
             pool = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", **parameters)
@@ -711,7 +715,7 @@ class TestWithin:
 
         in_loop(main)
 
-    def test_time(self) -> None:
+    def test_work_in_an_event_loop_has_a_timeout(self) -> None:
         async def main() -> None:
             # Given work that takes too long, work that fails, and work that does neither
             # When somebody waits for it
@@ -729,7 +733,7 @@ class TestWithin:
 
 
 class TestManyServers:
-    def test_sentinels(self, redis_sentinels: RedisSentinels) -> None:
+    def test_watch_on_a_master_of_sentinels(self, redis_sentinels: RedisSentinels) -> None:
         # Given a master that is found by sentinels
         redis_sentinels.reset()
         with closing(
@@ -750,7 +754,7 @@ class TestManyServers:
 
             in_loop(main)
 
-    def test_a_cluster(self, redis_cluster: RedisCluster) -> None:
+    def test_watch_on_a_cluster(self, redis_cluster: RedisCluster) -> None:
         # Given a cluster, and messages on all of its nodes
         redis_cluster.reset()
         with closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=20_000)) as backend:
@@ -774,7 +778,7 @@ class TestManyServers:
 
 
 class TestClosing:
-    def test_closing_by_hand(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_watchers_raise_when_the_backend_is_closed(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given a watcher, and one who waits for many
         job = Job(jobs).enqueue()
 
@@ -813,7 +817,7 @@ class TestClosing:
             "server.kill()\n    try:\n        await read()\n    except BackendError:\n        pass",
         ],
     )
-    def test_nothing_is_left_behind(self, body: str) -> None:
+    def test_scripts_end_without_warnings(self, body: str) -> None:
         # Given a script that watches and reads, and ends
         script = textwrap.dedent(
             """
@@ -856,7 +860,7 @@ class TestClosing:
         # Then there is none
         assert (done.returncode, done.stderr) == (0, "")
 
-    def test_a_loop_that_is_not_closed_in_good_order(self, jobs: RedisBackend, backend: RedisBackend) -> None:
+    def test_event_loops_that_were_closed_without_notice(self, jobs: RedisBackend, backend: RedisBackend) -> None:
         # Given loops that were closed without a word
         job = Job(jobs).enqueue()
         for _ in range(3):

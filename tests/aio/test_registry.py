@@ -74,13 +74,13 @@ class TestSameAsElsewhere:
         [(aio.StatusRegistry, StatusRegistry), (aio.Batch, Batch)],
         ids=["StatusRegistry", "Batch"],
     )
-    def test_signatures(self, here: type, there: type) -> None:
+    def test_asynchronous_signatures_equal_the_others(self, here: type, there: type) -> None:
         # Given both faces
         # When their public names are compared
         # Then names, parameters, kinds and defaults are the same
         assert signatures_of(here) == signatures_of(there)
 
-    def test_what_is_awaited(self) -> None:
+    def test_methods_that_read_the_store_are_coroutines(self) -> None:
         # Given the public methods of the registry
         plain = {"get", "progress", "batch"}
         # When they are called
@@ -90,14 +90,14 @@ class TestSameAsElsewhere:
                 assert inspect.iscoroutinefunction(getattr(aio.StatusRegistry, name)), name
 
     @pytest.mark.parametrize("name", ["Status", "Progress"])
-    def test_handles(self, name: str) -> None:
+    def test_asynchronous_handles_have_the_same_names(self, name: str) -> None:
         # Given the handles of both faces
         here, there = getattr(aio, name), getattr(dramatiq_status, name)
         # When their public names are compared
         # Then they take the same, but for the way to set what elsewhere is a property
         assert signatures_of(here) == signatures_of(there) | ({"set": ANY} if name == "Progress" else {})
 
-    def test_the_handles_of_a_message(self, backend: StatusBackend) -> None:
+    def test_handles_read_what_was_written(self, backend: StatusBackend) -> None:
         # Given a message that runs
         job = Job(backend).enqueue().start()
 
@@ -139,7 +139,7 @@ class TestSameAsElsewhere:
 
         in_loop(main)
 
-    def test_what_cannot_be_awaited(self) -> None:
+    def test_operators_that_cannot_be_awaited_raise(self) -> None:
         # Given a handle
         status = aio.StatusRegistry.get("m", backend=StubBackend())
         # When it is asked what Python does not await
@@ -153,7 +153,7 @@ class TestSameAsElsewhere:
         with pytest.raises(TypeError):
             status["a"] = 1  # type: ignore[index]
 
-    def test_bad_fields(self) -> None:
+    def test_wrong_fields_raise(self) -> None:
         # Given a handle
         status = aio.StatusRegistry.get("m", backend=StubBackend())
 
@@ -169,7 +169,7 @@ class TestSameAsElsewhere:
 
         in_loop(main)
 
-    def test_reading(self, backend: StatusBackend) -> None:
+    def test_reads_return_snapshots_in_order(self, backend: StatusBackend) -> None:
         # Given messages, one of them unknown
         jobs = [Job(backend).enqueue() for _ in range(3)]
         ids = [jobs[2].message_id, "nobody", jobs[0].message_id]
@@ -187,7 +187,7 @@ class TestSameAsElsewhere:
 
         in_loop(main)
 
-    def test_listing(self, backend: StatusBackend) -> None:
+    def test_lists_return_snapshots_and_counts(self, backend: StatusBackend) -> None:
         # Given messages
         for _ in range(3):
             Job(backend).enqueue().start()
@@ -208,7 +208,7 @@ class TestSameAsElsewhere:
 
         in_loop(main)
 
-    def test_the_backend_of_a_broker(self) -> None:
+    def test_wait_finds_the_backend_of_a_broker(self) -> None:
         # Given a broker with statuses, and a message
         broker = make_broker(StubBackend())
 
@@ -226,7 +226,7 @@ class TestSameAsElsewhere:
 
         in_loop(main)
 
-    def test_bad_input(self) -> None:
+    def test_wrong_arguments_of_watch_raise_at_once(self) -> None:
         # Given durations and ids that are none
         # When somebody wants to watch
         # Then it is said at once, not at the first step
@@ -235,7 +235,7 @@ class TestSameAsElsewhere:
         with pytest.raises(TypeError, match="message_id"):
             aio.StatusRegistry.watch(7, backend=StubBackend())  # type: ignore[arg-type]
 
-    def test_inside_a_worker(self, backend: StatusBackend) -> None:
+    def test_asynchronous_actors_write_in_order(self, backend: StatusBackend) -> None:
         # Given an asynchronous actor that writes to its own status and another's, in both ways
         broker = make_broker(backend, asyncio=True)
         other = Job(backend).enqueue()
@@ -264,7 +264,7 @@ class TestSameAsElsewhere:
 
 
 class TestWatching:
-    def test_from_the_present_to_the_end(self, backend: StatusBackend) -> None:
+    def test_watch_shows_all_states_from_the_present_one_to_the_final_one(self, backend: StatusBackend) -> None:
         # Given a message that waits
         job = Job(backend).enqueue()
         steps = iter([job.start, lambda: job.write(step="a"), lambda: job.write(step="b"), job.finish])
@@ -286,7 +286,7 @@ class TestWatching:
             (State.COMPLETED, "b"),
         ]
 
-    def test_whoever_is_slow_sees_the_newest_and_holds_up_nobody(self, backend: StatusBackend) -> None:
+    def test_slow_watchers_get_the_newest_snapshot_and_delay_no_other(self, backend: StatusBackend) -> None:
         # Given a watcher that does not ask for more, and others
         job = Job(backend).enqueue().start()
 
@@ -305,7 +305,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_waiting(self, backend: StatusBackend) -> None:
+    def test_wait_returns_the_final_snapshot(self, backend: StatusBackend) -> None:
         # Given an unknown message that is waited for
         job = Job(backend)
 
@@ -322,7 +322,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_missing(self, backend: StatusBackend) -> None:
+    def test_watch_raises_for_a_missing_message(self, backend: StatusBackend) -> None:
         # Given an unknown message
         async def main() -> None:
             # When it is watched
@@ -334,7 +334,7 @@ class TestWatching:
         in_loop(main)
 
     @pytest.mark.parametrize("timeout", [0, 30])
-    def test_no_time(self, backend: StatusBackend, timeout: int) -> None:
+    def test_watch_raises_after_its_timeout(self, backend: StatusBackend, timeout: int) -> None:
         # Given a message that does not end
         job = Job(backend).enqueue()
 
@@ -350,7 +350,7 @@ class TestWatching:
         assert in_loop(main) == [State.QUEUED]
 
     @pytest.mark.parametrize("together", [False, True])
-    def test_the_interval_is_kept(self, backend: StatusBackend, together: bool) -> None:
+    def test_watch_keeps_the_interval(self, backend: StatusBackend, together: bool) -> None:
         # Given a store of which one sees a change each hour
         backend.watch_interval = NEVER
         job = Job(backend).enqueue().start()
@@ -370,7 +370,7 @@ class TestWatching:
         # Then the first change is not seen before the time is up, and no second one
         assert in_loop(main) <= 2
 
-    def test_stalled(self, backend: StatusBackend) -> None:
+    def test_watch_shows_that_a_message_is_stalled(self, backend: StatusBackend) -> None:
         # Given a job whose worker is gone: no heartbeat comes any more
         job = Job(backend).enqueue().start(heartbeat_interval=50).beat()
         backend.recheck_interval = 20
@@ -385,7 +385,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_batch(self, backend: StatusBackend) -> None:
+    def test_watch_shows_the_changes_of_a_batch(self, backend: StatusBackend) -> None:
         # Given messages that belong together
         jobs = [Job(backend).enqueue() for _ in range(3)]
         steps = iter([jobs[0].start, jobs[0].finish, jobs[1].finish, lambda: jobs[2].finish(3)])
@@ -411,7 +411,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_batches_of_nothing_and_of_groups(self) -> None:
+    def test_wait_for_an_empty_batch_and_for_a_group(self) -> None:
         # Given a group of a broker with statuses, and nothing
         broker = make_broker(StubBackend())
 
@@ -431,7 +431,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_a_batch_of_which_a_message_is_missing(self, backend: StatusBackend) -> None:
+    def test_wait_raises_for_a_batch_with_a_missing_message(self, backend: StatusBackend) -> None:
         # Given a message that has ended, and an unknown one
         job = Job(backend).enqueue().finish()
 
@@ -444,7 +444,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_a_store_that_never_answered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_watch_raises_the_error_of_the_first_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a store that does not answer
         backend = StubBackend()
         monkeypatch.setattr(backend, "read_many", away)
@@ -459,7 +459,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_a_store_that_is_away_for_a_while(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_watch_continues_after_an_outage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a message that is watched
         backend = StubBackend()
         backend.poll_interval = (1, 5)
@@ -478,7 +478,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_no_time_while_the_store_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_watch_raises_after_its_timeout_in_an_outage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a message that is watched for a moment
         backend = StubBackend()
         job = Job(backend).enqueue()
@@ -494,7 +494,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_a_defect_of_a_backend(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_watch_raises_the_unexpected_error_of_a_backend(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a backend that breaks while a message is watched
         backend = StubBackend()
         backend.poll_interval = (1, 5)
@@ -518,7 +518,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_somebody_cancels_all_tasks(self, backend: StatusBackend) -> None:
+    def test_watch_raises_when_all_tasks_are_cancelled(self, backend: StatusBackend) -> None:
         # Given a watcher of a message
         job, other = Job(backend).enqueue(), Job(backend).enqueue().finish()
 
@@ -536,7 +536,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_who_comes_when_all_tasks_were_cancelled(self) -> None:
+    def test_watch_works_after_all_tasks_were_cancelled(self) -> None:
         # Given a watcher of a message
         backend = StubBackend()
         job, other = Job(backend).enqueue(), Job(backend).enqueue().finish()
@@ -553,7 +553,7 @@ class TestWatching:
 
         in_loop(main)
 
-    def test_cancelling(self, backend: StatusBackend) -> None:
+    def test_a_cancelled_watch_does_not_affect_another_one(self, backend: StatusBackend) -> None:
         # Given two watchers of a message
         job = Job(backend).enqueue()
 
@@ -574,7 +574,7 @@ class TestWatching:
 
 
 class TestTurns:
-    def test_a_message_that_changes_all_the_time(self) -> None:
+    def test_a_message_that_changes_all_the_time_does_not_delay_others(self) -> None:
         # Given much that a subscription has heard of one message, all at once
         heard: list[int] = []
 

@@ -59,7 +59,7 @@ def send_and_wait(stage: Stage, *script: str, **options: object) -> str:
     return message_id
 
 
-def test_a_message_that_is_told_of_it_and_retried(make: StageMaker) -> None:
+def test_a_message_that_is_interrupted_by_a_shutdown_is_retried(make: StageMaker) -> None:
     stage = make()
     # Given a message that wants to be told
     with stage.working():
@@ -74,7 +74,7 @@ def test_a_message_that_is_told_of_it_and_retried(make: StageMaker) -> None:
     assert end_of(stage, message_id) == RETRIED
 
 
-def test_a_message_that_is_told_of_it_and_may_not_be_retried(make: StageMaker) -> None:
+def test_a_message_that_is_interrupted_and_may_not_be_retried_fails(make: StageMaker) -> None:
     stage = make()
     # Given a message that wants to be told, and has no retries
     with stage.working():
@@ -84,7 +84,7 @@ def test_a_message_that_is_told_of_it_and_may_not_be_retried(make: StageMaker) -
     assert end_of(stage, message_id) == failed(exception="Shutdown")
 
 
-def test_a_message_that_is_told_of_it_where_nothing_is_retried(make: StageMaker) -> None:
+def test_a_message_that_is_interrupted_without_retries_fails(make: StageMaker) -> None:
     stage = make(retries=False)
     # Given a message that wants to be told, and no middleware that retries
     with stage.working():
@@ -94,7 +94,7 @@ def test_a_message_that_is_told_of_it_where_nothing_is_retried(make: StageMaker)
     assert end_of(stage, message_id) == failed(exception="Shutdown")
 
 
-def test_a_message_that_is_not_told_of_it(make: StageMaker) -> None:
+def test_a_message_that_is_not_interrupted_ends_before_the_worker(make: StageMaker) -> None:
     stage = make()
     going_down = threading.Event()
     stage.steps["until the end"] = lambda rest: going_down.wait(PATIENCE)
@@ -146,7 +146,7 @@ class Long:
         assert StatusRegistry.wait(self.message_id, backend=self.backend).completed
 
 
-def test_another_worker_of_the_process_stops() -> None:
+def test_a_job_goes_on_when_another_worker_of_its_process_stops() -> None:
     # Given a job that runs in one of two workers of a process
     job = Long()
     with working(job.broker, threads=1):
@@ -158,7 +158,7 @@ def test_another_worker_of_the_process_stops() -> None:
         job.check_that_it_goes_on()
 
 
-def test_a_job_that_outlives_its_worker() -> None:
+def test_a_job_that_outlives_its_worker_is_stored() -> None:
     # Given a job
     job = Long()
     worker = dramatiq.Worker(job.broker, worker_timeout=10, worker_threads=1)
@@ -171,7 +171,7 @@ def test_a_job_that_outlives_its_worker() -> None:
     worker.join()
 
 
-def test_a_handle_that_outlives_its_worker() -> None:
+def test_a_handle_that_outlives_its_worker_writes() -> None:
     # Given a handle to another message that a job has left behind, and a worker that has stopped
     backend = RecordingBackend()
     broker = make_broker(backend)
@@ -191,7 +191,7 @@ def test_a_handle_that_outlives_its_worker() -> None:
     backend.wait_for(lambda: backend.field(other.message_id, PROGRESS) == "3")
 
 
-def test_what_is_written_while_the_writer_s_thread_ends() -> None:
+def test_writes_while_the_thread_of_the_writer_ends_are_stored() -> None:
     # Given a writer whose thread is about to end when somebody writes, who still sees it there
     backend = RecordingBackend()
     writer = Writer(backend, CircuitBreaker("a store"))
@@ -217,7 +217,7 @@ def test_what_is_written_while_the_writer_s_thread_ends() -> None:
     assert writer.drain(PATIENCE)
 
 
-def test_a_store_that_comes_back_as_the_worker_stops(start_server: Any) -> None:
+def test_updates_are_stored_if_the_store_returns_while_the_worker_stops(start_server: Any) -> None:
     # Given jobs that have ended while their store was down
     server = start_server(RedisServer())
     backend = RedisBackend(url=server.url, timeout=500)
@@ -251,7 +251,7 @@ def test_a_store_that_comes_back_as_the_worker_stops(start_server: Any) -> None:
     backend.close()
 
 
-def test_what_is_lost_as_the_worker_stops_is_said(
+def test_updates_that_are_lost_when_the_worker_stops_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given jobs that have ended while their store was down
@@ -274,7 +274,7 @@ def test_what_is_lost_as_the_worker_stops_is_said(
     backend.wait_for(lambda: all(backend.field(message.message_id, STATE) == str(COMPLETED) for message in messages))
 
 
-def test_a_command_that_is_told_to_stop_while_its_store_is_down(
+def test_a_command_that_stops_stores_updates_if_the_store_returns(
     start_server: Any, redis_url: str, tmp_path: Path
 ) -> None:
     # Given a worker process whose store is down, and that has run a job

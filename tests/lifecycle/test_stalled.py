@@ -25,7 +25,7 @@ def crew(request: pytest.FixtureRequest, redis_server: RedisServer, redis_url: s
     return Crew(request.getfixturevalue("rabbitmq_url"), redis_url)
 
 
-def test_a_worker_that_is_killed(crew: Crew) -> None:
+def test_a_message_of_a_killed_worker_is_stalled(crew: Crew) -> None:
     # Given a message that runs in a worker
     crew.send()
     with crew.worker("first") as first:
@@ -53,7 +53,7 @@ def test_a_worker_that_is_killed(crew: Crew) -> None:
     assert (snapshot["owner"], snapshot["late"], snapshot["progress"]) == ("second", "second", 51)
 
 
-def test_a_watcher_sees_that_a_worker_is_gone(redis_server: RedisServer, redis_url: str) -> None:
+def test_watchers_show_that_a_worker_is_gone(redis_server: RedisServer, redis_url: str) -> None:
     # Given a message that is watched, alone and in a batch
     crew = Crew(redis_server.database(1), redis_url)
     crew.send()
@@ -69,7 +69,9 @@ def test_a_watcher_sees_that_a_worker_is_gone(redis_server: RedisServer, redis_u
     assert next(found for found in batch if found.stalled).working
 
 
-def test_a_job_that_keeps_the_interpreter_lock(redis_server: RedisServer, redis_url: str, tmp_path: Path) -> None:
+def test_a_job_that_keeps_the_interpreter_lock_is_stalled_for_a_while(
+    redis_server: RedisServer, redis_url: str, tmp_path: Path
+) -> None:
     # Given a job in the middle of a call into C that does not let go of the interpreter lock
     path = tmp_path / "pipe"
     os.mkfifo(path)
@@ -92,7 +94,7 @@ def test_a_job_that_keeps_the_interpreter_lock(redis_server: RedisServer, redis_
     assert (snapshot.completed, snapshot.attempts, snapshot["progress"]) == (True, 1, 51)
 
 
-def test_a_busy_job_is_heard_of() -> None:
+def test_a_busy_job_has_heartbeats() -> None:
     # Given a job that computes without a pause
     backend = RecordingBackend()
     broker = make_broker(backend, heartbeat_interval=20)

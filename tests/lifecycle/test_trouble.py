@@ -20,7 +20,7 @@ def position(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_a_broker_that_is_down_loses_the_retry(start_server: StartServer, position: str) -> None:
+def test_a_retry_that_the_broker_does_not_take_fails(start_server: StartServer, position: str) -> None:
     # Given a message whose broker is gone when it fails
     server = start_server(RedisServer())
     stage = Stage(server.url, RecordingStubBackend(timeout=20_000), position=position, name=f"q-{uuid4()}")
@@ -37,7 +37,9 @@ def test_a_broker_that_is_down_loses_the_retry(start_server: StartServer, positi
     stage.close()
 
 
-def test_a_message_that_is_never_acknowledged(redis_server: RedisServer, position: str) -> None:
+def test_a_message_that_is_never_acknowledged_does_not_affect_the_next_one(
+    redis_server: RedisServer, position: str
+) -> None:
     # Given a worker, and a middleware that keeps it from acknowledging a message
     name = f"q-{uuid4()}"
     backend = RecordingRedisBackend(url=redis_server.url, namespace=name, timeout=20_000)
@@ -65,7 +67,7 @@ def test_a_message_that_is_never_acknowledged(redis_server: RedisServer, positio
     again.close()
 
 
-def test_what_a_message_has_sent_is_forgotten_with_it() -> None:
+def test_enqueues_of_a_message_do_not_affect_the_next_one() -> None:
     # Given a thread that has run a message, which has sent another
     stage = Stage("stub://", RecordingStubBackend(timeout=20_000))
     sent: list[str] = []

@@ -20,7 +20,7 @@ from ..servers import RedisServer
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["completed", "retried"])
-def test_the_end_of_the_older_run_is_not_shown(redis_server: RedisServer, fails: bool) -> None:
+def test_the_end_of_an_older_run_is_refused(redis_server: RedisServer, fails: bool) -> None:
     # Given a broker that gives each enqueue of a message options of its own
     backend = RedisBackend(url=redis_server.url, namespace=f"s-{uuid4()}", timeout=20_000)
     retries = Retries(min_backoff=3_600_000, max_backoff=3_600_000)
