@@ -375,9 +375,11 @@ class Snapshot:
         """
         names = self.keys() if only is None else [name for name in check_names("only", only) if name in self]
         left_out = check_names("exclude", exclude)
-        found = {name: to_json_value(self[name]) for name in names if name not in left_out}
-        if "runs" in found:
-            found["runs"] = [run.to_dict(private=private) for run in self.runs]
+        found = {
+            name: to_json_value(self[name]) if name != "runs" else [run.to_dict(private=private) for run in self.runs]
+            for name in names
+            if name not in left_out
+        }
         if not private:
             found = {name: value for name, value in found.items() if self._stored_name(name) not in PRIVATE}
             if isinstance(found.get("exception"), dict):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any, Final
 
+from .. import _time as time
 from ..errors import BackendError, NotSupported, StatusMissing, StatusTimeout
 from ..registry import StatusRegistry
 from ..snapshot import Snapshot
@@ -154,13 +154,13 @@ _ABILITIES: Final = ("get", "wait", "delete")
 def where(arguments: Namespace) -> int:
     """Print which store was found, by which rule, and what it can do."""
     store = store_of(arguments)
-    backend, begin = store.backend, time.perf_counter()
+    backend, begin = store.backend, time.monotonic()
     problem = ""
     try:
         backend.read("dramatiq-status-where")
     except BackendError as e:
         problem = str(e)
-    milliseconds = (time.perf_counter() - begin) * 1000
+    milliseconds = (time.monotonic() - begin) * 1000
     lists = True
     try:
         if not problem:
