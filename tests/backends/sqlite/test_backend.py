@@ -1,4 +1,4 @@
-"""SQLite, and what only it has: a file, locks between processes, kills and forks."""
+"""The conformance of SQLite, and tests of its file, of locks between processes, of kills and of forks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from dramatiq_status.testing.conformance import (
 )
 from dramatiq_status.update import Outcome
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out for tests that are not about time-outs, in milliseconds.
 PATIENT = 20_000
 
 #: How many processes write to one file, and how often each.
@@ -98,7 +98,7 @@ def backend(path: Path) -> Iterator[SQLiteBackend]:
 
 @pytest.fixture
 def other(path: Path, backend: SQLiteBackend) -> Iterator[sqlite3.Connection]:
-    """Somebody else's connection to the file of `backend`, which is there already."""
+    """Another connection to the file of `backend`, which exists."""
     backend.read("x")
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as connection:
         yield connection
@@ -163,9 +163,9 @@ class TestSQLite(BackendConformance):
 
     @pytest.mark.parametrize("path", ["", ":memory:", "file:x.db?mode=memory"])
     def test_a_path_in_memory_raises_an_error(self, path: str) -> None:
-        # Given a path that SQLite takes for something else than a file
+        # Given a path that is no file for SQLite
         # When a backend is made
-        # Then the error says what to use
+        # Then the error names the backend to use
         with pytest.raises(ValueError, match=r"StubBackend"):
             SQLiteBackend(path)
 
@@ -174,23 +174,23 @@ class TestSQLite(BackendConformance):
             SQLiteBackend(5)  # type: ignore[arg-type]
 
     def test_a_missing_directory_raises_an_error(self, tmp_path: Path) -> None:
-        # Given a path into a directory that was not made
+        # Given a path in a directory that does not exist
         missing = tmp_path / "missing"
         # When a backend is made
-        # Then the error names the directory, and what to do
+        # Then the error names the directory
         with pytest.raises(ValueError, match=rf"there is no directory '{missing}': create it"):
             SQLiteBackend(missing / "status.db")
 
     def test_new_files_are_readable_for_their_owner_only(self, path: Path, message_id: str) -> None:
-        # Given a process whose files everybody may read
+        # Given a process that makes its files readable for all users
         before = os.umask(0o022)
         try:
-            # When it makes a database
+            # When the backend creates the database
             backend = SQLiteBackend(path)
             backend.update(message_id, enqueue())
         finally:
             os.umask(before)
-        # Then it is for its owner alone, as are the files beside it, and no other is left
+        # Then only the owner can read it and the files beside it, and no other file is left
         assert {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {
             path.name + end: 0o600 for end in ("", "-wal", "-shm")
         }
@@ -200,22 +200,22 @@ class TestSQLite(BackendConformance):
         # Given a file that was created for a group
         path.touch()
         path.chmod(0o660)
-        # When it becomes a database
+        # When the backend uses it
         backend = SQLiteBackend(path)
         backend.update(message_id, enqueue())
-        # Then it still is the group's
+        # Then the group can still read it
         assert path.stat().st_mode & 0o777 == 0o660
         backend.close()
 
     def test_a_symbolic_link_raises_an_error(self, tmp_path: Path, message_id: str) -> None:
-        # Given links under the name of a database, to a file and to nothing
+        # Given symbolic links with the name of the database, to a file and to nothing
         victim = tmp_path / "victim"
         victim.write_bytes(b"")
         for target in (victim, tmp_path / "nothing"):
             link = tmp_path / f"link-{target.name}"
             link.symlink_to(target)
-            # When it is used
-            # Then that is an error, and nothing is written
+            # When the backend is used
+            # Then it raises an error, and writes nothing
             with pytest.raises(BackendError, match="symbolic link"):
                 SQLiteBackend(link).update(message_id, enqueue())
         assert victim.read_bytes() == b"" and not (tmp_path / "nothing").exists()
@@ -228,10 +228,10 @@ class TestSQLite(BackendConformance):
 
         # Given a file system that has no hard links
         monkeypatch.setattr(os, "link", link)
-        # When a database is made
+        # When the backend creates the database
         backend = SQLiteBackend(path)
         backend.update(message_id, enqueue())
-        # Then it is for its owner alone nevertheless
+        # Then only the owner can read it
         assert path.stat().st_mode & 0o777 == 0o600
         backend.close()
 
@@ -245,20 +245,20 @@ class TestSQLite(BackendConformance):
         # Given a relative path
         monkeypatch.chdir(tmp_path)
         backend = SQLiteBackend("status.db", timeout=PATIENT)
-        # When the process goes to another directory before it is used
+        # When the process changes its directory before the backend is used
         monkeypatch.chdir("/")
         backend.update(message_id, enqueue())
         backend.close()
-        # Then the file is where it was meant to be
+        # Then the file is in the first directory
         assert (tmp_path / "status.db").exists()
 
     def test_a_path_may_be_bytes(self, path: Path, message_id: str) -> None:
-        # Given a path as the system has it
+        # Given a path as bytes
         backend = SQLiteBackend(os.fsencode(path), timeout=PATIENT)  # type: ignore[arg-type]
-        # When it is used
+        # When the backend is used
         backend.update(message_id, enqueue())
         backend.close()
-        # Then it is that file
+        # Then the file has this path
         assert backend.path == path and path.exists()
 
     def test_a_directory_that_was_deleted_raises_an_error(self, tmp_path: Path, message_id: str) -> None:
@@ -267,25 +267,25 @@ class TestSQLite(BackendConformance):
         directory.mkdir()
         backend = SQLiteBackend(directory / "status.db")
         directory.rmdir()
-        # When it is used
+        # When the backend is used
         # Then the error names the directory
         with pytest.raises(BackendError, match=f"there is no directory {directory}"):
             backend.read(message_id)
 
     def test_a_file_that_is_no_database_raises_an_error(self, path: Path, message_id: str) -> None:
-        # Given a file with something else in it
+        # Given a file that is no database
         path.write_bytes(b"not a database, and long enough for a header " * 100)
         backend = SQLiteBackend(path)
-        # When it is used
+        # When the backend is used
         for call in (lambda: backend.read(message_id), lambda: backend.update(message_id, enqueue())):
-            # Then the error names the file, and it is left alone
+            # Then the error names the file, and the file is unchanged
             with pytest.raises(BackendError, match=str(path)) as caught:
                 call()
             assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
         assert path.read_bytes().startswith(b"not a database")
 
     def test_a_damaged_file_raises_an_error(self, path: Path, backend: SQLiteBackend) -> None:
-        # Given a file whose pages were overwritten, but for the first ones
+        # Given a file whose pages were overwritten, except for the first ones
         ids = [uuid4().hex for _ in range(500)]
         backend.update_many([(message_id, enqueue()) for message_id in ids])
         backend.close()
@@ -293,7 +293,7 @@ class TestSQLite(BackendConformance):
         with path.open("r+b") as file:
             file.seek(8 * 4096)
             file.write(b"\xa5" * (size - 8 * 4096))
-        # When everything is read
+        # When all statuses are read
         # Then the error names the file
         with pytest.raises(BackendError, match=str(path)):
             backend.read_many(ids)
@@ -301,29 +301,29 @@ class TestSQLite(BackendConformance):
     def test_a_deleted_file_is_created_again(
         self, path: Path, backend: SQLiteBackend, message_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given a file that is deleted while a process has it open, and that another one makes anew
+        # Given a file that is deleted while a process has it open, and that another process creates again
         monkeypatch.setattr(sqlite_connections, "CHECK_INTERVAL", 0)
         backend.update(message_id, start(1))
         for each in path.parent.iterdir():
             each.unlink()
         other, its_id = SQLiteBackend(path, timeout=PATIENT), uuid4().hex
         other.update(its_id, start(1))
-        # When the first one goes on
-        # Then it does so in the file that all others have
+        # When the first process continues
+        # Then it uses the new file
         assert backend.update(message_id, outside(step="1")) is Outcome.MISSING
         assert backend.update(message_id, start(1)) is Outcome.APPLIED
         assert None not in [*backend.read_many([message_id, its_id]), *other.read_many([message_id, its_id])]
-        # And nothing was damaged on the way
+        # And the new file is not damaged
         assert execute(other, "PRAGMA integrity_check") == [("ok",)]
         other.close()
 
     def test_ids_of_other_programs_are_not_listed(self, backend: SQLiteBackend, message_id: str) -> None:
-        # Given the row of another program, whose id is no text, in front of a message
+        # Given a row of another program, with an id that is no text, before a message
         backend.update(message_id, start(1))
         document = to_document({"s": "1", "v": "1", "e": "7", "n": "1"}).encode()
         row = f"INSERT INTO {TABLE} VALUES (?, ?, ?, {2**60}, {2**60}, 5, '1', '\"actor\"', NULL)"
         execute(backend, row, backend.namespace, b"blob", document)
-        # When the list is read, in one page and one by one
+        # When the list is read, in one page and in pages of one message
         # Then only the message is listed
         assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [message_id]
         assert [found.message_id for found in StatusRegistry.list(limit=1, backend=backend)] == [message_id]
@@ -339,27 +339,27 @@ class TestSQLite(BackendConformance):
         # When it is used often
         for _ in range(20):
             backend.update(message_id, start(1))
-        # Then it is looked for when it is opened, once more, and not again
+        # Then it is checked when it is opened, once more, and not again
         assert looked == [path, path]
 
     def test_other_tables_are_left_alone(self, path: Path, message_id: str) -> None:
-        # Given a file of somebody else's
+        # Given a file of another application
         with closing(sqlite3.connect(path)) as connection, connection:
             connection.execute("PRAGMA user_version = 7")
             connection.execute("CREATE TABLE orders AS SELECT 42 AS number")
-        # When statuses are kept there too
+        # When the backend uses it as well
         backend = SQLiteBackend(path, timeout=PATIENT)
         backend.update(message_id, enqueue())
-        # Then the rest is as it was
+        # Then the other tables are unchanged
         assert execute(backend, "SELECT number FROM orders") == [(42,)]
         assert execute(backend, "PRAGMA user_version") == [(7,)]
         backend.close()
 
     def test_the_longest_time_to_live(self, backend: SQLiteBackend, message_id: str) -> None:
-        # Given a time to live that no column holds
+        # Given a time to live that is too large for a column
         # When a message is enqueued with it
         backend.update(message_id, enqueue(**{LIVE_TTL: "9" * 15}))
-        # Then it is there
+        # Then its status can be read
         assert backend.read(message_id) is not None
 
     def test_repr(self, backend: SQLiteBackend, path: Path) -> None:
@@ -372,28 +372,28 @@ class TestSQLite(BackendConformance):
         ids = [uuid4().hex for _ in range(50)]
         # When they are written in one call
         statements = traced(backend, lambda: backend.update_many([(m, u) for m in ids for u in (enqueue(), start(1))]))
-        # Then that is one transaction, which has each message's row once
+        # Then the call is one transaction, which writes the row of each message once
         words = [statement.split()[0] for statement in statements]
         assert (words.count("BEGIN"), words.count("COMMIT"), words.count("INSERT")) == (1, 1, 50)
 
     def test_reading_is_a_query(self, backend: SQLiteBackend) -> None:
-        # Given as many messages as SQLite can be asked for at once
+        # Given as many messages as one query can have
         ids = [uuid4().hex for _ in range(ROWS_A_QUERY)]
         # When they are read
         statements = traced(backend, lambda: backend.read_many(ids))
-        # Then that is one query
+        # Then the call is one query
         assert len(statements) == 1
 
     def test_a_failed_call_leaves_nothing(self, backend: SQLiteBackend) -> None:
-        # Given a file that may not grow
+        # Given a file that cannot grow
         one, two = uuid4().hex, uuid4().hex
         backend.update(one, start(1))
         execute(backend, "PRAGMA max_page_count = 20")
-        # When more is written than there is room for
+        # When a call writes more than there is room for
         text = '"' + "x" * 200_000 + '"'
         with pytest.raises(BackendError, match="full"):
             backend.update_many([(one, outside(increment=1)), (two, enqueue(field=text))])
-        # Then nothing of that call is stored, and the next one works
+        # Then none of its updates is stored, and the next call succeeds
         record = backend.read(one)
         assert record is not None and PROGRESS not in record and backend.read(two) is None
         assert backend.update(two, enqueue()) is Outcome.APPLIED
@@ -403,7 +403,7 @@ class TestSQLite(BackendConformance):
         backend.update(message_id, start(1))
         # When its progress is written
         statements = traced(backend, lambda: backend.update(message_id, outside(increment=1)))
-        # Then only its document and expiry are
+        # Then only its document and expiry are written
         (written,) = (statement for statement in statements if statement.split()[0] in ("INSERT", "UPDATE"))
         assert not any(column in written for column in ("state", "position", "listed_until"))
 
@@ -412,19 +412,19 @@ class TestSQLite(BackendConformance):
     def test_a_locked_file_raises_an_error_after_the_time_out(
         self, backend: SQLiteBackend, other: sqlite3.Connection, path: Path, message_id: str
     ) -> None:
-        # Given a file that somebody writes to for long
+        # Given another connection with a long transaction
         backend.update(message_id, start(1))
         hurried = SQLiteBackend(path, timeout=50)
         other.execute("BEGIN IMMEDIATE")
-        # When something is to be written
-        # Then that ends in a BackendError, which has a cause
+        # When the backend writes
+        # Then it raises a BackendError with a cause
         for call in (lambda: hurried.update(message_id, outside(step="1")), lambda: hurried.delete(message_id)):
             with pytest.raises(BackendError, match="locked by others for 50 milliseconds") as caught:
                 call()
             assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
-        # And readers read
+        # And reads succeed
         assert hurried.read(message_id) is not None
-        # And when the other is done, all works again
+        # And after the transaction, writes succeed
         other.execute("ROLLBACK")
         assert hurried.delete(message_id)
         hurried.close()
@@ -432,36 +432,36 @@ class TestSQLite(BackendConformance):
     def test_a_file_with_an_exclusive_lock(
         self, backend: SQLiteBackend, other: sqlite3.Connection, path: Path, message_id: str
     ) -> None:
-        # Given a file that somebody keeps for themselves
+        # Given another connection with an exclusive lock
         backend.close()
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN IMMEDIATE")
-        # When it is read
-        # Then that ends in a BackendError
+        # When the backend reads
+        # Then it raises a BackendError
         with pytest.raises(BackendError, match="locked by others"):
             SQLiteBackend(path, timeout=50).read(message_id)
 
     def test_a_call_waits_for_a_lock(self, backend: SQLiteBackend, other: sqlite3.Connection, message_id: str) -> None:
-        # Given a file that somebody writes to
+        # Given another connection with a transaction
         backend.update(message_id, start(1))
         other.execute("BEGIN IMMEDIATE")
-        # When another one wants to write, and the first ends
+        # When the backend writes, and the transaction ends
         tried = threading.Event()
         find_lock(backend, tried.set)
         release = threading.Thread(target=lambda: tried.wait(30) and other.execute("ROLLBACK"))
         release.start()
         outcome = backend.update(message_id, outside(step="1"))
         release.join()
-        # Then the other has waited for that
+        # Then the write has waited for its end
         assert tried.is_set() and outcome is Outcome.APPLIED
 
     def test_many_processes_create_the_file_at_once(self, path: Path) -> None:
-        # Given a file that is not there yet
+        # Given a file that does not exist
         ids = [uuid4().hex for _ in range(8)]
         backends = [SQLiteBackend(path, timeout=PATIENT) for _ in ids]
-        # When many begin to use it at the same time
+        # When many processes use it at the same time
         together(*[lambda b=b, m=m: b.update(m, enqueue()) for b, m in zip(backends, ids)])  # type: ignore[misc]
-        # Then what each has written is there
+        # Then the updates of each process are stored
         assert all(backends[0].read_many(ids))
         for backend in backends:
             backend.close()
@@ -471,7 +471,7 @@ class TestSQLite(BackendConformance):
     def test_processes_lose_no_update(self, backend: SQLiteBackend, path: Path, message_id: str) -> None:
         # Given a running message
         backend.update(message_id, start(1))
-        # When many processes count at the same time
+        # When many processes increment its progress at the same time
         command = [sys.executable, "-c", COUNT, str(path), str(WRITES), message_id]
         processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(PROCESSES)]
         codes = [process.wait(100) for process in processes]
@@ -487,7 +487,7 @@ class TestSQLite(BackendConformance):
         command = [sys.executable, "-c", COUNT, str(path), "1000000", *ids]
         stored = killed = 0
         for _ in range(5):
-            # When processes that count all of them are killed in the middle of it, at once
+            # When processes that increment all of them are killed
             processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
             for process in processes:
                 assert process.stdout is not None
@@ -497,11 +497,11 @@ class TestSQLite(BackendConformance):
             for process in processes:
                 stored += len(process.communicate()[0])
                 killed += process.returncode == -signal.SIGKILL
-            # Then the file is whole
+            # Then the file is not damaged
             assert execute(backend, "PRAGMA integrity_check") == [("ok",)]
             # And each call is stored for all messages or for none
             (count,) = {record and int(record[PROGRESS]) for record in backend.read_many(ids)}
-            # And all that was said to be stored is, and at most what each was about to say
+            # And all updates with an outcome are stored, and at most one more call of each process
             assert count is not None and stored <= count <= stored + killed
         assert killed == 20
 
@@ -512,7 +512,7 @@ class TestSQLite(BackendConformance):
         backend = SQLiteBackend(path, timeout=PATIENT)
         backend.update(message_id, start(1))
         to_parent, to_child = os.pipe(), os.pipe()
-        # When it forks, and the child connects too
+        # When the process forks, and the child connects as well
         child = os.fork()
         if child == 0:
             signal.alarm(60)
@@ -526,14 +526,14 @@ class TestSQLite(BackendConformance):
             finally:
                 os._exit(code)
         os.read(to_parent[0], 1)
-        # And the parent, which must not think that it is alone, closes its own
+        # And the parent closes its connection, as the last one that it knows
         backend.update(message_id, outside(increment=1))
         backend.close()
         os.write(to_child[1], b".")
         _, status = os.waitpid(child, 0)
         for end in (*to_parent, *to_child):
             os.close(end)
-        # Then what the child writes afterwards is stored
+        # Then later updates of the child are stored
         record = backend.read(message_id)
         backend.close()
         assert os.waitstatus_to_exitcode(status) == 0
@@ -542,7 +542,7 @@ class TestSQLite(BackendConformance):
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     def test_forks_in_the_middle_of_writes(self, backend: SQLiteBackend, message_id: str) -> None:
-        # Given threads that count all the time
+        # Given threads that increment the progress all the time
         backend.update(message_id, start(1))
         over, counts = threading.Event(), [0, 0, 0]
 
@@ -554,7 +554,7 @@ class TestSQLite(BackendConformance):
         threads = [threading.Thread(target=count, args=(n,)) for n in range(len(counts))]
         for thread in threads:
             thread.start()
-        # When the process forks, again and again, and the children count too
+        # When the process forks several times, and the children increment the progress as well
         codes: list[int] = []
         while len(codes) < 10 and not any(codes):
             child = os.fork()
@@ -580,7 +580,7 @@ class TestSQLite(BackendConformance):
 
     @pytest.mark.parametrize("ends", [False, True], ids=["waiting", "finished"])
     def test_expired_rows_are_deleted_as_messages_change_their_states(self, backend: SQLiteBackend, ends: bool) -> None:
-        # Given many rows that have expired, and one that has not
+        # Given many expired rows, and one that has not expired
         alive = uuid4().hex
         for message_id in [uuid4().hex for _ in range(100)]:
             backend.update_many([(message_id, update) for update in ([start(1), finish(1)] if ends else [start(1)])])
@@ -588,13 +588,13 @@ class TestSQLite(BackendConformance):
         execute(backend, f"INSERT INTO {TABLE} VALUES ('other', ?, x'', {2**60}, {2**60}, 1, '1', NULL, NULL)", alive)
         before = rows_of(backend)
         for update, made in ((enqueue(), 1), (start(1), 0), (finish(1), 0)):
-            # When a status is made, and changes its state
+            # When a message is enqueued, and changes its state
             backend.update("x", update)
             after = rows_of(backend)
-            # Then a few of them are gone each time
+            # Then a few expired rows are deleted each time
             assert after == before + made - SWEPT_A_ROW
             before = after
-        # And with some more statuses all are
+        # And after some more messages, all expired rows are deleted
         for _ in range(20):
             backend.update(uuid4().hex, enqueue())
         assert rows_of(backend) == 1 + 1 + 20
@@ -603,31 +603,31 @@ class TestSQLite(BackendConformance):
     def test_a_call_deletes_a_limited_number_of_expired_rows(
         self, backend: SQLiteBackend, made: int, deleted: int
     ) -> None:
-        # Given very many rows that have expired
+        # Given a thousand expired rows
         backend.update_many([(uuid4().hex, start(1)) for _ in range(1_000)])
         expire(backend)
-        # When many statuses are made in one call
+        # When many messages are enqueued in one call
         backend.update_many([(uuid4().hex, enqueue()) for _ in range(made)])
-        # Then those who wait for it do not also wait for all of them to be deleted, and yet they become fewer
+        # Then it deletes at least as many rows as it creates, and not all of them
         assert rows_of(backend) == 1_000 + made - deleted
 
     def test_updates_without_a_new_state_delete_no_rows(self, backend: SQLiteBackend, message_id: str) -> None:
-        # Given rows that have expired
+        # Given expired rows
         backend.update(message_id, start(1))
         backend.update_many([(uuid4().hex, start(1)) for _ in range(10)])
         execute(backend, f"UPDATE {TABLE} SET expires_at = 1 WHERE message_id <> ?", message_id)
         before = rows_of(backend)
-        # When a message is written to that has a row
+        # When a message is updated without a new state
         backend.update(message_id, outside(step="1"))
-        # Then none is deleted
+        # Then no row is deleted
         assert rows_of(backend) == before
 
     def test_an_expired_row_is_no_status(self, backend: SQLiteBackend, message_id: str) -> None:
-        # Given a row that has expired and was not deleted
+        # Given an expired row that is not deleted
         backend.update(message_id, start(1, step="1"))
         expire(backend)
         # When it is read, written to and deleted
-        # Then there is none
+        # Then no call finds it
         assert backend.read(message_id) is None
         assert backend.update(message_id, outside(step="2")) is Outcome.MISSING
         assert backend.delete(message_id) is False
@@ -636,18 +636,18 @@ class TestSQLite(BackendConformance):
 
     @queried
     def test_a_page_takes_as_many_steps_however_many_there_are(self, backend: SQLiteBackend, query: Query) -> None:
-        # Given a thousand messages, each actor's in one queue
+        # Given a thousand messages, those of each actor in one queue
         fill(backend, 0, 1_000)
         few = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
         # When there are twenty times as many
         fill(backend, 1_000, 20_000)
         many = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
-        # Then a page takes SQLite no more work
+        # Then a page takes SQLite as many steps
         assert many <= few * 1.2
 
     @queried
     def test_a_page_takes_as_many_steps_wherever_it_is(self, backend: SQLiteBackend, query: Query) -> None:
-        # Given messages, each actor's in one queue
+        # Given messages, those of each actor in one queue
         fill(backend, 0, 2_000)
         found = backend.find(query, limit=1_000, after=None)
         middle = Cursor(found[len(found) // 2].position, found[len(found) // 2].message_id)
@@ -655,7 +655,7 @@ class TestSQLite(BackendConformance):
         # When a page in the middle is listed
         further = steps_of(backend, lambda: backend.find(query, limit=20, after=middle))
         plan = plan_of(backend, lambda: backend.find(query, limit=20, after=middle))
-        # Then that takes SQLite no more work, and what it leaves out is passed in an index
+        # Then it takes SQLite as many steps as the first page, and other rows are only passed in an index
         assert further <= first * 1.2
         searches = [step for step in plan if "message_id" not in step and "rowid=?" not in step and "INDEX" in step]
         assert searches and all("USING COVERING INDEX" in step for step in searches), plan
@@ -666,14 +666,14 @@ class TestSQLite(BackendConformance):
         fill(backend, 0, 2_000)
         # When they are counted
         plan = plan_of(backend, lambda: backend.count(query))
-        # Then that is done in an index, but for those that have expired before it knows
+        # Then SQLite uses an index, except for rows that have expired earlier than in that index
         covering = [step for step in plan if "USING COVERING INDEX" in step]
         lookups = [step for step in plan if "INDEX" in step and step not in covering]
         assert covering and len(lookups) <= 1 and all(f"{TABLE}_expiry" in step for step in lookups), plan
 
     @queried
     def test_expired_rows_are_passed_in_an_index(self, backend: SQLiteBackend, query: Query) -> None:
-        # Given some messages, and twenty thousand that have finished since, have expired, and were not deleted
+        # Given some messages, and twenty thousand newer ones that have finished and expired, and are not deleted
         fill(backend, 0, 1_000)
         steps = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
         ids = [one.message_id for one in backend.find(query, limit=50, after=None)]
@@ -683,7 +683,7 @@ class TestSQLite(BackendConformance):
             execute(backend, f"INSERT INTO {TABLE} SELECT {copies} FROM {TABLE} WHERE expires_at > 1")
         # When a page is listed
         more = steps_of(backend, lambda: backend.find(query, limit=50, after=None))
-        # Then it is the same, and each of them took a few steps
+        # Then it contains the first messages, and each expired row has taken a few steps
         assert [one.message_id for one in backend.find(query, limit=50, after=None)] == ids
         assert backend.count(query) == number
         assert more - steps <= 20_000 * 6
@@ -692,7 +692,7 @@ class TestSQLite(BackendConformance):
     def test_a_row_that_expires_earlier_than_in_its_index_is_not_listed(
         self, backend: SQLiteBackend, query: Query
     ) -> None:
-        # Given messages, of which some expire sooner than their indexes say
+        # Given messages, some of which expire earlier than in the indexes
         fill(backend, 0, 1_000)
         whole = backend.find(query, limit=1_000, after=None)
         gone = {one.message_id for one in whole[10:300:3]}
@@ -702,12 +702,12 @@ class TestSQLite(BackendConformance):
         # When they are listed and counted
         seventh = Cursor(whole[6].position, whole[6].message_id)
         found = backend.find(query, limit=100, after=seventh)
-        # Then they are left out
+        # Then the expired messages are left out
         expected = [one for one in whole if one.message_id not in gone]
         assert gone and found == expected[7:107] and backend.count(query) == len(expected)
 
     def test_a_message_that_lives_long_is_listed_to_its_end(self, backend: SQLiteBackend, message_id: str) -> None:
-        # Given a message that runs for ten times as long as it lives without a sign of life
+        # Given a message that runs for ten times as long as it lives without a heartbeat
         now, written = backend.now(), 0
         backend.now = lambda: now  # type: ignore[method-assign]
         backend.update(message_id, start(1, **{LIVE_TTL: "60000"}))
@@ -715,12 +715,12 @@ class TestSQLite(BackendConformance):
             now += 6_000
             statements = traced(backend, lambda n=n: backend.update(message_id, write(1, n + 2, step=str(n))))  # type: ignore[misc]
             written += any("listed_until" in statement for statement in statements)
-        # When it is over after its last write
+        # When its time is over after its last update
         listed = []
         for pause in (59_999, 1):
             now += pause
             listed.append((len(backend.find(Query(), limit=50, after=None)), backend.count(Query())))
-        # Then it is listed until then
+        # Then it is listed until this time
         assert listed == [(1, 1), (0, 0)]
 
     def test_few_updates_that_extend_the_time_to_live_change_indexes(
@@ -731,26 +731,26 @@ class TestSQLite(BackendConformance):
         backend.now = lambda: now  # type: ignore[method-assign]
         backend.update(message_id, start(1))
         known = set()
-        # When it gives a sign of life every quarter of a minute for a day
+        # When it has a heartbeat every 15 seconds for a day
         for _ in range(4 * 60 * 24):
             now += 15_000
             backend.update(message_id, heartbeat(1))
             known |= {execute(backend, f"SELECT listed_until FROM {TABLE}")[0][0]}
-        # Then the indexes of lists have heard of it some times
+        # Then only some of the heartbeats have changed the indexes of lists
         assert 5 < len(known) < 15
 
     def test_a_list_by_actor_and_queue_uses_the_index_with_fewer_rows(self, backend: SQLiteBackend) -> None:
-        # Given an actor of whose messages few are in one queue
+        # Given an actor that has few of its messages in one queue
         for first in range(0, 10_000, 500):
             fields = [{"a": '"actor"', "Q": f'"queue-{n % 2_000}"'} for n in range(first, first + 500)]
             backend.update_many([(uuid4().hex, start(1, **one)) for one in fields])  # type: ignore[arg-type]
-        # When those are listed and counted
+        # When the messages of both are listed and counted
         query = Query(None, "actor", "queue-7")
         steps = [
             steps_of(backend, lambda: backend.find(query, limit=50, after=None)),
             steps_of(backend, lambda: backend.count(query)),
         ]
-        # Then not all messages of the actor are looked at
+        # Then SQLite does not pass all messages of the actor
         assert backend.count(query) == 5 and max(steps) < 10_000
 
     def test_two_transitions_of_a_millisecond_are_in_order(self, backend: SQLiteBackend) -> None:
@@ -761,7 +761,7 @@ class TestSQLite(BackendConformance):
         backend.update_many([(ids[0], enqueue()), (ids[1], enqueue()), (ids[0], start(1))])
         backend.update(ids[2], enqueue())
         backend.update(ids[1], start(1))
-        # Then the last is the newest
+        # Then the message that has changed last is the newest
         found = [one.message_id for one in backend.find(Query(), limit=50, after=None)]
         assert found == [ids[1], ids[2], ids[0]]
 
@@ -773,12 +773,12 @@ def execute(backend: StatusBackend, statement: str, *values: object) -> list[Any
 
 
 def rows_of(backend: SQLiteBackend) -> int:
-    """How many rows there are, expired ones included."""
+    """Return the number of rows, with expired ones."""
     return int(execute(backend, f"SELECT count(*) FROM {TABLE}")[0][0])
 
 
 def traced(backend: SQLiteBackend, call: Callable[[], object]) -> list[str]:
-    """What a call says to SQLite."""
+    """Return the statements of a call."""
     statements: list[str] = []
     backend._connections.call(lambda connection: connection.set_trace_callback(statements.append))
     call()
@@ -787,7 +787,7 @@ def traced(backend: SQLiteBackend, call: Callable[[], object]) -> list[str]:
 
 
 def steps_of(backend: SQLiteBackend, call: Callable[[], object]) -> int:
-    """How many steps of SQLite's machine a call takes."""
+    """Return the number of steps of SQLite's virtual machine in a call."""
     steps = 0
 
     def step() -> int:
@@ -803,18 +803,18 @@ def steps_of(backend: SQLiteBackend, call: Callable[[], object]) -> int:
 
 
 def plan_of(backend: SQLiteBackend, call: Callable[[], object]) -> list[str]:
-    """How SQLite goes about the last query of a call."""
+    """Return SQLite's plan of the last query of a call."""
     query = traced(backend, call)[-1]
     return [step for *_, step in execute(backend, f"EXPLAIN QUERY PLAN {query}")]
 
 
 def expire(backend: SQLiteBackend) -> None:
-    """Let everything expire, at the moments that indexes know of."""
+    """Let all messages expire, at the times in their indexes."""
     execute(backend, f"UPDATE {TABLE} SET listed_until = 1 + listed_until - expires_at, expires_at = 1")
 
 
 def find_lock(backend: SQLiteBackend, callback: Callable[[], None]) -> None:
-    """Call back when the backend has begun to write, and that may have failed."""
+    """Call a function when the backend has begun to write, even if the write fails."""
     backend._connections.call(
         lambda connection: connection.set_trace_callback(lambda statement: "BEGIN" in statement and callback())
     )
