@@ -375,7 +375,7 @@ class Snapshot:
         """
         names = self.keys() if only is None else [name for name in check_names("only", only) if name in self]
         left_out = check_names("exclude", exclude)
-        found = {
+        found: dict[str, Any] = {
             name: to_json_value(self[name]) if name != "runs" else [run.to_dict(private=private) for run in self.runs]
             for name in names
             if name not in left_out
