@@ -10,7 +10,7 @@ from .backend import StatusBackend, now_ms
 from .circuit_breaker import CircuitBreaker
 from .context import Binding
 from .deliveries import Deliveries, exception_in_flight
-from .errors import BackendError
+from .errors import BackendError, StoreRefused
 from .history import run_ended
 from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
@@ -122,8 +122,7 @@ class Enqueues:
         try:
             self._deliveries.thread_state.pending_enqueue = self._backend.begin_update(message.message_id, update)
         except BackendError as e:
-            self._breaker.failed(e)
-            return
+            self._fail(e)
         except (TypeError, ValueError) as e:
             logger.error("The status of message %r cannot be stored: %s", message.message_id, e)
 
@@ -149,6 +148,15 @@ class Enqueues:
             try:
                 pending()
             except BackendError as e:
-                self._breaker.failed(e)
+                self._fail(e)
             else:
                 self._breaker.succeeded()
+
+    def _fail(self, error: BackendError) -> None:
+        if isinstance(error, StoreRefused):
+            # The store has answered: the messages that are sent next are not affected.
+            logger.error("The status store refuses the status of a message that is sent: %s", error)
+            self._breaker.count_failure()
+            self._breaker.dropped()
+        else:
+            self._breaker.failed(error)

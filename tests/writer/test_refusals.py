@@ -11,7 +11,8 @@ import pytest
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_status
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.circuit_breaker import CircuitBreaker
-from dramatiq_status.record import PROGRESS
+from dramatiq_status.errors import StoreRefused
+from dramatiq_status.record import ACTOR_NAME, PROGRESS
 from dramatiq_status.update import Kind, Outcome, Update
 from dramatiq_status.writer import Start, Writer
 
@@ -196,3 +197,34 @@ def test_health_counts_an_update_that_cannot_be_stored_as_dropped() -> None:
     run(broker)
     health = middleware.health()
     assert health.up and health.dropped >= 1 and health.outages == 0
+
+
+class RefusingOne(RecordingBackend):
+    """A store that refuses the messages of one actor."""
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        if any(update.fields.get(ACTOR_NAME) == '"refused"' for _, update in updates):
+            raise StoreRefused("It is not permitted.")
+        return super().update_many(updates)
+
+
+def test_a_refused_enqueue_affects_no_later_enqueue(caplog: pytest.LogCaptureFixture) -> None:
+    # Given a store that refuses the messages of one actor
+    backend = RefusingOne()
+    middleware = StatusMiddleware(backend=backend)
+    broker = make_stub_broker(middleware)
+
+    @dramatiq.actor(broker=broker)
+    def refused() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def taken() -> None: ...
+
+    # When messages of both are sent directly after each other
+    refused.send()
+    messages = [taken.send() for _ in range(3)]
+    # Then the others are stored, the store counts as up, and the refused update is counted and logged
+    assert [StatusRegistry.get(message, backend=backend).state for message in messages] == ["queued"] * 3
+    health = middleware.health()
+    assert (health.up, health.dropped, health.failures, health.outages) == (True, 1, 1, 0)
+    assert caplog.text.count("It is not permitted.") == 1
