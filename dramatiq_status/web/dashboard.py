@@ -50,7 +50,10 @@ class Dashboard:
         query = request.query_params
         if "q" in query:
             return RedirectResponse(_target_of(query["q"].strip()), 303)
-        await self._site.enter(request)
+        try:
+            await self._site.enter(request)
+        except HTTPException as e:
+            return self._refused(e)
         try:
             question, shown, counts = await self._read(request)
         except NotSupported as e:
@@ -100,6 +103,11 @@ class Dashboard:
         text = join(why, " Redis and SQLite can list.")
         content = empty("jobs", "This store finds jobs by id only", text, box)
         return page(self._site, f"Jobs · {self._site.title}", tag("h1", "Jobs", class_="sr"), content, search=False)
+
+    def _refused(self, refusal: HTTPException) -> Response:
+        content = empty("refused", "No access", refusal.detail)
+        title = tag("h1", "No access", class_="sr")
+        return page(self._site, "No access", title, content, search=False, status_code=refusal.status_code)
 
     def _unavailable(self, request: Request) -> Response:
         content = empty(

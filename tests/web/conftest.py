@@ -27,9 +27,9 @@ def job(backend: RedisBackend) -> Job:
     return Job(backend).enqueue().start().write(step="reading", user_id=42)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """One browser for all tests."""
+    """One browser for all tests here; while it runs, an event loop runs in this thread."""
     with chromium() as browser:
         yield browser
 

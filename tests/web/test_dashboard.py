@@ -216,6 +216,7 @@ def test_a_visitor_sees_no_row_and_no_page_that_is_refused(backend: RedisBackend
         assert site.get(f"/a/b/{other.message_id}").status == 403
         assert site.get("/a/b/no-such-job").status == 404
     with serving(mounted(backend, authorize=lambda *_: "none")) as site:
+        assert b"<h2>No access</h2>" in site.get("/a/b/").body
         assert {site.get(path).status for path in ("/a/b/", "/a/b/list.json")} == {403}
 
 

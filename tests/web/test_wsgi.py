@@ -107,6 +107,8 @@ from django.conf import settings
 settings.configure(
     SECRET_KEY="x", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"],
     INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "dramatiq_status.web.django"],
+    SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "users.db"}},
     TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],
     DRAMATIQ_STATUS={"AUTHORIZE": "dramatiq_status.web.django.owner_or_staff", "TOKENS": True},
 )
@@ -147,6 +149,21 @@ with override_settings(MIDDLEWARE=[__name__ + ".Nobody", "django.middleware.gzip
     found["refused"] = client.get(url).status_code
     found["token"] = client.get(url, headers={"X-Status-Token": token}).status_code
     found["post"] = client.post("/x/jobs/events").status_code
+# Django's user in an application that is mounted beside Django's
+from types import SimpleNamespace
+from django.core.management import call_command
+from django.contrib.auth import login
+from django.contrib.sessions.backends.signed_cookies import SessionStore
+from dramatiq_status.web.django import user_of
+call_command("migrate", verbosity=0)
+User.objects.create_user("ann")
+request = RequestFactory().get("/")
+request.session = SessionStore()
+login(request, User.objects.get(username="ann"))
+request.session.save()
+cookies = {settings.SESSION_COOKIE_NAME: request.session.session_key}
+found["ann"] = user_of(SimpleNamespace(cookies=cookies)).username
+found["forged"] = user_of(SimpleNamespace(cookies={settings.SESSION_COOKIE_NAME: "x"})).username
 for options in ({}, {"AUTHORISE": "x"}):
     with override_settings(DRAMATIQ_STATUS=options):
         try:
@@ -175,6 +192,7 @@ def test_django(tmp_path: Any) -> None:
     assert (found["refused"], found["token"], found["post"]) == (403, 200, 405)
     assert 'src="/x/jobs/dramatiq-status.js"' in found["html"]
     assert 'label="&lt;b&gt;"' in found["html"]
+    assert (found["ann"], found["forged"]) == ("ann", "")
     messages = [text for text in found.values() if isinstance(text, str)]
     assert any("AUTHORIZE" in text and "owner_or_staff" in text for text in messages)
     assert any("'AUTHORISE'" in text for text in messages)

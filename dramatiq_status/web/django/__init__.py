@@ -16,6 +16,7 @@ The settings are one dict:
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from ...snapshot import Snapshot
@@ -27,3 +28,22 @@ def owner_or_staff(request: Any, snapshot: Snapshot) -> str:
     if not user.is_authenticated or not user.is_active:
         return "none"
     return "read" if user.is_staff or str(snapshot.get("user_id")) == str(user.pk) else "none"
+
+
+def user_of(request: Any) -> Any:
+    """Return Django's user of a request to an application that is mounted beside Django's, for its `authorize`.
+
+    >>> def authorize(request, snapshot):
+    ...     return "read" if user_of(request).is_staff else "none"
+
+    It reads the session, and the user from the database: `authorize` must be a function, not a coroutine function.
+    """
+    # Django imports this module before its models are there.
+    from django.conf import settings
+    from django.contrib.auth import get_user
+    from django.http import HttpRequest
+
+    engine = import_module(settings.SESSION_ENGINE)
+    found = HttpRequest()
+    found.session = engine.SessionStore(request.cookies.get(settings.SESSION_COOKIE_NAME))
+    return get_user(found)
