@@ -53,6 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_ids(delete)
     delete.add_argument("--yes", action="store_true", help="do not ask")
     command("where", "show which store was found, by which rule, and what it can do", output)
+    serve = command("serve", "serve the dashboard for this machine's browsers")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at; by default 127.0.0.1")
+    serve.add_argument("--port", type=port, default=8000, help="by default 8000; 0 for any free one")
+    serve.add_argument("--allow-all", action="store_true", help="let visitors from other machines see all jobs")
+    serve.add_argument("--write", action="store_true", help="let visitors delete statuses")
     return parser
 
 
@@ -83,4 +88,11 @@ def limit(text: str) -> int:
     """Read the number of jobs of a page."""
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Read the number of a port."""
+    if not text.isascii() or not text.isdecimal() or int(text) > 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 0 to 65535")
     return int(text)

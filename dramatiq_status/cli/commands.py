@@ -16,6 +16,7 @@ from .detail import detail_of
 from .exits import COMPLETED, UNKNOWN, UNREACHABLE, USAGE, CommandError, worst
 from .jobs import full_ids, present, reaching, read_jobs, status_of, unknown_job
 from .rows import Job, table
+from .serve import serve
 from .store import Store, find_store, places
 from .terminal import terminal_of
 from .text import clean, pad
@@ -241,4 +242,5 @@ COMMANDS: Final[dict[str, Callable[[Namespace], int]]] = {
     "count": count,
     "delete": delete,
     "where": where,
+    "serve": lambda arguments: serve(arguments, store_of(arguments)),
 }

@@ -51,8 +51,6 @@ class Hub {
 		this.soon();
 		return () => {
 			item.tells.delete(tell);
-			if (item.tells.size) return;
-			this.items.delete(id);
 			this.soon();
 		};
 	}
@@ -62,6 +60,7 @@ class Hub {
 	soon() { this.timer ??= setTimeout(() => { this.timer = undefined; this.wake(); }, 20); }
 
 	wake(all) {
+		this.items.forEach((item, id) => item.tells.size || this.items.delete(id));
 		const open = this.open();
 		if (!all && open[0] && this.asked && open.every((item) => this.asked.includes(item))) return;
 		this.abort?.abort();
