@@ -17,9 +17,9 @@ __all__ = ["Batch", "Progress", "Status", "StatusRegistry", "close"]
 async def close(*, backend: StatusBackend | None = None, broker: dramatiq.Broker | None = None) -> None:
     """Close the connections that the running event loop has to a backend.
 
-    ``asyncio.run`` and all that closes a loop in good order
-    (``shutdown_asyncgens``) does so by itself.  Watches that are under way raise
-    :class:`.BackendError`; whatever comes later opens new connections.
+    This happens without a call when ``asyncio.run`` ends, and when other code shuts down the asynchronous generators of
+    its loop (``shutdown_asyncgens``).  Watches that are under way raise :class:`.BackendError`.  Later calls open new
+    connections.
 
     Parameters:
       backend(StatusBackend): By default that of `broker`.

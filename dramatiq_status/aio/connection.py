@@ -24,7 +24,7 @@ IDLE: Final = 30.0
 
 
 class _Call:
-    """Requests of one caller, who waits until they have their replies.
+    """Requests of one caller, which waits for their replies.
 
     Parameters:
       requests(Sequence[Request])

@@ -16,8 +16,8 @@ QUICK: Final = 0.002
 class ServerClock:
     """The clock of a server.
 
-    A script that gets the time as an argument is a fifth cheaper than a script that asks the server for it.  The offset
-    is measured from the monotonic clock, which nobody sets.
+    A script that gets the time as an argument is a fifth cheaper than a script that calls ``TIME``.  The offset is
+    measured from this host's monotonic clock, which is never set back.
     """
 
     __slots__ = ("_known_until", "_offset")

@@ -271,10 +271,10 @@ class ClusterTransport:
                 # The slot is moving, and keys of the request are not on this node any more, or were never there.
                 parts = route.split()
                 if len(parts) == 1:
-                    route.node, request.arriving = self._map.named(flight.node, rest), True
+                    route.node, request.arriving = self._map.node_of(flight.node, rest), True
                 again += parts
             elif word == "MOVED":
-                self._map.move(request.shard, self._map.named(flight.node, rest))
+                self._map.move(request.shard, self._map.node_of(flight.node, rest))
                 route.send_home()
                 again.append(route)
             elif word:
@@ -324,7 +324,7 @@ class ClusterTransport:
 
 
 def _redirect_of(request: Request) -> Exception | None:
-    """Return the first reply that says to send the request elsewhere, or later."""
+    """Return the first reply that redirects the request to another node, or to a later time."""
     for reply in request.replies:
         if isinstance(reply, Exception) and str(reply).partition(" ")[0] in _REDIRECTS:
             return reply

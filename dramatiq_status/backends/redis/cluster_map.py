@@ -62,7 +62,7 @@ class Node:
 
 
 class ClusterMap:
-    """The nodes of a cluster by the shards that they own, as far as is known.
+    """The nodes of a cluster, and the owner of each shard by their last replies.
 
     Parameters:
       pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
@@ -95,22 +95,22 @@ class ClusterMap:
 
     def owner(self, shard: int) -> Node:
         """Return the node that owns a shard."""
-        # A shard without an owner: any node replies with the owner, or that there is none.
+        # For a shard without a known owner, any node will do: it redirects the request, or refuses it.
         return self._owners[shard] or self._first[0]
 
     def move(self, shard: int, node: Node) -> None:
         """Note that a shard has moved to a node."""
         self._owners[shard] = node
 
-    def named(self, speaker: Node, redirection: str) -> Node:
-        """Return the node that a redirection names.
+    def node_of(self, sender: Node, redirection: str) -> Node:
+        """Return the node to which a redirection leads.
 
         Parameters:
-          speaker(Node): The node that has sent it.
+          sender(Node): The node that has sent it.
           redirection(str): Slot, host and port, such as ``5 10.0.0.2:6379``.
         """
         host, _, port = redirection.split(" ")[1].rpartition(":")
-        return self._reached(speaker, host, int(port))
+        return self._node_at(sender, host, int(port))
 
     def _node(self, address: Address) -> Node:
         node = self.nodes.get(address)
@@ -118,10 +118,10 @@ class ClusterMap:
             node = self.nodes[address] = Node(address, ServerPool(self._pool, self._timeout, address))
         return node
 
-    def _reached(self, speaker: Node, host: str | None, port: int) -> Node:
-        """Return the node that another one knows by a host and a port; without a host, it has the speaker's."""
+    def _node_at(self, sender: Node, host: str | None, port: int) -> Node:
+        """Return the node at an address that another node has sent.  Without a host, it has the host of that node."""
         if not host or host == "?":
-            return self._node((speaker.address[0], port))
+            return self._node((sender.address[0], port))
         return self._node(self._remap((host, port)) if self._remap else (host, port))
 
     # Nodes that fail
@@ -137,7 +137,7 @@ class ClusterMap:
 
     @property
     def is_down(self) -> bool:
-        """Whether all nodes have failed.  Nothing is lost then by trying one too early."""
+        """Whether all nodes have failed.  Then no node is blocked: a request that fails too early costs nothing."""
         return all(node.has_failed for node in self.nodes.values())
 
     def living(self) -> list[Node]:
@@ -189,7 +189,7 @@ class ClusterMap:
             self.answered(node)
             owners: list[Node | None] = [None] * SHARDS
             for first, last, (host, port, *_), *_ in ranges:
-                owner = self._reached(node, host, port)
+                owner = self._node_at(node, host, port)
                 for shard, slot in enumerate(_SLOTS):
                     if first <= slot <= last:
                         owners[shard] = owner

@@ -74,8 +74,8 @@ class Operations:
 
     Parameters:
       keys(Keys)
-      transport(Transport): Carries the requests.  Whoever runs an operation may use another transport to the same
-        servers.
+      transport(Transport): Has the clock of the servers, and checks whether they are down.  The code that runs an
+        operation may send its requests in another way, as an event loop does.
       update_call(type[UpdateCall])
     """
 
@@ -258,8 +258,9 @@ class Operations:
     def _page(self, wanted: Record, limit: int, after: Cursor | None) -> Steps[list[_Entry]]:
         """Return the messages of a page.
 
-        It asks each shard for somewhat more than the shard's share.  A shard all of whose messages are on the page may
-        have more: it is asked for a whole page.  Of 64 shards and 50 messages, each is asked for 8 at first.
+        The first requests are for somewhat more than each shard's share: with 64 shards and a page of 50 messages, they
+        are for 8 messages of each shard.  If all 8 are on the page, the shard may have more, and a second request is
+        for 50.
         """
         shards = self.keys.shards
         number = min(limit, limit // len(shards) * 2 + _MORE)
@@ -295,7 +296,7 @@ class Operations:
         return sum(call.reply for call in calls)
 
     def _ask(self, wanted: Record, shards: Sequence[int], *arguments: Any) -> Steps[Sequence[Request]]:
-        """Call the script that lists, for each shard.
+        """Call the script that lists, for each of some shards.
 
         Raises:
           BackendError: When a shard does not answer, or its slot is moving: a list without its messages would look
