@@ -43,3 +43,8 @@ def test_workers_of_the_benchmark_of_confirmations_run(redis_url: str, mode: str
 
 def test_no_slow_one_is_gone() -> None:
     assert set(SLOW) < set(BENCHMARKS)
+
+
+def test_the_readme_describes_each() -> None:
+    readme = (ROOT / "benchmarks" / "README.rst").read_text()
+    assert [name for name in BENCHMARKS if f"\n``{name}``" not in readme] == []
