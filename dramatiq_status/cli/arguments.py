@@ -9,6 +9,9 @@ from .exits import EXPLANATION
 
 STATES: Final = ("queued", "working", "completed", "failed")
 
+#: Values of ``--progress``.
+FACES: Final = ("auto", "live", "plain", "json", "quiet")
+
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of the command line.  Each command's namespace has the attribute ``command``."""
@@ -34,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             parents=[*parents, store],
-            epilog=EXPLANATION if name in ("get", "wait") else None,
+            epilog=EXPLANATION if name in ("get", "wait", "watch") else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
@@ -44,6 +47,13 @@ def make_parser() -> argparse.ArgumentParser:
     _add_ids(wait)
     wait.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end after this time; by default never")
     wait.add_argument("--any", action="store_true", help="wait for the first job that ends, not for all")
+    watch = command("watch", "watch jobs until they are completed or failed", output)
+    _add_ids(watch)
+    watch.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end after this time; by default never")
+    watch.add_argument("--batch", action="store_true", help="the jobs belong together: show a bar of the total")
+    watch.add_argument(
+        "--progress", choices=FACES, default="auto", help="how to show them; auto is live on a terminal, else plain"
+    )
     listing = command("list", "list jobs, those that changed their state last first", output)
     _add_filters(listing)
     listing.add_argument("--limit", type=limit, default=50, help="number of jobs, from 1 to 1,000; by default 50")

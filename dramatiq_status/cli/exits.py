@@ -15,7 +15,7 @@ INTERRUPTED: Final = 130
 
 #: Text about the exit statuses in ``--help``.
 EXPLANATION: Final = """\
-exit status of get and wait, the first of these that is true of a job:
+exit status of get, wait and watch, the first of these that is true of a job:
   5  the store does not answer
   3  the job is unknown, or its status has expired or was deleted
   1  the job failed

@@ -28,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE
     # Imports Dramatiq, which takes longer than all else.
     from .commands import COMMANDS, complain
+    from .watch import watch
 
     try:
-        status = COMMANDS[parsed.command](parsed)
+        status = {**COMMANDS, "watch": watch}[parsed.command](parsed)
         sys.stdout.flush()
         return status
     except CommandError as e:

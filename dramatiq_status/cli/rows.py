@@ -34,11 +34,13 @@ class Job(NamedTuple):
       facts(Facts)
       queue(str): Name of the queue.
       changed(str): How long ago the store has changed the status.
+      phase(int): Position of the moving segment of a bar without a total; None for one that does not move.
     """
 
     facts: Facts
     queue: str = ""
     changed: str = ""
+    phase: int | None = None
 
 
 class _Layout(NamedTuple):
@@ -129,7 +131,7 @@ def _row_of(job: Job, layout: _Layout, terminal: Terminal) -> list[Segment]:
     if facts.state == FAILED and width(facts.reason) + width(time) + 2 > layout.middle:
         time = ""
     room = layout.middle - (width(time) + 1 if time else 0)
-    middle = _middle_of(facts, layout, terminal, room)
+    middle = _middle_of(job, layout, terminal, room)
     row += middle
     row.append((" " * (layout.middle - sum(width(text) for text, _ in middle) - width(time)), ""))
     row.append((time, "" if facts.state in _LIVE else "dim"))
@@ -148,12 +150,13 @@ def _job_of(facts: Facts, layout: _Layout, terminal: Terminal) -> list[Segment]:
     return [(start, ""), (pad(short, layout.job + 1 - width(start)), "dim")]
 
 
-def _middle_of(facts: Facts, layout: _Layout, terminal: Terminal, room: int) -> list[Segment]:
+def _middle_of(job: Job, layout: _Layout, terminal: Terminal, room: int) -> list[Segment]:
     """The bar, the percentage, and as many other facts as fit."""
     found: list[Segment] = []
+    facts = job.facts
     if facts.state in _WITH_BAR:
         if layout.bar:
-            found += _bar_of(facts, layout.bar, terminal)
+            found += bar_of(facts, layout.bar, terminal, phase=job.phase)
             room -= layout.bar
         if layout.percent and (facts.percent is not None or layout.with_count):
             text = "" if facts.percent is None else f"{facts.percent}%"
@@ -190,13 +193,27 @@ def _detail_of(facts: Facts, layout: _Layout, room: int, terminal: Terminal) -> 
     return ""
 
 
-def _bar_of(facts: Facts, cells: int, terminal: Terminal) -> list[Segment]:
+def bar_of(
+    facts: Facts, cells: int, terminal: Terminal, *, phase: int | None = None, style: str | None = None
+) -> list[Segment]:
+    """Draw a bar.
+
+    Parameters:
+      facts(Facts): Of an unfinished job that runs or has run.
+      cells(int): Width of the bar.
+      terminal(Terminal)
+      phase(int): Position of the moving segment; None for the middle.
+      style(str): Style of what is done; by default that of the state.
+    """
     done, half, rest, ghost, broken, hatch = terminal.bar
-    style = _STYLES[facts.state]
+    style = _STYLES[facts.state] if style is None else style
     if facts.percent is None:
         if facts.state == WORKING:
             third = cells // 3
-            return [(rest * third, "dim"), (done * third, style), (rest * (cells - 2 * third), "dim")]
+            free = cells - third
+            # The segment goes to the end of the bar and back.
+            before = third if phase is None else free - abs(phase % (2 * free) - free)
+            return [(rest * before, "dim"), (done * third, style), (rest * (free - before), "dim")]
         return [((hatch if facts.state == STALLED else ghost) * cells, "dim")]
     halves = facts.percent * cells * 2 // 100
     full, is_half = halves // 2, halves % 2 == 1 and facts.state == WORKING

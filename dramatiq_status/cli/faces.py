@@ -1,0 +1,230 @@
+"""The ways in which ``watch`` shows views: a live picture, lines, JSON, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Final, Protocol
+
+from .. import _time as time
+from ..history import span
+from .exits import CommandError
+from .feed import View
+from .jobs import present
+from .picture import Look, Picture, facts_in, totals_of
+from .screen import Screen
+from .terminal import terminal_of
+from .text import pad
+from .words import Facts, seconds
+
+#: Seconds between two pictures, and between two steps of a moving segment.
+FRAME: Final = 0.1
+
+#: Seconds after which a line repeats an unchanged job.
+_REPEAT: Final = 30.0
+
+#: Percent between two lines of a job.
+_STEP: Final = 10
+
+
+class Face(Protocol):
+    """Shows views, one after the other."""
+
+    #: Longest time between two views, in seconds.
+    pause: float
+
+    def __enter__(self) -> Face: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, view: View) -> None:
+        """Show a view, which may be the same as before."""
+
+    def end(self, view: View, note: str = "") -> None:
+        """Show the last view."""
+
+
+def face_of(arguments: Namespace, store: str, *, is_batch: bool, clock: bool = False) -> Face:
+    """Choose how to show jobs, by the arguments, the terminal and the environment.
+
+    Raises:
+      CommandError: When the output cannot be shown as the arguments demand.
+    """
+    wanted = "json" if arguments.json else arguments.progress
+    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    if wanted == "live" and not is_terminal:
+        raise CommandError("--progress live needs a terminal. Give --progress plain.")
+    if wanted == "auto":
+        wanted = "live" if is_terminal and not os.environ.get("CI") else "plain"
+    if wanted == "live":
+        return Live(Picture(store, is_batch=is_batch), clock=clock)
+    return {"plain": Lines, "json": Json, "quiet": Quiet}[wanted](store)
+
+
+class Live:
+    """A picture that changes in place.
+
+    Parameters:
+      picture(Picture)
+      clock(bool): Whether the total shows the elapsed time.
+    """
+
+    pause = FRAME
+
+    def __init__(self, picture: Picture, *, clock: bool = False) -> None:
+        self._picture = picture
+        self._clock = clock
+        self._terminal = terminal_of(sys.stdout)
+        self._screen = Screen(sys.stdout.fileno())
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Live:
+        sys.stdout.flush()
+        self._screen.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._screen.__exit__()
+
+    def show(self, view: View) -> None:
+        look = self._look(view)
+        self._screen.draw(self._picture.draw(view, look), look.terminal)
+
+    def end(self, view: View, note: str = "") -> None:
+        look = self._look(view)
+        rows = self._picture.end(view, look, note)
+        # The last picture may be taller than the screen, and its reasons wider.
+        self._screen.draw([], look.terminal)
+        self._screen.restore()
+        for row in rows:
+            print(look.terminal.paint(row))
+        sys.stdout.flush()
+
+    def _look(self, view: View) -> Look:
+        columns, rows = self._screen.size
+        now = time.monotonic()
+        elapsed = now - self._began
+        terminal = self._terminal._replace(width=max(20, columns))
+        return Look(
+            terminal, rows, present(), elapsed, int(elapsed / FRAME), max(0.0, view.retry_at - now), self._clock
+        )
+
+
+class _Said:
+    """What the last line about a job had: its state, its tenth of the bar, its attempt, and its time."""
+
+    def __init__(self, facts: Facts, attempts: int, at: float) -> None:
+        self.key = (facts.state, attempts, None if facts.percent is None else facts.percent // _STEP)
+        self.at = at
+
+
+class Lines:
+    """A line for each change of a state, each tenth of a bar, and every 30 seconds.
+
+    Parameters:
+      store(str): Name of the store.
+    """
+
+    pause = 1.0
+
+    def __init__(self, store: str) -> None:
+        self._store = store
+        self._said: dict[str, _Said] = {}
+        self._offline_since: datetime | None = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, view: View) -> None:
+        now, clock = present(), time.monotonic()
+        self._note_outage(view, now)
+        if view.problem:
+            return
+        for message_id, facts in facts_in(view, now).items():
+            snapshot = view.known.get(message_id)
+            if snapshot is None and message_id not in view.vanished:
+                continue
+            said = _Said(facts, 0 if snapshot is None else snapshot.attempts, clock)
+            before = self._said.get(message_id)
+            is_over = message_id in view.vanished or (snapshot is not None and snapshot.finished)
+            if before is None or before.key != said.key or (clock - before.at >= _REPEAT and not is_over):
+                if before is not None and is_over and before.key[0] == facts.state:
+                    continue
+                self._said[message_id] = said
+                self._print(facts, now, is_over=is_over)
+
+    def end(self, view: View, note: str = "") -> None:
+        self.show(view)
+        if len(view.found.children) > 1:
+            elapsed = span(timedelta(seconds=int((time.monotonic() - self._began) * 10) / 10))
+            self._say(f"{totals_of(view, present())}, in {elapsed}")
+        if note:
+            self._say(note)
+
+    def _print(self, facts: Facts, now: datetime, *, is_over: bool) -> None:
+        percent = "" if facts.percent is None or is_over else f"{facts.percent}%"
+        parts = (_clock(now), pad(facts.state, 9), facts.message_id, facts.name, percent, facts.detail, facts.time)
+        print("  ".join(filter(None, parts)), flush=True)
+
+    def _note_outage(self, view: View, now: datetime) -> None:
+        if view.problem and self._offline_since is None:
+            self._offline_since = now
+            self._say(f"{_clock(now)}  Offline    {self._store} does not answer")
+        elif not view.problem and self._offline_since is not None:
+            self._say(f"{_clock(now)}  Back       after {seconds(now - self._offline_since)}")
+            self._offline_since = None
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class Json(Lines):
+    """An object a line for each change of a job."""
+
+    def __init__(self, store: str) -> None:
+        super().__init__(store)
+        self._seen: dict[str, object] = {}
+
+    def show(self, view: View) -> None:
+        self._note_outage(view, present())
+        if view.problem:
+            return
+        for message_id, snapshot in view.found.children.items():
+            key = None if snapshot is None else (snapshot.version, snapshot.updated_at, snapshot.stalled)
+            if snapshot is None and message_id not in view.vanished:
+                continue
+            if message_id in self._seen and self._seen[message_id] == key:
+                continue
+            self._seen[message_id] = key
+            event = {"message_id": message_id, "status": None} if snapshot is None else snapshot.to_dict()
+            print(json.dumps(event), flush=True)
+
+    def end(self, view: View, note: str = "") -> None:
+        self.show(view)
+        if note:
+            self._say(note)
+
+
+class Quiet(Lines):
+    """Nothing: the exit status tells all."""
+
+    def show(self, view: View) -> None:
+        pass
+
+    def end(self, view: View, note: str = "") -> None:
+        pass
+
+
+def _clock(now: datetime) -> str:
+    return now.astimezone().strftime("%H:%M:%S")

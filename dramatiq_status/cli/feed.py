@@ -1,0 +1,130 @@
+"""The statuses that ``watch`` shows: a thread reads them again and again, and notes outages of the store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from .. import _time as time
+from ..batch import Batch
+from ..errors import BackendError
+from ..rollup import BatchSnapshot
+from ..snapshot import Snapshot
+from .jobs import present
+
+#: Seconds between two reads: while jobs change, and the longest while none does.
+_SHORTEST: Final = 0.1
+_LONGEST: Final = 0.5
+
+#: Seconds between two attempts in an outage: at first, and the longest.
+_FIRST_RETRY: Final = 0.5
+_LAST_RETRY: Final = 5.0
+
+#: Factor by which a pause is longer than the one before.
+_BACK_OFF: Final = 1.5
+
+#: Seconds after which an unknown job counts as vanished.
+_MISSING: Final = 1.0
+
+
+class View(NamedTuple):
+    """What is known of the jobs at one time.
+
+    Parameters:
+      found(BatchSnapshot): The last answer of the store.
+      at(datetime): The time of this answer.
+      vanished(frozenset[str]): Ids of jobs whose status is unknown, has expired or was deleted.
+      known(Mapping[str, Snapshot]): Last snapshots, those of vanished jobs too.
+      problem(str): Why the store does not answer; empty while it does.
+      retry_at(float): Time of the next attempt, by the monotonic clock.
+    """
+
+    found: BatchSnapshot
+    at: datetime
+    vanished: frozenset[str] = frozenset()
+    known: Mapping[str, Snapshot] = MappingProxyType({})
+    problem: str = ""
+    retry_at: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no job can change any more."""
+        children = self.found.children.items()
+        return not self.problem and all(
+            message_id in self.vanished or (snapshot is not None and snapshot.finished)
+            for message_id, snapshot in children
+        )
+
+    @property
+    def jobs(self) -> Sequence[tuple[str, Snapshot | None]]:
+        """The ids in their order, each with its snapshot; None for a vanished job."""
+        return [
+            (i, None if i in self.vanished else snapshot or self.known.get(i))
+            for i, snapshot in self.found.children.items()
+        ]
+
+
+class Feed:
+    """Reads jobs on a thread of its own, so that a store that does not answer freezes no picture.
+
+    Parameters:
+      batch(Batch): The jobs.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._missing: dict[str, float] = {}
+        self._known: dict[str, Snapshot] = {}
+        # The first read raises: there is nothing to show yet.
+        self._view = self._read()
+        self._changed = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dramatiq-status-feed", daemon=True)
+        self._thread.start()
+
+    @property
+    def view(self) -> View:
+        """The newest view."""
+        return self._view
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a new view, or for the end of the time.  Return whether there is a new view."""
+        changed = self._changed.wait(seconds)
+        self._changed.clear()
+        return changed
+
+    def close(self) -> None:
+        """Read no more."""
+        self._closed.set()
+
+    def _read(self) -> View:
+        found, now = self._batch.read(), time.monotonic()
+        for message_id, snapshot in found.children.items():
+            if snapshot is not None:
+                self._known[message_id] = snapshot
+            if snapshot is None and message_id not in found.unavailable:
+                self._missing.setdefault(message_id, now)
+            else:
+                self._missing.pop(message_id, None)
+        vanished = frozenset(i for i, since in self._missing.items() if now - since >= _MISSING)
+        return View(found, present(), vanished, dict(self._known))
+
+    def _run(self) -> None:
+        pause, retry = _SHORTEST, _FIRST_RETRY
+        while not self._closed.wait(retry if self._view.problem else pause):
+            before = self._view
+            try:
+                self._view = self._read()
+            except BackendError as e:
+                retry = min(_LAST_RETRY, retry * _BACK_OFF) if before.problem else _FIRST_RETRY
+                self._missing.clear()
+                self._view = before._replace(problem=str(e), retry_at=time.monotonic() + retry)
+                self._changed.set()
+                continue
+            is_new = before.problem or before.vanished != self._view.vanished or before.found != self._view.found
+            pause = _SHORTEST if is_new else min(pause * _BACK_OFF, _LONGEST)
+            if is_new:
+                self._changed.set()

@@ -1,0 +1,298 @@
+"""The picture of ``watch``: which jobs have a row, the line about the others, and the total."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Final, NamedTuple
+
+from ..history import span
+from ..snapshot import Snapshot
+from .feed import View
+from .rows import Job, bar_of, table
+from .terminal import Segment, Terminal
+from .text import clean, cut, pad, pad_left, width
+from .words import (
+    COMPLETED,
+    FAILED,
+    OFFLINE,
+    QUEUED,
+    RETRYING,
+    SCHEDULED,
+    SKIPPED,
+    STALLED,
+    UNKNOWN,
+    WORKING,
+    Facts,
+    facts_of,
+    seconds,
+)
+
+Row = list[Segment]
+
+#: Ranks of states: jobs with a lower rank get a row first.
+_RANKS: Final = {FAILED: 0, UNKNOWN: 0, STALLED: 0, RETRYING: 1, WORKING: 2, QUEUED: 3, SCHEDULED: 4}
+_LAST_RANK: Final = 5
+
+#: Words of counts, in their order.
+_COUNTED: Final = (FAILED, STALLED, UNKNOWN, RETRYING, WORKING, QUEUED, SKIPPED, COMPLETED)
+
+#: Times that may be wrong once the store does not answer.
+_DOUBTFUL: Final = ("again in", "starts in", "waiting for", "for ", "no sign of life", "silent")
+
+#: Width of the first column of the total, in cells.
+_HEAD: Final = 12
+
+#: Maximum number of reasons below the last picture.
+_REASONS: Final = 10
+
+
+class Slots:
+    """The jobs that have a row.  A slot changes hands only when its job is over and well, or does not run yet while
+    another one does: so no row jumps."""
+
+    def __init__(self) -> None:
+        self._slots: list[str] = []
+
+    def choose(self, states: Mapping[str, str], number: int) -> list[str]:
+        """Return the jobs to show.
+
+        Parameters:
+          states(Mapping[str, str]): Words of states by id, in the order of the arguments.
+          number(int): Number of rows.
+        """
+        if len(states) <= number:
+            self._slots = list(states)
+            return self._slots
+        ranks = {i: _RANKS.get(state, _LAST_RANK) for i, state in states.items()}
+        wanted = sorted(states, key=ranks.__getitem__)
+        # Trouble gets at most a third of the rows while other jobs move.
+        troubled = [i for i in wanted if ranks[i] == 0]
+        first = max(1, number // 3)
+        if len(troubled) > first:
+            moving = [i for i in wanted if ranks[i] != 0]
+            wanted = [*troubled[:first], *moving, *troubled[first:]]
+        if len(self._slots) != number:
+            chosen = set(wanted[:number])
+            self._slots = [i for i in states if i in chosen]
+            return self._slots
+        shown = set(self._slots)
+        waiting = [i for i in wanted[:number] if i not in shown and ranks[i] < _LAST_RANK]
+        for position, i in enumerate(self._slots):
+            if waiting and ranks[i] > 2 and ranks[waiting[0]] < ranks[i]:
+                self._slots[position] = waiting.pop(0)
+        return self._slots
+
+
+class Look(NamedTuple):
+    """How to draw one picture.
+
+    Parameters:
+      terminal(Terminal)
+      rows(int): Height of the terminal.
+      now(datetime)
+      elapsed(float): Seconds since the watch began.
+      phase(int): Position of the segment of bars without a total.
+      retry_in(float): Seconds until the store is tried again.
+      clock(bool): Whether the total shows the elapsed time.
+    """
+
+    terminal: Terminal
+    rows: int
+    now: datetime
+    elapsed: float
+    phase: int = 0
+    retry_in: float = 0.0
+    clock: bool = False
+
+
+class Picture:
+    """Draws views of the same jobs.
+
+    Parameters:
+      store(str): Name of the store, for the line about an outage.
+      is_batch(bool): Whether the total has a bar.
+    """
+
+    def __init__(self, store: str, *, is_batch: bool = False) -> None:
+        self._store = clean(store)
+        self._is_batch = is_batch
+        self._slots = Slots()
+        self._first_progress: float | None = None
+
+    def draw(self, view: View, look: Look) -> list[Row]:
+        """Return the rows of a picture, one fewer than the terminal has at most."""
+        facts = facts_in(view, look.now)
+        room = look.rows - 3
+        if len(facts) <= max(1, room):
+            shown, others = list(facts), Counter[str]()
+        else:
+            shown = self._slots.choose({i: one.state for i, one in facts.items()}, max(1, room))
+            others = _count(one for i, one in facts.items() if i not in set(shown))
+        terminal = look.terminal
+        jobs = [self._job(facts[i], view, look) for i in shown]
+        rows = table(jobs, terminal)
+        if view.problem:
+            rows = [[(text, "dim") for text, _ in row] for row in rows]
+        if others:
+            rows.append(_line(f"{sum(others.values()):,} more", _words_of(others), terminal))
+        elif (len(facts) > 1 or view.problem) and len(rows) <= room:
+            rows.append([])
+        if view.problem:
+            rows.append(self._offline(view, look))
+        elif len(facts) > 1:
+            rows.append(self._total(view, _count(facts.values()), look, with_bar=self._is_batch or bool(others)))
+        return rows[-max(1, look.rows - 1) :]
+
+    def end(self, view: View, look: Look, note: str = "") -> list[Row]:
+        """Return the rows of the last picture: failed jobs and their reasons if not all jobs have room."""
+        facts, terminal = facts_in(view, look.now), look.terminal
+        room, others = look.rows - 3, Counter[str]()
+        shown = list(facts)
+        if len(facts) > max(1, room):
+            shown = [i for i in facts if facts[i].state in (FAILED, UNKNOWN, STALLED)][: max(1, room)]
+            others = _count(one for i, one in facts.items() if i not in set(shown))
+        rows = table([self._job(facts[i], view, look) for i in shown], terminal)
+        cuts = [
+            i for i, row in zip(shown, rows) if facts[i].reason and facts[i].reason not in "".join(t for t, _ in row)
+        ]
+        if others:
+            rows.append(_line(f"{sum(others.values()):,} more", _words_of(others), terminal))
+        for i in cuts[:_REASONS]:
+            rows += [[], *_reason(facts[i], view.known.get(i), terminal)]
+        if len(cuts) > _REASONS:
+            rows.append([(f" and {len(cuts) - _REASONS} more reasons: see dramatiq-status get", "dim")])
+        if len(facts) > 1:
+            words = _words_of(_count(facts.values()))
+            rows += [
+                [],
+                _line(_number_of(facts), words, terminal, f"in {span(timedelta(seconds=_tenths(look.elapsed)))}"),
+            ]
+        if note:
+            rows.append([(f" {note}", "dim")])
+        return rows
+
+    def _job(self, facts: Facts, view: View, look: Look) -> Job:
+        if view.problem and (facts.time.startswith(_DOUBTFUL) or facts.time.endswith(" left")):
+            facts = facts._replace(time="")
+        snapshot = view.known.get(facts.message_id)
+        queue = "" if snapshot is None or look.terminal.width < 160 else clean(snapshot.queue_name or "")
+        return Job(facts, queue, phase=None if view.problem else look.phase)
+
+    def _offline(self, view: View, look: Look) -> Row:
+        terminal = look.terminal
+        when = view.at.astimezone().strftime("%H:%M:%S")
+        again = f"again in {max(1, round(look.retry_in))} s"
+        right = f"at {when}, {again}" if terminal.width >= 80 else again if terminal.width >= 40 else ""
+        head = f" {terminal.glyph(OFFLINE)} {pad(OFFLINE, 10)}"
+        room = max(0, terminal.width - width(head) - width(right) - 2)
+        verb = " does not answer"
+        store = cut(self._store.partition("?")[0], max(0, room - width(verb)), terminal.ellipsis)
+        what = f"{store}{verb}" if store else cut(verb.strip(), room, terminal.ellipsis)
+        head = head.rstrip() if not what else head
+        return [(head, "bold"), (what, ""), (pad_left(right, terminal.width - width(head) - width(what)), "")]
+
+    def _total(self, view: View, counts: Counter[str], look: Look, *, with_bar: bool) -> Row:
+        terminal, number = look.terminal, _number_of(view.found.children)
+        right = f"{look.elapsed:.1f} s" if look.clock else ""
+        if not with_bar or terminal.width < 60:
+            return _line(number, _words_of(counts), terminal, right)
+        percent, progress = int(view.found.percent), view.found.progress
+        if self._first_progress is None:
+            self._first_progress = progress - 1e-9
+        gained = progress - self._first_progress
+        if not right and look.elapsed > 3 and gained > 0.01 and progress < 1:
+            right = f"{seconds(timedelta(seconds=(1 - progress) * look.elapsed / gained))} left"
+        trouble = Counter({state: counts[state] for state in (FAILED, STALLED, UNKNOWN) if counts[state]})
+        ended = counts[FAILED] + counts[COMPLETED] + counts[SKIPPED]
+        words = _fitting(_words_of(trouble), 28 if terminal.width < 120 else 40)
+        bar = bar_of(Facts(WORKING, "", "", percent), 12, terminal, style="")
+        left: Row = [(f" {pad(number, _HEAD)}", "bold"), (pad(words, max(width(words) + (2 if words else 0), 20)), "")]
+        left += [*bar, (f"{percent:4d}% ", ""), (f"{ended:,} ended", "")]
+        used = sum(width(text) for text, _ in left)
+        if used + width(right) + 1 > terminal.width:
+            right = ""
+        return [*left, (pad_left(right, terminal.width - used), "")] if right else left
+
+
+def facts_in(view: View, now: datetime) -> dict[str, Facts]:
+    """Put the jobs of a view into words, by id."""
+    found = {}
+    for message_id, snapshot in view.jobs:
+        facts = facts_of(message_id, snapshot, now)
+        last = view.known.get(message_id)
+        if snapshot is None and last is not None:
+            facts = facts._replace(name=facts_of(message_id, last, now).name, step="deleted or expired")
+        elif snapshot is None and message_id not in view.vanished:
+            facts = facts._replace(step="not found yet")
+        elif snapshot is None:
+            facts = facts._replace(step="no such job")
+        found[message_id] = facts
+    return found
+
+
+def totals_of(view: View, now: datetime) -> str:
+    """Return the number of jobs, and how many of them are in which state."""
+    facts = facts_in(view, now)
+    return f"{_number_of(facts)}: {', '.join(_words_of(_count(facts.values())))}"
+
+
+def _reason(facts: Facts, snapshot: Snapshot | None, terminal: Terminal) -> list[Row]:
+    kind, _, message = facts.reason.partition(": ")
+    rows: list[Row] = [[(f" {kind}", "bold"), (f": {message}" if message else "", "")]]
+    when = ""
+    if snapshot is not None and snapshot.finished_at is not None:
+        when = f", run {max(1, snapshot.attempts)}, at {snapshot.finished_at.astimezone():%H:%M:%S}"
+    rows.append([(f"   {facts.name} ", ""), (facts.message_id, "dim"), (when, "")])
+    return [_wrapped_off(row, terminal) for row in rows]
+
+
+def _wrapped_off(row: Row, terminal: Terminal) -> Row:
+    """Cut a row that is longer than three lines of the terminal."""
+    room, kept = terminal.width * 3, []
+    for text, style in row:
+        kept.append((cut(text, room, terminal.ellipsis), style))
+        room -= width(kept[-1][0])
+    return kept
+
+
+def _count(jobs: Iterable[Facts]) -> Counter[str]:
+    return Counter(QUEUED if facts.state == SCHEDULED else facts.state for facts in jobs)
+
+
+def _words_of(counts: Mapping[str, int]) -> list[str]:
+    return [f"{counts[state]:,} {state.lower()}" for state in _COUNTED if counts.get(state)]
+
+
+def _number_of(jobs: Sequence[str] | Mapping[str, object]) -> str:
+    return "1 job" if len(jobs) == 1 else f"{len(jobs):,} jobs"
+
+
+def _fitting(words: Sequence[str], room: int) -> str:
+    """Join as many counts as have room, and name the number of jobs in the others."""
+    for kept in range(len(words), 0, -1):
+        left = sum(int(word.split()[0].replace(",", "")) for word in words[kept:])
+        text = ", ".join([*words[:kept], *([f"{left:,} more"] if left else [])])
+        if width(text) <= room:
+            return text
+    return ""
+
+
+def _line(head: str, words: Sequence[str], terminal: Terminal, right: str = "") -> Row:
+    """A line with a head, counts, and a time on the right side."""
+    head = pad(head, _HEAD) if terminal.width >= 80 else f"{head}: "
+    room = terminal.width - 1 - width(head) - (width(right) + 2 if right else 0)
+    text = _fitting(words, room)
+    if not text and words:
+        right = ""
+        text = cut(words[0], max(0, terminal.width - 1 - width(head)), terminal.ellipsis)
+    return [
+        (f" {head}", "bold"),
+        (text, ""),
+        (pad_left(right, terminal.width - 1 - width(head) - width(text)) if right else "", "dim"),
+    ]
+
+
+def _tenths(elapsed: float) -> float:
+    return int(elapsed * 10) / 10 if elapsed < 10 else int(elapsed)

@@ -1,0 +1,155 @@
+"""A picture in a terminal that changes in place, and leaves the terminal as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import termios
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, Final
+
+from .terminal import Segment, Terminal
+from .text import width
+
+#: Hides the cursor, and cuts rows that are too wide rather than wrapping them; and the opposite.
+_BEGIN: Final = "\x1b[?25l\x1b[?7l"
+_END: Final = "\x1b[?7h\x1b[?25h"
+
+_CLEAR_REST_OF_LINE: Final = "\x1b[K"
+_CLEAR_BELOW: Final = "\x1b[J"
+_CLEAR_ALL: Final = "\x1b[H\x1b[J"
+
+
+class Screen:
+    """Draws rows in place, from the cursor's line on.  The cursor stays on the free line below them.
+
+    While it is open, the terminal shows no cursor and does not echo keys.  A stop by Ctrl-Z, a signal that ends the
+    process, and the end of the context restore both.
+
+    Parameters:
+      descriptor(int): File descriptor of the terminal.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._drawn: list[str] = []
+        self._size = os.get_terminal_size(descriptor)
+        self._settings: list[Any] | None = None
+        self._begun = False
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def size(self) -> os.terminal_size:
+        """The present size of the terminal; one that reports none has 80 columns and 24 rows."""
+        columns, rows = os.get_terminal_size(self._descriptor)
+        return os.terminal_size((columns or 80, rows or 24))
+
+    def __enter__(self) -> Screen:
+        for number, handler in (
+            (signal.SIGTSTP, self._stop),
+            (signal.SIGCONT, self._continue),
+            (signal.SIGTERM, self._terminate),
+            (signal.SIGHUP, self._terminate),
+        ):
+            self._handlers[number] = signal.signal(number, handler)
+        self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def draw(self, rows: Sequence[Sequence[Segment]], terminal: Terminal) -> None:
+        """Show rows in the place of those before; only rows that differ are written.
+
+        Parameters:
+          rows(Sequence[Sequence[Segment]]): Fewer than the terminal has.
+          terminal(Terminal)
+        """
+        if not self._is_in_foreground():
+            return
+        written = []
+        if self.size != self._size:
+            self._size = self.size
+            if self._drawn:
+                # Terminals differ in where they leave rows that no longer fit.
+                written.append(_CLEAR_ALL)
+                self._drawn = []
+        lines = [self._line(row, terminal) for row in rows]
+        if self._drawn:
+            written.append(f"\x1b[{len(self._drawn)}A")
+        skipped = 0
+        for at, line in enumerate(lines):
+            if at < len(self._drawn) and self._drawn[at] == line:
+                skipped += 1
+                continue
+            written += [f"\x1b[{skipped}B" if skipped else "", "\r", line, "\n"]
+            skipped = 0
+        if skipped:
+            written.append(f"\x1b[{skipped}B")
+        written.append("\r")
+        if len(lines) < len(self._drawn):
+            written.append(_CLEAR_BELOW)
+        self._drawn = lines
+        if written != ["\r"]:
+            self._write("".join(written))
+
+    def _line(self, row: Sequence[Segment], terminal: Terminal) -> str:
+        # In the last column some terminals would clear the last character.
+        is_full = sum(width(text) for text, _ in row) >= self._size.columns
+        return terminal.paint(row) + ("" if is_full else _CLEAR_REST_OF_LINE)
+
+    def _begin(self) -> None:
+        if not self._is_in_foreground():
+            return
+        try:
+            settings = termios.tcgetattr(self._descriptor)
+        except termios.error:
+            return
+        if not self._begun:
+            self._settings = settings
+        quiet = list(settings)
+        quiet[3] &= ~termios.ECHO
+        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, quiet)
+        self._begun = True
+        self._write(_BEGIN)
+
+    def restore(self) -> None:
+        """Show the cursor, wrap long lines and echo keys again."""
+        if not self._begun:
+            return
+        self._begun = False
+        self._write(_END)
+        if self._settings is not None and self._is_in_foreground():
+            termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._settings)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.restore()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        # The process continues here.
+        signal.signal(signal.SIGTSTP, self._stop)
+
+    def _continue(self, number: int, frame: FrameType | None) -> None:
+        # The shell has written below the picture: draw a new one there.
+        self._drawn = []
+        self._size = self.size
+        self._begin()
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    def _is_in_foreground(self) -> bool:
+        try:
+            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
+        except OSError:
+            # It is not the terminal that controls this process.
+            return True
+
+    def _write(self, text: str) -> None:
+        data = text.encode(sys.stdout.encoding or "utf-8", "replace")
+        while data:
+            data = data[os.write(self._descriptor, data) :]

@@ -1,0 +1,306 @@
+"""Tests of ``watch``, on pipes and on real pseudo-terminals, with real stores."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backends import RedisBackend, SQLiteBackend
+from dramatiq_status.record import COMPLETED, FAILED
+from dramatiq_status.testing.updates import enqueue, finish, named, start, write
+
+from ..servers import RedisServer
+from .terminals import COMMAND, Session, environment, on_pipe
+
+Watch = Callable[..., Session]
+
+
+def id_of(number: int) -> str:
+    return f"{number:08x}-1111-4d0e-9c5b-6f1d2a7e4b90"
+
+
+def send(backend: StatusBackend, number: int, name: str = "") -> str:
+    backend.update(id_of(number), enqueue(a=f'"{name or f"job_{number}"}"', Q='"default"'))
+    return id_of(number)
+
+
+def run_to(backend: StatusBackend, number: int, percent: int, sequence: int = 2) -> None:
+    if sequence == 2:
+        backend.update(id_of(number), start(1))
+    backend.update(id_of(number), write(1, sequence, p=str(percent), t="100"))
+
+
+def end(backend: StatusBackend, number: int, *, failed: bool = False) -> None:
+    update = finish(1, state=FAILED if failed else COMPLETED)
+    if failed:
+        boom = named({"x": '{"type":"CardDeclined","message":"insufficient funds"}'})
+        update = update._replace(fields={**update.fields, **boom})
+    backend.update(id_of(number), update)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SQLiteBackend]:
+    backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def watch(store: SQLiteBackend) -> Iterator[Watch]:
+    """Starts ``watch`` on a terminal."""
+    sessions: list[Session] = []
+
+    def begin(*arguments: str, columns: int = 80, rows: int = 24, url: str = "", **variables: str) -> Session:
+        command = [*COMMAND, "watch", *arguments, "--url", url or f"sqlite:///{store.path}"]
+        sessions.append(Session(command, columns=columns, rows=rows, **variables))
+        return sessions[-1]
+
+    yield begin
+    for session in sessions:
+        session.close()
+
+
+# A terminal
+
+
+def test_bars_move_in_place(store: SQLiteBackend, watch: Watch) -> None:
+    # Given two jobs, one of which runs
+    ids = [send(store, 1, "import_orders"), send(store, 2, "charge_card")]
+    run_to(store, 1, 10)
+    session = watch(*ids)
+    session.until(lambda: " 10%" in session.text)
+    row = next(at for at, line in enumerate(session.lines) if "import_orders" in line)
+    assert "Queued" in session.text and "2 jobs" in session.text
+    # While it is shown, there is no cursor, and keys are not echoed
+    assert session.screen.cursor.hidden and not session.echoes
+    # When it moves, and both end
+    run_to(store, 1, 70, 3)
+    session.until(lambda: " 70%" in session.lines[row])
+    store.update(id_of(2), start(1))
+    end(store, 1)
+    end(store, 2, failed=True)
+    # Then the last picture stays, and the terminal is as before
+    assert session.end() == 1
+    assert "Completed import_orders" in session.lines[row]
+    assert "CardDeclined: insufficient funds" in session.lines[row + 1]
+    assert any(line.startswith(" 2 jobs      1 failed, 1 completed") for line in session.lines)
+    assert session.echoes and not session.screen.cursor.hidden
+    assert session.screen.cursor.x == 0
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (40, 12), (20, 10), (120, 40), (400, 5)])
+def test_a_picture_never_fills_the_screen(store: SQLiteBackend, watch: Watch, columns: int, rows: int) -> None:
+    # Given 200 jobs, of which one has failed
+    ids = [send(store, number) for number in range(200)]
+    for number in range(100, 130):
+        run_to(store, number, number - 90)
+    store.update(id_of(150), start(1))
+    end(store, 150, failed=True)
+    session = watch(*ids, columns=columns, rows=rows)
+    # When they are watched for some pictures
+    session.until(lambda: "more" in session.text and "200 jobs" in session.text)
+    for _ in range(5):
+        session.read(0.3)
+    # Then the picture fits: its first row is the screen's first line, and the last line is free
+    assert not session.screen.history.top
+    assert session.lines[-1] == "" and session.lines[0] != ""
+    # And the failed job is there, and what runs comes before what waits
+    assert session.text.count(" ✘ ") == 1
+    if rows == 24:
+        assert session.text.count(" ◒ ") == 20
+        assert re.search(r"\n 179 more    10 working, 169 queued\n 200 jobs    1 failed ", session.text), session.text
+    session.send("\x03")
+    assert session.end() == 130
+    assert "stopped watching" in "".join(session.lines)
+
+
+def test_other_jobs_take_the_rows_of_completed_ones(store: SQLiteBackend, watch: Watch) -> None:
+    ids = [send(store, number) for number in range(12)]
+    for number in range(5):
+        run_to(store, number, 10 + number)
+    # Given a terminal with rows for five jobs
+    session = watch(*ids, rows=8)
+    session.until(lambda: "12 jobs" in session.text)
+    before = [line.split()[2] for line in session.lines[:5]]
+    assert before == [f"job_{number}" for number in range(5)]
+    # When one is completed and another fails
+    end(store, 2)
+    run_to(store, 7, 50)
+    store.update(id_of(9), start(1))
+    end(store, 9, failed=True)
+    session.until(lambda: "job_9" in session.text)
+    # Then the others stay where they are
+    assert [line.split()[2] for line in session.lines[:5]] == ["job_0", "job_1", "job_9", "job_3", "job_4"]
+
+
+def test_another_size_of_the_terminal(store: SQLiteBackend, watch: Watch) -> None:
+    ids = [send(store, number) for number in range(3)]
+    session = watch(*ids)
+    session.until(lambda: "3 jobs" in session.text)
+    for columns, rows in ((40, 12), (120, 30), (30, 6)):
+        session.resize(columns, rows)
+        session.until(lambda: "waiting" in session.text or "3 jobs" in session.text)
+        for _ in range(4):
+            session.read(0.2)
+        # One picture is there, whole
+        assert session.text.count("3 jobs") == 1 and session.text.count("job_1") == 1, session.text
+        assert session.lines[-1] == ""
+
+
+def test_stop_and_continue(store: SQLiteBackend, watch: Watch) -> None:
+    # Given a shell that watches a job
+    ids = [send(store, 1), send(store, 2)]
+    command = " ".join([*COMMAND, "watch", *ids, "--url", f"sqlite:///{store.path}"])
+    session = Session(["bash", "--norc", "--noprofile", "-i"], PS1="shell> ")
+    try:
+        session.until(lambda: "shell>" in session.text)
+        session.send(command + "\n")
+        session.until(lambda: "2 jobs" in session.text and not session.echoes)
+        # When it is stopped
+        session.send("\x1a")
+        session.until(lambda: "Stopped" in session.text)
+        # Then the shell has its cursor and its echo
+        session.until(lambda: not session.screen.cursor.hidden)
+        session.send("echo it is$((40 + 2))\n")
+        session.until(lambda: "it is42" in session.text)
+        # When it continues, and the jobs end
+        session.send("fg\n")
+        session.until(lambda: session.text.count("2 jobs") == 2 and session.screen.cursor.hidden)
+        for number in (1, 2):
+            store.update(id_of(number), start(1))
+            end(store, number)
+        session.until(lambda: "2 completed" in session.text)
+        session.send("echo ended with $?.\n")
+        session.until(lambda: "ended with 0." in session.text)
+        assert not session.screen.cursor.hidden
+    finally:
+        session.close()
+
+
+def test_a_signal_leaves_the_terminal_right(store: SQLiteBackend, watch: Watch) -> None:
+    session = watch(send(store, 1))
+    session.until(lambda: "job_1" in session.text and not session.echoes)
+    session.process.terminate()
+    assert session.end() == 128 + 15
+    assert session.echoes and not session.screen.cursor.hidden
+
+
+def test_few_bytes_are_written(store: SQLiteBackend, watch: Watch) -> None:
+    # A picture that does not change writes next to nothing
+    ids = [send(store, number) for number in range(20)]
+    for number in range(20):
+        run_to(store, number, 50)
+        end(store, number)
+    waiting = send(store, 99)
+    session = watch(*ids, waiting)
+    session.until(lambda: "21 jobs" in session.text)
+    session.read(0.3)
+    before = len(session.written)
+    for _ in range(5):
+        session.read(0.3)
+    assert len(session.written) - before < 1000
+
+
+# Pipes
+
+
+def test_lines_on_a_pipe(store: SQLiteBackend) -> None:
+    ids = [send(store, 1), send(store, 2)]
+    process = subprocess.Popen(
+        [*COMMAND, "watch", *ids, "--url", f"sqlite:///{store.path}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert process.stdout is not None
+    seen = [process.stdout.readline() for _ in ids]
+    run_to(store, 1, 5)
+    seen.append(process.stdout.readline())
+    run_to(store, 1, 42, 3)
+    seen.append(process.stdout.readline())
+    end(store, 1)
+    seen.append(process.stdout.readline())
+    store.update(id_of(2), start(1))
+    end(store, 2, failed=True)
+    output, errors = process.communicate(timeout=30)
+    lines = [*seen, *output.splitlines()]
+    # Then each change of a state and each tenth has a line, with the full id
+    states = [re.split(r"\s\s+", line.strip())[1] for line in lines]
+    assert states[:5] == ["Queued", "Queued", "Working", "Working", "Completed"] and states[-1] == "Failed"
+    assert all(re.match(r"\d\d:\d\d:\d\d  ", line) for line in lines)
+    assert "  5%" in lines[2] and "  42%" in lines[3] and "CardDeclined: insufficient funds" in lines[-1]
+    assert errors.startswith("2 jobs: 1 failed, 1 completed, in ") and process.returncode == 1
+
+
+def test_json_events(store: SQLiteBackend) -> None:
+    ids = [send(store, 1), send(store, 2)]
+    for number in (1, 2):
+        run_to(store, number, 30)
+        end(store, number)
+    done = on_pipe("watch", "--json", *ids, "--url", f"sqlite:///{store.path}")
+    events = [json.loads(line) for line in done.output.splitlines()]
+    assert [event["message_id"] for event in events] == ids and done.status == 0
+    assert {"percent", "stalled", "retrying"} <= events[0].keys()
+
+
+@pytest.mark.parametrize("face", ["auto", "plain", "json", "quiet"])
+def test_the_exit_status_of_watch(store: SQLiteBackend, face: str) -> None:
+    for number in (1, 2, 3):
+        send(store, number)
+        store.update(id_of(number), start(1))
+    end(store, 1)
+    end(store, 2, failed=True)
+    url = f"sqlite:///{store.path}"
+    for numbers, status in (([1], 0), ([1, 2], 1), ([1, 77], 3), ([3], 4), ([2, 3], 1), ([77, 3], 3)):
+        ids = [id_of(number) for number in numbers]
+        done = on_pipe("watch", *ids, "--url", url, "--timeout", "1.5", "--progress", face)
+        assert done.status == status, (numbers, done)
+        assert face != "quiet" or not done.output
+
+
+def test_a_deleted_job(store: SQLiteBackend, watch: Watch) -> None:
+    session = watch(send(store, 1, "import_orders"))
+    session.until(lambda: "import_orders" in session.text)
+    store.delete(id_of(1))
+    assert session.end() == 3
+    assert "import_orders" in session.text and "deleted or expired" in session.text
+
+
+def test_live_needs_a_terminal(store: SQLiteBackend) -> None:
+    done = on_pipe("watch", send(store, 1), "--url", f"sqlite:///{store.path}", "--progress", "live")
+    assert done.status == 2 and "needs a terminal" in done.errors
+
+
+def test_no_animation_without_a_live_terminal(store: SQLiteBackend, watch: Watch) -> None:
+    run_to(store, int(send(store, 1)[:8], 16), 20)
+    end(store, 1)
+    for variables in ({"TERM": "dumb"}, {"CI": "1"}):
+        session = watch(id_of(1), "--progress", "plain" if "CI" in variables else "auto", **variables)
+        assert session.end() == 0
+        assert b"\x1b" not in session.written and b"Completed" in session.written
+
+
+# Outages
+
+
+def test_an_outage_in_the_middle(watch: Watch) -> None:
+    # Given a job that is watched in a Redis of its own
+    with RedisServer() as server, closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
+        message_id = send(backend, 1)
+        run_to(backend, 1, 42)
+        session = watch(message_id, url=f"{server.url}?timeout=500")
+        session.until(lambda: "42%" in session.text)
+        # When the server is frozen, it is one line
+        server.pause()
+        session.until(lambda: "Offline" in session.text)
+        assert session.text.count("does not answer") == 1 and "42%" in session.text
+        # When it is back, the line goes
+        server.resume()
+        session.until(lambda: "Offline" not in session.text)
+        end(backend, 1)
+        assert session.end() == 0
