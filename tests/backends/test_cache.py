@@ -131,7 +131,7 @@ class CacheConformance(BackendConformance):
         super().test_an_interrupted_call_spoils_no_other(backend, monkeypatch)
 
     def test_a_cache_that_returns_bytes(self, backend: CacheBackend, message_id: str) -> None:
-        # Given a record in a cache that gives back bytes for what was a str
+        # Given a record in a cache that returns bytes for a str
         value = to_value({"s": "1", "v": "1", "e": "7", "n": "1"}, backend.now() + 60_000)
         backend._call("set", backend._key_of(message_id), value)
         # When it is read and changed
@@ -140,7 +140,7 @@ class CacheConformance(BackendConformance):
         assert found == ({"s": "1", "v": "1", "e": "7", "n": "1"}, Outcome.APPLIED)
 
     def test_writes_of_many_threads_to_many_messages(self, backend: CacheBackend) -> None:
-        # Given messages that several threads write to, through one backend and through another
+        # Given messages to which several threads write, through two backends
         ids = [uuid4().hex for _ in range(5)]
         backend.update_many([(message_id, start(1)) for message_id in ids])
 
@@ -149,7 +149,7 @@ class CacheConformance(BackendConformance):
             for _ in range(20):
                 own.update_many([(message_id, outside(increment=1)) for message_id in ids])
 
-        # When they count at the same time
+        # When they increment the progress at the same time
         together(*[count] * 4)
         # Then every sum is exact
         assert [record and record[PROGRESS] for record in backend.read_many(ids)] == ["80"] * 5
@@ -206,7 +206,7 @@ def test_the_interface_is_part_of_the_suite() -> None:
 
 
 def test_a_value_that_memcached_refuses_is_no_outage(memcached_server: MemcachedServer) -> None:
-    # Given Django's cache in memcached, whose items have at most a megabyte
+    # Given Django's cache in memcached, which takes items of up to a megabyte
     settings = {
         "BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache",
         "LOCATION": memcached_server.address,
@@ -215,7 +215,7 @@ def test_a_value_that_memcached_refuses_is_no_outage(memcached_server: Memcached
     large = enqueue(text='"' + "x" * 1_500_000 + '"')
     # When a message with a larger field is stored beside another, and alone
     outcomes = backend.update_many([("large", large), ("other", enqueue())])
-    # Then the cache refuses it alone
+    # Then the cache refuses this message only
     assert outcomes == [Outcome.UNSTORABLE, Outcome.APPLIED] and backend.read("other") is not None
     with pytest.raises(StoreRefused):
         backend.update("large", large)
@@ -311,7 +311,7 @@ def django_settings() -> Iterator[None]:
 @pytest.mark.usefixtures("django_settings")
 @pytest.mark.parametrize("name", PACKAGES)
 def test_the_caches_of_packages_are_called_with_their_parameters(name: str, redis_url: str, tmp_path: Path) -> None:
-    # Given a cache of a package that passes calls on to another one
+    # Given a cache of a package that passes calls to another cache
     cache = PACKAGES[name](redis_url, tmp_path)
     backend = CacheBackend(cache)
     # When a message runs
@@ -319,7 +319,7 @@ def test_the_caches_of_packages_are_called_with_their_parameters(name: str, redi
         [("m", enqueue()), ("m", start(1)), ("m", write(1, 2, increment=3)), ("n", start(2))]
     )
     outcomes.append(backend.update("m", finish(1, ttl=60_000)))
-    # Then its status is found, and the cache was told how long to keep it
+    # Then its status is found, and the cache has got a time to live
     record, other = backend.read("m"), backend.read("n")
     assert outcomes == [Outcome.APPLIED] * 5
     assert record is not None and (record[PROGRESS], record[STATE]) == ("3", "2") and other is not None
@@ -373,14 +373,14 @@ def shelf_with(**methods: Any) -> Any:
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_cache_gets_the_time_to_live(name: str, message_id: str = "m") -> None:
-    # Given a cache of somebody's own, and a clock that stands still
+    # Given a cache of an application, and a clock that stands still
     method, expected = SETS[name]
     cache = shelf_with(set=method)
     backend = CacheBackend(cache)
     backend.now = lambda: 1_795_479_267_029  # type: ignore[method-assign]
-    # When a status is stored in it that lives for a second and a half
+    # When a status with a time to live of 1.5 seconds is stored
     outcomes = backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=1_500))])
-    # Then the cache is told in its own way, in seconds and never less
+    # Then the cache gets it by its own name, rounded up to seconds
     assert (outcomes, cache.options) == ([Outcome.APPLIED] * 2, expected)
     assert backend.read(message_id) is not None
 
@@ -395,7 +395,7 @@ def test_a_time_to_live_is_rounded_up_to_seconds(ttl: int, seconds: int) -> None
 
 @pytest.mark.parametrize("kind", ["locmem", "simple", "file"])
 def test_no_cache_forgets_too_early(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a cache whose clock is at the very end of a second, as one that cuts it off likes it least
+    # Given a cache whose clock is at the end of a second: a cache that cuts fractions off then loses most of one
     cache: Any = {
         "locmem": lambda: django_caches("locmem.LocMemCache", uuid4().hex)["default"],
         "simple": SimpleCache,
@@ -408,9 +408,9 @@ def test_no_cache_forgets_too_early(kind: str, tmp_path: Path, monkeypatch: pyte
     for module in ("cachelib.simple", "cachelib.file"):
         monkeypatch.setattr(f"{module}.time", lambda: now)
     monkeypatch.setattr(backend, "now", lambda: int(now * 1000))
-    # When a status is stored for two seconds
+    # When a status with a time to live of two seconds is stored
     backend.update_many([("m", start(1)), ("m", finish(1, ttl=2_000))])
-    # Then it is there until they are over, and not longer
+    # Then it is there until these two seconds are over, and not longer
     found = []
     for now in (1_790_000_002.998, 1_790_000_002.999):  # noqa: B007 - the clocks read it
         found.append(backend.read("m") is not None)
@@ -441,9 +441,9 @@ def test_no_cache_forgets_too_early(kind: str, tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_an_object_that_is_no_cache_raises_an_error(cache: Any, message: str) -> None:
-    # Given something that is no cache, or none that can be called
+    # Given an object that is no cache, or a cache that cannot be called
     # When a backend is made of it
-    # Then the error says what is missing, and shows no secret
+    # Then the error names what is missing, and contains no secret
     with pytest.raises(TypeError, match=message) as caught:
         CacheBackend(cache)
     assert "secret" not in str(caught.value)
@@ -463,26 +463,26 @@ class LateCache:
 
 
 def test_a_proxy_is_used_at_the_first_call() -> None:
-    # Given a proxy for a cache that is not there yet
+    # Given a proxy for a cache that does not exist yet
     proxy = LateCache()
-    # When a backend is created, nothing is asked of it
+    # When a backend is created, it does not use the proxy
     backend = CacheBackend(proxy)
     assert (repr(backend), proxy.looks) == ("<CacheBackend 'dramatiq-status' in LateCache>", 0)
-    # And when the backend is used too early, that is an outage
+    # And if the backend is used earlier, it raises a BackendError
     with pytest.raises(BackendError, match=r"no cache behind the LateCache yet \(RuntimeError\)") as caught:
         backend.update("m", enqueue())
     assert "secret" not in str(caught.value)
-    # And when there is something that does not fit, the error says so
+    # And with an object that is no cache, the error says so
     proxy.cache = shelf_with(set=lambda self, key, value, minutes: None)
     with pytest.raises(BackendError, match=r"set\(key, value, minutes\) takes no time to live"):
         backend.read("m")
-    # Then it works from the moment when there is a cache
+    # Then it works as soon as there is a cache
     proxy.cache = SimpleCache()
     assert (backend.update("m", enqueue()), backend.read("m") is not None) == (Outcome.APPLIED, True)
 
 
 def test_an_asynchronous_cache_raises_an_error() -> None:
-    # Given a cache whose methods are awaited
+    # Given a cache whose methods are coroutines
     async def get(self: object, key: str) -> None: ...
 
     # When a backend is made of it
@@ -492,7 +492,7 @@ def test_an_asynchronous_cache_raises_an_error() -> None:
 
 
 def test_keys_fit_for_memcached() -> None:
-    # Given Django's cache, which warns of keys that memcached would not take, and the longest namespace
+    # Given Django's cache, which warns of keys that memcached refuses, and the longest namespace
     cache = django_caches("locmem.LocMemCache", uuid4().hex)["default"]
     backend = CacheBackend(cache, namespace=":" * 48)
     ids = ["x" * 200, "a b", "\u010d" * 100, "plain"]
@@ -501,7 +501,7 @@ def test_keys_fit_for_memcached() -> None:
         warnings.simplefilter("error")
         backend.update_many([(message_id, enqueue()) for message_id in ids])
         found = backend.read_many(ids)
-    # Then none of their keys was too long or had odd characters
+    # Then no key was too long or had characters that memcached refuses
     assert None not in found
     assert max(len(backend._key_of(message_id)) for message_id in ids) > MAX_KEY_SIZE
     assert backend._key_of("plain").endswith(":plain")
@@ -511,7 +511,7 @@ def test_keys_fit_for_memcached() -> None:
 
 
 def test_errors_have_causes_and_no_secrets() -> None:
-    # Given caches whose server is down, and who know a password
+    # Given caches with a password, whose server is down
     once = Retry(NoBackoff(), 0)
     django = django_caches("redis.RedisCache", "redis://:secret@127.0.0.1:1/0")
     django.settings["default"]["OPTIONS"] = {"retry": once}
@@ -521,7 +521,7 @@ def test_errors_have_causes_and_no_secrets() -> None:
         for call in (backend.read, lambda m, b=backend: b.update(m, enqueue()), backend.delete):
             with pytest.raises(BackendError) as caught:
                 call("m")
-            # Then the error has a cause, and says neither the password nor where the server is
+            # Then the error has a cause, and contains neither the password nor the address of the server
             assert isinstance(caught.value.__cause__, redis.ConnectionError)
             assert "failed with ConnectionError" in str(caught.value)
             assert "secret" not in str(caught.value) and "127.0.0.1" not in str(caught.value)
@@ -549,7 +549,7 @@ def test_a_hook_for_errors() -> None:
 
 
 def test_a_hook_for_errors_that_fails_itself() -> None:
-    # Given a cache that fails, and a hook that does, too
+    # Given a cache that fails, and a hook that fails as well
     def get(self: object, key: str) -> None:
         raise ConnectionError
 
@@ -560,7 +560,7 @@ def test_a_hook_for_errors_that_fails_itself() -> None:
     # When it is used
     with pytest.raises(BackendError) as caught:
         backend.read("m")
-    # Then that is the error of an outage, which names both
+    # Then it raises a BackendError that names both
     assert "failed with ConnectionError, and then on_error with OSError" in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -587,7 +587,7 @@ def test_an_error_for_one_message_holds_up_no_other(bad: int, refusal: Any) -> N
         return Shelf.get(self, key)
 
     backend = CacheBackend(shelf_with(set=keep, get=get))
-    # When three messages are counted on in one call, and read in one
+    # When three messages get increments in one call, and are read in one call
     updates = [(f"m{n}", write(1, 2, create=True, increment=5)) for n in range(3)]
     outcomes = backend.update_many(updates)
     found = backend.read_many(["m0", "m1", "m2"])
@@ -597,7 +597,7 @@ def test_an_error_for_one_message_holds_up_no_other(bad: int, refusal: Any) -> N
     assert outcomes == [trouble if n == bad else Outcome.APPLIED for n in range(3)]
     expected = type(None) if refusal is False else BackendError
     assert [isinstance(record, expected if n == bad else dict) for n, record in enumerate(found)] == [True] * 3
-    # And where it is the only message, it is an error
+    # And if it is the only message, the call raises an error
     with pytest.raises(BackendError):
         backend.update(*updates[bad])
     with pytest.raises(BackendError) if refusal is not False else nullcontext():
@@ -617,10 +617,10 @@ def test_a_cache_that_fails_slowly_takes_one_time_out() -> None:
 
     backend = CacheBackend(shelf_with(set=SETS["ttl"][0], get=get), timeout=1)
     ids = [f"m{n}" for n in range(100)]
-    # When it is asked for many messages
+    # When it is called for many messages
     found = backend.read_many(ids)
     outcomes = backend.update_many([(message_id, enqueue()) for message_id in ids])
-    # Then nobody waits for all of them to fail
+    # Then the call ends before all of them have failed
     assert found[0] is None and all(isinstance(record, BackendError) for record in found[1:])
     assert outcomes == [Outcome.APPLIED, *[Outcome.UNAVAILABLE] * 99]
     assert calls == 4
@@ -637,8 +637,8 @@ def test_a_disk_without_space_is_an_error(tmp_path: Path) -> None:
             file.unlink()
         (tmp_path / name).rmdir()
         (tmp_path / name).write_text("")
-        # When something is to be stored
-        # Then that is an error, also where the cache itself raises none
+        # When the backend stores something
+        # Then the call raises an error, even if the cache itself raises none
         with pytest.raises(
             BackendError, match=r"FileBasedCache\.get\(\) has failed with NotADir|FileSystemCache did not store"
         ):
@@ -646,7 +646,7 @@ def test_a_disk_without_space_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_delete_that_deletes_nothing_is_an_error(message_id: str = "m") -> None:
-    # Given a cache that cannot delete, and says so
+    # Given a cache that cannot delete, and returns this
     backend = CacheBackend(shelf_with(set=SETS["ttl"][0], delete=lambda self, key: False))
     backend.update(message_id, enqueue())
     # When a status is deleted
@@ -663,7 +663,7 @@ def test_djangos_databases_need_settings_and_its_caches_do_not(tmp_path: Path) -
     (path,) = tmp_path.iterdir()
     # When a call fails, after which broken connections are closed
     path.write_bytes(b"x")
-    # Then there are none, and that is no other failure
+    # Then closing them fails in no way, because there are none
     assert backend.read("m") is None
 
 
@@ -680,7 +680,7 @@ def test_damaged_files(tmp_path: Path, kind: str, damage: bytes) -> None:
     path.write_bytes(path.read_bytes()[:-20] if damage == b"cut" else damage)
     # When it is read, and a run restores it
     found = backend.read("m"), backend.update("m", write(1, 2, create=True, step="1"))
-    # Then it is missing first, and then whole
+    # Then it is missing first, and complete later
     record = backend.read("m")
     assert found == (None, Outcome.APPLIED) and record is not None and record[":step"] == "1"
 
@@ -689,24 +689,24 @@ def test_damaged_files(tmp_path: Path, kind: str, damage: bytes) -> None:
 
 
 def test_the_expiration_time_of_a_region_does_not_count() -> None:
-    # Given a region of dogpile.cache whose values are stale at once
+    # Given a region of dogpile.cache with values that expire at once
     region = make_region().configure("dogpile.cache.memory", expiration_time=-1)
     backend = CacheBackend(region)
     backend.update("m", enqueue())
-    # When a status is read, and once more when all values were made invalid
+    # When a status is read, and read once more after all values were invalidated
     found = [backend.read("m") is not None]
     region.invalidate()
     found.append(backend.read("m") is not None)
-    # Then it was there as long as it was to live, and gone when somebody wanted it to be
+    # Then it was there although its value had expired in the region, and is gone after the invalidation
     assert found == [True, False]
 
 
 def test_djangos_cache_of_each_thread() -> None:
-    # Given Django's `cache`, behind which every thread has an object of its own
+    # Given Django's `cache`, behind which each thread has its own object
     backend = CacheBackend(ConnectionProxy(django_caches("locmem.LocMemCache", uuid4().hex), "default"))
     backend.update("m", start(1))
 
-    # When several threads count at the same time
+    # When several threads increment the progress at the same time
     def count() -> None:
         for _ in range(200):
             backend.update("m", outside(increment=1))
@@ -725,7 +725,7 @@ def test_a_repr_shows_no_secret() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_inherits_no_lock() -> None:
-    # Given a thread that is in the middle of an update
+    # Given a thread in the middle of an update
     reached, go_on = threading.Event(), threading.Event()
 
     class Slow(SimpleCache):
@@ -751,7 +751,7 @@ def test_a_child_inherits_no_lock() -> None:
     _, status = os.waitpid(child, 0)
     go_on.set()
     thread.join(60)
-    # Then it does not wait for a thread that it does not have
+    # Then it does not wait for a lock that a thread of its parent holds
     assert os.waitstatus_to_exitcode(status) == 0
 
 
@@ -774,7 +774,7 @@ def test_a_job_on_djangos_cache() -> None:
     messages = [count_rows.send_with_options(args=(rows,), status={"user_id": 42}) for rows in (50, 3)]
     queued = StatusRegistry.read_many(messages, broker=broker)
     run(broker)
-    # Then each status has been told from its enqueue to its end
+    # Then each status was stored, from its enqueue to its end
     assert [snapshot and (snapshot.state, snapshot["user_id"]) for snapshot in queued] == [("queued", 42)] * 2
     done, failed = StatusRegistry.read_many(messages, broker=broker)
     assert done is not None and (done.state, done.progress, done["step"], done["user_id"]) == (
