@@ -140,14 +140,14 @@ WRONG = {
 
 @pytest.mark.parametrize("url", MEANINGS)
 def test_a_url_makes_a_backend_with_its_parameters(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given classes that only tell what they were made with
+    # Given classes that only keep their parameters
     made: list[tuple[str, dict[str, Any]]] = []
     for name in ("RedisBackend", "MemcachedBackend", "SQLiteBackend", "StubBackend"):
         make: Callable[..., None] = lambda name=name, **parameters: made.append((name, parameters))  # noqa: E731
         monkeypatch.setattr(backends, name, make, raising=False)
-    # When a backend is asked for by URL
+    # When a backend is made from a URL
     backend_from_url(url)
-    # Then it is the right one, with the right parameters
+    # Then it is of the right class, with the right parameters
     assert made == [MEANINGS[url]]
 
 
@@ -155,10 +155,10 @@ def test_a_url_makes_a_backend_with_its_parameters(url: str, monkeypatch: pytest
 def test_a_wrong_url_raises_an_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DRAMATIQ_STATUS_URL", raising=False)
     # Given a URL that is wrong
-    # When a backend is asked for by it
+    # When a backend is made from it
     with pytest.raises(ValueError, match=WRONG[url]) as caught:
         backend_from_url(url)
-    # Then the error says what, and shows no password
+    # Then the error names the problem, and contains no password
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None and caught.value.__context__ is None
 
@@ -175,11 +175,11 @@ def test_a_wrong_url_raises_an_error(url: str, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_a_wrong_url_of_a_backend_raises_an_error(url: str) -> None:
-    # Given a URL that redis-py does not understand, and whose password its errors may quote
-    # When the Redis backend is made by it
+    # Given a URL that redis-py cannot parse, so that its error may contain the password
+    # When a Redis backend is made with it
     with pytest.raises(ValueError, match=r"url, '[a-z]+://.*', is wrong: write it like") as caught:
         RedisBackend(url=url)
-    # Then the error says what is expected, and shows no password
+    # Then the error names what is expected, and contains no password
     assert "s3cret" not in str(caught.value) and "s3/cret" not in str(caught.value)
     assert caught.value.__cause__ is None and caught.value.__context__ is None
 
@@ -212,7 +212,7 @@ def test_no_error_contains_a_part_of_a_password(
 ) -> None:
     # Given a URL with a password that was not encoded
     url = f"{scheme}{separator}user:{password}@{rest}"
-    # When a backend is made by it
+    # When a backend is made from it
     texts: list[str] = []
     try:
         made = RedisBackend(url=url) if own else backend_from_url(url)
@@ -230,11 +230,11 @@ def test_no_error_contains_a_part_of_a_password(
 
 
 def test_parameters_that_connections_do_not_take() -> None:
-    # Given parameters that redis-py looks at no earlier than it makes a connection
+    # Given parameters that redis-py checks when it makes a connection
     ca = {"ssl_ca_certs": "/ca.pem"}
     sentinels = {"sentinels": [("h1", 26379)], "service_name": "m"}
     # When a backend is made with them
-    # Then that is said at once, and is no outage
+    # Then an error is raised at once, which is no BackendError
     with pytest.raises(TypeError, match=r"connection parameter, passed or in the URL, is wrong: .*'timeout'"):
         RedisBackend(url="redis://:s3cret@db?timeout=250")
     with pytest.raises(TypeError, match="'ssl_ca_certs'"):
@@ -250,25 +250,25 @@ def test_parameters_that_connections_do_not_take() -> None:
 
 
 def test_parameters_replace_those_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a URL with a parameter that is passed as well
+    # Given a URL with a parameter, which is passed as well
     # When a backend is made
     backend = backend_from_url("memory://?namespace=shop&timeout=250", namespace="other")
-    # Then what was passed counts
+    # Then the passed value is used
     assert isinstance(backend, StubBackend) and (backend.namespace, backend.timeout) == ("other", 250)
 
 
 def test_the_environment_variable_has_the_default_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Given a URL in the environment
     monkeypatch.setenv("DRAMATIQ_STATUS_URL", f"sqlite:///{tmp_path}/status.db")
-    # When a backend is asked for without one
+    # When a backend is made without a URL
     backend = backend_from_url()
-    # Then that one is taken
+    # Then this URL is used
     assert isinstance(backend, SQLiteBackend) and backend.update("m", enqueue())
     # And what is wrong with it is said of it
     monkeypatch.setenv("DRAMATIQ_STATUS_URL", "redis://:s3cret@db/one")
     with pytest.raises(ValueError, match="in DRAMATIQ_STATUS_URL, 'redis://\\*\\*\\*@db/one', is wrong"):
         backend_from_url()
-    # And where there is none, that is said
+    # And without a URL, an error says so
     monkeypatch.delenv("DRAMATIQ_STATUS_URL")
     with pytest.raises(ValueError, match="environment variable DRAMATIQ_STATUS_URL"):
         backend_from_url()
@@ -282,7 +282,7 @@ def test_a_url_of_another_type_raises_an_error() -> None:
 def test_on_real_servers(
     redis_server: RedisServer, redis_url: str, memcached_server: MemcachedServer, memcached_url: str, tmp_path: Path
 ) -> None:
-    # Given URLs of stores that are there
+    # Given URLs of running stores
     urls: dict[str, type] = {
         redis_url + "?namespace=url": RedisBackend,
         redis_server.database(1).replace("redis://", "valkey://") + "?namespace=url": RedisBackend,
@@ -291,17 +291,17 @@ def test_on_real_servers(
         "memory://": StubBackend,
     }
     for url, kind in urls.items():
-        # When backends are made by them
+        # When backends are made from them
         # Then they work
         assert type(works(url)) is kind
 
 
 def test_on_a_socket(start_server: StartServer, tmp_path: Path) -> None:
-    # Given a Redis that listens at a path, and asks for a login
+    # Given a Redis on a Unix socket that requires a login
     server = start_server(RedisServer("--unixsocket", str(tmp_path / "redis.sock")))
     with redis.Redis.from_url(server.url) as client:
         client.execute_command("ACL", "SETUSER", "ann", "on", ">s3c/ret", "~*", "&*", "+@all")
-    # When a backend is made by its URL
+    # When a backend is made from its URL
     # Then it works
     backend = works(f"unix://ann:s3c%2Fret@{tmp_path}/redis.sock?db=2")
     assert isinstance(backend, RedisBackend) and backend.client.connection_pool.connection_kwargs["db"] == 2
@@ -309,14 +309,14 @@ def test_on_a_socket(start_server: StartServer, tmp_path: Path) -> None:
 
 def test_on_sentinels(redis_sentinels: RedisSentinels) -> None:
     redis_sentinels.reset()
-    # Given Sentinels, and users whom the master knows
+    # Given Sentinels, and users of the master
     with redis.Redis.from_url(redis_sentinels.master.url) as client:
         client.execute_command("ACL", "SETUSER", "ann", "on", ">s3cret", "~*", "&*", "+@all")
         hosts = ",".join(f"{host}:{port}" for host, port in redis_sentinels.addresses)
         try:
-            # When a backend is made by their URL
+            # When a backend is made from their URL
             works(f"redis+sentinel://ann:s3cret@{hosts}/{redis_sentinels.service_name}/3?namespace=url")
-            # Then it works, in the database that was named
+            # Then it uses the database in the URL
             client.select(3)
             assert client.exists("url:m")
         finally:
@@ -327,7 +327,7 @@ def test_on_a_cluster(redis_cluster: RedisCluster) -> None:
     redis_cluster.reset()
     # Given a cluster
     hosts = ",".join(f"{host}:{port}" for host, port in redis_cluster.addresses[1:])
-    # When a backend is made by the URL of some of its nodes
+    # When a backend is made from the URL of some of its nodes
     # Then it works
     backend = works(f"redis+cluster://{hosts}")
     assert isinstance(backend, RedisBackend) and not backend.transport.pipelines
@@ -354,7 +354,7 @@ def works(url: str) -> StatusBackend:
     ],
 )
 def test_a_password_is_never_shown(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    # Given a backend with a password, whose store is not there, and an actor that uses it
+    # Given a backend with a password, whose store is down, and an actor that uses it
     backend = backend_from_url(url.format(port=free_port()))
     broker = StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))
