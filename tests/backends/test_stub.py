@@ -34,7 +34,7 @@ class TestStub(BackendConformance):
     def test_clear_deletes_all_statuses(self, backend: StubBackend, message_id: str) -> None:
         # Given a record
         backend.update(message_id, enqueue())
-        # When everything is forgotten
+        # When the stub is cleared
         backend.clear()
         # Then it is gone
         assert (backend.read(message_id), backend.expires_in(message_id)) == (None, None)
@@ -46,7 +46,7 @@ class TestStub(BackendConformance):
         assert record is not None
         # When a reader changes it
         record[":step"] = "2"
-        # Then the store's own has not changed
+        # Then the stored record has not changed
         again = backend.read(message_id)
         assert again is not None and again[":step"] == "1"
 
@@ -56,11 +56,11 @@ class TestStub(BackendConformance):
         backend = StubBackend()
         monkeypatch.setattr(backend, "now", lambda: now)
         backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=60_000))])
-        # When the clock reaches the end of its life
+        # When the clock reaches the time at which the status expires
         expired = []
         for now in (1_059_999, 1_060_000):  # noqa: B007 - the clock reads it
             expired.append(backend.read(message_id) is None)
-        # Then it is gone at that moment, and not before
+        # Then it is gone at this time, and not earlier
         assert expired == [False, True]
 
 
@@ -68,7 +68,7 @@ def test_two_stubs_share_nothing(message_id: str = "m") -> None:
     # Given two stubs
     make: Callable[[], StubBackend] = StubBackend
     one, two = make(), make()
-    # When a message is written to one
+    # When a message is stored in one of them
     one.update(message_id, enqueue())
-    # Then the other knows nothing of it
+    # Then the other one does not find it
     assert two.read(message_id) is None
