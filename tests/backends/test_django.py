@@ -129,13 +129,13 @@ def test_a_settings_file_can_create_the_backend(project: Path) -> None:
             print(type(caches["default"]).__name__, cursor.fetchone()[0], backend.snapshot(message.message_id).state)
         """,
     )
-    # Then both have the cache that the file names
+    # Then both use the cache that the file names
     assert printed.split()[-3:] == ["DatabaseCache", "1", "queued"]
 
 
 def test_an_outage_of_a_database_ends(project: Path) -> None:
-    # Given a job that runs, its statuses in a database
-    # When the database is restarted, so that the connection of the writer's thread is dead, and the job goes on
+    # Given a running job with its status in a database
+    # When the database is restarted, which breaks the connection of the writer's thread, and the job continues
     printed = run_script(
         project,
         f"""
@@ -174,7 +174,7 @@ def test_an_outage_of_a_database_ends(project: Path) -> None:
         print("found", snapshot.state, snapshot["step"])
         """,
     )
-    # Then the outage has been noticed, and is over
+    # Then the outage has begun and ended
     assert "found completed two" in printed and "does not answer" in printed and "answers again" in printed
 
 
@@ -201,7 +201,7 @@ def test_a_call_that_fails_closes_the_broken_connections_of_its_thread(project: 
 
 
 def test_a_transaction_is_left_alone(project: Path) -> None:
-    # Given a cache whose server is down, and transactions that somebody has begun, one by hand
+    # Given a cache whose server is down, and open transactions, one of them without autocommit
     # When a status is read in each, and a connection to the database has broken
     printed = run_script(
         project,
@@ -226,5 +226,5 @@ def test_a_transaction_is_left_alone(project: Path) -> None:
         fail()
         """,
     )
-    # Then the connection has been left alone until the last one was over
+    # Then the connection was not closed before the end of the last transaction
     assert printed.splitlines()[-3:] == ["True", "True", "False"]
