@@ -14,10 +14,11 @@ LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
 def serve(arguments: Namespace, store: Store) -> int:
-    """Serve the dashboard until the process is told to end.
+    """Serve the dashboard until a signal ends the process.
 
-    A server that other machines can reach asks no visitor for a password, so `--allow-all` must say that this is meant.
-    On the loopback address, the names of other hosts are refused: a page of another site could lead its own name here.
+    Visitors need no password.  A server that other machines can reach therefore needs the option `--allow-all`.  On the
+    loopback address, the server refuses the names of other hosts, because a page of another site could let its own name
+    resolve to this address.
     """
     try:
         import uvicorn

@@ -39,7 +39,7 @@ def allow_all(request: Request, snapshot: Snapshot | None) -> Access:
 
 
 class Gate:
-    """Asks `authorize`, unless a read token answers.
+    """Decides about access: by a read token, or else by `authorize`.
 
     Parameters:
       authorize(Authorize): A function or a coroutine function.  A function runs in a thread, so that it may block.

@@ -52,7 +52,7 @@ class StatusApp:
         ]
         handlers: dict[Any, Any] = {HTTPException: _refuse, BackendError: _unavailable}
         self._app = Starlette(routes=routes, exception_handlers=handlers)
-        # A redirect would name the host as this process knows it, without a proxy's prefix.
+        # A redirect would contain the host and the path as this process sees them, without a proxy's prefix.
         self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

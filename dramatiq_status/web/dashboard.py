@@ -199,7 +199,7 @@ def _tools(question: Question, shown: list[Snapshot], counts: Counts) -> Markup:
                 tag("span", tag("span", tag("span", title, class_="k"), " ", value), remove, class_="chip set")
             )
             continue
-        # What the page shows: the store cannot tell all names without reading all.
+        # Names on this page: the store cannot list all names without reading all statuses.
         seen = sorted({getattr(one, attribute) for one in shown if getattr(one, attribute)})
         kept = [
             tag("input", type="hidden", name=other, value=getattr(question, other))

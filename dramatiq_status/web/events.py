@@ -109,7 +109,7 @@ class Feed:
             except StatusMissing:
                 yield b"".join(self.unknown(message_id) for message_id, one in self._messages.items() if not one.over)
             except BackendError:
-                # The client resumes, and learns from the status code how long to wait.
+                # The client resumes, and gets the status code 503 and the time to wait.
                 return
             finally:
                 await watch.aclose()

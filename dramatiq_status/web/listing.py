@@ -12,10 +12,10 @@ from ..aio import StatusRegistry
 from ..snapshot import Snapshot
 from .site import Site
 
-#: Seconds for which an answer of the store is shown to all visitors.
+#: Seconds for which a reply of the store is shown to all visitors.
 SHARED_FOR: Final = 1.0
 
-#: Maximum number of answers that are kept.
+#: Maximum number of replies that are kept.
 MAX_KEPT: Final = 64
 
 #: Rows of a page.
@@ -28,7 +28,7 @@ STATES: Final = ("queued", "working", "failed", "completed")
 
 
 class Question(NamedTuple):
-    """What a visitor asks the list for; None for all."""
+    """The filters and the position of a page of the list; None for no filter, and for the first page."""
 
     state: str | None = None
     actor: str | None = None
@@ -38,10 +38,10 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of statuses by state, and what can be told cheaply of them."""
+    """Numbers of statuses by state, and facts that cost one read."""
 
     by_state: dict[str, int]
-    #: Number of stalled messages; None if there are too many working ones to look at each.
+    #: Number of stalled messages; None if there are more than :data:`MAX_WORKING` working ones.
     stalled: int | None
     #: The newest failed and completed status.
     newest: dict[str, Snapshot | None]
@@ -52,7 +52,7 @@ class Counts:
 
 
 class Listing:
-    """Answers questions about all statuses, from the store or from what it has answered within the last second.
+    """Reads pages and counts from the store, and returns the same reply to all visitors within a second.
 
     Parameters:
       site(Site)
@@ -96,18 +96,18 @@ class Listing:
         newest = {name: found[0] if found else None for name, found in (("failed", failed), ("completed", completed))}
         return Counts(dict(zip(STATES, numbers)), stalled, newest)
 
-    async def _once(self, key: object, ask: Callable[[], Awaitable[Any]]) -> Any:
+    async def _once(self, key: object, read: Callable[[], Awaitable[Any]]) -> Any:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._kept.clear()
             self._loop = loop
         asked_at, task = self._kept.get(key, (0.0, None))
         if task is None or (task.done() and loop.time() - asked_at > SHARED_FOR):
-            task = asyncio.ensure_future(ask())
+            task = asyncio.ensure_future(read())
             assert task is not None
             self._kept[key] = loop.time(), task
             self._kept.move_to_end(key)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
-        # A visitor who leaves takes nothing from the others.
+        # A request that is cancelled does not cancel the read of the others.
         return await asyncio.shield(task)

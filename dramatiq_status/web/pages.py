@@ -1,4 +1,4 @@
-"""The frame that all pages share, and the pages that say why there is nothing else to show."""
+"""The frame that all pages share, and the boxes of pages that have no content."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .access import Access, Gate
 from .exposure import Exposure, encode
 from .streams import Streams
 
-#: Seconds after which a client may ask again while the store does not answer.
+#: Seconds after which a client may repeat its request while the store does not reply.
 RETRY_AFTER: Final = "2"
 
 UNKNOWN: Final = "There is no status for this message id: it was never enqueued, or its status has expired."
@@ -71,7 +71,7 @@ class Site:
 
 
 class JSON(Response):
-    """A JSON response that caches keep only if they ask again each time."""
+    """A JSON response that caches must revalidate each time."""
 
     media_type = "application/json"
 

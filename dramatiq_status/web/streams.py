@@ -18,7 +18,7 @@ CHECK_INTERVAL: Final = 60.0
 #: Maximum age of a stream, in seconds; the client then resumes.
 MAX_AGE: Final = 600.0
 
-#: Seconds between two looks at the server's and the streams' times.
+#: Seconds between two checks of the server and of the streams' times.
 TICK: Final = 0.1
 
 #: Key of the scope under which a routed request leaves its stream.
@@ -74,8 +74,8 @@ class Streams:
 def _server_ends() -> bool:
     """Whether uvicorn has received a signal to end.
 
-    uvicorn waits for open responses to end, but tells no application that it waits.  Its handler of the signal is a
-    method of the server, whose `should_exit` says it.
+    uvicorn waits until open responses end, and does not notify the application.  Its handler of the signal is a method
+    of the server, whose `should_exit` is then true.
     """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return getattr(server, "should_exit", False) is True
@@ -84,7 +84,8 @@ def _server_ends() -> bool:
 class EventStream:
     """A response of Server-Sent Events, as an ASGI application.
 
-    There is no queue: while the client is slow the source is not asked for more, and the source returns the latest.
+    There is no queue: the stream takes the next event from the source only when the last one is sent, and the source
+    then returns the latest.
 
     Parameters:
       streams(Streams): Where the stream is registered while it is open.
@@ -108,11 +109,11 @@ class EventStream:
         self._next: asyncio.Task[bytes] | None = None
         self._receive: Receive
         self._leaving: asyncio.Task[Message] | None = None
-        #: Time at which the stream has something to do even if nothing happens, by the loop's clock.
+        #: Time of the stream's next task if no event arrives, by the loop's clock.
         self.alarm: float = 0.0
 
     def wake(self, _: object = None) -> None:
-        """Let the stream look what has happened."""
+        """Let the stream check for events, for its end and for its times."""
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 

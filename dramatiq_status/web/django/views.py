@@ -1,4 +1,4 @@
-"""The view, as the settings say."""
+"""The view, configured by the settings."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _views() -> StatusViews:
     authorize = options.get("AUTHORIZE")
     if authorize is None:
         raise ImproperlyConfigured(
-            "DRAMATIQ_STATUS['AUTHORIZE'] must say who may read a status: a function of a request and a snapshot, or "
+            "DRAMATIQ_STATUS['AUTHORIZE'] must be a function of a request and a snapshot, or "
             "its dotted path, as 'dramatiq_status.web.django.owner_or_staff'."
         )
     if isinstance(authorize, str):

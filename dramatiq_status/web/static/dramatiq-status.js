@@ -115,7 +115,7 @@ class Hub {
 		let reader, silence, ended;
 		try {
 			const { status, body } = await this.ask("events", signal, {
-				method: "POST", cache: "no-store", headers: { "Content-Type": "application/json" },
+				method: "POST", headers: { "Content-Type": "application/json" },
 				body: JSON.stringify({ messages: open.map(({ id, token, tag }) => ({ id, token, tag })) }),
 			});
 			if (status == 401 || status == 403) return open.forEach((item) => end(item, "refused"));
@@ -152,7 +152,7 @@ class Hub {
 			const headers = {};
 			if (item.etag) headers["If-None-Match"] = item.etag;
 			if (item.token) headers["X-Status-Token"] = item.token;
-			const answer = await this.ask(encodeURIComponent(item.id) + ".json", signal, { headers }), { status } = answer;
+			const answer = await this.ask(encodeURIComponent(item.id) + ".json", AbortSignal.any([signal, AbortSignal.timeout(3e4)]), { headers }), { status } = answer;
 			if (status == 401 || status == 403) end(item, "refused");
 			else if (status == 200) {
 				item.etag = answer.headers.get("ETag");
@@ -182,7 +182,6 @@ addEventListener("online", wakeAll);
 addEventListener("pagehide", () => { gone = 1; wakeAll(); });
 addEventListener("pageshow", (event) => { gone = 0; if (event.persisted) wakeAll(); });
 
-// Live regions
 const ticking = new Set(), words = [[], []];
 let regions;
 setInterval(() => document.hidden || ticking.forEach((one) => one.tick()), 1000);
@@ -200,7 +199,6 @@ function prepare() {
 	document.body.append(host);
 }
 
-// Looks
 const SVG = "http://www.w3.org/2000/svg", RING = "M2.25 8a5.75 5.75 0 1 0 11.5 0a5.75 5.75 0 1 0-11.5 0";
 const GLYPHS = {
 	queued: "o" + RING, scheduled: "o" + RING + "M8 5v3.2l2 1.3", completed: "o" + RING + "m3.35.2 1.7 1.7 3.2-3.5", offline: "o" + RING + "m1.95-3.8 7.6 7.6",
