@@ -116,7 +116,7 @@ class Checker:
         if unsent:
             self._excuse_unsent(history, unsent, "not final: its worker died in an outage")
             return True
-        if len(history.roots) > 1 and any(self._troubled(run) for run in history.runs.values()):
+        if len(history.origins) > 1 and any(self._troubled(run) for run in history.runs.values()):
             # No clock orders enqueues that do not follow from one another; one of them was stored late.
             self.excused["not exact: it was enqueued twice, in an outage"] += 1
             return True
@@ -194,7 +194,7 @@ class Checker:
         return least, most
 
     def _check_outside(self, history: History, final: Mapping[str, Any]) -> None:
-        enqueued_again = len(history.roots) > 1 or bool(self._runs_behind_end(history, self._world.ended))
+        enqueued_again = len(history.origins) > 1 or bool(self._runs_behind_end(history, self._world.ended))
         for write in history.writes:
             if final.get(write.name) != write.value and not enqueued_again and not self._world.lost_after(write.began):
                 self._complain(history, "field from outside is missing", {write.name: write.value}, final)
@@ -236,7 +236,7 @@ class Checker:
         again = self._runs_again(history, after)
         if finished and new["status"] != old["status"] and not again:
             self._complain(history, f"{after.reader}: left its end", _describe(before), _describe(after))
-        if len(history.roots) > 1:
+        if len(history.origins) > 1:
             # Whichever began last owns the status.
             return
         if new.get("attempts", 0) < old.get("attempts", 0) and not (finished and again):
@@ -248,7 +248,7 @@ class Checker:
     def _runs_again(self, history: History, after: Sight) -> bool:
         """Return whether a message that had been finished was run again, as duplicates are."""
         return (
-            len(history.roots) > 1
+            len(history.origins) > 1
             or bool(self._runs_behind_end(history, after.at))
             or any(self._first_end(history) < moment <= after.at for moment in history.enqueuing)
         )

@@ -84,7 +84,7 @@ class History:
     enqueuing: list[float] = field(default_factory=list)
     enqueued: list[float] = field(default_factory=list)
     #: Its enqueues that do not follow from one another; each makes it start over.
-    roots: set[str] = field(default_factory=set)
+    origins: set[str] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
 
@@ -174,7 +174,7 @@ class World:
 
     def _on_enqueuing(self, fact: Fact) -> None:
         self.history(fact["id"]).enqueuing.append(fact["t"])
-        self.history(fact["id"]).roots.add(fact["root"])
+        self.history(fact["id"]).origins.add(fact["origin"])
         self._on_other(fact)
 
     def _on_enqueued(self, fact: Fact) -> None:

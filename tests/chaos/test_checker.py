@@ -31,7 +31,7 @@ def one_run(job: dict[str, Any]) -> list[Fact]:
     """The facts of a message that was completed at once."""
     return [
         fact(1.0, "planned", job=job),
-        fact(1.1, "enqueuing", root="a"),
+        fact(1.1, "enqueuing", origin="a"),
         fact(1.2, "enqueued"),
         fact(2.0, "began", run="r1", retries=0),
         fact(2.1, "entered", run="r1"),
