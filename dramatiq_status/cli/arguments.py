@@ -9,6 +9,8 @@ from .exits import EXPLANATION
 
 STATES: Final = ("queued", "working", "completed", "failed")
 
+_DEMO: Final = "Shows five jobs that run on a worker in this process.  Their statuses are in a temporary file."
+
 #: Values of ``--progress``.
 FACES: Final = ("auto", "live", "plain", "json", "quiet")
 
@@ -51,9 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_ids(watch)
     watch.add_argument("--timeout", type=seconds, metavar="SECONDS", help="end after this time; by default never")
     watch.add_argument("--batch", action="store_true", help="the jobs belong together: show a bar of the total")
-    watch.add_argument(
-        "--progress", choices=FACES, default="auto", help="how to show them; auto is live on a terminal, else plain"
-    )
+    _add_progress(watch)
     listing = command("list", "list jobs, those that changed their state last first", output)
     _add_filters(listing)
     listing.add_argument("--limit", type=limit, default=50, help="number of jobs, from 1 to 1,000; by default 50")
@@ -68,7 +68,19 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=port, default=8000, help="by default 8000; 0 for any free one")
     serve.add_argument("--allow-all", action="store_true", help="let visitors from other machines see all jobs")
     serve.add_argument("--write", action="store_true", help="let visitors delete statuses")
+    demo = commands.add_parser(
+        "demo", help="show five jobs that run here: no server is needed", parents=[output], description=_DEMO
+    )
+    _add_progress(demo)
+    demo.add_argument("--keep", action="store_true", help="keep the file with the statuses")
+    demo.add_argument("--web", action="store_true", help="show the jobs on a web page as well")
     return parser
+
+
+def _add_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress", choices=FACES, default="auto", help="how to show jobs; auto is live on a terminal, else plain"
+    )
 
 
 def _add_ids(parser: argparse.ArgumentParser) -> None:

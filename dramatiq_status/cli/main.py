@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 
 from .arguments import make_parser
 from .exits import INTERRUPTED, USAGE, CommandError
+
+
+def _function_of(command: str) -> Callable[[Namespace], int]:
+    """Return the function of a command, without imports for the others."""
+    if command == "demo":
+        from .demo import demo
+
+        return demo
+    if command == "watch":
+        from .watch import watch
+
+        return watch
+    from .commands import COMMANDS
+
+    return COMMANDS[command]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,11 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return USAGE
     # Imports Dramatiq, which takes longer than all else.
-    from .commands import COMMANDS, complain
-    from .watch import watch
+    from .commands import complain
 
     try:
-        status = {**COMMANDS, "watch": watch}[parsed.command](parsed)
+        status = _function_of(parsed.command)(parsed)
         sys.stdout.flush()
         return status
     except CommandError as e:

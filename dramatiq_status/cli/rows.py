@@ -88,12 +88,16 @@ def _layout_of(jobs: Sequence[Job], terminal: Terminal, *, heads: bool) -> _Layo
         # The glyph, the name, and the percentage.
         return _Layout(max(1, cells - 8), 0, 0, 4, 0, 4, False, False, False, False, False)
     job = max(min(longest, widest), len("Job"))
-    has_bar = any(job.facts.state in _WITH_BAR for job in jobs)
+    has_bar = any(_has_bar(job.facts) for job in jobs)
     bar = 0 if cells < 60 or not has_bar else 10 if cells <= 80 else 12 if cells < 160 else 24
     before = 3 + (_WORD if with_word else 0) + job + 1 + (queue + 2 if queue else 0)
     middle = max(4, cells - before - (changed + 2 if changed else 0))
-    percent = 4 if any(job.facts.percent is not None and job.facts.state in _WITH_BAR for job in jobs) else 0
+    percent = 4 if any(job.facts.percent is not None and _has_bar(job.facts) for job in jobs) else 0
     return _Layout(job, queue, bar, percent, changed, middle, with_word, with_id, cells > 60, cells > 80, cells >= 120)
+
+
+def _has_bar(facts: Facts) -> bool:
+    return facts.moves or facts.state in _WITH_BAR
 
 
 def _heads_of(layout: _Layout) -> list[Segment]:
@@ -154,7 +158,7 @@ def _middle_of(job: Job, layout: _Layout, terminal: Terminal, room: int) -> list
     """The bar, the percentage, and as many other facts as fit."""
     found: list[Segment] = []
     facts = job.facts
-    if facts.state in _WITH_BAR:
+    if _has_bar(facts):
         if layout.bar:
             found += bar_of(facts, layout.bar, terminal, phase=job.phase)
             room -= layout.bar
@@ -206,7 +210,7 @@ def bar_of(
       style(str): Style of what is done; by default that of the state.
     """
     done, half, rest, ghost, broken, hatch = terminal.bar
-    style = _STYLES[facts.state] if style is None else style
+    style = _STYLES[WORKING if facts.moves else facts.state] if style is None else style
     if facts.percent is None:
         if facts.state == WORKING:
             third = cells // 3
@@ -216,7 +220,7 @@ def bar_of(
             return [(rest * before, "dim"), (done * third, style), (rest * (free - before), "dim")]
         return [((hatch if facts.state == STALLED else ghost) * cells, "dim")]
     halves = facts.percent * cells * 2 // 100
-    full, is_half = halves // 2, halves % 2 == 1 and facts.state == WORKING
+    full, is_half = halves // 2, halves % 2 == 1 and (facts.moves or facts.state == WORKING)
     if facts.state == RETRYING:
         full = min(full, cells - 1)
         return [(ghost * full + broken, style), (rest * (cells - full - 1), "dim")]

@@ -24,6 +24,11 @@ OFFLINE: Final = "Offline"
 STATES: Final = (FAILED, STALLED, RETRYING, WORKING, SCHEDULED, QUEUED, SKIPPED, COMPLETED, UNKNOWN, OFFLINE)
 
 
+#: Least time from the end of a job to a change of its bar by another message, and the longest time since this change.
+_MOVED: Final = timedelta(milliseconds=300)
+_STILL: Final = timedelta(seconds=10)
+
+
 class Facts(NamedTuple):
     """The texts about one job.  All are clean; a text is empty where the store does not have the fact.
 
@@ -38,6 +43,7 @@ class Facts(NamedTuple):
       reason(str): Type and message of the last exception of a job that failed or waits for its retry.
       attempt(str): ``attempt 2``, from the second one on.
       time(str): ``17 s left``, ``again in 24 s``, ``took 28 s``.
+      moves(bool): Whether the job is over, and other messages still count on its bar.
     """
 
     state: str
@@ -50,6 +56,7 @@ class Facts(NamedTuple):
     reason: str = ""
     attempt: str = ""
     time: str = ""
+    moves: bool = False
 
     @property
     def detail(self) -> str:
@@ -71,6 +78,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
         return Facts(UNKNOWN, "", clean(message_id))
     state = state_of(snapshot)
     is_over = snapshot.finished or state == RETRYING
+    moves = _moves(snapshot, now)
     exception = snapshot.exception if is_over and state != COMPLETED else None
     return Facts(
         state,
@@ -82,8 +90,17 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
         f"{number(snapshot.rate)}/s" if snapshot.working and snapshot.rate else "",
         "" if exception is None else reason_of(exception),
         f"attempt {snapshot.attempts}" if snapshot.attempts > 1 else "",
-        time_of(state, snapshot, now),
+        "" if moves else time_of(state, snapshot, now),
+        moves,
     )
+
+
+def _moves(snapshot: Snapshot, now: datetime) -> bool:
+    """Return whether a completed job's bar has moved since its end, a short time ago, and is not full."""
+    end, last = snapshot.finished_at, snapshot.updated_at
+    if not snapshot.completed or snapshot.percent in (None, 100.0) or end is None or last is None:
+        return False
+    return last - end > _MOVED and now - last < _STILL
 
 
 def state_of(snapshot: Snapshot) -> str:
@@ -112,9 +129,9 @@ def time_of(state: str, snapshot: Snapshot, now: datetime) -> str:
     """Return the time that matters in a state."""
     remaining, duration = snapshot.time_remaining, snapshot.duration
     if state == WORKING and remaining is not None:
-        return f"{seconds(remaining)} left"
+        return f"{seconds(remaining)} left" if remaining >= timedelta(seconds=1) else ""
     if state == WORKING and duration is not None:
-        return f"for {seconds(duration)}"
+        return f"for {seconds(duration)}" if duration >= timedelta(seconds=1) else ""
     if state in (RETRYING, SCHEDULED) and snapshot.scheduled_at is not None:
         return f"{'again' if state == RETRYING else 'starts'} in {seconds(snapshot.scheduled_at - now)}"
     if state == STALLED:

@@ -1,0 +1,131 @@
+"""The command ``demo``: five jobs on a worker in this process, and a store in a file."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import webbrowser
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Final
+
+import dramatiq
+from dramatiq.brokers.stub import StubBroker
+
+from ..backends import SQLiteBackend
+from ..middleware import StatusMiddleware
+from .demo_jobs import CHILDREN, declare
+from .exits import COMPLETED, INTERRUPTED, CommandError
+from .faces import face_of
+from .feed import View
+from .store import VARIABLE, Store
+from .terminal import terminal_of
+from .watch import watch_jobs
+
+#: Threads of the worker: one for each job, and some for the messages of the last job.
+_THREADS: Final = 8
+
+_NEXT: Final = (
+    ("demo --web", "the same jobs on a web page"),
+    ("demo --keep", "keep the file, for get, list and watch"),
+    ("where", "which store your own project uses"),
+)
+
+
+def demo(arguments: Namespace) -> int:
+    """Show five jobs that run, and what to do next."""
+    if arguments.web and not (find_spec("starlette") and find_spec("uvicorn")):
+        raise CommandError("demo --web needs the extra web: pip install 'dramatiq-status[web]'")
+    # Dramatiq logs the failures of jobs with their tracebacks, which would tear the picture apart.
+    for name in ("dramatiq", "dramatiq_status"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    directory = Path(mkdtemp(prefix="dramatiq-status-"))
+    url = f"sqlite:///{directory / 'demo.db'}"
+    backend = SQLiteBackend(directory / "demo.db")
+    broker = StubBroker(middleware=[*(make() for make in dramatiq.middleware.default_middleware)])
+    broker.add_middleware(StatusMiddleware(backend=backend))
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=_THREADS)
+    is_talking = arguments.progress != "quiet"
+    try:
+        ids = [broker.enqueue(message).message_id for message in declare(broker)]
+        with _page(url) if arguments.web else _nothing():
+            if is_talking:
+                _say("Five jobs, a worker and a store in a file; no server. In another terminal:")
+                _say(f"  export {VARIABLE}={url}\n   dramatiq-status watch {ids[0]}\n")
+            worker.start()
+            store = Store(backend, url, "demo")
+            face = face_of(arguments, url, is_batch=False, clock=True)
+            _, status = watch_jobs(store, ids, face, is_over=_is_over)
+            if status == INTERRUPTED:
+                return INTERRUPTED
+            if is_talking:
+                _say_next(url, is_kept=arguments.keep)
+            if arguments.web:
+                _say("The page stays until Ctrl-C.")
+                try:
+                    worker.join()
+                    _wait_for_interrupt()
+                except KeyboardInterrupt:
+                    pass
+            return COMPLETED
+    finally:
+        worker.stop(timeout=1000)
+        broker.close()
+        backend.close()
+        if not arguments.keep:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_over(view: View) -> bool:
+    """Whether all jobs are over, and the messages of the last one too."""
+    *_, (_, last) = view.jobs
+    return view.is_over and last is not None and last.get("progress", 0) >= CHILDREN
+
+
+def _say_next(url: str, *, is_kept: bool) -> None:
+    terminal = terminal_of(sys.stderr)
+    print(terminal.paint([("\n What next", "bold")]), file=sys.stderr)
+    for command, text in _NEXT:
+        if is_kept and command == "demo --keep":
+            command, text = f"list --url {url}", ""
+        print(terminal.paint([(f"   dramatiq-status {command:<15}", ""), (text, "dim")]).rstrip(), file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _say(text: str) -> None:
+    terminal = terminal_of(sys.stderr)
+    print(terminal.paint([(f" {text}", "dim")]), file=sys.stderr, flush=True)
+
+
+def _wait_for_interrupt() -> None:
+    import threading
+
+    threading.Event().wait()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _page(url: str) -> Iterator[None]:
+    """Serve the dashboard from a process of its own, and open it in a browser."""
+    command = [sys.executable, "-m", "dramatiq_status", "serve", "--url", url, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            address = next((word for word in server.stderr.readline().split() if word.startswith("http")), "")
+            if not address:
+                raise CommandError("demo --web: the page could not be served. See: dramatiq-status serve")
+            _say(f"The page is at {address}")
+            webbrowser.open(address)
+            yield
+        finally:
+            server.terminate()

@@ -1,0 +1,63 @@
+"""Tests of ``dramatiq-status demo``, the first command of the README."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from dramatiq_status.cli.main import main
+
+from .terminals import COMMAND, Session, environment, on_pipe
+
+
+def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
+    session = Session([*COMMAND, "demo"], columns=160, rows=30, TMPDIR=str(tmp_path))
+    try:
+        # Given the demo, with five bars side by side
+        session.until(lambda: "5 jobs" in session.text)
+        found = re.search(r"export DRAMATIQ_STATUS_URL=(sqlite:\S+)\n\s+dramatiq-status watch (\S+)", session.text)
+        assert found is not None, session.text
+        # When another process reads one of its jobs, as the demo says
+        done = on_pipe("get", "--json", found[2], DRAMATIQ_STATUS_URL=found[1])
+        assert json.loads(done.output)["label"] == "Orders of May" and done.status == 4
+        # Then it sees a retry with a countdown, a failure, and bars of different legs
+        session.until(lambda: "Retrying" in session.text and "again in" in session.text)
+        session.until(lambda: "unpack" in session.text)
+        session.until(lambda: "CardDeclined: insufficient funds" in session.text)
+        # And a bar that moves after the end of its job, because of other messages
+        session.until(lambda: re.search(r"Completed Thumbnails demo-5 +\S* +━", session.text), 30)
+        assert session.end() == 0
+        assert " 5 jobs      1 failed, 4 completed " in session.text and "What next" in session.text
+        assert "60 of 60" in session.text and not session.screen.cursor.hidden
+    finally:
+        session.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_on_a_pipe(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "demo", "--keep"], env=environment(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=60
+    )
+    # It prints plain lines, with the end of each job, and nothing of the logs
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr and "Traceback" not in done.stderr
+    ends = re.findall(r"  (Completed|Failed)  +(demo-\d)  ", done.stdout)
+    assert {message_id: state for state, message_id in ends} == {
+        f"demo-{number}": "Failed" if number == 4 else "Completed" for number in range(1, 6)
+    }
+    assert "Retrying   demo-3" in done.stdout and "5 jobs: 1 failed, 4 completed" in done.stderr
+    # And keeps its file
+    (path,) = tmp_path.glob("*/demo.db")
+    assert main(["get", "demo-4", "--url", f"sqlite:///{path}"]) == 1
+
+
+def test_ctrl_c_ends_the_demo(tmp_path: Path) -> None:
+    session = Session([*COMMAND, "demo"], TMPDIR=str(tmp_path))
+    try:
+        session.until(lambda: "5 jobs" in session.text)
+        session.send("\x03")
+        assert session.end() == 130
+        assert session.echoes and "Traceback" not in session.text
+    finally:
+        session.close()
