@@ -1,6 +1,6 @@
 """Job status and progress for Dramatiq.
 
-Names are imported at their first use: the command line prints its help without Dramatiq.
+Each name is imported when it is first used. The command line can therefore print its help without importing Dramatiq.
 """
 
 from importlib import import_module

@@ -62,7 +62,7 @@ def _run_before_fork() -> None:
 
 
 def note_interrupt(error: BaseException) -> None:
-    """Raise an interrupt that has struck in a hook again, after the fork."""
+    """Note an interrupt that has struck in a hook, so that it is raised again after the fork."""
     # An interrupt of a greenlet cannot be raised again.
     if ARE_THREADS_REAL:
         _caught[threading.get_ident()] = type(error)

@@ -17,8 +17,8 @@ from .record import Record
 from .snapshot import Snapshot
 from .update import Outcome, Update
 
-#: Default of `timeout`, in milliseconds.  It is short on purpose: when the store stops answering, a job or an
-#: enqueue waits this long once, and the next ones do not wait.
+#: Default of `timeout`, in milliseconds.  It is short on purpose: when the store stops answering, one job or enqueue
+#: waits this long. Later ones do not wait until the store answers again.
 DEFAULT_TIMEOUT: Final = 500
 
 #: Default of `max_field_size`, in bytes.
@@ -153,8 +153,8 @@ class StatusBackend(abc.ABC):
         Returns:
           list[Outcome]: Outcomes in the order of the updates.  ``Outcome.REFUSED`` also stands for an update that
           is too large for the store, and ``Outcome.UNSTORABLE`` for a message that the store refuses while it
-          accepts others.  An update with ``Outcome.UNAVAILABLE`` was not carried out, while others were, and may be
-          sent again.
+          accepts others.  The server of an update with ``Outcome.UNAVAILABLE`` did not answer, while others did. The
+          update may have been carried out or not, and it is safe to send it again.
 
         Raises:
           StoreRefused: When the store refuses one of the messages, and has carried out no update.  The
@@ -229,7 +229,7 @@ class StatusBackend(abc.ABC):
             been deleted, have expired or have moved since.
 
         Returns:
-          list[Listed]: At the end of the list there may be fewer than `limit`, elsewhere not.
+          list[Listed]: it has fewer than `limit` messages only at the end of the list.
 
         Raises:
           NotSupported: When this backend cannot list.

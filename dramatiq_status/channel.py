@@ -51,7 +51,8 @@ class Channel(Protocol):
 
 
 class LiveChannel:
-    """A channel to the status of a message.  A copy of a handle shares it.  Pickled, it is the message's id;
+    """A channel to the status of a message.  A copy of a handle shares the channel. A pickled channel contains only the
+    message id.
     ``lookup.py`` registers the function that unpickles it.
     """
 

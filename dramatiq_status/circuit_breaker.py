@@ -13,12 +13,13 @@ from typing import Final, NamedTuple
 from . import _time as time
 from ._log import logger
 
-#: Seconds until the next attempt: after the first failure of an outage, and at most.
+#: FIRST_PAUSE: Seconds from the first failure of an outage to the next attempt. LONGEST_PAUSE: Maximum seconds between
+#: two attempts.
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 
-#: Seconds after an outage in which other processes may still have to send their updates, and for which an update from
-#: outside of a message without a record is kept.
+#: Seconds after an outage in which other processes may still be sending the updates that they kept. In this time the
+#: writer keeps an update from outside for a message that has no record yet.
 RECOVERY: Final = 2 * LONGEST_PAUSE
 
 
@@ -68,7 +69,9 @@ class CircuitBreaker:
         self._all_outages = self._all_failures = self._all_dropped = 0
 
     def renew(self) -> None:
-        """Begin again in a process that was forked off: the thread that held the lock is in the parent."""
+        """Replace the lock and reset the counters, in a forked process. The thread that held the lock at the fork
+        exists only in the parent.
+        """
         self._lock = Lock()
         self._all_outages = self._all_failures = self._all_dropped = 0
 

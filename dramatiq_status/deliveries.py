@@ -45,7 +45,8 @@ class _Tracking(NamedTuple):
     buffer: MessageBuffer
     settings: Settings
     previous: Binding | None
-    #: The worker's own object, which has the exception.  The copy for a retry lacks it.
+    #: The worker's own message object. Dramatiq sets the exception on it, and not on the copy that it enqueues for a
+    #: retry.
     message: Any
 
 
@@ -85,7 +86,8 @@ class Deliveries:
             bind(None if previous is None else suspend(previous, given.message_id))
             return
         if previous is not None and previous.delivery is not None and previous.delivery.message_id == given.message_id:
-            # A broker that retries inside of the hooks, without those of an enqueue.
+            # The message begins again inside its own delivery: this broker retries a message without calling the hooks
+            # of an enqueue.
             previous.delivery.requeued = True
             ended = run_ended(now_ms(), failed=previous.delivery.exception is not None)
             previous.delivery.tracking.buffer.write({RUN_ENDED: ended}, urgent=True)
@@ -95,15 +97,16 @@ class Deliveries:
         buffer: MessageBuffer = delivery.tracking.buffer
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
-            # The record may contain the interval of the process that has enqueued the message. (It may also contain
-            # that of a worker that died. This worker does not know it, and the message is shown as stalled if this
-            # worker's interval is more than three times as long.)
+            # The record may contain the interval of the process that has enqueued the message. (The record may also
+            # contain the interval of a worker that died. This worker cannot find it out. If its own interval is more
+            # than three times that interval, the message is shown as stalled.)
             fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
         retries = whole_number(options.get("retries"), 0)
-        # Redeliveries count up from there, and a record holds 15 digits.
+        # Each redelivery adds 1 to the stored number of attempts, and a record holds numbers of at most 15 digits.
         buffer.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1))
         bind(binding)
-        # After it is bound: an interrupt between the two would leave a buffer that is never closed.
+        # The buffer is added after its delivery is bound. In the other order, an interrupt between the two would leave
+        # a buffer that no hook finds and closes.
         self._writer.running[buffer] = None
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
@@ -119,7 +122,8 @@ class Deliveries:
         buffer: MessageBuffer = delivery.tracking.buffer
         if not delivery.settled:
             if delivery.others is not None or delivery.enqueues is not None:
-                # Before the final state: a reader that sees it also finds what the run has written to other messages.
+                # Wait for the run's writes to other messages before its final state is sent, so that a reader that
+                # finds the final state also finds these writes.
                 delivery.deadline = delivery.deadline or self._writer.deadline()
                 buffers = [found for reference in list(delivery.others or ()) if (found := reference()) is not None]
                 self._writer.confirm_others(buffers, delivery.enqueues or (), delivery.deadline)
@@ -185,7 +189,8 @@ class Deliveries:
         if binding is None or binding.writer is not self._writer or binding.delivery is None:
             return None
         delivery = binding.delivery
-        # It is usually the same object, and an attribute of a worker's proxy takes time.
+        # Compare the objects first: they are usually the same, and to read an attribute of the worker's proxy takes
+        # longer.
         return delivery if delivery.tracking.message is message or delivery.message_id == message.message_id else None
 
     def delivery_of(self, broker: dramatiq.Broker, message: Any) -> Delivery | None:
@@ -201,7 +206,8 @@ class Deliveries:
                 bind(binding)
                 delivery = binding.delivery
                 assert delivery is not None
-                # Another middleware may have stopped the message, and enqueued it again, before this one.
+                # Another middleware may have stopped the message and enqueued it again before a hook of this middleware
+                # was called.
                 delivery.requeued = delivery.message_id in self.thread_state.enqueued
         return delivery
 

@@ -59,13 +59,14 @@ class Enqueues:
             message.options[HEARTBEAT_OPTION] = self._heartbeat_interval
         fields = self._fields.of_message(message, settings, strict=not inside)
         if delay is not None:
-            # Dramatiq takes longer delays, a record holds numbers of at most 15 digits.
+            # Dramatiq accepts any delay, but a record holds numbers of at most 15 digits.
             fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
         if not inside:
             self._enqueue_directly(message, Update(Kind.ENQUEUE, enqueue_id, fields=fields))
         elif binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
             delivery = binding.delivery
-            # Where a tracer is the first middleware, the retry is enqueued before `after_process_message` is called.
+            # If a tracing middleware comes first in the list, Dramatiq enqueues the retry before it calls
+            # `after_process_message` of this middleware.
             exception = delivery.exception or exception_in_flight(delivery.tracking.message)
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
@@ -79,13 +80,13 @@ class Enqueues:
             thread.confirmation = self._writer.enqueue(message_id, Enqueue(enqueue_id, fields))
 
     def store_before_send(self, delivery: Delivery) -> None:
-        """Wait until all writes of a run are stored, before the broker gets a message that the run sends and that may
-        read them. In a coroutine, which must not block the event loop, do nothing.
+        """Wait until all writes of a run are stored, before the broker gets a message that the run sends. The actor of
+        that message may read them. In a coroutine, which must not block the event loop, do nothing.
         """
         if self._breaker.down or asyncio._get_running_loop() is not None:
             return
-        # A run may hold handles of thousands of messages, and send as many: each send waits for what is new. After an
-        # interrupt the hook begins again, and waits for the same writes.
+        # A run may write to thousands of messages, and send thousands. So each send waits only for the writes since the
+        # last send. After an interrupt, the hook begins again and waits for the same writes.
         delivery.confirming, delivery.fresh = delivery.confirming | delivery.fresh, set()
         others = [found for reference in delivery.confirming if (found := reference()) is not None]
         written = [
@@ -112,8 +113,8 @@ class Enqueues:
         return enqueue_id
 
     def _enqueue_directly(self, message: Any, update: Update) -> None:
-        """Send `queued` before the broker gets the message; the reply is
-        read after it, so that the two round trips overlap.
+        """Send `queued` before the broker gets the message; the reply is read after the broker has the message, so that
+        the two round trips overlap.
         """
         self._complete_pending()
         if self._breaker.blocked:

@@ -51,6 +51,6 @@ class StatusOptionError(StatusError, MiddlewareError, ValueError):
 
 
 class StatusSetupError(StatusError, MiddlewareError, RuntimeError):
-    """Raised when a broker has more than one :class:`.StatusMiddleware` and declares an actor or a queue, or when its
-    worker starts.
+    """Raised when an actor or a queue is declared, or a worker starts, on a broker that has more than one
+    :class:`.StatusMiddleware`.
     """

@@ -57,7 +57,8 @@ MAX_DEPTH: Final = 100
 #: Maximum of a progress and of a total.  Redis' script counts in doubles, which are exact up to here.
 MAX_COUNT: Final = 2**53
 
-# Names of types of bools.  NumPy's bool is no subclass of Python's, and that of old versions has __index__.
+# Names of types of bools.  NumPy's bool is not a subclass of Python's bool. In old versions of NumPy it has the method
+# __index__(), so that it would count as a number.
 _BOOLS: Final = frozenset(("bool", "bool_"))
 
 # Types whose values the encoder does not change.

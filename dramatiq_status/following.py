@@ -205,7 +205,7 @@ class BatchWatcher(Deadlines):
             self._missing_since = None
         moving = snapshot.counts["queued"] or snapshot.counts["working"] or snapshot.unavailable
         self._answer(now, None if moving or not snapshot.missing else snapshot.missing[0])
-        # No message is published when a server is back: poll, as in any outage.
+        # The store publishes nothing when a server answers again, so the watcher polls, as in an outage.
         self.answering: bool = not snapshot.unavailable
         if not changed or (snapshot.state is None and not snapshot.finished):
             return False

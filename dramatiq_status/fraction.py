@@ -40,5 +40,5 @@ def percent_of(fraction: float) -> float:
     >>> percent_of(2 / 3), percent_of(2999 / 3000), percent_of(1.0)
     (66.6, 99.9, 100.0)
     """
-    # The float 0.285 is a little less than 0.285: the addend prevents 28.4.
+    # The float 0.285 is a little less than the decimal number 0.285. Without the addend, its percentage would be 28.4.
     return 100.0 if fraction >= 1.0 else min(999, int(fraction * 1000 + 1e-9)) / 10

@@ -1,7 +1,8 @@
-"""The history of a message's runs: how a record keeps it, and the runs and the timeline that a snapshot has.
+"""The history of a message's runs: its text in a record, and the runs and the timeline of a snapshot.
 
-A record has the last run in its own fields.  From the second run on, its field :data:`.record.HISTORY` has the runs
-before, as a JSON list of ``[attempt, started_at, ended_at, outcome, exception, scheduled_at]``.  The items of the list
+A record keeps the last run in separate fields, such as STARTED_AT and EXCEPTION. When a second run begins, the field
+:data:`.record.HISTORY` is added. It contains all runs before the last one, as a JSON list of ``[attempt, started_at,
+ended_at, outcome, exception, scheduled_at]``.  The items of the list
 are separated by a comma and a tab, which no JSON text of the library has, so that a store can add and remove items
 without decoding them.
 """
@@ -72,7 +73,7 @@ def add_run(record: Record, *, requeued: bool = False) -> str | None:
 
     Parameters:
       record(Record): The record before the run begins.
-      requeued(bool): Whether the run belongs to a later enqueue than the record.
+      requeued(bool): Whether the run that begins belongs to a later enqueue than the one in the record.
     """
     if ATTEMPTS not in record:
         return None
@@ -93,7 +94,7 @@ def _run_of(record: Record, *, requeued: bool) -> str:
         if outcome == RETRIED:
             exception = _cut_exception(record.get(EXCEPTION, "null"))
     elif record[STATE] == str(WORKING) and not requeued:
-        # Its last sign of life.
+        # The end of a lost run is unknown: its last heartbeat stands for it.
         ended_at, outcome = _time_in(record.get(HEARTBEAT_AT)), LOST
     else:
         ended_at, outcome = "null", REQUEUED
@@ -118,10 +119,10 @@ def _cut_exception(text: str) -> str:
     kept = MAX_EXCEPTION_SIZE - len(_END)
     message = text.find(_MESSAGE)
     if message >= 0 and message + len(_MESSAGE) > kept:
-        # The type alone takes as much.
+        # The type leaves no room for the message: cut before the message, or within the type.
         kept = min(kept, message)
-    # Not within an escape sequence, of which the longest has six characters.  The last of an even number of backslashes
-    # begins none.
+    # Do not cut within an escape sequence. The longest one, such as \u00e4, has six characters. The last of several
+    # adjacent backslashes begins an escape sequence only if their number is odd.
     escape = text.rfind("\\", kept - 5, kept)
     begin = escape
     while begin >= 0 and text[begin] == "\\":
@@ -132,7 +133,7 @@ def _cut_exception(text: str) -> str:
 
 
 class RunOutcome(str, Enum):
-    """How a run ended.  Each equals its name: ``RunOutcome.RETRIED == "retried"``."""
+    """Outcome of a run. An outcome equals its name: ``RunOutcome.RETRIED == "retried"``."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -156,11 +157,12 @@ class Run(NamedTuple):
 
     Parameters:
       attempt(int): Number of the run, from 1.
-      started_at(datetime): By the clock of the worker.
-      ended_at(datetime): The time of its last heartbeat for a lost run; None while it runs, and where it is unknown.
+      started_at(datetime): Time at which the run began, by the worker's clock.
+      ended_at(datetime): Time at which the run ended; for a lost run, the time of its last heartbeat. None while the
+        run continues, and if the time is unknown.
       outcome(RunOutcome): None while it runs.
-      exception(dict[str, str]): ``type`` and ``message`` of the exception of a failed or retried run.  Of earlier runs
-        the message is cut so that both take at most 512 bytes.
+      exception(dict[str, str]): ``type`` and ``message`` of the exception of a failed or retried run.  In earlier runs,
+        the message is cut so that the type and the message together take at most 512 bytes.
       scheduled_at(datetime): The time until which the message was delayed after this run.
     """
 
@@ -197,7 +199,7 @@ class Run(NamedTuple):
 
 
 def runs_in(values: Mapping[str, Any]) -> tuple[Run, ...]:
-    """Decode the runs of a message, the newest last; the runs that its record has left out are missing.
+    """Decode the runs of a message, the newest last. Runs that were removed from a long history are missing.
 
     Parameters:
       values(Mapping[str, Any]): The decoded fields of a record, by their stored names.
@@ -254,7 +256,7 @@ def _exception_in(value: Any) -> dict[str, str] | None:
 
 
 def timeline_of(values: Mapping[str, Any], timestamp: int) -> tuple[str, ...]:
-    """Describe the life of a message in words, one event a text.
+    """Return the events in the life of a message in words: one text for each event.
 
     Parameters:
       values(Mapping[str, Any]): The decoded fields of its record, by their stored names.

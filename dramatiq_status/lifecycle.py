@@ -1,4 +1,4 @@
-"""The meaning of Dramatiq's hooks.  Pure: no store, no broker.
+"""The meaning of Dramatiq's hooks. The code here is pure: it calls neither a store nor a broker.
 
 Dramatiq has no hook for "this message is finished" or "this message will run again".  The order of its hooks decides,
 and only when a message is acknowledged or rejected: an exception may still be retried, a retry may fail to be
@@ -31,7 +31,7 @@ _DELAY_SUFFIX: Final = ".DQ"
 class Decision(Enum):
     """Meaning of an acknowledgement or a rejection."""
 
-    #: The message will run again; that was written when it was enqueued.
+    #: The message will run again. Its requeue has already written ``queued``, so nothing is written now.
     REQUEUED = "requeued"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -52,38 +52,39 @@ class Delivery:
     Parameters:
       message_id(str)
       enqueue_id(EnqueueId): Id of the enqueue that led to this delivery.
-      run_token(int): Fencing token of the run; 0 where another middleware stopped the message before
-        this one saw it.
+      run_token(int): Fencing token of the run; 0 if another middleware stopped the message before the hook of
+        StatusMiddleware was called.
     """
 
     message_id: str
     enqueue_id: EnqueueId = NO_ENQUEUE_ID
     run_token: int = 0
-    #: Whether `after_process_message` was called, and with which outcome.
+    #: Whether `after_process_message` was called. `exception` and `result` are the values that were passed to it.
     outcome_seen: bool = False
     exception: BaseException | None = None
     result: Any = None
     skipped: bool = False
     #: Whether the broker has taken the message again.
     requeued: bool = False
-    #: Whether the decision has been made.
+    #: Whether the end of the delivery was decided, and its final state was passed to the writer.
     settled: bool = False
     #: Confirmation of the final state, for which the acknowledgement waits.
     confirmation: Any = field(default=None, repr=False)
-    #: Buffers of other messages that the run has written to.  The writer holds those that are not all stored; a weak
-    #: reference with a callback would swallow an interrupt that strikes in it.
+    #: Buffers of other messages that the run has written to.  The references are weak: the writer itself keeps each
+    #: buffer until its writes are stored. They have no callbacks, because Python ignores an interrupt that strikes in a
+    #: callback.
     others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
     #: The part of these buffers that was noted after the run last sent a message.
     fresh: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: The part of these buffers that a send is waiting for.
     confirming: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
-    #: Number of these references above which to remove those of buffers that are gone.
+    #: Number of references in `others` above which `note()` removes the references to deleted buffers.
     sweep_at: int = field(default=_FEW, repr=False)
     #: Confirmations of enqueues that no thread has waited for.
     enqueues: list[Any] | None = field(default=None, repr=False)
     #: End of the acknowledgement's wait, by the monotonic clock.
     deadline: float | None = None
-    #: Values that the middleware keeps for it.
+    #: The middleware's own values for this delivery.
     tracking: Any = field(default=None, repr=False)
 
     def note(self, buffer: Any) -> None:
@@ -114,7 +115,8 @@ class Begun(NamedTuple):
     """An enqueue that a broker has begun and not completed.
 
     Parameters:
-      message_timestamp: When the message was made: another message may have the same id.
+      message_timestamp: Time at which the message was created. It distinguishes this message from another one with the
+        same id.
       before(EnqueueId): Enqueue id that the message carried before.
       enqueue_id(EnqueueId): Id of the enqueue that has begun.
     """
@@ -124,10 +126,9 @@ class Begun(NamedTuple):
     enqueue_id: EnqueueId
 
     def is_repeated_by(self, message_timestamp: Any, carried: EnqueueId) -> bool:
-        """Whether an enqueue of a message with the same id is this one, begun again.
-
-        A broker that tries again passes the same message, which carries the enqueue already, or a new copy of the
-        message, which does not.
+        """Whether another call of the hook for the same message id belongs to this enqueue. A broker that repeats an
+        enqueue passes either the same message, which already has the new enqueue id in its options, or a new copy,
+        which still has the earlier one.
         """
         return message_timestamp == self.message_timestamp and carried in (self.before, self.enqueue_id)
 
@@ -138,14 +139,16 @@ class ThreadState(threading.local):
     def __init__(self) -> None:
         #: Whether this is one of Dramatiq's worker threads.
         self.worker = False
-        #: Number of delayed copies that this thread holds, by message id. A broker may deliver one twice.
+        #: Number of copies from a delay queue that this thread holds, by message id. A broker may deliver the same copy
+        #: twice.
         self.delayed: dict[str, int] = {}
         #: Messages that were enqueued since the last acknowledgement, by
         #: id, other than the one being processed.
         self.enqueued: set[str] = set()
         #: Enqueues that this thread has begun and not completed, by id. They are nested, or the broker refused them.
         self.begun: dict[str, Begun] = {}
-        #: Completes the last direct enqueue of this thread.
+        #: Callable that waits for the reply to the last enqueue that this thread sent directly to the store; None if no
+        #: reply is pending.
         self.pending_enqueue: Any = None
         #: Confirmation of the last enqueue of this thread through the writer.
         self.confirmation: Any = None
@@ -184,7 +187,7 @@ def is_delayed_copy(queue_name: str, options: Mapping[str, Any]) -> bool:
 
 
 def queue_of(queue_name: str) -> str:
-    """The name of a queue, without that of its delay queue."""
+    """Return the name of a queue, without the suffix of a delay queue."""
     return name_of(queue_name).removesuffix(_DELAY_SUFFIX)
 
 

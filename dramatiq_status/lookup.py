@@ -1,4 +1,6 @@
-"""Finds what a caller of the registry names: a store, the status of a message, the messages of a batch, a page."""
+"""The look-ups of the registry: the backend, the channel to the status of a message, the messages of a batch, the page
+of a list.
+"""
 
 from __future__ import annotations
 
@@ -63,8 +65,9 @@ def decode_page(found: Sequence[Listed], limit: int, now: int) -> tuple[list[Sna
     """Decode the records of a page, without those that are damaged.
 
     Returns:
-      tuple[list[Snapshot], Cursor | None]: The snapshots.  If all records of a full page are damaged, there is no
-        snapshot, and the cursor of the next page: to the caller, an empty page means the end of the list.
+      tuple[list[Snapshot], Cursor | None]: The snapshots, and None. If all records of a full page are
+      damaged: an empty list, and the cursor of the next page. The caller then reads that page, because to users an
+      empty page means the end of the list.
     """
     snapshots = []
     for message_id, record, position in found:

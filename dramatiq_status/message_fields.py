@@ -142,7 +142,7 @@ class MessageFields:
         if enqueued_at >= 0:
             fields[ENQUEUED_AT] = str(enqueued_at)
         if settings.status_ttl != DEFAULT_STATUS_TTL:
-            # Another process may write the end.
+            # Another process may write the final state, and then uses this time to live.
             fields[STATUS_TTL] = str(settings.status_ttl)
         given = message.options.get("status")
         if given is not None:
@@ -206,10 +206,10 @@ class MessageFields:
                 else:
                     text = _described_traceback(exception, described)
             except Exception as e:
-                # The error is that of the exception, whose job has failed already.
+                # The error comes from the exception object, for example from its __str__(). The job has failed already.
                 logger.warning("A traceback cannot be written: %s", e)
             else:
-                # The end has the exception, and the line that raised it.
+                # If the traceback is too long, keep its end: it contains the exception and the line that raised it.
                 self.include(fields, TRACEBACK, "traceback", shortened(text, self._backend.max_field_size, end=True))
         return fields
 
@@ -221,7 +221,7 @@ class MessageFields:
         return fields
 
     def include(self, fields: Record, stored: str, name: str, value: Any) -> None:
-        """Add the field of a value that the job has left; log a warning where that is impossible."""
+        """Add a value, such as the result or the arguments, as a field. Log a warning if it cannot be encoded."""
         try:
             fields[stored] = encode_value(name, value, self._backend.max_field_size)
         except Exception as e:

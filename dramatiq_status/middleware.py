@@ -39,12 +39,12 @@ def _through_interrupts(hook: F) -> F:
     """Run a hook to its end, whatever interrupts strike.
 
     Dramatiq raises time limits, aborts and shutdowns asynchronously, in hooks as well.  In a hook that runs after the
-    actor, an interrupt is too late to stop the actor.  If it left the hook, Dramatiq would run a message again whose
-    actor has returned, or lose the thread.
+    actor, an interrupt is too late to stop the actor.  An interrupt that left the hook would have one of two effects:
+    Dramatiq would run a message again although its actor has returned, or the worker would lose the thread.
 
-    After an interrupt the hook runs again from its start.  Such a hook must be idempotent: any number of its
-    instructions, followed by a whole run of it, must have the effect of one run.  It takes nothing out of the thread's
-    state or the delivery before it is done with it.
+    After an interrupt the hook runs again from its start.  Such a hook must be idempotent: if the hook is interrupted
+    after any instruction and is then called again, the effect must be that of one call. A hook therefore removes a
+    value from the thread's state or from the delivery only after it has used the value.
     """
 
     @functools.wraps(hook)
@@ -61,8 +61,9 @@ def _through_interrupts(hook: F) -> F:
 def _through_late_interrupts(hook: F) -> F:
     """Run a hook of an enqueue to its end, except where the actor itself sends the message.
 
-    An interrupt that strikes before the actor has ended must stop the actor, and leaves the hook.  A later one strikes
-    in the enqueue of a retry: if it left the hook, the retry would be lost, and the thread with it.  The hook then runs
+    An interrupt that strikes before the actor has ended must stop the actor, and leaves the hook.  A later interrupt
+    strikes while a retry is enqueued. If it left the hook, the retry and the worker's thread would be lost.  The hook
+    then runs
     again from its start and must be idempotent, as for :func:`_through_interrupts`.
     """
 
@@ -294,7 +295,9 @@ class StatusMiddleware(Middleware):
 
 
 def _refuse_two(broker: dramatiq.Broker) -> None:
-    """Refuse a broker with two of this middleware: each would take a worker's running message from the other."""
+    """Refuse a broker that has two StatusMiddlewares. In a worker, the second one would take the message that the first
+    one has just bound for one whose delivery has ended, and would close its buffer.
+    """
     if sum(isinstance(middleware, StatusMiddleware) for middleware in broker.middleware) > 1:
         raise StatusSetupError(
             "The broker has more than one StatusMiddleware: add one only. A message has one status, in one store; how "

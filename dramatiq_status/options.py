@@ -20,13 +20,15 @@ from .update import NO_ENQUEUE_ID, EnqueueId
 #: Names that ``includes`` may contain.
 INCLUDES: Final = frozenset(("message", "traceback", "result"))
 
-#: Message options of this package: the enqueue id of the message, and the heartbeat interval that its record may
-#: contain, unless it is the default.  Their values are plain JSON (two whole numbers in a list, a whole
+#: Message options of this package: the enqueue id of the message, and the heartbeat interval of the process that
+#: enqueued it. The interval is left out if it is the default.  Their values are plain JSON (two whole numbers in a
+#: list, a whole
 #: number), because an encoder may not support other types, and a worker may lack this package.
 ENQUEUE_ID_OPTION: Final = "status_enqueue_id"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
 
-#: Source of tokens of runs and origins of enqueue ids.  They only have to differ, and no draw takes a system call.
+#: Source of tokens of runs and origins of enqueue ids.  Tokens only have to differ from each other. This generator
+#: takes no system call for a token.
 _token = Random(os.urandom(32))
 at_fork(after_in_child=lambda: _token.seed(os.urandom(32)))
 
@@ -61,7 +63,7 @@ class Options:
 
     def __init__(self, defaults: Settings) -> None:
         self._defaults = defaults
-        # By actor; actors are few and live as long as the process.
+        # Settings by actor name. They are never removed, because actors are few and live as long as the process.
         self._settings: dict[str, Settings] = {}
         # Whether the warning about swallowed options was logged.
         self._warned_of_options = False
@@ -101,7 +103,8 @@ class Options:
                     if strict:
                         raise
                     logger.error("%s The option is ignored.", e)
-            # Where the producer has not declared the actor, the worker decides.
+            # A producer that has not declared the actor does not know which includes it allows. The worker then ignores
+            # the includes that the actor does not allow.
             if strict and name in self._settings:
                 _refuse_more(settings, message)
         if settings.tracked:

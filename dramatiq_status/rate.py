@@ -7,17 +7,19 @@ from typing import Any, Final
 
 from .fraction import is_number
 
-#: Time constant of the exponential smoothing, in seconds: all that is older has a weight of about a third.
+#: Time constant of the exponential smoothing, in seconds. Everything older than this has together about a third (1/e)
+#: of the weight.
 TIME_CONSTANT: Final = 15.0
 
 #: Minimum number of seconds between two measurements.
 SHORTEST: Final = 0.25
 
-#: Number of seconds of measurement after which a rate may be extrapolated without a limit, if it has two
-#: measurements at least: the first one includes the preparations of a job.
+#: Seconds of measuring after which a rate may be extrapolated without a limit. It must also have two measurements,
+#: because the first one includes the preparations of a job.
 TRUSTED_AFTER: Final = TIME_CONSTANT / 2
 
-#: Limit of the extrapolation of a younger rate, in multiples of its time of measurement.
+#: Longest remaining time that is extrapolated from a rate before TRUSTED_AFTER, as a multiple of the time for which the
+#: rate was measured.
 FARTHEST: Final = 20
 
 #: Longest remaining time that is shown, in seconds: a century.

@@ -51,8 +51,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Progress:
-        """Return a handle of a message's progress, with which other messages can count on its
-        bar.  It takes no round trip.
+        """Return a handle of a message's progress, with which other messages can increment it.  It takes no round trip.
 
         Increments are atomic in the store.  They are stored
         after the message is finished as well, until its status expires, and

@@ -210,8 +210,8 @@ class Rollup:
 def _look_along(
     chain: Chain, children: Mapping[str, Snapshot | None], unavailable: Set[str], passed: set[str]
 ) -> tuple[str, ...]:
-    """Return the stage of a pipeline that should have a status and has none: one or no message id.
-    Unknown stages before a known one have been ``passed``.
+    """Return the id of the stage of a pipeline that should have a status and has none, or an empty tuple. Add the
+    unknown stages before a known one to `passed`.
     """
     known = [index for index, message_id in enumerate(chain) if children[message_id] is not None]
     last = known[-1] if known else -1
@@ -223,8 +223,8 @@ def _look_along(
         return chain[:1]
     stage = children[chain[last]]
     assert stage is not None
-    # Dramatiq enqueues a stage before it acknowledges the one before it. It enqueues none after a stage that failed or
-    # was skipped.
+    # Dramatiq acknowledges a stage after it has enqueued the next stage. After a stage that failed or was skipped, it
+    # enqueues no further stage.
     over = stage.failed or stage.skipped or not stage.finished
     return () if over else chain[last + 1 : last + 2]
 

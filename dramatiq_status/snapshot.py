@@ -48,8 +48,8 @@ from .record import (
 #: Number of heartbeats in a row that a working message misses before it counts as stalled.
 STALLED_AFTER: Final = 3
 
-#: Number of milliseconds after which a message that is due and still queued counts as stalled: a day.  Few backlogs
-#: are as long.  A status without writes lives for seven days by default.
+#: Number of milliseconds after which a message that is due and still queued counts as stalled: a day.  Few messages
+#: wait for a worker that long.  A status without writes lives for seven days by default.
 QUEUE_PATIENCE: Final = 86_400_000
 
 
@@ -417,7 +417,7 @@ class Snapshot:
         return number if is_number(number) else None
 
     def __reduce__(self) -> tuple[type[Snapshot], tuple[str, dict[str, Any], int, int | None]]:
-        # The default of copy and pickle sets attributes, which raises.
+        # Without this method, copy and pickle would set attributes, and __setattr__() raises an error.
         return Snapshot, (self.message_id, self._values, self._now, getattr(self, "_position", None))
 
     def __eq__(self, other: object) -> bool:

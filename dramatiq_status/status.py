@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 
 class Look(Generic[T]):
-    """Attribute of a handle that reads the status: the attribute of the same name of its snapshot.
+    """Attribute of a handle. Each access reads the status, and returns the attribute with the same name of the
+    snapshot.
 
     Parameters:
       unknown: Value for a message that is unknown.
@@ -66,9 +67,8 @@ class Status:
     message, and :class:`.BackendError`.
 
     Fields are merged one by one, so that writers do not overwrite the fields of each other.
-    Any number of threads may share a handle.  A pickled handle
-    is its message id: unpickled, it is what :meth:`.StatusRegistry.get` returns in that process.  A
-    pickled detached handle has its values.
+    Any number of threads may share a handle.  A pickled handle contains only its message id. To unpickle it is to call
+    :meth:`.StatusRegistry.get` in that process. A pickled detached handle contains its values.
     """
 
     __slots__ = ("_channel",)
@@ -100,8 +100,8 @@ class Status:
     def update(self, fields: Mapping[str, Any] | None = None, /, *, force: bool = False, **more: Any) -> None:
         """Set many fields at once; one update for the store.
 
-        A ``progress`` of 0, or one below the current progress, begins a new leg: the
-        rate starts again.  In a running message, ``status="failed"`` (or ``"completed"``)
+        A ``progress`` of 0, or one below the current progress, begins the measurement of the rate again.  In a running
+        message, ``status="failed"`` (or ``"completed"``)
         becomes the final state when the actor returns.
 
         Parameters:
@@ -259,7 +259,7 @@ class Status:
         return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def __reduce__(self) -> tuple[type[Status], tuple[Channel]]:
-        # The channel defines what a copy of it keeps: see `Channel`.
+        # The channel defines what a copy or a pickle of the handle contains: see `LiveChannel` and `DetachedChannel`.
         return type(self), (self._channel,)
 
     def __bool__(self) -> bool:

@@ -50,8 +50,8 @@ class Leg:
         # Part of the present item that the legs inside of this one have counted, and the part that the bar shows.
         self._inside = self._shown = 0.0
         self._thread = get_ident()
-        #: The frame of the loop, where the channel is tied to this frame.  A loop that ends, however it does, drops its
-        #: iterator, and the iterator this leg.
+        #: The frame of the loop if the channel belongs to one call of a function; else None. When a loop ends in any
+        #: way, Python drops its iterator, and with it this leg.
         self.frame: FrameType | None = sys._getframe(3) if channel.of_one_call else None
         self._outer = _enter(self)
         if self._outer is None:
@@ -88,7 +88,7 @@ class Leg:
             self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
 
     def _total_is_users(self) -> bool:
-        """Whether the actor or the sender has set the present total, and no loop."""
+        """Whether the present total was set by the actor or by the sender, and not by a loop."""
         counts = self._channel.counts()
         return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
 
@@ -160,8 +160,8 @@ class Track(Generic[T]):
                 leg.count()
             leg.finish()
         finally:
-            # The traceback of an exception keeps the leg for as long as the exception is kept.  No call here:
-            # Python ignores an interrupt that strikes in it after the loop was left early.
+            # The traceback of an exception keeps the leg for as long as the exception is kept.  This block calls no
+            # function: after a loop that is left early, Python ignores an interrupt that strikes in such a call.
             leg.open = False
 
     def __aiter__(self) -> AsyncIterator[T]:

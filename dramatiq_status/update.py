@@ -48,8 +48,8 @@ from .record import (
     number_text,
 )
 
-#: Stored names of the fields that the start of a run removes.  The first run keeps a progress that other messages
-#: have counted.
+#: Stored names of the fields that the start of a run removes.  The first run keeps the progress, because runs of other
+#: messages may have incremented it already.
 CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RUN_ENDED)
 
 #: Stored names of the fields that a requeue removes.
@@ -61,8 +61,8 @@ CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 #: Stored names of the fields that a completion removes: a failure of an earlier run.
 CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
 
-#: Stored names of the fields that a requeue replaces.  Its other fields are those of the first enqueue, and only fill
-#: gaps.
+#: Stored names of the fields that a requeue replaces.  The other fields of a requeue are the fields of the first
+#: enqueue. They are set only if the record lacks them.
 WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK, RUN_ENDED))
 
 #: Stored names of the fields to ignore in an enqueue that arrives after its own run has started.
@@ -96,7 +96,7 @@ class Kind(int, Enum):
 
     #: An enqueue of the message.
     ENQUEUE = 0
-    #: A run of the message, or the end of a message that no run has started.
+    #: A run of the message, or the end of a message that has never run.
     RUN = 1
     #: Any other writer, in any process.
     OUTSIDE = 2
@@ -109,7 +109,8 @@ class Outcome(int, Enum):
 
     #: The update is stored.
     APPLIED = 1
-    #: An enqueue that arrives too late: the store has its run, a later enqueue or the same enqueue.  The state is not
+    #: An enqueue that arrives too late: the record already has this enqueue, a run of it, or a later enqueue.  The
+    #: state is not
     #: stored.  Fields that the record lacks are stored, unless the later enqueue has another origin.
     LATE = 2
     #: The update, or a later one of its run, was stored before.
@@ -118,8 +119,8 @@ class Outcome(int, Enum):
     REFUSED = 4
     #: The store has no record of the message, and the update cannot create one.  Nothing is stored.
     MISSING = 5
-    #: The server of the record does not answer, while other servers of the store do.  The update may be stored
-    #: or not, and may be sent again.
+    #: The server of the record does not answer, while other servers of the store do.  It is unknown whether the update
+    #: was stored. It is safe to send it again.
     UNAVAILABLE = 6
     #: The update is stored, except counts on fields that hold no number, and counts whose sum is not below 2**53.
     UNCOUNTED = 7
@@ -159,10 +160,11 @@ class Update(NamedTuple):
       start(bool): Whether the run begins with this update.
       create(bool): Whether the update has all values of its run, and creates a missing record.
       state(int): Stored number of the state that the message enters; None to keep its state.
-      attempts(int): Minimum number of runs of the message, with `start` or a created record.
+      attempts(int): Number of runs that the record shows at least after this update, if `start` is set or the update
+        creates the record.
       fields(Record): Fields to set: JSON texts by stored names.
       increment(int | float): Number to add to the progress, after `fields` are set.
-      ttl(int): Time to live of the finished record in milliseconds, with a final state.  In an update from outside,
+      ttl(int): Time to live of the record in milliseconds, if `state` is a final state.  In an update from outside,
         the record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
       changes(Changes): Deletions to carry out before `fields` are set, and counts to add after that; None for
         none.  Only updates of runs and from outside have changes.
@@ -310,7 +312,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
     else:
         return Applied(outcome, record)
     if update.start or update.create or update.state is not None:
-        # After all other updates of a run, the record keeps the enqueue id of its start.
+        # All other updates of a run leave the enqueue id in the record that the start of the run has stored.
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if update.run_token:
         new[RUN_TOKEN], new[SEQUENCE] = str(update.run_token), str(update.sequence)

@@ -82,7 +82,8 @@ def watch_loop(
     try:
         while True:
             if not watcher.answering:
-                # The store does not answer: no last read before the time is over.
+                # While the store does not answer, check the deadline before the read, so that a watch does not end with
+                # a read that fails.
                 watcher.check(clock())
             schedule.look(clock())
             try:

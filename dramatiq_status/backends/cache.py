@@ -100,9 +100,9 @@ class CacheBackend(StatusBackend):
     Use another backend if you can, because a cache promises less:
 
     - An update reads a document, changes it and writes it back.  Within one process, locks protect this.  **Two
-      processes that write to the same message at the same time can lose fields and increments of each other**, and a
-      run that is given up can hide the run that took its message for a moment.  There are no two such processes as
-      long as one worker runs a message and no other process writes to it.
+      processes that write to the same message at the same time can lose fields and increments of each other**.  For a
+      moment, a run that has lost its message can also overwrite the status of the run that has the message now.  This
+      cannot happen while one worker runs a message and no other process writes to it.
     - Workers and readers must share the cache.  A cache in the memory of a process is for a single process, and for
       tests.
     - A cache may forget a document early: Django's caches in memory and on disk keep 300 entries by default

@@ -1,5 +1,5 @@
-"""The writer of a process: merges and throttles what is written to each message, and sends the updates of many
-messages in one round trip, by one thread at a time.
+"""The writer of a process. It merges and throttles the writes to each message. One thread at a time sends the updates
+of many messages in one round trip.
 
 Each message has a buffer.  The operations on a buffer are merged into pending updates.  The leader, one thread at a
 time, collects the buffers with pending updates in a queue, and sends them.

@@ -8,7 +8,7 @@ from typing import Final
 
 from .buffer import MessageBuffer
 
-#: Maximum number of buffers, or of signals in an outage, that wait for the writer's thread until it measures them.
+#: Number of noted buffers, or of signals, above which the writer's thread is woken to measure the backlog.
 MAX_UNMEASURED: Final = 16
 
 
@@ -29,7 +29,8 @@ class Backlog:
         self._max_bytes = max_bytes
         self._is_waiting = is_waiting
         self._noted: dict[MessageBuffer, None] = {}
-        # The measured buffers and their sizes; those of finished messages. An OrderedDict finds its first item in
+        # _sizes: The measured buffers and their sizes in bytes. _finished: The measured buffers of finished messages,
+        # the earliest first. An OrderedDict finds its first item in
         # constant time, also after many removals there.
         self._sizes: OrderedDict[MessageBuffer, int] = OrderedDict()
         self._finished: OrderedDict[MessageBuffer, None] = OrderedDict()

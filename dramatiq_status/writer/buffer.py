@@ -38,7 +38,8 @@ class BufferWriter(Protocol):
 
 
 class MessageBuffer:
-    """The operations of one run, or those of this process on a message from outside of its run, in order.
+    """The operations on one message, in order: those of a run of the message, or those that this process writes from
+    outside of a run.
 
     A write appends an operation and takes no lock: an interrupt that strikes a worker's thread in a write leaves
     nothing half done, and no lock behind.
@@ -50,7 +51,8 @@ class MessageBuffer:
       run_token(int): The token of the run; 0 for writes from outside.
       enqueue_id(EnqueueId): The enqueue that the run belongs to.
       throttle(int): Minimum number of milliseconds between two throttled writes.
-      base(Callable): Returns what the run knew of its message before it began.
+      base(Callable): Returns the fields of the message when its run begins: its attributes, and the fields that it was
+        sent with.
     """
 
     #: The final state that the run has set itself; None for none.
@@ -147,7 +149,7 @@ class MessageBuffer:
             return
         if self.closed:
             if self.is_first("closed"):
-                logger.warning("Message %r is finished: what its run writes now is dropped.", self.message_id)
+                logger.warning("Message %r is finished. Later writes of its run are dropped.", self.message_id)
             return
         self.add(Write(fields, increment, urgent, state, changes))
 
@@ -229,7 +231,7 @@ class MessageBuffer:
         known = {name: text for name, text in self._state.known.items() if name != RATE}
         self._state = MergedState({"kind": Kind.OUTSIDE}, known)
         self._merger.forget_rate()
-        # Each write looks at the first of them, forked or not.
+        # `closed` is set as well, because increment() tests only `closed` in the usual case.
         self.closed = self._is_forked = True
 
     def _write_directly(
@@ -248,7 +250,9 @@ class MessageBuffer:
             self._log_uncounted(update)
         if outcome is Outcome.MISSING:
             if self.is_first("forked"):
-                logger.warning("Message %r has no status: what a forked process writes is dropped.", self.message_id)
+                logger.warning(
+                    "Message %r has no status. The writes of a forked process to it are dropped.", self.message_id
+                )
             return
         with self._lock:
             known = self._state.known
@@ -364,7 +368,7 @@ class MessageBuffer:
                 pending.frozen = self._merger.complete(update, state)
                 return True
             if self.is_first("missing"):
-                logger.info("Message %r has no status: what was written to it is dropped.", self.message_id)
+                logger.info("Message %r has no status. The writes to it are dropped.", self.message_id)
         elif outcome is Outcome.UNCOUNTED:
             self._log_uncounted(update)
         return outcome is Outcome.UNAVAILABLE
@@ -410,7 +414,8 @@ class MessageBuffer:
             state = self._merge()
             if not state.pending:
                 return None
-            # The size of a message is unknown: in place of that of a finished run, the buffer keeps its record.
+            # The size in bytes of a Dramatiq message cannot be measured. When its run has ended, the buffer therefore
+            # keeps the fields that are made of the message, and not the message.
             base = self._merger.keep_base() if self.closed else {}
             texts = [*state.known, *state.known.values(), *chain.from_iterable(base.items())]
             for pending in state.pending:

@@ -1,8 +1,8 @@
 """The leadership: one thread at a time sends the updates of all messages.
 
-The leader is the writer's thread, or a worker's thread that has to wait for a final state in any case.  The latter
-sends the updates of all messages itself: to hand its own update over to the writer's thread, and the processor with it,
-takes longer than the round trip.  This is group commit, as databases do it.
+The leader is the writer's thread, or a worker's thread that has to wait for a final state in any case.  Such a worker's
+thread sends the updates of all messages itself. If it handed its update to the writer's thread, the switch between the
+threads would take longer than the round trip.  This is group commit, as databases do it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ class Wakeup:
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[None] = SimpleQueue()
-        #: Whether the thread sleeps, and until when, by the monotonic clock. Only the thread itself sets the first of
-        #: them to False: a thread that set it, and was interrupted before it called, would let the thread sleep on.
+        #: is_asleep: Whether the writer's thread sleeps. Only that thread sets it to False. If another thread set it,
+        #: and an interrupt struck before its call(), the writer's thread would not be woken. wake_at: End of the sleep,
+        #: by the monotonic clock.
         self.is_asleep = False
         self.wake_at = 0.0
 
@@ -90,7 +91,7 @@ class Leadership:
         return is_left and self._wakeup.is_asleep and not self.is_taken
 
     def _release(self, confirmation: Confirmation) -> None:
-        # It may be there once for each time that the thread went to sleep.
+        # The deque may contain the confirmation several times: once for each time that the thread went to sleep.
         while confirmation in self.waiting:
             try:
                 self.waiting.remove(confirmation)
@@ -142,5 +143,5 @@ class Leadership:
 
     def log_unexpected(self) -> None:
         """Log an error that is a fault of the writer; it must not cost other messages their statuses."""
-        logger.exception("The status writer met an unexpected error; it goes on.")
+        logger.exception("An unexpected error occurred in the status writer, which continues.")
         self._queue.clear()

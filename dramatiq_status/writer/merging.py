@@ -37,12 +37,13 @@ class Merger:
       make_base(Callable): Returns what the run knew of its message before it began.
     """
 
-    #: Whether an operation among the pending updates is not throttled, and whether one is.
+    #: is_urgent: Whether the pending updates contain an operation that does not wait for the throttle. is_throttled:
+    #: Whether they contain one that does.
     is_urgent = False
     is_throttled = False
     _base: Record | None = None
     _meter: RateMeter | None = None
-    # Time of a total without a progress, by the monotonic clock.
+    # Time at which a total was set before the measurement of the rate began, by the monotonic clock.
     _total_at = -math.inf
     # Whether it was logged that an operation cannot be merged.
     _has_refused = False
@@ -60,7 +61,9 @@ class Merger:
                 self._base = self._make_base()
             except Exception:
                 # Another program may have made the message. Its other updates are still sent.
-                logger.exception("What message %r was sent with cannot be read; it is left out.", self.message_id)
+                logger.exception(
+                    "The fields of message %r cannot be made. Its status is stored without them.", self.message_id
+                )
                 self._base = {}
         return self._base
 
@@ -154,8 +157,8 @@ class Merger:
         self.is_urgent = True
 
     def _left_to_requeue(self, state: MergedState) -> Record:
-        # The store uses these only if it has lost the record. A retry then shows the progress of the run before it
-        # until it starts, and a run whose retry the broker refuses ends with it.
+        # The store uses these fields only if it has lost the record. With them, the restored status has the progress of
+        # the last run, until the retry starts, or forever if the broker refuses the retry.
         if self.kind is not Kind.RUN:
             return {}
         everything = self.everything(state)
@@ -181,7 +184,8 @@ class Merger:
 
     def _merge_changes(self, state: MergedState, pending: PendingUpdate, changes: Changes) -> None:
         pending.change(changes)
-        # Only what came with the message can come back with it.
+        # Only a field that was sent with the message can come back with a later enqueue. Other fields need no deletion
+        # mark.
         marks = deletion_marks(name for name in changes.deleted if self.kind is Kind.OUTSIDE or name in self.base)
         pending.fields.update(marks)
         state.known.update(marks)
@@ -210,9 +214,8 @@ class Merger:
         return {**base, **state.known}
 
     def complete(self, update: Update, state: MergedState) -> Update:
-        """Return a frozen update with all that the run knows, which makes the record again.
-
-        The increments are in the progress.
+        """Return a frozen update with all fields of the base and of the run, which creates a lost record again. Its
+        progress already includes the increments.
         """
         fields = {
             name: text
@@ -254,7 +257,8 @@ class Merger:
         before = number_of(known.get(PROGRESS, "0"))
         if PROGRESS in fields:
             count = number_of(fields[PROGRESS])
-            # Directly after its total, a progress is where the job continues, and says nothing of its speed.
+            # A progress that is set directly after the total is the point where the job continues. It was not reached
+            # in this run, so it is not measured.
             continues, self._total_at = now - self._total_at < SHORTEST, -math.inf
             if has_begun and 0 < count >= before and not continues:
                 return

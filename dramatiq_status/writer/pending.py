@@ -13,7 +13,8 @@ from .operations import Confirmation, Operation, plain_number
 class PendingUpdate:
     """An update that the store does not have yet.
 
-    It is the arguments of the update, which operations change, until the writer sends it.  From then on it is frozen,
+    Until the writer sends it, it consists of the arguments of the update, which further operations change.  From then
+    on it is frozen,
     because the writer repeats it unchanged if its reply is lost.  (To replace fields of an update at each operation
     takes three times as long.)
 
@@ -56,7 +57,7 @@ class PendingUpdate:
         self.arguments["increment"] = self.arguments.get("increment", 0) + n
 
     def set(self, fields: Record) -> None:
-        """Set fields.  What was counted on them before has no effect any more."""
+        """Set fields.  Earlier counts on these fields are dropped."""
         if PROGRESS in fields:
             self.arguments.pop("increment", None)
         self.fields.update(fields)

@@ -14,7 +14,8 @@ from ..update import Outcome, Update
 from .buffer import MessageBuffer
 from .queue import SendQueue
 
-#: Maximum number of buffers that a probe sends until one has failed; each later probe of the outage sends one buffer.
+#: Maximum number of buffers that the first attempt to send in an outage sends. After it has failed, each later attempt
+#: sends one buffer.
 MAX_PROBED: Final = 16
 
 
@@ -185,7 +186,8 @@ class Sender:
     def _makers(self) -> dict[str, MessageBuffer]:
         """Find the buffers of runs and enqueues, by message id: their updates make the record where there is none.
 
-        A suspect may never make it: no other buffer is sent again at once because of it.
+        It is possible that the store never takes the updates of a suspect. So suspects are left out, and no other
+        buffer is sent again at once because of them.
         """
         buffers = (*list(self._running), *self._queue.later, *self._queue.ready)
         return {buffer.message_id: buffer for buffer in buffers if buffer.repeatable and not buffer.suspect}
@@ -229,7 +231,8 @@ class Sender:
         # Updates of known messages do not make room for those of unknown ones.
         is_kept = is_recent and (buffer in backlog or backlog.has_room)
         if not buffer.settle(outcomes, keep_missing=is_kept or maker is not None):
-            # The next writes are kept for a moment as well.
+            # Forget since when the record is missing, so that later writes to this message are kept for RECOVERY
+            # seconds as well.
             buffer.missing_since = None
             self._queue.remove(buffer)
         elif maker is None or Outcome.UNAVAILABLE in outcomes:

@@ -1,9 +1,9 @@
-"""The writer of a process: what its other rooms call.
+"""The writer of a process: the methods that the other modules of the package call.
 
-What a process writes to a message from outside of its run has no sequence number by which the store could recognize a
-repetition.  Only the writer's thread sends it, because no interrupt strikes there.  Where the store breaks after it has
-carried out an increment and before its reply, the writer sends the increment again.  It may then count twice; otherwise
-it could be lost.
+An update from outside of a run has no sequence number, so the store cannot recognize that it was sent twice. Only the
+writer's thread sends such updates, because no interrupt strikes that thread.  If the connection breaks after the store
+has carried out an increment and before its reply arrives, the writer sends the increment again, and it counts twice. If
+the writer did not, an increment that the store has not received would be lost.
 
 A process that was forked off in the middle of a job also writes to that job from outside: at once, on the thread that
 writes, because the process may be killed at any moment.  Before the fork, the writer stores what the running messages
@@ -42,7 +42,7 @@ DEFAULT_MAX_PENDING_BYTES: Final = 64 * 2**20
 #: Maximum number of seconds that a process that ends waits for its last updates.
 EXIT_TIMEOUT: Final = 5.0
 
-#: Maximum number of buffers of other messages that the writer does not search for buffers that are gone.
+#: Number of references to buffers of other messages above which the writer removes the references to deleted buffers.
 _FEW: Final = 256
 
 
@@ -351,7 +351,7 @@ def _before_fork() -> None:
     except Exception:
         logger.exception("What running messages have written may not be stored before what a forked process writes.")
     except BaseException as e:
-        # The wait was long enough.
+        # An interrupt ends the wait. It is raised again after the fork.
         note_interrupt(e)
 
 
@@ -363,7 +363,8 @@ def _begin_all() -> None:
 def _drain_all() -> None:
     deadline = time.monotonic() + EXIT_TIMEOUT
     for writer in list(_writers):
-        # The end of a worker does not wait twice for one outage.
+        # If a worker's shutdown has waited for the end of this outage without success, the exit of the process does not
+        # wait again.
         if not writer.breaker.was_given_up:
             writer.drain(max(0.0, deadline - time.monotonic()))
 

@@ -79,7 +79,8 @@ class RedisBackend(StatusBackend):
       **parameters: Connection parameters for :class:`redis.Redis`.
 
     Raises:
-      TypeError: When the driver does not know a parameter, or `client` is none of a synchronous driver's.
+      TypeError: When the driver does not support a parameter, or `client` is not a synchronous client of redis-py or
+        valkey-py.
       ValueError: When the value of a parameter, or a part of the URL, is wrong.
 
     .. _Redis: https://redis.io

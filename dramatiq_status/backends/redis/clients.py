@@ -119,7 +119,8 @@ def _master_client(
     sentinel = DRIVER.find("sentinel", "Sentinel")(
         list(sentinels), sentinel_kwargs={**quick, **sentinel_kwargs}, **parameters
     )
-    # Here, and not in the first call: a wrong parameter of theirs is no outage.
+    # Make a connection to a Sentinel now, so that a wrong parameter raises its error here. In the first call, it would
+    # look like an outage.
     ServerPool(sentinel.sentinels[0].connection_pool, timeout)
     for asked in sentinel.sentinels:
         quieten(asked)
@@ -151,7 +152,7 @@ def _cluster_transport(client: Any, addresses: Sequence[Address] | None, timeout
       addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes; None for the nodes that the client knows.
       timeout(float): In seconds.
     """
-    # Most stores are no clusters, and need not import it.
+    # Import the cluster's module only for a cluster, because most stores are not clusters.
     from .cluster import ClusterTransport
 
     remap = None

@@ -40,7 +40,7 @@ class ServerClock:
         """
         seconds, microseconds = reply
         now = time.monotonic()
-        # The server has read its clock at some moment between the two.
+        # The server has read its clock between `asked` and `now`. Their mean is the best guess of that time.
         self._offset = int(seconds) + int(microseconds) / 1_000_000 - (asked + now) / 2
         if now - asked < QUICK:
             self._known_until = now + TRUST

@@ -25,7 +25,8 @@ _REDIRECTIONS: Final = 4
 #: Maximum number of times that a request is sent again because of a lost connection.
 _RETRIES: Final = 2
 
-#: Part of the time-out within which a node has to show that the cluster works without another node.
+#: Time-out divided by the time that a node has to answer after another node has failed. If it answers, the cluster is
+#: not down.
 _SIGN_OF_LIFE: Final = 4
 
 #: Codes of the errors of a node that cannot carry out a request yet.
@@ -302,7 +303,8 @@ class ClusterTransport:
         node = flight.node
         hung_up = isinstance(error, hang_ups())
         if flight.used and hung_up:
-            # The node has closed a connection that was idle.  The others are no younger.
+            # The node has closed a connection that was idle.  The other idle connections have been idle for longer, so
+            # the node has probably closed them too.
             node.pool.close()
         elif not node.is_blocked:
             node.fail(error)
@@ -339,7 +341,8 @@ def _failed(request: Request, error: BackendError | None) -> Request:
       error(BackendError): Why it could not be sent again; None if the time is over.
     """
     redirect = _redirect_of(request)
-    # That a slot is moving is a better reason than that another attempt has failed.
+    # If the node has replied TRYAGAIN, the error names the moving slot, and not the failure of the next attempt. It
+    # explains more.
     if redirect is not None and (error is None or str(redirect).startswith("TRYAGAIN")):
         error = refusal_of(redirect)
     request.error = error or request.error

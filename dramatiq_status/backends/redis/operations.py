@@ -159,7 +159,8 @@ class Operations:
             if refusal is not None or self._transport.is_down(failures[0]):
                 raise refusal or failures[0]
         elif refusal is not None:
-            # One message of a shard was in the way of the others there.
+            # The server refuses a whole call because of one of its messages. Send the updates without an outcome one by
+            # one, to find that message.
             for position in [position for position, found in enumerate(outcomes) if found is Outcome.UNAVAILABLE]:
                 call = self._call(self.keys.shard_of(updates[position][0]), updates, (position,))
                 failed = yield from self._settle((yield (call,)), outcomes)
@@ -190,7 +191,7 @@ class Operations:
         reads = Reads(shard, (keys.prefixes[shard] + message_id,), (0,))
         yield (reads,)
         if reads.error is not None:
-            # A cluster finds out which nodes answer, for the next call.
+            # On a cluster, this call renews the map of the nodes, for the next operation.
             self._transport.is_down(reads.error)
             raise reads.error
         reply = reads.replies[0]
@@ -325,8 +326,8 @@ def absence(reply: Any) -> BackendError | None:
     """Return the meaning of a reply without a record.
 
     Returns:
-      BackendError: When the server could not read it; None when the message is unknown, or the value under its key is
-        none of this package.
+      BackendError: When the server could not read it; None when the message is unknown, or when another program has
+        stored the value under its key.
     """
     if isinstance(reply, BackendError):
         return reply

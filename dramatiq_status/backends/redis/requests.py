@@ -92,7 +92,7 @@ class Request:
     #: The replies, in which an error of the server is an exception; empty until they have arrived.
     replies: Sequence[Any] = ()
 
-    #: Why there are no replies, or none but an error.
+    #: Error of the whole request: it has no replies, or its first reply is this error; None for no error.
     error: BackendError | None = None
 
     #: Whether the server has replied that it does not have the script.
@@ -125,7 +125,7 @@ class Request:
         return refusal
 
     def split(self) -> Sequence[Request]:
-        """Return requests with one key each that do the same."""
+        """Split the request into requests with one key each, which together have its effect."""
         return (self,)
 
     @property
@@ -226,7 +226,7 @@ class Exchange:
       clock(ServerClock): Clock of the server.  The exchange measures it when that is due.
     """
 
-    #: What to send.
+    #: Packed commands of the exchange, to send to the server.
     packed: bytes
 
     #: Number of replies to :meth:`take` next; 0 after the last one.

@@ -1,4 +1,4 @@
-"""Transports: they carry requests to servers and replies back.  This one is for a single server."""
+"""Transports, which carry requests to servers and replies back, and the transport to a single server."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ _SWEEP = f"""
             WHERE expires_at < listed_until AND expires_at <= :now ORDER BY expires_at LIMIT :most)
         LIMIT :most)
     """
-# Another program may have stored any value in a row.  Positions are not counted on from such a value.
+# Another program may have stored any value in a row.  The next position is not derived from such a value.
 _LAST_POSITION = f"SELECT max(position) FROM {TABLE} WHERE namespace = ? AND position BETWEEN 0 AND {MAX_WHOLE_NUMBER}"
 
 

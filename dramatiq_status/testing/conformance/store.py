@@ -78,11 +78,15 @@ class StoreTests:
         pytest.skip("Needs the hook refusals.")
 
     def refusing(self, backend: StatusBackend, message_id: str) -> AbstractContextManager[Any]:
-        """Return a context in which the store refuses this message, and no id with another first letter."""
+        """Return a context in which the store refuses this message. It must accept messages whose ids begin with
+        another letter.
+        """
         pytest.skip("Needs the hook refusing.")
 
     def too_large(self) -> Update:
-        """Return an update of which the store has no room for some fields, or for any."""
+        """Return an update that is too large for the store: it has no room for some of the fields, or for none of
+        them.
+        """
         pytest.skip("Needs the hook too_large.")
 
 

@@ -118,7 +118,8 @@ local function measure()
   return sum
 end
 
--- Drop messages without a record from these places of a set, the oldest being 0; returns how many.
+-- Remove the messages that have no record, of those from the position `first` to `last` of a set, where 0 is the
+-- oldest. Return the number of removed messages.
 local function check(set, first, last)
   local ids, dropped = call('ZRANGE', set.key, first, last), 0
   for begin = 1, #ids, PIECE do
@@ -194,8 +195,8 @@ local function count_newer(set)
   return 0
 end
 
--- Return the place of a set's first message that comes after the cursor, of messages with the cursor's position from a
--- place on. It bisects them: of eight, it looks at three.
+-- Return the index, in a set, of the first message behind the cursor. The messages from index `from` on have the
+-- cursor's timestamp. It bisects them: of eight, it looks at three.
 local function pass_ties(set, from)
   local to = call('ZCOUNT', set.key, after, '+inf')
   while from < to do
@@ -260,7 +261,7 @@ for place = math.floor(#heap / 2), 1, -1 do
   sink(place)
 end
 
--- The record of a message; nothing if it is no longer what the index says.
+-- Return the record of a message; nil if its state, queue or actor is no longer that of the set.
 local function fetch(set)
   if not is_timestamp(set.timestamp) then return nil end
   local key = before .. set.id

@@ -1,7 +1,8 @@
 -- The index: sorted sets of message ids, one for each state, time to live (of finished messages), queue and actor.
 -- A message's score, its position, is the time in microseconds at which it came into the state. So expired messages
 -- are the oldest of their set.
--- Each command of a script takes about a microsecond. A set's expiry and size are looked after from time to time only.
+-- Each command of a script takes about a microsecond. The script therefore renews a set's expiry and limits its size
+-- only from time to time.
 
 -- Position of the last message that came into a state in this call.
 local position
@@ -29,7 +30,8 @@ local function keep(set, name, life)
   end
   if call('PTTL', prefix) < life then call('PEXPIRE', prefix, life) end
   if added == 1 then
-    -- Each new name removes the names of up to two sets that are gone: no list may ever be requested.
+    -- When a new name is added, the script checks two random names, and removes those whose sets no longer exist. A
+    -- list would remove them too, but it is possible that no list is ever requested.
     for _, other in ipairs(call('SRANDMEMBER', prefix, 2)) do
       if redis.pcall('EXISTS', prefix .. other) == 0 then call('SREM', prefix, other) end
     end

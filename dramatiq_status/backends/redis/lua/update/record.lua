@@ -76,8 +76,9 @@ local function define_record()
     return {}
   end
 
-  -- Remove what a key has, to make room for a new record. A key without a value is not deleted: after a script's first
-  -- write, Redis no longer refuses its writes for want of memory. The state of a record stays until it is replaced: on
+  -- Remove what a key has, to make room for a new record. If the key has no value, the script does not call DEL. DEL
+  -- would be its first write, and after the first write Redis no longer refuses the other writes of a script when it is
+  -- out of memory. The state of a record stays until it is replaced: on
   -- a cluster, a key of a moving slot cannot be created again here once it is gone.
   local function clear(key)
     local names = redis.pcall('HKEYS', key)
