@@ -59,7 +59,8 @@ def long_texts() -> int:
     texts = {
         id(text): len(text)
         for found in gc.get_objects()
-        if isinstance(found, dict)
+        # Not isinstance(): it would make Django load its settings for a lazy object of a test that ran before.
+        if issubclass(type(found), dict)
         for text in list(found.values())
         if isinstance(text, str) and text.startswith('"xxxx')
     }
