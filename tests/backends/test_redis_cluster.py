@@ -17,11 +17,11 @@ import pytest
 import redis
 
 from dramatiq_status import StatusRegistry, current_progress, current_status
-from dramatiq_status.backend import Query, StatusBackend
+from dramatiq_status.backend import Query, StatusBackend, Subscription
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.redis.keys import SHARDS, SLOTS, TAGS, shard_of, slot_of
 from dramatiq_status.errors import BackendError, NotSupported
-from dramatiq_status.record import COMPLETED, FAILED
+from dramatiq_status.record import COMPLETED, FAILED, VERSION
 from dramatiq_status.testing.conformance import (
     BackendConformance,
     enqueue,
@@ -102,6 +102,18 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         yield make
         for backend in made:
             backend.close()
+
+    def test_earlier_changes_are_not_received(
+        self, backend: StatusBackend, subscription: Subscription, message_id: str
+    ) -> None:
+        # Given a message that has changed before the subscription
+        record = backend.read(message_id)
+        assert record is not None
+        # When it does not change any more
+        found = subscription.wait(0.05)
+        # Then the subscription receives no later version: nodes pass changes on to each other over their bus, where an
+        # earlier one may arrive after the subscription has begun
+        assert all(name == message_id and 0 < version <= int(record[VERSION]) for name, version in found.items())
 
     @pytest.fixture
     def outage(self, redis_cluster: RedisCluster) -> Iterator[tuple[RedisCluster, RedisBackend]]:
@@ -255,7 +267,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         backend.update_many([(message_id, start(1, a='"actor"')) for message_id in ids])
         backend.update_many([(message_id, finish(1)) for message_id in ids[20:]])
         query = Query(actor_name="actor")
-        with closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=200)) as hasty:
+        with closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=500)) as hasty:
             assert hasty.count(query) == 30
             move = Move(redis_cluster, ids[0])
             for keys in (
