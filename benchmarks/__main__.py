@@ -27,6 +27,7 @@ BENCHMARKS = (
     "listing",
     "cluster",
     "web",
+    "cli",
 )
 
 

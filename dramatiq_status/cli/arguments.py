@@ -11,6 +11,8 @@ STATES: Final = ("queued", "working", "completed", "failed")
 
 _DEMO: Final = "Shows five jobs that run on a worker in this process.  Their statuses are in a temporary file."
 
+SHELLS: Final = ("bash", "zsh", "fish")
+
 #: Values of ``--progress``.
 FACES: Final = ("auto", "live", "plain", "json", "quiet")
 
@@ -74,6 +76,12 @@ def make_parser() -> argparse.ArgumentParser:
     _add_progress(demo)
     demo.add_argument("--keep", action="store_true", help="keep the file with the statuses")
     demo.add_argument("--web", action="store_true", help="show the jobs on a web page as well")
+    completion = commands.add_parser(
+        "completion",
+        help="print a script with which a shell completes commands",
+        description="Prints a script with which a shell completes commands, options and their values.",
+    )
+    completion.add_argument("shell", choices=SHELLS)
     return parser
 
 

@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.command is None:
         parser.print_help(sys.stderr)
         return USAGE
+    if parsed.command == "completion":
+        from .completion import script_for
+
+        print(script_for(parsed.shell), end="")
+        return 0
     # Imports Dramatiq, which takes longer than all else.
     from .commands import complain
 
