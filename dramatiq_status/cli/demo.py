@@ -31,7 +31,8 @@ from .watch import watch_jobs
 #: Threads of the worker: one for each job, and some for the messages of the last job.
 _THREADS: Final = 8
 
-_NEXT: Final = (
+#: Commands to try next, each with what it does.
+NEXT: Final = (
     ("demo --web", "the same jobs on a web page"),
     ("demo --keep", "keep the file, for get, list and watch"),
     ("where", "which store your own project uses"),
@@ -91,7 +92,7 @@ def _is_over(view: View) -> bool:
 def _say_next(url: str, *, is_kept: bool) -> None:
     terminal = terminal_of(sys.stderr)
     print(terminal.paint([("\n What next", "bold")]), file=sys.stderr)
-    for command, text in _NEXT:
+    for command, text in NEXT:
         if is_kept and command == "demo --keep":
             command, text = f"list --url {url}", ""
         print(terminal.paint([(f"   dramatiq-status {command:<15}", ""), (text, "dim")]).rstrip(), file=sys.stderr)

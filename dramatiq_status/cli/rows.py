@@ -122,11 +122,17 @@ def _job_text(facts: Facts, *, with_id: bool) -> str:
 
 def _row_of(job: Job, layout: _Layout, terminal: Terminal) -> list[Segment]:
     facts, style = job.facts, _STYLES.get(job.facts.state, "dim")
-    row: list[Segment] = [(" ", ""), (terminal.glyph(facts.state), style), (" ", "")]
-    if layout.with_word:
-        is_ground = style in ("failed", "stalled")
-        word_style = style if is_ground else "bold" if facts.state in _LIVE else ""
-        row += [(facts.state, word_style), (" " * (_WORD - len(facts.state)), "")]
+    glyph, word = terminal.glyph(facts.state), facts.state if layout.with_word else ""
+    row: list[Segment]
+    if style in ("failed", "stalled"):
+        # One ground below the glyph and the word.
+        row = [(f" {glyph} {word} " if word else f" {glyph} ", style)]
+    else:
+        row = [(" ", ""), (glyph, style), (" ", "")]
+        if word:
+            row += [(word, "bold" if facts.state in _LIVE else "dim"), (" ", "")]
+    if word:
+        row.append((" " * (_WORD - len(word) - 1), ""))
     row += _job_of(facts, layout, terminal)
     if layout.queue:
         row.append((pad(cut(job.queue, layout.queue, terminal.ellipsis), layout.queue + 2), "dim"))

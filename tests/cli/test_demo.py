@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
 from pathlib import Path
 
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import Retries
+
+from dramatiq_status import StatusMiddleware
+from dramatiq_status.backends import StubBackend
+from dramatiq_status.cli.demo import NEXT
+from dramatiq_status.cli.demo_jobs import declare
 from dramatiq_status.cli.main import main
 
-from .terminals import COMMAND, Session, environment, on_pipe
+from .terminals import COMMAND, ROOT, Session, environment, on_pipe
 
 
 def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
@@ -61,3 +69,20 @@ def test_ctrl_c_ends_the_demo(tmp_path: Path) -> None:
         assert session.echoes and "Traceback" not in session.text
     finally:
         session.close()
+
+
+def test_the_picture_of_the_readme_is_up_to_date() -> None:
+    # Given the picture, which scripts/demo-picture draws from real frames
+    picture = (ROOT / "docs" / "demo.svg").read_text(encoding="utf-8")
+    texts = [html.unescape(text) for text in re.findall(r">([^<>]+)</text>", picture)]
+    shown = " ".join(texts)
+    # Then it is small, is still for readers who prefer that, and has what the demo shows
+    assert len(picture.encode()) <= 60 * 1024 and "prefers-reduced-motion" in picture
+    broker = StubBroker(middleware=[])
+    broker.add_middleware(StatusMiddleware(backend=StubBackend()))
+    broker.add_middleware(Retries())
+    labels = [message.options["status"]["label"] for message in declare(broker)]
+    assert [label for label in labels if label not in shown] == []
+    assert [text for pair in NEXT for text in pair if text not in shown] == []
+    assert [state for state in ("Working", "Retrying", "Failed", "Completed", "What next") if state not in shown] == []
+    assert "again in" in shown and "CardDeclined" in shown and "5 jobs" in shown
