@@ -60,6 +60,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_filters(listing)
     listing.add_argument("--limit", type=limit, default=50, help="number of jobs, from 1 to 1,000; by default 50")
     listing.add_argument("--after", metavar="CURSOR", help="begin after this job of the page before")
+    listing.add_argument("--watch", action="store_true", help="show the changes of these jobs in place, until Ctrl-C")
+    listing.set_defaults(progress="auto")
     _add_filters(command("count", "count jobs", output))
     delete = command("delete", "delete the statuses of jobs; the jobs themselves stay in their queues")
     _add_ids(delete)

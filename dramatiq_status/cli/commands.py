@@ -81,11 +81,8 @@ def list_jobs(arguments: Namespace) -> int:
     """Print a page of jobs."""
     store = store_of(arguments)
     terminal, query = terminal_of(sys.stdout), _query_of(arguments)
+    page = page_of(store, arguments)
     with reaching(store):
-        try:
-            page = StatusRegistry.list(**query, limit=arguments.limit, after=arguments.after, backend=store.backend)
-        except ValueError as e:
-            raise CommandError(f"--after: {e}") from e
         if arguments.json:
             for snapshot in page:
                 print(json.dumps({**snapshot.to_dict(), "cursor": snapshot.cursor}))
@@ -112,6 +109,17 @@ def list_jobs(arguments: Namespace) -> int:
     more = f"; the next page: --after {page[-1].cursor}" if len(page) == arguments.limit and total > len(page) else ""
     print(f"\n {len(page):,} of {total:,}, last changed first{more}")
     return COMPLETED
+
+
+def page_of(store: Store, arguments: Namespace) -> list[Snapshot]:
+    """Return the page of jobs that the arguments of ``list`` select."""
+    with reaching(store):
+        try:
+            return StatusRegistry.list(
+                **_query_of(arguments), limit=arguments.limit, after=arguments.after, backend=store.backend
+            )
+        except ValueError as e:
+            raise CommandError(f"--after: {e}") from e
 
 
 def count(arguments: Namespace) -> int:

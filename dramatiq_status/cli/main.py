@@ -21,6 +21,10 @@ def _function_of(command: str) -> Callable[[Namespace], int]:
         from .watch import watch
 
         return watch
+    if command == "list --watch":
+        from .watch import watch_list
+
+        return watch_list
     from .commands import COMMANDS
 
     return COMMANDS[command]
@@ -51,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .commands import complain
 
     try:
-        status = _function_of(parsed.command)(parsed)
+        command = "list --watch" if parsed.command == "list" and parsed.watch else parsed.command
+        status = _function_of(command)(parsed)
         sys.stdout.flush()
         return status
     except CommandError as e:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from .. import _time as time
 from ..registry import StatusRegistry
-from .commands import complain, store_of
-from .exits import INTERRUPTED, UNREACHABLE, worst
+from .commands import complain, page_of, store_of
+from .exits import COMPLETED, INTERRUPTED, UNREACHABLE, worst
 from .faces import Face, face_of
 from .feed import Feed, View
 from .jobs import full_ids, reaching, status_of, unknown_job
@@ -25,6 +25,17 @@ def watch(arguments: Namespace) -> int:
         if message_id not in view.known:
             complain(unknown_job(store, message_id))
     return status
+
+
+def watch_list(arguments: Namespace) -> int:
+    """Show a page of jobs until Ctrl-C.  The rows stay, and their changes happen in place."""
+    store = store_of(arguments)
+    ids = [snapshot.message_id for snapshot in page_of(store, arguments)]
+    if not ids:
+        complain("no jobs to watch.")
+        return COMPLETED
+    face = face_of(arguments, store.name, is_batch=False)
+    return watch_jobs(store, ids, face, is_over=lambda view: False)[1]
 
 
 def watch_jobs(

@@ -208,6 +208,25 @@ def test_few_bytes_are_written(store: SQLiteBackend, watch: Watch) -> None:
     assert len(session.written) - before < 1000
 
 
+def test_a_list_changes_in_place(store: SQLiteBackend) -> None:
+    for number in (1, 2, 3):
+        send(store, number)
+    session = Session([*COMMAND, "list", "--watch", "--url", f"sqlite:///{store.path}"])
+    try:
+        # Given a list, the newest job first
+        session.until(lambda: "3 jobs" in session.text)
+        assert [line.split()[2] for line in session.lines[:3]] == ["job_3", "job_2", "job_1"]
+        # When another job is the one that has changed last
+        run_to(store, 1, 40)
+        session.until(lambda: " 40%" in session.text)
+        # Then the rows stay where they are, until Ctrl-C
+        assert [line.split()[2] for line in session.lines[:3]] == ["job_3", "job_2", "job_1"]
+        session.send("\x03")
+        assert session.end() == 130
+    finally:
+        session.close()
+
+
 # Pipes
 
 
