@@ -125,13 +125,9 @@ class ServerTransport:
         connection = self.pool.take()
         try:
             connection.send(packed)
-            refusal = request.take(connection.read_many(request.size))
         except BaseException as e:
             return self._fail(connection, e, requests, True)
-        if refusal is not None:
-            return self._refused(connection, requests, refusal, True)
-        self.pool.give(connection)
-        return requests
+        return self._receive_one(connection, requests)
 
     def ask(self, request: Request, deadline: float) -> Any:
         """Return the reply to one request.
@@ -147,11 +143,12 @@ class ServerTransport:
         return request.result()
 
     def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
-        exchange = Exchange(requests, self.clock)
+        exchange = None if len(requests) == 1 and self.clock.known else Exchange(requests, self.clock)
+        packed = requests[0].pack(self.clock) if exchange is None else exchange.packed
         connection = self.pool.take()
         error: BaseException | None = None
         try:
-            connection.send(exchange.packed)
+            connection.send(packed)
         except BaseException as e:
             connection.close()
             if not self._is_outdated(connection, e, requests):
@@ -165,6 +162,8 @@ class ServerTransport:
             connection.deadline = time.monotonic() + left
             if error is not None:
                 return self._run(requests, connection.deadline, False)
+            if exchange is None:
+                return self._receive_one(connection, requests)
             return self._receive(connection, exchange, True)
 
         return complete
@@ -184,6 +183,18 @@ class ServerTransport:
         except BaseException as e:
             return self._fail(connection, e, requests, first)
         return self._receive(connection, exchange, first)
+
+    def _receive_one(self, connection: Connection, requests: Sequence[Request]) -> Sequence[Request]:
+        """Read the replies to a request that was sent alone."""
+        request = requests[0]
+        try:
+            refusal = request.take(connection.read_many(request.size))
+        except BaseException as e:
+            return self._fail(connection, e, requests, True)
+        if refusal is not None:
+            return self._refused(connection, requests, refusal, True)
+        self.pool.give(connection)
+        return requests
 
     def _receive(self, connection: Connection, exchange: Exchange, first: bool) -> Sequence[Request]:
         """Read the replies to requests."""
