@@ -137,7 +137,8 @@ def _row_of(job: Job, layout: _Layout, terminal: Terminal) -> list[Segment]:
     if layout.queue:
         row.append((pad(cut(job.queue, layout.queue, terminal.ellipsis), layout.queue + 2), "dim"))
     # Narrow terminals have no room for a time; a reason is worth more than the number of attempts.
-    time = facts.time if width(facts.time) + layout.percent < layout.middle else ""
+    taken = layout.bar + layout.percent + 1 if _has_bar(facts) else 0
+    time = facts.time if width(facts.time) + taken < layout.middle else ""
     if facts.state == FAILED and width(facts.reason) + width(time) + 2 > layout.middle:
         time = ""
     room = layout.middle - (width(time) + 1 if time else 0)

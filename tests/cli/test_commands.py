@@ -20,6 +20,7 @@ from dramatiq_status.cli.main import main
 from dramatiq_status.record import COMPLETED, FAILED, QUEUED, WORKING
 from dramatiq_status.testing.updates import enqueue, finish, life_to, named, start, write
 
+from ..recording import UNMEASURED
 from .terminals import COMMAND, environment, on_pipe, on_terminal, screen_of
 
 IDS = {
@@ -329,7 +330,7 @@ def test_help_imports_no_dramatiq() -> None:
     for arguments in (["--help"], ["--version"], ["wait", "--help"]):
         check = f"{script}try: main({arguments!r})\nexcept SystemExit: pass\n"
         check += "assert not {'dramatiq', 'redis', 'pymemcache', 'rich', 'sqlite3'} & set(sys.modules), sys.modules"
-        done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", check], env=UNMEASURED, capture_output=True, text=True)
         assert done.returncode == 0 and "dramatiq-status" in done.stdout, done.stderr
 
 
