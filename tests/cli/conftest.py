@@ -10,8 +10,9 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> Iterator[None]:
-    """Let the commands be interrupted.  A process that a shell has put into the background ignores Ctrl-C, and so do the
-    processes that it starts.
+    """Let the commands be interrupted.
+
+    A process that a shell has put into the background ignores Ctrl-C, and so do the processes that it starts.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:
