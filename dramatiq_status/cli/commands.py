@@ -20,7 +20,8 @@ from .serve import serve
 from .store import Store, find_store, places
 from .terminal import terminal_of
 from .text import clean, pad
-from .words import Facts, ago, facts_of
+from .words import COMPLETED as COMPLETED_WORD
+from .words import QUEUED, ago, facts_of
 
 
 def get(arguments: Namespace) -> int:
@@ -178,11 +179,12 @@ def where(arguments: Namespace) -> int:
         lists = False
     except BackendError as e:
         problem = str(e)
+    status = UNREACHABLE if problem else COMPLETED
     can = [*_ABILITIES, *(("list", "count") if lists else ())]
     if arguments.json:
         found = {"store": store.name, "rule": store.rule, "namespace": backend.namespace, "answers": not problem}
         print(json.dumps({**found, "milliseconds": round(milliseconds, 1), "can": [] if problem else can}))
-        return status_of_store(problem)
+        return status
     lines = [("Store", store.name), ("Found by", store.rule), ("Namespace", backend.namespace)]
     if problem:
         lines.append(("Answers", f"no: {problem}"))
@@ -195,14 +197,9 @@ def where(arguments: Namespace) -> int:
     print("\n The first of these that is set wins")
     terminal = terminal_of(sys.stdout)
     for place in places(arguments.url, arguments.broker):
-        glyph = terminal.glyph("Completed" if place.rule == store.rule else "Queued")
+        glyph = terminal.glyph(COMPLETED_WORD if place.rule == store.rule else QUEUED)
         print(f"   {glyph} {pad(place.rule, 22)}{clean(_shown(place.kind, place.value))}")
-    return status_of_store(problem)
-
-
-def status_of_store(problem: str) -> int:
-    """Return the exit status of a look at the store."""
-    return UNREACHABLE if problem else COMPLETED
+    return status
 
 
 def _shown(kind: str, value: str) -> str:
@@ -224,14 +221,12 @@ def print_json(snapshot: Snapshot) -> None:
 
 
 def print_line(snapshot: Snapshot, *, as_json: bool = False) -> None:
-    """Print a status as one line: the state, the full id, the name, and other facts, with two spaces between them."""
+    """Print a status as one line."""
     if as_json:
         print_json(snapshot)
-        return
-    facts: Facts = facts_of(snapshot.message_id, snapshot, present())
-    percent = "" if facts.percent is None or snapshot.finished else f"{facts.percent}%"
-    parts = (pad(facts.state, 9), facts.message_id, facts.name, percent, facts.detail, facts.time)
-    print("  ".join(filter(None, parts)), flush=True)
+    else:
+        facts = facts_of(snapshot.message_id, snapshot, present())
+        print(facts.line(is_over=snapshot.finished), flush=True)
 
 
 def complain(text: str) -> None:

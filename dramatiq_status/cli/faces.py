@@ -18,7 +18,6 @@ from .jobs import present
 from .picture import Look, Picture, facts_in, totals_of
 from .screen import Screen
 from .terminal import terminal_of
-from .text import pad
 from .words import Facts, seconds
 
 #: Seconds between two pictures, and between two steps of a moving segment.
@@ -172,9 +171,7 @@ class Lines:
             self._say(note)
 
     def _print(self, facts: Facts, now: datetime, *, is_over: bool) -> None:
-        percent = "" if facts.percent is None or is_over else f"{facts.percent}%"
-        parts = (_clock(now), pad(facts.state, 9), facts.message_id, facts.name, percent, facts.detail, facts.time)
-        print("  ".join(filter(None, parts)), flush=True)
+        print(f"{_clock(now)}  {facts.line(is_over=is_over)}", flush=True)
 
     def _note_outage(self, view: View, now: datetime) -> None:
         if view.problem and self._offline_since is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -49,14 +49,15 @@ class Store(NamedTuple):
     rule: str
 
 
-def places(url: str | None, broker: str | None) -> list[Place]:
+def places(url: str | None, broker: str | None, section: Mapping[str, str] | None = None) -> list[Place]:
     """Return all rules in the order in which they count.
 
     Parameters:
       url(str): The option ``--url``.
       broker(str): The option ``--broker``.
+      section(Mapping[str, str]): The section of the project's file; None to read it.
     """
-    section = _section_of(Path("pyproject.toml"))
+    section = _section_of(Path("pyproject.toml")) if section is None else section
     return [
         Place("--url", "url", url or ""),
         Place("--broker", "broker", broker or ""),
@@ -71,10 +72,11 @@ def find_store(url: str | None, broker: str | None, namespace: str | None) -> St
     Raises:
       CommandError: When no rule names a store, or the store's URL or broker is wrong.
     """
-    found = next((place for place in places(url, broker) if place.value), None)
+    section = _section_of(Path("pyproject.toml"))
+    found = next((place for place in places(url, broker, section) if place.value), None)
     if found is None:
         raise CommandError(f"no store is named. Give --url or --broker, or set {VARIABLE}. See: dramatiq-status where")
-    namespace = namespace or _section_of(Path("pyproject.toml")).get("namespace")
+    namespace = namespace or section.get("namespace")
     if found.kind == "broker":
         if namespace is not None:
             raise CommandError(f"--namespace does not go with {found.rule}: the broker's backend has its own.")
@@ -153,7 +155,7 @@ def _section_of(path: Path) -> dict[str, str]:
     return {name: str(value) for name, value in section.items()}
 
 
-def _options_in(section: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _options_in(section: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for kind in ("url", "broker"):
         if section.get(kind):
             yield kind, section[kind]

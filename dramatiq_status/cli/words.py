@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from ..history import span
 from ..snapshot import Snapshot
-from .text import clean
+from .text import clean, pad
 
 #: Names of states as people read them, from the one that needs attention most.
 FAILED: Final = "Failed"
@@ -64,6 +64,16 @@ class Facts(NamedTuple):
         if self.reason:
             return self.reason
         return " · ".join(filter(None, (self.step, self.done, self.rate, self.attempt)))
+
+    def line(self, *, is_over: bool) -> str:
+        """Return the facts as one line for a pipe, with two spaces between them.
+
+        Parameters:
+          is_over(bool): Whether the job is over: the line then has no percentage.
+        """
+        percent = "" if self.percent is None or is_over else f"{self.percent}%"
+        parts = (pad(self.state, 9), self.message_id, self.name, percent, self.detail, self.time)
+        return "  ".join(filter(None, parts))
 
 
 def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts:
