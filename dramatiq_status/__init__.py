@@ -20,12 +20,12 @@ if TYPE_CHECKING:
         StatusSetupError,
         StatusTimeout,
     )
-    from .history import Run, RunOutcome
     from .middleware import StatusMiddleware
     from .progress import Progress
     from .record import State
     from .registry import StatusRegistry
     from .rollup import BatchSnapshot
+    from .runs import Run, RunOutcome
     from .snapshot import Snapshot
     from .status import Status
 
@@ -61,8 +61,8 @@ _MODULES = {
     "Batch": "batch",
     "BatchSnapshot": "rollup",
     "Progress": "progress",
-    "Run": "history",
-    "RunOutcome": "history",
+    "Run": "runs",
+    "RunOutcome": "runs",
     "Snapshot": "snapshot",
     "State": "record",
     "Status": "status",

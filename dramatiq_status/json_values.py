@@ -9,6 +9,7 @@ from typing import Any
 
 from .fields import MAX_DEPTH
 from .record import State
+from .times import json_time
 
 
 def copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_depth: float = inf) -> Any:
@@ -50,8 +51,6 @@ def _to_json_leaf(value: Any) -> Any:
     if isinstance(value, float):
         # Other programs may have stored NaN, or 1e400.
         return value if isfinite(value) else None
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds")
-    if isinstance(value, timedelta):
-        return round(value.total_seconds(), 3)
+    if isinstance(value, (datetime, timedelta)):
+        return json_time(value)
     return value.value if isinstance(value, State) else value

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from .cursor import Cursor, encode
 from .fraction import fraction_of, is_number, percent_of
-from .history import EARLIEST, LATEST, Run, datetime_of, runs_in, timeline_of
 from .json_values import copy_of, to_json_value
 from .names import DERIVED, INCLUDED, NAMES, PRIVATE, STORED_NAMES, TIMESTAMPS, check_names
 from .rate import TIME_CONSTANT, longest_remaining, slowed
@@ -44,6 +43,8 @@ from .record import (
     WORKING,
     State,
 )
+from .runs import Run, runs_in, timeline_of
+from .times import EARLIEST, LATEST, datetime_of
 
 #: Number of heartbeats in a row that a working message misses before it counts as stalled.
 STALLED_AFTER: Final = 3

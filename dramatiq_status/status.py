@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar, overload
 
 from .channel import Channel
 from .fields import check_count, check_total, count_name, deleted_names, encode_fields
-from .history import Run
 from .progress import Progress
 from .record import PROGRESS, TOTAL, State
+from .runs import Run
 from .snapshot import Snapshot
 from .update import Changes
 

@@ -18,9 +18,10 @@ from dramatiq_status import Snapshot, StatusMiddleware, StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.decoding import take_snapshot
-from dramatiq_status.history import MAX_EXCEPTION_SIZE, add_run, run_ended, span
+from dramatiq_status.history import MAX_EXCEPTION_SIZE, add_run, run_ended
 from dramatiq_status.record import EXCEPTION, FINISHED_AT, HISTORY, RUN_ENDED, SCHEDULED_AT, SKIPPED, STARTED_AT
 from dramatiq_status.testing.updates import enqueue, finish, fold, heartbeat, named, start
+from dramatiq_status.times import span
 
 from .recording import PATIENCE, eventually, run, working
 

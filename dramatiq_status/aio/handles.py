@@ -10,9 +10,9 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from ..fields import check_count, check_total, count_name, deleted_names, encode_count, encode_fields, encode_total
 from ..fraction import fraction_of
-from ..history import Run
 from ..progress import dict_of
 from ..record import PROGRESS, TOTAL, Record, State
+from ..runs import Run
 from ..snapshot import Snapshot
 from ..status import Look
 from ..update import Changes

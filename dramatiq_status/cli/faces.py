@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Protocol
 
 from .. import _time as time
-from ..history import span
+from ..times import span
 from .exits import CommandError
 from .feed import View
 from .jobs import present

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
-from ..history import span
 from ..snapshot import Snapshot
+from ..times import span
 from .feed import View
 from .rows import Job, bar_of, table
 from .terminal import Segment, Terminal

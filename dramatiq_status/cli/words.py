@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from ..history import span
 from ..snapshot import Snapshot
+from ..times import span
 from .text import clean, pad
 
 #: Names of states as people read them, from the one that needs attention most.
