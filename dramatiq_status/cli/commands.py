@@ -65,8 +65,8 @@ def wait(arguments: Namespace) -> int:
                 if snapshot is not None and not snapshot.finished:
                     percent = "" if snapshot.percent is None else f", at {int(snapshot.percent)}%"
                     complain(
-                        f"{clean(message_id)} still runs after {arguments.timeout:g} s{percent}. "
-                        f"Give a longer --timeout, or see: dramatiq-status get {clean(message_id)}"
+                        f"{message_id} still runs after {arguments.timeout:g} s{percent}. "
+                        f"Give a longer --timeout, or see: dramatiq-status get {message_id}"
                     )
         except StatusMissing:
             pass
@@ -230,8 +230,8 @@ def print_line(snapshot: Snapshot, *, as_json: bool = False) -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line on stderr."""
-    print(f"dramatiq-status: {text}", file=sys.stderr, flush=True)
+    """Print a line on stderr, with harmless characters only."""
+    print(f"dramatiq-status: {clean(text)}", file=sys.stderr, flush=True)
 
 
 def _query_of(arguments: Namespace) -> dict[str, Any]:

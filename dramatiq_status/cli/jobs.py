@@ -12,7 +12,6 @@ from ..registry import StatusRegistry
 from ..snapshot import Snapshot
 from .exits import COMPLETED, FAILED, UNFINISHED, UNKNOWN, UNREACHABLE, CommandError
 from .store import Store
-from .text import clean
 
 #: Number of the newest jobs among which a short id is looked up, and the fewest characters of such an id.
 _SEARCHED: Final = 1000
@@ -79,17 +78,17 @@ def _newest(store: Store) -> list[Snapshot]:
 def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
     candidates = [snapshot for snapshot in listed if snapshot.message_id.startswith(prefix)]
     if len(candidates) > 1:
-        names = ", ".join(f"{clean(c.message_id)} ({clean(c.actor_name or '')})" for c in candidates[:5])
+        names = ", ".join(f"{c.message_id} ({c.actor_name or ''})" for c in candidates[:5])
         more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
         raise CommandError(
-            f"{clean(prefix)} is the beginning of {len(candidates)} jobs: {names}{more}. Give more of it."
+            f"{prefix} is the beginning of {len(candidates)} jobs: {names}{more}. Give more of it."
         )
     return candidates[0] if candidates else None
 
 
 def unknown_job(store: Store, message_id: str) -> str:
     """Return the line about a job that has no status."""
-    return f"{clean(message_id)}: no such job in {store.name}, or its status has expired. See: dramatiq-status list"
+    return f"{message_id}: no such job in {store.name}, or its status has expired. See: dramatiq-status list"
 
 
 def status_of(snapshot: Snapshot | None) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .exits import CommandError
+from .text import clean
 
 if TYPE_CHECKING:
     from ..backend import StatusBackend
@@ -40,7 +41,7 @@ class Store(NamedTuple):
 
     Parameters:
       backend(StatusBackend)
-      name(str): Its URL without a login; the backend's repr for the store of a broker.
+      name(str): Its URL without a login, or the backend's repr for the store of a broker; clean.
       rule(str): The rule that has found it.
     """
 
@@ -81,12 +82,12 @@ def find_store(url: str | None, broker: str | None, namespace: str | None) -> St
         if namespace is not None:
             raise CommandError(f"--namespace does not go with {found.rule}: the broker's backend has its own.")
         backend = _backend_of_broker(found)
-        return Store(backend, repr(backend), found.rule)
+        return Store(backend, clean(repr(backend)), found.rule)
     from ..backends.url import backend_from_url, mask
 
     options: dict[str, Any] = {} if namespace is None else {"namespace": namespace}
     try:
-        return Store(backend_from_url(found.value, **options), mask(found.value), found.rule)
+        return Store(backend_from_url(found.value, **options), clean(mask(found.value)), found.rule)
     except (ValueError, TypeError, ImportError) as e:
         raise CommandError(f"{found.rule}: {e}") from e
 
