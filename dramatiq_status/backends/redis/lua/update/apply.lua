@@ -9,6 +9,21 @@ local function define_kinds(record, moves, history)
     return ARGV[at - 1]
   end
 
+  -- Note a field that the record gets, if other parts of it depend on this field.
+  local function note(new, name, text)
+    if name == 'p' then
+      new.progress = text
+    elseif name == 'D' then
+      new.scheduled_at = text
+    elseif name == 'L' then
+      new.live_ttl = text
+    elseif name == 'a' then
+      new.actor = text
+    elseif name == 'Q' then
+      new.queue = text
+    end
+  end
+
   local function enqueue(key)
     local old = read(key)
     local origin, generation, count = take(), take(), take()
@@ -57,17 +72,9 @@ local function define_kinds(record, moves, history)
       record.clear(key)
       new = {}
       for i = first, last, 2 do
-        local name, text = ARGV[i], ARGV[i + 1]
-        if name == 'D' then
-          scheduled_at = text
-        elseif name == 'L' then
-          live_ttl = text
-        elseif name == 'a' then
-          new.actor = text
-        elseif name == 'Q' then
-          new.queue = text
-        end
+        note(new, ARGV[i], ARGV[i + 1])
       end
+      scheduled_at, live_ttl = new.scheduled_at, new.live_ttl
       if count + 0 < 1000 then
         call('HSET', key, 's', QUEUED, 'v', version, 'e', origin, 'n', generation, 'U', now, unpack(ARGV, first, last))
       else
@@ -108,26 +115,15 @@ local function define_kinds(record, moves, history)
   -- the list.
   local function add_fields(key, new, written, size, increment)
     local count = take()
-    local progress = new.progress
     for i = at, at + 2 * count - 1, 2 do
       local name, text = ARGV[i], ARGV[i + 1]
       written[size + 1], written[size + 2] = name, text
       size = size + 2
-      if name == 'p' then
-        progress = text
-      elseif name == 'D' then
-        new.scheduled_at = text
-      elseif name == 'L' then
-        new.live_ttl = text
-      elseif name == 'a' then
-        new.actor = text
-      elseif name == 'Q' then
-        new.queue = text
-      end
+      note(new, name, text)
     end
     at = at + 2 * count
     if increment ~= '0' then
-      written[size + 1], written[size + 2] = 'p', record.text_of((tonumber(progress or 0) or 0) + increment)
+      written[size + 1], written[size + 2] = 'p', record.text_of((tonumber(new.progress or 0) or 0) + increment)
       size = size + 2
     end
     return counts and add_changes(key, written, size) or size
