@@ -141,6 +141,14 @@ def shared_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[S
         yield made
 
 
+@pytest.fixture(params=["stub", "memcached", "redis"])
+def polled_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
+    """An empty store of each kind, one after the other, which watchers poll often unless it publishes changes."""
+    with closing(_make_backend(request, tmp_path)) as made:
+        made.poll_interval = (1, 20)
+        yield made
+
+
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
     """Starts a server for this test alone: `start_server(RedisServer("--maxmemory", "2mb"))`; it ends with the test."""

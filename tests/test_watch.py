@@ -29,7 +29,7 @@ from dramatiq_status import (
     watch,
 )
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.backends import RedisBackend, StubBackend
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.following import BURST, MessageWatcher, PollSchedule
 from dramatiq_status.record import GENERATION, HEARTBEAT_AT, HEARTBEAT_INTERVAL, ORIGIN, STATE, UPDATED_AT, VERSION
@@ -271,20 +271,9 @@ class TestPollSchedule:
         assert self.looked(schedule, 200.0, 1) == pytest.approx(5.0)
 
 
-@pytest.fixture(params=["stub", "memcached", "redis"])
-def backend(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    """A backend of each kind, asked often where it does not tell."""
-    made: StatusBackend
-    if request.param == "stub":
-        made = StubBackend()
-    elif request.param == "memcached":
-        made = MemcachedBackend(servers=request.getfixturevalue("memcached_server").address, timeout=20_000)
-        request.getfixturevalue("memcached_url")
-    else:
-        made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
-    made.poll_interval = (1, 20)
-    with closing(made):
-        yield made
+@pytest.fixture
+def backend(polled_backend: StatusBackend) -> StatusBackend:
+    return polled_backend
 
 
 class TestEveryBackend:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 from unittest.mock import ANY
 
@@ -28,7 +27,7 @@ from dramatiq_status import (
 from dramatiq_status.aio.backend import AsyncBackend
 from dramatiq_status.aio.hub import FAIR_SHARE, WakeUp
 from dramatiq_status.backend import StatusBackend
-from dramatiq_status.backends import MemcachedBackend, RedisBackend, StubBackend
+from dramatiq_status.backends import MemcachedBackend, StubBackend
 from dramatiq_status.batch import Batch
 
 from ..jobs import Job
@@ -52,20 +51,9 @@ def in_loop(main: Callable[[], Awaitable[T]]) -> T:
     return asyncio.run(patiently())
 
 
-@pytest.fixture(params=["stub", "memcached", "redis"])
-def backend(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    """A backend of each kind, asked often where it does not tell."""
-    made: StatusBackend
-    if request.param == "stub":
-        made = StubBackend()
-    elif request.param == "memcached":
-        made = MemcachedBackend(servers=request.getfixturevalue("memcached_server").address, timeout=20_000)
-        request.getfixturevalue("memcached_url")
-    else:
-        made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
-    made.poll_interval = (1, 20)
-    with closing(made):
-        yield made
+@pytest.fixture
+def backend(polled_backend: StatusBackend) -> StatusBackend:
+    return polled_backend
 
 
 class TestSameAsElsewhere:
