@@ -38,27 +38,25 @@ class AsyncLook(Look[T]):
 
 
 class Status:
-    """A live handle of one message's status, as :class:`dramatiq_status.Status`, to be awaited:
+    """A live handle of one message's status: :class:`dramatiq_status.Status` with methods and attributes to await.
 
     >>> status = aio.StatusRegistry.get(message)
     >>> await status.update(step="reading")
     >>> await status.state, await status["step"]
     (<State.QUEUED: 'queued'>, 'reading')
 
-    Every look asks the store anew, in one round trip; take :meth:`read`
-    to look more than once.  It raises :class:`.BackendError` where the store does
-    not answer.  In the message that is being processed writes go
-    through its worker, and never raise for a broken store; elsewhere
-    each takes one round trip, and raises :class:`.StatusMissing` for an
+    Each read of an attribute or a field takes one round trip.  :meth:`read` reads all of them in one.  A read raises
+    :class:`.BackendError` when the store does not answer.  Writes of the running message go through its worker, and
+    never raise an error of the store.  Each other write takes one round trip.  It raises :class:`.StatusMissing` for an
     unknown message, and :class:`.BackendError`.
 
-    What Python does not await is not there: fields are set by
-    :meth:`update`, and whether there is a status :meth:`read` tells.
+    Python cannot await an assignment or a truth test.  So :meth:`update` sets fields, and :meth:`read` returns None for
+    an unknown message.
     """
 
     __slots__ = ("_channel",)
 
-    # Without these, Python would make do with __getitem__, for ever.
+    # Without these attributes, Python would call __getitem__ forever.
     __contains__ = None
     __iter__ = None
 
@@ -77,7 +75,7 @@ class Status:
 
         Parameters:
           fields(Mapping[str, Any]): Fields by name.
-          force(bool): Whether to write at once, throttled or not.
+          force(bool): Whether to write at once, without throttling.
           **more: Further fields by name.
 
         Raises:

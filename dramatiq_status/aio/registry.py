@@ -31,16 +31,13 @@ class StatusRegistry:
     """Finds statuses by message id: :class:`dramatiq_status.StatusRegistry`
     for code that must not block its event loop.
 
-    The names, parameters and errors are the same.  What asks the store is
-    a coroutine, :meth:`watch` is an asynchronous iterator, and what makes no
-    round trip is called as it is: :meth:`get`, :meth:`progress` and
-    :meth:`batch` return handles whose methods are awaited.
+    Names, parameters and errors are those of :class:`dramatiq_status.StatusRegistry`.  A method that takes a round trip
+    is a coroutine, and :meth:`watch` is an asynchronous iterator.  :meth:`get`, :meth:`progress` and
+    :meth:`batch` take no round trip, and return handles whose methods are coroutines.
 
-    With a :class:`.RedisBackend` everything goes through ``redis.asyncio``:
-    one connection for the reads and writes of an event loop, and one for the
-    news of all that is watched in it.  They are closed with the loop, or by
-    :func:`dramatiq_status.aio.close`.  Other backends run in threads, and all that is watched is
-    asked for together, again and again.
+    A :class:`.RedisBackend` has two connections for an event loop, by ``redis.asyncio``: one for reads and writes,
+    and one for the changes of all watched messages.  They are closed with the loop, or by
+    :func:`dramatiq_status.aio.close`.  Other backends run in threads, which poll all watched messages together.
     """
 
     @staticmethod
@@ -202,7 +199,7 @@ class StatusRegistry:
         """Count the statuses that :meth:`list` would list without a limit.
 
         Raises:
-          NotSupported: When the backend cannot list; says why.
+          NotSupported: When the backend cannot list.  Its text has the reason.
           BackendError: As for :meth:`list`.
         """
         query = make_query(state, actor_name, queue_name)

@@ -22,18 +22,17 @@ async def watch_loop(
     begin: Callable[[float], Watcher[FoundT]],
     take: Callable[[list[Snapshot | BackendError | None]], FoundT],
 ) -> AsyncGenerator[FoundT, None]:
-    """Do what a watcher of one or many messages says: yield what it wants shown, and
-    wait, until it has finished or raises.
+    """Yield what the watcher of messages selects, until the watcher is finished or raises.
 
-    What :func:`dramatiq_status.watch.watch_loop` does, through the hub of the
-    running loop, which looks, and is told of changes, for all.
+    This is :func:`dramatiq_status.watch.watch_loop` for an event loop.  The hub of the running loop reads the messages,
+    and receives their changes, for all watchers.
 
     Parameters:
       backend(StatusBackend)
       message_ids(Sequence[str])
-      begin(Callable): Makes the watcher; is called with the present time.
-      take(Callable): Makes what is shown of the messages' snapshots.  An error
-        stands in the place of a message that could not be read; with nothing but errors it is not called.
+      begin(Callable): Makes the watcher.  It is called with the present time.
+      take(Callable): Makes the yielded value of the messages' snapshots.  A message that could not be read has an error
+        in its place.  If all messages have errors, it is not called.
     """
     clock = asyncio.get_running_loop().time
     watcher = begin(clock())
@@ -61,7 +60,7 @@ async def watch_loop(
                     await wake_up.wait(time_left)
                     continue
                 if not watcher.answering:
-                    # There is nobody to take a last look at.
+                    # The store does not answer: no last read before the time is over.
                     watcher.check(clock())
                 for message_id in message_ids:
                     hub.look(message_id)

@@ -116,7 +116,7 @@ class Live:
 
 
 class _Said:
-    """What the last line about a job had: its state, its tenth of the bar, its attempt, and its time."""
+    """The last line about a job: its state, its attempt, its tenth of the bar, and its time."""
 
     def __init__(self, facts: Facts, attempts: int, at: float) -> None:
         self.key = (facts.state, attempts, None if facts.percent is None else facts.percent // _STEP)
@@ -214,7 +214,7 @@ class Json(Lines):
 
 
 class Quiet(Lines):
-    """Nothing: the exit status tells all."""
+    """Shows nothing: the exit status is enough."""
 
     def show(self, view: View) -> None:
         pass

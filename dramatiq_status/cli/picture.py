@@ -233,7 +233,7 @@ def facts_in(view: View, now: datetime) -> dict[str, Facts]:
 
 
 def totals_of(view: View, now: datetime) -> str:
-    """Return the number of jobs, and how many of them are in which state."""
+    """Return the number of jobs, and the number of jobs in each state."""
     facts = facts_in(view, now)
     return f"{_number_of(facts)}: {', '.join(_words_of(_count(facts.values())))}"
 

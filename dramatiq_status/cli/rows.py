@@ -33,7 +33,7 @@ class Job(NamedTuple):
     Parameters:
       facts(Facts)
       queue(str): Name of the queue.
-      changed(str): How long ago the store has changed the status.
+      changed(str): Age of the last change of the status.
       phase(int): Position of the moving segment of a bar without a total; None for one that does not move.
     """
 

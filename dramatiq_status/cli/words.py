@@ -168,7 +168,7 @@ def number(value: float) -> str:
 
 
 def ago(time: datetime, now: datetime) -> str:
-    """Return how long ago a time is.
+    """Return the age of a time.
 
     >>> now = datetime(2026, 11, 27)
     >>> ago(now - timedelta(minutes=3), now), ago(now, now)
@@ -193,7 +193,7 @@ def _count_of(snapshot: Snapshot) -> str:
     if total is None:
         return f"{number(done)} so far" if not snapshot.finished else number(done)
     if "total" not in snapshot or not isinstance(total, (int, float)):
-        # A progress without a total counts to 100: the percentage says it.
+        # A progress without a total counts to 100: the percentage shows it.
         return ""
     return f"{number(done)} of {number(total)}"
 

@@ -1,4 +1,4 @@
-"""Who may read or change a status: `authorize`, read tokens, and the origin of requests that change something."""
+"""Access to statuses: `authorize`, read tokens, and the origin of requests that change a status."""
 
 from __future__ import annotations
 

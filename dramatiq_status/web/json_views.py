@@ -61,7 +61,7 @@ class JSONViews:
         return JSON(encode(found))
 
     async def delete(self, request: Request) -> Response:
-        """Delete a status, for a visitor who may write."""
+        """Delete a status, for a visitor with the right to write."""
         if not is_own_origin(request):
             raise HTTPException(403, "This action was requested by a page of another site.")
         snapshot, access = await self._site.read(request)

@@ -1,4 +1,4 @@
-"""The pages of the list and the counts, read once for all visitors who look at the same time."""
+"""The pages of the list and the counts, read once for all visitors at the same time."""
 
 from __future__ import annotations
 
