@@ -28,7 +28,7 @@ def test_the_script_has_the_wire_kinds_of_the_client() -> None:
     sent = {name: f"'{number}'" for name, number in vars(WireKind).items() if not name.startswith("_")}
     # Then the script has all of them, and no others, as texts: it compares arguments
     quoted = {name: value for name, value in constants(HEAD).items() if value.startswith("'")}
-    others = {"QUEUED", "WORKING", "COMPLETED", "REQUEUED", "RETRIED", "LOST"}
+    others = {"QUEUED", "WORKING", "COMPLETED", "REQUEUED", "RETRIED", "LOST", "LIVE_TTL_TEXT"}
     assert {name: value for name, value in quoted.items() if name not in others} == sent
 
 
@@ -39,6 +39,7 @@ def test_the_script_has_the_outcomes_states_and_times_of_the_library() -> None:
         assert found[outcome] == str(Outcome[outcome].value)
     assert found["LATE"] == str(Outcome.LATE.value) and found["UNLISTED"] == str(UNLISTED)
     assert found["LIVE_TTL"] == str(DEFAULT_LIVE_TTL) and found["LONGEST_TTL"] == str(LONGEST_TTL)
+    assert found["LIVE_TTL_TEXT"] == f"'{DEFAULT_LIVE_TTL}'"
     assert [found["QUEUED"], found["WORKING"], found["COMPLETED"]] == [f"'{n}'" for n in (QUEUED, WORKING, COMPLETED)]
     for name in ("REQUEUED", "RETRIED", "LOST"):
         assert found[name] == f"'{getattr(history, name)}'"

@@ -58,8 +58,8 @@ for i = 1, #KEYS do
         record = record or define_record()
         call('HSET', key, 'W', record.rate_written_at(call('HGET', key, 'U')))
       end
-      version = version + 1
-      local scheduled_at, ttl = old[7], old[8] or LIVE_TTL
+      version = string.format('%d', version + 1)
+      local scheduled_at, ttl = old[7], old[8] or LIVE_TTL_TEXT
       for j = first, last, 2 do
         local name = ARGV[j]
         if name == 'p' then
@@ -92,7 +92,7 @@ for i = 1, #KEYS do
         end
       end
       if state < COMPLETED then
-        if scheduled_at or ttl ~= LIVE_TTL then
+        if scheduled_at or ttl ~= LIVE_TTL_TEXT then
           -- The delay of a message is over once it runs.
           record = record or define_record()
           ttl = record.limited(ttl + (scheduled_at and not from_run and math.max(0, scheduled_at - now) or 0))
@@ -118,10 +118,10 @@ for i = 1, #KEYS do
       end
     end
     ttl = math.min(math.max(1, ttl + delay), LONGEST_TTL)
-    call('HSET', key, 's', QUEUED, 'v', 1, 'e', ARGV[at], 'n', ARGV[at + 1], 'U', now, unpack(ARGV, first, last))
+    call('HSET', key, 's', QUEUED, 'v', '1', 'e', ARGV[at], 'n', ARGV[at + 1], 'U', now, unpack(ARGV, first, last))
     call('PEXPIRE', key, ttl)
     if ARGV[#ARGV] ~= '' then index(key:sub(ARGV[#ARGV - 1] + 1), QUEUED, '', queue, actor, ttl) end
-    publish('PUBLISH', key, 1)
+    publish('PUBLISH', key, '1')
     at = last + 1
   else
     if not kinds then
