@@ -1,0 +1,309 @@
+"""Pages of reStructuredText whose snippets are run from the first to the last.  docs/README.rst describes the marks."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import io
+import os
+import re
+import sys
+from asyncio import new_event_loop
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+from .sessions import Session, background
+
+ROOT = Path(__file__).parents[2]
+
+#: The languages of blocks that are run, and of those that are shown or written to files.
+RUN = ("python", "console")
+SHOWN = ("text", "json", "html", "javascript", "css", "ini", "toml", "yaml", "nginx", "docker", "sql")
+
+#: Values that differ from one run to the next.  Output is the same if it differs only in these.
+VARYING = [
+    (r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "ID"),
+    (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?", "TIME"),
+    (r"datetime\.datetime\([\d, ]+(, tzinfo=datetime\.timezone\.utc)?\)", "TIME"),
+    (r"datetime\.timedelta\([^()]*\)", "DURATION"),
+    (r"\b\d+(\.\d+)? (ms|s|min)\b", "DURATION"),
+    (r'("duration": )\d+\.\d+', r"\1DURATION"),
+    (r"(127\.0\.0\.1:)\d+", r"\1PORT"),
+]
+
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+#: A directive for code, or a comment that is a mark for tests: what is before it, its kind, the rest of the line.
+MARK = re.compile(r"^( *)\.\. (?:(code-block)::|(test|use|background):)[ ]*(.*)$")
+OPTION = re.compile(r"^ +:([\w-]+):[ ]*(.*)$")
+
+#: A caption that is the name of a file.
+FILE = re.compile(r"^(Add to )?([\w./-]+\.\w+|Dockerfile)$")
+
+
+@dataclass
+class Block:
+    """A block of a page.
+
+    Parameters:
+      kind: ``code-block``, or the mark: ``test``, ``use``, ``background``.
+      argument: The language, or the text behind the mark.
+      line: Index of the first line of the text in the page.
+      text: The text without its indentation.
+      margin: The indentation.
+    """
+
+    kind: str
+    argument: str
+    line: int
+    text: str
+    margin: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_output(self) -> bool:
+        return self.options.get("class") == "output"
+
+    @property
+    def is_code(self) -> bool:
+        return self.kind == "code-block"
+
+
+def blocks_of(text: str) -> Iterator[Block]:
+    """Find the blocks of a page, from the first to the last."""
+    lines = text.splitlines()
+    at = 0
+    while at < len(lines):
+        found = MARK.match(lines[at])
+        at += 1
+        if found is None:
+            continue
+        margin, code, mark, argument = found.groups()
+        options = {}
+        while at < len(lines) and (option := OPTION.match(lines[at])):
+            options[option[1]] = option[2]
+            at += 1
+        while at < len(lines) and not lines[at].strip():
+            at += 1
+        begin = at
+        while at < len(lines) and (not lines[at].strip() or lines[at].startswith(margin + " ")):
+            at += 1
+        end = at
+        while end > begin and not lines[end - 1].strip():
+            end -= 1
+        body = lines[begin:end]
+        depth = len(body[0]) - len(body[0].lstrip()) if body else 0
+        yield Block(code or mark, argument, begin, dedent("\n".join(body) + "\n") if body else "", " " * depth, options)
+
+
+def is_same(want: str, got: str) -> bool:
+    """Whether output is as the page shows it, with ``...`` for any text, and but for the values that vary."""
+    check = doctest.OutputChecker().check_output
+    return check(want, got, FLAGS) or check(canonical(want), canonical(got), FLAGS)
+
+
+def canonical(text: str) -> str:
+    for pattern, name in VARYING:
+        text = re.sub(pattern, name, text)
+    return text
+
+
+class Page:
+    """A page, and what its snippets have left behind so far.
+
+    Parameters:
+      path: The file.
+      folder: An empty directory: files of the page are written there, and its commands run there.
+      use: Returns the value of a fixture by its name.
+      address: Returns the address of a server of the tests by the address that the page shows.
+    """
+
+    def __init__(self, path: Path, folder: Path, use: Callable[[str], Any], address: Callable[[str], str]) -> None:
+        self.path = path
+        self.folder = folder
+        self.text = path.read_text(encoding="utf-8")
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        #: Output that is not as the page shows it: its first line and its number of lines there, the output, its margin.
+        self.differences: list[tuple[int, int, str, str]] = []
+        self._use = use
+        self._address = address
+        #: Addresses of servers of the tests, by the addresses that the page shows.
+        self._addresses: dict[str, str] = {}
+        self._printed = ""
+        self._ready: str | None = None
+        self._stack = ExitStack()
+        self._session: Session | None = None
+
+    def run(self) -> None:
+        """Run all blocks."""
+        blocks = list(blocks_of(self.text))
+        with self._stack:
+            for number, block in enumerate(blocks):
+                self._run(block, blocks[number + 1 :])
+            if self._session is not None:
+                self._session.check("the end of the page")
+
+    def _run(self, block: Block, later: list[Block]) -> None:
+        if block.kind == "use":
+            for name in re.split(r",\s*", block.argument):
+                value = self._use(name)
+                self.namespace.update(value if isinstance(value, dict) else {name: value})
+        elif block.kind == "background":
+            self._ready = block.argument
+        elif block.kind == "test":
+            self._execute(block)
+        elif block.is_output:
+            self._compare(block.line, block.text, self._printed, block.margin)
+        elif name := file_of(block):
+            self._write(name, block, later)
+        elif block.argument == "console":
+            self._converse(block)
+        elif block.argument == "python":
+            if ">>>" in block.text:
+                self._talk(block)
+            else:
+                self._printed = self._execute(block)
+
+    def _write(self, name: str, block: Block, later: list[Block]) -> None:
+        path = self.folder / name.removeprefix("Add to ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if name.startswith("Add to ") else "w", encoding="utf-8") as file:
+            file.write(self._local(block.text) + "\n")
+        if path.suffix == ".py":
+            used = any(
+                re.search(rf"\b{re.escape(path.stem)}\b", one.text) for one in later if not one.is_output
+            ) or path.stem in ("settings", "urls", "__init__", "conftest")
+            assert used, f"{self._place(block.line)}: no later block imports or runs {name}"
+
+    def _execute(self, block: Block) -> str:
+        """Run Python, at the top of which ``await`` may be, and return what it prints."""
+        source = "\n" * block.line + self._local(block.text)
+        code = compile(source, str(self.path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            result = eval(code, self.namespace)
+            if inspect.isawaitable(result):
+                with closing(new_event_loop()) as loop:
+                    loop.run_until_complete(result)
+        return printed.getvalue()
+
+    def _talk(self, block: Block) -> None:
+        """Run the examples of a dialogue, and compare the answers."""
+        parser = doctest.DocTestParser()
+        test = parser.get_doctest(self._local(block.text), {}, self.path.name, str(self.path), block.line)
+        test.globs = self.namespace
+        Talk(self, block).run(test, clear_globs=False)
+
+    def _converse(self, block: Block) -> None:
+        """Run the commands of a session, and compare their output where the page shows any."""
+        ready, self._ready = self._ready, None
+        for line, command, want in commands_of(self._local(block.text)):
+            place = self._place(block.line + line)
+            if ready is not None:
+                self._stack.enter_context(background(self.folder, command, ready, place))
+                continue
+            if self._session is None:
+                self._session = self._stack.enter_context(Session(self.folder))
+            got = self._session.run(command, place)
+            if want:
+                begin = block.line + line + command.count("\n") + 1
+                self._compare(begin, want, got, block.margin)
+
+    def _compare(self, line: int, want: str, got: str, margin: str) -> None:
+        if not is_same(want, got):
+            self.differences.append((line, want.count("\n"), got, margin))
+
+    def _local(self, text: str) -> str:
+        """Replace the addresses of servers by those of servers of the tests."""
+        for address in re.findall(r"\b127\.0\.0\.1:\d+\b", text):
+            if address not in self._addresses:
+                self._addresses[address] = self._address(address)
+            text = text.replace(address, self._addresses[address])
+        return text
+
+    def _place(self, line: int) -> str:
+        return f"{self.path.relative_to(ROOT)}:{line + 1}"
+
+    def report(self) -> str:
+        """Return the differences between the output and the page as a text, empty if there are none."""
+        lines = self.text.splitlines(keepends=True)
+        return "\n".join(
+            f"{self._place(line)} shows\n{indent(dedent(''.join(lines[line : line + count])), '    ')}"
+            f"and the output is\n{indent(got, '    ')}"
+            for line, count, got, _ in self.differences
+        )
+
+    def rewrite(self) -> None:
+        """Write the output into the page."""
+        lines = self.text.splitlines(keepends=True)
+        for line, count, got, margin in sorted(self.differences, reverse=True):
+            for shown, local in self._addresses.items():
+                got = got.replace(local, shown)
+            lines[line : line + count] = indent(got, margin).splitlines(keepends=True)
+        self.path.write_text("".join(lines), encoding="utf-8")
+
+
+class Talk(doctest.DocTestRunner):
+    """Runs the examples of a dialogue of a page."""
+
+    def __init__(self, page: Page, block: Block) -> None:
+        super().__init__(checker=Checker(), verbose=False, optionflags=FLAGS)
+        self._page = page
+        self._block = block
+
+    def report_failure(self, out: Any, test: Any, example: doctest.Example, got: str) -> None:
+        line = self._block.line + example.lineno + example.source.count("\n")
+        got = re.sub(r"^$", "<BLANKLINE>", got.rstrip("\n"), flags=re.MULTILINE) + "\n" if got else ""
+        self._page.differences.append((line, example.want.count("\n"), got, self._block.margin))
+
+    def report_unexpected_exception(self, out: Any, test: Any, example: doctest.Example, exc_info: Any) -> None:
+        raise exc_info[1]
+
+
+class Checker(doctest.OutputChecker):
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return is_same(want, got)
+
+
+def file_of(block: Block) -> str | None:
+    """The name of the file that a block shows, by its caption or by its first line; None if it shows none."""
+    first = re.match(r"(?:#|//|<!--|;) ([\w./-]+\.\w+)(?: -->)?\n", block.text)
+    caption = block.options.get("caption", first[1] if first else "")
+    return caption if FILE.match(caption) else None
+
+
+def commands_of(text: str) -> Iterator[tuple[int, str, str]]:
+    """The commands of a session: index of the first line, the command, and the output that follows it."""
+    lines = text.splitlines()
+    at = 0
+    while at < len(lines):
+        assert lines[at].startswith("$ "), f"not a command: {lines[at]}"
+        begin = at
+        command = [lines[at][2:]]
+        while command[-1].endswith("\\"):
+            at += 1
+            command.append(lines[at])
+        at += 1
+        output = []
+        while at < len(lines) and not lines[at].startswith("$ "):
+            output.append(lines[at] + "\n")
+            at += 1
+        yield begin, "\n".join(command), "".join(output)
+
+
+def pages() -> list[Path]:
+    """The pages that have something to run."""
+    found = sorted(path for path in (ROOT / "docs").rglob("*.rst") if path.name != "README.rst")
+    return [path for path in found if any(block.is_code for block in blocks_of(path.read_text(encoding="utf-8")))]
+
+
+def forget_modules(folder: Path) -> None:
+    """Remove the modules that were imported from a directory."""
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
