@@ -128,7 +128,7 @@ class Page:
         self.folder = folder
         self.text = path.read_text(encoding="utf-8")
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
-        #: Output that is not as the page shows it: its first line and its number of lines there, the output, its margin.
+        #: Output that is not as the page shows it: its first line and number of lines there, the output, its margin.
         self.differences: list[tuple[int, int, str, str]] = []
         self._use = use
         self._address = address
