@@ -9,13 +9,15 @@ import io
 import os
 import re
 import sys
-from asyncio import new_event_loop
+from asyncio import AbstractEventLoop, new_event_loop
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent, indent
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from .sessions import Session, background
 
@@ -39,7 +41,7 @@ VARYING = [
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 #: A directive for code, or a comment that is a mark for tests: what is before it, its kind, the rest of the line.
-MARK = re.compile(r"^( *)\.\. (?:(code-block)::|(test|use|background):)[ ]*(.*)$")
+MARK = re.compile(r"^( *)\.\. (?:(code-block|auto[a-z]+)::|(test|use|background):)[ ]*(.*)$")
 OPTION = re.compile(r"^ +:([\w-]+):[ ]*(.*)$")
 
 #: A caption that is the name of a file.
@@ -51,8 +53,8 @@ class Block:
     """A block of a page.
 
     Parameters:
-      kind: ``code-block``, or the mark: ``test``, ``use``, ``background``.
-      argument: The language, or the text behind the mark.
+      kind: The directive: ``code-block``, ``autoclass``; or the mark: ``test``, ``use``, ``background``.
+      argument: The language, the name of what is documented, or the text behind the mark.
       line: Index of the first line of the text in the page.
       text: The text without its indentation.
       margin: The indentation.
@@ -113,6 +115,16 @@ def canonical(text: str) -> str:
     return text
 
 
+class Difference(NamedTuple):
+    """Output that is not as the page shows it."""
+
+    place: str
+    line: int
+    want: str
+    got: str
+    block: Block
+
+
 class Page:
     """A page, and what its snippets have left behind so far.
 
@@ -128,8 +140,7 @@ class Page:
         self.folder = folder
         self.text = path.read_text(encoding="utf-8")
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
-        #: Output that is not as the page shows it: its first line and number of lines there, the output, its margin.
-        self.differences: list[tuple[int, int, str, str]] = []
+        self.differences: list[Difference] = []
         self._use = use
         self._address = address
         #: Addresses of servers of the tests, by the addresses that the page shows.
@@ -138,6 +149,7 @@ class Page:
         self._ready: str | None = None
         self._stack = ExitStack()
         self._session: Session | None = None
+        self._loop: AbstractEventLoop | None = None
 
     def run(self) -> None:
         """Run all blocks."""
@@ -157,8 +169,11 @@ class Page:
             self._ready = block.argument
         elif block.kind == "test":
             self._execute(block)
+        elif block.kind.startswith("auto"):
+            for docstring in docstrings_of(block):
+                self._talk(docstring)
         elif block.is_output:
-            self._compare(block.line, block.text, self._printed, block.margin)
+            self._compare(block.line, block.text, self._printed, block)
         elif name := file_of(block):
             self._write(name, block, later)
         elif block.argument == "console":
@@ -181,23 +196,37 @@ class Page:
             assert used, f"{self._place(block.line)}: no later block imports or runs {name}"
 
     def _execute(self, block: Block) -> str:
-        """Run Python, at the top of which ``await`` may be, and return what it prints."""
-        source = "\n" * block.line + self._local(block.text)
-        code = compile(source, str(self.path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        """Run Python, and return what it prints."""
         printed = io.StringIO()
         with redirect_stdout(printed):
-            result = eval(code, self.namespace)
-            if inspect.isawaitable(result):
-                with closing(new_event_loop()) as loop:
-                    loop.run_until_complete(result)
+            self._evaluate("\n" * block.line + self._local(block.text), "exec")
         return printed.getvalue()
+
+    def _evaluate(self, source: str, mode: str) -> None:
+        """Run Python, at the top of which ``await`` may be."""
+        code = compile(source, str(self.path), mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(code, self.namespace)
+        if inspect.isawaitable(result):
+            if self._loop is None:
+                self._loop = self._stack.enter_context(closing(new_event_loop()))
+                self._stack.callback(lambda loop: loop.run_until_complete(loop.shutdown_asyncgens()), self._loop)
+            self._loop.run_until_complete(result)
 
     def _talk(self, block: Block) -> None:
         """Run the examples of a dialogue, and compare the answers."""
-        parser = doctest.DocTestParser()
-        test = parser.get_doctest(self._local(block.text), {}, self.path.name, str(self.path), block.line)
-        test.globs = self.namespace
-        Talk(self, block).run(test, clear_globs=False)
+        for example in doctest.DocTestParser().get_examples(self._local(block.text)):
+            line, printed, want = block.line + example.lineno, io.StringIO(), example.want
+            with redirect_stdout(printed), patch("sys.displayhook", lambda value: value is None or print(repr(value))):
+                try:
+                    self._evaluate("\n" * line + example.source, "single")
+                    got = re.sub(r"^(?=\n)", "<BLANKLINE>", printed.getvalue(), flags=re.MULTILINE)
+                except Exception as e:
+                    if example.exc_msg is None:
+                        raise
+                    got = f"Traceback (most recent call last):\n{type(e).__name__}: {e}\n"
+                    # The page need not show where it was raised.
+                    want = f"Traceback (most recent call last):\n{example.exc_msg}"
+            self._compare(line + example.source.count("\n"), want, got, block)
 
     def _converse(self, block: Block) -> None:
         """Run the commands of a session, and compare their output where the page shows any."""
@@ -212,11 +241,12 @@ class Page:
             got = self._session.run(command, place)
             if want:
                 begin = block.line + line + command.count("\n") + 1
-                self._compare(begin, want, got, block.margin)
+                self._compare(begin, want, got, block)
 
-    def _compare(self, line: int, want: str, got: str, margin: str) -> None:
+    def _compare(self, line: int, want: str, got: str, block: Block) -> None:
         if not is_same(want, got):
-            self.differences.append((line, want.count("\n"), got, margin))
+            place = f"the docstring of {block.argument}" if block.kind == "docstring" else self._place(line)
+            self.differences.append(Difference(place, line, want, got, block))
 
     def _local(self, text: str) -> str:
         """Replace the addresses of servers by those of servers of the tests."""
@@ -231,43 +261,36 @@ class Page:
 
     def report(self) -> str:
         """Return the differences between the output and the page as a text, empty if there are none."""
-        lines = self.text.splitlines(keepends=True)
         return "\n".join(
-            f"{self._place(line)} shows\n{indent(dedent(''.join(lines[line : line + count])), '    ')}"
-            f"and the output is\n{indent(got, '    ')}"
-            for line, count, got, _ in self.differences
+            f"{one.place} shows\n{indent(one.want, '    ')}and the output is\n{indent(one.got, '    ')}"
+            for one in self.differences
         )
 
     def rewrite(self) -> None:
         """Write the output into the page."""
         lines = self.text.splitlines(keepends=True)
-        for line, count, got, margin in sorted(self.differences, reverse=True):
-            for shown, local in self._addresses.items():
-                got = got.replace(local, shown)
-            lines[line : line + count] = indent(got, margin).splitlines(keepends=True)
+        for one in sorted(self.differences, key=lambda one: one.line, reverse=True):
+            if one.block.kind != "docstring":
+                got = one.got
+                for shown, local in self._addresses.items():
+                    got = got.replace(local, shown)
+                lines[one.line : one.line + one.want.count("\n")] = indent(got, one.block.margin).splitlines(
+                    keepends=True
+                )
         self.path.write_text("".join(lines), encoding="utf-8")
 
 
-class Talk(doctest.DocTestRunner):
-    """Runs the examples of a dialogue of a page."""
-
-    def __init__(self, page: Page, block: Block) -> None:
-        super().__init__(checker=Checker(), verbose=False, optionflags=FLAGS)
-        self._page = page
-        self._block = block
-
-    def report_failure(self, out: Any, test: Any, example: doctest.Example, got: str) -> None:
-        line = self._block.line + example.lineno + example.source.count("\n")
-        got = re.sub(r"^$", "<BLANKLINE>", got.rstrip("\n"), flags=re.MULTILINE) + "\n" if got else ""
-        self._page.differences.append((line, example.want.count("\n"), got, self._block.margin))
-
-    def report_unexpected_exception(self, out: Any, test: Any, example: doctest.Example, exc_info: Any) -> None:
-        raise exc_info[1]
-
-
-class Checker(doctest.OutputChecker):
-    def check_output(self, want: str, got: str, optionflags: int) -> bool:
-        return is_same(want, got)
+def docstrings_of(block: Block) -> Iterator[Block]:
+    """The docstrings with a dialogue, of what a page documents: of the name itself, and of its members."""
+    module, _, name = block.argument.partition("(")[0].rpartition(".")
+    documented = getattr(import_module(module), name)
+    members = (
+        [member for key, member in vars(documented).items() if key[:1] != "_"] if "members" in block.options else []
+    )
+    for one in (documented, *members):
+        text = inspect.getdoc(one) or ""
+        if ">>>" in text:
+            yield Block("docstring", block.argument, block.line - 1, text + "\n", "", {})
 
 
 def file_of(block: Block) -> str | None:
