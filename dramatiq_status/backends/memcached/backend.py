@@ -11,7 +11,7 @@ from ..._log import logger
 from ..._time import monotonic
 from ...backend import StatusBackend, escape_namespace, now_ms
 from ...decoding import take_texts
-from ...errors import BackendError
+from ...errors import BackendError, StoreRefused
 from ...record import TRUNCATED, Record, is_finished
 from ...snapshot import Snapshot
 from ...update import Kind, Outcome, Update, apply
@@ -134,8 +134,12 @@ class MemcachedBackend(StatusBackend):
         if outcome is not None:
             return [outcome]
         outcomes, failures, problems = self._update_all(updates)
+        refusals = [problem for problem in problems.values() if isinstance(problem, StoreRefused)]
+        if refusals and not failures and all(outcome is Outcome.UNSTORABLE for outcome in outcomes):
+            raise refusals[0]
         for message_id, problem in problems.items():
-            self._log(message_id, problem)
+            if not isinstance(problem, StoreRefused):
+                self._log(message_id, problem)
         if failures and all(outcome is Outcome.UNAVAILABLE for outcome in outcomes):
             return self._unavailable(len(outcomes), failures[0], deadline)
         return outcomes

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..._time import monotonic
 from ...backend import now_ms
-from ...errors import BackendError
+from ...errors import BackendError, StoreRefused
 from ...update import Kind, Outcome
 from .._document import from_value
 from .exchange import Steps
@@ -185,7 +185,7 @@ class Rounds:
         elif stored is Stored.REFUSED:
             if document.refused or document.whole:
                 message = f"The server has no memory for the status of message {document.message_id!r}, {size} bytes."
-                document.fail(Outcome.REFUSED, BackendError(message))
+                document.fail(Outcome.UNSTORABLE, StoreRefused(message))
             # The server may have memory for a smaller value.
             document.refused = True
             document.reread()

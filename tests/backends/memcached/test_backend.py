@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from dramatiq_status.testing.conformance import (
 from dramatiq_status.update import Outcome, Update
 
 from ...servers import MemcachedServer
+from .wire import refusing
 
 #: A time-out that no test reaches by chance, in milliseconds.
 PATIENT = 20_000
@@ -112,6 +114,10 @@ class MemcachedConformance(BackendConformance):
 
     def too_large(self) -> Update:
         return outside(big='"' + "x" * 1_100_000 + '"')
+
+    def refusing(self, backend: StatusBackend, message_id: str) -> AbstractContextManager[None]:
+        assert isinstance(backend, MemcachedBackend)
+        return refusing(backend, self.server_of(backend, message_id), message_id)
 
     def _plant(self, backend: MemcachedBackend, message_id: str, value: bytes, expiry: int = 1000) -> None:
         key = f"{backend.namespace}:{message_id}".encode()

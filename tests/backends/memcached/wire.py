@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dramatiq_status.backends.memcached import MemcachedBackend
@@ -38,6 +40,8 @@ class Wire:
         #: The bytes that a client has sent between two replies.
         self.requests: list[bytes] = []
         self.meddle: Meddle = lambda request: None
+        #: Changes what is passed on to the server.
+        self.rewrite: Callable[[bytes], bytes] = lambda request: request
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -78,7 +82,7 @@ class Wire:
                     client.sendall(answer)
                     continue
                 asked, cut = True, cut or answer is False
-                server.sendall(data)
+                server.sendall(self.rewrite(data))
 
     def round_trips(self, call: Callable[[], Any]) -> int:
         """Return the number of round trips of a call."""
@@ -159,6 +163,37 @@ def hurry(backend: MemcachedBackend, timeout: float) -> None:
     server.timeout = connection.timeout = timeout
     connection.has_short_timeout = True
     server.give(connection)
+
+
+@contextmanager
+def refusing(backend: MemcachedBackend, server: MemcachedServer, message_id: str) -> Iterator[None]:
+    """Let a server refuse each value of a message: on the way to it, they become larger than any item may be."""
+    key, found_server = backend._locate(message_id)
+    command = re.compile(
+        rb"((?:ms|add|cas) %b(?: 0 \d+)?) (\d+)((?: \d+)?(?: [TMC]\S+| c)*\r\n)" % re.escape(key), re.DOTALL
+    )
+
+    def enlarge(request: bytes) -> bytes:
+        found = command.search(request)
+        if found is None:
+            return request
+        end = found.end() + int(found[2])
+        value = request[found.end() : end].ljust(2_000_000)
+        return b"%b%b %d%b%b%b" % (request[: found.start()], found[1], len(value), found[3], value, request[end:])
+
+    wire = Wire(server)
+    wire.rewrite = enlarge
+    client = found_server._client
+    direct = client.server
+    host, _, port = wire.address.partition(":")
+    try:
+        client.server = (host, int(port))
+        backend.close()
+        yield
+    finally:
+        client.server = direct
+        backend.close()
+        wire.close()
 
 
 def seconds_left(server: MemcachedServer, key: str) -> int | None:
