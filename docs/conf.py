@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -34,3 +37,40 @@ html_domain_indices = False
 # The button copies a session without its prompts and without its output.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+# An internal reference that leads nowhere is an error. There is no inventory of other projects.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!dramatiq_status|\.).*"),
+    # Types of which users need no more than their methods.
+    (r"py:class", r"dramatiq_status\.(\w+\.)*(T|Track|Group|Request)"),
+]
+
+#: Modules with public names, in the order in which a reference like ``.StatusRegistry`` looks for them.
+PUBLIC = ("", ".backends", ".web", ".testing", ".errors", ".backend", ".update", ".cursor", ".circuit_breaker")
+HOMES: dict[str, str] = {}
+for _module in PUBLIC:
+    for _name in vars(import_module(f"dramatiq_status{_module}")).get("__all__", ()):
+        HOMES.setdefault(_name, f"dramatiq_status{_module}.{_name}")
+
+
+def qualify(app: Any, what: str, name: str, documented: Any, options: Any, lines: list[str]) -> None:
+    """Complete references to public names: ``StatusRegistry`` is also a name of ``dramatiq_status.aio``."""
+    for at, line in enumerate(lines):
+        lines[at] = re.sub(
+            r":(\w+):`\.(\w+)([\w.]*)`",
+            lambda found: f":{found[1]}:`{found[2]}{found[3]} <{HOMES.get(found[2], '.' + found[2])}{found[3]}>`",
+            line,
+        )
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", qualify)

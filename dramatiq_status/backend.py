@@ -17,6 +17,13 @@ from .record import Record
 from .snapshot import Snapshot
 from .update import Outcome, Update
 
+__all__ = [
+    "Listed",
+    "Query",
+    "StatusBackend",
+    "Subscription",
+]
+
 #: Default of `timeout`, in milliseconds.  It is short on purpose: when the store stops answering, one job or enqueue
 #: waits this long. Later ones do not wait until the store answers again.
 DEFAULT_TIMEOUT: Final = 500

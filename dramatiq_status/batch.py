@@ -32,7 +32,7 @@ class Batch:
 
     Parameters:
       backend(StatusBackend)
-      chains(Iterable[Chain]): The messages, by :func:`chains_of`.
+      chains(Iterable[Chain]): The messages, by ``chains_of``.
     """
 
     def __init__(self, backend: StatusBackend, chains: Iterable[Chain]) -> None:
@@ -49,7 +49,7 @@ class Batch:
 
         Raises:
           BackendError: When the store does not answer.  When it answers for some of
-            the messages, the others are :attr:`.BatchSnapshot.unavailable`.
+            the messages, the others are ``unavailable``.
         """
         return self._rollup.take(self._backend.snapshots(self._rollup.message_ids))
 

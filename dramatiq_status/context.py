@@ -154,7 +154,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     >>> for row in track(rows, step="reading"):
     ...     insert(row)
     >>> async for page in track(pages, total=12):
-    ...     await index(page)
+    ...     await index_page(page)
 
     A loop that is left by ``break`` or by an exception leaves the
     progress where it was.  The item at which it was left does not count.

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from dramatiq.middleware.middleware import MiddlewareError
 
+__all__ = [
+    "BackendError",
+    "NotSupported",
+    "StatusError",
+    "StatusMissing",
+    "StatusOptionError",
+    "StatusSetupError",
+    "StatusTimeout",
+    "StoreRefused",
+]
+
 
 class StatusError(Exception):
     """Base class for all errors of this package."""

@@ -64,7 +64,7 @@ class BatchSnapshot:
 
     @property
     def children(self) -> Mapping[str, Snapshot | None]:
-        """Snapshots by message id, in the order of the batch's messages.  An unknown or :attr:`unavailable`
+        """Snapshots by message id, in the order of the batch's messages.  An unknown or ``unavailable``
         message has None.
         """
         return MappingProxyType(self._children)

@@ -215,7 +215,7 @@ class Snapshot:
         """Units of progress a second, exponentially smoothed; None while unknown.
 
         The run measures its own increments.  Increments of other messages do not count.  The rate
-        falls without progress, see :func:`dramatiq_status.rate.slowed`.
+        falls without progress.
         """
         found = self._values.get(RATE)
         rate, patience, *_ = found if isinstance(found, list) and 2 <= len(found) <= 3 else (found, TIME_CONSTANT)

@@ -165,6 +165,7 @@ class Status:
         thread, so that other coroutines can run.
 
         >>> await asyncio.to_thread(status.flush)
+        True
 
         Returns:
           bool: False when the store is down, or takes longer than the

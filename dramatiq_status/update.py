@@ -48,6 +48,18 @@ from .record import (
     number_text,
 )
 
+__all__ = [
+    "Applied",
+    "Changes",
+    "EnqueueId",
+    "Kind",
+    "Outcome",
+    "Update",
+    "apply",
+    "is_stored",
+    "is_transition",
+]
+
 #: Stored names of the fields that the start of a run removes.  The first run keeps the progress, because runs of other
 #: messages may have incremented it already.
 CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RUN_ENDED)

@@ -15,13 +15,13 @@ from .watch import last, watch_loop
 
 
 class Batch:
-    """Messages that belong together, as :class:`dramatiq_status.batch.Batch`, to be awaited.
+    """Messages that belong together, as :class:`dramatiq_status.Batch`, to be awaited.
 
     Watches share the loop's one subscription; what changes is read, and nothing else.
 
     Parameters:
       backend(StatusBackend)
-      chains(Iterable[Chain]): The messages, by :func:`dramatiq_status.batch.chains_of`.
+      chains(Iterable[Chain]): The messages, by ``chains_of``.
     """
 
     def __init__(self, backend: StatusBackend, chains: Iterable[Chain]) -> None:
@@ -52,7 +52,7 @@ class Batch:
     ) -> BatchSnapshot:
         """Wait until all messages are completed or failed.
 
-        Parameters and errors are those of :meth:`dramatiq_status.batch.Batch.wait`.
+        Parameters and errors are those of :meth:`dramatiq_status.Batch.wait`.
         """
         return await last(self._follow(timeout, missing_timeout, 0))
 

@@ -17,6 +17,10 @@ from ..progress import Progress
 from ..status import Status
 from ..update import EnqueueId, Kind, Update
 
+__all__ = [
+    "bound_status",
+]
+
 
 @contextmanager
 def bound_status(message_id: str | None = None) -> Iterator[Status]:

@@ -24,6 +24,10 @@ from .files import FILES, STATIC
 from .site import REFUSED, RETRY_AFTER, UNAVAILABLE, UNKNOWN, is_tagged
 from .tokens import TokenSigner
 
+__all__ = [
+    "StatusViews",
+]
+
 #: Files of the element; those of the dashboard are not served.
 _ELEMENT: Final = ("dramatiq-status.js", "dramatiq-status.d.ts")
 

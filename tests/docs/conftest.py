@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +12,14 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AsyncIO
 
-from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status import Snapshot, StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.backends import StubBackend
+from dramatiq_status.decoding import take_snapshot
+from dramatiq_status.record import ENQUEUED_AT, EXCEPTION
+from dramatiq_status.testing.updates import enqueue, fold, write
 
 from ..recording import PATIENCE, eventually, make_stub_broker, working
+from ..test_history import NOW, requeue, starting
 
 
 @pytest.fixture
@@ -54,10 +59,26 @@ def running_job(broker: StubBroker) -> Iterator[dict[str, Any]]:
 
     def finish() -> None:
         go_on.set()
-        broker.join("default")
+        eventually(lambda: not broker.queues["default"].unfinished_tasks)
 
     with working(broker):
         message = import_rows.send()
         eventually(lambda: StatusRegistry.get(message).get("step"))
         yield {"message": message, "message_id": message.message_id, "finish": finish}
         finish()
+
+
+@pytest.fixture
+def retried_snapshot() -> Snapshot:
+    """A job whose first run has failed, and whose second run has gone on for 5 seconds."""
+    gone = json.dumps({"type": "OSError", "message": "gone"}, separators=(",", ":"))
+    updates = [
+        enqueue(**{ENQUEUED_AT: str(NOW)}),
+        starting(1, 1, NOW + 2_000),
+        requeue(2, NOW + 14_000, failed=True, **{EXCEPTION: gone}),
+        starting(2, 2, NOW + 44_000),
+        write(2, 2, p="50", t="100"),
+    ]
+    found = take_snapshot("8f3a21c4-77de-4b0e-9f5b-0f6d2c1f5e11", fold(updates, now=NOW + 46_000), NOW + 49_000)
+    assert found is not None
+    return found

@@ -168,7 +168,7 @@ class Page:
         elif block.kind == "background":
             self._ready = block.argument
         elif block.kind == "test":
-            self._execute(block)
+            self._printed = self._execute(block)
         elif block.kind.startswith("auto"):
             for docstring in docstrings_of(block):
                 self._talk(docstring)
@@ -284,9 +284,10 @@ def docstrings_of(block: Block) -> Iterator[Block]:
     """The docstrings with a dialogue, of what a page documents: of the name itself, and of its members."""
     module, _, name = block.argument.partition("(")[0].rpartition(".")
     documented = getattr(import_module(module), name)
-    members = (
-        [member for key, member in vars(documented).items() if key[:1] != "_"] if "members" in block.options else []
-    )
+    members: list[Any] = []
+    if "members" in block.options:
+        named = re.findall(r"\w+", block.options["members"])
+        members = [vars(documented)[name] for name in named or vars(documented) if named or not name.startswith("_")]
     for one in (documented, *members):
         text = inspect.getdoc(one) or ""
         if ">>>" in text:

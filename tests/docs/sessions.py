@@ -40,7 +40,7 @@ class Shell:
         self.process = subprocess.Popen(
             ["bash", "--norc"] if command is None else ["bash", "--norc", "-c", command],
             cwd=folder,
-            env={**environment, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
+            env={**environment, "PYTHONUNBUFFERED": "1", "COLUMNS": "88"},
             stdin=subprocess.PIPE if command is None else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -21,6 +21,11 @@ from typing import Any
 
 from ...snapshot import Snapshot
 
+__all__ = [
+    "owner_or_staff",
+    "user_of",
+]
+
 
 def owner_or_staff(request: Any, snapshot: Snapshot) -> str:
     """Let users read the messages whose field ``user_id`` is their key, and staff read all."""
