@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from .backend import StatusBackend
     from .backends import backend_from_url
     from .batch import Batch
+    from .cancellation import Cancellation
     from .context import current_progress, current_status, track
     from .errors import (
         BackendError,
+        Cancelled,
         NotSupported,
         StatusError,
         StatusMissing,
@@ -35,6 +37,8 @@ __all__ = [
     "BackendError",
     "Batch",
     "BatchSnapshot",
+    "Cancellation",
+    "Cancelled",
     "NotSupported",
     "Progress",
     "Run",
@@ -60,6 +64,7 @@ __all__ = [
 _MODULES = {
     "Batch": "batch",
     "BatchSnapshot": "rollup",
+    "Cancellation": "cancellation",
     "Progress": "progress",
     "Run": "runs",
     "RunOutcome": "runs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dramatiq.middleware.middleware import MiddlewareError
+from dramatiq.middleware.middleware import MiddlewareError, SkipMessage
 
 __all__ = [
     "BackendError",
@@ -51,6 +51,19 @@ class StoreRefused(BackendError):
 
 class NotSupported(StatusError):
     """Raised when a backend does not support an operation."""
+
+
+class Cancelled(StatusError, SkipMessage):
+    """Raised by :meth:`.Status.check_cancelled` and by :func:`.track` in an actor whose message was cancelled. An actor
+    may raise it itself.
+
+    When it leaves the actor, the message ends as cancelled.  It is one of Dramatiq's requests to skip a message, which
+    no middleware retries, and after which no result, callback or next stage of a pipeline follows.
+    """
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__("The message was cancelled." if reason is None else f"The message was cancelled: {reason}")
+        self.reason = reason
 
 
 class StatusOptionError(StatusError, MiddlewareError, ValueError):

@@ -15,6 +15,11 @@ def is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and abs(value) <= LARGEST
 
 
+def number_in(value: Any) -> int | float | None:
+    """Return a stored value if it is a number of at most 1e300."""
+    return value if is_number(value) else None
+
+
 def fraction_of(progress: Any, total: Any) -> float | None:
     """Return progress by total, from 0.0 to 1.0.  Return None if one of them is unknown.
 

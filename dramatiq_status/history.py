@@ -42,6 +42,10 @@ _SEPARATOR: Final = ",\t"
 _END: Final = '..."}'
 _MESSAGE: Final = '","message":"'
 
+#: Items of lost runs, and of runs whose end is unknown because the enqueue with it has not arrived.
+_IS_LOST: Final = re.compile(rf"\[[^,]+,[^,]+,[^,]+,{LOST},").match
+_WITHOUT_END: Final = re.compile(rf"(\[[0-9]{{1,15}},(?:[0-9]{{1,15}}|null)),null,{REQUEUED},null,null\]").fullmatch
+
 _RUN_ENDED: Final = re.compile(r"\[([0-9]{1,15}),([01])\]").fullmatch
 _TIME: Final = re.compile(r"[0-9]{1,15}").fullmatch
 _NO_TEXT: Final = re.compile(r"[^ -~]").search
@@ -69,9 +73,42 @@ def add_run(record: Record, *, requeued: bool = False) -> str | None:
     """
     if ATTEMPTS not in record:
         return None
-    history = record.get(HISTORY, "")
-    runs = history[1:-1].split(_SEPARATOR) if history.startswith("[[") and history.endswith("]]") else []
+    runs = _runs_in(record)
     runs.append(_run_of(record, requeued=requeued))
+    return _text_of(runs)
+
+
+def complete_run(record: Record, enqueue: Record) -> Record:
+    """Complete the end of a run in the history, when the enqueue with which the run has ended arrives after the start
+    of the next run. A run of a later delivery of the same enqueue may have been lost since.
+
+    >>> complete_run({"h": "[[1,5,null,0,null,null]]"}, {"N": "[9,0]"})
+    {'h': '[[1,5,9,0,null,null]]'}
+
+    Parameters:
+      record(Record)
+      enqueue(Record): The fields of the enqueue.
+
+    Returns:
+      Record: The new history; empty if it stays unchanged.
+    """
+    ended, runs = _RUN_ENDED(enqueue.get(RUN_ENDED, "")), _runs_in(record)
+    last = len(runs) - 1
+    while last > 0 and _IS_LOST(runs[last]):
+        last -= 1
+    begun = _WITHOUT_END(runs[last]) if runs else None
+    if ended is None or begun is None:
+        return {}
+    runs[last] = f"{begun[1]},{_end_of(enqueue, ended)}]"
+    return {HISTORY: _text_of(runs)}
+
+
+def _runs_in(record: Record) -> list[str]:
+    history = record.get(HISTORY, "")
+    return history[1:-1].split(_SEPARATOR) if history.startswith("[[") and history.endswith("]]") else []
+
+
+def _text_of(runs: list[str]) -> str:
     while len(runs) > MAX_RUNS or (len(runs) > 1 and sum(map(len, runs)) + 2 * len(runs) > MAX_HISTORY_SIZE):
         del runs[min(1, len(runs) - 2)]
     return f"[{_SEPARATOR.join(runs)}]"
@@ -79,19 +116,22 @@ def add_run(record: Record, *, requeued: bool = False) -> str | None:
 
 def _run_of(record: Record, *, requeued: bool) -> str:
     """Make the item of the last run of a record."""
-    exception = "null"
+    begin = f"[{record[ATTEMPTS]},{_time_in(record.get(STARTED_AT))}"
     ended = _RUN_ENDED(record.get(RUN_ENDED, ""))
     if ended is not None:
-        ended_at, outcome = ended[1], int(ended[2])
-        if outcome == RETRIED:
-            exception = _cut_exception(record.get(EXCEPTION, "null"))
-    elif record[STATE] == str(WORKING) and not requeued:
+        return f"{begin},{_end_of(record, ended)}]"
+    if record[STATE] == str(WORKING) and not requeued:
         # The end of a lost run is unknown: its last heartbeat stands for it.
         ended_at, outcome = _time_in(record.get(HEARTBEAT_AT)), LOST
     else:
         ended_at, outcome = "null", REQUEUED
-    started_at, scheduled_at = _time_in(record.get(STARTED_AT)), _time_in(record.get(SCHEDULED_AT))
-    return f"[{record[ATTEMPTS]},{started_at},{ended_at},{outcome},{exception},{scheduled_at}]"
+    return f"{begin},{ended_at},{outcome},null,{_time_in(record.get(SCHEDULED_AT))}]"
+
+
+def _end_of(fields: Record, ended: re.Match[str]) -> str:
+    """Make the part of an item that begins with the run's end."""
+    exception = _cut_exception(fields.get(EXCEPTION, "null")) if int(ended[2]) == RETRIED else "null"
+    return f"{ended[1]},{ended[2]},{exception},{_time_in(fields.get(SCHEDULED_AT))}"
 
 
 def _time_in(text: str | None) -> str:

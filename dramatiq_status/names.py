@@ -9,6 +9,10 @@ from .record import (
     ACTOR_NAME,
     ARGS,
     ATTEMPTS,
+    CANCEL_REASON,
+    CANCEL_REQUESTED_AT,
+    CANCEL_SEEN_AT,
+    CANCELLED,
     ENQUEUED_AT,
     EXCEPTION,
     FINISHED_AT,
@@ -44,6 +48,10 @@ NAMES: Final = {
     ATTEMPTS: "attempts",
     EXCEPTION: "exception",
     SKIPPED: "skipped",
+    CANCELLED: "cancelled",
+    CANCEL_REQUESTED_AT: "cancel_requested_at",
+    CANCEL_SEEN_AT: "cancel_seen_at",
+    CANCEL_REASON: "cancel_reason",
     ARGS: "args",
     KWARGS: "kwargs",
     TRACEBACK: "traceback",
@@ -63,7 +71,18 @@ DERIVED: Final = ("percent", "finished", "retrying", "scheduled", "stalled", "du
 PRIVATE: Final = frozenset((ARGS, KWARGS, TRACEBACK))
 
 #: Stored names of the fields that contain timestamps.
-TIMESTAMPS: Final = frozenset((ENQUEUED_AT, SCHEDULED_AT, STARTED_AT, FINISHED_AT, UPDATED_AT, HEARTBEAT_AT))
+TIMESTAMPS: Final = frozenset(
+    (
+        ENQUEUED_AT,
+        SCHEDULED_AT,
+        STARTED_AT,
+        FINISHED_AT,
+        UPDATED_AT,
+        HEARTBEAT_AT,
+        CANCEL_REQUESTED_AT,
+        CANCEL_SEEN_AT,
+    )
+)
 
 
 def check_names(parameter: str, names: Iterable[str]) -> dict[str, None]:

@@ -124,6 +124,19 @@ def slowed(rate: float, silence: float, patience: float = TIME_CONSTANT) -> floa
     return rate if silence <= patience else rate * (patience / silence)
 
 
+def rate_in(stored: Any, silence: float) -> float | None:
+    """Return the present rate.
+
+    Parameters:
+      stored: The decoded rate of a record; another program may have written any value.
+      silence(float): Seconds since the run's last write.
+    """
+    rate, patience, *_ = stored if isinstance(stored, list) and 2 <= len(stored) <= 3 else (stored, TIME_CONSTANT)
+    if not is_number(rate) or not is_number(patience) or rate < 0 or patience < 0:
+        return None
+    return slowed(float(rate), silence, patience)
+
+
 def longest_remaining(stored: Any) -> float:
     """Return the maximum number of seconds for which a stored rate may be extrapolated."""
     if isinstance(stored, list) and len(stored) == 3 and is_number(stored[2]):

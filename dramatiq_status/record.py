@@ -27,6 +27,13 @@ DEFAULT_STATUS_TTL: Final = 3_600_000
 #: Interval between heartbeats of running messages, in milliseconds.
 DEFAULT_HEARTBEAT_INTERVAL: Final = 15_000
 
+#: Number of heartbeats in a row that a working message misses before it counts as stalled.
+STALLED_AFTER: Final = 3
+
+#: Number of milliseconds after which a message that is due and still queued counts as stalled: a day.  Few messages
+#: wait for a worker that long.  A status without writes lives for seven days by default.
+QUEUE_PATIENCE: Final = 86_400_000
+
 #: Longest time to live, in milliseconds: a hundred years.  Stores add a time to live to the current time, and
 #: Redis answers with an error if the sum overflows.
 LONGEST_TTL: Final = 36_525 * 86_400_000
@@ -69,6 +76,11 @@ RATE_WRITTEN_AT: Final = "W"
 ATTEMPTS: Final = "A"
 EXCEPTION: Final = "x"
 SKIPPED: Final = "k"
+#: Whether the message has failed because it was cancelled.
+CANCELLED: Final = "c"
+CANCEL_REQUESTED_AT: Final = "C"
+CANCEL_SEEN_AT: Final = "cs"
+CANCEL_REASON: Final = "cr"
 ARGS: Final = "ia"
 KWARGS: Final = "ik"
 TRACEBACK: Final = "it"

@@ -11,6 +11,7 @@ import dramatiq
 
 from .backend import StatusBackend
 from .batch import Batch, Group
+from .cancellation import Cancellation, cancel_update, cancellation_of
 from .checks import check_duration, check_limit, check_message_id, check_message_ids
 from .errors import BackendError
 from .lookup import decode_page, find_backend, find_chains, make_cursor, make_query, open_channel, raise_first
@@ -282,6 +283,37 @@ class StatusRegistry:
           BackendError: As for :meth:`list`.
         """
         return find_backend(backend, broker).count(make_query(state, actor_name, queue_name))
+
+    @staticmethod
+    def cancel(
+        message_id: str | dramatiq.Message[Any],
+        reason: str | None = None,
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> Cancellation:
+        """Cancel a message; one round trip.
+
+        A message that waits, is delayed or waits for a retry ends at once, as ``failed`` with
+        :attr:`.Snapshot.cancelled`, and is not run. The message itself stays in its queue until a worker gets and drops
+        it. The actor of a message that runs is asked to stop, see :meth:`.Status.check_cancelled`. To cancel a message
+        twice changes nothing.
+
+        >>> StatusRegistry.cancel(message_id, reason="user left")
+        <Cancellation.CANCELLED: 'cancelled'>
+
+        Parameters:
+          message_id(str | Message)
+          reason(str): Text for people, at most 1,024 bytes as JSON.
+
+        Returns:
+          Cancellation
+
+        Raises:
+          StatusMissing: When the message is unknown.
+        """
+        message_id, update = check_message_id(message_id), cancel_update(reason)
+        return cancellation_of(message_id, find_backend(backend, broker).update(message_id, update))
 
     @staticmethod
     def delete(

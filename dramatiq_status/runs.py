@@ -10,8 +10,10 @@ from typing import Any, Final, NamedTuple
 from .history import LOST, REQUEUED, RETRIED
 from .record import (
     ATTEMPTS,
+    CANCELLED,
     ENQUEUED_AT,
     EXCEPTION,
+    FAILED,
     FINISHED_AT,
     HISTORY,
     RUN_ENDED,
@@ -37,6 +39,7 @@ class RunOutcome(str, Enum):
     #: The worker died, or lost the message to another worker.
     LOST = "lost"
     SKIPPED = "skipped"
+    CANCELLED = "cancelled"
 
     def __str__(self) -> str:
         return self.value
@@ -126,6 +129,8 @@ def _end_in(values: Mapping[str, Any]) -> RunOutcome | None:
     """The final state as the outcome of a run; None for an unfinished message."""
     if values[STATE] <= WORKING:
         return None
+    if values[STATE] == FAILED and values.get(CANCELLED):
+        return RunOutcome.CANCELLED
     return RunOutcome.SKIPPED if values.get(SKIPPED) else RunOutcome(STATES[values[STATE]].value)
 
 

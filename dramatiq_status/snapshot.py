@@ -6,16 +6,20 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from .cursor import Cursor, encode
-from .fraction import fraction_of, is_number, percent_of
+from .fraction import fraction_of, number_in, percent_of
 from .json_values import copy_of, to_json_value
 from .names import DERIVED, INCLUDED, NAMES, PRIVATE, STORED_NAMES, TIMESTAMPS, check_names
-from .rate import TIME_CONSTANT, longest_remaining, slowed
+from .rate import longest_remaining, rate_in
 from .record import (
     ACTOR_NAME,
     ATTEMPTS,
+    CANCEL_REASON,
+    CANCEL_REQUESTED_AT,
+    CANCEL_SEEN_AT,
+    CANCELLED,
     COMPLETED,
     DEFAULT_HEARTBEAT_INTERVAL,
     DEFAULT_TOTAL,
@@ -27,11 +31,13 @@ from .record import (
     HEARTBEAT_INTERVAL,
     PROGRESS,
     QUEUE_NAME,
+    QUEUE_PATIENCE,
     QUEUED,
     RATE,
     RATE_WRITTEN_AT,
     SCHEDULED_AT,
     SKIPPED,
+    STALLED_AFTER,
     STARTED_AT,
     STATE,
     STATES,
@@ -44,14 +50,7 @@ from .record import (
     State,
 )
 from .runs import Run, runs_in, timeline_of
-from .times import EARLIEST, LATEST, datetime_of
-
-#: Number of heartbeats in a row that a working message misses before it counts as stalled.
-STALLED_AFTER: Final = 3
-
-#: Number of milliseconds after which a message that is due and still queued counts as stalled: a day.  Few messages
-#: wait for a worker that long.  A status without writes lives for seven days by default.
-QUEUE_PATIENCE: Final = 86_400_000
+from .times import datetime_of, timestamp_of
 
 
 class Snapshot:
@@ -124,8 +123,7 @@ class Snapshot:
     @property
     def scheduled(self) -> bool:
         """Whether the broker delays the message until :attr:`scheduled_at`."""
-        timestamp = self._milliseconds(SCHEDULED_AT)
-        return self.queued and timestamp is not None and timestamp > self._now
+        return self.queued and (timestamp_of(self._values.get(SCHEDULED_AT)) or 0) > self._now
 
     @property
     def stalled(self) -> bool:
@@ -137,19 +135,18 @@ class Snapshot:
 
         The worker sends heartbeats on a separate thread, which needs the interpreter.  A job looks stalled while
         a call into C keeps the interpreter lock for three intervals (45 seconds, unless ``heartbeat_interval`` is
-        set), and under gevent while it does not yield for as long.  Busy Python code does not look stalled.
-
-        A stalled message may still continue, and runs again when the broker delivers it again.
+        set), and under gevent while it does not yield for as long.  Busy Python code does not look stalled.  A stalled
+        message may still continue, and runs again when the broker delivers it again.
         """
         if self.queued:
             # The clocks of hosts may differ: the latest timestamp counts.
-            due = max(self._milliseconds(stored) or 0 for stored in (ENQUEUED_AT, SCHEDULED_AT, UPDATED_AT))
+            due = max(timestamp_of(self._values.get(stored)) or 0 for stored in (ENQUEUED_AT, SCHEDULED_AT, UPDATED_AT))
             return due > 0 and self._now - due > QUEUE_PATIENCE
         if not self.working:
             return False
         # Both times come from the store's clock: the worker's clock may differ.
-        last = self._milliseconds(HEARTBEAT_AT)
-        interval = self._number(HEARTBEAT_INTERVAL) or DEFAULT_HEARTBEAT_INTERVAL
+        last = timestamp_of(self._values.get(HEARTBEAT_AT))
+        interval = number_in(self._values.get(HEARTBEAT_INTERVAL)) or DEFAULT_HEARTBEAT_INTERVAL
         return last is not None and self._now - last > STALLED_AFTER * interval
 
     @property
@@ -158,9 +155,20 @@ class Snapshot:
         return bool(self._values.get(SKIPPED))
 
     @property
+    def cancelled(self) -> bool:
+        """Whether the message has failed because it was cancelled: it will not run, or its run has ended itself."""
+        return self.failed and bool(self._values.get(CANCELLED))
+
+    @property
+    def cancel_reason(self) -> str | None:
+        """Text that was passed to the first :meth:`.StatusRegistry.cancel`."""
+        found = self._values.get(CANCEL_REASON)
+        return found if isinstance(found, str) else None
+
+    @property
     def attempts(self) -> int:
         """Number of runs of the message, with redeliveries."""
-        return int(self._number(ATTEMPTS) or 0)
+        return int(number_in(self._values.get(ATTEMPTS)) or 0)
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -214,19 +222,13 @@ class Snapshot:
     def rate(self) -> float | None:
         """Units of progress a second, exponentially smoothed; None while unknown.
 
-        The run measures its own increments.  Increments of other messages do not count.  The rate
-        falls without progress.
+        The run measures its own increments, without those of other messages.  The rate falls without progress.
         """
-        found = self._values.get(RATE)
-        rate, patience, *_ = found if isinstance(found, list) and 2 <= len(found) <= 3 else (found, TIME_CONSTANT)
-        if not is_number(rate) or not is_number(patience) or rate < 0 or patience < 0:
-            # Another program has written it.
-            return None
         # Time of the run's last write.  Writes from outside do not count as progress of the run.
-        since = self._milliseconds(RATE_WRITTEN_AT)
+        since = timestamp_of(self._values.get(RATE_WRITTEN_AT))
         if since is None:
-            since = self._milliseconds(UPDATED_AT)
-        return slowed(float(rate), 0.0 if since is None else (self._now - since) / 1000, patience)
+            since = timestamp_of(self._values.get(UPDATED_AT))
+        return rate_in(self._values.get(RATE), 0.0 if since is None else (self._now - since) / 1000)
 
     @property
     def time_remaining(self) -> timedelta | None:
@@ -236,9 +238,9 @@ class Snapshot:
         seconds of a measurement it is None if it would be more than 20 times as long as the measurement, because a
         job may start slowly.
         """
-        rate, done = self.rate, self._number(PROGRESS)
-        total = self._number(TOTAL) if TOTAL in self._values else DEFAULT_TOTAL
-        if not self.working or self.stalled or not rate or rate < 0 or done is None or total is None:
+        rate, done = self.rate, number_in(self._values.get(PROGRESS))
+        total = number_in(self._values.get(TOTAL, DEFAULT_TOTAL))
+        if not self.working or self.stalled or not rate or done is None or total is None:
             return None
         seconds = max(0.0, (total - done) / rate)
         return timedelta(seconds=seconds) if seconds < longest_remaining(self._values.get(RATE)) else None
@@ -288,17 +290,25 @@ class Snapshot:
         return self._datetime(HEARTBEAT_AT)
 
     @property
+    def cancel_requested_at(self) -> datetime | None:
+        """Time of the first request to cancel the message, by the store's clock."""
+        return self._datetime(CANCEL_REQUESTED_AT)
+
+    @property
+    def cancel_seen_at(self) -> datetime | None:
+        """Time at which the running actor first found the request.  None while it has not checked."""
+        return self._datetime(CANCEL_SEEN_AT)
+
+    @property
     def duration(self) -> timedelta | None:
         """Duration of the last run, until now if it has not ended; None while the message is queued.
 
         It is never negative, although the two timestamps may come from two hosts.
         """
-        begin = self._milliseconds(STARTED_AT)
+        begin = timestamp_of(self._values.get(STARTED_AT))
         if begin is None or self.queued:
             return None
-        end = self._milliseconds(FINISHED_AT)
-        if end is None:
-            end = self._now
+        end = timestamp_of(self._values.get(FINISHED_AT)) or self._now
         return timedelta(milliseconds=max(0, end - begin))
 
     @property
@@ -408,14 +418,6 @@ class Snapshot:
 
     def _datetime(self, stored: str) -> datetime | None:
         return datetime_of(self._values.get(stored))
-
-    def _milliseconds(self, stored: str) -> int | None:
-        timestamp = self._values.get(stored)
-        return timestamp if isinstance(timestamp, int) and EARLIEST <= timestamp <= LATEST else None
-
-    def _number(self, stored: str) -> int | float | None:
-        number = self._values.get(stored)
-        return number if is_number(number) else None
 
     def __reduce__(self) -> tuple[type[Snapshot], tuple[str, dict[str, Any], int, int | None]]:
         # Without this method, copy and pickle would set attributes, and __setattr__() raises an error.

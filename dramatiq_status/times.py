@@ -10,6 +10,11 @@ EARLIEST: Final = -62_135_596_800_000
 LATEST: Final = 253_402_300_799_999
 
 
+def timestamp_of(value: Any) -> int | None:
+    """Return a value from a record if it is a timestamp that a datetime can express."""
+    return value if isinstance(value, int) and EARLIEST <= value <= LATEST else None
+
+
 def datetime_of(milliseconds: Any) -> datetime | None:
     """Convert epoch milliseconds from a record to a datetime in UTC; None for another value."""
     if not isinstance(milliseconds, int) or not EARLIEST <= milliseconds <= LATEST:

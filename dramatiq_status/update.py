@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-from .history import add_run
+from .history import add_run, complete_run
 from .record import (
     ATTEMPTS,
+    CANCEL_REQUESTED_AT,
+    CANCEL_SEEN_AT,
+    CANCELLED,
     COMPLETED,
     DEFAULT_STATUS_TTL,
     DELETED_PREFIX,
-    EXCEPTION,
     FINISHED_AT,
     GENERATION,
     HEARTBEAT_AT,
@@ -25,19 +27,11 @@ from .record import (
     ORIGIN,
     PROGRESS,
     QUEUED,
-    RATE,
-    RATE_WRITTEN_AT,
     RUN_ENDED,
     RUN_TOKEN,
-    SCHEDULED_AT,
     SEQUENCE,
-    SKIPPED,
     STATE,
     STATUS_TTL,
-    STILL_CURRENT,
-    TRACEBACK,
-    UPDATED_AT,
-    VERSION,
     WORKING,
     Record,
     count_on,
@@ -46,6 +40,16 @@ from .record import (
     live_ttl_of,
     number_of,
     number_text,
+)
+from .transitions import (
+    CLEARED_BY_REQUEUE,
+    CLEARED_BY_START,
+    OUTDATED,
+    WRITTEN_BY_REQUEUE,
+    cancel_waiting,
+    finish,
+    keep_time_of_rate,
+    touch,
 )
 
 __all__ = [
@@ -56,29 +60,10 @@ __all__ = [
     "Outcome",
     "Update",
     "apply",
+    "is_moved",
     "is_stored",
     "is_transition",
 ]
-
-#: Stored names of the fields that the start of a run removes.  The first run keeps the progress, because runs of other
-#: messages may have incremented it already.
-CLEARED_BY_START: Final = (PROGRESS, RATE, RATE_WRITTEN_AT, FINISHED_AT, SKIPPED, SCHEDULED_AT, HEARTBEAT_AT, RUN_ENDED)
-
-#: Stored names of the fields that a requeue removes.
-CLEARED_BY_REQUEUE: Final = (RUN_TOKEN, SEQUENCE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
-
-#: Stored names of the fields that the end of a message removes.
-CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
-
-#: Stored names of the fields that a completion removes: a failure of an earlier run.
-CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
-
-#: Stored names of the fields that a requeue replaces.  The other fields of a requeue are the fields of the first
-#: enqueue. They are set only if the record lacks them.
-WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK, RUN_ENDED))
-
-#: Stored names of the fields to ignore in an enqueue that arrives after its own run has started.
-OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
 
 
 class EnqueueId(NamedTuple):
@@ -114,6 +99,8 @@ class Kind(int, Enum):
     OUTSIDE = 2
     #: The heartbeat of a worker that runs the message.
     HEARTBEAT = 3
+    #: A request to cancel the message, from any process.
+    CANCEL = 4
 
 
 class Outcome(int, Enum):
@@ -138,12 +125,17 @@ class Outcome(int, Enum):
     UNCOUNTED = 7
     #: The store refuses the message, while it accepts others.  Nothing is stored.
     UNSTORABLE = 8
+    #: The message was cancelled before, and no run may begin.  Nothing is stored.
+    CANCELLED = 9
+    #: The update is stored, and the running message has a request to cancel it.
+    REQUESTED = 10
 
 
 # Reading an attribute of an Enum takes five times as long as reading a global.
 _RUN: Final = Kind.RUN
 _ENQUEUE: Final = Kind.ENQUEUE
 _APPLIED: Final = Outcome.APPLIED
+_REQUESTED: Final = Outcome.REQUESTED
 
 
 class Changes(NamedTuple):
@@ -212,14 +204,24 @@ class Applied(NamedTuple):
 
 def is_stored(outcome: Outcome) -> bool:
     """Whether an update with this outcome has set its state and its fields."""
-    return outcome is _APPLIED or outcome is Outcome.UNCOUNTED
+    return outcome is _APPLIED or outcome is Outcome.UNCOUNTED or outcome is _REQUESTED
 
 
 def is_transition(record: Record | None, update: Update) -> bool:
     """Whether an update that is applied to `record` creates it or sets its state.  Lists of statuses are ordered by
     the time of the last transition.
     """
+    if update.kind is Kind.CANCEL:
+        return record is not None and record[STATE] == str(QUEUED)
     return record is None or update.kind is Kind.ENQUEUE or update.start or update.state is not None
+
+
+def is_moved(record: Record | None, update: Update, applied: Applied) -> bool:
+    """Whether an update that was applied to `record` gives the message a new position in lists."""
+    if applied.outcome is Outcome.CANCELLED:
+        # The message was dropped: its record has another time to live.
+        return applied.record is not record
+    return is_stored(applied.outcome) and is_transition(record, update)
 
 
 def apply(record: Record | None, update: Update, now: int) -> Applied:
@@ -239,6 +241,8 @@ def apply(record: Record | None, update: Update, now: int) -> Applied:
         return _apply_enqueue(record, update, now)
     if update.kind is Kind.HEARTBEAT:
         return _apply_heartbeat(record, update, now)
+    if update.kind is Kind.CANCEL:
+        return _apply_cancel(record, update, now)
     return _apply_outside(record, update, now)
 
 
@@ -254,7 +258,13 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                     if name not in OUTDATED and DELETED_PREFIX + name not in record
                 }
                 new = {**late, **record}
-                return Applied(Outcome.LATE, _touch(new, record, now) if len(new) > len(record) else record)
+                if RUN_ENDED in update.fields and update.enqueue_id.generation == int(record[GENERATION]):
+                    # The run that follows from this enqueue has begun before the end of the run before was known.
+                    new.update(complete_run(record, update.fields))
+                return Applied(Outcome.LATE, touch(new, record, now) if new != record else record)
+            if finished and CANCELLED in record:
+                # A retry by a run that the message had when it was cancelled.
+                return Applied(Outcome.CANCELLED, record)
         elif record[ORIGIN] != _NO_ORIGIN and update.enqueue_id.generation > 1 and not finished:
             # A retry that follows from an older enqueue of the message: the newer enqueue owns the status.
             return Applied(Outcome.LATE, record)
@@ -268,9 +278,13 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                     new.setdefault(name, text)
             new[ORIGIN], new[GENERATION] = origin, generation
             new[STATE] = str(QUEUED)
-            return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
+            ttl = live_ttl_of(new, now)
+            if CANCEL_REQUESTED_AT in new:
+                # The message does not run again.
+                cancel_waiting(new, now)
+            return Applied(Outcome.APPLIED, touch(new, record, now), ttl)
     new = {**update.fields, STATE: str(QUEUED), ORIGIN: origin, GENERATION: generation}
-    return Applied(Outcome.APPLIED, _touch(new, record, now), live_ttl_of(new, now))
+    return Applied(Outcome.APPLIED, touch(new, record, now), live_ttl_of(new, now))
 
 
 def _standing(record: Record | None, update: Update) -> Outcome:
@@ -290,6 +304,8 @@ def _standing(record: Record | None, update: Update) -> Outcome:
     if record.get(ORIGIN) != str(update.enqueue_id.origin):
         # Two enqueues of one message: the run that started last owns the status.
         return Outcome.MISSING if update.start or not update.run_token else Outcome.REFUSED
+    if finished and CANCELLED in record:
+        return Outcome.CANCELLED
     ahead = update.enqueue_id.generation - int(record[GENERATION])
     if ahead < 0:
         return Outcome.REFUSED
@@ -322,7 +338,9 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         if update.run_token:
             new[ATTEMPTS] = str(update.attempts)
     else:
-        return Applied(outcome, record)
+        # A worker drops a message that was cancelled. From then on, the status expires as that of any finished message.
+        is_dropped = outcome is Outcome.CANCELLED and update.state is not None and update.state >= COMPLETED
+        return Applied(outcome, dict(record or {}), limited_ttl(update.ttl)) if is_dropped else Applied(outcome, record)
     if update.start or update.create or update.state is not None:
         # All other updates of a run leave the enqueue id in the record that the start of the run has stored.
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
@@ -332,35 +350,50 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
             new[HEARTBEAT_AT] = str(now)
     outcome = _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
-        _finish(new, update.state)
-        return Applied(outcome, _touch(new, record, now), update.ttl)
+        finish(new, update.state)
+        return Applied(outcome, touch(new, record, now), update.ttl)
     if update.state is not None:
         new.pop(FINISHED_AT, None)
         new[STATE] = str(update.state)
-    return Applied(outcome, _touch(new, record, now), live_ttl_of(new, now))
+    if update.start and CANCEL_REQUESTED_AT in new and outcome is _APPLIED:
+        outcome = _REQUESTED
+    return Applied(outcome, touch(new, record, now), live_ttl_of(new, now))
 
 
 def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
     if record is None:
         return Applied(Outcome.MISSING, None)
     new = dict(record)
-    if RATE in record and record.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
-        # The first write from outside since the run stored its rate.  UPDATED_AT is about to change, and no longer
-        # has the time of the rate.
-        since = record.get(UPDATED_AT, "")
-        new[RATE_WRITTEN_AT] = since if since.isascii() and since.isdecimal() else "0"
+    keep_time_of_rate(new)
     outcome = _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
-        _finish(new, update.state)
+        finish(new, update.state)
         new.setdefault(FINISHED_AT, str(now))
         # A finished record keeps its expiry.
         ttl = None if is_finished(record) else _status_ttl_of(record, update)
-        return Applied(outcome, _touch(new, record, now), ttl)
+        return Applied(outcome, touch(new, record, now), ttl)
     if update.state is not None:
         new.pop(FINISHED_AT, None)
         new[STATE] = str(update.state)
     ttl = None if is_finished(new) else live_ttl_of(new, now)
-    return Applied(outcome, _touch(new, record, now), ttl)
+    return Applied(outcome, touch(new, record, now), ttl)
+
+
+def _apply_cancel(record: Record | None, update: Update, now: int) -> Applied:
+    if record is None:
+        return Applied(Outcome.MISSING, None)
+    if is_finished(record):
+        return Applied(Outcome.CANCELLED if CANCELLED in record else Outcome.REFUSED, record)
+    is_running = record[STATE] == str(WORKING)
+    if is_running and CANCEL_REQUESTED_AT in record:
+        return Applied(_REQUESTED, record)
+    new = {**record, **update.fields, CANCEL_REQUESTED_AT: str(now)}
+    if is_running:
+        keep_time_of_rate(new)
+        return Applied(_REQUESTED, touch(new, record, now), live_ttl_of(new, now))
+    # The record keeps its expiry: the message stays in its queue, and the worker that gets it must find the record.
+    cancel_waiting(new, now)
+    return Applied(_APPLIED, touch(new, record, now))
 
 
 def _status_ttl_of(record: Record, update: Update) -> int:
@@ -374,7 +407,8 @@ def _apply_heartbeat(record: Record | None, update: Update, now: int) -> Applied
     if record.get(RUN_TOKEN) != str(update.run_token) or is_finished(record):
         return Applied(Outcome.REFUSED, record)
     new = {**record, HEARTBEAT_AT: str(now)}
-    return Applied(Outcome.APPLIED, new, live_ttl_of(new, now))
+    outcome = _REQUESTED if CANCEL_REQUESTED_AT in new and CANCEL_SEEN_AT not in new else _APPLIED
+    return Applied(outcome, new, live_ttl_of(new, now))
 
 
 def _write(new: Record, update: Update) -> Outcome:
@@ -397,18 +431,3 @@ def _count(new: Record, counts: Mapping[str, int | float]) -> Outcome:
         else:
             new[name] = text
     return outcome
-
-
-def _finish(new: Record, state: int) -> None:
-    for name in CLEARED_BY_FINISH:
-        new.pop(name, None)
-    if state == COMPLETED:
-        for name in CLEARED_BY_COMPLETION:
-            new.pop(name, None)
-    new[STATE] = str(state)
-
-
-def _touch(new: Record, record: Record | None, now: int) -> Record:
-    new[VERSION] = str(int(record[VERSION]) + 1) if record is not None else "1"
-    new[UPDATED_AT] = str(now)
-    return new

@@ -21,7 +21,7 @@ from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.history import MAX_EXCEPTION_SIZE, add_run, run_ended
 from dramatiq_status.record import EXCEPTION, FINISHED_AT, HISTORY, RUN_ENDED, SCHEDULED_AT, SKIPPED, STARTED_AT
 from dramatiq_status.testing.updates import enqueue, finish, fold, heartbeat, named, start
-from dramatiq_status.times import span
+from dramatiq_status.times import datetime_of, span
 
 from .recording import PATIENCE, eventually, run, working
 
@@ -122,8 +122,10 @@ def test_an_enqueue_that_arrives_after_its_run_has_started() -> None:
     # Given a retry whose enqueue is stored after it has started
     late = requeue(2, NOW + 1, failed=True, x=EMPTY)
     found = snapshot_of(enqueue(), starting(1, 1, NOW), starting(2, 2, NOW + 5), late)
-    # Then the run before was put back, and not lost
-    assert [run.outcome for run in found.runs] == ["requeued", None]
+    # Then the run before has its end and its exception
+    first, second = found.runs
+    assert (first.outcome, first.ended_at, second.outcome) == ("retried", datetime_of(NOW + 1), None)
+    assert first.exception == {"type": "E", "message": ""}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from ..record import (
     to_document,
     whole_number_in,
 )
-from ..update import CLEARED_BY_COMPLETION, Applied, Kind, Outcome, Update, apply
+from ..transitions import CLEARED_BY_COMPLETION
+from ..update import Applied, Kind, Outcome, Update, apply
 
 #: Size of a document divided by the size of its reserved part.  Only the library's own fields may fill the whole part;
 #: short fields of users may fill half of it.  Of 1 MB, 16 KB are reserved.

@@ -10,7 +10,7 @@ from typing import Any
 from ..backend import Listed, Query, StatusBackend
 from ..cursor import Cursor
 from ..record import Record
-from ..update import Outcome, Update, apply, is_stored, is_transition
+from ..update import Outcome, Update, apply, is_moved
 from ._query import wanted_by
 
 
@@ -36,7 +36,7 @@ class StubBackend(StatusBackend):
                 now = self.now()
                 record, expires_at, position = self._find(message_id, now)
                 applied = apply(record, update, now)
-                if is_stored(applied.outcome) and is_transition(record, update):
+                if is_moved(record, update, applied):
                     self._records.pop(message_id, None)
                     self._last_position = position = self._last_position + 1
                 if applied.record is not None:

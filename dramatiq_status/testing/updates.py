@@ -12,6 +12,8 @@ from typing import Any
 from ..history import LOST
 from ..record import (
     ACTOR_NAME,
+    CANCEL_REQUESTED_AT,
+    CANCELLED,
     COMPLETED,
     FINISHED_AT,
     HEARTBEAT_AT,
@@ -116,6 +118,10 @@ def deleting(update: Update, *names: str) -> Update:
     return update._replace(fields=fields, changes=(update.changes or Changes())._replace(deleted=stored))
 
 
+def cancel(**fields: str) -> Update:
+    return Update(Kind.CANCEL, fields=named(fields))
+
+
 def heartbeat(run_token: int) -> Update:
     return Update(Kind.HEARTBEAT, run_token=run_token)
 
@@ -144,6 +150,11 @@ def timeless(record: Record | None) -> dict[str, Any] | None:
     timestamps = {UPDATED_AT, HEARTBEAT_AT}
     if record.get(RATE_WRITTEN_AT) != STILL_CURRENT:
         timestamps.add(RATE_WRITTEN_AT)
+    if CANCEL_REQUESTED_AT in record:
+        timestamps.add(CANCEL_REQUESTED_AT)
+        if CANCELLED in record:
+            # The store ends a message that waits.
+            timestamps.add(FINISHED_AT)
     found: dict[str, Any] = {
         name: "timestamp" if name in timestamps else json.loads(text) for name, text in record.items()
     }

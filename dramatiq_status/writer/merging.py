@@ -23,7 +23,8 @@ from ..record import (
     deletion_marks,
     number_of,
 )
-from ..update import CLEARED_BY_START, WRITTEN_BY_REQUEUE, Changes, Kind, Update
+from ..transitions import CLEARED_BY_START, WRITTEN_BY_REQUEUE
+from ..update import Changes, Kind, Update
 from .operations import Confirmation, Enqueue, Finish, Operation, Start, Write, plain_number
 from .pending import MergedState, PendingUpdate
 

@@ -24,10 +24,11 @@ class WireKind:
     OUTSIDE_STATE: Final = 5
     DELETE: Final = 6
     CHANGES: Final = 7
+    CANCEL: Final = 8
 
 
 #: The script adds this number to an outcome whose message the index does not have.
-UNLISTED: Final = 10
+UNLISTED: Final = 20
 
 #: Outcomes by the numbers that the script returns.
 OUTCOMES: Final = {outcome.value + more: outcome for outcome in Outcome for more in (0, UNLISTED)}
@@ -85,6 +86,9 @@ class UpdateCall(ScriptCall):
             elif kind is Kind.ENQUEUE:
                 may_move = True
                 arguments += (WireKind.ENQUEUE, *enqueue_id, len(fields))
+            elif kind is Kind.CANCEL:
+                may_move = True
+                arguments += (WireKind.CANCEL, len(fields))
             else:
                 arguments += (WireKind.HEARTBEAT, run_token, len(fields))
             for item in fields.items():

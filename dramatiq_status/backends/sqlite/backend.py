@@ -12,7 +12,7 @@ from ..._time import host_time_ns
 from ...backend import Listed, Query, StatusBackend
 from ...cursor import Cursor
 from ...record import MAX_WHOLE_NUMBER, Record, from_document, is_finished, to_document
-from ...update import Outcome, Update, apply, is_stored, is_transition
+from ...update import Outcome, Update, apply, is_moved
 from .._query import wanted_by
 from .connections import Connections
 from .listing import count_query, page_query
@@ -148,7 +148,7 @@ class SQLiteBackend(StatusBackend):
                 continue
             expires_at = row.expires_at if applied.ttl is None else min(now + applied.ttl, END_OF_TIME)
             rows[message_id] = row._replace(record=applied.record, expires_at=expires_at)
-            if is_stored(applied.outcome) and is_transition(record, update):
+            if is_moved(record, update, applied):
                 moved.pop(message_id, None)
                 moved[message_id] = None
         if moved:

@@ -31,8 +31,9 @@ If ``conftest.py`` registers the package before its import, a failed assert show
 
 from __future__ import annotations
 
-from ..updates import counting, deleting, enqueue, finish, fold, heartbeat, outside, start, timeless, write
+from ..updates import cancel, counting, deleting, enqueue, finish, fold, heartbeat, outside, start, timeless, write
 from .batches import Batches
+from .cancel import Cancels
 from .concurrency import Concurrency
 from .lifetimes import Lifetimes
 from .lists import Lists
@@ -47,6 +48,7 @@ from .subscriptions import Subscriptions
 __all__ = [
     "BackendConformance",
     "PausableServer",
+    "cancel",
     "counting",
     "deleting",
     "enqueue",
@@ -64,6 +66,6 @@ __all__ = [
 
 
 class BackendConformance(
-    Outcomes, Batches, Names, Lifetimes, Lists, Pages, Concurrency, Subscriptions, Outages, Refused
+    Outcomes, Cancels, Batches, Names, Lifetimes, Lists, Pages, Concurrency, Subscriptions, Outages, Refused
 ):
     """Tests of a backend.  A subclass has the fixture ``backend``."""

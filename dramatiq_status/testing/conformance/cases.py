@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...record import FAILED, QUEUED, WORKING
 from ...update import Outcome, Update
-from ..updates import counting, deleting, enqueue, finish, heartbeat, outside, start, write
+from ..updates import cancel, counting, deleting, enqueue, finish, heartbeat, outside, start, write
 
 #: Cases by names: updates that make a record, another update, and its outcome.  Every branch of `apply` has a case.
 CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
@@ -36,6 +36,67 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
         Outcome.APPLIED,
     ),
     "other origin, of a finished message": ([start(1), finish(1, step="1")], enqueue(origin=8), Outcome.APPLIED),
+    "requeue, after its own run, with the end of the run before": (
+        [enqueue(), start(1), start(2, generation=2), start(3, generation=2)],
+        enqueue(generation=2, D="9", N="[8,1]", x='{"type":"E","message":"a"}'),
+        Outcome.LATE,
+    ),
+    "requeue, sent again after its own run": (
+        [enqueue(), start(1), start(2, generation=2), enqueue(generation=2, N="[8,0]")],
+        enqueue(generation=2, N="[9,0]"),
+        Outcome.LATE,
+    ),
+    # Requests to cancel a message
+    "cancel of an unknown message": ([], cancel(), Outcome.MISSING),
+    "cancel of a queued message": ([enqueue(step="1")], cancel(cr='"reason"'), Outcome.APPLIED),
+    "cancel of a delayed message": ([enqueue(D="9")], cancel(), Outcome.APPLIED),
+    "cancel of a retry": ([start(1), enqueue(generation=2, D="9", x='"E"', N="[8,1]")], cancel(), Outcome.APPLIED),
+    "cancel of a running message": ([start(1), write(1, 2, R="5")], cancel(cr='"reason"'), Outcome.REQUESTED),
+    "cancel, again": ([enqueue(), cancel(cr='"first"')], cancel(cr='"second"'), Outcome.CANCELLED),
+    "cancel of a running message, again": (
+        [start(1), cancel(cr='"first"')],
+        cancel(cr='"second"'),
+        Outcome.REQUESTED,
+    ),
+    "cancel of a completed message": ([start(1), finish(1)], cancel(cr='"reason"'), Outcome.REFUSED),
+    "start of a cancelled message": ([enqueue(), cancel()], start(1), Outcome.CANCELLED),
+    "start of a later enqueue of a cancelled message": (
+        [enqueue(), cancel()],
+        start(1, generation=2),
+        Outcome.CANCELLED,
+    ),
+    "start of another origin of a cancelled message": ([enqueue(), cancel()], start(1, origin=8), Outcome.APPLIED),
+    "retry of a cancelled message": ([enqueue(), cancel()], enqueue(generation=2), Outcome.CANCELLED),
+    "other origin, of a cancelled message": ([enqueue(), cancel()], enqueue(origin=8), Outcome.APPLIED),
+    "retry of a message that was asked to stop": (
+        [start(1), cancel()],
+        enqueue(generation=2, D="9", N="[8,1]", x='"E"'),
+        Outcome.APPLIED,
+    ),
+    "start of a redelivery of a message that was asked to stop": ([start(1), cancel()], start(2), Outcome.REQUESTED),
+    "write of a message that was asked to stop": ([start(1), cancel()], write(1, 2, cs="5"), Outcome.APPLIED),
+    "end of a message that was asked to stop, completed": ([start(1), cancel()], finish(1), Outcome.APPLIED),
+    "end of a message that was asked to stop, cancelled": (
+        [start(1), cancel()],
+        finish(1, state=FAILED, c="true"),
+        Outcome.APPLIED,
+    ),
+    "end of a cancelled message that a worker drops": (
+        [enqueue(), cancel()],
+        finish(0, 0, state=FAILED, c="true"),
+        Outcome.CANCELLED,
+    ),
+    "end of a message that was asked to stop, by a worker that drops it": (
+        [start(1), cancel()],
+        finish(0, 0, state=FAILED, c="true"),
+        Outcome.APPLIED,
+    ),
+    "heartbeat of a message that was asked to stop": ([start(1), cancel()], heartbeat(1), Outcome.REQUESTED),
+    "heartbeat of a message that has seen the request": (
+        [start(1), cancel(), write(1, 2, cs="5")],
+        heartbeat(1),
+        Outcome.APPLIED,
+    ),
     # Starts of runs
     "start": ([enqueue(step="1")], start(1, create=False), Outcome.APPLIED),
     "start without a record": ([], start(1, create=False), Outcome.MISSING),

@@ -24,6 +24,13 @@ local function define_kinds(record, moves, history)
     end
   end
 
+  -- End a message that waits. Its record lives for `ttl` milliseconds.
+  local function cancel_waiting(key, old, new, ttl)
+    call('HDEL', key, 'D', 'R', 'W', 'H')
+    call('HSET', key, 's', FAILED, 'c', 'true', 'F', now)
+    move(key, old, new, FAILED, ttl)
+  end
+
   local function enqueue(key)
     local old = read(key)
     local origin, generation, count = take(), take(), take()
@@ -34,13 +41,21 @@ local function define_kinds(record, moves, history)
     if same and tonumber(generation) <= tonumber(old.generation) then
       local added = 0
       local new = {actor = old.actor, queue = old.queue}
+      local run_ended, exception, scheduled_at
       for i = first, last, 2 do
         local name = ARGV[i]
+        if name == 'N' then run_ended = ARGV[i + 1] end
+        if name == 'x' then exception = ARGV[i + 1] end
+        if name == 'D' then scheduled_at = ARGV[i + 1] end
         if name ~= 'D' and name ~= 'x' and name ~= 'it' and name ~= 'N' and name ~= 'p' and not record.is_deleted(key, name) then
           added = added + call('HSETNX', key, name, ARGV[i + 1])
           if name == 'a' and not new.actor then new.actor = ARGV[i + 1] end
           if name == 'Q' and not new.queue then new.queue = ARGV[i + 1] end
         end
+      end
+      if run_ended and generation + 0 == old.generation + 0 then
+        local runs = history.complete(key, run_ended, exception, scheduled_at)
+        if runs then added = added + 1 + call('HSET', key, 'h', runs) end
       end
       if added > 0 then
         call('HSET', key, 'v', version, 'U', now)
@@ -49,6 +64,7 @@ local function define_kinds(record, moves, history)
       end
       return LATE
     end
+    if same and old.finished and old.cancelled then return CANCELLED end
     if not same and old.state and old.origin ~= '0' and generation + 0 > 1 and not old.finished then return LATE end
     local scheduled_at, live_ttl = false, false
     local new = {actor = old.actor, queue = old.queue}
@@ -67,6 +83,12 @@ local function define_kinds(record, moves, history)
           if name == 'a' and not new.actor then new.actor = text end
           if name == 'Q' and not new.queue then new.queue = text end
         end
+      end
+      if old.requested then
+        -- The message does not run again.
+        cancel_waiting(key, old, new, renew(key, scheduled_at, live_ttl))
+        publish('PUBLISH', key, version)
+        return APPLIED
       end
     else
       record.clear(key)
@@ -151,6 +173,7 @@ local function define_kinds(record, moves, history)
     end
     if not start and state == '' then return REFUSED end
     if old.origin ~= origin then return (start or token == '0') and MISSING or REFUSED end
+    if old.finished and old.cancelled then return CANCELLED end
     local ahead = generation - old.generation
     if ahead < 0 then return REFUSED end
     if old.finished then return ahead == 0 and REFUSED or MISSING end
@@ -165,6 +188,12 @@ local function define_kinds(record, moves, history)
     local outcome = standing(old, origin, generation, token, sequence, start, state)
     if outcome ~= APPLIED and not (outcome == MISSING and create) then
       skip_fields()
+      if outcome == CANCELLED and state > WORKING then
+        -- A worker drops the message.
+        ttl = record.limited(ttl + 0)
+        call('PEXPIRE', key, ttl)
+        move(key, old, old, old.state, ttl)
+      end
       return outcome
     end
     local version = (old.version or 0) + 1
@@ -191,7 +220,7 @@ local function define_kinds(record, moves, history)
       if old.attempts then
         written[13], written[14] = 'h', history.add(key, old, generation - old.generation > 0)
       end
-      call('HDEL', key, 'R', 'W', 'F', 'k', 'D', 'N')
+      call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N')
       -- A progress that was counted by other messages before the first run stays.
       if old.attempts and old.progress then
         call('HDEL', key, 'p')
@@ -229,7 +258,34 @@ local function define_kinds(record, moves, history)
       rename(key, old, new)
     end
     publish('PUBLISH', key, version)
-    return APPLIED
+    return start and old.requested and outcome == APPLIED and not (state > WORKING) and REQUESTED or APPLIED
+  end
+
+  -- The time of the run's last write, if the present write from outside is the first one since the run stored its rate.
+  local function time_of_rate(key)
+    local known = call('HMGET', key, 'R', 'W', 'U')
+    return known[1] and (not known[2] or known[2] == 'null') and record.rate_written_at(known[3])
+  end
+
+  local function cancel(key)
+    local old, count = read(key), take()
+    local written = {'C', now, unpack(ARGV, at, at + 2 * count - 1)}
+    at = at + 2 * count
+    if not old.state then return MISSING end
+    if old.finished then return old.cancelled and CANCELLED or REFUSED end
+    if old.state == WORKING and old.requested then return REQUESTED end
+    local version = old.version + 1
+    local written_at = old.state == WORKING and time_of_rate(key)
+    if written_at then call('HSET', key, 'W', written_at) end
+    call('HSET', key, 'v', version, 'U', now, unpack(written))
+    if old.state == WORKING then
+      renew(key, old.scheduled_at, old.live_ttl)
+    else
+      -- The record keeps its expiry: the message stays in its queue.
+      cancel_waiting(key, old, old, call('PTTL', key))
+    end
+    publish('PUBLISH', key, version)
+    return old.state == WORKING and REQUESTED or APPLIED
   end
 
   local function outside(key)
@@ -245,8 +301,7 @@ local function define_kinds(record, moves, history)
       progress = old.progress,
     }
     local written = {'v', version, 'U', now}
-    local known, written_at = call('HMGET', key, 'R', 'W', 'U'), nil
-    if known[1] and (not known[2] or known[2] == 'null') then written_at = record.rate_written_at(known[3]) end
+    local written_at = time_of_rate(key)
     local size = add_fields(key, new, written, 4, increment)
     if state ~= '' then
       written[size + 1], written[size + 2] = 's', state
@@ -287,7 +342,7 @@ local function define_kinds(record, moves, history)
     if old.token ~= token or old.finished then return REFUSED end
     call('HSET', key, 'H', now)
     renew(key, old.scheduled_at, old.live_ttl)
-    return APPLIED
+    return old.requested and call('HEXISTS', key, 'cs') == 0 and REQUESTED or APPLIED
   end
 
   local function delete(key)
@@ -312,11 +367,11 @@ local function define_kinds(record, moves, history)
     counts, uncounted = take_many(2 * take()), false
     local outcome = take() == TRANSITION and transition(key) or outside(key)
     deleted, counts = nil, nil
-    return outcome == APPLIED and uncounted and UNCOUNTED or outcome
+    return (outcome == APPLIED or outcome == REQUESTED) and uncounted and UNCOUNTED or outcome
   end
 
   return {
     [ENQUEUE] = enqueue, [TRANSITION] = transition, [HEARTBEAT] = heartbeat, [OUTSIDE_STATE] = outside,
-    [DELETE] = delete, [CHANGES] = change,
+    [DELETE] = delete, [CHANGES] = change, [CANCEL] = cancel,
   }
 end

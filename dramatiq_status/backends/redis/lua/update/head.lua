@@ -40,6 +40,8 @@ local DELETE = '6'
 -- state): number of fields to delete, their stored names, number of fields to count on, pairs of a stored name and a
 -- number.
 local CHANGES = '7'
+-- A request to cancel the message.
+local CANCEL = '8'
 
 -- Outcomes (Outcome in update.py has the same).
 local APPLIED = 1
@@ -48,13 +50,16 @@ local DUPLICATE = 3
 local REFUSED = 4
 local MISSING = 5
 local UNCOUNTED = 7
+local CANCELLED = 9
+local REQUESTED = 10
 -- Added to an outcome whose message the index does not have.
-local UNLISTED = 10
+local UNLISTED = 20
 
 -- States. Those after WORKING are final.
 local QUEUED = '0'
 local WORKING = '1'
 local COMPLETED = '2'
+local FAILED = '3'
 
 -- Default of a record's live_ttl, in milliseconds.
 local LIVE_TTL = 604800000

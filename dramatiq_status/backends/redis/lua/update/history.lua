@@ -26,34 +26,42 @@ local function define_history()
     return text:sub(1, kept) .. '..."}'
   end
 
+  -- Make the part of an item that begins with the run's end, nil if the end is unknown.
+  local function end_of(run_ended, exception, scheduled_at)
+    local ended_at, outcome = (run_ended or ''):match('^%[(%d+),([01])%]$')
+    if not ended_at or #ended_at > 15 then return nil end
+    local raised = outcome == RETRIED and cut_exception(exception or 'null') or 'null'
+    return ended_at .. ',' .. outcome .. ',' .. raised .. ',' .. time_in(scheduled_at) .. ']'
+  end
+
   -- Make the item of a record's last run.
   local function item_of(old, values, requeued)
-    local started_at, heartbeat_at, exception, run_ended = values[1], values[2], values[3], values[4]
-    local ended_at, outcome = (run_ended or ''):match('^%[(%d+),([01])%]$')
-    local raised = 'null'
-    if ended_at and #ended_at < 16 then
-      if outcome == RETRIED then raised = cut_exception(exception or 'null') end
-    elseif old.state == WORKING and not requeued then
+    local heartbeat_at, begin = values[2], '[' .. old.attempts .. ',' .. time_in(values[1]) .. ','
+    local ended = end_of(values[4], values[3], old.scheduled_at)
+    if ended then return begin .. ended end
+    local ended_at, outcome
+    if old.state == WORKING and not requeued then
       -- Its last sign of life.
       ended_at, outcome = time_in(heartbeat_at), LOST
     else
       ended_at, outcome = 'null', REQUEUED
     end
-    return '[' .. old.attempts .. ',' .. time_in(started_at) .. ',' .. ended_at .. ',' .. outcome .. ',' .. raised .. ','
-      .. time_in(old.scheduled_at) .. ']'
+    return begin .. ended_at .. ',' .. outcome .. ',null,' .. time_in(old.scheduled_at) .. ']'
   end
 
-  -- Return the history of a record whose next run begins.
-  local function add(key, old, requeued)
-    local values = call('HMGET', key, 'S', 'H', 'x', 'N', 'h')
-    local runs, size = {}, 0
-    local history = values[5] or ''
+  local function runs_in(history)
+    local runs = {}
+    history = history or ''
     if history:sub(1, 2) == '[[' and history:sub(-2) == ']]' then
       for run in (history:sub(2, -2) .. ',\t'):gmatch('(.-),\t') do
         runs[#runs + 1] = run
       end
     end
-    runs[#runs + 1] = item_of(old, values, requeued)
+    return runs
+  end
+
+  local function text_of(runs)
+    local size = 0
     for _, run in ipairs(runs) do size = size + #run + 2 end
     while #runs > MAX_RUNS or #runs > 1 and size > MAX_HISTORY_SIZE do
       size = size - 2 - #table.remove(runs, math.min(2, #runs - 1))
@@ -61,5 +69,27 @@ local function define_history()
     return '[' .. table.concat(runs, ',\t') .. ']'
   end
 
-  return {add = add}
+  -- Return the history of a record whose next run begins.
+  local function add(key, old, requeued)
+    local values = call('HMGET', key, 'S', 'H', 'x', 'N', 'h')
+    local runs = runs_in(values[5])
+    runs[#runs + 1] = item_of(old, values, requeued)
+    return text_of(runs)
+  end
+
+  -- Return the history in which a run has the end that an enqueue brings; nil if it stays unchanged (`complete_run` in
+  -- history.py).
+  local function complete(key, run_ended, exception, scheduled_at)
+    local runs = runs_in(call('HGET', key, 'h'))
+    local last = #runs
+    while last > 1 and runs[last]:find('^%[[^,]+,[^,]+,[^,]+,' .. LOST .. ',') do last = last - 1 end
+    local attempt, started_at = (runs[last] or ''):match('^%[(%d+),(%w+),null,' .. REQUEUED .. ',null,null%]$')
+    if not attempt or #attempt > 15 or started_at ~= 'null' and time_in(started_at) == 'null' then return nil end
+    local ended = end_of(run_ended, exception, scheduled_at)
+    if not ended then return nil end
+    runs[last] = '[' .. attempt .. ',' .. started_at .. ',' .. ended
+    return text_of(runs)
+  end
+
+  return {add = add, complete = complete}
 end

@@ -60,7 +60,7 @@ local function define_record()
   -- Read the library's own fields of a record. The result is empty where the key has no sound record (`is_sound` in
   -- record.py).
   local function read(key)
-    local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q')
+    local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q', 'c', 'C')
     local state = found[1]
     if is_foreign(found) or not state then return {} end
     if (state == '0' or state == '1' or state == '2' or state == '3') and found[2] and found[3] and found[4]
@@ -70,7 +70,8 @@ local function define_record()
       return {
         state = state, version = found[2], origin = found[3], generation = found[4], token = found[5],
         sequence = found[6], scheduled_at = found[7], live_ttl = found[8], progress = found[9], attempts = found[10],
-        status_ttl = found[11], actor = found[12], queue = found[13], finished = state > WORKING,
+        status_ttl = found[11], actor = found[12], queue = found[13], cancelled = found[14],
+        requested = found[15], finished = state > WORKING,
       }
     end
     return {}

@@ -1,0 +1,90 @@
+"""The steps of updates, each of which changes a new record in place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .record import (
+    CANCELLED,
+    COMPLETED,
+    EXCEPTION,
+    FAILED,
+    FINISHED_AT,
+    HEARTBEAT_AT,
+    PROGRESS,
+    RATE,
+    RATE_WRITTEN_AT,
+    RUN_ENDED,
+    RUN_TOKEN,
+    SCHEDULED_AT,
+    SEQUENCE,
+    SKIPPED,
+    STATE,
+    STILL_CURRENT,
+    TRACEBACK,
+    UPDATED_AT,
+    VERSION,
+    Record,
+)
+
+#: Stored names of the fields that the start of a run removes.  The first run keeps the progress, because runs of other
+#: messages may have incremented it already.
+CLEARED_BY_START: Final = (
+    PROGRESS,
+    RATE,
+    RATE_WRITTEN_AT,
+    FINISHED_AT,
+    SKIPPED,
+    CANCELLED,
+    SCHEDULED_AT,
+    HEARTBEAT_AT,
+    RUN_ENDED,
+)
+
+#: Stored names of the fields that a requeue removes.
+CLEARED_BY_REQUEUE: Final = (RUN_TOKEN, SEQUENCE, SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
+
+#: Stored names of the fields that the end of a message removes.
+CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
+
+#: Stored names of the fields that a completion removes: a failure of an earlier run.
+CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
+
+#: Stored names of the fields that a requeue replaces.  The other fields of a requeue are the fields of the first
+#: enqueue. They are set only if the record lacks them.
+WRITTEN_BY_REQUEUE: Final = frozenset((SCHEDULED_AT, EXCEPTION, TRACEBACK, RUN_ENDED))
+
+#: Stored names of the fields to ignore in an enqueue that arrives after its own run has started.
+OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
+
+
+def keep_time_of_rate(new: Record) -> None:
+    """Note the time of the rate before the first write from outside since the run stored its rate.  UPDATED_AT is about
+    to change, and no longer has this time.
+    """
+    if RATE in new and new.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
+        since = new.get(UPDATED_AT, "")
+        new[RATE_WRITTEN_AT] = since if since.isascii() and since.isdecimal() else "0"
+
+
+def cancel_waiting(new: Record, now: int) -> None:
+    """End a message that waits."""
+    finish(new, FAILED)
+    new[CANCELLED], new[FINISHED_AT] = "true", str(now)
+
+
+def finish(new: Record, state: int) -> None:
+    """Set a final state by its stored number, and remove what no finished message has."""
+    for name in CLEARED_BY_FINISH:
+        new.pop(name, None)
+    if state == COMPLETED:
+        for name in CLEARED_BY_COMPLETION:
+            new.pop(name, None)
+    new[STATE] = str(state)
+
+
+def touch(new: Record, record: Record | None, now: int) -> Record:
+    """Count a change of a record, note its time, and return the record."""
+    new[VERSION] = str(int(record[VERSION]) + 1) if record is not None else "1"
+    new[UPDATED_AT] = str(now)
+    return new
