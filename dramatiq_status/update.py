@@ -62,7 +62,6 @@ __all__ = [
     "apply",
     "is_moved",
     "is_stored",
-    "is_transition",
 ]
 
 
@@ -207,21 +206,21 @@ def is_stored(outcome: Outcome) -> bool:
     return outcome is _APPLIED or outcome is Outcome.UNCOUNTED or outcome is _REQUESTED
 
 
-def is_transition(record: Record | None, update: Update) -> bool:
-    """Whether an update that is applied to `record` creates it or sets its state.  Lists of statuses are ordered by
-    the time of the last transition.
-    """
+def _is_transition(record: Record | None, update: Update) -> bool:
+    """Whether an update that is applied to `record` creates it or sets its state."""
     if update.kind is Kind.CANCEL:
         return record is not None and record[STATE] == str(QUEUED)
     return record is None or update.kind is Kind.ENQUEUE or update.start or update.state is not None
 
 
 def is_moved(record: Record | None, update: Update, applied: Applied) -> bool:
-    """Whether an update that was applied to `record` gives the message a new position in lists."""
+    """Whether an update that was applied to `record` gives the message a new position in lists: it has created the
+    record or set its state.
+    """
     if applied.outcome is Outcome.CANCELLED:
         # The message was dropped: its record has another time to live.
         return applied.record is not record
-    return is_stored(applied.outcome) and is_transition(record, update)
+    return is_stored(applied.outcome) and _is_transition(record, update)
 
 
 def apply(record: Record | None, update: Update, now: int) -> Applied:

@@ -31,7 +31,7 @@ If ``conftest.py`` registers the package before its import, a failed assert show
 
 from __future__ import annotations
 
-from ..updates import cancel, counting, deleting, enqueue, finish, fold, heartbeat, outside, start, timeless, write
+from ..updates import counting, deleting, enqueue, finish, fold, heartbeat, outside, start, timeless, write
 from .batches import Batches
 from .cancel import Cancels
 from .concurrency import Concurrency
@@ -48,7 +48,6 @@ from .subscriptions import Subscriptions
 __all__ = [
     "BackendConformance",
     "PausableServer",
-    "cancel",
     "counting",
     "deleting",
     "enqueue",
