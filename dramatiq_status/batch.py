@@ -10,6 +10,7 @@ import dramatiq
 
 from . import _time as time
 from .backend import StatusBackend
+from .cancellation import Cancellation, cancel_update, cancellations_of
 from .checks import check_duration, check_message_id
 from .following import BatchWatcher
 from .rollup import BatchSnapshot, Chain, Rollup
@@ -93,6 +94,25 @@ class Batch:
         of time.
         """
         return self._follow(timeout, missing_timeout, self._backend.watch_interval)
+
+    def cancel(self, reason: str | None = None) -> dict[str, Cancellation | None]:
+        """Cancel all messages, as :meth:`.StatusRegistry.cancel` cancels one; one round trip.
+
+        The later stages of a pipeline have no status before they are sent.  They are not sent if an earlier stage ends
+        as cancelled.
+
+        Parameters:
+          reason(str): Text for people, at most 1,024 bytes as JSON.
+
+        Returns:
+          dict[str, Cancellation | None]: By message ids; None for an unknown message.
+
+        Raises:
+          BackendError: When the store does not answer for some of the messages.  To cancel them again is safe.
+        """
+        update, ids = cancel_update(reason), self.message_ids
+        outcomes = self._backend.update_many([(message_id, update) for message_id in ids]) if ids else ()
+        return cancellations_of(ids, outcomes)
 
     def _follow(
         self, timeout: int | timedelta | None, missing_timeout: int | timedelta, interval: int

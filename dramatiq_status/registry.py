@@ -299,9 +299,6 @@ class StatusRegistry:
         it. The actor of a message that runs is asked to stop, see :meth:`.Status.check_cancelled`. To cancel a message
         twice changes nothing.
 
-        >>> StatusRegistry.cancel(message_id, reason="user left")
-        <Cancellation.CANCELLED: 'cancelled'>
-
         Parameters:
           message_id(str | Message)
           reason(str): Text for people, at most 1,024 bytes as JSON.

@@ -39,6 +39,10 @@ class AsyncBackend:
         """Carry out one update."""
         return await asyncio.to_thread(self.backend.update, message_id, update)
 
+    async def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        """Carry out updates; one round trip."""
+        return await asyncio.to_thread(self.backend.update_many, updates)
+
     async def delete(self, message_id: str) -> bool:
         """Delete a record; one round trip."""
         return await asyncio.to_thread(self.backend.delete, message_id)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterable
 from datetime import timedelta
 
 from ..backend import StatusBackend
+from ..cancellation import Cancellation, cancel_update, cancellations_of
 from ..checks import check_duration
 from ..following import BatchWatcher
 from ..rollup import BatchSnapshot, Chain, Rollup
@@ -69,6 +70,13 @@ class Batch:
         goes on as long as the messages do.
         """
         return self._follow(timeout, missing_timeout, self._backend.watch_interval)
+
+    async def cancel(self, reason: str | None = None) -> dict[str, Cancellation | None]:
+        """Cancel all messages; one round trip."""
+        update, ids = cancel_update(reason), self.message_ids
+        updates = [(message_id, update) for message_id in ids]
+        outcomes = await (await async_backend(self._backend)).update_many(updates) if ids else ()
+        return cancellations_of(ids, outcomes)
 
     def _follow(
         self, timeout: int | timedelta | None, missing_timeout: int | timedelta, interval: int

@@ -61,6 +61,9 @@ class AsyncRedis(AsyncCluster):
     async def update(self, message_id: str, update: Update) -> Outcome:
         return await self._drive(self._operations.update(message_id, update))
 
+    async def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        return await self._drive(self._operations.update_many(updates))
+
     async def delete(self, message_id: str) -> bool:
         return await self._drive(self._operations.delete(message_id))
 

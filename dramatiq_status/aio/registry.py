@@ -12,6 +12,7 @@ import dramatiq
 
 from ..backend import StatusBackend
 from ..batch import Group
+from ..cancellation import Cancellation, cancel_update, cancellation_of
 from ..channel import DirectChannel
 from ..checks import check_duration, check_limit, check_message_id, check_message_ids
 from ..errors import BackendError
@@ -204,6 +205,19 @@ class StatusRegistry:
         """
         query = make_query(state, actor_name, queue_name)
         return await (await async_backend(find_backend(backend, broker))).count(query)
+
+    @staticmethod
+    async def cancel(
+        message_id: str | dramatiq.Message[Any],
+        reason: str | None = None,
+        *,
+        backend: StatusBackend | None = None,
+        broker: dramatiq.Broker | None = None,
+    ) -> Cancellation:
+        """Cancel a message; one round trip."""
+        message_id, update = check_message_id(message_id), cancel_update(reason)
+        outcome = await (await async_backend(find_backend(backend, broker))).update(message_id, update)
+        return cancellation_of(message_id, outcome)
 
     @staticmethod
     async def delete(
