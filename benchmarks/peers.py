@@ -194,7 +194,8 @@ def make_environment() -> Path:
     done = HERE / "installed"
     if not done.exists() or done.read_text().split() != list(PACKAGES):
         venv.create(HERE, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "-e", f"{ROOT}[redis,memcached]", *PACKAGES], check=True)
+        wanted = ("-e", f"{ROOT}[redis,memcached]", *PACKAGES)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
         done.write_text("\n".join(PACKAGES))
     return python
 
