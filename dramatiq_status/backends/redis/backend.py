@@ -22,6 +22,8 @@ from .transport import Transport, drive
 if TYPE_CHECKING:
     import redis
 
+    from .broker_client import BrokerClient
+
 #: Maximum number of messages of one state, queue and actor that can be listed.
 DEFAULT_MAX_LISTED: Final = 100_000
 
@@ -173,6 +175,25 @@ class RedisBackend(StatusBackend):
         """Raise :class:`.NotSupported` unless this backend keeps an index."""
         if not self.keys.max_listed:
             raise self.cannot_list()
+
+    # The broker
+
+    def broker_client(self) -> BrokerClient:
+        """Make a client for Dramatiq's Redis broker, whose calls are faster than those of other clients.
+
+        >>> broker = RedisBroker(client=backend.broker_client())
+
+        Returns:
+          redis.Redis: A client of the same server and database, with the connection parameters of :attr:`client`.
+
+        Raises:
+          NotSupported: On a cluster, where Dramatiq's broker cannot store its queues, and with valkey-py, whose errors
+            the broker does not catch.
+        """
+        # Dramatiq's broker needs redis-py; this backend does not.
+        from .broker_client import make_broker_client
+
+        return make_broker_client(self.client, is_cluster=len(self.keys.shards) > 1)
 
     # Following, and the end
 

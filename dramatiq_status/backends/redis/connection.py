@@ -42,11 +42,24 @@ class Connection:
     Parameters:
       make(Callable): Makes a connection of the driver's, not connected yet, for a deadline.
       timeout(float): Seconds that one call may take.
+      decodes(bool): Whether replies are texts, and not bytes.
     """
 
-    __slots__ = ("_connection", "_make", "_reader", "_slack", "_socket", "_timeout", "_waits", "deadline", "used")
+    __slots__ = (
+        "_connection",
+        "_make",
+        "_reader",
+        "_slack",
+        "_socket",
+        "_timeout",
+        "_waits",
+        "deadline",
+        "decodes",
+        "used",
+    )
 
-    def __init__(self, make: Callable[[float], Any], timeout: float) -> None:
+    def __init__(self, make: Callable[[float], Any], timeout: float, *, decodes: bool = True) -> None:
+        self.decodes = decodes
         #: Time of the end of the last call, by the monotonic clock; 0 before the first.
         self.used = 0.0
         #: Deadline of the present call, by the monotonic clock.
@@ -68,7 +81,8 @@ class Connection:
         if hiredis is not None:
             found = getattr(connection, "_sock", None)
             self._socket = getattr(found, "socket", found)
-            self._reader = hiredis.Reader(encoding="utf-8", errors="replace", notEnoughData=_INCOMPLETE)
+            decoding = {"encoding": "utf-8", "errors": "replace"} if self.decodes else {}
+            self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE, **decoding)
 
     def _open(self) -> Any:
         connection = self._make(self.deadline)
@@ -186,6 +200,14 @@ class Connection:
         return TimeoutError(f"no answer within {self._timeout * 1000:.0f} milliseconds.")
 
 
+def parameters_of(pool: Any) -> dict[str, Any]:
+    """Return the parameters of the connections of one of the driver's pools.
+
+    redis-py 8 gets notifications of maintenance on its own connections, and only with parsers of RESP3.
+    """
+    return {name: value for name, value in pool.connection_kwargs.items() if not _MAINTENANCE.match(name)}
+
+
 class ServerPool(IdlePool[Connection]):
     """Idle connections to a server, and the parameters of new ones.
 
@@ -193,13 +215,14 @@ class ServerPool(IdlePool[Connection]):
       pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
       timeout(float): Seconds that one call may take.
       address(tuple[str, int]): Host and port in place of the pool's.
+      **others: Parameters of the driver's connections in place of the usual ones of this package.
 
     Raises:
       TypeError: When connections do not take a parameter.
       ValueError: When connections do not take the value of a parameter.
     """
 
-    def __init__(self, pool: Any, timeout: float, address: Address | None = None) -> None:
+    def __init__(self, pool: Any, timeout: float, address: Address | None = None, **others: Any) -> None:
         super().__init__()
         #: The driver's class of connections.
         self.kind: type = pool.connection_class
@@ -207,8 +230,7 @@ class ServerPool(IdlePool[Connection]):
         driver = driver_of(self.kind)
         #: Parameters of the driver's connections.
         self.parameters: dict[str, Any] = {
-            # redis-py 8 gets notifications of maintenance on its own connections, and only with parsers of RESP3.
-            **{name: value for name, value in pool.connection_kwargs.items() if not _MAINTENANCE.match(name)},
+            **parameters_of(pool),
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry": driver.no_retry,
@@ -219,6 +241,7 @@ class ServerPool(IdlePool[Connection]):
             "decode_responses": True,
             # hiredis takes twice as long for the maps of RESP3.
             "protocol": 2,
+            **others,
         }
         #: Whether the address of the server may change, because Sentinels name it.
         self.moves: bool = "connection_pool" in self.parameters
@@ -250,9 +273,13 @@ class ServerPool(IdlePool[Connection]):
           deadline(float): Deadline of the call, by the monotonic clock; by default after the time-out.
         """
         now = time.monotonic()
-        connection = self.take_idle(now) or Connection(self.fresh, self.timeout)
+        connection = self.take_idle(now) or self.new()
         connection.deadline = now + self.timeout if deadline is None else deadline
         return connection
+
+    def new(self) -> Connection:
+        """Make a connection that is not connected yet."""
+        return Connection(self.fresh, self.timeout, decodes=self.parameters["decode_responses"])
 
     def fresh(self, deadline: float) -> Any:
         """Make a connection of the driver's for the caller alone.  It is not connected yet.

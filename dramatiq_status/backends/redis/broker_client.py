@@ -1,0 +1,64 @@
+"""A client for Dramatiq's Redis broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+from redis.exceptions import ConnectionError, TimeoutError
+
+from ...errors import NotSupported
+from .broker_calls import BrokerCalls
+
+
+class BrokerClient(redis.Redis):
+    """A client of redis-py for Dramatiq's Redis broker: see :meth:`.RedisBackend.broker_client`.
+
+    The broker's calls of its script use connections of this package.  They need half of the processor time of
+    redis-py's, and have the same time-outs, retries and errors.  Everything else goes through redis-py: all other
+    commands, pipelines and subscriptions, and the broker's calls as well if
+
+    - the connections come from a pool of another class than ``redis.ConnectionPool``, such as those of Sentinels,
+    - the parameters contain ``decode_responses``, a ``credential_provider`` or a cache,
+    - another package has replaced ``execute_command``, as packages for tracing do.
+    """
+
+    #: The broker's calls; None where all calls go through redis-py.
+    broker_calls: BrokerCalls | None = None
+
+    def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
+        """Call a script."""
+        calls = self.broker_calls
+        if calls is not None and calls.takes(self, numkeys, keys_and_args):
+            try:
+                return calls.call(sha, keys_and_args)
+            except (ConnectionError, TimeoutError):
+                if not calls.repeats:
+                    raise
+            # The call below is the first retry, and followed by the other ones.
+        return super().evalsha(sha, numkeys, *keys_and_args)
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self.broker_calls is not None:
+            self.broker_calls.close()
+        super().close()
+
+
+def make_broker_client(client: Any, *, is_cluster: bool) -> BrokerClient:
+    """Make a client for Dramatiq's broker that connects as another client does.
+
+    Raises:
+      NotSupported: On a cluster, or for a client of another driver than redis-py.
+    """
+    if is_cluster:
+        raise NotSupported("RedisBackend: Dramatiq's broker cannot store its queues on a cluster.")
+    if not isinstance(client, redis.Redis):
+        raise NotSupported("RedisBackend: Dramatiq's broker needs a client of redis-py.")
+    made = BrokerClient(connection_pool=client.connection_pool)
+    try:
+        made.broker_calls = BrokerCalls(client.connection_pool)
+    except ValueError:
+        # All calls go through redis-py.
+        pass
+    return made
