@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +23,7 @@ from dramatiq_status.testing.updates import enqueue, fold, write
 
 from ..recording import PATIENCE, eventually, make_stub_broker, working
 from ..test_history import NOW, requeue, starting
+from .pages import ROOT
 
 
 @pytest.fixture
@@ -82,3 +86,18 @@ def retried_snapshot() -> Snapshot:
     found = take_snapshot("8f3a21c4-77de-4b0e-9f5b-0f6d2c1f5e11", fold(updates, now=NOW + 46_000), NOW + 49_000)
     assert found is not None
     return found
+
+
+@pytest.fixture
+def fresh_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pip install this checkout where a page installs ``dramatiq-status``."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.rst", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "dramatiq_status", source / "dramatiq_status", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."]
+    subprocess.run([*pip, *build], cwd=source, check=True)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(source / "dist"))
+    # It takes seconds, and Python compiles what it imports.
+    monkeypatch.setenv("PIP_NO_COMPILE", "1")

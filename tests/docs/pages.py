@@ -41,7 +41,7 @@ VARYING = [
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 #: A directive for code, or a comment that is a mark for tests: what is before it, its kind, the rest of the line.
-MARK = re.compile(r"^( *)\.\. (?:(code-block|auto[a-z]+)::|(test|use|background):)[ ]*(.*)$")
+MARK = re.compile(r"^( *)\.\. (?:(code-block|auto[a-z]+)::|(test|use|background|end):)[ ]*(.*)$")
 OPTION = re.compile(r"^ +:([\w-]+):[ ]*(.*)$")
 
 #: A caption that is the name of a file.
@@ -53,7 +53,7 @@ class Block:
     """A block of a page.
 
     Parameters:
-      kind: The directive: ``code-block``, ``autoclass``; or the mark: ``test``, ``use``, ``background``.
+      kind: The directive: ``code-block``, ``autoclass``; or the mark: ``test``, ``use``, ``background``, ``end``.
       argument: The language, the name of what is documented, or the text behind the mark.
       line: Index of the first line of the text in the page.
       text: The text without its indentation.
@@ -147,6 +147,8 @@ class Page:
         self._addresses: dict[str, str] = {}
         self._printed = ""
         self._ready: str | None = None
+        #: Commands in the background.
+        self._started: dict[str, ExitStack] = {}
         self._stack = ExitStack()
         self._session: Session | None = None
         self._loop: AbstractEventLoop | None = None
@@ -167,6 +169,8 @@ class Page:
                 self.namespace.update(value if isinstance(value, dict) else {name: value})
         elif block.kind == "background":
             self._ready = block.argument
+        elif block.kind == "end":
+            self._started.pop(block.argument).close()
         elif block.kind == "test":
             self._printed = self._execute(block)
         elif block.kind.startswith("auto"):
@@ -234,7 +238,8 @@ class Page:
         for line, command, want in commands_of(self._local(block.text)):
             place = self._place(block.line + line)
             if ready is not None:
-                self._stack.enter_context(background(self.folder, command, ready, place))
+                running = self._started[command] = self._stack.enter_context(ExitStack())
+                running.enter_context(background(self.folder, command, ready, place))
                 continue
             if self._session is None:
                 self._session = self._stack.enter_context(Session(self.folder))
@@ -250,10 +255,11 @@ class Page:
 
     def _local(self, text: str) -> str:
         """Replace the addresses of servers by those of servers of the tests."""
-        for address in re.findall(r"\b127\.0\.0\.1:\d+\b", text):
+        for prefix, port in re.findall(r"(\b127\.0\.0\.1:|--port )(\d+)\b", text):
+            address = f"127.0.0.1:{port}"
             if address not in self._addresses:
                 self._addresses[address] = self._address(address)
-            text = text.replace(address, self._addresses[address])
+            text = text.replace(prefix + port, prefix + self._addresses[address].partition(":")[2])
         return text
 
     def _place(self, line: int) -> str:
