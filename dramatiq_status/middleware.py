@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from copy import copy
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -141,15 +142,9 @@ class StatusMiddleware(Middleware):
             backend = backend_from_url()
         if not isinstance(backend, StatusBackend):
             raise TypeError(f"backend must be a StatusBackend, not {type(backend).__name__}.")
-        self.backend: StatusBackend = backend
         self.live_ttl: int = check_duration("live_ttl", live_ttl, minimum=1)
         self.heartbeat_interval: int = check_duration("heartbeat_interval", heartbeat_interval, minimum=1)
-        self._fields = MessageFields(
-            backend,
-            live_ttl=self.live_ttl,
-            heartbeat_interval=self.heartbeat_interval,
-            describe=describe_exception,
-        )
+        self._describe_exception = describe_exception
         included = check_includes("includes", includes)
         self._options = Options(
             Settings(
@@ -160,18 +155,36 @@ class StatusMiddleware(Middleware):
                 included,
             )
         )
+        self._max_pending = check_number("max_pending", max_pending, minimum=1)
+        self._max_pending_bytes = check_number("max_pending_bytes", max_pending_bytes, minimum=1)
+        self._use(backend)
+
+    def _use(self, backend: StatusBackend) -> None:
+        self.backend: StatusBackend = backend
+        self._fields = MessageFields(
+            backend,
+            live_ttl=self.live_ttl,
+            heartbeat_interval=self.heartbeat_interval,
+            describe=self._describe_exception,
+        )
         self._breaker = CircuitBreaker(type(backend).__name__)
         self._writer = Writer(
             backend,
             self._breaker,
             heartbeat_interval=self.heartbeat_interval,
-            max_pending=check_number("max_pending", max_pending, minimum=1),
-            max_pending_bytes=check_number("max_pending_bytes", max_pending_bytes, minimum=1),
+            max_pending=self._max_pending,
+            max_pending_bytes=self._max_pending_bytes,
         )
         self._deliveries = Deliveries(backend, self._writer, self._options, self._fields, self.heartbeat_interval)
         self._enqueues = Enqueues(
             backend, self._writer, self._breaker, self._fields, self._deliveries, self.heartbeat_interval
         )
+
+    def with_backend(self, backend: StatusBackend) -> StatusMiddleware:
+        """Return a middleware with the same settings and another store, which takes the place of this one in a test."""
+        twin = copy(self)
+        twin._use(backend)
+        return twin
 
     @property
     def actor_options(self) -> set[str]:

@@ -1,4 +1,13 @@
-"""Helpers for unit tests of actors.
+"""Helpers for tests of actors.
+
+:func:`bound_status` is for tests that call an actor's function.  The other helpers are for tests that send messages to
+a worker.  With pytest, the fixture ``status_backend`` is there without an import:
+
+>>> def test_import_rows(status_backend, stub_worker):
+...     message = import_rows.send("orders.csv")
+...     snapshot = wait_for_final_state(message, "completed")
+...     assert snapshot["step"] == "indexing"
+...     assert_status_sequence(message, ["queued", "working", "completed"])
 
 :mod:`dramatiq_status.testing.conformance` has tests of backends.  It needs pytest; this module does not.
 """
@@ -16,9 +25,14 @@ from ..context import Binding, bind, current_binding, detached_binding
 from ..progress import Progress
 from ..status import Status
 from ..update import EnqueueId, Kind, Update
+from .states import assert_status_sequence, wait_for_final_state
+from .stub_store import stub_statuses
 
 __all__ = [
+    "assert_status_sequence",
     "bound_status",
+    "stub_statuses",
+    "wait_for_final_state",
 ]
 
 

@@ -37,6 +37,13 @@ def broker() -> StubBroker:
 
 
 @pytest.fixture
+def stub_worker(broker: StubBroker, status_backend: StubBackend) -> Iterator[dramatiq.Worker]:
+    """A running worker of the default broker."""
+    with working(broker) as worker:
+        yield worker
+
+
+@pytest.fixture
 def orders() -> dict[str, Any]:
     """Functions of the application that pages are about."""
     names = ("insert", "check", "index", "shrink", "fetch")

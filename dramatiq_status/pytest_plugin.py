@@ -1,0 +1,51 @@
+"""Fixtures for pytest, which loads this module in every environment that has the package.
+
+So the module imports no other one of the package before a test uses a fixture: loading it takes a millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import dramatiq
+
+    from .backends.stub import StubBackend
+
+
+@pytest.fixture
+def status_broker() -> dramatiq.Broker:
+    """The broker whose statuses :func:`status_backend` keeps in memory: the default broker.
+
+    Where the tests have a broker of their own, define this fixture in ``conftest.py``:
+
+    >>> @pytest.fixture
+    ... def status_broker(stub_broker):
+    ...     return stub_broker
+    """
+    import dramatiq
+
+    return dramatiq.get_broker()
+
+
+@pytest.fixture
+def status_backend(status_broker: dramatiq.Broker) -> Iterator[StubBackend]:
+    """Keeps the statuses of the messages of a test in memory, whatever store the broker has.
+
+    It is a :class:`.StubBackend`, and empty when the test begins.  See
+    :func:`dramatiq_status.testing.stub_statuses`.  A worker has to start after it:
+
+    >>> @pytest.fixture
+    ... def stub_worker(status_broker, status_backend):
+    ...     worker = Worker(status_broker, worker_timeout=100)
+    ...     worker.start()
+    ...     yield worker
+    ...     worker.stop()
+    """
+    from .testing import stub_statuses
+
+    with stub_statuses(status_broker) as backend:
+        yield backend
