@@ -89,10 +89,10 @@ def test_the_tests_of_an_application(pytester: pytest.Pytester) -> None:
     done.assert_outcomes(passed=3, failed=2)
     done.stdout.fnmatch_lines(
         [
-            "E *AssertionError: Message '*' of actor 'load' is failed and not completed: enqueued; waited *; run 1 failed "
-            "after *: OSError: not there yet; *run 3 failed after *: OSError: not there yet.",
-            "E *AssertionError: Message '*' of actor 'load' has had the states queued, working, completed and not queued, "
-            "completed: enqueued; waited *; run 1 completed after *.",
+            "E *AssertionError: Message '*' of actor 'load' is failed and not completed: enqueued; waited *; run 1 "
+            "failed after *: OSError: not there yet; *run 3 failed after *: OSError: not there yet.",
+            "E *AssertionError: Message '*' of actor 'load' has had the states queued, working, completed and not "
+            "queued, completed: enqueued; waited *; run 1 completed after *.",
         ]
     )
 
