@@ -314,5 +314,5 @@ def _refuse_two(broker: dramatiq.Broker) -> None:
     if sum(isinstance(middleware, StatusMiddleware) for middleware in broker.middleware) > 1:
         raise StatusSetupError(
             "The broker has more than one StatusMiddleware: add one only. A message has one status, in one store; how "
-            "to move to another store without a second middleware is in the README, under 'Moving to another store'."
+            "to move to another store without a second middleware is in docs/how-to/move-to-another-store.rst."
         )

@@ -1,4 +1,4 @@
-"""The README's recipes for web applications, under the real servers and frameworks that they are for."""
+"""The recipes of the documentation for web applications, under the real servers and frameworks that they are for."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from dramatiq_status import StatusMiddleware, StatusRegistry
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.update import EnqueueId, Kind, Update
 
+from .docs.pages import snippet
 from .recording import PATIENCE, eventually
 from .servers import RedisServer
-from .test_readme import SNIPPETS
 
 #: Visitors of the web socket.
 VISITORS = 60
@@ -53,9 +53,9 @@ def backend(redis_server: RedisServer) -> Iterator[RedisBackend]:
 
 @pytest.fixture
 def server(backend: RedisBackend) -> Iterator[str]:
-    """uvicorn with the web socket of the README, and a page that tells how many tasks there are; its host and port."""
+    """uvicorn with the web socket of its page, and a page that tells how many tasks there are; its host and port."""
     namespace: dict[str, Any] = {}
-    exec(SNIPPETS["aio"] + SNIPPETS["websocket"], namespace)
+    exec(snippet("docs/how-to/web-socket.rst", "websocket"), namespace)
 
     async def tasks(request: Any) -> PlainTextResponse:
         return PlainTextResponse(str(len(asyncio.all_tasks())))
@@ -115,7 +115,7 @@ def test_vanished_visitors_leave_no_watcher_behind(server: str) -> None:
     eventually(lambda: tasks_of(server) <= before + 1)
 
 
-#: A project of django_dramatiq, with the settings and the view of the README.
+#: A project of django_dramatiq, with the settings and the view of their page.
 SETTINGS = """
 SECRET_KEY = "x"
 ROOT_URLCONF = "urls"
@@ -156,12 +156,12 @@ print(found.json()["status"], found.json()["step"], found["Content-Type"], clien
 
 
 def test_the_recipe_for_django(tmp_path: Path, redis_server: RedisServer) -> None:
-    # Given a project with the README's settings and view, and the URL of the store in the environment
+    # Given a project with the settings and the view of the page, and the URL of the store in the environment
     url = f"redis://127.0.0.1:{redis_server.port}"
-    settings = SNIPPETS["django-settings"]
+    settings = snippet("docs/how-to/django.rst", "django-settings")
     assert "redis://127.0.0.1:6379" in settings
     (tmp_path / "settings.py").write_text(settings.replace("redis://127.0.0.1:6379", url) + SETTINGS)
-    (tmp_path / "urls.py").write_text(SNIPPETS["django-view"] + URLS)
+    (tmp_path / "urls.py").write_text(snippet("docs/how-to/django.rst", "django-view") + URLS)
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "settings",

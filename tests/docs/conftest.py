@@ -61,7 +61,7 @@ def running_job(broker: StubBroker) -> Iterator[dict[str, Any]]:
     """
     go_on = threading.Event()
 
-    @dramatiq.actor(broker=broker, actor_name="import_rows")
+    @dramatiq.actor(broker=broker, actor_name="import_more" if "import_rows" in broker.actors else "import_rows")
     def import_rows() -> None:
         current_progress().increment(42)
         current_status()["step"] = "reading"

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 #: The languages of blocks that are run, and of those that are shown or written to files.
 RUN = ("python", "console")
-SHOWN = ("text", "json", "html", "javascript", "css", "ini", "toml", "yaml", "nginx", "docker", "sql")
+SHOWN = ("sh", "text", "json", "html", "javascript", "css", "ini", "toml", "yaml", "nginx", "docker", "sql")
 
 #: Values that differ from one run to the next.  Output is the same if it differs only in these.
 VARYING = [
@@ -326,9 +326,17 @@ def commands_of(text: str) -> Iterator[tuple[int, str, str]]:
         yield begin, "\n".join(command), "".join(output)
 
 
+def snippet(page: str, name: str) -> str:
+    """Return the code of a block by its name, for a test that runs it in another way as well."""
+    blocks = blocks_of((ROOT / page).read_text(encoding="utf-8"))
+    (found,) = [block for block in blocks if block.options.get("name") == name]
+    return found.text
+
+
 def pages() -> list[Path]:
     """The pages that have something to run."""
-    found = sorted(path for path in (ROOT / "docs").rglob("*.rst") if path.name != "README.rst")
+    docs = ROOT / "docs"
+    found = [ROOT / "README.rst", *sorted(path for path in docs.rglob("*.rst") if path != docs / "README.rst")]
     return [path for path in found if any(block.is_code for block in blocks_of(path.read_text(encoding="utf-8")))]
 
 

@@ -13,6 +13,7 @@ from ..servers import free_port
 from .pages import ROOT, RUN, SHOWN, Page, blocks_of, commands_of, forget_modules, pages
 
 PAGES = pages()
+ALL_PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
 
 
 @pytest.fixture
@@ -48,7 +49,9 @@ def test_page(page: Page) -> None:
         pytest.fail(page.report(), pytrace=False)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.rst")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_all_code_is_in_blocks_that_are_run_or_only_shown(path: Path) -> None:
     if path == ROOT / "docs" / "README.rst":
         pytest.skip("It describes the marks.")

@@ -22,10 +22,10 @@ from dramatiq_status.record import ARGS, EXCEPTION, FAILED, TRACEBACK
 from dramatiq_status.web import Access, TokenSigner, allow_all, status_app
 
 from ..conftest import StartServer
+from ..docs.pages import snippet
 from ..jobs import Job
 from ..recording import eventually
 from ..servers import RedisServer
-from ..test_readme import SNIPPETS
 from .serving import Site, serving
 
 
@@ -276,7 +276,7 @@ def test_ten_thousand_ids(site: Site) -> None:
     assert site.ask("POST", "/events", {"messages": [{"id": str(i)} for i in range(10_000)]}).status == 413
 
 
-def test_the_application_of_the_readme(backend: RedisBackend, job: Job) -> None:
+def test_the_application_of_the_reference(backend: RedisBackend, job: Job) -> None:
     # Given a site whose visitors are named by a cookie, and that uses the default broker
     class Visitor:
         def __init__(self, name: str | None) -> None:
@@ -293,7 +293,7 @@ def test_the_application_of_the_readme(backend: RedisBackend, job: Job) -> None:
     before = dramatiq.get_broker()
     dramatiq.set_broker(broker)
     try:
-        exec(SNIPPETS["web"], {"app": site_app})
+        exec(snippet("docs/reference/web.rst", "web"), {"app": site_app})
         with serving(with_user) as site:
             path = f"/jobs/{job.message_id}.json"
             assert [site.get(path, Cookie=f"user={user}").status for user in (42, 7)] == [200, 403]
