@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from .checks import MAX_TIMEOUT, check_duration, check_number
 from .cursor import Cursor
@@ -128,6 +128,9 @@ class StatusBackend(abc.ABC):
     #: Interval in milliseconds at which a watcher with a subscription also polls: the store publishes no change when
     #: a status expires or a message stalls.
     recheck_interval: int = 5000
+
+    #: Interval in milliseconds at which a worker reads the log of cancelled messages.
+    cancel_interval: int = 1000
 
     #: Reason why :meth:`find` raises :class:`.NotSupported`, and the cure.  It ends the sentence of the error.
     why_no_list: str = "it keeps no index."
@@ -250,6 +253,21 @@ class StatusBackend(abc.ABC):
           NotSupported: When this backend cannot list.
         """
         raise self.cannot_list()
+
+    def read_cancels(self, position: Any) -> tuple[Any, Sequence[int]]:
+        """Read the log of cancelled messages (``cancel_log.py``), to which :meth:`update_many` has added the messages
+        of all ``Kind.CANCEL`` updates that it has accepted.
+
+        A worker calls this once a second, so it must be cheap while nothing is added.  A backend without a log returns
+        no marks.  Its workers then learn of a request when they first write to the message, or with a heartbeat.
+
+        Parameters:
+          position: What the last call has returned; None for the first call.
+
+        Returns:
+          tuple[Any, Sequence[int]]: The position for the next call, and the marks that were added since `position`.
+        """
+        return None, ()
 
     def cannot_list(self) -> NotSupported:
         """Make the error of a backend that does not list."""

@@ -8,9 +8,9 @@ from typing import Protocol, TypeVar
 
 from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
 from .decoding import take_snapshot
-from .errors import BackendError, StatusMissing
+from .errors import BackendError, Cancelled, StatusMissing
 from .fields import MAX_FIELDS, check_count, name_of_field
-from .record import COMPLETED, PROGRESS, QUEUED, TOTAL, Counts, Record, counts_in, deletion_marks
+from .record import CANCEL_SEEN_AT, COMPLETED, PROGRESS, QUEUED, TOTAL, Counts, Record, counts_in, deletion_marks
 from .snapshot import Snapshot
 from .update import Changes, EnqueueId, Kind, Outcome, Update, apply
 from .writer import MessageBuffer
@@ -27,6 +27,8 @@ class Channel(Protocol):
     tracked_total: int | float | None
     #: Whether the values belong to one call of a function without a worker.
     of_one_call: bool
+    #: The signal that a loop of :func:`.track` checks at each item; None for no signal.
+    signal: CancelSignal | None
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         """Set fields, and a state by its stored number."""
@@ -49,6 +51,16 @@ class Channel(Protocol):
     def delete(self) -> bool:
         """Delete the status."""
 
+    def is_cancelled(self) -> bool | None:
+        """Whether the running message was asked to stop.  None if only the store knows."""
+
+
+class CancelSignal(Protocol):
+    """An object whose attribute changes when a running message is asked to stop."""
+
+    cancelled: bool
+    cancel_reason: str | None
+
 
 class LiveChannel:
     """A channel to the status of a message.  A copy of a handle shares the channel. A pickled channel contains only the
@@ -59,6 +71,10 @@ class LiveChannel:
     __slots__ = ()
 
     of_one_call = False
+    signal: CancelSignal | None = None
+
+    def is_cancelled(self) -> bool | None:
+        return None
 
     def __deepcopy__(self: T, memo: object) -> T:
         return self
@@ -74,8 +90,10 @@ class RunChannel(LiveChannel):
         "counts",
         "flush",
         "increment",
+        "is_seen",
         "max_field_size",
         "message_id",
+        "signal",
         "tracked_total",
     )
 
@@ -86,6 +104,9 @@ class RunChannel(LiveChannel):
         self.increment: Callable[..., None] = buffer.increment
         self.counts: Callable[[], Counts] = buffer.counts
         self.flush: Callable[[], bool] = buffer.flush
+        self.signal: CancelSignal | None = buffer
+        # Whether the actor knows that its message was cancelled.
+        self.is_seen = False
         self._buffer = buffer
         self._backend = backend
         # Stored names of the fields that the run has written and not deleted.
@@ -127,6 +148,16 @@ class RunChannel(LiveChannel):
     def delete(self) -> bool:
         self.flush()
         return self._backend.delete(self.message_id)
+
+    def is_cancelled(self) -> bool | None:
+        buffer = self._buffer
+        if buffer.is_forked:
+            # The parent has the signals.
+            return None
+        if buffer.cancelled and not self.is_seen and not buffer.closed:
+            self.is_seen = True
+            buffer.write({CANCEL_SEEN_AT: str(now_ms())})
+        return buffer.cancelled
 
 
 class BufferChannel(LiveChannel):
@@ -213,6 +244,7 @@ class DetachedChannel:
 
     message_id = ""
     max_field_size = DEFAULT_MAX_FIELD_SIZE
+    signal: CancelSignal | None = None
 
     def __init__(self, *, of_one_call: bool = False) -> None:
         self.of_one_call: bool = of_one_call
@@ -256,6 +288,9 @@ class DetachedChannel:
             found, self._record = self._record is not None, None
         return found
 
+    def is_cancelled(self) -> bool | None:
+        return False
+
     def _apply(self, update: Update) -> None:
         # A record is replaced and never changed, so that a reader needs no lock.
         with self._lock:
@@ -276,6 +311,24 @@ def _read_behind(flush: Callable[[], bool], backend: StatusBackend, message_id: 
             f"What was written to message {message_id!r} is not stored yet: the status store does not answer."
         )
     return backend.snapshot(message_id)
+
+
+def check_cancelled(channel: Channel) -> None:
+    """Check whether the message of a channel was cancelled.
+
+    Raises:
+      Cancelled: When it was asked to stop, or has ended as cancelled.
+      BackendError: When only the store knows, and does not answer.
+    """
+    cancelled = channel.is_cancelled()
+    if cancelled is None:
+        snapshot = channel.read()
+        if snapshot is not None and (
+            snapshot.cancelled or (not snapshot.finished and snapshot.cancel_requested_at is not None)
+        ):
+            raise Cancelled(snapshot.cancel_reason)
+    elif cancelled:
+        raise Cancelled(None if channel.signal is None else channel.signal.cancel_reason)
 
 
 def _check_requested_state(state: int) -> None:

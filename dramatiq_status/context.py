@@ -146,7 +146,14 @@ def _detached_channel() -> Channel:
     return iterated_by(frame) or DetachedChannel(of_one_call=True)
 
 
-def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None = None, **fields: Any) -> Track[T]:
+def track(
+    iterable: Iterable[T] | AsyncIterable[T],
+    /,
+    total: int | float | None = None,
+    *,
+    cancellable: bool = True,
+    **fields: Any,
+) -> Track[T]:
     """Iterate while reporting progress: set the total, set the progress
     to 0, count every item when the loop is done with it, and end with progress and
     total at the number of items.
@@ -169,6 +176,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
       total(int | float): By default ``len(iterable)``, or its length
         hint, when the loop begins.  If the iterable has no length, a total that was set earlier
         stays until the end.  Otherwise the total is unknown until the end.
+      cancellable(bool): Whether the loop raises :class:`.Cancelled` at the next item when the message is cancelled.
       **fields: Fields to set when the loop begins, in the same update.  With
         ``progress``, the loop counts from that value, for a job that resumes
         earlier work.
@@ -177,6 +185,7 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
       Track[T]: An iterable of the same items, with the length of `iterable`.
 
     Raises:
+      Cancelled: In the loop, when the message is cancelled.
       TypeError: When `iterable` is not iterable, a total is no number, or a
         value is not JSON.
       ValueError: When a name is reserved, a total is negative, or a
@@ -193,4 +202,4 @@ def track(iterable: Iterable[T] | AsyncIterable[T], /, total: int | float | None
     encoded, state = encode_fields(fields, max_size=channel.max_field_size)
     if state is not None:
         raise ValueError("Field 'status' cannot be set by track(): write current_status().update(status=...).")
-    return Track(channel, iterable, total, done, encoded)
+    return Track(channel, iterable, total, done, encoded, cancellable=cancellable)

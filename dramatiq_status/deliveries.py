@@ -13,14 +13,18 @@ from dramatiq.errors import ActorNotFound
 
 from ._process import at_fork
 from .backend import StatusBackend, now_ms
+from .cancel_log import mark_of
+from .cancels import Cancels, reason_in
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
+from .errors import Cancelled
 from .history import run_ended
 from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, Options, Settings, enqueue_id_of, new_token
 from .progress import Progress
 from .record import (
+    CANCELLED,
     COMPLETED,
     DEFAULT_HEARTBEAT_INTERVAL,
     FAILED,
@@ -58,22 +62,34 @@ class Deliveries:
       writer(Writer)
       options(Options)
       fields(MessageFields)
+      cancels(Cancels)
       heartbeat_interval(int): In milliseconds.
     """
 
     def __init__(
-        self, backend: StatusBackend, writer: Writer, options: Options, fields: MessageFields, heartbeat_interval: int
+        self,
+        backend: StatusBackend,
+        writer: Writer,
+        options: Options,
+        fields: MessageFields,
+        cancels: Cancels,
+        heartbeat_interval: int,
     ) -> None:
         self.thread_state: ThreadState = ThreadState()
         self._backend = backend
         self._writer = writer
         self._options = options
         self._fields = fields
+        self._cancels = cancels
         self._heartbeat_interval = heartbeat_interval
         _deliveries.add(self)
 
     def begin(self, broker: dramatiq.Broker, message: Any) -> None:
-        """Write ``working`` and bind the handles, before a worker processes the message."""
+        """Write ``working`` and bind the handles, before a worker processes the message.
+
+        Raises:
+          Cancelled: When the message was cancelled, so that no worker may run it.
+        """
         thread, given = self.thread_state, unwrapped(message)
         previous = current_binding()
         if previous is not None and thread.worker:
@@ -91,6 +107,10 @@ class Deliveries:
             previous.delivery.requeued = True
             ended = run_ended(now_ms(), failed=previous.delivery.exception is not None)
             previous.delivery.tracking.buffer.write({RUN_ENDED: ended}, urgent=True)
+        record = self._cancels.find(given.message_id, enqueue_id_of(given.options))
+        if record is not None:
+            # Dramatiq skips the message, and `after_skip_message` opens a delivery without a run.
+            raise Cancelled(reason_in(record))
         binding = self._open(message, given, settings, previous, run_token=new_token())
         assert binding.delivery is not None
         delivery, options = binding.delivery, given.options
@@ -129,6 +149,9 @@ class Deliveries:
                 self._writer.confirm_others(buffers, delivery.enqueues or (), delivery.deadline)
             decision = delivery.decide(rejected=rejected)
             if decision is Decision.REQUEUED:
+                if buffer.cancelled:
+                    # This process may get the retry before it reads the log.
+                    self._cancels.note((mark_of(delivery.message_id),))
                 buffer.close()
             else:
                 delivery.confirmation = Confirmation()
@@ -140,8 +163,11 @@ class Deliveries:
 
     def _finish(self, delivery: Delivery, message: Any, decision: Decision) -> Finish:
         tracking: _Tracking = delivery.tracking
-        settings, state = tracking.settings, FAILED if decision is Decision.FAILED else COMPLETED
+        settings, state = tracking.settings, COMPLETED if decision is Decision.COMPLETED else FAILED
         fields = {FINISHED_AT: str(now_ms())}
+        if decision is Decision.CANCELLED:
+            fields[CANCELLED] = "true"
+            return Finish(state, fields, settings.status_ttl)
         if delivery.skipped:
             fields[SKIPPED] = "true"
         if state == COMPLETED and tracking.buffer.requested_state is not None:

@@ -35,6 +35,8 @@ class Decision(Enum):
     REQUEUED = "requeued"
     COMPLETED = "completed"
     FAILED = "failed"
+    #: The message was cancelled.
+    CANCELLED = "cancelled"
 
     @property
     def state(self) -> int | None:
@@ -42,7 +44,7 @@ class Decision(Enum):
         return _STATES.get(self)
 
 
-_STATES: Final = {Decision.COMPLETED: COMPLETED, Decision.FAILED: FAILED}
+_STATES: Final = {Decision.COMPLETED: COMPLETED, Decision.FAILED: FAILED, Decision.CANCELLED: FAILED}
 
 
 @dataclass(eq=False)
@@ -64,6 +66,8 @@ class Delivery:
     exception: BaseException | None = None
     result: Any = None
     skipped: bool = False
+    #: Whether the message ends because it was cancelled: the actor has raised :class:`.Cancelled`, or was not run.
+    cancelled: bool = False
     #: Whether the broker has taken the message again.
     requeued: bool = False
     #: Whether the end of the delivery was decided, and its final state was passed to the writer.
@@ -103,6 +107,8 @@ class Delivery:
         """Return the meaning of the end of this delivery."""
         if self.requeued:
             return Decision.REQUEUED
+        if self.cancelled:
+            return Decision.CANCELLED
         if rejected:
             return Decision.FAILED
         if self.skipped or (self.outcome_seen and self.exception is None):

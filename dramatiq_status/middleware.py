@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable
 from copy import copy
 from datetime import timedelta
@@ -15,11 +16,12 @@ from ._log import logger
 from ._process import drop_interrupt
 from .backend import StatusBackend
 from .backends import backend_from_url
+from .cancels import Cancels
 from .checks import check_duration, check_number
 from .circuit_breaker import CircuitBreaker, Health
 from .deliveries import Deliveries, exception_in_flight, unwrapped
 from .enqueues import Enqueues
-from .errors import StatusSetupError
+from .errors import Cancelled, StatusSetupError
 from .message_fields import Describe, MessageFields, type_and_text
 from .options import SETTINGS_OPTIONS, Options, Settings, check_includes, write_back
 from .record import DEFAULT_HEARTBEAT_INTERVAL, DEFAULT_LIVE_TTL, DEFAULT_STATUS_TTL
@@ -175,7 +177,10 @@ class StatusMiddleware(Middleware):
             max_pending=self._max_pending,
             max_pending_bytes=self._max_pending_bytes,
         )
-        self._deliveries = Deliveries(backend, self._writer, self._options, self._fields, self.heartbeat_interval)
+        self._cancels = Cancels(backend, self._breaker, self._writer)
+        self._deliveries = Deliveries(
+            backend, self._writer, self._options, self._fields, self._cancels, self.heartbeat_interval
+        )
         self._enqueues = Enqueues(
             backend, self._writer, self._breaker, self._fields, self._deliveries, self.heartbeat_interval
         )
@@ -216,6 +221,7 @@ class StatusMiddleware(Middleware):
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         _refuse_two(broker)
+        self._cancels.start()
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
         _refuse_two(broker)
@@ -280,7 +286,9 @@ class StatusMiddleware(Middleware):
     def after_skip_message(self, broker: dramatiq.Broker, message: Any) -> None:
         delivery = self._deliveries.delivery_of(broker, message)
         if delivery is not None:
-            delivery.skipped = True
+            # Dramatiq calls this hook while it handles the exception.
+            delivery.cancelled = delivery.cancelled or isinstance(sys.exc_info()[1], Cancelled)
+            delivery.skipped = not delivery.cancelled
 
     @_through_interrupts
     def before_ack(self, broker: dramatiq.Broker, message: Any) -> None:
@@ -304,6 +312,7 @@ class StatusMiddleware(Middleware):
         self._deliveries.thread_state.worker = True
 
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
+        self._cancels.stop()
         self._writer.drain(SHUTDOWN_TIMEOUT)
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
-from .channel import Channel
+from .channel import Channel, check_cancelled
 from .fields import check_count, check_total, count_name, deleted_names, encode_fields
 from .progress import Progress
 from .record import PROGRESS, TOTAL, State
@@ -51,6 +51,23 @@ class Look(Generic[T]):
             return self._unknown
         found: T = getattr(snapshot, self._name)
         return found
+
+
+class CancelledLook(Look[bool]):
+    """A look that takes no round trip for the running message: whether its actor is asked to stop."""
+
+    @overload
+    def __get__(self, handle: None, owner: type) -> Look[bool]: ...
+
+    @overload
+    def __get__(self, handle: Status, owner: type) -> bool: ...
+
+    def __get__(self, handle: Status | None, owner: type) -> Look[bool] | bool:
+        if handle is not None:
+            found = channel_of(handle).is_cancelled()
+            if found is not None:
+                return found
+        return super().__get__(handle, owner)
 
 
 class Status:
@@ -173,6 +190,19 @@ class Status:
         """
         return self._channel.flush()
 
+    def check_cancelled(self) -> None:
+        """Stop here if the message was cancelled.  For the running message it takes no round trip.
+
+        >>> while more_work():
+        ...     current_status().check_cancelled()
+
+        Raises:
+          Cancelled: When the message was asked to stop.  Let it leave the actor: the message then ends as
+            cancelled, and is not retried.
+          BackendError: When the handle is not that of the running message, and the store does not answer.
+        """
+        check_cancelled(self._channel)
+
     def delete(self) -> bool:
         """Delete the status.  The message itself stays in its queue.  If it
         runs, its next write stores the status again.
@@ -206,7 +236,7 @@ class Status:
     scheduled: Look[bool] = Look(False)
     stalled: Look[bool] = Look(False)
     skipped: Look[bool] = Look(False)
-    cancelled: Look[bool] = Look(False)
+    cancelled: Look[bool] = CancelledLook(False)
     cancel_reason: Look[str | None] = Look(None)
     cancel_requested_at: Look[datetime | None] = Look(None)
     cancel_seen_at: Look[datetime | None] = Look(None)

@@ -11,7 +11,7 @@ from threading import get_ident
 from types import FrameType
 from typing import Final, Generic, TypeVar
 
-from .channel import Channel
+from .channel import CancelSignal, Channel, check_cancelled
 from .fields import MAX_COUNT, encode_count, encode_total
 from .record import PROGRESS, TOTAL, Record
 
@@ -124,12 +124,22 @@ def iterated_by(frame: FrameType) -> Channel | None:
     return next((leg.channel for leg in reversed(legs) if leg.open and leg.frame is frame), None)
 
 
+class _NoSignal:
+    """The signal of a loop that nothing cancels."""
+
+    cancelled = False
+    cancel_reason: str | None = None
+
+
+_NO_SIGNAL: Final = _NoSignal()
+
+
 class Track(Generic[T]):
     """The iterable that :func:`.track` returns: it counts the items that the loop has processed.  It supports ``for``
     or ``async for``, as its own iterable does.
     """
 
-    __slots__ = ("_channel", "_done", "_fields", "_iterable", "_total")
+    __slots__ = ("_channel", "_done", "_fields", "_iterable", "_signal", "_total")
 
     def __init__(
         self,
@@ -138,8 +148,11 @@ class Track(Generic[T]):
         total: int | float | None,
         done: int | float,
         fields: Record,
+        *,
+        cancellable: bool = True,
     ) -> None:
         self._channel = channel
+        self._signal: CancelSignal = (channel.signal if cancellable else None) or _NO_SIGNAL
         self._iterable = iterable
         self._total = total
         self._done = done
@@ -154,8 +167,11 @@ class Track(Generic[T]):
 
     def _items(self, iterable: Iterable[T]) -> Iterator[T]:
         leg = self._begin()
+        signal = self._signal
         try:
             for item in iterable:
+                if signal.cancelled:
+                    check_cancelled(self._channel)
                 yield item
                 leg.count()
             leg.finish()
@@ -175,6 +191,11 @@ class Track(Generic[T]):
     def __bool__(self) -> bool:
         # Without this method, an iterable without a length would raise an error.
         return True
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the loop has to stop."""
+        return self._signal.cancelled
 
     def _begin(self) -> Leg:
         total = _length_of(self._iterable) if self._total is None else self._total
@@ -226,5 +247,8 @@ class _AsyncItems(AsyncIterator[T]):
             # The exception may keep the leg. A caller that has only cancelled its wait may continue the loop.
             leg.open = False
             raise
+        if self._track.is_cancelled:
+            leg.open = False
+            check_cancelled(leg.channel)
         self._given = True
         return item

@@ -126,7 +126,7 @@ class Outcome(int, Enum):
     UNSTORABLE = 8
     #: The message was cancelled before, and no run may begin.  Nothing is stored.
     CANCELLED = 9
-    #: The update is stored, and the running message has a request to cancel it.
+    #: The update is stored, and the message has a request to cancel it.
     REQUESTED = 10
 
 
@@ -281,6 +281,7 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
             if CANCEL_REQUESTED_AT in new:
                 # The message does not run again.
                 cancel_waiting(new, now)
+                return Applied(_REQUESTED, touch(new, record, now), ttl)
             return Applied(Outcome.APPLIED, touch(new, record, now), ttl)
     new = {**update.fields, STATE: str(QUEUED), ORIGIN: origin, GENERATION: generation}
     return Applied(Outcome.APPLIED, touch(new, record, now), live_ttl_of(new, now))

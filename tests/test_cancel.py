@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
 import dramatiq
 import pytest
 from dramatiq import group, pipeline
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import AsyncIO, Callbacks, GroupCallbacks, Middleware, Pipelines, Retries
+from dramatiq.rate_limits.backends import StubBackend as RateLimiterStub
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend as StubResults
 
-from dramatiq_status import BackendError, Cancellation, StatusMissing, StatusRegistry, aio
+from dramatiq_status import (
+    BackendError,
+    Cancellation,
+    Cancelled,
+    StatusMiddleware,
+    StatusMissing,
+    StatusRegistry,
+    aio,
+    current_status,
+    track,
+)
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.testing.updates import enqueue, finish, start
 
-from .recording import Broken, RecordingBackend, make_broker
+from .recording import PATIENCE, Broken, RecordingBackend, eventually, make_broker, working
 
 CANCELLED, REQUESTED, FINISHED = Cancellation.CANCELLED, Cancellation.REQUESTED, Cancellation.FINISHED
 
@@ -20,6 +37,16 @@ CANCELLED, REQUESTED, FINISHED = Cancellation.CANCELLED, Cancellation.REQUESTED,
 @pytest.fixture
 def backend() -> RecordingBackend:
     return RecordingBackend()
+
+
+@pytest.fixture
+def broker(backend: RecordingBackend) -> StubBroker:
+    backend.cancel_interval = 20
+    return make_broker(backend)
+
+
+def status_middleware(broker: dramatiq.Broker) -> StatusMiddleware:
+    return next(found for found in broker.middleware if isinstance(found, StatusMiddleware))
 
 
 def in_each_state(backend: StatusBackend) -> None:
@@ -117,3 +144,272 @@ def test_a_group_of_pipelines_is_cancelled_before_its_later_stages_have_a_status
     found = StatusRegistry.batch(group([stages], broker=broker), backend=backend).cancel()
     # Then the first stage has ended, and the second one is unknown
     assert list(found.values()) == [CANCELLED, None]
+
+
+# In a worker
+
+
+def test_a_waiting_message_is_never_run(broker: StubBroker, backend: RecordingBackend) -> None:
+    # Given a queued and a delayed message that were cancelled before the worker boots, and another one
+    runs: list[str] = []
+
+    @dramatiq.actor(broker=broker)
+    def job(name: str) -> None:
+        runs.append(name)
+
+    queued, delayed = job.send("queued"), job.send_with_options(args=("delayed",), delay=10)
+    for message in (queued, delayed):
+        assert StatusRegistry.cancel(message, broker=broker) is CANCELLED
+    last = job.send("last")
+    # When a worker gets them
+    with working(broker):
+        StatusRegistry.wait(last, broker=broker)
+        broker.join("default")
+    # Then it has dropped both, without a dead letter
+    assert runs == ["last"] and not broker.dead_letters
+    for message in (queued, delayed):
+        snapshot = StatusRegistry.read(message, broker=broker)
+        assert snapshot is not None and snapshot.cancelled and not snapshot.skipped
+        assert (snapshot.attempts, snapshot.runs, snapshot.timeline[-1]) == (0, (), "cancelled")
+
+
+def test_a_message_is_dropped_that_is_cancelled_while_the_worker_runs(
+    broker: StubBroker, backend: RecordingBackend
+) -> None:
+    # Given a running worker, and a message that waits for a retry
+    runs: list[int] = []
+
+    @dramatiq.actor(broker=broker, max_retries=3, min_backoff=300, max_backoff=300)
+    def job() -> None:
+        runs.append(1)
+        raise OSError("gone")
+
+    with working(broker):
+        message = job.send()
+        for snapshot in StatusRegistry.watch(message, timeout=20_000, broker=broker):
+            if snapshot.retrying:
+                break
+        # When it is cancelled
+        assert StatusRegistry.cancel(message, reason="user left", broker=broker) is CANCELLED
+        found = StatusRegistry.wait(message, timeout=1_000, broker=broker)
+        broker.join("default")
+    # Then the retry has not begun
+    assert len(runs) == 1
+    assert (found.cancelled, found.cancel_reason, found.exception) == (
+        True,
+        "user left",
+        {"type": "OSError", "message": "gone"},
+    )
+    assert [run.outcome for run in found.runs] == ["retried"]
+    assert found.timeline[-1] == "cancelled"
+
+
+def test_an_actor_checks_whether_it_is_asked_to_stop(broker: StubBroker, backend: RecordingBackend) -> None:
+    # Given a running actor that checks
+    checks: list[bool] = []
+
+    @dramatiq.actor(broker=broker, max_retries=3)
+    def job() -> None:
+        status = current_status()
+        while not status.cancelled:
+            checks.append(status.cancelled)
+            time.sleep(0.005)
+        status["last"] = "words"
+        status.check_cancelled()
+
+    with working(broker):
+        message = job.send()
+        eventually(lambda: checks)
+        reads = len(backend.calls)
+        # When it is cancelled
+        assert StatusRegistry.cancel(message, reason="user left", broker=broker) is REQUESTED
+        found = StatusRegistry.wait(message, broker=broker)
+        broker.join("default")
+    # Then it has ended as cancelled, once, and has written its last words
+    assert (found.state, found.cancelled, found["last"], found.attempts) == ("failed", True, "words", 1)
+    assert found.exception is None and not found.skipped
+    assert found.cancel_requested_at is not None and found.cancel_seen_at is not None
+    assert [run.outcome for run in found.runs] == ["cancelled"]
+    assert found.to_dict()["cancelled"] is True and found.timeline[-1].startswith("run 1 cancelled after")
+    # And a check takes no round trip
+    assert len(checks) > 1 and len(backend.calls) - reads < 8
+
+
+def test_an_actor_that_does_not_listen_is_completed(broker: StubBroker, backend: RecordingBackend) -> None:
+    # Given an actor that does not check
+    started, stop = threading.Event(), threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        started.set()
+        assert stop.wait(PATIENCE)
+
+    with working(broker):
+        message = job.send()
+        assert started.wait(PATIENCE)
+        assert StatusRegistry.cancel(message, broker=broker) is REQUESTED
+        stop.set()
+        found = StatusRegistry.wait(message, broker=broker)
+    # Then it is completed, and says that it was asked, and that it has not seen that
+    assert (found.state, found.cancelled, found.cancel_seen_at) == ("completed", False, None)
+    assert found.cancel_requested_at is not None
+
+
+def test_an_actor_that_fails_after_a_request_is_not_retried(broker: StubBroker, backend: RecordingBackend) -> None:
+    # Given an actor that has retries left, and fails after it was asked to stop
+    started, stop, runs = threading.Event(), threading.Event(), []
+
+    @dramatiq.actor(broker=broker, max_retries=3, min_backoff=10, max_backoff=10)
+    def job() -> None:
+        runs.append(1)
+        started.set()
+        assert stop.wait(PATIENCE)
+        raise OSError("gone")
+
+    with working(broker):
+        message = job.send()
+        assert started.wait(PATIENCE)
+        StatusRegistry.cancel(message, broker=broker)
+        stop.set()
+        found = StatusRegistry.wait(message, broker=broker)
+        time.sleep(1.2)
+        broker.join("default")
+    # Then its retry was dropped
+    assert len(runs) == 1 and found.cancelled
+    assert found.runs[0].exception == {"type": "OSError", "message": "gone"}
+
+
+@pytest.mark.parametrize("cancellable", [True, False])
+def test_a_tracked_loop_stops_at_the_next_item(
+    broker: StubBroker, backend: RecordingBackend, cancellable: bool
+) -> None:
+    # Given an actor with a loop that is tracked
+    first, go_on, items = threading.Event(), threading.Event(), []
+
+    @dramatiq.actor(broker=broker, max_retries=3)
+    def job() -> None:
+        for item in track(range(5), cancellable=cancellable):
+            items.append(item)
+            first.set()
+            assert go_on.wait(PATIENCE)
+
+    with working(broker):
+        message = job.send()
+        assert first.wait(PATIENCE)
+        # When the message is cancelled during the first item
+        StatusRegistry.cancel(message, broker=broker)
+        eventually(lambda: all(buffer.cancelled for buffer in list(status_middleware(broker)._writer.running)))
+        go_on.set()
+        found = StatusRegistry.wait(message, broker=broker)
+    # Then the loop ends before the second one, unless it is protected
+    assert items == ([0] if cancellable else [0, 1, 2, 3, 4])
+    assert (found.cancelled, found.completed) == (cancellable, not cancellable)
+    assert found.get("progress") == (1 if cancellable else 5)
+
+
+def test_an_actor_cancels_itself(broker: StubBroker, backend: RecordingBackend) -> None:
+    # Given an actor that raises the exception without a request
+    @dramatiq.actor(broker=broker, max_retries=3)
+    def job() -> None:
+        raise Cancelled("nothing to do")
+
+    message = job.send()
+    with working(broker):
+        found = StatusRegistry.wait(message, broker=broker)
+        broker.join("default")
+    # Then its message is cancelled, without a request
+    assert (found.cancelled, found.attempts, found.cancel_requested_at) == (True, 1, None)
+
+
+def test_a_run_that_slips_through_learns_of_it_with_its_first_write(
+    broker: StubBroker, backend: RecordingBackend
+) -> None:
+    # Given a worker that does not read the log in time
+    backend.cancel_interval = 3_600_000
+    runs: list[str] = []
+
+    @dramatiq.actor(broker=broker, max_retries=3)
+    def job() -> None:
+        runs.append("begun")
+        while True:
+            time.sleep(0.001)
+            current_status().check_cancelled()
+
+    with working(broker):
+        # When a message is cancelled, and the worker gets it
+        message = job.message()
+        broker.emit_before("enqueue", message, None)
+        broker.emit_after("enqueue", message, None)
+        assert StatusRegistry.cancel(message, broker=broker) is CANCELLED
+        broker.queues["default"].put(message.encode())
+        # Then its run begins, and ends itself as soon as its start is refused
+        eventually(lambda: runs and not status_middleware(broker)._writer.running)
+    found = StatusRegistry.read(message, broker=broker)
+    assert runs == ["begun"] and found is not None and found.cancelled and found.attempts == 0
+
+
+def test_an_unused_cancel_reads_no_record(broker: StubBroker, backend: RecordingBackend) -> None:
+    # Given a worker, and no cancelled message
+    reads: list[object] = []
+    backend.read_many = lambda ids: reads.append(ids) or []  # type: ignore[method-assign, assignment, return-value]
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        for _ in track(range(10)):
+            pass
+
+    # When it runs messages
+    messages = [job.send() for _ in range(20)]
+    with working(broker):
+        broker.join("default")
+    # Then each has taken its start and its end, and none a read
+    assert reads == []
+    assert all(len(backend.updates(message.message_id)) <= 4 for message in messages)
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_cancelled_pipeline_ends_in_every_order_of_middleware(
+    backend: RecordingBackend, is_first: bool, is_async: bool
+) -> None:
+    # Given StatusMiddleware first or last, with retries, results and callbacks
+    results = StubResults()
+    others: list[Middleware] = [AsyncIO(), Callbacks(), Pipelines(), Retries(min_backoff=1, max_backoff=2)]
+    others += [GroupCallbacks(RateLimiterStub()), Results(backend=results, store_results=True)]
+    status = StatusMiddleware(backend=backend)
+    broker = StubBroker([status, *others] if is_first else [*others, status])
+    called: list[str] = []
+
+    @dramatiq.actor(broker=broker)
+    def callback(*values: object, **options: object) -> None:
+        called.append("callback")
+
+    def stage() -> None:
+        called.append("stage")
+        raise Cancelled("enough")
+
+    async def async_stage() -> None:
+        stage()
+
+    options = {"max_retries": 3, "on_success": "callback", "on_failure": "callback"}
+    actor = dramatiq.actor(broker=broker, actor_name="stage", **options)(async_stage if is_async else stage)
+    first, second = actor.message(), callback.message()
+    stages = pipeline([first, second], broker=broker)
+    jobs = group([actor.message(), actor.message()], broker=broker)
+    jobs.add_completion_callback(callback.message())
+    # When the messages run, and raise Cancelled
+    with working(broker):
+        stages.run()
+        jobs.run()
+        found = StatusRegistry.wait(first, broker=broker)
+        children = StatusRegistry.batch(jobs, broker=broker).wait()
+        broker.join("default")
+        time.sleep(0.05)
+        broker.join("default")
+    # Then each has ended once, and nothing follows
+    assert called == ["stage"] * 3
+    assert found.cancelled and [child is not None and child.cancelled for child in children.children.values()] == [
+        True,
+        True,
+    ]
+    assert StatusRegistry.read(second, broker=broker) is None

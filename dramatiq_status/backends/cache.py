@@ -12,9 +12,11 @@ from threading import Lock
 from typing import Any, Final, NamedTuple
 from zlib import error as ZlibError
 
+from .._log import logger
 from .._process import at_fork
 from .._time import monotonic
 from ..backend import StatusBackend, escape_namespace
+from ..cancel_log import LOG_TTL, add_to_log, cancelled_by, read_log
 from ..errors import BackendError, StoreRefused
 from ..record import Record
 from ..update import Outcome, Update
@@ -146,9 +148,7 @@ class CacheBackend(StatusBackend):
     .. _dogpile.cache: https://dogpilecache.sqlalchemy.org
     """
 
-    why_no_list = (
-        "a cache has no index, and returns no list of its keys. Use the Redis or SQLite backend to list statuses."
-    )
+    why_no_list = "a cache has no index, and lists no keys. Use the Redis or SQLite backend to list statuses."
 
     def __init__(self, cache: Any, *, on_error: Callable[[], Any] | None = None, **parameters: Any) -> None:
         super().__init__(**parameters)
@@ -158,6 +158,8 @@ class CacheBackend(StatusBackend):
         self._on_error = on_error or (close_broken_connections if _is_djangos(cache) else None)
         self._fit = None if _is_proxy(cache) else _find_fit(cache)
         self._prefix = escape_namespace(self.namespace) + ":"
+        # No key of a message contains "%" behind its namespace.
+        self._log_key = escape_namespace(self.namespace) + "%cancels"
 
     def __repr__(self) -> str:
         # Without the cache, whose `repr` may contain a password.
@@ -187,7 +189,22 @@ class CacheBackend(StatusBackend):
             raise errors.first
         for index in chain.from_iterable(document.indexes for document in refused if stored):
             outcomes[index] = Outcome.UNSTORABLE
+        if cancelled := cancelled_by(updates, outcomes):
+            self._log_cancels(cancelled)
         return outcomes
+
+    def _log_cancels(self, message_ids: Sequence[str]) -> None:
+        try:
+            with _lock_of(self._log_key):
+                self._store(self._log_key, add_to_log(self._read_log(), message_ids).encode(), LOG_TTL)
+        except BackendError as e:
+            logger.info("Workers learn late that messages were cancelled: %s", e)
+
+    def read_cancels(self, position: Any) -> tuple[int, list[int]]:
+        return read_log(self._read_log(), position or 0)
+
+    def _read_log(self) -> Any:
+        return self._call("get", self._log_key, **self._found_fit().get_options)
 
     def _carry_out(self, document: PendingDocument) -> bool:
         """Carry out the updates of a message, and return whether that has stored a value."""

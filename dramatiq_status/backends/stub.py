@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 
 from ..backend import Listed, Query, StatusBackend
+from ..cancel_log import add_to_log, cancelled_by, read_log
 from ..cursor import Cursor
 from ..record import Record
 from ..update import Outcome, Update, apply, is_moved
@@ -28,6 +29,7 @@ class StubBackend(StatusBackend):
         # changed last is the last entry.
         self._records: dict[str, tuple[Record, int, int]] = {}
         self._last_position = 0
+        self._cancels: str | None = None
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         outcomes = []
@@ -46,7 +48,12 @@ class StubBackend(StatusBackend):
                         position,
                     )
                 outcomes.append(applied.outcome)
+            if cancelled := cancelled_by(updates, outcomes):
+                self._cancels = add_to_log(self._cancels, cancelled)
         return outcomes
+
+    def read_cancels(self, position: Any) -> tuple[int, list[int]]:
+        return read_log(self._cancels, position or 0)
 
     def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
         with self._lock:

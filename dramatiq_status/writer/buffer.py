@@ -55,6 +55,9 @@ class MessageBuffer:
         sent with.
     """
 
+    #: Whether the run was asked to stop, as far as this process knows, and the reason.
+    cancelled: bool = False
+    cancel_reason: str | None = None
     #: The final state that the run has set itself; None for none.
     requested_state: int | None = None
     #: Whether it takes no more writes.
@@ -72,8 +75,8 @@ class MessageBuffer:
     is_mute: bool = False
     #: Earliest time of the next attempt, by the monotonic clock, if its server of many did not answer.
     retry_at: float = 0.0
-    # Whether this process was forked off, while the run continues in the parent.
-    _is_forked = False
+    #: Whether this process was forked off, while the run continues in the parent.
+    is_forked: bool = False
     # Whether the writer has a signal that there is something to send.
     _is_signalled = False
     # Number of the last update of the run.
@@ -97,6 +100,7 @@ class MessageBuffer:
         base: Callable[[], Record] = dict,
     ) -> None:
         self.message_id = message_id
+        self.enqueue_id = enqueue_id
         #: The thread that runs the message.
         self.thread: threading.Thread = threading.current_thread()
         self._writer = writer
@@ -116,7 +120,7 @@ class MessageBuffer:
         if n.__class__ is not int or not -MAX_COUNT <= n <= MAX_COUNT:
             n = check_count("increment", n)
         if self.closed:
-            if self._is_forked:
+            if self.is_forked:
                 self._write_directly({}, n)
             return
         operations = self._operations
@@ -144,7 +148,7 @@ class MessageBuffer:
           state(int): A state to set; from outside of the run only.
           changes(Changes)
         """
-        if self._is_forked:
+        if self.is_forked:
             self._write_directly(fields, increment, state, changes)
             return
         if self.closed:
@@ -190,7 +194,7 @@ class MessageBuffer:
           bool: False if that takes longer than `timeout` seconds (by default the backend's own time-out),
           or the store is down.
         """
-        if self._is_forked:
+        if self.is_forked:
             return True
         confirmation = Confirmation()
         self.add(confirmation)
@@ -232,7 +236,7 @@ class MessageBuffer:
         self._state = MergedState({"kind": Kind.OUTSIDE}, known)
         self._merger.forget_rate()
         # `closed` is set as well, because increment() tests only `closed` in the usual case.
-        self.closed = self._is_forked = True
+        self.closed = self.is_forked = True
 
     def _write_directly(
         self, fields: Record, increment: int | float, state: int | None = None, changes: Changes | None = None
@@ -369,6 +373,8 @@ class MessageBuffer:
                 return True
             if self.is_first("missing"):
                 logger.info("Message %r has no status. The writes to it are dropped.", self.message_id)
+        elif outcome is Outcome.CANCELLED or outcome is Outcome.REQUESTED:
+            self.cancelled = True
         elif outcome is Outcome.UNCOUNTED:
             self._log_uncounted(update)
         return outcome is Outcome.UNAVAILABLE

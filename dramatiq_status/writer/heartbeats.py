@@ -91,3 +91,5 @@ class Heartbeats:
         for buffer, outcome in zip(buffers, outcomes):
             if outcome is Outcome.MISSING and not buffer.suspect:
                 buffer.restore()
+            elif outcome is Outcome.REQUESTED:
+                buffer.cancelled = True

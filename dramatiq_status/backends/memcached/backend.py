@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from ..._log import logger
 from ..._time import monotonic
 from ...backend import StatusBackend, escape_namespace, now_ms
+from ...cancel_log import LOG_TTL, add_to_log, cancelled_by, read_log
 from ...decoding import take_texts
 from ...errors import BackendError, StoreRefused
 from ...record import TRUNCATED, Record, is_finished
@@ -30,6 +31,9 @@ READS_A_ROUND: Final = 500
 #: Maximum number of messages of which a process caches the key and the server.  Without the cache, pymemcache's hash
 #: takes about 15 microseconds for each server.
 LOCATIONS_CACHED: Final = 16_384
+
+#: Maximum number of attempts to add to the log of cancelled messages, to which other processes may add as well.
+LOG_ATTEMPTS: Final = 16
 
 # An attribute of an Enum takes five times as long as a name.
 _STORED: Final = Stored.STORED
@@ -108,6 +112,7 @@ class MemcachedBackend(StatusBackend):
         # Returns the key of a message, and the server that has it.
         self._locate: Callable[[str], tuple[bytes, Server]] = lru_cache(LOCATIONS_CACHED)(self._find_location)
         self._items = ItemCache()
+        self._log_key: bytes = f"{prefix[:-1]}%cancels".encode()
         # No key of a message contains "%" behind its namespace.
         self._rounds = Rounds(self._items, prefix[:-1] + "%turn:")
         # Messages of which the log has a line about values that are not stored.
@@ -123,6 +128,7 @@ class MemcachedBackend(StatusBackend):
             (outcome,), failures, problems = self._update_all(((message_id, update),), whole=whole)
             for error in (*failures, *problems.values()):
                 raise error
+        self._log_cancels(((message_id, update),), [outcome])
         return outcome
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
@@ -132,8 +138,10 @@ class MemcachedBackend(StatusBackend):
         except BackendError as e:
             return self._unavailable(1, e, deadline)
         if outcome is not None:
+            self._log_cancels(updates, [outcome])
             return [outcome]
         outcomes, failures, problems = self._update_all(updates)
+        self._log_cancels(updates, outcomes)
         refusals = [problem for problem in problems.values() if isinstance(problem, StoreRefused)]
         if refusals and not failures and all(outcome is Outcome.UNSTORABLE for outcome in outcomes):
             raise refusals[0]
@@ -143,6 +151,34 @@ class MemcachedBackend(StatusBackend):
         if failures and all(outcome is Outcome.UNAVAILABLE for outcome in outcomes):
             return self._unavailable(len(outcomes), failures[0], deadline)
         return outcomes
+
+    def _log_cancels(self, updates: Sequence[tuple[str, Update]], outcomes: Sequence[Outcome]) -> None:
+        """Add messages to the log of cancelled messages, in two round trips or more."""
+        cancelled = cancelled_by(updates, outcomes)
+        if not cancelled:
+            return
+        server = self._servers.server_of(self._log_key)
+        try:
+            for _ in range(LOG_ATTEMPTS):
+                if server.call(self._log_over, cancelled, may_repeat=always):
+                    break
+        except BackendError as e:
+            # The messages are cancelled: workers learn of it from their records.
+            logger.info("Workers learn late that messages were cancelled: %s", e)
+
+    def _log_over(self, connection: Connection, message_ids: list[str]) -> bool:
+        """Add messages to the log, and return whether no other process has written to it at the same time."""
+        connection.send(connection.get(self._log_key))
+        found = connection.read_item()
+        value = add_to_log(None if found is None else found.value, message_ids).encode()
+        expiry = LOG_TTL // 1000
+        cas = None if found is None else found.cas
+        stored, _ = connection.store_now(connection.store(self._log_key, value, expiry, cas))
+        return stored in (Stored.STORED, Stored.REFUSED)
+
+    def read_cancels(self, position: Any) -> tuple[int, list[int]]:
+        found = self._servers.server_of(self._log_key).call(Connection.read_value, self._log_key)
+        return read_log(None if found is None else found[0], position or 0)
 
     def _unavailable(self, count: int, error: BackendError, deadline: float) -> list[Outcome]:
         """Return the outcomes of updates of which none is stored.  Raise the error, unless another server answers."""

@@ -157,6 +157,12 @@ class RedisBackend(StatusBackend):
     def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | BackendError | None]:
         return drive(self.transport, self.operations.snapshots(message_ids))
 
+    #: Half a second: an actor on Redis sees within a second that it was asked to stop.
+    cancel_interval = 500
+
+    def read_cancels(self, position: Any) -> tuple[dict[int, str], list[int]]:
+        return drive(self.transport, self.operations.read_cancels(position or {}))
+
     def now(self) -> int:
         """Return the time by the server's clock, as the last calls have shown it, in epoch milliseconds."""
         return self.transport.clock.now()

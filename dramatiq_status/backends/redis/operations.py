@@ -24,7 +24,7 @@ from .clock import ServerClock
 from .keys import Keys, ListMode
 from .protocol import OUTCOMES, UNLISTED, DeleteCall, UpdateCall, Updates
 from .relisting import relist
-from .requests import Reads, Request, ScriptCall, refusal_of
+from .requests import Command, Reads, Request, ScriptCall, refusal_of
 from .script import LIST
 from .transport import Steps, Transport
 
@@ -36,6 +36,9 @@ UPDATES_A_CALL: Final = 128
 
 #: Maximum number of records that are read together.
 READS_A_CALL: Final = 2000
+
+#: Maximum number of entries of the log of cancelled messages that are read together.
+LOGGED_A_CALL: Final = 10_000
 
 #: Maximum number of calls for one page, each of which only removes expired messages from the index.
 PASSES_A_PAGE: Final = 64
@@ -239,6 +242,33 @@ class Operations:
             Reads(shard, [prefixes[shard] + ids[position] for position in positions], positions)
             for shard, positions in groups.items()
         ]
+
+    def read_cancels(self, position: Mapping[int, str]) -> Steps[tuple[dict[int, str], list[int]]]:
+        """Read the log of cancelled messages.
+
+        Parameters:
+          position(Mapping[int, str]): By shard, the id of the last entry that was read.
+        """
+        found, marks = dict(position), []
+        shards: Sequence[int] = self.keys.shards
+        while shards:
+            begins = [f"({found[shard]}" if shard in found else "-" for shard in shards]
+            calls = yield [
+                Command(shard, "XRANGE", self.keys.cancels[shard], begin, "+", "COUNT", LOGGED_A_CALL)
+                for shard, begin in zip(shards, begins)
+            ]
+            errors = [call.error for call in calls if call.error is not None]
+            if len(errors) == len(calls):
+                self._transport.is_down(errors[0])
+                raise errors[0]
+            shards = []
+            for call in calls:
+                if call.error is None and call.reply:
+                    found[call.shard] = call.reply[-1][0]
+                    marks += [int(texts[1], 16) for _, texts in call.reply]
+                    if len(call.reply) == LOGGED_A_CALL:
+                        shards.append(call.shard)
+        return found, marks
 
     # Listing
 

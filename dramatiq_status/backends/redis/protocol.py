@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from ...cancel_log import mark_of, text_of
 from ...record import number_text
 from ...update import Changes, Kind, Outcome, Update
 from .clock import ServerClock
@@ -65,7 +66,7 @@ class UpdateCall(ScriptCall):
     def arguments(self, clock: ServerClock) -> list[Any]:
         arguments: list[Any] = [clock.text()]
         may_move = False
-        for _, update in self.updates:
+        for message_id, update in self.updates:
             kind, enqueue_id, run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
             added = number_text(by) if by else 0
             if changes is not None:
@@ -88,7 +89,8 @@ class UpdateCall(ScriptCall):
                 arguments += (WireKind.ENQUEUE, *enqueue_id, len(fields))
             elif kind is Kind.CANCEL:
                 may_move = True
-                arguments += (WireKind.CANCEL, len(fields))
+                log = "" if self.arriving else self._names.cancels[self.shard]
+                arguments += (WireKind.CANCEL, log, text_of(mark_of(message_id)), len(fields))
             else:
                 arguments += (WireKind.HEARTBEAT, run_token, len(fields))
             for item in fields.items():

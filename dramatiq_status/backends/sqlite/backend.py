@@ -10,13 +10,14 @@ from typing import Any, Final, NamedTuple
 
 from ..._time import host_time_ns
 from ...backend import Listed, Query, StatusBackend
+from ...cancel_log import MAX_LOGGED, cancelled_by, mark_of
 from ...cursor import Cursor
 from ...record import MAX_WHOLE_NUMBER, Record, from_document, is_finished, to_document
 from ...update import Outcome, Update, apply, is_moved
 from .._query import wanted_by
 from .connections import Connections
 from .listing import count_query, page_query
-from .schema import COLUMNS, TABLE, prepare
+from .schema import COLUMNS, LOG, TABLE, prepare
 
 #: Maximum number of rows of a query.  SQLite before 3.32 takes 999 variables.
 ROWS_A_QUERY: Final = 900
@@ -63,6 +64,7 @@ _SWEEP = f"""
     """
 # Another program may have stored any value in a row.  The next position is not derived from such a value.
 _LAST_POSITION = f"SELECT max(position) FROM {TABLE} WHERE namespace = ? AND position BETWEEN 0 AND {MAX_WHOLE_NUMBER}"
+_READ_LOG = f"SELECT position, mark FROM {LOG} WHERE namespace = ? AND position > ? ORDER BY position"
 
 
 class _Row(NamedTuple):
@@ -160,8 +162,18 @@ class SQLiteBackend(StatusBackend):
         if moved:
             most = max(min(len(moved) * SWEPT_A_ROW, MAX_SWEPT), len(moved))
             connection.execute(_SWEEP, {"now": now, "most": most})
+        if cancelled := cancelled_by(updates, outcomes):
+            marks = [(self.namespace, mark_of(message_id)) for message_id in cancelled]
+            connection.executemany(f"INSERT INTO {LOG} (namespace, mark) VALUES (?, ?)", marks)
+            connection.execute(f"DELETE FROM {LOG} WHERE position <= (SELECT max(position) FROM {LOG}) - {MAX_LOGGED}")
         connection.execute("COMMIT")
         return outcomes
+
+    def read_cancels(self, position: Any) -> tuple[int, list[int]]:
+        key = self.namespace, position or 0
+        rows = self._connections.call(lambda connection: connection.execute(_READ_LOG, key).fetchall())
+        marks = [mark for _, mark in rows if isinstance(mark, int)]
+        return max([position or 0, *[found for found, _ in rows]]), marks
 
     def _store(self, connection: sqlite3.Connection, message_id: str, old: _Row, row: _Row, now: int) -> None:
         record, expires_at, listed_until, position = row

@@ -44,6 +44,16 @@ SCHEMA: Final = (
     f"CREATE INDEX IF NOT EXISTS {TABLE}_queues ON {TABLE} (namespace, queue, state, position, actor, listed_until)",
 )
 
+#: The log of cancelled messages.  Its positions are never used again, even if all rows are deleted.
+LOG: Final = TABLE + "_cancels"
+CREATE_LOG: Final = f"""
+    CREATE TABLE IF NOT EXISTS {LOG} (
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        namespace TEXT NOT NULL,
+        mark INTEGER NOT NULL
+    )
+    """
+
 #: Columns of the fields by which lists select, by the stored names of the fields.
 COLUMNS: Final = {STATE: "state", ACTOR_NAME: "actor", QUEUE_NAME: "queue"}
 
@@ -52,9 +62,9 @@ def prepare(connection: sqlite3.Connection) -> None:
     """Prepare a new connection: set its pragmas, and create the table if there is none."""
     connection.execute("PRAGMA journal_mode = WAL").fetchall()
     connection.execute("PRAGMA synchronous = NORMAL")
-    last = f"SELECT 1 FROM sqlite_master WHERE name = '{TABLE}_queues'"
+    last = f"SELECT 1 FROM sqlite_master WHERE name = '{LOG}'"
     if not connection.execute(last).fetchall():
         connection.execute("BEGIN IMMEDIATE")
-        for statement in SCHEMA:
+        for statement in (*SCHEMA, CREATE_LOG):
             connection.execute(statement)
         connection.execute("COMMIT")

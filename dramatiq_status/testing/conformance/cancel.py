@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from ...backend import Query, StatusBackend
+from ...cancel_log import mark_of
 from ...decoding import take_snapshot
 from ...record import (
     CANCEL_REASON,
@@ -94,6 +95,26 @@ class Cancels(StoreTests):
         # Then lists have it among the failed messages only
         for state in (QUEUED, FAILED):
             assert listed(listing, Query(state, actor)) == ([message_id] if state == FAILED else [])
+
+    def test_workers_read_which_messages_were_cancelled(self, backend: StatusBackend, message_id: str) -> None:
+        if type(backend).read_cancels is StatusBackend.read_cancels:
+            pytest.skip("This backend has no log of cancelled messages.")
+        # Given a waiting, a running and a completed message, and a reader of the log
+        waiting, running, completed = (f"{message_id}{number}" for number in range(3))
+        backend.update_many([(waiting, enqueue()), (running, start(1)), (completed, start(1)), (completed, finish(1))])
+        position, _ = backend.read_cancels(None)
+        # When they are cancelled
+        for one in (waiting, running, completed):
+            backend.update(one, cancel())
+        # Then the log has those that were accepted, once
+        position, marks = backend.read_cancels(position)
+        assert sorted(marks) == sorted(map(mark_of, (waiting, running)))
+        position, marks = backend.read_cancels(position)
+        assert list(marks) == []
+        # And it has a request that is repeated again, together with all others for a new reader
+        backend.update_many([(waiting, cancel()), (running, cancel())])
+        assert sorted(backend.read_cancels(position)[1]) == sorted(map(mark_of, (waiting, running)))
+        assert {mark_of(waiting), mark_of(running)} <= set(backend.read_cancels(None)[1])
 
     @pytest.mark.parametrize("first", [enqueue(), start(1)], ids=["waiting", "running"])
     def test_two_requests_at_the_same_time(self, backend: StatusBackend, message_id: str, first: Update) -> None:

@@ -71,7 +71,7 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "retry of a message that was asked to stop": (
         [start(1), cancel()],
         enqueue(generation=2, D="9", N="[8,1]", x='"E"'),
-        Outcome.APPLIED,
+        Outcome.REQUESTED,
     ),
     "start of a redelivery of a message that was asked to stop": ([start(1), cancel()], start(2), Outcome.REQUESTED),
     "write of a message that was asked to stop": ([start(1), cancel()], write(1, 2, cs="5"), Outcome.APPLIED),

@@ -88,7 +88,7 @@ local function define_kinds(record, moves, history)
         -- The message does not run again.
         cancel_waiting(key, old, new, renew(key, scheduled_at, live_ttl))
         publish('PUBLISH', key, version)
-        return APPLIED
+        return REQUESTED
       end
     else
       record.clear(key)
@@ -268,11 +268,17 @@ local function define_kinds(record, moves, history)
   end
 
   local function cancel(key)
-    local old, count = read(key), take()
+    local old, log, mark, count = read(key), take(), take(), take()
     local written = {'C', now, unpack(ARGV, at, at + 2 * count - 1)}
     at = at + 2 * count
     if not old.state then return MISSING end
-    if old.finished then return old.cancelled and CANCELLED or REFUSED end
+    if old.finished and not old.cancelled then return REFUSED end
+    if log ~= '' then
+      -- Without the log, workers learn of the request when they write to the message.
+      redis.pcall('XADD', log, 'MAXLEN', '~', MAX_LOGGED, '*', 'm', mark)
+      redis.pcall('PEXPIRE', log, LOG_TTL)
+    end
+    if old.finished then return CANCELLED end
     if old.state == WORKING and old.requested then return REQUESTED end
     local version = old.version + 1
     local written_at = old.state == WORKING and time_of_rate(key)

@@ -40,7 +40,7 @@ local DELETE = '6'
 -- state): number of fields to delete, their stored names, number of fields to count on, pairs of a stored name and a
 -- number.
 local CHANGES = '7'
--- A request to cancel the message.
+-- A request to cancel the message: the key of the log of cancelled messages, '' for none; the message's mark.
 local CANCEL = '8'
 
 -- Outcomes (Outcome in update.py has the same).
@@ -67,6 +67,9 @@ local LIVE_TTL = 604800000
 local LIVE_TTL_TEXT = '604800000'
 -- Longest time to live, in milliseconds. PEXPIRE fails above it.
 local LONGEST_TTL = 3155760000000
+-- Maximum number of marks in the log of cancelled messages, and milliseconds for which it is kept.
+local MAX_LOGGED = 100000
+local LOG_TTL = 2592000000
 -- Magnitude below which Lua's numbers count exactly: 2^53.
 local EXACT = 9007199254740992
 

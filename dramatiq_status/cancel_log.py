@@ -1,0 +1,93 @@
+"""The log of cancelled messages, from which workers learn which messages not to run.
+
+A backend adds the mark of a message to its log with each request to cancel that it accepts.  A worker reads what was
+added since it last read, so that it knows without a round trip that a message was not cancelled.  Another message may
+have the same mark by chance, and a log may lose marks: the record decides, and workers without a mark learn of the
+request from their first write to the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+from zlib import crc32
+
+from . import _time as time
+from .record import CANCEL_REQUESTED_AT, CANCELLED, ORIGIN, Record, is_finished, whole_number_in
+from .update import Kind, Outcome, Update
+
+#: Maximum number of marks in a log that is one text: 64 KiB.
+MAX_MARKS: Final = 8192
+
+#: Maximum number of marks in other logs.
+MAX_LOGGED: Final = 100_000
+
+#: Milliseconds for which a log is kept after the last request: 30 days, more than any message waits.
+LOG_TTL: Final = 2_592_000_000
+
+#: Number of characters of a mark in a log.
+_SIZE: Final = 8
+
+_LOGGED: Final = (Outcome.APPLIED, Outcome.REQUESTED, Outcome.CANCELLED)
+
+
+def mark_of(message_id: str) -> int:
+    """Return the mark of a message, a number of 32 bits."""
+    return crc32(message_id.encode("utf-8", "surrogatepass"))
+
+
+def text_of(mark: int) -> str:
+    """Write a mark in a log."""
+    return f"{mark:08x}"
+
+
+def cancelled_by(updates: Sequence[tuple[str, Update]], outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the ids of the messages to add to the log."""
+    return [
+        message_id
+        for (message_id, update), outcome in zip(updates, outcomes)
+        if update.kind is Kind.CANCEL and outcome in _LOGGED
+    ]
+
+
+def is_cancelled(record: Record, origin: int) -> bool:
+    """Whether a record has a request to cancel the enqueues with an origin, that no run has answered."""
+    return record[ORIGIN] == str(origin) and (CANCELLED if is_finished(record) else CANCEL_REQUESTED_AT) in record
+
+
+def add_to_log(log: Any, message_ids: Sequence[str]) -> str:
+    """Add messages to a log that is one text: the number of marks that it has had, and the last marks.  The stored log
+    is a str or bytes, or None.
+
+    >>> add_to_log("7 0000002a", ["a"])
+    '8 0000002ae8b7be43'
+    """
+    count, marks = _split(log)
+    # A log that begins again counts from the present time, so that its numbers are higher than those of a lost one.
+    count = count or time.host_time_ns() // 1_000_000
+    marks = (marks + "".join(text_of(mark_of(message_id)) for message_id in message_ids))[-_SIZE * MAX_MARKS :]
+    return f"{count + len(message_ids)} {marks}"
+
+
+def read_log(log: Any, position: int) -> tuple[int, list[int]]:
+    """Read the marks that were added to a log since it had a number of marks, and return the present number.
+
+    >>> read_log("8 0000002ae8b7be43", 7), read_log("8 0000002a", 0)
+    ((8, [3904355907]), (8, [42]))
+    """
+    count, marks = _split(log)
+    new = count - position if position <= count else count
+    texts = [marks[first : first + _SIZE] for first in range(0, len(marks), _SIZE)][-new:] if new else []
+    try:
+        return count, [int(text, 16) for text in texts]
+    except ValueError:
+        # Another program has written it.
+        return count, []
+
+
+def _split(log: Any) -> tuple[int, str]:
+    if isinstance(log, bytes):
+        log = log.decode("ascii", "replace")
+    # Another program may have written any value.
+    count, _, marks = log.partition(" ") if isinstance(log, str) else ("", "", "")
+    return max(0, whole_number_in(count, 0)), marks

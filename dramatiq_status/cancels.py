@@ -1,0 +1,140 @@
+"""A worker's knowledge of cancelled messages."""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import Any, Final
+
+from ._log import logger
+from ._process import at_fork
+from .backend import StatusBackend
+from .cancel_log import MAX_LOGGED, is_cancelled, mark_of
+from .circuit_breaker import CircuitBreaker
+from .errors import BackendError
+from .record import CANCEL_REASON, Record
+from .update import EnqueueId
+from .writer import Writer
+
+#: Maximum number of seconds that the end of a worker waits for the thread.
+_JOIN_TIMEOUT: Final = 1.0
+
+
+class Cancels:
+    """Reads the log of cancelled messages on a thread of its own while this process has a worker, and tells the buffers
+    of running messages.
+
+    Parameters:
+      backend(StatusBackend)
+      breaker(CircuitBreaker): While the store is down, nothing is read.
+      writer(Writer): Has the buffers of the messages that run in this process.
+    """
+
+    def __init__(self, backend: StatusBackend, breaker: CircuitBreaker, writer: Writer) -> None:
+        self._backend = backend
+        self._breaker = breaker
+        self._writer = writer
+        self.begin_again()
+        _all_cancels.add(self)
+
+    def begin_again(self) -> None:
+        """Begin without a worker, also in a process that was forked off."""
+        # Marks that were read. When there are many, the older half is forgotten: a worker learns of those messages from
+        # its first write to them.
+        self._marks: set[int] = set()
+        self._older: set[int] = set()
+        self._position: Any = None
+        self._workers = 0
+        self._thread: threading.Thread | None = None
+        self._is_ended = threading.Event()
+
+    def start(self) -> None:
+        """Begin to read, when a worker of this process boots. Messages that were cancelled before are known when this
+        returns, if the store answers.
+        """
+        self._workers += 1
+        if self._workers == 1:
+            self._read()
+            self._is_ended = threading.Event()
+            self._thread = threading.Thread(
+                target=self._work, args=(self._is_ended,), name="dramatiq-status-cancels", daemon=True
+            )
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread with the last worker of this process."""
+        self._workers = max(0, self._workers - 1)
+        thread = self._thread
+        if self._workers == 0 and thread is not None:
+            self._thread = None
+            self._is_ended.set()
+            thread.join(_JOIN_TIMEOUT)
+
+    def find(self, message_id: str, enqueue_id: EnqueueId) -> Record | None:
+        """Return the record of a message that was cancelled. It takes no round trip for other messages."""
+        if not (self._marks or self._older) or self._breaker.down or not isinstance(message_id, str):
+            return None
+        mark = mark_of(message_id)
+        if mark not in self._marks and mark not in self._older:
+            return None
+        try:
+            record = self._backend.read(message_id)
+        except BackendError as e:
+            logger.info("Message %r runs although it may be cancelled: %s", message_id, e)
+            return None
+        return record if record is not None and is_cancelled(record, enqueue_id.origin) else None
+
+    def _work(self, is_ended: threading.Event) -> None:
+        while not is_ended.wait(self._backend.cancel_interval / 1000):
+            try:
+                self._read()
+            except Exception:
+                logger.exception("The log of cancelled messages could not be read.")
+
+    def _read(self) -> None:
+        if self._breaker.down:
+            return
+        try:
+            self._position, marks = self._backend.read_cancels(self._position)
+            if marks:
+                self.note(marks)
+                self._tell(set(marks))
+        except BackendError as e:
+            # The writer logs the outage.
+            logger.debug("The log of cancelled messages could not be read: %s", e)
+
+    def note(self, marks: Iterable[int]) -> None:
+        """Note the marks of messages that were cancelled."""
+        if len(self._marks) > MAX_LOGGED:
+            self._older, self._marks = self._marks, set()
+        self._marks.update(marks)
+
+    def _tell(self, new: set[int]) -> None:
+        buffers = [buffer for buffer in list(self._writer.running) if mark_of(buffer.message_id) in new]
+        if buffers:
+            for buffer, record in zip(buffers, self._backend.read_many([buffer.message_id for buffer in buffers])):
+                if isinstance(record, dict) and is_cancelled(record, buffer.enqueue_id.origin):
+                    buffer.cancel_reason, buffer.cancelled = reason_in(record), True
+
+
+def reason_in(record: Record) -> str | None:
+    """Return the reason for which a message was cancelled; None for none."""
+    try:
+        found = json.loads(record.get(CANCEL_REASON, "null"))
+    except ValueError:
+        found = None
+    return found if isinstance(found, str) else None
+
+
+#: Those of this process.
+_all_cancels: weakref.WeakSet[Cancels] = weakref.WeakSet()
+
+
+def _begin_all_again() -> None:
+    for cancels in list(_all_cancels):
+        cancels.begin_again()
+
+
+at_fork(after_in_child=_begin_all_again)
