@@ -1,9 +1,14 @@
-"""What type checkers accept of callers."""
+"""What type checkers accept of users: ``tests/typing/`` has code of users, and marks each line that is an error.
+
+A mark has the rules of mypy and of pyright: ``# error: arg-type reportArgumentType``. An error without a mark fails the
+test, and a mark without an error does.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,40 +16,59 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "tests" / "typing").glob("*.py"))
 
-#: Code of a caller.  Its last line is an error, so that a checker which takes everything for Any fails the test.
-CALLER = """
-import dramatiq
-
-from dramatiq_status import Batch, StatusRegistry, aio
+#: Name of the file, line, and the checker's name of the rule.
+Error = tuple[str, int, str]
 
 
-def follow(message: dramatiq.Message[int], group: dramatiq.group, pipeline: dramatiq.pipeline) -> list[Batch]:
-    nested = [group, pipeline, message, message.message_id]
-    aio.StatusRegistry.batch(group)
-    return [StatusRegistry.batch(group), StatusRegistry.batch(pipeline), StatusRegistry.batch(nested)]
+def marked(checker: int) -> set[Error]:
+    """The errors that the files mark for a checker: 0 is mypy, 1 is pyright."""
+    return {
+        (path.name, number, found[1].split()[checker])
+        for path in FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if (found := re.search(r"# error: (\S+ \S+)$", line))
+    }
 
 
-StatusRegistry.batch(5)
-"""
-
-
-@pytest.mark.parametrize("checker", ["mypy", "pyright"])
-def test_a_batch_takes_a_group(checker: str, tmp_path: Path) -> None:
-    # Given a caller that makes batches of groups and pipelines, and one of a number
-    caller = tmp_path / "caller.py"
-    caller.write_text(CALLER)
-    if checker == "mypy":
-        pytest.importorskip("mypy")
-        command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", str(caller)]
-    else:
-        found = shutil.which("pyright")
-        if found is None:
-            pytest.skip("needs pyright")
-        command = [found, "--pythonpath", sys.executable, str(caller)]
-    # When a type checker reads it
+def check(*command: object, cwd: Path) -> str:
+    """Run a checker in a directory without settings, for the oldest Python, and return what it has printed."""
     environ = {**os.environ, "MYPYPATH": str(ROOT), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
-    # Then its only error is the number
-    errors = [line for line in done.stdout.splitlines() if "caller.py:" in line and "error" in line]
-    assert len(errors) == 1 and f"caller.py:{len(CALLER.splitlines())}" in errors[0], done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, command), *map(str, FILES)],
+        cwd=cwd,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_mypy_finds_the_errors_of_users_and_no_others(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    printed = check("mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", "--no-pretty", cwd=tmp_path)
+    texts: dict[Error, str] = {
+        (Path(path).name, int(line), rule): text
+        for path, line, text, rule in re.findall(
+            r"^(.+?):(\d+): error: (.*)  \[([\w-]+)\]$", printed, flags=re.MULTILINE
+        )
+    }
+    compare(texts, marked(0))
+
+
+def test_pyright_finds_the_errors_of_users_and_no_others(tmp_path: Path) -> None:
+    pytest.importorskip("pyright")
+    printed = check("pyright", "--pythonpath", sys.executable, "--outputjson", cwd=tmp_path)
+    texts: dict[Error, str] = {
+        (Path(one["file"]).name, one["range"]["start"]["line"] + 1, one.get("rule", "")): one["message"]
+        for one in json.loads(printed)["generalDiagnostics"]
+        if one["severity"] == "error"
+    }
+    compare(texts, marked(1))
+
+
+def compare(found: dict[Error, str], expected: set[Error]) -> None:
+    assert {error: text for error, text in found.items() if error not in expected} == {}
+    assert expected - found.keys() == set()
