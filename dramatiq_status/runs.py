@@ -24,7 +24,7 @@ from .record import (
     STATES,
     WORKING,
 )
-from .times import datetime_of, json_time, span
+from .times import datetime_of, duration, json_time
 
 
 class RunOutcome(str, Enum):
@@ -169,7 +169,7 @@ def timeline_of(values: Mapping[str, Any], timestamp: int) -> tuple[str, ...]:
         if left_out > 0:
             events.append(f"{left_out} {'run' if left_out == 1 else 'runs'} left out")
         elif free_since is not None and run.started_at is not None:
-            events.append(f"waited {span(run.started_at - free_since)}")
+            events.append(f"waited {duration(run.started_at - free_since, exact=True)}")
         events.append(_event_of(run, now))
         free_since, attempt = run.ended_at, run.attempt
     last = runs[-1].outcome if runs else RunOutcome.REQUEUED
@@ -178,7 +178,7 @@ def timeline_of(values: Mapping[str, Any], timestamp: int) -> tuple[str, ...]:
             # The message has ended without a further run.
             events.append(end.value)
         elif free_since is not None:
-            events.append(f"waiting for {span(now - free_since)}")
+            events.append(f"waiting for {duration(now - free_since, exact=True)}")
     return tuple(events)
 
 
@@ -188,10 +188,12 @@ _PUT_BACK: Final = (RunOutcome.RETRIED, RunOutcome.REQUEUED)
 def _event_of(run: Run, now: datetime) -> str:
     text = f"run {run.attempt}"
     if run.outcome is None:
-        return text + " running" + ("" if run.started_at is None else f" for {span(now - run.started_at)}")
+        return f"{text} running" + (
+            "" if run.started_at is None else f" for {duration(now - run.started_at, exact=True)}"
+        )
     text += f" {'failed' if run.outcome is RunOutcome.RETRIED else run.outcome}"
     if run.duration is not None:
-        text += f" after {span(run.duration)}"
+        text += f" after {duration(run.duration, exact=True)}"
     if run.exception:
         text += f": {run.exception.get('type')}: {run.exception.get('message')}"
     return text

@@ -9,6 +9,9 @@ from typing import Any, Final
 EARLIEST: Final = -62_135_596_800_000
 LATEST: Final = 253_402_300_799_999
 
+#: Units of durations in words, with their seconds.
+UNITS: Final = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
 
 def timestamp_of(value: Any) -> int | None:
     """Return a value from a record if it is a timestamp that a datetime can express."""
@@ -23,21 +26,28 @@ def datetime_of(milliseconds: Any) -> datetime | None:
     return datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=rest * 1000)
 
 
-def span(duration: timedelta) -> str:
-    """Write a duration in its two largest units; a negative one as 0 s.
+def duration(length: timedelta | float, *, exact: bool = False) -> str:
+    """Write a duration for people: two units at most, seconds only below 20 minutes, a negative one as 0 s.
 
-    >>> span(timedelta(seconds=0.25)), span(timedelta(seconds=75)), span(timedelta(hours=50))
-    ('0.2 s', '1 min 15 s', '2 d 2 h')
+    Parameters:
+      length(timedelta | float): The duration, or its seconds.
+      exact(bool): Whether a duration below 10 seconds has tenths.
+
+    >>> duration(9060), duration(80), duration(0.42, exact=True), duration(0.42)
+    ('2 h 31 min', '1 min 20 s', '0.4 s', '0 s')
     """
-    seconds = max(0.0, duration.total_seconds())
-    if seconds < 10:
-        return f"{int(seconds * 10) / 10:g} s"
-    units = []
-    for name, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        count, seconds = divmod(seconds, size)
-        units.append((int(count), name))
-    first = next(number for number, (count, _) in enumerate(units) if count)
-    return " ".join(f"{count} {name}" for count, name in units[first : first + 2] if count)
+    seconds = max(0.0, length.total_seconds() if isinstance(length, timedelta) else length)
+    if exact and seconds < 10:
+        return f"{round(seconds, 1):g} s"
+    left = int(seconds + 0.5) if seconds < 1200 else int(seconds / 60 + 0.5) * 60
+    found: list[str] = []
+    for name, size in UNITS:
+        count, left = divmod(left, size)
+        if count or (size == 1 and not found):
+            found.append(f"{count:,} {name}")
+        elif found:
+            break
+    return " ".join(found[:2])
 
 
 def json_time(value: datetime | timedelta | None) -> str | float | None:

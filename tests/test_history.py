@@ -21,7 +21,7 @@ from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.history import MAX_EXCEPTION_SIZE, add_run, run_ended
 from dramatiq_status.record import EXCEPTION, FINISHED_AT, HISTORY, RUN_ENDED, SCHEDULED_AT, SKIPPED, STARTED_AT
 from dramatiq_status.testing.updates import enqueue, finish, fold, heartbeat, named, start
-from dramatiq_status.times import datetime_of, span
+from dramatiq_status.times import datetime_of, duration
 
 from .recording import PATIENCE, eventually, run, working
 
@@ -199,10 +199,10 @@ def test_runs_that_are_left_out_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-1, "0 s"), (0.96, "0.9 s"), (59.9, "59 s"), (3600, "1 h"), (90_061, "1 d 1 h")]
+    ("seconds", "text"), [(-1, "0 s"), (0.96, "1 s"), (59.4, "59 s"), (3600, "1 h"), (90_061, "1 d 1 h")]
 )
-def test_spans(seconds: float, text: str) -> None:
-    assert span(timedelta(seconds=seconds)) == text
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(timedelta(seconds=seconds), exact=True) == text
 
 
 def test_json_of_runs() -> None:

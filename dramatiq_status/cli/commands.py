@@ -12,16 +12,17 @@ from .. import _time as time
 from ..errors import BackendError, NotSupported, StatusMissing, StatusTimeout
 from ..registry import StatusRegistry
 from ..snapshot import Snapshot
+from ..words import COMPLETED as COMPLETED_WORD
+from ..words import QUEUED, age
 from .detail import detail_of
 from .exits import COMPLETED, UNKNOWN, UNREACHABLE, USAGE, CommandError, worst
-from .jobs import full_ids, present, reaching, read_jobs, status_of, unknown_job
+from .facts import facts_of
+from .jobs import children_of, full_ids, present, reaching, read_jobs, status_of, unknown_job
 from .rows import Job, table
 from .serve import serve
 from .store import Store, find_store, places
 from .terminal import terminal_of
 from .text import clean, pad
-from .words import COMPLETED as COMPLETED_WORD
-from .words import QUEUED, ago, facts_of
 
 
 def get(arguments: Namespace) -> int:
@@ -37,7 +38,7 @@ def get(arguments: Namespace) -> int:
         else:
             if len(statuses) > 1:
                 print()
-            for row in detail_of(snapshot, terminal, present()):
+            for row in detail_of(snapshot, children_of(store, snapshot), terminal, present()):
                 print(terminal.paint(row))
     return worst(statuses)
 
@@ -97,7 +98,7 @@ def list_jobs(arguments: Namespace) -> int:
             Job(
                 facts_of(snapshot.message_id, snapshot, now),
                 clean(snapshot.queue_name or ""),
-                "" if snapshot.updated_at is None else ago(snapshot.updated_at, now),
+                "" if snapshot.updated_at is None else age(now - snapshot.updated_at),
             )
             for snapshot in page
         ]

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from ..snapshot import Snapshot
-from .rows import Job, table
+from ..words import COMPLETED, FAILED, QUEUED, STALLED, STATES, WORKING, Step, age, life_of, steps_of
+from .facts import Facts, facts_of, reason_of
+from .rows import Job, bar_of, has_bar, mark_of, stripped, style_of, table
 from .terminal import Segment, Terminal
 from .text import clean, cut, pad, width
-from .words import ago, facts_of, reason_of
 
 #: Width of the column of names, in cells.
 _NAMES: Final = 14
+
+#: Cells before the content of the first lines, and cells of the bar there.
+_INDENT: Final = 13
+_BAR: Final = 41
+
+#: Fewest cells for which a text about a step is cut.
+_LEAST: Final = 16
+
+#: Maximum number of children that have a row, and of items of a list or an object that are shown.
+_ROWS: Final = 12
+_ITEMS: Final = 10
+
+#: Styles of runs in the timeline to scale.
+_STYLES: Final = {COMPLETED: "good", WORKING: "working", STALLED: ""}
+
+_JOINT: Final = " · "
 
 #: Longest value that is printed whole, in characters.
 _WHOLE: Final = 2000
@@ -22,29 +39,30 @@ _WHOLE: Final = 2000
 Row = list[Segment]
 
 
-def detail_of(snapshot: Snapshot, terminal: Terminal, now: datetime) -> Iterator[Row]:
+def detail_of(snapshot: Snapshot, children: Sequence[Snapshot], terminal: Terminal, now: datetime) -> Iterator[Row]:
     """Lay out all that the store has of a job.
 
     Parameters:
       snapshot(Snapshot)
+      children(Sequence[Snapshot]): The messages that its field ``children`` names, as far as they are known.
       terminal(Terminal)
       now(datetime)
     """
     facts = facts_of(snapshot.message_id, snapshot, now)
-    yield from table([Job(facts)], terminal)
-    yield [("   ", ""), (facts.message_id, "dim")]
-    if snapshot.runs or snapshot.finished:
-        yield from _section("Timeline")
-        for event in snapshot.timeline:
-            yield [("   ", ""), (cut(clean(event), terminal.width - 3, terminal.ellipsis), "")]
+    yield from _head(facts, terminal)
+    yield from _timeline(snapshot, facts, terminal, now)
     exception = snapshot.exception
-    if exception is not None:
-        yield from _section("Exception")
-        yield [("   ", ""), (reason_of(exception), "bold")]
+    if exception is not None and not snapshot.completed:
+        run = snapshot.attempts if snapshot.queued or snapshot.finished else snapshot.attempts - 1
+        later = "" if snapshot.finished else "; goes when a later run completes"
+        yield from _section("Exception", f"of run {run}{later}" if run > 0 else "")
+        yield [("   ", ""), (cut(reason_of(exception), terminal.width * 3, terminal.ellipsis), "bold")]
         for line in _text_lines(snapshot.get("traceback")):
             yield [("   ", ""), (cut(clean(line), terminal.width - 3, terminal.ellipsis), "dim")]
+    if children:
+        yield from _children(children, terminal, now)
     if snapshot.fields:
-        yield from _section("Fields")
+        yield from _section("Fields", "written by the job")
         for name, value in snapshot.fields.items():
             yield from _value(clean(name), value, terminal, 1)
     yield from _section("Message")
@@ -60,15 +78,115 @@ def detail_of(snapshot: Snapshot, terminal: Terminal, now: datetime) -> Iterator
         time = getattr(snapshot, name)
         if time is not None:
             when = time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            passed = "" if time > now else f"   {ago(time, now)}"
+            passed = "" if time > now else f"   {age(now - time)}"
             yield from _value(name.removesuffix("_at"), f"{when}{passed}", terminal, 1, quoted=False)
     if snapshot.truncated:
         yield from _value("left out", ", ".join(snapshot.truncated), terminal, 1, quoted=False)
 
 
-def _section(title: str) -> Iterator[Row]:
+def _head(facts: Facts, terminal: Terminal) -> Iterator[Row]:
+    """Lay out the state, the name and the id; below them the bar, and what the job does."""
+    name = facts.name or facts.message_id
+    if terminal.width < 80:
+        yield from table([Job(facts)], terminal)
+        if name != facts.message_id:
+            yield [("   ", ""), (facts.message_id, "dim")]
+        return
+    state = mark_of(facts.state, terminal)
+    room = terminal.width - _INDENT - width(facts.message_id) - 3
+    name = cut(name, max(8, room), terminal.ellipsis)
+    gap = max(2, min(terminal.width, 80) - _INDENT - width(name) - width(facts.message_id))
+    yield [*state, (name, "bold"), *([(" " * gap, ""), (facts.message_id, "dim")] if facts.name else [])]
+    if has_bar(facts):
+        percent = "" if facts.percent is None else f"  {facts.percent}%"
+        right = _INDENT + _BAR + width(percent) + width(facts.time)
+        gap = max(2, min(terminal.width, 80) - right)
+        yield [(" " * _INDENT, ""), *bar_of(facts, _BAR, terminal), (percent, ""), (" " * gap + facts.time, "")]
+        told = facts.detail
+    else:
+        told = _JOINT.join(filter(None, (facts.detail, facts.time)))
+    if told:
+        yield [(" " * _INDENT, ""), (cut(told, terminal.width - _INDENT, terminal.ellipsis), "dim")]
+
+
+def _timeline(snapshot: Snapshot, facts: Facts, terminal: Terminal, now: datetime) -> Iterator[Row]:
+    """Lay out the life of a job: to scale, then in words."""
+    steps = list(steps_of(snapshot, now))
+    if not any(step.at for step in steps):
+        return
+    yield from _section("Timeline", life_of(snapshot, now))
+    yield from _track(steps, terminal)
+    titles, texts = (max(width(text) for text in column) for column in zip(*((s.title, s.text) for s in steps)))
+    for step in steps:
+        clock = "" if step.at is None else _clock(step.at)
+        row: Row = [("   ", ""), (pad(clock, 8), "dim"), ("  ", ""), (terminal.glyph(step.state), style_of(step.state))]
+        row += [(f" {pad(step.title, titles)}", ""), (f"  {pad(step.text, texts)}", "")]
+        told = _told(step, snapshot, facts)
+        room = terminal.width - sum(width(text) for text, _ in row) - 2
+        if room >= _LEAST or width(told) <= room:
+            row.append((f"  {cut(told, room, terminal.ellipsis)}", "dim"))
+        yield stripped(row)
+
+
+def _told(step: Step, snapshot: Snapshot, facts: Facts) -> str:
+    """Return what else there is about a step: a reason, what the job does, a time, or a queue."""
+    if step.run is not None:
+        if step.run.exception:
+            return reason_of(step.run.exception)
+        return facts.detail if step.run.outcome is None else ""
+    if step.until is not None:
+        return f"for {_clock(step.until)}"
+    return f"to {clean(snapshot.queue_name)}" if step.state == QUEUED and snapshot.queue_name else ""
+
+
+def _track(steps: Sequence[Step], terminal: Terminal) -> Iterator[Row]:
+    """Draw the steps that have a length, to scale, with their lengths below as far as these fit."""
+    drawn = [(step, step.length.total_seconds()) for step in steps if step.length is not None]
+    total, room = sum(seconds for _, seconds in drawn), min(terminal.width, 80) - 4 - len(drawn)
+    if total <= 0 or room < 2 * len(drawn):
+        return
+    # No step is too short to be seen: the longest one pays for that.
+    cells = [max(2, int(room * seconds / total)) for _, seconds in drawn]
+    cells[cells.index(max(cells))] += room - sum(cells)
+    bar, words = list[Segment]([("   ", "")]), "   "
+    at = 3
+    for (step, _), size in zip(drawn, cells):
+        done, rest = terminal.bar[0], terminal.bar[2]
+        bar += [
+            (rest * size, "dim") if step.run is None else (done * size, _STYLES.get(step.state, "broken")),
+            (" ", ""),
+        ]
+        text = step.text.removeprefix("waited ").removeprefix("ran ").removeprefix("waiting for ")
+        if width(text) <= size and width(words) <= at:
+            words = f"{pad(words, at)}{text} "
+        at += size + 1
     yield []
-    yield [(f" {title}", "bold")]
+    yield stripped(bar)
+    if words.strip():
+        yield [(words.rstrip(), "dim")]
+    yield []
+
+
+def _children(children: Sequence[Snapshot], terminal: Terminal, now: datetime) -> Iterator[Row]:
+    """Roll up the children, and lay out those that failed or stalled."""
+    facts = [facts_of(child.message_id, child, now) for child in children]
+    counts = [(state, sum(one.state == state for one in facts)) for state in STATES]
+    words = ", ".join(f"{count:,} {state.lower()}" for state, count in counts if count)
+    yield from _section("Children", cut(f"{len(children):,}: {words}", terminal.width - _INDENT, terminal.ellipsis))
+    trouble = [one for one in facts if one.state in (FAILED, STALLED)]
+    shown = trouble[:_ROWS]
+    yield from table([Job(one) for one in shown], terminal) if shown else ()
+    if len(trouble) > len(shown):
+        yield [(f"   and {len(trouble) - len(shown):,} more", "dim")]
+
+
+def _section(title: str, note: str = "") -> Iterator[Row]:
+    yield []
+    yield stripped([(f" {pad(title, _INDENT - 1)}", "bold"), (note, "dim")])
+
+
+def _clock(then: datetime) -> str:
+    return then.astimezone().strftime("%H:%M:%S")
 
 
 def _value(name: str, value: Any, terminal: Terminal, depth: int, *, quoted: bool = True) -> Iterator[Row]:
@@ -78,7 +196,11 @@ def _value(name: str, value: Any, terminal: Terminal, depth: int, *, quoted: boo
     label = pad(cut(name, _NAMES - 1, terminal.ellipsis), _NAMES)
     if isinstance(value, (list, dict)) and value and depth < 6:
         opening, closing = "[]" if isinstance(value, list) else "{}"
-        yield [(indent, ""), (label, ""), (f"{opening}{len(value)}{closing}", "dim")]
+        is_long = len(value) > _ITEMS
+        size = f"{opening}{len(value):,}{closing}{'  whole by --json' if is_long else ''}"
+        yield [(indent, ""), (label, ""), (size, "dim")]
+        if is_long:
+            return
         items = enumerate(value) if isinstance(value, list) else value.items()
         for inner, item in items:
             yield from _value(clean(str(inner)), item, terminal, depth + 1)

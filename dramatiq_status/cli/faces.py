@@ -6,19 +6,19 @@ import json
 import os
 import sys
 from argparse import Namespace
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import TracebackType
 from typing import Final, Protocol
 
 from .. import _time as time
-from ..times import span
+from ..times import duration
 from .exits import CommandError
+from .facts import Facts
 from .feed import View
 from .jobs import present
 from .picture import Look, Picture, facts_in, totals_of
 from .screen import Screen
 from .terminal import terminal_of
-from .words import Facts, seconds
 
 #: Seconds between two pictures, and between two steps of a moving segment.
 FRAME: Final = 0.1
@@ -165,7 +165,7 @@ class Lines:
     def end(self, view: View, note: str = "") -> None:
         self.show(view)
         if len(view.found.children) > 1:
-            elapsed = span(timedelta(seconds=int((time.monotonic() - self._began) * 10) / 10))
+            elapsed = duration(time.monotonic() - self._began, exact=True)
             self._say(f"{totals_of(view, present())}, in {elapsed}")
         if note:
             self._say(note)
@@ -178,7 +178,7 @@ class Lines:
             self._offline_since = now
             self._say(f"{_clock(now)}  Offline    {self._store} does not answer")
         elif not view.problem and self._offline_since is not None:
-            self._say(f"{_clock(now)}  Back       after {seconds(now - self._offline_since)}")
+            self._say(f"{_clock(now)}  Back       after {duration(now - self._offline_since)}")
             self._offline_since = None
 
     @staticmethod

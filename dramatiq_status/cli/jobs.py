@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Final
 
+from ..checks import is_message_id
 from ..errors import BackendError, NotSupported
 from ..registry import StatusRegistry
 from ..snapshot import Snapshot
@@ -16,6 +17,9 @@ from .store import Store
 #: Number of the newest jobs among which a short id is looked up, and the fewest characters of such an id.
 _SEARCHED: Final = 1000
 _SHORTEST: Final = 4
+
+#: Maximum number of children that are read.
+_CHILDREN: Final = 500
 
 
 @contextmanager
@@ -66,6 +70,17 @@ def full_ids(store: Store, ids: Sequence[str]) -> list[str]:
     if all(len(i) >= 36 for i in ids):
         return list(dict.fromkeys(ids))
     return list(read_jobs(store, ids))
+
+
+def children_of(store: Store, snapshot: Snapshot) -> list[Snapshot]:
+    """Read the children that the field of this name lists, at most 500, as far as they are known."""
+    listed = snapshot.fields.get("children")
+    ids = [one for one in listed if isinstance(one, str) and is_message_id(one)] if isinstance(listed, list) else []
+    if not ids:
+        return []
+    with reaching(store):
+        found = StatusRegistry.read_many(ids[:_CHILDREN], backend=store.backend)
+    return [child for child in found if child is not None]
 
 
 def _newest(store: Store) -> list[Snapshot]:

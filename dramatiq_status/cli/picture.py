@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from ..snapshot import Snapshot
-from ..times import span
-from .feed import View
-from .rows import Job, bar_of, table
-from .terminal import Segment, Terminal
-from .text import clean, cut, pad, pad_left, width
-from .words import (
+from ..times import duration
+from ..words import (
     COMPLETED,
     FAILED,
     OFFLINE,
@@ -24,10 +20,12 @@ from .words import (
     STALLED,
     UNKNOWN,
     WORKING,
-    Facts,
-    facts_of,
-    seconds,
 )
+from .facts import Facts, facts_of
+from .feed import View
+from .rows import Job, bar_of, table
+from .terminal import Segment, Terminal
+from .text import clean, cut, pad, pad_left, width
 
 Row = list[Segment]
 
@@ -167,7 +165,7 @@ class Picture:
             words = _words_of(_count(facts.values()))
             rows += [
                 [],
-                _line(_number_of(facts), words, terminal, f"in {span(timedelta(seconds=_tenths(look.elapsed)))}"),
+                _line(_number_of(facts), words, terminal, f"in {duration(look.elapsed, exact=True)}"),
             ]
         if note:
             rows.append([(f" {note}", "dim")])
@@ -203,7 +201,7 @@ class Picture:
             self._first_progress = progress - 1e-9
         gained = progress - self._first_progress
         if not right and look.elapsed > 3 and gained > 0.01 and progress < 1:
-            right = f"{seconds(timedelta(seconds=(1 - progress) * look.elapsed / gained))} left"
+            right = f"{duration((1 - progress) * look.elapsed / gained)} left"
         trouble = Counter({state: counts[state] for state in (FAILED, STALLED, UNKNOWN) if counts[state]})
         ended = counts[FAILED] + counts[COMPLETED] + counts[SKIPPED]
         words = _fitting(_words_of(trouble), 28 if terminal.width < 120 else 40)
@@ -292,7 +290,3 @@ def _line(head: str, words: Sequence[str], terminal: Terminal, right: str = "") 
         (text, ""),
         (pad_left(right, terminal.width - 1 - width(head) - width(text)) if right else "", "dim"),
     ]
-
-
-def _tenths(elapsed: float) -> float:
-    return int(elapsed * 10) / 10 if elapsed < 10 else int(elapsed)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from ..words import COMPLETED, FAILED, RETRYING, STALLED, WORKING
+from .facts import Facts
 from .terminal import Segment, Terminal
 from .text import cut, pad, pad_left, width
-from .words import COMPLETED, FAILED, RETRYING, STALLED, WORKING, Facts
 
 #: Characters of a message id that a row has.
 SHORT_ID: Final = 8
@@ -88,15 +89,16 @@ def _layout_of(jobs: Sequence[Job], terminal: Terminal, *, heads: bool) -> _Layo
         # The glyph, the name, and the percentage.
         return _Layout(max(1, cells - 8), 0, 0, 4, 0, 4, False, False, False, False, False)
     job = max(min(longest, widest), len("Job"))
-    has_bar = any(_has_bar(job.facts) for job in jobs)
-    bar = 0 if cells < 60 or not has_bar else 10 if cells <= 80 else 12 if cells < 160 else 24
+    with_bar = any(has_bar(job.facts) for job in jobs)
+    bar = 0 if cells < 60 or not with_bar else 10 if cells <= 80 else 12 if cells < 160 else 24
     before = 3 + (_WORD if with_word else 0) + job + 1 + (queue + 2 if queue else 0)
     middle = max(4, cells - before - (changed + 2 if changed else 0))
-    percent = 4 if any(job.facts.percent is not None and _has_bar(job.facts) for job in jobs) else 0
+    percent = 4 if any(job.facts.percent is not None and has_bar(job.facts) for job in jobs) else 0
     return _Layout(job, queue, bar, percent, changed, middle, with_word, with_id, cells > 60, cells > 80, cells >= 120)
 
 
-def _has_bar(facts: Facts) -> bool:
+def has_bar(facts: Facts) -> bool:
+    """Whether a job has a bar: it is unfinished and runs or has run, or other messages still count on it."""
     return facts.moves or facts.state in _WITH_BAR
 
 
@@ -121,23 +123,13 @@ def _job_text(facts: Facts, *, with_id: bool) -> str:
 
 
 def _row_of(job: Job, layout: _Layout, terminal: Terminal) -> list[Segment]:
-    facts, style = job.facts, _STYLES.get(job.facts.state, "dim")
-    glyph, word = terminal.glyph(facts.state), facts.state if layout.with_word else ""
-    row: list[Segment]
-    if style in ("failed", "stalled"):
-        # One ground below the glyph and the word.
-        row = [(f" {glyph} {word} " if word else f" {glyph} ", style)]
-    else:
-        row = [(" ", ""), (glyph, style), (" ", "")]
-        if word:
-            row += [(word, "bold" if facts.state in _LIVE else "dim"), (" ", "")]
-    if word:
-        row.append((" " * (_WORD - len(word) - 1), ""))
+    facts = job.facts
+    row = mark_of(facts.state, terminal, with_word=layout.with_word)
     row += _job_of(facts, layout, terminal)
     if layout.queue:
         row.append((pad(cut(job.queue, layout.queue, terminal.ellipsis), layout.queue + 2), "dim"))
     # Narrow terminals have no room for a time; a reason is worth more than the number of attempts.
-    taken = layout.bar + layout.percent + 1 if _has_bar(facts) else 0
+    taken = layout.bar + layout.percent + 1 if has_bar(facts) else 0
     time = facts.time if width(facts.time) + taken < layout.middle else ""
     if facts.state == FAILED and width(facts.reason) + width(time) + 2 > layout.middle:
         time = ""
@@ -148,7 +140,27 @@ def _row_of(job: Job, layout: _Layout, terminal: Terminal) -> list[Segment]:
     row.append((time, "" if facts.state in _LIVE else "dim"))
     if layout.changed:
         row.append((pad_left(job.changed, layout.changed + 2), "dim"))
-    return _stripped(row)
+    return stripped(row)
+
+
+def style_of(state: str) -> str:
+    """Return the style of a state's glyph."""
+    return _STYLES.get(state, "dim")
+
+
+def mark_of(state: str, terminal: Terminal, *, with_word: bool = True) -> list[Segment]:
+    """Lay out the glyph and the word of a state."""
+    glyph, style, row = terminal.glyph(state), style_of(state), list[Segment]()
+    if style in ("failed", "stalled"):
+        # One ground below the glyph and the word.
+        row.append((f" {glyph} {state} " if with_word else f" {glyph} ", style))
+    else:
+        row += [(" ", ""), (glyph, style), (" ", "")]
+        if with_word:
+            row += [(state, "bold" if state in _LIVE else "dim"), (" ", "")]
+    if with_word:
+        row.append((" " * (_WORD - len(state) - 1), ""))
+    return row
 
 
 def _job_of(facts: Facts, layout: _Layout, terminal: Terminal) -> list[Segment]:
@@ -165,7 +177,7 @@ def _middle_of(job: Job, layout: _Layout, terminal: Terminal, room: int) -> list
     """The bar, the percentage, and as many other facts as fit."""
     found: list[Segment] = []
     facts = job.facts
-    if _has_bar(facts):
+    if has_bar(facts):
         if layout.bar:
             found += bar_of(facts, layout.bar, terminal, phase=job.phase)
             room -= layout.bar
@@ -236,7 +248,7 @@ def bar_of(
     return [(done * full + (half if is_half else ""), style), (rest * (cells - full - is_half), "dim")]
 
 
-def _stripped(row: list[Segment]) -> list[Segment]:
+def stripped(row: list[Segment]) -> list[Segment]:
     """Remove the spaces at the end of a row."""
     while row and not row[-1][0].strip():
         row.pop()

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Final, NamedTuple, TextIO
 
-from .words import COMPLETED, FAILED, OFFLINE, QUEUED, RETRYING, SCHEDULED, SKIPPED, STALLED, UNKNOWN, WORKING
+from ..words import COMPLETED, FAILED, OFFLINE, QUEUED, RETRYING, SCHEDULED, SKIPPED, STALLED, UNKNOWN, WORKING
 
 #: A text and the name of its style; the empty name for none.
 Segment = tuple[str, str]
@@ -19,6 +19,7 @@ _STYLES: Final = {
     "good": "32",
     "working": "94",
     "retrying": "95",
+    "broken": "91",
     "failed": "1;97;41",
     "stalled": "1;30;43",
 }

@@ -13,10 +13,11 @@ from starlette.responses import RedirectResponse, Response
 from .. import _time as time
 from ..errors import BackendError, NotSupported
 from ..snapshot import Snapshot
+from ..words import age
 from .access import Access
 from .exposure import encode, tag_of
 from .listing import STATES, Counts, Listing, Question
-from .looks import WORDS, age, seconds_since
+from .looks import WORDS, seconds_since
 from .markup import Markup, icon, join, tag
 from .pages import empty, link, page, search_box
 from .rows import row

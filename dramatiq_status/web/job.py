@@ -17,13 +17,15 @@ from ..aio import StatusRegistry
 from ..checks import is_message_id
 from ..errors import BackendError
 from ..snapshot import Snapshot
+from ..times import duration
 from .access import Access
 from .dashboard import utc_now
-from .looks import Look, duration, look_at, seconds_since
+from .looks import Look, look_at, seconds_since
 from .markup import Markup, icon, join, tag
 from .pages import empty, link, page
 from .rows import bar, copy_button, pill, reason
 from .site import REFUSED, RETRY_AFTER, UNAVAILABLE, Site
+from .timeline import clock, timeline
 
 #: Maximum number of children that are read, and of those that have a row.
 MAX_CHILDREN: Final = 500
@@ -80,6 +82,7 @@ class JobPage:
                 class_="card pad",
                 aria_label="Progress",
             ),
+            _timeline(snapshot, look, now, site),
             _exception(snapshot, shown, site.exposure.message),
             _children(children, now, site) if children else "",
             _fields(snapshot, shown),
@@ -174,6 +177,11 @@ def _fill(template: str, snapshot: Snapshot) -> str | None:
 def _card(title: str, *content: object, note: str = "", classes: str = "") -> Markup:
     head = tag("header", tag("h2", title), tag("span", note, class_="muted") if note else "")
     return tag("section", head, tag("div", *content, class_="in"), class_=f"card {classes}".strip(), aria_label=title)
+
+
+def _timeline(snapshot: Snapshot, look: Look, now: datetime, site: Site) -> Markup:
+    found = timeline(snapshot, look, now, with_message=site.exposure.message)
+    return _card("Timeline", found.content, note=found.note) if found.content else Markup("")
 
 
 def _exception(snapshot: Snapshot, shown: dict[str, Any], with_text: bool) -> Markup:
@@ -324,10 +332,8 @@ def _facts(snapshot: Snapshot, children: list[Snapshot], shown: dict[str, Any], 
 
 def _time(then: datetime, now: datetime) -> Markup:
     seconds = seconds_since(then, now)
-    text = f"{then:%H:%M:%S}" if abs(seconds) < 43_200 else f"{then:%d %b, %H:%M}"
     ago = f"in {duration(-seconds)}" if seconds < 0 else f"{duration(seconds)} ago"
-    moment = tag("time", text, datetime=then.isoformat(timespec="seconds"), title=f"{then:%d %b %Y, %H:%M:%S} UTC")
-    return join(moment, " ", tag("small", ago))
+    return join(clock(then, now), " ", tag("small", ago))
 
 
 def _list(pairs: Sequence[tuple[str, object]]) -> Markup:

@@ -7,7 +7,9 @@ from typing import Any
 from urllib.parse import quote
 
 from ..snapshot import Snapshot
-from .looks import Look, age, duration, look_at, number, seconds_since
+from ..times import duration
+from ..words import age, rate_of
+from .looks import Look, look_at, seconds_since
 from .markup import Markup, escape, icon, join, tag
 
 
@@ -98,7 +100,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime) -> Markup:
         text = "skipped" if snapshot.skipped else look.facts
         content = tag("span", text, class_="so") if text else Markup("")
     wide = {"colspan": "3", "aria_colspan": "3"} if failed else {}
-    rate = f"{number(snapshot.rate)}/s" if look.state == "working" and snapshot.rate else ""
+    rate = rate_of(snapshot) if look.state == "working" else ""
     left = ""
     if look.state == "working" and not look.sweep:
         left = look.next
@@ -137,7 +139,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime) -> Markup:
         tag("td", snapshot.attempts or "", role="cell", class_=f"c-try num{first}"),
         tag(
             "td",
-            duration(took.total_seconds(), exact=True) if took is not None else "",
+            duration(took, exact=True) if took is not None else "",
             role="cell",
             class_="c-took num",
         ),

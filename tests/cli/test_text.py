@@ -7,10 +7,11 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dramatiq_status.cli.facts import Facts
 from dramatiq_status.cli.rows import Job, table
 from dramatiq_status.cli.terminal import Terminal
 from dramatiq_status.cli.text import clean, cut, pad, width
-from dramatiq_status.cli.words import STATES, Facts
+from dramatiq_status.words import STATES
 
 texts = st.text(max_size=30)
 shown = texts.map(clean)

@@ -12,8 +12,9 @@ from playwright.sync_api import Browser
 
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.record import ATTEMPTS, EXCEPTION, FAILED, QUEUED, SCHEDULED_AT
+from dramatiq_status.times import duration
 from dramatiq_status.web import allow_all, status_app
-from dramatiq_status.web.looks import age, duration
+from dramatiq_status.words import age
 
 from ..jobs import Job
 from .browser import Tab, axe
