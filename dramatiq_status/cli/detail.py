@@ -57,7 +57,7 @@ def detail_of(snapshot: Snapshot, children: Sequence[Snapshot], terminal: Termin
         later = "" if snapshot.finished else "; goes when a later run completes"
         yield from _section("Exception", f"of run {run}{later}" if run > 0 else "")
         yield [("   ", ""), (cut(reason_of(exception), terminal.width * 3, terminal.ellipsis), "bold")]
-        for line in _text_lines(snapshot.get("traceback")):
+        for line in _frames(snapshot.get("traceback"), reason_of(exception)):
             yield [("   ", ""), (cut(clean(line), terminal.width - 3, terminal.ellipsis), "dim")]
     if children:
         yield from _children(children, terminal, now)
@@ -133,7 +133,7 @@ def _told(step: Step, snapshot: Snapshot, facts: Facts) -> str:
     if step.run is not None:
         if step.run.exception:
             return reason_of(step.run.exception)
-        return facts.detail if step.run.outcome is None else ""
+        return _JOINT.join(filter(None, (facts.step, facts.done))) if step.run.outcome is None else ""
     if step.until is not None:
         return f"for {_clock(step.until)}"
     return f"to {clean(snapshot.queue_name)}" if step.state == QUEUED and snapshot.queue_name else ""
@@ -213,6 +213,7 @@ def _value(name: str, value: Any, terminal: Terminal, depth: int, *, quoted: boo
     yield [(indent, ""), (label, ""), (shown, "")]
 
 
-def _text_lines(text: Any) -> list[str]:
-    """Return the last lines of a traceback."""
-    return text.rstrip().split("\n")[-12:] if isinstance(text, str) else []
+def _frames(text: Any, reason: str) -> list[str]:
+    """Return the last lines of a traceback, without its head, and without the reason that stands above it."""
+    lines = text.rstrip().split("\n") if isinstance(text, str) else []
+    return [line for line in lines if not line.startswith("Traceback (") and clean(line) != reason][-12:]

@@ -86,8 +86,8 @@ def _words(step: Step, snapshot: Snapshot, look: Look, now: datetime, *, with_me
     what = tag(
         "span",
         tag("b", step.title),
-        tag("span", step.text, class_="long") if step.text else "",
-        tag("small", detail) if detail else "",
+        join(" ", tag("span", step.text, class_="long")) if step.text else "",
+        join(" ", tag("small", detail)) if detail else "",
         class_="what",
     )
     return tag("li", "" if step.at is None else clock(step.at, now), icon(state), what, class_=f"s-{state}")

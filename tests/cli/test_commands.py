@@ -17,8 +17,9 @@ import pytest
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.cli.main import main
-from dramatiq_status.record import COMPLETED, FAILED, QUEUED, WORKING
-from dramatiq_status.testing.updates import enqueue, finish, life_to, named, start, write
+from dramatiq_status.history import run_ended
+from dramatiq_status.record import COMPLETED, FAILED, FINISHED_AT, QUEUED, STARTED_AT, WORKING
+from dramatiq_status.testing.updates import enqueue, finish, life_to, named, outside, start, write
 
 from ..recording import UNMEASURED
 from .terminals import COMMAND, environment, on_pipe, on_terminal, screen_of
@@ -276,6 +277,38 @@ def test_a_reader_that_has_enough(place: Place) -> None:
     assert done.stdout.count(b"\n") == 1 and done.stderr == b""
 
 
+def test_get_shows_the_life_of_a_job_and_its_children(place: Place) -> None:
+    # Given a job whose first run has failed, with a child that failed and one that is completed
+    begin = 1_795_479_267_000
+    boom = named({"x": '{"type":"OSError","message":"gone"}', "N": run_ended(begin + 14_000, failed=True)})
+    children = json.dumps([IDS["failed"], IDS["completed"], "no-such-job"])
+    updates = [
+        enqueue(a='"parent"', Q='"imports"', E=str(begin)),
+        start(1)._replace(fields={STARTED_AT: str(begin + 2_000)}),
+        enqueue(7, 2)._replace(fields=boom),
+        start(2, 7, 2, attempts=2)._replace(fields={STARTED_AT: str(begin + 44_000)}),
+        outside(children=children),
+        finish(2, 9, 7, 2)._replace(fields={FINISHED_AT: str(begin + 72_000)}),
+    ]
+    place.backend.update_many([("parent", update) for update in updates])
+    lines = screen_of(on_terminal("get", "parent", "--url", place.url))
+    # Then each run and each wait has its length, and its part of the line above, to scale
+    at = next(i for i, line in enumerate(lines) if line.startswith(" Timeline"))
+    assert lines[at] == " Timeline    1 min 12 s from its enqueue to its end"
+    waited, failed, again, completed = map(len, lines[at + 2].split())
+    assert lines[at + 2].replace(" ", "").strip("━─") == ""
+    assert waited < failed < completed < again and abs(again - 2.5 * failed) < 3
+    assert lines[at + 3].endswith(" 28 s")
+    told = [" ".join(line.split()[1:]) for line in lines[at + 5 : at + 9]]
+    assert told == [
+        "◦ Enqueued waited 2 s to imports", "✘ Run 1 failed ran 12 s OSError: gone",
+        "↻ Queued again waited 30 s", "✓ Run 2 completed ran 28 s",
+    ]  # fmt: skip
+    # And the children are rolled up, and the failed one is named
+    text = "\n".join(lines)
+    assert " Children    2: 1 failed, 1 completed\n ✘ Failed    job_failed" in text
+
+
 def test_get_shows_all_of_a_job(place: Place) -> None:
     # Given a job with fields of every kind, and one that is hostile
     fields = named(
@@ -285,7 +318,7 @@ def test_get_shows_all_of_a_job(place: Place) -> None:
     done = on_terminal("get", IDS["working"], "--url", place.url)
     text = "\n".join(screen_of(done))
     assert "[31mred" in text and "\x1b[31mred" not in done.output and "\u202e" not in done.output
-    assert "whole by --json" in text and "sizes" in text and "job_working" in text and "run 1 running" in text
+    assert "whole by --json" in text and "sizes" in text and "job_working" in text and "Run 1 is working" in text
 
 
 # The store

@@ -15,9 +15,21 @@ from playwright.sync_api import Browser
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import CacheBackend, RedisBackend, SQLiteBackend
-from dramatiq_status.record import ACTOR_NAME, EXCEPTION, FAILED
+from dramatiq_status.history import run_ended
+from dramatiq_status.record import (
+    ACTOR_NAME,
+    ENQUEUED_AT,
+    EXCEPTION,
+    FAILED,
+    QUEUE_NAME,
+    RUN_ENDED,
+    SCHEDULED_AT,
+    STARTED_AT,
+)
+from dramatiq_status.testing.updates import enqueue
+from dramatiq_status.testing.updates import start as start_run
 from dramatiq_status.web import allow_all, status_app
 
 from ..conftest import StartServer
@@ -245,6 +257,38 @@ def _quoted(text: str) -> str:
     import json
 
     return json.dumps(text)
+
+
+def test_the_life_of_a_job_is_drawn_to_scale_without_script(browser: Browser, backend: RedisBackend) -> None:
+    # Given a job whose first run of 12 seconds has failed, and whose second one has worked for an unknown time
+    begin, job = now_ms() - 72_000, Job(backend)
+    boom = {EXCEPTION: '{"type":"OSError","message":"secret"}', RUN_ENDED: run_ended(begin + 14_000, failed=True)}
+    updates = [
+        enqueue(**{ACTOR_NAME: '"work"', QUEUE_NAME: '"imports"', ENQUEUED_AT: str(begin)}),
+        start_run(1)._replace(fields={STARTED_AT: str(begin + 2_000)}),
+        enqueue(7, 2)._replace(fields={**boom, SCHEDULED_AT: str(begin + 44_000)}),
+        start_run(2, 7, 2, attempts=2, step='"reading"')._replace(fields={STARTED_AT: str(begin + 44_000)}),
+    ]
+    backend.update_many([(job.message_id, update) for update in updates])
+    seen = {}
+    for fields in (("*", "exception.message"), ("*",)):
+        context = browser.new_context(java_script_enabled=False)
+        with serving(mounted(backend, fields=fields)) as site, closing(context):
+            page = context.new_page()
+            page.goto(f"{site.url}/a/b/{job.message_id}")
+            widths = [rect.bounding_box()["width"] for rect in page.locator(".track rect").all()]  # type: ignore
+            seen[fields] = [line.split("\n")[1:] for line in page.locator(".steps li").all_inner_texts()]
+    # Then its waits and runs have widths by their lengths
+    waited, failed, again, _ = widths
+    assert waited < failed / 4 and abs(again / failed - 2.5) < 0.1
+    # And each has its words, and the text of the exception only where it may be seen
+    with_text = [" ".join(" ".join(line).split()) for line in seen[("*", "exception.message")]]
+    assert with_text[:3] == [
+        "Enqueued waited 2 s to imports", "Run 1 failed ran 12 s OSError: secret", with_text[2],
+    ]  # fmt: skip
+    assert with_text[2].startswith("Queued again waited 30 s for ")
+    assert re.match(r"Run 2 is working 2\d s so far", with_text[3])
+    assert "secret" not in str(seen[("*",)]) and "OSError" in str(seen[("*",)])
 
 
 def test_links_by_template(backend: RedisBackend) -> None:
