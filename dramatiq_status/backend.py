@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
+from .carrier import Carrier
 from .checks import MAX_TIMEOUT, check_duration, check_number
 from .cursor import Cursor
 from .decoding import take_snapshot, take_snapshots
@@ -279,6 +280,12 @@ class StatusBackend(abc.ABC):
         Returns:
           Subscription: It receives changes from now on.  None if the store does not publish changes; watchers then
           poll.
+        """
+        return None
+
+    def carrier(self, broker: Any) -> Carrier | None:
+        """Return the client of a broker that takes updates along with the broker's commands; None for none, as by
+        default.
         """
         return None
 

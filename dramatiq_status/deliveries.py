@@ -15,6 +15,7 @@ from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .cancel_log import mark_of
 from .cancels import Cancels, reason_in
+from .carrier import Carrier
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
 from .errors import Cancelled
@@ -37,10 +38,17 @@ from .record import (
     Record,
 )
 from .status import Status
-from .writer import Confirmation, Finish, MessageBuffer, Start, Writer
+from .writer import BufferRider, Confirmation, Finish, MessageBuffer, Start, Writer
 
 #: Maximum number of retries that is read from a message.
 _MAX_RETRIES: Final = 10**9
+
+
+#: Seconds after the start of a run at which the writer sends it.  Until then it goes along with the acknowledgement.
+_START_AFTER: Final = 0.002
+
+#: Seconds after which the writer sends a final state that no acknowledgement has taken along.
+_FINISH_AFTER: Final = 1.0
 
 
 class _Tracking(NamedTuple):
@@ -123,14 +131,29 @@ class Deliveries:
             fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
         retries = whole_number(options.get("retries"), 0)
         # Each redelivery adds 1 to the stored number of attempts, and a record holds numbers of at most 15 digits.
-        buffer.add(Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1))
+        start = Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1)
+        rides = self.carrier(broker) is not None
+        buffer.add(start, quiet=rides)
         bind(binding)
         # The buffer is added after its delivery is bound. In the other order, an interrupt between the two would leave
         # a buffer that no hook finds and closes.
         self._writer.running[buffer] = None
+        if rides:
+            self._writer.put_later(buffer, _START_AFTER)
 
-    def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
-        """Write the outcome of a message, before the broker acknowledges or rejects the message."""
+    def carrier(self, broker: dramatiq.Broker) -> Carrier | None:
+        """Return what takes updates along with the broker's commands; None for none, and while the store is down."""
+        return None if self._writer.breaker.down else self._backend.carrier(broker)
+
+    def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool, rides: bool = True) -> None:
+        """Write the outcome of a message, before the broker acknowledges or rejects the message.
+
+        Parameters:
+          broker(Broker)
+          message(Message)
+          rejected(bool)
+          rides(bool): Whether the broker's next command may take the outcome along.
+        """
         delivery = self.find_delivery(message)
         if delivery is None:
             if is_delayed_copy(message.queue_name, message.options):
@@ -157,9 +180,20 @@ class Deliveries:
                 delivery.confirmation = Confirmation()
                 buffer.finish(self._finish(delivery, message, decision), delivery.confirmation)
             delivery.settled = True
-        if delivery.confirmation is not None:
-            self._writer.confirm(buffer, delivery.confirmation, delivery.deadline)
-            delivery.confirmation = None
+        confirmation = delivery.confirmation
+        if confirmation is None or (rides and self._leave(broker, message, buffer)):
+            return
+        if confirmation.stored is None:
+            self._writer.confirm(buffer, confirmation, delivery.deadline)
+        delivery.confirmation = None
+
+    def _leave(self, broker: dramatiq.Broker, message: Any, buffer: MessageBuffer) -> bool:
+        """Leave a final state for the acknowledgement to take along, and return whether that is possible."""
+        carrier = self.carrier(broker)
+        if carrier is None or not buffer.is_whole():
+            return False
+        self._writer.put_later(buffer, _FINISH_AFTER)
+        return carrier.leave(message, BufferRider(self._writer, buffer))
 
     def _finish(self, delivery: Delivery, message: Any, decision: Decision) -> Finish:
         tracking: _Tracking = delivery.tracking
@@ -195,9 +229,10 @@ class Deliveries:
             thread.release(message.message_id)
         delivery = self.find_delivery(message)
         if delivery is not None:
-            if not delivery.settled:
-                # This broker does not call `before_ack` and `before_nack`.
-                self.settle(broker, message, rejected=rejected)
+            if not delivery.settled or delivery.confirmation is not None:
+                # This broker does not call `before_ack` and `before_nack`, or its command may have taken the final
+                # state along.
+                self.settle(broker, message, rejected=rejected, rides=False)
             delivery.exception = delivery.result = None
             bind(delivery.tracking.previous)
         else:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
+
+import dramatiq
 
 from ._log import logger
 from .backend import StatusBackend, now_ms
+from .carrier import Carrier
 from .circuit_breaker import CircuitBreaker
 from .context import Binding
 from .deliveries import Deliveries, exception_in_flight
@@ -16,8 +20,26 @@ from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
 from .options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION, Settings, enqueue_id_of, next_enqueue_id
 from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, RUN_ENDED, SCHEDULED_AT
-from .update import EnqueueId, Kind, Update
-from .writer import Confirmation, Enqueue, Writer
+from .update import EnqueueId, Kind, Outcome, Update
+from .writer import BufferRider, Confirmation, Enqueue, Writer
+
+
+class _UpdateRider:
+    """The update of an enqueue outside of a worker."""
+
+    def __init__(self, message_id: str, update: Update) -> None:
+        self.message_id = message_id
+        self.update = update
+        self.is_stored = False
+
+    def board(self) -> Sequence[tuple[str, Update]]:
+        return () if self.is_stored else ((self.message_id, self.update),)
+
+    def arrive(self, outcomes: Sequence[Outcome]) -> None:
+        self.is_stored = True
+
+    def stay(self) -> None:
+        """Do nothing: :meth:`Enqueues.complete` sends the update."""
 
 
 class Enqueues:
@@ -49,9 +71,20 @@ class Enqueues:
         self._heartbeat_interval = heartbeat_interval
 
     def begin(
-        self, message: Any, delay: int | None, settings: Settings, binding: Binding | None, *, inside: bool
-    ) -> None:
-        """Write ``queued``, before the broker gets a message."""
+        self,
+        broker: dramatiq.Broker,
+        message: Any,
+        delay: int | None,
+        settings: Settings,
+        binding: Binding | None,
+        *,
+        inside: bool,
+    ) -> bool:
+        """Write ``queued``, before the broker gets a message.
+
+        Returns:
+          bool: Whether the broker's command takes it along, with all that the run has written before.
+        """
         thread, message_id = self._deliveries.thread_state, message.message_id
         enqueue_id = self._begin_enqueue(message)
         message.options[ENQUEUE_ID_OPTION] = list(enqueue_id)
@@ -61,9 +94,19 @@ class Enqueues:
         if delay is not None:
             # Dramatiq accepts any delay, but a record holds numbers of at most 15 digits.
             fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
+        carrier = self._deliveries.carrier(broker)
         if not inside:
-            self._enqueue_directly(message, Update(Kind.ENQUEUE, enqueue_id, fields=fields))
-        elif binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
+            update = Update(Kind.ENQUEUE, enqueue_id, fields=fields)
+            return self._leave(carrier, message, _UpdateRider(message_id, update)) or self._enqueue_directly(
+                message, update
+            )
+        own = None
+        if binding is not None and binding.delivery is not None:
+            own, run = binding.delivery.tracking.buffer, binding.delivery
+            if run.fresh or run.confirming or run.enqueues or not own.is_whole():
+                # The broker gets the message after all of this is stored.
+                carrier = None
+        if binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
             delivery = binding.delivery
             # If a tracing middleware comes first in the list, Dramatiq enqueues the retry before it calls
             # `after_process_message` of this middleware.
@@ -72,12 +115,25 @@ class Enqueues:
                 fields.update(self._fields.of_exception(exception, settings))
             if delivery.run_token:
                 fields[RUN_ENDED] = run_ended(now_ms(), failed=exception is not None)
-            buffer, confirmation = delivery.tracking.buffer, Confirmation()
-            buffer.add(Enqueue(enqueue_id, fields))
-            buffer.add(confirmation)
-            thread.confirmation = confirmation
+            buffer = delivery.tracking.buffer
         else:
-            thread.confirmation = self._writer.enqueue(message_id, Enqueue(enqueue_id, fields))
+            buffer = self._writer.begin_enqueue(message_id)
+        confirmation = Confirmation()
+        buffer.add(Enqueue(enqueue_id, fields), quiet=True)
+        buffer.add(confirmation, quiet=True)
+        thread.confirmation = confirmation
+        buffers = [buffer] if own is None or own is buffer else [own, buffer]
+        rides = self._leave(carrier, message, BufferRider(self._writer, *buffers))
+        if not rides:
+            self._writer.put(buffer)
+        return rides
+
+    def _leave(self, carrier: Carrier | None, message: Any, rider: _UpdateRider | BufferRider) -> bool:
+        """Leave ``queued`` for the broker's command to take along, and return whether that is possible."""
+        if carrier is None or not carrier.leave(message, rider):
+            return False
+        self._deliveries.thread_state.riders[message.message_id] = rider
+        return True
 
     def store_before_send(self, delivery: Delivery) -> None:
         """Wait until all writes of a run are stored, before the broker gets a message that the run sends. The actor of
@@ -112,24 +168,33 @@ class Enqueues:
         thread.begin(message_id, Begun(message.message_timestamp, carried, enqueue_id))
         return enqueue_id
 
-    def _enqueue_directly(self, message: Any, update: Update) -> None:
+    def _enqueue_directly(self, message: Any, update: Update) -> bool:
         """Send `queued` before the broker gets the message; the reply is read after the broker has the message, so that
         the two round trips overlap.
         """
         self._complete_pending()
         if self._breaker.blocked:
             self._breaker.dropped()
-            return
+            return False
         try:
             self._deliveries.thread_state.pending_enqueue = self._backend.begin_update(message.message_id, update)
         except BackendError as e:
             self._fail(e)
         except (TypeError, ValueError) as e:
             logger.error("The status of message %r cannot be stored: %s", message.message_id, e)
+        return False
 
-    def complete(self, binding: Binding | None) -> None:
+    def complete(self, message: Any, binding: Binding | None) -> None:
         """Wait until the last enqueue of this thread is stored."""
         thread = self._deliveries.thread_state
+        rider = thread.riders.get(message.message_id) if isinstance(message.message_id, str) else None
+        if isinstance(rider, _UpdateRider):
+            if not rider.is_stored:
+                self._enqueue_directly(message, rider.update)
+        elif rider is not None and thread.confirmation is not None and thread.confirmation.stored is None:
+            rider.stay()
+        if rider is not None:
+            del thread.riders[message.message_id]
         self._complete_pending()
         if thread.confirmation is not None:
             if asyncio._get_running_loop() is None:

@@ -158,6 +158,8 @@ class ThreadState(threading.local):
         self.pending_enqueue: Any = None
         #: Confirmation of the last enqueue of this thread through the writer.
         self.confirmation: Any = None
+        #: Updates of enqueues that this thread has begun, by message id, that the broker's commands may take along.
+        self.riders: dict[str, Any] = {}
 
     def holds(self, message_id: Any) -> bool:
         """Whether this thread holds a delayed message with this id. The id of a message may be of any type."""
@@ -179,12 +181,15 @@ class ThreadState(threading.local):
         """Note that an enqueue has begun, and drop the oldest note where there are too many."""
         self.begun[message_id] = begun
         if len(self.begun) > _MAX_BEGUN:
-            del self.begun[next(iter(self.begun))]
+            oldest = next(iter(self.begun))
+            del self.begun[oldest]
+            self.riders.pop(oldest, None)
 
     def forget(self) -> None:
         """Drop the notes about the enqueues of a delivery that has ended."""
         self.enqueued.clear()
         self.begun.clear()
+        self.riders.clear()
 
 
 def is_delayed_copy(queue_name: str, options: Mapping[str, Any]) -> bool:

@@ -242,9 +242,8 @@ class StatusMiddleware(Middleware):
             write_back(message.options, settings)
         if "options" in message.options:
             self._options.warn_of_nested(message)
-        if settings.tracked:
-            self._enqueues.begin(message, delay, settings, binding, inside=inside)
-        if binding is not None and binding.delivery is not None:
+        rides = settings.tracked and self._enqueues.begin(broker, message, delay, settings, binding, inside=inside)
+        if binding is not None and binding.delivery is not None and not rides:
             self._enqueues.store_before_send(binding.delivery)
 
     @_through_late_interrupts
@@ -259,7 +258,7 @@ class StatusMiddleware(Middleware):
             binding.delivery.requeued = True
         elif thread.worker and isinstance(message_id, str):
             thread.enqueued.add(message_id)
-        self._enqueues.complete(binding)
+        self._enqueues.complete(message, binding)
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
         if isinstance(message.message_id, str):

@@ -279,7 +279,7 @@ def send(buffer: MessageBuffer, backend: StubBackend, fate: str) -> bool:
     if fate == "not sent":
         return True
     outcomes = backend.update_many([("m", update) for update in updates])
-    return True if fate == "lost reply" else buffer.settle(outcomes)
+    return True if fate == "lost reply" else buffer.settle(updates, outcomes)
 
 
 @settings(max_examples=400, derandomize=STABLE, deadline=None)

@@ -203,9 +203,10 @@ class Run:
     def send(self, *, after: float = 0) -> Snapshot:
         """Send what was written, so many seconds later, and look at the status."""
         self.clock.now += after
-        outcomes = [self.backend.update("m", update) for update in self.buffer.take(self.clock.now)]
+        updates = self.buffer.take(self.clock.now)
+        outcomes = [self.backend.update("m", update) for update in updates]
         assert set(outcomes) <= {Outcome.APPLIED}
-        self.buffer.settle(outcomes)
+        self.buffer.settle(updates, outcomes)
         snapshot = take_snapshot("m", self.backend.read("m"), self.backend.now())
         assert snapshot is not None
         return snapshot
@@ -361,7 +362,7 @@ def test_a_lost_record_is_restored_with_the_rate(clock: Clock) -> None:
     # When it writes again
     run.write(step="1")
     (update,) = run.buffer.take(clock.now)
-    assert run.buffer.settle([run.backend.update("m", update)])
+    assert run.buffer.settle([update], [run.backend.update("m", update)])
     # Then the rate comes back with everything else
     assert run.send().rate == 10
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from .backlog import Backlog
 from .buffer import MessageBuffer
 from .operations import Confirmation, Enqueue, Finish, Start, Write
+from .riding import BufferRider
 from .writer import DEFAULT_MAX_PENDING, DEFAULT_MAX_PENDING_BYTES, Writer
 
 __all__ = [
     "DEFAULT_MAX_PENDING",
     "DEFAULT_MAX_PENDING_BYTES",
     "Backlog",
+    "BufferRider",
     "Confirmation",
     "Enqueue",
     "Finish",

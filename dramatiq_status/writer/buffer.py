@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import chain, repeat, starmap
-from sys import getsizeof
+from itertools import repeat, starmap
 from typing import Final, Protocol
 
 from .. import _time as time
@@ -157,10 +156,11 @@ class MessageBuffer:
             return
         self.add(Write(fields, increment, urgent, state, changes))
 
-    def add(self, operation: Operation) -> None:
-        """Add an operation, and signal the writer."""
+    def add(self, operation: Operation, *, quiet: bool = False) -> None:
+        """Add an operation, and signal the writer, unless it is quiet: see :meth:`Writer.put_later`."""
         self._operations.append(operation)
-        self._signal()
+        if not quiet:
+            self._signal()
 
     def _signal(self) -> None:
         self._is_signalled = True
@@ -218,7 +218,7 @@ class MessageBuffer:
         return confirmation
 
     def is_first(self, trouble: str) -> bool:
-        """Return whether this kind of trouble of the message is new, and note that it is logged now."""
+        """Return whether this trouble of the message is new, and note that it is logged now."""
         first = trouble not in self._logged
         self._logged |= {trouble}
         return first
@@ -254,9 +254,7 @@ class MessageBuffer:
             self._log_uncounted(update)
         if outcome is Outcome.MISSING:
             if self.is_first("forked"):
-                logger.warning(
-                    "Message %r has no status. The writes of a forked process to it are dropped.", self.message_id
-                )
+                logger.warning("Message %r has no status. Writes of a forked process are dropped.", self.message_id)
             return
         with self._lock:
             known = self._state.known
@@ -302,6 +300,12 @@ class MessageBuffer:
             self._is_signalled = True
             return self._due
 
+    def is_whole(self) -> bool:
+        """Whether :meth:`take` would return all updates: none of them waits for the answer to an earlier one."""
+        with self._lock:
+            pending = self._merge().pending
+            return not pending or pending[0].frozen is None or pending[-1].frozen is not None
+
     def take(self, now: float) -> list[Update]:
         """Freeze the pending updates and return them, to be followed by :meth:`settle`.
 
@@ -335,10 +339,11 @@ class MessageBuffer:
             self._merger.store_rate(pending, known, now)
         return pending.freeze(self._sequence)
 
-    def settle(self, outcomes: Iterable[Outcome], *, keep_missing: bool = False) -> bool:
-        """Process the outcomes of the updates taken last.
+    def settle(self, updates: Iterable[Update], outcomes: Iterable[Outcome], *, keep_missing: bool = False) -> bool:
+        """Process the outcomes of updates.  Two threads may have taken and sent the same updates.
 
         Parameters:
+          updates(Iterable[Update]): They were returned by :meth:`take`.
           outcomes(Iterable[Outcome]): One for each update; the last ones may be missing.
           keep_missing(bool): Whether to send updates from outside again where there is no record yet.
 
@@ -347,17 +352,19 @@ class MessageBuffer:
         """
         with self._lock:
             state = self._state
-            left: list[PendingUpdate] = []
-            answered = 0
-            for pending, outcome in zip(state.pending, outcomes):
-                answered += 1
-                if outcome is not _APPLIED and self._is_left(pending, outcome, state, keep_missing):
+            left, unanswered = list[PendingUpdate](), list[PendingUpdate]()
+            answers = dict(zip(map(id, updates), outcomes))
+            for pending in state.pending:
+                outcome = answers.get(id(pending.frozen))
+                if outcome is None:
+                    unanswered.append(pending)
+                elif outcome is not _APPLIED and self._is_left(pending, outcome, state, keep_missing):
                     left.append(pending)
                 elif left:
                     left[-1].confirmations += pending.confirmations
                 else:
                     pending.release(True)
-            state.pending = left + state.pending[answered:]
+            state.pending = left + unanswered
         return bool(left) or self._is_held
 
     def _is_left(self, pending: PendingUpdate, outcome: Outcome, state: MergedState, keep_missing: bool) -> bool:
@@ -422,21 +429,11 @@ class MessageBuffer:
                 return None
             # The size in bytes of a Dramatiq message cannot be measured. When its run has ended, the buffer therefore
             # keeps the fields that are made of the message, and not the message.
-            base = self._merger.keep_base() if self.closed else {}
-            texts = [*state.known, *state.known.values(), *chain.from_iterable(base.items())]
-            for pending in state.pending:
-                fields = pending.fields if pending.frozen is None else pending.frozen.fields
-                for name, text in fields.items():
-                    if state.known.get(name) is not text:
-                        texts += (name, text)
-                if pending.changes is not None:
-                    texts += pending.changes.counts
-            return sum(map(getsizeof, texts))
+            return state.size(self._merger.keep_base() if self.closed else {})
 
     def heartbeat(self) -> Update:
         """Return the run's heartbeat."""
-        template = self._state.template
-        return Update(Kind.HEARTBEAT, template["enqueue_id"], template["run_token"])
+        return Update(Kind.HEARTBEAT, self._state.template["enqueue_id"], self._state.template["run_token"])
 
     def _merge(self) -> MergedState:
         """Merge the operations, and return the new state."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
+from sys import getsizeof
 from typing import Any
 
 from ..record import PROGRESS, Record, number_of, number_text
@@ -139,6 +141,18 @@ class MergedState:
         """Add to the progress."""
         self.last().add(n)
         self.known[PROGRESS] = number_text(number_of(self.known.get(PROGRESS, "0")) + n)
+
+    def size(self, base: Record) -> int:
+        """Return the number of bytes of the texts of the pending updates, of all that is known, and of `base`."""
+        texts = [*self.known, *self.known.values(), *chain.from_iterable(base.items())]
+        for pending in self.pending:
+            fields = pending.fields if pending.frozen is None else pending.frozen.fields
+            for name, text in fields.items():
+                if self.known.get(name) is not text:
+                    texts += (name, text)
+            if pending.changes is not None:
+                texts += pending.changes.counts
+        return sum(map(getsizeof, texts))
 
     def absorb_counts(self) -> None:
         """Drop the counts that an update with all values of the run includes: they must not count twice."""

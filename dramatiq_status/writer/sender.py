@@ -76,7 +76,7 @@ class Sender:
         first = 0
         for buffer, found in taken:
             last = first + len(found)
-            self._settle(buffer, outcomes[first:last], makers)
+            self._settle(buffer, found, outcomes[first:last], makers)
             first = last
         return True
 
@@ -96,19 +96,19 @@ class Sender:
                     has_succeeded = True
                     self._succeed()
                 except StoreRefused as e:
-                    buffer.settle(outcomes)
+                    buffer.settle(updates, outcomes)
                     refused[buffer] = e
                     break
                 except BackendError as e:
                     # The stored updates of the batch must not be sent again.
-                    buffer.settle(outcomes)
+                    buffer.settle(updates, outcomes)
                     self._fail([buffer], e)
                     return False
                 except Exception as e:
                     self._drop_unstorable(buffer, e)
                     outcomes.append(Outcome.REFUSED)
             else:
-                self._settle(buffer, outcomes, makers)
+                self._settle(buffer, updates, outcomes, makers)
         if refused and not has_succeeded:
             self._fail(list(refused), next(iter(refused.values())))
             return False
@@ -192,7 +192,13 @@ class Sender:
         buffers = (*list(self._running), *self._queue.later, *self._queue.ready)
         return {buffer.message_id: buffer for buffer in buffers if buffer.repeatable and not buffer.suspect}
 
-    def _settle(self, buffer: MessageBuffer, outcomes: list[Outcome], makers: dict[str, MessageBuffer]) -> None:
+    def _settle(
+        self,
+        buffer: MessageBuffer,
+        updates: list[Update],
+        outcomes: list[Outcome],
+        makers: dict[str, MessageBuffer],
+    ) -> None:
         """Process the outcomes of a buffer's updates."""
         if Outcome.UNSTORABLE in outcomes:
             self._refuse(buffer, None)
@@ -204,9 +210,9 @@ class Sender:
         if is_unavailable:
             buffer.unavailable = True
         if is_missing and not buffer.repeatable:
-            self._settle_missing(buffer, outcomes, makers.get(buffer.message_id))
+            self._settle_missing(buffer, updates, outcomes, makers.get(buffer.message_id))
             return
-        is_left = buffer.settle(outcomes)
+        is_left = buffer.settle(updates, outcomes)
         if is_unavailable:
             self._queue.postpone(buffer, LONGEST_PAUSE)
             return
@@ -214,7 +220,9 @@ class Sender:
         if not is_left:
             self._queue.remove(buffer)
 
-    def _settle_missing(self, buffer: MessageBuffer, outcomes: list[Outcome], maker: MessageBuffer | None) -> None:
+    def _settle_missing(
+        self, buffer: MessageBuffer, updates: list[Update], outcomes: list[Outcome], maker: MessageBuffer | None
+    ) -> None:
         """Keep or drop updates from outside of a message without a record; on the writer's thread.
 
         The record may still arrive: from a buffer of this process, or within a short time from another process, whose
@@ -230,7 +238,7 @@ class Sender:
         is_recent = self._breaker.recovering or (missing < RECOVERY and (buffer.unavailable or not self._queue.drains))
         # Updates of known messages do not make room for those of unknown ones.
         is_kept = is_recent and (buffer in backlog or backlog.has_room)
-        if not buffer.settle(outcomes, keep_missing=is_kept or maker is not None):
+        if not buffer.settle(updates, outcomes, keep_missing=is_kept or maker is not None):
             # Forget since when the record is missing, so that later writes to this message are kept for RECOVERY
             # seconds as well.
             buffer.missing_since = None

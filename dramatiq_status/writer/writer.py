@@ -13,6 +13,7 @@ have written, so that the writes of the child come after it.
 from __future__ import annotations
 
 import atexit
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -29,7 +30,7 @@ from ..update import EnqueueId, Kind
 from .buffer import MessageBuffer
 from .heartbeats import Heartbeats
 from .leadership import Leadership, Wakeup
-from .operations import Confirmation, Enqueue
+from .operations import Confirmation
 from .queue import SendQueue
 from .sender import Sender
 
@@ -41,6 +42,9 @@ DEFAULT_MAX_PENDING_BYTES: Final = 64 * 2**20
 
 #: Maximum number of seconds that a process that ends waits for its last updates.
 EXIT_TIMEOUT: Final = 5.0
+
+#: Seconds between two looks of the writer's thread for quiet buffers whose time has come.
+LOOK_EVERY: Final = 0.002
 
 #: Number of references to buffers of other messages above which the writer removes the references to deleted buffers.
 _FEW: Final = 256
@@ -85,6 +89,11 @@ class Writer:
         self._wakeup = Wakeup()
         #: Buffers of the messages that run in this process, for heartbeats; each leaves when it is closed.
         self.running: dict[MessageBuffer, None] = {}
+        #: Buffers that a command of the broker will take along, as a rule, and the times at which to send them
+        #: otherwise, by the monotonic clock.
+        self.quiet: dict[MessageBuffer, float] = {}
+        # Whether a buffer has become quiet since the thread has last looked for those whose time has come.
+        self._has_more = False
         # Buffers of messages that this process does not run, by id, and their number above which to remove those that
         # are gone.
         self._outside: dict[str, weakref.ref[MessageBuffer]] = {}
@@ -112,6 +121,33 @@ class Writer:
         # A leader collects signals before it passes the leadership on.
         if self._wakeup.is_asleep and not self._leadership.is_taken:
             self._leadership.wake_thread()
+
+    def put_later(self, buffer: MessageBuffer, seconds: float) -> None:
+        """Send what a buffer has after some time, unless a command of the broker takes it along before.
+
+        While messages run, the writer's thread looks every :data:`LOOK_EVERY` seconds for the buffers whose time has
+        come.  So a short job does not wake it.
+        """
+        self.quiet[buffer] = due = time.monotonic() + seconds
+        self._has_more = True
+        if self._thread is None:
+            self._ensure_thread()
+        if self._wakeup.is_asleep and self._wakeup.wake_at > due + LOOK_EVERY:
+            self._wakeup.call()
+
+    def _signal_due(self) -> float:
+        """Signal for the quiet buffers whose time has come, and return the time of the next look."""
+        now = time.monotonic()
+        quiet = list(self.quiet.items())
+        for buffer, due in quiet:
+            if due <= now:
+                self._queue.signals.append(buffer)
+                self.quiet.pop(buffer, None)
+        # It looks once more than needed, so that a job that follows soon does not wake it.
+        has_more, self._has_more = self._has_more, False
+        if has_more:
+            return now + LOOK_EVERY
+        return max(now + LOOK_EVERY, min(due for _, due in quiet)) if quiet else math.inf
 
     def begin_run(
         self, message_id: str, *, run_token: int, enqueue_id: EnqueueId, throttle: int, base: Callable[[], Record]
@@ -152,13 +188,11 @@ class Writer:
         """List the buffers that :meth:`outside` has opened, and that still exist."""
         return [buffer for reference in list(self._outside.values()) if (buffer := reference()) is not None]
 
-    def enqueue(self, message_id: str, operation: Enqueue) -> Confirmation:
-        """Write that a message enters its queue, and return the confirmation to wait for."""
-        buffer, confirmation = MessageBuffer(self, message_id), Confirmation()
+    def begin_enqueue(self, message_id: str) -> MessageBuffer:
+        """Open the buffer of a message that enters its queue."""
+        buffer = MessageBuffer(self, message_id)
         buffer.repeatable = True
-        buffer.add(operation)
-        buffer.add(confirmation)
-        return confirmation
+        return buffer
 
     # Waiting
 
@@ -242,6 +276,9 @@ class Writer:
         if thread is None:
             # It could not be started.
             return not queue.signals and queue.is_empty
+        for buffer in list(self.quiet):
+            queue.signals.append(buffer)
+            self.quiet.pop(buffer, None)
         confirmation = Confirmation()
         queue.drains.append(confirmation)
         self._wakeup.call()
@@ -322,18 +359,21 @@ class Writer:
         """Sleep until there is something to do."""
         queue, wakeup = self._queue, self._wakeup
         while not queue.drains:
+            # First, so that a buffer that becomes quiet after the look below wakes this thread.
+            wakeup.wake_at = math.inf
+            wakeup.is_asleep = True
+            look_at = self._signal_due()
             wake_at = min(self._heartbeats.due_at, queue.next_due)
             if queue.ready or (queue.signals and self.breaker.down):
                 wake_at = min(wake_at, queue.alarm())
-            wakeup.wake_at = wake_at
-            wakeup.is_asleep = True
+            wakeup.wake_at = min(wake_at, look_at)
             now = time.monotonic()
             if wake_at <= now:
                 break
             # Another leader collects the signals itself.
             if not self._leadership.is_taken and (queue.is_backlogged or (queue.signals and not self.breaker.down)):
                 break
-            wakeup.sleep(wake_at - now)
+            wakeup.sleep(max(0.0, min(wake_at, look_at) - now))
         wakeup.is_asleep = False
 
 

@@ -16,7 +16,7 @@ from dramatiq_status.backends.memcached import MemcachedBackend
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.redis.clock import ServerClock
 from dramatiq_status.backends.redis.operations import Operations
-from dramatiq_status.backends.redis.protocol import UpdateCall
+from dramatiq_status.backends.redis.protocol import UpdateCall, Updates
 from dramatiq_status.backends.redis.script import UPDATE, Script
 from dramatiq_status.backends.stub import StubBackend
 from dramatiq_status.decoding import take_snapshot
@@ -152,12 +152,17 @@ class RecordingCall(UpdateCall):
         return [*super().arguments(clock), kind]
 
 
+class RecordingOperations(Operations):
+    def requests_of(self, updates: Updates) -> Sequence[UpdateCall]:
+        return [request for update in updates for request in super(RecordingOperations, self).requests_of([update])]
+
+
 class RecordingRedisBackend(Recorder, RedisBackend):
     """Has Redis itself write the history: whole and in order for all processes."""
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
-        self.operations = Operations(self.keys, self.transport, RecordingCall)
+        self.operations = RecordingOperations(self.keys, self.transport, RecordingCall)
         assert self.client.script_load(_RECORDING_SCRIPT.text) == _RECORDING_SCRIPT.sha
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:

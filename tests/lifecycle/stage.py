@@ -10,6 +10,7 @@ from threading import Condition
 from typing import Any, Final
 
 import dramatiq
+import redis
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import Retry
@@ -32,6 +33,7 @@ from dramatiq.results import Results
 from dramatiq.results import backends as results
 
 from dramatiq_status import StatusMiddleware, current_progress, current_status
+from dramatiq_status.backends import RedisBackend
 from dramatiq_status.record import STATE
 from dramatiq_status.snapshot import Snapshot
 
@@ -158,31 +160,37 @@ def insert(middleware: list[Middleware], ours: Middleware, position: str) -> lis
     return [*middleware[:at], ours, *middleware[at:]]
 
 
-def make_broker(url: str, middleware: list[Middleware], *, namespace: str) -> dramatiq.Broker:
+def make_broker(
+    url: str, middleware: list[Middleware], *, namespace: str, client: redis.Redis | None = None
+) -> dramatiq.Broker:
     """A broker by its URL; Redis notices the death of a worker within seconds."""
     if url.startswith("redis://"):
         return RedisBroker(
-            url=url, middleware=middleware, namespace=namespace, heartbeat_timeout=3000, maintenance_chance=1_000_000
+            **({"url": url} if client is None else {"client": client}),
+            middleware=middleware,
+            namespace=namespace,
+            heartbeat_timeout=3000,
+            maintenance_chance=1_000_000,
         )
     if url.startswith("amqp://"):
         return RabbitmqBroker(url=url, middleware=middleware)
     return make_stub_broker(*middleware)
 
 
-def watch_acks(worker: dramatiq.Worker, see: Callable[[Any], object]) -> None:
-    """Call `see` at the moment at which the broker is told that a worker is done with a message."""
+def watch_acks(worker: dramatiq.Worker, see: Callable[[Any], object], *, after: bool = False) -> None:
+    """Call `see` at the moment at which the broker is told that a worker is done with a message, or just after it."""
     for queue_name, thread in list(worker.consumers.items()):
         if not queue_name.endswith(".DQ"):
             # It is there as soon as the thread has connected.
             consumer = eventually(lambda thread=thread: thread.consumer)
             for name in ("ack", "nack"):
-                setattr(consumer, name, _seen(getattr(consumer, name), see))
+                setattr(consumer, name, _seen(getattr(consumer, name), see, after))
 
 
-def _seen(tell_broker: Callable[[Any], None], see: Callable[[Any], object]) -> Callable[[Any], None]:
+def _seen(tell_broker: Callable[[Any], None], see: Callable[[Any], object], after: bool) -> Callable[[Any], None]:
     def tell(message: Any) -> None:
-        see(message)
-        tell_broker(message)
+        for step in (tell_broker, see) if after else (see, tell_broker):
+            step(message)
 
     return tell
 
@@ -198,6 +206,7 @@ class Stage:
       retries: Whether there is a Retries middleware.
       middleware: Made anew where it is not given.
       ours: The class of our middleware.
+      rides: Whether the statuses go along with the commands of the broker, whose URL is that of the store.
     """
 
     def __init__(
@@ -210,6 +219,7 @@ class Stage:
         retries: bool = True,
         middleware: list[Middleware] | None = None,
         ours: type[StatusMiddleware] = StatusMiddleware,
+        rides: bool = False,
         **options: Any,
     ) -> None:
         self.backend = backend
@@ -219,7 +229,9 @@ class Stage:
         self.middleware = ours(backend=backend, **options)
         others = make_middleware(retries=retries) if middleware is None else middleware
         ordered = [self.audit, *insert(others, self.middleware, position)]
-        self.broker = make_broker(url, ordered, namespace=name)
+        self.rides = rides
+        client = backend.broker_client() if isinstance(backend, RedisBackend) and rides else None
+        self.broker = make_broker(url, ordered, namespace=name, client=client)
         #: The states that the store had when messages were acknowledged or rejected, by id.
         self.at_ack: defaultdict[str, set[str]] = defaultdict(set)
         #: What run the steps of a script.
@@ -321,7 +333,7 @@ class Stage:
         """With a worker in this process."""
         worker = dramatiq.Worker(self.broker, worker_timeout=20, worker_threads=threads)
         worker.start()
-        watch_acks(worker, self._see_ack)
+        watch_acks(worker, self._see_ack, after=self.rides)
         try:
             yield worker
         finally:

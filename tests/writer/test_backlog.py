@@ -141,8 +141,7 @@ def test_a_backlog_drops_finished_messages_first() -> None:
     # Then the run that has waited for longest is dropped
     assert (backlog.pop_excess(), backlog.pop_excess()) == (runs[0], None)
     # When the last update is stored
-    runs[2].take(0.0)
-    runs[2].settle([Outcome.APPLIED])
+    runs[2].settle(runs[2].take(0.0), [Outcome.APPLIED])
     backlog.note(runs[2])
     backlog.measure()
     # Then the backlog is empty

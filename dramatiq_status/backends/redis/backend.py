@@ -22,6 +22,7 @@ from .transport import Transport, drive
 if TYPE_CHECKING:
     import redis
 
+    from .broker_calls import RedisCarrier
     from .broker_client import BrokerClient
 
 #: Maximum number of messages of one state, queue and actor that can be listed.
@@ -122,6 +123,8 @@ class RedisBackend(StatusBackend):
         self.transport: Transport = access.transport
         self.keys: Keys = access.keys(escape_namespace(namespace), check_number("max_listed", max_listed))
         self.operations: Operations = Operations(self.keys, self.transport)
+        # The last carrier that was found.
+        self._carrier: RedisCarrier | None = None
 
     def __repr__(self) -> str:
         # Not the client: it may show a password.
@@ -183,6 +186,19 @@ class RedisBackend(StatusBackend):
             raise self.cannot_list()
 
     # The broker
+
+    def carrier(self, broker: Any) -> RedisCarrier | None:
+        """Return the client of a broker that has the connections of this backend and takes updates along."""
+        client: Any = getattr(broker, "client", None)
+        found = self._carrier
+        if found is not None and found.client is client:
+            return found
+        if getattr(client, "broker_calls", None) is None or client.connection_pool is not self.client.connection_pool:
+            return None
+        from .broker_calls import RedisCarrier
+
+        self._carrier = RedisCarrier(client, self.operations)
+        return self._carrier
 
     def broker_client(self) -> BrokerClient:
         """Make a client for Dramatiq's Redis broker, whose calls are faster than those of other clients.

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from types import FunctionType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis
 from redis import exceptions
 
+from ..._log import logger
+from ...carrier import Rider
 from .connection import Connection, ServerPool, parameters_of
+from .operations import Operations
+from .protocol import OUTCOMES
+from .requests import pack
 
 #: Commands of the broker's script, which are its first arguments.
 COMMANDS: Final = frozenset({"ack", "enqueue", "fetch", "nack", "purge", "qsize", "requeue"})
 
 #: Number of the keys and arguments that each call of the broker's script has, before those of its command.
 HEAD: Final = 9
+
+#: Option of a message with the id that the broker's commands have as their first argument.
+_ID_OPTION: Final = "redis_message_id"
+
+_MULTI: Final = pack("MULTI")
+_EXEC: Final = pack("EXEC")
 
 #: Seconds that a call may take where the client has no time-out: about 12 days.
 FOREVER: Final = 1_000_000.0
@@ -38,6 +50,40 @@ _ERRORS: Final = {
     "READONLY": exceptions.ReadOnlyError,
     "WRONGPASS": exceptions.AuthenticationError,
 }
+
+
+class Waiting(NamedTuple):
+    """Updates that wait for a command of the broker on the same thread.
+
+    Parameters:
+      id(str): The broker's own id of the message.
+      rider(Rider)
+      operations(Operations): They make the requests of the updates.
+    """
+
+    id: str
+    rider: Rider
+    operations: Operations
+
+
+class RedisCarrier:
+    """A client of the broker that takes the updates of a backend along, as one transaction.
+
+    Parameters:
+      client(BrokerClient)
+      operations(Operations): The backend's operations.
+    """
+
+    def __init__(self, client: Any, operations: Operations) -> None:
+        self.client = client
+        self._operations = operations
+
+    def leave(self, message: Any, rider: Rider) -> bool:
+        client, broker_id = self.client, message.options.get(_ID_OPTION)
+        if broker_id is None or not client.broker_calls.is_open(client):
+            return False
+        client.broker_calls.waiting.found = Waiting(broker_id, rider, self._operations)
+        return True
 
 
 class BrokerCalls:
@@ -78,11 +124,15 @@ class BrokerCalls:
         # The last `execute_command` that was found, and whether it is redis-py's own.
         self._found: Any = None
         self._is_plain = False
+        #: The thread's own updates that wait, as ``found``.
+        self.waiting = threading.local()
 
     def takes(self, client: Any, numkeys: int, arguments: tuple[Any, ...]) -> bool:
         """Whether a call of a script is one of the broker's, and nothing but this package changes its way."""
-        if numkeys != 1 or len(arguments) < HEAD or arguments[1] not in COMMANDS:
-            return False
+        return numkeys == 1 and len(arguments) >= HEAD and arguments[1] in COMMANDS and self.is_open(client)
+
+    def is_open(self, client: Any) -> bool:
+        """Whether nothing but this package changes the way of a client's calls."""
         found = type(client).execute_command
         if found is not self._found:
             self._is_plain, self._found = _is_plain(found), found
@@ -94,19 +144,62 @@ class BrokerCalls:
         Raises:
           redis.RedisError: When the server does not answer, or answers with an error.
         """
-        packed = b"".join(self._pack("EVALSHA", sha, 1, *arguments))
-        connection = self._take()
-        try:
-            connection.send(packed)
-            reply = connection.read()
-        except BaseException as e:
-            # After an interrupt as well, the reply may still arrive.
-            connection.close()
-            raise error_of(e) from e
-        self._pool.give(connection)
+        command = b"".join(self._pack("EVALSHA", sha, 1, *arguments))
+        waiting: Waiting | None = getattr(self.waiting, "found", None)
+        if waiting is not None and len(arguments) > HEAD and arguments[HEAD] == waiting.id:
+            reply = self._call_together(command, waiting)
+            self.waiting.found = None
+        else:
+            (reply,) = self._exchange(command, 1)
         if isinstance(reply, Exception):
             raise refusal_of(reply)
         return reply
+
+    def _call_together(self, command: bytes, waiting: Waiting) -> Any:
+        """Send updates and a command of the broker as one transaction, and return the reply to the command.
+
+        If the server refuses one of them before it carries them out, the command is sent again alone.
+        """
+        rider, operations = waiting.rider, waiting.operations
+        try:
+            requests = operations.requests_of(rider.board())
+            packed = [request.pack(operations.clock) for request in requests]
+        except Exception:
+            logger.exception("The status of a message does not go along with the broker's command.")
+            requests = []
+        if not requests:
+            rider.stay()
+            return self._exchange(command, 1)[0]
+        opened, *queued, replies = self._exchange(b"".join((_MULTI, *packed, command, _EXEC)), len(packed) + 3)
+        if isinstance(opened, Exception):
+            # The user has no permission for transactions. The server has carried out the commands one by one.
+            replies = queued
+        if isinstance(replies, Exception):
+            rider.stay()
+            return self._exchange(command, 1)[0]
+        *answers, reply = replies
+        try:
+            if any(isinstance(answer, Exception) for answer in answers):
+                rider.stay()
+            else:
+                rider.arrive([OUTCOMES[number] for answer in answers for number in answer])
+        except Exception:
+            # The broker's command has had its effect.
+            logger.exception("The status of a message that went along with the broker's command is sent again.")
+        return reply
+
+    def _exchange(self, packed: bytes, count: int) -> list[Any]:
+        """Send commands, and return their replies."""
+        connection = self._take()
+        try:
+            connection.send(packed)
+            replies = connection.read_many(count)
+        except BaseException as e:
+            # After an interrupt as well, the replies may still arrive.
+            connection.close()
+            raise error_of(e) from e
+        self._pool.give(connection)
+        return replies
 
     def _take(self) -> Connection:
         """Take a connection that the server has not closed."""

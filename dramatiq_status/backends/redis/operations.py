@@ -87,7 +87,16 @@ class Operations:
         self._transport = transport
         self._update_call = update_call
 
+    @property
+    def clock(self) -> ServerClock:
+        """The clock of the servers."""
+        return self._transport.clock
+
     # Writing
+
+    def requests_of(self, updates: Updates) -> Sequence[UpdateCall]:
+        """Make the requests of updates, for a server that has all messages in one shard."""
+        return [self._call(0, updates, range(len(updates)))] if updates else []
 
     def update(self, message_id: str, update: Update, *, lenient: bool = False) -> Steps[Outcome]:
         """Carry out one update.

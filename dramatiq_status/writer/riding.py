@@ -1,0 +1,58 @@
+"""The updates of buffers that a command of the broker takes along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from .. import _time as time
+from ..update import Outcome, Update
+from .buffer import MessageBuffer
+
+#: Outcomes after which an update is not sent again.
+_FINAL: Final = frozenset(Outcome).difference((Outcome.MISSING, Outcome.UNAVAILABLE, Outcome.UNSTORABLE))
+
+
+class RiderWriter(Protocol):
+    """The part of the writer that a rider uses."""
+
+    quiet: dict[MessageBuffer, float]
+
+    def put(self, buffer: MessageBuffer) -> None: ...
+
+
+class BufferRider:
+    """The updates of some buffers, which go along with one command of the broker.
+
+    The leader may send the same updates at the same time.  The store recognizes the second ones, because the updates
+    are those of runs and enqueues.
+
+    Parameters:
+      writer(RiderWriter)
+      *buffers(MessageBuffer): Buffers whose updates may be sent twice.
+    """
+
+    def __init__(self, writer: RiderWriter, *buffers: MessageBuffer) -> None:
+        self._writer = writer
+        self._buffers = buffers
+        self._taken: list[tuple[MessageBuffer, list[Update]]] = []
+
+    def board(self) -> list[tuple[str, Update]]:
+        now = time.monotonic()
+        self._taken = [(buffer, buffer.take(now)) for buffer in self._buffers]
+        return [(buffer.message_id, update) for buffer, updates in self._taken for update in updates]
+
+    def arrive(self, outcomes: Sequence[Outcome]) -> None:
+        first = 0
+        for buffer, updates in self._taken:
+            found = outcomes[first : first + len(updates)]
+            first += len(updates)
+            if _FINAL.issuperset(found) and not buffer.settle(updates, found):
+                self._writer.quiet.pop(buffer, None)
+            else:
+                # The leader sends the updates again, and processes their outcomes.
+                self._writer.put(buffer)
+
+    def stay(self) -> None:
+        for buffer in self._buffers:
+            self._writer.put(buffer)
