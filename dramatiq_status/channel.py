@@ -322,13 +322,17 @@ def check_cancelled(channel: Channel) -> None:
     """
     cancelled = channel.is_cancelled()
     if cancelled is None:
-        snapshot = channel.read()
-        if snapshot is not None and (
-            snapshot.cancelled or (not snapshot.finished and snapshot.cancel_requested_at is not None)
-        ):
-            raise Cancelled(snapshot.cancel_reason)
+        check_snapshot(channel.read())
     elif cancelled:
         raise Cancelled(None if channel.signal is None else channel.signal.cancel_reason)
+
+
+def check_snapshot(snapshot: Snapshot | None) -> None:
+    """Check whether the message of a snapshot was cancelled, see :func:`check_cancelled`."""
+    if snapshot is not None and (
+        snapshot.cancelled or (not snapshot.finished and snapshot.cancel_requested_at is not None)
+    ):
+        raise Cancelled(snapshot.cancel_reason)
 
 
 def _check_requested_state(state: int) -> None:

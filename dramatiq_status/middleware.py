@@ -14,6 +14,7 @@ from dramatiq.middleware import Middleware
 
 from ._log import logger
 from ._process import drop_interrupt
+from .aborts import is_abort
 from .backend import StatusBackend
 from .backends import backend_from_url
 from .cancels import Cancels
@@ -277,6 +278,7 @@ class StatusMiddleware(Middleware):
         delivery = self._deliveries.delivery_of(broker, message)
         if delivery is not None:
             delivery.outcome_seen, delivery.exception, delivery.result = True, exception, result
+            delivery.cancelled = exception is not None and is_abort(exception)
             if exception is None and unwrapped(message).options.get("group_completion_callbacks"):
                 # The last member of a group sends the group's callback, which may read the statuses of all members.
                 self._enqueues.store_before_send(delivery)
@@ -286,7 +288,8 @@ class StatusMiddleware(Middleware):
         delivery = self._deliveries.delivery_of(broker, message)
         if delivery is not None:
             # Dramatiq calls this hook while it handles the exception.
-            delivery.cancelled = delivery.cancelled or isinstance(sys.exc_info()[1], Cancelled)
+            exception = sys.exc_info()[1]
+            delivery.cancelled = delivery.cancelled or isinstance(exception, Cancelled) or is_abort(exception)
             delivery.skipped = not delivery.cancelled
 
     @_through_interrupts

@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 import dramatiq
 
+from .aborts import find_abort
 from .backend import StatusBackend
 from .batch import Batch, Group
 from .cancellation import Cancellation, cancel_update, cancellation_of
@@ -289,6 +290,7 @@ class StatusRegistry:
         message_id: str | dramatiq.Message[Any],
         reason: str | None = None,
         *,
+        force_after: int | timedelta | None = None,
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Cancellation:
@@ -302,15 +304,22 @@ class StatusRegistry:
         Parameters:
           message_id(str | Message)
           reason(str): Text for people, at most 1,024 bytes as JSON.
+          force_after(int): Milliseconds after which dramatiq-abort interrupts a run that has not ended by itself.  By
+            default, no run is interrupted.  It needs ``Abortable`` on the broker, here and in the workers.
 
         Returns:
           Cancellation
 
         Raises:
           StatusMissing: When the message is unknown.
+          StatusSetupError: When `force_after` is set and the broker has no ``Abortable``; nothing is cancelled.
         """
         message_id, update = check_message_id(message_id), cancel_update(reason)
-        return cancellation_of(message_id, find_backend(backend, broker).update(message_id, update))
+        abort = find_abort(force_after, broker)
+        found = cancellation_of(message_id, find_backend(backend, broker).update(message_id, update))
+        if abort is not None and found is Cancellation.REQUESTED:
+            abort(message_id)
+        return found
 
     @staticmethod
     def delete(

@@ -27,6 +27,7 @@ from dramatiq_status import (
     track,
 )
 from dramatiq_status.backend import StatusBackend
+from dramatiq_status.testing import bound_status
 from dramatiq_status.testing.updates import enqueue, finish, start
 
 from .recording import PATIENCE, Broken, RecordingBackend, eventually, make_broker, working
@@ -413,3 +414,47 @@ def test_a_cancelled_pipeline_ends_in_every_order_of_middleware(
         True,
     ]
     assert StatusRegistry.read(second, broker=broker) is None
+
+
+@pytest.mark.parametrize("is_inside", [True, False], ids=["inside", "outside"])
+def test_a_coroutine_checks_by_its_own_handle_and_by_that_of_another_message(
+    backend: RecordingBackend, is_inside: bool
+) -> None:
+    # Given a coroutine that checks whether its own message, or another one, was cancelled
+    backend.cancel_interval = 20
+    broker = make_broker(backend, asyncio=True)
+    backend.update_many([("other", start(1))])
+    started = threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    async def job() -> None:
+        status = aio.StatusRegistry.get(current_status().message_id if is_inside else "other", broker=broker)
+        while True:
+            assert await status.cancelled is False or is_inside
+            await status.check_cancelled()
+            started.set()
+            await asyncio.sleep(0.005)
+
+    message = job.send()
+    with working(broker):
+        assert started.wait(PATIENCE)
+        # When that message is cancelled
+        cancelled = message.message_id if is_inside else "other"
+        assert StatusRegistry.cancel(cancelled, "enough", broker=broker) is REQUESTED
+        found = StatusRegistry.wait(message, broker=broker)
+    # Then the coroutine ends, and its message is cancelled
+    assert found.cancelled and found.cancel_reason == ("enough" if is_inside else None)
+
+
+def test_a_unit_test_cancels_the_message_of_a_function() -> None:
+    # Given a function of an actor, and its message in a block of a unit test
+    with bound_status("m") as status:
+        status.check_cancelled()
+        # When the message is cancelled
+        assert StatusRegistry.cancel("m", "user left") is REQUESTED
+        # Then the function stops
+        with pytest.raises(Cancelled, match="user left"):
+            current_status().check_cancelled()
+    # And without a message, nothing can cancel it
+    current_status().check_cancelled()
+    assert current_status().cancelled is False

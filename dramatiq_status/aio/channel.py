@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from ..backend import StatusBackend
-from ..channel import Channel, LiveChannel, check_outcome, counts_of, outside_change
+from ..channel import CancelSignal, Channel, LiveChannel, check_outcome, counts_of, outside_change
 from ..fields import check_count
 from ..record import Counts, Record
 from ..snapshot import Snapshot
@@ -19,6 +19,7 @@ class AsyncChannel(Protocol):
 
     message_id: str
     max_field_size: int
+    signal: CancelSignal | None
 
     async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         """Set fields, and the state if it is given by its stored number."""
@@ -40,6 +41,9 @@ class AsyncChannel(Protocol):
 
     async def delete(self) -> bool:
         """Delete the status."""
+
+    def is_cancelled(self) -> bool | None:
+        """Whether the running message was asked to stop.  None if only the store knows."""
 
 
 class OutsideChannel(LiveChannel):
@@ -84,7 +88,11 @@ class InsideChannel(LiveChannel):
     def __init__(self, channel: Channel) -> None:
         self.message_id: str = channel.message_id
         self.max_field_size: int = channel.max_field_size
+        self.signal: CancelSignal | None = channel.signal
         self._channel = channel
+
+    def is_cancelled(self) -> bool | None:
+        return self._channel.is_cancelled()
 
     async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         await asyncio.to_thread(self._channel.write, fields, state=state, urgent=urgent)

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from types import EllipsisType, MappingProxyType
 from typing import Any, NoReturn, TypeVar, overload
 
+from ..channel import check_snapshot
+from ..errors import Cancelled
 from ..fields import check_count, check_total, count_name, deleted_names, encode_count, encode_fields, encode_total
 from ..fraction import fraction_of
 from ..progress import dict_of
@@ -35,6 +37,14 @@ class AsyncLook(Look[T]):
 
     async def _read(self, handle: Status) -> T:
         return self.of(await handle.read())
+
+
+class AsyncCancelledLook(AsyncLook[bool]):
+    """A look that takes no round trip for the running message: whether its actor is asked to stop."""
+
+    async def _read(self, handle: Status) -> bool:
+        found = handle._channel.is_cancelled()
+        return await super()._read(handle) if found is None else found
 
 
 class Status:
@@ -110,6 +120,15 @@ class Status:
         """
         return await self._channel.flush()
 
+    async def check_cancelled(self) -> None:
+        """Stop here if the message was cancelled, as :meth:`dramatiq_status.Status.check_cancelled`."""
+        channel = self._channel
+        found = channel.is_cancelled()
+        if found is None:
+            check_snapshot(await channel.read())
+        elif found:
+            raise Cancelled(None if channel.signal is None else channel.signal.cancel_reason)
+
     async def delete(self) -> bool:
         """Delete the status.  The message itself is not touched; if it
         runs, its next write brings the status back.
@@ -139,7 +158,7 @@ class Status:
     scheduled: AsyncLook[bool] = AsyncLook(False)
     stalled: AsyncLook[bool] = AsyncLook(False)
     skipped: AsyncLook[bool] = AsyncLook(False)
-    cancelled: AsyncLook[bool] = AsyncLook(False)
+    cancelled: AsyncLook[bool] = AsyncCancelledLook(False)
     cancel_reason: AsyncLook[str | None] = AsyncLook(None)
     cancel_requested_at: AsyncLook[datetime | None] = AsyncLook(None)
     cancel_seen_at: AsyncLook[datetime | None] = AsyncLook(None)

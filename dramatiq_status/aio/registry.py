@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copyreg
 from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import timedelta
@@ -10,6 +11,7 @@ from typing import Any, Literal, cast, overload
 
 import dramatiq
 
+from ..aborts import find_abort
 from ..backend import StatusBackend
 from ..batch import Group
 from ..cancellation import Cancellation, cancel_update, cancellation_of
@@ -211,13 +213,18 @@ class StatusRegistry:
         message_id: str | dramatiq.Message[Any],
         reason: str | None = None,
         *,
+        force_after: int | timedelta | None = None,
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Cancellation:
         """Cancel a message; one round trip."""
         message_id, update = check_message_id(message_id), cancel_update(reason)
+        abort = find_abort(force_after, broker)
         outcome = await (await async_backend(find_backend(backend, broker))).update(message_id, update)
-        return cancellation_of(message_id, outcome)
+        found = cancellation_of(message_id, outcome)
+        if abort is not None and found is Cancellation.REQUESTED:
+            await asyncio.to_thread(abort, message_id)
+        return found
 
     @staticmethod
     async def delete(

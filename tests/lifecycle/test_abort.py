@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -14,9 +15,12 @@ from dramatiq_abort import Abort, Abortable
 from dramatiq_abort import backends as aborts
 from dramatiq_abort.middleware import AbortMode
 
-from ..recording import PATIENCE, eventually
+from dramatiq_status import Cancellation, StatusRegistry, StatusSetupError, aio
+from dramatiq_status.backends import StubBackend
+
+from ..recording import PATIENCE, eventually, make_broker
 from .recorder import Recorder, RecordingRedisBackend, RecordingStubBackend
-from .scenarios import End, failed, skipped
+from .scenarios import End, failed
 from .stage import Stage, make_middleware
 from .test_scenarios import end_of
 
@@ -65,6 +69,11 @@ class AbortStage(Stage):
 
     def abort(self, message_id: str, mode: AbortMode = AbortMode.ABORT) -> None:
         self.abortable.abort(message_id, mode=mode)
+
+
+def cancelled(states: str = "qwf", attempts: int = 1) -> End:
+    """The end of a message that shows as cancelled: no exception is left."""
+    return failed(states, attempts, None)
 
 
 StageMaker = Callable[..., AbstractContextManager[AbortStage]]
@@ -118,7 +127,7 @@ def make(request: pytest.FixtureRequest, setting: tuple[str, str]) -> StageMaker
     return make_it
 
 
-def test_a_message_that_is_aborted_before_it_starts_is_skipped(make: StageMaker, position: str) -> None:
+def test_a_message_that_is_aborted_before_it_starts_is_cancelled(make: StageMaker, position: str) -> None:
     with make() as stage:
         # Given a message that waits, and that somebody aborts
         message_id = stage.send()
@@ -126,22 +135,24 @@ def test_a_message_that_is_aborted_before_it_starts_is_skipped(make: StageMaker,
         # When a worker comes to it
         with stage.working():
             stage.audit.wait(message_id)
-        # Then it was skipped; a middleware ahead of dramatiq-abort saw it begin
-        assert end_of(stage, message_id) == (skipped("qc", 0) if position == "last" else skipped("qwc"))
+        # Then it was cancelled; a middleware ahead of dramatiq-abort saw it begin
+        assert end_of(stage, message_id) == (cancelled("qf", 0) if position == "last" else cancelled())
+        assert stage.read(message_id).cancelled
 
 
-def test_a_delayed_message_that_is_aborted_is_skipped(make: StageMaker, position: str) -> None:
+def test_a_delayed_message_that_is_aborted_is_cancelled(make: StageMaker, position: str) -> None:
     with make() as stage, stage.working():
         # Given a delayed message
         message_id = stage.send(delay=300)
         # When it is aborted before it is due
         stage.abort(message_id)
         stage.audit.wait(message_id)
-        # Then it was skipped when it was due
-        assert end_of(stage, message_id) == (skipped("qc", 0) if position == "last" else skipped("qwc"))
+        # Then it was cancelled when it was due
+        assert end_of(stage, message_id) == (cancelled("qf", 0) if position == "last" else cancelled())
+        assert stage.read(message_id).cancelled
 
 
-def test_a_running_message_that_is_aborted_fails(make: StageMaker) -> None:
+def test_a_running_message_that_is_aborted_is_cancelled(make: StageMaker) -> None:
     with make() as stage, stage.working():
         # Given a message that runs, and may not be retried
         message_id = stage.send("say:step=running,loop", max_retries=0)
@@ -149,11 +160,12 @@ def test_a_running_message_that_is_aborted_fails(make: StageMaker) -> None:
         # When it is aborted
         stage.abort(message_id)
         stage.audit.wait(message_id)
-        # Then it failed, and says why
-        assert end_of(stage, message_id) == failed(exception="Abort")
+        # Then it was cancelled
+        assert end_of(stage, message_id) == cancelled()
+        assert stage.read(message_id).cancelled
 
 
-def test_the_retry_of_an_aborted_message_is_skipped(make: StageMaker, position: str) -> None:
+def test_the_retry_of_an_aborted_message_is_cancelled(make: StageMaker, position: str) -> None:
     with make() as stage, stage.working():
         # Given a message that runs, and may be retried
         message_id = stage.send("say:step=running,loop", "return")
@@ -161,11 +173,13 @@ def test_the_retry_of_an_aborted_message_is_skipped(make: StageMaker, position: 
         # When it is aborted
         stage.abort(message_id)
         stage.audit.wait(message_id)
-        # Then its retry met the same abort, and was skipped; it never showed `failed`
-        assert end_of(stage, message_id) == (skipped("qwqc", 1) if position == "last" else skipped("qwqwc", 2))
+        # Then its retry met the same abort, and was cancelled
+        last = position == "last"
+        assert end_of(stage, message_id) == (failed("qwqf", 1, "Abort") if last else failed("qwqwf", 2, "Abort"))
+        assert stage.read(message_id).cancelled
 
 
-def test_a_running_message_that_is_aborted_fails_without_retries(make: StageMaker) -> None:
+def test_a_running_message_that_is_aborted_is_cancelled_without_retries(make: StageMaker) -> None:
     with make(retries=False) as stage, stage.working():
         # Given a message that runs where nothing is retried
         message_id = stage.send("say:step=running,loop")
@@ -173,11 +187,12 @@ def test_a_running_message_that_is_aborted_fails_without_retries(make: StageMake
         # When it is aborted
         stage.abort(message_id)
         stage.audit.wait(message_id)
-        # Then it failed, although it is acknowledged
-        assert end_of(stage, message_id) == failed(exception="Abort")
+        # Then it was cancelled
+        assert end_of(stage, message_id) == cancelled()
+        assert stage.read(message_id).cancelled
 
 
-def test_a_message_fails_if_its_actor_throws_abort(make: StageMaker) -> None:
+def test_a_message_is_cancelled_if_its_actor_throws_abort(make: StageMaker) -> None:
     with make() as stage, stage.working():
         # Given a running message of an actor that has Abort in `throws`
         message_id = stage.thrower.send("say:step=running,loop", "return").message_id
@@ -185,20 +200,21 @@ def test_a_message_fails_if_its_actor_throws_abort(make: StageMaker) -> None:
         # When it is aborted
         stage.abort(message_id)
         stage.audit.wait(message_id)
-        # Then it failed at once
-        assert end_of(stage, message_id) == failed(exception="Abort")
+        # Then it was cancelled at once
+        assert end_of(stage, message_id) == cancelled()
+        assert stage.read(message_id).cancelled
 
 
-def test_a_running_message_that_is_cancelled_completes(make: StageMaker) -> None:
+def test_a_running_message_that_dramatiq_abort_cancels_completes(make: StageMaker) -> None:
     with make() as stage, stage.working():
         # Given a message that runs
-        cancelled: list[bool] = []
-        stage.steps["until cancelled"] = lambda rest: eventually(lambda: cancelled)
+        is_over: list[bool] = []
+        stage.steps["until cancelled"] = lambda rest: eventually(lambda: is_over)
         message_id = stage.send("say:step=running,until cancelled")
         stage.wait_until_it_runs(message_id)
         # When it is cancelled, which is for messages that wait
         stage.abort(message_id, AbortMode.CANCEL)
-        cancelled.append(True)
+        is_over.append(True)
         stage.audit.wait(message_id)
         # Then it ran to its end
         assert end_of(stage, message_id) == End("qwc")
@@ -218,3 +234,33 @@ def test_the_message_after_an_aborted_one_has_its_own_status(make: StageMaker) -
         assert end_of(stage, next_id) == End("qwc")
         assert stage.read(next_id)["step"] == "next"
         assert stage.read(aborted_id)["step"] == "running"
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["called", "awaited"])
+def test_a_run_that_does_not_listen_is_interrupted(make: StageMaker, is_async: bool) -> None:
+    with make() as stage, stage.working():
+        # Given a running message that does not check, and may be retried
+        message_id = stage.send("say:step=running,loop", "return")
+        stage.wait_until_it_runs(message_id)
+        # When it is cancelled, and interrupted a moment later
+        known = {"backend": stage.backend, "broker": stage.broker}
+        if is_async:
+            found = asyncio.run(aio.StatusRegistry.cancel(message_id, force_after=50, **known))
+        else:
+            found = StatusRegistry.cancel(message_id, force_after=50, **known)
+        # Then it ends as cancelled, without another run
+        snapshot = StatusRegistry.wait(message_id, backend=stage.backend)
+        assert found is Cancellation.REQUESTED and snapshot.cancelled and snapshot.attempts == 1
+
+
+def test_force_needs_dramatiq_abort_on_the_broker(backend: StubBackend) -> None:
+    # Given a broker without it
+    broker = make_broker(backend)
+    # When a message is to be interrupted
+    with pytest.raises(StatusSetupError, match="Abortable"):
+        StatusRegistry.cancel("id", force_after=5_000, broker=broker)
+
+
+@pytest.fixture
+def backend() -> StubBackend:
+    return StubBackend()
