@@ -30,6 +30,7 @@ from .record import (
     RUN_ENDED,
     RUN_TOKEN,
     SEQUENCE,
+    STARTED_AT,
     STATE,
     STATUS_TTL,
     WORKING,
@@ -40,6 +41,7 @@ from .record import (
     live_ttl_of,
     number_of,
     number_text,
+    whole_number_in,
 )
 from .transitions import (
     CLEARED_BY_REQUEUE,
@@ -303,7 +305,8 @@ def _standing(record: Record | None, update: Update) -> Outcome:
         return Outcome.REFUSED
     if record.get(ORIGIN) != str(update.enqueue_id.origin):
         # Two enqueues of one message: the run that started last owns the status.
-        return Outcome.MISSING if update.start or not update.run_token else Outcome.REFUSED
+        may_replace = update.start or not update.run_token
+        return Outcome.MISSING if may_replace and not _is_outdated(record, update) else Outcome.REFUSED
     if finished and CANCELLED in record:
         return Outcome.CANCELLED
     ahead = update.enqueue_id.generation - int(record[GENERATION])
@@ -314,6 +317,14 @@ def _standing(record: Record | None, update: Update) -> Outcome:
     if update.start or not update.run_token or RUN_TOKEN not in record or ahead:
         return Outcome.APPLIED
     return Outcome.REFUSED
+
+
+def _is_outdated(record: Record, update: Update) -> bool:
+    """Return whether a run started before the run of a record.  The store may get its start later: the writer sends a
+    start after a moment.
+    """
+    started_at = whole_number_in(update.fields.get(STARTED_AT, ""), 0)
+    return 0 < started_at <= whole_number_in(record.get(STARTED_AT, ""), 0)
 
 
 def _apply_run(record: Record | None, update: Update, now: int) -> Applied:

@@ -306,8 +306,11 @@ def test_of_two_enqueues_the_run_that_started_last_owns_the_status(state: int | 
     # Then the newer run still owns the status
     assert_refused(record, write(1, 2, increment=1)._replace(state=state, create=True))
     assert_refused(record, enqueue(generation=2, **{EXCEPTION: '"x"'}), Outcome.LATE)
+    # Also when the store gets its start only now
+    assert_refused(record, start(1, S="4"))
+    assert_refused(record, start(1, S="4")._replace(state=state))
     # And the run of the retry owns it from its start
-    assert fold(start(3, generation=2), record=record)[ORIGIN] == "7"
+    assert fold(start(3, generation=2, S="6"), record=record)[ORIGIN] == "7"
 
 
 def test_a_retry_keeps_the_record_of_an_enqueue_without_id() -> None:

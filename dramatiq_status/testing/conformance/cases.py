@@ -115,6 +115,26 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     ),
     "start of another origin": ([enqueue(step="1")], start(1, origin=8), Outcome.APPLIED),
     "start of another origin, not all values": ([enqueue()], start(1, origin=8, create=False), Outcome.MISSING),
+    "start of another origin, after that of the record": (
+        [enqueue(), start(1, S="5")],
+        start(2, origin=8, S="6"),
+        Outcome.APPLIED,
+    ),
+    "start of another origin, before that of the record": (
+        [enqueue(), start(1, S="5", step="1")],
+        start(2, origin=8, S="5"),
+        Outcome.REFUSED,
+    ),
+    "start of another origin, before that of the record, not all values": (
+        [enqueue(), start(1, S="5")],
+        start(2, origin=8, S="4", create=False),
+        Outcome.REFUSED,
+    ),
+    "start and end of another origin, before that of a record that is finished": (
+        [enqueue(), start(1, S="5"), finish(1, step="1")],
+        finish(2, origin=8, create=True, S="4")._replace(start=True),
+        Outcome.REFUSED,
+    ),
     # Writes of a run
     "write": ([start(1)], write(1, 2, p="5", t="10", step='"b"'), Outcome.APPLIED),
     "write, sent again": ([start(1), write(1, 2, increment=3)], write(1, 2, increment=3), Outcome.DUPLICATE),

@@ -164,15 +164,31 @@ local function define_kinds(record, moves, history)
     if ttl then call('PEXPIRE', key, ttl) end
   end
 
+  local function whole_number_in(text)
+    return text and #text < 16 and text:find('^%d+$') and text + 0 or 0
+  end
+
+  -- Return whether a run started before the run of a record.
+  local function is_outdated(key)
+    local started_at
+    for i = at + 1, at + 2 * ARGV[at], 2 do
+      if ARGV[i] == 'S' then started_at = ARGV[i + 1] end
+    end
+    started_at = whole_number_in(started_at)
+    return started_at > 0 and started_at <= whole_number_in(call('HGET', key, 'S'))
+  end
+
   -- Return whether a run may write, as an outcome.
-  local function standing(old, origin, generation, token, sequence, start, state)
+  local function standing(key, old, origin, generation, token, sequence, start, state)
     if not old.state then return MISSING end
     if token ~= '0' and old.token == token then
       if tonumber(sequence) <= tonumber(old.sequence) then return DUPLICATE end
       return old.finished and REFUSED or APPLIED
     end
     if not start and state == '' then return REFUSED end
-    if old.origin ~= origin then return (start or token == '0') and MISSING or REFUSED end
+    if old.origin ~= origin then
+      return (start or token == '0') and not is_outdated(key) and MISSING or REFUSED
+    end
     if old.finished and old.cancelled then return CANCELLED end
     local ahead = generation - old.generation
     if ahead < 0 then return REFUSED end
@@ -185,7 +201,7 @@ local function define_kinds(record, moves, history)
     local origin, generation, token, sequence = take(), take(), take(), take()
     local start, create = take() == '1', take() == '1'
     local state, attempts, increment, ttl = take(), take(), take(), take()
-    local outcome = standing(old, origin, generation, token, sequence, start, state)
+    local outcome = standing(key, old, origin, generation, token, sequence, start, state)
     if outcome ~= APPLIED and not (outcome == MISSING and create) then
       skip_fields()
       if outcome == CANCELLED and state > WORKING then
