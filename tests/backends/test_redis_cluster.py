@@ -18,7 +18,7 @@ import redis
 
 from dramatiq_status import StatusRegistry, current_progress, current_status
 from dramatiq_status.backend import Query, StatusBackend, Subscription
-from dramatiq_status.backends.redis import RedisBackend
+from dramatiq_status.backends.redis import RedisBackend, cluster
 from dramatiq_status.backends.redis.keys import SHARDS, SLOTS, TAGS, shard_of, slot_of
 from dramatiq_status.errors import BackendError, NotSupported
 from dramatiq_status.record import COMPLETED, FAILED, VERSION
@@ -261,7 +261,9 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             ]
             move.end()
 
-    def test_a_list_while_a_slot_moves(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+    def test_a_list_while_a_slot_moves(
+        self, redis_cluster: RedisCluster, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # Given messages of one shard, all still, some of them finished
         ids = of_one_shard(30)
         backend.update_many([(message_id, start(1, a='"actor"')) for message_id in ids])
@@ -282,6 +284,11 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                     # Then nothing comes that is not complete
                     with pytest.raises(BackendError, match="A slot with statuses is moving"):
                         call()
+                    # Even if the time is over after the first reply
+                    with monkeypatch.context() as patch:
+                        patch.setattr(cluster, "_PAUSES", (60.0, 60.0))
+                        with pytest.raises(BackendError, match="A slot with statuses is moving"):
+                            call()
             # And a reader with more time gets all of it when the move is over
             with ThreadPoolExecutor() as pool:
                 count, page = pool.submit(backend.count, query), pool.submit(backend.find, query, limit=50, after=None)

@@ -345,6 +345,11 @@ def _failed(request: Request, error: BackendError | None) -> Request:
     # explains more.
     if redirect is not None and (error is None or str(redirect).startswith("TRYAGAIN")):
         error = refusal_of(redirect)
+        if str(redirect).startswith("ASK"):
+            error = BackendError(
+                f"Redis: A slot with statuses is moving to another node of the cluster, and the time of the call is "
+                f"over ({redirect})."
+            )
     request.error = error or request.error
     return request
 
