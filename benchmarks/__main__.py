@@ -17,6 +17,7 @@ BENCHMARKS = (
     "enqueue",
     "throughput",
     "confirm",
+    "ride",
     "outage",
     "visibility",
     "watch",

@@ -24,6 +24,7 @@ from dramatiq.results.backends import RedisBackend as ResultBackend
 from dramatiq.worker import Worker
 
 from dramatiq_status import StatusMiddleware
+from dramatiq_status.backends import backend_from_url
 from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.writer import Confirmation, MessageBuffer, Writer
 
@@ -64,6 +65,7 @@ def run(
       url: A Redis database, which is emptied: the store's unless `store` is given, the broker's unless
         `broker_url` is.
       mode: "off", "on" for our middleware, "thread" for it with a :class:`ThreadWriter`, "results" for Dramatiq's own.
+        "client" for our broker client without our middleware, "ride" for both, "ride+results" for all three.
       jobs: Number of messages.
       sleep: Seconds that a job sleeps.
       threads: Number of the worker's threads.
@@ -71,14 +73,18 @@ def run(
       broker_url: The URL of a RabbitMQ server, or "stub" for a broker in this process.
     """
     RedisBroker(url=url).flush_all()
-    broker = broker_of(broker_url or url)
+    backend = backend_from_url(store or url)
+    if mode in ("client", "ride", "ride+results") and isinstance(backend, RedisBackend):
+        broker: dramatiq.Broker = RedisBroker(client=backend.broker_client())
+    else:
+        broker = broker_of(broker_url or url)
     options = {}
-    if mode in ("on", "thread"):
-        with patch("dramatiq_status.middleware.Writer", ThreadWriter if mode == "thread" else Writer):
-            broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=store or url)))
-    elif mode == "results":
+    if mode in ("results", "ride+results"):
         broker.add_middleware(Results(backend=ResultBackend(url=url)))
         options = {"store_results": True}
+    if mode in ("on", "thread", "ride", "ride+results"):
+        with patch("dramatiq_status.middleware.Writer", ThreadWriter if mode == "thread" else Writer):
+            broker.add_middleware(StatusMiddleware(backend=backend))
     stopwatch = Stopwatch(jobs)
     broker.add_middleware(stopwatch)
 
