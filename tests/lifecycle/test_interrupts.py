@@ -154,13 +154,17 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     stage.close()
 
 
-def strikes(stage: Stage, hook: str, *script: str, **options: Any) -> Iterator[tuple[Aim, str]]:
-    """Strike one line of a hook after the other, each in a message of its own; ends behind its last line."""
+def strikes(stage: Stage, hook: str, *script: str, every: int = 1, **options: Any) -> Iterator[tuple[Aim, str]]:
+    """Strike one line of a hook after the other, each in a message of its own; ends behind its last line.
+
+    Parameters:
+      every: Distance of the lines.
+    """
     assert isinstance(stage.middleware, Struck)
     with stage.working(threads=1) as worker:
         # Whatever is done but once a process is done with this one.
         stage.audit.wait(stage.send())
-        for line in itertools.count(1):
+        for line in itertools.count(1, every):
             aim = stage.middleware.aim = Aim(hook, line)
             message_id = stage.send(*script, **options)
             stage.audit.wait(message_id)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,18 +14,21 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Middleware
+from dramatiq.middleware import Middleware, TimeLimitExceeded
 
 from dramatiq_status import StatusMiddleware
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend
+from dramatiq_status.backends.redis.connection import Connection
 
 from ..conftest import StartServer
+from ..proxy import BUFFER, Proxy
 from ..recording import eventually
 from ..servers import RedisServer
 from .recorder import RecordingRedisBackend
-from .scenarios import SCENARIOS, End, Scenario
+from .scenarios import DONE, RETRIED, SCENARIOS, End, Scenario
 from .stage import Stage
+from .test_interrupts import Aim, Case, Struck, strikes
 from .test_scenarios import end_of
 
 
@@ -228,3 +234,183 @@ def test_a_broker_of_another_database_goes_without_the_statuses(redis_server: Re
         def work() -> None: ...
 
         assert state_of(broker, work.send()) == "queued"
+
+
+# Interrupts
+
+
+#: Whether each line is struck, and a connection cut after each byte.
+EXHAUSTIVE = bool(os.environ.get("RIDE_EXHAUSTIVE"))
+EVERY = 1 if EXHAUSTIVE else 5
+
+
+@pytest.fixture
+def struck(redis_url: str) -> Iterator[Stage]:
+    """A stage whose hooks interrupts strike."""
+    backend = RecordingRedisBackend(url=redis_url, timeout=20_000)
+    # No heartbeat wakes a writer that an interrupt has left asleep
+    stage = Stage(redis_url, backend, ours=Struck, rides=True, heartbeat_interval=3_600_000)
+    yield stage
+    stage.close()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("before_ack", DONE),
+        Case("after_ack", DONE),
+        Case("before_enqueue", RETRIED, ("raise", "return")),
+        Case("after_enqueue", RETRIED, ("raise", "return")),
+    ],
+    ids=lambda case: case.hook,
+)
+def test_an_interrupt_after_the_actor_does_not_change_the_outcome(struck: Stage, case: Case) -> None:
+    # Given a message whose actor has returned or raised
+    # When an interrupt strikes in our hook, before whichever line
+    lines = 0
+    for aim, message_id in strikes(struck, case.hook, *case.script, every=EVERY, **case.options):
+        # Then it comes to what it would have come to
+        assert (aim.hit, end_of(struck, message_id)) == (aim.hit, case.end)
+        lines += 1
+    assert lines > 2
+
+
+def test_an_interrupt_in_a_command_leaves_no_reply_to_the_next(redis_url: str) -> None:
+    # Given a broker
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    work.send()
+    # When interrupts strike its command, before one line after the other
+    evalsha = broker.client.evalsha
+    line, expected = 0, 1
+    while True:
+        line += 1
+        aim = Aim("evalsha", line)
+
+        def struck(*arguments: Any, aim: Aim = aim) -> Any:
+            with aim.taken():
+                return evalsha(*arguments)
+
+        broker.client.evalsha = struck
+        message = work.message()
+        try:
+            broker.enqueue(message)
+        except TimeLimitExceeded:
+            pass
+        finally:
+            del broker.client.evalsha
+        # Then the next command has its own reply, and the queue and the status agree
+        size = broker.do_qsize("default")
+        assert size in (expected, expected + 1), aim.hit
+        assert (state_of(broker, message) == "queued") is (size > expected), aim.hit
+        expected = size
+        if aim.hit is None:
+            break
+    assert line > 30
+
+
+# Faults
+
+
+class Cutting(Proxy):
+    """A proxy that ends a connection after some bytes of a request with a transaction."""
+
+    cut: int | None = None
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        try:
+            while data := client.recv(BUFFER):
+                if self.cut is not None and b"MULTI" in data:
+                    server.sendall(data[: self.cut])
+                    break
+                server.sendall(data)
+        except OSError:
+            pass
+        _shut(server, client)
+
+
+def _shut(*peers: socket.socket) -> None:
+    for peer in peers:
+        try:
+            peer.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+
+def test_a_cut_connection_leaves_both_or_neither(redis_server: RedisServer, redis_url: str) -> None:
+    # Given a broker behind a proxy that cuts its transactions
+    admin = make_broker(redis_url)
+    with Cutting(redis_server.port) as proxy:
+        broker = make_broker(f"redis://127.0.0.1:{proxy.port}/0")
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None: ...
+
+        work.send()
+        size, seen = 1, set()
+        # When it cuts after whichever byte
+        for cut in CUTS:
+            proxy.cut = cut
+            message = work.message()
+            with pytest.raises(redis.ConnectionError):
+                broker.enqueue(message)
+            proxy.cut = None
+            # Then the server has the message and its status, or neither
+            admin.client.ping()
+            found = admin.do_qsize("default")
+            assert (found > size) is (state_of(admin, message) == "queued"), cut
+            seen.add(found > size)
+            size = found
+    assert seen == {True, False}
+
+
+#: Bytes after which a connection is cut: each one of the shorter commands around the two, some within the two.
+CUTS = range(1, 1200) if EXHAUSTIVE else [*range(1, 18), *range(40, 1200, 45)]
+
+
+@pytest.mark.parametrize("moment", ["before the request", "within the request", "before the reply"])
+def test_a_process_that_is_killed_leaves_queue_and_status_in_agreement(redis_url: str, moment: str) -> None:
+    # Given a process that processes one message, and dies at a system call of its acknowledgement
+    broker = make_broker(redis_url)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message = work.send()
+    child = os.fork()
+    if not child:
+        try:
+            _die_in_the_acknowledgement(broker, moment)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    # When it is dead
+    acknowledged = broker.client.hlen("dramatiq:default.msgs") == 0
+    # Then the message is finished if the broker has its acknowledgement, and only then
+    assert acknowledged is (moment == "before the reply")
+    assert (state_of(broker, message) == "completed") is acknowledged
+
+
+def _die_in_the_acknowledgement(broker: RedisBroker, moment: str) -> None:
+    consumer = broker.consume("default", prefetch=1, timeout=10)
+    message = next(consumer)
+    assert message is not None
+    broker.emit_after("worker_thread_boot", threading.current_thread())
+    broker.emit_before("process_message", message)
+    broker.emit_after("process_message", message, result=None)
+    broker.emit_before("ack", message)
+
+    def dying(connection: Connection, request: bytes) -> None:
+        if moment != "before the request":
+            send(connection, request if moment == "before the reply" else request[:-10])
+        if moment == "before the reply":
+            # The server has carried it out.
+            connection.read()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    send = Connection.send
+    Connection.send = dying  # type: ignore[method-assign]
+    consumer.ack(message)
