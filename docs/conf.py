@@ -61,10 +61,8 @@ napoleon_use_rtype = False
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!dramatiq_status|\.).*"),
-    # It is not there yet.
-    (r"py:meth", r"dramatiq_status\.Status\.check_cancelled"),
     # Types of which users need no more than their methods.
-    (r"py:class", r"dramatiq_status\.(\w+\.)*(T|Track|Group|Request)"),
+    (r"py:class", r"dramatiq_status\.(\w+\.)*(T|Track|Group|Request|Carrier|\w+Carrier|BrokerClient)"),
 ]
 
 #: Modules with public names, in the order in which a reference like ``.StatusRegistry`` looks for them.
