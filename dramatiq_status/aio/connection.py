@@ -49,7 +49,7 @@ class _Call:
         self.seen = seen
         #: Whether the requests have their replies, or an error.
         self.is_done = False
-        #: Whether the requests were not sent again over a new connection.
+        #: Whether the requests were sent once only.
         self.is_first = True
         #: Gets a result when the call is done; None if no caller waits for that.
         self.waiter: asyncio.Future[None] | None = None
@@ -63,7 +63,7 @@ class _Call:
         return all(request.repeatable for request in self._requests)
 
     def restart(self) -> None:
-        """Make all requests those to send next."""
+        """Send all requests next."""
         self.exchange = Exchange(self._requests, self._clock)
 
     @property
@@ -72,17 +72,17 @@ class _Call:
         return self.is_first and "READONLY" in str(self.exchange.refusal)
 
     def go_on(self) -> None:
-        """Make the requests those to send next whose scripts were unknown."""
+        """Send the requests next whose scripts the server did not have."""
         self.exchange = Exchange(self.exchange.unknown, self._clock)
 
     def finish(self) -> None:
-        """Let the caller go on."""
+        """Wake the caller."""
         self.is_done = True
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
     def fail(self, failure: BackendError) -> None:
-        """Let the caller go on, with an error in place of the replies."""
+        """Wake the caller with an error instead of the replies."""
         if not self.is_done:
             for request in self._requests:
                 request.error = failure
@@ -91,7 +91,7 @@ class _Call:
             self.finish()
 
     def is_over(self) -> bool:
-        """Whether nobody waits for the replies."""
+        """Whether the call is done, or its caller no longer waits."""
         return self.is_done or (self.waiter is not None and self.waiter.done())
 
 
@@ -103,8 +103,8 @@ class PipelinedConnection:
     a second one for its time limit, would take half as long again.  A caller that stops waiting disturbs no other call.
     A connection that was idle for :data:`IDLE` seconds is closed.
 
-    A call ends by its deadline, whatever happens before it is sent: earlier calls, connecting, and finding the server.
-    Each reply makes the deadlines of all calls a little later, because the server answers.
+    The deadline of a call includes the time before it is sent: earlier calls, connecting, and finding the server.  Each
+    reply makes the deadlines of all calls a little later, because the server answers.
 
     Parameters:
       connector(Connector): Connects to the server.
@@ -117,7 +117,7 @@ class PipelinedConnection:
         self._connection: Any = None
         self._calls: deque[_Call] = deque()
         self._task: asyncio.Task[None] | None = None
-        # Whether nothing waits or is under way; the task may not have noticed that yet.
+        # Whether there are no calls, although the task may not have ended yet.
         self._is_free = True
         # The call whose caller sends and receives itself.
         self._lone: _Call | None = None
@@ -182,7 +182,7 @@ class PipelinedConnection:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-            # It may have had no chance to begin.
+            # A task that was cancelled before it began does not reset this attribute itself.
             self._task = None
         if self._lone is not None:
             self._lone.fail(BackendError("Redis: the connection was closed."))
@@ -209,7 +209,7 @@ class PipelinedConnection:
         while waiting and (waiting[0].is_over() or self._end_of(waiting[0]) <= now):
             if not waiting[0].is_over():
                 if not caught_up and now - self._end_of(waiting[0]) > CATCH_UP:
-                    # The loop was blocked.  Read the replies first that have arrived meanwhile.
+                    # The loop was blocked.  First read the replies that have arrived in the meantime.
                     self._alarm = loop.call_later(CATCH_UP, self._expire, True)
                     return
                 waiting[0].fail(failure_of(no_answer(self._connector.timeout)))
@@ -223,7 +223,7 @@ class PipelinedConnection:
     def _later(self, deadline: float, seen: int) -> float:
         """Return the later deadline of a call, by the loop's clock.
 
-        A server that stops has no more than the time-out.
+        A server that stops replying gets no more than the time-out after its last reply.
         """
         granted = deadline + (self._replies - seen) / SLOWEST
         return max(deadline, min(granted, self._replied_at + self._connector.timeout))
@@ -262,7 +262,7 @@ class PipelinedConnection:
         loop = asyncio.get_running_loop()
         left = self._used_at + IDLE - loop.time()
         if left > 0 or self._lone is not None:
-            # A caller that was alone has used the connection meanwhile.
+            # A caller that sent and received itself has used the connection in the meantime.
             self._timer = loop.call_later(left if left > 0 else IDLE, self._rest)
         else:
             self._is_free = False
@@ -300,7 +300,7 @@ class PipelinedConnection:
             await self._settle(calls)
 
     async def _lose(self, error: BaseException, calls: list[_Call], *, used: bool) -> bool:
-        """Close the connection after an error.  Make its calls fail that are not done, or send them again.
+        """Close the connection after an error, and fail or repeat the calls that are not done.
 
         Parameters:
           error(BaseException)

@@ -1,4 +1,4 @@
-"""How an event loop connects to Redis: as its backend does."""
+"""Connections of an event loop to Redis, with the parameters of the backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _KINDS: Final = frozenset(("Connection", "SSLConnection", "UnixDomainSocketConne
 #: Prefix of the names of classes that query Sentinels for the master.
 _BY_SENTINEL: Final = "SentinelManaged"
 
-#: Parameters with the address and the login; those that begin with "ssl_" are taken, too.
+#: Connection parameters to copy from the backend: the address and the login.  Parameters that begin with "ssl_" are
+#: copied as well.
 _PARAMETERS: Final = frozenset(
     (
         *("host", "port", "path", "db", "username", "password", "client_name", "credential_provider"),
@@ -34,7 +35,7 @@ CATCH_UP: Final = 0.05
 
 
 class Connector:
-    """Makes connections like those of a backend.
+    """Factory of asynchronous connections with the parameters of a backend.
 
     Parameters:
       kind(type): A class of connections of ``redis.asyncio``.
@@ -102,7 +103,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[
     Parameters:
       seconds(float)
       work(Coroutine)
-      later(Callable): Returns the end that is in force, by the loop's clock, for the original end.
+      later(Callable): Takes the original deadline and returns the present one, by the loop's clock.
 
     Raises:
       TimeoutError: When the time is over.

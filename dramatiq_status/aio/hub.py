@@ -20,10 +20,10 @@ READS_A_CALL: Final = 500
 #: Maximum number of messages to which one command subscribes.
 SUBSCRIBE_A_CALL: Final = 500
 
-#: Number of changes in a row after which other tasks of the loop get their turn.
+#: Number of changes in a row after which the hub lets other tasks of the loop run.
 FAIR_SHARE: Final = 100
 
-#: Seconds that a message whose changes are not published waits for others, to be read together with them.
+#: Seconds by which a polled message may be read early, so that it is read together with others.
 GATHER: Final = 0.01
 
 #: Seconds before a lost subscription is replaced by a new one: the first time, and at most.
@@ -161,11 +161,11 @@ class WatchedMessage:
         self.slots: dict[LatestSlot, None] = {}
         #: Whether to read it at once.
         self.asked: bool = True
-        #: Whether it needs a subscription, and whether the store was asked for one.
+        #: Whether the hub has to subscribe to the message, and whether it has sent the request to subscribe.
         self.wanted: bool = False
         self.named: bool = False
-        #: Times at which it is on the list of messages to read.  A time before `far` is added as `near`, and `far`
-        #: stays where it is, so that the list stays short.
+        #: Times of the message's entries in the list of messages to read.  A time before `far` is added as `near`, and
+        #: `far` stays where it is, so that the list stays short.
         self.near: float = inf
         self.far: float = inf
 
@@ -174,7 +174,7 @@ class WatchedMessage:
 
 
 class Hub:
-    """Follows messages for all watchers in one event loop.
+    """The hub of an event loop.  It follows messages for all watchers.
 
     Messages that are due at the same time are read together, and a message is read once for all of its watchers.  The
     hub has tasks and a subscription only while it has watchers.
@@ -197,7 +197,7 @@ class Hub:
         #: Set when the first message needs a subscription.
         self._subscription_needed = WakeUp()
         self._subscription: AsyncSubscription | None = None
-        #: Watched messages that wait for a subscription, and ids of messages that are no longer watched.
+        #: Watched messages to subscribe to, and ids of messages to unsubscribe from.
         self._unnamed: dict[WatchedMessage, None] = {}
         self._gone: dict[str, None] = {}
 
@@ -212,7 +212,7 @@ class Hub:
         """
         for task in self._tasks:
             if task.done():
-                # The end of earlier watches does not concern this one.
+                # The failed task belongs to earlier watches: end them now, so that it does not end the new watch.
                 self._ended(task)
         if not self._tasks:
             self._begin()
@@ -385,7 +385,7 @@ class Hub:
             return
         if version is None:
             watched.schedule.pushed = True
-            # It may have changed before the subscription began.
+            # The message may have changed before the subscription began.
             watched.asked = True
         else:
             watched.schedule.publish(version)

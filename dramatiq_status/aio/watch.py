@@ -22,7 +22,7 @@ async def watch_loop(
     begin: Callable[[float], Watcher[FoundT]],
     take: Callable[[list[Snapshot | BackendError | None]], FoundT],
 ) -> AsyncGenerator[FoundT, None]:
-    """Yield what the watcher of messages selects, until the watcher is finished or raises.
+    """Yield the values that the watcher selects, until the watcher is finished or raises an exception.
 
     This is :func:`dramatiq_status.watch.watch_loop` for an event loop.  The hub of the running loop reads the messages,
     and receives their changes, for all watchers.
@@ -31,8 +31,8 @@ async def watch_loop(
       backend(StatusBackend)
       message_ids(Sequence[str])
       begin(Callable): Makes the watcher.  It is called with the present time.
-      take(Callable): Makes the yielded value of the messages' snapshots.  A message that could not be read has an error
-        in its place.  If all messages have errors, it is not called.
+      take(Callable): Makes the value to yield from the snapshots of the messages.  A message that could not be read has
+        an error in its place.  If all messages have errors, it is not called.
     """
     clock = asyncio.get_running_loop().time
     watcher = begin(clock())
@@ -75,7 +75,7 @@ async def watch_loop(
 
 
 async def last(found: AsyncIterator[FoundT]) -> FoundT:
-    """Get the last of what is found; there must be one."""
+    """Return the last item of an iterator, which must have at least one."""
     async for newest in found:  # noqa: B007 - it is used after the loop
         pass
     return newest
@@ -87,10 +87,10 @@ async def _until_full(slots: Iterable[LatestSlot], wake_up: WakeUp) -> None:
 
 
 def _empty(slots: Iterable[LatestSlot], found: list[Snapshot | BackendError | None]) -> None:
-    """Take all that is in the slots.
+    """Take the snapshots and errors out of the slots.
 
     Raises:
-      HubClosed: When nothing more will come.
+      HubClosed: When the hub was closed.
     """
     for index, slot in enumerate(slots):
         if slot.full:
@@ -103,7 +103,7 @@ def _empty(slots: Iterable[LatestSlot], found: list[Snapshot | BackendError | No
 
 
 def _failure_of(found: list[Snapshot | BackendError | None]) -> BackendError | None:
-    """Return the first error where nothing but errors was found: the store does not answer."""
+    """Return the first error if all messages have errors: the store does not answer."""
     first = found[0] if found else None
     if isinstance(first, BackendError) and all(isinstance(one, BackendError) for one in found):
         return first

@@ -1,4 +1,4 @@
-"""Documents: the form of a record in memcached and in caches, and the updates of a document.  Pure."""
+"""Documents: records as texts, in memcached and in caches, and the pending updates of a document.  Pure."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ class PendingDocument:
         if large:
             applied = apply(record, without(update, large), now)
             if update.kind is not Kind.ENQUEUE and applied.record is not None:
-                # An older value must not look like the newest one.
+                # The stored older value of a field that is left out is removed: a reader would take it for the newest
+                # value.
                 left = {name: text for name, text in applied.record.items() if name not in large}
                 applied = applied._replace(record=left)
         new = applied.record
@@ -203,7 +204,7 @@ def too_large(record: Record | None, update: Update, new: Record, now: int, room
       dict[str, int]: Stored names and sizes in bytes.
     """
     size = len(to_value(new, now))
-    # An enqueue only fills gaps in an earlier record.
+    # An enqueue sets only fields that an existing record lacks.
     kept = record or {} if update.kind is Kind.ENQUEUE else {}
     sizes = {
         name: len(text.encode())
@@ -256,7 +257,9 @@ def room_in(limit: int) -> int:
 
 
 def counts_twice(update: Update) -> bool:
-    """Whether an update that arrives twice would count twice: the record does not contain its sequence number."""
+    """Whether an update that arrives twice would count twice.  An increment from outside would, because it has no
+    sequence number.
+    """
     return bool(update.increment or update.changes) and update.kind is _OUTSIDE
 
 
@@ -289,7 +292,7 @@ def split_value(value: bytes, ttl: int | None, now: int) -> tuple[list[str] | No
         lines = value.decode().split("\n")
     except ValueError:
         return None, 0
-    # 0 for a number of thousands of digits, with which Python could not calculate.
+    # A number of thousands of digits becomes 0: Python refuses to convert it.
     expires_at = whole_number_in(lines[0], 0)
     if ttl is not None:
         # The value contains milliseconds by the clock of the host that wrote it.  The server counts seconds, by one

@@ -1,4 +1,4 @@
-"""Keys of messages in memcached, and in caches, which may keep their values in memcached.  Pure."""
+"""Keys of messages in memcached and in caches.  A cache may store its values in memcached.  Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def key_of(prefix: str, message_id: str, max_size: int = MAX_KEY_SIZE) -> str:
     hashed as well, so that two ids never have the same key.
 
     Parameters:
-      prefix(str): Prefix, which has to be possible in a key.
+      prefix(str): Prefix.  It must consist of characters that memcached allows in a key.
       message_id(str)
       max_size(int): Maximum size of the key, in bytes.
 

@@ -1,4 +1,4 @@
-"""Time-outs of sockets: the kernel's, where it has them."""
+"""Time-outs of sockets, kept by the kernel where it supports them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def has_kernel_timeouts(found: Any) -> bool:
 
 
 def set_timeout(found: Any, seconds: float) -> None:
-    """Let each system call of a socket wait for a number of seconds.
+    """Set the maximum number of seconds that each system call of a socket waits.
 
     After that, a socket with time-outs of the kernel raises ``BlockingIOError``, another one ``TimeoutError``.
     """
@@ -39,7 +39,7 @@ def _interval(seconds: float) -> bytes:
 
 
 def takes_timeouts() -> bool:
-    """Whether the kernel returns a time-out as it was set.  If its form of time-outs is another one, it does not."""
+    """Whether the kernel stores time-outs in the expected form: it returns a time-out as it was set."""
     interval = _interval(1.5)
     try:
         with PLAIN_SOCKET() as plain:

@@ -26,7 +26,7 @@ SLOWEST: Final = 500_000
 #: Maximum number of bytes that are sent at once.
 _SEND_SIZE: Final = 65_536
 
-#: Function of C that replaces the driver's ``__del__``, which runs when an object is dropped.
+#: A function written in C that replaces the driver's ``__del__``.
 #:
 #: Time limits, aborts and shutdowns are raised asynchronously, between any two instructions of Python that a worker's
 #: thread executes.  Python ignores what is raised inside of ``__del__``, so a time limit that strikes there never ends
@@ -56,7 +56,7 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
 
     Parameters:
       work(Callable): The function.
-      deadline(float): Time after which the caller stops to wait for it, by the monotonic clock.
+      deadline(float): Time, by the monotonic clock, after which the caller no longer waits.
 
     Raises:
       TimeoutError: When the time is over.
@@ -88,7 +88,7 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
 
 
 class _TimedSocket:
-    """A socket that waits no longer than its connection may.
+    """A socket whose calls end at the deadline of its connection.
 
     The driver connects and logs in through this socket.  Otherwise, a server that sends one byte after the other would
     have the whole time-out for each byte.

@@ -42,7 +42,7 @@ DAMAGE: Final = (UnpicklingError, ZlibError)
 #: Backends for clients that are no caches, by the package of the client.
 OWN_BACKENDS: Final = {"redis": "RedisBackend", "valkey": "RedisBackend", "pymemcache": "MemcachedBackend"}
 
-#: Packages whose `set` passes all its arguments to another cache, and the name of the time to live in that cache.
+#: Names of the time-to-live parameter, by packages whose `set` passes all its arguments to another cache.
 PASSING_ON: Final = {"flask_caching": "timeout"}
 
 #: Maximum size of a document.  The backend cannot query the limit of a cache.
@@ -64,7 +64,7 @@ class _Errors:
 
     Attributes:
       first(BackendError): The first error, None for none.
-      last(BackendError): The error after which the time was over, None for none.
+      last(BackendError): The error after which no time was left; None while there is time.
     """
 
     def __init__(self, timeout: int) -> None:
@@ -80,7 +80,7 @@ class _Errors:
 
 
 class _Fit(NamedTuple):
-    """The way in which a cache is called.
+    """Differences in the signatures of a cache's methods.
 
     Parameters:
       get_options: Additional arguments of `get`.
@@ -137,12 +137,13 @@ class CacheBackend(StatusBackend):
         broken.  Django itself closes them only at the beginning and the end of a request, and the writer's thread has
         no requests.
       namespace(str): Prefix of all keys.
-      timeout(int): Maximum number of milliseconds that a job waits until its final status is stored.
+      timeout(int): Maximum number of milliseconds that a worker waits until a final state is stored, and that a call
+        with many messages goes on after its first error.
       max_field_size(int): Maximum size of an encoded field, in bytes.
 
     Raises:
-      TypeError: When `cache` is not such an object.  If a proxy hides the cache, its first use raises
-        :class:`.BackendError` instead.
+      TypeError: When `cache` lacks one of these methods, or is a client that has a backend of its own.  If a proxy
+        hides the cache, its first use raises :class:`.BackendError` instead.
 
     .. _cachelib: https://cachelib.readthedocs.io
     .. _dogpile.cache: https://dogpilecache.sqlalchemy.org
@@ -207,7 +208,7 @@ class CacheBackend(StatusBackend):
         return self._call("get", self._log_key, **self._found_fit().get_options)
 
     def _carry_out(self, document: PendingDocument) -> bool:
-        """Carry out the updates of a message, and return whether that has stored a value."""
+        """Carry out the updates of a message.  Return whether a value was stored."""
         key = document.key.decode()
         # The lock is written in C, so `with` releases it after an interrupt as well.
         with _lock_of(key):
@@ -232,7 +233,7 @@ class CacheBackend(StatusBackend):
         name = self._found_fit().ttl_name
         options = {} if name is None else {name: seconds_of(ttl)}
         try:
-            # Some caches take no bytes; all that are known take a str.
+            # Some caches reject bytes.  All known caches accept a str.
             if self._call("set", key, value.decode(), **options) is not False:
                 return
             error = StoreRefused(f"{self._name} did not store a value; its own log may say why.")
@@ -272,7 +273,7 @@ class CacheBackend(StatusBackend):
             raise
         if isinstance(value, str):
             value = value.encode("utf-8", "surrogatepass")
-        # Another value is a value of another program, or means that there is none.
+        # Any other value is one of another program, or the cache's sign for a missing key.
         return from_value(value, None, now) if isinstance(value, bytes) else (None, 0)
 
     # The cache
@@ -348,7 +349,7 @@ def _is_djangos(cache: Any) -> bool:
 
 
 def _is_proxy(cache: Any) -> bool:
-    """Return whether a look at the cache's methods would execute its code, and so use the cache."""
+    """Return whether reading the attributes of the cache would execute its code."""
     return hasattr(type(cache), "__getattr__") and None in (getattr_static(cache, name, None) for name in METHODS)
 
 

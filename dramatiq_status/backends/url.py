@@ -81,7 +81,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
     except ValueError as e:
         problem = str(e)
     if problem:
-        # Outside of the `except`: the context of the new error would contain a password.
+        # Raised outside of the `except`.  Inside, the context of the new error would contain a password.
         raise ValueError(f"{where}, {mask(url)!r}, is wrong: {problem}")
     from .. import backends
 
@@ -107,7 +107,7 @@ def check_login(url: str) -> None:
 
 
 def mask(url: str) -> str:
-    """Hide the login in a URL, and all that may be part of a password that was not encoded.
+    """Hide the login in a URL, and every other part that may belong to a password that was not percent-encoded.
 
     >>> mask("redis://ann:secret@db.internal/1?timeout=250")
     'redis://***@db.internal/1?timeout=250'
@@ -150,7 +150,7 @@ def _parse(url: str) -> tuple[str, dict[str, Any]]:
     for option, text in _read_query(query):
         if option not in options:
             if "sentinel_password" in parameters or "@" in query:
-                # It may be the part of a password behind a '&' or a '?'.
+                # The text may be part of a password that contains a '&' or a '?'.
                 raise ValueError(
                     f"a parameter is none of {', '.join(options)}; in passwords, '&' is %26 and '?' is %3F."
                 )

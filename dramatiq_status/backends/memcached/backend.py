@@ -25,17 +25,19 @@ from .rounds import Rounds
 from .server import Server, has_hung_up
 from .servers import Servers, always, nodes_at, nodes_of
 
-#: Maximum number of messages that are read in one round trip, see :data:`.WRITES_A_ROUND`.
+#: Maximum number of messages that are read in one round trip.  The buffers of the sockets have room for their requests,
+#: as for :data:`.WRITES_A_ROUND`.
 READS_A_ROUND: Final = 500
 
 #: Maximum number of messages of which a process caches the key and the server.  Without the cache, pymemcache's hash
 #: takes about 15 microseconds for each server.
 LOCATIONS_CACHED: Final = 16_384
 
-#: Maximum number of attempts to add to the log of cancelled messages, to which other processes may add as well.
+#: Maximum number of attempts to add marks to the log of cancelled messages.  An attempt fails if another process writes
+#: at the same time.
 LOG_ATTEMPTS: Final = 16
 
-# An attribute of an Enum takes five times as long as a name.
+# Reading an attribute of an Enum takes five times as long as reading a global.
 _STORED: Final = Stored.STORED
 
 T = TypeVar("T")
@@ -46,7 +48,7 @@ Decode = Callable[[str, tuple[bytes, "int | None"], int], "T | None"]
 
 
 class MemcachedBackend(StatusBackend):
-    """Keeps statuses in memcached_ 1.6 or newer, on one server or many.
+    """A backend that stores statuses in memcached_ 1.6 or newer, on one server or many.
 
     An enqueue takes one round trip.  The first update by another process, for example by the worker, takes two, because
     it reads the item.  The next updates by the same process take one each, if the server has the meta commands (1.6.10
@@ -63,12 +65,12 @@ class MemcachedBackend(StatusBackend):
     The backend makes its own connections, as many as there are threads that call memcached at the same time, with
     `timeout` as their time-outs.  They are safe across forks.
 
-    With several servers, each message is on one of them, by its id, and never moves to another.  While a server is
-    down, reads of its messages raise :class:`.BackendError`, and so do writes and deletes from outside of a worker.
-    Updates of running messages are kept, and sent when the server is back.  The backend tries a server that has failed
-    again after 0.1 seconds at first, later after 2.  The log has one line for the beginning of a server's outage, and
-    one for its end.  A call sends its requests to all servers at the same time.  It takes at most one `timeout` for
-    every 128 updates or 500 reads of a server.
+    With several servers, the id of a message determines its server, and a message never moves to another server.  While
+    a server is down, reads of its messages raise :class:`.BackendError`, and so do writes and deletes from outside of a
+    worker.  Updates of running messages are kept, and sent when the server is back.  The backend tries a server that
+    has failed again after 0.1 seconds at first, later after 2.  The log has one line for the beginning of a server's
+    outage, and one for its end.  A call sends its requests to all servers at the same time.  It takes at most one
+    `timeout` for every 128 updates or 500 reads of a server.
 
     Many processes may write to one message.  After some conflicts, a process takes a turn: it adds an item with the
     key ``namespace%turn:...``, which lives for at most 2 seconds.
@@ -109,7 +111,7 @@ class MemcachedBackend(StatusBackend):
         self._prefix = prefix
         login = None if username is None and password is None else Login(username, password)
         self._servers = Servers(hasher, clients, timeout=self.timeout / 1000, meta=meta, login=login)
-        # Returns the key of a message, and the server that has it.
+        # Returns the key of a message, and the server of that key.
         self._locate: Callable[[str], tuple[bytes, Server]] = lru_cache(LOCATIONS_CACHED)(self._find_location)
         self._items = ItemCache()
         self._log_key: bytes = f"{prefix[:-1]}%cancels".encode()
@@ -163,7 +165,7 @@ class MemcachedBackend(StatusBackend):
                 if server.call(self._log_over, cancelled, may_repeat=always):
                     break
         except BackendError as e:
-            # The messages are cancelled: workers learn of it from their records.
+            # The messages are cancelled.  Without the log, workers find that in the outcomes of their writes.
             logger.info("Workers learn late that messages were cancelled: %s", e)
 
     def _log_over(self, connection: Connection, message_ids: list[str]) -> bool:
@@ -181,7 +183,9 @@ class MemcachedBackend(StatusBackend):
         return read_log(None if found is None else found[0], position or 0)
 
     def _unavailable(self, count: int, error: BackendError, deadline: float) -> list[Outcome]:
-        """Return the outcomes of updates of which none is stored.  Raise the error, unless another server answers."""
+        """Return the outcomes of updates of which none has got an answer.  Raise the error, unless another server
+        answers.
+        """
         if not self._servers.has_answer(deadline):
             raise error
         return [Outcome.UNAVAILABLE] * count
@@ -275,7 +279,7 @@ class MemcachedBackend(StatusBackend):
                 stored, _ = read(Connection.read_stored)
             except BackendError as e:
                 if e.__cause__ is None or not has_hung_up(e.__cause__):
-                    # The time of this call is over.
+                    # A second attempt would exceed the time-out of this call, and may meet the same error.
                     return self._unavailable(1, e, monotonic())[0]
             else:
                 if stored is _STORED:

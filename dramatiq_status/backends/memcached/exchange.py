@@ -1,4 +1,4 @@
-"""Exchanges with several servers at the same time: requests, and the replies to them."""
+"""Exchanges: requests to several servers at the same time, and their replies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import BackendError
 from .protocol import Connection
 from .server import FAILURES, Server, has_hung_up
 
-#: Seconds after its end in which a call still reads replies that arrived while it waited for another server.
+#: Seconds that a call may take beyond its deadline, to read replies that arrived while it waited for another server.
 GRACE: Final = 0.05
 
 #: Steps of an exchange over a connection.  After each step, a reply is due (None), or the exchange continues at a time
@@ -48,7 +48,7 @@ class Exchange(NamedTuple):
 
 
 class RunningExchange:
-    """An exchange that runs at the same time as those with other servers.
+    """An exchange with one server that runs at the same time as exchanges with other servers.
 
     Parameters:
       exchange(Exchange)
@@ -69,7 +69,7 @@ class RunningExchange:
         self.resume_at: float | None = None
         self._deadline = deadline
         self._steps: Steps | None = None
-        # Whether it uses an idle connection, if there is one.
+        # Whether the exchange may use an idle connection.
         self._is_idle = True
 
     def advance(self) -> None:
@@ -85,7 +85,7 @@ class RunningExchange:
             except FAILURES as e:
                 self.close()
                 if self._is_idle and has_hung_up(e) and self._may_repeat():
-                    # The other idle connections are older.
+                    # The other idle connections have been idle for longer, so the server has probably closed them too.
                     self.server.close()
                     self._is_idle, self._steps = False, None
                 else:
@@ -118,7 +118,9 @@ class RunningExchange:
             connection.close()
 
     def ends_at(self) -> float:
-        """Return the time at which it continues even if no reply arrives, by the monotonic clock."""
+        """Return the time, by the monotonic clock, at which the exchange continues or fails even if no reply
+        arrives.
+        """
         if self.resume_at is not None:
             return self.resume_at
         return self._deadline if self.connection is None else self.connection.deadline
@@ -154,6 +156,6 @@ def _wait(exchanges: list[RunningExchange]) -> list[RunningExchange]:
     for exchange in ready:
         connection = exchange.connection
         if connection is not None and connection.deadline < now + GRACE:
-            # Another server has taken all the time, which is no failure of this one.
+            # The call has spent its time on another server.  This server has answered, so it gets a little more time.
             connection.deadline = now + GRACE
     return ready + [found for found in exchanges if found not in ready and found.ends_at() <= now]

@@ -37,7 +37,7 @@ _OUTSIDE: Final = Kind.OUTSIDE
 
 
 class CachedItem(NamedTuple):
-    """An item: as it was read, as this process has written it, or as it probably is.
+    """An item of memcached: as it was read, as it was written, or as it is assumed to be.
 
     Parameters:
       record: Its record, None if its value is not a sound record.
@@ -54,7 +54,7 @@ class CachedItem(NamedTuple):
     written_at: int = 0
 
     def serves(self, update: Update, server: str, now: int) -> bool:
-        """Whether an update may be applied to this item, so that it is not read."""
+        """Whether an update may be applied to this cached item without reading the item first."""
         return (
             self.server == server
             and self.expires_at > now
@@ -62,12 +62,12 @@ class CachedItem(NamedTuple):
         )
 
 
-#: No item.
+#: Stands for a message that has no item.
 ABSENT: Final = CachedItem(None, 0, None)
 
 
 class ItemCache:
-    """The items that this process has written last, and the messages to which several processes write."""
+    """The items that this process wrote most recently, and the messages to which several processes write."""
 
     def __init__(self) -> None:
         self._items: OrderedDict[str, CachedItem] = OrderedDict()
@@ -91,11 +91,11 @@ class ItemCache:
             put(self._large, message_id, item, MAX_CACHED_LARGE)
 
     def note_contention(self, message_id: str) -> None:
-        """Expect that other processes keep writing to a message."""
+        """Note that other processes keep writing to a message."""
         put(self._contended, message_id, monotonic() + CONTENDED_FOR, MAX_CACHED)
 
     def find_contended(self, message_ids: Iterable[str]) -> set[str]:
-        """Return those of some messages whose items are contended and not cached."""
+        """Return the messages whose items are contended and not cached."""
         if not self._contended:
             return set()
         now = monotonic()
@@ -115,7 +115,7 @@ class PendingItem(PendingDocument):
       item(CachedItem): The item, None if it has to be read.
       may_guess(bool): Whether `item` may be taken from the cache.
       sent(bool): Whether a value was sent, to which the server has not replied yet.
-      done(bool): Whether the updates are carried out, or given up.
+      done(bool): Whether the updates have their outcomes: they were carried out or given up.
       conflicts(int): Number of compare-and-sets that failed because of another writer.
       retry_at(float): Earliest time of the next read after a conflict, by the monotonic clock.
       has_turn(bool): Whether this process has the turn to write to the item.
@@ -171,7 +171,8 @@ def expiry_of(expires_at: int, now: int) -> int:
     """Return memcached's number for the time at which an item expires.
 
     The server's clock ticks once a second, so an item lives up to one second less than its time to live.
-    Therefore a time to live is one second longer.  A date is not, because it is at least a month away.
+    Therefore a time to live is one second longer.  A date is not rounded up: it is at least a month away, so a second
+    does not matter.
 
     >>> expiry_of(1_790_000_000_000 + 1_500, 1_790_000_000_000)
     3
@@ -184,11 +185,11 @@ def expiry_of(expires_at: int, now: int) -> int:
 
 
 def put(mapping: OrderedDict[str, T], key: str, value: T, limit: int) -> None:
-    """Add an entry to a mapping, and remove the oldest one if there are more than `limit`."""
+    """Add an entry to a mapping, and remove the oldest entry if there are more than `limit` entries."""
     mapping[key] = value
     if len(mapping) > limit:
         try:
             mapping.popitem(last=False)
         except KeyError:
-            # Other threads have removed the others.
+            # Other threads have emptied the mapping.
             pass

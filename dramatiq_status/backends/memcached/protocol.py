@@ -27,10 +27,10 @@ ITEM_OVERHEAD: Final = 512
 #: Item size limit of a server that returns none, in bytes.
 DEFAULT_ITEM_SIZE: Final = 1_048_576
 
-#: Maximum number of bytes of the replies for many items that are split at once.
+#: Maximum size, in bytes, of the replies for many items up to which they are split in one step.
 _SPLIT_SIZE: Final = 1_048_576
 
-#: Maximum number of bytes that are received at once: of one item, and of the reply to a value that was sent.
+#: Maximum number of bytes that one system call receives: when an item is read, and when a value was sent.
 _SHORT_SIZE: Final = 4096
 _TINY_SIZE: Final = 256
 
@@ -158,7 +158,8 @@ class Connection(Stream):
             started = int(stats[b"time"]) - int(stats[b"uptime"])
             self.server = f"{int(stats[b'pid']):x}-{started:x}"
         except (KeyError, ValueError):
-            # It may be a proxy.  Items that are written over this connection are then cached for this connection only.
+            # It may be a proxy.  Each connection then counts as a server of its own, so a cached item serves only the
+            # connection that wrote it.
             self.server = os.urandom(8).hex()
         self.max_value_size = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
 
@@ -185,8 +186,8 @@ class Connection(Stream):
         return b"mg %b v c t\r\n" % key if self.meta else b"gets %b\r\n" % key
 
     def store(self, key: bytes, value: bytes, expiry: int, cas: int | None) -> bytes:
-        """Return the request to store a value in place of the item with a cas, or, for None, where there is no item.
-        :meth:`read_stored` reads the reply.
+        """Return the request to store a value.  The server stores it only if the item still has this `cas`; if `cas` is
+        None, only if there is no item.  :meth:`read_stored` reads the reply.
         """
         if self.meta:
             if cas is None:

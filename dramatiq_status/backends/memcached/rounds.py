@@ -23,8 +23,8 @@ WRITES_A_ROUND: Final = 128
 #: Compare-and-set conflicts after which an update takes a turn before it reads again.
 PATIENT_CONFLICTS: Final = 3
 
-#: Seconds that an update leaves a contended item to a writer that has cached it.  The cache saves
-#: that writer a round trip for each update, and each turn costs all writers some round trips.
+#: Seconds that an update waits, before it takes a turn, for a writer that has cached the contended item.  The cache
+#: saves that writer a round trip for each update, and each turn costs all writers some round trips.
 TURN_AFTER: Final = 0.01
 
 #: Seconds between two attempts to take a turn, at first and after :data:`TURN_AGE` seconds.  Updates
@@ -84,9 +84,8 @@ class Rounds:
         """Carry out updates of messages to which other processes keep writing.
 
         A writer that has cached an item is always faster than one that reads it first.  If many writers read an item,
-        all except one have read it in vain.  So an update takes a turn, one process at a time.  With its turn, it
-        changes the cas before it reads: the writer that has cached the item then has to read it as well, and waits for
-        a turn of its own.
+        all except one have read it in vain.  So the processes take turns.  With its turn, it changes the cas before it
+        reads: the writer that has cached the item then has to read it as well, and waits for a turn of its own.
         """
         began = monotonic()
         give_up_at = began + patience
@@ -149,7 +148,7 @@ class Rounds:
                 requests.append(connection.store(document.key, value, expiry_of(document.expires_at, now), item.cas))
                 document.sent = True
             elif item is not None and not document.may_guess:
-                # The item was read a moment ago, and the updates change nothing.
+                # The item was just read, and the updates do not change it.
                 document.done = True
             else:
                 document.reread()
@@ -194,7 +193,8 @@ class Rounds:
             document.reread()
 
     def _guess(self, document: PendingItem, connection: Connection, now: int) -> CachedItem | None:
-        """Return the item of a message as it probably is; None if it has to be read.
+        """Return the cached item of a message, or the assumption that a new message has none.  Return None if the item
+        has to be read.
 
         A wrong guess does no harm, because the server refuses its cas.
         """

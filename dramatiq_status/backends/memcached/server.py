@@ -1,4 +1,4 @@
-"""One server of memcached: idle connections to it, and whether it answers."""
+"""One memcached server: its idle connections, and its circuit breaker."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Server(IdlePool[Connection]):
 
     @property
     def is_down(self) -> bool:
-        """Whether its last call has failed; always False for the only server."""
+        """Whether the last call to the server has failed.  Always False if the backend has only one server."""
         return False
 
     @property
@@ -66,7 +66,7 @@ class Server(IdlePool[Connection]):
         Parameters:
           use(Callable): The function.
           *arguments: Its arguments after the connection.
-          may_repeat(Callable): Returns whether there may be a second time; None if there may always be one.
+          may_repeat(Callable): Returns whether the function may be called a second time; None if it always may.
 
         Raises:
           BackendError: When the server does not answer, or answers with an error.
@@ -182,7 +182,7 @@ class Server(IdlePool[Connection]):
 
 
 class OneOfManyServers(Server):
-    """A server with a circuit breaker: it may be down while the others are not."""
+    """One of several servers.  It has a circuit breaker of its own, because it may be down while the others answer."""
 
     # The exception of its last call that has failed.
     _failure: BaseException

@@ -1,4 +1,4 @@
-"""All servers of a memcached backend: which of them has a key, and exchanges with them."""
+"""The servers of a memcached backend, the assignment of keys to servers, and exchanges with several servers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class Servers:
     def has_answer(self, deadline: float) -> bool:
         """Whether one of many servers answers, although another one has failed.
 
-        If none has answered a moment ago, each gets a request, and the first reply is enough.
+        If no server has answered in the last :data:`ANSWER_TRUST` seconds, send a request to each server and wait for
+        the first reply.
 
         Parameters:
           deadline(float): End of the call, by the monotonic clock.
@@ -90,7 +91,7 @@ class Servers:
         if any(not server.is_down and now - server.answered_at < ANSWER_TRUST for server in servers):
             return True
         if deadline - now < GRACE:
-            # No time is left to find out.
+            # No time is left to query the servers.
             return not all(server.is_down for server in servers)
         pings = [RunningExchange(Exchange(server, Connection.ping, always), deadline) for server in servers]
 
@@ -108,7 +109,7 @@ class Servers:
 
 
 def always() -> bool:
-    """Return True: an exchange that only reads may be repeated."""
+    """Return True.  For exchanges that only read: they may always be repeated."""
     return True
 
 

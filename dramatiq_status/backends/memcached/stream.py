@@ -1,4 +1,4 @@
-"""A stream of bytes to and from memcached, with one deadline for all that a call does."""
+"""A stream of bytes to and from memcached.  All system calls of a call share one deadline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RECEIVE_SIZE: Final = 65_536
 #: Maximum number of bytes that are sent at once.
 _SEND_SIZE: Final = 262_144
 
-#: Seconds by which a socket's own time-out may differ from the time that a call has left.
+#: Maximum difference, in seconds, between the time-out of a socket and the time that the call has left.
 _SLACK: Final = 0.01
 
 
@@ -25,7 +25,7 @@ class Stream:
     """A socket that pymemcache has connected.
 
     Parameters:
-      client(pymemcache.Client): Connects; no other object uses it.
+      client(pymemcache.Client): A client that connects, and that no other object uses.
       timeout(float): Seconds for each call.
       deadline(float): End of the call that needs the connection, by the monotonic clock.
 
@@ -48,7 +48,8 @@ class Stream:
         self.used = 0.0
         client.timeout = client.connect_timeout = self._timeout = self._time_left()
         self.has_short_timeout = True
-        # The public methods of the client also wait for a reply, a whole time-out for each piece of it.
+        # The client's public methods would also wait for a reply, and each piece of the reply would get a whole
+        # time-out.
         uninterrupted(client._connect, deadline)
         try:
             self.socket = closed_by_c(client.sock)
@@ -77,7 +78,7 @@ class Stream:
         return left
 
     def _limit(self) -> None:
-        """Let the next system call wait until the deadline, or a little longer or shorter."""
+        """Set the time-out of the next system call to about the time that is left."""
         left = min(time_left(self.deadline), self.timeout)
         if abs(left - self._timeout) > _SLACK:
             self.has_short_timeout = True

@@ -29,8 +29,8 @@ SWEPT_A_ROW: Final = 8
 #: messages deletes as many rows as it changes messages.
 MAX_SWEPT: Final = 200
 
-#: Time to live divided by the time for which the indexes of lists keep an unfinished message longer.  If it lives for a
-#: week, they keep it for two and a half hours more.
+#: Share of the time to live by which the indexes of lists keep an unfinished message longer: one in this number.  If it
+#: lives for a week, they keep it for two and a half hours more.
 SLACK: Final = 64
 
 #: Exclusive upper limit of a position.
@@ -80,8 +80,8 @@ _NO_ROW: Final = _Row(None, 0, 0, 0)
 
 
 class SQLiteBackend(StatusBackend):
-    """Keeps statuses in a SQLite_ file, which any number of processes of one host share.  It needs no server and no
-    package.
+    """A backend that stores statuses in a SQLite_ file, which any number of processes of one host share.  It needs no
+    server and no package.
 
     The updates of a call are one transaction.  Only one process writes at a time, and the others wait for up to
     `timeout`.  Readers never wait: the file is in WAL mode, with two more files beside it while it is in use.  It must
@@ -206,7 +206,7 @@ class SQLiteBackend(StatusBackend):
         rows = {}
         for first in range(0, len(message_ids), ROWS_A_QUERY):
             ids = list(message_ids[first : first + ROWS_A_QUERY])
-            # A power of two as the number of variables, so that SQLite caches few statements and uses each again.
+            # The number of variables is a power of two, so that SQLite has to cache only a few statements.
             size = min(1 << (len(ids) - 1).bit_length(), ROWS_A_QUERY)
             query = _FETCH.format(", ".join("?" * size))
             keys = [self.namespace, *ids, *ids[-1:] * (size - len(ids))]
@@ -244,7 +244,9 @@ class SQLiteBackend(StatusBackend):
     # Clock and connections
 
     def now(self) -> int:
-        """Return the current time by the clock of the host, in epoch milliseconds.  No test freezes this clock."""
+        """Return the current time by the clock of the host, in epoch milliseconds.  freezegun does not freeze this
+        clock.
+        """
         return host_time_ns() // 1_000_000
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""Connections to a SQLite file: one thread at a time uses each of them, and none survives a fork."""
+"""Connections to a SQLite file.  One thread at a time uses a connection, and all connections are closed before a
+fork.
+"""
 
 from __future__ import annotations
 
@@ -198,7 +200,7 @@ def _make_file(path: Path) -> None:
     SQLite gives the same mode to the files beside it.
 
     Raises:
-      BackendError: When the path is a symbolic link, which another user may have created.
+      BackendError: When the path is a symbolic link: another user may have created the link.
     """
     if path.is_symlink():
         raise BackendError(f"{path} is a symbolic link: name the file that it leads to, if that is the right one.")
@@ -228,7 +230,9 @@ def _create(path: Path) -> None:
 
 
 def _identify(path: Path) -> tuple[int, int] | None:
-    """Return the identity of the file at a path, None if there is none.  A file that replaces it has another one."""
+    """Return the identity of the file at a path, None if there is none.  A file that replaces it has another
+    identity.
+    """
     try:
         found = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""The queries of lists and counts, each by the index that fits best."""
+"""The SQL queries of lists and counts.  Each query uses the index that fits best."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .schema import COLUMNS, TABLE
 #: Indexes of lists that select by a column, or by the column and the state.
 INDEXES: Final = {"actor": "actors", "queue": "queues", "state": "states"}
 
-#: Maximum number of rows that are counted to find out which of two indexes has fewer of them.
+#: Maximum number of rows that are counted in each of two indexes, to choose the smaller one.
 FEW: Final = 200
 
-#: Rows that have expired, although the indexes of lists still contain them.
+#: Expired rows that the indexes of lists still contain.
 _LATE = (
     f"{TABLE} INDEXED BY {TABLE}_expiry WHERE expires_at < listed_until AND expires_at <= :now AND listed_until > :now"
 )
@@ -49,7 +49,8 @@ def page_query(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str
 
 
 def count_query(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str:
-    """Return the query for the number of messages: all rows of one index, less the few that have expired since.
+    """Return the query for the number of messages: the rows of one index, minus the rows that have expired and that the
+    index still contains.
 
     Parameters:
       connection(sqlite3.Connection)
@@ -64,7 +65,7 @@ def count_query(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> st
 
 
 def _choose_index(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str:
-    """Return the index with the fewest rows that the list does not want."""
+    """Return the index in which the query passes the fewest rows of other messages."""
     if "actor" in wanted and "queue" in wanted:
         of_queue, of_actor = (
             connection.execute(

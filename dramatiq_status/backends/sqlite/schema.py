@@ -54,7 +54,7 @@ CREATE_LOG: Final = f"""
     )
     """
 
-#: Columns of the fields by which lists select, by the stored names of the fields.
+#: Columns by which lists select: names of columns by stored names of fields.
 COLUMNS: Final = {STATE: "state", ACTOR_NAME: "actor", QUEUE_NAME: "queue"}
 
 

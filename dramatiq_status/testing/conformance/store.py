@@ -68,8 +68,8 @@ class StoreTests:
         pytest.skip("Needs the hook set_ttl.")
 
     def damages(self) -> dict[str, Callable[[Any, str], None]]:
-        """Return functions that write a value that is no record under the key of a record, by names of the values.
-        A function takes the backend and the message id.
+        """Return functions by names of values.  Each function writes one value, which is no record, under the key of a
+        record.  A function takes the backend and the message id.
         """
         pytest.skip("Needs the hook damages.")
 
