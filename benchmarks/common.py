@@ -26,7 +26,7 @@ from tests.servers import MemcachedServer, RedisServer, Server
 #: Directory in which subprocesses start, so that they find these modules.
 ROOT: Final = Path(__file__).resolve().parent.parent
 
-#: A function to time, which is called again and again.
+#: A function to time.
 Case = Callable[[], Any]
 
 
@@ -34,8 +34,8 @@ class Options(NamedTuple):
     """Options of the command line.
 
     Parameters:
-      quick: Whether to only see that everything works.
-      scale: By how much to multiply the number of rounds.
+      quick: Whether to run few rounds, only to check that the benchmarks work.
+      scale: Factor of the number of rounds.
     """
 
     quick: bool = False

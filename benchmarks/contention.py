@@ -15,7 +15,7 @@ from .common import Options, Table, fresh_stores, running_job
 
 #: Numbers of processes.  The first one is the base.
 WRITERS = (1, 2, 8)
-#: Number of fields that all processes write together: the job is as large in each row.
+#: Total number of fields that all processes write, so that the record has the same size in each row.
 FIELDS = 16_000
 
 

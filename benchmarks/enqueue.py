@@ -28,7 +28,9 @@ ANY_ID = "0" * 36
 
 
 class Floor(Middleware):
-    """A middleware that sends the bytes of the backend by a socket, and waits for the reply after the enqueue."""
+    """A middleware that sends the same bytes as the backend over a raw socket before the enqueue, and reads the reply
+    after it.
+    """
 
     def __init__(self, server: RedisServer, backend: RedisBackend) -> None:
         while not backend.transport.clock.known:
@@ -47,7 +49,7 @@ class Floor(Middleware):
         self.socket.recv(4096)
 
 
-#: Messages of a turn.  Turns are short and many, against the noise.
+#: Number of messages in a turn.  Many short turns reduce the noise.
 MESSAGES = 400
 
 

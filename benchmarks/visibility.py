@@ -62,7 +62,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(backend: StatusBackend, port: int, writes: int, *, directly: bool = False, busy: int = 0) -> list[float]:
-    """Return milliseconds from each write until a reader that reads all the time has seen it."""
+    """Return the milliseconds from each write until a reader that polls without a pause has seen it."""
     broker = StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))
     broker.emit_after("process_boot")

@@ -1,4 +1,6 @@
-"""What the web costs: memory, processor time and connections of streams, the end of a server, pages of a long list."""
+"""The cost of the web application: memory, processor time and connections of streams, the end of a server, and pages of
+a long list.
+"""
 
 from __future__ import annotations
 
@@ -148,12 +150,12 @@ def _read_until(visitor: socket.socket, end: bytes) -> None:
 
 
 def _memory(pid: int) -> int:
-    """Bytes of the process in memory."""
+    """Return the resident memory of the process, in bytes."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _processor(pid: int) -> float:
-    """Seconds of processor time that the process has spent."""
+    """Return the processor time of the process, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

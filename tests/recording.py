@@ -20,7 +20,7 @@ from dramatiq_status.backends import StubBackend
 from dramatiq_status.record import Record
 from dramatiq_status.update import Kind, Outcome, Update
 
-#: For how many seconds a test waits for something before it fails.
+#: Maximum number of seconds that a test waits for an event.
 PATIENCE = 20.0
 
 #: An environment for processes whose coverage is not measured: a tracer slows the conformance suite down several times,
@@ -58,7 +58,7 @@ class RecordingBackend(StubBackend):
         return outcomes
 
     def wait_for(self, predicate: Callable[[], Any]) -> None:
-        """Wait until the predicate is true; it is asked after every call."""
+        """Wait until the predicate is true.  It is called after every call of the backend."""
         with self._called:
             assert self._called.wait_for(predicate, PATIENCE), "It did not happen in time."
 
@@ -72,22 +72,22 @@ class RecordingBackend(StubBackend):
         ]
 
     def writes(self, message_id: str | None = None) -> list[Update]:
-        """What runs have written, but for heartbeats."""
+        """Return the updates of runs, except heartbeats."""
         return self.updates(message_id, Kind.RUN)
 
     def field(self, message_id: str, stored_name: str) -> str | None:
-        """What is stored under a name, as JSON text."""
+        """Return the JSON text of a field."""
         record: Record | None = self.read(message_id)
         return None if record is None else record.get(stored_name)
 
 
 class Gate:
-    """Holds up a backend's calls once it is shut, those for which ``holds`` says so."""
+    """A gate that blocks those calls of a backend for which ``holds`` returns True, until it is opened."""
 
     def __init__(self, backend: RecordingBackend, holds: Callable[[Updates], bool] | None = None) -> None:
         self._holds = holds or (lambda updates: any(update.kind is Kind.RUN for _, update in updates))
         self._open = threading.Event()
-        #: A call stands before the gate.
+        #: Set when a call waits at the gate.
         self.reached = threading.Event()
         backend.before = self._pass
 
@@ -164,7 +164,7 @@ def join(broker: StubBroker, worker: dramatiq.Worker) -> None:
 
 
 def eventually(predicate: Callable[[], Any]) -> Any:
-    """Wait until something is true that nobody announces, and return it."""
+    """Poll until a function returns a true value, and return this value."""
     deadline = time.monotonic() + PATIENCE
     while not (found := predicate()):
         assert time.monotonic() < deadline, "It did not happen in time."
@@ -173,7 +173,7 @@ def eventually(predicate: Callable[[], Any]) -> Any:
 
 
 def raised_by(call: Callable[[], Any]) -> BaseException | None:
-    """What a call raises, to look at outside of the job that made it."""
+    """Call a function, and return the exception that it raises."""
     try:
         call()
     except BaseException as e:

@@ -38,13 +38,13 @@ SEARCH_PATH = os.pathsep.join(
     ["/usr/lib/rabbitmq/bin", os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/usr/bin"]
 )
 
-#: How often a server is started anew on another port, if somebody took the one that was free a moment before.
+#: Number of attempts to start a server on another port, if another process has taken the free port.
 PORT_ATTEMPTS = 3
 
 #: The first port that a server gets.
 FIRST_PORT = 10_240
 
-#: How far the port is on which a node of a Redis Cluster talks to others from the one for clients.
+#: Difference between the bus port of a Redis Cluster node and its port for clients.
 BUS = 10_000
 
 #: The state of a socket that listens, in /proc/net/tcp.
@@ -126,7 +126,7 @@ class Server:
     #: Seconds to wait for it to answer, and for it to end when asked to.
     start_timeout: ClassVar[float] = 20.0
     stop_timeout: ClassVar[float] = 10.0
-    #: A request of which the answer is known, to tell that it serves.
+    #: A request with a known reply, to check that the server answers.
     hello: ClassVar[tuple[bytes, bytes]]
 
     def __init__(self, *args: str, port: int | None = None) -> None:
@@ -203,7 +203,7 @@ class Server:
         self.kill()
 
     def kill(self) -> None:
-        """End it at once, without a chance to say goodbye to its clients."""
+        """Kill the server at once."""
         if self.process is None:
             return
         self.process.kill()
@@ -309,7 +309,7 @@ class Server:
         raise ServerFailed(f"{self.package} did not answer within {self.start_timeout} s:\n{self._log_tail()}")
 
     def _listens(self) -> bool:
-        """Tell whether the port is that of this process, and not of another run's server, which would answer alike."""
+        """Return whether this process listens on the port, and not a server of another test run."""
         try:
             own = {os.readlink(descriptor) for descriptor in Path(f"/proc/{self.pid}/fd").iterdir()}
             sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -342,7 +342,7 @@ class RedisServer(Server):
 
     def reset(self) -> None:
         super().reset()
-        # Its scripts go too: a test that works only because another loaded its script is worth nothing.
+        # The scripts are flushed as well, so that no test depends on scripts that another test has loaded.
         for request in (b"FLUSHALL\r\n", b"SCRIPT FLUSH\r\n"):
             if (answer := self.ask(request)) != b"+OK\r\n":
                 raise ServerFailed(f"Redis cannot be emptied: {answer!r}")
@@ -620,7 +620,7 @@ class RedisSentinels(Servers):
 
     @property
     def replica(self) -> RedisServer:
-        """The one that is not."""
+        """The replica."""
         master = self.master
         return next(server for server in self.servers if server is not master)
 

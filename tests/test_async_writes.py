@@ -16,7 +16,7 @@ from .recording import PATIENCE, Gate, RecordingBackend, join, make_broker, work
 
 @pytest.fixture
 def backend() -> RecordingBackend:
-    # Who waits for a call that hangs does so for longer than the tests have patience.
+    # The time-out of the backend is longer than the test waits, so that a blocked event loop fails the test.
     return RecordingBackend(timeout=int(PATIENCE * 10_000))
 
 

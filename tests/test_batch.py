@@ -47,7 +47,7 @@ QUEUED, WORKING, COMPLETED, FAILED = range(4)
 def put(
     backend: StatusBackend, message_id: str, state: int, progress: float | None = None, *, skipped: bool = False
 ) -> None:
-    """Store a status, at so many hundredths, as a message that is enqueued anew would have it."""
+    """Store the status of a message in a state, with a progress out of 100, as after a new enqueue."""
     enqueue_id = EnqueueId(hash(message_id) & 0xFFFFFF | 1, 1)
     backend.delete(message_id)
     backend.update(message_id, Update(Kind.ENQUEUE, enqueue_id))
@@ -71,7 +71,7 @@ def backend() -> RecordingBackend:
 
 @pytest.fixture(params=["polled", "told"])
 def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    """A store that has to be asked again and again, and one that tells of changes."""
+    """A store that watchers poll, and one that publishes changes."""
     if request.param == "polled":
         backend: StatusBackend = StubBackend()
         backend.poll_interval = (1, 5)

@@ -1,4 +1,4 @@
-"""The benchmarks run: what they call is there, and what they check is so."""
+"""Tests that the benchmarks run, and that their own checks pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a message that another has sent finds when it reads that other's status."""
+"""Tests that a message finds the earlier writes of the run that has sent it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One call ends by one deadline, whatever it asks of whom."""
+"""Tests that each call ends by its deadline, however many servers and requests it needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .servers import RedisCluster, RedisSentinels, RedisServer
 #: The time-out of the backends here, in milliseconds.
 TIMEOUT = 500
 
-#: The same where some servers answer: each of these has a part of it.
+#: Time-out of the backends in tests where some servers answer, in milliseconds.
 LONG_TIMEOUT = 2000
 
 
@@ -41,13 +41,13 @@ def limit(timeout: int = TIMEOUT) -> float:
 #: One byte of a reply, and the seconds until the next: far less than the time-out.
 DRIP = (1, 0.1)
 
-#: What takes long in bytes dripping.
+#: Calls whose replies take longer than the time-out if they arrive byte by byte.
 FIELDS = {f":{n}": '"x"' for n in range(100)}
 
 
 @contextmanager
 def in_time(*, fails: bool | None = True, timeout: int = TIMEOUT) -> Iterator[None]:
-    """Check that a call ends by its deadline, and whether it fails, if that matters."""
+    """Check that a call ends by its deadline, and optionally whether it raises BackendError."""
     began, failed = time.monotonic(), False
     try:
         yield
@@ -305,7 +305,7 @@ def test_replies_that_a_blocked_event_loop_reads_late(redis_server: RedisServer,
 
 
 class Store(NamedTuple):
-    """Servers, a backend that uses them, and whose kind they are."""
+    """Servers, a backend that uses them, and the name of the kind of store."""
 
     kind: str
     servers: Any

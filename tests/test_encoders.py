@@ -90,10 +90,10 @@ class Duration(IntEnum):
 
 
 class Label(str):
-    """No string that orjson or msgspec know."""
+    """A subclass of str, which orjson and msgspec do not encode."""
 
 
-#: Options of ours that are right, and no plain JSON.
+#: Valid options of this package that are not plain JSON.
 OPTIONS: dict[str, Any] = {
     "status": MappingProxyType(
         {

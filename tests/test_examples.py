@@ -49,7 +49,7 @@ def test_the_quick_start_rewrites_its_lines_on_a_terminal() -> None:
     with os.fdopen(terminal, "rb", buffering=0) as screen:
         command = [sys.executable, "examples/quickstart.py"]
         shown = b""
-        # The end stays open here, too: what is left in a terminal that everybody has left may be lost.
+        # The test also keeps the slave end of the terminal open: without it, unread output could be lost.
         with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "TERM": "xterm"}, stdout=end) as process:
             ended = False
             while not ended or select([screen], [], [], 0.1)[0]:

@@ -1,4 +1,4 @@
-"""What may be written into a status, and what is said to whoever writes something else."""
+"""Tests of names and values of fields, and of the errors for wrong ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Values that another program has stored, published or enqueued: they may make their own status wrong, nothing else."""
+"""Tests of values that another program has stored, published or enqueued: they affect only the status of their own
+message.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The handles, inside of actors and out."""
+"""Tests of Status and Progress inside and outside of actors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From hooks to what they mean: every decision, names of queues, texts of exceptions."""
+"""Tests of lifecycle.py: decisions, names of queues, and descriptions of exceptions."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PATIENT, PATIENCE = 20_000, 20.0
 
 
 class Halves(StubBackend):
-    """Keeps statuses on two servers, in one dict: that of ids that begin with "b" can be switched off."""
+    """A backend that simulates two servers in one dict.  The server of ids that begin with "b" can be switched off."""
 
     poll_interval = (1, 5)
 
@@ -225,7 +225,7 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
         watched = [pool.submit(watch, message_id) for message_id in (*frozen[:4], *others[:4])]
         batch = StatusRegistry.batch(ids, backend=backend)
         waited = pool.submit(batch.wait, timeout=None, missing_timeout=missing_timeout)
-        # All have had a first look when each has a connection that hears of changes.
+        # Each watcher subscribes after its first read, so wait until all have subscribed.
         assert eventually(lambda: listeners(redis_cluster) >= len(watched) + 2)
         # When a node is frozen for several times as long as a message may be missing
         redis_cluster.nodes[1].pause()
@@ -251,7 +251,7 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
 
 
 def listeners(cluster: RedisCluster) -> int:
-    """How many connections hear of changes."""
+    """Return the number of subscribed connections."""
     number = 0
     for node in range(3):
         with cluster.client(node) as client:

@@ -1,4 +1,4 @@
-"""What the middleware, an actor and a message may ask for."""
+"""Tests of the settings of the middleware, of actors and of messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties of updates: every store does what `apply` says, and `apply` keeps its word whatever comes."""
+"""Property tests of updates: every store does what `apply` does, and `apply` has its own properties for all inputs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ exceptions = st.one_of(
 
 
 def updated(*values: Any, **named: Any) -> Update:
-    """An update. It hides from Hypothesis what else there is to make up."""
+    """Strategy for an update with some of its fields."""
     return Update(*values, **named)
 
 
@@ -186,7 +186,7 @@ updates = st.one_of(enqueues, starts, starts, writes, writes, ends, outsides, he
 
 
 def with_names(update: Update, names: Record) -> Update:
-    """The same with what may name the actor and the queue: all that may make a record."""
+    """Return the same strategy with names of the actor and the queue, for updates that may create a record."""
     if update.kind is not Kind.ENQUEUE and not update.start and not update.create:
         return update
     own = {name: text for name, text in update.fields.items() if name not in (ACTOR_NAME, QUEUE_NAME)}
@@ -682,7 +682,7 @@ def test_no_text_is_too_odd_to_be_read(text: str, record: dict[str, str]) -> Non
 numbers = st.one_of(
     *[st.integers(0, 9).map(str)] * 4, st.integers().map(str), st.floats().map(repr), st.text(max_size=3)
 )
-#: What else may lie where somebody counts.
+#: Values that a field may have when a count is added to it.
 oddities = st.sampled_from(
     ["9" * 5000, "0x10", "1e999", "1e", "1.", ".5", "+5", " 5", "5 ", "1_0", "007", "-0", "nan", ""]
 )

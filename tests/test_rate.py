@@ -20,7 +20,7 @@ from dramatiq_status.snapshot import Snapshot
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update, apply
 from dramatiq_status.writer import MessageBuffer, Start, Write, Writer
 
-#: After how many seconds without progress half of a rate is left.
+#: Half-life of a rate, in seconds without progress.
 HALF_LIFE = TIME_CONSTANT * math.log(2)
 
 gaps = st.floats(SHORTEST, 100)

@@ -1,4 +1,4 @@
-"""How many middleware a broker may have, and what brokers that have one each do in one process."""
+"""Tests of the number of StatusMiddlewares on a broker, and of several brokers in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader gets: what is worked out from a record, that it is frozen, and what becomes of a damaged one."""
+"""Tests of Snapshot: derived values, immutability, and damaged records."""
 
 from __future__ import annotations
 

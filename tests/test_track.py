@@ -64,14 +64,14 @@ class Stream:
 
 
 class OldSequence:
-    """What can be iterated over by its indices only."""
+    """A sequence that has only ``__getitem__``."""
 
     def __getitem__(self, index: int) -> int:
         return [7, 8, 9][index]
 
 
 class Inbox:
-    """An async iterator that can be waited for again when somebody gave up; None is its end."""
+    """An async iterator whose wait can be cancelled and repeated.  The item None ends it."""
 
     def __init__(self) -> None:
         self.items: asyncio.Queue[int | None] = asyncio.Queue()

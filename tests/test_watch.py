@@ -1,4 +1,4 @@
-"""Following a message: what is decided without a store, and watching on real ones, told of changes or not."""
+"""Tests of watches: the decisions of a watcher, and watches on all stores, with and without subscriptions."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class TestPollSchedule:
         return PollSchedule(backend)
 
     def looked(self, schedule: PollSchedule, now: float, version: int) -> float:
-        """Look, and return how long it is to the next time."""
+        """Note a read, and return the seconds until the next one."""
         schedule.look(now)
         schedule.saw(version)
         return schedule.due() - now
@@ -388,7 +388,7 @@ class TestEveryBackend:
 
 
 class TestRedis:
-    """Where the store tells of changes: those that only asking would find are found after an hour."""
+    """Watches with a subscription.  The backend polls only once an hour."""
 
     @pytest.fixture
     def told(self, redis_url: str) -> Iterator[RedisBackend]:
@@ -624,7 +624,7 @@ class TestRedis:
 
 
 class InThread:
-    """Something that blocks, done in a thread of its own."""
+    """A thread that runs a blocking call."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._found: Any = None

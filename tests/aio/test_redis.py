@@ -34,10 +34,10 @@ from .test_registry import in_loop, last_of
 
 ROOT = Path(__file__).parents[2]
 
-#: Nothing that takes so long, in milliseconds, happens in a test.
+#: Interval in milliseconds that is longer than any test.
 NEVER = 3_600_000
 
-#: What the connections of event loops are called on the server.
+#: Client name of the event loops' connections on the server.
 NAME = "loop"
 
 
@@ -50,7 +50,9 @@ def jobs(redis_url: str) -> Iterator[RedisBackend]:
 
 @pytest.fixture
 def backend(redis_url: str) -> Iterator[RedisBackend]:
-    """The backend of the watchers; what they are not told they find after an hour."""
+    """The backend of the watchers.  It polls only once an hour, so that a watcher sees a change only if it was
+    published.
+    """
     with closing(named(redis_url, timeout=20_000)) as backend:
         backend.recheck_interval = NEVER
         yield backend
@@ -61,7 +63,7 @@ def named(url: str, **parameters: Any) -> RedisBackend:
 
 
 def connections(jobs: RedisBackend) -> Counter[str]:
-    """The connections that event loops have: those that listen, and those that ask."""
+    """Numbers of connections of event loops by kind: subscriptions ("listens"), and requests ("asks")."""
     clients = jobs.client.client_list()
     return Counter("listens" if int(client["sub"]) else "asks" for client in clients if client["name"] == NAME)
 

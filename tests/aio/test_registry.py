@@ -1,4 +1,4 @@
-"""Statuses in an event loop: the same as elsewhere, for every kind of store."""
+"""Tests of dramatiq_status.aio on every kind of store: it does the same as the synchronous registry."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 #: Nothing that takes so long, in milliseconds, happens in a test.
 NEVER = 3_600_000
 
-#: More news than are dealt with in one go.
+#: More changes than the hub processes before other tasks run.
 MANY = 10 * FAIR_SHARE
 
 

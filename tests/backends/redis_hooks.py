@@ -1,4 +1,4 @@
-"""What the conformance suite asks of every Redis backend: a look behind it."""
+"""Hooks of the conformance suite for Redis backends: they read and write the server without the backend."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dramatiq_status.backends.redis import RedisBackend
 
 
 class RedisHooks:
-    """For a backend whose client reaches all keys."""
+    """Hooks for a backend whose client can access all keys."""
 
     def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:
         assert isinstance(backend, RedisBackend)
         found = int(backend.client.pttl(backend.keys.key_of(message_id)))
-        # -1 is for ever, and no record is.
+        # PTTL returns -1 for a key without an expiry, and every record must have one.
         assert found != -1
         return None if found < 0 else found
 
@@ -47,7 +47,7 @@ class RedisHooks:
         client = backend.client
         nodes = {"target_nodes": client.ALL_NODES} if hasattr(client, "nodes_manager") else {}
         prefix, _, _ = backend.keys.key_of(message_id).partition(message_id)
-        # In a cluster, with the hash tag of any shard.
+        # On a cluster, the pattern allows the hash tags of all shards.
         allowed = (f"~{re.sub('{.*}', '{*}', prefix)}[^{message_id[0]}]*", f"~{backend.namespace}[^:]*")
         client.execute_command("ACL SETUSER", "default", "resetkeys", *allowed, **nodes)
         try:

@@ -56,7 +56,7 @@ def django_caches(kind: str, location: object) -> CacheHandler:
 
 
 class CacheConformance(BackendConformance):
-    """What holds for every cache."""
+    """Conformance tests of every cache."""
 
     @pytest.fixture
     def cache(self, tmp_path: Path) -> Any:
@@ -344,7 +344,7 @@ SETS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
 
 
 class Shelf:
-    """A cache of somebody's own. It has no method `set` yet, and shows a secret wherever it can."""
+    """A cache class of an application, without `set`.  Its repr and its errors contain a secret."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -364,7 +364,7 @@ class Shelf:
 
 
 class OwnRedis(redis.Redis):
-    """A client that somebody has made their own."""
+    """A subclass of a Redis client."""
 
 
 def shelf_with(**methods: Any) -> Any:
@@ -450,7 +450,7 @@ def test_an_object_that_is_no_cache_raises_an_error(cache: Any, message: str) ->
 
 
 class LateCache:
-    """A proxy: nothing is known of what it stands for, until that is there."""
+    """A proxy for a cache that does not exist yet."""
 
     cache: Any = None
     looks = 0

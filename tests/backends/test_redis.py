@@ -171,7 +171,8 @@ class TestRedis(RedisHooks, BackendConformance):
     def test_a_wrong_password(self, start_server: Callable[[RedisServer], RedisServer], message_id: str) -> None:
         # Given a server that wants a password
         class Locked(RedisServer):
-            # It says no until it is told, which is an answer too.
+            # The server replies to the health check with an error until the password is set; any reply means that it is
+            # up.
             hello = (b"PING\r\n", b"-NOAUTH")
 
         server = start_server(Locked("--requirepass", "secret"))

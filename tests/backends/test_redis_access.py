@@ -33,12 +33,12 @@ PATIENT = 20_000
 
 PASSWORD = "s3cr3t/:@p"
 
-#: What a user may do who may do everything.
+#: ACL rules of a user with all permissions.
 EVERYTHING: dict[str, Any] = {
     "enabled": True, "passwords": ["+" + PASSWORD], "keys": "*", "channels": "*", "commands": ["+@all"],
 }  # fmt: skip
 
-#: All that a backend asks of Redis, in the words of an access control list.
+#: ACL rules of a user with only the permissions that a backend needs.
 PERMITTED = (
     "+evalsha +script|load +time +hget +hmget +hgetall +hset +hsetnx +hdel +hkeys +hexists +exists +del "
     "+pexpire +pttl +publish +subscribe +ping +smembers +sadd +srem +zadd +zrem +zcard +zcount +zrange +zrevrange "
@@ -56,7 +56,7 @@ def tls_arguments(certificates: Path, port: int) -> tuple[str, ...]:
 
 
 class TlsServer(RedisServer):
-    """Speaks TLS on a port of its own."""
+    """A Redis server with TLS on a second port."""
 
     def __init__(self, certificates: Path) -> None:
         self.tls_port = free_port()
@@ -94,7 +94,7 @@ def tls_server(certificates: Path) -> Iterator[TlsServer]:
 
 @pytest.fixture
 def client(redis_url: str) -> Iterator[redis.Redis]:
-    """A client that may do everything; the users that a test makes are gone after it."""
+    """A client with all permissions.  Users that a test creates are deleted after it."""
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         yield client
         for name in client.acl_users():

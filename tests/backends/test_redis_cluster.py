@@ -47,7 +47,7 @@ PATIENT = 20_000
 #: Nothing that takes so long, in milliseconds, happens in a test.
 NEVER = 3_600_000
 
-#: What was there, what comes, and what becomes of it: an update of every kind.
+#: Cases: the updates before, the update, and its outcome.  There is one for each kind of update.
 CHANGES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "enqueue": ([], enqueue(step="1"), Outcome.APPLIED),
     "late enqueue": ([start(1)], enqueue(step="1"), Outcome.LATE),
@@ -188,7 +188,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         move.end()
         assert timeless(backend.read(message_id)) == timeless(now) and set(outcomes) <= {Outcome.APPLIED}
         state = None if now is None else int(now["s"])
-        # The first list would drop from the index what is no longer so.
+        # Count before the first list, because a list removes outdated entries from the index.
         counted = [backend.count(Query(number, "actor")) for number in range(4)]
         assert counted == [int(number == state) for number in range(4)]
         listed = [

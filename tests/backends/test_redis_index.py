@@ -1,4 +1,4 @@
-"""The index that Redis lists by: what keeps it true, and small."""
+"""Tests of the index of the Redis backend: it is correct, and its size is limited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Redis answers with an error is an error, and never looks like a message that is unknown."""
+"""Tests that an error reply of Redis raises an error, and never makes a message unknown."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Fault = Callable[[redis.Redis], Any]
 
 
 class _Server(RedisServer):
-    """A server that a test may break: its settings and its users are its own."""
+    """A server of one test, which may change its settings and users."""
 
     def __init__(self) -> None:
         super().__init__("--enable-debug-command", "yes", "--loading-process-events-interval-bytes", "1024")
@@ -75,7 +75,7 @@ def _reload(client: redis.Redis) -> None:
 
 @contextmanager
 def busy(client: redis.Redis) -> Iterator[None]:
-    """A script runs that does not come to its end."""
+    """The server executes a script that does not end."""
     client.config_set("lua-time-limit", 1)
     script = threading.Thread(target=_loop, args=(client,))
     script.start()
@@ -147,7 +147,7 @@ FAULTS: dict[str, tuple[Callable[[redis.Redis], Any], str]] = {
 
 
 def look(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]:
-    """All that asks the store, by name."""
+    """Calls that use the store, by name."""
     return {
         **reads(backend, message_id),
         "find": lambda: backend.find(Query(), limit=10, after=None),
@@ -180,7 +180,7 @@ def reads(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]
 
 
 async def look_in_a_loop(backend: RedisBackend, message_id: str) -> list[str]:
-    """What does not raise, of all that asks the store in an event loop."""
+    """Return the names of the asynchronous calls that raise no BackendError."""
     registry, status = aio.StatusRegistry, aio.StatusRegistry.get(message_id, backend=backend)
     batch = registry.batch([message_id, "m2"], backend=backend)
     calls = {
@@ -392,7 +392,7 @@ def test_a_watch_outlasts_errors(admin: redis.Redis, backend: RedisBackend, way:
 
 
 def rejected(client: redis.Redis) -> int:
-    """How many reads were refused."""
+    """Return the number of refused reads."""
     found = client.info("commandstats").get("cmdstat_hgetall")
     return 0 if found is None else int(found["rejected_calls"])
 

@@ -43,7 +43,7 @@ def sentinels(redis_sentinels: RedisSentinels) -> RedisSentinels:
 
 @pytest.fixture(scope="module")
 def whole(redis_sentinels: RedisSentinels) -> RedisSentinels:
-    """The same for tests that leave everybody where they are."""
+    """The same, for tests without a failover."""
     redis_sentinels.reset()
     return redis_sentinels
 
@@ -71,7 +71,7 @@ class TestSentinel(RedisHooks, BackendConformance):
     @pytest.fixture
     def outage(self, start_server: StartServer) -> Iterator[tuple[RedisServer, RedisBackend]]:
         master = start_server(RedisServer())
-        # One without a replica, and a Sentinel that names it, gone or not: nobody takes its place meanwhile.
+        # A master without a replica, and a Sentinel that always names it: no failover happens while it is stopped.
         patience = f"sentinel down-after-milliseconds {RedisSentinels.service_name} 3600000"
         sentinel = start_server(_Sentinel(master.port, patience))
         backend = RedisBackend(
@@ -180,7 +180,7 @@ def test_sentinels_have_parameters_of_their_own() -> None:
 
 
 class Wandering(redis.Connection):
-    """Connects to whoever is the master now."""
+    """A connection class that connects to the present master."""
 
     master: RedisServer
 

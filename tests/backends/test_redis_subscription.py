@@ -1,4 +1,4 @@
-"""What Redis tells of changes, and to whom."""
+"""Tests of the changes that Redis publishes, and of subscriptions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def version(job: Job) -> int:
 
 
 def heard_in_all(subscription: RedisSubscription, message_id: str, until: int) -> list[int]:
-    """The versions of a message that are heard of, up to one."""
+    """Receive the versions of a message up to a given one."""
     versions = []
     while not versions or versions[-1] != until:
         heard = subscription.wait(PATIENCE)

@@ -1,4 +1,4 @@
-"""Backends by URL: what each asks for, what is wrong, and that nobody sees a password."""
+"""Tests of backends from URLs: parameters, errors, and passwords that are never shown."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_wrong_url_of_a_backend_raises_an_error(url: str) -> None:
 
 SECRET = "Q7wX9zK4"
 
-#: What passwords consist of that were not encoded: what has a meaning in a URL, between parts of the secret.
+#: Characters with a meaning in URLs, to put between the parts of a password that is not percent-encoded.
 passwords = st.lists(
     st.one_of(
         st.sampled_from(["34", "1234", "0", *"/?#@:,%&= []\n", "://", "timeout=", "namespace="]), st.just(SECRET)

@@ -47,7 +47,7 @@ BROKER_HEARTBEAT: Final = 2_000
 #: Milliseconds between two heartbeats of running messages.
 STATUS_HEARTBEAT: Final = 1_000
 
-#: Milliseconds that a job may run which the plan lets run into its time limit.
+#: Time limit, in milliseconds, of jobs that exceed it on purpose.
 TIME_LIMIT: Final = 400
 
 #: Seconds from which on an acknowledgement that waits is written down.
@@ -58,11 +58,11 @@ _NO_LIMIT: Final = 30.0
 
 
 class Boom(Exception):
-    """Worth a retry."""
+    """An exception after which a job is retried."""
 
 
 class Expected(Exception):
-    """What the actors say they throw."""
+    """The exception in the actors' option ``throws``."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ _run: ContextVar[Run | None] = ContextVar("chaos_run", default=None)
 
 
 class Notes(threading.local):
-    """What the witness remembers between the hooks of one thread."""
+    """Values that the witness keeps between the hooks of one thread."""
 
     def __init__(self) -> None:
         self.delayed: Counter[str] = Counter()
@@ -187,7 +187,7 @@ class Witness(Middleware):
 
 
 class Stopwatch(Middleware):
-    """Writes down acknowledgements that are held up. It stands behind the middleware under test."""
+    """Middleware behind the one under test that records slow acknowledgements."""
 
     def __init__(self, facts: FactFile) -> None:
         self._facts = facts
@@ -263,7 +263,7 @@ def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFil
 
 
 def play(job: dict[str, Any]) -> int | None:
-    """Do what the plan says."""
+    """Act as the job's plan describes."""
     for pause in _acts(job):
         time.sleep(pause)
     return job["number"] if job["result"] else None

@@ -1,4 +1,4 @@
-"""Finds what cannot be: compares what readers saw, and what is stored in the end, with the facts. Pure."""
+"""Compares what readers saw, and the final records, with the recorded events, and returns contradictions.  Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .watcher import Sight
 #: Seconds that an acknowledgement may be held up by the store.
 LONGEST_HOLD: Final = 3.0
 
-#: Number of times that an increment may be counted which was sent while the store was in trouble.
+#: Maximum number of times that an increment counts if it was sent during an outage.
 REPEATS: Final = 4
 
 
@@ -57,7 +57,7 @@ class Checker:
         self._world, self._finals, self._sights, self._faults, self._zero = world, finals, sights, faults, zero
         self._ignored = ignored
         self.findings: list[Finding] = []
-        #: Number of oddities that faults explain, by what they are.
+        #: Number of findings that a fault explains, by kind.
         self.excused: defaultdict[str, int] = defaultdict(int)
 
     def check(self) -> list[Finding]:
@@ -121,7 +121,7 @@ class Checker:
             self.excused["not exact: it was enqueued twice, in an outage"] += 1
             return True
         if len(history.runs) > 1 and any(run.unsure for run in ends):
-            # It looked as if there were no more runs, and the broker delivered the message again.
+            # The facts contain no further run, but the broker has delivered the message again.
             self.excused["not exact: a retry was not confirmed, and it ran again"] += 1
             return True
         if self._world.lost_between((last.decided or 0) - AFTER, self._world.ended):

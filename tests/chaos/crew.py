@@ -29,7 +29,7 @@ class Crew:
       threads: Number of threads of each process.
       environment: Added to that of the workers.
       log: The file that their output goes to.
-      tell: Is called with what happens to which processes: ``tell("died", pids=[...])``.
+      tell: Callback for events of processes: ``tell("died", pids=[...])``.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Crew:
             self._tell("frozen", pids=pids)
             send_signal(worker, signal.SIGSTOP)
         elif worker not in self._ending:
-            # Dramatiq ends at once when it is asked twice, with all that it was about to do.
+            # A second SIGTERM would end Dramatiq at once, without finishing its work.
             self._ending.add(worker)
             self._tell("terminated", pids=pids)
             worker.terminate()

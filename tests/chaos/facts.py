@@ -1,4 +1,4 @@
-"""What happened, by those to whom it happened: a file a process, a line a fact, written before anything can go wrong.
+"""Recorded events.  Each process writes its own file, one line for each event, before the event can have consequences.
 
 No fault touches these files, and a process that is killed loses no line of its own. Moments are epoch seconds.
 """

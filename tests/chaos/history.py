@@ -1,4 +1,4 @@
-"""The facts of a run, put in order: messages, their deliveries, and the trouble that there was. Pure."""
+"""The recorded events of a run, ordered by message and delivery, and the times of trouble.  Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Window:
     end: float
 
     def overlaps(self, begin: float, end: float) -> bool:
-        """Return whether it has a moment in common with another window."""
+        """Return whether it overlaps another window."""
         return self.begin <= end and begin <= self.end
 
 
@@ -44,9 +44,9 @@ class Run:
     entered: float | None = None
     did: float | None = None
     said: float | None = None
-    #: When it was about to count on its parent's bar.
+    #: Time directly before it incremented its parent's progress.
     counting: float | None = None
-    #: When, and what, Dramatiq decided; None for a run that was cut short.
+    #: Time and kind of Dramatiq's decision; None for a run without a decision.
     decided: float | None = None
     decision: str | None = None
     exception: str | None = None
@@ -150,7 +150,8 @@ class World:
     def unsent(self, pid: int, moment: float) -> bool:
         """Return whether a process may have died before it could send what it wrote at a moment.
 
-        That takes trouble from the one to the other, since the process sends it as soon as the store is back.
+        This needs an outage for the whole time from the write to the death, because the process sends the write as soon
+        as the store is back.
         """
         death = self.deaths.get(pid)
         if death is None:
@@ -205,7 +206,7 @@ class World:
     def _on_decided(self, fact: Fact) -> None:
         run = self._run(fact)
         if run.decided is not None:
-            # A broker that does not answer is told again.
+            # A message is sent again to a broker that has not confirmed it.
             return
         run.decided, run.decision = fact["t"], fact["decision"]
         run.exception, run.skipped, run.unsure = fact["exception"], fact["skipped"], fact.get("unsure", False)

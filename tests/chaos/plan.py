@@ -47,7 +47,7 @@ MAX_RETRIES: Final = 3
 
 @dataclass(frozen=True)
 class Job:
-    """What a message does.
+    """Plan of one job.
 
     Parameters:
       number: The number of the job in its run.
@@ -86,14 +86,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something bad.
+    """A fault of a worker, the store or the broker.
 
     Parameters:
       at: Seconds from the beginning.
       target: ``worker``, ``store`` or ``broker``.
       member: Number of the worker, or of the server.
       kind: What happens to it.
-      seconds: For how long; 0 for what lasts no time.
+      seconds: Duration; 0 for a fault at one time only.
       amount: Seconds of delay, if that is what the fault is.
     """
 
@@ -111,7 +111,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run does."""
+    """The jobs and the faults of a run."""
 
     jobs: tuple[Job, ...]
     faults: tuple[Fault, ...]

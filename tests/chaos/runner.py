@@ -29,7 +29,7 @@ from .plan import LOSSY_STORES, Fault, Job, Plan, make_plan
 from .servers import RabbitmqTarget, RedisTarget, Target, start_broker, start_store
 from .watcher import Watcher
 
-#: Lines in the workers' output that nobody should find there.
+#: Texts that must not be in the workers' output.
 _STRANGE: Final = re.compile(r"Exception ignored in|Fatal Python error|of <.*StatusMiddleware")
 
 #: Number of messages that are read at once in the end.
@@ -45,7 +45,7 @@ _WRITE_INTERVAL: Final = 0.05
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is like.
+    """Settings of a run.
 
     Parameters:
       seconds: Seconds in which jobs are sent and faults begin.

@@ -1,4 +1,4 @@
-"""What readers see: one that polls many messages at once, and many asynchronous ones that watch one each."""
+"""Readers of a run: one thread polls many messages at once, and many asynchronous watchers watch one message each."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class Watcher:
                 begun = True
                 self._see(message_id, Sight(time.time(), asked, "watch", snapshot.to_dict()))
         except (BackendError, StatusMissing) as e:
-            # Without a first look there is no watch.
+            # A watch whose first read fails does not begin.
             if begun or isinstance(e, StatusMissing):
                 self._see(message_id, Sight(time.time(), asked, "watch", trouble=type(e).__name__))
         except StatusTimeout:

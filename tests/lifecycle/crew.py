@@ -28,15 +28,15 @@ from .stage import PATIENCE, make_broker
 
 ROOT = Path(__file__).parent.parent.parent
 
-#: How often running messages say that they run, in milliseconds.
+#: Interval between heartbeats, in milliseconds.
 HEARTBEAT_INTERVAL = 300
 
 
 class Signals:
-    """What the test and its workers tell each other, by lists in Redis that are waited for."""
+    """Signals between the test and its workers, as lists in Redis."""
 
     def __init__(self, url: str, name: str) -> None:
-        # Newer ones of redis-py give up after some seconds.
+        # Newer versions of redis-py have a default time-out of some seconds.
         self._client = redis.Redis.from_url(url, socket_timeout=2 * PATIENCE)
         self._name = name
 
@@ -49,7 +49,7 @@ class Signals:
 
 
 class Settled(Middleware):
-    """Says that a final status was written. It stands behind our middleware."""
+    """Middleware behind StatusMiddleware that signals a stored final state."""
 
     def before_ack(self, broker: dramatiq.Broker, message: Any) -> None:
         signals.say(who, "settled")
@@ -58,7 +58,7 @@ class Settled(Middleware):
 
 
 def work(deed: str = "return", *arguments: str) -> None:
-    """Say who runs, and go on when told so."""
+    """Signal the start of the run, and continue after the test's signal."""
     status, progress = current_status(), current_progress()
     status["owner"] = who
     progress.progress = 1
@@ -77,9 +77,9 @@ def work(deed: str = "return", *arguments: str) -> None:
 
 
 def hold(path: str) -> None:
-    """Keep the interpreter lock until somebody writes to a pipe."""
+    """Keep the interpreter lock until the test writes to a pipe."""
     pipe = os.open(path, os.O_RDONLY)
-    # Functions of a PyDLL are called without letting go of it.
+    # PyDLL does not release the interpreter lock while it calls a function.
     ctypes.PyDLL(None).read(pipe, ctypes.create_string_buffer(1), 1)
     os.close(pipe)
 

@@ -1,4 +1,4 @@
-"""Backends that remember every state that a reader could have seen, in the order in which the store took them."""
+"""Backends that record every state that a reader could have seen, in the order of the updates."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Recorder(StatusBackend):
         return "".join(LETTERS[int(state)] for state, _ in groupby(r[STATE] for r in self.records(message_id)))
 
     def history(self, message_id: str) -> list[Snapshot]:
-        """What a reader saw who looked after each change of the state."""
+        """Return the snapshots that a reader could have seen, the last one of each state."""
         found: list[Snapshot] = []
         for record in self.records(message_id):
             snapshot = take_snapshot(message_id, record, self.now())
@@ -87,7 +87,7 @@ class InProcessRecorder(Recorder):
         with self._recording:
             noted = self._history[message_id][:]
             outcome = super().begin_update(message_id, update)()
-            # Some backends begin what is not simple by carrying it out.
+            # Some backends carry out complex updates in begin_update().
             if self._history[message_id] == noted:
                 self._note(message_id, update, outcome)
         return lambda: outcome
@@ -124,7 +124,7 @@ class RecordingMemcachedBackend(InProcessRecorder, MemcachedBackend):
         return MemcachedBackend.update(self, message_id, update)
 
 
-# The script as it is, and after it a line for the history. What it is told last is for us alone.
+# The update script, and one more line that records the history.  The last argument is for this line only.
 _RECORDING_SCRIPT = Script.of(f"""
 local kind = table.remove(ARGV)
 local function carry_out()
@@ -184,7 +184,7 @@ class RecordingRedisBackend(Recorder, RedisBackend):
 
 
 class CountingMemcachedBackend(Recorder, MemcachedBackend):
-    """For many processes: has memcached count runs. Of the states that a message went through it knows but the last."""
+    """For many processes: has memcached count runs. It records only the last state of a message."""
 
     def __init__(self, *, servers: str, **parameters: Any) -> None:
         super().__init__(servers=servers, **parameters)

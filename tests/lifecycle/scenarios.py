@@ -11,7 +11,7 @@ import pytest
 
 from .stage import Nasty, Stage
 
-#: What a scenario sent, by the role that it plays: the ids of the messages.
+#: Ids of the messages that a scenario has sent, by role.
 Sent = Mapping[str, str]
 
 
@@ -20,9 +20,9 @@ class End(NamedTuple):
 
     Parameters:
       states: All of them: queued, working, completed and failed by their first letters.
-      attempts: How many runs it has had in the end.
+      attempts: Number of runs at the end.
       exception: The type of the last failure.
-      skipped: Whether it says so.
+      skipped: Whether the status is ``skipped``.
     """
 
     states: str
@@ -36,11 +36,11 @@ DONE: Final = End("qwc")
 
 @dataclass(frozen=True)
 class Scenario:
-    """One of the things that can happen.
+    """One scenario.
 
     Parameters:
       name: The row of LIFECYCLE.md §1 and a few words.
-      end: What the message comes to where our middleware stands behind the cause.
+      end: The expected end of the message if StatusMiddleware comes after the middleware `cause`.
       script: What the actor does, run by run.
       options: Of the message.
       without: The same without Retries, if it differs.
@@ -220,7 +220,7 @@ SCENARIOS: Final = (
         "24j a middleware forbids the retry", failed(), ("raise",), unruly("before_retry", "nasty"),
         cause="Unruly", ahead=failed("qwqf"), ahead_without=failed(),
     ),
-    # Interrupts that come too late to stop the actor: its end is heard of twice.
+    # Interrupts that come too late to stop the actor: Dramatiq calls after_process_message twice.
     Scenario(
         "an interrupt behind the actor, no retries allowed", failed(exception="TimeLimitExceeded"), (),
         unruly("after_process_message", "interrupt", max_retries=0),

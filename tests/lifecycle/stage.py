@@ -43,7 +43,7 @@ from .recorder import LETTERS, Recorder
 #: Where our middleware stands: ahead of all others, among them, behind all.
 POSITIONS: Final = ("first", "middle", "last")
 
-#: How long to wait for what must happen, in seconds.
+#: Maximum number of seconds that a test waits for an event.
 PATIENCE: Final = 30.0
 
 
@@ -56,11 +56,11 @@ class Expected(Exception):
 
 
 class Nasty(MiddlewareError):
-    """What Dramatiq lets through when a middleware raises it."""
+    """An exception that Dramatiq does not catch when a middleware raises it."""
 
 
 class Audit(Middleware):
-    """Knows when Dramatiq is done with a message, all of its copies included."""
+    """Middleware that counts enqueued and finished copies of each message."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
@@ -92,7 +92,9 @@ class Audit(Middleware):
 
 
 class Unruly(Middleware):
-    """Somebody else's middleware: does what a message's option ``unruly`` says, ``(hook, deed)``, once a message."""
+    """A middleware of another package: it carries out the message's option ``unruly``, a pair of a hook and an action,
+    once for each message.
+    """
 
     def __init__(self) -> None:
         self._done: set[str] = set()
@@ -137,7 +139,8 @@ _time_limit = TimeLimit(interval=20)
 
 def make_middleware(*, retries: bool) -> list[Middleware]:
     """Dramatiq's own in their usual order, then the unruly one."""
-    # Under gevent it is no thread, and the `dramatiq-gevent` command starts it.
+    # Start the thread of the time limit's manager, unless it runs.  Under gevent, the manager is not a thread: the
+    # `dramatiq-gevent` command starts it.
     if not getattr(_time_limit.manager, "is_alive", lambda: True)():
         _time_limit.after_process_boot(None)
     return [
@@ -155,7 +158,7 @@ def make_middleware(*, retries: bool) -> list[Middleware]:
 
 
 def insert(middleware: list[Middleware], ours: Middleware, position: str) -> list[Middleware]:
-    """Put ours in its place."""
+    """Insert StatusMiddleware at the chosen position."""
     at = {"first": 0, "middle": 5, "last": len(middleware)}[position]
     return [*middleware[:at], ours, *middleware[at:]]
 

@@ -1,4 +1,4 @@
-"""A broker that runs a message where it is sent, and tells only half of the hooks: the real dramatiq-eager-broker."""
+"""Tests with dramatiq-eager-broker, which runs a message inside of send() and calls only some of the hooks."""
 
 from __future__ import annotations
 

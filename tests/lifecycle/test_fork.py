@@ -1,4 +1,4 @@
-"""Processes that an actor forks off: what they write to its message is stored, whatever becomes of them."""
+"""Tests of processes that an actor forks: their writes to the message are stored, even if they are killed."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_an_executor_counts_to_the_end(backend: StatusBackend) -> None:
 
 
 def fork_off(child: Callable[[], Any]) -> None:
-    """Have a child of this process do something and vanish, and wait for it."""
+    """Fork a child that calls a function and exits at once, and wait for it."""
     pid = os.fork()
     if pid == 0:
         done = False

@@ -63,7 +63,7 @@ class Aim:
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
         code = frame.f_code
-        # What carries hooks through has to stand somewhere: an interrupt ahead of it is one ahead of the hook.
+        # The wrapper _through_interrupts is left out: an interrupt before its ``try`` is an interrupt before the hook.
         ours = code.co_filename.startswith(PACKAGE) and code.co_name != "wrapper"
         return self._count if ours and not is_in_store(frame) else None
 
@@ -162,7 +162,7 @@ def strikes(stage: Stage, hook: str, *script: str, every: int = 1, **options: An
     """
     assert isinstance(stage.middleware, Struck)
     with stage.working(threads=1) as worker:
-        # Whatever is done but once a process is done with this one.
+        # The first message, so that code that runs once in a process has run.
         stage.audit.wait(stage.send())
         for line in itertools.count(1, every):
             aim = stage.middleware.aim = Aim(hook, line)
@@ -172,7 +172,7 @@ def strikes(stage: Stage, hook: str, *script: str, every: int = 1, **options: An
             if aim.hit is None:
                 return
             yield aim, message_id
-            # The thread lives, and heartbeats are sent for nobody.
+            # The worker's thread is alive, and no finished message has heartbeats.
             assert all(thread.is_alive() for thread in worker.workers), aim.hit
             eventually(lambda: not stage.middleware._writer.running)
 
@@ -212,8 +212,8 @@ def test_an_interrupt_before_the_actor_is_a_failure(stage: Stage, retries: bool)
 
 @pytest.fixture
 def untraced() -> Iterator[None]:
-    """Nobody measures coverage here.  While an interrupt waits for a thread that sleeps, CPython 3.11 lets no other
-    thread that is traced enter a function, so that whom the sleeper waits for never comes to wake it.
+    """Coverage is not measured in this block.  While an interrupt waits for a thread that sleeps, CPython 3.11 lets no
+    other thread that is traced enter a function, so that whom the sleeper waits for never comes to wake it.
     """
     of_this_thread, of_new_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)

@@ -1,4 +1,4 @@
-"""What a reader of the status may expect of Dramatiq's results."""
+"""Tests of the order in which results and final states are stored."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class Long:
         work.send()
 
     def check_that_it_goes_on(self) -> None:
-        """It is heard of, and what it writes is stored while it runs."""
+        """Check that a job has heartbeats, and that its writes are stored while it runs."""
         heard = len(self.backend.updates(self.message_id, Kind.HEARTBEAT))
         self.backend.wait_for(lambda: len(self.backend.updates(self.message_id, Kind.HEARTBEAT)) > heard)
         self.go_on.set()

@@ -1,4 +1,4 @@
-"""Workers that no longer say that their messages run: whether they were killed, or only hold their breath."""
+"""Tests of workers without heartbeats: killed, frozen, or with a job that keeps the interpreter lock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deliveries whose end goes wrong: the broker does not take a retry, or is never told that a message is done."""
+"""Tests of deliveries with errors at their end: the broker refuses the retry, or gets no acknowledgement."""
 
 from __future__ import annotations
 

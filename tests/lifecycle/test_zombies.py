@@ -1,4 +1,6 @@
-"""A run that was thought dead and goes on beside the one that has taken its place. Real processes, both of them."""
+"""A run whose message was delivered again while it was frozen, and that continues beside the new run. Real processes,
+both of them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conformance suite holds backends to what their subscriptions promise."""
+"""Tests that the conformance suite fails for backends with wrong subscriptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dramatiq_status.update import Outcome, Update
 
 Change = tuple[str, int]
 
-#: What a subscription makes of a change before it tells: none, one or several.
+#: Function from one change to the changes that the subscription returns.
 Tell = Callable[["Heard", Change], Iterable[Change]]
 
 
@@ -38,7 +38,7 @@ class Heard(NamedTuple):
 
 
 class TellingBackend(StubBackend):
-    """A stub that tells of changes, as it is told to."""
+    """A stub backend with subscriptions, whose faults a test chooses."""
 
     def __init__(self, tell: Tell, **parameters: Any) -> None:
         super().__init__(**parameters)
@@ -69,7 +69,7 @@ class TellingBackend(StubBackend):
 
 
 def tell(heard: Heard, change: Change) -> list[Change]:
-    """As it should be."""
+    """Return the change unchanged."""
     return [change] if change[0] in heard.message_ids else []
 
 

@@ -1,4 +1,4 @@
-"""Tests of the limits of what waits in an outage."""
+"""Tests of the limits of the backlog."""
 
 from __future__ import annotations
 

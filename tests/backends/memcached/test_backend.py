@@ -32,7 +32,7 @@ PATIENT = 20_000
 
 
 class MemcachedConformance(BackendConformance):
-    """What holds with meta commands and without."""
+    """The conformance suite on memcached, with and without meta commands."""
 
     meta = True
     #: It counts in seconds, and one is added for its clock's own rounding.
@@ -185,7 +185,7 @@ class TestMemcachedWithoutMeta(MemcachedConformance):
 
 
 def commands(server: MemcachedServer) -> dict[str, int]:
-    """What the server has counted of the commands that it was sent."""
+    """The server's counters of commands."""
     lines = server.ask(b"stats\r\n").decode().splitlines()
     found = {parts[1]: parts[2] for parts in map(str.split, lines) if len(parts) == 3}
     return {name: int(found[name]) for name in ("cmd_get", "cmd_set")}

@@ -33,7 +33,7 @@ from .test_backend import PATIENT, MemcachedConformance
 
 Fleet = list[MemcachedServer]
 
-#: How a fleet is made known to a backend.
+#: Ways to pass several servers to a backend.
 WAYS: dict[str, Callable[[Fleet], dict[str, Any]]] = {
     "servers": lambda fleet: {"servers": [server.address for server in fleet]},
     "a HashClient": lambda fleet: {"client": HashClient([server.address for server in fleet])},
@@ -591,7 +591,7 @@ class AllOf:
         self._forget()
 
     def _forget(self) -> None:
-        # Who was heard of a moment ago counts as there.
+        # A server that has answered in the last 0.1 seconds counts as up.
         for server in self._backend._servers.by_node.values():
             server.answered_at = float("-inf")
 

@@ -138,7 +138,7 @@ class Dripping:
 
 
 def once(meddle: Meddle, mark: bytes) -> Meddle:
-    """Meddle only with the first request that begins with `mark`."""
+    """Apply a change only to the first request that begins with `mark`."""
     left = [mark]
 
     def meddle_once(request: bytes) -> bytes | bool | None:

@@ -50,7 +50,7 @@ from dramatiq_status.update import Outcome
 #: Time-out for tests that are not about time-outs, in milliseconds.
 PATIENT = 20_000
 
-#: How many processes write to one file, and how often each.
+#: Number of processes that write to one file, and number of writes of each.
 PROCESSES, WRITES = 8, int(os.environ.get("SQLITE_WRITES", "5000"))
 
 #: Counts in another process, several messages in a call, and says so after each call whose updates were stored.
@@ -67,7 +67,7 @@ for _ in range(int(times)):
 """
 
 
-#: All that a list may be filtered by, by names of :func:`fill`.
+#: Filters of lists, by names of :func:`fill`.
 queried = pytest.mark.parametrize(
     "query",
     [
