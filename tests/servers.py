@@ -681,7 +681,7 @@ class MemcachedServer(Server):
             raise ServerFailed(f"memcached cannot be emptied: {answer!r}")
 
     def _command(self) -> Sequence[str]:
-        # It insists on a user when it is started by root. Not another one: a change of user clears the
+        # memcached needs ``-u`` when root starts it.  The user stays root, because a change of user would clear the
         # parent-death signal.
         user = ["-u", "root"] if os.geteuid() == 0 else []
         return [self._program(), "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-m", "64", *user, *self.args]

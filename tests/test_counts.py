@@ -1,4 +1,4 @@
-"""Counts on fields and totals, deletions of fields, and handles that travel: from every process, and in a run."""
+"""Tests of increments of fields and totals, of deletions of fields, and of pickled handles."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_a_forked_process_counts_and_deletes(redis_url: str) -> None:
 
 
 class NoWriter:
-    """Sends nothing by itself."""
+    """A writer that sends only when the test says so."""
 
     def __init__(self) -> None:
         self.running: dict[Any, None] = {}

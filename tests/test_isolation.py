@@ -18,7 +18,7 @@ from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBacke
 
 from .recording import PATIENCE, make_broker, working
 
-#: One is the beginning of the other, with what separates it from a message's id.
+#: Two namespaces, of which the second one begins with the first one and the separator ":".
 NAMESPACES = ("shop", "shop:eu")
 
 

@@ -37,8 +37,8 @@ _DO_NOTHING: Final = object.__hash__
 def time_left(deadline: float) -> float:
     """Return the number of seconds that the next system call may wait.
 
-    After the deadline, this is :data:`SHORTEST`: the call still reads a reply that has arrived, and ends if there is
-    none.  The reply may have arrived while other threads executed Python, or while the call read from other servers.
+    After the deadline, return :data:`SHORTEST`, so that the call can still read a reply that has arrived.  The reply
+    may have arrived while other threads executed Python, or while the call read from other servers.
     """
     return max(deadline - time.monotonic(), SHORTEST)
 

@@ -326,8 +326,8 @@ def seconds_of(ttl: int) -> int:
 def close_broken_connections() -> None:
     """Close the broken database connections of this thread, so that Django makes new ones.
 
-    This is a part of ``django.db.close_old_connections``.  It may run in the middle of a job, so it does not close
-    connections that still work, however old, nor those with a transaction, which the code that has begun it ends.
+    This is a part of ``django.db.close_old_connections``.  It may run in the middle of a job.  So it closes neither
+    connections that still work, nor connections with a transaction: the code that has begun a transaction ends it.
     """
     # Django's caches work without its databases, which may not be loaded.  Databases need settings, and caches do not.
     db, conf = sys.modules.get("django.db"), sys.modules.get("django.conf")

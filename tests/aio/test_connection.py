@@ -34,7 +34,7 @@ def backend(server: RedisServer) -> Iterator[RedisBackend]:
 
 @pytest.fixture
 def patient(server: RedisServer) -> Iterator[RedisBackend]:
-    """A backend whose calls are not over before a test is."""
+    """A backend with a time-out that is longer than any test."""
     with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         yield backend
 

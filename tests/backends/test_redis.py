@@ -42,7 +42,7 @@ from dramatiq_status.update import Outcome
 from ..servers import RedisServer, open_sockets
 from .redis_hooks import RedisHooks
 
-#: Enough for a busy machine: most tests are not about time-outs.
+#: Time-out of the backends, in milliseconds, that no test reaches by chance on a busy machine.
 PATIENT = 20_000
 
 

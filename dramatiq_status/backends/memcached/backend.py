@@ -67,10 +67,10 @@ class MemcachedBackend(StatusBackend):
 
     With several servers, the id of a message determines its server, and a message never moves to another server.  While
     a server is down, reads of its messages raise :class:`.BackendError`, and so do writes and deletes from outside of a
-    worker.  Updates of running messages are kept, and sent when the server is back.  The backend tries a server that
-    has failed again after 0.1 seconds at first, later after 2.  The log has one line for the beginning of a server's
-    outage, and one for its end.  A call sends its requests to all servers at the same time.  It takes at most one
-    `timeout` for every 128 updates or 500 reads of a server.
+    worker.  Updates of running messages are kept, and sent when the server is back.  After a failure, the backend tries
+    the server again: at first after 0.1 seconds, later every 2 seconds.  The log has one line for the beginning of a
+    server's outage, and one for its end.  A call sends its requests to all servers at the same time.  It takes at most
+    one `timeout` for every 128 updates or 500 reads of a server.
 
     Many processes may write to one message.  After some conflicts, a process takes a turn: it adds an item with the
     key ``namespace%turn:...``, which lives for at most 2 seconds.
@@ -83,8 +83,9 @@ class MemcachedBackend(StatusBackend):
       timeout(int): Maximum duration of a call, in milliseconds.
       max_field_size(int): Maximum size of an encoded field, in bytes.
       meta(bool): Whether to use the meta commands if the server has them.
-      username(str): Username for servers that are started with ``-Y`` (1.5.15 and newer).  Both are sent as plain text,
-        so use TLS as well.  SASL (``-S``) is not possible, because it belongs to the binary protocol.
+      username(str): Username for servers that are started with ``-Y`` (1.5.15 and newer).  Username and password are
+        sent as plain text, so use TLS as well.  SASL (``-S``) is not possible, because it belongs to the binary
+        protocol.
       password(str): Password of the user.  It is never part of a log line, an error or a ``repr``.
       **parameters: Connection parameters for :class:`pymemcache.Client`, ``tls_context`` for example.
 
@@ -253,8 +254,8 @@ class MemcachedBackend(StatusBackend):
         return Exchange(server, lambda connection: self._rounds.carry_out(connection, documents), may_repeat)
 
     def _begin_enqueue(self, message_id: str, update: Update) -> Callable[[], Outcome] | None:
-        """Send an update that makes a record where there is none; return None if it is another update, if it is too
-        large, or if it could not be sent.
+        """Send the first enqueue of a message.  Return None, without sending anything, if the update is of another kind
+        or too large, or if the server has closed the connection.
         """
         if update.kind is not Kind.ENQUEUE or update.enqueue_id.generation > 1:
             return None

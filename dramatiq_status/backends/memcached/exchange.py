@@ -15,8 +15,8 @@ from .server import FAILURES, Server, has_hung_up
 #: Seconds that a call may take beyond its deadline, to read replies that arrived while it waited for another server.
 GRACE: Final = 0.05
 
-#: Steps of an exchange over a connection.  After each step, a reply is due (None), or the exchange continues at a time
-#: by the monotonic clock.
+#: Steps of an exchange over a connection.  Each step yields None if a reply is due, or the time by the monotonic clock
+#: at which the exchange continues.
 Steps = Iterator["float | None"]
 
 

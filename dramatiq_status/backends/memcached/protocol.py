@@ -49,7 +49,7 @@ class Stored(Enum):
     REFUSED = "refused"
 
 
-# An attribute of an Enum takes five times as long as a name.
+# Reading an attribute of an Enum takes five times as long as reading a global.
 _IS_STORED: Final = Stored.STORED
 
 _STORED: Final = {

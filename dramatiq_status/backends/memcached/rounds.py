@@ -16,8 +16,8 @@ from .exchange import Steps
 from .item import ABSENT, CachedItem, ItemCache, PendingItem, expiry_of
 from .protocol import Connection, Stored
 
-#: Maximum number of messages that are written in one round trip.  So many requests for items fit into the buffers of
-#: the sockets.  With more, the client and the server could each wait for the other to read.
+#: Maximum number of messages that are written in one round trip.  The buffers of the sockets have room for the requests
+#: for this many items.  With more, the client and the server could each wait for the other to read.
 WRITES_A_ROUND: Final = 128
 
 #: Compare-and-set conflicts after which an update takes a turn before it reads again.
@@ -41,12 +41,12 @@ TURN_TTL: Final = 2
 CONTENTION: Final = 0.8
 CONTENTION_BESIDE_OTHERS: Final = 0.3
 
-# An attribute of an Enum takes five times as long as a name.
+# Reading an attribute of an Enum takes five times as long as reading a global.
 _STORED: Final = Stored.STORED
 
 
 class Rounds:
-    """Carries out updates by compare-and-set.
+    """Updates by compare-and-set, in rounds, and turns for contended items.
 
     Parameters:
       items(ItemCache)
@@ -83,8 +83,9 @@ class Rounds:
     def _contend(self, connection: Connection, documents: list[PendingItem], patience: float) -> Steps:
         """Carry out updates of messages to which other processes keep writing.
 
-        A writer that has cached an item is always faster than one that reads it first.  If many writers read an item,
-        all except one have read it in vain.  So the processes take turns.  With its turn, it changes the cas before it
+        A writer that has cached an item is always faster than one that reads it first.  If many writers read an item
+        and then write it, all except one have to read it again.  So the processes take turns.  With its turn, it
+        changes the cas before it
         reads: the writer that has cached the item then has to read it as well, and waits for a turn of its own.
         """
         began = monotonic()

@@ -60,8 +60,8 @@ class Server(IdlePool[Connection]):
         return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
 
     def call(self, use: Callable[..., T], *arguments: Any, may_repeat: Callable[[], bool] | None = None) -> T:
-        """Call a function with a connection and arguments; a second time, with a new connection, if the server had
-        closed an idle one.
+        """Call a function with a connection and arguments.  If the server has closed the idle connection, call the
+        function again with a new one.
 
         Parameters:
           use(Callable): The function.

@@ -25,12 +25,12 @@ ROWS_A_QUERY: Final = 900
 #: Number of expired rows that a call deletes for each message whose state it changes.
 SWEPT_A_ROW: Final = 8
 
-#: Maximum number of expired rows that a call deletes, because other writers wait for it.  A call that changes more
-#: messages deletes as many rows as it changes messages.
+#: Number of expired rows above which a call deletes no more rows than it changes messages.  Other writers wait while a
+#: call deletes.
 MAX_SWEPT: Final = 200
 
-#: Share of the time to live by which the indexes of lists keep an unfinished message longer: one in this number.  If it
-#: lives for a week, they keep it for two and a half hours more.
+#: Share of the time to live by which the indexes of lists keep an unfinished message longer: one in this number.
+#: Example: with a time to live of a week, the indexes keep the message for 2.6 hours more.
 SLACK: Final = 64
 
 #: Exclusive upper limit of a position.
@@ -96,8 +96,8 @@ class SQLiteBackend(StatusBackend):
     A page of a list takes the same time wherever it is, however many statuses there are.  A count of 100,000 takes
     about 10 milliseconds.  Expired rows that are not deleted yet also take time.
 
-    All times and expiries come from the clock of the host.  A process that freezes its time (freezegun) uses this clock
-    as well: it neither misses the statuses of other processes nor deletes them.
+    All times and expiries come from the clock of the host.  A process whose time is frozen by freezegun also uses the
+    clock of the host.  So it finds the statuses of other processes, and does not delete them as expired.
 
     When the file is deleted or replaced, the backend notices it within a second, and continues with the file that is
     there then.  It creates a new one if there is none.

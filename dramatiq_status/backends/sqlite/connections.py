@@ -41,8 +41,8 @@ class _Connection(sqlite3.Connection):
 
 
 class Connections:
-    """Idle connections, of which the one that was used last is taken first.  So there are as many as threads that use
-    the file at the same time.
+    """Pool of connections.  A call takes the idle connection that was used last.  So there are as many connections as
+    threads that use the file at the same time.
 
     SQLite keeps the locks of a file for the whole process, in its own memory.  A child process has a copy of that
     memory but not the locks.  SQLite would rely on the copy, even for a new connection of the child, which would then

@@ -84,8 +84,8 @@ class StoreTests:
         pytest.skip("Needs the hook refusing.")
 
     def too_large(self) -> Update:
-        """Return an update that is too large for the store: it has no room for some of the fields, or for none of
-        them.
+        """Return an update that is too large for the store: the store has room for none of the fields, or only for
+        some.
         """
         pytest.skip("Needs the hook too_large.")
 

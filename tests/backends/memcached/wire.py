@@ -24,8 +24,8 @@ DAY = 86_400_000
 StartServer = Callable[[MemcachedServer], MemcachedServer]
 Make = Callable[..., MemcachedBackend]
 
-#: What to do with a request: None to pass it on, bytes for an answer of
-#: one's own, False to cut the connection when the server has answered.
+#: Function of a request that returns None to forward it, bytes to reply with instead, or False to cut the connection
+#: after the server's reply.
 Meddle = Callable[[bytes], "bytes | bool | None"]
 
 #: JSON text of a large field.
