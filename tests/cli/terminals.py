@@ -33,7 +33,17 @@ class Done(NamedTuple):
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a command: nothing in it names a store or chooses colours."""
-    chosen = ("DRAMATIQ_STATUS_URL", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "LC_ALL", "LC_CTYPE", "LANG")
+    chosen = (
+        "DRAMATIQ_STATUS_URL",
+        "NO_COLOR",
+        "FORCE_COLOR",
+        "COLUMNS",
+        "LINES",
+        "LC_ALL",
+        "LC_CTYPE",
+        "LANG",
+        "PYTHONIOENCODING",
+    )
     found = {name: value for name, value in os.environ.items() if name not in chosen}
     return {**found, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), **more}
 
