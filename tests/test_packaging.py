@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import RawConfigParser
 from pathlib import Path
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 #: Files and folders of the repository that the source distribution contains.
 FILES = (
     *("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.rst", "CHANGELOG.rst"),
-    *("ruff.toml", "tox.ini"),
+    *("ruff.toml", "tox.ini", "SECURITY.rst", "CONTRIBUTING.rst"),
 )
 FOLDERS = ("dramatiq_status", "tests", "benchmarks", "docs", "examples", "scripts", ".ci")
 
@@ -43,37 +44,51 @@ def run(*command: object, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the source distribution and the wheel that a release would upload."""
+    dist = tmp_path_factory.mktemp("dist")
+    run(ROOT / "scripts" / "package", dist, cwd=ROOT)
+    return dist
+
+
+@pytest.fixture(scope="module")
+def source(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked source distribution."""
-    # Built from a copy: setuptools leaves its traces in the tree, and an old `build/` would end up in the wheel.
-    copy = tmp_path_factory.mktemp("source")
-    for name in FILES:
-        shutil.copy(ROOT / name, copy)
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
-    run("-c", build, copy / "dist", cwd=copy)
-    (path,) = (copy / "dist").glob("dramatiq_status-*.tar.gz")
-    shutil.unpack_archive(path, copy / "unpacked", filter="data")
-    (unpacked,) = (copy / "unpacked").iterdir()
+    (path,) = distributions.glob("dramatiq_status-*.tar.gz")
+    folder = tmp_path_factory.mktemp("source")
+    shutil.unpack_archive(path, folder, filter="data")
+    (unpacked,) = folder.iterdir()
     return unpacked
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names of the files in the wheel that is built of the source distribution."""
-    # Another copy: building leaves a folder behind that the tests of the source distribution do not expect.
-    copy = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(source, copy, dirs_exist_ok=True)
-    pip = ("-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation", "--use-pep517")
-    run(*pip, "--wheel-dir", "dist", ".", cwd=copy)
-    (path,) = (copy / "dist").glob("dramatiq_status-*.whl")
+def wheel(distributions: Path) -> list[str]:
+    """The names of the files in the wheel."""
+    (path,) = distributions.glob("dramatiq_status-*.whl")
     with zipfile.ZipFile(path) as archive:
         return archive.namelist()
 
 
-def test_version_is_the_same_in_code_and_metadata() -> None:
-    assert METADATA["metadata"]["version"] == dramatiq_status.__version__
+def test_the_version_is_in_one_place(distributions: Path) -> None:
+    version = dramatiq_status.__version__
+    assert sorted(path.name for path in distributions.iterdir()) == [
+        f"dramatiq_status-{version}-py3-none-any.whl",
+        f"dramatiq_status-{version}.tar.gz",
+    ]
+    assert version not in (ROOT / "setup.cfg").read_text(encoding="utf-8")
+
+
+def test_the_files_of_the_distributions_have_one_time_owner_and_mode(distributions: Path) -> None:
+    """So two builds are equal to the byte: ``scripts/try-release`` compares two."""
+    (path,) = distributions.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    assert len({member.mtime for member in members}) == 1
+    assert {(member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, "", "")}
+    assert {member.mode for member in members} == {0o644, 0o755}
+    (path,) = distributions.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        assert len({info.date_time for info in archive.infolist()}) == 1
 
 
 def test_dramatiq_is_the_only_hard_dependency() -> None:
