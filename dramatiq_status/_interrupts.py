@@ -1,4 +1,4 @@
-"""Threads on which time limits, aborts and shutdowns strike.
+"""Threads in which interrupts are raised: time limits, aborts and shutdowns.
 
 Dramatiq raises these interrupts asynchronously in its workers' threads, between any two instructions of Python.
 Python ignores an exception that is raised while it drops an object: in ``__del__``, in the callback of a weak

@@ -17,7 +17,7 @@ except ImportError:  # Dramatiq 1.x
 
 logger = logging.getLogger("dramatiq_status")
 
-#: Seconds until an interrupt is raised again, when the hooks of other packages have ended as well.
+#: Seconds after a fork until an interrupt is raised again.  By then, the hooks of other packages have ended.
 AFTER_FORK: Final = 0.01
 
 # Interrupts that have struck in hooks, and interrupts to raise again after the fork, by thread.

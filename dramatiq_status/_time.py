@@ -1,8 +1,8 @@
 """The module `time`, with clocks that do not stand still when a test freezes the time.
 
 freezegun replaces ``time.monotonic`` in every module, except for calls from a
-thread whose stack is short.  Deadlines of a frozen clock never pass, and those
-of both clocks would be compared with each other.
+thread whose stack is short.  A deadline by a frozen clock never passes, and code could compare times of a frozen clock
+with times of the real one.
 """
 
 from __future__ import annotations

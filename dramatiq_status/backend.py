@@ -106,7 +106,7 @@ class StatusBackend(abc.ABC):
     another writer, in this process or in another one.  Any number of threads may call the methods at once.
 
     A method raises :class:`.BackendError` when the store cannot be reached, takes longer than `timeout` or
-    answers with an error.  Its only other errors are the ``TypeError`` and ``ValueError`` of wrong input.
+    answers with an error, ``TypeError`` or ``ValueError`` for wrong input, and :class:`.NotSupported`.
 
     A store may have several servers, each with its own records.  When one of them does not answer and others do,
     :meth:`read_many` and :meth:`snapshots` return a :class:`.BackendError` for each record of this server, and
@@ -172,8 +172,7 @@ class StatusBackend(abc.ABC):
             writer then sends the updates one by one, and drops those that the store refuses while it accepts others.
           BackendError: When the store does not answer, and has carried out no update.
           ValueError: When an update cannot be encoded, and none was carried out.  The writer then sends the updates
-          one
-            by one.
+            one by one.
         """
 
     @abc.abstractmethod
@@ -260,10 +259,10 @@ class StatusBackend(abc.ABC):
         of all ``Kind.CANCEL`` updates that it has accepted.
 
         A worker calls this once a second, so it must be cheap while nothing is added.  A backend without a log returns
-        no marks.  Its workers then learn of a request when they first write to the message, or with a heartbeat.
+        no marks.  Its workers then find a request in the outcome of their next write to the message, or of a heartbeat.
 
         Parameters:
-          position: What the last call has returned; None for the first call.
+          position: Position that the last call has returned; None for the first call.
 
         Returns:
           tuple[Any, Sequence[int]]: The position for the next call, and the marks that were added since `position`.
@@ -284,8 +283,8 @@ class StatusBackend(abc.ABC):
         return None
 
     def carrier(self, broker: Any) -> Carrier | None:
-        """Return the client of a broker that takes updates along with the broker's commands; None for none, as by
-        default.
+        """Return the broker's client, if it can send updates in one transaction with the broker's commands; otherwise
+        None.  The default implementation returns None.
         """
         return None
 

@@ -27,7 +27,7 @@ class Channel(Protocol):
     tracked_total: int | float | None
     #: Whether the values belong to one call of a function without a worker.
     of_one_call: bool
-    #: The signal that a loop of :func:`.track` checks at each item; None for no signal.
+    #: Object with the flag that a loop of :func:`.track` checks at each item; None if loops check nothing.
     signal: CancelSignal | None
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
@@ -52,11 +52,11 @@ class Channel(Protocol):
         """Delete the status."""
 
     def is_cancelled(self) -> bool | None:
-        """Whether the running message was asked to stop.  None if only the store knows."""
+        """Return whether the running message has a request to cancel it; None if the caller has to read the status."""
 
 
 class CancelSignal(Protocol):
-    """An object whose attribute changes when a running message is asked to stop."""
+    """An object whose attribute changes when a request to cancel the running message is found."""
 
     cancelled: bool
     cancel_reason: str | None
@@ -105,7 +105,7 @@ class RunChannel(LiveChannel):
         self.counts: Callable[[], Counts] = buffer.counts
         self.flush: Callable[[], bool] = buffer.flush
         self.signal: CancelSignal | None = buffer
-        # Whether the actor knows that its message was cancelled.
+        # Whether ``cancel_seen_at`` was written.
         self.is_seen = False
         self._buffer = buffer
         self._backend = backend
@@ -317,8 +317,8 @@ def check_cancelled(channel: Channel) -> None:
     """Check whether the message of a channel was cancelled.
 
     Raises:
-      Cancelled: When it was asked to stop, or has ended as cancelled.
-      BackendError: When only the store knows, and does not answer.
+      Cancelled: When the message has a request to cancel it, or has ended as cancelled.
+      BackendError: When the status has to be read, and the store does not answer.
     """
     cancelled = channel.is_cancelled()
     if cancelled is None:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Compared by type(): isinstance() may make a proxy of another library load its object, and raise.
+# Classes of handles.  The search compares types, because isinstance() on a proxy of another library may execute its
+# code and raise.
 _HANDLES: Final = frozenset((Status, Progress, Track))
 
 
@@ -109,8 +110,8 @@ def current_status() -> Status:
     Outside of a worker, for example in a unit test that calls an actor's function
     directly, the handle is detached: it keeps values in memory.  It shares its values with the detached handles
     that the calling function has in variables, and with the loop over :func:`track` that the function is in.
-    No other and no later call reads these values, so every call of the function begins without values.
-    Inside :func:`dramatiq_status.testing.bound_status`, all handles share their values, and a test can read them.
+    Each call of the function has its own values, and begins without any.  Inside
+    :func:`dramatiq_status.testing.bound_status`, all handles share their values, and a test can read them.
 
     Returns:
       Status
@@ -164,7 +165,7 @@ def track(
     ...     await index_page(page)
 
     A loop that is left by ``break`` or by an exception leaves the
-    progress where it was.  The item at which it was left does not count.
+    progress where it was.  The item at which the loop was left is not counted.
 
     Inside the loop, another ``track`` of the same message divides the
     current item: the bar moves by parts of the item, and never back.  Each of several loops, one after the

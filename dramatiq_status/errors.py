@@ -57,8 +57,9 @@ class Cancelled(StatusError, SkipMessage):
     """Raised by :meth:`.Status.check_cancelled` and by :func:`.track` in an actor whose message was cancelled. An actor
     may raise it itself.
 
-    When it leaves the actor, the message ends as cancelled.  It is one of Dramatiq's requests to skip a message, which
-    no middleware retries, and after which no result, callback or next stage of a pipeline follows.
+    When it leaves the actor, the message ends as cancelled.  It is a subclass of Dramatiq's SkipMessage.  So no
+    middleware retries the message, and Dramatiq stores no result, calls no callback and enqueues no next stage of a
+    pipeline.
     """
 
     def __init__(self, reason: str | None = None) -> None:

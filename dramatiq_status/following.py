@@ -11,8 +11,8 @@ from .record import UPDATED_AT
 from .rollup import BatchSnapshot
 from .snapshot import Snapshot, values_of
 
-#: Number of reads in a row that may ignore the interval: two at the beginning, and two for a quick job that starts and
-#: ends.
+#: Number of consecutive reads that need not keep the interval: two at the beginning of a watch, and two for a short job
+#: that starts and ends.
 BURST: Final = 4
 
 #: Factor by which a pause is longer than the one before while nothing changes.
@@ -42,10 +42,11 @@ class Watcher(Protocol[FoundT_contra]):
 
 
 class Deadlines:
-    """Limits of a watcher's time: in all, for a missing message, and between two snapshots that are shown.
+    """Time limits of a watcher: of the whole watch, of a missing message, and the minimum between two snapshots that
+    are shown.
 
     Parameters:
-      what(str): Name of what is watched, for errors.
+      what(str): Subject of the error messages: the message or the batch.
       now(float)
       timeout(int): Maximum time of the whole watch, in milliseconds; None for no limit.
       missing_timeout(int): Maximum time for which a message may be missing, in milliseconds.

@@ -1,4 +1,4 @@
-"""Copies of JSON values, and their conversion for all JSON encoders."""
+"""Copies of JSON values, and conversion to values that all JSON encoders support."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def describe_exception(
 
 
 def shortened(text: str, max_size: int, *, end: bool = False) -> str:
-    """Cut a text so that it takes at most so many bytes as JSON; with `end`, keep its end.
+    """Cut a text so that it takes at most `max_size` bytes as JSON.  With `end`, keep the end of the text.
 
     >>> shortened("abcdefghij", 10), shortened("abcdefghij", 10, end=True), shortened("\\u00e4bc", 9)
     ('abcde...', '...fghij', '...')

@@ -121,7 +121,9 @@ class Options:
         return settings._replace(allowed=settings.includes)
 
     def warn_of_nested(self, message: Any) -> None:
-        """Warn once of options of this middleware that arrive in a place where Dramatiq ignores them."""
+        """Log one warning about options of this middleware that are nested in an option named 'options', where Dramatiq
+        ignores them.
+        """
         if self._warned_of_options:
             return
         nested = message.options["options"]

@@ -1,6 +1,6 @@
 """Fixtures for pytest, which loads this module in every environment that has the package.
 
-So the module imports no other one of the package before a test uses a fixture: loading it takes a millisecond.
+So the module imports no other module of the package until a test uses a fixture, and loads in a millisecond.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def status_broker() -> dramatiq.Broker:
 
 @pytest.fixture
 def status_backend(status_broker: dramatiq.Broker) -> Iterator[StubBackend]:
-    """Keeps the statuses of the messages of a test in memory, whatever store the broker has.
+    """Store in memory for the statuses of a test, whatever store the broker has.
 
     It is a :class:`.StubBackend`, and empty when the test begins.  See
     :func:`dramatiq_status.testing.stub_statuses`.  A worker has to start after it:

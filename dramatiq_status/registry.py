@@ -24,7 +24,7 @@ from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
 
 
 class StatusRegistry:
-    """Finds statuses by message id.
+    """Registry that finds statuses by message id.
 
     Every method takes a message id or a ``dramatiq.Message``.
     Every method takes `backend`, or `broker` to use the backend of this broker's

@@ -14,8 +14,7 @@ from .fraction import percent_of
 from .record import COMPLETED, STATE, STATES, State
 from .snapshot import Snapshot, values_of
 
-#: Names in the counts of a batch of messages without a status, and of
-#: messages that the store could not read.
+#: Keys in a batch's counts: for messages without a status, and for messages that the store could not read.
 UNKNOWN: Final = "unknown"
 UNAVAILABLE: Final = "unavailable"
 
@@ -140,7 +139,8 @@ class BatchSnapshot:
 
 
 class Rollup:
-    """Makes a roll-up of many snapshots, and keeps the final snapshots for the next one.  It does not read the store.
+    """Calculation of roll-ups of a batch.  It keeps the final snapshots for the next roll-up.  It does not read the
+    store.
 
     Parameters:
       chains(Iterable[Chain]): The messages.

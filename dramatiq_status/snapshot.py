@@ -57,8 +57,8 @@ class Snapshot:
     """Status of a message at one time.  It never changes: the lists and dicts that it returns are copies.
 
     ``snapshot["step"]`` and :meth:`get` return a field of the user, a field of the library or a derived value by its
-    name.  ``"step" in snapshot`` tests whether there is one.  ``dict(snapshot)`` has all of them as Python values,
-    :meth:`to_dict` as JSON values.  An attribute is None while its event has not happened.
+    name.  ``"step" in snapshot`` tests whether the snapshot has such a value.  ``dict(snapshot)`` has all of them as
+    Python values, :meth:`to_dict` as JSON values.  An attribute is None while its event has not happened.
     """
 
     __slots__ = ("_now", "_position", "_values", "message_id")
@@ -156,7 +156,9 @@ class Snapshot:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the message has failed because it was cancelled: it will not run, or its run has ended itself."""
+        """Whether the message has failed because it was cancelled: it was not run, or its actor has raised
+        :class:`.Cancelled`.
+        """
         return self.failed and bool(self._values.get(CANCELLED))
 
     @property

@@ -20,8 +20,7 @@ T = TypeVar("T")
 
 
 class Look(Generic[T]):
-    """Attribute of a handle. Each access reads the status, and returns the attribute with the same name of the
-    snapshot.
+    """Attribute of a handle.  Each access reads the status, and returns the snapshot's attribute of the same name.
 
     Parameters:
       unknown: Value for a message that is unknown.
@@ -54,7 +53,7 @@ class Look(Generic[T]):
 
 
 class CancelledLook(Look[bool]):
-    """A look that takes no round trip for the running message: whether its actor is asked to stop."""
+    """The attribute ``cancelled``.  For the running message, it takes no round trip."""
 
     @overload
     def __get__(self, handle: None, owner: type) -> Look[bool]: ...
@@ -84,8 +83,8 @@ class Status:
     message, and :class:`.BackendError`.
 
     Fields are merged one by one, so that writers do not overwrite the fields of each other.
-    Any number of threads may share a handle.  A pickled handle contains only its message id. To unpickle it is to call
-    :meth:`.StatusRegistry.get` in that process. A pickled detached handle contains its values.
+    Any number of threads may share a handle.  A pickled handle contains only its message id. Unpickling it calls
+    :meth:`.StatusRegistry.get` in the other process. A pickled detached handle contains its values.
     """
 
     __slots__ = ("_channel",)
@@ -191,14 +190,14 @@ class Status:
         return self._channel.flush()
 
     def check_cancelled(self) -> None:
-        """Stop here if the message was cancelled.  For the running message it takes no round trip.
+        """Raise :class:`.Cancelled` if the message was cancelled.  For the running message it takes no round trip.
 
         >>> while more_work():
         ...     current_status().check_cancelled()
 
         Raises:
-          Cancelled: When the message was asked to stop.  Let it leave the actor: the message then ends as
-            cancelled, and is not retried.
+          Cancelled: When the message has a request to cancel it.  If the exception leaves the actor, the message ends
+            as cancelled and is not retried.
           BackendError: When the handle is not that of the running message, and the store does not answer.
         """
         check_cancelled(self._channel)

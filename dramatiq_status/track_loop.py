@@ -1,4 +1,4 @@
-"""The loop of :func:`.track`, which counts its items."""
+"""The iterables of :func:`.track`.  They count the items that a loop has processed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .record import PROGRESS, TOTAL, Record
 
 T = TypeVar("T")
 
-#: Parts of an item on the bar while another loop iterates over the item.  It is a power of two, so that all parts of an
-#: item are exactly 1 in sum.
+#: Number of parts into which an inner loop divides an item of the outer loop.  It is a power of two, so that all parts
+#: of an item are exactly 1 in sum.
 PARTS: Final = 1024
 
 
 class Leg:
-    """The count of one loop.  It moves the bar of its message.  Inside of another loop of the same message, it
-    moves the bar by parts of the outer loop's present item.
+    """The count of the items of one loop.  It increments the progress of the message.  Inside of another loop of the
+    same message, it moves the bar by parts of the outer loop's present item.
     """
 
     __slots__ = (
@@ -47,7 +47,7 @@ class Leg:
         self._total = total
         # Number of counted items.
         self._done = done
-        # Part of the present item that the legs inside of this one have counted, and the part that the bar shows.
+        # Part of the present item that inner loops have counted, and part that was added to the progress.
         self._inside = self._shown = 0.0
         self._thread = get_ident()
         #: The frame of the loop if the channel belongs to one call of a function; else None. When a loop ends in any
@@ -125,7 +125,7 @@ def iterated_by(frame: FrameType) -> Channel | None:
 
 
 class _NoSignal:
-    """The signal of a loop that nothing cancels."""
+    """The signal of a loop that does not check for requests to cancel."""
 
     cancelled = False
     cancel_reason: str | None = None

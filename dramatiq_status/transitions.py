@@ -1,4 +1,4 @@
-"""The steps of updates, each of which changes a new record in place."""
+"""Steps of an update.  Each step changes a copy of the record in place."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CLEARED_BY_REQUEUE: Final = (RUN_TOKEN, SEQUENCE, SCHEDULED_AT, RATE, RATE_WRITT
 #: Stored names of the fields that the end of a message removes.
 CLEARED_BY_FINISH: Final = (SCHEDULED_AT, RATE, RATE_WRITTEN_AT, HEARTBEAT_AT)
 
-#: Stored names of the fields that a completion removes: a failure of an earlier run.
+#: Stored names of the fields that a completion removes: they describe a failure of an earlier run.
 CLEARED_BY_COMPLETION: Final = (EXCEPTION, TRACEBACK)
 
 #: Stored names of the fields that a requeue replaces.  The other fields of a requeue are the fields of the first
@@ -74,7 +74,7 @@ def cancel_waiting(new: Record, now: int) -> None:
 
 
 def finish(new: Record, state: int) -> None:
-    """Set a final state by its stored number, and remove what no finished message has."""
+    """Set a final state by its stored number, and remove the fields of unfinished messages."""
     for name in CLEARED_BY_FINISH:
         new.pop(name, None)
     if state == COMPLETED:

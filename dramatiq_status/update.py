@@ -110,8 +110,7 @@ class Outcome(int, Enum):
     #: The update is stored.
     APPLIED = 1
     #: An enqueue that arrives too late: the record already has this enqueue, a run of it, or a later enqueue.  The
-    #: state is not
-    #: stored.  Fields that the record lacks are stored, unless the later enqueue has another origin.
+    #: state is not stored.  Fields that the record lacks are stored, unless the later enqueue has another origin.
     LATE = 2
     #: The update, or a later one of its run, was stored before.
     DUPLICATE = 3
@@ -126,9 +125,10 @@ class Outcome(int, Enum):
     UNCOUNTED = 7
     #: The store refuses the message, while it accepts others.  Nothing is stored.
     UNSTORABLE = 8
-    #: The message was cancelled before, and no run may begin.  Nothing is stored.
+    #: The message was cancelled before, and no run may begin.  Nothing is stored, but the record gets the expiry of a
+    #: finished message if a worker drops the message.
     CANCELLED = 9
-    #: The update is stored, and the message has a request to cancel it.
+    #: The message has a request to cancel it.  The update is stored, except for a second request.
     REQUESTED = 10
 
 
@@ -153,7 +153,7 @@ class Changes(NamedTuple):
 
 
 class Update(NamedTuple):
-    """Change of a record.
+    """A change of one record.
 
     Parameters:
       kind(Kind): Source of the update.
@@ -264,7 +264,7 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                     new.update(complete_run(record, update.fields))
                 return Applied(Outcome.LATE, touch(new, record, now) if new != record else record)
             if finished and CANCELLED in record:
-                # A retry by a run that the message had when it was cancelled.
+                # The retry comes from a run that was running when the message was cancelled.
                 return Applied(Outcome.CANCELLED, record)
         elif record[ORIGIN] != _NO_ORIGIN and update.enqueue_id.generation > 1 and not finished:
             # A retry that follows from an older enqueue of the message: the newer enqueue owns the status.
@@ -290,7 +290,7 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
 
 
 def _standing(record: Record | None, update: Update) -> Outcome:
-    """Return ``APPLIED`` if a run may write, otherwise the outcome of its update.
+    """Return ``APPLIED`` if the run may write to the record; otherwise return the outcome of the refused update.
 
     ``MISSING`` stands for a missing record, and for a record of another enqueue, which the run may replace.
     """
@@ -320,8 +320,8 @@ def _standing(record: Record | None, update: Update) -> Outcome:
 
 
 def _is_outdated(record: Record, update: Update) -> bool:
-    """Return whether a run started before the run of a record.  The store may get its start later: the writer sends a
-    start after a moment.
+    """Return whether a run started before the run of a record.  The store may receive the start of the older run later,
+    because the writer delays starts by a few milliseconds.
     """
     started_at = whole_number_in(update.fields.get(STARTED_AT, ""), 0)
     return 0 < started_at <= whole_number_in(record.get(STARTED_AT, ""), 0)

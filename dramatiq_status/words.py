@@ -13,7 +13,7 @@ from .runs import Run, RunOutcome
 from .snapshot import Snapshot
 from .times import UNITS, duration
 
-#: Names of states as people read them, from the one that needs attention most.
+#: Words for states, the one that needs most attention first.
 FAILED: Final = "Failed"
 STALLED: Final = "Stalled"
 RETRYING: Final = "Retrying"
@@ -56,12 +56,12 @@ def rate_of(snapshot: Snapshot) -> str:
 
 
 def count_of(done: Any, total: Any, *, percent: float | None, is_over: bool) -> str:
-    """Return how much is done.
+    """Return the progress as a text.
 
     Parameters:
       done(Any): The progress that was reported.
       total(Any): The total that was reported.
-      percent(float): The progress by total; without a reported total, it says all.
+      percent(float): Percentage of the progress.  If no total was reported, the percentage is shown instead of a count.
       is_over(bool): Whether the message is finished.
 
     >>> count_of(48, 60, percent=80.0, is_over=False), count_of(1284, None, percent=None, is_over=False)
@@ -77,7 +77,7 @@ def count_of(done: Any, total: Any, *, percent: float | None, is_over: bool) -> 
 
 
 def attempt_of(state: str, snapshot: Snapshot) -> str:
-    """Return the number of the run that goes on or is the next one, from the second one on."""
+    """Return the number of the present or next run as ``attempt 2``; an empty text for the first run."""
     attempt = snapshot.attempts + (state == RETRYING)
     return f"attempt {attempt}" if attempt > 1 else ""
 
@@ -152,7 +152,7 @@ class Step(NamedTuple):
     until: datetime | None = None
 
 
-#: Titles of runs by their outcomes, each with the state whose glyph it has.
+#: By outcome of a run: the state whose glyph is shown, and the verb of the title.
 _OUTCOMES: Final = {
     RunOutcome.COMPLETED: (COMPLETED, "completed"),
     RunOutcome.FAILED: (FAILED, "failed"),

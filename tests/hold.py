@@ -1,4 +1,4 @@
-"""For workers of the `dramatiq` command, beside the module of an example: holds one of its actors back for a while."""
+"""Module for workers of the `dramatiq` command: it delays one actor of an example until a file exists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Middleware
 
-#: What in the environment names the actor, and what a file: while there is none, its messages wait.
+#: Environment variables with the name of the actor, and with the path of the file for which its messages wait.
 ACTOR, FILE = "HOLD_ACTOR", "HOLD_UNTIL"
 
 

@@ -1,4 +1,4 @@
-"""Job status and progress for event loops: the names of the package, to be awaited."""
+"""Job status and progress in event loops: the classes of the package with methods to await."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def close(*, backend: StatusBackend | None = None, broker: dramatiq.Broker
     connections.
 
     Parameters:
-      backend(StatusBackend): By default that of `broker`.
+      backend(StatusBackend): The backend to disconnect from; by default the backend of `broker`.
       broker(Broker): By default the default broker.
     """
     await close_backend(_find_backend(backend, broker))

@@ -16,7 +16,7 @@ from .hub import AsyncSubscription, Hub
 class AsyncBackend:
     """A backend for one event loop.
 
-    This class runs each call in a thread, and reads watched statuses again and again.
+    This class runs each call of the backend in a thread, and polls watched statuses.
 
     Parameters:
       backend(StatusBackend)

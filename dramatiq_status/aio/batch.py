@@ -18,7 +18,7 @@ from .watch import last, watch_loop
 class Batch:
     """Messages that belong together, as :class:`dramatiq_status.Batch`, to be awaited.
 
-    Watches share the loop's one subscription; what changes is read, and nothing else.
+    All watches share the subscription of the loop.  After a change, a watch reads only the message that has changed.
 
     Parameters:
       backend(StatusBackend)
@@ -31,7 +31,7 @@ class Batch:
 
     @property
     def message_ids(self) -> tuple[str, ...]:
-        """The ids of the messages, in the order in which they were given, each once."""
+        """The ids of the messages in the order of the batch, without repetitions."""
         return self._rollup.message_ids
 
     async def read(self) -> BatchSnapshot:
@@ -63,8 +63,8 @@ class Batch:
         timeout: int | timedelta | None = None,
         missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
     ) -> AsyncGenerator[BatchSnapshot, None]:
-        """Iterate over the roll-ups: first the present one, then one after
-        every change of a message, the last being the final one.
+        """Iterate over the roll-ups: first the present one, then one after every change of a message.  The iteration
+        ends after the roll-up in which all messages are finished.
 
         Parameters and errors are those of :meth:`wait`; by default it
         goes on as long as the messages do.

@@ -1,4 +1,4 @@
-"""Where the writes of an asynchronous handle go, and where its reads come from."""
+"""Channels of asynchronous handles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .store import async_backend
 
 
 class AsyncChannel(Protocol):
-    """What the asynchronous handles stand on."""
+    """The operations that an asynchronous handle needs."""
 
     message_id: str
     max_field_size: int
@@ -34,7 +34,7 @@ class AsyncChannel(Protocol):
         """Read the status."""
 
     async def counts(self) -> Counts:
-        """The present progress, total and rate."""
+        """Return the present progress, total and rate."""
 
     async def flush(self) -> bool:
         """Wait until all that was written is stored."""
@@ -47,7 +47,7 @@ class AsyncChannel(Protocol):
 
 
 class OutsideChannel(LiveChannel):
-    """From outside of a worker: each call is one call to the store, without a thread where it can be."""
+    """A channel from outside of a worker.  Each call is one call of the asynchronous backend."""
 
     def __init__(self, backend: StatusBackend, message_id: str) -> None:
         self.message_id = message_id
@@ -81,8 +81,8 @@ class OutsideChannel(LiveChannel):
 
 
 class InsideChannel(LiveChannel):
-    """From a message that is being processed: through its worker's writer, so
-    that all it writes stays in order; what may wait for the store does so in a thread.
+    """A channel from inside a worker.  All writes go through the writer, so that they stay in order.  Calls that may
+    wait for the store run in a thread.
     """
 
     def __init__(self, channel: Channel) -> None:

@@ -1,4 +1,4 @@
-"""The handles of one message's status and progress, to be awaited."""
+"""Asynchronous handles of one message: Status and Progress."""
 
 from __future__ import annotations
 
@@ -115,8 +115,7 @@ class Status:
         """Wait until all that was written is stored.
 
         Returns:
-          bool: False where the store is down, or took longer than the
-          backend's time-out.
+          bool: False when the store is down, or takes longer than the backend's time-out.
         """
         return await self._channel.flush()
 
@@ -231,18 +230,18 @@ class Progress:
 
     @property
     def progress(self) -> Coroutine[Any, Any, int | float]:
-        """To be awaited: the count; 0 until something was reported."""
+        """The progress, to be awaited; 0 before the first report."""
         return self._count()
 
     @property
     def total(self) -> Coroutine[Any, Any, int | float | None]:
-        """To be awaited: what the count heads for; 100 until it is set, None for one that is unknown."""
+        """The total, to be awaited; 100 until it is set, None for an unknown total."""
         return self._total()
 
     @property
     def fraction(self) -> Coroutine[Any, Any, float | None]:
-        """To be awaited: the count by the total, from 0.0 to 1.0; None when nothing was reported,
-        or the total is unknown.
+        """The progress divided by the total, to be awaited: from 0.0 to 1.0.  None before the first report, or if the
+        total is unknown.
         """
         return self._fraction()
 
@@ -270,7 +269,7 @@ class Progress:
         await self._channel.increment(check_count("increment", n))
 
     async def decrement(self, n: int | float = 1) -> None:
-        """Take from the count, atomically."""
+        """Subtract from the progress, atomically."""
         await self._channel.increment(-check_count("decrement", n))
 
     async def add_total(self, n: int | float) -> None:
@@ -278,7 +277,7 @@ class Progress:
         await self._channel.change(Changes({TOTAL: check_total(n)}), urgent=False)
 
     async def finish(self) -> None:
-        """Set the count to the total, or a total that is unknown to the count."""
+        """Set the progress to the total.  If the total is unknown, set it to the progress."""
         counts = await self._channel.counts()
         if counts.total is None:
             await self.set(total=counts.progress or 0)
@@ -295,7 +294,7 @@ class Progress:
         return await self._channel.flush()
 
     async def to_dict(self) -> dict[str, Any]:
-        """The count, the total, the fraction and the rate."""
+        """Return the progress, the total, the fraction and the rate by their names."""
         return dict_of(await self._channel.counts())
 
     async def _count(self) -> int | float:

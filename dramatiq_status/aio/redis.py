@@ -23,7 +23,7 @@ from .connector import Connector, disconnect, error_for, within
 class AsyncCluster(AsyncBackend):
     """A Redis Cluster in an event loop.
 
-    Threads read and write it.  It publishes changes over a connection of ``redis.asyncio`` to one of its nodes.
+    Reads and writes run in threads.  The hub receives changes over one connection of ``redis.asyncio`` to a node.
 
     Parameters:
       backend(RedisBackend)
@@ -104,7 +104,7 @@ class RedisSubscription:
     """A subscription to the changes of any number of messages, over one connection.
 
     Parameters:
-      connection(redis.asyncio.Connection): A connection without other users.
+      connection(redis.asyncio.Connection): A connection that no other code uses.
       channels_of(Callable): Returns message ids by the names of their channels.
       timeout(float): Seconds that the server may take to answer.
     """
@@ -135,7 +135,7 @@ class RedisSubscription:
                     reply = await self._connection.read_response(timeout=self._timeout)
             except errors() as e:
                 if isinstance(e, response_errors()) and "unsubscribe" in str(e):
-                    # A user without the permission goes on receiving what it did.
+                    # The server user may lack the permission to unsubscribe.  The subscription then stays as it is.
                     continue
                 raise error_for(e) from e
             if reply is None:

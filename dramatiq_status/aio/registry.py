@@ -31,8 +31,7 @@ from .watch import last, watch_loop
 
 
 class StatusRegistry:
-    """Finds statuses by message id: :class:`dramatiq_status.StatusRegistry`
-    for code that must not block its event loop.
+    """The asynchronous :class:`dramatiq_status.StatusRegistry`, for code that must not block its event loop.
 
     Names, parameters and errors are those of :class:`dramatiq_status.StatusRegistry`.  A method that takes a round trip
     is a coroutine, and :meth:`watch` is an asynchronous iterator.  :meth:`get`, :meth:`progress` and
@@ -50,7 +49,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Status:
-        """Get a live handle; no round trip yet, so that the message may be unknown."""
+        """Return a live handle.  It takes no round trip: the message may be unknown."""
         return Status(_channel(message_id, backend, broker))
 
     @staticmethod
@@ -60,8 +59,8 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Progress:
-        """Get the progress of a message, so that others can count on its
-        bar; no round trip yet.  Increments are atomic in the store.
+        """Return a handle of a message's progress, with which other messages can increment it.  It takes no round trip.
+        Increments are atomic in the store.
         """
         return Progress(_channel(message_id, backend, broker))
 
@@ -143,12 +142,10 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> AsyncGenerator[Snapshot, None]:
-        """Iterate over the snapshots of a message: first the present one,
-        then one after every change, the last being the final one.
+        """Iterate over the snapshots of a message: the present one, then one after every change, until the final one.
 
-        A watcher that is slow to take the next snapshot gets the newest
-        one, and keeps nobody else waiting.  Parameters and errors are those
-        of :meth:`dramatiq_status.StatusRegistry.watch`.
+        A slow watcher gets the newest snapshot next, and does not delay other watchers.  Parameters and errors are
+        those of :meth:`dramatiq_status.StatusRegistry.watch`.
         """
         backend = find_backend(backend, broker)
         return _follow(message_id, timeout, missing_timeout, backend.watch_interval, backend)
@@ -261,7 +258,7 @@ def _follow(
 
 
 def _found_again(message_id: str) -> AsyncChannel:
-    """Find the status that an unpickled handle is of."""
+    """Return the channel of an unpickled handle."""
     return _channel(message_id, None, None)
 
 

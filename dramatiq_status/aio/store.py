@@ -1,4 +1,4 @@
-"""The asynchronous sides of all backends: one for each backend and event loop, closed with the loop."""
+"""The asynchronous backends: one for each backend and event loop.  They are closed with the loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _lock = Lock()
 
 
 async def async_backend(backend: StatusBackend) -> AsyncBackend:
-    """Return the asynchronous side of a backend for the running loop."""
+    """Return the asynchronous backend of the running loop."""
     loop = asyncio.get_running_loop()
     here = _open.get(loop)
     if here is None:
@@ -41,8 +41,8 @@ async def close_backend(backend: StatusBackend) -> None:
 async def _guard(backend: StatusBackend, made: AsyncBackend) -> AsyncGenerator[None, None]:
     """Wait for the end of the loop.
 
-    Before a loop is closed, it closes the asynchronous generators that it has begun (``shutdown_asyncgens``).  There is
-    no other sign of its end.
+    Before a loop is closed, it closes the asynchronous generators that it has begun (``shutdown_asyncgens``).  asyncio
+    has no other hook for the end of a loop.
     """
     try:
         yield

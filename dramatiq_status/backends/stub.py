@@ -16,7 +16,8 @@ from ._query import wanted_by
 
 
 class StubBackend(StatusBackend):
-    """Keeps statuses in the memory of this process, for unit tests.  Its semantics are those of the other backends.
+    """A backend that stores statuses in the memory of this process, for unit tests.  Its semantics are those of the
+    other backends.
 
     Parameters:
       **parameters: See :class:`.StatusBackend`.

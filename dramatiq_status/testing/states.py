@@ -35,7 +35,7 @@ def wait_for_final_state(
 
     Parameters:
       message(str | Message): The message or its id.
-      state(State): The expected state, ``"completed"`` or ``"failed"``. By default both are right.
+      state(State): The expected state, ``"completed"`` or ``"failed"``. By default, either state is accepted.
       timeout(int): Milliseconds to wait; by default 10 seconds.
       backend(StatusBackend): Store of the status; by default that of the broker.
       broker(Broker): By default the default broker.
@@ -72,8 +72,8 @@ def assert_status_sequence(
     >>> assert_status_sequence(message, ["queued", "working", "queued", "working", "completed"])
 
     The first run of this message was retried.  Each run is one ``working``, also a run so short that no reader has
-    seen it.  Of a message whose worker died, ``working`` follows ``working``.  Wait for the final state before:
-    a worker changes the state at any time.
+    seen it.  If a worker died, ``working`` follows ``working``.  Wait for the final state before: a worker changes the
+    state at any time.
 
     Parameters:
       message(str | Message): The message or its id.

@@ -45,7 +45,7 @@ def stub_worker(broker: StubBroker, status_backend: StubBackend) -> Iterator[dra
 
 @pytest.fixture
 def orders() -> dict[str, Any]:
-    """Functions of the application that pages are about."""
+    """Functions of the example application of the pages."""
     names = ("insert", "check", "index", "shrink", "fetch")
     return {
         "read_rows": lambda path: list(range(100)),

@@ -160,7 +160,7 @@ class RedisBackend(StatusBackend):
     def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | BackendError | None]:
         return drive(self.transport, self.operations.snapshots(message_ids))
 
-    #: Half a second: an actor on Redis sees within a second that it was asked to stop.
+    #: Half a second, so that a running actor finds a request to cancel it within a second.
     cancel_interval = 500
 
     def read_cancels(self, position: Any) -> tuple[dict[int, str], list[int]]:
@@ -188,7 +188,7 @@ class RedisBackend(StatusBackend):
     # The broker
 
     def carrier(self, broker: Any) -> RedisCarrier | None:
-        """Return the client of a broker that has the connections of this backend and takes updates along."""
+        """Return the broker's client, if :meth:`broker_client` of this backend has made it; otherwise None."""
         client: Any = getattr(broker, "client", None)
         found = self._carrier
         if found is not None and found.client is client:

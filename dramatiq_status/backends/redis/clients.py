@@ -1,4 +1,4 @@
-"""The driver's clients, which have the parameters of connections, and the transports that are made of them."""
+"""Clients of the driver, and transports that use the connection parameters of a client."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def make_access(
       parameters(dict[str, object]): Connection parameters.
 
     Raises:
-      TypeError: When the driver does not take a parameter, or `client` is none of a synchronous driver's.
+      TypeError: When the driver does not support a parameter, or `client` is not a synchronous client of redis-py or
+        valkey-py.
       ValueError: When a value is wrong.
     """
     if parameters.get("ssl"):
@@ -107,7 +108,7 @@ def _master_client(
     parameters: Mapping[str, Any],
     timeout: float,
 ) -> Any:
-    """Make a client of the master that Sentinels know by a name."""
+    """Make a client of the master that Sentinels list under a name."""
     if not service_name:
         raise ValueError("service_name must say which master to ask the sentinels for, such as 'mymaster'.")
     if not sentinels:
@@ -149,7 +150,7 @@ def _cluster_transport(client: Any, addresses: Sequence[Address] | None, timeout
 
     Parameters:
       client(redis.Redis | redis.RedisCluster): A client of one node, or of the cluster.
-      addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes; None for the nodes that the client knows.
+      addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes; None for the nodes of the cluster client.
       timeout(float): In seconds.
     """
     # Import the cluster's module only for a cluster, because most stores are not clusters.

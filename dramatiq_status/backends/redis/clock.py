@@ -1,4 +1,4 @@
-"""The server's clock, as its replies have shown it."""
+"""The server's clock, measured by replies to ``TIME``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ... import _time as time
 #: Seconds for which the measured offset of the server's clock is used.
 TRUST: Final = 300.0
 
-#: Seconds after which a reply is too late for the measured offset to be exact.
+#: Maximum number of seconds from a request to its reply for which the measured offset counts as exact.
 QUICK: Final = 0.002
 
 
@@ -28,7 +28,9 @@ class ServerClock:
 
     @property
     def known(self) -> bool:
-        """Whether the offset was measured lately, by a reply that came soon."""
+        """Whether the offset was measured in the last :data:`TRUST` seconds, by a reply within :data:`QUICK`
+        seconds.
+        """
         return time.monotonic() < self._known_until
 
     def set(self, reply: Any, asked: float) -> None:

@@ -19,14 +19,13 @@ from .subscription import RedisSubscription
 #: Seconds before a request is sent again to a node that could not carry it out yet: the first time, and at most.
 _PAUSES: Final = (0.002, 0.05)
 
-#: Number of redirections of a request after which each next one waits.
+#: Number of redirections of a request after which it waits before it is sent again.
 _REDIRECTIONS: Final = 4
 
 #: Maximum number of times that a request is sent again because of a lost connection.
 _RETRIES: Final = 2
 
-#: Time-out divided by the time that a node has to answer after another node has failed. If it answers, the cluster is
-#: not down.
+#: Fraction of the time-out (one in this number) for the query whether another node answers, after a node has failed.
 _SIGN_OF_LIFE: Final = 4
 
 #: Codes of the errors of a node that cannot carry out a request yet.
@@ -38,7 +37,7 @@ T = TypeVar("T")
 
 
 class _Route:
-    """The way of one request through the cluster."""
+    """A request, the node to which it is sent next, and the number of attempts."""
 
     __slots__ = ("node", "redirections", "request", "retries")
 
@@ -70,9 +69,9 @@ class _Flight:
         self.routes = routes
         #: Why the last requests have no replies.
         self.error: BaseException | None = None
-        #: Whether the node has got the requests.
+        #: Whether the connection was established, so that the node may have received the requests.
         self.sent = False
-        #: Whether the connection was idle before.
+        #: Whether the connection was taken from the pool of idle connections.
         self.used = False
         self._connection: Connection | None = None
         self._exchange: Exchange | None = None
@@ -326,7 +325,9 @@ class ClusterTransport:
 
 
 def _redirect_of(request: Request) -> Exception | None:
-    """Return the first reply that redirects the request to another node, or to a later time."""
+    """Return the first reply that redirects the request to another node, or says that the node cannot carry it out
+    yet.
+    """
     for reply in request.replies:
         if isinstance(reply, Exception) and str(reply).partition(" ")[0] in _REDIRECTS:
             return reply
@@ -341,8 +342,8 @@ def _failed(request: Request, error: BackendError | None) -> Request:
       error(BackendError): Why it could not be sent again; None if the time is over.
     """
     redirect = _redirect_of(request)
-    # If the node has replied TRYAGAIN, the error names the moving slot, and not the failure of the next attempt. It
-    # explains more.
+    # If the node has replied TRYAGAIN, the error names the moving slot, and not the failure of the next attempt. That
+    # error explains more.
     if redirect is not None and (error is None or str(redirect).startswith("TRYAGAIN")):
         error = refusal_of(redirect)
         if str(redirect).startswith("ASK"):

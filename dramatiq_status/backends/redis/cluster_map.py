@@ -57,12 +57,12 @@ class Node:
 
     @property
     def is_blocked(self) -> bool:
-        """Whether the node has failed so lately that nothing is sent to it."""
+        """Whether the node has failed so recently that no request is sent to it."""
         return self.breaker.blocked
 
 
 class ClusterMap:
-    """The nodes of a cluster, and the owner of each shard by their last replies.
+    """The nodes of a cluster, and the owner of each shard according to the last replies.
 
     Parameters:
       pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
@@ -132,7 +132,7 @@ class ClusterMap:
         if node.breaker.down:
             node.breaker.succeeded()
             for other in self.nodes.values():
-                # Nodes that were away together may be back together.
+                # Nodes that failed at the same time may answer again at the same time.
                 other.breaker.retry_at = 0.0
 
     @property
@@ -141,7 +141,7 @@ class ClusterMap:
         return all(node.has_failed for node in self.nodes.values())
 
     def living(self) -> list[Node]:
-        """Return the nodes that may answer: those with shards first."""
+        """Return the nodes that are not blocked, or all nodes if all are blocked.  Nodes with shards come first."""
         nodes = [node for node in dict.fromkeys([*self._owners, *self._first, *self.nodes.values()]) if node]
         return [node for node in nodes if not node.is_blocked] or nodes
 
@@ -169,12 +169,12 @@ class ClusterMap:
         return True
 
     def query_lately(self, deadline: float) -> None:
-        """Make a new map unless the present one is new."""
+        """Make a new map unless the present one is less than :data:`_MAP_TRUST` seconds old."""
         if time.monotonic() - self._mapped > _MAP_TRUST:
             self.query(deadline)
 
     def _make(self, deadline: float) -> None:
-        """Ask one node after the other for the map.
+        """Query one node after the other for the map.
 
         Each node has half of the time that is left, so that there is time left for the next one.
         """
@@ -195,7 +195,7 @@ class ClusterMap:
                         owners[shard] = owner
             self._owners = owners
             self._mapped = time.monotonic()
-            # While a node with shards is away, another one may get them.
+            # While the owner of a shard does not answer, another node may become its owner.
             self.stale = any(owner is None or owner.has_failed for owner in owners)
             return
         failure = node.failure

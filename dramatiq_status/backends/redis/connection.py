@@ -1,4 +1,4 @@
-"""Connections to a server that stay open, and the shortest way through the driver."""
+"""Connections to a server that stay open, and that use the socket without the driver where they can."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .._timed import SLOWEST, time_left, timed, uninterrupted
 from .driver import driver_of, errors, response_errors
 from .requests import coded, failure_of, hiredis
 
-#: Time-out divided by the time by which the end of a system call may differ from the deadline. Example: with a time-out
-#: of 500 milliseconds, they may differ by 31.
+#: Fraction of the time-out (one in this number) by which the end of a system call may differ from the deadline.
+#: Example: with a time-out of 500 milliseconds, they may differ by 31.
 TIME_STEPS: Final = 16
 
 #: Errors of a socket whose time-out is over, be it the kernel's or Python's.
@@ -133,7 +133,7 @@ class Connection:
     def read_many(self, count: int) -> list[Any]:
         """Read some replies."""
         if count == 1:
-            # Most calls.
+            # The usual case.
             return [self.read()]
         if self._reader is None:
             return [self.read() for _ in range(count)]
@@ -190,7 +190,7 @@ class Connection:
         """Let the next system call wait until about the deadline."""
         difference = self.deadline - time.monotonic() - self._waits
         if difference < -self._slack or difference > self._slack:
-            # A server that stops in the middle of a large reply has no more than the time-out left.
+            # A server that stops in the middle of a large reply gets at most one more time-out.
             self._waits = min(time_left(self.deadline), self._timeout)
             self.deadline = min(self.deadline, time.monotonic() + self._timeout)
             set_timeout(self._socket, self._waits)
@@ -248,7 +248,8 @@ class ServerPool(IdlePool[Connection]):
         if address is not None:
             self.parameters["host"], self.parameters["port"] = address
         try:
-            # Here, and not in the first call: a wrong parameter is no outage.
+            # Make one connection object now, so that a wrong parameter raises its error here. In the first call, it
+            # would look like an outage.
             made = self._make()
         except (TypeError, ValueError, driver.error) as e:
             kind = TypeError if isinstance(e, TypeError) else ValueError

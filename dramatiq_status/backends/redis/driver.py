@@ -1,4 +1,4 @@
-"""The driver: redis-py or valkey-py, which differ in little except their names."""
+"""The driver: redis-py or valkey-py.  They differ little except in their names."""
 
 from __future__ import annotations
 
@@ -112,5 +112,5 @@ def hang_ups() -> tuple[type[Exception], ...]:
 
 
 def response_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that stand for an error as a server's reply."""
+    """Return the exceptions that the drivers raise for an error reply of the server."""
     return tuple(driver.response_error for driver in _loaded.values())

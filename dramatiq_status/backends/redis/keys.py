@@ -17,8 +17,8 @@ SLOTS: Final = 16_384
 #: Number of unfinished messages among which a count looks for expired ones.
 _CHECKED: Final = 1000
 
-#: Number of unfinished messages among which a count looks for expired ones in each of many shards.  In all it is more
-#: than :data:`_CHECKED`, because shards differ in size.
+#: Number of unfinished messages of one shard of a cluster among which a count looks for expired ones.  The sum over all
+#: shards is larger than :data:`_CHECKED`, because shards differ in size.
 _CHECKED_A_SHARD: Final = 64
 
 
@@ -66,7 +66,7 @@ TAGS: Final = tuple(_make_tags())
 
 
 class ListMode:
-    """The last argument of the script that lists."""
+    """Values of the last argument of the list script."""
 
     #: It returns ids, because the records are on several nodes.
     IDS: Final = 0

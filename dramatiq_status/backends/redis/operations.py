@@ -43,7 +43,7 @@ LOGGED_A_CALL: Final = 10_000
 #: Maximum number of calls for one page, each of which only removes expired messages from the index.
 PASSES_A_PAGE: Final = 64
 
-#: Number of messages that a shard is asked for in addition to twice its share of a page.
+#: Number of messages that are requested from a shard in addition to twice its share of a page.
 _MORE: Final = 8
 
 #: The script's arguments in place of a cursor, for the first page.
@@ -127,7 +127,7 @@ class Operations:
         outcomes = [Outcome.UNAVAILABLE] * len(updates)
         failures: list[BackendError] = []
         waiting = self.keys.group([message_id for message_id, _ in updates])
-        # One call a shard at a time: where the slot is moving, a second call might overtake the first.
+        # Each shard has one call under way.  If its slot were moving, a second call could overtake the first.
         while calls := [self._call(shard, updates, positions) for shard, positions in waiting.items()]:
             rest = {shard: positions[UPDATES_A_CALL:] for shard, positions in waiting.items()}
             failed = yield from self._settle((yield calls), outcomes)
@@ -336,7 +336,7 @@ class Operations:
         return sum(call.reply for call in calls)
 
     def _ask(self, wanted: Record, shards: Sequence[int], *arguments: Any) -> Steps[Sequence[Request]]:
-        """Call the script that lists, for each of some shards.
+        """Call the list script for each of these shards.
 
         Raises:
           BackendError: When a shard does not answer, or its slot is moving: a list without its messages would look
@@ -377,7 +377,7 @@ def absence(reply: Any) -> BackendError | None:
 
 def raise_if_all(found: list[FoundT]) -> list[FoundT]:
     """Raise the first error if there is nothing else."""
-    # As a rule, the last one is no error, and the check ends there.
+    # Usually the last item is no error, so the check ends after one comparison.
     if found and isinstance(found[-1], BackendError) and all(isinstance(one, BackendError) for one in found):
         raise found[0]  # type: ignore[misc]
     return found

@@ -34,7 +34,7 @@ class _IndexCall(ScriptCall):
 def relist(keys: Keys, transport: Transport, calls: Iterable[UpdateCall]) -> Steps[None]:
     """List the messages that the script could not list, key by key.
 
-    If that fails, too, lists lack these messages.
+    If a request fails, lists lack the message.
     """
     unlisted = _unlisted_by(calls)
     listed: dict[str, str] = {}
@@ -117,7 +117,7 @@ def _list_changed(
 
 
 def _leaving(shard: int, index: str, names: Iterable[str], own: Mapping[str, str]) -> Iterable[Request]:
-    """Remove messages from all sets of the index except their own: which other set had them is unknown."""
+    """Remove messages from all sets of the index except their own.  It is unknown which other set contains them."""
     for other in names:
         ids = [message_id for message_id, name in own.items() if name != other]
         if ids:

@@ -19,7 +19,7 @@ except ImportError:
 _TIME: Final = b"*1\r\n$4\r\nTIME\r\n"
 _ASKING: Final = b"*1\r\n$6\r\nASKING\r\n"
 
-#: Codes of errors, which redis-py takes off the texts of its own classes.
+#: Codes of errors by the classes of redis-py.  redis-py removes the code from the text of such an error.
 _CODES: Final = {
     "NoScriptError": "NOSCRIPT",
     "ReadOnlyError": "READONLY",
@@ -120,7 +120,7 @@ class Request:
             self.error, self.unknown = None, False
             return None
         self.error = refusal_of(refusal)
-        # If the server does not have the script after it was loaded, that is an error as others are.
+        # If the server lacks the script although it was loaded, the request fails.
         self.unknown = self.script is not None and not self.unknown and str(refusal).startswith("NOSCRIPT")
         return refusal
 
@@ -218,8 +218,8 @@ class Reads(Request):
 class Exchange:
     """Requests that go to a server together, and their replies.
 
-    The exchange counts the replies that are to come.  So the code that reads a connection needs no knowledge of the
-    requests, and other requests may be sent before the replies to these have arrived.
+    The exchange counts the replies that are to come.  So the code that reads a connection does not depend on the
+    requests, and can send further requests before these have their replies.
 
     Parameters:
       requests(Sequence[Request])
@@ -241,7 +241,7 @@ class Exchange:
     # The error with which the server has replied to a command that is part of no request.
     _head_refusal: Exception | None = None
 
-    # The clock to measure.
+    # The clock that a reply to ``TIME`` will set; None if no reply is due.
     _clock: ServerClock | None = None
 
     # Position of the request to which the next replies are; -1 for the commands before the first request.

@@ -7,8 +7,9 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-# A constant of a script, and a name that may be one.  As local variables, the constants of the update script would cost
-# each call 2 microseconds of 15: Lua links each of them to each function that uses it.
+# Patterns of the definition of a constant in a script, and of a name that may be a constant.  As local variables, the
+# constants of the update script would cost each call 2 microseconds of 15: Lua links each of them to each function that
+# uses it.
 _CONSTANT: Final = re.compile(r"^local ([A-Z_]+) = (.+)\n", re.MULTILINE)
 _NAME: Final = re.compile(r"\b[A-Z_]+\b")
 
@@ -32,11 +33,11 @@ class Script(NamedTuple):
         return Script(text, sha1(text.encode()).hexdigest())
 
 
-#: The mirror of ``update.apply``.
+#: The script that applies updates: the mirror of ``update.apply``.
 UPDATE: Final = Script.load(*(f"update/{part}.lua" for part in ("head", "index", "record", "history", "apply", "main")))
 
-#: A page of the index, or a count.
+#: The script that returns a page of a list, or a count.
 LIST: Final = Script.load("list.lua")
 
-#: An entry of one key of the index.
+#: The script that adds an entry to one key of the index.
 INDEX: Final = Script.load("index.lua")

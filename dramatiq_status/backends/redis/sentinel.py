@@ -29,7 +29,7 @@ _FLAGS: Final = {
 
 
 class _Location(NamedTuple):
-    """The address of a master, in the place of the pool that the driver's connection queries for it."""
+    """A stand-in for the pool of the driver's Sentinel connection: it returns a known address of the master."""
 
     address: Address
     service_name: str
@@ -55,8 +55,8 @@ class MasterPool(ServerPool):
     master that has not failed, it takes writes for about ten seconds until they demote it, and all these
     writes would be lost.  So the Sentinels are also queried once a second.
 
-    The driver would wait the whole time-out for each Sentinel, and quote passwords in its error where no Sentinel
-    lists the master (6.4, 7.1).
+    The driver (redis-py 6.4 and 7.1) would wait a whole time-out for each Sentinel, and its error would quote passwords
+    if no Sentinel lists the master.
     """
 
     def __init__(self, pool: Any, timeout: float) -> None:
@@ -71,7 +71,7 @@ class MasterPool(ServerPool):
             _transport_to(one.connection_pool, timeout) for one in self._manager.sentinels
         ]
         self._address: Address | None = None
-        #: When to query the Sentinels next, by the monotonic clock.
+        #: Time of the next query of the Sentinels, by the monotonic clock.
         self.ask_at: float = 0.0
 
     def take(self, deadline: float | None = None) -> Connection:
@@ -85,7 +85,7 @@ class MasterPool(ServerPool):
             try:
                 self.locate(deadline)
             except self._unknown:
-                # The idle connections may well be to the master.
+                # Use the idle connections: they may still lead to the master.
                 pass
         return super().take(deadline)
 

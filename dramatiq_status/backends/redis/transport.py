@@ -15,7 +15,7 @@ from .subscription import RedisSubscription
 
 T = TypeVar("T")
 
-#: An operation under way: it yields requests, and is sent them when they have their replies.
+#: An operation that is under way.  The generator yields requests, and receives them back with their replies.
 Steps = Generator[Sequence[Request], Sequence[Any], T]
 
 
@@ -37,7 +37,7 @@ class Transport(Protocol):
         """The clock of the server that has answered last."""
 
     def run(self, requests: Sequence[Request]) -> Sequence[Request]:
-        """Send requests and wait for the replies, of different nodes at the same time.
+        """Send requests and wait for the replies.  Requests to different nodes run at the same time.
 
         Parameters:
           requests(Sequence[Request]): One at least.
@@ -212,7 +212,8 @@ class ServerTransport:
     def _refused(
         self, connection: Connection, requests: Sequence[Request], refusal: Exception | None, first: bool
     ) -> Sequence[Request]:
-        """Send requests again whose scripts the server did not have, or to the present master.
+        """Send requests again: those whose scripts the server did not have, or, after a failover, all requests to the
+        present master.
 
         Every other error with which a server replies is final.
         """
@@ -254,7 +255,7 @@ class ServerTransport:
             connection.used > 0 and isinstance(error, hang_ups()) and all(request.repeatable for request in requests)
         )
         if outdated:
-            # The other idle connections are no younger.
+            # The other idle connections have been idle for longer, so the server has probably closed them too.
             self.pool.close()
         return outdated
 

@@ -1,4 +1,4 @@
-"""Requests to cancel messages."""
+"""Conformance tests of requests to cancel messages."""
 
 from __future__ import annotations
 

@@ -1,21 +1,24 @@
 -- Returns a page of the update script's index, message ids and records, newest first; or the number of its messages.
 --
--- KEYS[1]: what the index's keys start with; itself the set of the names of its sets. A name is a state, a time to live
---   in milliseconds (of finished messages only), a queue and an actor as JSON, a line each; under the prefix and the
---   name lies the sorted set of the ids, by the timestamp in microseconds at which each came into its state.
+-- KEYS[1]: the prefix of the index's keys.  The key with this name is the set of the names of the index's sets.  A name
+--   is a state, a time to live in milliseconds (of finished messages only), a queue and an actor as JSON, a line each.
+--   The key of a set is the prefix and the name: a sorted set of ids, by the timestamp in microseconds at which each
+--   message came into its state.
 -- ARGV[1..3]: the state, the queue and the actor to look for, '' for all.
--- ARGV[4]: how many messages to return; 0 to count them.
--- ARGV[5]: the position of the last message of the page before, '' for the first page. ARGV[6]: that message's id. A
---   position is the timestamp in microseconds at which a message came into its state. The message itself may be gone.
---   For a count, ARGV[5]: among how many messages to look for expired ones first.
--- ARGV[7]: the part of a message's key that comes before its id. ARGV[8]: '1' for whole records; '0' for none, on a node
---   of a cluster; '2' for none, on a node of a cluster to which the slot is moving.
+-- ARGV[4]: maximum number of messages to return; 0 to count them.
+-- ARGV[5]: the position of the last message of the page before, '' for the first page.  A position is the timestamp in
+--   microseconds at which a message came into its state.  The message may have expired or was deleted since.  For a
+--   count: number of unfinished messages among which to look for expired ones first.
+-- ARGV[6]: the id of the last message of the page before.
+-- ARGV[7]: the part of a message's key that comes before its id.
+-- ARGV[8]: '1' for whole records; '0' for none, on a node of a cluster; '2' for none, on a node of a cluster to which
+--   the slot is moving.
 -- Returns the number; or 1 if another call finds more for the page, else 0, and for each message its position, its id
---   and its record (names and texts; empty if not asked for).
---   Or the error TRYAGAIN while the slot moves: some of its keys are here, the others on another node.
+--   and its record (names and texts; empty if not asked for).  Returns the error TRYAGAIN while the slot moves, because
+--   some keys of the slot are on another node.
 --
--- The script removes from the index each message that it finds without a record. The server runs nothing else
--- meanwhile, so all work is bounded: it grows only with the number of sets.
+-- The script removes from the index each message that it finds without a record. The server executes nothing else in
+-- the meantime.  So the work is bounded, and grows only with the number of sets.
 
 local call = redis.call
 local registry = KEYS[1]
@@ -72,7 +75,7 @@ local sets = {}
 for _, name in ipairs(names) do
   local state, ttl, queue, actor = name:match('^([0-3])\n(%d*)\n([^\n]*)\n([^\n]*)$')
   if not state or (state > '1') ~= (ttl ~= '') or #ttl > 15 then
-    -- Another program has added it.
+    -- Another program has added this name.
     call('SREM', registry, name)
   elseif (wanted_state == '' or wanted_state == state)
     and (wanted_queue == '' or wanted_queue == queue)
@@ -82,7 +85,7 @@ for _, name in ipairs(names) do
       key = registry .. name, name = name, state = state, queue = queue, actor = actor,
       -- Older messages have expired.
       from = ttl ~= '' and now - ttl * 1000,
-      -- What is noted below: a table that does not grow is made in half the time.
+      -- Fields that are set below.  With all fields from the beginning, Lua makes the table in half the time.
       count = 0, at = 0, size = 0, list = false, next = 0, id = false, timestamp = 0, stale = false,
     }
   end
@@ -177,8 +180,8 @@ if limit == 0 then
   return sum - clean()
 end
 
--- Whether an id comes before another one of the same timestamp: they are ordered by their bytes, as in a set. Lua would
--- order them by the server's locale.
+-- Whether an id comes before another id with the same timestamp.  Ids are ordered by their bytes, descending, as
+-- ZREVRANGE orders them. Lua would order them by the server's locale.
 local function precedes(one, other)
   for place = 1, math.min(#one, #other) do
     local byte, other_byte = one:byte(place, place), other:byte(place, place)
@@ -195,8 +198,8 @@ local function count_newer(set)
   return 0
 end
 
--- Return the index, in a set, of the first message behind the cursor. The messages from index `from` on have the
--- cursor's timestamp. It bisects them: of eight, it looks at three.
+-- Return the index, in a set, of the first message behind the cursor.  The messages from index `from` on have the
+-- cursor's timestamp.  The search is a bisection: among eight messages, it reads three ids.
 local function pass_ties(set, from)
   local to = call('ZCOUNT', set.key, after, '+inf')
   while from < to do

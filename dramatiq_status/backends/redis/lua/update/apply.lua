@@ -9,7 +9,7 @@ local function define_kinds(record, moves, history)
     return ARGV[at - 1]
   end
 
-  -- Note a field that the record gets, if other parts of it depend on this field.
+  -- Note the value of a field on which the expiry, the index or the increment depends.
   local function note(new, name, text)
     if name == 'p' then
       new.progress = text
@@ -109,8 +109,8 @@ local function define_kinds(record, moves, history)
     return APPLIED
   end
 
-  -- Changes of the present update: stored names to delete, and pairs of a stored name and a number to count on; nil for
-  -- most updates. Whether a count was left out.
+  -- `deleted` and `counts`: stored names to delete, and pairs of a stored name and a number to add; nil for most
+  -- updates.  `uncounted`: whether a count was left out.
   local deleted, counts, uncounted
 
   -- Delete the fields of the present update's changes. Append the sums of its counts to the pairs to write, which have
@@ -237,7 +237,7 @@ local function define_kinds(record, moves, history)
         written[13], written[14] = 'h', history.add(key, old, generation - old.generation > 0)
       end
       call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N')
-      -- A progress that was counted by other messages before the first run stays.
+      -- A progress that other messages have incremented before the first run stays.
       if old.attempts and old.progress then
         call('HDEL', key, 'p')
         new.progress = false
@@ -277,7 +277,8 @@ local function define_kinds(record, moves, history)
     return start and old.requested and outcome == APPLIED and not (state > WORKING) and REQUESTED or APPLIED
   end
 
-  -- The time of the run's last write, if the present write from outside is the first one since the run stored its rate.
+  -- Return the time of the run's last write if this is the first write from outside since the run stored its rate;
+  -- otherwise return nil or false.
   local function time_of_rate(key)
     local known = call('HMGET', key, 'R', 'W', 'U')
     return known[1] and (not known[2] or known[2] == 'null') and record.rate_written_at(known[3])

@@ -10,8 +10,8 @@
 -- ARGV[#ARGV-3..#ARGV]: arguments of the index, where an update of another kind than WRITE, OUTSIDE and HEARTBEAT is
 --   among them: the time in microseconds, '' for the server's own clock; the maximum number of messages of a set; the
 --   length of the part of a key before the message's id; the prefix of the index's keys, '' for no index.
--- Returns the outcome of each update, with UNLISTED added where the index does not have it: while the slot moves to
--- another node, keys of the index may be there already.
+-- Returns the outcome of each update.  UNLISTED is added to the outcome if the message could not be added to the index,
+-- because keys of the index are already on the node to which the slot moves.
 --
 -- Each change of a version is published on the channel with the key's name; 0 for a delete.
 -- Numbers are compared as numbers and tokens as texts. Other texts are never decoded.
@@ -52,7 +52,7 @@ local MISSING = 5
 local UNCOUNTED = 7
 local CANCELLED = 9
 local REQUESTED = 10
--- Added to an outcome whose message the index does not have.
+-- Added to the outcome of an update whose message could not be added to the index.
 local UNLISTED = 20
 
 -- States. Those after WORKING are final.
@@ -85,8 +85,8 @@ local call = redis.call
 -- A user without the right to publish can still store statuses.
 local publish = redis.pcall
 
--- Whether a reply is the error of a key with another type of value. Every other error is raised: a record that cannot
--- be read is not missing.
+-- Return whether a reply is the error for a key that holds another type of value. Every other error is raised: a record
+-- that cannot be read is not missing.
 local function is_foreign(reply)
   if not reply.err then return false end
   if not reply.err:find('WRONGTYPE', 1, true) then error(reply.err, 0) end

@@ -12,11 +12,11 @@ local function define_history()
     local kept = MAX_EXCEPTION_SIZE - 5
     local message = text:find('","message":"', 1, true)
     if message and message + 12 > kept then
-      -- The type alone takes as much.
+      -- The type leaves no room for the message: cut before the message, or within the type.
       kept = math.min(kept, message - 1)
     end
-    -- Not within an escape sequence, of which the longest has six characters. The last of an even number of backslashes
-    -- begins none.
+    -- Do not cut within an escape sequence.  The longest one has six characters.  A backslash begins an escape sequence
+    -- only if the number of adjacent backslashes up to it is odd.
     local escape = kept
     while escape > kept - 5 and text:byte(escape, escape) ~= 92 do escape = escape - 1 end
     local begin = escape
@@ -41,7 +41,7 @@ local function define_history()
     if ended then return begin .. ended end
     local ended_at, outcome
     if old.state == WORKING and not requeued then
-      -- Its last sign of life.
+      -- The time of the last heartbeat stands for the unknown end.
       ended_at, outcome = time_in(heartbeat_at), LOST
     else
       ended_at, outcome = 'null', REQUEUED

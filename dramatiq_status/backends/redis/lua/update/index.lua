@@ -30,8 +30,8 @@ local function keep(set, name, life)
   end
   if call('PTTL', prefix) < life then call('PEXPIRE', prefix, life) end
   if added == 1 then
-    -- When a new name is added, the script checks two random names, and removes those whose sets no longer exist. A
-    -- list would remove them too, but it is possible that no list is ever requested.
+    -- When a new name is added, the script checks two random names, and removes a name whose set no longer exists.
+    -- Lists remove such names too, but some applications never list.
     for _, other in ipairs(call('SRANDMEMBER', prefix, 2)) do
       if redis.pcall('EXISTS', prefix .. other) == 0 then call('SREM', prefix, other) end
     end
@@ -76,7 +76,7 @@ end
 
 -- Define how messages leave and change sets. A call with shortcuts only does not need these functions.
 local function define_moves()
-  -- The sets that may have a message, each with the time to live in its name.
+  -- Return the sets that may contain a message, each with the time to live in its name.
   local function sets_of(old)
     local prefix = ARGV[#ARGV]
     local queue, actor = old.queue or '', old.actor or ''
@@ -99,7 +99,8 @@ local function define_moves()
     end
   end
 
-  -- Round a time to live up to two significant digits: 86399999 to 87000000. Otherwise each odd one would have a set.
+  -- Round a time to live up to two significant digits: 86399999 becomes 87000000.  Otherwise each different time to
+  -- live would have a set of its own.
   local rounded = {}
   local function round(ttl)
     if not rounded[ttl] then
