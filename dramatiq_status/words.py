@@ -20,18 +20,24 @@ RETRYING: Final = "Retrying"
 WORKING: Final = "Working"
 SCHEDULED: Final = "Scheduled"
 QUEUED: Final = "Queued"
+CANCELLED: Final = "Cancelled"
 SKIPPED: Final = "Skipped"
 COMPLETED: Final = "Completed"
 UNKNOWN: Final = "Unknown"
 OFFLINE: Final = "Offline"
 
-STATES: Final = (FAILED, STALLED, RETRYING, WORKING, SCHEDULED, QUEUED, SKIPPED, COMPLETED, UNKNOWN, OFFLINE)
+STATES: Final = (
+    *(FAILED, STALLED, RETRYING, WORKING, SCHEDULED, QUEUED),
+    *(CANCELLED, SKIPPED, COMPLETED, UNKNOWN, OFFLINE),
+)
 
 
 def state_of(snapshot: Snapshot) -> str:
     """Return the word for the state of a message."""
     if snapshot.finished:
-        return SKIPPED if snapshot.skipped else FAILED if snapshot.failed else COMPLETED
+        if snapshot.failed:
+            return CANCELLED if snapshot.cancelled else FAILED
+        return SKIPPED if snapshot.skipped else COMPLETED
     if snapshot.stalled:
         return STALLED
     if snapshot.working:
@@ -102,6 +108,10 @@ def time_of(state: str, snapshot: Snapshot, now: datetime) -> str:
     if state == FAILED:
         attempts = snapshot.attempts
         return f"after {attempts} attempt{'' if attempts == 1 else 's'}" if attempts else ""
+    if state == CANCELLED:
+        if not snapshot.attempts:
+            return "never ran"
+        return "" if snapshot.duration is None else f"stopped after {duration(snapshot.duration, exact=True)}"
     if state == COMPLETED and snapshot.duration is not None:
         return f"took {duration(snapshot.duration, exact=True)}"
     return ""
@@ -160,7 +170,7 @@ _OUTCOMES: Final = {
     RunOutcome.REQUEUED: (RETRYING, "went back"),
     RunOutcome.LOST: (STALLED, "was lost"),
     RunOutcome.SKIPPED: (SKIPPED, "was skipped"),
-    RunOutcome.CANCELLED: (SKIPPED, "was cancelled"),
+    RunOutcome.CANCELLED: (CANCELLED, "was cancelled"),
 }
 
 

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             parents=[*parents, store],
-            epilog=EXPLANATION if name in ("get", "wait", "watch") else None,
+            epilog=EXPLANATION if name in ("get", "wait", "watch", "cancel") else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
@@ -63,6 +63,10 @@ def make_parser() -> argparse.ArgumentParser:
     listing.add_argument("--watch", action="store_true", help="show the changes of these jobs in place, until Ctrl-C")
     listing.set_defaults(progress="auto")
     _add_filters(command("count", "count jobs", output))
+    cancel = command("cancel", "cancel jobs: those that wait end at once, those that run are asked to stop", output)
+    _add_ids(cancel)
+    cancel.add_argument("--reason", metavar="TEXT", help="for people; at most 1,024 bytes")
+    cancel.add_argument("--wait", action="store_true", help="wait until the jobs that run have ended")
     delete = command("delete", "delete the statuses of jobs; the jobs themselves stay in their queues")
     _add_ids(delete)
     delete.add_argument("--yes", action="store_true", help="do not ask")
@@ -71,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; by default 127.0.0.1")
     serve.add_argument("--port", type=port, default=8000, help="by default 8000; 0 for any free one")
     serve.add_argument("--allow-all", action="store_true", help="let visitors from other machines see all jobs")
-    serve.add_argument("--write", action="store_true", help="let visitors delete statuses")
+    serve.add_argument("--write", action="store_true", help="let visitors cancel jobs and delete statuses")
     demo = commands.add_parser(
         "demo", help="show five jobs that run here: no server is needed", parents=[output], description=_DEMO
     )

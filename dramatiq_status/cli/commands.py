@@ -159,7 +159,7 @@ def delete(arguments: Namespace) -> int:
 
 
 #: Abilities of stores that :func:`where` names.
-_ABILITIES: Final = ("get", "wait", "delete")
+_ABILITIES: Final = ("get", "wait", "cancel", "delete")
 
 
 def where(arguments: Namespace) -> int:

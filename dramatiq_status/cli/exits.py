@@ -18,9 +18,14 @@ EXPLANATION: Final = """\
 exit status of get, wait and watch, the first of these that is true of a job:
   5  the store does not answer
   3  the job is unknown, or its status has expired or was deleted
-  1  the job failed
+  1  the job failed or was cancelled
   4  the job is not finished, or not within --timeout
   0  all jobs are completed
+exit status of cancel:
+  5, 3  as above
+  1  the job was over before, or ended in another way
+  4  the job was asked to stop, and still runs
+  0  all jobs are cancelled
 other exit statuses:
   2  wrong arguments
   130  stopped by Ctrl-C

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from ..snapshot import Snapshot
-from ..words import COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
+from ..words import CANCELLED, COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
 from .text import clean, pad
 
 #: Least time from the end of a job to a change of its bar by another message, and the longest time since this change.
@@ -76,13 +76,14 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
     # A progress without a total counts to 100: the percentage shows it.
     total = snapshot.get("total") if "total" in snapshot else None
     moves = _moves(snapshot, now)
-    exception = snapshot.exception if is_over and state != COMPLETED else None
+    exception = snapshot.exception if is_over and state not in (COMPLETED, CANCELLED) else None
+    step = snapshot.cancel_reason if state == CANCELLED else "" if snapshot.finished else snapshot.get("step")
     return Facts(
         state,
         name_of(snapshot),
         clean(message_id),
         None if snapshot.percent is None else int(snapshot.percent),
-        "" if snapshot.finished else clean(_text_of(snapshot.get("step"))),
+        clean(_text_of(step)),
         count_of(snapshot.get("progress"), total, percent=snapshot.percent, is_over=snapshot.finished),
         rate_of(snapshot),
         "" if exception is None else reason_of(exception),

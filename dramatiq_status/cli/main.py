@@ -25,6 +25,10 @@ def _function_of(command: str) -> Callable[[Namespace], int]:
         from .watch import watch_list
 
         return watch_list
+    if command == "cancel":
+        from .cancel import cancel
+
+        return cancel
     from .commands import COMMANDS
 
     return COMMANDS[command]

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from ..snapshot import Snapshot
 from ..times import duration
 from ..words import (
+    CANCELLED,
     COMPLETED,
     FAILED,
     OFFLINE,
@@ -34,7 +35,7 @@ _RANKS: Final = {FAILED: 0, UNKNOWN: 0, STALLED: 0, RETRYING: 1, WORKING: 2, QUE
 _LAST_RANK: Final = 5
 
 #: Words of counts, in their order.
-_COUNTED: Final = (FAILED, STALLED, UNKNOWN, RETRYING, WORKING, QUEUED, SKIPPED, COMPLETED)
+_COUNTED: Final = (FAILED, STALLED, UNKNOWN, RETRYING, WORKING, QUEUED, CANCELLED, SKIPPED, COMPLETED)
 
 #: Times that may be wrong once the store does not answer.
 _DOUBTFUL: Final = ("again in", "starts in", "waiting for", "for ", "no sign of life", "silent")
@@ -203,7 +204,7 @@ class Picture:
         if not right and look.elapsed > 3 and gained > 0.01 and progress < 1:
             right = f"{duration((1 - progress) * look.elapsed / gained)} left"
         trouble = Counter({state: counts[state] for state in (FAILED, STALLED, UNKNOWN) if counts[state]})
-        ended = counts[FAILED] + counts[COMPLETED] + counts[SKIPPED]
+        ended = sum(counts[state] for state in (FAILED, COMPLETED, CANCELLED, SKIPPED))
         words = _fitting(_words_of(trouble), 28 if terminal.width < 120 else 40)
         bar = bar_of(Facts(WORKING, "", "", percent), 12, terminal, style="")
         left: Row = [(f" {pad(number, _HEAD)}", "bold"), (pad(words, max(width(words) + (2 if words else 0), 20)), "")]

@@ -7,7 +7,19 @@ import shutil
 from collections.abc import Iterable
 from typing import Final, NamedTuple, TextIO
 
-from ..words import COMPLETED, FAILED, OFFLINE, QUEUED, RETRYING, SCHEDULED, SKIPPED, STALLED, UNKNOWN, WORKING
+from ..words import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    OFFLINE,
+    QUEUED,
+    RETRYING,
+    SCHEDULED,
+    SKIPPED,
+    STALLED,
+    UNKNOWN,
+    WORKING,
+)
 
 #: A text and the name of its style; the empty name for none.
 Segment = tuple[str, str]
@@ -37,6 +49,7 @@ _GLYPHS: Final = {
     FAILED: ("✘", "X"),
     COMPLETED: ("✓", "+"),
     SKIPPED: ("⊖", "-"),
+    CANCELLED: ("⊖", "-"),
     OFFLINE: ("⊘", "/"),
     UNKNOWN: ("?", "?"),
 }

@@ -47,6 +47,7 @@ class StatusApp:
             Route("/batch.json", json_views.batch, middleware=compressed),
             Route("/{message_id}.json", json_views.status),
             Route("/{message_id}/events", event_views.one),
+            Route("/{message_id}/cancel", json_views.cancel, methods=["POST"]),
             Route("/{message_id}/delete", json_views.delete, methods=["POST"]),
             Route("/{message_id}", JobPage(site).page, middleware=compressed),
         ]

@@ -56,7 +56,7 @@ class Dashboard:
         except HTTPException as e:
             return self._refused(e)
         try:
-            question, shown, counts = await self._read(request)
+            question, shown, writable, counts = await self._read(request)
         except NotSupported as e:
             return self._without_list(str(e))
         except BackendError:
@@ -69,7 +69,7 @@ class Dashboard:
             tag("div", Markup(_BANNER), id="banner", hidden=True),
             _counts(counts, question),
             _tools(question, shown, counts),
-            _table(self._site, shown) if shown else _nothing(question, counts),
+            _table(self._site, shown, writable) if shown else _nothing(question, counts),
             _pages(question, shown),
             live=True,
         )
@@ -78,14 +78,15 @@ class Dashboard:
         """Answer with the list as JSON: the statuses of one page, and the counts."""
         await self._site.enter(request)
         try:
-            _, shown, counts = await self._read(request)
+            _, shown, _, counts = await self._read(request)
         except NotSupported as e:
             return error(501, str(e))
         jobs = [{"id": one.message_id, "tag": tag_of(one), "status": self._site.exposure.to_dict(one)} for one in shown]
         found = {"counts": counts.by_state, "stalled": counts.stalled, "jobs": jobs, "next": _next(shown)}
         return JSON(encode(found))
 
-    async def _read(self, request: Request) -> tuple[Question, list[Snapshot], Counts]:
+    async def _read(self, request: Request) -> tuple[Question, list[Snapshot], frozenset[str], Counts]:
+        """Read a page of the list.  The third value has the ids of the messages that the visitor may change."""
         query = request.query_params
         values = [query.get(name) or None for name in ("state", "actor", "queue", "after")]
         question = Question(*values)
@@ -97,7 +98,8 @@ class Dashboard:
             raise HTTPException(400, str(e)) from None
         counts = await self._listing.counts()
         levels = await self._site.gate.check_many(request, found)
-        return question, [one for one, level in zip(found, levels) if level is not Access.NONE], counts
+        writable = frozenset(one.message_id for one, level in zip(found, levels) if level is Access.WRITE)
+        return question, [one for one, level in zip(found, levels) if level is not Access.NONE], writable, counts
 
     def _without_list(self, why: str) -> Response:
         box = search_box("./", "Open a job by its id", "Job id", name="q2")
@@ -233,14 +235,14 @@ def _tools(question: Question, shown: list[Snapshot], counts: Counts) -> Markup:
     return tag("div", *chips, tag("span", class_="spring"), new, tag("span", total, class_="total"), class_="tools")
 
 
-def _table(site: Site, shown: list[Snapshot]) -> Markup:
+def _table(site: Site, shown: list[Snapshot], writable: frozenset[str]) -> Markup:
     now = utc_now()
     head = tag(
         "tr",
         *(tag("th", name, role="columnheader", scope="col", class_=classes) for name, classes in _COLUMNS),
         role="row",
     )
-    rows = [row(one, site.exposure.to_dict(one), now) for one in shown]
+    rows = [row(one, site.exposure.to_dict(one), now, may_write=one.message_id in writable) for one in shown]
     table = tag(
         "table",
         tag("thead", head, role="rowgroup"),

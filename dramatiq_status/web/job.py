@@ -23,7 +23,7 @@ from .dashboard import utc_now
 from .looks import Look, look_at, seconds_since
 from .markup import Markup, icon, join, tag
 from .pages import empty, link, page
-from .rows import bar, copy_button, pill, reason
+from .rows import bar, copy_button, pill, reason, sure
 from .site import REFUSED, RETRY_AFTER, UNAVAILABLE, Site
 from .timeline import clock, timeline
 
@@ -37,8 +37,8 @@ MAX_ITEMS: Final = 100
 _KINDS: Final = {bool: "boolean", str: "string", int: "number", float: "number", list: "array", dict: "object"}
 
 #: States in the order of the roll-up, and of the children's rows.
-_ROLLUP: Final = ("completed", "failed", "stalled", "working", "retrying", "queued")
-_ORDER: Final = ("failed", "stalled", "retrying", "working", "queued", "completed")
+_ROLLUP: Final = ("completed", "failed", "cancelled", "stalled", "working", "retrying", "queued")
+_ORDER: Final = ("failed", "stalled", "retrying", "working", "queued", "cancelled", "completed")
 _CLASSES: Final = {"completed": "ok", "failed": "ko", "retrying": "re", "working": "go", "stalled": "go"}
 
 
@@ -110,21 +110,11 @@ class JobPage:
             if url is not None
         ]
         acts.append(tag("a", "JSON", class_="btn small", href=f"{own}.json"))
+        if access is Access.WRITE and not snapshot.finished:
+            told = "A job that runs is asked to stop." if snapshot.working else "It will not run."
+            acts.append(sure("Cancel…", told, "Cancel job", f"{own}/cancel"))
         if access is Access.WRITE:
-            button = tag("button", "Delete status", class_="btn small", type="submit")
-            sure = tag(
-                "details",
-                tag("summary", "Delete…", class_="btn small"),
-                tag(
-                    "form",
-                    tag("span", "The job itself goes on.", class_="muted"),
-                    button,
-                    method="post",
-                    action=f"{own}/delete",
-                ),
-                class_="sure",
-            )
-            acts.append(sure)
+            acts.append(sure("Delete…", "The job itself goes on.", "Delete status", f"{own}/delete"))
         return tag(
             "div",
             tag("h1", snapshot.actor_name or "job"),
@@ -214,7 +204,7 @@ def _children(children: list[Snapshot], now: datetime, site: Site) -> Markup:
     looks = [(child, look_at(child, site.exposure.to_dict(child), now, with_rate=False)) for child in children]
     counts = {state: sum(look.state == state for _, look in looks) for state in _ROLLUP}
     counts = {state: count for state, count in counts.items() if count}
-    ended = counts.get("completed", 0) + counts.get("failed", 0)
+    ended = sum(counts.get(state, 0) for state in ("completed", "failed", "cancelled"))
     rects, at = [], 0.0
     for state, class_ in _CLASSES.items():
         if width := 100 * counts.get(state, 0) / len(children):
@@ -237,7 +227,7 @@ def _children(children: list[Snapshot], now: datetime, site: Site) -> Markup:
     )
     looks.sort(key=lambda pair: _ORDER.index(pair[1].state))
     # Those that ended well, and those that wait, are in the roll-up.
-    worth = [pair for pair in looks if pair[1].state not in ("queued", "completed")] or looks
+    worth = [pair for pair in looks if pair[1].state not in ("queued", "cancelled", "completed")] or looks
     rows = [_child(child, look, site) for child, look in worth[:MAX_ROWS]]
     failed = f", {counts['failed']:,} failed" if "failed" in counts else ""
     more = f", {len(rows)} shown" if len(rows) < len(children) else ""
@@ -316,6 +306,7 @@ def _facts(snapshot: Snapshot, children: list[Snapshot], shown: dict[str, Any], 
         ("Attempt", snapshot.attempts or None),
         ("Parent", tag("a", parent, href=quote(parent, safe="")) if isinstance(parent, str) and parent else None),
         ("Children", f"{len(children):,}" if children else None),
+        ("Reason", snapshot.cancel_reason),
         ("Truncated", ", ".join(snapshot.truncated) or None),
     ]
     times = [
@@ -324,6 +315,8 @@ def _facts(snapshot: Snapshot, children: list[Snapshot], shown: dict[str, Any], 
         (f"Run {snapshot.attempts} began" if snapshot.attempts else "Began", snapshot.started_at),
         ("Last heartbeat", snapshot.heartbeat_at if snapshot.working else None),
         ("Last change", snapshot.updated_at),
+        ("Asked to stop", snapshot.cancel_requested_at),
+        ("Request seen", snapshot.cancel_seen_at),
         ("Ended", snapshot.finished_at),
     ]
     second = [(name, _time(then, now)) for name, then in times if then is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,9 +11,11 @@ from starlette.responses import RedirectResponse, Response
 
 from ..aio import StatusRegistry
 from ..checks import is_message_id
+from ..errors import StatusMissing
+from ..snapshot import Snapshot
 from .access import Access, is_own_origin
 from .exposure import encode, tag_of
-from .site import JSON, Site, is_tagged
+from .site import JSON, UNKNOWN, Site, is_tagged
 
 #: Maximum number of messages of one request.
 MAX_MESSAGES: Final = 1_000
@@ -60,15 +63,35 @@ class JSONViews:
         found["refused"] = refused
         return JSON(encode(found))
 
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a message, for a visitor with the right to write."""
+        site, snapshot = self._site, await self._to_change(request)
+        try:
+            found = await StatusRegistry.cancel(snapshot.message_id, backend=site.backend, broker=site.broker)
+        except StatusMissing:
+            # It has expired since it was read.
+            raise HTTPException(404, UNKNOWN) from None
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(f"../{quote(snapshot.message_id, safe='')}", 303)
+        return JSON(encode({"cancellation": found.value}))
+
     async def delete(self, request: Request) -> Response:
         """Delete a status, for a visitor with the right to write."""
+        site, snapshot = self._site, await self._to_change(request)
+        deleted = await StatusRegistry.delete(snapshot.message_id, backend=site.backend, broker=site.broker)
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("../", 303)
+        return JSON(encode({"deleted": deleted}))
+
+    async def _to_change(self, request: Request) -> Snapshot:
+        """Read the status that an action changes.
+
+        Raises:
+          HTTPException: 403 for the page of another site, and for a visitor who may not write.
+        """
         if not is_own_origin(request):
             raise HTTPException(403, "This action was requested by a page of another site.")
         snapshot, access = await self._site.read(request)
         if access is not Access.WRITE:
             raise HTTPException(403, "You may not change this status.")
-        site = self._site
-        deleted = await StatusRegistry.delete(snapshot.message_id, backend=site.backend, broker=site.broker)
-        if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("../", 303)
-        return JSON(encode({"deleted": deleted}))
+        return snapshot

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ..snapshot import Snapshot
 from ..words import (
+    CANCELLED,
     COMPLETED,
     FAILED,
     QUEUED,
@@ -24,7 +25,9 @@ from ..words import (
 )
 
 #: Words of states by their names in the pages.
-WORDS: Final = {word.lower(): word for word in (QUEUED, SCHEDULED, WORKING, RETRYING, STALLED, FAILED, COMPLETED)}
+WORDS: Final = {
+    word.lower(): word for word in (QUEUED, SCHEDULED, WORKING, RETRYING, STALLED, FAILED, CANCELLED, COMPLETED)
+}
 
 
 def seconds_since(then: datetime | None, now: datetime) -> float:
@@ -97,6 +100,8 @@ def look_at(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with_ra
             facts.append(rate_of(snapshot))
     elif word == RETRYING:
         upcoming = ", ".join(filter(None, (attempt_of(word, snapshot), upcoming)))
+    elif word == CANCELLED:
+        facts = [snapshot.cancel_reason or ""]
     elif word in (COMPLETED, SKIPPED):
         facts, percent = [count], 100.0
         if word == SKIPPED:

@@ -86,12 +86,36 @@ def copy_button(text: str, label: str) -> Markup:
     return tag("button", icon("copy"), class_="icon-btn", type="button", data_copy=text, aria_label=label)
 
 
-def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime) -> Markup:
-    """Make one row of the list."""
+def sure(summary: object, text: str, button: str, action: str, *, in_row: bool = False) -> Markup:
+    """Make a button that asks once more, also without script.
+
+    Parameters:
+      summary(object): The first button.
+      text(str): What the action does, or does not do.
+      button(str): The second button.
+      action(str): The URL of the action.
+      in_row(bool): Whether the button is in a row of the list, which stays when the action is done.
+    """
+    form = tag(
+        "form",
+        tag("span", text, class_="muted"),
+        tag("button", button, class_="btn small", type="submit"),
+        method="post",
+        action=action,
+        data_stays=in_row,
+    )
+    first = tag("summary", summary, class_="icon-btn" if in_row else "btn small")
+    return tag("details", first, form, class_="sure", name="sure")
+
+
+def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: bool = False) -> Markup:
+    """Make one row of the list, with a button that cancels the job if the visitor may write."""
     look = look_at(snapshot, shown, now, with_rate=False)
     message_id, name = snapshot.message_id, snapshot.actor_name or "job"
     short = message_id[:8]
     failed, live = look.state == "failed", not snapshot.finished
+    mark = join(icon("cancelled"), tag("span", f"Cancel {name} {short}", class_="sr"))
+    cancel = sure(mark, f"Cancel {short}?", "Cancel job", f"{quote(message_id, safe='')}/cancel", in_row=True)
     if live:
         content = bar(message_id, f"{name} {short}", look, variant="row", label=f"{name} {short}")
     elif failed:
@@ -116,6 +140,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime) -> Markup:
                 tag("a", name, href=quote(message_id, safe="")),
                 tag("code", short),
                 copy_button(message_id, f"Copy the id {short}"),
+                cancel if live and may_write else "",
                 class_="job",
             ),
             role="cell",

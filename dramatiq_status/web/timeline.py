@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from ..snapshot import Snapshot
-from ..words import COMPLETED, QUEUED, RETRYING, SCHEDULED, SKIPPED, STALLED, WORKING, Step, life_of, steps_of
+from ..words import CANCELLED, COMPLETED, QUEUED, SCHEDULED, SKIPPED, STALLED, WORKING, Step, life_of, steps_of
 from .looks import Look
 from .markup import Markup, icon, join, tag
 from .rows import reason
 
 #: Classes of runs by their states: the colours of the track.
-_CLASSES: Final = {COMPLETED: "r-completed", WORKING: "r-working", STALLED: "r-stalled"}
+_CLASSES: Final = {COMPLETED: "r-completed", WORKING: "r-working", STALLED: "r-stalled", CANCELLED: "r-cancelled"}
 
 #: Percent of the track's width that one character of a text takes on a wide page, and on a phone.
 _WIDE: Final = 0.85
@@ -82,7 +82,7 @@ def _words(step: Step, snapshot: Snapshot, look: Look, now: datetime, *, with_me
         detail = join("for ", clock(step.until, now))
     elif step.state == QUEUED and snapshot.queue_name:
         detail = f"to {snapshot.queue_name}"
-    state = {SCHEDULED: "queued", SKIPPED: "cancelled", RETRYING: "retrying"}.get(step.state, step.state.lower())
+    state = {SCHEDULED: "queued", SKIPPED: "cancelled"}.get(step.state, step.state.lower())
     what = tag(
         "span",
         tag("b", step.title),

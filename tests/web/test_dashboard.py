@@ -15,6 +15,7 @@ from playwright.sync_api import Browser
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import CacheBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.history import run_ended
@@ -310,6 +311,33 @@ def test_a_writer_deletes_a_status(tab: Tab, backend: RedisBackend) -> None:
     assert backend.snapshot(job.message_id) is None
 
 
+def test_a_writer_cancels_a_job(tab: Tab, backend: RedisBackend) -> None:
+    # Given a job that runs, and two that wait
+    running = start(backend, 420)
+    first, second = Job(backend).enqueue(), Job(backend).enqueue()
+    with serving(mounted(backend, authorize=lambda *_: "write")) as site:
+        # When one is cancelled in its row
+        tab.open(f"{site.url}/a/b/")
+        row = f"tr[data-id='{first.message_id}']"
+        tab.until("(row) => document.querySelector(row + ' dramatiq-status')?.snapshot", row)
+        tab.page.click(f"{row} .sure summary")
+        tab.page.click(f"{row} .sure button")
+        # Then the row changes in place, and has no button any more
+        tab.until("(row) => document.querySelector(row).dataset.s == 'cancelled'", row)
+        assert tab.page.inner_text(f"{row} .c-state") == "Cancelled"
+        assert tab.page.locator(".sure").count() == 2
+        # When the others are cancelled on their pages
+        for job, word in ((second, "Cancelled"), (running, "Working")):
+            tab.open(f"{site.url}/a/b/{job.message_id}")
+            tab.page.click("text=Cancel…")
+            tab.page.click("text=Cancel job")
+            tab.until("() => /Asked to stop/.test(document.body.innerText)")
+            assert tab.page.inner_text(".job-head .pill") == word
+    with serving(mounted(backend)) as site:
+        assert b"Cancel" not in site.get(f"/a/b/{running.message_id}").body
+        assert b"sure" not in site.get("/a/b/").body
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(browser: Browser, site: Site, backend: RedisBackend, scheme: Any) -> None:
     script = axe(Path(gettempdir(), "dramatiq-status-axe"))
@@ -318,6 +346,7 @@ def test_axe_finds_nothing(browser: Browser, site: Site, backend: RedisBackend, 
     children = [start(backend, 10).message_id, fail(backend).message_id, Job(backend).enqueue().message_id]
     parent = start(backend, 420, step="reading", children=children, label="Orders of May")
     Job(backend).enqueue().start(heartbeat_interval=1)
+    StatusRegistry.cancel(Job(backend).enqueue().message_id, backend=backend)
     with closing(browser.new_context(bypass_csp=True, color_scheme=scheme)) as context:
         for path in ("", parent.message_id, children[1], "unknown"):
             page = context.new_page()

@@ -245,6 +245,26 @@ def test_deleting_needs_the_right_to_write(site: Site, backend: RedisBackend, jo
         assert writable.ask("POST", path).status == 404
 
 
+def test_cancelling_needs_the_right_to_write(site: Site, backend: RedisBackend, job: Job) -> None:
+    waiting = Job(backend).enqueue()
+    path = f"/{job.message_id}/cancel"
+    assert site.ask("POST", path).status == 403
+    with serving(status_app(authorize=writer, backend=backend)) as writable:
+        assert writable.ask("POST", path, Sec_Fetch_Site="cross-site").status == 403
+        assert writable.ask("POST", path, Origin="https://evil.example").status == 403
+        found = backend.snapshot(job.message_id)
+        assert found is not None and found.cancel_requested_at is None
+        # A program, and a page of this site
+        assert writable.ask("POST", path).json() == {"cancellation": "requested"}
+        path = f"/{waiting.message_id}/cancel"
+        done = writable.ask("POST", path, Sec_Fetch_Site="same-origin", Accept="text/html")
+        assert (done.status, done.headers["Location"]) == (303, f"../{waiting.message_id}")
+        found = backend.snapshot(waiting.message_id)
+        assert found is not None and found.cancelled
+        assert writable.ask("POST", path).json() == {"cancellation": "cancelled"}
+        assert writable.ask("POST", f"/{Job(backend).message_id}/cancel").status == 404
+
+
 def test_two_mounts_with_two_stores() -> None:
     stores = [StubBackend(), StubBackend()]
     jobs = [Job(store).enqueue().message_id for store in stores]

@@ -11,7 +11,16 @@ import pytest
 from playwright.sync_api import Browser
 
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.record import ATTEMPTS, EXCEPTION, FAILED, QUEUED, SCHEDULED_AT
+from dramatiq_status.record import (
+    ATTEMPTS,
+    CANCEL_REASON,
+    CANCELLED,
+    EXCEPTION,
+    FAILED,
+    FINISHED_AT,
+    QUEUED,
+    SCHEDULED_AT,
+)
 from dramatiq_status.times import duration
 from dramatiq_status.web import allow_all, status_app
 from dramatiq_status.words import age
@@ -62,6 +71,8 @@ def jobs_of_all_looks(backend: RedisBackend) -> list[Job]:
     failed._write({EXCEPTION: EXCEPTION_TEXT, ATTEMPTS: "3"}, state=FAILED, create=True)
     retrying = start(backend, 420)
     retrying._write({EXCEPTION: EXCEPTION_TEXT, ATTEMPTS: "1", SCHEDULED_AT: "32503680000000"}, state=QUEUED)
+    cancelled = start(backend, 420)
+    cancelled._write({CANCELLED: "true", CANCEL_REASON: '"user left"', FINISHED_AT: "6"}, state=FAILED, create=True)
     return [
         start(backend, 420, step="reading"),
         start(backend, 1284, None, step="crawling"),
@@ -71,10 +82,11 @@ def jobs_of_all_looks(backend: RedisBackend) -> list[Job]:
         Job(backend).enqueue(),
         Job(backend).enqueue().start(heartbeat_interval=1).write(step="reading"),
         start(backend, 1000).finish(),
+        cancelled,
     ]
 
 
-@pytest.mark.parametrize("of", range(8))
+@pytest.mark.parametrize("of", range(9))
 def test_the_plain_bar_and_the_element_show_the_same(browser: Browser, backend: RedisBackend, of: int) -> None:
     job = jobs_of_all_looks(backend)[of]
     app = status_app(authorize=allow_all, backend=backend, fields=("*", "exception.message"))

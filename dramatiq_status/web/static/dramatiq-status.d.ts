@@ -10,7 +10,7 @@
  * `token` (a read token), `label`, `lang`, and `variant` ("compact", "big" or "row").
  *
  * Slots: `label`, and `after` below the bar.  Parts: head, glyph, label, value, bar, fill, mark, detail, text, next.
- * States, as in `:state(working)`: loading, queued, working, retrying, stalled, failed, completed, offline, unknown, refused.
+ * States, as in `:state(working)`: loading, queued, working, retrying, stalled, failed, cancelled, completed, offline, unknown, refused.
  * Colours and sizes: `--ds-*`, as `--ds-working-fill` and `--ds-bar`.
  *
  * Transport: all elements of a page share one stream; a hidden page has none and polls every 30 seconds.  A browser has
@@ -33,7 +33,7 @@ export class DramatiqStatus extends HTMLElement {
 }
 
 export type State =
-  | "loading" | "queued" | "working" | "retrying" | "stalled" | "failed" | "completed" | "offline" | "unknown" | "refused";
+  | "loading" | "queued" | "working" | "retrying" | "stalled" | "failed" | "cancelled" | "completed" | "offline" | "unknown" | "refused";
 
 /** Fields of a status; times are texts in ISO 8601, durations are seconds. */
 export interface Snapshot {
@@ -59,6 +59,10 @@ export interface Snapshot {
   finished_at?: string;
   updated_at?: string;
   heartbeat_at?: string;
+  cancelled?: boolean;
+  cancel_reason?: string;
+  cancel_requested_at?: string;
+  cancel_seen_at?: string;
   [field: string]: unknown;
 }
 
@@ -80,9 +84,10 @@ export interface DramatiqStatusEvents {
 
 /** Texts of all elements of a page: assign others to translate them; {0} and {1} are filled in. */
 export const texts: Record<
-  | "job" | "loading" | "queued" | "scheduled" | "working" | "retrying" | "stalled" | "failed" | "completed" | "offline"
+  | "job" | "loading" | "queued" | "scheduled" | "working" | "retrying" | "stalled" | "failed" | "cancelled" | "completed" | "offline"
   | "unknown" | "refused" | "missing" | "noAccess" | "of" | "soFar" | "rate" | "left" | "lasts" | "took" | "waiting"
-  | "starts" | "at" | "asOf" | "attempt" | "again" | "after" | "afterOne" | "silent" | "retry" | "skipped" | "joint"
+  | "starts" | "at" | "asOf" | "attempt" | "again" | "after" | "afterOne" | "silent" | "retry" | "skipped" | "never" | "stopped"
+  | "joint"
   | "d" | "h" | "min" | "s",
   string
 >;

@@ -2,12 +2,12 @@
 
 export const texts = {
 	job: "Job", loading: "Loading", queued: "Queued", scheduled: "Scheduled", working: "Working", retrying: "Retrying", stalled: "Stalled",
-	failed: "Failed", completed: "Completed", offline: "Offline", unknown: "Unknown", refused: "No access",
+	failed: "Failed", cancelled: "Cancelled", completed: "Completed", offline: "Offline", unknown: "Unknown", refused: "No access",
 	missing: "There is no such job, or its status has expired.", noAccess: "You may not see this job, or the link has expired.",
 	of: "{0} of {1}", soFar: "{0} so far", rate: "{0}/s", left: "{0} left", lasts: "for {0}", took: "took {0}", waiting: "waiting for {0}",
 	starts: "starts in {0}", at: "at {0}", asOf: "{0} at {1}", attempt: "attempt {0}", again: "attempt {1}, again in {0}",
 	after: "after {0} attempts", afterOne: "after 1 attempt", silent: "no sign of life for {0}", retry: "trying again in {0}",
-	skipped: "skipped", joint: " · ", d: "{0} d", h: "{0} h", min: "{0} min", s: "{0} s",
+	skipped: "skipped", never: "never ran", stopped: "stopped after {0}", joint: " · ", d: "{0} d", h: "{0} h", min: "{0} min", s: "{0} s",
 };
 const put = (text, ...values) => text.replace(/{(.)}/g, (_, i) => values[i]);
 const format = (lang, n, digits = n < 10 ? 1 : 0, more) => n.toLocaleString(lang, { maximumFractionDigits: digits, ...more });
@@ -25,7 +25,6 @@ export function duration(s, lang, own = texts, exact, long) {
 	return found.slice(0, 2).join(" ");
 }
 
-// Transport
 let skew = 0, gone;
 const hubs = {};
 
@@ -57,7 +56,7 @@ class Hub {
 
 	open() { return [...this.items.values()].filter((item) => !item.end); }
 
-	soon() { this.timer ??= setTimeout(() => { this.timer = undefined; this.wake(); }, 20); }
+	soon() { this.timer ||= setTimeout(() => { this.timer = 0; this.wake(); }, 20); }
 
 	wake(all) {
 		this.items.forEach((item, id) => item.tells.size || this.items.delete(id));
@@ -82,7 +81,7 @@ class Hub {
 				this.connected();
 			} catch (error) {
 				if (!signal.aborted && !gone) {
-					pause = error.retry || Math.min(3e4, 1000 * 2 ** this.fails) * (0.5 + Math.random() / 2);
+					pause = error.retry || Math.min(3e4, 1000 * 2 ** this.fails) * (1 + Math.random()) / 2;
 					this.fails++;
 					this.retryAt = Date.now() + pause;
 					if (this.fails > 1) this.connected(1);
@@ -187,7 +186,7 @@ let regions;
 setInterval(() => document.hidden || ticking.forEach((one) => one.tick()), 1000);
 function say(text, urgent) {
 	words[urgent].push(text);
-	setTimeout(() => { if (words[urgent][0]) regions[urgent].textContent = words[urgent].splice(0).join(". "); }, 250);
+	setTimeout(() => words[urgent][0] && (regions[urgent].textContent = words[urgent].splice(0).join(". ")), 250);
 }
 function prepare() {
 	if (regions?.host.isConnected) return;
@@ -201,7 +200,7 @@ function prepare() {
 
 const SVG = "http://www.w3.org/2000/svg", RING = "M2.25 8a5.75 5.75 0 1 0 11.5 0a5.75 5.75 0 1 0-11.5 0";
 const GLYPHS = {
-	queued: "o" + RING, scheduled: "o" + RING + "M8 5v3.2l2 1.3", completed: "o" + RING + "m3.35.2 1.7 1.7 3.2-3.5", offline: "o" + RING + "m1.95-3.8 7.6 7.6",
+	queued: "o" + RING, scheduled: "o" + RING + "M8 5v3.2l2 1.3", completed: "o" + RING + "m3.35.2 1.7 1.7 3.2-3.5", offline: "o" + RING + "m1.95-3.8 7.6 7.6", cancelled: "o" + RING + "m3.05 0h5.4",
 	working: "o" + RING + "|fM8 4.5a3.5 3.5 0 0 1 0 7z", failed: "o" + RING + "|f" + RING + "|xM6 6l4 4m0-4-4 4", stalled: "oM8 2.2 14.2 13.2H1.8zM8 6.6v3M8 11.4v.01",
 	retrying: "oM13.4 9.6A5.6 5.6 0 1 1 12.3 4.4M12.9 1.6v3.2H9.7", refused: "oM3 7h10v6.75H3zM5.25 7V4.9a2.75 2.75 0 0 1 5.5 0V7",
 	unknown: "d" + RING + "|oM6.5 6.6a1.55 1.55 0 1 1 2.2 1.4c-.45.22-.7.5-.7.95M8 10.9v.01",
@@ -212,7 +211,7 @@ function make(name, has, ...children) {
 	node.append(...children);
 	return node;
 }
-const hidden = { "aria-hidden": true, focusable: false };
+const hidden = { "aria-hidden": true };
 
 const sheet = new CSSStyleSheet();
 sheet.replaceSync(`
@@ -225,7 +224,7 @@ div{--tone:var(--ds-queued,var(--t2));--fill:var(--ds-queued-fill,light-dark(#75
 .stalled{--tone:var(--ds-stalled,light-dark(#8a5000,#ecb45a));--fill:var(--ds-stalled-fill,light-dark(#b26a00,#d9962e))}
 .failed{--tone:var(--ds-failed,light-dark(#b9222f,#ff8f91));--fill:var(--ds-failed-fill,light-dark(#d43542,#f2605f))}
 .completed{--tone:var(--ds-completed,light-dark(#18703c,#66cf90));--fill:var(--ds-completed-fill,light-dark(#1f8a4c,#3dae6c))}
-.lost{--tone:var(--ds-unknown,var(--t3));--fill:var(--ds-unknown-fill,#757e8c)}
+.lost{--tone:var(--ds-unknown,var(--t3));--fill:var(--ds-unknown-fill,var(--t3))}
 .lost .L{color:var(--t2)}
 .H{display:flex;align-items:center;gap:8px;font-size:.875rem;line-height:1.25rem}
 .G{flex:none;inline-size:14px;block-size:14px;color:var(--tone)}
@@ -255,7 +254,6 @@ b{font-weight:500;color:var(--t1)}
 .big .V{font-size:1.25rem;line-height:1.75rem;font-weight:600}
 .big .B{block-size:var(--ds-bar-big,8px);margin-block:4px 8px}.big .D{font-size:.8125rem;line-height:1.25rem}
 .line{display:flex;align-items:center;gap:8px;line-height:1.25rem}
-
 .line :is(.H,.D){display:contents}
 .line span{font-size:.75rem}
 .line .L{flex:0 1 176px}
@@ -271,7 +269,6 @@ p{position:absolute;inline-size:1px;block-size:1px;margin:-1px;overflow:hidden;c
 @media (forced-colors:active){.B{background:Canvas;border:1px solid;forced-color-adjust:none}.F{fill:Highlight}:is(.offline,.retrying) .F{fill:GrayText}.M{fill:CanvasText}}
 `);
 
-// The element
 export class DramatiqStatus extends HTMLElement {
 	static observedAttributes = ["src", "message-id", "token", "label", "lang", "variant"];
 	texts = {};
@@ -324,12 +321,12 @@ export class DramatiqStatus extends HTMLElement {
 		const first = !this.#item, last = this.#last, { snapshot } = item;
 		this.#item = item;
 		this.tick();
-		const { state } = last, detail = { snapshot, state }, fire = (name) => this.dispatchEvent(new CustomEvent(name, { bubbles: true, composed: true, detail }));
+		const { state } = last, detail = { snapshot, state }, fire = (name) => this.dispatchEvent(new CustomEvent(name, { bubbles: 1, composed: 1, detail }));
 		if (snapshot && snapshot != last.snapshot) fire("status");
 		last.snapshot = snapshot;
 		if (item.end == "final" && !last.ended) {
 			last.ended = 1;
-			fire(snapshot.failed ?? snapshot.status == "failed" ? "failed" : "completed");
+			fire(snapshot.status == "failed" ? "failed" : "completed");
 		}
 		const link = /offline|refused|unknown/.test(state) ? state : "online";
 		if (link != (last.link ?? "online")) fire("connection");
@@ -348,13 +345,13 @@ export class DramatiqStatus extends HTMLElement {
 		let state = "loading", glyph, facts = [], error, next = "", spoken, value, percent = 0, sweep, known;
 		const set = (text, seconds, ...more) => {
 			if (isNaN(seconds)) return;
-			next = put(text, duration(seconds, lang, own, text == own.took), ...more);
-			spoken = put(text, duration(seconds, lang, own, text == own.took, "long"), ...more);
+			next = put(text, duration(seconds, lang, own, snapshot?.finished), ...more);
+			spoken = put(text, duration(seconds, lang, own, snapshot?.finished, "long"), ...more);
 		};
 		const { snapshot } = item || {};
 		if (snapshot) {
 			const { status, exception, total, progress, step, attempts, scheduled_at, rate } = snapshot;
-			glyph = state = snapshot.stalled ? "stalled" : snapshot.retrying ? "retrying" : status;
+			glyph = state = snapshot.cancelled ? "cancelled" : snapshot.stalled ? "stalled" : snapshot.retrying ? "retrying" : status;
 			known = snapshot.percent != null;
 			percent = snapshot.percent ?? 0;
 			const due = scheduled_at ? -ago(scheduled_at) : 0;
@@ -382,7 +379,11 @@ export class DramatiqStatus extends HTMLElement {
 				else next = put(own.attempt, n(attempts + 1));
 			} else if (state == "stalled") set(own.silent, ago(snapshot.heartbeat_at ?? snapshot.updated_at));
 			else if (state == "failed") next = attempts == 1 ? own.afterOne : put(own.after, n(attempts ?? 0));
-			else {
+			else if (state == "cancelled") {
+				facts = [snapshot.cancel_reason];
+				if (attempts) set(own.stopped, snapshot.duration);
+				else next = own.never;
+			} else {
 				facts = [count];
 				percent = known = 100;
 				if (snapshot.skipped) next = own.skipped;
@@ -405,8 +406,8 @@ export class DramatiqStatus extends HTMLElement {
 		facts = facts.filter(Boolean).map(String);
 		if (error) facts = [error.message];
 
-		const write = (node, text) => { if (node.textContent != text) node.textContent = text; };
-		const slim = /compact|row/.test(variant), word = own[glyph == "scheduled" ? glyph : state];
+		const write = (node, text) => node.textContent == text || (node.textContent = text);
+		const slim = /compact|row/.test(variant), word = own[glyph ?? state];
 		parts.root.className = [state, slim ? "line" : "full", variant, lost && "lost", sweep && "sweep", percent < last.percent && "back"].join(" ");
 		if (last.glyph != glyph) parts.glyph.replaceChildren(...(GLYPHS[glyph] || "o").split("|").map((d) => make("path", { class: d[0], d: d.slice(1) })));
 		write(parts.name, this.getAttribute("label") ?? snapshot?.label ?? snapshot?.actor_name ?? own.job);

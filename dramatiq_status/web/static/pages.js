@@ -55,7 +55,8 @@ function left(row, snapshot, state) {
 }
 
 function finish(row, snapshot) {
-  const bar = $(".c-bar", row), failed = snapshot.status === "failed", { exception, progress, total } = snapshot;
+  $(".sure", row)?.remove();
+  const bar = $(".c-bar", row), failed = snapshot.status === "failed" && !snapshot.cancelled, { exception, progress, total } = snapshot;
   if (failed) {
     for (const name of ["rate", "left"]) $(".c-" + name, row)?.remove();
     bar.colSpan = 3;
@@ -63,7 +64,7 @@ function finish(row, snapshot) {
     const why = exception ? [make("b", {}, exception.type + (exception.message ? ":" : "")), exception.message ? " " + exception.message : ""] : [];
     bar.replaceChildren(make("span", { class: "why" }, ...why));
   } else {
-    const text = snapshot.skipped ? "skipped" : progress != null && total != null ? `${number(progress)} of ${number(total)}` : "";
+    const text = snapshot.cancelled ? snapshot.cancel_reason ?? "" : snapshot.skipped ? "skipped" : progress != null && total != null ? `${number(progress)} of ${number(total)}` : "";
     bar.replaceChildren(...(text ? [make("span", { class: "so" }, text)] : []));
     $(".c-left", row)?.classList.add("blank");
     $(".c-left", row)?.replaceChildren();
@@ -149,7 +150,22 @@ async function copy(button) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-copy]");
   if (button) copy(button);
-  for (const open of all("details.chip[open]")) if (!open.contains(event.target)) open.open = false;
+  for (const open of all("details:is(.chip, .sure)[open]")) if (!open.contains(event.target)) open.open = false;
+});
+
+// ---- Actions of a row: the list stays as it is
+addEventListener("submit", async (event) => {
+  const form = event.target;
+  if (!("stays" in form.dataset)) return;
+  event.preventDefault();
+  const button = $("button", form);
+  button.disabled = true;
+  try {
+    const { status } = await fetch(form.action, { method: "POST", headers: { Accept: "application/json" } });
+    say(status === 200 ? "Asked to stop" : status === 403 ? "You may not change this status." : "This did not work.");
+    if (status === 200) form.closest("details").open = false;
+  } catch { say("The server does not answer."); }
+  button.disabled = false;
 });
 
 // ---- Keys: never while somebody types, nor with a modifier
@@ -165,7 +181,7 @@ function go(step) {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     document.activeElement?.blur();
-    for (const open of all("details.chip[open]")) open.open = false;
+    for (const open of all("details:is(.chip, .sure)[open]")) open.open = false;
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
