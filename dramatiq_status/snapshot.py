@@ -156,9 +156,7 @@ class Snapshot:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the message has failed because it was cancelled: it was not run, or its actor has raised
-        :class:`.Cancelled`.
-        """
+        """Whether the message was cancelled: it was not run, or its actor has raised :class:`.Cancelled`."""
         return self.failed and bool(self._values.get(CANCELLED))
 
     @property
