@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,6 +67,9 @@ def work(deed: str = "return", *arguments: str) -> None:
     signals.say(who, "began")
     if deed == "hold" and who == "first":
         hold(*arguments)
+    while deed == "listen":
+        status.check_cancelled()
+        time.sleep(0.01)
     signals.heed(who, "go on")
     status.update(owner=who, late=who, total=7)
     progress.increment(50)
