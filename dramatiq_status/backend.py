@@ -269,6 +269,15 @@ class StatusBackend(abc.ABC):
         """
         return None, ()
 
+    def subscribe_cancels(self) -> Subscription | None:
+        """Subscribe to the log of cancelled messages.  A worker then reads the log as soon as it changes, and not only
+        every :attr:`cancel_interval`.
+
+        Returns:
+          Subscription: None if the store does not publish changes.
+        """
+        return None
+
     def cannot_list(self) -> NotSupported:
         """Make the error of a backend that does not list."""
         return NotSupported(f"{type(self).__name__} cannot list statuses: {self.why_no_list}")

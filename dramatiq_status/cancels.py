@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ._log import logger
 from ._process import at_fork
-from .backend import StatusBackend
+from .backend import StatusBackend, Subscription
 from .cancel_log import MAX_LOGGED, is_cancelled, mark_of
 from .circuit_breaker import CircuitBreaker
 from .errors import BackendError
@@ -23,8 +23,8 @@ _JOIN_TIMEOUT: Final = 1.0
 
 
 class Cancels:
-    """Reads the log of cancelled messages on a thread of its own while this process has a worker, and tells the buffers
-    of running messages.
+    """Reads the log of cancelled messages on a thread of its own while this process has a worker, and notes requests in
+    the buffers of running messages.
 
     Parameters:
       backend(StatusBackend)
@@ -87,11 +87,37 @@ class Cancels:
         return record if record is not None and is_cancelled(record, enqueue_id.origin) else None
 
     def _work(self, is_ended: threading.Event) -> None:
-        while not is_ended.wait(self._backend.cancel_interval / 1000):
+        subscription: Subscription | None = None
+        while not is_ended.is_set():
             try:
+                subscription = self._wait(subscription, is_ended)
                 self._read()
             except Exception:
                 logger.exception("The log of cancelled messages could not be read.")
+                is_ended.wait(self._backend.cancel_interval / 1000)
+        if subscription is not None:
+            subscription.close()
+
+    def _wait(self, subscription: Subscription | None, is_ended: threading.Event) -> Subscription | None:
+        """Wait until the log changes, or until it is time to read it.
+
+        Returns:
+          Subscription | None: The subscription for the next call; None while there is none.
+        """
+        interval = self._backend.cancel_interval / 1000
+        try:
+            if subscription is None and not self._breaker.down:
+                subscription = self._backend.subscribe_cancels()
+            if subscription is not None:
+                subscription.wait(interval)
+                return subscription
+        except BackendError as e:
+            # The writer logs the outage.
+            logger.debug("The log of cancelled messages cannot be watched: %s", e)
+            if subscription is not None:
+                subscription.close()
+        is_ended.wait(interval)
+        return None
 
     def _read(self) -> None:
         if self._breaker.down:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Any
 
 import dramatiq
 import pytest
@@ -48,6 +49,11 @@ def broker(backend: RecordingBackend) -> StubBroker:
 
 def status_middleware(broker: dramatiq.Broker) -> StatusMiddleware:
     return next(found for found in broker.middleware if isinstance(found, StatusMiddleware))
+
+
+def wait_until_it_runs(message: dramatiq.Message[Any], broker: dramatiq.Broker) -> None:
+    """Wait until the start of a run is stored: before, a request ends the message as one that waits."""
+    eventually(lambda: StatusRegistry.get(message, broker=broker).working)
 
 
 def in_each_state(backend: StatusBackend) -> None:
@@ -221,6 +227,7 @@ def test_an_actor_checks_whether_it_is_asked_to_stop(broker: StubBroker, backend
     with working(broker):
         message = job.send()
         eventually(lambda: checks)
+        wait_until_it_runs(message, broker)
         reads = len(backend.calls)
         # When it is cancelled
         assert StatusRegistry.cancel(message, reason="user left", broker=broker) is REQUESTED
@@ -248,6 +255,7 @@ def test_an_actor_that_does_not_listen_is_completed(broker: StubBroker, backend:
     with working(broker):
         message = job.send()
         assert started.wait(PATIENCE)
+        wait_until_it_runs(message, broker)
         assert StatusRegistry.cancel(message, broker=broker) is REQUESTED
         stop.set()
         found = StatusRegistry.wait(message, broker=broker)
@@ -270,6 +278,7 @@ def test_an_actor_that_fails_after_a_request_is_not_retried(broker: StubBroker, 
     with working(broker):
         message = job.send()
         assert started.wait(PATIENCE)
+        wait_until_it_runs(message, broker)
         StatusRegistry.cancel(message, broker=broker)
         stop.set()
         found = StatusRegistry.wait(message, broker=broker)
@@ -297,6 +306,7 @@ def test_a_tracked_loop_stops_at_the_next_item(
     with working(broker):
         message = job.send()
         assert first.wait(PATIENCE)
+        wait_until_it_runs(message, broker)
         # When the message is cancelled during the first item
         StatusRegistry.cancel(message, broker=broker)
         eventually(lambda: all(buffer.cancelled for buffer in list(status_middleware(broker)._writer.running)))
@@ -438,6 +448,7 @@ def test_a_coroutine_checks_by_its_own_handle_and_by_that_of_another_message(
     message = job.send()
     with working(broker):
         assert started.wait(PATIENCE)
+        wait_until_it_runs(message, broker)
         # When that message is cancelled
         cancelled = message.message_id if is_inside else "other"
         assert StatusRegistry.cancel(cancelled, "enough", broker=broker) is REQUESTED

@@ -160,9 +160,6 @@ class RedisBackend(StatusBackend):
     def snapshots(self, message_ids: Sequence[str]) -> list[Snapshot | BackendError | None]:
         return drive(self.transport, self.operations.snapshots(message_ids))
 
-    #: Half a second, so that a running actor finds a request to cancel it within a second.
-    cancel_interval = 500
-
     def read_cancels(self, position: Any) -> tuple[dict[int, str], list[int]]:
         return drive(self.transport, self.operations.read_cancels(position or {}))
 
@@ -222,6 +219,10 @@ class RedisBackend(StatusBackend):
     def subscribe(self, message_ids: Sequence[str]) -> RedisSubscription:
         """Subscribe to changes, over a connection that lasts as long as the subscription."""
         return self.transport.subscribe(self.keys.channels(message_ids))
+
+    def subscribe_cancels(self) -> RedisSubscription:
+        """Subscribe to the log of cancelled messages, over a connection that lasts as long as the subscription."""
+        return self.transport.subscribe({key: key for key in self.keys.cancels})
 
     def close(self) -> None:
         self.transport.close()

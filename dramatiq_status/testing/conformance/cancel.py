@@ -116,6 +116,20 @@ class Cancels(StoreTests):
         assert sorted(backend.read_cancels(position)[1]) == sorted(map(mark_of, (waiting, running)))
         assert {mark_of(waiting), mark_of(running)} <= set(backend.read_cancels(None)[1])
 
+    def test_workers_receive_that_a_message_was_cancelled(self, backend: StatusBackend, message_id: str) -> None:
+        # Given a subscription to the log, and a message that waits
+        subscription = backend.subscribe_cancels()
+        if subscription is None:
+            pytest.skip("This backend does not publish changes of its log.")
+        backend.update(message_id, enqueue())
+        position, _ = backend.read_cancels(None)
+        # When it is cancelled
+        backend.update(message_id, cancel())
+        # Then the subscription receives it, and the log has it
+        assert subscription.wait(20)
+        assert list(backend.read_cancels(position)[1]) == [mark_of(message_id)]
+        subscription.close()
+
     @pytest.mark.parametrize("first", [enqueue(), start(1)], ids=["waiting", "running"])
     def test_two_requests_at_the_same_time(self, backend: StatusBackend, message_id: str, first: Update) -> None:
         for number in range(ROUNDS):

@@ -294,6 +294,7 @@ local function define_kinds(record, moves, history)
       -- Without the log, workers learn of the request when they write to the message.
       redis.pcall('XADD', log, 'MAXLEN', '~', MAX_LOGGED, '*', 'm', mark)
       redis.pcall('PEXPIRE', log, LOG_TTL)
+      publish('PUBLISH', log, 1)
     end
     if old.finished then return CANCELLED end
     if old.state == WORKING and old.requested then return REQUESTED end
