@@ -21,6 +21,7 @@ BENCHMARKS = (
     "outage",
     "visibility",
     "watch",
+    "cancel",
     "lost",
     "contention",
     "size",
