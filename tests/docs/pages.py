@@ -337,7 +337,7 @@ def pages() -> list[Path]:
     """The pages that have something to run."""
     docs = ROOT / "docs"
     found = [ROOT / "README.rst", *sorted(path for path in docs.rglob("*.rst") if path != docs / "README.rst")]
-    return [path for path in found if any(block.is_code for block in blocks_of(path.read_text(encoding="utf-8")))]
+    return [path for path in found if list(blocks_of(path.read_text(encoding="utf-8")))]
 
 
 def forget_modules(folder: Path) -> None:
