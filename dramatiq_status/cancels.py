@@ -48,6 +48,7 @@ class Cancels:
         self._position: Any = None
         self._workers = 0
         self._thread: threading.Thread | None = None
+        self._subscription: Subscription | None = None
         self._is_ended = threading.Event()
 
     def start(self) -> None:
@@ -70,6 +71,8 @@ class Cancels:
         if self._workers == 0 and thread is not None:
             self._thread = None
             self._is_ended.set()
+            # This wakes the thread.
+            self._close()
             thread.join(_JOIN_TIMEOUT)
 
     def find(self, message_id: str, enqueue_id: EnqueueId) -> Record | None:
@@ -87,37 +90,39 @@ class Cancels:
         return record if record is not None and is_cancelled(record, enqueue_id.origin) else None
 
     def _work(self, is_ended: threading.Event) -> None:
-        subscription: Subscription | None = None
         while not is_ended.is_set():
             try:
-                subscription = self._wait(subscription, is_ended)
-                self._read()
+                self._wait(is_ended)
+                if not is_ended.is_set():
+                    self._read()
             except Exception:
-                logger.exception("The log of cancelled messages could not be read.")
-                is_ended.wait(self._backend.cancel_interval / 1000)
-        if subscription is not None:
-            subscription.close()
+                # The end of the last worker closes the subscription while this thread waits.
+                if not is_ended.is_set():
+                    logger.exception("The log of cancelled messages could not be read.")
+                    is_ended.wait(self._backend.cancel_interval / 1000)
 
-    def _wait(self, subscription: Subscription | None, is_ended: threading.Event) -> Subscription | None:
-        """Wait until the log changes, or until it is time to read it.
-
-        Returns:
-          Subscription | None: The subscription for the next call; None while there is none.
-        """
+    def _wait(self, is_ended: threading.Event) -> None:
+        """Wait until the log changes, or until it is time to read it."""
         interval = self._backend.cancel_interval / 1000
         try:
-            if subscription is None and not self._breaker.down:
-                subscription = self._backend.subscribe_cancels()
-            if subscription is not None:
-                subscription.wait(interval)
-                return subscription
+            if self._subscription is None and not self._breaker.down:
+                self._subscription = self._backend.subscribe_cancels()
+            if is_ended.is_set():
+                self._close()
+                return
+            if self._subscription is not None:
+                self._subscription.wait(interval)
+                return
         except BackendError as e:
             # The writer logs the outage.
             logger.debug("The log of cancelled messages cannot be watched: %s", e)
-            if subscription is not None:
-                subscription.close()
+            self._close()
         is_ended.wait(interval)
-        return None
+
+    def _close(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            subscription.close()
 
     def _read(self) -> None:
         if self._breaker.down:

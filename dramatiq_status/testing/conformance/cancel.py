@@ -7,21 +7,25 @@ from uuid import uuid4
 
 import pytest
 
+from ... import _time as time
 from ...backend import Query, StatusBackend
 from ...cancel_log import mark_of
 from ...decoding import take_snapshot
+from ...errors import BackendError
 from ...record import (
     CANCEL_REASON,
     CANCEL_REQUESTED_AT,
+    CANCELLED,
     DEFAULT_LIVE_TTL,
     FAILED,
     QUEUED,
     STATE,
+    Record,
 )
 from ...snapshot import Snapshot
 from ...update import Outcome, Update
 from ..updates import cancel, enqueue, finish, start, write
-from .store import StoreTests, listed, together
+from .store import PausableServer, StoreTests, listed, together
 
 #: Number of repetitions of a race.
 ROUNDS = 8
@@ -130,6 +134,23 @@ class Cancels(StoreTests):
         assert list(backend.read_cancels(position)[1]) == [mark_of(message_id)]
         subscription.close()
 
+    def test_a_request_in_an_outage_is_an_error(
+        self, outage: tuple[PausableServer, StatusBackend], message_id: str
+    ) -> None:
+        # Given a message that waits, in a store that hangs
+        server, backend = outage
+        backend.update(message_id, enqueue())
+        server.pause()
+        # When it is cancelled
+        with pytest.raises(BackendError):
+            backend.update(message_id, cancel())
+        # Then nothing is half done: the store has carried out the whole request or nothing, and takes it again
+        server.resume()
+        record = wait_until_up(backend, message_id)
+        assert (CANCELLED in record) == (CANCEL_REQUESTED_AT in record) == (record[STATE] == str(FAILED))
+        assert backend.update(message_id, cancel()) in (Outcome.APPLIED, Outcome.CANCELLED)
+        assert snapshot_of(backend, message_id).cancelled
+
     @pytest.mark.parametrize("first", [enqueue(), start(1)], ids=["waiting", "running"])
     def test_two_requests_at_the_same_time(self, backend: StatusBackend, message_id: str, first: Update) -> None:
         for number in range(ROUNDS):
@@ -214,6 +235,20 @@ def snapshot_of(backend: StatusBackend, message_id: str) -> Snapshot:
     snapshot = take_snapshot(message_id, backend.read(message_id), backend.now())
     assert snapshot is not None
     return snapshot
+
+
+def wait_until_up(backend: StatusBackend, message_id: str) -> Record:
+    """Read a record as soon as the store answers again."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            record = backend.read(message_id)
+        except BackendError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        else:
+            assert record is not None
+            return record
 
 
 def race(backend: StatusBackend, message_id: str, *updates: Update) -> list[Outcome]:
