@@ -38,7 +38,8 @@ def describe(snapshot: Snapshot) -> str:
 
 def fit(line: str) -> str:
     """Cut a line that the terminal would break in two: it could not be written over."""
-    width = shutil.get_terminal_size().columns - 1
+    # Python 3.10 has 0 columns for a terminal that does not report its size.
+    width = (shutil.get_terminal_size().columns or 80) - 1
     return line if len(line) <= width else line[: max(0, width - 3)] + "..."
 
 

@@ -112,7 +112,8 @@ def terminal_of(stream: TextIO) -> Terminal:
         colours = "none"
     else:
         colours = "plain" if os.environ.get("NO_COLOR") else "all"
-    width = max(20, shutil.get_terminal_size((160, 24)).columns) if live else 160
+    # Python 3.10 returns 0 for a terminal that reports no size, and later versions the fallback.
+    width = max(20, shutil.get_terminal_size((160, 24)).columns or 160) if live else 160
     return Terminal(live, width, colours, _shows_all_glyphs(stream))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dramatiq_status.cli.facts import Facts
 from dramatiq_status.cli.rows import Job, table
-from dramatiq_status.cli.terminal import Terminal
+from dramatiq_status.cli.terminal import Terminal, terminal_of
 from dramatiq_status.cli.text import clean, cut, pad, width
 from dramatiq_status.words import STATES
 
@@ -56,3 +59,15 @@ def test_no_row_is_wider_than_the_terminal(jobs: list[Job], terminal: Terminal) 
     for row in table(jobs, terminal):
         assert sum(width(text) for text, _ in row) <= terminal.width
         assert terminal.colours != "none" or "\x1b" not in terminal.paint(row)
+
+
+def test_a_terminal_that_reports_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    manager, end = os.openpty()
+    try:
+        with open(end, "w") as stream:
+            monkeypatch.setattr(sys, "__stdout__", stream)
+            found = terminal_of(stream)
+    finally:
+        os.close(manager)
+    assert found.live and found.width == 160
