@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import redis
 from redis import exceptions
 
+from ... import _time as time
 from ..._log import logger
 from ...carrier import Rider
 from .connection import Connection, ServerPool, parameters_of
@@ -30,6 +31,10 @@ _EXEC: Final = pack("EXEC")
 
 #: Seconds that a call may take where the client has no time-out: about 12 days.
 FOREVER: Final = 1_000_000.0
+
+#: Seconds after which an idle connection is checked before it is used.  A check takes a system call, for which other
+#: threads get the interpreter.  redis-py makes one for each call.
+IDLE_CHECK: Final = 0.02
 
 #: redis-py's classes of connections.  A class of another package may do more than connect.
 _KINDS: Final = (redis.Connection, redis.SSLConnection, redis.UnixDomainSocketConnection)
@@ -204,7 +209,7 @@ class BrokerCalls:
     def _take(self) -> Connection:
         """Take a connection that the server has not closed."""
         connection = self._pool.take()
-        while connection.used and connection.is_stale():
+        while connection.used and time.monotonic() - connection.used > IDLE_CHECK and connection.is_stale():
             connection.close()
             connection = self._pool.take()
         return connection

@@ -7,6 +7,7 @@ a process that patches the standard library for gevent has to do so before.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
@@ -15,23 +16,29 @@ from typing import Any
 
 
 class AtImport:
-    """Changes Dramatiq's Broker once it is imported."""
+    """Changes Dramatiq's Broker once it is imported, and its RedisBroker where the statuses go along."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(name, path) if name == "dramatiq.broker" else None
-        if spec is not None and spec.loader is not None:
+        change = CHANGES.get(name)
+        spec = PathFinder.find_spec(name, path) if change else None
+        if change is not None and spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                track_all(module.Broker)
+                change(module)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def track_all(broker_class: Any) -> None:
+#: Backend of the broker that is under construction, where the broker's commands take the statuses along.
+backends: list[Any] = []
+
+
+def track_all(module: Any) -> None:
     """Let every broker end its construction with a StatusMiddleware of its own."""
+    broker_class = module.Broker
     initialize = broker_class.__init__
 
     @functools.wraps(initialize)
@@ -39,10 +46,31 @@ def track_all(broker_class: Any) -> None:
         from dramatiq_status import StatusMiddleware, backend_from_url
 
         initialize(self, *args, **kwargs)
-        self.add_middleware(StatusMiddleware(backend=backend_from_url(os.environ["EVERYWHERE_STORE"])))
+        backend = backends.pop() if backends else backend_from_url(os.environ["EVERYWHERE_STORE"])
+        self.add_middleware(StatusMiddleware(backend=backend))
 
     broker_class.__init__ = initialize_and_track
     note_trouble()
+
+
+def ride_all(module: Any) -> None:
+    """Give every RedisBroker a client that takes the statuses along, with the parameters of its own one."""
+    broker_class = module.RedisBroker
+    initialize = broker_class.__init__
+    own = {name for name in inspect.signature(initialize).parameters if name != "parameters"}
+
+    @functools.wraps(initialize)
+    def initialize_and_ride(self: Any, *, url: str | None = None, client: Any = None, **given: Any) -> None:
+        from dramatiq_status.backends import RedisBackend
+
+        if client is None:
+            parameters = {name: given.pop(name) for name in list(given) if name not in own}
+            backend = RedisBackend(url=url) if url else RedisBackend(**parameters)
+            client = backend.broker_client()
+            backends.append(backend)
+        initialize(self, client=client, **given)
+
+    broker_class.__init__ = initialize_and_ride
 
 
 def note_trouble() -> None:
@@ -61,4 +89,7 @@ def note_trouble() -> None:
         logging.getLogger(name).addHandler(Trouble(logging.ERROR))
 
 
+CHANGES = {"dramatiq.broker": track_all}
+if os.environ.get("EVERYWHERE_RIDES"):
+    CHANGES["dramatiq.brokers.redis"] = ride_all
 sys.meta_path.insert(0, AtImport())  # type: ignore[arg-type]
