@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -355,7 +356,8 @@ def test_a_cut_connection_leaves_both_or_neither(redis_server: RedisServer, redi
         for cut in CUTS:
             proxy.cut = cut
             message = work.message()
-            with pytest.raises(redis.ConnectionError):
+            # The reply may still arrive where nothing is missing.
+            with suppress(redis.ConnectionError):
                 broker.enqueue(message)
             proxy.cut = None
             # Then the server has the message and its status, or neither

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import redis
 from redis.exceptions import ConnectionError, TimeoutError
 
 from ...errors import NotSupported
+from .._timed import quieten
 from .broker_calls import BrokerCalls
 
 
@@ -61,4 +62,4 @@ def make_broker_client(client: Any, *, is_cluster: bool) -> BrokerClient:
     except ValueError:
         # All calls go through redis-py.
         pass
-    return made
+    return cast(BrokerClient, quieten(made))
