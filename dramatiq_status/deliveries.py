@@ -19,7 +19,7 @@ from .carrier import Carrier
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
 from .errors import Cancelled
-from .history import run_ended
+from .history import run_ended, run_lost
 from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, Options, Settings, enqueue_id_of, new_token
@@ -30,11 +30,14 @@ from .record import (
     DEFAULT_HEARTBEAT_INTERVAL,
     FAILED,
     FINISHED_AT,
+    HEARTBEAT_AT,
     HEARTBEAT_INTERVAL,
     RESULT,
     RUN_ENDED,
     SKIPPED,
     STARTED_AT,
+    STATE,
+    WORKING,
     Record,
 )
 from .status import Status
@@ -118,6 +121,8 @@ class Deliveries:
         record = self._cancels.find(given.message_id, enqueue_id_of(given.options))
         if record is not None:
             # Dramatiq skips the message, and `after_skip_message` opens a delivery without a run.
+            if record[STATE] == str(WORKING):
+                thread.lost_run = given.message_id, run_lost(record.get(HEARTBEAT_AT))
             raise Cancelled(reason_in(record))
         binding = self._open(message, given, settings, previous, run_token=new_token())
         assert binding.delivery is not None
@@ -201,6 +206,9 @@ class Deliveries:
         fields = {FINISHED_AT: str(now_ms())}
         if decision is Decision.CANCELLED:
             fields[CANCELLED] = "true"
+            lost = self.thread_state.lost_run
+            if lost is not None and lost[0] == delivery.message_id and not delivery.run_token:
+                fields[RUN_ENDED] = lost[1]
             return Finish(state, fields, settings.status_ttl)
         if delivery.skipped:
             fields[SKIPPED] = "true"

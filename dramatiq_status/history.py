@@ -61,6 +61,15 @@ def run_ended(ended_at: int, *, failed: bool) -> str:
     return f"[{ended_at},{RETRIED if failed else REQUEUED}]"
 
 
+def run_lost(heartbeat_at: str | None) -> str:
+    """Make the text of :data:`.record.RUN_ENDED` for a run whose worker died, when no other run of the message follows.
+
+    >>> run_lost("9"), run_lost(None)
+    ('[9,2]', '[null,2]')
+    """
+    return f"[{_time_in(heartbeat_at)},{LOST}]"
+
+
 def add_run(record: Record, *, requeued: bool = False) -> str | None:
     """Make the history that a record has when its next run begins; None where there is no earlier run.
 

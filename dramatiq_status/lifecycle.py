@@ -156,6 +156,9 @@ class ThreadState(threading.local):
         #: Callable that waits for the reply to the last enqueue that this thread sent directly to the store; None if no
         #: reply is pending.
         self.pending_enqueue: Any = None
+        #: Id of the message that this thread drops because it was cancelled, and the end of its last run, which was
+        #: lost; None for none.
+        self.lost_run: tuple[str, str] | None = None
         #: Confirmation of the last enqueue of this thread through the writer.
         self.confirmation: Any = None
         #: Updates of enqueues that this thread has begun, by message id, that the broker's commands may take along.
@@ -189,6 +192,7 @@ class ThreadState(threading.local):
         """Drop the notes about the enqueues of a delivery that has ended."""
         self.enqueued.clear()
         self.begun.clear()
+        self.lost_run = None
         self.riders.clear()
 
 

@@ -107,7 +107,7 @@ def runs_in(values: Mapping[str, Any]) -> tuple[Run, ...]:
     runs = [run for item in history if (run := _run_in(item))] if isinstance(history, list) else []
     ended, exception, outcome = values.get(RUN_ENDED), values.get(EXCEPTION), _end_in(values)
     if isinstance(ended, list) and len(ended) == 2:
-        ended_at, outcome = ended[0], RunOutcome.RETRIED if ended[1] == RETRIED else RunOutcome.REQUEUED
+        ended_at, outcome = ended[0], _OUTCOMES[ended[1]] if ended[1] in (RETRIED, LOST) else RunOutcome.REQUEUED
     elif outcome is None and values[STATE] != WORKING:
         ended_at, outcome = None, RunOutcome.REQUEUED
     else:
@@ -173,7 +173,7 @@ def timeline_of(values: Mapping[str, Any], timestamp: int) -> tuple[str, ...]:
         events.append(_event_of(run, now))
         free_since, attempt = run.ended_at, run.attempt
     last = runs[-1].outcome if runs else RunOutcome.REQUEUED
-    if last in _PUT_BACK:
+    if last in _PUT_BACK or (last is RunOutcome.LOST and end is not None):
         if end is not None:
             # The message has ended without a further run.
             events.append(end.value)

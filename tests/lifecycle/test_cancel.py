@@ -58,6 +58,7 @@ def test_a_message_is_not_run_again_whose_worker_was_killed_after_the_request(cr
             crew.heed("second", "settled")
     # Then it was not run again
     assert found.cancelled and (found.attempts, found["owner"]) == (1, "first")
+    assert [run.outcome for run in found.runs] == ["lost"] and found.timeline[-1] == "cancelled"
 
 
 def test_two_workers_with_one_message_both_stop(crew: Crew) -> None:
