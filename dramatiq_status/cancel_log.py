@@ -1,13 +1,14 @@
-"""The log of cancelled messages, from which workers learn which messages not to run.
+"""The log of cancelled messages, in which workers find the messages that they must not run.
 
 A backend adds the mark of a message to its log with each request to cancel that it accepts.  A worker reads what was
-added since it last read, so that it knows without a round trip that a message was not cancelled.  Another message may
-have the same mark by chance, and a log may lose marks: the record decides, and workers without a mark learn of the
-request from their first write to the record.
+added since it last read, and needs no round trip for a message whose mark is missing.  Another message may have the
+same mark by chance, and a log may lose marks.  So the record decides: a worker that finds the mark reads the record,
+and the store refuses the start of a run if the worker has not found the mark.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 from zlib import crc32
@@ -27,6 +28,9 @@ LOG_TTL: Final = 2_592_000_000
 
 #: Number of characters of a mark in a log.
 _SIZE: Final = 8
+
+#: Whether a text is a mark.
+is_mark: Final = re.compile(r"[0-9a-f]{8}").fullmatch
 
 _LOGGED: Final = (Outcome.APPLIED, Outcome.REQUESTED, Outcome.CANCELLED)
 
@@ -78,11 +82,8 @@ def read_log(log: Any, position: int) -> tuple[int, list[int]]:
     count, marks = _split(log)
     new = count - position if position <= count else count
     texts = [marks[first : first + _SIZE] for first in range(0, len(marks), _SIZE)][-new:] if new else []
-    try:
-        return count, [int(text, 16) for text in texts]
-    except ValueError:
-        # Another program has written it.
-        return count, []
+    # Another program may have written other texts.
+    return count, [int(text, 16) for text in texts if is_mark(text)]
 
 
 def _split(log: Any) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""A worker's knowledge of cancelled messages."""
+"""The thread on which a worker reads which messages were cancelled."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Cancels:
 
     def begin_again(self) -> None:
         """Begin without a worker, also in a process that was forked off."""
-        # Marks that were read. When there are many, the older half is forgotten: a worker learns of those messages from
-        # its first write to them.
+        # Marks that were read. When there are many, the older half is dropped: the store refuses the starts of those
+        # messages.
         self._marks: set[int] = set()
         self._older: set[int] = set()
         self._position: Any = None

@@ -199,7 +199,7 @@ class CacheBackend(StatusBackend):
             with _lock_of(self._log_key):
                 self._store(self._log_key, add_to_log(self._read_log(), message_ids).encode(), LOG_TTL)
         except BackendError as e:
-            logger.info("Workers learn late that messages were cancelled: %s", e)
+            logger.info("Workers find late that messages were cancelled: %s", e)
 
     def read_cancels(self, position: Any) -> tuple[int, list[int]]:
         return read_log(self._read_log(), position or 0)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from ...backend import Listed, Query, answered
+from ...cancel_log import is_mark
 from ...cursor import Cursor
 from ...decoding import take_texts
 from ...errors import BackendError, StoreRefused
@@ -274,7 +275,8 @@ class Operations:
             for call in calls:
                 if call.error is None and call.reply:
                     found[call.shard] = call.reply[-1][0]
-                    marks += [int(texts[1], 16) for _, texts in call.reply]
+                    # Another program may have added other entries.
+                    marks += [int(texts[1], 16) for _, texts in call.reply if is_mark(texts[1])]
                     if len(call.reply) == LOGGED_A_CALL:
                         shards.append(call.shard)
         return found, marks

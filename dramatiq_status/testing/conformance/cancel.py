@@ -65,7 +65,7 @@ class Cancels(StoreTests):
         backend.update_many([(message_id, enqueue()), (message_id, cancel())])
         # When two workers begin to run it and write to it
         outcomes = backend.update_many([(message_id, start(1)), (message_id, write(1, 2)), (message_id, start(2))])
-        # Then both learn of it, and it stays cancelled
+        # Then both starts are refused, and it stays cancelled
         assert outcomes == [Outcome.CANCELLED, Outcome.REFUSED, Outcome.CANCELLED]
         assert snapshot_of(backend, message_id).cancelled
 
@@ -186,7 +186,7 @@ class Cancels(StoreTests):
             backend.update(one, start(1))
             # When it is cancelled while it completes
             requested, ended = race(backend, one, cancel(), finish(1))
-            # Then it is completed, and says whether it was asked
+            # Then it is completed, and has the request if it came first
             snapshot = snapshot_of(backend, one)
             assert (snapshot.state, snapshot.cancelled, ended) == ("completed", False, Outcome.APPLIED)
             asked = snapshot.cancel_requested_at is not None

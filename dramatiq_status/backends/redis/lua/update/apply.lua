@@ -291,7 +291,7 @@ local function define_kinds(record, moves, history)
     if not old.state then return MISSING end
     if old.finished and not old.cancelled then return REFUSED end
     if log ~= '' then
-      -- Without the log, workers learn of the request when they write to the message.
+      -- Without the log, workers find the request in the outcomes of their writes to the message.
       redis.pcall('XADD', log, 'MAXLEN', '~', MAX_LOGGED, '*', 'm', mark)
       redis.pcall('PEXPIRE', log, LOG_TTL)
       publish('PUBLISH', log, 1)
