@@ -41,11 +41,11 @@ VARYING = [
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 #: A directive for code, or a comment that is a mark for tests: what is before it, its kind, the rest of the line.
-MARK = re.compile(r"^( *)\.\. (?:(code-block|auto[a-z]+)::|(test|use|background|end):)[ ]*(.*)$")
+MARK = re.compile(r"^( *)\.\. (?:(code-block|auto[a-z]+)::|(test|use|background):)[ ]*(.*)$")
 OPTION = re.compile(r"^ +:([\w-]+):[ ]*(.*)$")
 
 #: A caption that is the name of a file.
-FILE = re.compile(r"^(Add to )?([\w./-]+\.\w+|Dockerfile)$")
+FILE = re.compile(r"^([\w./-]+\.\w+|Dockerfile)$")
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Block:
     """A block of a page.
 
     Parameters:
-      kind: The directive: ``code-block``, ``autoclass``; or the mark: ``test``, ``use``, ``background``, ``end``.
+      kind: The directive: ``code-block``, ``autoclass``; or the mark: ``test``, ``use``, ``background``.
       argument: The language, the name of what is documented, or the text behind the mark.
       line: Index of the first line of the text in the page.
       text: The text without its indentation.
@@ -147,8 +147,6 @@ class Page:
         self._addresses: dict[str, str] = {}
         self._printed = ""
         self._ready: str | None = None
-        #: Commands in the background.
-        self._started: dict[str, ExitStack] = {}
         self._stack = ExitStack()
         self._session: Session | None = None
         self._loop: AbstractEventLoop | None = None
@@ -169,8 +167,6 @@ class Page:
                 self.namespace.update(value if isinstance(value, dict) else {name: value})
         elif block.kind == "background":
             self._ready = block.argument
-        elif block.kind == "end":
-            self._started.pop(block.argument).close()
         elif block.kind == "test":
             self._printed = self._execute(block)
         elif block.kind.startswith("auto"):
@@ -189,10 +185,9 @@ class Page:
                 self._printed = self._execute(block)
 
     def _write(self, name: str, block: Block, later: list[Block]) -> None:
-        path = self.folder / name.removeprefix("Add to ")
+        path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a" if name.startswith("Add to ") else "w", encoding="utf-8") as file:
-            file.write(self._local(block.text) + "\n")
+        path.write_text(self._local(block.text), encoding="utf-8")
         if path.suffix == ".py":
             used = any(
                 re.search(rf"\b{re.escape(path.stem)}\b", one.text) for one in later if not one.is_output
@@ -238,8 +233,7 @@ class Page:
         for line, command, want in commands_of(self._local(block.text)):
             place = self._place(block.line + line)
             if ready is not None:
-                running = self._started[command] = self._stack.enter_context(ExitStack())
-                running.enter_context(background(self.folder, command, ready, place))
+                self._stack.enter_context(background(self.folder, command, ready, place))
                 continue
             if self._session is None:
                 self._session = self._stack.enter_context(Session(self.folder))

@@ -25,9 +25,16 @@ from .pages import ROOT
 
 
 def shoot(
-    browser: Browser, url: str, name: str, ready: Callable[[Tab], None], *, width: int = 1120, height: int = 700
+    browser: Browser,
+    url: str,
+    name: str,
+    ready: Callable[[Tab], None],
+    then: Callable[[Tab], None] = lambda tab: None,
+    *,
+    width: int = 1120,
+    height: int = 700,
 ) -> None:
-    """Open a page in light and in dark, and take a picture of each when it is ready."""
+    """Open a page in light and in dark, and take a picture of each when it is ready; then go on with the page."""
     for colours in ("light", "dark"):
         context = browser.new_context(color_scheme=colours, viewport={"width": width, "height": height})
         tab = Tab(context.new_page()).open(url)
@@ -35,6 +42,7 @@ def shoot(
         if os.environ.get("UPDATE_PAGES"):
             picture = ROOT / "docs" / f"{name}-{colours}.png"
             tab.page.screenshot(path=picture, animations="disabled", scale="css")
+        then(tab)
         assert tab.troubles == []
         context.close()
 
@@ -47,9 +55,7 @@ def shoot_bar(url: str, name: str) -> None:
         assert "Orders of May" in tab.text() and "reading" in tab.text()
 
     with chromium() as browser:
-        shoot(browser, url, name, ready, width=560, height=64)
-        tab = Tab(browser.new_page()).open(url)
-        tab.until_state("completed")
+        shoot(browser, url, name, ready, lambda tab: tab.until_state("completed"), width=560, height=64)
 
 
 def shoot_dashboard() -> None:
