@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
-from inspect import signature
+from inspect import isfunction, signature
 
 import pytest
 
@@ -67,6 +67,15 @@ def test_the_reference_has_each_public_name_once_with_an_example() -> None:
     assert len(documented) == len(set(documented))
     assert set(documented) == public
     assert without_example == []
+
+
+@pytest.mark.parametrize("name", ["actor", "aio"])
+def test_the_reference_has_all_methods_of_the_handle_of_a_status(name: str) -> None:
+    # Its attributes are those of a snapshot, so the page lists its methods by their names.
+    (block,) = [one for one in blocks_of(page(name)) if one.argument.endswith(".Status()")]
+    handle = found(block.argument.removesuffix("()"))
+    methods = {key for key, value in vars(handle).items() if isfunction(value) and not key.startswith("_")}
+    assert set(re.findall(r"\w+", block.options["members"])) == {"message_id", *methods}
 
 
 def test_the_reference_has_all_fields() -> None:
