@@ -43,10 +43,11 @@ class TattlerMiddleware(Middleware):
 
 
 def make_broker(broker_url: str, store_url: str) -> RedisBroker:
-    """The same broker in the workers and in the test."""
-    broker = RedisBroker(url=broker_url)
+    """The same broker in the workers and in the test. In the database of the store, it takes the statuses along."""
+    backend = RedisBackend(url=store_url)
+    broker = RedisBroker(**({"client": backend.broker_client()} if broker_url == store_url else {"url": broker_url}))
     broker.add_middleware(TattlerMiddleware())
-    broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=store_url)))
+    broker.add_middleware(StatusMiddleware(backend=backend))
     return broker
 
 

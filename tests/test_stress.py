@@ -89,7 +89,12 @@ def command(broker_url: str, store_url: str) -> Iterator[None]:
 
 
 @pytest.mark.timeout(120 + PATIENCE // 1000)
-def test_three_processes_store_exact_records(redis_server: RedisServer, redis_url: str, redis_broker_url: str) -> None:
+@pytest.mark.parametrize(("rides", "count"), [(False, MESSAGES), (True, MESSAGES // 10)], ids=["apart", "riding"])
+def test_three_processes_store_exact_records(
+    redis_server: RedisServer, redis_url: str, redis_broker_url: str, rides: bool, count: int
+) -> None:
+    if rides:
+        redis_broker_url = redis_url
     broker = stress_app.make_broker(redis_broker_url, redis_url)
     actor = dramatiq.actor(stress_app.work, broker=broker)
     client = redis.Redis.from_url(redis_broker_url, decode_responses=True)
@@ -97,9 +102,7 @@ def test_three_processes_store_exact_records(redis_server: RedisServer, redis_ur
     with command(redis_broker_url, redis_url):
         eventually(lambda: client.llen(stress_app.BOOTED) == PROCESSES)
         # When they get very many messages
-        messages = [
-            actor.send_with_options(args=(number,), status={"user_id": number * 7}) for number in range(MESSAGES)
-        ]
+        messages = [actor.send_with_options(args=(number,), status={"user_id": number * 7}) for number in range(count)]
         for message in reversed(messages):
             StatusRegistry.wait(message, timeout=PATIENCE, broker=broker)
     # Then every record is exact

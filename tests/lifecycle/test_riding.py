@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,6 +28,7 @@ from ..conftest import StartServer
 from ..proxy import BUFFER, Proxy
 from ..recording import eventually
 from ..servers import RedisServer
+from .crew import ROOT
 from .recorder import RecordingRedisBackend
 from .scenarios import DONE, RETRIED, SCENARIOS, End, Scenario
 from .stage import Stage
@@ -416,3 +419,44 @@ def _die_in_the_acknowledgement(broker: RedisBroker, moment: str) -> None:
     send = Connection.send
     Connection.send = dying  # type: ignore[method-assign]
     consumer.ack(message)
+
+
+# Greenlets
+
+_GREENLETS = """
+from gevent import monkey
+monkey.patch_all()
+import sys, time
+import dramatiq, gevent
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq_status import StatusMiddleware, current_progress
+from dramatiq_status.backends import RedisBackend
+
+backend = RedisBackend(url=sys.argv[1])
+broker = RedisBroker(client=backend.broker_client())
+broker.add_middleware(StatusMiddleware(backend=backend))
+assert backend.carrier(broker) is not None
+
+@dramatiq.actor(broker=broker)
+def work(number):
+    time.sleep(number / 1000)
+    current_progress().progress = number
+
+senders = [gevent.spawn(work.send, number) for number in range(30)]
+gevent.joinall(senders)
+worker = dramatiq.Worker(broker, worker_threads=8, worker_timeout=50)
+worker.start()
+broker.join("default")
+worker.stop()
+found = backend.snapshots([sender.value.message_id for sender in senders])
+print([(snapshot.state.value, snapshot["progress"]) for snapshot in found])
+"""
+
+
+def test_greenlets_have_their_own_statuses(redis_url: str) -> None:
+    # When greenlets send messages and process them, all over one client
+    done = subprocess.run(
+        [sys.executable, "-c", _GREENLETS, redis_url], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    # Then each message has its own status
+    assert done.stdout.strip() == str([("completed", number) for number in range(30)]), done.stderr
