@@ -34,7 +34,9 @@ class Script(NamedTuple):
 
 
 #: The script that applies updates: the mirror of ``update.apply``.
-UPDATE: Final = Script.load(*(f"update/{part}.lua" for part in ("head", "index", "record", "history", "apply", "main")))
+UPDATE: Final = Script.load(
+    *(f"update/{part}.lua" for part in ("head", "index", "record", "history", "cancel", "apply", "main"))
+)
 
 #: The script that returns a page of a list, or a count.
 LIST: Final = Script.load("list.lua")

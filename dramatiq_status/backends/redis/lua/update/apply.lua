@@ -1,6 +1,6 @@
 -- Updates of every kind: `apply` in update.py, which has a function of the same name for most of these. A call with
 -- shortcuts only does not need them.
-local function define_kinds(record, moves, history)
+local function define_kinds(record, moves)
   local read, renew, set_pairs = record.read, record.renew, record.set_pairs
   local move, rename = moves.move, moves.rename
 
@@ -22,13 +22,6 @@ local function define_kinds(record, moves, history)
     elseif name == 'Q' then
       new.queue = text
     end
-  end
-
-  -- End a message that waits. Its record lives for `ttl` milliseconds.
-  local function cancel_waiting(key, old, new, ttl)
-    call('HDEL', key, 'D', 'R', 'W', 'H')
-    call('HSET', key, 's', FAILED, 'c', 'true', 'F', now)
-    move(key, old, new, FAILED, ttl)
   end
 
   local function enqueue(key)
@@ -54,7 +47,7 @@ local function define_kinds(record, moves, history)
         end
       end
       if run_ended and generation + 0 == old.generation + 0 then
-        local runs = history.complete(key, run_ended, exception, scheduled_at)
+        local runs = define_history().complete(key, run_ended, exception, scheduled_at)
         if runs then added = added + 1 + call('HSET', key, 'h', runs) end
       end
       if added > 0 then
@@ -86,7 +79,7 @@ local function define_kinds(record, moves, history)
       end
       if old.requested then
         -- The message does not run again.
-        cancel_waiting(key, old, new, renew(key, scheduled_at, live_ttl))
+        define_cancel(record, moves).cancel_waiting(key, old, new, renew(key, scheduled_at, live_ttl))
         publish('PUBLISH', key, version)
         return REQUESTED
       end
@@ -234,7 +227,7 @@ local function define_kinds(record, moves, history)
       end
     elseif start then
       if old.attempts then
-        written[13], written[14] = 'h', history.add(key, old, generation - old.generation > 0)
+        written[13], written[14] = 'h', define_history().add(key, old, generation - old.generation > 0)
       end
       call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N')
       -- A progress that other messages have incremented before the first run stays.
@@ -277,41 +270,6 @@ local function define_kinds(record, moves, history)
     return start and old.requested and outcome == APPLIED and not (state > WORKING) and REQUESTED or APPLIED
   end
 
-  -- Return the time of the run's last write if this is the first write from outside since the run stored its rate;
-  -- otherwise return nil or false.
-  local function time_of_rate(key)
-    local known = call('HMGET', key, 'R', 'W', 'U')
-    return known[1] and (not known[2] or known[2] == 'null') and record.rate_written_at(known[3])
-  end
-
-  local function cancel(key)
-    local old, log, mark, count = read(key), take(), take(), take()
-    local written = {'C', now, unpack(ARGV, at, at + 2 * count - 1)}
-    at = at + 2 * count
-    if not old.state then return MISSING end
-    if old.finished and not old.cancelled then return REFUSED end
-    if log ~= '' then
-      -- Without the log, workers find the request in the outcomes of their writes to the message.
-      redis.pcall('XADD', log, 'MAXLEN', '~', MAX_LOGGED, '*', 'm', mark)
-      redis.pcall('PEXPIRE', log, LOG_TTL)
-      publish('PUBLISH', log, 1)
-    end
-    if old.finished then return CANCELLED end
-    if old.state == WORKING and old.requested then return REQUESTED end
-    local version = old.version + 1
-    local written_at = old.state == WORKING and time_of_rate(key)
-    if written_at then call('HSET', key, 'W', written_at) end
-    call('HSET', key, 'v', version, 'U', now, unpack(written))
-    if old.state == WORKING then
-      renew(key, old.scheduled_at, old.live_ttl)
-    else
-      -- The record keeps its expiry: the message stays in its queue.
-      cancel_waiting(key, old, old, call('PTTL', key))
-    end
-    publish('PUBLISH', key, version)
-    return old.state == WORKING and REQUESTED or APPLIED
-  end
-
   local function outside(key)
     local state, increment, ttl = take(), take(), take()
     local old = read(key)
@@ -325,7 +283,8 @@ local function define_kinds(record, moves, history)
       progress = old.progress,
     }
     local written = {'v', version, 'U', now}
-    local written_at = time_of_rate(key)
+    local known, written_at = call('HMGET', key, 'R', 'W', 'U'), nil
+    if known[1] and (not known[2] or known[2] == 'null') then written_at = record.rate_written_at(known[3]) end
     local size = add_fields(key, new, written, 4, increment)
     if state ~= '' then
       written[size + 1], written[size + 2] = 's', state
@@ -396,6 +355,6 @@ local function define_kinds(record, moves, history)
 
   return {
     [ENQUEUE] = enqueue, [TRANSITION] = transition, [HEARTBEAT] = heartbeat, [OUTSIDE_STATE] = outside,
-    [DELETE] = delete, [CHANGES] = change, [CANCEL] = cancel,
+    [DELETE] = delete, [CHANGES] = change,
   }
 end

@@ -1,7 +1,7 @@
 -- Applies updates to records inside Redis: the mirror of `apply` in update.py.
 --
--- The script consists of head.lua, index.lua, record.lua, history.lua, apply.lua and main.lua, joined in this order. Stored names
--- ('s' for the state, 'v' for the version, ...) are those of record.py.
+-- The script consists of head.lua, index.lua, record.lua, history.lua, cancel.lua, apply.lua and main.lua, joined in this
+-- order. Stored names ('s' for the state, 'v' for the version, ...) are those of record.py.
 --
 -- KEYS[i]: the hash of the i-th update's message. On a cluster all keys share a slot.
 -- ARGV[1]: the time in epoch milliseconds; '' for the server's own clock.

@@ -3,8 +3,8 @@
 -- Each function definition costs a call about 0.4 microseconds.  So the shortcuts are not functions, and the other
 -- functions are defined when they are first used.
 
--- The functions of record.lua, and those of apply.lua by their kinds.
-local record, kinds
+-- The functions of record.lua and of index.lua, and those of apply.lua by their kinds.
+local record, moves, kinds
 local outcomes = {}
 for i = 1, #KEYS do
   local key, kind = KEYS[i], ARGV[at]
@@ -124,11 +124,13 @@ for i = 1, #KEYS do
     publish('PUBLISH', key, '1')
     at = last + 1
   else
-    if not kinds then
-      record = record or define_record()
-      kinds = define_kinds(record, define_moves(), define_history())
+    record, moves = record or define_record(), moves or define_moves()
+    if kind == CANCEL then
+      outcome = define_cancel(record, moves).cancel(key)
+    else
+      kinds = kinds or define_kinds(record, moves)
+      outcome = kinds[kind](key)
     end
-    outcome = kinds[kind](key)
   end
   if unlisted then
     outcome, unlisted = outcome + UNLISTED, false
