@@ -21,7 +21,6 @@ from .cursor import decode as decode_cursor
 from .decoding import take_snapshot
 from .errors import BackendError
 from .fields import state_number
-from .middleware import StatusMiddleware
 from .record import State
 from .rollup import Chain
 from .snapshot import Snapshot, set_position
@@ -91,6 +90,9 @@ def find_backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) 
     binding = current_binding()
     if broker is None and binding is not None and binding.backend is not None:
         return binding.backend
+    # Most of the package is loaded for this name. The command line, which passes a backend, does not need it.
+    from .middleware import StatusMiddleware
+
     for middleware in (broker or dramatiq.get_broker()).middleware:
         if isinstance(middleware, StatusMiddleware):
             return middleware.backend

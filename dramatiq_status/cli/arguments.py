@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import Final
 
 from .exits import EXPLANATION
+from .text import columns_of, did_you_mean
 
 STATES: Final = ("queued", "working", "completed", "failed")
 
-_DEMO: Final = "Shows five jobs that run on a worker in this process.  Their statuses are in a temporary file."
+_DEMO: Final = "Shows five jobs that run on a worker in this process.\nTheir statuses are in a temporary file."
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
 #: Values of ``--progress``.
 FACES: Final = ("auto", "live", "plain", "json", "quiet")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Formats help for the width of the terminal.  argparse would import all formats of archives to find the width."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=columns_of(sys.stdout) - 2)
+
+
+def unknown_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str | None:
+    """Return a complaint about the first argument, with a command that it resembles; None if it is a command."""
+    first = next((argument for argument in arguments if not argument.startswith("-")), None)
+    (names,) = [list(action.choices) for action in parser._actions if isinstance(action.choices, dict)]
+    if first is None or first in names:
+        return None
+    return f"{first} is no command{did_you_mean(first, names)} See: dramatiq-status --help"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -23,15 +42,15 @@ def make_parser() -> argparse.ArgumentParser:
         prog="dramatiq-status",
         description="Shows what Dramatiq's jobs are doing, and waits for them.",
         epilog=EXPLANATION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and end")
-    store = argparse.ArgumentParser(add_help=False)
+    store = argparse.ArgumentParser(add_help=False, formatter_class=_Formatter)
     group = store.add_argument_group("store, by the first of these, DRAMATIQ_STATUS_URL and pyproject.toml")
     group.add_argument("--url", help="of the store, like redis://127.0.0.1:6379/1 or sqlite:///status.db")
     group.add_argument("--broker", metavar="MODULE[:ATTRIBUTE]", help="a broker with the StatusMiddleware")
     group.add_argument("--namespace", help="of the statuses in the store")
-    output = argparse.ArgumentParser(add_help=False)
+    output = argparse.ArgumentParser(add_help=False, formatter_class=_Formatter)
     output.add_argument("--json", action="store_true", help="print JSON, one object a line")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
@@ -42,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
             description=text[0].upper() + text[1:] + ".",
             parents=[*parents, store],
             epilog=EXPLANATION if name in ("get", "wait", "watch", "cancel") else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )
 
     get = command("get", "show jobs: state, fields, times, runs, exception", output)
@@ -77,7 +96,11 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--allow-all", action="store_true", help="let visitors from other machines see all jobs")
     serve.add_argument("--write", action="store_true", help="let visitors cancel jobs and delete statuses")
     demo = commands.add_parser(
-        "demo", help="show five jobs that run here: no server is needed", parents=[output], description=_DEMO
+        "demo",
+        help="show five jobs that run here: no server is needed",
+        parents=[output],
+        formatter_class=_Formatter,
+        description=_DEMO,
     )
     _add_progress(demo)
     demo.add_argument("--keep", action="store_true", help="keep the file with the statuses")
@@ -85,6 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     completion = commands.add_parser(
         "completion",
         help="print a script with which a shell completes commands",
+        formatter_class=_Formatter,
         description="Prints a script with which a shell completes commands, options and their values.",
     )
     completion.add_argument("shell", choices=SHELLS)

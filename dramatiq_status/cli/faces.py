@@ -49,7 +49,7 @@ class Face(Protocol):
         """Show the last view."""
 
 
-def face_of(arguments: Namespace, store: str, *, is_batch: bool, clock: bool = False) -> Face:
+def face_of(arguments: Namespace, store: str, *, is_batch: bool, clock: bool = False, heads: bool = False) -> Face:
     """Choose how to show jobs, by the arguments, the terminal and the environment.
 
     Raises:
@@ -62,7 +62,7 @@ def face_of(arguments: Namespace, store: str, *, is_batch: bool, clock: bool = F
     if wanted == "auto":
         wanted = "live" if is_terminal and not os.environ.get("CI") else "plain"
     if wanted == "live":
-        return Live(Picture(store, is_batch=is_batch), clock=clock)
+        return Live(Picture(store, is_batch=is_batch, heads=heads), clock=clock)
     return {"plain": Lines, "json": Json, "quiet": Quiet}[wanted](store)
 
 
@@ -176,7 +176,8 @@ class Lines:
     def _note_outage(self, view: View, now: datetime) -> None:
         if view.problem and self._offline_since is None:
             self._offline_since = now
-            self._say(f"{_clock(now)}  Offline    {self._store} does not answer")
+            again = max(1, round(view.retry_at - time.monotonic()))
+            self._say(f"{_clock(now)}  Offline    {self._store} does not answer, again in {again} s")
         elif not view.problem and self._offline_since is not None:
             self._say(f"{_clock(now)}  Back       after {duration(now - self._offline_since)}")
             self._offline_since = None

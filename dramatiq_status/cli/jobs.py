@@ -13,6 +13,7 @@ from ..registry import StatusRegistry
 from ..snapshot import Snapshot
 from .exits import COMPLETED, FAILED, UNFINISHED, UNKNOWN, UNREACHABLE, CommandError
 from .store import Store
+from .text import did_you_mean
 
 #: Number of the newest jobs among which a short id is looked up, and the fewest characters of such an id.
 _SEARCHED: Final = 1000
@@ -100,8 +101,14 @@ def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
 
 
 def unknown_job(store: Store, message_id: str) -> str:
-    """Return the line about a job that has no status."""
-    return f"{message_id}: no such job in {store.name}, or its status has expired. See: dramatiq-status list"
+    """Return the line about a job that has no status, with the id of a job that it resembles."""
+    try:
+        listed = _newest(store) if len(message_id) >= _SHORTEST else []
+    except BackendError:
+        listed = []
+    hint = did_you_mean(message_id, {snapshot.message_id[: len(message_id)] for snapshot in listed})
+    line = f"{message_id}: no such job in {store.name}, or its status has expired"
+    return f"{line}{'. See: dramatiq-status list' if hint == '.' else hint}"
 
 
 def status_of(snapshot: Snapshot | None) -> int:

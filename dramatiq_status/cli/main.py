@@ -7,8 +7,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
-from .arguments import make_parser
+from .arguments import make_parser, unknown_command
 from .exits import INTERRUPTED, USAGE, CommandError
+from .text import clean
 
 
 def _function_of(command: str) -> Callable[[Namespace], int]:
@@ -41,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
       arguments(Sequence[str]): By default those of the process.
     """
     parser = make_parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    mistake = unknown_command(parser, arguments)
+    if mistake is not None:
+        print(f"dramatiq-status: {clean(mistake)}", file=sys.stderr)
+        return USAGE
     parsed = parser.parse_args(arguments)
     if parsed.version:
         from .. import __version__

@@ -112,18 +112,20 @@ class Picture:
     Parameters:
       store(str): Name of the store, for the line about an outage.
       is_batch(bool): Whether the total has a bar.
+      heads(bool): Whether the columns have heads.
     """
 
-    def __init__(self, store: str, *, is_batch: bool = False) -> None:
+    def __init__(self, store: str, *, is_batch: bool = False, heads: bool = False) -> None:
         self._store = clean(store)
         self._is_batch = is_batch
+        self._heads = heads
         self._slots = Slots()
         self._first_progress: float | None = None
 
     def draw(self, view: View, look: Look) -> list[Row]:
         """Return the rows of a picture, one fewer than the terminal has at most."""
         facts = facts_in(view, look.now)
-        room = look.rows - 3
+        room = look.rows - 3 - self._heads
         if len(facts) <= max(1, room):
             shown, others = list(facts), Counter[str]()
         else:
@@ -131,12 +133,12 @@ class Picture:
             others = _count(one for i, one in facts.items() if i not in set(shown))
         terminal = look.terminal
         jobs = [self._job(facts[i], view, look) for i in shown]
-        rows = table(jobs, terminal)
+        rows = table(jobs, terminal, heads=self._heads)
         if view.problem:
             rows = [[(text, "dim") for text, _ in row] for row in rows]
         if others:
             rows.append(_line(f"{sum(others.values()):,} more", _words_of(others), terminal))
-        elif (len(facts) > 1 or view.problem) and len(rows) <= room:
+        elif (len(facts) > 1 or view.problem) and len(rows) <= room + self._heads:
             rows.append([])
         if view.problem:
             rows.append(self._offline(view, look))
@@ -152,9 +154,12 @@ class Picture:
         if len(facts) > max(1, room):
             shown = [i for i in facts if facts[i].state in (FAILED, UNKNOWN, STALLED)][: max(1, room)]
             others = _count(one for i, one in facts.items() if i not in set(shown))
-        rows = table([self._job(facts[i], view, look) for i in shown], terminal)
+        jobs = [self._job(facts[i], view, look) for i in shown]
+        rows = table(jobs, terminal, heads=self._heads)
         cuts = [
-            i for i, row in zip(shown, rows) if facts[i].reason and facts[i].reason not in "".join(t for t, _ in row)
+            i
+            for i, row in zip(shown, rows[-len(shown) :])
+            if facts[i].reason and facts[i].reason not in "".join(t for t, _ in row)
         ]
         if others:
             rows.append(_line(f"{sum(others.values()):,} more", _words_of(others), terminal))

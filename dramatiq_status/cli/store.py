@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .exits import CommandError
-from .text import clean
+from .text import clean, did_you_mean
 
 if TYPE_CHECKING:
     from ..backend import StatusBackend
@@ -127,8 +127,13 @@ def _check_module(name: str, where: str) -> None:
                 continue
         except (ImportError, ValueError):
             pass
-        folder = name.partition(".")[0]
-        raise CommandError(f"{where}: no module {package!r} here. Run it in the directory that has {folder}.")
+        from pkgutil import iter_modules
+
+        parent, folder = package.rpartition(".")[0], name.partition(".")[0]
+        spec = find_spec(parent) if parent else None
+        places = [os.getcwd()] if spec is None else list(spec.submodule_search_locations or ())
+        hint = did_you_mean(package, [f"{parent}.{found.name}".lstrip(".") for found in iter_modules(places)])
+        raise CommandError(f"{where}: no module {package!r} here{hint} Run it in the directory that has {folder}.")
 
 
 def _section_of(path: Path) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from typing import Final, NamedTuple, TextIO
 
@@ -20,6 +19,7 @@ from ..words import (
     UNKNOWN,
     WORKING,
 )
+from .text import columns_of
 
 #: A text and the name of its style; the empty name for none.
 Segment = tuple[str, str]
@@ -112,8 +112,7 @@ def terminal_of(stream: TextIO) -> Terminal:
         colours = "none"
     else:
         colours = "plain" if os.environ.get("NO_COLOR") else "all"
-    # Python 3.10 returns 0 for a terminal that reports no size, and later versions the fallback.
-    width = max(20, shutil.get_terminal_size((160, 24)).columns or 160) if live else 160
+    width = max(20, columns_of(stream, 160)) if live else 160
     return Terminal(live, width, colours, _shows_all_glyphs(stream))
 
 

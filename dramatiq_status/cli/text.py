@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, TextIO
 
 #: Control characters with an escape sequence of their own in Python's texts.
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -79,3 +81,28 @@ def pad(text: str, cells: int) -> str:
 def pad_left(text: str, cells: int) -> str:
     """Fill a clean text with spaces on its left side."""
     return " " * (cells - width(text)) + text
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """Return the end of a sentence about a name that is unknown.
+
+    >>> did_you_mean("wach", ["watch", "wait"]), did_you_mean("x", ["watch"])
+    ('; did you mean watch?', '.')
+    """
+    # Only mistakes need this module, whose import takes some milliseconds.
+    from difflib import get_close_matches
+
+    found = get_close_matches(given, list(names), 1, 0.7)
+    return f"; did you mean {found[0]}?" if found else "."
+
+
+def columns_of(stream: TextIO, other: int = 80) -> int:
+    """Return the width of the terminal that a stream belongs to, in cells; `other` where it is unknown."""
+    # As shutil.get_terminal_size() does, without the import of all formats of archives.
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or other
+    except OSError:
+        return other

@@ -34,7 +34,7 @@ def watch_list(arguments: Namespace) -> int:
     if not ids:
         complain("no jobs to watch.")
         return COMPLETED
-    face = face_of(arguments, store.name, is_batch=False)
+    face = face_of(arguments, store.name, is_batch=False, heads=True)
     return watch_jobs(store, ids, face, is_over=lambda view: False)[1]
 
 

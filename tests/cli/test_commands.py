@@ -131,6 +131,24 @@ def test_wrong_arguments(place: Place) -> None:
     assert main([]) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["wach", "x"], 2, "wach is no command; did you mean watch? See: dramatiq-status --help"),
+        (["\x1b[31m"], 2, "\\x1b[31m is no command. See: dramatiq-status --help"),
+        (["get", IDS["queued"][:7] + "x"], 3, f"; did you mean {IDS['queued'][:8]}?"),
+        (["get", "zzzzzzzz"], 3, "or its status has expired. See: dramatiq-status list"),
+        (["where", "--broker", "tests.jbs"], 2, "no module 'tests.jbs' here; did you mean tests.jobs? Run it"),
+    ],
+)
+def test_mistakes_have_a_hint(
+    place: Place, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, complaint: str
+) -> None:
+    assert main([*arguments, *(["--url", place.url] if arguments[0] == "get" else [])]) == status
+    found = capsys.readouterr().err
+    assert complaint in found and found.startswith("dramatiq-status: ") and found.count("\n") == 1
+
+
 # Waiting
 
 

@@ -215,12 +215,13 @@ def test_a_list_changes_in_place(store: SQLiteBackend) -> None:
     try:
         # Given a list, the newest job first
         session.until(lambda: "3 jobs" in session.text)
-        assert [line.split()[2] for line in session.lines[:3]] == ["job_3", "job_2", "job_1"]
+        assert session.lines[0].split() == ["State", "Job", "Progress", "Time"]
+        assert [line.split()[2] for line in session.lines[1:4]] == ["job_3", "job_2", "job_1"]
         # When another job is the one that has changed last
         run_to(store, 1, 40)
         session.until(lambda: " 40%" in session.text)
         # Then the rows stay where they are, until Ctrl-C
-        assert [line.split()[2] for line in session.lines[:3]] == ["job_3", "job_2", "job_1"]
+        assert [line.split()[2] for line in session.lines[1:4]] == ["job_3", "job_2", "job_1"]
         session.send("\x03")
         assert session.end() == 130
     finally:
