@@ -220,7 +220,10 @@ class Deliveries:
                 # A broker that passes no exception to the hooks is raising it now.  Dramatiq 1.x rejects a message
                 # of an unknown actor without an exception.
                 exception = sys.exc_info()[1] if delivery.run_token else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
-            if exception is not None:
+            if isinstance(exception, Cancelled):
+                # A broker that does not handle requests to skip a message, such as dramatiq-eager-broker.
+                fields[CANCELLED] = "true"
+            elif exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
         else:
             if state == FAILED:

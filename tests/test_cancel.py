@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import dramatiq
@@ -16,6 +17,7 @@ from dramatiq.middleware import AsyncIO, Callbacks, GroupCallbacks, Middleware, 
 from dramatiq.rate_limits.backends import StubBackend as RateLimiterStub
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend as StubResults
+from dramatiq_eager_broker import EagerBroker
 
 from dramatiq_status import (
     BackendError,
@@ -502,3 +504,21 @@ def test_cancellations_where_statuses_ride_on_the_brokers_commands(redis_url: st
     assert first is not None and first.cancelled and first.attempts == 0
     broker.close()
     backend.close()
+
+
+@pytest.mark.parametrize("fail_fast", [True, False])
+def test_a_message_of_the_eager_broker_is_cancelled(backend: RecordingBackend, fail_fast: bool) -> None:
+    # Given a broker that runs a message at once, and takes Cancelled for any exception
+    broker = EagerBroker([Retries(max_retries=0), StatusMiddleware(backend=backend)], fail_fast=fail_fast)
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        raise Cancelled("enough")
+
+    # When an actor raises it
+    with pytest.raises(Cancelled) if fail_fast else nullcontext():
+        job.send()
+    # Then its message is cancelled
+    ((message_id, _),) = {found[0]: found for call in backend.calls for found in call}.items()
+    snapshot = StatusRegistry.read(message_id, backend=backend)
+    assert snapshot is not None and snapshot.cancelled and snapshot.exception is None
