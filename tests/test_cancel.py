@@ -522,3 +522,23 @@ def test_a_message_of_the_eager_broker_is_cancelled(backend: RecordingBackend, f
     ((message_id, _),) = {found[0]: found for call in backend.calls for found in call}.items()
     snapshot = StatusRegistry.read(message_id, backend=backend)
     assert snapshot is not None and snapshot.cancelled and snapshot.exception is None
+
+
+def test_an_event_loop_cancels_a_batch_on_redis_in_one_round_trip(redis_url: str) -> None:
+    # Given a waiting and a running message on Redis
+    backend = RedisBackend(url=redis_url)
+    in_each_state(backend)
+
+    async def cancel() -> dict[str, Cancellation | None]:
+        found = await aio.StatusRegistry.batch(["waiting", "running", "unknown"], backend=backend).cancel("enough")
+        with pytest.raises(Cancelled, match="enough"):
+            await aio.StatusRegistry.get("running", backend=backend).check_cancelled()
+        return found
+
+    # When an event loop cancels them
+    calls_before = backend.client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    found = asyncio.run(cancel())
+    # Then one call of the script has carried out all requests
+    assert found == {"waiting": CANCELLED, "running": REQUESTED, "unknown": None}
+    assert backend.client.info("commandstats")["cmdstat_evalsha"]["calls"] == calls_before + 1
+    backend.close()
