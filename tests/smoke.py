@@ -97,7 +97,7 @@ async def use_the_web(message_id: str) -> None:
         scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "query_string": b"", "headers": []}
         await status_app(authorize=allow_all)(scope, receive, send)
     replies = [event["status"] for event in sent if event["type"] == "http.response.start"]
-    assert replies == [200] * len(paths), sent
+    assert replies == [200] * len(paths), replies
 
 
 def main() -> None:
