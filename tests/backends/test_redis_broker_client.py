@@ -15,6 +15,7 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend as ResultBackend
+from redis._parsers.base import BaseParser
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -199,6 +200,8 @@ def error_of(call: Callable[[], Any]) -> tuple[type[Exception], str]:
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_errors_are_those_of_redis_py(error: str, calls: list[str]) -> None:
+    if error.startswith("MASTERDOWN") and "MASTERDOWN" not in BaseParser.EXCEPTION_CLASSES:
+        pytest.skip("redis-py 5.0.0 has no class for this error.")
     with answering(f"-{error}\r\n".encode()) as port:
         ours = RedisBackend(url=f"redis://127.0.0.1:{port}/0?protocol=2").broker_client()
         theirs = redis.Redis(connection_pool=ours.connection_pool)
