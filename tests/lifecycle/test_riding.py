@@ -421,6 +421,35 @@ def _die_in_the_acknowledgement(broker: RedisBroker, moment: str) -> None:
     consumer.ack(message)
 
 
+@pytest.mark.parametrize("lost", ["scripts", "everything"])
+def test_a_server_that_has_lost_its_scripts(start_server: StartServer, lost: str) -> None:
+    # Given a worker whose statuses have gone along with the broker's commands
+    server = start_server(RedisServer())
+    broker = make_broker(server.url)
+    done = Done()
+    broker.add_middleware(done)
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=2)
+    worker.start()
+    try:
+        work.send()
+        eventually(lambda: done.count == 1)
+        # When the server loses its scripts, or is restarted
+        if lost == "scripts":
+            broker.client.script_flush()
+        else:
+            server.restart()
+        message = work.send()
+        # Then the next message has its statuses all the same
+        eventually(lambda: done.count == 2)
+        assert state_of(broker, message) == "completed"
+    finally:
+        worker.stop()
+
+
 # Greenlets
 
 _GREENLETS = """
