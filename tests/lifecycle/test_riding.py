@@ -377,8 +377,11 @@ CUTS = range(1, 1200) if EXHAUSTIVE else [*range(1, 18), *range(40, 1200, 45)]
 
 
 @pytest.mark.parametrize("moment", ["before the request", "within the request", "before the reply"])
-def test_a_process_that_is_killed_leaves_queue_and_status_in_agreement(redis_url: str, moment: str) -> None:
-    # Given a process that processes one message, and dies at a system call of its acknowledgement
+def test_a_process_that_is_killed_leaves_queue_and_status_in_agreement(
+    redis_url: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a process that processes one message, however slowly, and dies at a system call of its acknowledgement
+    monkeypatch.setattr("dramatiq_status.deliveries._START_AFTER", 60.0)
     broker = make_broker(redis_url)
 
     @dramatiq.actor(broker=broker)
