@@ -75,6 +75,7 @@ def test_the_stored_state_of_each_decision() -> None:
         Decision.REQUEUED: None,
         Decision.COMPLETED: COMPLETED,
         Decision.FAILED: FAILED,
+        Decision.CANCELLED: FAILED,
     }
 
 
