@@ -21,7 +21,7 @@ from .message_fields import MessageFields
 from .options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION, Settings, enqueue_id_of, next_enqueue_id
 from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, RUN_ENDED, SCHEDULED_AT
 from .update import EnqueueId, Kind, Outcome, Update
-from .writer import BufferRider, Confirmation, Enqueue, Writer
+from .writer import BufferRider, Confirmation, Enqueue, Withdrawal, Writer
 
 
 class _UpdateRider:
@@ -97,9 +97,10 @@ class Enqueues:
         carrier = self._deliveries.carrier(broker)
         if not inside:
             update = Update(Kind.ENQUEUE, enqueue_id, fields=fields)
-            return self._leave(carrier, message, _UpdateRider(message_id, update)) or self._enqueue_directly(
-                message, update
-            )
+            if self._leave(carrier, message, _UpdateRider(message_id, update)):
+                return True
+            thread.unconfirmed[message_id] = enqueue_id, None
+            return self._enqueue_directly(message, update)
         own = None
         if binding is not None and binding.delivery is not None:
             own, run = binding.delivery.tracking.buffer, binding.delivery
@@ -117,14 +118,20 @@ class Enqueues:
                 fields[RUN_ENDED] = run_ended(now_ms(), failed=exception is not None)
             buffer = delivery.tracking.buffer
         else:
-            buffer = self._writer.begin_enqueue(message_id)
+            begun, buffer = thread.unconfirmed.get(message_id, (None, None))
+            if buffer is None or begun != enqueue_id:
+                buffer = self._writer.begin_enqueue(message_id)
+            thread.unconfirmed[message_id] = enqueue_id, buffer
         confirmation = Confirmation()
         buffer.add(Enqueue(enqueue_id, fields), quiet=True)
         buffer.add(confirmation, quiet=True)
         thread.confirmation = confirmation
         buffers = [buffer] if own is None or own is buffer else [own, buffer]
         rides = self._leave(carrier, message, BufferRider(self._writer, *buffers))
-        if not rides:
+        if rides:
+            # The broker has the message with its status, or neither.
+            thread.unconfirmed.pop(message_id, None)
+        else:
             self._writer.put(buffer)
         return rides
 
@@ -206,6 +213,31 @@ class Enqueues:
                 ]
                 binding.delivery.enqueues = [*waits, thread.confirmation]
             thread.confirmation = None
+
+    def withdraw(self, message_id: str) -> None:
+        """Take back ``queued`` of an enqueue of this thread that has ended in an error.
+
+        The broker may have the message nevertheless.  The store therefore removes the record only if no run of it has
+        begun, and a run that begins later makes a new record.  A retry is not taken back: the end of the run follows.
+        """
+        thread = self._deliveries.thread_state
+        found = thread.unconfirmed.get(message_id)
+        if found is None:
+            return
+        enqueue_id, buffer = found
+        self._complete_pending()
+        thread.riders.pop(message_id, None)
+        blocks = buffer is not None and asyncio._get_running_loop() is not None
+        if buffer is None:
+            buffer = self._writer.begin_enqueue(message_id)
+        confirmation = Confirmation()
+        # The writer keeps it in an outage of the store.
+        buffer.add(Withdrawal(enqueue_id), quiet=True)
+        buffer.add(confirmation)
+        thread.unconfirmed.pop(message_id, None)
+        thread.confirmation = None
+        if not blocks:
+            self._writer.wait(confirmation)
 
     def _complete_pending(self) -> None:
         # A reply is pending if the broker has refused the last enqueue of this thread.

@@ -153,6 +153,9 @@ class ThreadState(threading.local):
         self.enqueued: set[str] = set()
         #: Enqueues that this thread has begun and not completed, by id. They are nested, or the broker refused them.
         self.begun: dict[str, Begun] = {}
+        #: Id of each of these enqueues, and the writer's buffer; None where `queued` was sent directly. It is withdrawn
+        #: if the enqueue ends in an error.
+        self.unconfirmed: dict[str, tuple[EnqueueId, Any]] = {}
         #: Callable that waits for the reply to the last enqueue that this thread sent directly to the store; None if no
         #: reply is pending.
         self.pending_enqueue: Any = None
@@ -187,6 +190,7 @@ class ThreadState(threading.local):
             oldest = next(iter(self.begun))
             del self.begun[oldest]
             self.riders.pop(oldest, None)
+            self.unconfirmed.pop(oldest, None)
 
     def forget(self) -> None:
         """Drop the notes about the enqueues of a delivery that has ended."""
@@ -194,6 +198,7 @@ class ThreadState(threading.local):
         self.begun.clear()
         self.lost_run = None
         self.riders.clear()
+        self.unconfirmed.clear()
 
 
 def is_delayed_copy(queue_name: str, options: Mapping[str, Any]) -> bool:

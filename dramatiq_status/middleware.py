@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from copy import copy
 from datetime import timedelta
@@ -216,9 +217,11 @@ class StatusMiddleware(Middleware):
 
     def after_declare_queue(self, broker: dramatiq.Broker, queue_name: str) -> None:
         _refuse_two(broker)
+        _watch_enqueues(broker)
 
     def after_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
         _refuse_two(broker)
+        _watch_enqueues(broker)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         _refuse_two(broker)
@@ -226,12 +229,16 @@ class StatusMiddleware(Middleware):
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
         _refuse_two(broker)
+        _watch_enqueues(broker)
         self._options.declare(actor.actor_name, actor.options)
 
     # Enqueueing
 
     @_through_late_interrupts
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        if "enqueue" not in broker.__dict__:
+            # It takes effect from the next enqueue on.
+            _watch_enqueues(broker)
         thread, message_id = self._deliveries.thread_state, message.message_id
         if delay is None and thread.delayed and thread.holds(message_id):
             # A due message is moved to its queue; it was enqueued before.
@@ -254,12 +261,21 @@ class StatusMiddleware(Middleware):
             return
         if thread.begun and isinstance(message_id, str):
             thread.begun.pop(message_id, None)
+            thread.unconfirmed.pop(message_id, None)
         binding = self._deliveries.binding()
         if binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
             binding.delivery.requeued = True
         elif thread.worker and isinstance(message_id, str):
             thread.enqueued.add(message_id)
         self._enqueues.complete(message, binding)
+
+    def withdraw_enqueue(self, message: Any) -> None:
+        """Take back ``queued`` of a message whose enqueue has ended in an error; done for each broker.  A message that
+        the broker has refused is then unknown, as one that was never sent.
+        """
+        message_id = getattr(message, "message_id", None)
+        if isinstance(message_id, str):
+            self._enqueues.withdraw(message_id)
 
     def before_delay_message(self, broker: dramatiq.Broker, message: Any) -> None:
         if isinstance(message.message_id, str):
@@ -316,6 +332,31 @@ class StatusMiddleware(Middleware):
     def after_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
         self._cancels.stop()
         self._writer.drain(SHUTDOWN_TIMEOUT)
+
+
+#: Brokers whose enqueues are watched.
+_watched: weakref.WeakSet[dramatiq.Broker] = weakref.WeakSet()
+
+
+def _watch_enqueues(broker: dramatiq.Broker) -> None:
+    """Have the enqueues of a broker take back ``queued`` when they end in an error, for which Dramatiq has no hook."""
+    if broker in _watched:
+        return
+    own = broker.__dict__.get("enqueue")
+
+    def enqueue(message: Any, *args: Any, **kwargs: Any) -> Any:
+        # The method of the class is looked up each time: tests replace it.
+        call = own or type(broker).enqueue.__get__(broker)
+        try:
+            return call(message, *args, **kwargs)
+        except BaseException:
+            for middleware in broker.middleware:
+                if isinstance(middleware, StatusMiddleware):
+                    middleware.withdraw_enqueue(message)
+            raise
+
+    broker.__dict__["enqueue"] = enqueue
+    _watched.add(broker)
 
 
 def _refuse_two(broker: dramatiq.Broker) -> None:

@@ -19,12 +19,14 @@ from .record import (
     SCHEDULED_AT,
     SEQUENCE,
     SKIPPED,
+    STARTED_AT,
     STATE,
     STILL_CURRENT,
     TRACEBACK,
     UPDATED_AT,
     VERSION,
     Record,
+    whole_number_in,
 )
 
 #: Stored names of the fields that the start of a run removes.  The first run keeps the progress, because runs of other
@@ -65,6 +67,14 @@ def keep_time_of_rate(new: Record) -> None:
     if RATE in new and new.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
         since = new.get(UPDATED_AT, "")
         new[RATE_WRITTEN_AT] = since if since.isascii() and since.isdecimal() else "0"
+
+
+def is_outdated(record: Record, fields: Record) -> bool:
+    """Return whether the run that starts with these fields started before the run of a record.  The store may receive
+    the start of the older run later, because the writer delays starts by a few milliseconds.
+    """
+    started_at = whole_number_in(fields.get(STARTED_AT, ""), 0)
+    return 0 < started_at <= whole_number_in(record.get(STARTED_AT, ""), 0)
 
 
 def cancel_waiting(new: Record, now: int) -> None:

@@ -30,7 +30,6 @@ from .record import (
     RUN_ENDED,
     RUN_TOKEN,
     SEQUENCE,
-    STARTED_AT,
     STATE,
     STATUS_TTL,
     WORKING,
@@ -41,7 +40,6 @@ from .record import (
     live_ttl_of,
     number_of,
     number_text,
-    whole_number_in,
 )
 from .transitions import (
     CLEARED_BY_REQUEUE,
@@ -50,6 +48,7 @@ from .transitions import (
     WRITTEN_BY_REQUEUE,
     cancel_waiting,
     finish,
+    is_outdated,
     keep_time_of_rate,
     touch,
 )
@@ -102,6 +101,8 @@ class Kind(int, Enum):
     HEARTBEAT = 3
     #: A request to cancel the message, from any process.
     CANCEL = 4
+    #: An enqueue that has ended in an error. It removes its own record, unless a run has begun.
+    WITHDRAWAL = 5
 
 
 class Outcome(int, Enum):
@@ -195,7 +196,7 @@ class Applied(NamedTuple):
     Parameters:
       outcome(Outcome)
       record(Record): Record after the update; None if there is none.
-      ttl(int): New time to live of the record in milliseconds; None to keep its expiry.
+      ttl(int): New time to live of the record in milliseconds; None to keep its expiry.  With 0, the record is removed.
     """
 
     outcome: Outcome
@@ -244,6 +245,8 @@ def apply(record: Record | None, update: Update, now: int) -> Applied:
         return _apply_heartbeat(record, update, now)
     if update.kind is Kind.CANCEL:
         return _apply_cancel(record, update, now)
+    if update.kind is Kind.WITHDRAWAL:
+        return _apply_withdrawal(record, update, now)
     return _apply_outside(record, update, now)
 
 
@@ -306,7 +309,7 @@ def _standing(record: Record | None, update: Update) -> Outcome:
     if record.get(ORIGIN) != str(update.enqueue_id.origin):
         # Two enqueues of one message: the run that started last owns the status.
         may_replace = update.start or not update.run_token
-        return Outcome.MISSING if may_replace and not _is_outdated(record, update) else Outcome.REFUSED
+        return Outcome.MISSING if may_replace and not is_outdated(record, update.fields) else Outcome.REFUSED
     if finished and CANCELLED in record:
         return Outcome.CANCELLED
     ahead = update.enqueue_id.generation - int(record[GENERATION])
@@ -317,14 +320,6 @@ def _standing(record: Record | None, update: Update) -> Outcome:
     if update.start or not update.run_token or RUN_TOKEN not in record or ahead:
         return Outcome.APPLIED
     return Outcome.REFUSED
-
-
-def _is_outdated(record: Record, update: Update) -> bool:
-    """Return whether a run started before the run of a record.  The store may receive the start of the older run later,
-    because the writer delays starts by a few milliseconds.
-    """
-    started_at = whole_number_in(update.fields.get(STARTED_AT, ""), 0)
-    return 0 < started_at <= whole_number_in(record.get(STARTED_AT, ""), 0)
 
 
 def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
@@ -405,6 +400,14 @@ def _apply_cancel(record: Record | None, update: Update, now: int) -> Applied:
     # The record keeps its expiry: the message stays in its queue, and the worker that gets it must find the record.
     cancel_waiting(new, now)
     return Applied(_APPLIED, touch(new, record, now))
+
+
+def _apply_withdrawal(record: Record | None, update: Update, now: int) -> Applied:
+    if record is None or record[STATE] != str(QUEUED) or RUN_TOKEN in record:
+        return Applied(Outcome.REFUSED, record)
+    if record[ORIGIN] != str(update.enqueue_id.origin) or int(record[GENERATION]) != update.enqueue_id.generation:
+        return Applied(Outcome.REFUSED, record)
+    return Applied(_APPLIED, touch(dict(record), record, now), 0)
 
 
 def _status_ttl_of(record: Record, update: Update) -> int:

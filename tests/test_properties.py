@@ -53,7 +53,8 @@ from dramatiq_status.record import (
     to_document,
 )
 from dramatiq_status.transitions import OUTDATED
-from dramatiq_status.update import Changes, EnqueueId, Kind, Outcome, Update, apply
+from dramatiq_status.update import Applied, Changes, EnqueueId, Kind, Outcome, Update
+from dramatiq_status.update import apply as apply_update
 
 from .backends.redis_hooks import FixedClock
 from .servers import MemcachedServer, RedisServer
@@ -182,7 +183,8 @@ outsides = st.builds(
 )
 heartbeats = st.builds(updated, st.just(Kind.HEARTBEAT), run_token=runs)
 cancels = st.builds(updated, st.just(Kind.CANCEL), fields=st.one_of(st.just({}), st.just({CANCEL_REASON: '"a"'})))
-updates = st.one_of(enqueues, starts, starts, writes, writes, ends, outsides, heartbeats, cancels)
+withdrawals = st.builds(updated, st.just(Kind.WITHDRAWAL), enqueue_ids)
+updates = st.one_of(enqueues, starts, starts, writes, writes, ends, outsides, heartbeats, cancels, withdrawals)
 
 
 def with_names(update: Update, names: Record) -> Update:
@@ -274,7 +276,8 @@ def sqlite_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     def ttl_of(message_id: str) -> int | None:
         query = "SELECT expires_at FROM dramatiq_status_1 WHERE message_id = ?"
         found = backend._connections.call(lambda connection: connection.execute(query, (message_id,)).fetchall())
-        return found[0][0] - backend.now() if found else None
+        left = found[0][0] - backend.now() if found else 0
+        return left or None
 
     yield Store(backend, lambda now: monkeypatch.setattr(backend, "now", lambda: now), ttl_of, True, 0)
     backend.close()
@@ -295,6 +298,12 @@ def cache_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 def plain(record: Record | None) -> dict[str, Any] | None:
     """A record decoded: stores may write one number in different ways."""
     return None if record is None else {name: json.loads(text) for name, text in record.items()}
+
+
+def apply(record: Record | None, update: Update, now: int) -> Applied:
+    """What a store does: a record that lives no longer is gone."""
+    applied = apply_update(record, update, now)
+    return applied._replace(record=None) if applied.ttl == 0 else applied
 
 
 def fold(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .backlog import Backlog
 from .buffer import MessageBuffer
-from .operations import Confirmation, Enqueue, Finish, Start, Write
+from .operations import Confirmation, Enqueue, Finish, Start, Withdrawal, Write
 from .riding import BufferRider
 from .writer import DEFAULT_MAX_PENDING, DEFAULT_MAX_PENDING_BYTES, Writer
 
@@ -23,6 +23,7 @@ __all__ = [
     "Finish",
     "MessageBuffer",
     "Start",
+    "Withdrawal",
     "Write",
     "Writer",
 ]

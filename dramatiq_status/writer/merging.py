@@ -25,7 +25,7 @@ from ..record import (
 )
 from ..transitions import CLEARED_BY_START, WRITTEN_BY_REQUEUE
 from ..update import Changes, Kind, Update
-from .operations import Confirmation, Enqueue, Finish, Operation, Start, Write, plain_number
+from .operations import Confirmation, Enqueue, Finish, Operation, Start, Withdrawal, Write, plain_number
 from .pending import MergedState, PendingUpdate
 
 
@@ -134,6 +134,9 @@ class Merger:
             self._merge_write(state, operation)
         elif isinstance(operation, Enqueue):
             self._merge_enqueue(state, operation)
+        elif isinstance(operation, Withdrawal):
+            state.append({"kind": Kind.WITHDRAWAL, "enqueue_id": operation.enqueue_id, "fields": {}})
+            self.is_urgent = True
         elif isinstance(operation, (int, float)):
             # An instance of a derived class.
             self.is_throttled = True

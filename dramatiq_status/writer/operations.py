@@ -41,6 +41,12 @@ class Enqueue(NamedTuple):
     fields: Record
 
 
+class Withdrawal(NamedTuple):
+    """Take an enqueue back, which has ended in an error."""
+
+    enqueue_id: EnqueueId
+
+
 class Confirmation:
     """An answer to a waiting thread: whether the store has all earlier operations of a message."""
 
@@ -83,7 +89,7 @@ class Confirmation:
         return bool(self.stored)
 
 
-Operation = int | float | Write | Start | Finish | Enqueue | Confirmation
+Operation = int | float | Write | Start | Finish | Enqueue | Withdrawal | Confirmation
 
 
 def plain_number(value: int | float) -> int | float:

@@ -99,6 +99,9 @@ class InProcessRecorder(Recorder):
     def _note(self, message_id: str, update: Update, outcome: Outcome) -> None:
         if outcome is Outcome.APPLIED and update.kind is not Kind.HEARTBEAT:
             record = self.read(message_id)
+            if update.kind is Kind.WITHDRAWAL:
+                self._history[message_id].clear()
+                return
             assert record is not None
             if update.start and update.state is not None:
                 self._history[message_id].append(_before_its_end(record))
@@ -173,6 +176,10 @@ class RecordingRedisBackend(Recorder, RedisBackend):
         found: list[Record] = []
         for line in cast(list[bytes], self.client.lrange(self.keys.key_of(message_id) + ":history", 0, -1)):
             kind, pairs = json.loads(line)
+            if not pairs:
+                # A broker has refused the message.
+                found.clear()
+                continue
             record = dict(zip(pairs[::2], pairs[1::2]))
             if kind == "both":
                 found.append(_before_its_end(record))

@@ -197,7 +197,7 @@ SCENARIOS: Final = (
     Scenario("24 an error before enqueue", DONE, (), unruly("before_enqueue", "error")),
     Scenario(
         "24b a middleware forbids the enqueue", End("", 0), (), unruly("before_enqueue", "nasty"),
-        cause="Unruly", ahead=End("q", 0), perform=_refused,
+        perform=_refused,
     ),
     Scenario("24c an error before the actor", DONE, (), unruly("before_process_message", "error")),
     Scenario("24c an error after the actor", DONE, (), unruly("after_process_message", "error")),

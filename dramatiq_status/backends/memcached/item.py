@@ -176,8 +176,13 @@ def expiry_of(expires_at: int, now: int) -> int:
 
     >>> expiry_of(1_790_000_000_000 + 1_500, 1_790_000_000_000)
     3
+    >>> expiry_of(1_790_000_000_000, 1_790_000_000_000)
+    -1
     """
-    span = max(0, -((now - expires_at) // 1000)) + 1
+    if expires_at <= now:
+        # It is removed at once.
+        return -1
+    span = -((now - expires_at) // 1000) + 1
     if span <= MAX_SPAN:
         return span
     date = -(-expires_at // 1000)

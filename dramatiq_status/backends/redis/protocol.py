@@ -26,6 +26,7 @@ class WireKind:
     DELETE: Final = 6
     CHANGES: Final = 7
     CANCEL: Final = 8
+    WITHDRAWAL: Final = 9
 
 
 #: The script adds this number to an outcome whose message the index does not have.
@@ -91,6 +92,9 @@ class UpdateCall(ScriptCall):
                 may_move = True
                 log = "" if self.arriving else self._names.cancels[self.shard]
                 arguments += (WireKind.CANCEL, log, text_of(mark_of(message_id)), len(fields))
+            elif kind is Kind.WITHDRAWAL:
+                may_move = True
+                arguments += (WireKind.WITHDRAWAL, *enqueue_id, len(fields))
             else:
                 arguments += (WireKind.HEARTBEAT, run_token, len(fields))
             for item in fields.items():

@@ -328,13 +328,26 @@ local function define_kinds(record, moves)
     return old.requested and call('HEXISTS', key, 'cs') == 0 and REQUESTED or APPLIED
   end
 
-  local function delete(key)
-    local old = read(key)
-    skip_fields()
+  local function remove(key, old)
     if old.state and ARGV[#ARGV] ~= '' then moves.unindex(key:sub(ARGV[#ARGV - 1] + 1), old) end
     if call('DEL', key) == 0 then return MISSING end
     publish('PUBLISH', key, 0)
     return APPLIED
+  end
+
+  local function delete(key)
+    local old = read(key)
+    skip_fields()
+    return remove(key, old)
+  end
+
+  local function withdraw(key)
+    local old, origin, generation = read(key), take(), take()
+    skip_fields()
+    if old.state ~= QUEUED or old.token or old.origin ~= origin or old.generation - generation ~= 0 then
+      return REFUSED
+    end
+    return remove(key, old)
   end
 
   -- Take a number of arguments as a table: there may be more of them than fit into the Lua stack.
@@ -355,6 +368,6 @@ local function define_kinds(record, moves)
 
   return {
     [ENQUEUE] = enqueue, [TRANSITION] = transition, [HEARTBEAT] = heartbeat, [OUTSIDE_STATE] = outside,
-    [DELETE] = delete, [CHANGES] = change,
+    [DELETE] = delete, [CHANGES] = change, [WITHDRAWAL] = withdraw,
   }
 end

@@ -42,6 +42,8 @@ local DELETE = '6'
 local CHANGES = '7'
 -- A request to cancel the message: the key of the log of cancelled messages, '' for none; the message's mark.
 local CANCEL = '8'
+-- The end of an enqueue in an error: origin, generation.
+local WITHDRAWAL = '9'
 
 -- Outcomes (Outcome in update.py has the same).
 local APPLIED = 1

@@ -1,0 +1,169 @@
+"""Messages that a broker refuses: whoever has the id of one finds no status, as of a message that was never sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import Pipelines
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+from dramatiq_status import StatusMiddleware, StatusMissing, StatusRegistry
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.update import Kind
+
+from ..conftest import StartServer
+from ..recording import Broken, RecordingBackend, run
+from ..servers import RabbitmqServer, RedisServer
+from .test_repeated_enqueue import RepeatingBroker
+
+
+def state_of(backend: StatusBackend, message: Any) -> str | None:
+    return StatusRegistry.get(message, backend=backend).state
+
+
+@pytest.mark.parametrize("delay", [None, 60_000], ids=["", "delayed"])
+def test_a_message_that_a_dead_broker_refuses_is_unknown(
+    every_backend: StatusBackend, start_server: StartServer, delay: int | None
+) -> None:
+    # Given a broker that dies after it has taken a message
+    server = start_server(RedisServer())
+    middleware = StatusMiddleware(backend=every_backend)
+    broker = RedisBroker(url=server.url, retry=Retry(NoBackoff(), 0), middleware=[middleware])
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    taken, refused = work.message(), work.message()
+    broker.enqueue(taken, delay=delay)
+    server.kill()
+    # When it refuses another one
+    with pytest.raises(RedisConnectionError):
+        broker.enqueue(refused, delay=delay)
+    # Then that one is unknown, and the other one waits
+    assert (state_of(every_backend, taken), state_of(every_backend, refused)) == ("queued", None)
+    with pytest.raises(StatusMissing):
+        StatusRegistry.wait(refused, missing_timeout=0, backend=every_backend)
+    # And when the broker is back and takes it, it waits as well
+    server.start()
+    broker.enqueue(refused, delay=delay)
+    assert state_of(every_backend, refused) == "queued"
+
+
+def test_a_message_that_a_stopped_rabbitmq_refuses_is_unknown(start_server: StartServer) -> None:
+    # Given a RabbitMQ that stops after it has taken a message
+    server, backend = start_server(RabbitmqServer()), RecordingBackend()
+    broker = RabbitmqBroker(url=server.url, middleware=[StatusMiddleware(backend=backend)])
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    taken, refused = work.send(), work.message()
+    server.stop()
+    # When it refuses another one, which the broker begins several times
+    with pytest.raises(ConnectionClosed):
+        broker.enqueue(refused)
+    # Then that one is unknown, and the other one waits
+    assert (state_of(backend, taken), state_of(backend, refused)) == ("queued", None)
+    assert len(backend.updates(refused.message_id, Kind.ENQUEUE)) > 1
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["same", "copies"])
+def test_a_run_of_a_message_that_was_refused_makes_a_record(every_backend: StatusBackend, copies: bool) -> None:
+    # Given a broker that takes a message and then fails
+    broker = RepeatingBroker([StatusMiddleware(backend=every_backend)], copies=copies)
+    broker.refuses = True
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message = work.message()
+    with pytest.raises(ConnectionClosed):
+        broker.enqueue(message)
+    assert state_of(every_backend, message) is None
+    # When a worker runs it
+    run(broker)
+    # Then its status is that of the run
+    snapshot = StatusRegistry.read(message, backend=every_backend)
+    assert snapshot is not None and snapshot.completed and snapshot.attempts == 1
+
+
+def test_a_run_that_has_begun_keeps_its_status() -> None:
+    # Given a message that a worker has run when its sender gets the error
+    backend = RecordingBackend()
+    broker = RepeatingBroker([StatusMiddleware(backend=backend)])
+    broker.refuses = True
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message = work.message()
+    with pytest.raises(ConnectionClosed):
+        broker.enqueue(message)
+    run(broker)
+    (enqueue_id,) = {update.enqueue_id for update in backend.updates(message.message_id, Kind.WITHDRAWAL)}
+    # When the store gets the error's update late
+    (late,) = backend.updates(message.message_id, Kind.WITHDRAWAL)
+    backend.update_many([(message.message_id, late)])
+    # Then the status stays
+    assert late.enqueue_id == enqueue_id and state_of(backend, message) == "completed"
+
+
+def test_a_stage_that_the_broker_refuses_is_unknown() -> None:
+    # Given a pipeline whose second message the broker refuses
+    backend = RecordingBackend()
+    broker = RepeatingBroker([Pipelines(), StatusMiddleware(backend=backend)])
+
+    @dramatiq.actor(broker=broker)
+    def work(*args: Any) -> None:
+        broker.refuses = True
+
+    pipeline = dramatiq.pipeline([work.message(), work.message()], broker=broker)
+    pipeline.run()
+    # When the first one is run, and the queue loses the second one
+    enqueue = broker.queues["default"].put
+
+    def put(message: bytes) -> None:
+        if not broker.refuses:
+            enqueue(message)
+
+    broker.queues["default"].put = put  # type: ignore[method-assign]
+    run(broker)
+    # Then it is completed, and the second one is unknown
+    first, second = pipeline.messages
+    assert (state_of(backend, first), state_of(backend, second)) == ("completed", None)
+
+
+def test_the_writer_takes_it_back_after_an_outage_of_the_store() -> None:
+    # Given a store that fails between the enqueue and its error
+    backend = RecordingBackend()
+    broker = RepeatingBroker([StatusMiddleware(backend=backend)])
+    broker.refuses = True
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message = work.message()
+    broken = Broken(backend)
+    backend.before = lambda updates: None
+    original = broker.queues["default"].put
+
+    def put(message: bytes) -> None:
+        backend.before = broken._fail
+
+    broker.queues["default"].put = put  # type: ignore[method-assign]
+    with pytest.raises(ConnectionClosed):
+        broker.enqueue(message)
+    broker.queues["default"].put = original  # type: ignore[method-assign]
+    assert state_of(backend, message) == "queued"
+    # When the store is back
+    broken.down = False
+    backend.wait_for(lambda: backend.updates(message.message_id, Kind.WITHDRAWAL))
+    # Then the message is unknown
+    assert state_of(backend, message) is None
