@@ -36,14 +36,15 @@ def is_abort(exception: BaseException | None) -> bool:
 
 
 def find_abort(force_after: int | timedelta | None, broker: dramatiq.Broker | None) -> Callable[[str], None] | None:
-    """Find how to interrupt a running message.
+    """Return a function that interrupts a running message by dramatiq-abort.
 
     Parameters:
       force_after(int): Milliseconds that dramatiq-abort waits; None for no interrupt.
       broker(Broker): By default the default broker.
 
     Returns:
-      Callable | None: Takes a message id, and asks dramatiq-abort to interrupt its run; None for no interrupt.
+      Callable | None: Function that takes a message id and makes dramatiq-abort interrupt the run; None if
+      `force_after` is None.
 
     Raises:
       StatusSetupError: When the broker has no middleware of dramatiq-abort.

@@ -23,7 +23,7 @@ MAX_MARKS: Final = 8192
 #: Maximum number of marks in other logs.
 MAX_LOGGED: Final = 100_000
 
-#: Milliseconds for which a log is kept after the last request: 30 days, more than any message waits.
+#: Time to live of the log after the last request, in milliseconds: 30 days, longer than Dramatiq's longest delay.
 LOG_TTL: Final = 2_592_000_000
 
 #: Number of characters of a mark in a log.
@@ -55,13 +55,13 @@ def cancelled_by(updates: Sequence[tuple[str, Update]], outcomes: Sequence[Outco
 
 
 def is_cancelled(record: Record, origin: int) -> bool:
-    """Whether a record has a request to cancel the enqueues with an origin, that no run has answered."""
+    """Whether the enqueues with this origin are cancelled or have an open request to cancel."""
     return record[ORIGIN] == str(origin) and (CANCELLED if is_finished(record) else CANCEL_REQUESTED_AT) in record
 
 
 def add_to_log(log: Any, message_ids: Sequence[str]) -> str:
-    """Add messages to a log that is one text: the number of marks that it has had, and the last marks.  The stored log
-    is a str or bytes, or None.
+    """Add messages to a log that is stored as one text: the number of all marks so far, and the newest marks.  The
+    stored log is a str or bytes, or None.
 
     >>> add_to_log("7 0000002a", ["a"])
     '8 0000002ae8b7be43'
@@ -74,7 +74,7 @@ def add_to_log(log: Any, message_ids: Sequence[str]) -> str:
 
 
 def read_log(log: Any, position: int) -> tuple[int, list[int]]:
-    """Read the marks that were added to a log since it had a number of marks, and return the present number.
+    """Return the present position of a log, and the marks that were added after an earlier position.
 
     >>> read_log("8 0000002ae8b7be43", 7), read_log("8 0000002a", 0)
     ((8, [3904355907]), (8, [42]))

@@ -17,14 +17,12 @@ MAX_REASON_SIZE: Final = 1024
 
 
 class Cancellation(str, Enum):
-    """What a request to cancel a message has found.  It equals its name:
-    ``Cancellation.CANCELLED == "cancelled"``.
-    """
+    """Result of a request to cancel a message.  It equals its name: ``Cancellation.CANCELLED == "cancelled"``."""
 
     #: The message has ended. It was waiting and will not run, or it was cancelled before.
     CANCELLED = "cancelled"
-    #: The message runs, and its actor is asked to stop.  If the run ends without a result, because it is retried or its
-    #: worker dies, the message ends then.
+    #: The message runs, and its status has the request, which the actor can check.  If the run ends without a result,
+    #: because it is retried or its worker dies, the message ends then.
     REQUESTED = "requested"
     #: The message had ended in another way, and stays as it is.
     FINISHED = "finished"

@@ -18,7 +18,7 @@ from .record import CANCEL_REASON, Record
 from .update import EnqueueId
 from .writer import Writer
 
-#: Maximum number of seconds that the end of a worker waits for the thread.
+#: Maximum number of seconds that a worker that ends waits for the thread.
 _JOIN_TIMEOUT: Final = 1.0
 
 
@@ -52,8 +52,8 @@ class Cancels:
         self._is_ended = threading.Event()
 
     def start(self) -> None:
-        """Begin to read, when a worker of this process boots. Messages that were cancelled before are known when this
-        returns, if the store answers.
+        """Begin to read, when a worker of this process boots. If the store answers, this method returns after the log
+        was read once.
         """
         self._workers += 1
         if self._workers == 1:
@@ -76,7 +76,9 @@ class Cancels:
             thread.join(_JOIN_TIMEOUT)
 
     def find(self, message_id: str, enqueue_id: EnqueueId) -> Record | None:
-        """Return the record of a message that was cancelled. It takes no round trip for other messages."""
+        """Return the record of a cancelled message, None for any other.  It takes a round trip only if the mark of the
+        message was read from the log.
+        """
         if not (self._marks or self._older) or self._breaker.down or not isinstance(message_id, str):
             return None
         mark = mark_of(message_id)
@@ -159,7 +161,7 @@ def reason_in(record: Record) -> str | None:
     return found if isinstance(found, str) else None
 
 
-#: Those of this process.
+#: All readers of this process.
 _all_cancels: weakref.WeakSet[Cancels] = weakref.WeakSet()
 
 

@@ -1,4 +1,6 @@
-"""What a store and a broker that share a server agree on: updates that go along with a command of the broker."""
+"""Protocols for updates that are sent in one transaction with a command of the broker, if the broker and the store
+share a server.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +11,30 @@ from .update import Outcome, Update
 
 
 class Rider(Protocol):
-    """Updates that a hook has left for the next command of the broker on the same thread."""
+    """Updates that a hook has prepared for the next command of the broker on the same thread."""
 
     def board(self) -> Sequence[tuple[str, Update]]:
-        """Return message ids and the updates that go along, in order; none if they were sent in another way."""
+        """Return the message ids and updates to add to the transaction, in order.  Return none if they were already
+        sent.
+        """
 
     def arrive(self, outcomes: Sequence[Outcome]) -> None:
-        """Take the outcomes of these updates, which the store has carried out."""
+        """Process the outcomes of the updates, after the transaction was carried out."""
 
     def stay(self) -> None:
-        """Send the updates in the usual way: the broker's command went without them."""
+        """Send the updates with the writer, because the broker's command was sent without them."""
 
 
 class Carrier(Protocol):
-    """A client of the broker that takes updates along."""
+    """A client of the broker that can add updates to the transaction of a command."""
 
     def leave(self, message: Any, rider: Rider) -> bool:
-        """Leave updates for the command of the broker that enqueues, acknowledges or rejects a message.
+        """Attach updates to the broker's next command about a message: an enqueue, an acknowledgement or a rejection.
 
         Parameters:
           message(Message): The message as the broker has passed it to a hook.
-          rider(Rider): It replaces the last one that this thread has left.
+          rider(Rider): Updates to attach.  They replace the updates that this thread attached before.
 
         Returns:
-          bool: False if the carrier does not take updates along now.
+          bool: Whether the updates were attached.
         """

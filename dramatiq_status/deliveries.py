@@ -47,10 +47,11 @@ from .writer import BufferRider, Confirmation, Finish, MessageBuffer, Start, Wri
 _MAX_RETRIES: Final = 10**9
 
 
-#: Seconds after the start of a run at which the writer sends it.  Until then it goes along with the acknowledgement.
+#: Seconds after the start of a run at which the writer sends it.  Before that time, the start is sent in one
+#: transaction with the acknowledgement.
 _START_AFTER: Final = 0.002
 
-#: Seconds after which the writer sends a final state that no acknowledgement has taken along.
+#: Seconds after which the writer sends a final state that was not sent with an acknowledgement.
 _FINISH_AFTER: Final = 1.0
 
 
@@ -66,7 +67,7 @@ class _Tracking(NamedTuple):
 
 
 class Deliveries:
-    """Writer of the beginning and the end of each delivery of a message to a worker.
+    """Hooks of a delivery: they write its beginning and its end.
 
     Parameters:
       backend(StatusBackend)
@@ -120,7 +121,7 @@ class Deliveries:
             previous.delivery.tracking.buffer.write({RUN_ENDED: ended}, urgent=True)
         record = self._cancels.find(given.message_id, enqueue_id_of(given.options))
         if record is not None:
-            # Dramatiq skips the message, and `after_skip_message` opens a delivery without a run.
+            # Dramatiq then skips the message.  The hook `after_skip_message` opens a delivery without a run.
             if record[STATE] == str(WORKING):
                 thread.lost_run = given.message_id, run_lost(record.get(HEARTBEAT_AT))
             raise Cancelled(reason_in(record))
@@ -147,7 +148,7 @@ class Deliveries:
             self._writer.put_later(buffer, _START_AFTER)
 
     def carrier(self, broker: dramatiq.Broker) -> Carrier | None:
-        """Return what takes updates along with the broker's commands; None for none, and while the store is down."""
+        """Return the carrier of a broker; None if it has none, and while the store is down."""
         return None if self._writer.breaker.down else self._backend.carrier(broker)
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool, rides: bool = True) -> None:
@@ -157,7 +158,7 @@ class Deliveries:
           broker(Broker)
           message(Message)
           rejected(bool)
-          rides(bool): Whether the broker's next command may take the outcome along.
+          rides(bool): Whether the outcome may be sent with the broker's next command.
         """
         delivery = self.find_delivery(message)
         if delivery is None:
@@ -193,7 +194,7 @@ class Deliveries:
         delivery.confirmation = None
 
     def _leave(self, broker: dramatiq.Broker, message: Any, buffer: MessageBuffer) -> bool:
-        """Leave a final state for the acknowledgement to take along, and return whether that is possible."""
+        """Attach a final state to the acknowledgement.  Return whether that was possible."""
         carrier = self.carrier(broker)
         if carrier is None or not buffer.is_whole():
             return False

@@ -83,7 +83,7 @@ class Enqueues:
         """Write ``queued``, before the broker gets a message.
 
         Returns:
-          bool: Whether the broker's command takes it along, with all that the run has written before.
+          bool: Whether ``queued`` and all earlier writes of the run are sent with the broker's command.
         """
         thread, message_id = self._deliveries.thread_state, message.message_id
         enqueue_id = self._begin_enqueue(message)
@@ -105,7 +105,7 @@ class Enqueues:
         if binding is not None and binding.delivery is not None:
             own, run = binding.delivery.tracking.buffer, binding.delivery
             if run.fresh or run.confirming or run.enqueues or not own.is_whole():
-                # The broker gets the message after all of this is stored.
+                # These writes have to be stored before the broker gets the message.
                 carrier = None
         if binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
             delivery = binding.delivery
@@ -136,7 +136,7 @@ class Enqueues:
         return rides
 
     def _leave(self, carrier: Carrier | None, message: Any, rider: _UpdateRider | BufferRider) -> bool:
-        """Leave ``queued`` for the broker's command to take along, and return whether that is possible."""
+        """Attach ``queued`` to the broker's command.  Return whether that was possible."""
         if carrier is None or not carrier.leave(message, rider):
             return False
         self._deliveries.thread_state.riders[message.message_id] = rider

@@ -78,13 +78,13 @@ class Delivery:
     #: buffer until its writes are stored. They have no callbacks, because Python ignores an interrupt that strikes in a
     #: callback.
     others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
-    #: The part of these buffers that was noted after the run last sent a message.
+    #: Buffers in `others` that were noted since the run last sent a message.
     fresh: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
-    #: The part of these buffers that a send is waiting for.
+    #: Buffers in `others` whose writes the present send waits for.
     confirming: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: Number of references in `others` above which `note()` removes the references to deleted buffers.
     sweep_at: int = field(default=_FEW, repr=False)
-    #: Confirmations of enqueues that no thread has waited for.
+    #: Confirmations of enqueues for which no thread has waited.
     enqueues: list[Any] | None = field(default=None, repr=False)
     #: End of the acknowledgement's wait, by the monotonic clock.
     deadline: float | None = None
@@ -151,7 +151,8 @@ class ThreadState(threading.local):
         #: Messages that were enqueued since the last acknowledgement, by
         #: id, other than the one being processed.
         self.enqueued: set[str] = set()
-        #: Enqueues that this thread has begun and not completed, by id. They are nested, or the broker refused them.
+        #: Enqueues that this thread has begun and not completed, by id. An entry stays if enqueues are nested, or if
+        #: the broker has refused the message.
         self.begun: dict[str, Begun] = {}
         #: Id of each of these enqueues, and the writer's buffer; None where `queued` was sent directly. It is withdrawn
         #: if the enqueue ends in an error.

@@ -26,7 +26,7 @@ from .text import clean, pad
 
 
 def get(arguments: Namespace) -> int:
-    """Print the statuses of jobs."""
+    """Print the details of jobs, or their statuses as JSON."""
     store = store_of(arguments)
     terminal, statuses = terminal_of(sys.stdout), []
     for message_id, snapshot in read_jobs(store, arguments.ids).items():
@@ -71,7 +71,7 @@ def wait(arguments: Namespace) -> int:
                     )
         except StatusMissing:
             pass
-        # A job may have vanished, or have been unknown all the time.
+        # The status of a job may have expired or been deleted, or may never have existed.
         seen = read_jobs(store, ids)
     for message_id, snapshot in seen.items():
         if snapshot is None:

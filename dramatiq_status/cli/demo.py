@@ -43,7 +43,7 @@ def demo(arguments: Namespace) -> int:
     """Show five jobs that run, and what to do next."""
     if arguments.web and not (find_spec("starlette") and find_spec("uvicorn")):
         raise CommandError("demo --web needs the extra web: pip install 'dramatiq-status[web]'")
-    # Dramatiq logs the failures of jobs with their tracebacks, which would tear the picture apart.
+    # Dramatiq logs failed jobs with tracebacks, which would overwrite the picture.
     for name in ("dramatiq", "dramatiq_status"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     directory = Path(mkdtemp(prefix="dramatiq-status-"))
@@ -84,7 +84,7 @@ def demo(arguments: Namespace) -> int:
 
 
 def _is_over(view: View) -> bool:
-    """Whether all jobs are over, and the messages of the last one too."""
+    """Whether all jobs are finished, and all messages of the last job have incremented its progress."""
     *_, (_, last) = view.jobs
     return view.is_over and last is not None and last.get("progress", 0) >= CHILDREN
 

@@ -35,7 +35,7 @@ def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
 
     @dramatiq.actor(broker=broker, status_throttle=50)
     def import_orders() -> None:
-        # The inner loop moves the bar of the outer one.
+        # The inner loop increments the progress by parts of the outer loop's item.
         for file in track(["may-01", "may-02", "may-03", "may-04"]):
             current_status()["step"] = file
             for _ in track(range(45)):
@@ -43,7 +43,7 @@ def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
 
     @dramatiq.actor(broker=broker, status_throttle=50)
     def build_index() -> None:
-        # Three legs, each with a bar of its own.
+        # Three loops one after another: each begins at 0 again.
         for step, total, pause in (("download", 40, _BEAT), ("unpack", 300, _BEAT / 5), ("index", 80, _BEAT)):
             for _ in track(range(total), step=step):
                 time.sleep(pause)
@@ -66,7 +66,7 @@ def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
             current_progress().increment()
         raise CardDeclined("insufficient funds")
 
-    # Other jobs' retries go first.
+    # A low priority, so that the retries of the other jobs run first.
     @dramatiq.actor(broker=broker, priority=10, track_status=False)
     def make_thumbnail(parent: str) -> None:
         time.sleep(8 * _BEAT)

@@ -21,7 +21,7 @@ _NAMES: Final = 14
 _INDENT: Final = 13
 _BAR: Final = 41
 
-#: Fewest cells for which a text about a step is cut.
+#: Minimum number of cells for a text about a step; with fewer, the text is left out instead of cut.
 _LEAST: Final = 16
 
 #: Maximum number of children that have a row, and of items of a list or an object that are shown.
@@ -129,7 +129,7 @@ def _timeline(snapshot: Snapshot, facts: Facts, terminal: Terminal, now: datetim
 
 
 def _told(step: Step, snapshot: Snapshot, facts: Facts) -> str:
-    """Return what else there is about a step: a reason, what the job does, a time, or a queue."""
+    """Return further text about a step: the exception, the present activity, the time of a delay, or the queue."""
     if step.run is not None:
         if step.run.exception:
             return reason_of(step.run.exception)
@@ -145,7 +145,7 @@ def _track(steps: Sequence[Step], terminal: Terminal) -> Iterator[Row]:
     total, room = sum(seconds for _, seconds in drawn), min(terminal.width, 80) - 4 - len(drawn)
     if total <= 0 or room < 2 * len(drawn):
         return
-    # No step is too short to be seen: the longest one pays for that.
+    # Each step has at least two cells.  The longest step gets fewer cells in return.
     cells = [max(2, int(room * seconds / total)) for _, seconds in drawn]
     cells[cells.index(max(cells))] += room - sum(cells)
     bar, words = list[Segment]([("   ", "")]), "   "

@@ -31,9 +31,9 @@ _STEP: Final = 10
 
 
 class Face(Protocol):
-    """Shows views, one after the other."""
+    """An output of ``watch``: it shows one view after the other."""
 
-    #: Longest time between two views, in seconds.
+    #: Maximum number of seconds between two views.
     pause: float
 
     def __enter__(self) -> Face: ...
@@ -53,7 +53,7 @@ def face_of(arguments: Namespace, store: str, *, is_batch: bool, clock: bool = F
     """Choose how to show jobs, by the arguments, the terminal and the environment.
 
     Raises:
-      CommandError: When the output cannot be shown as the arguments demand.
+      CommandError: When ``--progress live`` is given and the output is no terminal.
     """
     wanted = "json" if arguments.json else arguments.progress
     is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
@@ -116,7 +116,9 @@ class Live:
 
 
 class _Said:
-    """The last line about a job: its state, its attempt, its tenth of the bar, and its time."""
+    """What the last printed line about a job contained: state, attempt, tenths of the progress, and time of the
+    line.
+    """
 
     def __init__(self, facts: Facts, attempts: int, at: float) -> None:
         self.key = (facts.state, attempts, None if facts.percent is None else facts.percent // _STEP)
@@ -215,7 +217,7 @@ class Json(Lines):
 
 
 class Quiet(Lines):
-    """Shows nothing: the exit status is enough."""
+    """An output that shows nothing."""
 
     def show(self, view: View) -> None:
         pass

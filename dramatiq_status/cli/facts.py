@@ -9,7 +9,7 @@ from ..snapshot import Snapshot
 from ..words import CANCELLED, COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
 from .text import clean, pad
 
-#: Least time from the end of a job to a change of its bar by another message, and the longest time since this change.
+#: A finished job still moves if its status has changed at least _MOVED after its end, and less than _STILL ago.
 _MOVED: Final = timedelta(milliseconds=300)
 _STILL: Final = timedelta(seconds=10)
 

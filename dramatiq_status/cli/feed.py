@@ -31,14 +31,14 @@ _MISSING: Final = 1.0
 
 
 class View(NamedTuple):
-    """What is known of the jobs at one time.
+    """The statuses of the jobs at one time.
 
     Parameters:
-      found(BatchSnapshot): The last answer of the store.
+      found(BatchSnapshot): Roll-up of the last successful read.
       at(datetime): The time of this answer.
       vanished(frozenset[str]): Ids of jobs whose status is unknown, has expired or was deleted.
-      known(Mapping[str, Snapshot]): Last snapshots, those of vanished jobs too.
-      problem(str): Why the store does not answer; empty while it does.
+      known(Mapping[str, Snapshot]): Last snapshots by id, including those of vanished jobs.
+      problem(str): Error of the store; empty while the store answers.
       retry_at(float): Time of the next attempt, by the monotonic clock.
     """
 
@@ -68,7 +68,7 @@ class View(NamedTuple):
 
 
 class Feed:
-    """Reads jobs on a thread of its own, so that a store that does not answer freezes no picture.
+    """Reader of the jobs on a thread of its own, so that the picture moves on while the store does not answer.
 
     Parameters:
       batch(Batch): The jobs.

@@ -15,7 +15,7 @@ from .exits import COMPLETED, FAILED, UNFINISHED, UNKNOWN, UNREACHABLE, CommandE
 from .store import Store
 from .text import did_you_mean
 
-#: Number of the newest jobs among which a short id is looked up, and the fewest characters of such an id.
+#: Number of newest jobs that are searched for a short id, and minimum number of characters of a short id.
 _SEARCHED: Final = 1000
 _SHORTEST: Final = 4
 
@@ -25,7 +25,7 @@ _CHILDREN: Final = 500
 
 @contextmanager
 def reaching(store: Store) -> Iterator[None]:
-    """Turn the errors of a store into one line about it.
+    """Convert the errors of a store into a :class:`.CommandError` with one line.
 
     Raises:
       CommandError: When the store does not answer or cannot list.
@@ -50,7 +50,7 @@ def read_jobs(store: Store, ids: Sequence[str]) -> dict[str, Snapshot | None]:
       dict[str, Snapshot | None]: By full id; None for an unknown job, under the id that was given.
 
     Raises:
-      CommandError: When an id is none, or a short id is ambiguous.
+      CommandError: When an id is invalid, or a short id is ambiguous.
     """
     given = list(dict.fromkeys(ids))
     with reaching(store):
@@ -74,7 +74,7 @@ def full_ids(store: Store, ids: Sequence[str]) -> list[str]:
 
 
 def children_of(store: Store, snapshot: Snapshot) -> list[Snapshot]:
-    """Read the children that the field of this name lists, at most 500, as far as they are known."""
+    """Read the statuses of at most 500 messages whose ids are in the field ``children``."""
     listed = snapshot.fields.get("children")
     ids = [one for one in listed if isinstance(one, str) and is_message_id(one)] if isinstance(listed, list) else []
     if not ids:

@@ -13,7 +13,7 @@ from .text import clean
 
 
 def _function_of(command: str) -> Callable[[Namespace], int]:
-    """Return the function of a command, without imports for the others."""
+    """Import the module of a command, and return the command's function."""
     if command == "demo":
         from .demo import demo
 
@@ -75,6 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has enough.  Python would complain about it once more at exit.
+        # The process that reads the output has ended.  Without this, Python would report the error again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

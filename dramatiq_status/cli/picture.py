@@ -37,7 +37,7 @@ _LAST_RANK: Final = 5
 #: Words of counts, in their order.
 _COUNTED: Final = (FAILED, STALLED, UNKNOWN, RETRYING, WORKING, QUEUED, CANCELLED, SKIPPED, COMPLETED)
 
-#: Times that may be wrong once the store does not answer.
+#: Beginnings of times that are not shown while the store does not answer, because they would be wrong.
 _DOUBTFUL: Final = ("again in", "starts in", "waiting for", "for ", "no sign of life", "silent")
 
 #: Width of the first column of the total, in cells.
@@ -48,8 +48,9 @@ _REASONS: Final = 10
 
 
 class Slots:
-    """The jobs that have a row.  A slot changes hands only when its job is over and well, or does not run yet while
-    another one does: so no row jumps."""
+    """The jobs that have a row.  A slot gets another job only if its own job is completed, skipped or still waits, and
+    the other job has a lower rank.  So rows do not move.
+    """
 
     def __init__(self) -> None:
         self._slots: list[str] = []
@@ -66,7 +67,7 @@ class Slots:
             return self._slots
         ranks = {i: _RANKS.get(state, _LAST_RANK) for i, state in states.items()}
         wanted = sorted(states, key=ranks.__getitem__)
-        # Trouble gets at most a third of the rows while other jobs move.
+        # Failed, stalled and unknown jobs get at most a third of the rows while other jobs need rows.
         troubled = [i for i in wanted if ranks[i] == 0]
         first = max(1, number // 3)
         if len(troubled) > first:
@@ -85,7 +86,7 @@ class Slots:
 
 
 class Look(NamedTuple):
-    """How to draw one picture.
+    """Parameters of one picture.
 
     Parameters:
       terminal(Terminal)
@@ -107,7 +108,7 @@ class Look(NamedTuple):
 
 
 class Picture:
-    """Draws views of the same jobs.
+    """The picture of a set of jobs: it draws one view after the other.
 
     Parameters:
       store(str): Name of the store, for the line about an outage.
@@ -253,7 +254,7 @@ def _reason(facts: Facts, snapshot: Snapshot | None, terminal: Terminal) -> list
 
 
 def _wrapped_off(row: Row, terminal: Terminal) -> Row:
-    """Cut a row that is longer than three lines of the terminal."""
+    """Cut a row to the length of three lines of the terminal."""
     room, kept = terminal.width * 3, []
     for text, style in row:
         kept.append((cut(text, room, terminal.ellipsis), style))
@@ -284,7 +285,7 @@ def _fitting(words: Sequence[str], room: int) -> str:
 
 
 def _line(head: str, words: Sequence[str], terminal: Terminal, right: str = "") -> Row:
-    """A line with a head, counts, and a time on the right side."""
+    """Make a row with a head, counts, and a time on the right side."""
     head = pad(head, _HEAD) if terminal.width >= 80 else f"{head}: "
     room = terminal.width - 1 - width(head) - (width(right) + 2 if right else 0)
     text = _fitting(words, room)

@@ -152,7 +152,7 @@ def mark_of(state: str, terminal: Terminal, *, with_word: bool = True) -> list[S
     """Lay out the glyph and the word of a state."""
     glyph, style, row = terminal.glyph(state), style_of(state), list[Segment]()
     if style in ("failed", "stalled"):
-        # One ground below the glyph and the word.
+        # The glyph and the word share one background.
         row.append((f" {glyph} {state} " if with_word else f" {glyph} ", style))
     else:
         row += [(" ", ""), (glyph, style), (" ", "")]
@@ -174,7 +174,7 @@ def _job_of(facts: Facts, layout: _Layout, terminal: Terminal) -> list[Segment]:
 
 
 def _middle_of(job: Job, layout: _Layout, terminal: Terminal, room: int) -> list[Segment]:
-    """The bar, the percentage, and as many other facts as fit."""
+    """Make the bar, the percentage, and as many other texts as fit."""
     found: list[Segment] = []
     facts = job.facts
     if has_bar(facts):
@@ -210,7 +210,7 @@ def _detail_of(facts: Facts, layout: _Layout, room: int, terminal: Terminal) -> 
         if width(text) <= room:
             return text
         if len(parts) == 1:
-            # Only a step is cut: a number that is cut is another one.
+            # Only a step may be cut: a number without its end would be wrong.
             return cut(text, room, terminal.ellipsis) if parts[0] == step and room > 3 else ""
         parts.pop()
     return ""

@@ -13,7 +13,7 @@ from typing import Any, Final
 from .terminal import Segment, Terminal
 from .text import width
 
-#: Hides the cursor, and cuts rows that are too wide rather than wrapping them; and the opposite.
+#: _BEGIN hides the cursor and switches line wrapping off; _END switches both on again.
 _BEGIN: Final = "\x1b[?25l\x1b[?7l"
 _END: Final = "\x1b[?7h\x1b[?25h"
 
@@ -23,7 +23,8 @@ _CLEAR_ALL: Final = "\x1b[H\x1b[J"
 
 
 class Screen:
-    """Draws rows in place, from the cursor's line on.  The cursor stays on the free line below them.
+    """A part of a terminal's screen whose rows are redrawn in place, from the cursor's line on.  The cursor stays on
+    the free line below them.
 
     While it is open, the terminal shows no cursor and does not echo keys.  A stop by Ctrl-Z, a signal that ends the
     process, and the end of the context restore both.
@@ -75,7 +76,7 @@ class Screen:
         if self.size != self._size:
             self._size = self.size
             if self._drawn:
-                # Terminals differ in where they leave rows that no longer fit.
+                # After a change of size, each terminal leaves the old rows elsewhere.
                 written.append(_CLEAR_ALL)
                 self._drawn = []
         lines = [self._line(row, terminal) for row in rows]
@@ -98,7 +99,7 @@ class Screen:
             self._write("".join(written))
 
     def _line(self, row: Sequence[Segment], terminal: Terminal) -> str:
-        # In the last column some terminals would clear the last character.
+        # After a full row, the cursor is in the last column, where some terminals would clear the last character.
         is_full = sum(width(text) for text, _ in row) >= self._size.columns
         return terminal.paint(row) + ("" if is_full else _CLEAR_REST_OF_LINE)
 

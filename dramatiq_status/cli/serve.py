@@ -1,4 +1,4 @@
-"""The command that serves the dashboard, for the people of this machine."""
+"""The command that serves the dashboard to browsers on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store that a command reads: which rule has found it, and its backend."""
+"""The store of a command: its backend, and the rule that has found it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _backend_of_broker(place: Place) -> StatusBackend:
 
 
 def _check_module(name: str, where: str) -> None:
-    """Refuse a module that is not there, and not one whose own import fails."""
+    """Raise an error if a module does not exist.  A module whose import fails is found, and raises its error later."""
     package = ""
     for part in name.split("."):
         package = f"{package}.{part}".lstrip(".")

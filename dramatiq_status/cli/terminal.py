@@ -1,4 +1,4 @@
-"""What the output stream can show: its width, its colours and its glyphs."""
+"""The capabilities of the output stream: width, colours and glyphs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .text import columns_of
 #: A text and the name of its style; the empty name for none.
 Segment = tuple[str, str]
 
-#: ANSI codes (SGR) by the names of styles.  Only the sixteen colours: the terminal's theme knows its background.
+#: ANSI codes (SGR) by the names of styles.  Only the sixteen colours of the terminal's theme, which fit its background.
 _STYLES: Final = {
     "bold": "1",
     "dim": "2",
@@ -65,7 +65,7 @@ class Terminal(NamedTuple):
     """What a stream can show.
 
     Parameters:
-      live(bool): Whether a person looks at it.
+      live(bool): Whether the stream is a terminal.
       width(int): In cells.
       colours(str): ``"all"``, ``"plain"`` for bold and dim alone, or ``"none"``.
       unicode(bool): Whether it can show all glyphs.

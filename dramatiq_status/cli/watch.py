@@ -28,7 +28,9 @@ def watch(arguments: Namespace) -> int:
 
 
 def watch_list(arguments: Namespace) -> int:
-    """Show a page of jobs until Ctrl-C.  The rows stay, and their changes happen in place."""
+    """Show a page of jobs until Ctrl-C.  The jobs in the rows stay the same, and each row shows the changes of its
+    job.
+    """
     store = store_of(arguments)
     ids = [snapshot.message_id for snapshot in page_of(store, arguments)]
     if not ids:

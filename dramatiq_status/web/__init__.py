@@ -1,4 +1,4 @@
-"""Statuses for browsers: a web application, its dashboard, and the element ``<dramatiq-status>``.
+"""A web application that shows statuses: JSON, event streams, a dashboard, and the element ``<dramatiq-status>``.
 
 It needs the extra ``web``: ``pip install dramatiq-status[web]``.
 """

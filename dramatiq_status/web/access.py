@@ -19,7 +19,7 @@ TOKEN_HEADER: Final = "X-Status-Token"
 
 
 class Access(str, Enum):
-    """What `authorize` grants; it may return the plain strings."""
+    """Level of access that `authorize` returns.  `authorize` may return the string instead of the member."""
 
     NONE = "none"
     READ = "read"
@@ -39,7 +39,7 @@ def allow_all(request: Request, snapshot: Snapshot | None) -> Access:
 
 
 class Gate:
-    """Decides about access: by a read token, or else by `authorize`.
+    """The check of access to statuses: by a read token, or else by `authorize`.
 
     Parameters:
       authorize(Authorize): A function or a coroutine function.  A function runs in a thread, so that it may block.
@@ -101,7 +101,7 @@ def access_of(granted: object) -> Access:
 def is_own_origin(request: Request) -> bool:
     """Whether a request that changes something comes from a page of this site, or from a program that is no browser.
 
-    A browser sends ``Sec-Fetch-Site``, an older one only ``Origin``.
+    Browsers send ``Sec-Fetch-Site``; older ones send only ``Origin``; other programs send neither.
     """
     site = request.headers.get("sec-fetch-site")
     if site is not None:

@@ -1,4 +1,4 @@
-"""The dashboard: what runs and does it move, what failed and why, where is job X."""
+"""The dashboard: the list of all jobs, with counts and filters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def utc_now() -> datetime:
 
 
 class Dashboard:
-    """Answers requests for the list.
+    """The views of the list, as a page and as JSON.
 
     Parameters:
       site(Site)
@@ -146,7 +146,7 @@ def _target_of(text: str) -> str:
         filters[name] = value
     else:
         return "?" + urlencode(filters) if filters else "./"
-    # No path of the user's makes it to another folder.
+    # Quoted, so that the text of a user cannot lead to another folder.
     return "./" + quote(text, safe="")
 
 

@@ -22,7 +22,7 @@ from .json_views import MAX_MESSAGES
 from .site import Site
 from .streams import EventStream, event
 
-#: Milliseconds for which a stream waits for unknown messages, when no other message goes on.
+#: Milliseconds for which a stream waits for unknown messages after all other messages are finished.
 MISSING_TIMEOUT: Final = 10_000
 
 #: Maximum size of a body, in bytes: ids and tokens of all messages.
@@ -45,7 +45,7 @@ class Followed:
 
 
 class EventViews:
-    """Answers requests for events.
+    """The views that return streams of events.
 
     Parameters:
       site(Site)
@@ -78,7 +78,7 @@ class EventViews:
 
 
 class Feed:
-    """The messages of one stream, and what the client has of them.
+    """The messages of one stream, with the version of each that the client has.
 
     Parameters:
       site(Site)
@@ -88,12 +88,12 @@ class Feed:
 
     def __init__(self, site: Site, request: Request, messages: dict[str, Followed]) -> None:
         self._site = site
-        # Without what the other has parsed so far.
+        # A new request object for the same scope, without the parsed attributes that the first one caches.
         self._request = Request(request.scope)
         self._messages = messages
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield events: the present statuses that the client has not seen, the changes, in the end the last event."""
+        """Yield events: first the statuses that the client has not seen, then the changes, then the event ``end``."""
         yield b"retry: 2000\n\n" + b"".join(self._first())
         ids = [message_id for message_id, followed in self._messages.items() if not followed.over]
         if ids:
@@ -118,7 +118,7 @@ class Feed:
     def _watch(self, ids: Sequence[str]) -> AsyncGenerator[Snapshot, None] | AsyncGenerator[BatchSnapshot, None]:
         backend, broker = self._site.backend, self._site.broker
         if len(ids) == 1:
-            # It takes half the memory of a batch of one.
+            # A watch of one message takes half the memory of a batch with one message.
             return StatusRegistry.watch(ids[0], missing_timeout=MISSING_TIMEOUT, backend=backend, broker=broker)
         return StatusRegistry.batch(ids, backend=backend, broker=broker).watch(missing_timeout=MISSING_TIMEOUT)
 
@@ -194,7 +194,7 @@ class Feed:
 
 
 class OneMessage(Feed):
-    """A feed for ``EventSource``: an event's data is the status, its id the version."""
+    """A feed for ``EventSource``: the data of an event is the status, and the id of the event is the version."""
 
     def _is_seen(self, followed: Followed, snapshot: Snapshot) -> bool:
         return followed.seen == str(snapshot.version)

@@ -1,4 +1,4 @@
-"""What a browser gets of a status: the fields that may leave the server, as JSON, and the tag of its version."""
+"""Selection of the fields of a status that may leave the server, and the tag of a version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _INCLUDED: Final = ("args", "kwargs", "traceback")
 
 
 class Exposure:
-    """Selects the fields that leave the server.
+    """The selection of the fields that leave the server.
 
     The library's own fields leave it, except ``args``, ``kwargs``, ``traceback`` and the text of the exception.
 

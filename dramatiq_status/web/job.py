@@ -43,7 +43,7 @@ _CLASSES: Final = {"completed": "ok", "failed": "ko", "retrying": "re", "working
 
 
 class JobPage:
-    """Answers requests for the page of a job.
+    """The view of the page of a job.
 
     Parameters:
       site(Site)
@@ -127,7 +127,7 @@ class JobPage:
         )
 
     async def _children(self, request: Request, snapshot: Snapshot) -> list[Snapshot]:
-        """Read the children that the field of this name lists and the visitor may see."""
+        """Read the children whose ids are in the field ``children``, and that the visitor may see."""
         listed = snapshot.fields.get("children")
         ids = [one for one in listed if isinstance(one, str) and is_message_id(one)] if isinstance(listed, list) else []
         if not ids:
@@ -226,7 +226,7 @@ def _children(children: list[Snapshot], now: datetime, site: Site) -> Markup:
         class_="legend",
     )
     looks.sort(key=lambda pair: _ORDER.index(pair[1].state))
-    # Those that ended well, and those that wait, are in the roll-up.
+    # Completed and queued children have no row: the roll-up counts them.
     worth = [pair for pair in looks if pair[1].state not in ("queued", "cancelled", "completed")] or looks
     rows = [_child(child, look, site) for child, look in worth[:MAX_ROWS]]
     failed = f", {counts['failed']:,} failed" if "failed" in counts else ""

@@ -22,7 +22,7 @@ MAX_MESSAGES: Final = 1_000
 
 
 class JSONViews:
-    """Answers requests for JSON.
+    """The views that return JSON, and the view that deletes a status.
 
     Parameters:
       site(Site)

@@ -12,7 +12,7 @@ from ..aio import StatusRegistry
 from ..snapshot import Snapshot
 from .site import Site
 
-#: Seconds for which a reply of the store is shown to all visitors.
+#: Seconds for which a reply of the store is reused for further visitors.
 SHARED_FOR: Final = 1.0
 
 #: Maximum number of replies that are kept.
@@ -21,7 +21,7 @@ MAX_KEPT: Final = 64
 #: Rows of a page.
 PAGE: Final = 50
 
-#: Working messages up to which the stalled ones among them are counted.
+#: Maximum number of working messages among which stalled ones are counted.
 MAX_WORKING: Final = 100
 
 STATES: Final = ("queued", "working", "failed", "completed")
@@ -52,7 +52,7 @@ class Counts:
 
 
 class Listing:
-    """Reads pages and counts from the store, and returns the same reply to all visitors within a second.
+    """Reader of pages and counts.  It reads once for all visitors within a second.
 
     Parameters:
       site(Site)
@@ -68,7 +68,7 @@ class Listing:
 
         Raises:
           NotSupported: When the store cannot list.
-          ValueError: When the question is none.
+          ValueError: When a filter or the cursor is invalid.
         """
         found: list[Snapshot] = await self._once(question, lambda: self._list(PAGE, *question))
         return found

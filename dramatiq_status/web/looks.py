@@ -1,4 +1,4 @@
-"""What a page shows of a status: its state, what it does and when, as the element shows them."""
+"""The texts and the bar of a status, as the element shows them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def seconds_since(then: datetime | None, now: datetime) -> float:
 
 @dataclass(frozen=True)
 class Look:
-    """What is shown of a status.
+    """The texts and the bar of one status.
 
     Parameters:
       state(str): The state, or retrying or stalled.
       glyph(str): The state, or scheduled.
-      facts(str): What the job does.
-      next(str): What comes, and when.
+      facts(str): Step and count, or the queue of a waiting job.
+      next(str): Remaining time, retry, or other time that matters.
       percent(float): Where the bar ends; None for none.
       sweep(bool): Whether the job runs and its total is unknown.
       error(tuple[str, str]): Type and text of the exception.

@@ -1,4 +1,4 @@
-"""The settings and the state of one web application; two in one process share nothing."""
+"""The settings and the state of one web application.  Two applications of one process share neither."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNAVAILABLE: Final = "The store of the statuses does not answer."
 
 @dataclass
 class Site:
-    """What the views of an application share."""
+    """Settings and state that all views of an application share."""
 
     gate: Gate
     exposure: Exposure

@@ -1,4 +1,6 @@
-"""Server-Sent Events: a response that costs little memory, sends only the latest, and ends when the server does."""
+"""Server-Sent Events: a response that takes little memory, sends only the newest statuses, and ends when the server
+ends.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,7 @@ class EventStream:
     Parameters:
       streams(Streams): Where the stream is registered while it is open.
       source(AsyncGenerator[bytes, None]): Yields events; the stream closes it.
-      check(Callable): Checks the access again; returns the last events if there is none any more, else None.
+      check(Callable): Checks the access again.  Returns the last events if the visitor has lost the access, else None.
     """
 
     __slots__ = (*("_check", "_is_over", "_leaving", "_next", "_receive", "_source", "_streams", "_wakeup", "alarm"),)
@@ -113,7 +115,7 @@ class EventStream:
         self.alarm: float = 0.0
 
     def wake(self, _: object = None) -> None:
-        """Let the stream check for events, for its end and for its times."""
+        """Wake the stream, so that it checks for events, for its end and for its timers."""
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
 
@@ -123,7 +125,7 @@ class EventStream:
         self.wake()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Leave the stream to the application, which runs it when Starlette has routed the request.
+        """Store the stream in the scope.  The application runs it after Starlette has routed the request.
 
         While a stream is open, the calls of Starlette's middleware and routes would take several KiB of memory.
         """

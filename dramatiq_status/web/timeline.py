@@ -1,4 +1,4 @@
-"""The life of a job: to scale above, in words below."""
+"""The timeline of a job: a drawing to scale, and below it a list of the steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _track(steps: Sequence[Step]) -> Markup:
     total = sum(seconds for _, seconds in drawn)
     if total <= 0:
         return Markup("")
-    # What is too short to be seen is drawn wider than it is, at the expense of the others.
+    # A step that would be too short to see gets a minimum width, and the other steps are drawn shorter.
     widths = [max(_LEAST + _GAP, 100 * seconds / total) for _, seconds in drawn]
     at, parts = 0.0, []
     for (step, _), width in zip(drawn, widths):

@@ -22,7 +22,7 @@ _SALT: Final = "dramatiq_status.web.tokens"
 
 
 class TokenSigner:
-    """Signs read tokens and checks them.
+    """Signer of read tokens; it also checks them.
 
     A token permits reading the statuses of the messages that it was signed for, whatever `authorize` returns.  It
     travels in the header ``X-Status-Token`` or in the body of ``POST /events``, never in a URL.

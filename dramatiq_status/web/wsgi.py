@@ -42,7 +42,7 @@ class Request(Protocol):
 
 
 class WSGIRequest:
-    """A request that came straight from a WSGI server.
+    """A request as a WSGI server passes it.
 
     Parameters:
       environ(dict[str, Any]): The environment of the request.
@@ -53,7 +53,7 @@ class WSGIRequest:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, by their names as this module writes them."""
+        """The headers by names in title case, such as ``If-None-Match``."""
         prefix = "HTTP_"
         return {
             name.removeprefix(prefix).replace("_", "-").title(): value
@@ -63,7 +63,7 @@ class WSGIRequest:
 
 
 class StatusViews:
-    """Answers requests for statuses; a WSGI application, and a helper for views.
+    """Views of statuses: a WSGI application, and a helper for views of other frameworks.
 
     A Flask view returns what :meth:`answer` returns:
 

@@ -53,7 +53,7 @@ class Backlog:
         return len(self._sizes) < self._max_buffers and self._bytes < self._max_bytes
 
     def note(self, buffer: MessageBuffer) -> None:
-        """Note that a buffer waits, holds more or less than before, or waits no longer."""
+        """Note that a buffer waits, no longer waits, or has another size."""
         self._noted[buffer] = None
 
     def update(self, buffer: MessageBuffer) -> None:
@@ -78,7 +78,8 @@ class Backlog:
     def pop_excess(self) -> MessageBuffer | None:
         """Remove and return a buffer if there are too many, or too many bytes.
 
-        It is that of the message that finished first, or else the one that has waited for longest.
+        The removed buffer is the one of the message that finished first.  If no message has finished, it is the buffer
+        that has waited longest.
         """
         if len(self._sizes) <= self._max_buffers and self._bytes <= self._max_bytes:
             return None

@@ -18,10 +18,10 @@ from .merging import Merger
 from .operations import Confirmation, Finish, Operation, Write
 from .pending import MergedState, PendingUpdate
 
-#: Number of increments after which the writer merges those of a buffer, whatever its throttle.
+#: Number of increments of a buffer after which the writer merges them, even before the throttle is over.
 MERGE_EVERY: Final = 4096
 
-# An attribute of an Enum takes five times as long as a name.
+# Reading an attribute of an Enum takes five times as long as reading a global.
 _APPLIED: Final = Outcome.APPLIED
 
 
@@ -54,23 +54,23 @@ class MessageBuffer:
         sent with.
     """
 
-    #: Whether the run was asked to stop, as far as this process knows, and the reason.
+    #: Whether this process has found a request to cancel the run, and its reason.
     cancelled: bool = False
     cancel_reason: str | None = None
     #: The final state that the run has set itself; None for none.
     requested_state: int | None = None
     #: Whether it takes no more writes.
     closed: bool = False
-    #: Whether its updates may be sent twice.
+    #: Whether the updates count once even if they are sent twice.
     repeatable = False
     #: Time since which a message that is written to from outside has no record, by the monotonic clock; None if it has
     #: one.
     missing_since: float | None = None
     #: Whether its server, one of many, has not answered since its updates were last stored.
     unavailable: bool = False
-    #: Whether the store has refused it when it was sent alone, and has not taken it since.
+    #: Whether a call with this buffer alone has failed since its updates were last stored.
     suspect: bool = False
-    #: Whether the store has refused its heartbeat as well, so that the writer sends no more of them.
+    #: Whether the heartbeat has failed as well, so that the writer sends no further heartbeats of this message.
     is_mute: bool = False
     #: Earliest time of the next attempt, by the monotonic clock, if its server of many did not answer.
     retry_at: float = 0.0
@@ -82,9 +82,9 @@ class MessageBuffer:
     _sequence = 0
     # Time from which throttled operations are due.
     _due = 0.0
-    # Whether pending updates wait until those before them are answered.
+    # Whether there are pending updates that wait for the outcomes of earlier updates.
     _is_held = False
-    # Kinds of trouble that were logged, each once.
+    # Kinds of trouble of this message that were logged.
     _logged: frozenset[str] = frozenset()
 
     def __init__(
@@ -301,7 +301,9 @@ class MessageBuffer:
             return self._due
 
     def is_whole(self) -> bool:
-        """Whether :meth:`take` would return all updates: none of them waits for the answer to an earlier one."""
+        """Whether :meth:`take` would return all pending updates, because none waits for the outcome of an earlier
+        one.
+        """
         with self._lock:
             pending = self._merge().pending
             return not pending or pending[0].frozen is None or pending[-1].frozen is not None
@@ -309,8 +311,8 @@ class MessageBuffer:
     def take(self, now: float) -> list[Update]:
         """Freeze the pending updates and return them, to be followed by :meth:`settle`.
 
-        While frozen updates have no answer, later ones are not taken and go on merging: a message keeps two updates in
-        an outage of any length.
+        While frozen updates have no outcome, later operations are merged into one more update.  So a message has at
+        most two pending updates, however long an outage lasts.
         """
         with self._lock:
             state = self._merge()
@@ -368,7 +370,9 @@ class MessageBuffer:
         return bool(left) or self._is_held
 
     def _is_left(self, pending: PendingUpdate, outcome: Outcome, state: MergedState, keep_missing: bool) -> bool:
-        """Return whether to send an update again after this outcome, and make it complete if the record is lost."""
+        """Return whether to send an update again after this outcome.  If the record is lost, replace the update by one
+        with all values of the run.
+        """
         update = pending.frozen
         assert update is not None
         if outcome is Outcome.MISSING:

@@ -14,7 +14,7 @@ from .queue import SendQueue
 
 
 class Heartbeats:
-    """Sends the heartbeats of all running messages in one round trip; on the writer's thread.
+    """Sender of the heartbeats of all running messages, in one round trip.  The writer's thread calls it.
 
     Parameters:
       backend(StatusBackend)
@@ -41,11 +41,11 @@ class Heartbeats:
         self.due_at: float = time.monotonic() + interval
 
     def hurry(self) -> None:
-        """Send the next heartbeat at once: the running messages had none in an outage."""
+        """Make the next heartbeats due at once, because none were stored during the outage."""
         self.due_at = time.monotonic()
 
     def send_due(self) -> None:
-        """Send the heartbeats if it is time for them."""
+        """Send the heartbeats if they are due."""
         if time.monotonic() < self.due_at:
             return
         if self._breaker.blocked:

@@ -20,7 +20,7 @@ from .sender import Sender
 
 
 class Wakeup:
-    """The sleep of the writer's thread."""
+    """A sleep of the writer's thread that other threads can end."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[None] = SimpleQueue()
@@ -82,11 +82,13 @@ class Leadership:
                     confirmation.sleep(max(0.0, deadline - time.monotonic()))
         finally:
             if confirmation.stored is None or self.next_leader is confirmation or self._is_abandoned():
-                # The thread was interrupted, or is out of time: the writer's thread does its work.
+                # The thread was interrupted, or its deadline is over.  The writer's thread sends the updates instead.
                 self._release(confirmation)
 
     def _is_abandoned(self) -> bool:
-        """Whether updates are left that no thread will send: an interrupt came before the leadership was passed on."""
+        """Whether there are unsent updates and no thread to send them, because an interrupt struck before the
+        leadership was passed on.
+        """
         is_left = bool(self._queue.signals or self.waiting or self._queue.ready)
         return is_left and self._wakeup.is_asleep and not self.is_taken
 
@@ -108,7 +110,7 @@ class Leadership:
         self.pass_on()
 
     def _send_repeatable(self) -> None:
-        """Send what may be sent twice."""
+        """Send the updates of buffers that are repeatable."""
         self.next_leader = None
         try:
             self._queue.gather()
@@ -142,6 +144,8 @@ class Leadership:
             self._wakeup.call()
 
     def log_unexpected(self) -> None:
-        """Log an error that is a fault of the writer; it must not cost other messages their statuses."""
+        """Log an unexpected error of the writer, and drop the ready buffers, so that the other messages are still
+        sent.
+        """
         logger.exception("An unexpected error occurred in the status writer, which continues.")
         self._queue.clear()

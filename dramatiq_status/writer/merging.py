@@ -30,12 +30,12 @@ from .pending import MergedState, PendingUpdate
 
 
 class Merger:
-    """Merges the operations of one message, and measures the rate of its progress.
+    """Merger of the operations of one message, with the meter of its rate.
 
     Parameters:
       message_id(str)
       kind(Kind): The kind of the updates.
-      make_base(Callable): Returns what the run knew of its message before it began.
+      make_base(Callable): Returns the fields of the message when the run began.
     """
 
     #: is_urgent: Whether the pending updates contain an operation that does not wait for the throttle. is_throttled:
@@ -56,7 +56,7 @@ class Merger:
 
     @property
     def base(self) -> Record:
-        """What the run knew of its message before it began."""
+        """The fields of the message when the run began."""
         if self._base is None:
             try:
                 self._base = self._make_base()
@@ -197,7 +197,7 @@ class Merger:
         self.note_changes(state, changes)
 
     def note_changes(self, state: MergedState, changes: Changes) -> None:
-        """Carry out changes on what the run knows."""
+        """Apply deletions and counts to the fields that the run has written."""
         known = state.known
         state.deleted |= changes.deleted
         for name in changes.deleted:
@@ -237,7 +237,7 @@ class Merger:
         return counts_in(state.known.get(PROGRESS), state.known.get(TOTAL) or self.base.get(TOTAL), rate)
 
     def forget_rate(self) -> None:
-        """Measure no more: the run goes on in another process."""
+        """Stop measuring the rate: the run continues in another process."""
         self._meter = None
 
     def store_rate(self, pending: PendingUpdate, known: Record, now: float) -> None:
@@ -252,7 +252,7 @@ class Merger:
             pending.fields[RATE_WRITTEN_AT] = known[RATE_WRITTEN_AT] = STILL_CURRENT
 
     def _begin_leg(self, fields: Mapping[str, Any], pending: PendingUpdate, known: Record) -> None:
-        """Begin a new measurement of the rate where the progress begins a new leg.
+        """Begin a new measurement of the rate if a write begins a new count.
 
         A progress of 0, or below the present one, begins a leg.  The first progress or total begins the first leg.
         """

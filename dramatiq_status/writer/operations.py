@@ -1,4 +1,4 @@
-"""Operations: what code writes to a message buffer."""
+"""Operations: the entries of a message buffer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Withdrawal(NamedTuple):
 
 
 class Confirmation:
-    """An answer to a waiting thread: whether the store has all earlier operations of a message."""
+    """Object on which a thread waits until the store has all earlier operations of a message."""
 
     __slots__ = ("_lock", "stored")
 
@@ -59,7 +59,7 @@ class Confirmation:
         self._lock.acquire()
 
     def release(self, stored: bool) -> None:
-        """Answer, and wake the waiting thread; does nothing the second time."""
+        """Set the result, and wake the waiting thread.  A second call has no effect."""
         if self.stored is None:
             self.stored = stored
             self.wake()

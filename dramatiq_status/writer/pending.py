@@ -1,4 +1,4 @@
-"""Pending updates: what the operations of a message become until the store has them."""
+"""Pending updates: operations of a message, merged into updates that are not stored yet."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from .operations import Confirmation, Operation, plain_number
 class PendingUpdate:
     """An update that the store does not have yet.
 
-    Until the writer sends it, it consists of the arguments of the update, which further operations change.  From then
-    on it is frozen,
-    because the writer repeats it unchanged if its reply is lost.  (To replace fields of an update at each operation
-    takes three times as long.)
+    Until it is sent, it holds the arguments of the update, and further operations change them.  From then on it is
+    frozen, because the writer repeats it unchanged if its reply is lost.  (To replace fields of an update at each
+    operation takes three times as long.)
 
     Parameters:
       arguments(dict): Arguments of :class:`.Update`, with ``kind`` and ``fields`` at least.
@@ -50,7 +49,7 @@ class PendingUpdate:
         return self.arguments.get("changes")
 
     def freeze(self, sequence: int) -> Update:
-        """Change it no more, and return the update."""
+        """Freeze the update: later operations do not change it.  Return it."""
         self.frozen = update = Update(sequence=sequence, **self.arguments)
         return update
 
@@ -78,7 +77,7 @@ class PendingUpdate:
         self.arguments["changes"] = Changes(counts, before.deleted | changes.deleted)
 
     def keep_counts(self, keeps: Callable[[str], bool]) -> None:
-        """Drop what was counted on fields, except on those that `keeps` accepts."""
+        """Drop the counts of fields, except of fields that `keeps` accepts."""
         changes = self.changes
         if changes is not None:
             counts = {name: n for name, n in changes.counts.items() if keeps(name)}
@@ -99,7 +98,7 @@ class MergedState:
 
     Parameters:
       template(dict): Arguments of all its updates: their kind, enqueue and run.
-      known(Record): All that the run has written.
+      known(Record): Fields that the run has written, by stored names.
     """
 
     __slots__ = ("attempts", "deleted", "known", "pending", "taken", "template")

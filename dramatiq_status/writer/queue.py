@@ -1,4 +1,4 @@
-"""The queue of the message buffers that have something to send."""
+"""The queue of the message buffers that have updates to send."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SendQueue:
         #: The earliest of these times.
         self.next_due: float = math.inf
         self.backlog = Backlog(max_pending, max_pending_bytes, self.is_waiting)
-        #: Confirmations that everything is sent; meanwhile no buffer waits for its time.
+        #: Confirmations of drains.  While there is one, throttled buffers are sent at once.
         self.drains: deque[Confirmation] = deque()
         # Whether it was logged that the backlog is full.
         self._is_full = False
@@ -50,7 +50,7 @@ class SendQueue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing waits to be sent, except for buffers that have only signalled."""
+        """Whether no collected buffer waits to be sent.  Buffers whose signals were not collected do not count."""
         return not (self.ready or self.later)
 
     @property
@@ -122,7 +122,7 @@ class SendQueue:
         self.ready = {**{other: None for other in self.ready if other is not buffer}, buffer: None}
 
     def follow(self, buffer: MessageBuffer, maker: MessageBuffer) -> None:
-        """Send a buffer again after the buffer whose updates make the record; on the writer's thread."""
+        """Move a buffer behind the buffer whose updates create the missing record.  Called on the writer's thread."""
         if self.later.pop(maker, None) is not None:
             # Only its throttle holds it back.
             self.ready[maker] = None

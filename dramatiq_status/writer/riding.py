@@ -1,4 +1,4 @@
-"""The updates of buffers that a command of the broker takes along."""
+"""Updates of message buffers that are sent with a command of the broker."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RiderWriter(Protocol):
 
 
 class BufferRider:
-    """The updates of some buffers, which go along with one command of the broker.
+    """The updates of some buffers, sent in one transaction with a command of the broker.
 
-    The leader may send the same updates at the same time.  The store recognizes the second ones, because the updates
-    are those of runs and enqueues.
+    The leader may send the same updates at the same time.  The store recognizes repeated updates, because updates of
+    runs and enqueues have sequence numbers or enqueue ids.
 
     Parameters:
       writer(RiderWriter)

@@ -1,4 +1,4 @@
-"""The sending of updates to the store, and what follows from their outcomes."""
+"""Sending of updates to the store, and processing of their outcomes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from ..update import Outcome, Update
 from .buffer import MessageBuffer
 from .queue import SendQueue
 
-#: Maximum number of buffers that the first attempt to send in an outage sends. After it has failed, each later attempt
-#: sends one buffer.
+#: Maximum number of buffers in the first probe of an outage.  Each later probe sends one buffer.
 MAX_PROBED: Final = 16
 
 
 class Sender:
-    """Sends the updates of message buffers; on the leader's thread.
+    """Sender of the updates of message buffers.  Only the leader calls it.
 
     Each step may be interrupted and done again: a buffer keeps its updates until their outcomes are known, and an
     update of a run counts once however often it is sent.
@@ -83,7 +82,7 @@ class Sender:
     def _send_singly(self, taken: list[tuple[MessageBuffer, list[Update]]]) -> bool:
         """Send each update alone, because one of them cannot be stored, and drop that one.
 
-        If the store refuses all of them, the trouble may be its own: an outage begins.
+        If the store refuses all updates, the cause may be the store itself, so an outage begins.
         """
         makers = self._makers()
         refused: dict[MessageBuffer, StoreRefused] = {}
@@ -184,7 +183,7 @@ class Sender:
     # Outcomes
 
     def _makers(self) -> dict[str, MessageBuffer]:
-        """Find the buffers of runs and enqueues, by message id: their updates make the record where there is none.
+        """Return the buffers whose updates create a missing record (those of runs and enqueues), by message id.
 
         It is possible that the store never takes the updates of a suspect. So suspects are left out, and no other
         buffer is sent again at once because of them.

@@ -43,7 +43,7 @@ DEFAULT_MAX_PENDING_BYTES: Final = 64 * 2**20
 #: Maximum number of seconds that a process that ends waits for its last updates.
 EXIT_TIMEOUT: Final = 5.0
 
-#: Seconds between two looks of the writer's thread for quiet buffers whose time has come.
+#: Seconds between two checks of the writer's thread for quiet buffers that are due.
 LOOK_EVERY: Final = 0.002
 
 #: Number of references to buffers of other messages above which the writer removes the references to deleted buffers.
@@ -51,13 +51,13 @@ _FEW: Final = 256
 
 
 class Writer:
-    """Sends the updates of a process.
+    """The writer of a process: it sends the updates.
 
     Its thread starts with the first write, and again after a fork, or after :meth:`drain`.
 
     Parameters:
       backend(StatusBackend)
-      breaker(CircuitBreaker): Contains whether the store is down.
+      breaker(CircuitBreaker): Circuit breaker of the store.
       heartbeat_interval(int): Milliseconds between two heartbeats of running messages.
       max_pending(int): Maximum number of messages whose updates are kept while the store is down.
         Beyond that, updates of messages that finished first are dropped first.
@@ -78,7 +78,7 @@ class Writer:
         self._interval = heartbeat_interval / 1000
         self._max_pending = max_pending
         self._max_pending_bytes = max_pending_bytes
-        #: Buffers of the process that this one was forked off.
+        #: Buffers that were copied from the parent process at a fork.
         self.inherited: list[MessageBuffer] = []
         self._begin()
         _writers.add(self)
@@ -89,10 +89,10 @@ class Writer:
         self._wakeup = Wakeup()
         #: Buffers of the messages that run in this process, for heartbeats; each leaves when it is closed.
         self.running: dict[MessageBuffer, None] = {}
-        #: Buffers that a command of the broker will take along, as a rule, and the times at which to send them
-        #: otherwise, by the monotonic clock.
+        #: Buffers whose updates wait for a command of the broker, and the times, by the monotonic clock, at which the
+        #: writer sends them itself.
         self.quiet: dict[MessageBuffer, float] = {}
-        # Whether a buffer has become quiet since the thread has last looked for those whose time has come.
+        # Whether a buffer was added to `quiet` since the last check of the thread.
         self._has_more = False
         # Buffers of messages that this process does not run, by id, and their number above which to remove those that
         # are gone.
@@ -104,7 +104,7 @@ class Writer:
         self._leadership = Leadership(self.breaker, self._queue, self._sender, self._wakeup)
 
     def begin_again(self) -> None:
-        """Begin in a process that was forked off.  The parent sends what it had not sent before."""
+        """Reset the writer in a forked process.  The parent sends its own unsent updates."""
         self.inherited = [*self.running, *self.buffers_outside(), *self.inherited]
         self._begin()
         self.breaker.renew()
@@ -123,7 +123,7 @@ class Writer:
             self._leadership.wake_thread()
 
     def put_later(self, buffer: MessageBuffer, seconds: float) -> None:
-        """Send what a buffer has after some time, unless a command of the broker takes it along before.
+        """Send the updates of a buffer after some time, unless they are sent with a command of the broker before.
 
         While messages run, the writer's thread looks every :data:`LOOK_EVERY` seconds for the buffers whose time has
         come.  So a short job does not wake it.
@@ -143,7 +143,7 @@ class Writer:
             if due <= now:
                 self._queue.signals.append(buffer)
                 self.quiet.pop(buffer, None)
-        # It looks once more than needed, so that a job that follows soon does not wake it.
+        # One check more than needed, so that a job that starts soon after does not have to wake the thread.
         has_more, self._has_more = self._has_more, False
         if has_more:
             return now + LOOK_EVERY
@@ -161,7 +161,7 @@ class Writer:
         return buffer
 
     def outside(self, message_id: str) -> MessageBuffer:
-        """Open the buffer of a message that this process does not run, or whose run does not matter.
+        """Open the buffer for writes from outside of a run.
 
         All code of the process that writes to the message shares it.
         """
@@ -259,7 +259,8 @@ class Writer:
     def drain(self, timeout: float) -> bool:
         """Send all earlier writes, without throttling.
 
-        If the store does not answer, try again for `timeout` seconds, then log what is lost if the process ends.
+        If the store does not answer, try again for `timeout` seconds.  Then log the number of updates that are lost if
+        the process ends.
 
         The writer's thread ends if everything is sent and no message runs in this process any more, and starts
         again with the next write.  Otherwise it goes on: a process may have other workers, jobs that outlive the end of
@@ -307,7 +308,8 @@ class Writer:
                 try:
                     thread.start()
                 except RuntimeError as e:
-                    # The interpreter ends, or has too many threads: no job must suffer from that.
+                    # The interpreter is shutting down, or cannot start more threads.  That must not raise an error in a
+                    # job.
                     logger.error("The status writer cannot start its thread: %s", e)
                     return
                 self._thread = thread
@@ -370,7 +372,7 @@ class Writer:
             now = time.monotonic()
             if wake_at <= now:
                 break
-            # Another leader collects the signals itself.
+            # If another thread leads, it collects the signals.
             if not self._leadership.is_taken and (queue.is_backlogged or (queue.signals and not self.breaker.down)):
                 break
             wakeup.sleep(max(0.0, min(wake_at, look_at) - now))

@@ -1,4 +1,4 @@
-"""The JSON of the web application: what it shows, to whom, and what it answers when it cannot."""
+"""Tests of the JSON of the web application: fields, access, and errors."""
 
 from __future__ import annotations
 

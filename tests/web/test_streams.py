@@ -1,4 +1,4 @@
-"""Server-Sent Events: what a stream shows, when it ends, and what many of them cost."""
+"""Tests of Server-Sent Events: the events of a stream, its end, and the cost of many streams."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _TIME: Final = pack("TIME")
 _MULTI: Final = pack("MULTI")
 _EXEC: Final = pack("EXEC")
 
-#: Seconds that a call may take where the client has no time-out: about 12 days.
+#: Time-out of calls, in seconds, if the client has none: about 12 days.
 FOREVER: Final = 1_000_000.0
 
 #: Seconds after which an idle connection is checked before it is used.  A check takes a system call, for which other
@@ -43,7 +43,7 @@ _KINDS: Final = (redis.Connection, redis.SSLConnection, redis.UnixDomainSocketCo
 #: Parameters of connections that change replies, or the time at which a connection has to log in again.
 _UNUSUAL: Final = ("decode_responses", "credential_provider", "cache", "cache_config")
 
-#: Classes of the server's errors by their codes.  The text of such an error does not have the code.
+#: Classes of the server's errors by their codes.  The text of redis-py's error does not contain the code.
 _ERRORS: Final = {
     "ERR": exceptions.ResponseError,
     "EXECABORT": exceptions.ExecAbortError,
@@ -64,7 +64,7 @@ class Waiting(NamedTuple):
     Parameters:
       id(str): The broker's own id of the message.
       rider(Rider)
-      operations(Operations): They make the requests of the updates.
+      operations(Operations): Operations of the backend that make the requests of the updates.
     """
 
     id: str
@@ -73,7 +73,7 @@ class Waiting(NamedTuple):
 
 
 class RedisCarrier:
-    """A client of the broker that takes the updates of a backend along, as one transaction.
+    """A client of the broker that sends updates of a backend and a command of the broker in one transaction.
 
     Parameters:
       client(BrokerClient)
@@ -113,7 +113,7 @@ class BrokerCalls:
         )
         if not is_usual:
             raise ValueError("these connections are not the usual ones.")
-        # It is never connected.
+        # This connection is never opened: it only shows the parameters.
         sample: Any = pool.connection_class(**parameters)
         timeout = sample.socket_timeout
         self._pool = ServerPool(
@@ -130,15 +130,17 @@ class BrokerCalls:
         # The last `execute_command` that was found, and whether it is redis-py's own.
         self._found: Any = None
         self._is_plain = False
-        #: The thread's own updates that wait, as ``found``.
+        #: Thread-local: updates that wait for a command of the broker, in the attribute ``found``.
         self.waiting = threading.local()
 
     def takes(self, client: Any, numkeys: int, arguments: tuple[Any, ...]) -> bool:
-        """Whether a call of a script is one of the broker's, and nothing but this package changes its way."""
+        """Whether a script call is one of the broker's, and no other package has replaced the client's
+        `execute_command`.
+        """
         return numkeys == 1 and len(arguments) >= HEAD and arguments[1] in COMMANDS and self.is_open(client)
 
     def is_open(self, client: Any) -> bool:
-        """Whether nothing but this package changes the way of a client's calls."""
+        """Whether no other package has replaced the client's `execute_command`."""
         found = type(client).execute_command
         if found is not self._found:
             self._is_plain, self._found = _is_plain(found), found
@@ -164,7 +166,7 @@ class BrokerCalls:
     def _call_together(self, command: bytes, waiting: Waiting) -> Any:
         """Send updates and a command of the broker as one transaction, and return the reply to the command.
 
-        If the server refuses one of them before it carries them out, the command is sent again alone.
+        If the server refuses the transaction before it carries it out, the command is sent again without the updates.
         """
         rider, operations = waiting.rider, waiting.operations
         clock, asked = operations.clock, time.monotonic()
@@ -196,7 +198,7 @@ class BrokerCalls:
             else:
                 rider.arrive([OUTCOMES[number] for answer in answers for number in answer])
         except Exception:
-            # The broker's command has had its effect.
+            # The broker's command was carried out, so this error must not reach the caller.
             logger.exception("The status of a message that went along with the broker's command is sent again.")
         return reply
 

@@ -36,7 +36,7 @@ class BrokerClient(redis.Redis):
             except (ConnectionError, TimeoutError):
                 if not calls.repeats:
                     raise
-            # The call below is the first retry, and followed by the other ones.
+            # The call below is the first retry, and makes the other retries.
         return super().evalsha(sha, numkeys, *keys_and_args)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from django.apps import AppConfig
 
 
 class StatusConfig(AppConfig):  # type: ignore[misc,untyped-decorator,unused-ignore]
-    """Brings the template tags along; there are no models."""
+    """Django application with the template tags.  It has no models."""
 
     name = "dramatiq_status.web.django"
     label = "dramatiq_status"

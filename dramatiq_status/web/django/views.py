@@ -27,7 +27,7 @@ def status(request: Any, path: str) -> Any:
 
 
 def sign(message_id: str) -> str | None:
-    """Sign a read token, if the settings want one."""
+    """Sign a read token; return None if the setting ``TOKENS`` is off."""
     signer = _signer()
     return (
         None if signer is None else signer.sign(message_id, expires_in=_options().get("TOKEN_EXPIRY", DEFAULT_EXPIRY))

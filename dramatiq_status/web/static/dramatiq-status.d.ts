@@ -15,7 +15,7 @@
  *
  * Transport: all elements of a page share one stream; a hidden page has none and polls every 30 seconds.  A browser has
  * six connections to a host over HTTP/1.1, for all its tabs, so that four tabs at most have a stream and others poll.
- * One lost connection is not shown, because the next one may hold.
+ * The element shows a lost connection only if the next attempt fails as well.
  */
 export class DramatiqStatus extends HTMLElement {
   /** The status as the server has sent it last, or null. */
