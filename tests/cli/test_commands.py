@@ -272,6 +272,27 @@ def test_a_terminal_shows_the_jobs_of_a_pipe(place: Place, columns: int) -> None
     assert done.status == piped.status == 0 and "\x1b" not in piped.output
 
 
+@pytest.mark.parametrize("command", ["get", "wait", "watch", "count"])
+def test_a_terminal_and_a_pipe_have_the_same_records(place: Place, command: str) -> None:
+    # Given a command whose jobs are over, on a pipe and on a terminal
+    ids = [] if command == "count" else [IDS["completed"], IDS["failed"]]
+    piped = on_pipe(command, *ids, "--url", place.url)
+    done = on_terminal(command, *ids, "--url", place.url, columns=160)
+    text = "\n".join(screen_of(done, 160))
+    # Then both have the same jobs with the same states and reasons, and the same exit status
+    assert done.status == piped.status
+    if command == "count":
+        assert text.strip() == piped.output.strip() == "4"
+        return
+    for output in (piped.output, text):
+        assert output.index("Completed") < output.index("job_completed") < output.index("job_failed")
+        assert "Failed" in output and "OSError: gone" in output
+    if command == "get":
+        # The pages are the same but for the lengths of lines, and for what depends on the time
+        found = [re.findall(r"^ [A-Z]\w+|^   [a-z]+", output, flags=re.MULTILINE) for output in (piped.output, text)]
+        assert found[0] == found[1] and len(found[0]) > 10
+
+
 def test_colours(place: Place) -> None:
     done = on_terminal("list", "--url", place.url)
     assert "\x1b[1;97;41m" in done.output

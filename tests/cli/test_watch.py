@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, SQLiteBackend
+from dramatiq_status.cli import faces
+from dramatiq_status.cli.feed import View
+from dramatiq_status.cli.jobs import present
 from dramatiq_status.record import COMPLETED, FAILED
 from dramatiq_status.testing.updates import enqueue, finish, named, start, write
 
@@ -324,3 +332,69 @@ def test_an_outage_in_the_middle(watch: Watch) -> None:
         session.until(lambda: "Offline" not in session.text)
         end(backend, 1)
         assert session.end() == 0
+
+
+_WORKER = """
+import time
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq_status import StatusMiddleware, current_status
+from dramatiq_status.backends import SQLiteBackend
+
+broker = RedisBroker(url={redis!r})
+broker.add_middleware(StatusMiddleware(backend=SQLiteBackend({path!r}), heartbeat_interval=200))
+dramatiq.set_broker(broker)
+
+@dramatiq.actor
+def import_orders():
+    current_status().update(progress=42, total=100)
+    time.sleep(600)
+"""
+
+
+def test_a_worker_is_killed_in_the_middle(
+    store: SQLiteBackend, watch: Watch, redis_broker_url: str, tmp_path: Path
+) -> None:
+    # Given a job that a real worker runs, and that is watched
+    (tmp_path / "shop.py").write_text(_WORKER.format(redis=redis_broker_url, path=str(store.path)))
+    found = environment()
+    found["PYTHONPATH"] += os.pathsep + str(tmp_path)
+    code = "import shop; print(shop.import_orders.send().message_id)"
+    sent = subprocess.run([sys.executable, "-c", code], env=found, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "dramatiq", "shop", "--processes", "1", "--threads", "1"]
+    worker = subprocess.Popen(command, env=found, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        session = watch(sent.stdout.strip())
+        session.until(lambda: "42%" in session.text)
+        # When the worker is killed
+        os.killpg(worker.pid, signal.SIGKILL)
+        # Then the job is shown as stalled where it stands, with the time since its last sign of life
+        stalled = r" ◬ Stalled   import_orders \S+ \S+  42% +no sign of life for \d+ s\n"
+        session.until(lambda: re.search(stalled, session.text))
+        assert "Working" not in session.text
+        session.send("\x03")
+        assert session.end() == 130
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait(20)
+
+
+def test_an_unchanged_job_has_a_line_every_30_seconds(
+    store: SQLiteBackend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given a job that does not change, and a clock
+    clock = [100.0]
+    monkeypatch.setattr(faces, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    message_id = send(store, 1)
+    run_to(store, 1, 42)
+    lines = faces.Lines("store")
+    found = StatusRegistry.batch([message_id], backend=store).read()
+    view = View(found, present(), known={message_id: StatusRegistry.get(message_id, backend=store).read()})
+    # Then it has a line at first, and one more after each 30 seconds
+    seen = []
+    for seconds in (0, 29.9, 30, 59, 60.1):
+        clock[0] = 100.0 + seconds
+        lines.show(view)
+        seen.append(len(capsys.readouterr().out.splitlines()))
+    assert seen == [1, 0, 1, 0, 1]

@@ -33,7 +33,9 @@ def chromium() -> Iterator[Browser]:
             raise RuntimeError("chromium is missing: scripts/services installs it.")
         pytest.skip("chromium is missing: scripts/services installs it.")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        # playwright turns the cache of pages of the history off.
+        ignored = ["--disable-back-forward-cache"]
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS, ignore_default_args=ignored)
         try:
             yield browser
         finally:

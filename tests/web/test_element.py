@@ -284,11 +284,14 @@ def test_a_hidden_tab_has_no_stream_and_is_right_when_it_is_shown(tab: Tab, back
         tab.page.clock.install()
         _hide(tab, True)
         eventually(lambda: pages.open == 0)
-        asked = pages.count(".json")
-        eventually(lambda: pages.count(".json") > 1 or asked > 1)
         job.finish()
-        tab.page.clock.fast_forward(31_000)
-        tab.until("() => document.querySelector('dramatiq-status').state == 'completed'")
+
+        def has_ended_in_half_a_minute() -> bool:
+            # A busy machine may get the last answer so late that the pause begins after the clock has moved.
+            tab.page.clock.fast_forward(31_000)
+            return bool(tab.run("document.querySelector('dramatiq-status').state == 'completed'"))
+
+        eventually(has_ended_in_half_a_minute)
 
 
 def _hide(tab: Tab, hidden: bool) -> None:
@@ -305,11 +308,13 @@ def test_a_page_of_the_history(tab: Tab, backend: RedisBackend) -> None:
     job = start(backend, 420)
     with shown(backend, job) as (site, pages):
         tab.open(site.url).until_state("working")
-        tab.run("window.kept = true")
+        tab.run("addEventListener('pageshow', (event) => { window.kept = event.persisted; })")
         tab.page.goto(site.url + "/pixel.gif")
         eventually(lambda: pages.open == 0)
         reach(job, 990)
-        tab.page.go_back()
+        # Then the browser shows the page that it has kept, with its scripts, and the element reads again
+        tab.page.go_back(wait_until="commit")
+        tab.until("() => window.kept === true")
         tab.until("() => document.querySelector('dramatiq-status')?.snapshot?.progress == 990")
 
 
