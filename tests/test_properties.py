@@ -554,7 +554,7 @@ def test_the_version_counts_every_change(history: list[Update], update: Update) 
     # Given a record, or none
     record = fold(history)
     # When something is written to it
-    applied = apply(record, update, NOW)
+    applied = apply_update(record, update, NOW)
     # Then the version has grown by one where it was changed, and there alone; a heartbeat is no change
     before = 0 if record is None else int(record[VERSION])
     after = 0 if applied.record is None else int(applied.record[VERSION])
