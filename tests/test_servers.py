@@ -132,11 +132,8 @@ def test_rabbitmq_speaks_amqp(rabbitmq_server: RabbitmqServer, rabbitmq_url: str
 def test_server_dies_with_the_process_that_started_it(
     redis_server: RedisServer, end: signal.Signals, tmp_path: Path
 ) -> None:
-    # Given another process that started a server; what runs in the background ignores Ctrl-C otherwise
-    script = (
-        "import signal, time, tests.servers as s; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "print(s.RedisServer().start().port, flush=True); time.sleep(100)"
-    )
+    # Given another process that started a server
+    script = "import time, tests.servers as s; print(s.RedisServer().start().port, flush=True); time.sleep(100)"
     starter = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=ROOT,
