@@ -19,8 +19,8 @@ from .wire import DAY, PATIENT, StartServer, seconds_left
 @pytest.mark.parametrize(
     "left, expected",
     [
-        (-5, 1),
-        (0, 1),
+        (-5, -1),
+        (0, -1),
         (1, 2),
         (999, 2),
         (1_000, 2),
@@ -36,7 +36,7 @@ def test_the_expiry_of_an_item_is_rounded_up(left: int, expected: int) -> None:
     # Given a time at which an item expires
     now = 1_700_000_000_000
     # When it is converted for memcached
-    # Then it is rounded up, it never means "forever", and it is a date if it is far away
+    # Then it is rounded up, or means "at once"; it never means "forever", and it is a date if it is far away
     assert expiry_of(now + left, now) == expected
 
 

@@ -191,6 +191,8 @@ def refusing(backend: MemcachedBackend, server: MemcachedServer, message_id: str
         backend.close()
         yield
     finally:
+        # A connection that a thread is using stays open.
+        wire.rewrite = lambda request: request
         client.server = direct
         backend.close()
         wire.close()
