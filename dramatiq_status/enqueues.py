@@ -100,15 +100,16 @@ class Enqueues:
             if self._leave(carrier, message, _UpdateRider(message_id, update)):
                 return True
             thread.unconfirmed[message_id] = enqueue_id, None
-            return self._enqueue_directly(message, update)
-        own = None
-        if binding is not None and binding.delivery is not None:
-            own, run = binding.delivery.tracking.buffer, binding.delivery
-            if run.fresh or run.confirming or run.enqueues or not own.is_whole():
-                # These writes have to be stored before the broker gets the message.
-                carrier = None
-        if binding is not None and binding.delivery is not None and binding.delivery.message_id == message_id:
-            delivery = binding.delivery
+            self._enqueue_directly(message, update)
+            return False
+        delivery = None if binding is None else binding.delivery
+        own = None if delivery is None else delivery.tracking.buffer
+        if delivery is not None and (
+            delivery.fresh or delivery.confirming or delivery.enqueues or not delivery.tracking.buffer.is_whole()
+        ):
+            # These writes have to be stored before the broker gets the message.
+            carrier = None
+        if delivery is not None and delivery.message_id == message_id:
             # If a tracing middleware comes first in the list, Dramatiq enqueues the retry before it calls
             # `after_process_message` of this middleware.
             exception = delivery.exception or exception_in_flight(delivery.tracking.message)
@@ -175,21 +176,20 @@ class Enqueues:
         thread.begin(message_id, Begun(message.message_timestamp, carried, enqueue_id))
         return enqueue_id
 
-    def _enqueue_directly(self, message: Any, update: Update) -> bool:
+    def _enqueue_directly(self, message: Any, update: Update) -> None:
         """Send `queued` before the broker gets the message; the reply is read after the broker has the message, so that
         the two round trips overlap.
         """
         self._complete_pending()
         if self._breaker.blocked:
             self._breaker.dropped()
-            return False
+            return
         try:
             self._deliveries.thread_state.pending_enqueue = self._backend.begin_update(message.message_id, update)
         except BackendError as e:
             self._fail(e)
         except (TypeError, ValueError) as e:
             logger.error("The status of message %r cannot be stored: %s", message.message_id, e)
-        return False
 
     def complete(self, message: Any, binding: Binding | None) -> None:
         """Wait until the last enqueue of this thread is stored."""

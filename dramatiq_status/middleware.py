@@ -68,8 +68,7 @@ def _through_late_interrupts(hook: F) -> F:
 
     An interrupt that strikes before the actor has ended must stop the actor, and leaves the hook.  A later interrupt
     strikes while a retry is enqueued. If it left the hook, the retry and the worker's thread would be lost.  The hook
-    then runs
-    again from its start and must be idempotent, as for :func:`_through_interrupts`.
+    then runs again from its start and must be idempotent, as for :func:`_through_interrupts`.
     """
 
     @functools.wraps(hook)
@@ -229,7 +228,6 @@ class StatusMiddleware(Middleware):
 
     def before_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
         _refuse_two(broker)
-        _watch_enqueues(broker)
         self._options.declare(actor.actor_name, actor.options)
 
     # Enqueueing
