@@ -17,7 +17,7 @@ BENCHMARKS = (
     "enqueue",
     "throughput",
     "confirm",
-    "ride",
+    "piggyback",
     "outage",
     "visibility",
     "watch",

@@ -65,7 +65,7 @@ def run(
       url: A Redis database, which is emptied: the store's unless `store` is given, the broker's unless
         `broker_url` is.
       mode: "off", "on" for our middleware, "thread" for it with a :class:`ThreadWriter`, "results" for Dramatiq's own.
-        "client" for our broker client without our middleware, "ride" for both, "ride+results" for all three.
+        "client" for our broker client without our middleware, "piggyback" for both, "piggyback+results" for all three.
       jobs: Number of messages.
       sleep: Seconds that a job sleeps.
       threads: Number of the worker's threads.
@@ -74,15 +74,15 @@ def run(
     """
     RedisBroker(url=url).flush_all()
     backend = backend_from_url(store or url)
-    if mode in ("client", "ride", "ride+results") and isinstance(backend, RedisBackend):
+    if mode in ("client", "piggyback", "piggyback+results") and isinstance(backend, RedisBackend):
         broker: dramatiq.Broker = RedisBroker(client=backend.broker_client())
     else:
         broker = broker_of(broker_url or url)
     options = {}
-    if mode in ("results", "ride+results"):
+    if mode in ("results", "piggyback+results"):
         broker.add_middleware(Results(backend=ResultBackend(url=url)))
         options = {"store_results": True}
-    if mode in ("on", "thread", "ride", "ride+results"):
+    if mode in ("on", "thread", "piggyback", "piggyback+results"):
         with patch("dramatiq_status.middleware.Writer", ThreadWriter if mode == "thread" else Writer):
             broker.add_middleware(StatusMiddleware(backend=backend))
     stopwatch = Stopwatch(jobs)

@@ -62,7 +62,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!dramatiq_status|\.).*"),
     # Types of which users need no more than their methods.
-    (r"py:class", r"dramatiq_status\.(\w+\.)*(T|Track|Group|Request|Carrier|\w+Carrier|BrokerClient)"),
+    (r"py:class", r"dramatiq_status\.(\w+\.)*(T|Track|Group|Request|UpdateAttacher|\w+UpdateAttacher|BrokerClient)"),
 ]
 
 #: Modules with public names, in the order in which a reference like ``.StatusRegistry`` looks for them.

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from .carrier import Carrier
 from .checks import MAX_TIMEOUT, check_duration, check_number
 from .cursor import Cursor
 from .decoding import take_snapshot, take_snapshots
 from .errors import BackendError, NotSupported
+from .piggyback import UpdateAttacher
 from .record import Record
 from .snapshot import Snapshot
 from .update import Outcome, Update
@@ -291,7 +291,7 @@ class StatusBackend(abc.ABC):
         """
         return None
 
-    def carrier(self, broker: Any) -> Carrier | None:
+    def update_attacher(self, broker: Any) -> UpdateAttacher | None:
         """Return the broker's client, if it can send updates in one transaction with the broker's commands; otherwise
         None.  The default implementation returns None.
         """

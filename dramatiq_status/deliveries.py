@@ -15,7 +15,6 @@ from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .cancel_log import mark_of
 from .cancels import Cancels, reason_in
-from .carrier import Carrier
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
 from .errors import Cancelled
@@ -23,6 +22,7 @@ from .history import run_ended, run_lost
 from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, Options, Settings, enqueue_id_of, new_token
+from .piggyback import UpdateAttacher
 from .progress import Progress
 from .record import (
     CANCELLED,
@@ -41,7 +41,7 @@ from .record import (
     Record,
 )
 from .status import Status
-from .writer import BufferRider, Confirmation, Finish, MessageBuffer, Start, Writer
+from .writer import AttachedBuffers, Confirmation, Finish, MessageBuffer, Start, Writer
 
 #: Maximum number of retries that is read from a message.
 _MAX_RETRIES: Final = 10**9
@@ -138,27 +138,27 @@ class Deliveries:
         retries = whole_number(options.get("retries"), 0)
         # Each redelivery adds 1 to the stored number of attempts, and a record holds numbers of at most 15 digits.
         start = Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1)
-        rides = self.carrier(broker) is not None
-        buffer.add(start, quiet=rides)
+        can_attach = self.update_attacher(broker) is not None
+        buffer.add(start, quiet=can_attach)
         bind(binding)
         # The buffer is added after its delivery is bound. In the other order, an interrupt between the two would leave
         # a buffer that no hook finds and closes.
         self._writer.running[buffer] = None
-        if rides:
+        if can_attach:
             self._writer.put_later(buffer, _START_AFTER)
 
-    def carrier(self, broker: dramatiq.Broker) -> Carrier | None:
-        """Return the carrier of a broker; None if it has none, and while the store is down."""
-        return None if self._writer.breaker.down else self._backend.carrier(broker)
+    def update_attacher(self, broker: dramatiq.Broker) -> UpdateAttacher | None:
+        """Return the attacher of a broker; None if it has none, and while the store is down."""
+        return None if self._writer.breaker.down else self._backend.update_attacher(broker)
 
-    def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool, rides: bool = True) -> None:
+    def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool, may_attach: bool = True) -> None:
         """Write the outcome of a message, before the broker acknowledges or rejects the message.
 
         Parameters:
           broker(Broker)
           message(Message)
           rejected(bool)
-          rides(bool): Whether the outcome may be sent with the broker's next command.
+          may_attach(bool): Whether the outcome may be sent with the broker's next command.
         """
         delivery = self.find_delivery(message)
         if delivery is None:
@@ -187,19 +187,19 @@ class Deliveries:
                 buffer.finish(self._finish(delivery, message, decision), delivery.confirmation)
             delivery.settled = True
         confirmation = delivery.confirmation
-        if confirmation is None or (rides and self._leave(broker, message, buffer)):
+        if confirmation is None or (may_attach and self._attach(broker, message, buffer)):
             return
         if confirmation.stored is None:
             self._writer.confirm(buffer, confirmation, delivery.deadline)
         delivery.confirmation = None
 
-    def _leave(self, broker: dramatiq.Broker, message: Any, buffer: MessageBuffer) -> bool:
+    def _attach(self, broker: dramatiq.Broker, message: Any, buffer: MessageBuffer) -> bool:
         """Attach a final state to the acknowledgement.  Return whether that was possible."""
-        carrier = self.carrier(broker)
-        if carrier is None or not buffer.is_whole():
+        attacher = self.update_attacher(broker)
+        if attacher is None or not buffer.is_whole():
             return False
         self._writer.put_later(buffer, _FINISH_AFTER)
-        return carrier.leave(message, BufferRider(self._writer, buffer))
+        return attacher.attach(message, AttachedBuffers(self._writer, buffer))
 
     def _finish(self, delivery: Delivery, message: Any, decision: Decision) -> Finish:
         tracking: _Tracking = delivery.tracking
@@ -242,9 +242,9 @@ class Deliveries:
         delivery = self.find_delivery(message)
         if delivery is not None:
             if not delivery.settled or delivery.confirmation is not None:
-                # This broker does not call `before_ack` and `before_nack`, or its command may have taken the final
-                # state along.
-                self.settle(broker, message, rejected=rejected, rides=False)
+                # This broker does not call `before_ack` and `before_nack`, or the final state was attached to one
+                # of its commands, and may not be stored.
+                self.settle(broker, message, rejected=rejected, may_attach=False)
             delivery.exception = delivery.result = None
             bind(delivery.tracking.previous)
         else:

@@ -10,7 +10,6 @@ import dramatiq
 
 from ._log import logger
 from .backend import StatusBackend, now_ms
-from .carrier import Carrier
 from .circuit_breaker import CircuitBreaker
 from .context import Binding
 from .deliveries import Deliveries, exception_in_flight
@@ -19,12 +18,13 @@ from .history import run_ended
 from .lifecycle import Begun, Delivery, whole_number
 from .message_fields import MessageFields
 from .options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION, Settings, enqueue_id_of, next_enqueue_id
+from .piggyback import UpdateAttacher
 from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, RUN_ENDED, SCHEDULED_AT
 from .update import EnqueueId, Kind, Outcome, Update
-from .writer import BufferRider, Confirmation, Enqueue, Withdrawal, Writer
+from .writer import AttachedBuffers, Confirmation, Enqueue, Withdrawal, Writer
 
 
-class _UpdateRider:
+class _AttachedUpdate:
     """The update of an enqueue outside of a worker."""
 
     def __init__(self, message_id: str, update: Update) -> None:
@@ -32,13 +32,13 @@ class _UpdateRider:
         self.update = update
         self.is_stored = False
 
-    def board(self) -> Sequence[tuple[str, Update]]:
+    def collect(self) -> Sequence[tuple[str, Update]]:
         return () if self.is_stored else ((self.message_id, self.update),)
 
-    def arrive(self, outcomes: Sequence[Outcome]) -> None:
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
         self.is_stored = True
 
-    def stay(self) -> None:
+    def send_separately(self) -> None:
         """Do nothing: :meth:`Enqueues.complete` sends the update."""
 
 
@@ -94,10 +94,10 @@ class Enqueues:
         if delay is not None:
             # Dramatiq accepts any delay, but a record holds numbers of at most 15 digits.
             fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
-        carrier = self._deliveries.carrier(broker)
+        attacher = self._deliveries.update_attacher(broker)
         if not inside:
             update = Update(Kind.ENQUEUE, enqueue_id, fields=fields)
-            if self._leave(carrier, message, _UpdateRider(message_id, update)):
+            if self._attach(attacher, message, _AttachedUpdate(message_id, update)):
                 return True
             thread.unconfirmed[message_id] = enqueue_id, None
             self._enqueue_directly(message, update)
@@ -108,7 +108,7 @@ class Enqueues:
             delivery.fresh or delivery.confirming or delivery.enqueues or not delivery.tracking.buffer.is_whole()
         ):
             # These writes have to be stored before the broker gets the message.
-            carrier = None
+            attacher = None
         if delivery is not None and delivery.message_id == message_id:
             # If a tracing middleware comes first in the list, Dramatiq enqueues the retry before it calls
             # `after_process_message` of this middleware.
@@ -128,19 +128,21 @@ class Enqueues:
         buffer.add(confirmation, quiet=True)
         thread.confirmation = confirmation
         buffers = [buffer] if own is None or own is buffer else [own, buffer]
-        rides = self._leave(carrier, message, BufferRider(self._writer, *buffers))
-        if rides:
+        is_attached = self._attach(attacher, message, AttachedBuffers(self._writer, *buffers))
+        if is_attached:
             # The broker has the message with its status, or neither.
             thread.unconfirmed.pop(message_id, None)
         else:
             self._writer.put(buffer)
-        return rides
+        return is_attached
 
-    def _leave(self, carrier: Carrier | None, message: Any, rider: _UpdateRider | BufferRider) -> bool:
+    def _attach(
+        self, attacher: UpdateAttacher | None, message: Any, attached: _AttachedUpdate | AttachedBuffers
+    ) -> bool:
         """Attach ``queued`` to the broker's command.  Return whether that was possible."""
-        if carrier is None or not carrier.leave(message, rider):
+        if attacher is None or not attacher.attach(message, attached):
             return False
-        self._deliveries.thread_state.riders[message.message_id] = rider
+        self._deliveries.thread_state.attached[message.message_id] = attached
         return True
 
     def store_before_send(self, delivery: Delivery) -> None:
@@ -194,14 +196,14 @@ class Enqueues:
     def complete(self, message: Any, binding: Binding | None) -> None:
         """Wait until the last enqueue of this thread is stored."""
         thread = self._deliveries.thread_state
-        rider = thread.riders.get(message.message_id) if isinstance(message.message_id, str) else None
-        if isinstance(rider, _UpdateRider):
-            if not rider.is_stored:
-                self._enqueue_directly(message, rider.update)
-        elif rider is not None and thread.confirmation is not None and thread.confirmation.stored is None:
-            rider.stay()
-        if rider is not None:
-            del thread.riders[message.message_id]
+        attached = thread.attached.get(message.message_id) if isinstance(message.message_id, str) else None
+        if isinstance(attached, _AttachedUpdate):
+            if not attached.is_stored:
+                self._enqueue_directly(message, attached.update)
+        elif attached is not None and thread.confirmation is not None and thread.confirmation.stored is None:
+            attached.send_separately()
+        if attached is not None:
+            del thread.attached[message.message_id]
         self._complete_pending()
         if thread.confirmation is not None:
             if asyncio._get_running_loop() is None:
@@ -226,7 +228,7 @@ class Enqueues:
             return
         enqueue_id, buffer = found
         self._complete_pending()
-        thread.riders.pop(message_id, None)
+        thread.attached.pop(message_id, None)
         blocks = buffer is not None and asyncio._get_running_loop() is not None
         if buffer is None:
             buffer = self._writer.begin_enqueue(message_id)

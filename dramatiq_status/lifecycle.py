@@ -165,8 +165,8 @@ class ThreadState(threading.local):
         self.lost_run: tuple[str, str] | None = None
         #: Confirmation of the last enqueue of this thread through the writer.
         self.confirmation: Any = None
-        #: Updates of enqueues that this thread has begun, by message id, that the broker's commands may take along.
-        self.riders: dict[str, Any] = {}
+        #: Updates of enqueues that this thread has begun, by message id, that are attached to commands of the broker.
+        self.attached: dict[str, Any] = {}
 
     def holds(self, message_id: Any) -> bool:
         """Whether this thread holds a delayed message with this id. The id of a message may be of any type."""
@@ -190,7 +190,7 @@ class ThreadState(threading.local):
         if len(self.begun) > _MAX_BEGUN:
             oldest = next(iter(self.begun))
             del self.begun[oldest]
-            self.riders.pop(oldest, None)
+            self.attached.pop(oldest, None)
             self.unconfirmed.pop(oldest, None)
 
     def forget(self) -> None:
@@ -198,7 +198,7 @@ class ThreadState(threading.local):
         self.enqueued.clear()
         self.begun.clear()
         self.lost_run = None
-        self.riders.clear()
+        self.attached.clear()
         self.unconfirmed.clear()
 
 

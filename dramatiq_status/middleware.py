@@ -248,8 +248,10 @@ class StatusMiddleware(Middleware):
             write_back(message.options, settings)
         if "options" in message.options:
             self._options.warn_of_nested(message)
-        rides = settings.tracked and self._enqueues.begin(broker, message, delay, settings, binding, inside=inside)
-        if binding is not None and binding.delivery is not None and not rides:
+        is_attached = settings.tracked and self._enqueues.begin(
+            broker, message, delay, settings, binding, inside=inside
+        )
+        if binding is not None and binding.delivery is not None and not is_attached:
             self._enqueues.store_before_send(binding.delivery)
 
     @_through_late_interrupts

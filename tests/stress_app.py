@@ -43,7 +43,7 @@ class TattlerMiddleware(Middleware):
 
 
 def make_broker(broker_url: str, store_url: str) -> RedisBroker:
-    """The same broker in the workers and in the test. In the database of the store, it takes the statuses along."""
+    """The same broker in the workers and in the test. In the store's database, statuses piggyback."""
     backend = RedisBackend(url=store_url)
     broker = RedisBroker(**({"client": backend.broker_client()} if broker_url == store_url else {"url": broker_url}))
     broker.add_middleware(TattlerMiddleware())

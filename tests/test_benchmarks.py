@@ -20,7 +20,7 @@ SLOW = {
     "enqueue": "counts messages in three placements",
     "throughput": "starts a process with a worker for each kind of job",
     "confirm": "starts RabbitMQ, and nine processes with a worker for each broker",
-    "ride": "starts RabbitMQ, and many processes with a worker",
+    "piggyback": "starts RabbitMQ, and many processes with a worker",
     "outage": "waits for time-outs",
     "visibility": "looks for each of hundreds of writes, also beside a busy thread",
 }
@@ -42,7 +42,7 @@ def test_workers_of_the_benchmark_of_confirmations_run(redis_url: str, mode: str
     assert work({}, url=redis_url, mode=mode, jobs=20, sleep=0.0, broker_url="stub")["seconds"] > 0
 
 
-@pytest.mark.parametrize("mode", ["client", "ride", "ride+results"])
+@pytest.mark.parametrize("mode", ["client", "piggyback", "piggyback+results"])
 def test_workers_of_the_benchmark_of_broker_clients_run(redis_url: str, mode: str) -> None:
     assert work({}, url=redis_url, mode=mode, jobs=20, sleep=0.0)["seconds"] > 0
 

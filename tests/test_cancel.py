@@ -474,8 +474,8 @@ def test_a_unit_test_cancels_the_message_of_a_function() -> None:
     assert current_status().cancelled is False
 
 
-def test_cancellations_where_statuses_ride_on_the_brokers_commands(redis_url: str) -> None:
-    # Given a Redis broker whose commands take the statuses along
+def test_cancellations_where_statuses_are_sent_with_the_brokers_commands(redis_url: str) -> None:
+    # Given a Redis broker whose commands are sent with the statuses
     backend = RedisBackend(url=redis_url)
     broker = RedisBroker(client=backend.broker_client(), middleware=[Retries(min_backoff=1, max_backoff=2)])
     broker.add_middleware(StatusMiddleware(backend=backend))

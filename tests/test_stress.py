@@ -89,11 +89,13 @@ def command(broker_url: str, store_url: str) -> Iterator[None]:
 
 
 @pytest.mark.timeout(120 + PATIENCE // 1000)
-@pytest.mark.parametrize(("rides", "count"), [(False, MESSAGES), (True, MESSAGES // 10)], ids=["apart", "riding"])
+@pytest.mark.parametrize(
+    ("piggyback", "count"), [(False, MESSAGES), (True, MESSAGES // 10)], ids=["apart", "piggyback"]
+)
 def test_three_processes_store_exact_records(
-    redis_server: RedisServer, redis_url: str, redis_broker_url: str, rides: bool, count: int
+    redis_server: RedisServer, redis_url: str, redis_broker_url: str, piggyback: bool, count: int
 ) -> None:
-    if rides:
+    if piggyback:
         redis_broker_url = redis_url
     broker = stress_app.make_broker(redis_broker_url, redis_url)
     actor = dramatiq.actor(stress_app.work, broker=broker)

@@ -7,17 +7,17 @@ time, collects the buffers with pending updates in a queue, and sends them.
 
 from __future__ import annotations
 
+from .attached import AttachedBuffers
 from .backlog import Backlog
 from .buffer import MessageBuffer
 from .operations import Confirmation, Enqueue, Finish, Start, Withdrawal, Write
-from .riding import BufferRider
 from .writer import DEFAULT_MAX_PENDING, DEFAULT_MAX_PENDING_BYTES, Writer
 
 __all__ = [
     "DEFAULT_MAX_PENDING",
     "DEFAULT_MAX_PENDING_BYTES",
+    "AttachedBuffers",
     "Backlog",
-    "BufferRider",
     "Confirmation",
     "Enqueue",
     "Finish",

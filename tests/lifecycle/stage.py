@@ -209,7 +209,7 @@ class Stage:
       retries: Whether there is a Retries middleware.
       middleware: Made anew where it is not given.
       ours: The class of our middleware.
-      rides: Whether the statuses go along with the commands of the broker, whose URL is that of the store.
+      piggyback: Whether the statuses are sent with the commands of the broker, whose URL is that of the store.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class Stage:
         retries: bool = True,
         middleware: list[Middleware] | None = None,
         ours: type[StatusMiddleware] = StatusMiddleware,
-        rides: bool = False,
+        piggyback: bool = False,
         **options: Any,
     ) -> None:
         self.backend = backend
@@ -232,8 +232,8 @@ class Stage:
         self.middleware = ours(backend=backend, **options)
         others = make_middleware(retries=retries) if middleware is None else middleware
         ordered = [self.audit, *insert(others, self.middleware, position)]
-        self.rides = rides
-        client = backend.broker_client() if isinstance(backend, RedisBackend) and rides else None
+        self.piggyback = piggyback
+        client = backend.broker_client() if isinstance(backend, RedisBackend) and piggyback else None
         self.broker = make_broker(url, ordered, namespace=name, client=client)
         #: The states that the store had when messages were acknowledged or rejected, by id.
         self.at_ack: defaultdict[str, set[str]] = defaultdict(set)
@@ -336,7 +336,7 @@ class Stage:
         """With a worker in this process."""
         worker = dramatiq.Worker(self.broker, worker_timeout=20, worker_threads=threads)
         worker.start()
-        watch_acks(worker, self._see_ack, after=self.rides)
+        watch_acks(worker, self._see_ack, after=self.piggyback)
         try:
             yield worker
         finally:

@@ -2,7 +2,7 @@
 
     scripts/third-party                 # all of them
     scripts/third-party dramatiq -k stub
-    scripts/third-party dramatiq -k redis --rides     # RedisBackend.broker_client() in every RedisBroker
+    scripts/third-party dramatiq -k redis --piggyback     # RedisBackend.broker_client() in every RedisBroker
 
 A test that passes without the middleware and fails with it, three times in a row, is a failure of ours.  The suites are
 downloaded from the package index into a cache, with what they need in a virtual environment of their own, and never
@@ -134,7 +134,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("suites", nargs="*", help=f"of {', '.join(SUITES)}; all of them by default")
     parser.add_argument("-k", help="only tests with such names, as for pytest")
     parser.add_argument("--store", default="memory://", help="where statuses are kept, memory:// by default")
-    parser.add_argument("--rides", action="store_true", help="let every RedisBroker take the statuses along")
+    parser.add_argument(
+        "--piggyback", action="store_true", help="let every RedisBroker send the statuses with its commands"
+    )
     parser.add_argument("--checkout", action="append", default=[], metavar="SUITE=DIRECTORY")
     parser.add_argument("--fresh", action="store_true", help="download all of it again, in its newest version")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -223,11 +225,11 @@ def compare(name: str, arguments: argparse.Namespace) -> list[str]:
     select = ("-k", arguments.k) if arguments.k else ()
     checkout = arguments.checkout.get(name)
     without, _ = run(name, checkout, None, select)
-    found, trouble = run(name, checkout, arguments.store, select, rides=arguments.rides)
+    found, trouble = run(name, checkout, arguments.store, select, piggyback=arguments.piggyback)
     ours = once = broken(found, without)
     for _ in range(TRIES - 1):
         if ours:
-            again, _ = run(name, checkout, arguments.store, select, only=ours, rides=arguments.rides)
+            again, _ = run(name, checkout, arguments.store, select, only=ours, piggyback=arguments.piggyback)
             ours = [test for test in broken(again, without) if test in ours]
     expected = {test: why for part, why in SUITES[name].expected.items() for test in ours if part in test}
     print(f"{name}: without the middleware {told(without)}; with it {told(found)}", flush=True)
@@ -256,7 +258,7 @@ def run(
     select: Sequence[str],
     *,
     only: Sequence[str] = (),
-    rides: bool = False,
+    piggyback: bool = False,
 ) -> tuple[dict[str, str], list[str]]:
     """Run a suite once.
 
@@ -279,7 +281,7 @@ def run(
                 "PYTHONPATH": str(site),
                 "EVERYWHERE_STORE": store,
                 "EVERYWHERE_TROUBLE": str(trouble),
-                "EVERYWHERE_RIDES": "1" if rides else "",
+                "EVERYWHERE_PIGGYBACK": "1" if piggyback else "",
             }
         command = [
             *(str(python_of(name)), "-m", "pytest", "-q", "-o", "addopts=", "--timeout=120", "--no-header"),

@@ -22,7 +22,7 @@ from .transport import Transport, drive
 if TYPE_CHECKING:
     import redis
 
-    from .broker_calls import RedisCarrier
+    from .broker_calls import RedisUpdateAttacher
     from .broker_client import BrokerClient
 
 #: Maximum number of messages of one state, queue and actor that can be listed.
@@ -123,8 +123,8 @@ class RedisBackend(StatusBackend):
         self.transport: Transport = access.transport
         self.keys: Keys = access.keys(escape_namespace(namespace), check_number("max_listed", max_listed))
         self.operations: Operations = Operations(self.keys, self.transport)
-        # The last carrier that was found.
-        self._carrier: RedisCarrier | None = None
+        # The last result of `update_attacher`.
+        self._attacher: RedisUpdateAttacher | None = None
 
     def __repr__(self) -> str:
         # Not the client: it may show a password.
@@ -184,18 +184,18 @@ class RedisBackend(StatusBackend):
 
     # The broker
 
-    def carrier(self, broker: Any) -> RedisCarrier | None:
+    def update_attacher(self, broker: Any) -> RedisUpdateAttacher | None:
         """Return the broker's client, if :meth:`broker_client` of this backend has made it; otherwise None."""
         client: Any = getattr(broker, "client", None)
-        found = self._carrier
+        found = self._attacher
         if found is not None and found.client is client:
             return found
         if getattr(client, "broker_calls", None) is None or client.connection_pool is not self.client.connection_pool:
             return None
-        from .broker_calls import RedisCarrier
+        from .broker_calls import RedisUpdateAttacher
 
-        self._carrier = RedisCarrier(client, self.operations)
-        return self._carrier
+        self._attacher = RedisUpdateAttacher(client, self.operations)
+        return self._attacher
 
     def broker_client(self) -> BrokerClient:
         """Make a client for Dramatiq's Redis broker, whose calls are faster than those of other clients.

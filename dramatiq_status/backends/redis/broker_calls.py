@@ -11,7 +11,7 @@ from redis import exceptions
 
 from ... import _time as time
 from ..._log import logger
-from ...carrier import Rider
+from ...piggyback import AttachedUpdates
 from .connection import Connection, ServerPool, parameters_of
 from .operations import Operations
 from .protocol import OUTCOMES
@@ -58,21 +58,21 @@ _ERRORS: Final = {
 }
 
 
-class Waiting(NamedTuple):
-    """Updates that wait for a command of the broker on the same thread.
+class Attachment(NamedTuple):
+    """Updates that are attached to the next command of the broker about a message, on the same thread.
 
     Parameters:
       id(str): The broker's own id of the message.
-      rider(Rider)
+      updates(AttachedUpdates)
       operations(Operations): Operations of the backend that make the requests of the updates.
     """
 
     id: str
-    rider: Rider
+    updates: AttachedUpdates
     operations: Operations
 
 
-class RedisCarrier:
+class RedisUpdateAttacher:
     """A client of the broker that sends updates of a backend and a command of the broker in one transaction.
 
     Parameters:
@@ -84,11 +84,11 @@ class RedisCarrier:
         self.client = client
         self._operations = operations
 
-    def leave(self, message: Any, rider: Rider) -> bool:
+    def attach(self, message: Any, updates: AttachedUpdates) -> bool:
         client, broker_id = self.client, message.options.get(_ID_OPTION)
         if broker_id is None or not client.broker_calls.is_open(client):
             return False
-        client.broker_calls.waiting.found = Waiting(broker_id, rider, self._operations)
+        client.broker_calls.thread.attachment = Attachment(broker_id, updates, self._operations)
         return True
 
 
@@ -130,8 +130,8 @@ class BrokerCalls:
         # The last `execute_command` that was found, and whether it is redis-py's own.
         self._found: Any = None
         self._is_plain = False
-        #: Thread-local: updates that wait for a command of the broker, in the attribute ``found``.
-        self.waiting = threading.local()
+        #: Thread-local: updates that are attached to its next command of the broker, in the attribute ``attachment``.
+        self.thread = threading.local()
 
     def takes(self, client: Any, numkeys: int, arguments: tuple[Any, ...]) -> bool:
         """Whether a script call is one of the broker's, and no other package has replaced the client's
@@ -153,31 +153,31 @@ class BrokerCalls:
           redis.RedisError: When the server does not answer, or answers with an error.
         """
         command = b"".join(self._pack("EVALSHA", sha, 1, *arguments))
-        waiting: Waiting | None = getattr(self.waiting, "found", None)
-        if waiting is not None and len(arguments) > HEAD and arguments[HEAD] == waiting.id:
-            reply = self._call_together(command, waiting)
-            self.waiting.found = None
+        attachment: Attachment | None = getattr(self.thread, "attachment", None)
+        if attachment is not None and len(arguments) > HEAD and arguments[HEAD] == attachment.id:
+            reply = self._call_together(command, attachment)
+            self.thread.attachment = None
         else:
             (reply,) = self._exchange(command, 1)
         if isinstance(reply, Exception):
             raise refusal_of(reply)
         return reply
 
-    def _call_together(self, command: bytes, waiting: Waiting) -> Any:
+    def _call_together(self, command: bytes, attachment: Attachment) -> Any:
         """Send updates and a command of the broker as one transaction, and return the reply to the command.
 
         If the server refuses the transaction before it carries it out, the command is sent again without the updates.
         """
-        rider, operations = waiting.rider, waiting.operations
+        updates, operations = attachment.updates, attachment.operations
         clock, asked = operations.clock, time.monotonic()
         try:
-            requests = operations.requests_of(rider.board())
+            requests = operations.requests_of(updates.collect())
             packed = [request.pack(clock) for request in requests]
         except Exception:
-            logger.exception("The status of a message does not go along with the broker's command.")
+            logger.exception("The status of a message is not sent with the broker's command.")
             requests = []
         if not requests:
-            rider.stay()
+            updates.send_separately()
             return self._exchange(command, 1)[0]
         # A script that gets the time as an argument takes less time of the server.
         head = () if clock.known else (_TIME,)
@@ -189,17 +189,17 @@ class BrokerCalls:
             # The user has no permission for transactions. The server has carried out the commands one by one.
             replies = queued
         if isinstance(replies, Exception):
-            rider.stay()
+            updates.send_separately()
             return self._exchange(command, 1)[0]
         *answers, reply = replies
         try:
             if any(isinstance(answer, Exception) for answer in answers):
-                rider.stay()
+                updates.send_separately()
             else:
-                rider.arrive([OUTCOMES[number] for answer in answers for number in answer])
+                updates.settle([OUTCOMES[number] for answer in answers for number in answer])
         except Exception:
             # The broker's command was carried out, so this error must not reach the caller.
-            logger.exception("The status of a message that went along with the broker's command is sent again.")
+            logger.exception("The status of a message that was sent with the broker's command is sent again.")
         return reply
 
     def _exchange(self, packed: bytes, count: int) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class AtImport:
-    """Changes Dramatiq's Broker once it is imported, and its RedisBroker where the statuses go along."""
+    """Changes Dramatiq's Broker once it is imported, and its RedisBroker where the statuses piggyback."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         change = CHANGES.get(name)
@@ -32,7 +32,7 @@ class AtImport:
         return spec
 
 
-#: Backend of the broker that is under construction, where the broker's commands take the statuses along.
+#: Backend of the broker that is under construction, if its commands are to be sent with the statuses.
 backends: list[Any] = []
 
 
@@ -53,14 +53,14 @@ def track_all(module: Any) -> None:
     note_trouble()
 
 
-def ride_all(module: Any) -> None:
-    """Give every RedisBroker a client that takes the statuses along, with the parameters of its own one."""
+def piggyback_all(module: Any) -> None:
+    """Give every RedisBroker a client that sends the statuses with its commands, with the parameters of its own one."""
     broker_class = module.RedisBroker
     initialize = broker_class.__init__
     own = {name for name in inspect.signature(initialize).parameters if name != "parameters"}
 
     @functools.wraps(initialize)
-    def initialize_and_ride(self: Any, *, url: str | None = None, client: Any = None, **given: Any) -> None:
+    def initialize_with_our_client(self: Any, *, url: str | None = None, client: Any = None, **given: Any) -> None:
         from dramatiq_status.backends import RedisBackend
 
         if client is None:
@@ -70,7 +70,7 @@ def ride_all(module: Any) -> None:
             backends.append(backend)
         initialize(self, client=client, **given)
 
-    broker_class.__init__ = initialize_and_ride
+    broker_class.__init__ = initialize_with_our_client
 
 
 def note_trouble() -> None:
@@ -90,6 +90,6 @@ def note_trouble() -> None:
 
 
 CHANGES = {"dramatiq.broker": track_all}
-if os.environ.get("EVERYWHERE_RIDES"):
-    CHANGES["dramatiq.brokers.redis"] = ride_all
+if os.environ.get("EVERYWHERE_PIGGYBACK"):
+    CHANGES["dramatiq.brokers.redis"] = piggyback_all
 sys.meta_path.insert(0, AtImport())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Statuses that go along with the broker's commands, and statuses on another server than the broker's queues."""
+"""Statuses that are sent with the broker's commands, and statuses on another server than the broker's queues."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MODES = {
     "tracking off": "off",
     "tracking off, our client": "client",
     "tracking on": "on",
-    "tracking on, our client": "ride",
+    "tracking on, our client": "piggyback",
     "Results": "results",
-    "Results, tracking on, our client": "ride+results",
+    "Results, tracking on, our client": "piggyback+results",
 }
 
 
@@ -75,13 +75,13 @@ def run(options: Options) -> Iterator[Table]:
 
 def enqueue_rows(server: RedisServer, options: Options) -> Iterator[list[str]]:
     yield ["placement", "case", "messages/s", "share of off", "80 % in"]
-    riding = RedisBackend(url=server.database(3))
+    backend = RedisBackend(url=server.database(3))
     client = RedisBackend(url=server.database(4)).broker_client()
     actors = {
         "tracking off": declare(RedisBroker(url=server.database(1))),
         "tracking off, our client": declare(RedisBroker(client=client)),
         "tracking on": declare(tracked(server.database(2), RedisBackend(url=server.database(2)))),
-        "tracking on, our client": declare(with_client(riding)),
+        "tracking on, our client": declare(with_client(backend)),
     }
     for placement in ("free", "same", "cross"):
         with placed(placement, server):

@@ -13,36 +13,36 @@ from .buffer import MessageBuffer
 _FINAL: Final = frozenset(Outcome).difference((Outcome.MISSING, Outcome.UNAVAILABLE, Outcome.UNSTORABLE))
 
 
-class RiderWriter(Protocol):
-    """The part of the writer that a rider uses."""
+class AttachmentWriter(Protocol):
+    """The part of the writer that attached buffers use."""
 
     quiet: dict[MessageBuffer, float]
 
     def put(self, buffer: MessageBuffer) -> None: ...
 
 
-class BufferRider:
+class AttachedBuffers:
     """The updates of some buffers, sent in one transaction with a command of the broker.
 
     The leader may send the same updates at the same time.  The store recognizes repeated updates, because updates of
     runs and enqueues have sequence numbers or enqueue ids.
 
     Parameters:
-      writer(RiderWriter)
+      writer(AttachmentWriter)
       *buffers(MessageBuffer): Buffers whose updates may be sent twice.
     """
 
-    def __init__(self, writer: RiderWriter, *buffers: MessageBuffer) -> None:
+    def __init__(self, writer: AttachmentWriter, *buffers: MessageBuffer) -> None:
         self._writer = writer
         self._buffers = buffers
         self._taken: list[tuple[MessageBuffer, list[Update]]] = []
 
-    def board(self) -> list[tuple[str, Update]]:
+    def collect(self) -> list[tuple[str, Update]]:
         now = time.monotonic()
         self._taken = [(buffer, buffer.take(now)) for buffer in self._buffers]
         return [(buffer.message_id, update) for buffer, updates in self._taken for update in updates]
 
-    def arrive(self, outcomes: Sequence[Outcome]) -> None:
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
         first = 0
         for buffer, updates in self._taken:
             found = outcomes[first : first + len(updates)]
@@ -53,6 +53,6 @@ class BufferRider:
                 # The leader sends the updates again, and processes their outcomes.
                 self._writer.put(buffer)
 
-    def stay(self) -> None:
+    def send_separately(self) -> None:
         for buffer in self._buffers:
             self._writer.put(buffer)

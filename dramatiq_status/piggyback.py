@@ -10,30 +10,30 @@ from typing import Any, Protocol
 from .update import Outcome, Update
 
 
-class Rider(Protocol):
+class AttachedUpdates(Protocol):
     """Updates that a hook has prepared for the next command of the broker on the same thread."""
 
-    def board(self) -> Sequence[tuple[str, Update]]:
+    def collect(self) -> Sequence[tuple[str, Update]]:
         """Return the message ids and updates to add to the transaction, in order.  Return none if they were already
         sent.
         """
 
-    def arrive(self, outcomes: Sequence[Outcome]) -> None:
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
         """Process the outcomes of the updates, after the transaction was carried out."""
 
-    def stay(self) -> None:
+    def send_separately(self) -> None:
         """Send the updates with the writer, because the broker's command was sent without them."""
 
 
-class Carrier(Protocol):
+class UpdateAttacher(Protocol):
     """A client of the broker that can add updates to the transaction of a command."""
 
-    def leave(self, message: Any, rider: Rider) -> bool:
+    def attach(self, message: Any, updates: AttachedUpdates) -> bool:
         """Attach updates to the broker's next command about a message: an enqueue, an acknowledgement or a rejection.
 
         Parameters:
           message(Message): The message as the broker has passed it to a hook.
-          rider(Rider): Updates to attach.  They replace the updates that this thread attached before.
+          updates(AttachedUpdates): Updates to attach.  They replace the updates that this thread attached before.
 
         Returns:
           bool: Whether the updates were attached.

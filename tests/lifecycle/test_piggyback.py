@@ -1,4 +1,4 @@
-"""Every scenario where the statuses go along with the commands of the broker, and what that costs."""
+"""Every scenario with statuses that are sent with the commands of the broker, and what that costs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def stage(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator
     """One stage and its worker for all scenarios; each looks at its own messages only."""
     position, retries = request.param
     backend = RecordingRedisBackend(url=redis_server.url, namespace=f"s-{uuid4()}", timeout=20_000)
-    stage = Stage(redis_server.url, backend, position=position, name=f"q-{uuid4()}", retries=retries, rides=True)
+    stage = Stage(redis_server.url, backend, position=position, name=f"q-{uuid4()}", retries=retries, piggyback=True)
     with stage.working():
         yield stage
     stage.close()
@@ -76,9 +76,9 @@ def test_readers_see_the_states_of_each_scenario(stage: Stage, scenario: Scenari
 # Round trips
 
 
-def make_broker(url: str, *, namespace: str = "dramatiq-status", rides: bool = True) -> RedisBroker:
+def make_broker(url: str, *, namespace: str = "dramatiq-status", piggyback: bool = True) -> RedisBroker:
     backend = RedisBackend(url=url, namespace=namespace, timeout=20_000)
-    broker = RedisBroker(**({"client": backend.broker_client()} if rides else {"url": url}))
+    broker = RedisBroker(**({"client": backend.broker_client()} if piggyback else {"url": url}))
     broker.add_middleware(StatusMiddleware(backend=backend, heartbeat_interval=3_600_000))
     return broker
 
@@ -226,9 +226,9 @@ def test_a_broker_of_another_database_goes_without_the_statuses(redis_server: Re
     client = RedisBackend(url=redis_server.database(1)).broker_client()
     other, same = RedisBackend(url=redis_url), RedisBackend(client=client)
     broker = RedisBroker(client=client)
-    # Then only the second one's statuses go along
-    assert other.carrier(broker) is None and same.carrier(broker) is not None
-    assert RedisBackend(url=redis_url).carrier(RedisBroker(url=redis_url)) is None
+    # Then only the second one's statuses are sent with its commands
+    assert other.update_attacher(broker) is None and same.update_attacher(broker) is not None
+    assert RedisBackend(url=redis_url).update_attacher(RedisBroker(url=redis_url)) is None
     # And statuses are stored in either case
     for backend in (other, same):
         broker = RedisBroker(client=client)
@@ -244,7 +244,7 @@ def test_a_broker_of_another_database_goes_without_the_statuses(redis_server: Re
 
 
 #: Whether each line is struck, and a connection cut after each byte.
-EXHAUSTIVE = bool(os.environ.get("RIDE_EXHAUSTIVE"))
+EXHAUSTIVE = bool(os.environ.get("PIGGYBACK_EXHAUSTIVE"))
 EVERY = 1 if EXHAUSTIVE else 5
 
 
@@ -253,7 +253,7 @@ def struck(redis_url: str) -> Iterator[Stage]:
     """A stage whose hooks interrupts strike."""
     backend = RecordingRedisBackend(url=redis_url, timeout=20_000)
     # No heartbeat wakes a writer that an interrupt has left asleep
-    stage = Stage(redis_url, backend, ours=Struck, rides=True, heartbeat_interval=3_600_000)
+    stage = Stage(redis_url, backend, ours=Struck, piggyback=True, heartbeat_interval=3_600_000)
     yield stage
     stage.close()
 
@@ -426,7 +426,7 @@ def _die_in_the_acknowledgement(broker: RedisBroker, moment: str) -> None:
 
 @pytest.mark.parametrize("lost", ["scripts", "everything"])
 def test_a_server_that_has_lost_its_scripts(start_server: StartServer, lost: str) -> None:
-    # Given a worker whose statuses have gone along with the broker's commands
+    # Given a worker whose statuses were sent with the broker's commands
     server = start_server(RedisServer())
     broker = make_broker(server.url)
     done = Done()
@@ -467,7 +467,7 @@ from dramatiq_status.backends import RedisBackend
 backend = RedisBackend(url=sys.argv[1])
 broker = RedisBroker(client=backend.broker_client())
 broker.add_middleware(StatusMiddleware(backend=backend))
-assert backend.carrier(broker) is not None
+assert backend.update_attacher(broker) is not None
 
 @dramatiq.actor(broker=broker)
 def work(number):
