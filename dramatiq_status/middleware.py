@@ -349,7 +349,9 @@ def _watch_enqueues(broker: dramatiq.Broker) -> None:
         call = own or type(broker).enqueue.__get__(broker)
         try:
             return call(message, *args, **kwargs)
-        except BaseException:
+        except Exception:
+            # An interrupt of the thread says nothing about the broker.  It does not interrupt system calls, so that it
+            # mostly comes when the broker has the message.
             for middleware in broker.middleware:
                 if isinstance(middleware, StatusMiddleware):
                     middleware.withdraw_enqueue(message)
