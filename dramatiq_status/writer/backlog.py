@@ -43,7 +43,7 @@ class Backlog:
         return len(self._sizes)
 
     @property
-    def must_measure(self) -> bool:
+    def is_behind(self) -> bool:
         """Whether so many buffers were noted that they have to be measured now."""
         return len(self._noted) > MAX_UNMEASURED
 

@@ -235,7 +235,8 @@ def unwatch_logs() -> None:
 
 
 def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFile) -> dramatiq.Broker:
-    """Return the same broker to the workers and to the runner."""
+    """Return the same broker to the workers and to the runner. In one Redis, statuses piggyback."""
+    backend = backend_from_url(store_url)
     middleware = [
         AgeLimit(),
         TimeLimit(interval=100),
@@ -248,34 +249,16 @@ def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFil
         GroupCallbacks(RateLimits(url=oracle_url)),
         CurrentMessage(),
         Witness(facts),
-        StatusMiddleware(backend=backend_from_url(store_url), heartbeat_interval=STATUS_HEARTBEAT),
+        StatusMiddleware(backend=backend, heartbeat_interval=STATUS_HEARTBEAT),
         Stopwatch(facts),
     ]
-    broker: dramatiq.Broker
     if broker_url.startswith("amqp://"):
         # Without confirmations the broker may lose what it was sent.
-        broker = RabbitmqBroker(url=broker_url, middleware=middleware, confirm_delivery=True)
-    else:
-        broker = RedisBroker(
-            url=broker_url, middleware=middleware, heartbeat_timeout=BROKER_HEARTBEAT, maintenance_chance=1_000_000
-        )
-    _watch_errors(broker, facts)
-    return broker
-
-
-def _watch_errors(broker: dramatiq.Broker, facts: FactFile) -> None:
-    """Write down the enqueues that end in an error: the broker may have the message or not."""
-    enqueue = broker.enqueue
-
-    def watched(message: Any, *, delay: int | None = None) -> Any:
-        try:
-            return enqueue(message, delay=delay)
-        except BaseException as e:
-            what = "refused" if isinstance(e, Exception) else "interrupted"
-            facts.write(what, id=message.message_id, exception=type(e).__name__)
-            raise
-
-    broker.enqueue = watched  # type: ignore[method-assign]
+        return RabbitmqBroker(url=broker_url, middleware=middleware, confirm_delivery=True)
+    connects = {"client": backend.broker_client()} if store_url == broker_url else {"url": broker_url}
+    return RedisBroker(
+        middleware=middleware, heartbeat_timeout=BROKER_HEARTBEAT, maintenance_chance=1_000_000, **connects
+    )
 
 
 # The actors

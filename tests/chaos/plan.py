@@ -10,6 +10,7 @@ from typing import Any, Final
 #: Faults that each kind of store can have, with their weights.
 STORE_FAULTS: Final[Mapping[str, Mapping[str, int]]] = {
     "redis": {"kill": 2, "restart": 1, "freeze": 3, "cut": 3, "delay": 2},
+    "piggyback": {"kill": 2, "restart": 1, "freeze": 3, "cut": 3, "delay": 2},
     "redis-memory": {"kill": 2, "restart": 1, "freeze": 3, "cut": 3, "delay": 2},
     "memcached": {"kill": 1, "freeze": 3, "cut": 3, "delay": 2},
     "fleet": {"kill": 1, "freeze": 3, "cut": 3, "delay": 2},
@@ -17,6 +18,9 @@ STORE_FAULTS: Final[Mapping[str, Mapping[str, int]]] = {
     "cluster": {"kill": 2, "freeze": 2, "move": 4},
     "sentinel": {"kill": 2, "freeze": 1},
 }
+
+#: The store that is the Redis of the broker, with whose commands statuses are sent. Its faults are also the broker's.
+PIGGYBACK: Final = "piggyback"
 
 #: Number of servers of each kind of store that can be hurt one by one.
 STORE_MEMBERS: Final[Mapping[str, int]] = {"fleet": 2, "cluster": 3}
@@ -168,6 +172,8 @@ def _draw_faults(
     random: Random, seconds: float, workers: int, store: str, broker: str, fault_every: float, quiet: set[str]
 ) -> list[Fault]:
     kinds = {"worker": WORKER_FAULTS, "store": STORE_FAULTS[store], "broker": BROKER_FAULTS[broker]}
+    if store == PIGGYBACK:
+        quiet = quiet | {"broker"}
     weights = {target: weight for target, weight in _TARGETS.items() if target not in quiet}
     faults: list[Fault] = []
     at = random.uniform(0.5, 1.5) * fault_every

@@ -25,7 +25,7 @@ from .checker import Checker, Finding
 from .crew import Crew
 from .facts import FactFile, read_facts
 from .history import World
-from .plan import LOSSY_STORES, Fault, Job, Plan, make_plan
+from .plan import LOSSY_STORES, PIGGYBACK, Fault, Job, Plan, make_plan
 from .servers import RabbitmqTarget, RedisTarget, Target, start_broker, start_store
 from .watcher import Watcher
 
@@ -89,6 +89,8 @@ class Report:
 
 def run(settings: Settings, say: Callable[[str], None] = print) -> Report:
     """Carry out the plan of a seed, check it, and return what was found."""
+    if settings.store == PIGGYBACK and settings.broker != "redis":
+        raise ValueError("Statuses piggyback on a Redis broker only.")
     plan = make_plan(
         settings.seed,
         seconds=settings.seconds,
@@ -139,8 +141,11 @@ class Stage:
         self._oracle = stack.enter_context(RedisServer())
         self._queue: RedisTarget | RabbitmqTarget = start_broker(settings.broker)
         stack.callback(self._queue.close)
-        self._store: Target = start_store(settings.store, directory)
-        stack.callback(self._store.close)
+        if settings.store == PIGGYBACK:
+            self._store: Target = self._queue
+        else:
+            self._store = start_store(settings.store, directory)
+            stack.callback(self._store.close)
         self._facts = FactFile(directory)
         self._log = directory / "workers.log"
         self.crew = Crew(

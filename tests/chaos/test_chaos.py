@@ -16,7 +16,7 @@ SHORT: Final = {"seconds": 8.0, "jobs": 200, "fault_every": 1.2}
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("broker", "store", "seed"),
-    [("redis", "redis", 1), ("redis", "memcached", 2), ("redis", "sqlite", 3), ("rabbitmq", "redis", 4)],
+    [("redis", "piggyback", 1), ("redis", "memcached", 2), ("redis", "sqlite", 3), ("rabbitmq", "redis", 4)],
 )
 def test_every_status_is_right(broker: str, store: str, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     try:

@@ -108,12 +108,48 @@ def test_a_message_that_failed_in_an_outage_is_stored_despite_steady_traffic(
     buffers = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
     for buffer in buffers:
         buffer.add(Start({}, 1))
-    assert eventually(lambda: all(buffer.failed_alone for buffer in buffers))
+    assert eventually(lambda: all(buffer.suspect for buffer in buffers))
     # When it is over, and there is always another message to send
     backend.down = False
     assert eventually(lambda: len(backend.taken) >= 100 and {"m", "n"} <= set(backend.taken))
     # Then both were stored in between
     assert max(map(backend.taken.index, ("m", "n"))) < 50
+
+
+class Shaky(StubBackend):
+    """A store whose calls fail while it is down.  Afterwards, the first call with one message fails as well."""
+
+    down = True
+    has_failed = False
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        breaks = not self.down and not self.has_failed and any(message_id == "n" for message_id, _ in updates)
+        if breaks:
+            self.has_failed = True
+        if self.down or breaks:
+            raise BackendError("The connection broke.")
+        return super().update_many(updates)
+
+
+def test_a_message_is_not_blamed_for_one_broken_connection(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given an outage in which messages failed alone
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.001)
+    backend = Shaky()
+    writer = Writer(backend, CircuitBreaker("Shaky"))
+    writers.append(writer)
+    buffers = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
+    for buffer in buffers:
+        buffer.add(Start({}, 1))
+    assert eventually(lambda: all(buffer.suspect for buffer in buffers))
+    # When it is over, and a connection breaks once
+    backend.down = False
+    assert eventually(lambda: backend.read("m") and backend.read("n"))
+    # Then no message is said to be refused
+    assert backend.has_failed and "does not take updates" not in caplog.text
 
 
 class PickyAboutRuns(Picky):
@@ -143,7 +179,7 @@ def test_a_parent_that_fails_alone_is_sent_with_pauses(writers: list[Writer], mo
     buffer = begin(writer)
     other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other.add(Start({}, 1))
-    assert eventually(lambda: buffer.failed_alone and backend.read("other") is not None)
+    assert eventually(lambda: buffer.suspect and backend.read("other") is not None)
     # When a child increments its progress
     writer.outside("m").write({}, 2)
     # Then the writer tries both again, with pauses

@@ -1,0 +1,238 @@
+"""Outages of the one Redis of the broker and its statuses: the store is down when the broker is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.middleware import Retries
+
+from dramatiq_status import StatusMiddleware, current_progress, current_status
+from dramatiq_status.backends import RedisBackend
+from dramatiq_status.snapshot import Snapshot
+
+from ..conftest import started
+from ..recording import PATIENCE, eventually, working
+from ..servers import RedisServer
+
+#: Milliseconds that a call of the backend may take.  The broker's own calls have no time-out.
+TIMEOUT = 500
+
+
+@pytest.fixture(scope="module")
+def lasting_server() -> Iterator[RedisServer]:
+    """A Redis that keeps its data while it is stopped, and that saves a snapshot when it is told to."""
+    with started(RedisServer("--appendonly", "yes", "--appendfsync", "always")) as server:
+        yield server
+
+
+@pytest.fixture
+def site(lasting_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    lasting_server.reset()
+    # Dramatiq waits for seconds before it tries a command again.
+    monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.05)
+    monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
+    found = Site(lasting_server)
+    yield found
+    found.close()
+
+
+@dataclass
+class Site:
+    """A broker, and an actor whose jobs run until they may end."""
+
+    server: RedisServer
+    user: str = ""
+    end: threading.Event = field(default_factory=threading.Event)
+    running: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    done: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.backend = RedisBackend(url=self.url(self.user), timeout=TIMEOUT)
+        retries = Retries(max_retries=1, min_backoff=1, max_backoff=2)
+        self.broker = RedisBroker(client=self.backend.broker_client(), middleware=[retries], maintenance_chance=0)
+        self.middleware = StatusMiddleware(backend=self.backend)
+        self.broker.add_middleware(self.middleware)
+        assert self.backend.update_attacher(self.broker) is not None
+        # A client of its own, which looks at the server whatever befalls the broker's.
+        self.admin = redis.Redis.from_url(self.server.url)
+        self.reader = RedisBackend(url=self.server.url, timeout=20_000)
+        tried: set[int] = set()
+
+        @dramatiq.actor(broker=self.broker, queue_name=f"q-{uuid4()}")
+        def work(n: int, wait: bool = False, fail: bool = False) -> None:
+            current_progress().increment(n)
+            self.running.release()
+            if wait:
+                assert self.end.wait(PATIENCE)
+            current_status()["n"] = n
+            self.done.append(n)
+            if fail and n not in tried:
+                tried.add(n)
+                raise ValueError("on purpose")
+
+        self.work = work
+
+    def url(self, user: str = "") -> str:
+        return self.server.url.replace("//", f"//{user}@") if user else self.server.url
+
+    def snapshots(self, messages: list[Any]) -> list[Snapshot | None]:
+        return [self.reader.snapshot(message.message_id) for message in messages]
+
+    def states(self, messages: list[Any]) -> list[str | None]:
+        return [None if found is None else found.state.value for found in self.snapshots(messages)]
+
+    def unfinished(self) -> int:
+        """The number of messages that the broker is not done with."""
+        name = self.work.queue_name
+        return sum(int(self.admin.hlen(f"dramatiq:{queue}.msgs")) for queue in (name, f"{name}.DQ"))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self.broker.close()
+        self.backend.close()
+        self.reader.close()
+        self.admin.close()
+
+
+# Outages of the server
+
+
+def stop(site: Site) -> Callable[[], object]:
+    site.server.stop()
+    return site.server.start
+
+
+def freeze(site: Site) -> Callable[[], object]:
+    site.server.pause()
+    return site.server.resume
+
+
+def fill_memory(site: Site) -> Callable[[], object]:
+    site.admin.config_set("maxmemory", 1)
+    return lambda: site.admin.config_set("maxmemory", 0)
+
+
+def fill_disk(site: Site) -> Callable[[], object]:
+    # The server cannot put its snapshot in the place of a directory, and then takes no writes.
+    blocker = site.server.directory / "dump.rdb"
+    blocker.unlink(missing_ok=True)
+    (blocker / "blocker").mkdir(parents=True)
+    site.admin.config_set("save", "3600 1")
+    site.admin.bgsave()
+    eventually(lambda: site.admin.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+    def mend() -> None:
+        site.admin.config_set("save", "")
+        (blocker / "blocker").rmdir()
+        blocker.rmdir()
+
+    return mend
+
+
+def lose_leadership(site: Site) -> Callable[[], object]:
+    site.admin.replicaof("127.0.0.1", "1")
+    return lambda: site.admin.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (stop, redis.ConnectionError),
+        (freeze, None),
+        (fill_memory, redis.ResponseError),
+        (fill_disk, redis.ResponseError),
+        (lose_leadership, redis.ReadOnlyError),
+    ],
+)
+def test_jobs_run_to_their_end_in_an_outage_of_the_one_server(
+    site: Site, fault: Callable[[Site], Callable[[], object]], error: type[Exception] | None
+) -> None:
+    with ExitStack() as stack, working(site.broker, threads=3):
+        stack.callback(site.end.set)
+        # Given jobs that run
+        messages = [site.work.send(n, wait=True) for n in (1, 2, 3)]
+        for _ in messages:
+            assert site.running.acquire(timeout=PATIENCE)
+        eventually(lambda: site.states(messages) == ["working"] * 3)
+        # When the server is in trouble
+        mend = fault(site)
+        stack.callback(mend)
+        # And a message is sent, then the sender gets the broker's error, or waits
+        refused = site.work.message(7)
+        if error is None:
+            sender = threading.Thread(target=site.broker.enqueue, args=(refused,))
+            sender.start()
+        else:
+            with pytest.raises(error):
+                site.broker.enqueue(refused)
+        # And the jobs run to their end
+        site.end.set()
+        eventually(lambda: sorted(site.done) == [1, 2, 3])
+        # When the server is well again
+        mend()
+        stack.pop_all()
+        # Then all statuses are right
+        eventually(lambda: site.states(messages) == ["completed"] * 3)
+        shown = [found and (found["n"], found["progress"], found.attempts) for found in site.snapshots(messages)]
+        assert shown == [(1, 1, 1), (2, 2, 1), (3, 3, 1)]
+        # And what was refused is unknown, and what has waited is not
+        if error is None:
+            sender.join(PATIENCE)
+            eventually(lambda: site.states([refused]) == ["completed"])
+        else:
+            assert site.states([refused]) == [None]
+        # And statuses piggyback again
+        last = site.work.send(9)
+        eventually(lambda: site.states([last]) == ["completed"])
+        eventually(lambda: site.backend.update_attacher(site.broker) and not site.middleware.health().down_since)
+        if error in (redis.ConnectionError, None):
+            # Dramatiq acknowledges again only after errors of connections.
+            eventually(lambda: not site.unfinished())
+
+
+# Statuses that the server refuses while it takes the broker's commands
+
+
+def test_a_user_who_may_not_write_statuses_loses_no_job(site: Site) -> None:
+    # Given a worker whose user may use the broker's keys alone
+    site.admin.acl_setuser(
+        "blind", enabled=True, passwords=["+secret"], categories=["+@all"], keys=["dramatiq", "dramatiq:*"]
+    )
+    blind = Site(site.server, user="blind:secret")
+    try:
+        with working(blind.broker, threads=2):
+            # When jobs are sent and run, one of them twice
+            messages = [blind.work.send(n, fail=n == 1) for n in range(5)]
+            eventually(lambda: len(blind.done) == 6 and not blind.unfinished())
+            # Then the broker is done with all of them, and no status is stored
+            assert sorted(blind.done) == [0, 1, 1, 2, 3, 4]
+            assert site.states(messages) == [None] * 5
+            # When the user may write statuses, then the worker stores all that it has kept
+            site.admin.acl_setuser("blind", enabled=True, keys=["dramatiq-status*"], categories=["+@all"])
+            eventually(lambda: site.states(messages) == ["completed"] * 5)
+            eventually(lambda: blind.backend.update_attacher(blind.broker) and not blind.middleware.health().down_since)
+    finally:
+        blind.close()
+        site.admin.acl_deluser("blind")
+
+
+def test_a_key_that_holds_no_status_stops_no_job(site: Site) -> None:
+    # Given messages, and a value of another kind at the key of one message's status
+    messages = [site.work.send(n, fail=True) for n in range(4)]
+    (key,) = [key for key in site.admin.keys("dramatiq-status*") if messages[1].message_id.encode() in key]
+    site.admin.delete(key)
+    site.admin.set(key, "not a status")
+    # When they run, each of them twice
+    with working(site.broker, threads=2):
+        eventually(lambda: len(site.done) == 8 and not site.unfinished())
+        # Then the broker is done with all, and they have their statuses
+        assert site.states(messages) == ["completed"] * 4
+        assert [found and found.attempts for found in site.snapshots(messages)] == [2] * 4
