@@ -16,7 +16,7 @@ from dramatiq.worker import Worker
 from dramatiq_status import Cancellation, StatusMiddleware, StatusRegistry, current_status, track
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import StubBackend
-from dramatiq_status.cancels import Cancels
+from dramatiq_status.cancels import CancelLogReader
 from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.update import EnqueueId, Kind, Update
 from dramatiq_status.writer import Writer
@@ -99,8 +99,8 @@ def checks(options: Options) -> Table:
 
     def work() -> None:
         status, breaker = current_status(), CircuitBreaker("benchmark")
-        none = Cancels(middleware.backend, breaker, Writer(middleware.backend, breaker))
-        many = Cancels(middleware.backend, breaker, Writer(middleware.backend, breaker))
+        none = CancelLogReader(middleware.backend, breaker, Writer(middleware.backend, breaker))
+        many = CancelLogReader(middleware.backend, breaker, Writer(middleware.backend, breaker))
         many.note(range(MANY))
 
         def loop(body: Callable[[], object]) -> None:

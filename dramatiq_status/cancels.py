@@ -22,7 +22,7 @@ from .writer import Writer
 _JOIN_TIMEOUT: Final = 1.0
 
 
-class Cancels:
+class CancelLogReader:
     """Reads the log of cancelled messages on a thread of its own while this process has a worker, and notes requests in
     the buffers of running messages.
 
@@ -37,7 +37,7 @@ class Cancels:
         self._breaker = breaker
         self._writer = writer
         self.begin_again()
-        _all_cancels.add(self)
+        _all_readers.add(self)
 
     def begin_again(self) -> None:
         """Begin without a worker, also in a process that was forked off."""
@@ -133,7 +133,7 @@ class Cancels:
             self._position, marks = self._backend.read_cancels(self._position)
             if marks:
                 self.note(marks)
-                self._tell(set(marks))
+                self._mark_buffers(set(marks))
         except BackendError as e:
             # The writer logs the outage.
             logger.debug("The log of cancelled messages could not be read: %s", e)
@@ -144,7 +144,7 @@ class Cancels:
             self._older, self._marks = self._marks, set()
         self._marks.update(marks)
 
-    def _tell(self, new: set[int]) -> None:
+    def _mark_buffers(self, new: set[int]) -> None:
         buffers = [buffer for buffer in list(self._writer.running) if mark_of(buffer.message_id) in new]
         if buffers:
             for buffer, record in zip(buffers, self._backend.read_many([buffer.message_id for buffer in buffers])):
@@ -162,12 +162,12 @@ def reason_in(record: Record) -> str | None:
 
 
 #: All readers of this process.
-_all_cancels: weakref.WeakSet[Cancels] = weakref.WeakSet()
+_all_readers: weakref.WeakSet[CancelLogReader] = weakref.WeakSet()
 
 
 def _begin_all_again() -> None:
-    for cancels in list(_all_cancels):
-        cancels.begin_again()
+    for reader in list(_all_readers):
+        reader.begin_again()
 
 
 at_fork(after_in_child=_begin_all_again)

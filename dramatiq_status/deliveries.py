@@ -14,7 +14,7 @@ from dramatiq.errors import ActorNotFound
 from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .cancel_log import mark_of
-from .cancels import Cancels, reason_in
+from .cancels import CancelLogReader, reason_in
 from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
 from .errors import Cancelled
@@ -84,7 +84,7 @@ class Deliveries:
         writer: Writer,
         options: Options,
         fields: MessageFields,
-        cancels: Cancels,
+        cancels: CancelLogReader,
         heartbeat_interval: int,
     ) -> None:
         self.thread_state: ThreadState = ThreadState()
@@ -139,7 +139,7 @@ class Deliveries:
         # Each redelivery adds 1 to the stored number of attempts, and a record holds numbers of at most 15 digits.
         start = Start(fields, retries + 1 if 0 <= retries < _MAX_RETRIES else 1)
         can_attach = self.update_attacher(broker) is not None
-        buffer.add(start, quiet=can_attach)
+        buffer.add(start, deferred=can_attach)
         bind(binding)
         # The buffer is added after its delivery is bound. In the other order, an interrupt between the two would leave
         # a buffer that no hook finds and closes.
@@ -196,7 +196,7 @@ class Deliveries:
     def _attach(self, broker: dramatiq.Broker, message: Any, buffer: MessageBuffer) -> bool:
         """Attach a final state to the acknowledgement.  Return whether that was possible."""
         attacher = self.update_attacher(broker)
-        if attacher is None or not buffer.is_whole():
+        if attacher is None or not buffer.can_take_all():
             return False
         self._writer.put_later(buffer, _FINISH_AFTER)
         return attacher.attach(message, AttachedBuffers(self._writer, buffer))

@@ -15,7 +15,7 @@ from .context import Binding
 from .deliveries import Deliveries, exception_in_flight
 from .errors import BackendError, StoreRefused
 from .history import run_ended
-from .lifecycle import Begun, Delivery, whole_number
+from .lifecycle import BegunEnqueue, Delivery, whole_number
 from .message_fields import MessageFields
 from .options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION, Settings, enqueue_id_of, next_enqueue_id
 from .piggyback import UpdateAttacher
@@ -105,7 +105,7 @@ class Enqueues:
         delivery = None if binding is None else binding.delivery
         own = None if delivery is None else delivery.tracking.buffer
         if delivery is not None and (
-            delivery.fresh or delivery.confirming or delivery.enqueues or not delivery.tracking.buffer.is_whole()
+            delivery.fresh or delivery.confirming or delivery.enqueues or not delivery.tracking.buffer.can_take_all()
         ):
             # These writes have to be stored before the broker gets the message.
             attacher = None
@@ -124,8 +124,8 @@ class Enqueues:
                 buffer = self._writer.begin_enqueue(message_id)
             thread.unconfirmed[message_id] = enqueue_id, buffer
         confirmation = Confirmation()
-        buffer.add(Enqueue(enqueue_id, fields), quiet=True)
-        buffer.add(confirmation, quiet=True)
+        buffer.add(Enqueue(enqueue_id, fields), deferred=True)
+        buffer.add(confirmation, deferred=True)
         thread.confirmation = confirmation
         buffers = [buffer] if own is None or own is buffer else [own, buffer]
         is_attached = self._attach(attacher, message, AttachedBuffers(self._writer, *buffers))
@@ -175,7 +175,7 @@ class Enqueues:
         if begun is not None and begun.is_repeated_by(message.message_timestamp, carried):
             return begun.enqueue_id
         enqueue_id = next_enqueue_id(carried)
-        thread.begin(message_id, Begun(message.message_timestamp, carried, enqueue_id))
+        thread.begin(message_id, BegunEnqueue(message.message_timestamp, carried, enqueue_id))
         return enqueue_id
 
     def _enqueue_directly(self, message: Any, update: Update) -> None:
@@ -234,7 +234,7 @@ class Enqueues:
             buffer = self._writer.begin_enqueue(message_id)
         confirmation = Confirmation()
         # The writer keeps it in an outage of the store.
-        buffer.add(Withdrawal(enqueue_id), quiet=True)
+        buffer.add(Withdrawal(enqueue_id), deferred=True)
         buffer.add(confirmation)
         thread.unconfirmed.pop(message_id, None)
         thread.confirmation = None

@@ -22,7 +22,7 @@ from .update import NO_ENQUEUE_ID, EnqueueId
 _MAX_BEGUN: Final = 16
 
 #: Maximum number of references to other messages' buffers without a sweep.
-_FEW: Final = 256
+_MIN_SWEEP: Final = 256
 
 #: End of the names of Dramatiq's delay queues.
 _DELAY_SUFFIX: Final = ".DQ"
@@ -83,7 +83,7 @@ class Delivery:
     #: Buffers in `others` whose writes the present send waits for.
     confirming: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: Number of references in `others` above which `note()` removes the references to deleted buffers.
-    sweep_at: int = field(default=_FEW, repr=False)
+    sweep_at: int = field(default=_MIN_SWEEP, repr=False)
     #: Confirmations of enqueues for which no thread has waited.
     enqueues: list[Any] | None = field(default=None, repr=False)
     #: End of the acknowledgement's wait, by the monotonic clock.
@@ -101,7 +101,7 @@ class Delivery:
         if len(self.others) > self.sweep_at:
             for references in (self.others, self.fresh):
                 references.difference_update([found for found in list(references) if found() is None])
-            self.sweep_at = 2 * len(self.others) + _FEW
+            self.sweep_at = 2 * len(self.others) + _MIN_SWEEP
 
     def decide(self, *, rejected: bool) -> Decision:
         """Return the meaning of the end of this delivery."""
@@ -117,7 +117,7 @@ class Delivery:
         return Decision.FAILED
 
 
-class Begun(NamedTuple):
+class BegunEnqueue(NamedTuple):
     """An enqueue that a broker has begun and not completed.
 
     Parameters:
@@ -153,7 +153,7 @@ class ThreadState(threading.local):
         self.enqueued: set[str] = set()
         #: Enqueues that this thread has begun and not completed, by id. An entry stays if enqueues are nested, or if
         #: the broker has refused the message.
-        self.begun: dict[str, Begun] = {}
+        self.begun: dict[str, BegunEnqueue] = {}
         #: Id of each of these enqueues, and the writer's buffer; None where `queued` was sent directly. It is withdrawn
         #: if the enqueue ends in an error.
         self.unconfirmed: dict[str, tuple[EnqueueId, Any]] = {}
@@ -184,7 +184,7 @@ class ThreadState(threading.local):
         else:
             del self.delayed[message_id]
 
-    def begin(self, message_id: str, begun: Begun) -> None:
+    def begin(self, message_id: str, begun: BegunEnqueue) -> None:
         """Note that an enqueue has begun, and drop the oldest note where there are too many."""
         self.begun[message_id] = begun
         if len(self.begun) > _MAX_BEGUN:

@@ -18,7 +18,7 @@ from ._process import drop_interrupt
 from .aborts import is_abort
 from .backend import StatusBackend
 from .backends import backend_from_url
-from .cancels import Cancels
+from .cancels import CancelLogReader
 from .checks import check_duration, check_number
 from .circuit_breaker import CircuitBreaker, Health
 from .deliveries import Deliveries, exception_in_flight, unwrapped
@@ -178,7 +178,7 @@ class StatusMiddleware(Middleware):
             max_pending=self._max_pending,
             max_pending_bytes=self._max_pending_bytes,
         )
-        self._cancels = Cancels(backend, self._breaker, self._writer)
+        self._cancels = CancelLogReader(backend, self._breaker, self._writer)
         self._deliveries = Deliveries(
             backend, self._writer, self._options, self._fields, self._cancels, self.heartbeat_interval
         )
@@ -349,7 +349,9 @@ def _watch_enqueues(broker: dramatiq.Broker) -> None:
         call = own or type(broker).enqueue.__get__(broker)
         try:
             return call(message, *args, **kwargs)
-        except BaseException:
+        except Exception:
+            # An interrupt of the thread says nothing about the broker.  It does not interrupt system calls, so that it
+            # mostly comes when the broker has the message.
             for middleware in broker.middleware:
                 if isinstance(middleware, StatusMiddleware):
                     middleware.withdraw_enqueue(message)

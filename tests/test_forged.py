@@ -25,7 +25,9 @@ from dramatiq_status import Snapshot, StatusRegistry, aio
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.cursor import Cursor, encode
+from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION
+from dramatiq_status.record import ATTEMPTS, ENQUEUED_AT, PROGRESS
 from dramatiq_status.update import Changes, Kind, Outcome, Update
 
 from . import mixed_app
@@ -207,6 +209,21 @@ def test_forged_records_do_not_affect_other_messages(
     assert [StatusRegistry.get(message_id, backend=backend).completed for message_id in (first, last)] == [True, True]
     for message_id in (first, forged, last):
         backend.delete(message_id)
+
+
+SOUND_RECORD = {name.decode(): value.decode() for name, value in SOUND.items()}
+
+
+@pytest.mark.parametrize("field", [{":step": "no JSON"}, {ATTEMPTS: '"one"'}, {PROGRESS: '"much"'}])
+def test_a_damaged_status_is_shown_as_unknown(field: dict[str, str]) -> None:
+    assert take_snapshot("1", SOUND_RECORD, 0) is not None
+    assert take_snapshot("1", {**SOUND_RECORD, **field}, 0) is None
+
+
+@pytest.mark.parametrize("time", ['"noon"', "9" * 30, "null"])
+def test_a_wrong_time_is_shown_as_missing(time: str) -> None:
+    snapshot = take_snapshot("1", {**SOUND_RECORD, ENQUEUED_AT: time}, 0)
+    assert snapshot is not None and snapshot.enqueued_at is None
 
 
 # Channels

@@ -16,7 +16,7 @@ _FINAL: Final = frozenset(Outcome).difference((Outcome.MISSING, Outcome.UNAVAILA
 class AttachmentWriter(Protocol):
     """The part of the writer that attached buffers use."""
 
-    quiet: dict[MessageBuffer, float]
+    deferred: dict[MessageBuffer, float]
 
     def put(self, buffer: MessageBuffer) -> None: ...
 
@@ -48,7 +48,7 @@ class AttachedBuffers:
             found = outcomes[first : first + len(updates)]
             first += len(updates)
             if _FINAL.issuperset(found) and not buffer.settle(updates, found):
-                self._writer.quiet.pop(buffer, None)
+                self._writer.deferred.pop(buffer, None)
             else:
                 # The leader sends the updates again, and processes their outcomes.
                 self._writer.put(buffer)

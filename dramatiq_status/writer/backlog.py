@@ -43,7 +43,7 @@ class Backlog:
         return len(self._sizes)
 
     @property
-    def is_behind(self) -> bool:
+    def must_measure(self) -> bool:
         """Whether so many buffers were noted that they have to be measured now."""
         return len(self._noted) > MAX_UNMEASURED
 

@@ -69,9 +69,9 @@ class MessageBuffer:
     #: Whether its server, one of many, has not answered since its updates were last stored.
     unavailable: bool = False
     #: Whether a call with this buffer alone has failed since its updates were last stored.
-    suspect: bool = False
+    failed_alone: bool = False
     #: Whether the heartbeat has failed as well, so that the writer sends no further heartbeats of this message.
-    is_mute: bool = False
+    heartbeat_failed: bool = False
     #: Earliest time of the next attempt, by the monotonic clock, if its server of many did not answer.
     retry_at: float = 0.0
     #: Whether this process was forked off, while the run continues in the parent.
@@ -156,10 +156,10 @@ class MessageBuffer:
             return
         self.add(Write(fields, increment, urgent, state, changes))
 
-    def add(self, operation: Operation, *, quiet: bool = False) -> None:
-        """Add an operation, and signal the writer, unless it is quiet: see :meth:`Writer.put_later`."""
+    def add(self, operation: Operation, *, deferred: bool = False) -> None:
+        """Add an operation, and signal the writer, unless the operation is deferred: see :meth:`Writer.put_later`."""
         self._operations.append(operation)
-        if not quiet:
+        if not deferred:
             self._signal()
 
     def _signal(self) -> None:
@@ -300,7 +300,7 @@ class MessageBuffer:
             self._is_signalled = True
             return self._due
 
-    def is_whole(self) -> bool:
+    def can_take_all(self) -> bool:
         """Whether :meth:`take` would return all pending updates, because none waits for the outcome of an earlier
         one.
         """

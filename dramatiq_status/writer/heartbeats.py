@@ -40,7 +40,7 @@ class Heartbeats:
         #: Time of the next heartbeat, by the monotonic clock.
         self.due_at: float = time.monotonic() + interval
 
-    def hurry(self) -> None:
+    def make_due(self) -> None:
         """Make the next heartbeats due at once, because none were stored during the outage."""
         self.due_at = time.monotonic()
 
@@ -52,10 +52,13 @@ class Heartbeats:
             self.due_at = self._breaker.retry_at
             return
         self.due_at = time.monotonic() + self._interval
-        buffers = [buffer for buffer in list(self._running) if buffer.thread.is_alive() and not buffer.is_mute]
+        buffers = [buffer for buffer in list(self._running) if buffer.thread.is_alive() and not buffer.heartbeat_failed]
         # A message that the store may refuse is sent alone, so that no other message looks stalled because of it.
         self._send(
-            [[buffer for buffer in buffers if not buffer.suspect], *([buffer] for buffer in buffers if buffer.suspect)]
+            [
+                [buffer for buffer in buffers if not buffer.failed_alone],
+                *([buffer] for buffer in buffers if buffer.failed_alone),
+            ]
         )
 
     def _send(self, batches: list[list[MessageBuffer]]) -> None:
@@ -70,7 +73,7 @@ class Heartbeats:
                 is_refusal = isinstance(e, StoreRefused)
                 if is_refusal and len(batch) > 1:
                     waiting.extendleft([buffer] for buffer in batch)
-                elif has_succeeded or (is_refusal and (waiting or batch[0].suspect)):
+                elif has_succeeded or (is_refusal and (waiting or batch[0].failed_alone)):
                     self._breaker.count_failure()
                     refused += batch
                 else:
@@ -83,13 +86,13 @@ class Heartbeats:
         if has_succeeded:
             self._breaker.succeeded()
         for buffer in refused:
-            buffer.suspect = buffer.is_mute = True
+            buffer.failed_alone = buffer.heartbeat_failed = True
 
     def _settle(self, buffers: list[MessageBuffer], outcomes: list[Outcome]) -> None:
         if Outcome.UNAVAILABLE in outcomes:
             self.due_at = min(self.due_at, time.monotonic() + LONGEST_PAUSE)
         for buffer, outcome in zip(buffers, outcomes):
-            if outcome is Outcome.MISSING and not buffer.suspect:
+            if outcome is Outcome.MISSING and not buffer.failed_alone:
                 buffer.restore()
             elif outcome is Outcome.REQUESTED:
                 buffer.cancelled = True

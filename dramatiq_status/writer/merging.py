@@ -165,15 +165,15 @@ class Merger:
         # the last run, until the retry starts, or forever if the broker refuses the retry.
         if self.kind is not Kind.RUN:
             return {}
-        everything = self.everything(state)
-        left = {name: text for name, text in everything.items() if name == PROGRESS or name not in CLEARED_BY_START}
+        fields = self.all_fields(state)
+        left = {name: text for name, text in fields.items() if name == PROGRESS or name not in CLEARED_BY_START}
         left[ATTEMPTS] = str(state.attempts)
         return left
 
     def _merge_write(self, state: MergedState, write: Write) -> None:
         pending = state.last()
         pending.set(write.fields)
-        self._begin_leg(write.fields, pending, state.known)
+        self._begin_measurement(write.fields, pending, state.known)
         state.known.update(write.fields)
         if write.state is not None:
             pending.arguments["state"] = write.state
@@ -193,7 +193,7 @@ class Merger:
         marks = deletion_marks(name for name in changes.deleted if self.kind is Kind.OUTSIDE or name in self.base)
         pending.fields.update(marks)
         state.known.update(marks)
-        self._begin_leg(changes.counts, pending, state.known)
+        self._begin_measurement(changes.counts, pending, state.known)
         self.note_changes(state, changes)
 
     def note_changes(self, state: MergedState, changes: Changes) -> None:
@@ -210,7 +210,7 @@ class Merger:
             if text is not None:
                 known[name] = text
 
-    def everything(self, state: MergedState) -> Record:
+    def all_fields(self, state: MergedState) -> Record:
         """Return the base without the fields that the run has deleted, and the fields that it has written."""
         base = self.base
         if state.deleted:
@@ -223,7 +223,7 @@ class Merger:
         """
         fields = {
             name: text
-            for name, text in self.everything(state).items()
+            for name, text in self.all_fields(state).items()
             if name not in CLEARED_BY_START or name in state.known
         }
         changes = Changes(deleted=state.deleted) if state.deleted else None
@@ -251,10 +251,10 @@ class Merger:
             pending.fields[RATE] = known[RATE] = rate
             pending.fields[RATE_WRITTEN_AT] = known[RATE_WRITTEN_AT] = STILL_CURRENT
 
-    def _begin_leg(self, fields: Mapping[str, Any], pending: PendingUpdate, known: Record) -> None:
+    def _begin_measurement(self, fields: Mapping[str, Any], pending: PendingUpdate, known: Record) -> None:
         """Begin a new measurement of the rate if a write begins a new count.
 
-        A progress of 0, or below the present one, begins a leg.  The first progress or total begins the first leg.
+        A progress of 0, or below the present one, begins a new count, and the first progress or total the first one.
         """
         now = time.monotonic()
         has_begun = self._meter is not None and self._meter.begun

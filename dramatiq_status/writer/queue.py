@@ -56,7 +56,7 @@ class SendQueue:
     @property
     def is_backlogged(self) -> bool:
         """Whether so many buffers have signalled, or were noted, that updates may have to be dropped."""
-        return len(self.signals) > min(MAX_UNMEASURED, self._max_pending // 10) or self.backlog.is_behind
+        return len(self.signals) > min(MAX_UNMEASURED, self._max_pending // 10) or self.backlog.must_measure
 
     def alarm(self) -> float:
         """Return the time of the next work for the writer's thread, by the monotonic clock."""
@@ -121,14 +121,14 @@ class SendQueue:
         # Replaced as a whole: an interrupt loses none.
         self.ready = {**{other: None for other in self.ready if other is not buffer}, buffer: None}
 
-    def follow(self, buffer: MessageBuffer, maker: MessageBuffer) -> None:
+    def move_behind(self, buffer: MessageBuffer, creator: MessageBuffer) -> None:
         """Move a buffer behind the buffer whose updates create the missing record.  Called on the writer's thread."""
-        if self.later.pop(maker, None) is not None:
+        if self.later.pop(creator, None) is not None:
             # Only its throttle holds it back.
-            self.ready[maker] = None
-        elif maker not in self.ready:
+            self.ready[creator] = None
+        elif creator not in self.ready:
             # The store has lost the record of a running message.
-            maker.restore()
+            creator.restore()
         del self.ready[buffer]
         self.ready[buffer] = None
 
@@ -156,7 +156,7 @@ class SendQueue:
     def clear(self) -> None:
         """Forget the buffers that are ready, one of which has raised an unexpected error."""
         for buffer in self.ready:
-            buffer.suspect = False
+            buffer.failed_alone = False
             buffer.give_up()
         self.ready.clear()
 
@@ -168,7 +168,7 @@ class SendQueue:
         while (buffer := self.backlog.pop_excess()) is not None:
             self.ready.pop(buffer, None)
             self.later.pop(buffer, None)
-            buffer.suspect = False
+            buffer.failed_alone = False
             self._breaker.dropped(buffer.drop())
             if not self._is_full:
                 self._is_full = True

@@ -52,12 +52,13 @@ class Sender:
         """Send the updates of these buffers, and return whether the store has answered."""
         if self._breaker.down:
             buffers = buffers[: 1 if self._probes_singly else MAX_PROBED]
-        elif suspects := [buffer for buffer in buffers if buffer.suspect]:
-            # If the store refuses a suspect, no other buffer must fail with it. One suspect follows each batch of
+        elif failed_alone := [buffer for buffer in buffers if buffer.failed_alone]:
+            # If the store refuses such a buffer again, no other must fail with it. One of them follows each batch of
             # others, so that it is sent even if there are always others.
-            if len(suspects) < len(buffers):
-                return self.send([buffer for buffer in buffers if not buffer.suspect]) and self.send(suspects[:1])
-            buffers = suspects[:1]
+            if len(failed_alone) < len(buffers):
+                others = [buffer for buffer in buffers if not buffer.failed_alone]
+                return self.send(others) and self.send(failed_alone[:1])
+            buffers = failed_alone[:1]
         now = time.monotonic()
         taken = [(buffer, buffer.take(now)) for buffer in buffers]
         updates = [(buffer.message_id, update) for buffer, found in taken for update in found]
@@ -71,11 +72,11 @@ class Sender:
         except Exception:
             return self._send_singly(taken)
         self._succeed()
-        makers = self._makers() if Outcome.MISSING in outcomes else {}
+        creators = self._creators() if Outcome.MISSING in outcomes else {}
         first = 0
         for buffer, found in taken:
             last = first + len(found)
-            self._settle(buffer, found, outcomes[first:last], makers)
+            self._settle(buffer, found, outcomes[first:last], creators)
             first = last
         return True
 
@@ -84,7 +85,7 @@ class Sender:
 
         If the store refuses all updates, the cause may be the store itself, so an outage begins.
         """
-        makers = self._makers()
+        creators = self._creators()
         refused: dict[MessageBuffer, StoreRefused] = {}
         has_succeeded = False
         for buffer, updates in taken:
@@ -107,7 +108,7 @@ class Sender:
                     self._drop_unstorable(buffer, e)
                     outcomes.append(Outcome.REFUSED)
             else:
-                self._settle(buffer, updates, outcomes, makers)
+                self._settle(buffer, updates, outcomes, creators)
         if refused and not has_succeeded:
             self._fail(list(refused), next(iter(refused.values())))
             return False
@@ -135,24 +136,24 @@ class Sender:
         """Begin or continue an outage; or postpone or drop the one buffer that the store refuses while it is up.
 
         A probe may fail because of a single message.  So after a failed probe, each probe sends one buffer, and a
-        buffer that fails alone becomes a suspect at the back of the queue.  When the store takes another buffer, the
-        outage is over.  A suspect that fails again is then dropped if the store has answered that it refuses it,
+        buffer that fails alone is marked and moved to the back of the queue.  When the store takes another buffer, the
+        outage is over.  A marked buffer that fails again is then dropped if the store has answered that it refuses it,
         and postponed otherwise, and no new outage begins.
         """
         buffer, was_down = buffers[0], self._breaker.down
-        if buffer.suspect and not was_down:
+        if buffer.failed_alone and not was_down:
             if isinstance(error, StoreRefused):
                 self._refuse(buffer, error)
             else:
-                self._postpone_suspect(buffer, error)
+                self._postpone_failed(buffer, error)
             return
         self._queue.fail(error)
         self._probes_singly = was_down
         if was_down and len(buffers) == 1 and buffer in self._queue.ready:
-            buffer.suspect = True
+            buffer.failed_alone = True
             self._queue.move_to_back(buffer)
 
-    def _postpone_suspect(self, buffer: MessageBuffer, error: BackendError) -> None:
+    def _postpone_failed(self, buffer: MessageBuffer, error: BackendError) -> None:
         self._breaker.count_failure()
         # The first failure may be that of a connection which broke as this buffer was sent.
         if not buffer.is_first("postponed") and buffer.is_first("refused"):
@@ -169,7 +170,7 @@ class Sender:
         self._breaker.count_failure()
         dropped, is_more = buffer.drop_sent()
         self._breaker.dropped(dropped)
-        buffer.suspect = True
+        buffer.failed_alone = True
         if buffer.is_first("refused"):
             logger.error(
                 "The status store refuses updates of message %r, but takes those of others (%s). They are dropped. "
@@ -183,21 +184,21 @@ class Sender:
 
     # Outcomes
 
-    def _makers(self) -> dict[str, MessageBuffer]:
+    def _creators(self) -> dict[str, MessageBuffer]:
         """Return the buffers whose updates create a missing record (those of runs and enqueues), by message id.
 
-        It is possible that the store never takes the updates of a suspect. So suspects are left out, and no other
-        buffer is sent again at once because of them.
+        The store may never take a buffer that has failed alone. So such buffers are left out, and no other buffer is
+        sent again at once because of them.
         """
         buffers = (*list(self._running), *self._queue.later, *self._queue.ready)
-        return {buffer.message_id: buffer for buffer in buffers if buffer.repeatable and not buffer.suspect}
+        return {buffer.message_id: buffer for buffer in buffers if buffer.repeatable and not buffer.failed_alone}
 
     def _settle(
         self,
         buffer: MessageBuffer,
         updates: list[Update],
         outcomes: list[Outcome],
-        makers: dict[str, MessageBuffer],
+        creators: dict[str, MessageBuffer],
     ) -> None:
         """Process the outcomes of a buffer's updates."""
         if Outcome.UNSTORABLE in outcomes:
@@ -205,12 +206,12 @@ class Sender:
             return
         is_missing, is_unavailable = Outcome.MISSING in outcomes, Outcome.UNAVAILABLE in outcomes
         if not is_missing:
-            buffer.suspect = buffer.is_mute = False
+            buffer.failed_alone = buffer.heartbeat_failed = False
         self._queue.backlog.update(buffer)
         if is_unavailable:
             buffer.unavailable = True
         if is_missing and not buffer.repeatable:
-            self._settle_missing(buffer, updates, outcomes, makers.get(buffer.message_id))
+            self._settle_missing(buffer, updates, outcomes, creators.get(buffer.message_id))
             return
         is_left = buffer.settle(updates, outcomes)
         if is_unavailable:
@@ -221,7 +222,7 @@ class Sender:
             self._queue.remove(buffer)
 
     def _settle_missing(
-        self, buffer: MessageBuffer, updates: list[Update], outcomes: list[Outcome], maker: MessageBuffer | None
+        self, buffer: MessageBuffer, updates: list[Update], outcomes: list[Outcome], creator: MessageBuffer | None
     ) -> None:
         """Keep or drop updates from outside of a message without a record; on the writer's thread.
 
@@ -238,12 +239,12 @@ class Sender:
         is_recent = self._breaker.recovering or (missing < RECOVERY and (buffer.unavailable or not self._queue.drains))
         # Updates of known messages do not make room for those of unknown ones.
         is_kept = is_recent and (buffer in backlog or backlog.has_room)
-        if not buffer.settle(updates, outcomes, keep_missing=is_kept or maker is not None):
+        if not buffer.settle(updates, outcomes, keep_missing=is_kept or creator is not None):
             # Forget since when the record is missing, so that later writes to this message are kept for RECOVERY
             # seconds as well.
             buffer.missing_since = None
             self._queue.remove(buffer)
-        elif maker is None or Outcome.UNAVAILABLE in outcomes:
+        elif creator is None or Outcome.UNAVAILABLE in outcomes:
             self._queue.postpone(buffer, min(max(FIRST_PAUSE, missing), LONGEST_PAUSE))
         else:
-            self._queue.follow(buffer, maker)
+            self._queue.move_behind(buffer, creator)

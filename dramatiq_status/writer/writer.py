@@ -43,11 +43,11 @@ DEFAULT_MAX_PENDING_BYTES: Final = 64 * 2**20
 #: Maximum number of seconds that a process that ends waits for its last updates.
 EXIT_TIMEOUT: Final = 5.0
 
-#: Seconds between two checks of the writer's thread for quiet buffers that are due.
-LOOK_EVERY: Final = 0.002
+#: Seconds between two checks of the writer's thread for deferred buffers that are due.
+CHECK_INTERVAL: Final = 0.002
 
 #: Number of references to buffers of other messages above which the writer removes the references to deleted buffers.
-_FEW: Final = 256
+_MIN_SWEEP: Final = 256
 
 
 class Writer:
@@ -91,16 +91,16 @@ class Writer:
         self.running: dict[MessageBuffer, None] = {}
         #: Buffers whose updates wait for a command of the broker, and the times, by the monotonic clock, at which the
         #: writer sends them itself.
-        self.quiet: dict[MessageBuffer, float] = {}
-        # Whether a buffer was added to `quiet` since the last check of the thread.
+        self.deferred: dict[MessageBuffer, float] = {}
+        # Whether a buffer was added to `deferred` since the last check of the thread.
         self._has_more = False
         # Buffers of messages that this process does not run, by id, and their number above which to remove those that
         # are gone.
         self._outside: dict[str, weakref.ref[MessageBuffer]] = {}
-        self._sweep_at = _FEW
+        self._sweep_at = _MIN_SWEEP
         self._queue = SendQueue(self.breaker, self._max_pending, self._max_pending_bytes)
         self._heartbeats = Heartbeats(self.backend, self.breaker, self._queue, self.running, self._interval)
-        self._sender = Sender(self.backend, self.breaker, self._queue, self.running, self._heartbeats.hurry)
+        self._sender = Sender(self.backend, self.breaker, self._queue, self.running, self._heartbeats.make_due)
         self._leadership = Leadership(self.breaker, self._queue, self._sender, self._wakeup)
 
     def begin_again(self) -> None:
@@ -125,29 +125,29 @@ class Writer:
     def put_later(self, buffer: MessageBuffer, seconds: float) -> None:
         """Send the updates of a buffer after some time, unless they are sent with a command of the broker before.
 
-        While messages run, the writer's thread looks every :data:`LOOK_EVERY` seconds for the buffers whose time has
-        come.  So a short job does not wake it.
+        While messages run, the writer's thread checks every :data:`CHECK_INTERVAL` seconds for the buffers whose time
+        has come.  So a short job does not wake it.
         """
-        self.quiet[buffer] = due = time.monotonic() + seconds
+        self.deferred[buffer] = due = time.monotonic() + seconds
         self._has_more = True
         if self._thread is None:
             self._ensure_thread()
-        if self._wakeup.is_asleep and self._wakeup.wake_at > due + LOOK_EVERY:
+        if self._wakeup.is_asleep and self._wakeup.wake_at > due + CHECK_INTERVAL:
             self._wakeup.call()
 
     def _signal_due(self) -> float:
-        """Signal for the quiet buffers whose time has come, and return the time of the next look."""
+        """Signal for the deferred buffers whose time has come, and return the time of the next check."""
         now = time.monotonic()
-        quiet = list(self.quiet.items())
-        for buffer, due in quiet:
+        deferred = list(self.deferred.items())
+        for buffer, due in deferred:
             if due <= now:
                 self._queue.signals.append(buffer)
-                self.quiet.pop(buffer, None)
+                self.deferred.pop(buffer, None)
         # One check more than needed, so that a job that starts soon after does not have to wake the thread.
         has_more, self._has_more = self._has_more, False
         if has_more:
-            return now + LOOK_EVERY
-        return max(now + LOOK_EVERY, min(due for _, due in quiet)) if quiet else math.inf
+            return now + CHECK_INTERVAL
+        return max(now + CHECK_INTERVAL, min(due for _, due in deferred)) if deferred else math.inf
 
     def begin_run(
         self, message_id: str, *, run_token: int, enqueue_id: EnqueueId, throttle: int, base: Callable[[], Record]
@@ -182,7 +182,7 @@ class Writer:
         for message_id, reference in list(self._outside.items()):
             if reference() is None:
                 self._outside.pop(message_id, None)
-        self._sweep_at = 2 * len(self._outside) + _FEW
+        self._sweep_at = 2 * len(self._outside) + _MIN_SWEEP
 
     def buffers_outside(self) -> list[MessageBuffer]:
         """List the buffers that :meth:`outside` has opened, and that still exist."""
@@ -277,9 +277,9 @@ class Writer:
         if thread is None:
             # It could not be started.
             return not queue.signals and queue.is_empty
-        for buffer in list(self.quiet):
+        for buffer in list(self.deferred):
             queue.signals.append(buffer)
-            self.quiet.pop(buffer, None)
+            self.deferred.pop(buffer, None)
         confirmation = Confirmation()
         queue.drains.append(confirmation)
         self._wakeup.call()
@@ -361,7 +361,7 @@ class Writer:
         """Sleep until there is something to do."""
         queue, wakeup = self._queue, self._wakeup
         while not queue.drains:
-            # First, so that a buffer that becomes quiet after the look below wakes this thread.
+            # First, so that a buffer that is deferred after the check below wakes this thread.
             wakeup.wake_at = math.inf
             wakeup.is_asleep = True
             look_at = self._signal_due()

@@ -252,13 +252,32 @@ def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFil
         StatusMiddleware(backend=backend, heartbeat_interval=STATUS_HEARTBEAT),
         Stopwatch(facts),
     ]
+    broker: dramatiq.Broker
     if broker_url.startswith("amqp://"):
         # Without confirmations the broker may lose what it was sent.
-        return RabbitmqBroker(url=broker_url, middleware=middleware, confirm_delivery=True)
-    connects = {"client": backend.broker_client()} if store_url == broker_url else {"url": broker_url}
-    return RedisBroker(
-        middleware=middleware, heartbeat_timeout=BROKER_HEARTBEAT, maintenance_chance=1_000_000, **connects
-    )
+        broker = RabbitmqBroker(url=broker_url, middleware=middleware, confirm_delivery=True)
+    else:
+        connects = {"client": backend.broker_client()} if store_url == broker_url else {"url": broker_url}
+        broker = RedisBroker(
+            middleware=middleware, heartbeat_timeout=BROKER_HEARTBEAT, maintenance_chance=1_000_000, **connects
+        )
+    _watch_errors(broker, facts)
+    return broker
+
+
+def _watch_errors(broker: dramatiq.Broker, facts: FactFile) -> None:
+    """Write down the enqueues that end in an error: the broker may have the message or not."""
+    enqueue = broker.enqueue
+
+    def watched(message: Any, *, delay: int | None = None) -> Any:
+        try:
+            return enqueue(message, delay=delay)
+        except BaseException as e:
+            what = "refused" if isinstance(e, Exception) else "interrupted"
+            facts.write(what, id=message.message_id, exception=type(e).__name__)
+            raise
+
+    broker.enqueue = watched  # type: ignore[method-assign]
 
 
 # The actors

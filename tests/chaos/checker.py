@@ -204,13 +204,16 @@ class Checker:
     def _check_sights(self, history: History, sights: Sequence[Sight]) -> None:
         known = [sight for sight in sights if sight.values is not None]
         for sight in sights:
-            if sight.trouble is not None and not self._world.lost_between(0, sight.at):
+            excused = self._world.lost_between(0, sight.at) or history.refused_by(sight.at)
+            if sight.trouble is not None and not excused:
                 self._complain(history, f"{sight.reader}: {sight.trouble}", "a status", sight.trouble)
         for sight in known:
             self._check_cause(history, sight)
         for before, after in pairwise(sights):
-            forgotten = before.values is not None and after.values is None and after.trouble is None
-            if forgotten and not self._world.lost_between(before.asked - AFTER, after.at):
+            if before.values is None or after.values is not None or after.trouble is not None:
+                continue
+            taken_back = before.values["status"] == "queued" and history.refused_by(after.at)
+            if not taken_back and not self._world.lost_between(before.asked - AFTER, after.at):
                 self._complain(history, f"{after.reader}: forgotten", _describe(before), _describe(after))
         for before, after in pairwise(known):
             if not self._world.lost_between(before.asked - AFTER, after.at):

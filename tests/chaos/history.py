@@ -83,10 +83,16 @@ class History:
     #: When the broker was about to get it, and when it had got it.
     enqueuing: list[float] = field(default_factory=list)
     enqueued: list[float] = field(default_factory=list)
+    #: When an enqueue had ended in an error, which takes `queued` back.
+    refused: list[float] = field(default_factory=list)
     #: Its enqueues that do not follow from one another; each makes it start over.
     origins: set[str] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
+
+    def refused_by(self, moment: float) -> bool:
+        """Return whether an enqueue had ended in an error by a moment."""
+        return any(refused <= moment for refused in self.refused)
 
     @property
     def final_runs(self) -> list[Run]:
@@ -180,6 +186,10 @@ class World:
 
     def _on_enqueued(self, fact: Fact) -> None:
         self.history(fact["id"]).enqueued.append(fact["t"])
+        self._on_other(fact)
+
+    def _on_refused(self, fact: Fact) -> None:
+        self.history(fact["id"]).refused.append(fact["t"])
         self._on_other(fact)
 
     def _on_began(self, fact: Fact) -> None:

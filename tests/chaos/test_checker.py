@@ -157,6 +157,15 @@ def test_what_no_reader_may_see_is_found(seen: list[Sight], what: str) -> None:
     assert found(one_run(JOB), final(), seen) == [what]
 
 
+def test_a_message_is_forgotten_only_if_its_enqueue_ended_in_an_error_and_no_run_had_begun() -> None:
+    waits, runs, unknown = sight(1.2, status="queued"), sight(2.5, status="working", attempts=1), sight(2.6)
+    refused = fact(1.3, "refused", exception="ConnectionError")
+    interrupted = fact(1.3, "interrupted", exception="Shutdown")
+    assert found([*one_run(JOB), refused], final(), [waits, unknown]) == []
+    assert found([*one_run(JOB), interrupted], final(), [waits, unknown]) == ["poll: forgotten"]
+    assert found([*one_run(JOB), refused], final(), [runs, unknown]) == ["poll: forgotten"]
+
+
 def test_a_message_that_was_finished_may_run_again_where_it_was_delivered_twice() -> None:
     twice = [
         fact(4.0, "began", run="r2", retries=0),

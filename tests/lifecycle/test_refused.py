@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import dramatiq
@@ -9,7 +11,8 @@ import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.middleware import Pipelines
+from dramatiq.middleware import Pipelines, Shutdown
+from dramatiq.middleware.threading import raise_thread_exception
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
@@ -19,6 +22,7 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.update import Kind
 
 from ..conftest import StartServer
+from ..proxy import Proxy
 from ..recording import Broken, RecordingBackend, run
 from ..servers import RabbitmqServer, RedisServer
 from .test_repeated_enqueue import RepeatingBroker
@@ -138,6 +142,39 @@ def test_a_stage_that_the_broker_refuses_is_unknown() -> None:
     # Then it is completed, and the second one is unknown
     first, second = pipeline.messages
     assert (state_of(backend, first), state_of(backend, second)) == ("completed", None)
+
+
+class _Interrupter(Proxy):
+    """A proxy that interrupts the main thread when it gets a message."""
+
+    message_id = b""
+
+    def on_request(self, data: bytes) -> None:
+        if self.message_id and self.message_id in data:
+            raise_thread_exception(threading.main_thread().ident, Shutdown)  # type: ignore[no-untyped-call]
+
+
+def test_an_interrupted_enqueue_leaves_a_message_that_waits(redis_server: RedisServer) -> None:
+    # Given a thread that is interrupted while the broker takes a message
+    backend = RecordingBackend()
+    with _Interrupter(redis_server.port) as proxy:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        broker = RedisBroker(url=url, namespace="interrupted", middleware=[StatusMiddleware(backend=backend)])
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None: ...
+
+        # It has Dramatiq's script already.
+        work.send()
+        message = work.message()
+        proxy.message_id = message.message_id.encode()
+        with pytest.raises(Shutdown):
+            broker.enqueue(message)
+        # When the broker has it
+        while broker.do_qsize("default") < 2:
+            time.sleep(0.01)
+    # Then it waits
+    assert state_of(backend, message) == "queued" and not backend.updates(message.message_id, Kind.WITHDRAWAL)
 
 
 def test_the_writer_takes_it_back_after_an_outage_of_the_store() -> None:

@@ -108,7 +108,7 @@ def test_a_message_that_failed_in_an_outage_is_stored_despite_steady_traffic(
     buffers = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
     for buffer in buffers:
         buffer.add(Start({}, 1))
-    assert eventually(lambda: all(buffer.suspect for buffer in buffers))
+    assert eventually(lambda: all(buffer.failed_alone for buffer in buffers))
     # When it is over, and there is always another message to send
     backend.down = False
     assert eventually(lambda: len(backend.taken) >= 100 and {"m", "n"} <= set(backend.taken))
@@ -179,7 +179,7 @@ def test_a_parent_that_fails_alone_is_sent_with_pauses(writers: list[Writer], mo
     buffer = begin(writer)
     other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other.add(Start({}, 1))
-    assert eventually(lambda: buffer.suspect and backend.read("other") is not None)
+    assert eventually(lambda: buffer.failed_alone and backend.read("other") is not None)
     # When a child increments its progress
     writer.outside("m").write({}, 2)
     # Then the writer tries both again, with pauses

@@ -57,6 +57,15 @@ def address_of(backend: MemcachedBackend, message_id: str) -> str:
     return backend._locate(message_id)[1].address
 
 
+def test_the_order_of_the_servers_does_not_matter() -> None:
+    addresses = [f"10.0.0.{number}:11211" for number in range(5)]
+    ids = [str(number) for number in range(100)]
+    backends = [MemcachedBackend(servers=servers) for servers in (addresses, addresses[::-1])]
+    found = [[address_of(backend, message_id) for message_id in ids] for backend in backends]
+    assert found[0] == found[1]
+    assert set(found[0]) == set(addresses)
+
+
 def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> list[str]:
     """Return new message ids whose items are on a server."""
     found: list[str] = []
