@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from threading import Lock
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from .backend import DEFAULT_MAX_FIELD_SIZE, StatusBackend, now_ms
 from .decoding import take_snapshot
@@ -12,10 +12,14 @@ from .errors import BackendError, Cancelled, StatusMissing
 from .fields import MAX_FIELDS, check_count, name_of_field
 from .record import CANCEL_SEEN_AT, COMPLETED, PROGRESS, QUEUED, TOTAL, Counts, Record, counts_in, deletion_marks
 from .snapshot import Snapshot
-from .update import Changes, EnqueueId, Kind, Outcome, Update, apply
+from .update import NO_ENQUEUE_ID, Changes, EnqueueId, Kind, Outcome, Update, apply
 from .writer import MessageBuffer
 
 T = TypeVar("T")
+
+# Reading an attribute of an Enum takes five times as long as reading a global.
+_OUTSIDE: Final = Kind.OUTSIDE
+_APPLIED: Final = Outcome.APPLIED
 
 
 class Channel(Protocol):
@@ -211,7 +215,11 @@ class DirectChannel(LiveChannel):
         self._backend = backend
 
     def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
-        self._update(Update(Kind.OUTSIDE, state=state, fields=fields))
+        # By position: this takes half of the time.
+        update = Update(_OUTSIDE, NO_ENQUEUE_ID, 0, 0, False, False, state, 1, fields)
+        outcome = self._backend.update(self.message_id, update)
+        if outcome is not _APPLIED:
+            check_outcome(self.message_id, update, outcome)
 
     def increment(self, n: int | float = 1) -> None:
         self._update(Update(Kind.OUTSIDE, increment=check_count("increment", n)))

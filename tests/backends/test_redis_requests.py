@@ -9,7 +9,7 @@ import pytest
 from dramatiq_status.backends.redis.clock import ServerClock
 from dramatiq_status.backends.redis.keys import Keys, ShardedKeys
 from dramatiq_status.backends.redis.protocol import UpdateCall
-from dramatiq_status.backends.redis.requests import Command, Exchange, Reads, Request, pack
+from dramatiq_status.backends.redis.requests import Command, Exchange, Reads, Request, ScriptCall, pack
 from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.errors import BackendError
 from dramatiq_status.testing.updates import enqueue, outside, write
@@ -144,3 +144,11 @@ def test_an_increment_from_outside_is_not_repeatable() -> None:
 
     assert call(outside(step="1"), write(1, 2, increment=1)).repeatable
     assert not call(outside(step="1"), outside(increment=1)).repeatable
+
+
+@pytest.mark.parametrize(
+    "update", [outside(step='"é"'), outside(increment=0.5), outside(), outside(step="1", increment=-2)]
+)
+def test_the_shortcut_for_an_update_from_outside_packs_the_same_bytes(update: Any) -> None:
+    call = UpdateCall(Keys("n", 10), 0, [("m", update)], [0])
+    assert call.pack(CLOCK) == ScriptCall.pack(call, CLOCK)

@@ -16,6 +16,7 @@ from ...update import Outcome, Update
 from .clients import make_access
 from .keys import Keys
 from .operations import Operations
+from .protocol import OUTCOMES, UNLISTED
 from .subscription import RedisSubscription
 from .transport import Transport, drive
 
@@ -135,7 +136,14 @@ class RedisBackend(StatusBackend):
     # Writing
 
     def update(self, message_id: str, update: Update) -> Outcome:
-        return drive(self.transport, self.operations.update(message_id, update))
+        # The steps of `Operations.update`, without a generator, which would cost 3 % of an update's time.
+        call = self.operations.call_of(message_id, update)
+        self.transport.run((call,))
+        if call.error is None and not call.arriving:
+            number = call.replies[0][0]
+            if number < UNLISTED:
+                return OUTCOMES[number]
+        return drive(self.transport, self.operations.complete(call))
 
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
         return drive(self.transport, self.operations.update_many(updates))

@@ -99,7 +99,9 @@ class Connection:
             self.deadline = self._connection.deadline
             return
         try:
-            self._limit()
+            difference = self.deadline - time.monotonic() - self._waits
+            if difference < -self._slack or difference > self._slack:
+                self._limit()
             sent = self._socket.send(request)
             if sent < len(request):
                 self._send_rest(memoryview(request)[sent:])
@@ -120,7 +122,9 @@ class Connection:
             if reply is not _INCOMPLETE:
                 return reply
             try:
-                self._limit()
+                difference = self.deadline - time.monotonic() - self._waits
+                if difference < -self._slack or difference > self._slack:
+                    self._limit()
                 data = self._socket.recv(_BUFFER_SIZE)
             except _TIME_OUTS as e:
                 raise self._no_answer() from e
@@ -187,13 +191,15 @@ class Connection:
             self.deadline = connection.deadline
 
     def _limit(self) -> None:
-        """Let the next system call wait until about the deadline."""
-        difference = self.deadline - time.monotonic() - self._waits
-        if difference < -self._slack or difference > self._slack:
-            # A server that stops in the middle of a large reply gets at most one more time-out.
-            self._waits = min(time_left(self.deadline), self._timeout)
-            self.deadline = min(self.deadline, time.monotonic() + self._timeout)
-            set_timeout(self._socket, self._waits)
+        """Let the next system call wait until the deadline.
+
+        The callers check first whether that differs much from the time-out that is set: a call of this function for
+        that would cost an update another half percent.
+        """
+        # A server that stops in the middle of a large reply gets at most one more time-out.
+        self._waits = min(time_left(self.deadline), self._timeout)
+        self.deadline = min(self.deadline, time.monotonic() + self._timeout)
+        set_timeout(self._socket, self._waits)
 
     def _no_answer(self) -> TimeoutError:
         # The kernel's message is that a resource is temporarily unavailable.

@@ -107,9 +107,17 @@ class Operations:
           update(Update)
           lenient(bool): Whether to return ``Outcome.UNAVAILABLE`` if only the node of the message does not answer.
         """
-        keys = self.keys
-        call = self._update_call(keys, keys.shard_of(message_id), ((message_id, update),), (0,))
+        call = self.call_of(message_id, update)
         yield (call,)
+        return (yield from self.complete(call, lenient=lenient))
+
+    def call_of(self, message_id: str, update: Update) -> UpdateCall:
+        """Make the request of one update."""
+        keys = self.keys
+        return self._update_call(keys, keys.shard_of(message_id), ((message_id, update),), (0,))
+
+    def complete(self, call: UpdateCall, *, lenient: bool = False) -> Steps[Outcome]:
+        """Carry out what is left of one update, after its request."""
         failure = call.error
         if failure is not None:
             if lenient and not isinstance(failure, StoreRefused) and not self._transport.is_down(failure):

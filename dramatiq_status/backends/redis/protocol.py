@@ -10,7 +10,7 @@ from ...record import number_text
 from ...update import Changes, Kind, Outcome, Update
 from .clock import ServerClock
 from .keys import Keys
-from .requests import ScriptCall
+from .requests import ScriptCall, pack_texts
 from .script import UPDATE
 
 
@@ -34,6 +34,10 @@ UNLISTED: Final = 20
 
 #: Outcomes by the numbers that the script returns.
 OUTCOMES: Final = {outcome.value + more: outcome for outcome in Outcome for more in (0, UNLISTED)}
+
+# Reading an attribute of an Enum takes five times as long as reading a global.
+_OUTSIDE: Final = Kind.OUTSIDE
+_OUTSIDE_TEXT: Final = str(WireKind.OUTSIDE)
 
 Updates = Sequence[tuple[str, Update]]
 
@@ -63,6 +67,19 @@ class UpdateCall(ScriptCall):
         # An increment from outside has no sequence number by which the script would recognise its repetition.
         outside = [update for _, update in self.updates if update.kind is Kind.OUTSIDE]
         return not any(update.increment or update.changes for update in outside)
+
+    def pack(self, clock: ServerClock) -> bytes:
+        if len(self.updates) == 1:
+            update = self.updates[0][1]
+            if update.kind is _OUTSIDE and update.state is None and update.changes is None:
+                # The usual call from outside of a worker.  The code below would take 6 % of the update's time.
+                fields, by = update.fields, update.increment
+                added, size = number_text(by) if by else "0", str(len(fields))
+                texts = [text for field in fields.items() for text in field]
+                return pack_texts(
+                    ("EVALSHA", UPDATE.sha, "1", self.keys[0], clock.text(), _OUTSIDE_TEXT, added, size, *texts)
+                )
+        return super().pack(clock)
 
     def arguments(self, clock: ServerClock) -> list[Any]:
         arguments: list[Any] = [clock.text()]

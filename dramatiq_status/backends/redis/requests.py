@@ -66,9 +66,13 @@ def pack(*command: Any) -> bytes:
       ValueError: When an argument cannot be sent: a number of thousands of digits, or a lone surrogate.
     """
     # Only texts: hiredis crashes the process at an int of more than 4,300 digits.
-    texts = [argument if argument.__class__ is str else str(argument) for argument in command]
+    return pack_texts(tuple([argument if argument.__class__ is str else str(argument) for argument in command]))
+
+
+def pack_texts(texts: tuple[str, ...]) -> bytes:
+    """Pack a command of texts as the server reads it; see :func:`pack`."""
     if hiredis is not None:
-        packed: bytes = hiredis.pack_command(tuple(texts))
+        packed: bytes = hiredis.pack_command(texts)
         return packed
     parts = [b"*%d\r\n" % len(texts)]
     for text in texts:

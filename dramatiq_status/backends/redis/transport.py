@@ -125,9 +125,13 @@ class ServerTransport:
         connection = self.pool.take()
         try:
             connection.send(packed)
+            refusal = request.take([connection.read()] if request.size == 1 else connection.read_many(request.size))
         except BaseException as e:
             return self._fail(connection, e, requests, True)
-        return self._receive_one(connection, requests)
+        if refusal is not None:
+            return self._refused(connection, requests, refusal, True)
+        self.pool.give(connection)
+        return requests
 
     def ask(self, request: Request, deadline: float) -> Any:
         """Return the reply to one request.
