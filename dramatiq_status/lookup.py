@@ -1,20 +1,15 @@
-"""The look-ups of the registry: the backend, the channel to the status of a message, the messages of a batch, the page
-of a list.
-"""
+"""The look-ups of the registry: the backend, the messages of a batch, the page of a list."""
 
 from __future__ import annotations
 
-import copyreg
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dramatiq
 
 from .backend import Listed, Query, StatusBackend, answered
 from .batch import chains_of
-from .channel import BufferChannel, Channel, DirectChannel, RunChannel
 from .checks import check_message_id, is_message_id
-from .context import current_binding, note_write
 from .cursor import MAX_SIZE as MAX_CURSOR_SIZE
 from .cursor import Cursor
 from .cursor import decode as decode_cursor
@@ -24,7 +19,6 @@ from .fields import state_number
 from .record import State
 from .rollup import Chain
 from .snapshot import Snapshot, set_position
-from .status import channel_of
 
 
 def make_query(state: State | str | None, actor_name: str | None, queue_name: str | None) -> Query:
@@ -87,12 +81,13 @@ def raise_first(found: Iterable[Snapshot | BackendError | None]) -> list[Snapsho
 def find_backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> StatusBackend:
     if backend is not None:
         return backend
+    # Most of the package is loaded for these two names. The command line, which passes a backend, does not need them.
+    from .context import current_binding
+    from .middleware import StatusMiddleware
+
     binding = current_binding()
     if broker is None and binding is not None and binding.backend is not None:
         return binding.backend
-    # Most of the package is loaded for this name. The command line, which passes a backend, does not need it.
-    from .middleware import StatusMiddleware
-
     for middleware in (broker or dramatiq.get_broker()).middleware:
         if isinstance(middleware, StatusMiddleware):
             return middleware.backend
@@ -112,32 +107,3 @@ def find_chains(
         if others:
             raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
     return find_backend(backend, broker), chains
-
-
-def _found_again(message_id: str) -> Channel:
-    """Find the status of an unpickled handle."""
-    return open_channel(message_id, None, None)
-
-
-def _as_message_id(channel: Any) -> tuple[Callable[..., Any], tuple[str]]:
-    return _found_again, (channel.message_id,)
-
-
-for _kind in (RunChannel, BufferChannel, DirectChannel):
-    copyreg.pickle(_kind, _as_message_id)
-
-
-def open_channel(
-    message: str | dramatiq.Message[Any], backend: StatusBackend | None, broker: dramatiq.Broker | None
-) -> Channel:
-    message_id, backend = check_message_id(message), find_backend(backend, broker)
-    binding = current_binding()
-    if binding is not None and binding.writer is not None and binding.writer.backend is backend:
-        # Inside a worker, no write waits for the store.
-        if binding.status.message_id == message_id:
-            return channel_of(binding.status)
-        buffer = binding.writer.outside(message_id)
-        # Other threads of the run have no access to its context, so the channel notes each write.
-        note_write(buffer)
-        return BufferChannel(buffer, backend, note_write)
-    return DirectChannel(backend, message_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import dramatiq
 
@@ -15,12 +15,14 @@ from .batch import Batch, Group
 from .cancellation import Cancellation, cancel_update, cancellation_of
 from .checks import check_duration, check_limit, check_message_id, check_message_ids
 from .errors import BackendError
-from .lookup import decode_page, find_backend, find_chains, make_cursor, make_query, open_channel, raise_first
-from .progress import Progress
+from .lookup import decode_page, find_backend, find_chains, make_cursor, make_query, raise_first
 from .record import State
 from .snapshot import Snapshot
-from .status import Status
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
+
+if TYPE_CHECKING:
+    from .progress import Progress
+    from .status import Status
 
 
 class StatusRegistry:
@@ -44,6 +46,10 @@ class StatusRegistry:
         broker: dramatiq.Broker | None = None,
     ) -> Status:
         """Return a live handle.  It takes no round trip: the message may be unknown."""
+        # The handles load the writer, which the command line does not need.
+        from .opening import open_channel
+        from .status import Status
+
         return Status(open_channel(message_id, backend, broker))
 
     @staticmethod
@@ -59,6 +65,9 @@ class StatusRegistry:
         after the message is finished as well, until its status expires, and
         change neither its state nor its expiry.
         """
+        from .opening import open_channel
+        from .progress import Progress
+
         return Progress(open_channel(message_id, backend, broker))
 
     @staticmethod

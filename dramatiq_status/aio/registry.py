@@ -19,7 +19,8 @@ from ..channel import DirectChannel
 from ..checks import check_duration, check_limit, check_message_id, check_message_ids
 from ..errors import BackendError
 from ..following import MessageWatcher
-from ..lookup import decode_page, find_backend, find_chains, make_cursor, make_query, open_channel, raise_first
+from ..lookup import decode_page, find_backend, find_chains, make_cursor, make_query, raise_first
+from ..opening import open_channel
 from ..record import State
 from ..snapshot import Snapshot
 from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT

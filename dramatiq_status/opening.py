@@ -1,0 +1,45 @@
+"""The way from a message id to the handle of its status."""
+
+from __future__ import annotations
+
+import copyreg
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+
+from .backend import StatusBackend
+from .channel import BufferChannel, Channel, DirectChannel, RunChannel
+from .checks import check_message_id
+from .context import current_binding, note_write
+from .lookup import find_backend
+from .status import channel_of
+
+
+def _found_again(message_id: str) -> Channel:
+    """Find the status of an unpickled handle."""
+    return open_channel(message_id, None, None)
+
+
+def _as_message_id(channel: Any) -> tuple[Callable[..., Any], tuple[str]]:
+    return _found_again, (channel.message_id,)
+
+
+for _kind in (RunChannel, BufferChannel, DirectChannel):
+    copyreg.pickle(_kind, _as_message_id)
+
+
+def open_channel(
+    message: str | dramatiq.Message[Any], backend: StatusBackend | None, broker: dramatiq.Broker | None
+) -> Channel:
+    message_id, backend = check_message_id(message), find_backend(backend, broker)
+    binding = current_binding()
+    if binding is not None and binding.writer is not None and binding.writer.backend is backend:
+        # Inside a worker, no write waits for the store.
+        if binding.status.message_id == message_id:
+            return channel_of(binding.status)
+        buffer = binding.writer.outside(message_id)
+        # Other threads of the run have no access to its context, so the channel notes each write.
+        note_write(buffer)
+        return BufferChannel(buffer, backend, note_write)
+    return DirectChannel(backend, message_id)
