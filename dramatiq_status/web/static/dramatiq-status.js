@@ -117,7 +117,7 @@ class Hub {
 				method: "POST", headers: { "Content-Type": "application/json" },
 				body: JSON.stringify({ messages: open.map(({ id, token, tag }) => ({ id, token, tag })) }),
 			});
-			if (status == 401 || status == 403) return open.forEach((item) => end(item, "refused"));
+			if (/40[13]/.test(status)) return open.forEach((item) => end(item, "refused"));
 			if (status != 200) return (this.noStreams = 1);
 			this.connected();
 			reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -149,14 +149,12 @@ class Hub {
 	async poll(open, signal) {
 		for (const item of open) {
 			const headers = {};
-			if (item.etag) headers["If-None-Match"] = item.etag;
+			if (item.tag) headers["If-None-Match"] = `"${item.tag}"`;
 			if (item.token) headers["X-Status-Token"] = item.token;
 			const answer = await this.ask(encodeURIComponent(item.id) + ".json", AbortSignal.any([signal, AbortSignal.timeout(3e4)]), { headers }), { status } = answer;
-			if (status == 401 || status == 403) end(item, "refused");
-			else if (status == 200) {
-				item.etag = answer.headers.get("ETag");
-				show(item, await answer.json(), item.etag?.replace(/^W\/|"/g, ""));
-			} else if (status != 304) miss(item);
+			if (/40[13]/.test(status)) end(item, "refused");
+			else if (status == 200) show(item, await answer.json(), answer.headers.get("ETag")?.replace(/^W\/|"/g, ""));
+			else if (status != 304) miss(item);
 		}
 	}
 }
@@ -169,7 +167,7 @@ function show(item, snapshot, tag) {
 	tell(item);
 }
 function miss(item) {
-	item.tag = item.etag = undefined;
+	delete item.tag;
 	item.timer ||= setTimeout(() => { end(item, "unknown"); item.hub.wake(1); }, 1e4);
 }
 
