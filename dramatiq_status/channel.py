@@ -41,7 +41,7 @@ class Channel(Protocol):
         """Add to the progress."""
 
     def change(self, changes: Changes, *, urgent: bool = True) -> None:
-        """Delete fields, and count on fields."""
+        """Delete fields, count on fields, and set the progress to the total."""
 
     def read(self) -> Snapshot | None:
         """Read the status; one round trip."""

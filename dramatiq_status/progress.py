@@ -74,12 +74,10 @@ class Progress:
         self._channel.change(Changes({TOTAL: check_total(n)}), urgent=False)
 
     def finish(self) -> None:
-        """Set the count to the total.  If the total is unknown, set it to the count."""
-        counts = self._channel.counts()
-        if counts.total is None:
-            self.total = self.progress
-        else:
-            self.progress = counts.total
+        """Set the count to the total that the store has, atomically: other messages may have added to it, and a retry
+        keeps the total of the run before.  If the total is unknown, set it to the count.
+        """
+        self._channel.change(Changes(to_total=True))
 
     def flush(self) -> bool:
         """Wait until all that was written is stored, as :meth:`.Status.flush`.

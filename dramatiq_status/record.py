@@ -292,6 +292,20 @@ def count_on(text: str | None, n: int | float) -> str | None:
     return number_text(total) if -COUNT_LIMIT < total < COUNT_LIMIT else None
 
 
+def at_total(progress: str | None, total: str | None) -> Record:
+    """Return the field that sets a stored progress to a stored total.  If the total is unknown, return the field that
+    sets the total to the progress.
+
+    >>> at_total("3", "50"), at_total("3", None), at_total("3", "null")
+    ({'p': '50'}, {'p': '100'}, {'t': '3'})
+    """
+    if total is None:
+        return {PROGRESS: str(DEFAULT_TOTAL)}
+    if total == UNKNOWN_TOTAL or count_on(total, 0) is None:
+        return {TOTAL: progress or "0"}
+    return {PROGRESS: total}
+
+
 def deletion_marks(names: Iterable[str]) -> Record:
     """Make the deletion marks of fields.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from .record import (
@@ -26,6 +27,7 @@ from .record import (
     UPDATED_AT,
     VERSION,
     Record,
+    count_on,
     whole_number_in,
 )
 
@@ -81,6 +83,18 @@ def cancel_waiting(new: Record, now: int) -> None:
     """End a message that waits."""
     finish(new, FAILED)
     new[CANCELLED], new[FINISHED_AT] = "true", str(now)
+
+
+def count_fields(new: Record, counts: Mapping[str, int | float]) -> bool:
+    """Add numbers to fields.  Return whether each of them holds a number, and the sum is not too large."""
+    is_counted = True
+    for name, n in counts.items():
+        text = count_on(new.get(name), n)
+        if text is None:
+            is_counted = False
+        else:
+            new[name] = text
+    return is_counted
 
 
 def finish(new: Record, state: int) -> None:

@@ -32,9 +32,10 @@ from .record import (
     SEQUENCE,
     STATE,
     STATUS_TTL,
+    TOTAL,
     WORKING,
     Record,
-    count_on,
+    at_total,
     is_finished,
     limited_ttl,
     live_ttl_of,
@@ -47,6 +48,7 @@ from .transitions import (
     OUTDATED,
     WRITTEN_BY_REQUEUE,
     cancel_waiting,
+    count_fields,
     finish,
     is_outdated,
     keep_time_of_rate,
@@ -141,16 +143,19 @@ _REQUESTED: Final = Outcome.REQUESTED
 
 
 class Changes(NamedTuple):
-    """Counts on fields, and deletions of fields.
+    """Counts on fields, deletions of fields, and the end of the count.
 
     Parameters:
       counts(Mapping[str, int | float]): Numbers to add, by stored names.  A field that is missing or null counts
         from 0.  The progress is not among them: it has its own increment.
       deleted(frozenset[str]): Stored names of fields to delete.
+      to_total(bool): Whether to set the progress to the total that the record has, see :func:`.at_total`.  Only the
+        store has this total: other writers may have added to it, and a retry keeps the total of the run before.
     """
 
     counts: Mapping[str, int | float] = {}
     deleted: frozenset[str] = frozenset()
+    to_total: bool = False
 
 
 class Update(NamedTuple):
@@ -172,8 +177,8 @@ class Update(NamedTuple):
       increment(int | float): Number to add to the progress, after `fields` are set.
       ttl(int): Time to live of the record in milliseconds, if `state` is a final state.  In an update from outside,
         the record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
-      changes(Changes): Deletions to carry out before `fields` are set, and counts to add after that; None for
-        none.  Only updates of runs and from outside have changes.
+      changes(Changes): Deletions to carry out before `fields` are set, and counts to add after that; at last, the
+        progress is set to the total; None for none.  Only updates of runs and from outside have changes.
     """
 
     kind: Kind
@@ -433,15 +438,9 @@ def _write(new: Record, update: Update) -> Outcome:
     new.update(update.fields)
     if update.increment:
         new[PROGRESS] = number_text(number_of(new.get(PROGRESS, "0")) + update.increment)
-    return _APPLIED if changes is None else _count(new, changes.counts)
-
-
-def _count(new: Record, counts: Mapping[str, int | float]) -> Outcome:
-    outcome = _APPLIED
-    for name, n in counts.items():
-        text = count_on(new.get(name), n)
-        if text is None:
-            outcome = Outcome.UNCOUNTED
-        else:
-            new[name] = text
-    return outcome
+    if changes is None:
+        return _APPLIED
+    is_counted = count_fields(new, changes.counts)
+    if changes.to_total:
+        new.update(at_total(new.get(PROGRESS), new.get(TOTAL)))
+    return _APPLIED if is_counted else Outcome.UNCOUNTED

@@ -119,6 +119,7 @@ changes = st.one_of(
         Changes,
         st.dictionaries(st.sampled_from([":a", ":b", ":ключ", "t"]), increments, max_size=3),
         st.frozensets(st.sampled_from([":a", ":b", ":s"]), max_size=2),
+        st.booleans(),
     ),
 )
 

@@ -18,6 +18,7 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.record import PROGRESS, TOTAL
 from dramatiq_status.rollup import Rollup
 from dramatiq_status.testing import bound_status
+from dramatiq_status.update import Changes, EnqueueId, Kind, Update
 
 from .recording import RecordingBackend, make_broker, raised_by, run
 
@@ -284,6 +285,39 @@ def test_an_unknown_total_in_every_store(every_backend: StatusBackend) -> None:
         assert (await progress.progress, await progress.total) == (7, 7)
 
     asyncio.run(set_in_a_loop())
+
+
+def test_the_end_of_a_count_is_at_the_total_of_the_store(every_backend: StatusBackend) -> None:
+    broker = make_broker(every_backend)
+    ends: list[Snapshot | None] = []
+
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def work() -> None:
+        # Given a retry, which keeps the total that the run before has set, and a message that adds to this total
+        message_id, progress = current_status().message_id, current_progress()
+        if current_status().read().attempts == 1:  # type: ignore[union-attr]
+            progress.total = 50
+            progress.increment(5)
+            raise RuntimeError("It does not work.")
+        progress.increment(3)
+        progress.flush()
+        StatusRegistry.progress("parent", backend=every_backend).finish()
+        every_backend.update(message_id, Update(Kind.OUTSIDE, changes=Changes({TOTAL: 10})))
+        # When the retry ends its count
+        progress.finish()
+        ends.append(current_status().read())
+
+    # When another process ends the count of a message that has not run, on both kinds of handle
+    every_backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(7, 1), fields={TOTAL: "4"}))
+    message = work.send()
+    run(broker, threads=1)
+    ends += StatusRegistry.read_many([message, "parent"], backend=every_backend)
+    StatusRegistry.progress("parent", backend=every_backend).add_total(2)
+    asyncio.run(aio.StatusRegistry.progress("parent", backend=every_backend).finish())
+    ends.append(StatusRegistry.read("parent", backend=every_backend))
+    # Then the progress is the total that the store has
+    found = [(end["progress"], end["total"], end.percent) for end in ends if end is not None]
+    assert found == [(60, 60, 100.0), (60, 60, 100.0), (4, 4, 100.0), (6, 6, 100.0)]
 
 
 def test_the_length_is_taken_when_the_loop_begins(bar: Bar) -> None:

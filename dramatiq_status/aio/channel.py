@@ -28,7 +28,7 @@ class AsyncChannel(Protocol):
         """Add to the progress."""
 
     async def change(self, changes: Changes, *, urgent: bool = True) -> None:
-        """Delete fields, and count on fields."""
+        """Delete fields, count on fields, and set the progress to the total."""
 
     async def read(self) -> Snapshot | None:
         """Read the status."""

@@ -277,12 +277,8 @@ class Progress:
         await self._channel.change(Changes({TOTAL: check_total(n)}), urgent=False)
 
     async def finish(self) -> None:
-        """Set the progress to the total.  If the total is unknown, set it to the progress."""
-        counts = await self._channel.counts()
-        if counts.total is None:
-            await self.set(total=counts.progress or 0)
-        else:
-            await self.set(progress=counts.total)
+        """Set the progress to the total, as :meth:`dramatiq_status.Progress.finish`."""
+        await self._channel.change(Changes(to_total=True))
 
     async def flush(self) -> bool:
         """Wait until all that was written is stored, as :meth:`Status.flush`.

@@ -111,6 +111,11 @@ def counting(update: Update, **counts: int | float) -> Update:
     return update._replace(changes=Changes({_stored(name): n for name, n in counts.items()}))
 
 
+def to_total(update: Update) -> Update:
+    """Return an update that sets the progress to the total as well."""
+    return update._replace(changes=(update.changes or Changes())._replace(to_total=True))
+
+
 def deleting(update: Update, *names: str) -> Update:
     """Return an update with deletions of users' fields added, and with their deletion marks."""
     stored = frozenset(map(_stored, names))

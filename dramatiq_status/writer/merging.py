@@ -18,6 +18,7 @@ from ..record import (
     TOTAL,
     Counts,
     Record,
+    at_total,
     count_on,
     counts_in,
     deletion_marks,
@@ -145,7 +146,7 @@ class Merger:
             raise TypeError(f"A {type(operation).__name__} cannot be merged.")
 
     def _merge_fields(self, merged: MergedState, fields: Record, **content: Any) -> None:
-        pending = merged.last()
+        pending = merged.last(is_end=True)
         pending.fields.update(fields)
         pending.arguments.update(content)
         merged.known.update(fields)
@@ -193,11 +194,13 @@ class Merger:
         marks = deletion_marks(name for name in changes.deleted if self.kind is Kind.OUTSIDE or name in self.base)
         pending.fields.update(marks)
         state.known.update(marks)
-        self._begin_measurement(changes.counts, pending, state.known)
+        if changes.to_total:
+            pending.reached = self._at_total(state)
+        self._begin_measurement({**changes.counts, **pending.reached}, pending, state.known)
         self.note_changes(state, changes)
 
     def note_changes(self, state: MergedState, changes: Changes) -> None:
-        """Apply deletions and counts to the fields that the run has written."""
+        """Apply changes to the fields that the run has written."""
         known = state.known
         state.deleted |= changes.deleted
         for name in changes.deleted:
@@ -209,6 +212,11 @@ class Merger:
             text = count_on(before, n)
             if text is not None:
                 known[name] = text
+        if changes.to_total:
+            known.update(self._at_total(state))
+
+    def _at_total(self, state: MergedState) -> Record:
+        return at_total(state.known.get(PROGRESS), state.known.get(TOTAL) or self.base.get(TOTAL))
 
     def all_fields(self, state: MergedState) -> Record:
         """Return the base without the fields that the run has deleted, and the fields that it has written."""
@@ -242,7 +250,7 @@ class Merger:
 
     def store_rate(self, pending: PendingUpdate, known: Record, now: float) -> None:
         """Measure the progress, and add the rate to an update about to be frozen."""
-        if pending.arguments.get("increment") or PROGRESS in pending.fields:
+        if pending.arguments.get("increment") or PROGRESS in pending.fields or pending.reached:
             if self._meter is None:
                 self._meter = RateMeter()
             self._meter.observe(number_of(known[PROGRESS]), now)

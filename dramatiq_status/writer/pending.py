@@ -24,7 +24,7 @@ class PendingUpdate:
       confirmations(Iterable[Confirmation]): Confirmations of this update and of all updates before it.
     """
 
-    __slots__ = ("arguments", "confirmations", "fields", "frozen")
+    __slots__ = ("arguments", "confirmations", "fields", "frozen", "reached")
 
     def __init__(self, arguments: dict[str, Any], confirmations: Iterable[Confirmation] = ()) -> None:
         self.arguments = arguments
@@ -32,10 +32,15 @@ class PendingUpdate:
         self.confirmations = list(confirmations)
         #: The update, once it was sent.
         self.frozen: Update | None = None
+        #: What the end of a count has set, as far as this process knows; empty without such an end.  An update ends a
+        #: count after all else, so later counts need another update.
+        self.reached: Record = {}
 
     def copy(self) -> PendingUpdate:
         """Return a copy for further operations."""
-        return PendingUpdate({**self.arguments, "fields": dict(self.fields)}, self.confirmations)
+        copy = PendingUpdate({**self.arguments, "fields": dict(self.fields)}, self.confirmations)
+        copy.reached = self.reached
+        return copy
 
     @property
     def is_open(self) -> bool:
@@ -45,7 +50,7 @@ class PendingUpdate:
 
     @property
     def changes(self) -> Changes | None:
-        """Fields to delete and to count."""
+        """Fields to delete and to count, and whether to set the progress to the total."""
         return self.arguments.get("changes")
 
     def freeze(self, sequence: int) -> Update:
@@ -74,10 +79,10 @@ class PendingUpdate:
             counts.pop(name, None)
         for name, n in changes.counts.items():
             counts[name] = counts.get(name, 0) + plain_number(n)
-        self.arguments["changes"] = Changes(counts, before.deleted | changes.deleted)
+        self.arguments["changes"] = Changes(counts, before.deleted | changes.deleted, changes.to_total)
 
     def keep_counts(self, keeps: Callable[[str], bool]) -> None:
-        """Drop the counts of fields, except of fields that `keeps` accepts."""
+        """Drop the counts of fields, except of fields that `keeps` accepts, and the end of the count."""
         changes = self.changes
         if changes is not None:
             counts = {name: n for name, n in changes.counts.items() if keeps(name)}
@@ -124,9 +129,9 @@ class MergedState:
                 copy.pending[-1] = copy.pending[-1].copy()
         return copy
 
-    def last(self) -> PendingUpdate:
-        """Return the pending update that the next operation goes into."""
-        if self.pending and self.pending[-1].is_open:
+    def last(self, *, is_end: bool = False) -> PendingUpdate:
+        """Return the pending update that the next operation goes into, or the start or the end of a run."""
+        if self.pending and self.pending[-1].is_open and (is_end or not self.pending[-1].reached):
             return self.pending[-1]
         return self.append({**self.template, "fields": {}})
 
@@ -161,6 +166,9 @@ class MergedState:
                 continue
             if pending.arguments["kind"] is Kind.ENQUEUE:
                 return
+            if pending.reached:
+                # The total of the lost record is lost as well.
+                pending.set(pending.reached)
             # A field that is set or deleted is counted from that value on.
             replaced.update(pending.fields, pending.changes.deleted if pending.changes else ())
             if PROGRESS not in replaced:

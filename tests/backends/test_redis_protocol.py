@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from dramatiq_status import history
 from dramatiq_status.backends.redis.protocol import UNLISTED, WireKind
-from dramatiq_status.record import COMPLETED, DEFAULT_LIVE_TTL, FAILED, LONGEST_TTL, QUEUED, WORKING
+from dramatiq_status.record import COMPLETED, DEFAULT_LIVE_TTL, DEFAULT_TOTAL, FAILED, LONGEST_TTL, QUEUED, WORKING
 from dramatiq_status.update import Outcome
 
 HEAD = (files("dramatiq_status.backends.redis") / "lua" / "update" / "head.lua").read_text(encoding="utf-8")
@@ -28,7 +28,17 @@ def test_the_script_has_the_wire_kinds_of_the_client() -> None:
     sent = {name: f"'{number}'" for name, number in vars(WireKind).items() if not name.startswith("_")}
     # Then the script has all of them, and no others, as texts: it compares arguments
     quoted = {name: value for name, value in constants(HEAD).items() if value.startswith("'")}
-    others = {"QUEUED", "WORKING", "COMPLETED", "FAILED", "REQUEUED", "RETRIED", "LOST", "LIVE_TTL_TEXT"}
+    others = {
+        "QUEUED",
+        "WORKING",
+        "COMPLETED",
+        "FAILED",
+        "REQUEUED",
+        "RETRIED",
+        "LOST",
+        "LIVE_TTL_TEXT",
+        "DEFAULT_TOTAL",
+    }
     assert {name: value for name, value in quoted.items() if name not in others} == sent
 
 
@@ -39,6 +49,7 @@ def test_the_script_has_the_outcomes_states_and_times_of_the_library() -> None:
         assert found[outcome] == str(Outcome[outcome].value)
     assert found["LATE"] == str(Outcome.LATE.value) and found["UNLISTED"] == str(UNLISTED)
     assert found["LIVE_TTL"] == str(DEFAULT_LIVE_TTL) and found["LONGEST_TTL"] == str(LONGEST_TTL)
+    assert found["DEFAULT_TOTAL"] == f"'{DEFAULT_TOTAL}'"
     assert found["LIVE_TTL_TEXT"] == f"'{DEFAULT_LIVE_TTL}'"
     assert [found[name] for name in ("QUEUED", "WORKING", "COMPLETED", "FAILED")] == [
         f"'{n}'" for n in (QUEUED, WORKING, COMPLETED, FAILED)

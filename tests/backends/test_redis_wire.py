@@ -23,6 +23,7 @@ from dramatiq_status.testing.conformance import (
     heartbeat,
     outside,
     start,
+    to_total,
     write,
 )
 from dramatiq_status.update import Update
@@ -94,12 +95,16 @@ UPDATES: dict[str, tuple[Update, list[str]]] = {
     "heartbeat": (heartbeat(1), ["3", "1", "0"]),
     "counts from outside": (
         counting(outside(step="1"), done=2, x=0.5),
-        ["7", "0", "2", ":done", "2", "x", "0.5", "5", "", "0", "3600000", "1", ":step", "1", *INDEX],
+        ["7", "0", "0", "2", ":done", "2", "x", "0.5", "5", "", "0", "3600000", "1", ":step", "1", *INDEX],
     ),
     "deletion by a run": (
         deleting(write(1, 5), "step"),
-        [*("7", "1", ":step", "0", "1", "7", "1", "1", "5"), *("0", "0", "", "1", "0", "3600000"),
+        [*("7", "0", "1", ":step", "0", "1", "7", "1", "1", "5"), *("0", "0", "", "1", "0", "3600000"),
          *("1", "-:step", "1"), *INDEX],
+    ),
+    "progress to the total": (
+        to_total(outside()),
+        ["7", "1", "0", "0", "5", "", "0", "3600000", "0", *INDEX],
     ),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.circuit_breaker import CircuitBreaker
-from dramatiq_status.record import COMPLETED, PROGRESS, STATE, Record
-from dramatiq_status.update import Kind, Update
-from dramatiq_status.writer import Confirmation, Finish, Start, Write, Writer
+from dramatiq_status.record import COMPLETED, PROGRESS, STATE, TOTAL, Record
+from dramatiq_status.update import Changes, Kind, Update
+from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Write, Writer
 
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
 from .support import ENQUEUE_ID, Silent, begin
@@ -105,6 +106,63 @@ def test_unreadable_options_of_a_message_affect_no_other_message(
     assert buffer.flush(PATIENCE) and other.flush(PATIENCE)
     assert [(backend.read(name) or {})[PROGRESS] for name in ("m", "other")] == ["1", "3"]
     assert "the fields of message 'm' cannot be made" in caplog.text.lower()
+
+
+def finish_then_count(buffer: MessageBuffer) -> None:
+    buffer.write({":step": "1"}, 3, changes=Changes(to_total=True))
+    buffer.increment(2)
+
+
+def finish_then_set_the_total(buffer: MessageBuffer) -> None:
+    buffer.write({}, changes=Changes(to_total=True))
+    buffer.write({TOTAL: "70"})
+
+
+def finish_then_set_the_progress(buffer: MessageBuffer) -> None:
+    buffer.write({}, changes=Changes(to_total=True))
+    buffer.write({PROGRESS: "7"})
+
+
+def finish_between_totals(buffer: MessageBuffer) -> None:
+    buffer.write({TOTAL: "null"}, 4)
+    buffer.write({}, changes=Changes(to_total=True))
+    buffer.increment(3)
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["stored", "lost"])
+@pytest.mark.parametrize(
+    ("write", "progress", "total"),
+    [
+        (finish_then_count, "52", "50"),
+        (finish_then_set_the_total, "50", "70"),
+        (finish_then_set_the_progress, "7", "50"),
+        (finish_between_totals, "8", "5"),
+    ],
+)
+def test_writes_after_the_end_of_a_count_come_after_it(
+    writers: list[Writer], write: Callable[[MessageBuffer], None], progress: str, total: str, is_lost: bool
+) -> None:
+    # Given a run whose first writes are on their way to the store, which may have lost its status
+    backend = RecordingBackend()
+    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
+    writers.append(writer)
+    backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
+    buffer = begin(writer)
+    assert buffer.flush(PATIENCE)
+    gate = Gate(backend)
+    buffer.write({TOTAL: "50"}, 1)
+    assert gate.reached.wait(PATIENCE)
+    if is_lost:
+        assert backend.delete("m")
+    # When it ends its count, and writes more, with one merge for all
+    write(buffer)
+    counts = buffer.counts()
+    gate.open()
+    # Then the store has all of this in its order, and the run the same
+    assert buffer.flush(PATIENCE)
+    record = backend.read("m") or {}
+    assert (record[PROGRESS], record[TOTAL]) == (progress, total)
+    assert (counts.progress, counts.total) == (int(progress), int(total))
 
 
 @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])

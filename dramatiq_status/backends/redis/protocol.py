@@ -151,8 +151,9 @@ class DeleteCall(ScriptCall):
 
 
 def _change_arguments(changes: Changes) -> list[Any]:
-    """Make the arguments before those of an update that deletes fields, or counts on them."""
-    arguments: list[Any] = [WireKind.CHANGES, len(changes.deleted), *changes.deleted, len(changes.counts)]
+    """Make the arguments before those of an update that has changes."""
+    arguments: list[Any] = [WireKind.CHANGES, 1 if changes.to_total else 0]
+    arguments += (len(changes.deleted), *changes.deleted, len(changes.counts))
     for name, n in changes.counts.items():
         arguments += (name, number_text(n))
     return arguments

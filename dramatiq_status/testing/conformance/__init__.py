@@ -31,7 +31,7 @@ If ``conftest.py`` registers the package before its import, a failed assert show
 
 from __future__ import annotations
 
-from ..updates import counting, deleting, enqueue, finish, fold, heartbeat, outside, start, timeless, write
+from ..updates import counting, deleting, enqueue, finish, fold, heartbeat, outside, start, timeless, to_total, write
 from .batches import Batches
 from .cancel import Cancels
 from .concurrency import Concurrency
@@ -59,6 +59,7 @@ __all__ = [
     "read_many",
     "start",
     "timeless",
+    "to_total",
     "together",
     "write",
 ]

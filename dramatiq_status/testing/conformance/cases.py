@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...record import FAILED, QUEUED, WORKING
 from ...update import Outcome, Update
-from ..updates import cancel, counting, deleting, enqueue, finish, heartbeat, outside, start, write
+from ..updates import cancel, counting, deleting, enqueue, finish, heartbeat, outside, start, to_total, write
 
 #: Cases by names: updates that make a record, another update, and its outcome.  Every branch of `apply` has a case.
 CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
@@ -220,6 +220,32 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "outside, a count without a record": ([], counting(outside(), rows=3), Outcome.MISSING),
     "outside, a count after the end": ([start(1), finish(1)], counting(outside(), rows=3), Outcome.APPLIED),
     "outside, a count and a state": ([start(1)], counting(outside(state=FAILED, F="6"), rows=3), Outcome.APPLIED),
+    # Ends of a count
+    "progress to the total": ([start(1, t="50"), write(1, 2, p="5")], to_total(write(1, 3)), Outcome.APPLIED),
+    "progress to the total of an earlier run": (
+        [start(1, t="50"), write(1, 2, p="5"), start(2)],
+        to_total(write(2, 2)),
+        Outcome.APPLIED,
+    ),
+    "progress to the total that others have added to": (
+        [start(1, t="50"), counting(outside(), t=5)],
+        to_total(counting(write(1, 2, increment=3, step="1"), rows=1)),
+        Outcome.APPLIED,
+    ),
+    "progress to a total that was never set": ([start(1)], to_total(write(1, 2)), Outcome.APPLIED),
+    "progress to a total of the same update": ([start(1, t="50")], to_total(write(1, 2, t="0.5")), Outcome.APPLIED),
+    "progress to a total that counts": ([start(1)], to_total(counting(write(1, 2), t=7)), Outcome.APPLIED),
+    "unknown total to the progress": (
+        [start(1, t="null"), write(1, 2, p="5")],
+        to_total(write(1, 3, increment=2)),
+        Outcome.APPLIED,
+    ),
+    "unknown total without a progress": ([start(1, t="null")], to_total(write(1, 2)), Outcome.APPLIED),
+    "total that is no number": ([start(1, t='"a"', p="5")], to_total(write(1, 2)), Outcome.APPLIED),
+    "progress to the total at the end": ([start(1, t="50")], to_total(finish(1)), Outcome.APPLIED),
+    "progress to the total, sent again": ([start(1, t="50"), write(1, 2)], to_total(write(1, 2)), Outcome.DUPLICATE),
+    "outside, progress to the total": ([enqueue(t="50")], to_total(outside()), Outcome.APPLIED),
+    "outside, progress to the total, without a record": ([], to_total(outside()), Outcome.MISSING),
     # Deletions of fields
     "deletion": ([start(1, step="1", rows="5")], deleting(write(1, 2, other="1"), "step", "more"), Outcome.APPLIED),
     "deletion without a record": ([], deleting(write(1, 2), "step"), Outcome.MISSING),

@@ -103,11 +103,11 @@ local function define_kinds(record, moves)
   end
 
   -- `deleted` and `counts`: stored names to delete, and pairs of a stored name and a number to add; nil for most
-  -- updates.  `uncounted`: whether a count was left out.
-  local deleted, counts, uncounted
+  -- updates.  `to_total`: whether to set the progress to the total.  `uncounted`: whether a count was left out.
+  local deleted, counts, to_total, uncounted
 
   -- Delete the fields of the present update's changes. Append the sums of its counts to the pairs to write, which have
-  -- the update's fields already. Return the new size of the list.
+  -- the update's fields already, then the progress at its total. Return the new size of the list.
   local function add_changes(key, written, size)
     local set = {}
     for i = 1, size, 2 do set[written[i]] = written[i + 1] end
@@ -118,10 +118,21 @@ local function define_kinds(record, moves)
       local sum = number and number + counts[i + 1]
       if sum and math.abs(sum) < EXACT then
         written[size + 1], written[size + 2] = name, record.text_of(sum)
+        set[name] = written[size + 2]
         size = size + 2
       else
         uncounted = true
       end
+    end
+    if to_total then
+      -- `at_total` in record.py.
+      local total = set.t or call('HGET', key, 't')
+      if total and (total == 'null' or not record.number_in(total)) then
+        written[size + 1], written[size + 2] = 't', set.p or call('HGET', key, 'p') or '0'
+      else
+        written[size + 1], written[size + 2] = 'p', total or DEFAULT_TOTAL
+      end
+      size = size + 2
     end
     return size
   end
@@ -359,6 +370,7 @@ local function define_kinds(record, moves)
   end
 
   local function change(key)
+    to_total = take() == '1'
     deleted = take_many(take() + 0)
     counts, uncounted = take_many(2 * take()), false
     local outcome = take() == TRANSITION and transition(key) or outside(key)

@@ -37,8 +37,8 @@ local OUTSIDE_STATE = '5'
 -- The deletion of a message.
 local DELETE = '6'
 -- Changes of the update that follows, which is a TRANSITION (it may have none) or an OUTSIDE_STATE (it may have no
--- state): number of fields to delete, their stored names, number of fields to count on, pairs of a stored name and a
--- number.
+-- state): whether to set the progress to the total (1 or 0), number of fields to delete, their stored names, number of
+-- fields to count on, pairs of a stored name and a number.
 local CHANGES = '7'
 -- A request to cancel the message: the key of the log of cancelled messages, '' for none; the message's mark.
 local CANCEL = '8'
@@ -62,6 +62,9 @@ local QUEUED = '0'
 local WORKING = '1'
 local COMPLETED = '2'
 local FAILED = '3'
+
+-- Total of a progress whose total was never set.
+local DEFAULT_TOTAL = '100'
 
 -- Default of a record's live_ttl, in milliseconds.
 local LIVE_TTL = 604800000
