@@ -265,7 +265,9 @@ class StatusBackend(abc.ABC):
           position: Position that the last call has returned; None for the first call.
 
         Returns:
-          tuple[Any, Sequence[int]]: The position for the next call, and the marks that were added since `position`.
+          tuple[Any, Sequence[int]]: The position for the next call, and the marks that were added since `position`.  A
+          log may drop its oldest marks if it keeps at least 8,192: a worker that gets as many at once reads the records
+          of all messages that were enqueued before.
         """
         return None, ()
 

@@ -2,8 +2,9 @@
 
 A backend adds the mark of a message to its log with each request to cancel that it accepts.  A worker reads what was
 added since it last read, and needs no round trip for a message whose mark is missing.  Another message may have the
-same mark by chance, and a log may lose marks.  So the record decides: a worker that finds the mark reads the record,
-and the store refuses the start of a run if the worker has not found the mark.
+same mark by chance, so the record decides: a worker that finds the mark reads the record.  A log keeps only the newest
+marks: a worker that reads a full log also reads the record of each message that was enqueued before.  The store refuses
+the start of a run if the worker has not found the mark in time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from . import _time as time
 from .record import CANCEL_REQUESTED_AT, CANCELLED, ORIGIN, Record, is_finished, whole_number_in
 from .update import Kind, Outcome, Update
 
-#: Maximum number of marks in a log that is one text: 64 KiB.
+#: Maximum number of marks in a log that is one text: 64 KiB.  A worker that reads as many marks at once assumes that
+#: the log has dropped others.
 MAX_MARKS: Final = 8192
 
 #: Maximum number of marks in other logs.

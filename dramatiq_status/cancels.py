@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ._log import logger
 from ._process import at_fork
-from .backend import StatusBackend, Subscription
-from .cancel_log import MAX_LOGGED, is_cancelled, mark_of
+from .backend import StatusBackend, Subscription, now_ms
+from .cancel_log import MAX_LOGGED, MAX_MARKS, is_cancelled, mark_of
 from .circuit_breaker import CircuitBreaker
 from .errors import BackendError
 from .record import CANCEL_REASON, Record
@@ -20,6 +20,9 @@ from .writer import Writer
 
 #: Maximum number of seconds that a worker that ends waits for the thread.
 _JOIN_TIMEOUT: Final = 1.0
+
+#: Maximum number of milliseconds by which the clocks of two hosts are assumed to differ.
+_CLOCK_SKEW: Final = 60_000
 
 
 class CancelLogReader:
@@ -41,10 +44,12 @@ class CancelLogReader:
 
     def begin_again(self) -> None:
         """Begin without a worker, also in a process that was forked off."""
-        # Marks that were read. When there are many, the older half is dropped: the store refuses the starts of those
-        # messages.
+        # Marks that were read. When there are many, the older half is dropped.
         self._marks: set[int] = set()
         self._older: set[int] = set()
+        # Time up to which marks may be missing, because the log or this process has dropped them, in epoch
+        # milliseconds. A message that was enqueued later was not cancelled before that time.
+        self._incomplete_until = 0
         self._position: Any = None
         self._workers = 0
         self._thread: threading.Thread | None = None
@@ -75,14 +80,21 @@ class CancelLogReader:
             self._close()
             thread.join(_JOIN_TIMEOUT)
 
-    def find(self, message_id: str, enqueue_id: EnqueueId) -> Record | None:
+    def find(self, message_id: str, enqueue_id: EnqueueId, enqueued_at: Any) -> Record | None:
         """Return the record of a cancelled message, None for any other.  It takes a round trip only if the mark of the
-        message was read from the log.
+        message was read from the log, or may be missing.
+
+        Parameters:
+          message_id(str)
+          enqueue_id(EnqueueId)
+          enqueued_at(int): Time at which the message was made, in epoch milliseconds.  Another program may have made
+            any value.
         """
         if not (self._marks or self._older) or self._breaker.down or not isinstance(message_id, str):
             return None
         mark = mark_of(message_id)
-        if mark not in self._marks and mark not in self._older:
+        is_later = isinstance(enqueued_at, int) and enqueued_at > self._incomplete_until
+        if is_later and mark not in self._marks and mark not in self._older:
             return None
         try:
             record = self._backend.read(message_id)
@@ -133,19 +145,25 @@ class CancelLogReader:
             self._position, marks = self._backend.read_cancels(self._position)
             if marks:
                 self.note(marks)
-                self._mark_buffers(set(marks))
+                # A log that is full has dropped the marks before these: any message may be among them.
+                self._mark_buffers(None if len(marks) >= MAX_MARKS else set(marks))
         except BackendError as e:
             # The writer logs the outage.
             logger.debug("The log of cancelled messages could not be read: %s", e)
 
-    def note(self, marks: Iterable[int]) -> None:
-        """Note the marks of messages that were cancelled."""
-        if len(self._marks) > MAX_LOGGED:
+    def note(self, marks: Sequence[int]) -> None:
+        """Note the marks of messages that were cancelled: those that one read of the log has returned."""
+        is_full = len(self._marks) > MAX_LOGGED
+        if len(marks) >= MAX_MARKS or (is_full and self._older):
+            self._incomplete_until = now_ms() + _CLOCK_SKEW
+        if is_full:
             self._older, self._marks = self._marks, set()
         self._marks.update(marks)
 
-    def _mark_buffers(self, new: set[int]) -> None:
-        buffers = [buffer for buffer in list(self._writer.running) if mark_of(buffer.message_id) in new]
+    def _mark_buffers(self, new: set[int] | None) -> None:
+        """Note requests in the buffers of running messages whose marks are new; None for all running messages."""
+        running = list(self._writer.running)
+        buffers = [buffer for buffer in running if new is None or mark_of(buffer.message_id) in new]
         if buffers:
             for buffer, record in zip(buffers, self._backend.read_many([buffer.message_id for buffer in buffers])):
                 if isinstance(record, dict) and is_cancelled(record, buffer.enqueue_id.origin):

@@ -119,7 +119,7 @@ class Deliveries:
             previous.delivery.requeued = True
             ended = run_ended(now_ms(), failed=previous.delivery.exception is not None)
             previous.delivery.tracking.buffer.write({RUN_ENDED: ended}, urgent=True)
-        record = self._cancels.find(given.message_id, enqueue_id_of(given.options))
+        record = self._cancels.find(given.message_id, enqueue_id_of(given.options), given.message_timestamp)
         if record is not None:
             # Dramatiq then skips the message.  The hook `after_skip_message` opens a delivery without a run.
             if record[STATE] == str(WORKING):

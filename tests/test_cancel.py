@@ -27,13 +27,15 @@ from dramatiq_status import (
     StatusMissing,
     StatusRegistry,
     aio,
+    cancels,
     current_status,
     track,
 )
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend
+from dramatiq_status.cancel_log import MAX_MARKS
 from dramatiq_status.testing import bound_status
-from dramatiq_status.testing.updates import enqueue, finish, start
+from dramatiq_status.testing.updates import cancel, enqueue, finish, start
 
 from .recording import PATIENCE, Broken, RecordingBackend, eventually, make_broker, working
 
@@ -360,6 +362,79 @@ def test_a_run_that_slips_through_learns_of_it_with_its_first_write(
         eventually(lambda: runs and not status_middleware(broker)._writer.running)
     found = StatusRegistry.read(message, broker=broker)
     assert runs == ["begun"] and found is not None and found.cancelled and found.attempts == 0
+
+
+#: As many cancelled messages as the log of memcached, a cache or the stub has marks.
+OTHERS = [f"other-{number}" for number in range(MAX_MARKS)]
+
+
+@pytest.mark.parametrize("polled_backend", ["stub", "memcached"], indirect=True)
+def test_a_message_is_not_run_whose_mark_the_log_has_dropped(polled_backend: StatusBackend) -> None:
+    # Given a message that waits, and was cancelled before as many others as the log has marks
+    broker = make_broker(polled_backend)
+    runs: list[str] = []
+
+    @dramatiq.actor(broker=broker)
+    def job(name: str) -> None:
+        runs.append(name)
+
+    first = job.send("cancelled")
+    polled_backend.update_many([(name, enqueue()) for name in OTHERS])
+    found = StatusRegistry.batch([first, *OTHERS], backend=polled_backend).cancel("user left")
+    assert set(found.values()) == {CANCELLED}
+    # When a worker begins, and gets it, and a message that was not cancelled
+    with working(broker, threads=1):
+        second = job.send("sent")
+        assert StatusRegistry.wait(second, backend=polled_backend).completed
+    # Then only the second one is run
+    snapshot = StatusRegistry.read(first, backend=polled_backend)
+    assert runs == ["sent"] and snapshot is not None and snapshot.cancelled and snapshot.attempts == 0
+
+
+def test_a_running_message_sees_the_request_whose_mark_the_log_has_dropped(backend: RecordingBackend) -> None:
+    # Given a message that runs, without heartbeats
+    backend.cancel_interval = 20
+    broker = make_broker(backend, heartbeat_interval=3_600_000)
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        while True:
+            time.sleep(0.001)
+            current_status().check_cancelled()
+
+    message = job.send()
+    backend.update_many([(name, enqueue()) for name in OTHERS])
+    with working(broker, threads=1):
+        wait_until_it_runs(message, broker)
+        # When it is cancelled just before as many other messages as the log has marks
+        backend.update_many([(name, cancel()) for name in (message.message_id, *OTHERS)])
+        # Then it sees the request
+        assert StatusRegistry.wait(message, broker=broker).cancelled
+
+
+def test_a_message_that_is_sent_after_a_full_log_was_read_takes_no_read(
+    backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that has read a full log, with a clock that is right
+    monkeypatch.setattr(cancels, "_CLOCK_SKEW", -1)
+    broker = make_broker(backend)
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None: ...
+
+    before = job.message()
+    backend.update_many([(name, enqueue()) for name in OTHERS])
+    StatusRegistry.batch(OTHERS, backend=backend).cancel()
+    read: list[str] = []
+    read_many = backend.read_many
+    backend.read_many = lambda ids: (read.extend(ids), read_many(ids))[1]  # type: ignore[method-assign]
+    with working(broker):
+        # When it gets a message that was made before, and one that is made later
+        broker.enqueue(before)
+        job.send()
+        broker.join("default")
+    # Then it has read the status of the first one alone
+    assert set(read) == {before.message_id}
 
 
 def test_an_unused_cancel_reads_no_record(broker: StubBroker, backend: RecordingBackend) -> None:
