@@ -85,7 +85,7 @@ def count_of(done: Any, total: Any, *, percent: float | None, is_over: bool) -> 
 def attempt_of(state: str, snapshot: Snapshot) -> str:
     """Return the number of the present or next run as ``attempt 2``; an empty text for the first run."""
     attempt = snapshot.attempts + (state == RETRYING)
-    return f"attempt {attempt}" if attempt > 1 else ""
+    return f"attempt {attempt:,}" if attempt > 1 else ""
 
 
 def time_of(state: str, snapshot: Snapshot, now: datetime) -> str:
@@ -107,7 +107,7 @@ def time_of(state: str, snapshot: Snapshot, now: datetime) -> str:
         return "" if since is None else f"waiting for {duration(now - since)}"
     if state == FAILED:
         attempts = snapshot.attempts
-        return f"after {attempts} attempt{'' if attempts == 1 else 's'}" if attempts else ""
+        return f"after {attempts:,} attempt{'' if attempts == 1 else 's'}" if attempts else ""
     if state == CANCELLED:
         if not snapshot.attempts:
             return "never ran"

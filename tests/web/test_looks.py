@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -15,14 +16,22 @@ from dramatiq_status.record import (
     ATTEMPTS,
     CANCEL_REASON,
     CANCELLED,
+    COMPLETED,
+    ENQUEUED_AT,
     EXCEPTION,
     FAILED,
     FINISHED_AT,
     QUEUED,
+    RATE,
     SCHEDULED_AT,
+    SKIPPED,
+    STARTED_AT,
 )
+from dramatiq_status.testing.updates import outside
 from dramatiq_status.times import duration
 from dramatiq_status.web import allow_all, status_app
+from dramatiq_status.web.exposure import Exposure
+from dramatiq_status.web.looks import look_at
 from dramatiq_status.words import age
 
 from ..jobs import Job
@@ -104,6 +113,72 @@ def test_the_plain_bar_and_the_element_show_the_same(browser: Browser, backend: 
                     + [page.get_attribute("[variant=big] [part=bar]", "aria-valuenow")]
                 )
     assert found[0] == found[1]
+
+
+def more_jobs(backend: RedisBackend) -> list[Job]:
+    """Make jobs in states that differ from those of :func:`jobs_of_all_looks` in one fact."""
+
+    def ended(state: int, total: int | None = 1000, **fields: str) -> Job:
+        job = start(backend, 420, total, step="sending")
+        named = {"E": ENQUEUED_AT, "x": EXCEPTION, "A": ATTEMPTS, "k": SKIPPED, "c": CANCELLED, "S": STARTED_AT}
+        found = {named[name]: value for name, value in fields.items()}
+        job._write({FINISHED_AT: "1795479267029", **found}, state=state, create=True)
+        return job
+
+    def waits(**fields: str) -> Job:
+        job = start(backend, 420)
+        job._write({ATTEMPTS: "1", **fields}, state=QUEUED)
+        return job
+
+    scheduled = Job(backend).enqueue()
+    backend.update(scheduled.message_id, outside(**{SCHEDULED_AT: "32503680000000"}))
+    rated = start(backend, 420)
+    rated._write({RATE: "0.05", STARTED_AT: "1795479267029"})
+    quick = start(backend, 1284.5, None, step="crawling")
+    quick._write({RATE: "9.96"})
+    return [
+        *(scheduled, rated, quick),
+        *(ended(COMPLETED, S="1795479265000"), ended(COMPLETED, None), ended(COMPLETED, k="true")),
+        *(ended(FAILED, A=attempts) for attempts in ("0", "1", "1200")),
+        *(ended(FAILED, None, x='{"type": "OSError", "message": ""}'), ended(FAILED, None)),
+        *(ended(FAILED, c="true", A="0"), ended(FAILED, c="true", A="2", S="1795479000000")),
+        *(waits(), waits(**{SCHEDULED_AT: "1795479267029"})),
+        waits(**{SCHEDULED_AT: "32503680000000", EXCEPTION: '{"type": "OSError", "message": ""}'}),
+    ]
+
+
+def test_the_element_has_the_words_of_python(tab: Tab, backend: RedisBackend) -> None:
+    # Without the job that has no time of its end, whose duration grows
+    jobs = [job for at, job in enumerate(jobs_of_all_looks(backend)) if at != 7] + more_jobs(backend)
+    with shown(backend, *jobs) as (site, _):
+        tab.open(site.url)
+        tab.until("() => [...document.querySelectorAll('dramatiq-status')].every((one) => one.snapshot)")
+        seen = tab.run(
+            """() => [...document.querySelectorAll("dramatiq-status")].map((one) => [
+              ...["value", "text", "next"].map((name) => one.shadowRoot.querySelector(`[part=${name}]`).textContent),
+              one.shadowRoot.querySelector("[part=bar]").ariaValueText])"""
+        )
+    now = datetime.now(timezone.utc)
+    exposure = Exposure(("*", "exception.message"))
+    for job, (value, text, upcoming, spoken) in zip(jobs, seen):
+        snapshot = backend.snapshot(job.message_id)
+        assert snapshot is not None
+        # A look has the time of its drawing, and the server's clock reaches the element in whole seconds.
+        looks = [
+            look_at(snapshot, exposure.to_dict(snapshot), now + timedelta(seconds=tenths / 10))
+            for tenths in range(-80, 20)
+        ]
+        look = next((one for one in looks if one.next == upcoming), looks[-1])
+        is_measured = look.state == "working" and look.percent is not None
+        assert value == (f"{int(look.percent or 0)}%" if is_measured else look.word)
+        assert upcoming == look.next
+        if look.glyph == "scheduled":
+            # In the time zone of the browser, and in its notation
+            assert text.startswith("at ") and look.facts.startswith("at ")
+            continue
+        assert text == (": ".join(filter(None, look.error)) if look.error else look.facts)
+        # Units are spoken in full
+        assert spoken.startswith(", ".join(filter(None, (value, text))))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -19,7 +19,7 @@ export function duration(s, lang, own = texts, exact, long) {
 	for (const [short, unit, size] of [["d", "day", 86400], ["h", "hour", 3600], ["min", "minute", 60], ["s", "second", 1]]) {
 		const n = size > 1 ? Math.floor(s / size) : s;
 		s -= n * size;
-		if (n || (size == 1 && !found[0])) found.push(long || !/^(en|$)/.test(lang ?? "") ? format(lang, n, 1, { style: "unit", unit, unitDisplay: long ?? "short" }) : put(own[short], n));
+		if (n || (size == 1 && !found[0])) found.push(long || !/^(en|$)/.test(lang ?? "") ? format(lang, n, 1, { style: "unit", unit, unitDisplay: long ?? "short" }) : put(own[short], format(lang, n, 1)));
 		else if (found[0]) break;
 	}
 	return found.slice(0, 2).join(" ");
@@ -342,7 +342,7 @@ export class DramatiqStatus extends HTMLElement {
 		const ago = (time) => (Date.now() + skew - Date.parse(time)) / 1000, clock = (time, timeStyle) => new Date(time).toLocaleTimeString(lang, { timeStyle });
 		let state = "loading", glyph, facts = [], error, next = "", spoken, value, percent = 0, sweep, known;
 		const set = (text, seconds, ...more) => {
-			if (isNaN(seconds)) return;
+			if (isNaN(seconds ?? NaN)) return;
 			next = put(text, duration(seconds, lang, own, snapshot?.finished), ...more);
 			spoken = put(text, duration(seconds, lang, own, snapshot?.finished, "long"), ...more);
 		};
@@ -353,7 +353,7 @@ export class DramatiqStatus extends HTMLElement {
 			known = snapshot.percent != null;
 			percent = snapshot.percent ?? 0;
 			const due = scheduled_at ? -ago(scheduled_at) : 0;
-			const count = progress == null ? "" : total != null ? put(own.of, n(progress), n(total)) : known ? "" : put(own.soFar, n(progress));
+			const count = progress == null ? "" : total != null ? put(own.of, n(progress), n(total)) : known ? "" : snapshot.finished ? n(progress) : put(own.soFar, n(progress));
 			facts = [step, count];
 			if (/failed|retrying/.test(state)) error = exception;
 			if (state == "queued") {
@@ -376,7 +376,7 @@ export class DramatiqStatus extends HTMLElement {
 				if (due > 0) set(own.again, due, n(attempts + 1));
 				else next = put(own.attempt, n(attempts + 1));
 			} else if (state == "stalled") set(own.silent, ago(snapshot.heartbeat_at ?? snapshot.updated_at));
-			else if (state == "failed") next = attempts == 1 ? own.afterOne : put(own.after, n(attempts ?? 0));
+			else if (state == "failed") next = attempts ? put(attempts == 1 ? own.afterOne : own.after, n(attempts)) : "";
 			else if (state == "cancelled") {
 				facts = [snapshot.cancel_reason];
 				if (attempts) set(own.stopped, snapshot.duration);
@@ -385,7 +385,7 @@ export class DramatiqStatus extends HTMLElement {
 				facts = [count];
 				percent = known = 100;
 				if (snapshot.skipped) next = own.skipped;
-				else if (snapshot.duration != null) set(own.took, snapshot.duration);
+				else set(own.took, snapshot.duration);
 			}
 		}
 		const lost = item && item.end != "final" && (item.end || (item.hub.offline && "offline"));
@@ -410,12 +410,11 @@ export class DramatiqStatus extends HTMLElement {
 		if (last.glyph != glyph) parts.glyph.replaceChildren(...(GLYPHS[glyph] || "o").split("|").map((d) => make("path", { class: d[0], d: d.slice(1) })));
 		write(parts.name, this.getAttribute("label") ?? snapshot?.label ?? snapshot?.actor_name ?? own.job);
 		write(parts.value, !glyph ? "" : slim ? (known ? n(Math.floor(percent)) + "%" : "") : value || word);
-		const line = (error ? error.type + ": " : "") + facts.join(own.joint);
+		const line = [error?.type, facts.join(own.joint)].filter(Boolean).join(": ");
 		if (last.line != line) parts.text.replaceChildren(...(error ? [make("b", {}, error.type, error.message ? ": " : "")] : []), ...facts.flatMap((fact, i) => [i ? own.joint : "", make("bdi", {}, fact ?? "")]));
 		write(parts.next, next);
-		const { bar } = parts;
-		bar.ariaValueNow = known ? percent : null;
-		bar.ariaValueText = [value || word, line, spoken || next].filter(Boolean).join(", ");
+		parts.bar.ariaValueNow = known ? percent : null;
+		parts.bar.ariaValueText = [value || word, line, spoken || next].filter(Boolean).join(", ");
 		parts.detail.ariaHidden = error || (lost && lost != "offline") ? null : "true";
 		parts.fill.setAttribute("width", (sweep ? 36 : percent) + "%");
 		parts.mark.setAttribute("x", percent - 0.4 + "%");
