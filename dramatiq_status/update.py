@@ -1,8 +1,7 @@
 """Updates of records, and :func:`apply`, which carries out an update on a record.
 
 All functions here are pure.  :func:`apply` is the only definition of an update.  Every backend that stores whole
-records calls it.  The Redis script (``backends/redis/lua/update/``) mirrors it, and a property test
-compares the two.
+records calls it.  The Redis script (``backends/redis/lua/update/``) mirrors it, and a property test compares both.
 """
 
 from __future__ import annotations
@@ -168,7 +167,7 @@ class Update(NamedTuple):
         the updates of older runs.
       sequence(int): Number of the update among the updates of its run.  The store keeps the last one, so
         that an update that is sent again after a time-out counts once.
-      start(bool): Whether the run begins with this update.
+      start(bool): Whether the run begins with this update, unless the record has its run token already.
       create(bool): Whether the update has all values of its run, and creates a missing record.
       state(int): Stored number of the state that the message enters; None to keep its state.
       attempts(int): Number of runs that the record shows at least after this update, if `start` is set or the update
@@ -218,7 +217,9 @@ def _is_transition(record: Record | None, update: Update) -> bool:
     """Whether an update that is applied to `record` creates it or sets its state."""
     if update.kind is Kind.CANCEL:
         return record is not None and record[STATE] == str(QUEUED)
-    return record is None or update.kind is Kind.ENQUEUE or update.start or update.state is not None
+    if record is None or update.kind is Kind.ENQUEUE or update.state is not None:
+        return True
+    return update.start and record.get(RUN_TOKEN) != str(update.run_token)
 
 
 def is_moved(record: Record | None, update: Update, applied: Applied) -> bool:
@@ -329,10 +330,12 @@ def _standing(record: Record | None, update: Update) -> Outcome:
 
 def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
     outcome = _standing(record, update)
+    # The start of a run may be stored although its reply is lost, and be sent again as part of a later update.
+    starts = update.start and (record is None or record.get(RUN_TOKEN) != str(update.run_token))
     if outcome is _APPLIED:
         assert record is not None
         new = dict(record)
-        if update.start:
+        if starts:
             counted_before_any_run = None if ATTEMPTS in new else new.get(PROGRESS)
             history = add_run(new, requeued=update.enqueue_id.generation > int(new[GENERATION]))
             if history is not None:
@@ -357,7 +360,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if update.run_token:
         new[RUN_TOKEN], new[SEQUENCE] = str(update.run_token), str(update.sequence)
-        if update.start or outcome is not _APPLIED:
+        if starts or outcome is not _APPLIED:
             new[HEARTBEAT_AT] = str(now)
     outcome = _write(new, update)
     if update.state is not None and update.state >= COMPLETED:
@@ -366,7 +369,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
     if update.state is not None:
         new.pop(FINISHED_AT, None)
         new[STATE] = str(update.state)
-    if update.start and CANCEL_REQUESTED_AT in new and outcome is _APPLIED:
+    if starts and CANCEL_REQUESTED_AT in new and outcome is _APPLIED:
         outcome = _REQUESTED
     return Applied(outcome, touch(new, record, now), live_ttl_of(new, now))
 

@@ -78,8 +78,6 @@ class MessageBuffer:
     is_forked: bool = False
     # Whether the writer has a signal that there is something to send.
     _is_signalled = False
-    # Number of the last update of the run.
-    _sequence = 0
     # Time from which throttled operations are due.
     _due = 0.0
     # Whether there are pending updates that wait for the outcomes of earlier updates.
@@ -325,21 +323,13 @@ class MessageBuffer:
                     if is_unanswered:
                         self._is_held = True
                         break
-                    update = self._freeze(pending, state.known, now)
+                    update = self._merger.freeze(pending, state.known, now)
                 updates.append(update)
             self._merger.is_urgent = False
             if self._merger.is_throttled:
                 self._merger.is_throttled = False
                 self._due = now + self._throttle
             return updates
-
-    def _freeze(self, pending: PendingUpdate, known: Record, now: float) -> Update:
-        if pending.arguments["kind"] is not Kind.RUN:
-            return pending.freeze(0)
-        self._sequence += 1
-        if "state" not in pending.arguments:
-            self._merger.store_rate(pending, known, now)
-        return pending.freeze(self._sequence)
 
     def settle(self, updates: Iterable[Update], outcomes: Iterable[Outcome], *, keep_missing: bool = False) -> bool:
         """Process the outcomes of updates.  Two threads may have taken and sent the same updates.
@@ -379,8 +369,7 @@ class MessageBuffer:
             if keep_missing:
                 return True
             if update.kind is Kind.RUN and not update.create:
-                state.absorb_counts()
-                pending.frozen = self._merger.complete(update, state)
+                self._merger.complete(state, pending)
                 return True
             if self.is_first("missing"):
                 logger.info("Message %r has no status. The writes to it are dropped.", self.message_id)

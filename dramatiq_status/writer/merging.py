@@ -43,6 +43,8 @@ class Merger:
     #: Whether they contain one that does.
     is_urgent = False
     is_throttled = False
+    # Number of the last update of the run.
+    _sequence = 0
     _base: Record | None = None
     _meter: RateMeter | None = None
     # Time at which a total was set before the measurement of the rate began, by the monotonic clock.
@@ -225,17 +227,40 @@ class Merger:
             base = {name: text for name, text in base.items() if name not in state.deleted}
         return {**base, **state.known}
 
-    def complete(self, update: Update, state: MergedState) -> Update:
-        """Return a frozen update with all fields of the base and of the run, which creates a lost record again. Its
-        progress already includes the increments.
+    # Freezing
+
+    def freeze(self, pending: PendingUpdate, known: Record, now: float) -> Update:
+        """Freeze an update that is about to be sent, and return it."""
+        if pending.arguments["kind"] is not Kind.RUN:
+            return pending.freeze(0)
+        self._sequence += 1
+        if "state" not in pending.arguments:
+            self.store_rate(pending, known, now)
+        return pending.freeze(self._sequence)
+
+    def complete(self, state: MergedState, first: PendingUpdate) -> None:
+        """Replace a frozen update of the run, and those after it, by updates with all fields of the base and of the
+        run, which create a lost record again. Their progress already includes the increments.
+
+        An earlier call may have timed out, and the store may still get the replaced updates.  So the new ones have new
+        sequence numbers: with the old ones, the store would take them for repetitions.
         """
+        state.absorb_counts()
+        later = state.pending[state.pending.index(first) :]
+        frozen = [pending for pending in later if pending.frozen is not None and pending.frozen.kind is Kind.RUN]
         fields = {
             name: text
             for name, text in self.all_fields(state).items()
             if name not in CLEARED_BY_START or name in state.known
         }
         changes = Changes(deleted=state.deleted) if state.deleted else None
-        return update._replace(create=True, fields=fields, increment=0, attempts=state.attempts, changes=changes)
+        self._sequence += len(frozen)
+        # The last one first: after an interrupt, none with an old number may follow one with a new number.
+        for sequence, pending in zip(range(self._sequence, 0, -1), reversed(frozen)):
+            assert pending.frozen is not None
+            pending.frozen = pending.frozen._replace(
+                sequence=sequence, create=True, fields=fields, increment=0, attempts=state.attempts, changes=changes
+            )
 
     # The rate
 

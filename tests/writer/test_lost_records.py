@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import dramatiq
 from dramatiq.middleware import Middleware, MiddlewareError
 
-from dramatiq_status import StatusRegistry, current_progress, current_status
+from dramatiq_status import BackendError, StatusRegistry, current_progress, current_status
+from dramatiq_status.backends import StubBackend
 from dramatiq_status.update import Kind
 
 from ..recording import (
+    PATIENCE,
     RecordingBackend,
     make_broker,
     run,
@@ -112,3 +115,42 @@ def test_a_record_that_is_lost_before_a_refused_retry_is_restored() -> None:
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot is not None and snapshot.failed and snapshot.attempts == 1
     assert snapshot["progress"] == 5
+
+
+def test_a_start_that_the_store_gets_late_costs_no_later_write() -> None:
+    # Given a store that gets the enqueue and the start of a job late: it has no record when the start is sent again
+    backend, late = RecordingBackend(), list[Any]()
+    broker = make_broker(backend)
+    began = threading.Event()
+
+    def miss(updates: Any) -> None:
+        if not late:
+            late.extend(updates)
+            raise BackendError("The reply is late.")
+        assert backend.delete(late[0][0])
+        backend.after = arrive
+
+    def arrive(updates: Any) -> None:
+        backend.after = lambda updates: None
+        # The replies of these calls are lost.
+        enqueued = backend.updates(late[0][0], Kind.ENQUEUE)
+        StubBackend.update_many(backend, [(late[0][0], enqueued[0]), *late])
+        began.set()
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        status, progress = current_status(), current_progress()
+        progress.increment()
+        backend.before = lambda updates: None if began.is_set() else miss(updates)
+        status.flush()
+        progress.increment(49)
+        status["step"] = "last"
+        assert began.wait(PATIENCE)
+
+    # When it ends
+    message = work.send()
+    run(broker)
+    # Then its status has all that it has written, and one run
+    snapshot = StatusRegistry.read(message, backend=backend)
+    assert snapshot is not None and snapshot.completed
+    assert (snapshot["progress"], snapshot["step"], snapshot.attempts) == (50, "last", 1)

@@ -102,6 +102,16 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     "start without a record": ([], start(1, create=False), Outcome.MISSING),
     "start without a record, all values": ([], start(1, step="1"), Outcome.APPLIED),
     "start, sent again": ([enqueue(), start(1)], start(1), Outcome.DUPLICATE),
+    "start, sent again as part of a later update": (
+        [enqueue(), start(1), outside(more="1"), cancel()],
+        write(1, 2, create=True, p="50", step="1")._replace(start=True),
+        Outcome.APPLIED,
+    ),
+    "start, sent again as part of the end": (
+        [enqueue(), start(1, p="1")],
+        finish(1, 2, create=True, p="50")._replace(start=True),
+        Outcome.APPLIED,
+    ),
     "start of a redelivery": ([enqueue(), start(1), write(1, 2, p="5")], start(2), Outcome.APPLIED),
     "start of a retry": ([enqueue(), start(1), enqueue(generation=2)], start(2, generation=2), Outcome.APPLIED),
     "start of a retry before its enqueue": ([enqueue(), start(1)], start(2, generation=2), Outcome.APPLIED),

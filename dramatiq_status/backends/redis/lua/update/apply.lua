@@ -206,6 +206,8 @@ local function define_kinds(record, moves)
     local start, create = take() == '1', take() == '1'
     local state, attempts, increment, ttl = take(), take(), take(), take()
     local outcome = standing(key, old, origin, generation, token, sequence, start, state)
+    -- The start of a run may be stored although its reply is lost, and be sent again as part of a later update.
+    start = start and old.token ~= token
     if outcome ~= APPLIED and not (outcome == MISSING and create) then
       skip_fields()
       if outcome == CANCELLED and state > WORKING then
