@@ -144,7 +144,7 @@ def test_a_message_is_not_blamed_for_one_broken_connection(
     buffers = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
     for buffer in buffers:
         buffer.add(Start({}, 1))
-    assert eventually(lambda: all(buffer.suspect for buffer in buffers))
+    assert eventually(lambda: all(buffer.failed_alone for buffer in buffers))
     # When it is over, and a connection breaks once
     backend.down = False
     assert eventually(lambda: backend.read("m") and backend.read("n"))
