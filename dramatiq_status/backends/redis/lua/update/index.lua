@@ -6,6 +6,8 @@
 
 -- Position of the last message that came into a state in this call.
 local position
+-- Times to live, rounded up, by exact ones.
+local rounded = {}
 -- Whether the present message could not be added to the index.
 local unlisted = false
 
@@ -39,8 +41,8 @@ local function keep(set, name, life)
 end
 
 -- Add a message to the set of its state.
---   lives: the time to live of a finished message, '' for others; ttl: the time to live of its record, in milliseconds;
---   since: its position, nil for the present time.
+--   lives: the time to live in the name of a set of finished messages, '' for other sets, nil for `ttl`, rounded up;
+--   ttl: the time to live of its record, in milliseconds; since: its position, nil for the present time.
 local function index(id, state, lives, queue, actor, ttl, since)
   local prefix = ARGV[#ARGV]
   if not since then
@@ -54,6 +56,17 @@ local function index(id, state, lives, queue, actor, ttl, since)
       end
     end
     since = position
+  end
+  if not lives then
+    lives = rounded[ttl]
+    if not lives then
+      -- Two significant digits: 86399999 becomes 87000000.  Otherwise each different time to live would have a set of its
+      -- own.
+      local text = string.format('%.0f', ttl)
+      local unit = 10 ^ math.max(0, #text - 2)
+      lives = string.format('%.0f', math.ceil(ttl / unit) * unit)
+      rounded[ttl] = lives
+    end
   end
   local name = state .. '\n' .. lives .. '\n' .. (queue or '') .. '\n' .. (actor or '')
   local set = prefix .. name
@@ -99,18 +112,6 @@ local function define_moves()
     end
   end
 
-  -- Round a time to live up to two significant digits: 86399999 becomes 87000000.  Otherwise each different time to
-  -- live would have a set of its own.
-  local rounded = {}
-  local function round(ttl)
-    if not rounded[ttl] then
-      local text = string.format('%.0f', ttl)
-      local unit = 10 ^ math.max(0, #text - 2)
-      rounded[ttl] = string.format('%.0f', math.ceil(ttl / unit) * unit)
-    end
-    return rounded[ttl]
-  end
-
   -- Move a message from the set of its old record to the set of its new state.
   local function move(key, old, new, state, ttl)
     if ARGV[#ARGV] == '' then return end
@@ -118,7 +119,7 @@ local function define_moves()
     if old.state and (old.finished or old.state ~= state or old.queue ~= new.queue or old.actor ~= new.actor) then
       unindex(id, old)
     end
-    index(id, state, state > WORKING and round(ttl) or '', new.queue, new.actor, ttl)
+    index(id, state, not (state > WORKING) and '' or nil, new.queue, new.actor, ttl)
   end
 
   -- Move a message whose queue or actor has changed, and not its state. It keeps its position.

@@ -1,4 +1,5 @@
--- The loop over the updates, with shortcuts for the two most frequent ones.
+-- The loop over the updates, with shortcuts for the most frequent ones: writes, enqueues, and jobs that have ended before
+-- their start was sent.
 --
 -- Each function definition costs a call about 0.4 microseconds.  So the shortcuts are not functions, and the other
 -- functions are defined when they are first used.
@@ -119,17 +120,71 @@ for i = 1, #KEYS do
     end
     ttl = math.min(math.max(1, ttl + delay), LONGEST_TTL)
     call('HSET', key, 's', QUEUED, 'v', '1', 'e', ARGV[at], 'n', ARGV[at + 1], 'U', now, unpack(ARGV, first, last))
-    call('PEXPIRE', key, ttl)
+    call('PEXPIRE', key, ttl == LIVE_TTL and LIVE_TTL_TEXT or ttl)
     if ARGV[#ARGV] ~= '' then index(key:sub(ARGV[#ARGV - 1] + 1), QUEUED, '', queue, actor, ttl) end
     publish('PUBLISH', key, '1')
     at = last + 1
   else
-    record, moves = record or define_record(), moves or define_moves()
-    if kind == CANCEL then
-      outcome = define_cancel(record, moves).cancel(key)
-    else
-      kinds = kinds or define_kinds(record, moves)
-      outcome = kinds[kind](key)
+    local done = false
+    if kind == TRANSITION and ARGV[at + 4] == '1' and ARGV[at + 6] > WORKING and ARGV[at + 7] == '1'
+      and ARGV[at + 8] == '0' and ARGV[at + 10] + 0 < 1000
+    then
+      -- The start and the end of a run in one, which is the first run since the enqueue.
+      local token = ARGV[at + 2]
+      local old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'a', 'Q')
+      local version, generation, live_ttl, progress = old[2], old[4], old[8] or '0', old[9] or '0'
+      if old[1] == QUEUED and version and old[3] == ARGV[at] and generation == ARGV[at + 1] and token ~= '0'
+        and not (old[5] or old[6] or old[7] or old[10])
+        and #version < 16 and #generation < 16 and #live_ttl < 16 and #progress < 16
+        and version ~= '' and generation ~= '' and live_ttl ~= '' and progress ~= ''
+        and not (version .. generation .. live_ttl .. progress):find('%D')
+      then
+        done = true
+        local state, ttl, sequence = ARGV[at + 6], ARGV[at + 9], ARGV[at + 3]
+        local queue, actor = old[12], old[11]
+        local old_set = '0\n\n' .. (queue or '') .. '\n' .. (actor or '')
+        version = string.format('%d', version + 1)
+        local written, size = {'s', state, 'v', version, 'U', now, 'A', '1', 'r', token, 'q', sequence}, 12
+        local first, last = at + 11, at + 10 + 2 * ARGV[at + 10]
+        for j = first, last, 2 do
+          local name = ARGV[j]
+          -- The end of a run deletes some of the fields that the run has set.
+          if not (name == 'D' or name == 'R' or name == 'W' or name == 'H')
+            and not (state == COMPLETED and (name == 'x' or name == 'it'))
+          then
+            written[size + 1], written[size + 2] = name, ARGV[j + 1]
+            size = size + 2
+            if name == 'a' then
+              actor = ARGV[j + 1]
+            elseif name == 'Q' then
+              queue = ARGV[j + 1]
+            end
+          end
+        end
+        at = last + 1
+        if state == COMPLETED then
+          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', 'H', 'x', 'it')
+        else
+          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', 'H')
+        end
+        call('HSET', key, unpack(written, 1, size))
+        call('PEXPIRE', key, ttl)
+        if ARGV[#ARGV] ~= '' then
+          local id = key:sub(ARGV[#ARGV - 1] + 1)
+          redis.pcall('ZREM', ARGV[#ARGV] .. old_set, id)
+          index(id, state, nil, queue, actor, ttl)
+        end
+        publish('PUBLISH', key, version)
+      end
+    end
+    if not done then
+      record, moves = record or define_record(), moves or define_moves()
+      if kind == CANCEL then
+        outcome = define_cancel(record, moves).cancel(key)
+      else
+        kinds = kinds or define_kinds(record, moves)
+        outcome = kinds[kind](key)
+      end
     end
   end
   if unlisted then
