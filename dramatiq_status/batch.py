@@ -10,7 +10,7 @@ import dramatiq
 
 from . import _time as time
 from .backend import StatusBackend
-from .cancellation import Cancellation, cancel_update, cancellations_of
+from .cancellation import Cancellation, CancelRequest
 from .checks import check_duration, check_message_id
 from .following import BatchWatcher
 from .rollup import BatchSnapshot, Chain, Rollup
@@ -34,10 +34,12 @@ class Batch:
     Parameters:
       backend(StatusBackend)
       chains(Iterable[Chain]): The messages, by ``chains_of``.
+      broker(Broker): Broker with dramatiq-abort; by default the default broker.
     """
 
-    def __init__(self, backend: StatusBackend, chains: Iterable[Chain]) -> None:
+    def __init__(self, backend: StatusBackend, chains: Iterable[Chain], broker: dramatiq.Broker | None = None) -> None:
         self._backend = backend
+        self._broker = broker
         self._rollup = Rollup(chains)
 
     @property
@@ -95,7 +97,9 @@ class Batch:
         """
         return self._follow(timeout, missing_timeout, self._backend.watch_interval)
 
-    def cancel(self, reason: str | None = None) -> dict[str, Cancellation | None]:
+    def cancel(
+        self, reason: str | None = None, *, force_after: int | timedelta | None = None
+    ) -> dict[str, Cancellation | None]:
         """Cancel all messages, as :meth:`.StatusRegistry.cancel` cancels one; one round trip.
 
         The later stages of a pipeline have no status before they are sent.  They are not sent if an earlier stage ends
@@ -103,16 +107,22 @@ class Batch:
 
         Parameters:
           reason(str): Text for people, at most 1,024 bytes as JSON.
+          force_after(int): Milliseconds after which dramatiq-abort interrupts each run that has not ended by itself, as
+            for :meth:`.StatusRegistry.cancel`.  The calls of dramatiq-abort come after the round trip, one for each
+            message that runs.
 
         Returns:
           dict[str, Cancellation | None]: By message ids; None for an unknown message.
 
         Raises:
-          BackendError: When the store does not answer for some of the messages.  To cancel them again is safe.
+          BackendError: When the store does not answer for some of the messages.  No run is interrupted.  To cancel
+            them again is safe.
+          StatusSetupError: When `force_after` is set and the broker has no ``Abortable``; nothing is cancelled.
         """
-        update, ids = cancel_update(reason), self.message_ids
-        outcomes = self._backend.update_many([(message_id, update) for message_id in ids]) if ids else ()
-        return cancellations_of(ids, outcomes)
+        request = CancelRequest(self.message_ids, reason, force_after, self._broker)
+        results = request.results(self._backend.update_many(request.updates) if request.updates else ())
+        request.interrupt(results)
+        return results
 
     def _follow(
         self, timeout: int | timedelta | None, missing_timeout: int | timedelta, interval: int

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from enum import Enum
 from typing import Final
 
+import dramatiq
+
+from .aborts import find_abort
 from .backend import DEFAULT_MAX_FIELD_SIZE
 from .errors import BackendError, StatusMissing
 from .fields import encode_value
@@ -38,13 +42,73 @@ _CANCELLATIONS: Final = {
 }
 
 
-def cancel_update(reason: str | None) -> Update:
-    """Make the update that cancels a message.
+class CancelRequest:
+    """A request to cancel messages.
+
+    Parameters:
+      message_ids(Sequence[str])
+      reason(str): None for none.
+      force_after(int): Milliseconds after which dramatiq-abort interrupts a run; None for no interrupt.
+      broker(Broker): Broker with dramatiq-abort, by default the default broker.
 
     Raises:
       TypeError: When the reason is not a string.
       ValueError: When the reason takes more than 1,024 bytes.
+      StatusSetupError: When `force_after` is set and the broker has no ``Abortable``.
     """
+
+    def __init__(
+        self,
+        message_ids: Sequence[str],
+        reason: str | None,
+        force_after: int | timedelta | None,
+        broker: dramatiq.Broker | None,
+    ) -> None:
+        update = _cancel_update(reason)
+        self._abort = find_abort(force_after, broker)
+        #: The updates for the store; there may be none.
+        self.updates: list[tuple[str, Update]] = [(message_id, update) for message_id in message_ids]
+
+    def results(self, outcomes: Iterable[Outcome]) -> dict[str, Cancellation | None]:
+        """Return the meanings of the outcomes by message ids; None for unknown messages.
+
+        Raises:
+          BackendError: When a server of the store did not answer.  To cancel all messages again is safe.
+        """
+        found: dict[str, Cancellation | None] = {}
+        unanswered = 0
+        for (message_id, _), outcome in zip(self.updates, outcomes):
+            unanswered += outcome is Outcome.UNAVAILABLE
+            is_missing = outcome is Outcome.MISSING
+            found[message_id] = None if is_missing else _CANCELLATIONS.get(outcome, Cancellation.FINISHED)
+        if unanswered:
+            raise BackendError(
+                f"The status store did not answer for {unanswered} of {len(found)} messages to cancel, and has "
+                f"answered for the others. To cancel all of them again is safe."
+            )
+        return found
+
+    def interrupt(self, results: Mapping[str, Cancellation | None]) -> None:
+        """Make dramatiq-abort interrupt the messages that run, if the request is to do so."""
+        if self._abort is not None:
+            for message_id, result in results.items():
+                if result is Cancellation.REQUESTED:
+                    self._abort(message_id)
+
+
+def result_of_one(results: Mapping[str, Cancellation | None]) -> Cancellation:
+    """Return the result of a request for one message.
+
+    Raises:
+      StatusMissing: When the message is unknown.
+    """
+    ((message_id, result),) = results.items()
+    if result is None:
+        raise StatusMissing(message_id)
+    return result
+
+
+def _cancel_update(reason: str | None) -> Update:
     if reason is None:
         return Update(Kind.CANCEL)
     if not isinstance(reason, str):
@@ -53,33 +117,3 @@ def cancel_update(reason: str | None) -> Update:
     if len(text) > MAX_REASON_SIZE:
         raise ValueError(f"reason takes {len(text)} bytes as JSON, more than {MAX_REASON_SIZE}.")
     return Update(Kind.CANCEL, fields={CANCEL_REASON: text})
-
-
-def cancellation_of(message_id: str, outcome: Outcome) -> Cancellation:
-    """Return the meaning of an outcome.
-
-    Raises:
-      StatusMissing: When the message is unknown.
-    """
-    if outcome is Outcome.MISSING:
-        raise StatusMissing(message_id)
-    return _CANCELLATIONS.get(outcome, Cancellation.FINISHED)
-
-
-def cancellations_of(message_ids: Iterable[str], outcomes: Iterable[Outcome]) -> dict[str, Cancellation | None]:
-    """Return the meanings of the outcomes of many messages, by their ids; None for unknown messages.
-
-    Raises:
-      BackendError: When a server of the store did not answer.  To cancel all messages again is safe.
-    """
-    found: dict[str, Cancellation | None] = {}
-    unanswered = 0
-    for message_id, outcome in zip(message_ids, outcomes):
-        unanswered += outcome is Outcome.UNAVAILABLE
-        found[message_id] = None if outcome is Outcome.MISSING else _CANCELLATIONS.get(outcome, Cancellation.FINISHED)
-    if unanswered:
-        raise BackendError(
-            f"The status store did not answer for {unanswered} of {len(found)} messages to cancel, and has answered "
-            f"for the others. To cancel all of them again is safe."
-        )
-    return found

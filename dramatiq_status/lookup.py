@@ -99,11 +99,11 @@ def find_backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) 
 
 def find_chains(
     messages: Any, backend: StatusBackend | None, broker: dramatiq.Broker | None
-) -> tuple[StatusBackend, list[Chain]]:
+) -> tuple[StatusBackend, list[Chain], dramatiq.Broker | None]:
     brokers: list[dramatiq.Broker] = []
     chains = list(chains_of(messages, brokers.append))
     if backend is None and broker is None and brokers:
         backend, *others = dict.fromkeys(find_backend(None, found) for found in brokers)
         if others:
             raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
-    return find_backend(backend, broker), chains
+    return find_backend(backend, broker), chains, broker or next(iter(brokers), None)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import dramatiq
 
-from .aborts import find_abort
 from .backend import StatusBackend
 from .batch import Batch, Group
-from .cancellation import Cancellation, cancel_update, cancellation_of
+from .cancellation import Cancellation, result_of_one
 from .checks import check_duration, check_limit, check_message_id, check_message_ids
 from .errors import BackendError
 from .lookup import decode_page, find_backend, find_chains, make_cursor, make_query, raise_first
@@ -323,12 +322,8 @@ class StatusRegistry:
           StatusMissing: When the message is unknown.
           StatusSetupError: When `force_after` is set and the broker has no ``Abortable``; nothing is cancelled.
         """
-        message_id, update = check_message_id(message_id), cancel_update(reason)
-        abort = find_abort(force_after, broker)
-        found = cancellation_of(message_id, find_backend(backend, broker).update(message_id, update))
-        if abort is not None and found is Cancellation.REQUESTED:
-            abort(message_id)
-        return found
+        batch = Batch(find_backend(backend, broker), [(check_message_id(message_id),)], broker)
+        return result_of_one(batch.cancel(reason, force_after=force_after))
 
     @staticmethod
     def delete(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from datetime import timedelta
 
+import dramatiq
+
 from ..backend import StatusBackend
-from ..cancellation import Cancellation, cancel_update, cancellations_of
+from ..cancellation import Cancellation, CancelRequest
 from ..checks import check_duration
 from ..following import BatchWatcher
 from ..rollup import BatchSnapshot, Chain, Rollup
@@ -23,10 +26,12 @@ class Batch:
     Parameters:
       backend(StatusBackend)
       chains(Iterable[Chain]): The messages, by ``chains_of``.
+      broker(Broker): Broker with dramatiq-abort; by default the default broker.
     """
 
-    def __init__(self, backend: StatusBackend, chains: Iterable[Chain]) -> None:
+    def __init__(self, backend: StatusBackend, chains: Iterable[Chain], broker: dramatiq.Broker | None = None) -> None:
         self._backend = backend
+        self._broker = broker
         self._rollup = Rollup(chains)
 
     @property
@@ -71,12 +76,18 @@ class Batch:
         """
         return self._follow(timeout, missing_timeout, self._backend.watch_interval)
 
-    async def cancel(self, reason: str | None = None) -> dict[str, Cancellation | None]:
-        """Cancel all messages; one round trip."""
-        update, ids = cancel_update(reason), self.message_ids
-        updates = [(message_id, update) for message_id in ids]
-        outcomes = await (await async_backend(self._backend)).update_many(updates) if ids else ()
-        return cancellations_of(ids, outcomes)
+    async def cancel(
+        self, reason: str | None = None, *, force_after: int | timedelta | None = None
+    ) -> dict[str, Cancellation | None]:
+        """Cancel all messages; one round trip.
+
+        Parameters and errors are those of :meth:`dramatiq_status.Batch.cancel`.
+        """
+        request = CancelRequest(self.message_ids, reason, force_after, self._broker)
+        updates = request.updates
+        results = request.results(await (await async_backend(self._backend)).update_many(updates) if updates else ())
+        await asyncio.to_thread(request.interrupt, results)
+        return results
 
     def _follow(
         self, timeout: int | timedelta | None, missing_timeout: int | timedelta, interval: int

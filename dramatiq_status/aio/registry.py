@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copyreg
 from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import timedelta
@@ -11,10 +10,9 @@ from typing import Any, Literal, cast, overload
 
 import dramatiq
 
-from ..aborts import find_abort
 from ..backend import StatusBackend
 from ..batch import Group
-from ..cancellation import Cancellation, cancel_update, cancellation_of
+from ..cancellation import Cancellation, result_of_one
 from ..channel import DirectChannel
 from ..checks import check_duration, check_limit, check_message_id, check_message_ids
 from ..errors import BackendError
@@ -216,13 +214,8 @@ class StatusRegistry:
         broker: dramatiq.Broker | None = None,
     ) -> Cancellation:
         """Cancel a message; one round trip."""
-        message_id, update = check_message_id(message_id), cancel_update(reason)
-        abort = find_abort(force_after, broker)
-        outcome = await (await async_backend(find_backend(backend, broker))).update(message_id, update)
-        found = cancellation_of(message_id, outcome)
-        if abort is not None and found is Cancellation.REQUESTED:
-            await asyncio.to_thread(abort, message_id)
-        return found
+        batch = Batch(find_backend(backend, broker), [(check_message_id(message_id),)], broker)
+        return result_of_one(await batch.cancel(reason, force_after=force_after))
 
     @staticmethod
     async def delete(

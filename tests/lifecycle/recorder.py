@@ -18,6 +18,7 @@ from dramatiq_status.backends.redis.clock import ServerClock
 from dramatiq_status.backends.redis.operations import Operations
 from dramatiq_status.backends.redis.protocol import UpdateCall, Updates
 from dramatiq_status.backends.redis.script import UPDATE, Script
+from dramatiq_status.backends.redis.transport import Steps
 from dramatiq_status.backends.stub import StubBackend
 from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING, Record
@@ -159,6 +160,13 @@ class RecordingOperations(Operations):
     def requests_of(self, updates: Updates) -> Sequence[UpdateCall]:
         return [request for update in updates for request in super(RecordingOperations, self).requests_of([update])]
 
+    def update_many(self, updates: Updates) -> Steps[list[Outcome]]:
+        # One by one: the script sees what each has made of its record.
+        outcomes: list[Outcome] = []
+        for update in updates:
+            outcomes += yield from super().update_many([update])
+        return outcomes
+
 
 class RecordingRedisBackend(Recorder, RedisBackend):
     """Has Redis itself write the history: whole and in order for all processes."""
@@ -167,10 +175,6 @@ class RecordingRedisBackend(Recorder, RedisBackend):
         super().__init__(**parameters)
         self.operations = RecordingOperations(self.keys, self.transport, RecordingCall)
         assert self.client.script_load(_RECORDING_SCRIPT.text) == _RECORDING_SCRIPT.sha
-
-    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        # One by one: the script sees what each has made of its record.
-        return [outcome for update in updates for outcome in super(RecordingRedisBackend, self).update_many([update])]
 
     def records(self, message_id: str) -> list[Record]:
         found: list[Record] = []

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from datetime import timedelta
 from typing import ClassVar
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from dramatiq_abort.middleware import AbortMode
 
 from dramatiq_status import Cancellation, StatusRegistry, StatusSetupError, aio
 from dramatiq_status.backends import StubBackend
+from dramatiq_status.testing.updates import enqueue
 
 from ..recording import PATIENCE, eventually, make_broker
 from .recorder import Recorder, RecordingRedisBackend, RecordingStubBackend
@@ -253,12 +255,41 @@ def test_a_run_that_does_not_listen_is_interrupted(make: StageMaker, is_async: b
         assert found is Cancellation.REQUESTED and snapshot.cancelled and snapshot.attempts == 1
 
 
-def test_force_needs_dramatiq_abort_on_the_broker(backend: StubBackend) -> None:
-    # Given a broker without it
+@pytest.mark.parametrize("is_async", [False, True], ids=["called", "awaited"])
+def test_the_runs_of_a_batch_that_do_not_listen_are_interrupted(make: StageMaker, is_async: bool) -> None:
+    with make() as stage, stage.working():
+        # Given a group of two running messages that do not check, and one that waits; its broker is no default broker
+        messages = [stage.play.message("say:step=running,loop", "return") for _ in range(2)]
+        messages.append(stage.play.message_with_options(args=("return",), delay=3_600_000))
+        for message in messages:
+            stage.broker.enqueue(message, delay=message.options.get("delay"))
+        for message in messages[:2]:
+            stage.wait_until_it_runs(message.message_id)
+        group = dramatiq.group(messages, broker=stage.broker)
+        # When it is cancelled, and its runs are interrupted a moment later
+        if is_async:
+            found = asyncio.run(aio.StatusRegistry.batch(group).cancel("user left", force_after=50))
+        else:
+            found = StatusRegistry.batch(group).cancel("user left", force_after=timedelta(milliseconds=50))
+        # Then all end as cancelled, without another run
+        assert list(found.values()) == [Cancellation.REQUESTED, Cancellation.REQUESTED, Cancellation.CANCELLED]
+        snapshots = StatusRegistry.batch(group).wait().children.values()
+        ends = [(snapshot.cancelled, snapshot.attempts) for snapshot in snapshots if snapshot is not None]
+        assert ends == [(True, 1), (True, 1), (True, 0)]
+
+
+@pytest.mark.parametrize("is_batch", [False, True], ids=["one", "batch"])
+def test_force_needs_dramatiq_abort_on_the_broker(backend: StubBackend, is_batch: bool) -> None:
+    # Given a message on a broker without it
     broker = make_broker(backend)
-    # When a message is to be interrupted
+    backend.update("id", enqueue())
+    # When it is to be interrupted, it is not cancelled
     with pytest.raises(StatusSetupError, match="Abortable"):
-        StatusRegistry.cancel("id", force_after=5_000, broker=broker)
+        if is_batch:
+            StatusRegistry.batch(["id"], broker=broker).cancel(force_after=5_000)
+        else:
+            StatusRegistry.cancel("id", force_after=5_000, broker=broker)
+    assert not StatusRegistry.get("id", backend=backend).cancelled
 
 
 @pytest.fixture
