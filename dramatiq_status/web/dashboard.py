@@ -82,7 +82,13 @@ class Dashboard:
         except NotSupported as e:
             return error(501, str(e))
         jobs = [{"id": one.message_id, "tag": tag_of(one), "status": self._site.exposure.to_dict(one)} for one in shown]
-        found = {"counts": counts.by_state, "stalled": counts.stalled, "jobs": jobs, "next": _next(shown)}
+        found = {
+            "counts": counts.by_state,
+            "stalled": counts.stalled,
+            "cancelled": counts.cancelled,
+            "jobs": jobs,
+            "next": _next(shown),
+        }
         return JSON(encode(found))
 
     async def _read(self, request: Request) -> tuple[Question, list[Snapshot], frozenset[str], Counts]:
@@ -160,6 +166,11 @@ def _next(shown: list[Snapshot]) -> str | None:
     return shown[-1].cursor if shown else None
 
 
+def _cancelled_in(counts: Counts) -> str:
+    """Return the number of cancelled messages as a text; an empty one if there are none, or it is unknown."""
+    return f"{counts.cancelled:,} cancelled" if counts.cancelled else ""
+
+
 def _counts(counts: Counts, question: Question) -> Markup:
     now = utc_now()
     boxes = []
@@ -172,6 +183,9 @@ def _counts(counts: Counts, question: Question) -> Markup:
             seconds = seconds_since(newest.finished_at, now)
             moment = newest.finished_at.isoformat(timespec="seconds")
             below = tag("span", "newest ", tag("time", age(seconds), datetime=moment))
+        if state == "failed":
+            # Those are among the failed ones, and nobody has to look at them.
+            below = join(below, " ", tag("span", _cancelled_in(counts), data_below="cancelled"))
         current = question.state == state
         top = tag(
             "a",

@@ -21,8 +21,9 @@ MAX_KEPT: Final = 64
 #: Rows of a page.
 PAGE: Final = 50
 
-#: Maximum number of working messages among which stalled ones are counted.
-MAX_WORKING: Final = 100
+#: Maximum number of working or failed messages that are read to count the stalled or cancelled ones among them: stores
+#: have an index of states, of which neither is one.
+MAX_READ: Final = 100
 
 STATES: Final = ("queued", "working", "failed", "completed")
 
@@ -41,9 +42,11 @@ class Counts:
     """Numbers of statuses by state, and facts that cost one read."""
 
     by_state: dict[str, int]
-    #: Number of stalled messages; None if there are more than :data:`MAX_WORKING` working ones.
+    #: Number of stalled messages; None if there are more than :data:`MAX_READ` working ones.
     stalled: int | None
-    #: The newest failed and completed status.
+    #: Number of cancelled messages, whose state is failed; None if there are more than :data:`MAX_READ` failed ones.
+    cancelled: int | None
+    #: The newest status that has failed and was not cancelled, and the newest completed one.
     newest: dict[str, Snapshot | None]
 
     @property
@@ -87,14 +90,18 @@ class Listing:
     async def _count(self) -> Counts:
         site = self._site
         working, failed, completed, *numbers = await asyncio.gather(
-            self._list(MAX_WORKING, "working", None, None, None),
-            self._list(1, "failed", None, None, None),
+            self._list(MAX_READ, "working", None, None, None),
+            self._list(MAX_READ, "failed", None, None, None),
             self._list(1, "completed", None, None, None),
             *(StatusRegistry.count(state, backend=site.backend, broker=site.broker) for state in STATES),
         )
-        stalled = sum(one.stalled for one in working) if len(working) < MAX_WORKING else None
-        newest = {name: found[0] if found else None for name, found in (("failed", failed), ("completed", completed))}
-        return Counts(dict(zip(STATES, numbers)), stalled, newest)
+        stalled = sum(one.stalled for one in working) if len(working) < MAX_READ else None
+        cancelled = sum(one.cancelled for one in failed) if len(failed) < MAX_READ else None
+        newest = {
+            "failed": next((one for one in failed if not one.cancelled), None),
+            "completed": completed[0] if completed else None,
+        }
+        return Counts(dict(zip(STATES, numbers)), stalled, cancelled, newest)
 
     async def _once(self, key: object, read: Callable[[], Awaitable[Any]]) -> Any:
         loop = asyncio.get_running_loop()

@@ -21,10 +21,12 @@ from dramatiq_status.backends import CacheBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.history import run_ended
 from dramatiq_status.record import (
     ACTOR_NAME,
+    ATTEMPTS,
     ENQUEUED_AT,
     EXCEPTION,
     FAILED,
     QUEUE_NAME,
+    QUEUED,
     RUN_ENDED,
     SCHEDULED_AT,
     STARTED_AT,
@@ -81,6 +83,24 @@ def test_a_plain_page_shows_what_runs_and_what_failed(browser: Browser, site: Si
         page.press("#q", "Enter")
         assert page.url.endswith("/a/b/?actor=work&state=working")
         assert page.locator("#rows tr").count() == 1
+
+
+def test_cancelled_jobs_are_told_from_failed_ones(site: Site, backend: RedisBackend) -> None:
+    # Given a job that has failed, and two that were cancelled later: stores list all three as failed
+    failed = fail(backend)
+    for reason in ("user left", "<b>twice</b>"):
+        Job(backend, reason[:4]).enqueue()
+        assert StatusRegistry.cancel(reason[:4], reason, backend=backend)
+    page = site.get("/a/b/?state=failed").body.decode()
+    # Then the count has a line about them
+    box = re.sub("<[^>]+>", " ", page.partition("Failed</span>")[2].partition("</div>")[0])
+    assert box.split() == ["3", "2", "cancelled"]
+    assert failed.message_id in page
+    # And their rows have their own word and glyph, and the reason
+    rows = [row for row in page.split("<tr")[1:] if 'data-s="cancelled"' in row]
+    assert len(rows) == 2 and all("#i-cancelled" in row and "Cancelled" in row for row in rows)
+    assert "user left" in rows[1] and "&lt;b&gt;twice" in rows[0]
+    assert site.get("/a/b/list.json").json()["cancelled"] == 2
 
 
 @pytest.mark.parametrize(
@@ -153,6 +173,19 @@ def test_rows_change_in_place_and_new_ones_gather(tab: Tab, site: Site, backend:
     # And they are shown when they are asked for, by the key
     tab.page.keyboard.press("n")
     tab.until("(id) => document.querySelector(`tr[data-id='${id}']`)", others[0].message_id)
+
+
+def test_a_step_without_a_time_is_in_the_same_columns(tab: Tab, site: Site, backend: RedisBackend) -> None:
+    # Given a job that waits for its retry, of whose first run the end is unknown
+    job = start(backend, 420)
+    job._write({SCHEDULED_AT: "32503680000000", ATTEMPTS: "1"}, state=QUEUED)
+    for width in (1280, 390):
+        tab.page.set_viewport_size({"width": width, "height": 800})
+        tab.open(f"{site.url}/a/b/{job.message_id}")
+        assert tab.run("[...document.querySelectorAll('.steps li')].some((one) => !one.querySelector('time'))")
+        for part in ("svg", ".what"):
+            left = f"[...document.querySelectorAll('.steps {part}')].map((one) => one.getBoundingClientRect().left)"
+            assert len(set(tab.run(left))) == 1
 
 
 def test_keys(tab: Tab, site: Site, backend: RedisBackend) -> None:

@@ -103,10 +103,12 @@ async function refresh() {
   try {
     const response = await fetch("list.json" + location.search, { cache: "no-store" });
     if (!response.ok) throw response.headers.get("Retry-After");
-    const { counts, jobs, stalled } = await response.json();
+    const { counts, jobs, stalled, cancelled } = await response.json();
     for (const state in counts) for (const node of all(`[data-count="${state}"]`)) node.textContent = counts[state].toLocaleString("en");
     const below = $('[data-below="working"]');
     below?.replaceChildren(...(stalled ? [make("span", { class: "s-stalled" }, stalled + " stalled")] : []));
+    const among = $('[data-below="cancelled"]');
+    if (among) among.textContent = cancelled ? cancelled.toLocaleString("en") + " cancelled" : "";
     const added = jobs.filter((job) => !shown.has(job.id)).length, chip = $("#new");
     if (!new URLSearchParams(location.search).has("after")) {
       chip.hidden = !added;
