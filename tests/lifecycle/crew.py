@@ -22,7 +22,7 @@ import redis
 from dramatiq.middleware import Middleware
 
 from dramatiq_status import Snapshot, StatusMiddleware, StatusRegistry, current_progress, current_status
-from dramatiq_status.backends import RedisBackend
+from dramatiq_status.backends import backend_from_url
 
 from ..recording import eventually
 from .stage import PATIENCE, make_broker
@@ -90,7 +90,7 @@ def hold(path: str) -> None:
 
 def make_crew(broker_url: str, store_url: str, name: str, *, behind: list[Middleware]) -> tuple[dramatiq.Broker, Any]:
     """The same broker and actor in the workers and in the test."""
-    backend = RedisBackend(url=store_url, namespace=name, timeout=20_000)
+    backend = backend_from_url(store_url, namespace=name, timeout=20_000)
     middleware = [StatusMiddleware(backend=backend, heartbeat_interval=HEARTBEAT_INTERVAL), *behind]
     broker = make_broker(broker_url, middleware, namespace=name)
     return broker, dramatiq.actor(work, broker=broker, queue_name=name)
@@ -98,7 +98,7 @@ def make_crew(broker_url: str, store_url: str, name: str, *, behind: list[Middle
 
 if "CREW_NAME" in os.environ:
     who = os.environ["CREW_WHO"]
-    signals = Signals(os.environ["CREW_STORE"], os.environ["CREW_NAME"])
+    signals = Signals(os.environ["CREW_SIGNALS"], os.environ["CREW_NAME"])
     broker, _ = make_crew(
         os.environ["CREW_BROKER"], os.environ["CREW_STORE"], os.environ["CREW_NAME"], behind=[Settled()]
     )
@@ -109,13 +109,19 @@ if "CREW_NAME" in os.environ:
 
 
 class Crew:
-    """A message, and the workers that run it."""
+    """A message, and the workers that run it.
 
-    def __init__(self, broker_url: str, store_url: str) -> None:
+    Parameters:
+      broker_url(str)
+      redis_url(str): Has the signals.
+      store_url(str): Has the statuses; by default the same Redis.
+    """
+
+    def __init__(self, broker_url: str, redis_url: str, store_url: str = "") -> None:
         self.name = f"crew-{uuid4()}"
-        self._urls = broker_url, store_url
-        self.broker, self._work = make_crew(broker_url, store_url, self.name, behind=[])
-        self._signals = Signals(store_url, self.name)
+        self._urls = broker_url, redis_url, store_url or redis_url
+        self.broker, self._work = make_crew(broker_url, self._urls[2], self.name, behind=[])
+        self._signals = Signals(redis_url, self.name)
         self.message_id = ""
 
     def send(self, *arguments: str) -> None:
@@ -129,7 +135,8 @@ class Crew:
             "CREW_NAME": self.name,
             "CREW_WHO": who,
             "CREW_BROKER": self._urls[0],
-            "CREW_STORE": self._urls[1],
+            "CREW_SIGNALS": self._urls[1],
+            "CREW_STORE": self._urls[2],
             "dramatiq_worker_timeout": "50",
         }
         command = [sys.executable, "-m", "dramatiq", "tests.lifecycle.crew", "--processes", "1", "--threads", "1"]

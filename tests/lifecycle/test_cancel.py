@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +14,16 @@ from .crew import Crew, send_signal, stop
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
-def crew(request: pytest.FixtureRequest, redis_server: RedisServer, redis_url: str) -> Crew:
-    if request.param == "redis":
-        return Crew(redis_server.database(1), redis_url)
-    return Crew(request.getfixturevalue("rabbitmq_url") + "?heartbeat=2", redis_url)
+def crew(request: pytest.FixtureRequest, redis_server: RedisServer, redis_url: str, tmp_path: Path) -> Crew:
+    """A crew with the broker that the parameter names, and the store after the comma."""
+    broker, _, store = request.param.partition(", ")
+    url = redis_server.database(1)
+    if broker == "rabbitmq":
+        url = request.getfixturevalue("rabbitmq_url") + "?heartbeat=2"
+    stores = {"": "", "sqlite": f"sqlite:///{tmp_path}/statuses.db"}
+    if store == "memcached":
+        stores[store] = f"memcached://{request.getfixturevalue('memcached_server').address}"
+    return Crew(url, redis_url, stores[store])
 
 
 def cancel(crew: Crew) -> Cancellation:
@@ -44,6 +51,7 @@ def test_a_message_that_waits_is_dropped_and_one_that_runs_stops_within_a_second
         crew.heed("first", "settled")
 
 
+@pytest.mark.parametrize("crew", ["redis", "rabbitmq", "redis, memcached", "redis, sqlite"], indirect=True)
 def test_a_message_is_not_run_again_whose_worker_was_killed_after_the_request(crew: Crew) -> None:
     # Given a running message that was asked to stop
     crew.send()
