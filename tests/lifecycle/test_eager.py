@@ -12,7 +12,7 @@ from dramatiq.results import Results
 from dramatiq.results import backends as results
 from dramatiq_eager_broker import EagerBroker
 
-from dramatiq_status import StatusMiddleware, StatusRegistry, current_progress, current_status
+from dramatiq_status import Cancelled, StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.context import current_binding
 from dramatiq_status.snapshot import Snapshot
 
@@ -95,6 +95,18 @@ def test_a_message_is_completed_when_send_returns(eager: Eager) -> None:
     assert (last["step"], last.progress, last.actor_name) == ("done", 1.0, "work")
     assert last.finished_at is not None and last.enqueued_at is not None
     assert current_binding() is None
+
+
+def test_a_message_that_is_cancelled_is_not_retried_if_its_actor_throws_that(lenient: Eager) -> None:
+    # Given an actor that stops, and says that it may
+    def work() -> None:
+        raise Cancelled("nothing to do")
+
+    # When it is sent
+    message = lenient.actor(work, throws=Cancelled).send()
+    # Then it has run once, and shows as cancelled
+    assert lenient.end(message.message_id) == ("wf", 1, None, False)
+    assert lenient.read(message.message_id).cancelled
 
 
 def test_a_message_that_is_sent_by_another_has_a_status_of_its_own(eager: Eager) -> None:
