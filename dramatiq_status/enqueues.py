@@ -27,16 +27,18 @@ from .writer import AttachedBuffers, Confirmation, Enqueue, Withdrawal, Writer
 class _AttachedUpdate:
     """The update of an enqueue outside of a worker."""
 
+    #: Whether the store has it.
+    may_be_stored = False
+
     def __init__(self, message_id: str, update: Update) -> None:
         self.message_id = message_id
         self.update = update
-        self.is_stored = False
 
     def collect(self) -> Sequence[tuple[str, Update]]:
-        return () if self.is_stored else ((self.message_id, self.update),)
+        return () if self.may_be_stored else ((self.message_id, self.update),)
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
-        self.is_stored = True
+        self.may_be_stored = True
 
     def send_separately(self) -> None:
         """Do nothing: :meth:`Enqueues.complete` sends the update."""
@@ -79,8 +81,19 @@ class Enqueues:
         binding: Binding | None,
         *,
         inside: bool,
+        is_watched: bool,
     ) -> bool:
         """Write ``queued``, before the broker gets a message.
+
+        Parameters:
+          broker(Broker)
+          message(Message)
+          delay(int): In milliseconds; None for none.
+          settings(Settings): Settings of the message.
+          binding(Binding): Handles of the message that runs on this thread; None for none.
+          inside(bool): Whether this thread is a worker's, or runs a message.
+          is_watched(bool): Whether :meth:`withdraw` is called if the enqueue ends in an error.  If not, ``queued`` is
+            written after the broker has the message.
 
         Returns:
           bool: Whether ``queued`` and all earlier writes of the run are sent with the broker's command.
@@ -95,11 +108,18 @@ class Enqueues:
             # Dramatiq accepts any delay, but a record holds numbers of at most 15 digits.
             fields[SCHEDULED_AT] = str(min(now_ms() + whole_number(delay, MAX_WHOLE_NUMBER), MAX_WHOLE_NUMBER))
         attacher = self._deliveries.update_attacher(broker)
-        if not inside:
+        begun, withdrawn = thread.unconfirmed.get(message_id, (None, None))
+        if begun != enqueue_id:
+            withdrawn = None
+        if not inside and withdrawn is None:
             update = Update(Kind.ENQUEUE, enqueue_id, fields=fields)
-            if self._attach(attacher, message, _AttachedUpdate(message_id, update)):
-                return True
             thread.unconfirmed[message_id] = enqueue_id, None
+            attached = _AttachedUpdate(message_id, update)
+            if self._attach(attacher, message, attached):
+                return True
+            if not is_watched:
+                thread.attached[message_id] = attached
+                return False
             self._enqueue_directly(message, update)
             return False
         delivery = None if binding is None else binding.delivery
@@ -119,9 +139,9 @@ class Enqueues:
                 fields[RUN_ENDED] = run_ended(now_ms(), failed=exception is not None)
             buffer = delivery.tracking.buffer
         else:
-            begun, buffer = thread.unconfirmed.get(message_id, (None, None))
-            if buffer is None or begun != enqueue_id:
-                buffer = self._writer.begin_enqueue(message_id)
+            # A withdrawal of the same message that is not stored yet must not take back this enqueue.
+            attacher = attacher if withdrawn is None else None
+            buffer = withdrawn or self._writer.begin_enqueue(message_id)
             thread.unconfirmed[message_id] = enqueue_id, buffer
         confirmation = Confirmation()
         buffer.add(Enqueue(enqueue_id, fields), deferred=True)
@@ -129,10 +149,7 @@ class Enqueues:
         thread.confirmation = confirmation
         buffers = [buffer] if own is None or own is buffer else [own, buffer]
         is_attached = self._attach(attacher, message, AttachedBuffers(self._writer, *buffers))
-        if is_attached:
-            # The broker has the message with its status, or neither.
-            thread.unconfirmed.pop(message_id, None)
-        else:
+        if not is_attached:
             self._writer.put(buffer)
         return is_attached
 
@@ -198,7 +215,7 @@ class Enqueues:
         thread = self._deliveries.thread_state
         attached = thread.attached.get(message.message_id) if isinstance(message.message_id, str) else None
         if isinstance(attached, _AttachedUpdate):
-            if not attached.is_stored:
+            if not attached.may_be_stored:
                 self._enqueue_directly(message, attached.update)
         elif attached is not None and thread.confirmation is not None and thread.confirmation.stored is None:
             attached.send_separately()
@@ -223,12 +240,16 @@ class Enqueues:
         begun, and a run that begins later makes a new record.  A retry is not taken back: the end of the run follows.
         """
         thread = self._deliveries.thread_state
-        found = thread.unconfirmed.get(message_id)
+        found, attached = thread.unconfirmed.get(message_id), thread.attached.pop(message_id, None)
         if found is None:
+            return
+        if attached is not None and not attached.may_be_stored:
+            # The broker has the message with its status, or neither.
+            del thread.unconfirmed[message_id]
+            thread.confirmation = None
             return
         enqueue_id, buffer = found
         self._complete_pending()
-        thread.attached.pop(message_id, None)
         blocks = buffer is not None and asyncio._get_running_loop() is not None
         if buffer is None:
             buffer = self._writer.begin_enqueue(message_id)
@@ -236,10 +257,10 @@ class Enqueues:
         # The writer keeps it in an outage of the store.
         buffer.add(Withdrawal(enqueue_id), deferred=True)
         buffer.add(confirmation)
-        thread.unconfirmed.pop(message_id, None)
+        thread.unconfirmed[message_id] = enqueue_id, buffer
         thread.confirmation = None
-        if not blocks:
-            self._writer.wait(confirmation)
+        if not blocks and self._writer.wait(confirmation):
+            del thread.unconfirmed[message_id]
 
     def _complete_pending(self) -> None:
         # A reply is pending if the broker has refused the last enqueue of this thread.

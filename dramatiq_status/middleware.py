@@ -234,7 +234,8 @@ class StatusMiddleware(Middleware):
 
     @_through_late_interrupts
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        if "enqueue" not in broker.__dict__:
+        is_watched = "enqueue" in broker.__dict__
+        if not is_watched:
             # It takes effect from the next enqueue on.
             _watch_enqueues(broker)
         thread, message_id = self._deliveries.thread_state, message.message_id
@@ -249,7 +250,7 @@ class StatusMiddleware(Middleware):
         if "options" in message.options:
             self._options.warn_of_nested(message)
         is_attached = settings.tracked and self._enqueues.begin(
-            broker, message, delay, settings, binding, inside=inside
+            broker, message, delay, settings, binding, inside=inside, is_watched=is_watched
         )
         if binding is not None and binding.delivery is not None and not is_attached:
             self._enqueues.store_before_send(binding.delivery)

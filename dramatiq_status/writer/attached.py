@@ -32,6 +32,9 @@ class AttachedBuffers:
       *buffers(MessageBuffer): Buffers whose updates may be sent twice.
     """
 
+    #: Whether the store has the updates, or gets them from the writer.
+    may_be_stored = False
+
     def __init__(self, writer: AttachmentWriter, *buffers: MessageBuffer) -> None:
         self._writer = writer
         self._buffers = buffers
@@ -43,6 +46,7 @@ class AttachedBuffers:
         return [(buffer.message_id, update) for buffer, updates in self._taken for update in updates]
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
+        self.may_be_stored = True
         first = 0
         for buffer, updates in self._taken:
             found = outcomes[first : first + len(updates)]
@@ -54,5 +58,6 @@ class AttachedBuffers:
                 self._writer.put(buffer)
 
     def send_separately(self) -> None:
+        self.may_be_stored = True
         for buffer in self._buffers:
             self._writer.put(buffer)

@@ -215,10 +215,11 @@ def test_a_user_who_may_not_write_statuses_loses_no_job(site: Site) -> None:
             # Then the broker is done with all of them, and no status is stored
             assert sorted(blind.done) == [0, 1, 1, 2, 3, 4]
             assert site.states(messages) == [None] * 5
-            # When the user may write statuses, then the worker stores all that it has kept
+            # When the user may write statuses, then those of further jobs are stored
             site.admin.acl_setuser("blind", enabled=True, keys=["dramatiq-status*"], categories=["+@all"])
-            eventually(lambda: site.states(messages) == ["completed"] * 5)
             eventually(lambda: blind.backend.update_attacher(blind.broker) and not blind.middleware.health().down_since)
+            later = [blind.work.send(n) for n in range(5)]
+            eventually(lambda: site.states(later) == ["completed"] * 5)
     finally:
         blind.close()
         site.admin.acl_deluser("blind")
@@ -236,3 +237,58 @@ def test_a_key_that_holds_no_status_stops_no_job(site: Site) -> None:
         # Then the broker is done with all, and they have their statuses
         assert site.states(messages) == ["completed"] * 4
         assert [found and found.attempts for found in site.snapshots(messages)] == [2] * 4
+
+
+# Enqueues that the server refuses after the status
+
+
+def test_a_message_that_is_refused_after_its_status_is_unknown(site: Site) -> None:
+    # Given a server that has the scripts, and a queue at whose key is a value of another kind, so that the broker's
+    # command fails in the transaction
+    site.work.send(1)
+    site.admin.set(f"dramatiq:{site.work.queue_name}", "not a queue")
+    message = site.work.message(1)
+    # When a message is sent
+    with pytest.raises(redis.ResponseError):
+        site.broker.enqueue(message)
+    # Then it is unknown
+    assert site.states([message]) == [None]
+    # When the queue is as it was, then the same message waits
+    site.admin.delete(f"dramatiq:{site.work.queue_name}")
+    site.broker.enqueue(message)
+    assert site.states([message]) == ["queued"]
+
+
+@pytest.mark.parametrize("moment", ["in the transaction", "before it"])
+def test_a_message_of_a_job_that_is_refused_after_its_status_is_unknown(site: Site, moment: str) -> None:
+    # Given a worker, and a message that its job sends and the server refuses, before or in the transaction
+    site.admin.acl_setuser("worker", enabled=True, passwords=["+secret"], categories=["+@all"], keys=["*"])
+    worker = Site(site.server, user="worker:secret")
+    child, other = worker.work.message(7), f"q-{uuid4()}"
+    child = child.copy(queue_name=other)
+    errors: list[Exception] = []
+
+    @dramatiq.actor(broker=worker.broker, queue_name=f"q-{uuid4()}")
+    def send() -> None:
+        if moment == "before it":
+            site.admin.acl_setuser("worker", enabled=True, reset_keys=True, keys=["dramatiq-status*"])
+        else:
+            site.admin.set(f"dramatiq:{other}", "not a queue")
+        try:
+            worker.broker.enqueue(child)
+        except redis.ResponseError as e:
+            errors.append(e)
+        finally:
+            site.admin.acl_setuser("worker", enabled=True, keys=["*"], categories=["+@all"])
+
+    try:
+        # When it runs
+        with working(worker.broker, threads=1):
+            parent = send.send()
+            eventually(lambda: site.states([parent]) == ["completed"])
+        # Then the one is completed, and the other one is unknown
+        assert len(errors) == 1
+        assert site.states([parent, child]) == ["completed", None]
+    finally:
+        worker.close()
+        site.admin.acl_deluser("worker")

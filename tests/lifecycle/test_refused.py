@@ -23,7 +23,7 @@ from dramatiq_status.update import Kind
 
 from ..conftest import StartServer
 from ..proxy import Proxy
-from ..recording import Broken, RecordingBackend, run
+from ..recording import Broken, RecordingBackend, eventually, run
 from ..servers import RabbitmqServer, RedisServer
 from .test_repeated_enqueue import RepeatingBroker
 
@@ -119,6 +119,25 @@ def test_a_run_that_has_begun_keeps_its_status() -> None:
     assert late.enqueue_id == enqueue_id and state_of(backend, message) == "completed"
 
 
+def test_the_first_enqueue_of_a_broker_without_actors(start_server: StartServer) -> None:
+    # Given a process that only sends, without a declared actor or queue, and a broker that is down
+    server, backend = start_server(RedisServer()), RecordingBackend()
+    server.stop()
+    broker = RedisBroker(url=server.url, retry=Retry(NoBackoff(), 0), middleware=[StatusMiddleware(backend=backend)])
+    refused, taken = (
+        dramatiq.Message[Any](queue_name="q", actor_name="work", args=(), kwargs={}, options={}) for _ in range(2)
+    )
+    # When it sends its first message, then that one is unknown
+    with pytest.raises(RedisConnectionError):
+        broker.enqueue(refused)
+    assert state_of(backend, refused) is None
+    # When a first message is taken, then it waits
+    server.start()
+    del broker.enqueue  # type: ignore[method-assign]
+    broker.enqueue(taken)
+    assert state_of(backend, taken) == "queued"
+
+
 def test_a_stage_that_the_broker_refuses_is_unknown() -> None:
     # Given a pipeline whose second message the broker refuses
     backend = RecordingBackend()
@@ -204,3 +223,27 @@ def test_the_writer_takes_it_back_after_an_outage_of_the_store() -> None:
     backend.wait_for(lambda: backend.updates(message.message_id, Kind.WITHDRAWAL))
     # Then the message is unknown
     assert state_of(backend, message) is None
+
+
+def test_a_message_that_is_sent_again_waits_although_the_store_takes_it_back_late() -> None:
+    # Given a message that the broker has refused, and a store that has failed since
+    backend = RecordingBackend()
+    broker = RepeatingBroker([StatusMiddleware(backend=backend)], copies=True)
+    broker.refuses = True
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    message, broken = work.message(), Broken(backend)
+    backend.before = lambda updates: broken._fail(updates) if updates[0][1].kind is Kind.WITHDRAWAL else None
+    with pytest.raises(ConnectionClosed):
+        broker.enqueue(message)
+    assert broken.failures and state_of(backend, message) == "queued"
+    # When the broker takes the same message, and the store is back
+    broker.refuses = False
+    broker.enqueue(message)
+    broken.down = False
+    backend.wait_for(lambda: backend.updates(message.message_id, Kind.WITHDRAWAL))
+    # Then it waits
+    eventually(lambda: state_of(backend, message) == "queued")
+    assert backend.updates(message.message_id)[-1].kind is Kind.ENQUEUE
