@@ -86,9 +86,9 @@ class Events:
 
 
 @contextmanager
-def serving(app: Any, **options: Any) -> Iterator[Site]:
-    """Run an ASGI application for the length of the block."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off", **options)
+def serving(app: Any, *, port: int = 0, **options: Any) -> Iterator[Site]:
+    """Run an ASGI application for the length of the block, by default on a free port."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", lifespan="off", **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -6,23 +6,21 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from playwright.sync_api import Browser
 
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.web import allow_all, status_app
 
 from ..conftest import StartServer
-from ..jobs import Job
-from ..recording import PATIENCE, eventually
+from ..recording import eventually
 from ..servers import RedisServer, free_port
 from .browser import Tab
+from .pages import Pages
 from .serving import serving
 from .test_element import reach, start
 
@@ -101,50 +99,46 @@ def test_mounted_in_fastapi(tab: Tab, backend: RedisBackend) -> None:
         tab.open(f"{site.url}/jobs/{job.message_id}").until_state("working")
 
 
-@contextmanager
-def uvicorn_on(port: int, redis_url: str) -> Iterator[None]:
-    """Run the application in a process of its own, until it is ended as systemd would."""
-    command = [sys.executable, "-m", "uvicorn", "tests.web.streams_app:app", f"--port={port}", "--log-level=error"]
-    environment = {**os.environ, "DRAMATIQ_STATUS_URL": redis_url}
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
-        try:
-            eventually(lambda: _listens(port))
-            yield
-            process.terminate()
-            process.wait(PATIENCE)
-        finally:
-            process.kill()
+#: Pages that are open at the same time, each in a frame: it has its own script, as a page in a tab has.
+PAGES = 20
+
+SHOW = """(number) => {
+  for (let i = 0; i < number; i++) {
+    const frame = document.createElement("iframe");
+    frame.src = "/";
+    document.body.append(frame);
+  }
+}"""
+
+STATES = """[...document.querySelectorAll("iframe")].flatMap(
+  (frame) => [...frame.contentDocument?.querySelectorAll("dramatiq-status") ?? []].map((one) => one.state))"""
 
 
-#: A page that follows a job 200 times as so many pages do: each frame has a stream of its own.
-FRAMES = 200
-
-
-def test_a_server_that_restarts_with_200_pages(browser: Browser, backend: RedisBackend, redis_url: str) -> None:
-    # Given 200 visitors, of whom one is a browser, and the others read the stream as it does
-    job, port = start(backend, 420), free_port()
-    with ExitStack() as stack:
-        context = stack.enter_context(closing(browser.new_context()))
-        tab = Tab(context.new_page())
-        with uvicorn_on(port, redis_url):
-            tab.open(f"http://127.0.0.1:{port}/{job.message_id}").until_state("working")
-            others = [stack.enter_context(closing(_visit(port, job))) for _ in range(FRAMES - 1)]
-        # When the server ends, then all streams do
-        for other in others:
-            while other.recv(65_536):
-                pass
-        tab.until_state("offline")
-        # When it is there again, then the page is right again without being loaded
+def test_a_server_that_restarts_under_200_elements(tab: Tab, backend: RedisBackend) -> None:
+    # Given 20 pages with 10 elements each: four of the pages have a stream, the others poll
+    jobs = [start(backend, 420) for _ in range(10)]
+    pages = Pages(status_app(authorize=allow_all, backend=backend), [job.message_id for job in jobs])
+    number = PAGES * len(jobs)
+    all_are = f"([state, number]) => {STATES}.filter((one) => one == state).length == number"
+    with serving(pages) as site:
+        tab.open(f"{site.url}/pixel.gif")
+        tab.run(SHOW, PAGES)
+        tab.until(all_are, ["working", number])
+        assert 1 <= pages.most <= 4
+    # When the server has gone, and the jobs end meanwhile
+    tab.until(f"() => {STATES}.includes('offline')")
+    for job in jobs:
         job.finish()
-        with uvicorn_on(port, redis_url):
-            tab.until_state("completed")
-
-
-def _visit(port: int, job: Job) -> socket.socket:
-    visitor = socket.create_connection(("127.0.0.1", port), PATIENCE)
-    visitor.sendall(f"GET /{job.message_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    assert visitor.recv(1000).startswith(b"HTTP/1.1 200")
-    return visitor
+    before, pages.most = len(pages.log), 0
+    # When it is there again, then all are right again, and no page is loaded again
+    with serving(pages, port=site.port):
+        tab.until(all_are, ["completed", number])
+    asked = pages.log[before:]
+    assert not [line for line in asked if not line.startswith(("POST /jobs/events", "GET /jobs/")) or ".js " in line]
+    # And few requests were needed: a page has one for all its elements, or one for each
+    streams = sum(line.startswith("POST") for line in asked)
+    assert 1 <= streams <= PAGES and pages.most <= 4
+    assert PAGES <= len(asked) <= number + PAGES
 
 
 def test_a_stream_outlives_its_store(start_server: StartServer) -> None:
