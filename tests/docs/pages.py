@@ -19,9 +19,7 @@ from textwrap import dedent, indent
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from .sessions import Session, background
-
-ROOT = Path(__file__).parents[2]
+from .sessions import ROOT, Session, background
 
 #: The languages of blocks that are run, and of those that are shown or written to files.
 RUN = ("python", "console")

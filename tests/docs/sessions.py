@@ -16,6 +16,8 @@ from select import select
 from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
+ROOT = Path(__file__).parents[2]
+
 ShellT = TypeVar("ShellT", bound="Shell")
 
 #: Maximum number of seconds that a command takes, and a process in the background until it is ready.
@@ -98,6 +100,14 @@ class Session(Shell):
             assert part, f"{place} {'has ended' if ready else 'takes too long'}; it has printed\n{got.decode()}"
             got += part
         return found
+
+
+def run_python(file: str) -> None:
+    """Run a file of a page in a process of its own, which can import the tests."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, file]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE)
+    assert done.returncode == 0, done.stdout.decode()
 
 
 @contextmanager

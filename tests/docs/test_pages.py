@@ -63,3 +63,8 @@ def test_all_code_is_in_blocks_that_are_run_or_only_shown(path: Path) -> None:
             assert list(commands_of(block.text)), block
     # Literal blocks without a language are not run.
     assert not re.search(r"^(?! *\.\. ).*::$", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "how-to").glob("*.rst")), ids=lambda path: path.stem)
+def test_a_how_to_page_fits_a_screen(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 100
