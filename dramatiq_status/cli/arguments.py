@@ -17,7 +17,7 @@ _DEMO: Final = "Shows five jobs that run on a worker in this process.\nTheir sta
 SHELLS: Final = ("bash", "zsh", "fish")
 
 #: Values of ``--progress``.
-FACES: Final = ("auto", "live", "plain", "json", "quiet")
+PROGRESS_OUTPUTS: Final = ("auto", "live", "plain", "json", "quiet")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -117,7 +117,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--progress", choices=FACES, default="auto", help="how to show jobs; auto is live on a terminal, else plain"
+        "--progress",
+        choices=PROGRESS_OUTPUTS,
+        default="auto",
+        help="how to show jobs; auto is live on a terminal, else plain",
     )
 
 

@@ -20,7 +20,7 @@ from .facts import facts_of
 from .jobs import children_of, full_ids, present, reaching, read_jobs, status_of, unknown_job
 from .rows import Job, table
 from .serve import serve
-from .store import Store, find_store, places
+from .store import Store, find_store, store_rules
 from .terminal import terminal_of
 from .text import clean, pad
 
@@ -197,9 +197,9 @@ def where(arguments: Namespace) -> int:
         print(f" {pad(name, 12)}{clean(text)}")
     print("\n The first of these that is set wins")
     terminal = terminal_of(sys.stdout)
-    for place in places(arguments.url, arguments.broker):
-        glyph = terminal.glyph(COMPLETED_WORD if place.rule == store.rule else QUEUED)
-        print(f"   {glyph} {pad(place.rule, 22)}{clean(_shown(place.kind, place.value))}")
+    for rule in store_rules(arguments.url, arguments.broker):
+        glyph = terminal.glyph(COMPLETED_WORD if rule.name == store.rule else QUEUED)
+        print(f"   {glyph} {pad(rule.name, 22)}{clean(_shown(rule.kind, rule.value))}")
     return status
 
 

@@ -22,8 +22,8 @@ from ..backends import SQLiteBackend
 from ..middleware import StatusMiddleware
 from .demo_jobs import CHILDREN, declare
 from .exits import COMPLETED, INTERRUPTED, CommandError
-from .faces import face_of
-from .feed import View
+from .job_reader import JobsView
+from .outputs import output_for
 from .store import VARIABLE, Store
 from .terminal import terminal_of
 from .watch import watch_jobs
@@ -61,8 +61,8 @@ def demo(arguments: Namespace) -> int:
                 _say(f"  export {VARIABLE}={url}\n   dramatiq-status watch {ids[0]}\n")
             worker.start()
             store = Store(backend, url, "demo")
-            face = face_of(arguments, url, is_batch=False, clock=True)
-            _, status = watch_jobs(store, ids, face, is_over=_is_over)
+            output = output_for(arguments, url, is_batch=False, clock=True)
+            _, status = watch_jobs(store, ids, output, is_over=_is_over)
             if status == INTERRUPTED:
                 return INTERRUPTED
             if is_talking:
@@ -83,7 +83,7 @@ def demo(arguments: Namespace) -> int:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def _is_over(view: View) -> bool:
+def _is_over(view: JobsView) -> bool:
     """Whether all jobs are finished, and all messages of the last job have incremented its progress."""
     *_, (_, last) = view.jobs
     return view.is_over and last is not None and last.get("progress", 0) >= CHILDREN

@@ -23,7 +23,7 @@ from ..words import (
     WORKING,
 )
 from .facts import Facts, facts_of
-from .feed import View
+from .job_reader import JobsView
 from .rows import Job, bar_of, table
 from .terminal import Segment, Terminal
 from .text import clean, cut, pad, pad_left, width
@@ -85,7 +85,7 @@ class Slots:
         return self._slots
 
 
-class Look(NamedTuple):
+class PictureOptions(NamedTuple):
     """Parameters of one picture.
 
     Parameters:
@@ -123,17 +123,17 @@ class Picture:
         self._slots = Slots()
         self._first_progress: float | None = None
 
-    def draw(self, view: View, look: Look) -> list[Row]:
+    def draw(self, view: JobsView, options: PictureOptions) -> list[Row]:
         """Return the rows of a picture, one fewer than the terminal has at most."""
-        facts = facts_in(view, look.now)
-        room = look.rows - 3 - self._heads
+        facts = facts_in(view, options.now)
+        room = options.rows - 3 - self._heads
         if len(facts) <= max(1, room):
             shown, others = list(facts), Counter[str]()
         else:
             shown = self._slots.choose({i: one.state for i, one in facts.items()}, max(1, room))
             others = _count(one for i, one in facts.items() if i not in set(shown))
-        terminal = look.terminal
-        jobs = [self._job(facts[i], view, look) for i in shown]
+        terminal = options.terminal
+        jobs = [self._job(facts[i], view, options) for i in shown]
         rows = table(jobs, terminal, heads=self._heads)
         if view.problem:
             rows = [[(text, "dim") for text, _ in row] for row in rows]
@@ -142,20 +142,20 @@ class Picture:
         elif (len(facts) > 1 or view.problem) and len(rows) <= room + self._heads:
             rows.append([])
         if view.problem:
-            rows.append(self._offline(view, look))
+            rows.append(self._offline(view, options))
         elif len(facts) > 1:
-            rows.append(self._total(view, _count(facts.values()), look, with_bar=self._is_batch or bool(others)))
-        return rows[-max(1, look.rows - 1) :]
+            rows.append(self._total(view, _count(facts.values()), options, with_bar=self._is_batch or bool(others)))
+        return rows[-max(1, options.rows - 1) :]
 
-    def end(self, view: View, look: Look, note: str = "") -> list[Row]:
+    def end(self, view: JobsView, options: PictureOptions, note: str = "") -> list[Row]:
         """Return the rows of the last picture: failed jobs and their reasons if not all jobs have room."""
-        facts, terminal = facts_in(view, look.now), look.terminal
-        room, others = look.rows - 3, Counter[str]()
+        facts, terminal = facts_in(view, options.now), options.terminal
+        room, others = options.rows - 3, Counter[str]()
         shown = list(facts)
         if len(facts) > max(1, room):
             shown = [i for i in facts if facts[i].state in (FAILED, UNKNOWN, STALLED)][: max(1, room)]
             others = _count(one for i, one in facts.items() if i not in set(shown))
-        jobs = [self._job(facts[i], view, look) for i in shown]
+        jobs = [self._job(facts[i], view, options) for i in shown]
         rows = table(jobs, terminal, heads=self._heads)
         cuts = [
             i
@@ -172,23 +172,23 @@ class Picture:
             words = _words_of(_count(facts.values()))
             rows += [
                 [],
-                _line(_number_of(facts), words, terminal, f"in {duration(look.elapsed, exact=True)}"),
+                _line(_number_of(facts), words, terminal, f"in {duration(options.elapsed, exact=True)}"),
             ]
         if note:
             rows.append([(f" {note}", "dim")])
         return rows
 
-    def _job(self, facts: Facts, view: View, look: Look) -> Job:
+    def _job(self, facts: Facts, view: JobsView, options: PictureOptions) -> Job:
         if view.problem and (facts.time.startswith(_DOUBTFUL) or facts.time.endswith(" left")):
             facts = facts._replace(time="")
         snapshot = view.known.get(facts.message_id)
-        queue = "" if snapshot is None or look.terminal.width < 160 else clean(snapshot.queue_name or "")
-        return Job(facts, queue, phase=None if view.problem else look.phase)
+        queue = "" if snapshot is None or options.terminal.width < 160 else clean(snapshot.queue_name or "")
+        return Job(facts, queue, phase=None if view.problem else options.phase)
 
-    def _offline(self, view: View, look: Look) -> Row:
-        terminal = look.terminal
+    def _offline(self, view: JobsView, options: PictureOptions) -> Row:
+        terminal = options.terminal
         when = view.at.astimezone().strftime("%H:%M:%S")
-        again = f"again in {max(1, round(look.retry_in))} s"
+        again = f"again in {max(1, round(options.retry_in))} s"
         right = f"at {when}, {again}" if terminal.width >= 80 else again if terminal.width >= 40 else ""
         head = f" {terminal.glyph(OFFLINE)} {pad(OFFLINE, 10)}"
         room = max(0, terminal.width - width(head) - width(right) - 2)
@@ -198,17 +198,17 @@ class Picture:
         head = head.rstrip() if not what else head
         return [(head, "bold"), (what, ""), (pad_left(right, terminal.width - width(head) - width(what)), "")]
 
-    def _total(self, view: View, counts: Counter[str], look: Look, *, with_bar: bool) -> Row:
-        terminal, number = look.terminal, _number_of(view.found.children)
-        right = f"{look.elapsed:.1f} s" if look.clock else ""
+    def _total(self, view: JobsView, counts: Counter[str], options: PictureOptions, *, with_bar: bool) -> Row:
+        terminal, number = options.terminal, _number_of(view.found.children)
+        right = f"{options.elapsed:.1f} s" if options.clock else ""
         if not with_bar or terminal.width < 60:
             return _line(number, _words_of(counts), terminal, right)
         percent, progress = int(view.found.percent), view.found.progress
         if self._first_progress is None:
             self._first_progress = progress - 1e-9
         gained = progress - self._first_progress
-        if not right and look.elapsed > 3 and gained > 0.01 and progress < 1:
-            right = f"{duration((1 - progress) * look.elapsed / gained)} left"
+        if not right and options.elapsed > 3 and gained > 0.01 and progress < 1:
+            right = f"{duration((1 - progress) * options.elapsed / gained)} left"
         trouble = Counter({state: counts[state] for state in (FAILED, STALLED, UNKNOWN) if counts[state]})
         ended = sum(counts[state] for state in (FAILED, COMPLETED, CANCELLED, SKIPPED))
         words = _fitting(_words_of(trouble), 28 if terminal.width < 120 else 40)
@@ -221,7 +221,7 @@ class Picture:
         return [*left, (pad_left(right, terminal.width - used), "")] if right else left
 
 
-def facts_in(view: View, now: datetime) -> dict[str, Facts]:
+def facts_in(view: JobsView, now: datetime) -> dict[str, Facts]:
     """Put the jobs of a view into words, by id."""
     found = {}
     for message_id, snapshot in view.jobs:
@@ -237,7 +237,7 @@ def facts_in(view: View, now: datetime) -> dict[str, Facts]:
     return found
 
 
-def totals_of(view: View, now: datetime) -> str:
+def totals_of(view: JobsView, now: datetime) -> str:
     """Return the number of jobs, and the number of jobs in each state."""
     facts = facts_in(view, now)
     return f"{_number_of(facts)}: {', '.join(_words_of(_count(facts.values())))}"

@@ -22,16 +22,16 @@ VARIABLE: Final = "DRAMATIQ_STATUS_URL"
 SECTION: Final = "dramatiq-status"
 
 
-class Place(NamedTuple):
+class StoreRule(NamedTuple):
     """A rule by which a store may be found.
 
     Parameters:
-      rule(str): Name of the option, the variable or the file.
+      name(str): Name of the option, the variable or the file.
       kind(str): ``"url"`` or ``"broker"``.
       value(str): Empty where the rule names no store.
     """
 
-    rule: str
+    name: str
     kind: str
     value: str
 
@@ -50,7 +50,7 @@ class Store(NamedTuple):
     rule: str
 
 
-def places(url: str | None, broker: str | None, section: Mapping[str, str] | None = None) -> list[Place]:
+def store_rules(url: str | None, broker: str | None, section: Mapping[str, str] | None = None) -> list[StoreRule]:
     """Return all rules in the order in which they count.
 
     Parameters:
@@ -60,10 +60,10 @@ def places(url: str | None, broker: str | None, section: Mapping[str, str] | Non
     """
     section = _section_of(Path("pyproject.toml")) if section is None else section
     return [
-        Place("--url", "url", url or ""),
-        Place("--broker", "broker", broker or ""),
-        Place(VARIABLE, "url", os.environ.get(VARIABLE, "")),
-        Place("pyproject.toml", *next(_options_in(section), ("url", ""))),
+        StoreRule("--url", "url", url or ""),
+        StoreRule("--broker", "broker", broker or ""),
+        StoreRule(VARIABLE, "url", os.environ.get(VARIABLE, "")),
+        StoreRule("pyproject.toml", *next(_options_in(section), ("url", ""))),
     ]
 
 
@@ -74,28 +74,28 @@ def find_store(url: str | None, broker: str | None, namespace: str | None) -> St
       CommandError: When no rule names a store, or the store's URL or broker is wrong.
     """
     section = _section_of(Path("pyproject.toml"))
-    found = next((place for place in places(url, broker, section) if place.value), None)
+    found = next((rule for rule in store_rules(url, broker, section) if rule.value), None)
     if found is None:
         raise CommandError(f"no store is named. Give --url or --broker, or set {VARIABLE}. See: dramatiq-status where")
     namespace = namespace or section.get("namespace")
     if found.kind == "broker":
         if namespace is not None:
-            raise CommandError(f"--namespace does not go with {found.rule}: the broker's backend has its own.")
+            raise CommandError(f"--namespace does not go with {found.name}: the broker's backend has its own.")
         backend = _backend_of_broker(found)
-        return Store(backend, clean(repr(backend)), found.rule)
+        return Store(backend, clean(repr(backend)), found.name)
     from ..backends.url import backend_from_url, mask
 
     options: dict[str, Any] = {} if namespace is None else {"namespace": namespace}
     try:
-        return Store(backend_from_url(found.value, **options), clean(mask(found.value)), found.rule)
+        return Store(backend_from_url(found.value, **options), clean(mask(found.value)), found.name)
     except (ValueError, TypeError, ImportError) as e:
-        raise CommandError(f"{found.rule}: {e}") from e
+        raise CommandError(f"{found.name}: {e}") from e
 
 
-def _backend_of_broker(place: Place) -> StatusBackend:
+def _backend_of_broker(rule: StoreRule) -> StatusBackend:
     """Import a broker and return the backend of its middleware."""
-    module_name, _, attribute = place.value.partition(":")
-    where = f"{place.rule} {place.value}"
+    module_name, _, attribute = rule.value.partition(":")
+    where = f"{rule.name} {rule.value}"
     # As the `dramatiq` command does: a script has its own directory there, and not the working directory.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

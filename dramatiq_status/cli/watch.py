@@ -9,9 +9,9 @@ from .. import _time as time
 from ..registry import StatusRegistry
 from .commands import complain, page_of, store_of
 from .exits import COMPLETED, INTERRUPTED, UNREACHABLE, worst
-from .faces import Face, face_of
-from .feed import Feed, View
+from .job_reader import JobReader, JobsView
 from .jobs import full_ids, reaching, status_of, unknown_job
+from .outputs import WatchOutput, output_for
 from .store import Store
 
 
@@ -19,8 +19,8 @@ def watch(arguments: Namespace) -> int:
     """Show jobs until all are completed or failed."""
     store = store_of(arguments)
     ids = full_ids(store, arguments.ids)
-    face = face_of(arguments, store.name, is_batch=arguments.batch)
-    view, status = watch_jobs(store, ids, face, timeout=arguments.timeout)
+    output = output_for(arguments, store.name, is_batch=arguments.batch)
+    view, status = watch_jobs(store, ids, output, timeout=arguments.timeout)
     for message_id in view.vanished:
         if message_id not in view.known:
             complain(unknown_job(store, message_id))
@@ -36,56 +36,56 @@ def watch_list(arguments: Namespace) -> int:
     if not ids:
         complain("no jobs to watch.")
         return COMPLETED
-    face = face_of(arguments, store.name, is_batch=False, heads=True)
-    return watch_jobs(store, ids, face, is_over=lambda view: False)[1]
+    output = output_for(arguments, store.name, is_batch=False, heads=True)
+    return watch_jobs(store, ids, output, is_over=lambda view: False)[1]
 
 
 def watch_jobs(
     store: Store,
     ids: Sequence[str],
-    face: Face,
+    output: WatchOutput,
     *,
     timeout: float | None = None,
-    is_over: Callable[[View], bool] = lambda view: view.is_over,
-) -> tuple[View, int]:
+    is_over: Callable[[JobsView], bool] = lambda view: view.is_over,
+) -> tuple[JobsView, int]:
     """Show jobs until they are over.
 
     Parameters:
       store(Store)
       ids(Sequence[str]): Full message ids.
-      face(Face)
+      output(WatchOutput)
       timeout(float): Longest time in seconds; None for no limit.
       is_over(Callable): Whether a view is the last one.
 
     Returns:
-      tuple[View, int]: The last view, and the exit status.
+      tuple[JobsView, int]: The last view, and the exit status.
     """
     with reaching(store):
-        feed = Feed(StatusRegistry.batch(ids, backend=store.backend))
+        reader = JobReader(StatusRegistry.batch(ids, backend=store.backend))
     deadline = None if timeout is None else time.monotonic() + timeout
     note, status = "", None
     try:
-        with face:
+        with output:
             try:
                 while True:
-                    view = feed.view
+                    view = reader.view
                     if is_over(view):
                         break
-                    left = face.pause if deadline is None else min(face.pause, deadline - time.monotonic())
+                    left = output.pause if deadline is None else min(output.pause, deadline - time.monotonic())
                     if left <= 0:
                         note = f"not all jobs are over after {timeout:g} s; they go on"
                         break
-                    face.show(view)
+                    output.show(view)
                     # A change within the time of a frame waits for the next frame.
                     pause = time.monotonic() + min(left, 0.1)
-                    feed.wait(left)
+                    reader.wait(left)
                     time.sleep(max(0.0, pause - time.monotonic()))
             except KeyboardInterrupt:
                 note, status = "stopped watching; the jobs go on", INTERRUPTED
-            view = feed.view
-            face.end(view, note)
+            view = reader.view
+            output.end(view, note)
     finally:
-        feed.close()
+        reader.close()
     if status is None:
         status = UNREACHABLE if view.problem else worst(status_of(snapshot) for _, snapshot in view.jobs)
     return view, status

@@ -38,7 +38,7 @@ def allow_all(request: Request, snapshot: Snapshot | None) -> Access:
     return Access.READ
 
 
-class Gate:
+class AccessCheck:
     """The check of access to statuses: by a read token, or else by `authorize`.
 
     Parameters:

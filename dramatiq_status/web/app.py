@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..backend import StatusBackend
 from ..errors import BackendError
-from .access import Gate
+from .access import AccessCheck
 from .dashboard import Dashboard
 from .events import EventViews
 from .exposure import ALL, Exposure
@@ -104,7 +104,7 @@ def status_app(
     links = {"Trace": trace_url, "Sentry": sentry_url}
     return StatusApp(
         Site(
-            gate=Gate(authorize, signer),
+            access_check=AccessCheck(authorize, signer),
             exposure=Exposure(fields),
             backend=backend,
             broker=broker,

@@ -15,9 +15,9 @@ from ..errors import BackendError, NotSupported
 from ..snapshot import Snapshot
 from ..words import age
 from .access import Access
+from .display import WORDS, seconds_since
 from .exposure import encode, tag_of
-from .listing import STATES, Counts, Listing, Question
-from .looks import WORDS, seconds_since
+from .listing import STATES, Counts, Listing, ListRequest
 from .markup import Markup, icon, join, tag
 from .pages import empty, link, page, search_box
 from .rows import row
@@ -91,11 +91,11 @@ class Dashboard:
         }
         return JSON(encode(found))
 
-    async def _read(self, request: Request) -> tuple[Question, list[Snapshot], frozenset[str], Counts]:
+    async def _read(self, request: Request) -> tuple[ListRequest, list[Snapshot], frozenset[str], Counts]:
         """Read a page of the list.  The third value has the ids of the messages that the visitor may change."""
         query = request.query_params
         values = [query.get(name) or None for name in ("state", "actor", "queue", "after")]
-        question = Question(*values)
+        question = ListRequest(*values)
         if question.state is not None and question.state not in STATES:
             raise HTTPException(400, f"state must be one of {', '.join(STATES)}.")
         try:
@@ -103,7 +103,7 @@ class Dashboard:
         except (ValueError, TypeError) as e:
             raise HTTPException(400, str(e)) from None
         counts = await self._listing.counts()
-        levels = await self._site.gate.check_many(request, found)
+        levels = await self._site.access_check.check_many(request, found)
         writable = frozenset(one.message_id for one, level in zip(found, levels) if level is Access.WRITE)
         return question, [one for one, level in zip(found, levels) if level is not Access.NONE], writable, counts
 
@@ -125,7 +125,7 @@ class Dashboard:
             "Nothing is known of the jobs while it is away. They go on.",
             link(
                 "Try now",
-                _query_of(Question(*[request.query_params.get(name) for name in ("state", "actor", "queue")])),
+                _query_of(ListRequest(*[request.query_params.get(name) for name in ("state", "actor", "queue")])),
             ),
         )
         response = page(
@@ -156,7 +156,7 @@ def _target_of(text: str) -> str:
     return "./" + quote(text, safe="")
 
 
-def _query_of(question: Question, **changes: str | None) -> str:
+def _query_of(question: ListRequest, **changes: str | None) -> str:
     values = {**question._asdict(), "after": None, **changes}
     found = urlencode({name: value for name, value in values.items() if value})
     return "?" + found if found else "./"
@@ -171,7 +171,7 @@ def _cancelled_in(counts: Counts) -> str:
     return f"{counts.cancelled:,} cancelled" if counts.cancelled else ""
 
 
-def _counts(counts: Counts, question: Question) -> Markup:
+def _counts(counts: Counts, question: ListRequest) -> Markup:
     now = utc_now()
     boxes = []
     for state in STATES:
@@ -199,7 +199,7 @@ def _counts(counts: Counts, question: Question) -> Markup:
     return tag("nav", *boxes, class_="counts", aria_label="Jobs by state")
 
 
-def _tools(question: Question, shown: list[Snapshot], counts: Counts) -> Markup:
+def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Markup:
     chips = []
     for name, attribute in (("actor", "actor_name"), ("queue", "queue_name")):
         value = getattr(question, name)
@@ -268,7 +268,7 @@ def _table(site: Site, shown: list[Snapshot], writable: frozenset[str]) -> Marku
     return tag("div", table, class_="list")
 
 
-def _nothing(question: Question, counts: Counts) -> Markup:
+def _nothing(question: ListRequest, counts: Counts) -> Markup:
     if not any(question):
         if counts.total:
             return empty("refused", "No jobs that you may see", "There are jobs, and none of them is yours to see.")
@@ -291,7 +291,7 @@ def _nothing(question: Question, counts: Counts) -> Markup:
     return empty("search", what, "Statuses are kept for a while after a job has ended.", *wider, link("All jobs", "./"))
 
 
-def _pages(question: Question, shown: list[Snapshot]) -> Markup:
+def _pages(question: ListRequest, shown: list[Snapshot]) -> Markup:
     keys = [
         tag("span", *(join(" " if i else "", tag("kbd", one)) for i, one in enumerate(key.split())), " ", text)
         for key, text in _KEYS

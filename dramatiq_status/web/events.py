@@ -30,7 +30,7 @@ MAX_BODY: Final = 1_048_576
 
 
 @dataclass(slots=True)
-class Followed:
+class FollowedMessage:
     """One message of a stream."""
 
     token: str | None
@@ -57,8 +57,10 @@ class EventViews:
     async def one(self, request: Request) -> ASGIApp:
         """Answer with the events of one message: the id of an event is the version of the status."""
         snapshot, access = await self._site.read(request)
-        followed = Followed(request.headers.get(TOKEN_HEADER), request.headers.get("last-event-id"), snapshot, access)
-        return self._respond(OneMessage(self._site, request, {snapshot.message_id: followed}))
+        followed = FollowedMessage(
+            request.headers.get(TOKEN_HEADER), request.headers.get("last-event-id"), snapshot, access
+        )
+        return self._respond(SingleMessageEvents(self._site, request, {snapshot.message_id: followed}))
 
     async def many(self, request: Request) -> ASGIApp:
         """Answer with the events of many messages in one stream."""
@@ -69,24 +71,24 @@ class EventViews:
         for message_id, snapshot in zip(ids, found):
             if not isinstance(snapshot, BackendError):
                 messages[message_id].snapshot = snapshot
-        feed = ManyMessages(site, request, messages)
+        feed = ManyMessageEvents(site, request, messages)
         await feed.check(messages.values())
         return self._respond(feed)
 
-    def _respond(self, feed: Feed) -> EventStream:
+    def _respond(self, feed: MessageEvents) -> EventStream:
         return EventStream(self._site.streams, feed.events(), feed.check_again)
 
 
-class Feed:
+class MessageEvents:
     """The messages of one stream, with the version of each that the client has.
 
     Parameters:
       site(Site)
       request(Request)
-      messages(dict[str, Followed]): The messages by id.
+      messages(dict[str, FollowedMessage]): The messages by id.
     """
 
-    def __init__(self, site: Site, request: Request, messages: dict[str, Followed]) -> None:
+    def __init__(self, site: Site, request: Request, messages: dict[str, FollowedMessage]) -> None:
         self._site = site
         # A new request object for the same scope, without the parsed attributes that the first one caches.
         self._request = Request(request.scope)
@@ -154,14 +156,14 @@ class Feed:
             return self.refused(message_id)
         return b"" if followed.sent == tag_of(snapshot) else self._send(followed, snapshot)
 
-    def _send(self, followed: Followed, snapshot: Snapshot) -> bytes:
+    def _send(self, followed: FollowedMessage, snapshot: Snapshot) -> bytes:
         followed.sent, followed.over = tag_of(snapshot), snapshot.finished
         return self.status(snapshot, followed.sent)
 
-    async def check(self, messages: Iterable[Followed]) -> None:
+    async def check(self, messages: Iterable[FollowedMessage]) -> None:
         """Check the access to messages whose status is known."""
         known = [followed for followed in messages if followed.snapshot is not None]
-        levels = await self._site.gate.check_many(
+        levels = await self._site.access_check.check_many(
             self._request, [followed.snapshot for followed in known], [followed.token for followed in known]
         )
         for followed, level in zip(known, levels):
@@ -177,7 +179,7 @@ class Feed:
         # One refused message ends the stream: when the client resumes, the others go on.
         return b"".join(self.refused(message_id) for message_id in refused)
 
-    def _is_seen(self, followed: Followed, snapshot: Snapshot) -> bool:
+    def _is_seen(self, followed: FollowedMessage, snapshot: Snapshot) -> bool:
         raise NotImplementedError
 
     def status(self, snapshot: Snapshot, tag: str) -> bytes:
@@ -193,20 +195,20 @@ class Feed:
         return event(encode({"id": message_id}), name="unknown")
 
 
-class OneMessage(Feed):
-    """A feed for ``EventSource``: the data of an event is the status, and the id of the event is the version."""
+class SingleMessageEvents(MessageEvents):
+    """The events for ``EventSource``: the data of an event is the status, and the id of the event is the version."""
 
-    def _is_seen(self, followed: Followed, snapshot: Snapshot) -> bool:
+    def _is_seen(self, followed: FollowedMessage, snapshot: Snapshot) -> bool:
         return followed.seen == str(snapshot.version)
 
     def status(self, snapshot: Snapshot, tag: str) -> bytes:
         return event(self._site.exposure.to_json(snapshot), event_id=snapshot.version)
 
 
-class ManyMessages(Feed):
-    """A feed for the element: an event's data is the message's id, a tag of its version, and the status."""
+class ManyMessageEvents(MessageEvents):
+    """The events for the element: an event's data is the message's id, a tag of its version, and the status."""
 
-    def _is_seen(self, followed: Followed, snapshot: Snapshot) -> bool:
+    def _is_seen(self, followed: FollowedMessage, snapshot: Snapshot) -> bool:
         return followed.seen == tag_of(snapshot)
 
     def status(self, snapshot: Snapshot, tag: str) -> bytes:
@@ -223,11 +225,11 @@ async def _read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _messages_of(body: bytes) -> dict[str, Followed]:
+def _messages_of(body: bytes) -> dict[str, FollowedMessage]:
     """Decode the body of a request: ``{"messages": [{"id": "…", "token": "…", "tag": "…"}, …]}``."""
     try:
         listed = json.loads(body)["messages"]
-        found = {one["id"]: Followed(one.get("token"), one.get("tag")) for one in listed}
+        found = {one["id"]: FollowedMessage(one.get("token"), one.get("tag")) for one in listed}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise HTTPException(400, 'The body must be JSON: {"messages": [{"id": "…"}, …]}.') from None
     if len(found) > MAX_MESSAGES:

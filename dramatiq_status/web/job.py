@@ -20,7 +20,7 @@ from ..snapshot import Snapshot
 from ..times import duration
 from .access import Access
 from .dashboard import utc_now
-from .looks import Look, look_at, seconds_since
+from .display import StatusDisplay, display_of, seconds_since
 from .markup import Markup, icon, join, tag
 from .pages import empty, link, page
 from .rows import bar, copy_button, pill, reason, sure
@@ -72,17 +72,17 @@ class JobPage:
             return response
         now = utc_now()
         shown = site.exposure.to_dict(snapshot)
-        look = look_at(snapshot, shown, now)
+        display = display_of(snapshot, shown, now)
         name = snapshot.actor_name or "job"
         label = shown.get("label")
         main = [
             tag(
                 "section",
-                bar(message_id, str(label) if label is not None else name, look, variant="big"),
+                bar(message_id, str(label) if label is not None else name, display, variant="big"),
                 class_="card pad",
                 aria_label="Progress",
             ),
-            _timeline(snapshot, look, now, site),
+            _timeline(snapshot, display, now, site),
             _exception(snapshot, shown, site.exposure.message),
             _children(children, now, site) if children else "",
             _fields(snapshot, shown),
@@ -91,7 +91,7 @@ class JobPage:
         return page(
             site,
             f"{name} {message_id[:8]} · {site.title}",
-            self._head(snapshot, look, access),
+            self._head(snapshot, display, access),
             tag(
                 "div",
                 tag("div", *main, class_="col"),
@@ -101,7 +101,7 @@ class JobPage:
             crumb=message_id,
         )
 
-    def _head(self, snapshot: Snapshot, look: Look, access: Access) -> Markup:
+    def _head(self, snapshot: Snapshot, display: StatusDisplay, access: Access) -> Markup:
         message_id = snapshot.message_id
         own = quote(message_id, safe="")
         acts: list[Markup] = [
@@ -118,12 +118,12 @@ class JobPage:
         return tag(
             "div",
             tag("h1", snapshot.actor_name or "job"),
-            pill(look),
+            pill(display),
             tag("span", tag("code", message_id), copy_button(message_id, "Copy the id"), class_="id"),
             tag("a", icon("up"), tag("span", "Changed"), class_="new", id="new", href=own, hidden=True),
             tag("div", *acts, class_="acts"),
             class_="job-head",
-            data_state=look.state,
+            data_state=display.state,
         )
 
     async def _children(self, request: Request, snapshot: Snapshot) -> list[Snapshot]:
@@ -135,7 +135,7 @@ class JobPage:
         site = self._site
         batch = StatusRegistry.batch(ids[:MAX_CHILDREN], backend=site.backend, broker=site.broker)
         found = [child for child in (await batch.read()).children.values() if child is not None]
-        levels = await site.gate.check_many(request, found)
+        levels = await site.access_check.check_many(request, found)
         return [child for child, level in zip(found, levels) if level is not Access.NONE]
 
     def _nothing(self, message_id: str, status_code: int) -> Response:
@@ -169,8 +169,8 @@ def _card(title: str, *content: object, note: str = "", classes: str = "") -> Ma
     return tag("section", head, tag("div", *content, class_="in"), class_=f"card {classes}".strip(), aria_label=title)
 
 
-def _timeline(snapshot: Snapshot, look: Look, now: datetime, site: Site) -> Markup:
-    found = timeline(snapshot, look, now, with_message=site.exposure.message)
+def _timeline(snapshot: Snapshot, display: StatusDisplay, now: datetime, site: Site) -> Markup:
+    found = timeline(snapshot, display, now, with_message=site.exposure.message)
     return _card("Timeline", found.content, note=found.note) if found.content else Markup("")
 
 
@@ -201,8 +201,8 @@ def _exception(snapshot: Snapshot, shown: dict[str, Any], with_text: bool) -> Ma
 
 
 def _children(children: list[Snapshot], now: datetime, site: Site) -> Markup:
-    looks = [(child, look_at(child, site.exposure.to_dict(child), now, with_rate=False)) for child in children]
-    counts = {state: sum(look.state == state for _, look in looks) for state in _ROLLUP}
+    displays = [(child, display_of(child, site.exposure.to_dict(child), now, with_rate=False)) for child in children]
+    counts = {state: sum(display.state == state for _, display in displays) for state in _ROLLUP}
     counts = {state: count for state, count in counts.items() if count}
     ended = sum(counts.get(state, 0) for state in ("completed", "failed", "cancelled"))
     rects, at = [], 0.0
@@ -225,29 +225,29 @@ def _children(children: list[Snapshot], now: datetime, site: Site) -> Markup:
         *(tag("li", icon(state), f"{count:,} {state}", class_=f"s-{state}") for state, count in counts.items()),
         class_="legend",
     )
-    looks.sort(key=lambda pair: _ORDER.index(pair[1].state))
+    displays.sort(key=lambda pair: _ORDER.index(pair[1].state))
     # Completed and queued children have no row: the roll-up counts them.
-    worth = [pair for pair in looks if pair[1].state not in ("queued", "cancelled", "completed")] or looks
-    rows = [_child(child, look, site) for child, look in worth[:MAX_ROWS]]
+    worth = [pair for pair in displays if pair[1].state not in ("queued", "cancelled", "completed")] or displays
+    rows = [_child(child, display, site) for child, display in worth[:MAX_ROWS]]
     failed = f", {counts['failed']:,} failed" if "failed" in counts else ""
     more = f", {len(rows)} shown" if len(rows) < len(children) else ""
     note = f"{ended:,} of {len(children):,} ended{failed}{more}"
     return _card("Children", rollup, legend, tag("ul", *rows, class_="kids"), note=note)
 
 
-def _child(child: Snapshot, look: Look, site: Site) -> Markup:
+def _child(child: Snapshot, display: StatusDisplay, site: Site) -> Markup:
     label = site.exposure.to_dict(child).get("label")
     name = str(label) if label is not None else f"{child.actor_name or 'job'} {child.message_id[:8]}"
     link_ = tag("a", name, href=quote(child.message_id, safe=""))
-    if look.state == "failed":
-        middle = tag("span", reason(look.error) if look.error else "", class_="why")
+    if display.state == "failed":
+        middle = tag("span", reason(display.error) if display.error else "", class_="why")
     elif child.finished:
-        middle = tag("span", look.facts, class_="so")
+        middle = tag("span", display.facts, class_="so")
     else:
-        middle = bar(child.message_id, name, look, variant="row", label=name)
-    upcoming = "" if look.state == "queued" and look.glyph == "queued" else look.next
-    head = tag("span", icon(look.glyph), link_, class_="name")
-    return tag("li", head, middle, tag("span", upcoming, class_="num"), class_=f"s-{look.state}")
+        middle = bar(child.message_id, name, display, variant="row", label=name)
+    upcoming = "" if display.state == "queued" and display.glyph == "queued" else display.next
+    head = tag("span", icon(display.glyph), link_, class_="name")
+    return tag("li", head, middle, tag("span", upcoming, class_="num"), class_=f"s-{display.state}")
 
 
 def _fields(snapshot: Snapshot, shown: dict[str, Any]) -> Markup:

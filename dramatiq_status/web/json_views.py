@@ -50,7 +50,9 @@ class JSONViews:
         ids = [message_id for message_id in ids if is_message_id(message_id)]
         batch = await StatusRegistry.batch(ids, backend=site.backend, broker=site.broker).read()
         known = [child for child in batch.children.values() if child is not None]
-        levels = await site.gate.check_many(request, known, [request.headers.get("x-status-token")] * len(known))
+        levels = await site.access_check.check_many(
+            request, known, [request.headers.get("x-status-token")] * len(known)
+        )
         refused = [child.message_id for child, level in zip(known, levels) if level is Access.NONE]
         if refused:
             readable = [message_id for message_id in ids if message_id not in set(refused)]

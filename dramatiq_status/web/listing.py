@@ -28,7 +28,7 @@ MAX_READ: Final = 100
 STATES: Final = ("queued", "working", "failed", "completed")
 
 
-class Question(NamedTuple):
+class ListRequest(NamedTuple):
     """The filters and the position of a page of the list; None for no filter, and for the first page."""
 
     state: str | None = None
@@ -66,7 +66,7 @@ class Listing:
         self._kept: OrderedDict[object, tuple[float, asyncio.Task[Any]]] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def page(self, question: Question) -> list[Snapshot]:
+    async def page(self, question: ListRequest) -> list[Snapshot]:
         """List one page.
 
         Raises:

@@ -9,13 +9,13 @@ from urllib.parse import quote
 from ..snapshot import Snapshot
 from ..times import duration
 from ..words import age, rate_of
-from .looks import Look, look_at, seconds_since
+from .display import StatusDisplay, display_of, seconds_since
 from .markup import Markup, escape, icon, join, tag
 
 
-def pill(look: Look) -> Markup:
+def pill(display: StatusDisplay) -> Markup:
     """Make the glyph and the word of a state."""
-    return tag("span", icon(look.glyph), look.word, class_=f"pill s-{look.state}")
+    return tag("span", icon(display.glyph), display.word, class_=f"pill s-{display.state}")
 
 
 def when(then: datetime | None, now: datetime) -> Markup:
@@ -32,49 +32,56 @@ def reason(error: tuple[str, str]) -> Markup:
     return join(tag("b", f"{kind}:" if text else kind), f" {text}" if text else "")
 
 
-def bar(message_id: str, name: str, look: Look, *, variant: str, root: str = "", label: str | None = None) -> Markup:
+def bar(
+    message_id: str, name: str, display: StatusDisplay, *, variant: str, root: str = "", label: str | None = None
+) -> Markup:
     """Make an element, with a plain bar in it for pages without script."""
     slim = variant in ("row", "compact")
-    value = "" if look.percent is None else f"{int(look.percent)}%"
-    rect = {"width": f"{36 if look.sweep else look.percent or 0:g}%", "height": "100%"}
+    value = "" if display.percent is None else f"{int(display.percent)}%"
+    rect = {"width": f"{36 if display.sweep else display.percent or 0:g}%", "height": "100%"}
     fill = tag("rect", part="fill", **rect)
     mark = (
-        tag("rect", part="mark", x=f"{look.percent - 0.4:g}%", width="2", height="100%")
-        if (look.state == "retrying" and look.percent)
+        tag("rect", part="mark", x=f"{display.percent - 0.4:g}%", width="2", height="100%")
+        if (display.state == "retrying" and display.percent)
         else ""
     )
-    known = look.percent is not None
+    known = display.percent is not None
     track = tag(
         "span",
         tag("svg", fill, mark, aria_hidden="true", focusable="false"),
         part="bar",
         role="progressbar",
         aria_label=name,
-        aria_valuenow=f"{look.percent:g}" if known else None,
-        aria_valuetext=look.spoken,
+        aria_valuenow=f"{display.percent:g}" if known else None,
+        aria_valuetext=display.spoken,
     )
-    if variant == "row" and look.state == "stalled":
-        facts = tag("span", look.next, class_="next")
+    if variant == "row" and display.state == "stalled":
+        facts = tag("span", display.next, class_="next")
     else:
-        facts = reason(look.error) if look.error else escape(look.facts)
+        facts = reason(display.error) if display.error else escape(display.facts)
     text = tag("span", facts, part="text", aria_hidden="true")
-    if variant == "row" and look.state == "queued":
-        plain = tag("span", look.next, class_="so")
+    if variant == "row" and display.state == "queued":
+        plain = tag("span", display.next, class_="so")
     elif slim:
         plain = join(track, tag("span", value, part="value", aria_hidden="true"), text)
     else:
         head = tag(
             "span",
-            tag("svg", tag("use", href=f"#i-{look.glyph}"), part="glyph", aria_hidden="true", focusable="false"),
+            tag("svg", tag("use", href=f"#i-{display.glyph}"), part="glyph", aria_hidden="true", focusable="false"),
             tag("span", name, part="label"),
-            tag("span", value if look.state == "working" and known else look.word, part="value", aria_hidden="true"),
+            tag(
+                "span",
+                value if display.state == "working" and known else display.word,
+                part="value",
+                aria_hidden="true",
+            ),
             part="head",
         )
-        plain = join(head, track, tag("span", text, tag("span", look.next, part="next"), part="detail"))
-    look_of_all = {"data_state": look.state, "data_variant": "compact" if slim else variant}
+        plain = join(head, track, tag("span", text, tag("span", display.next, part="next"), part="detail"))
+    attributes = {"data_state": display.state, "data_variant": "compact" if slim else variant}
     return tag(
         "dramatiq-status",
-        tag("span", plain, class_="plain", data_indeterminate=look.sweep, **look_of_all),
+        tag("span", plain, class_="plain", data_indeterminate=display.sweep, **attributes),
         src=root + quote(message_id, safe=""),
         variant=variant,
         label=label,
@@ -110,29 +117,29 @@ def sure(summary: object, text: str, button: str, action: str, *, in_row: bool =
 
 def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: bool = False) -> Markup:
     """Make one row of the list, with a button that cancels the job if the visitor may write."""
-    look = look_at(snapshot, shown, now, with_rate=False)
+    display = display_of(snapshot, shown, now, with_rate=False)
     message_id, name = snapshot.message_id, snapshot.actor_name or "job"
     short = message_id[:8]
-    failed, live = look.state == "failed", not snapshot.finished
+    failed, live = display.state == "failed", not snapshot.finished
     mark = join(icon("cancelled"), tag("span", f"Cancel {name} {short}", class_="sr"))
     cancel = sure(mark, f"Cancel {short}?", "Cancel job", f"{quote(message_id, safe='')}/cancel", in_row=True)
     if live:
-        content = bar(message_id, f"{name} {short}", look, variant="row", label=f"{name} {short}")
+        content = bar(message_id, f"{name} {short}", display, variant="row", label=f"{name} {short}")
     elif failed:
-        content = tag("span", reason(look.error) if look.error else "", class_="why")
+        content = tag("span", reason(display.error) if display.error else "", class_="why")
     else:
-        text = "skipped" if snapshot.skipped else look.facts
+        text = "skipped" if snapshot.skipped else display.facts
         content = tag("span", text, class_="so") if text else Markup("")
     wide = {"colspan": "3", "aria_colspan": "3"} if failed else {}
-    rate = rate_of(snapshot) if look.state == "working" else ""
+    rate = rate_of(snapshot) if display.state == "working" else ""
     left = ""
-    if look.state == "working" and not look.sweep:
-        left = look.next
-    elif look.state == "retrying":
-        left = look.next.partition(", ")[2]
-    took = snapshot.duration if snapshot.finished or look.state in ("working", "stalled") else None
+    if display.state == "working" and not display.sweep:
+        left = display.next
+    elif display.state == "retrying":
+        left = display.next.partition(", ")[2]
+    took = snapshot.duration if snapshot.finished or display.state in ("working", "stalled") else None
     cells = [
-        tag("td", pill(look), role="cell", class_="c-state"),
+        tag("td", pill(display), role="cell", class_="c-state"),
         tag(
             "td",
             tag(
@@ -154,7 +161,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
         cells.append(
             tag(
                 "td",
-                left if look.state == "working" else tag("span", left, class_="next"),
+                left if display.state == "working" else tag("span", left, class_="next"),
                 role="cell",
                 class_="c-left num left" + ("" if left else " blank"),
             )
@@ -170,4 +177,4 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
         ),
         tag("td", when(snapshot.updated_at, now), role="cell", class_="c-when num"),
     ]
-    return tag("tr", *cells, role="row", data_s=look.state, data_id=message_id)
+    return tag("tr", *cells, role="row", data_s=display.state, data_id=message_id)

@@ -15,7 +15,7 @@ from ..aio import StatusRegistry
 from ..backend import StatusBackend
 from ..checks import is_message_id
 from ..snapshot import Snapshot
-from .access import Access, Gate
+from .access import Access, AccessCheck
 from .exposure import Exposure, encode
 from .streams import Streams
 
@@ -31,7 +31,7 @@ UNAVAILABLE: Final = "The store of the statuses does not answer."
 class Site:
     """Settings and state that all views of an application share."""
 
-    gate: Gate
+    access_check: AccessCheck
     exposure: Exposure
     backend: StatusBackend | None
     broker: dramatiq.Broker | None
@@ -53,7 +53,7 @@ class Site:
             snapshot = await StatusRegistry.read(message_id, backend=self.backend, broker=self.broker)
         if snapshot is None:
             raise HTTPException(404, UNKNOWN)
-        access = await self.gate.check(request, snapshot)
+        access = await self.access_check.check(request, snapshot)
         if access is Access.NONE:
             raise HTTPException(403, REFUSED)
         return snapshot, access
@@ -64,7 +64,7 @@ class Site:
         Raises:
           HTTPException: 403 when the visitor has none.
         """
-        access = await self.gate.check(request, None)
+        access = await self.access_check.check(request, None)
         if access is Access.NONE:
             raise HTTPException(403, "You may not see the list of all jobs.")
         return access

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from ..snapshot import Snapshot
 from ..words import CANCELLED, COMPLETED, QUEUED, SCHEDULED, SKIPPED, STALLED, WORKING, Step, life_of, steps_of
-from .looks import Look
+from .display import StatusDisplay
 from .markup import Markup, icon, join, tag
 from .rows import reason
 
@@ -31,17 +31,17 @@ class Timeline(NamedTuple):
     note: str = ""
 
 
-def timeline(snapshot: Snapshot, look: Look, now: datetime, *, with_message: bool) -> Timeline:
+def timeline(snapshot: Snapshot, display: StatusDisplay, now: datetime, *, with_message: bool) -> Timeline:
     """Make the timeline of a job.
 
     Parameters:
       snapshot(Snapshot)
-      look(Look): The job as it is now.
+      display(StatusDisplay): The job as it is now.
       now(datetime)
       with_message(bool): Whether the texts of exceptions may leave the server.
     """
     steps = list(steps_of(snapshot, now))
-    words = [_words(step, snapshot, look, now, with_message=with_message) for step in steps]
+    words = [_words(step, snapshot, display, now, with_message=with_message) for step in steps]
     if not any(step.at for step in steps):
         return Timeline()
     return Timeline(join(_track(steps), tag("ol", *words, class_="steps")), life_of(snapshot, now))
@@ -71,13 +71,13 @@ def _track(steps: Sequence[Step]) -> Markup:
     return tag("svg", *parts, class_="track", aria_hidden="true", focusable="false")
 
 
-def _words(step: Step, snapshot: Snapshot, look: Look, now: datetime, *, with_message: bool) -> Markup:
+def _words(step: Step, snapshot: Snapshot, display: StatusDisplay, now: datetime, *, with_message: bool) -> Markup:
     detail: object = ""
     if step.run is not None and step.run.exception:
         found = step.run.exception
         detail = reason((str(found.get("type", "")), str(found.get("message", "")) if with_message else ""))
     elif step.run is not None and step.run.outcome is None:
-        detail = look.facts
+        detail = display.facts
     elif step.until is not None:
         detail = join("for ", clock(step.until, now))
     elif step.state == QUEUED and snapshot.queue_name:

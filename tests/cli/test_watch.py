@@ -18,8 +18,8 @@ import pytest
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend, SQLiteBackend
-from dramatiq_status.cli import faces
-from dramatiq_status.cli.feed import View
+from dramatiq_status.cli import outputs
+from dramatiq_status.cli.job_reader import JobsView
 from dramatiq_status.cli.jobs import present
 from dramatiq_status.record import COMPLETED, FAILED
 from dramatiq_status.testing.updates import enqueue, finish, named, start, write
@@ -385,12 +385,12 @@ def test_an_unchanged_job_has_a_line_every_30_seconds(
 ) -> None:
     # Given a job that does not change, and a clock
     clock = [100.0]
-    monkeypatch.setattr(faces, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(outputs, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     message_id = send(store, 1)
     run_to(store, 1, 42)
-    lines = faces.Lines("store")
+    lines = outputs.LineOutput("store")
     found = StatusRegistry.batch([message_id], backend=store).read()
-    view = View(found, present(), known={message_id: StatusRegistry.get(message_id, backend=store).read()})
+    view = JobsView(found, present(), known={message_id: StatusRegistry.get(message_id, backend=store).read()})
     # Then it has a line at first, and one more after each 30 seconds
     seen = []
     for seconds in (0, 29.9, 30, 59, 60.1):

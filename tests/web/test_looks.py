@@ -30,8 +30,8 @@ from dramatiq_status.record import (
 from dramatiq_status.testing.updates import outside
 from dramatiq_status.times import duration
 from dramatiq_status.web import allow_all, status_app
+from dramatiq_status.web.display import display_of
 from dramatiq_status.web.exposure import Exposure
-from dramatiq_status.web.looks import look_at
 from dramatiq_status.words import age
 
 from ..jobs import Job
@@ -165,7 +165,7 @@ def test_the_element_has_the_words_of_python(tab: Tab, backend: RedisBackend) ->
         assert snapshot is not None
         # A look has the time of its drawing, and the server's clock reaches the element in whole seconds.
         looks = [
-            look_at(snapshot, exposure.to_dict(snapshot), now + timedelta(seconds=tenths / 10))
+            display_of(snapshot, exposure.to_dict(snapshot), now + timedelta(seconds=tenths / 10))
             for tenths in range(-80, 20)
         ]
         look = next((one for one in looks if one.next == upcoming), looks[-1])

@@ -14,9 +14,9 @@ from .. import _time as time
 from ..times import duration
 from .exits import CommandError
 from .facts import Facts
-from .feed import View
+from .job_reader import JobsView
 from .jobs import present
-from .picture import Look, Picture, facts_in, totals_of
+from .picture import Picture, PictureOptions, facts_in, totals_of
 from .screen import Screen
 from .terminal import terminal_of
 
@@ -30,26 +30,28 @@ _REPEAT: Final = 30.0
 _STEP: Final = 10
 
 
-class Face(Protocol):
+class WatchOutput(Protocol):
     """An output of ``watch``: it shows one view after the other."""
 
     #: Maximum number of seconds between two views.
     pause: float
 
-    def __enter__(self) -> Face: ...
+    def __enter__(self) -> WatchOutput: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, view: View) -> None:
+    def show(self, view: JobsView) -> None:
         """Show a view, which may be the same as before."""
 
-    def end(self, view: View, note: str = "") -> None:
+    def end(self, view: JobsView, note: str = "") -> None:
         """Show the last view."""
 
 
-def face_of(arguments: Namespace, store: str, *, is_batch: bool, clock: bool = False, heads: bool = False) -> Face:
+def output_for(
+    arguments: Namespace, store: str, *, is_batch: bool, clock: bool = False, heads: bool = False
+) -> WatchOutput:
     """Choose how to show jobs, by the arguments, the terminal and the environment.
 
     Raises:
@@ -62,11 +64,11 @@ def face_of(arguments: Namespace, store: str, *, is_batch: bool, clock: bool = F
     if wanted == "auto":
         wanted = "live" if is_terminal and not os.environ.get("CI") else "plain"
     if wanted == "live":
-        return Live(Picture(store, is_batch=is_batch, heads=heads), clock=clock)
-    return {"plain": Lines, "json": Json, "quiet": Quiet}[wanted](store)
+        return LiveOutput(Picture(store, is_batch=is_batch, heads=heads), clock=clock)
+    return {"plain": LineOutput, "json": JsonOutput, "quiet": QuietOutput}[wanted](store)
 
 
-class Live:
+class LiveOutput:
     """A picture that changes in place.
 
     Parameters:
@@ -83,7 +85,7 @@ class Live:
         self._screen = Screen(sys.stdout.fileno())
         self._began = time.monotonic()
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> LiveOutput:
         sys.stdout.flush()
         self._screen.__enter__()
         return self
@@ -91,41 +93,39 @@ class Live:
     def __exit__(self, *_: object) -> None:
         self._screen.__exit__()
 
-    def show(self, view: View) -> None:
-        look = self._look(view)
-        self._screen.draw(self._picture.draw(view, look), look.terminal)
+    def show(self, view: JobsView) -> None:
+        options = self._options(view)
+        self._screen.draw(self._picture.draw(view, options), options.terminal)
 
-    def end(self, view: View, note: str = "") -> None:
-        look = self._look(view)
-        rows = self._picture.end(view, look, note)
+    def end(self, view: JobsView, note: str = "") -> None:
+        options = self._options(view)
+        rows = self._picture.end(view, options, note)
         # The last picture may be taller than the screen, and its reasons wider.
-        self._screen.draw([], look.terminal)
+        self._screen.draw([], options.terminal)
         self._screen.restore()
         for row in rows:
-            print(look.terminal.paint(row))
+            print(options.terminal.paint(row))
         sys.stdout.flush()
 
-    def _look(self, view: View) -> Look:
+    def _options(self, view: JobsView) -> PictureOptions:
         columns, rows = self._screen.size
         now = time.monotonic()
         elapsed = now - self._began
         terminal = self._terminal._replace(width=max(20, columns))
-        return Look(
+        return PictureOptions(
             terminal, rows, present(), elapsed, int(elapsed / FRAME), max(0.0, view.retry_at - now), self._clock
         )
 
 
-class _Said:
-    """What the last printed line about a job contained: state, attempt, tenths of the progress, and time of the
-    line.
-    """
+class _PrintedLine:
+    """The last printed line about a job: state, attempt, tenths of the progress, and its time."""
 
     def __init__(self, facts: Facts, attempts: int, at: float) -> None:
         self.key = (facts.state, attempts, None if facts.percent is None else facts.percent // _STEP)
         self.at = at
 
 
-class Lines:
+class LineOutput:
     """A line for each change of a state, each tenth of a bar, and every 30 seconds.
 
     Parameters:
@@ -136,17 +136,17 @@ class Lines:
 
     def __init__(self, store: str) -> None:
         self._store = store
-        self._said: dict[str, _Said] = {}
+        self._printed: dict[str, _PrintedLine] = {}
         self._offline_since: datetime | None = None
         self._began = time.monotonic()
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> LineOutput:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def show(self, view: View) -> None:
+    def show(self, view: JobsView) -> None:
         now, clock = present(), time.monotonic()
         self._note_outage(view, now)
         if view.problem:
@@ -155,16 +155,16 @@ class Lines:
             snapshot = view.known.get(message_id)
             if snapshot is None and message_id not in view.vanished:
                 continue
-            said = _Said(facts, 0 if snapshot is None else snapshot.attempts, clock)
-            before = self._said.get(message_id)
+            line = _PrintedLine(facts, 0 if snapshot is None else snapshot.attempts, clock)
+            before = self._printed.get(message_id)
             is_over = message_id in view.vanished or (snapshot is not None and snapshot.finished)
-            if before is None or before.key != said.key or (clock - before.at >= _REPEAT and not is_over):
+            if before is None or before.key != line.key or (clock - before.at >= _REPEAT and not is_over):
                 if before is not None and is_over and before.key[0] == facts.state:
                     continue
-                self._said[message_id] = said
-                self._print(facts, now, is_over=is_over)
+                self._printed[message_id] = line
+                self._print_line(facts, now, is_over=is_over)
 
-    def end(self, view: View, note: str = "") -> None:
+    def end(self, view: JobsView, note: str = "") -> None:
         self.show(view)
         if len(view.found.children) > 1:
             elapsed = duration(time.monotonic() - self._began, exact=True)
@@ -172,10 +172,10 @@ class Lines:
         if note:
             self._say(note)
 
-    def _print(self, facts: Facts, now: datetime, *, is_over: bool) -> None:
+    def _print_line(self, facts: Facts, now: datetime, *, is_over: bool) -> None:
         print(f"{_clock(now)}  {facts.line(is_over=is_over)}", flush=True)
 
-    def _note_outage(self, view: View, now: datetime) -> None:
+    def _note_outage(self, view: JobsView, now: datetime) -> None:
         if view.problem and self._offline_since is None:
             self._offline_since = now
             again = max(1, round(view.retry_at - time.monotonic()))
@@ -189,14 +189,14 @@ class Lines:
         print(text, file=sys.stderr, flush=True)
 
 
-class Json(Lines):
+class JsonOutput(LineOutput):
     """An object a line for each change of a job."""
 
     def __init__(self, store: str) -> None:
         super().__init__(store)
         self._seen: dict[str, object] = {}
 
-    def show(self, view: View) -> None:
+    def show(self, view: JobsView) -> None:
         self._note_outage(view, present())
         if view.problem:
             return
@@ -210,19 +210,19 @@ class Json(Lines):
             event = {"message_id": message_id, "status": None} if snapshot is None else snapshot.to_dict()
             print(json.dumps(event), flush=True)
 
-    def end(self, view: View, note: str = "") -> None:
+    def end(self, view: JobsView, note: str = "") -> None:
         self.show(view)
         if note:
             self._say(note)
 
 
-class Quiet(Lines):
+class QuietOutput(LineOutput):
     """An output that shows nothing."""
 
-    def show(self, view: View) -> None:
+    def show(self, view: JobsView) -> None:
         pass
 
-    def end(self, view: View, note: str = "") -> None:
+    def end(self, view: JobsView, note: str = "") -> None:
         pass
 
 

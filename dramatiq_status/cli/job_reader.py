@@ -30,7 +30,7 @@ _BACK_OFF: Final = 1.5
 _MISSING: Final = 1.0
 
 
-class View(NamedTuple):
+class JobsView(NamedTuple):
     """The statuses of the jobs at one time.
 
     Parameters:
@@ -67,7 +67,7 @@ class View(NamedTuple):
         ]
 
 
-class Feed:
+class JobReader:
     """Reader of the jobs on a thread of its own, so that the picture moves on while the store does not answer.
 
     Parameters:
@@ -82,11 +82,11 @@ class Feed:
         self._view = self._read()
         self._changed = threading.Event()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dramatiq-status-feed", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="dramatiq-status-reader", daemon=True)
         self._thread.start()
 
     @property
-    def view(self) -> View:
+    def view(self) -> JobsView:
         """The newest view."""
         return self._view
 
@@ -100,7 +100,7 @@ class Feed:
         """Read no more."""
         self._closed.set()
 
-    def _read(self) -> View:
+    def _read(self) -> JobsView:
         found, now = self._batch.read(), time.monotonic()
         for message_id, snapshot in found.children.items():
             if snapshot is not None:
@@ -110,7 +110,7 @@ class Feed:
             else:
                 self._missing.pop(message_id, None)
         vanished = frozenset(i for i, since in self._missing.items() if now - since >= _MISSING)
-        return View(found, present(), vanished, dict(self._known))
+        return JobsView(found, present(), vanished, dict(self._known))
 
     def _run(self) -> None:
         pause, retry = _SHORTEST, _FIRST_RETRY

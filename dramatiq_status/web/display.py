@@ -36,7 +36,7 @@ def seconds_since(then: datetime | None, now: datetime) -> float:
 
 
 @dataclass(frozen=True)
-class Look:
+class StatusDisplay:
     """The texts and the bar of one status.
 
     Parameters:
@@ -71,7 +71,7 @@ class Look:
         return ", ".join(filter(None, (value, error or self.facts, self.next)))
 
 
-def look_at(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with_rate: bool = True) -> Look:
+def display_of(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with_rate: bool = True) -> StatusDisplay:
     """Work out what to show.
 
     Parameters:
@@ -106,4 +106,4 @@ def look_at(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with_ra
         facts, percent = [count], 100.0
         if word == SKIPPED:
             upcoming = "skipped"
-    return Look(state, glyph, " · ".join(filter(None, facts)), upcoming, percent, sweep, error)
+    return StatusDisplay(state, glyph, " · ".join(filter(None, facts)), upcoming, percent, sweep, error)
