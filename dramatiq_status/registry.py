@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import dramatiq
@@ -20,8 +21,22 @@ from .snapshot import Snapshot
 from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
 
 if TYPE_CHECKING:
+    from .channel import Channel
     from .progress import Progress
     from .status import Status
+
+
+@cache
+def _handles() -> tuple[type[Status], type[Progress], Callable[..., Channel]]:
+    """Return the classes of the handles, and the function that opens their channels.
+
+    They load the writer, which the command line does not need. An import in each call would take it 10 microseconds.
+    """
+    from .opening import open_channel
+    from .progress import Progress
+    from .status import Status
+
+    return Status, Progress, open_channel
 
 
 class StatusRegistry:
@@ -45,11 +60,8 @@ class StatusRegistry:
         broker: dramatiq.Broker | None = None,
     ) -> Status:
         """Return a live handle.  It takes no round trip: the message may be unknown."""
-        # The handles load the writer, which the command line does not need.
-        from .opening import open_channel
-        from .status import Status
-
-        return Status(open_channel(message_id, backend, broker))
+        status, _, open_channel = _handles()
+        return status(open_channel(message_id, backend, broker))
 
     @staticmethod
     def progress(
@@ -64,10 +76,8 @@ class StatusRegistry:
         after the message is finished as well, until its status expires, and
         change neither its state nor its expiry.
         """
-        from .opening import open_channel
-        from .progress import Progress
-
-        return Progress(open_channel(message_id, backend, broker))
+        _, progress, open_channel = _handles()
+        return progress(open_channel(message_id, backend, broker))
 
     @staticmethod
     def read(
