@@ -12,6 +12,8 @@ from .buffer import MessageBuffer
 #: Outcomes after which an update is not sent again.
 _FINAL: Final = frozenset(Outcome).difference((Outcome.MISSING, Outcome.UNAVAILABLE, Outcome.UNSTORABLE))
 
+_APPLIED: Final = Outcome.APPLIED
+
 
 class AttachmentWriter(Protocol):
     """The part of the writer that attached buffers use."""
@@ -51,7 +53,8 @@ class AttachedBuffers:
         for buffer, updates in self._taken:
             found = outcomes[first : first + len(updates)]
             first += len(updates)
-            if _FINAL.issuperset(found) and not buffer.settle(updates, found):
+            # Python takes long for the hash of an Enum.
+            if (found.count(_APPLIED) == len(found) or _FINAL.issuperset(found)) and not buffer.settle(updates, found):
                 self._writer.deferred.pop(buffer, None)
             else:
                 # The leader sends the updates again, and processes their outcomes.

@@ -96,8 +96,5 @@ class FixedClock:
     def now(self) -> int:
         return self._now
 
-    def text(self) -> str:
-        return str(self._now)
-
-    def microseconds(self) -> int:
-        return self._now * 1000
+    def texts(self) -> tuple[str, str]:
+        return str(self._now), str(self._now * 1000)

@@ -12,7 +12,7 @@ from dramatiq_status.backends.redis.protocol import UpdateCall
 from dramatiq_status.backends.redis.requests import Command, Exchange, Reads, Request, ScriptCall, pack
 from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.errors import BackendError
-from dramatiq_status.testing.updates import enqueue, outside, write
+from dramatiq_status.testing.updates import cancel, counting, deleting, enqueue, heartbeat, outside, write
 
 from .redis_hooks import FixedClock
 
@@ -147,8 +147,13 @@ def test_an_increment_from_outside_is_not_repeatable() -> None:
 
 
 @pytest.mark.parametrize(
-    "update", [outside(step='"é"'), outside(increment=0.5), outside(), outside(step="1", increment=-2)]
+    "update",
+    [
+        *(outside(step='"é"'), outside(increment=0.5), outside(), outside(step="1", increment=-2, state=3)),
+        *(enqueue(step="1"), write(1, 2, step="1"), write(1, 2, state=2), deleting(outside(), "step"), heartbeat(5)),
+        *(counting(write(1, 2), rows=2), cancel(step="1")),
+    ],
 )
-def test_the_shortcut_for_an_update_from_outside_packs_the_same_bytes(update: Any) -> None:
+def test_an_update_is_packed_as_every_script_call_is(update: Any) -> None:
     call = UpdateCall(Keys("n", 10), 0, [("m", update)], [0])
     assert call.pack(CLOCK) == ScriptCall.pack(call, CLOCK)

@@ -144,7 +144,12 @@ class BrokerCalls:
         found = type(client).execute_command
         if found is not self._found:
             self._is_plain, self._found = _is_plain(found), found
-        return self._is_plain and "execute_command" not in vars(client) and "EVALSHA" not in client.response_callbacks
+        return (
+            self._is_plain
+            and "execute_command" not in client.__dict__
+            # The method of redis-py's dict would turn the name into capitals.
+            and not dict.__contains__(client.response_callbacks, "EVALSHA")
+        )
 
     def call(self, sha: str, arguments: tuple[Any, ...]) -> Any:
         """Call the broker's script, and return the reply.

@@ -51,12 +51,12 @@ class ServerClock:
         """Return the time in epoch milliseconds; by this host's clock until the server's is known."""
         return int((time.monotonic() + self._offset) * 1000)
 
-    def text(self) -> str:
-        """Return the time in epoch milliseconds; an empty text unless the server's clock is known."""
+    def texts(self) -> tuple[str, str]:
+        """Return the time in epoch milliseconds and in epoch microseconds; empty texts unless the server's clock is
+        known.
+        """
         now = time.monotonic()
-        return str(int((now + self._offset) * 1000)) if now < self._known_until else ""
-
-    def microseconds(self) -> int | str:
-        """Return the time in epoch microseconds; an empty text unless the server's clock is known."""
-        now = time.monotonic()
-        return int((now + self._offset) * 1_000_000) if now < self._known_until else ""
+        if now >= self._known_until:
+            return "", ""
+        microseconds = int((now + self._offset) * 1_000_000)
+        return str(microseconds // 1000), str(microseconds)

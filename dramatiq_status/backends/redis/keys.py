@@ -24,7 +24,7 @@ _CHECKED_A_SHARD: Final = 64
 
 #: Arguments of the index: the maximum number of messages of a set, the length of the part of a key before the
 #: message's id, and the prefix of the index's keys, empty for no index.
-IndexArguments = tuple[int, int, str]
+IndexArguments = tuple[str, str, str]
 
 
 def slot_of(tag: str) -> int:
@@ -106,7 +106,7 @@ class Keys:
         self.cancels: list[str] = [f"{index}cancels" for index in indexes]
         #: Maximum number of messages of a shard in each set of its index; 0 for no index.
         self.max_listed: int = -(-max_listed // len(prefixes))
-        sizes = [(self.max_listed, len(prefix)) for prefix in prefixes]
+        sizes = [(str(self.max_listed), str(len(prefix))) for prefix in prefixes]
         self._no_index: list[IndexArguments] = [(*size, "") for size in sizes]
         listed = [(*size, index) for size, index in zip(sizes, indexes)]
         self._index: list[IndexArguments] = listed if max_listed else self._no_index

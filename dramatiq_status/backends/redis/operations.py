@@ -97,7 +97,7 @@ class Operations:
 
     def requests_of(self, updates: Updates) -> Sequence[UpdateCall]:
         """Make the requests of updates, for a server that has all messages in one shard."""
-        return [self._call(0, updates, range(len(updates)))] if updates else []
+        return [self._update_call(self.keys, 0, updates, range(len(updates)))] if updates else []
 
     def update(self, message_id: str, update: Update, *, lenient: bool = False) -> Steps[Outcome]:
         """Carry out one update.
