@@ -6,13 +6,15 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import dramatiq
 import pytest
 from dogpile.cache import make_region
+from dramatiq.brokers.redis import RedisBroker
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -235,16 +237,14 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     elif request.param == "cache":
         yield from cache_store(monkeypatch)
     elif request.param == "redis":
-        yield from redis_store(request.getfixturevalue("redis_server"), request.getfixturevalue("redis_url"))
+        yield from redis_store(RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000))
     else:
         request.getfixturevalue("memcached_url")
         server = request.getfixturevalue("memcached_server")
         yield from memcached_store(server, monkeypatch, meta=request.param == "memcached")
 
 
-def redis_store(server: RedisServer, url: str) -> Iterator[Store]:
-    backend = RedisBackend(url=url, timeout=20_000)
-
+def redis_store(backend: RedisBackend) -> Iterator[Store]:
     def set_now(now: int) -> None:
         backend.transport.clock = FixedClock(now)
 
@@ -321,6 +321,10 @@ def fold(
 @stored
 @given(history=batches)
 def test_every_store_does_what_apply_says(store: Store, history: list[tuple[int, list[Update] | None]]) -> None:
+    check_against_apply(store, history)
+
+
+def check_against_apply(store: Store, history: list[tuple[int, list[Update] | None]]) -> None:
     # Given a message and what several of its runs, and others, write to it
     message_id = uuid4().hex
     now, record, ttl, renewed_at = NOW, None, 0, NOW
@@ -349,6 +353,57 @@ def test_every_store_does_what_apply_says(store: Store, history: list[tuple[int,
     if found is not None:
         left = ttl - (now - renewed_at) if store.expires_by_it else ttl
         assert left - store.tolerance <= found <= left + min(store.tolerance, 2000)
+
+
+class PiggybackBackend(RedisBackend):
+    """A backend whose updates are attached to commands of a broker."""
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(**parameters)
+        self.broker = RedisBroker(client=self.broker_client(), middleware=[], maintenance_chance=0)
+        # The server then has both scripts.
+        super().update_many([(uuid4().hex, Update(Kind.HEARTBEAT))])
+        self.broker.do_qsize("q")
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        attacher, attached = self.update_attacher(self.broker), Attached(updates)
+        assert attacher is not None
+        message = dramatiq.Message[Any](
+            queue_name="q", actor_name="a", args=(), kwargs={}, options={"redis_message_id": uuid4().hex}
+        )
+        assert attacher.attach(message, attached)
+        self.broker.do_enqueue("q", message.options["redis_message_id"], message.encode())
+        return attached.outcomes
+
+
+class Attached:
+    """Updates of a test, and their outcomes."""
+
+    def __init__(self, updates: Sequence[tuple[str, Update]]) -> None:
+        self._updates = updates
+        self.outcomes: list[Outcome] = []
+
+    def collect(self) -> Sequence[tuple[str, Update]]:
+        return self._updates
+
+    def settle(self, outcomes: Sequence[Outcome]) -> None:
+        self.outcomes = list(outcomes)
+
+    def send_separately(self) -> None:
+        raise AssertionError("The updates were not sent with the broker's command.")
+
+
+@pytest.fixture
+def piggyback_store(redis_url: str) -> Iterator[Store]:
+    yield from redis_store(PiggybackBackend(url=redis_url, timeout=20_000))
+
+
+@stored
+@given(history=batches)
+def test_updates_with_the_commands_of_a_broker_do_what_apply_says(
+    piggyback_store: Store, history: list[tuple[int, list[Update] | None]]
+) -> None:
+    check_against_apply(piggyback_store, history)
 
 
 @stored

@@ -11,10 +11,20 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
+import dramatiq
 import pytest
 import redis
+from dramatiq.brokers.redis import RedisBroker
 
-from dramatiq_status import State, StatusRegistry, aio, backend_from_url
+from dramatiq_status import (
+    Snapshot,
+    State,
+    StatusMiddleware,
+    StatusRegistry,
+    aio,
+    backend_from_url,
+    current_status,
+)
 from dramatiq_status.aio.store import async_backend
 from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends.redis import RedisBackend, clients
@@ -25,6 +35,7 @@ from dramatiq_status.update import Outcome
 
 from ..conftest import StartServer
 from ..proxy import Proxy
+from ..recording import eventually, working
 from ..servers import RedisCluster, RedisSentinels, RedisServer, _free_cluster_port, _Sentinel, free_port
 
 #: Enough for a busy machine: most tests are not about time-outs.
@@ -457,3 +468,41 @@ def test_a_password_is_never_told(
     told += [record.getMessage() for record in caplog.records]
     assert [line for line in told if "s3cr3t" in line] == []
     backend.close()
+
+
+@pytest.mark.parametrize("way", ["tls", "unix"])
+def test_statuses_are_sent_with_the_commands_of_a_broker(
+    request: pytest.FixtureRequest, start_server: StartServer, tmp_path: Path, certificates: Path, way: str
+) -> None:
+    # Given a server behind TLS or at a path, a user with a password, a database and a name of the connections
+    login, query = f"worker:{quote(PASSWORD, safe='')}", "client_name=piggyback"
+    if way == "tls":
+        server = request.getfixturevalue("tls_server")
+        url = f"rediss://{login}@127.0.0.1:{server.tls_port}/3?{query}&ssl_ca_certs={certificates / 'ca.crt'}"
+    else:
+        server = start_server(RedisServer("--unixsocket", str(tmp_path / "socket")))
+        url = f"unix://{login}@{tmp_path / 'socket'}?{query}&db=3"
+    with redis.Redis(port=server.port, db=3, decode_responses=True) as admin, ExitStack() as stack:
+        admin.acl_setuser("worker", **EVERYTHING)
+        backend = stack.enter_context(closing(RedisBackend(url=url, timeout=PATIENT)))
+        broker = RedisBroker(client=backend.broker_client(), middleware=[StatusMiddleware(backend=backend)])
+        stack.callback(broker.close)
+        assert backend.update_attacher(broker) is not None
+
+        @dramatiq.actor(broker=broker)
+        def work(n: int) -> None:
+            current_status()["n"] = n
+
+        work.send(0)
+        admin.config_resetstat()
+        # When messages are sent and run
+        messages = [work.send(n) for n in range(5)]
+        # Then each enqueue is one transaction with its status
+        assert admin.info("commandstats")["cmdstat_multi"]["calls"] == 5
+        with working(broker):
+            eventually(lambda: not admin.hlen("dramatiq:default.msgs"))
+        found = backend.snapshots([message.message_id for message in messages])
+        assert [(s.state, s["n"]) for s in found if isinstance(s, Snapshot)] == [("completed", n) for n in range(5)]
+        # And all connections are those of this user and database
+        seen = {(line["user"], line["db"]) for line in admin.client_list() if line["name"] == "piggyback"}
+        assert seen == {("worker", "3")}
