@@ -201,10 +201,10 @@ local function define_kinds(record, moves)
   end
 
   local function transition(key)
-    local old = read(key)
     local origin, generation, token, sequence = take(), take(), take(), take()
     local start, create = take() == '1', take() == '1'
     local state, attempts, increment, ttl = take(), take(), take(), take()
+    local old = read(key, start and attempts ~= '1')
     local outcome = standing(key, old, origin, generation, token, sequence, start, state)
     -- The start of a run may be stored although its reply is lost, and be sent again as part of a later update.
     start = start and old.token ~= token

@@ -35,9 +35,9 @@ local function define_history()
   end
 
   -- Make the item of a record's last run.
-  local function item_of(old, values, requeued)
-    local heartbeat_at, begin = values[2], '[' .. old.attempts .. ',' .. time_in(values[1]) .. ','
-    local ended = end_of(values[4], values[3], old.scheduled_at)
+  local function item_of(old, started_at, heartbeat_at, exception, run_ended, requeued)
+    local begin = '[' .. old.attempts .. ',' .. time_in(started_at) .. ','
+    local ended = end_of(run_ended, exception, old.scheduled_at)
     if ended then return begin .. ended end
     local ended_at, outcome
     if old.state == WORKING and not requeued then
@@ -71,9 +71,17 @@ local function define_history()
 
   -- Return the history of a record whose next run begins.
   local function add(key, old, requeued)
-    local values = call('HMGET', key, 'S', 'H', 'x', 'N', 'h')
-    local runs = runs_in(values[5])
-    runs[#runs + 1] = item_of(old, values, requeued)
+    local started_at, heartbeat_at, exception, run_ended, history
+    if old.found then
+      -- Another call would cost the start of a retry as much as all the rest of its history.
+      started_at, heartbeat_at, exception, run_ended, history = unpack(old.found, 16, 20)
+    else
+      started_at, heartbeat_at, exception, run_ended, history = unpack(call('HMGET', key, 'S', 'H', 'x', 'N', 'h'))
+    end
+    local item = item_of(old, started_at, heartbeat_at, exception, run_ended, requeued)
+    if not history then return '[' .. item .. ']' end
+    local runs = runs_in(history)
+    runs[#runs + 1] = item
     return text_of(runs)
   end
 

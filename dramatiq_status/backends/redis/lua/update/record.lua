@@ -58,9 +58,11 @@ local function define_record()
   end
 
   -- Read the library's own fields of a record. The result is empty where the key has no sound record (`is_sound` in
-  -- record.py).
-  local function read(key)
-    local found = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q', 'c', 'C')
+  -- record.py). `is_retry`: whether to read the fields of the last run as well, from which its history is made.
+  local function read(key, is_retry)
+    local found = is_retry
+      and redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q', 'c', 'C', 'S', 'H', 'x', 'N', 'h')
+      or redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q', 'c', 'C')
     local state = found[1]
     if is_foreign(found) or not state then return {} end
     if (state == '0' or state == '1' or state == '2' or state == '3') and found[2] and found[3] and found[4]
@@ -71,7 +73,7 @@ local function define_record()
         state = state, version = found[2], origin = found[3], generation = found[4], token = found[5],
         sequence = found[6], scheduled_at = found[7], live_ttl = found[8], progress = found[9], attempts = found[10],
         status_ttl = found[11], actor = found[12], queue = found[13], cancelled = found[14],
-        requested = found[15], finished = state > WORKING,
+        requested = found[15], finished = state > WORKING, found = is_retry and found,
       }
     end
     return {}
