@@ -32,6 +32,17 @@ def state_of(backend: StatusBackend, message: Any) -> str | None:
     return StatusRegistry.get(message, backend=backend).state
 
 
+def refusing(backend: StatusBackend, *, copies: bool = False) -> tuple[RepeatingBroker, dramatiq.Message[Any]]:
+    """Make a broker that takes messages and then fails, and a message for it."""
+    broker = RepeatingBroker([StatusMiddleware(backend=backend)], copies=copies)
+    broker.refuses = True
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None: ...
+
+    return broker, work.message()
+
+
 @pytest.mark.parametrize("delay", [None, 60_000], ids=["", "delayed"])
 def test_a_message_that_a_dead_broker_refuses_is_unknown(
     every_backend: StatusBackend, start_server: StartServer, delay: int | None
@@ -81,13 +92,7 @@ def test_a_message_that_a_stopped_rabbitmq_refuses_is_unknown(start_server: Star
 @pytest.mark.parametrize("copies", [False, True], ids=["same", "copies"])
 def test_a_run_of_a_message_that_was_refused_makes_a_record(every_backend: StatusBackend, copies: bool) -> None:
     # Given a broker that takes a message and then fails
-    broker = RepeatingBroker([StatusMiddleware(backend=every_backend)], copies=copies)
-    broker.refuses = True
-
-    @dramatiq.actor(broker=broker)
-    def work() -> None: ...
-
-    message = work.message()
+    broker, message = refusing(every_backend, copies=copies)
     with pytest.raises(ConnectionClosed):
         broker.enqueue(message)
     assert state_of(every_backend, message) is None
@@ -101,13 +106,7 @@ def test_a_run_of_a_message_that_was_refused_makes_a_record(every_backend: Statu
 def test_a_run_that_has_begun_keeps_its_status() -> None:
     # Given a message that a worker has run when its sender gets the error
     backend = RecordingBackend()
-    broker = RepeatingBroker([StatusMiddleware(backend=backend)])
-    broker.refuses = True
-
-    @dramatiq.actor(broker=broker)
-    def work() -> None: ...
-
-    message = work.message()
+    broker, message = refusing(backend)
     with pytest.raises(ConnectionClosed):
         broker.enqueue(message)
     run(broker)
@@ -199,13 +198,7 @@ def test_an_interrupted_enqueue_leaves_a_message_that_waits(redis_server: RedisS
 def test_the_writer_takes_it_back_after_an_outage_of_the_store() -> None:
     # Given a store that fails between the enqueue and its error
     backend = RecordingBackend()
-    broker = RepeatingBroker([StatusMiddleware(backend=backend)])
-    broker.refuses = True
-
-    @dramatiq.actor(broker=broker)
-    def work() -> None: ...
-
-    message = work.message()
+    broker, message = refusing(backend)
     broken = Broken(backend)
     backend.before = lambda updates: None
     original = broker.queues["default"].put
@@ -228,13 +221,8 @@ def test_the_writer_takes_it_back_after_an_outage_of_the_store() -> None:
 def test_a_message_that_is_sent_again_waits_although_the_store_takes_it_back_late() -> None:
     # Given a message that the broker has refused, and a store that has failed since
     backend = RecordingBackend()
-    broker = RepeatingBroker([StatusMiddleware(backend=backend)], copies=True)
-    broker.refuses = True
-
-    @dramatiq.actor(broker=broker)
-    def work() -> None: ...
-
-    message, broken = work.message(), Broken(backend)
+    broker, message = refusing(backend, copies=True)
+    broken = Broken(backend)
     backend.before = lambda updates: broken._fail(updates) if updates[0][1].kind is Kind.WITHDRAWAL else None
     with pytest.raises(ConnectionClosed):
         broker.enqueue(message)
