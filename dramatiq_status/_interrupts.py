@@ -20,7 +20,7 @@ T = TypeVar("T")
 ARE_THREADS_REAL: Final = socket.socket.__module__ == "socket"
 
 
-def strike_here() -> bool:
+def may_be_interrupted() -> bool:
     """Whether an interrupt may strike the present thread at any instruction."""
     kinds = type(threading.current_thread()).__mro__
     return ARE_THREADS_REAL and any(kind.__module__ == "dramatiq.worker" for kind in kinds)

@@ -18,7 +18,7 @@ except ImportError:  # Dramatiq 1.x
 logger = logging.getLogger("dramatiq_status")
 
 #: Seconds after a fork until an interrupt is raised again.  By then, the hooks of other packages have ended.
-AFTER_FORK: Final = 0.01
+RAISE_DELAY: Final = 0.01
 
 # Interrupts that have struck in hooks, and interrupts to raise again after the fork, by thread.
 _caught: dict[int, type[BaseException]] = {}
@@ -87,7 +87,7 @@ def _raise_again() -> None:
     caught = _caught.pop(thread, None)
     if caught is not None:
         _due[thread] = caught
-        threading.Timer(AFTER_FORK, _raise, (thread,)).start()
+        threading.Timer(RAISE_DELAY, _raise, (thread,)).start()
 
 
 def _raise(thread: int) -> None:

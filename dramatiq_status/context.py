@@ -38,12 +38,12 @@ class Binding(NamedTuple):
     progress: Progress
     writer: Writer | None = None
     delivery: Delivery | None = None
-    suspended: Suspended | None = None
+    suspended: SuspendedBinding | None = None
     #: The store of :func:`dramatiq_status.testing.bound_status`, which the registry then uses.
     backend: StatusBackend | None = None
 
 
-class Suspended(NamedTuple):
+class SuspendedBinding(NamedTuple):
     """The binding of the outer message, and the id of the untracked message that runs inside of its run."""
 
     binding: Binding
@@ -94,7 +94,7 @@ def suspend(binding: Binding, message_id: str) -> Binding:
       binding(Binding): Binding of the outer message.
       message_id(str): Id of the untracked message.
     """
-    return detached_binding()._replace(suspended=Suspended(binding, message_id))
+    return detached_binding()._replace(suspended=SuspendedBinding(binding, message_id))
 
 
 def resume(message_id: str) -> None:

@@ -28,7 +28,7 @@ class Watcher(Protocol[FoundT_contra]):
     answering: bool
     version: int
 
-    def saw(self, found: FoundT_contra, now: float) -> bool: ...
+    def observe(self, found: FoundT_contra, now: float) -> bool: ...
 
     def failed(self, error: BackendError) -> None: ...
 
@@ -36,7 +36,7 @@ class Watcher(Protocol[FoundT_contra]):
 
     def time_left(self, now: float) -> float: ...
 
-    def rest(self, now: float) -> float: ...
+    def pause(self, now: float) -> float: ...
 
     def new_version(self, published: dict[str, int]) -> int | None: ...
 
@@ -118,7 +118,7 @@ class Deadlines:
             end = min(end, self._missing_since + self._missing_timeout)
         return max(0.0, end - now)
 
-    def rest(self, now: float) -> float:
+    def pause(self, now: float) -> float:
         """Return the seconds until the next snapshot may be shown."""
         return max(0.0, self._shown_at + self._interval - now)
 
@@ -141,7 +141,7 @@ class MessageWatcher(Deadlines):
         self._message_id = message_id
         self._seen: tuple[object, ...] | None = None
 
-    def saw(self, snapshot: Snapshot | None, now: float) -> bool:
+    def observe(self, snapshot: Snapshot | None, now: float) -> bool:
         """Note a snapshot from the store.
 
         Returns:
@@ -184,7 +184,7 @@ class BatchWatcher(Deadlines):
         self._versions: dict[str, int] = {}
         self._seen: list[Any] | None = None
 
-    def saw(self, snapshot: BatchSnapshot, now: float) -> bool:
+    def observe(self, snapshot: BatchSnapshot, now: float) -> bool:
         """Note a roll-up of what the store holds.
 
         Returns:
@@ -263,13 +263,13 @@ class PollSchedule:
         """Note that the store has published a version; 0 for a deletion."""
         self._published = version
 
-    def look(self, now: float) -> None:
+    def begin_read(self, now: float) -> None:
         """Note that a read begins."""
         self._published = None
         self._last = now
         self._allowed = min(max(self._allowed, now) + self._interval, now + BURST * self._interval)
 
-    def saw(self, version: int, *, finished: bool = False) -> None:
+    def observe(self, version: int, *, finished: bool = False) -> None:
         """Note the version that was read; 0 for none.
 
         A finished message rarely changes: only if it is enqueued again.

@@ -7,12 +7,12 @@ from typing import Any, Final, TypeGuard
 from .record import DEFAULT_TOTAL
 
 #: Maximum magnitude of a stored number that is used in a calculation.  The sum of two such numbers does not overflow.
-LARGEST: Final = 1e300
+LARGEST_NUMBER: Final = 1e300
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a stored value is a number of at most 1e300.  Stored values may be damaged."""
-    return isinstance(value, (int, float)) and abs(value) <= LARGEST
+    return isinstance(value, (int, float)) and abs(value) <= LARGEST_NUMBER
 
 
 def number_in(value: Any) -> int | float | None:

@@ -12,7 +12,7 @@ from .fraction import is_number
 TIME_CONSTANT: Final = 15.0
 
 #: Minimum number of seconds between two measurements.
-SHORTEST: Final = 0.25
+MIN_INTERVAL: Final = 0.25
 
 #: Seconds of measuring after which a rate may be extrapolated without a limit. It must also have two measurements,
 #: because the first one includes the preparations of a job.
@@ -20,7 +20,7 @@ TRUSTED_AFTER: Final = TIME_CONSTANT / 2
 
 #: Longest remaining time that is extrapolated from a rate before TRUSTED_AFTER, as a multiple of the time for which the
 #: rate was measured.
-FARTHEST: Final = 20
+MAX_EXTRAPOLATION: Final = 20
 
 #: Longest remaining time that is shown, in seconds: a century.
 LONGEST_REMAINING: Final = 100 * 365 * 86_400
@@ -70,7 +70,7 @@ class RateMeter:
             self.begin(count, at)
             return
         passed = at - self._at
-        if passed < SHORTEST:
+        if passed < MIN_INTERVAL:
             return
         self._once = not self._weight
         share = 1.0 - math.exp(-passed / TIME_CONSTANT)
@@ -140,5 +140,5 @@ def rate_in(stored: Any, silence: float) -> float | None:
 def longest_remaining(stored: Any) -> float:
     """Return the maximum number of seconds for which a stored rate may be extrapolated."""
     if isinstance(stored, list) and len(stored) == 3 and is_number(stored[2]):
-        return min(FARTHEST * stored[2], LONGEST_REMAINING)
+        return min(MAX_EXTRAPOLATION * stored[2], LONGEST_REMAINING)
     return LONGEST_REMAINING

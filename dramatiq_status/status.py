@@ -19,7 +19,7 @@ from .update import Changes
 T = TypeVar("T")
 
 
-class Look(Generic[T]):
+class StatusAttribute(Generic[T]):
     """Attribute of a handle.  Each access reads the status, and returns the snapshot's attribute of the same name.
 
     Parameters:
@@ -34,12 +34,12 @@ class Look(Generic[T]):
         self.__doc__ = vars(Snapshot)[name].__doc__
 
     @overload
-    def __get__(self, handle: None, owner: type) -> Look[T]: ...
+    def __get__(self, handle: None, owner: type) -> StatusAttribute[T]: ...
 
     @overload
     def __get__(self, handle: Status, owner: type) -> T: ...
 
-    def __get__(self, handle: Status | None, owner: type) -> Look[T] | T:
+    def __get__(self, handle: Status | None, owner: type) -> StatusAttribute[T] | T:
         if handle is None:
             return self
         return self.of(handle.read())
@@ -52,16 +52,16 @@ class Look(Generic[T]):
         return found
 
 
-class CancelledLook(Look[bool]):
+class CancelledAttribute(StatusAttribute[bool]):
     """The attribute ``cancelled``.  For the running message, it takes no round trip."""
 
     @overload
-    def __get__(self, handle: None, owner: type) -> Look[bool]: ...
+    def __get__(self, handle: None, owner: type) -> StatusAttribute[bool]: ...
 
     @overload
     def __get__(self, handle: Status, owner: type) -> bool: ...
 
-    def __get__(self, handle: Status | None, owner: type) -> Look[bool] | bool:
+    def __get__(self, handle: Status | None, owner: type) -> StatusAttribute[bool] | bool:
         if handle is not None:
             found = channel_of(handle).is_cancelled()
             if found is not None:
@@ -225,41 +225,41 @@ class Status:
 
     # The attributes of a snapshot.  Each access is a round trip.
 
-    state: Look[State | None] = Look(None)
-    queued: Look[bool] = Look(False)
-    working: Look[bool] = Look(False)
-    completed: Look[bool] = Look(False)
-    failed: Look[bool] = Look(False)
-    finished: Look[bool] = Look(False)
-    retrying: Look[bool] = Look(False)
-    scheduled: Look[bool] = Look(False)
-    stalled: Look[bool] = Look(False)
-    skipped: Look[bool] = Look(False)
-    cancelled: Look[bool] = CancelledLook(False)
-    cancel_reason: Look[str | None] = Look(None)
-    cancel_requested_at: Look[datetime | None] = Look(None)
-    cancel_seen_at: Look[datetime | None] = Look(None)
-    attempts: Look[int] = Look(0)
-    runs: Look[tuple[Run, ...]] = Look(())
-    timeline: Look[tuple[str, ...]] = Look(())
-    exception: Look[dict[str, str] | None] = Look(None)
-    truncated: Look[tuple[str, ...]] = Look(())
-    progress: Look[float | None] = Look(None)
-    total: Look[int | float | None] = Look(None)
-    percent: Look[float | None] = Look(None)
-    rate: Look[float | None] = Look(None)
-    time_remaining: Look[timedelta | None] = Look(None)
-    actor_name: Look[str | None] = Look(None)
-    queue_name: Look[str | None] = Look(None)
-    enqueued_at: Look[datetime | None] = Look(None)
-    scheduled_at: Look[datetime | None] = Look(None)
-    started_at: Look[datetime | None] = Look(None)
-    finished_at: Look[datetime | None] = Look(None)
-    updated_at: Look[datetime | None] = Look(None)
-    heartbeat_at: Look[datetime | None] = Look(None)
-    duration: Look[timedelta | None] = Look(None)
-    version: Look[int] = Look(0)
-    fields: Look[Mapping[str, Any]] = Look(MappingProxyType({}))
+    state: StatusAttribute[State | None] = StatusAttribute(None)
+    queued: StatusAttribute[bool] = StatusAttribute(False)
+    working: StatusAttribute[bool] = StatusAttribute(False)
+    completed: StatusAttribute[bool] = StatusAttribute(False)
+    failed: StatusAttribute[bool] = StatusAttribute(False)
+    finished: StatusAttribute[bool] = StatusAttribute(False)
+    retrying: StatusAttribute[bool] = StatusAttribute(False)
+    scheduled: StatusAttribute[bool] = StatusAttribute(False)
+    stalled: StatusAttribute[bool] = StatusAttribute(False)
+    skipped: StatusAttribute[bool] = StatusAttribute(False)
+    cancelled: StatusAttribute[bool] = CancelledAttribute(False)
+    cancel_reason: StatusAttribute[str | None] = StatusAttribute(None)
+    cancel_requested_at: StatusAttribute[datetime | None] = StatusAttribute(None)
+    cancel_seen_at: StatusAttribute[datetime | None] = StatusAttribute(None)
+    attempts: StatusAttribute[int] = StatusAttribute(0)
+    runs: StatusAttribute[tuple[Run, ...]] = StatusAttribute(())
+    timeline: StatusAttribute[tuple[str, ...]] = StatusAttribute(())
+    exception: StatusAttribute[dict[str, str] | None] = StatusAttribute(None)
+    truncated: StatusAttribute[tuple[str, ...]] = StatusAttribute(())
+    progress: StatusAttribute[float | None] = StatusAttribute(None)
+    total: StatusAttribute[int | float | None] = StatusAttribute(None)
+    percent: StatusAttribute[float | None] = StatusAttribute(None)
+    rate: StatusAttribute[float | None] = StatusAttribute(None)
+    time_remaining: StatusAttribute[timedelta | None] = StatusAttribute(None)
+    actor_name: StatusAttribute[str | None] = StatusAttribute(None)
+    queue_name: StatusAttribute[str | None] = StatusAttribute(None)
+    enqueued_at: StatusAttribute[datetime | None] = StatusAttribute(None)
+    scheduled_at: StatusAttribute[datetime | None] = StatusAttribute(None)
+    started_at: StatusAttribute[datetime | None] = StatusAttribute(None)
+    finished_at: StatusAttribute[datetime | None] = StatusAttribute(None)
+    updated_at: StatusAttribute[datetime | None] = StatusAttribute(None)
+    heartbeat_at: StatusAttribute[datetime | None] = StatusAttribute(None)
+    duration: StatusAttribute[timedelta | None] = StatusAttribute(None)
+    version: StatusAttribute[int] = StatusAttribute(0)
+    fields: StatusAttribute[Mapping[str, Any]] = StatusAttribute(MappingProxyType({}))
 
     def __getitem__(self, name: str) -> Any:
         snapshot = self.read()

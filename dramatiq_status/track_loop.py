@@ -22,7 +22,7 @@ T = TypeVar("T")
 PARTS: Final = 1024
 
 
-class Leg:
+class LoopCounter:
     """The count of the items of one loop.  It increments the progress of the message.  Inside of another loop of the
     same message, it moves the bar by parts of the outer loop's present item.
     """
@@ -51,7 +51,7 @@ class Leg:
         self._inside = self._shown = 0.0
         self._thread = get_ident()
         #: The frame of the loop if the channel belongs to one call of a function; else None. When a loop ends in any
-        #: way, Python drops its iterator, and with it this leg.
+        #: way, Python drops its iterator, and with it this counter.
         self.frame: FrameType | None = sys._getframe(3) if channel.of_one_call else None
         self._outer = _enter(self)
         if self._outer is None:
@@ -93,7 +93,7 @@ class Leg:
         return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
 
     def _grow(self, part: float) -> None:
-        """Count a part of the current item, for a leg inside."""
+        """Count a part of the current item, for a loop inside."""
         before, self._inside = self._inside, min(1.0, self._inside + part)
         if self._outer is not None:
             if self._total:
@@ -106,22 +106,22 @@ class Leg:
             self._shown = reached
 
 
-# The legs around the code of this context.  Weak references: a loop that is left early, or by an exception, drops its
-# leg without a call.
-_legs: ContextVar[tuple[weakref.ref[Leg], ...]] = ContextVar("dramatiq_status_legs", default=())
+# The counters of the loops around the code of this context.  Weak references: a loop that is left early, or by an
+# exception, drops its counter without a call.
+_counters: ContextVar[tuple[weakref.ref[LoopCounter], ...]] = ContextVar("dramatiq_status_loops", default=())
 
 
-def _enter(leg: Leg) -> Leg | None:
-    """Register a leg that begins, and return the leg of the same message around it."""
-    entered = [found for reference in _legs.get() if (found := reference()) is not None and found.open]
-    _legs.set((*map(weakref.ref, entered), weakref.ref(leg)))
-    return next((found for found in reversed(entered) if found.channel is leg.channel), None)
+def _enter(counter: LoopCounter) -> LoopCounter | None:
+    """Register the counter of a loop that begins, and return that of the loop of the same message around it."""
+    entered = [found for reference in _counters.get() if (found := reference()) is not None and found.open]
+    _counters.set((*map(weakref.ref, entered), weakref.ref(counter)))
+    return next((found for found in reversed(entered) if found.channel is counter.channel), None)
 
 
 def iterated_by(frame: FrameType) -> Channel | None:
     """Find the channel of the loop that a frame is in, where the channel is tied to the frame; None without one."""
-    legs = [leg for reference in _legs.get() if (leg := reference()) is not None]
-    return next((leg.channel for leg in reversed(legs) if leg.open and leg.frame is frame), None)
+    counters = [counter for reference in _counters.get() if (counter := reference()) is not None]
+    return next((counter.channel for counter in reversed(counters) if counter.open and counter.frame is frame), None)
 
 
 class _NoSignal:
@@ -166,19 +166,19 @@ class Track(Generic[T]):
         return self._items(self._iterable)
 
     def _items(self, iterable: Iterable[T]) -> Iterator[T]:
-        leg = self._begin()
+        counter = self._begin()
         signal = self._signal
         try:
             for item in iterable:
                 if signal.cancelled:
                     check_cancelled(self._channel)
                 yield item
-                leg.count()
-            leg.finish()
+                counter.count()
+            counter.finish()
         finally:
-            # The traceback of an exception keeps the leg for as long as the exception is kept.  This block calls no
+            # The traceback of an exception keeps the counter for as long as the exception is kept.  This block calls no
             # function: after a loop that is left early, Python ignores an interrupt that strikes in such a call.
-            leg.open = False
+            counter.open = False
 
     def __aiter__(self) -> AsyncIterator[T]:
         if not isinstance(self._iterable, AsyncIterable):
@@ -197,9 +197,9 @@ class Track(Generic[T]):
         """Whether the loop has to stop."""
         return self._signal.cancelled
 
-    def _begin(self) -> Leg:
+    def _begin(self) -> LoopCounter:
         total = _length_of(self._iterable) if self._total is None else self._total
-        return Leg(self._channel, total, self._done, self._fields)
+        return LoopCounter(self._channel, total, self._done, self._fields)
 
 
 def _length_of(iterable: object) -> int | None:
@@ -216,12 +216,12 @@ def _length_of(iterable: object) -> int | None:
 class _AsyncItems(AsyncIterator[T]):
     """Iterator of ``async for``.  It is no async generator, which would stay open after a loop that is left early."""
 
-    __slots__ = ("_ended", "_given", "_iterator", "_leg", "_track")
+    __slots__ = ("_counter", "_ended", "_given", "_iterator", "_track")
 
     def __init__(self, track: Track[T], iterable: AsyncIterable[T]) -> None:
         self._track = track
         self._iterator = aiter(iterable)
-        self._leg: Leg | None = None
+        self._counter: LoopCounter | None = None
         # Whether the loop has an item that is not counted yet.
         self._given = False
         self._ended = False
@@ -229,26 +229,26 @@ class _AsyncItems(AsyncIterator[T]):
     async def __anext__(self) -> T:
         if self._ended:
             raise StopAsyncIteration
-        leg = self._leg
-        if leg is None:
-            leg = self._leg = self._track._begin()
+        counter = self._counter
+        if counter is None:
+            counter = self._counter = self._track._begin()
         elif self._given:
             self._given = False
-            leg.count()
-        leg.open = True
+            counter.count()
+        counter.open = True
         try:
             item = await anext(self._iterator)
         except StopAsyncIteration:
             self._ended = True
-            leg.open = False
-            leg.finish()
+            counter.open = False
+            counter.finish()
             raise
         except BaseException:
-            # The exception may keep the leg. A caller that has only cancelled its wait may continue the loop.
-            leg.open = False
+            # The exception may keep the counter. A caller that has only cancelled its wait may continue the loop.
+            counter.open = False
             raise
         if self._track.is_cancelled:
-            leg.open = False
-            check_cancelled(leg.channel)
+            counter.open = False
+            check_cancelled(counter.channel)
         self._given = True
         return item

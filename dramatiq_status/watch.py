@@ -7,7 +7,7 @@ from math import inf
 from typing import Final, TypeVar, cast
 
 from . import _time as time
-from ._interrupts import strike_here
+from ._interrupts import may_be_interrupted
 from .backend import StatusBackend, Subscription
 from .errors import BackendError
 from .following import MessageWatcher, PollSchedule, Watcher
@@ -23,7 +23,7 @@ DEFAULT_WAIT_TIMEOUT: Final = 10_000
 UNKNOWN_VERSION: Final = -1
 
 #: Seconds between two attempts to subscribe.
-SUBSCRIBE_AGAIN: Final = 1.0
+SUBSCRIBE_INTERVAL: Final = 1.0
 
 FoundT = TypeVar("FoundT")
 
@@ -56,15 +56,15 @@ def follow(
         message_id, time.monotonic(), timeout=timeout, missing_timeout=missing_timeout, interval=interval
     )
 
-    def look() -> Snapshot | None:
+    def read() -> Snapshot | None:
         return backend.snapshot(message_id)
 
     # An unknown message is never shown.
-    yield from cast("Iterator[Snapshot]", watch_loop(backend, (message_id,), watcher, look))
+    yield from cast("Iterator[Snapshot]", watch_loop(backend, (message_id,), watcher, read))
 
 
 def watch_loop(
-    backend: StatusBackend, message_ids: Sequence[str], watcher: Watcher[FoundT], look: Callable[[], FoundT]
+    backend: StatusBackend, message_ids: Sequence[str], watcher: Watcher[FoundT], read: Callable[[], FoundT]
 ) -> Iterator[FoundT]:
     """Read messages again and again, and yield what their watcher selects, until the watcher is finished or raises.
 
@@ -72,29 +72,29 @@ def watch_loop(
       backend(StatusBackend)
       message_ids(Sequence[str]): Messages to subscribe to.
       watcher(Watcher)
-      look(Callable): Reads the messages; one round trip.
+      read(Callable): Reads the messages; one round trip.
     """
     clock = time.monotonic
     schedule = PollSchedule(backend)
     subscription: Subscription | None = None
     subscribe_at = -inf
-    closes = not strike_here()
+    closes = not may_be_interrupted()
     try:
         while True:
             if not watcher.answering:
                 # While the store does not answer, check the deadline before the read, so that a watch does not end with
                 # a read that fails.
                 watcher.check(clock())
-            schedule.look(clock())
+            schedule.begin_read(clock())
             try:
-                found = look()
+                found = read()
             except BackendError as e:
                 watcher.failed(e)
                 schedule.fail()
             else:
-                show = watcher.saw(found, clock())
+                show = watcher.observe(found, clock())
                 if watcher.answering:
-                    schedule.saw(watcher.version)
+                    schedule.observe(watcher.version)
                 else:
                     schedule.fail()
                 if show:
@@ -106,7 +106,7 @@ def watch_loop(
                 try:
                     subscription = backend.subscribe(message_ids)
                 except BackendError:
-                    subscribe_at = clock() + SUBSCRIBE_AGAIN
+                    subscribe_at = clock() + SUBSCRIBE_INTERVAL
                 else:
                     schedule.pushed = subscription is not None
                     if schedule.pushed:
@@ -116,7 +116,7 @@ def watch_loop(
                         subscribe_at = inf
             while True:
                 now = clock()
-                rest = watcher.rest(now)
+                rest = watcher.pause(now)
                 pause = min(watcher.time_left(now), max(rest, schedule.due() - now))
                 if pause <= 0:
                     break

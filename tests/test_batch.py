@@ -830,7 +830,7 @@ class Watching:
                 put(self.backend, message_id, state)
         ids = self.rollup.message_ids
         found = [take_snapshot(message_id, self.backend.read(message_id), self.backend.now()) for message_id in ids]
-        return self.watcher.saw(self.rollup.take(found), self.now)
+        return self.watcher.observe(self.rollup.take(found), self.now)
 
 
 def test_only_changes_are_shown() -> None:

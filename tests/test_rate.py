@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.decoding import take_snapshot
-from dramatiq_status.rate import SHORTEST, TIME_CONSTANT, TRUSTED_AFTER, RateMeter, slowed
+from dramatiq_status.rate import MIN_INTERVAL, TIME_CONSTANT, TRUSTED_AFTER, RateMeter, slowed
 from dramatiq_status.record import HEARTBEAT_AT, PROGRESS, RATE, STARTED_AT, STATE, TOTAL
 from dramatiq_status.snapshot import Snapshot
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update, apply
@@ -23,7 +23,7 @@ from dramatiq_status.writer import MessageBuffer, Start, Write, Writer
 #: Half-life of a rate, in seconds without progress.
 HALF_LIFE = TIME_CONSTANT * math.log(2)
 
-gaps = st.floats(SHORTEST, 100)
+gaps = st.floats(MIN_INTERVAL, 100)
 steps = st.integers(0, 10**6)
 
 
@@ -74,7 +74,7 @@ def test_a_rate_is_never_negative(found: list[tuple[float, int]], later: float) 
     assert rate is not None and rate >= 0
 
 
-@given(st.lists(st.tuples(st.floats(0, SHORTEST / 100), steps), min_size=1, max_size=50))
+@given(st.lists(st.tuples(st.floats(0, MIN_INTERVAL / 100), steps), min_size=1, max_size=50))
 def test_reports_in_quick_succession_are_measured_together(found: list[tuple[float, int]]) -> None:
     # Given reports much closer to each other than a speed can be measured over
     meter, at = measured(found)

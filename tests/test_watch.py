@@ -68,7 +68,7 @@ class TestMessageWatcher:
         # Given a watcher
         watcher = make_watcher()
         # When it sees two versions, each twice
-        shown = [watcher.saw(snapshot(version), 100.0) for version in (1, 1, 2, 2)]
+        shown = [watcher.observe(snapshot(version), 100.0) for version in (1, 1, 2, 2)]
         # Then it shows each once
         assert shown == [True, False, True, False]
         assert not watcher.finished
@@ -76,62 +76,62 @@ class TestMessageWatcher:
     def test_watchers_show_a_record_that_was_lost_and_created_again(self) -> None:
         # Given a watcher that has seen a version
         watcher = make_watcher()
-        watcher.saw(snapshot(7, updated_at=1), 100.0)
+        watcher.observe(snapshot(7, updated_at=1), 100.0)
         # When the record was lost and made anew, and has a lower version, or by chance the same
         # Then it is shown
-        assert watcher.saw(snapshot(1, updated_at=2), 100.0)
-        assert watcher.saw(snapshot(1, updated_at=3), 100.0)
+        assert watcher.observe(snapshot(1, updated_at=2), 100.0)
+        assert watcher.observe(snapshot(1, updated_at=3), 100.0)
 
     def test_watchers_show_that_a_message_stalls(self) -> None:
         # Given a watcher that has seen a message run
         watcher = make_watcher()
         running = {HEARTBEAT_AT: "0", HEARTBEAT_INTERVAL: "1000"}
         assert not snapshot(1, now=0, **running).stalled
-        watcher.saw(snapshot(1, now=0, **running), 100.0)
+        watcher.observe(snapshot(1, now=0, **running), 100.0)
         # When it stalls, stays so, and goes on
         timestamps = [60_000, 70_000, 0]
         # Then each turn is shown
-        assert [watcher.saw(snapshot(1, now=now, **running), 100.0) for now in timestamps] == [True, False, True]
+        assert [watcher.observe(snapshot(1, now=now, **running), 100.0) for now in timestamps] == [True, False, True]
 
     @pytest.mark.parametrize("state", [2, 3])
     def test_watchers_end_with_the_final_state(self, state: int) -> None:
         watcher = make_watcher()
         # When a final state is seen
         # Then it is shown, and the last
-        assert watcher.saw(snapshot(state=state), 100.0) and watcher.finished
+        assert watcher.observe(snapshot(state=state), 100.0) and watcher.finished
 
     def test_watchers_raise_for_a_message_that_is_unknown_for_too_long(self) -> None:
         # Given a message that is unknown
         watcher = make_watcher(missing_timeout=1000)
-        assert not watcher.saw(None, 100.0)
+        assert not watcher.observe(None, 100.0)
         # When the time is nearly over
         # Then it has that much patience left
         assert watcher.time_left(100.75) == 0.25
-        assert not watcher.saw(None, 100.75)
+        assert not watcher.observe(None, 100.75)
         # And when it is over, it is missing
         with pytest.raises(StatusMissing):
-            watcher.saw(None, 101.0)
+            watcher.observe(None, 101.0)
 
     def test_watchers_wait_for_a_record_that_vanishes(self) -> None:
         # Given a message that was seen
         watcher = make_watcher(missing_timeout=1000)
-        watcher.saw(snapshot(), 100.0)
+        watcher.observe(snapshot(), 100.0)
         # When it vanishes later on
         # Then it has the whole time to come back
-        assert not watcher.saw(None, 150.0)
+        assert not watcher.observe(None, 150.0)
         assert watcher.time_left(150.0) == 1.0
-        assert watcher.saw(snapshot(2), 150.5)
+        assert watcher.observe(snapshot(2), 150.5)
         assert watcher.time_left(150.5) == inf
 
     def test_outages_do_not_count_as_time_of_a_missing_message(self) -> None:
         # Given a message that has vanished
         watcher = make_watcher(missing_timeout=1000)
-        watcher.saw(None, 100.0)
+        watcher.observe(None, 100.0)
         # When the store is away for longer than it may be missing
         watcher.failed(BackendError("away"))
         # Then the time begins anew
         assert watcher.time_left(110.0) == inf
-        assert not watcher.saw(None, 110.0)
+        assert not watcher.observe(None, 110.0)
 
     def test_watchers_raise_the_error_of_the_first_read(self) -> None:
         # Given a store that does not answer at the first look
@@ -143,7 +143,7 @@ class TestMessageWatcher:
     def test_watchers_raise_when_their_time_is_over(self) -> None:
         # Given half a second
         watcher = make_watcher(timeout=500)
-        watcher.saw(snapshot(), 100.0)
+        watcher.observe(snapshot(), 100.0)
         # When there is some left, there is time left
         watcher.check(100.25)
         assert watcher.time_left(100.25) == 0.25
@@ -155,12 +155,12 @@ class TestMessageWatcher:
     def test_watchers_rest_between_two_snapshots(self) -> None:
         # Given a watcher that wants 50 ms between two snapshots
         watcher = make_watcher(interval=50)
-        assert watcher.rest(100.0) == 0
+        assert watcher.pause(100.0) == 0
         # When it has shown one
-        watcher.saw(snapshot(), 100.0)
+        watcher.observe(snapshot(), 100.0)
         # Then it shows nothing for that long
-        assert watcher.rest(100.02) == pytest.approx(0.03)
-        assert watcher.rest(100.06) == 0
+        assert watcher.pause(100.02) == pytest.approx(0.03)
+        assert watcher.pause(100.06) == 0
 
 
 class TestPollSchedule:
@@ -172,8 +172,8 @@ class TestPollSchedule:
 
     def looked(self, schedule: PollSchedule, now: float, version: int) -> float:
         """Note a read, and return the seconds until the next one."""
-        schedule.look(now)
-        schedule.saw(version)
+        schedule.begin_read(now)
+        schedule.observe(version)
         return schedule.due() - now
 
     def test_polling_backs_off_while_nothing_changes(self, schedule: PollSchedule) -> None:
@@ -197,8 +197,8 @@ class TestPollSchedule:
     def test_finished_messages_are_read_seldom(self, schedule: PollSchedule) -> None:
         # Given a store that tells nothing
         # When a message is finished
-        schedule.look(100.0)
-        schedule.saw(1, finished=True)
+        schedule.begin_read(100.0)
+        schedule.observe(1, finished=True)
         # Then it is asked for it as seldom as one that tells
         assert schedule.due() == pytest.approx(105.0)
         # And as often as before when it was enqueued anew
@@ -222,8 +222,8 @@ class TestPollSchedule:
         now, looks = 100.0, 0
         # When it is looked at as soon as may be for a second
         while now < 101.0:
-            schedule.look(now)
-            schedule.saw(looks)
+            schedule.begin_read(now)
+            schedule.observe(looks)
             looks += 1
             schedule.publish(looks)
             now = max(now, schedule.due())
@@ -233,16 +233,16 @@ class TestPollSchedule:
     def test_changes_during_a_read_cause_another_read(self, schedule: PollSchedule) -> None:
         # Given a look that is under way
         schedule.pushed = True
-        schedule.look(100.0)
+        schedule.begin_read(100.0)
         # When news come that the look did not see
         schedule.publish(2)
-        schedule.saw(1)
+        schedule.observe(1)
         # Then there is another
         assert schedule.due() <= 100.0
         # And none if it did
-        schedule.look(100.0)
+        schedule.begin_read(100.0)
         schedule.publish(3)
-        schedule.saw(3)
+        schedule.observe(3)
         assert schedule.due() == pytest.approx(105.0)
 
     def test_older_versions_cause_one_read(self, schedule: PollSchedule) -> None:
@@ -262,7 +262,7 @@ class TestPollSchedule:
         # When it does not answer
         pauses = []
         for _ in range(12):
-            schedule.look(100.0)
+            schedule.begin_read(100.0)
             schedule.fail()
             pauses.append(schedule.due() - 100.0)
         # Then it is asked less and less often, but once a second
@@ -515,7 +515,7 @@ class TestRedis:
 
     def test_watch_subscribes_again_after_a_refusal(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
         # Given a server that does not take the first wish, and is asked again soon
-        monkeypatch.setattr(watch, "SUBSCRIBE_AGAIN", 0.0)
+        monkeypatch.setattr(watch, "SUBSCRIBE_INTERVAL", 0.0)
         subscribe, refusals = told.subscribe, iter([BackendError("too many connections")])
 
         def refusing(message_ids: Any) -> Any:

@@ -15,13 +15,13 @@ from ..errors import BackendError
 from .connector import CATCH_UP, Connector, disconnect, error_for, no_answer, within
 
 #: Maximum number of calls that are sent together.
-CALLS_AT_ONCE: Final = 100
+CALLS_PER_SEND: Final = 100
 
 #: Number of replies for which all waiting calls get another second.
-SLOWEST: Final = 1000
+MIN_REPLIES_PER_SECOND: Final = 1000
 
 #: Seconds after which an idle connection is closed.
-IDLE: Final = 30.0
+IDLE_TIMEOUT: Final = 30.0
 
 #: Whether a task can tell its time limit from another cancellation.
 _CAN_UNCANCEL: Final = sys.version_info >= (3, 11)
@@ -71,7 +71,7 @@ class _Call:
         """Whether to send all requests again, because the server is no longer the master."""
         return self.is_first and "READONLY" in str(self.exchange.refusal)
 
-    def go_on(self) -> None:
+    def continue_exchange(self) -> None:
         """Send the requests next whose scripts the server did not have."""
         self.exchange = Exchange(self.exchange.unknown, self._clock)
 
@@ -101,7 +101,7 @@ class PipelinedConnection:
     Calls that are made while others are under way are sent together, by a task: 100 reads at once take 27 microseconds
     each, and 51 with the driver's pool of connections.  A caller that is alone sends and receives itself: the task, and
     a second one for its time limit, would take half as long again.  A caller that stops waiting disturbs no other call.
-    A connection that was idle for :data:`IDLE` seconds is closed.
+    A connection that was idle for :data:`IDLE_TIMEOUT` seconds is closed.
 
     The deadline of a call includes the time before it is sent: earlier calls, connecting, and finding the server.  Each
     reply makes the deadlines of all calls a little later, because the server answers.
@@ -160,12 +160,12 @@ class PipelinedConnection:
         before = task.cancelling()
         self._lone, call.caller = call, task
         try:
-            await self._converse(connection, [call])
+            await self._send_and_receive(connection, [call])
         except BaseException as e:
             call.caller = None
             # Only a call that was made to fail is done here: its failure has cancelled the task.
             has_failed = call.is_done and task.uncancel() <= before and isinstance(e, asyncio.CancelledError)
-            if not await self._lose(e, [call], used=True) and not has_failed:
+            if not await self._drop_connection(e, [call], used=True) and not has_failed:
                 raise
         else:
             call.caller = None
@@ -225,7 +225,7 @@ class PipelinedConnection:
 
         A server that stops replying gets no more than the time-out after its last reply.
         """
-        granted = deadline + (self._replies - seen) / SLOWEST
+        granted = deadline + (self._replies - seen) / MIN_REPLIES_PER_SECOND
         return max(deadline, min(granted, self._replied_at + self._connector.timeout))
 
     # The task that sends and receives
@@ -239,7 +239,7 @@ class PipelinedConnection:
     async def _work(self) -> None:
         try:
             while self._calls and self._lone is None:
-                number = min(len(self._calls), CALLS_AT_ONCE)
+                number = min(len(self._calls), CALLS_PER_SEND)
                 calls = [self._calls.popleft() for _ in range(number)]
                 await self._exchange([call for call in calls if not call.is_over()])
         except BaseException as e:
@@ -249,7 +249,7 @@ class PipelinedConnection:
             self._task = None
         loop = asyncio.get_running_loop()
         self._used_at = loop.time()
-        self._timer = loop.call_later(IDLE, self._rest)
+        self._timer = loop.call_later(IDLE_TIMEOUT, self._rest)
 
     def _fail(self, why: str) -> None:
         while self._calls:
@@ -260,10 +260,10 @@ class PipelinedConnection:
         if self._task is not None:
             return
         loop = asyncio.get_running_loop()
-        left = self._used_at + IDLE - loop.time()
+        left = self._used_at + IDLE_TIMEOUT - loop.time()
         if left > 0 or self._lone is not None:
             # A caller that sent and received itself has used the connection in the meantime.
-            self._timer = loop.call_later(left if left > 0 else IDLE, self._rest)
+            self._timer = loop.call_later(left if left > 0 else IDLE_TIMEOUT, self._rest)
         else:
             self._is_free = False
             self._start(self._idle())
@@ -291,15 +291,17 @@ class PipelinedConnection:
                 self._connection = await self._connector.connect()
             seen = self._replies
             await within(
-                self._connector.timeout, self._converse(self._connection, calls), lambda end: self._later(end, seen)
+                self._connector.timeout,
+                self._send_and_receive(self._connection, calls),
+                lambda end: self._later(end, seen),
             )
         except BaseException as e:
-            if not await self._lose(e, calls, used=used):
+            if not await self._drop_connection(e, calls, used=used):
                 raise
         else:
             await self._settle(calls)
 
-    async def _lose(self, error: BaseException, calls: list[_Call], *, used: bool) -> bool:
+    async def _drop_connection(self, error: BaseException, calls: list[_Call], *, used: bool) -> bool:
         """Close the connection after an error, and fail or repeat the calls that are not done.
 
         Parameters:
@@ -320,7 +322,7 @@ class PipelinedConnection:
                 call.fail(failure if isinstance(failure, BackendError) else BackendError("Redis: it was interrupted."))
         return isinstance(failure, BackendError)
 
-    async def _converse(self, connection: Any, calls: list[_Call]) -> None:
+    async def _send_and_receive(self, connection: Any, calls: list[_Call]) -> None:
         await connection.send_packed_command([call.exchange.packed for call in calls], check_health=False)
         for call in calls:
             await self._receive(connection, call.exchange)
@@ -339,7 +341,7 @@ class PipelinedConnection:
             if call.must_repeat:
                 self._repeat(call)
             elif call.exchange.unknown:
-                call.go_on()
+                call.continue_exchange()
                 self._is_free = False
                 self._calls.append(call)
 

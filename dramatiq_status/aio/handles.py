@@ -16,31 +16,31 @@ from ..progress import dict_of
 from ..record import PROGRESS, TOTAL, Record, State
 from ..runs import Run
 from ..snapshot import Snapshot
-from ..status import Look
+from ..status import StatusAttribute
 from ..update import Changes
 from .channel import AsyncChannel
 
 T = TypeVar("T")
 
 
-class AsyncLook(Look[T]):
+class AsyncStatusAttribute(StatusAttribute[T]):
     """Attribute of a handle that reads the status, to be awaited."""
 
     @overload  # type: ignore[override]
-    def __get__(self, handle: None, owner: type) -> AsyncLook[T]: ...
+    def __get__(self, handle: None, owner: type) -> AsyncStatusAttribute[T]: ...
 
     @overload
     def __get__(self, handle: Status, owner: type) -> Coroutine[Any, Any, T]: ...
 
-    def __get__(self, handle: Status | None, owner: type) -> AsyncLook[T] | Coroutine[Any, Any, T]:
+    def __get__(self, handle: Status | None, owner: type) -> AsyncStatusAttribute[T] | Coroutine[Any, Any, T]:
         return self if handle is None else self._read(handle)
 
     async def _read(self, handle: Status) -> T:
         return self.of(await handle.read())
 
 
-class AsyncCancelledLook(AsyncLook[bool]):
-    """A look that takes no round trip for the running message: whether its actor is asked to stop."""
+class AsyncCancelledAttribute(AsyncStatusAttribute[bool]):
+    """An attribute that takes no round trip for the running message: whether its actor is asked to stop."""
 
     async def _read(self, handle: Status) -> bool:
         found = handle._channel.is_cancelled()
@@ -147,41 +147,41 @@ class Status:
 
     # The attributes of a snapshot, as awaitables.  Each access is a round trip.
 
-    state: AsyncLook[State | None] = AsyncLook(None)
-    queued: AsyncLook[bool] = AsyncLook(False)
-    working: AsyncLook[bool] = AsyncLook(False)
-    completed: AsyncLook[bool] = AsyncLook(False)
-    failed: AsyncLook[bool] = AsyncLook(False)
-    finished: AsyncLook[bool] = AsyncLook(False)
-    retrying: AsyncLook[bool] = AsyncLook(False)
-    scheduled: AsyncLook[bool] = AsyncLook(False)
-    stalled: AsyncLook[bool] = AsyncLook(False)
-    skipped: AsyncLook[bool] = AsyncLook(False)
-    cancelled: AsyncLook[bool] = AsyncCancelledLook(False)
-    cancel_reason: AsyncLook[str | None] = AsyncLook(None)
-    cancel_requested_at: AsyncLook[datetime | None] = AsyncLook(None)
-    cancel_seen_at: AsyncLook[datetime | None] = AsyncLook(None)
-    attempts: AsyncLook[int] = AsyncLook(0)
-    runs: AsyncLook[tuple[Run, ...]] = AsyncLook(())
-    timeline: AsyncLook[tuple[str, ...]] = AsyncLook(())
-    exception: AsyncLook[dict[str, str] | None] = AsyncLook(None)
-    truncated: AsyncLook[tuple[str, ...]] = AsyncLook(())
-    progress: AsyncLook[float | None] = AsyncLook(None)
-    total: AsyncLook[int | float | None] = AsyncLook(None)
-    percent: AsyncLook[float | None] = AsyncLook(None)
-    rate: AsyncLook[float | None] = AsyncLook(None)
-    time_remaining: AsyncLook[timedelta | None] = AsyncLook(None)
-    actor_name: AsyncLook[str | None] = AsyncLook(None)
-    queue_name: AsyncLook[str | None] = AsyncLook(None)
-    enqueued_at: AsyncLook[datetime | None] = AsyncLook(None)
-    scheduled_at: AsyncLook[datetime | None] = AsyncLook(None)
-    started_at: AsyncLook[datetime | None] = AsyncLook(None)
-    finished_at: AsyncLook[datetime | None] = AsyncLook(None)
-    updated_at: AsyncLook[datetime | None] = AsyncLook(None)
-    heartbeat_at: AsyncLook[datetime | None] = AsyncLook(None)
-    duration: AsyncLook[timedelta | None] = AsyncLook(None)
-    version: AsyncLook[int] = AsyncLook(0)
-    fields: AsyncLook[Mapping[str, Any]] = AsyncLook(MappingProxyType({}))
+    state: AsyncStatusAttribute[State | None] = AsyncStatusAttribute(None)
+    queued: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    working: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    completed: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    failed: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    finished: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    retrying: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    scheduled: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    stalled: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    skipped: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
+    cancelled: AsyncStatusAttribute[bool] = AsyncCancelledAttribute(False)
+    cancel_reason: AsyncStatusAttribute[str | None] = AsyncStatusAttribute(None)
+    cancel_requested_at: AsyncStatusAttribute[datetime | None] = AsyncStatusAttribute(None)
+    cancel_seen_at: AsyncStatusAttribute[datetime | None] = AsyncStatusAttribute(None)
+    attempts: AsyncStatusAttribute[int] = AsyncStatusAttribute(0)
+    runs: AsyncStatusAttribute[tuple[Run, ...]] = AsyncStatusAttribute(())
+    timeline: AsyncStatusAttribute[tuple[str, ...]] = AsyncStatusAttribute(())
+    exception: AsyncStatusAttribute[dict[str, str] | None] = AsyncStatusAttribute(None)
+    truncated: AsyncStatusAttribute[tuple[str, ...]] = AsyncStatusAttribute(())
+    progress: AsyncStatusAttribute[float | None] = AsyncStatusAttribute(None)
+    total: AsyncStatusAttribute[int | float | None] = AsyncStatusAttribute(None)
+    percent: AsyncStatusAttribute[float | None] = AsyncStatusAttribute(None)
+    rate: AsyncStatusAttribute[float | None] = AsyncStatusAttribute(None)
+    time_remaining: AsyncStatusAttribute[timedelta | None] = AsyncStatusAttribute(None)
+    actor_name: AsyncStatusAttribute[str | None] = AsyncStatusAttribute(None)
+    queue_name: AsyncStatusAttribute[str | None] = AsyncStatusAttribute(None)
+    enqueued_at: AsyncStatusAttribute[datetime | None] = AsyncStatusAttribute(None)
+    scheduled_at: AsyncStatusAttribute[datetime | None] = AsyncStatusAttribute(None)
+    started_at: AsyncStatusAttribute[datetime | None] = AsyncStatusAttribute(None)
+    finished_at: AsyncStatusAttribute[datetime | None] = AsyncStatusAttribute(None)
+    updated_at: AsyncStatusAttribute[datetime | None] = AsyncStatusAttribute(None)
+    heartbeat_at: AsyncStatusAttribute[datetime | None] = AsyncStatusAttribute(None)
+    duration: AsyncStatusAttribute[timedelta | None] = AsyncStatusAttribute(None)
+    version: AsyncStatusAttribute[int] = AsyncStatusAttribute(0)
+    fields: AsyncStatusAttribute[Mapping[str, Any]] = AsyncStatusAttribute(MappingProxyType({}))
 
     async def __getitem__(self, name: str) -> Any:
         snapshot = await self.read()

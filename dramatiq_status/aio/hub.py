@@ -15,19 +15,19 @@ from ..following import BACK_OFF, PollSchedule
 from ..snapshot import Snapshot
 
 #: Maximum number of messages that are read together.  The loop does nothing else while it decodes them.
-READS_A_CALL: Final = 500
+READS_PER_CALL: Final = 500
 
 #: Maximum number of messages to which one command subscribes.
-SUBSCRIBE_A_CALL: Final = 500
+SUBSCRIPTIONS_PER_COMMAND: Final = 500
 
 #: Number of changes in a row after which the hub lets other tasks of the loop run.
-FAIR_SHARE: Final = 100
+CHANGES_PER_TURN: Final = 100
 
 #: Seconds by which a polled message may be read early, so that it is read together with others.
-GATHER: Final = 0.01
+MAX_EARLINESS: Final = 0.01
 
 #: Seconds before a lost subscription is replaced by a new one: the first time, and at most.
-RESUBSCRIBE: Final = (0.05, 1.0)
+RESUBSCRIBE_PAUSES: Final = (0.05, 1.0)
 
 
 class HubClosed(BackendError):
@@ -70,7 +70,7 @@ class Store(Protocol):
         """Connect a subscription, to no message yet; None if the store publishes no changes."""
 
 
-class WakeUp:
+class AutoResetEvent:
     """An event for one task.  After it was set, the next wait ends at once."""
 
     __slots__ = ("_is_set", "_waiter")
@@ -108,12 +108,12 @@ class LatestSlot:
 
     Parameters:
       message_id(str)
-      wake_up(WakeUp): Set when the slot is filled; many slots may share it.
+      wake_up(AutoResetEvent): Set when the slot is filled; many slots may share it.
     """
 
     __slots__ = ("_end", "_found", "_wake_up", "full", "message_id")
 
-    def __init__(self, message_id: str, wake_up: WakeUp) -> None:
+    def __init__(self, message_id: str, wake_up: AutoResetEvent) -> None:
         self.message_id: str = message_id
         #: Whether there is a snapshot, or an error, to take.
         self.full: bool = False
@@ -193,9 +193,9 @@ class Hub:
     def _begin(self) -> None:
         #: Watched messages and the times at which to read them, as a heap.
         self._list: list[tuple[float, int, WatchedMessage]] = []
-        self._wake_up = WakeUp()
+        self._wake_up = AutoResetEvent()
         #: Set when the first message needs a subscription.
-        self._subscription_needed = WakeUp()
+        self._subscription_needed = AutoResetEvent()
         self._subscription: AsyncSubscription | None = None
         #: Watched messages to subscribe to, and ids of messages to unsubscribe from.
         self._unnamed: dict[WatchedMessage, None] = {}
@@ -203,12 +203,12 @@ class Hub:
 
     # For watchers
 
-    def join(self, message_id: str, wake_up: WakeUp) -> LatestSlot:
+    def join(self, message_id: str, wake_up: AutoResetEvent) -> LatestSlot:
         """Begin to watch a message.  The hub reads it at once.
 
         Parameters:
           message_id(str)
-          wake_up(WakeUp): Set when the slot is filled.
+          wake_up(AutoResetEvent): Set when the slot is filled.
         """
         for task in self._tasks:
             if task.done():
@@ -227,10 +227,10 @@ class Hub:
             watched = self._watched[message_id] = WatchedMessage(message_id, PollSchedule(self._store.backend))
         slot = LatestSlot(message_id, wake_up)
         watched.slots[slot] = None
-        self.look(message_id)
+        self.read_now(message_id)
         return slot
 
-    def look(self, message_id: str) -> None:
+    def read_now(self, message_id: str) -> None:
         """Read a watched message at once, and fill the slots of its watchers."""
         watched = self._watched.get(message_id)
         if watched is not None:
@@ -262,7 +262,7 @@ class Hub:
     async def _keep_reading(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            messages = list(islice(self._take_due(), READS_A_CALL))
+            messages = list(islice(self._take_due(), READS_PER_CALL))
             if messages:
                 await self._read(messages)
             await self._subscribe()
@@ -273,7 +273,7 @@ class Hub:
         now = asyncio.get_running_loop().time()
         while self._list:
             due, _, watched = self._list[0]
-            if due > now + (0.0 if watched.schedule.pushed else GATHER):
+            if due > now + (0.0 if watched.schedule.pushed else MAX_EARLINESS):
                 return
             heappop(self._list)
             if due == watched.near:
@@ -305,7 +305,7 @@ class Hub:
         now = asyncio.get_running_loop().time()
         for watched in messages:
             watched.asked = False
-            watched.schedule.look(now)
+            watched.schedule.begin_read(now)
         ids = [watched.message_id for watched in messages]
         try:
             snapshots = await self._store.snapshots(ids)
@@ -317,7 +317,7 @@ class Hub:
                 self._fill(watched, snapshot)
                 continue
             finished = snapshot is not None and snapshot.finished
-            watched.schedule.saw(snapshot.version if snapshot else 0, finished=finished)
+            watched.schedule.observe(snapshot.version if snapshot else 0, finished=finished)
             self._fill(watched, snapshot)
             if not watched.wanted and watched.slots and not finished:
                 watched.wanted = True
@@ -339,12 +339,12 @@ class Hub:
             return
         try:
             while self._gone and self._subscription is subscription:
-                ids = list(islice(self._gone, SUBSCRIBE_A_CALL))
+                ids = list(islice(self._gone, SUBSCRIPTIONS_PER_COMMAND))
                 for message_id in ids:
                     del self._gone[message_id]
                 await subscription.remove(ids)
             while self._unnamed and self._subscription is subscription:
-                messages = list(islice(self._unnamed, SUBSCRIBE_A_CALL))
+                messages = list(islice(self._unnamed, SUBSCRIPTIONS_PER_COMMAND))
                 for watched in messages:
                     del self._unnamed[watched]
                     watched.named = True
@@ -354,7 +354,7 @@ class Hub:
             await subscription.close()
 
     async def _keep_subscribed(self) -> None:
-        shortest, longest = RESUBSCRIBE
+        shortest, longest = RESUBSCRIBE_PAUSES
         pause = shortest
         await self._subscription_needed.wait()
         while True:
@@ -368,14 +368,14 @@ class Hub:
                     for number in count(1):
                         self._receive(*await subscription.receive())
                         pause = shortest
-                        if number % FAIR_SHARE == 0:
+                        if number % CHANGES_PER_TURN == 0:
                             await asyncio.sleep(0)
                 finally:
                     if self._subscription is subscription:
                         self._subscription = None
                     await subscription.close()
             except BackendError:
-                self._lose()
+                self._end_subscription()
             await asyncio.sleep(pause)
             pause = min(pause * BACK_OFF, longest)
 
@@ -391,7 +391,7 @@ class Hub:
             watched.schedule.publish(version)
         self._plan(watched)
 
-    def _lose(self) -> None:
+    def _end_subscription(self) -> None:
         """Read all watched messages again and again until there is a new subscription."""
         self._gone.clear()
         for watched in self._watched.values():

@@ -10,7 +10,7 @@ from ..backend import StatusBackend
 from ..errors import BackendError
 from ..following import Watcher
 from ..snapshot import Snapshot
-from .hub import HubClosed, LatestSlot, WakeUp
+from .hub import AutoResetEvent, HubClosed, LatestSlot
 from .store import async_backend
 
 FoundT = TypeVar("FoundT")
@@ -37,7 +37,7 @@ async def watch_loop(
     clock = asyncio.get_running_loop().time
     watcher = begin(clock())
     hub = (await async_backend(backend)).hub
-    wake_up = WakeUp()
+    wake_up = AutoResetEvent()
     slots = [hub.join(message_id, wake_up) for message_id in message_ids]
     found: list[Snapshot | BackendError | None] = [None] * len(slots)
     try:
@@ -49,7 +49,7 @@ async def watch_loop(
                 watcher.failed(failure)
             else:
                 shown = take(found)
-                if watcher.saw(shown, clock()):
+                if watcher.observe(shown, clock()):
                     yield shown
                     if watcher.finished:
                         return
@@ -63,10 +63,10 @@ async def watch_loop(
                     # The store does not answer: no last read before the time is over.
                     watcher.check(clock())
                 for message_id in message_ids:
-                    hub.look(message_id)
+                    hub.read_now(message_id)
                 await _until_full(slots, wake_up)
             now = clock()
-            rest = min(watcher.rest(now), watcher.time_left(now))
+            rest = min(watcher.pause(now), watcher.time_left(now))
             if rest > 0:
                 await asyncio.sleep(rest)
     finally:
@@ -81,7 +81,7 @@ async def last(found: AsyncIterator[FoundT]) -> FoundT:
     return newest
 
 
-async def _until_full(slots: Iterable[LatestSlot], wake_up: WakeUp) -> None:
+async def _until_full(slots: Iterable[LatestSlot], wake_up: AutoResetEvent) -> None:
     while not all(slot.full for slot in slots):
         await wake_up.wait()
 

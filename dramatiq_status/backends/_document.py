@@ -96,10 +96,10 @@ class PendingDocument:
         value = self._apply(record, expires_at, now, None)
         if value is not None and len(value) > room:
             short = room + SMALL_GROWTH if self.refused else (room + limit) // 2
-            value = self._apply(record, expires_at, now, Room(room, short, limit))
+            value = self._apply(record, expires_at, now, SizeLimits(room, short, limit))
         return value
 
-    def _apply(self, record: Record | None, expires_at: int, now: int, room: Room | None) -> bytes | None:
+    def _apply(self, record: Record | None, expires_at: int, now: int, room: SizeLimits | None) -> bytes | None:
         self.outcomes, self.error = [], None
         dropped: dict[str, int] = {}
         changed = False
@@ -128,7 +128,13 @@ class PendingDocument:
         return to_value(record, expires_at) if changed and record is not None else None
 
     def _fit(
-        self, record: Record | None, update: Update, applied: Applied, now: int, room: Room, dropped: dict[str, int]
+        self,
+        record: Record | None,
+        update: Update,
+        applied: Applied,
+        now: int,
+        room: SizeLimits,
+        dropped: dict[str, int],
     ) -> Applied:
         """Leave out the largest of an update's fields that do not fit; add their sizes to `dropped`."""
         large = too_large(record, update, applied.record or {}, now, room)
@@ -176,7 +182,7 @@ def by_message(updates: Iterable[tuple[str, Update]], make: Callable[[str], D]) 
     return documents.values()
 
 
-class Room(NamedTuple):
+class SizeLimits(NamedTuple):
     """Maximum sizes of a document, in bytes.
 
     Parameters:
@@ -190,7 +196,7 @@ class Room(NamedTuple):
     all: int
 
 
-def too_large(record: Record | None, update: Update, new: Record, now: int, room: Room) -> dict[str, int]:
+def too_large(record: Record | None, update: Update, new: Record, now: int, room: SizeLimits) -> dict[str, int]:
     """Choose the fields of an update that have to be left out.  The largest ones are chosen first.
 
     Parameters:
@@ -198,7 +204,7 @@ def too_large(record: Record | None, update: Update, new: Record, now: int, room
       update(Update): The update.
       new(Record): The record after the update, with all fields.
       now(int): The current time, in epoch milliseconds.
-      room(Room): Maximum sizes of the document.
+      room(SizeLimits): Maximum sizes of the document.
 
     Returns:
       dict[str, int]: Stored names and sizes in bytes.

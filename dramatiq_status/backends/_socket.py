@@ -7,7 +7,7 @@ import struct
 from typing import Any, Final
 
 from .._interrupts import ARE_THREADS_REAL
-from ._timed import PLAIN_SOCKET, SHORTEST
+from ._timed import MIN_TIMEOUT, PLAIN_SOCKET
 
 
 def has_kernel_timeouts(found: Any) -> bool:
@@ -22,7 +22,7 @@ def set_timeout(found: Any, seconds: float) -> None:
 
     After that, a socket with time-outs of the kernel raises ``BlockingIOError``, another one ``TimeoutError``.
     """
-    seconds = max(seconds, SHORTEST)
+    seconds = max(seconds, MIN_TIMEOUT)
     if not has_kernel_timeouts(found):
         found.settimeout(seconds)
         return

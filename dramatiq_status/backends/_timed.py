@@ -10,18 +10,18 @@ from functools import cache
 from typing import Any, Final, TypeVar
 
 from .. import _time as time
-from .._interrupts import ARE_THREADS_REAL, strike_here
+from .._interrupts import ARE_THREADS_REAL, may_be_interrupted
 
 T = TypeVar("T")
 
 #: Shortest time-out of a socket, in seconds.
-SHORTEST: Final = 0.001
+MIN_TIMEOUT: Final = 0.001
 
 #: Seconds after its deadline in which a call still waits for the thread that connects.
 GRACE: Final = 0.05
 
 #: Number of bytes for which a call gets another second: a large request or reply makes the deadline later.
-SLOWEST: Final = 500_000
+MIN_BYTES_PER_SECOND: Final = 500_000
 
 #: Maximum number of bytes that are sent at once.
 _SEND_SIZE: Final = 65_536
@@ -37,10 +37,10 @@ _DO_NOTHING: Final = object.__hash__
 def time_left(deadline: float) -> float:
     """Return the number of seconds that the next system call may wait.
 
-    After the deadline, return :data:`SHORTEST`, so that the call can still read a reply that has arrived.  The reply
+    After the deadline, return :data:`MIN_TIMEOUT`, so that the call can still read a reply that has arrived.  The reply
     may have arrived while other threads executed Python, or while the call read from other servers.
     """
-    return max(deadline - time.monotonic(), SHORTEST)
+    return max(deadline - time.monotonic(), MIN_TIMEOUT)
 
 
 def half_of(deadline: float) -> float:
@@ -61,7 +61,7 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
     Raises:
       TimeoutError: When the time is over.
     """
-    if not strike_here():
+    if not may_be_interrupted():
         return work()
     done, results, errors = allocate_lock(), list[T](), list[BaseException]()
 
@@ -138,7 +138,7 @@ class _TimedSocket:
 
     def _allow(self, size: int) -> None:
         if self._connection.deadline is not None:
-            self._connection.deadline += size / SLOWEST
+            self._connection.deadline += size / MIN_BYTES_PER_SECOND
 
 
 class _Timed:

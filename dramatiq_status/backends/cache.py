@@ -79,7 +79,7 @@ class _Errors:
         return error
 
 
-class _Fit(NamedTuple):
+class _CallStyle(NamedTuple):
     """Differences in the signatures of a cache's methods.
 
     Parameters:
@@ -157,7 +157,7 @@ class CacheBackend(StatusBackend):
             raise TypeError(f"on_error must be callable, not {type(on_error).__name__}.")
         self._cache = cache
         self._on_error = on_error or (close_broken_connections if _is_djangos(cache) else None)
-        self._fit = None if _is_proxy(cache) else _find_fit(cache)
+        self._call_style = None if _is_proxy(cache) else _find_call_style(cache)
         self._prefix = escape_namespace(self.namespace) + ":"
         # No key of a message contains "%" behind its namespace.
         self._log_key = escape_namespace(self.namespace) + "%cancels"
@@ -205,7 +205,7 @@ class CacheBackend(StatusBackend):
         return read_log(self._read_log(), position or 0)
 
     def _read_log(self) -> Any:
-        return self._call("get", self._log_key, **self._found_fit().get_options)
+        return self._call("get", self._log_key, **self._known_call_style().get_options)
 
     def _carry_out(self, document: PendingDocument) -> bool:
         """Carry out the updates of a message.  Return whether a value was stored."""
@@ -230,7 +230,7 @@ class CacheBackend(StatusBackend):
         return record is not None
 
     def _store(self, key: str, value: bytes, ttl: int) -> None:
-        name = self._found_fit().ttl_name
+        name = self._known_call_style().ttl_name
         options = {} if name is None else {name: seconds_of(ttl)}
         try:
             # Some caches reject bytes.  All known caches accept a str.
@@ -266,7 +266,7 @@ class CacheBackend(StatusBackend):
     def _fetch(self, key: str, now: int) -> tuple[Record | None, int]:
         """Read a record, None for none, and the time at which it expires."""
         try:
-            value = self._call("get", key, **self._found_fit().get_options)
+            value = self._call("get", key, **self._known_call_style().get_options)
         except BackendError as e:
             if isinstance(e.__cause__, DAMAGE):
                 return None, 0
@@ -278,16 +278,16 @@ class CacheBackend(StatusBackend):
 
     # The cache
 
-    def _found_fit(self) -> _Fit:
-        fit = self._fit
-        if fit is None:
+    def _known_call_style(self) -> _CallStyle:
+        style = self._call_style
+        if style is None:
             try:
-                fit = self._fit = _find_fit(self._cache)
+                style = self._call_style = _find_call_style(self._cache)
             except TypeError as e:
                 raise BackendError(str(e)) from e
             except Exception as e:
                 raise BackendError(f"There is no cache behind the {self._name} yet ({_name_of(type(e))}).") from e
-        return fit
+        return style
 
     def _call(self, name: str, *args: Any, **options: Any) -> Any:
         # The method is looked up in each call, because Django has one cache for each thread behind one object.
@@ -353,7 +353,7 @@ def _is_proxy(cache: Any) -> bool:
     return hasattr(type(cache), "__getattr__") and None in (getattr_static(cache, name, None) for name in METHODS)
 
 
-def _find_fit(cache: Any) -> _Fit:
+def _find_call_style(cache: Any) -> _CallStyle:
     """Find the way in which a cache is called, by the parameters of its methods."""
     packages = _packages_of(cache)
     own = next((OWN_BACKENDS[package] for package in packages if package in OWN_BACKENDS), None)
@@ -366,7 +366,7 @@ def _find_fit(cache: Any) -> _Fit:
     options = {"expiration_time": math.inf} if "expiration_time" in gets.parameters else {}
     passes_on = any(found.kind in _ANYTHING for found in sets.parameters.values())
     if len(sets.parameters) == 2 and not passes_on:
-        return _Fit(options, None)
+        return _CallStyle(options, None)
     name = _ttl_name_of(sets)
     if name is None and passes_on:
         name = _ttl_name_behind(cache)
@@ -375,7 +375,7 @@ def _find_fit(cache: Any) -> _Fit:
             f"cache is a {_name_of(type(cache))} whose set{sets} takes no time to live as {', '.join(TTL_NAMES)}: wrap "
             f"it in a class that has set(key, value, timeout), in seconds, or set(key, value) if values have none."
         )
-    return _Fit(options, name)
+    return _CallStyle(options, name)
 
 
 def _ttl_name_of(sets: Signature, *self: str) -> str | None:
@@ -416,7 +416,7 @@ def _signature_of(cache: Any, name: str, *args: str) -> Signature:
         except (TypeError, ValueError):
             problem = f"has no signature for its {name}(): wrap it in a class whose methods have one"
         else:
-            # `_find_fit` checks the time to live of `set`.
+            # `_find_call_style` checks the time to live of `set`.
             if name == "set" or _takes(found, *args):
                 return found
             problem = f"has a {name}{found} that cannot be called with ({', '.join(args)})"

@@ -1,4 +1,4 @@
-"""The jobs of ``dramatiq-status demo``: nested loops, legs, a retry, a failure, and a job of many messages."""
+"""The jobs of ``dramatiq-status demo``: loops, a retry, a failure, and a job of many messages."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import _time as time
 from .._log import logger
-from ..rate import SHORTEST, RateMeter
+from ..rate import MIN_INTERVAL, RateMeter
 from ..record import (
     ATTEMPTS,
     PROGRESS,
@@ -296,7 +296,7 @@ class Merger:
             count = number_of(fields[PROGRESS])
             # A progress that is set directly after the total is the point where the job continues. It was not reached
             # in this run, so it is not measured.
-            continues, self._total_at = now - self._total_at < SHORTEST, -math.inf
+            continues, self._total_at = now - self._total_at < MIN_INTERVAL, -math.inf
             if has_begun and 0 < count >= before and not continues:
                 return
         elif TOTAL in fields and not has_begun:

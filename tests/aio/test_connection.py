@@ -133,7 +133,7 @@ def test_a_connection_that_lone_calls_use_is_not_idle(
     server: RedisServer, patient: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a loop that closes idle connections soon
-    monkeypatch.setattr(aio_connection, "IDLE", 0.2)
+    monkeypatch.setattr(aio_connection, "IDLE_TIMEOUT", 0.2)
     job = Job(patient).enqueue()
 
     async def main() -> None:

@@ -655,7 +655,7 @@ class TestOneLineForAll:
         self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given a loop that closes its connections soon
-        monkeypatch.setattr(aio_connection, "IDLE", 0.02)
+        monkeypatch.setattr(aio_connection, "IDLE_TIMEOUT", 0.02)
         job = Job(jobs).enqueue()
 
         async def main() -> None:

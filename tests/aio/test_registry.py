@@ -25,7 +25,7 @@ from dramatiq_status import (
     current_status,
 )
 from dramatiq_status.aio.backend import AsyncBackend
-from dramatiq_status.aio.hub import FAIR_SHARE, WakeUp
+from dramatiq_status.aio.hub import CHANGES_PER_TURN, AutoResetEvent
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, StubBackend
 from dramatiq_status.batch import Batch
@@ -39,7 +39,7 @@ T = TypeVar("T")
 NEVER = 3_600_000
 
 #: More changes than the hub processes before other tasks run.
-MANY = 10 * FAIR_SHARE
+MANY = 10 * CHANGES_PER_TURN
 
 
 def in_loop(main: Callable[[], Awaitable[T]]) -> T:
@@ -588,14 +588,14 @@ class TestTurns:
 
         async def main() -> None:
             hub = Telling(backend).hub
-            hub.join("busy", WakeUp())
+            hub.join("busy", AutoResetEvent())
             turns = set()
             # When others wait for their turn meanwhile
             while len(heard) < MANY:
                 await asyncio.sleep(0)
                 turns.add(len(heard))
             # Then they have it after each share
-            assert turns == set(range(0, MANY + 1, FAIR_SHARE))
+            assert turns == set(range(0, MANY + 1, CHANGES_PER_TURN))
             await hub.close()
 
         in_loop(main)

@@ -21,7 +21,7 @@ import valkey.asyncio
 
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.backends.redis.operations import READS_A_CALL, UPDATES_A_CALL
+from dramatiq_status.backends.redis.operations import READS_PER_CALL, UPDATES_PER_CALL
 from dramatiq_status.backends.redis.requests import ServerError
 from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.checks import MAX_DURATION
@@ -219,7 +219,7 @@ class TestRedis(RedisHooks, BackendConformance):
         assert not used & open_sockets()
 
     @pytest.mark.parametrize(
-        "updates, calls", [(1, 1), (UPDATES_A_CALL, 1), (UPDATES_A_CALL + 1, 2)], ids=["one", "full", "one more"]
+        "updates, calls", [(1, 1), (UPDATES_PER_CALL, 1), (UPDATES_PER_CALL + 1, 2)], ids=["one", "full", "one more"]
     )
     def test_round_trips_of_updates(
         self, backend: RedisBackend, client: redis.Redis, message_id: str, updates: int, calls: int
@@ -234,12 +234,12 @@ class TestRedis(RedisHooks, BackendConformance):
 
     def test_many_more_reads_than_a_call_takes(self, backend: RedisBackend) -> None:
         # Given two records that are far apart
-        ids = [str(n) for n in range(2 * READS_A_CALL + 1)]
+        ids = [str(n) for n in range(2 * READS_PER_CALL + 1)]
         backend.update_many([(ids[0], enqueue(origin=1)), (ids[-1], enqueue(origin=2))])
         # When they are read with all between them
         found = backend.read_many(ids)
         # Then each is in its place
-        assert [(n, record["e"]) for n, record in enumerate(found) if record] == [(0, "1"), (2 * READS_A_CALL, "2")]
+        assert [(n, record["e"]) for n, record in enumerate(found) if record] == [(0, "1"), (2 * READS_PER_CALL, "2")]
 
     # The script
 

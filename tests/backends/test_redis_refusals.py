@@ -19,7 +19,7 @@ import redis
 from dramatiq_status import BackendError, StatusRegistry, aio
 from dramatiq_status.backend import Query
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.backends.redis.operations import UPDATES_A_CALL
+from dramatiq_status.backends.redis.operations import UPDATES_PER_CALL
 from dramatiq_status.record import COMPLETED, State
 from dramatiq_status.testing.conformance import enqueue, finish, outside, read_many, start, write
 from dramatiq_status.update import Outcome
@@ -340,7 +340,7 @@ def test_a_key_that_is_refused_hides_no_other(admin: redis.Redis, backend: Redis
 
 def test_a_batch_that_is_refused_in_the_middle(admin: redis.Redis, backend: RedisBackend) -> None:
     # Given messages of which the user may write some
-    ids = [*(f"a{n}" for n in range(UPDATES_A_CALL)), "b1", "b2"]
+    ids = [*(f"a{n}" for n in range(UPDATES_PER_CALL)), "b1", "b2"]
     backend.update_many([(message_id, start(1)) for message_id in ids])
     admin.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~{backend.keys.key_of('a')}*")
     try:
@@ -349,9 +349,9 @@ def test_a_batch_that_is_refused_in_the_middle(admin: redis.Redis, backend: Redi
     finally:
         admin.execute_command("ACL", "SETUSER", "default", "~*")
     # Then the outcomes of those that were show it, and those of the others that the store refuses them
-    assert outcomes == [Outcome.APPLIED] * UPDATES_A_CALL + [Outcome.UNSTORABLE] * 2
+    assert outcomes == [Outcome.APPLIED] * UPDATES_PER_CALL + [Outcome.UNSTORABLE] * 2
     records = read_many(backend, ids)
-    assert [record and record.get("p") for record in records] == ["1"] * UPDATES_A_CALL + [None] * 2
+    assert [record and record.get("p") for record in records] == ["1"] * UPDATES_PER_CALL + [None] * 2
 
 
 @pytest.mark.parametrize("way", ["sync", "aio"])

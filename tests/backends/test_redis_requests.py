@@ -9,7 +9,7 @@ import pytest
 from dramatiq_status.backends.redis.clock import ServerClock
 from dramatiq_status.backends.redis.keys import Keys, ShardedKeys
 from dramatiq_status.backends.redis.protocol import UpdateCall
-from dramatiq_status.backends.redis.requests import Command, Exchange, Reads, Request, ScriptCall, pack
+from dramatiq_status.backends.redis.requests import Command, Exchange, ReadRequest, Request, ScriptCall, pack
 from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.errors import BackendError
 from dramatiq_status.testing.updates import cancel, counting, deleting, enqueue, heartbeat, outside, write
@@ -38,7 +38,7 @@ def exchanged(requests: list[Request], *replies: Any, clock: Any = CLOCK) -> Exc
 
 def test_each_request_gets_its_own_replies() -> None:
     # Given requests with different numbers of replies
-    update, reads, ttl = an_update("m"), Reads(0, ["n:a", "n:b"], [0, 1]), Command(0, "PTTL", "n:m")
+    update, reads, ttl = an_update("m"), ReadRequest(0, ["n:a", "n:b"], [0, 1]), Command(0, "PTTL", "n:m")
     # When the replies arrive
     exchange = exchanged([update, reads, ttl], [1], ["s", "1"], [], 5)
     # Then each request has its own
@@ -87,7 +87,7 @@ def test_an_error_belongs_to_its_request() -> None:
 
 
 def test_a_refused_read_leaves_the_others_alone() -> None:
-    reads = Reads(0, ["n:a", "n:b"], [0, 1])
+    reads = ReadRequest(0, ["n:a", "n:b"], [0, 1])
     exchange = exchanged([reads], Exception("WRONGTYPE"), ["s", "1"])
     assert (reads.error, exchange.refusal, reads.replies[1]) == (None, None, ["s", "1"])
 
@@ -131,8 +131,8 @@ def test_requests_are_split_by_message() -> None:
         (["b"], [1]),
     ]
     assert parts[1].split() == (parts[1],)
-    reads = Reads(0, ["n:a", "n:b"], [4, 7]).split()
-    assert [(read.keys, read.positions) for read in reads if isinstance(read, Reads)] == [
+    reads = ReadRequest(0, ["n:a", "n:b"], [4, 7]).split()
+    assert [(read.keys, read.positions) for read in reads if isinstance(read, ReadRequest)] == [
         (("n:a",), (4,)),
         (("n:b",), (7,)),
     ]

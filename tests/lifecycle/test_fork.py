@@ -337,7 +337,7 @@ def stack_of(thread: int) -> list[str]:
 
 def test_an_interrupt_in_a_fork_does_not_strike_the_next_job(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a job that ends right after an interrupt has struck in a hook of its fork
-    monkeypatch.setattr("dramatiq_status._process.AFTER_FORK", 1.0)
+    monkeypatch.setattr("dramatiq_status._process.RAISE_DELAY", 1.0)
     backend = RecordingBackend(timeout=20_000)
     broker = make_broker(backend)
     before = set(threading.enumerate())

@@ -20,14 +20,14 @@ from .._document import by_message, counts_twice, from_value, room_in, split_val
 from .._keys import HASH_SIZE, HASHED, MAX_KEY_SIZE, key_of
 from .exchange import Exchange, Steps
 from .item import MAX_CACHED, CachedItem, ItemCache, PendingItem, expiry_of, put
-from .protocol import Connection, Login, Stored
+from .protocol import Connection, Credentials, StoreReply
 from .rounds import Rounds
 from .server import Server, has_hung_up
 from .servers import Servers, always, nodes_at, nodes_of
 
 #: Maximum number of messages that are read in one round trip.  The buffers of the sockets have room for their requests,
-#: as for :data:`.WRITES_A_ROUND`.
-READS_A_ROUND: Final = 500
+#: as for :data:`.WRITES_PER_ROUND_TRIP`.
+READS_PER_ROUND_TRIP: Final = 500
 
 #: Maximum number of messages of which a process caches the key and the server.  Without the cache, pymemcache's hash
 #: takes about 15 microseconds for each server.
@@ -38,7 +38,7 @@ LOCATIONS_CACHED: Final = 16_384
 LOG_ATTEMPTS: Final = 16
 
 # Reading an attribute of an Enum takes five times as long as reading a global.
-_STORED: Final = Stored.STORED
+_STORED: Final = StoreReply.STORED
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ class MemcachedBackend(StatusBackend):
         if len(prefix) + len(HASHED) + HASH_SIZE > MAX_KEY_SIZE or not prefix.isprintable() or " " in prefix:
             raise ValueError(f"key_prefix and namespace must be short and hold no spaces, not {prefix!r}.")
         self._prefix = prefix
-        login = None if username is None and password is None else Login(username, password)
+        login = None if username is None and password is None else Credentials(username, password)
         self._servers = Servers(hasher, clients, timeout=self.timeout / 1000, meta=meta, login=login)
         # Returns the key of a message, and the server of that key.
         self._locate: Callable[[str], tuple[bytes, Server]] = lru_cache(LOCATIONS_CACHED)(self._find_location)
@@ -177,7 +177,7 @@ class MemcachedBackend(StatusBackend):
         expiry = LOG_TTL // 1000
         cas = None if found is None else found.cas
         stored, _ = connection.store_now(connection.store(self._log_key, value, expiry, cas))
-        return stored in (Stored.STORED, Stored.REFUSED)
+        return stored in (StoreReply.STORED, StoreReply.REFUSED)
 
     def read_cancels(self, position: Any) -> tuple[int, list[int]]:
         found = self._servers.server_of(self._log_key).call(Connection.read_value, self._log_key)
@@ -361,10 +361,10 @@ class MemcachedBackend(StatusBackend):
         self, connection: Connection, ids: list[str], decode: Decode[T], found: dict[str, T | BackendError | None]
     ) -> Steps:
         locate = self._locate
-        for first in range(0, len(ids), READS_A_ROUND):
+        for first in range(0, len(ids), READS_PER_ROUND_TRIP):
             if first:
                 connection.renew()
-            some = ids[first : first + READS_A_ROUND]
+            some = ids[first : first + READS_PER_ROUND_TRIP]
             connection.request_values([locate(message_id)[0] for message_id in some])
             yield None
             values, now = connection.read_values(len(some)), now_ms()

@@ -101,7 +101,7 @@ class RunningExchange:
         else:
             self._is_idle = False
             self.connection = connection = self.server.open(self._deadline)
-            self._steps = chain(connection.greet(), self._start(connection))
+            self._steps = chain(connection.log_in(), self._start(connection))
         return self._steps
 
     def _end(self) -> None:

@@ -35,7 +35,7 @@ _SHORT_SIZE: Final = 4096
 _TINY_SIZE: Final = 256
 
 
-class Stored(Enum):
+class StoreReply(Enum):
     """The server's reply to a value that was sent."""
 
     STORED = "stored"
@@ -50,17 +50,17 @@ class Stored(Enum):
 
 
 # Reading an attribute of an Enum takes five times as long as reading a global.
-_IS_STORED: Final = Stored.STORED
+_IS_STORED: Final = StoreReply.STORED
 
 _STORED: Final = {
-    b"HD": Stored.STORED,
-    b"EX": Stored.CHANGED,
-    b"NF": Stored.GONE,
-    b"NS": Stored.TAKEN,
-    b"STORED": Stored.STORED,
-    b"EXISTS": Stored.CHANGED,
-    b"NOT_FOUND": Stored.GONE,
-    b"NOT_STORED": Stored.TAKEN,
+    b"HD": StoreReply.STORED,
+    b"EX": StoreReply.CHANGED,
+    b"NF": StoreReply.GONE,
+    b"NS": StoreReply.TAKEN,
+    b"STORED": StoreReply.STORED,
+    b"EXISTS": StoreReply.CHANGED,
+    b"NOT_FOUND": StoreReply.GONE,
+    b"NOT_STORED": StoreReply.TAKEN,
 }
 
 #: Beginnings of the replies of a server that works and has no memory for a value.
@@ -81,7 +81,7 @@ class Item(NamedTuple):
     ttl: int | None
 
 
-class Login:
+class Credentials:
     """A name and a password, for servers that are started with ``-Y``.
 
     Raises:
@@ -107,13 +107,13 @@ class Login:
         return b"set login 0 -1 %d\r\n%b\r\n" % (len(value), value)
 
     def __repr__(self) -> str:
-        return f"<Login of {self.username!r}>"
+        return f"<Credentials of {self.username!r}>"
 
 
 class Connection(Stream):
     """A connection to memcached.  It is in step as long as the reply to every request is read.
 
-    The constructor connects; :meth:`greet` prepares the connection for requests.
+    The constructor connects; :meth:`log_in` prepares the connection for requests.
 
     Parameters:
       client(pymemcache.Client): See :class:`.Stream`.
@@ -129,12 +129,14 @@ class Connection(Stream):
       max_value_size(int): Maximum size of a value, in bytes.
     """
 
-    def __init__(self, client: Any, *, timeout: float, deadline: float, meta: bool, login: Login | None = None) -> None:
+    def __init__(
+        self, client: Any, *, timeout: float, deadline: float, meta: bool, login: Credentials | None = None
+    ) -> None:
         super().__init__(client, timeout=timeout, deadline=deadline)
         self._may_use_meta = meta
         self._login = login
 
-    def greet(self) -> Iterator[None]:
+    def log_in(self) -> Iterator[None]:
         """Log in and query the server's features, in steps: a reply is due after each step."""
         if self._login is not None:
             self.send(self._login.request)
@@ -213,7 +215,7 @@ class Connection(Stream):
 
     # One short request and its reply
 
-    def store_now(self, request: bytes) -> tuple[Stored, int | None]:
+    def store_now(self, request: bytes) -> tuple[StoreReply, int | None]:
         """Send one :meth:`store` request and read its reply."""
         reply = self.exchange(request, _TINY_SIZE)
         if reply[:4] == b"HD c" and reply[-2:] == b"\r\n" and reply[4:-2].isdigit():
@@ -311,15 +313,15 @@ class Connection(Stream):
             return None
         raise _error(line)
 
-    def read_stored(self) -> tuple[Stored, int | None]:
+    def read_stored(self) -> tuple[StoreReply, int | None]:
         """Read the reply to :meth:`store`, and the item's new cas where the protocol returns it."""
         line = self.read_line()
         if line.startswith(b"HD c"):
-            return Stored.STORED, int(line[4:])
+            return StoreReply.STORED, int(line[4:])
         stored = _STORED.get(line.partition(b" ")[0])
         if stored is None:
             if line.startswith(_NO_ROOM):
-                return Stored.REFUSED, None
+                return StoreReply.REFUSED, None
             raise _error(line)
         return stored, None
 

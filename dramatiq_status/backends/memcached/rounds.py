@@ -14,11 +14,11 @@ from ...update import Kind, Outcome
 from .._document import from_value
 from .exchange import Steps
 from .item import ABSENT, CachedItem, ItemCache, PendingItem, expiry_of
-from .protocol import Connection, Stored
+from .protocol import Connection, StoreReply
 
 #: Maximum number of messages that are written in one round trip.  The buffers of the sockets have room for the requests
 #: for this many items.  With more, the client and the server could each wait for the other to read.
-WRITES_A_ROUND: Final = 128
+WRITES_PER_ROUND_TRIP: Final = 128
 
 #: Compare-and-set conflicts after which an update takes a turn before it reads again.
 PATIENT_CONFLICTS: Final = 3
@@ -42,7 +42,7 @@ CONTENTION: Final = 0.8
 CONTENTION_BESIDE_OTHERS: Final = 0.3
 
 # Reading an attribute of an Enum takes five times as long as reading a global.
-_STORED: Final = Stored.STORED
+_STORED: Final = StoreReply.STORED
 
 
 class Rounds:
@@ -65,10 +65,10 @@ class Rounds:
         known = self._items.find_contended(document.message_id for document in documents)
         contended = [document for document in documents if document.message_id in known]
         others = [document for document in documents if document.message_id not in known] if known else documents
-        for first in range(0, len(others), WRITES_A_ROUND):
+        for first in range(0, len(others), WRITES_PER_ROUND_TRIP):
             if first:
                 connection.renew()
-            active = others[first : first + WRITES_A_ROUND]
+            active = others[first : first + WRITES_PER_ROUND_TRIP]
             while active:
                 yield from self._round(connection, active)
                 # The others do not wait for messages to which other processes keep writing.
@@ -107,7 +107,7 @@ class Rounds:
             yield from self._take_turns(connection, [found for found in ready if found.needs_turn(now)], now - began)
             ready = [document for document in ready if not document.needs_turn(now)]
             if ready:
-                yield from self._round(connection, ready[:WRITES_A_ROUND])
+                yield from self._round(connection, ready[:WRITES_PER_ROUND_TRIP])
             self._end_turns(connection, [document for document in documents if document.done])
             documents = [document for document in documents if not document.done]
         for document in documents:
@@ -180,9 +180,9 @@ class Rounds:
             if document.error is None and document.is_worth_caching(cas):
                 item = CachedItem(document.record, document.expires_at, cas, connection.server, now)
                 self._items.put(document.message_id, item, size)
-        elif stored is Stored.GONE:
+        elif stored is StoreReply.GONE:
             document.receive(ABSENT)
-        elif stored is Stored.REFUSED:
+        elif stored is StoreReply.REFUSED:
             if document.refused or document.whole:
                 message = f"The server has no memory for the status of message {document.message_id!r}, {size} bytes."
                 document.fail(Outcome.UNSTORABLE, StoreRefused(message))

@@ -13,7 +13,7 @@ from ..._time import monotonic
 from ...circuit_breaker import CircuitBreaker
 from ...errors import BackendError
 from .._pool import IdlePool
-from .protocol import Connection, Login
+from .protocol import Connection, Credentials
 
 #: Exceptions of a connection that the server has closed.
 _HANG_UPS: Final = (ConnectionError, MemcacheUnexpectedCloseError, SSLEOFError, SSLZeroReturnError)
@@ -39,7 +39,7 @@ class Server(IdlePool[Connection]):
       login(Login): See :class:`.Connection`.
     """
 
-    def __init__(self, client: Any, *, timeout: float, meta: bool, login: Login | None = None) -> None:
+    def __init__(self, client: Any, *, timeout: float, meta: bool, login: Credentials | None = None) -> None:
         self._client = copy.copy(client)
         self._client.sock = None
         self._client.no_delay = True
@@ -168,7 +168,7 @@ class Server(IdlePool[Connection]):
         """Make a connection that is ready for requests."""
         connection = self.open(deadline)
         try:
-            for _ in connection.greet():
+            for _ in connection.log_in():
                 pass
         except BaseException:
             connection.close()
@@ -176,18 +176,18 @@ class Server(IdlePool[Connection]):
         return connection
 
     def open(self, deadline: float) -> Connection:
-        """Connect, without :meth:`.Connection.greet`."""
+        """Connect, without :meth:`.Connection.log_in`."""
         client = copy.copy(self._client)
         return Connection(client, timeout=self.timeout, deadline=deadline, meta=self._meta, login=self._login)
 
 
-class OneOfManyServers(Server):
+class ServerWithBreaker(Server):
     """One of several servers.  It has a circuit breaker of its own, because it may be down while the others answer."""
 
     # The exception of its last call that has failed.
     _failure: BaseException
 
-    def __init__(self, client: Any, *, timeout: float, meta: bool, login: Login | None = None) -> None:
+    def __init__(self, client: Any, *, timeout: float, meta: bool, login: Credentials | None = None) -> None:
         super().__init__(client, timeout=timeout, meta=meta, login=login)
         self.forget()
 

@@ -13,8 +13,8 @@ from pymemcache.client.rendezvous import RendezvousHash
 from ..._time import monotonic
 from ...errors import BackendError
 from .exchange import GRACE, Exchange, RunningExchange, run_together
-from .protocol import Connection, Login
-from .server import OneOfManyServers, Server
+from .protocol import Connection, Credentials
+from .server import Server, ServerWithBreaker
 
 #: Seconds for which a server that has answered is assumed to answer.
 ANSWER_TRUST: Final = 0.1
@@ -38,18 +38,18 @@ class Servers:
     """
 
     def __init__(
-        self, hasher: Any, clients: dict[Any, Any], *, timeout: float, meta: bool, login: Login | None
+        self, hasher: Any, clients: dict[Any, Any], *, timeout: float, meta: bool, login: Credentials | None
     ) -> None:
         self._hasher = hasher
         self._timeout = timeout
         self.only: Server | None = None
-        self.by_node: dict[Any, OneOfManyServers] = {}
+        self.by_node: dict[Any, ServerWithBreaker] = {}
         if len(clients) == 1:
             (client,) = clients.values()
             self.only = Server(client, timeout=timeout, meta=meta, login=login)
         else:
             for node, client in clients.items():
-                self.by_node[node] = OneOfManyServers(client, timeout=timeout, meta=meta, login=login)
+                self.by_node[node] = ServerWithBreaker(client, timeout=timeout, meta=meta, login=login)
 
     def server_of(self, key: bytes) -> Server:
         """Return the server that has a key, even if it is down."""

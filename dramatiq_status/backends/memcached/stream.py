@@ -9,7 +9,7 @@ from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from ..._time import monotonic
 from .._socket import set_timeout
-from .._timed import SLOWEST, closed_by_c, time_left, uninterrupted
+from .._timed import MIN_BYTES_PER_SECOND, closed_by_c, time_left, uninterrupted
 
 #: Maximum number of bytes that are received at once.
 _RECEIVE_SIZE: Final = 65_536
@@ -18,7 +18,7 @@ _RECEIVE_SIZE: Final = 65_536
 _SEND_SIZE: Final = 262_144
 
 #: Maximum difference, in seconds, between the time-out of a socket and the time that the call has left.
-_SLACK: Final = 0.01
+_TIMEOUT_TOLERANCE: Final = 0.01
 
 
 class Stream:
@@ -80,7 +80,7 @@ class Stream:
     def _limit(self) -> None:
         """Set the time-out of the next system call to about the time that is left."""
         left = min(time_left(self.deadline), self.timeout)
-        if abs(left - self._timeout) > _SLACK:
+        if abs(left - self._timeout) > _TIMEOUT_TOLERANCE:
             self.has_short_timeout = True
             self._set_timeout(left)
 
@@ -124,7 +124,7 @@ class Stream:
             except BlockingIOError:
                 raise TimeoutError("timed out") from None
             if first:
-                self.deadline += _SEND_SIZE / SLOWEST
+                self.deadline += _SEND_SIZE / MIN_BYTES_PER_SECOND
 
     def receive(self) -> None:
         """Wait for more bytes."""
@@ -136,7 +136,7 @@ class Stream:
         if not received:
             raise MemcacheUnexpectedCloseError
         # A large reply may take the server longer than the time-out.
-        self.deadline += len(received) / SLOWEST
+        self.deadline += len(received) / MIN_BYTES_PER_SECOND
         self.received = self.received[self.position :] + received
         self.position = 0
 

@@ -18,7 +18,7 @@ from .transport import ServerTransport, Transport
 DRIVER: Final = any_driver()
 
 
-class Access(NamedTuple):
+class ClientAccess(NamedTuple):
     """A client of a store, and a transport that connects as the client does.
 
     Parameters:
@@ -42,7 +42,7 @@ def make_access(
     service_name: str | None = None,
     sentinel_kwargs: Mapping[str, Any] | None = None,
     cluster_nodes: Sequence[Address] | None = None,
-) -> Access:
+) -> ClientAccess:
     """Make a client and a transport.
 
     Only this function distinguishes a single server, a master and a cluster.
@@ -67,8 +67,8 @@ def make_access(
     else:
         client = quieten(_url_client(url) if url else DRIVER.client(**parameters))
     if cluster_nodes is not None or hasattr(client, "nodes_manager"):
-        return Access(client, _cluster_transport(client, cluster_nodes, timeout), ShardedKeys)
-    return Access(client, _server_transport(client, timeout), Keys)
+        return ClientAccess(client, _cluster_transport(client, cluster_nodes, timeout), ShardedKeys)
+    return ClientAccess(client, _server_transport(client, timeout), Keys)
 
 
 def _url_client(url: str) -> Any:

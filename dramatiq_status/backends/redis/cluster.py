@@ -26,7 +26,7 @@ _REDIRECTIONS: Final = 4
 _RETRIES: Final = 2
 
 #: Fraction of the time-out (one in this number) for the query whether another node answers, after a node has failed.
-_SIGN_OF_LIFE: Final = 4
+_PROBE_FRACTION: Final = 4
 
 #: Codes of the errors of a node that cannot carry out a request yet.
 _LATER: Final = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
@@ -36,7 +36,7 @@ _REDIRECTS: Final = ("ASK", "MOVED", *_LATER)
 T = TypeVar("T")
 
 
-class _Route:
+class _RoutedRequest:
     """A request, the node to which it is sent next, and the number of attempts."""
 
     __slots__ = ("node", "redirections", "request", "retries")
@@ -51,20 +51,20 @@ class _Route:
         """Send the request to the owner of its shard next."""
         self.node, self.request.arriving = None, False
 
-    def split(self) -> Sequence[_Route]:
+    def split(self) -> Sequence[_RoutedRequest]:
         """Return the routes of requests with one key each; this route alone if its request has one key."""
         parts = self.request.split()
         if len(parts) == 1:
             return (self,)
         for part in parts:
             part.error = _failed(self.request, None).error
-        return [_Route(part) for part in parts]
+        return [_RoutedRequest(part) for part in parts]
 
 
-class _Flight:
+class _NodeRequests:
     """Requests that are sent to one node together, and their replies."""
 
-    def __init__(self, node: Node, routes: list[_Route]) -> None:
+    def __init__(self, node: Node, routes: list[_RoutedRequest]) -> None:
         self.node = node
         self.routes = routes
         #: Why the last requests have no replies.
@@ -166,7 +166,7 @@ class ClusterTransport:
 
     def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
         deadline = time.monotonic() + self._timeout
-        flights = self._send([_Route(request) for request in requests], deadline)
+        flights = self._send([_RoutedRequest(request) for request in requests], deadline)
         left = deadline - time.monotonic()
 
         def complete() -> Sequence[Request]:
@@ -176,7 +176,7 @@ class ClusterTransport:
 
     def is_down(self, failure: BackendError) -> bool:
         # The operation has taken its time already, so this query gets a part of the time-out.
-        deadline = time.monotonic() + self._timeout / _SIGN_OF_LIFE
+        deadline = time.monotonic() + self._timeout / _PROBE_FRACTION
         return "cluster is down" in str(failure) or not self._map.query(deadline)
 
     def subscribe(self, channels: Mapping[str, str]) -> RedisSubscription:
@@ -194,7 +194,7 @@ class ClusterTransport:
             connect.
         """
         deadline = time.monotonic() + self._timeout
-        nodes = self._map.living()
+        nodes = self._map.available()
         random.shuffle(nodes)
         nodes.sort(key=lambda node: node.has_failed)
         for node in nodes[:-1]:
@@ -209,12 +209,12 @@ class ClusterTransport:
 
     # Sending and receiving
 
-    def _send(self, routes: Sequence[_Route], deadline: float) -> list[_Flight]:
+    def _send(self, routes: Sequence[_RoutedRequest], deadline: float) -> list[_NodeRequests]:
         self._map.renew(deadline)
-        groups: dict[Node, list[_Route]] = {}
+        groups: dict[Node, list[_RoutedRequest]] = {}
         for route in routes:
             groups.setdefault(route.node or self._map.owner(route.request.shard), []).append(route)
-        flights = [_Flight(node, group) for node, group in groups.items()]
+        flights = [_NodeRequests(node, group) for node, group in groups.items()]
         # Nodes that take the longest to fail come last.
         flights.sort(key=lambda flight: (flight.node.has_failed, not flight.node.pool.has_idle))
         try:
@@ -228,7 +228,7 @@ class ClusterTransport:
             raise
         return flights
 
-    def _complete(self, flights: list[_Flight], deadline: float) -> Sequence[Request]:
+    def _complete(self, flights: list[_NodeRequests], deadline: float) -> Sequence[Request]:
         pause, longest = _PAUSES
         done: list[Request] = []
         while True:
@@ -241,10 +241,10 @@ class ClusterTransport:
                 # An interrupt: the number of replies that are still to come is unknown.
                 _close(flights)
                 raise
-            again: list[_Route] = []
+            again: list[_RoutedRequest] = []
             wait = False
             for flight in flights:
-                wait |= self._judge(flight, deadline, done, again)
+                wait |= self._process_replies(flight, deadline, done, again)
             if not again:
                 return done
             if time.monotonic() + pause > deadline:
@@ -257,7 +257,9 @@ class ClusterTransport:
             except BackendError as e:
                 return [*done, *(_failed(route.request, e) for route in again)]
 
-    def _judge(self, flight: _Flight, deadline: float, done: list[Request], again: list[_Route]) -> bool:
+    def _process_replies(
+        self, flight: _NodeRequests, deadline: float, done: list[Request], again: list[_RoutedRequest]
+    ) -> bool:
         """Sort requests that have come back into those that are done and those to send again.
 
         Returns:
@@ -292,11 +294,16 @@ class ClusterTransport:
             route.redirections += 1
             wait |= route.redirections > _REDIRECTIONS
         if flight.error is not None:
-            self._judge_lost(flight, flight.error, deadline, done, again)
+            self._process_failure(flight, flight.error, deadline, done, again)
         return wait
 
-    def _judge_lost(
-        self, flight: _Flight, error: BaseException, deadline: float, done: list[Request], again: list[_Route]
+    def _process_failure(
+        self,
+        flight: _NodeRequests,
+        error: BaseException,
+        deadline: float,
+        done: list[Request],
+        again: list[_RoutedRequest],
     ) -> None:
         """Sort requests whose replies were lost."""
         node = flight.node
@@ -310,7 +317,7 @@ class ClusterTransport:
         if not flight.used:
             self._map.stale = True
             if hung_up:
-                self._map.query_lately(deadline)
+                self._map.refresh(deadline)
         failure = error if isinstance(error, BackendError) else failure_of(error)
         for route in flight.routes[flight.answered :]:
             request = _failed(route.request, failure)
@@ -355,6 +362,6 @@ def _failed(request: Request, error: BackendError | None) -> Request:
     return request
 
 
-def _close(flights: Iterable[_Flight]) -> None:
+def _close(flights: Iterable[_NodeRequests]) -> None:
     for flight in flights:
         flight.close()

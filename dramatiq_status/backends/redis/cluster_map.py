@@ -140,7 +140,7 @@ class ClusterMap:
         """Whether all nodes have failed.  Then no node is blocked: a request that fails too early costs nothing."""
         return all(node.has_failed for node in self.nodes.values())
 
-    def living(self) -> list[Node]:
+    def available(self) -> list[Node]:
         """Return the nodes that are not blocked, or all nodes if all are blocked.  Nodes with shards come first."""
         nodes = [node for node in dict.fromkeys([*self._owners, *self._first, *self.nodes.values()]) if node]
         return [node for node in nodes if not node.is_blocked] or nodes
@@ -168,7 +168,7 @@ class ClusterMap:
             return False
         return True
 
-    def query_lately(self, deadline: float) -> None:
+    def refresh(self, deadline: float) -> None:
         """Make a new map unless the present one is less than :data:`_MAP_TRUST` seconds old."""
         if time.monotonic() - self._mapped > _MAP_TRUST:
             self.query(deadline)
@@ -178,7 +178,7 @@ class ClusterMap:
 
         Each node has half of the time that is left, so that there is time left for the next one.
         """
-        for node in sorted(self.living(), key=lambda node: node.has_failed):
+        for node in sorted(self.available(), key=lambda node: node.has_failed):
             if time.monotonic() > deadline:
                 break
             try:

@@ -10,13 +10,13 @@ from typing import Any, Final
 from ... import _time as time
 from .._pool import IdlePool
 from .._socket import has_kernel_timeouts, set_timeout
-from .._timed import SLOWEST, time_left, timed, uninterrupted
+from .._timed import MIN_BYTES_PER_SECOND, time_left, timed, uninterrupted
 from .driver import driver_of, errors, response_errors
 from .requests import coded, failure_of, hiredis
 
 #: Fraction of the time-out (one in this number) by which the end of a system call may differ from the deadline.
 #: Example: with a time-out of 500 milliseconds, they may differ by 31.
-TIME_STEPS: Final = 16
+TIMEOUT_TOLERANCE: Final = 16
 
 #: Errors of a socket whose time-out is over, be it the kernel's or Python's.
 _TIME_OUTS: Final = (BlockingIOError, TimeoutError)
@@ -49,9 +49,9 @@ class Connection:
         "_connection",
         "_make",
         "_reader",
-        "_slack",
         "_socket",
         "_timeout",
+        "_tolerance",
         "_waits",
         "deadline",
         "decodes",
@@ -66,7 +66,7 @@ class Connection:
         self.deadline = 0.0
         self._make = make
         self._timeout = timeout
-        self._slack = timeout / TIME_STEPS
+        self._tolerance = timeout / TIMEOUT_TOLERANCE
         # Time-out of a system call, in seconds; negative where it is unknown.
         self._waits = -timeout
         self._connection: Any = None
@@ -100,7 +100,7 @@ class Connection:
             return
         try:
             difference = self.deadline - time.monotonic() - self._waits
-            if difference < -self._slack or difference > self._slack:
+            if difference < -self._tolerance or difference > self._tolerance:
                 self._limit()
             sent = self._socket.send(request)
             if sent < len(request):
@@ -123,7 +123,7 @@ class Connection:
                 return reply
             try:
                 difference = self.deadline - time.monotonic() - self._waits
-                if difference < -self._slack or difference > self._slack:
+                if difference < -self._tolerance or difference > self._tolerance:
                     self._limit()
                 data = self._socket.recv(_BUFFER_SIZE)
             except _TIME_OUTS as e:
@@ -131,7 +131,7 @@ class Connection:
             if not data:
                 raise ConnectionError("Connection closed by server.")
             # A large reply may take the server longer than the time-out, so each part of it makes the deadline later.
-            self.deadline += len(data) / SLOWEST
+            self.deadline += len(data) / MIN_BYTES_PER_SECOND
             reader.feed(data)
 
     def read_many(self, count: int) -> list[Any]:
@@ -176,7 +176,7 @@ class Connection:
         while request:
             self._limit()
             sent = self._socket.send(request)
-            self.deadline += sent / SLOWEST
+            self.deadline += sent / MIN_BYTES_PER_SECOND
             request = request[sent:]
 
     def _read_by_driver(self) -> Any:

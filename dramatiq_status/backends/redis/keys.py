@@ -19,7 +19,7 @@ _CHECKED: Final = 1000
 
 #: Number of unfinished messages of one shard of a cluster among which a count looks for expired ones.  The sum over all
 #: shards is larger than :data:`_CHECKED`, because shards differ in size.
-_CHECKED_A_SHARD: Final = 64
+_CHECKED_PER_SHARD: Final = 64
 
 
 #: Arguments of the index: the maximum number of messages of a set, the length of the part of a key before the
@@ -141,7 +141,7 @@ class Keys:
 class ShardedKeys(Keys):
     """Names of the keys of a cluster."""
 
-    checked = _CHECKED_A_SHARD
+    checked = _CHECKED_PER_SHARD
     list_mode = ListMode.IDS
 
     def __init__(self, namespace: str, max_listed: int) -> None:

@@ -25,7 +25,7 @@ from .clock import ServerClock
 from .keys import Keys, ListMode
 from .protocol import OUTCOMES, UNLISTED, DeleteCall, UpdateCall, Updates
 from .relisting import relist
-from .requests import Command, Reads, Request, ScriptCall, refusal_of
+from .requests import Command, ReadRequest, Request, ScriptCall, refusal_of
 from .script import LIST
 from .transport import Steps, Transport
 
@@ -33,19 +33,19 @@ FoundT = TypeVar("FoundT")
 
 #: Maximum number of updates of one script call.  A server does nothing else while it executes a script; this many
 #: updates take it about a millisecond.
-UPDATES_A_CALL: Final = 128
+UPDATES_PER_CALL: Final = 128
 
 #: Maximum number of records that are read together.
-READS_A_CALL: Final = 2000
+READS_PER_CALL: Final = 2000
 
 #: Maximum number of entries of the log of cancelled messages that are read together.
-LOGGED_A_CALL: Final = 10_000
+LOG_ENTRIES_PER_CALL: Final = 10_000
 
 #: Maximum number of calls for one page, each of which only removes expired messages from the index.
-PASSES_A_PAGE: Final = 64
+CALLS_PER_PAGE: Final = 64
 
 #: Number of messages that are requested from a shard in addition to twice its share of a page.
-_MORE: Final = 8
+_EXTRA_MESSAGES: Final = 8
 
 #: The script's arguments in place of a cursor, for the first page.
 _NEWEST: Final = ("", "")
@@ -138,7 +138,7 @@ class Operations:
         waiting = self.keys.group([message_id for message_id, _ in updates])
         # Each shard has one call under way.  If its slot were moving, a second call could overtake the first.
         while calls := [self._call(shard, updates, positions) for shard, positions in waiting.items()]:
-            rest = {shard: positions[UPDATES_A_CALL:] for shard, positions in waiting.items()}
+            rest = {shard: positions[UPDATES_PER_CALL:] for shard, positions in waiting.items()}
             failed = yield from self._settle((yield calls), outcomes)
             failures += failed.values()
             waiting = {shard: positions for shard, positions in rest.items() if positions and shard not in failed}
@@ -147,7 +147,7 @@ class Operations:
         return outcomes
 
     def _call(self, shard: int, updates: Updates, positions: Sequence[int]) -> UpdateCall:
-        positions = positions[:UPDATES_A_CALL]
+        positions = positions[:UPDATES_PER_CALL]
         if len(positions) < len(updates):
             updates = [updates[position] for position in positions]
         return self._update_call(self.keys, shard, updates, positions)
@@ -209,7 +209,7 @@ class Operations:
         """Read one record and decode it."""
         keys = self.keys
         shard = keys.shard_of(message_id)
-        reads = Reads(shard, (keys.prefixes[shard] + message_id,), (0,))
+        reads = ReadRequest(shard, (keys.prefixes[shard] + message_id,), (0,))
         yield (reads,)
         if reads.error is not None:
             # On a cluster, this call renews the map of the nodes, for the next operation.
@@ -236,8 +236,8 @@ class Operations:
     def _read(self, message_ids: Sequence[str]) -> Steps[list[Any]]:
         """Read records, and return for each its names and texts in turn, nothing, or an error."""
         found: list[Any] = []
-        for first in range(0, len(message_ids), READS_A_CALL):
-            ids = message_ids[first : first + READS_A_CALL]
+        for first in range(0, len(message_ids), READS_PER_CALL):
+            ids = message_ids[first : first + READS_PER_CALL]
             replies: list[Any] = [None] * len(ids)
             failure, answered = None, False
             for reads in (yield self._reads(ids)):
@@ -254,10 +254,10 @@ class Operations:
             found += replies
         return found
 
-    def _reads(self, ids: Sequence[str]) -> list[Reads]:
+    def _reads(self, ids: Sequence[str]) -> list[ReadRequest]:
         groups, prefixes = self.keys.group(ids), self.keys.prefixes
         return [
-            Reads(shard, [prefixes[shard] + ids[position] for position in positions], positions)
+            ReadRequest(shard, [prefixes[shard] + ids[position] for position in positions], positions)
             for shard, positions in groups.items()
         ]
 
@@ -272,7 +272,7 @@ class Operations:
         while shards:
             begins = [f"({found[shard]}" if shard in found else "-" for shard in shards]
             calls = yield [
-                Command(shard, "XRANGE", self.keys.cancels[shard], begin, "+", "COUNT", LOGGED_A_CALL)
+                Command(shard, "XRANGE", self.keys.cancels[shard], begin, "+", "COUNT", LOG_ENTRIES_PER_CALL)
                 for shard, begin in zip(shards, begins)
             ]
             errors = [call.error for call in calls if call.error is not None]
@@ -285,7 +285,7 @@ class Operations:
                     found[call.shard] = call.reply[-1][0]
                     # Another program may have added other entries.
                     marks += [int(texts[1], 16) for _, texts in call.reply if is_mark(texts[1])]
-                    if len(call.reply) == LOGGED_A_CALL:
+                    if len(call.reply) == LOG_ENTRIES_PER_CALL:
                         shards.append(call.shard)
         return found, marks
 
@@ -313,7 +313,7 @@ class Operations:
         for 50.
         """
         shards = self.keys.shards
-        number = min(limit, limit // len(shards) * 2 + _MORE)
+        number = min(limit, limit // len(shards) * 2 + _EXTRA_MESSAGES)
         lists = yield from self._lists(wanted, shards, number, after)
         newest = _newest(lists, limit)
         last = newest[-1][0] if len(newest) == limit else (0, "")
@@ -328,7 +328,7 @@ class Operations:
     ) -> Steps[dict[int, list[_Entry]]]:
         """Return the newest messages of each shard, of those that come after a cursor."""
         lists = {}
-        for _ in range(PASSES_A_PAGE):
+        for _ in range(CALLS_PER_PAGE):
             unfinished = []
             for call in (yield from self._ask(wanted, shards, limit, *(after or _NEWEST))):
                 more, page = call.reply

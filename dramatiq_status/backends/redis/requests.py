@@ -187,7 +187,7 @@ class ScriptCall(Request):
         return pack("EVALSHA", self.script.sha, len(keys), *keys, *self.arguments(clock))
 
 
-class Reads(Request):
+class ReadRequest(Request):
     """Reads of records: a command each.
 
     Parameters:
@@ -216,7 +216,7 @@ class Reads(Request):
     def split(self) -> Sequence[Request]:
         if len(self.keys) == 1:
             return (self,)
-        return [Reads(self.shard, (key,), (position,)) for key, position in zip(self.keys, self.positions)]
+        return [ReadRequest(self.shard, (key,), (position,)) for key, position in zip(self.keys, self.positions)]
 
 
 class Exchange:

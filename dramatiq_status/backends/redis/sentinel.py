@@ -28,7 +28,7 @@ _FLAGS: Final = {
 }
 
 
-class _Location(NamedTuple):
+class _KnownMaster(NamedTuple):
     """A stand-in for the pool of the driver's Sentinel connection: it returns a known address of the master."""
 
     address: Address
@@ -90,7 +90,7 @@ class MasterPool(ServerPool):
         return super().take(deadline)
 
     def fresh(self, deadline: float) -> Any:
-        location = _Location(self.locate(deadline), self._service, self._check_connection)
+        location = _KnownMaster(self.locate(deadline), self._service, self._check_connection)
         connection = timed(self.kind)(**self.parameters, connection_pool=location)
         connection.deadline = deadline
         return connection

@@ -20,10 +20,10 @@ from .listing import count_query, page_query
 from .schema import COLUMNS, LOG, TABLE, prepare
 
 #: Maximum number of rows of a query.  SQLite before 3.32 takes 999 variables.
-ROWS_A_QUERY: Final = 900
+ROWS_PER_QUERY: Final = 900
 
 #: Number of expired rows that a call deletes for each message whose state it changes.
-SWEPT_A_ROW: Final = 8
+SWEPT_PER_CHANGE: Final = 8
 
 #: Number of expired rows above which a call deletes no more rows than it changes messages.  Other writers wait while a
 #: call deletes.
@@ -31,7 +31,7 @@ MAX_SWEPT: Final = 200
 
 #: Share of the time to live by which the indexes of lists keep an unfinished message longer: one in this number.
 #: Example: with a time to live of a week, the indexes keep the message for 2.6 hours more.
-SLACK: Final = 64
+LISTING_MARGIN: Final = 64
 
 #: Exclusive upper limit of a position.
 END_OF_POSITIONS: Final = MAX_WHOLE_NUMBER + 1
@@ -160,7 +160,7 @@ class SQLiteBackend(StatusBackend):
         for message_id, row in rows.items():
             self._store(connection, message_id, found.get(message_id, _NO_ROW), row, now)
         if moved:
-            most = max(min(len(moved) * SWEPT_A_ROW, MAX_SWEPT), len(moved))
+            most = max(min(len(moved) * SWEPT_PER_CHANGE, MAX_SWEPT), len(moved))
             connection.execute(_SWEEP, {"now": now, "most": most})
         if cancelled := cancelled_by(updates, outcomes):
             marks = [(self.namespace, mark_of(message_id)) for message_id in cancelled]
@@ -185,7 +185,9 @@ class SQLiteBackend(StatusBackend):
             # The indexes of lists stay unchanged.
             connection.execute(_REWRITE, (document, expires_at, self.namespace, message_id))
             return
-        listed_until = expires_at if is_finished(record) else min(expires_at + (expires_at - now) // SLACK, END_OF_TIME)
+        listed_until = (
+            expires_at if is_finished(record) else min(expires_at + (expires_at - now) // LISTING_MARGIN, END_OF_TIME)
+        )
         connection.execute(_STORE, (self.namespace, message_id, document, expires_at, listed_until, position, *columns))
 
     def delete(self, message_id: str) -> bool:
@@ -204,10 +206,10 @@ class SQLiteBackend(StatusBackend):
 
     def _fetch(self, connection: sqlite3.Connection, message_ids: Sequence[str]) -> dict[str, _Row]:
         rows = {}
-        for first in range(0, len(message_ids), ROWS_A_QUERY):
-            ids = list(message_ids[first : first + ROWS_A_QUERY])
+        for first in range(0, len(message_ids), ROWS_PER_QUERY):
+            ids = list(message_ids[first : first + ROWS_PER_QUERY])
             # The number of variables is a power of two, so that SQLite has to cache only a few statements.
-            size = min(1 << (len(ids) - 1).bit_length(), ROWS_A_QUERY)
+            size = min(1 << (len(ids) - 1).bit_length(), ROWS_PER_QUERY)
             query = _FETCH.format(", ".join("?" * size))
             keys = [self.namespace, *ids, *ids[-1:] * (size - len(ids))]
             for message_id, document, *rest in connection.execute(query, keys).fetchall():

@@ -25,7 +25,7 @@ PAUSES: Final = (0.0002, 0.01)
 _REFUSALS: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)
 
 #: Maximum number of seconds that a fork waits for the calls of other threads.
-FORK_PATIENCE: Final = 1.0
+FORK_TIMEOUT: Final = 1.0
 
 #: Seconds between two checks whether the file was deleted or replaced.
 CHECK_INTERVAL: Final = 1.0
@@ -175,7 +175,7 @@ class Connections:
     def begin_fork(self) -> None:
         """Close all connections, and open none until the end of the fork."""
         self._forking = True
-        deadline = time.monotonic() + FORK_PATIENCE
+        deadline = time.monotonic() + FORK_TIMEOUT
         self.close()
         while any(self._open) and time.monotonic() < deadline:
             time.sleep(PAUSES[0])

@@ -13,7 +13,7 @@ from .schema import COLUMNS, TABLE
 INDEXES: Final = {"actor": "actors", "queue": "queues", "state": "states"}
 
 #: Maximum number of rows that are counted in each of two indexes, to choose the smaller one.
-FEW: Final = 200
+MAX_COMPARED: Final = 200
 
 #: Expired rows that the indexes of lists still contain.
 _LATE = (
@@ -70,7 +70,7 @@ def _choose_index(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> 
         of_queue, of_actor = (
             connection.execute(
                 f"SELECT count(*) FROM (SELECT 1 FROM {TABLE} INDEXED BY {TABLE}_{index} "
-                f"WHERE namespace = :namespace AND {column} = :{column} LIMIT {FEW})",
+                f"WHERE namespace = :namespace AND {column} = :{column} LIMIT {MAX_COMPARED})",
                 wanted,
             ).fetchone()[0]
             for index, column in (("queues", "queue"), ("actors", "actor"))

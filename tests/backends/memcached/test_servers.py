@@ -21,7 +21,7 @@ from pymemcache.client.hash import HashClient
 
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, aio, current_progress, current_status
 from dramatiq_status.backends import MemcachedBackend
-from dramatiq_status.backends.memcached.server import OneOfManyServers
+from dramatiq_status.backends.memcached.server import ServerWithBreaker
 from dramatiq_status.testing.updates import enqueue, finish, outside, start, write
 from dramatiq_status.update import Outcome, Update
 from dramatiq_status.writer import sender as sender_module
@@ -76,7 +76,7 @@ def ids_on(backend: MemcachedBackend, server: MemcachedServer, count: int) -> li
     return found
 
 
-def blocked(backend: MemcachedBackend) -> list[OneOfManyServers]:
+def blocked(backend: MemcachedBackend) -> list[ServerWithBreaker]:
     """Return the servers that are not called at the moment."""
     return [server for server in backend._servers.by_node.values() if server.breaker.blocked]
 

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from dramatiq_status.backends.memcached import MemcachedBackend
-from dramatiq_status.backends.memcached.protocol import Stored
+from dramatiq_status.backends.memcached.protocol import StoreReply
 from dramatiq_status.record import PROGRESS, RESULT, Record, is_finished
 from dramatiq_status.testing.conformance import finish, outside, start, write
 from dramatiq_status.update import Kind, Outcome, Update
@@ -97,7 +97,7 @@ def test_the_largest_value_is_stored(backend: MemcachedBackend) -> None:
     connection.send(connection.store(key, value, 1000, None))
     stored, _ = connection.read_stored()
     # Then memcached takes it
-    assert stored is Stored.STORED
+    assert stored is StoreReply.STORED
     connection.send(connection.get(key))
     item = connection.read_item()
     assert item is not None and item.value == value

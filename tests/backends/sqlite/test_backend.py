@@ -20,7 +20,7 @@ from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import Query, StatusBackend
 from dramatiq_status.backends import SQLiteBackend
 from dramatiq_status.backends.sqlite import connections as sqlite_connections
-from dramatiq_status.backends.sqlite.backend import MAX_SWEPT, ROWS_A_QUERY, SWEPT_A_ROW
+from dramatiq_status.backends.sqlite.backend import MAX_SWEPT, ROWS_PER_QUERY, SWEPT_PER_CHANGE
 from dramatiq_status.backends.sqlite.schema import TABLE
 from dramatiq_status.cursor import Cursor
 from dramatiq_status.errors import BackendError
@@ -378,7 +378,7 @@ class TestSQLite(BackendConformance):
 
     def test_reading_is_a_query(self, backend: SQLiteBackend) -> None:
         # Given as many messages as one query can have
-        ids = [uuid4().hex for _ in range(ROWS_A_QUERY)]
+        ids = [uuid4().hex for _ in range(ROWS_PER_QUERY)]
         # When they are read
         statements = traced(backend, lambda: backend.read_many(ids))
         # Then the call is one query
@@ -592,7 +592,7 @@ class TestSQLite(BackendConformance):
             backend.update("x", update)
             after = rows_of(backend)
             # Then a few expired rows are deleted each time
-            assert after == before + made - SWEPT_A_ROW
+            assert after == before + made - SWEPT_PER_CHANGE
             before = after
         # And after some more messages, all expired rows are deleted
         for _ in range(20):
