@@ -110,7 +110,7 @@ class RunChannel(LiveChannel):
         self.flush: Callable[[], bool] = buffer.flush
         self.signal: CancelSignal | None = buffer
         # Whether ``cancel_seen_at`` was written.
-        self.is_seen = False
+        self.is_seen: bool = False
         self._buffer = buffer
         self._backend = backend
         # Stored names of the fields that the run has written and not deleted.

@@ -443,7 +443,7 @@ class Snapshot:
 values_of: Callable[[Snapshot], dict[str, Any]] = vars(Snapshot)["_values"].__get__
 
 # Setters of the slots of a new snapshot: its __setattr__() raises.
-set_message_id = vars(Snapshot)["message_id"].__set__
-set_values = vars(Snapshot)["_values"].__set__
-set_now = vars(Snapshot)["_now"].__set__
-set_position = vars(Snapshot)["_position"].__set__
+set_message_id: Callable[[Snapshot, str], None] = vars(Snapshot)["message_id"].__set__
+set_values: Callable[[Snapshot, dict[str, Any]], None] = vars(Snapshot)["_values"].__set__
+set_now: Callable[[Snapshot, int], None] = vars(Snapshot)["_now"].__set__
+set_position: Callable[[Snapshot, int | None], None] = vars(Snapshot)["_position"].__set__

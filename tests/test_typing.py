@@ -69,6 +69,29 @@ def test_pyright_finds_the_errors_of_users_and_no_others(tmp_path: Path) -> None
     compare(texts, marked(1))
 
 
+def test_all_public_names_have_a_type(tmp_path: Path) -> None:
+    pytest.importorskip("pyright")
+    # Given the environment of this interpreter: with this option, pyright looks for packages in that of `python3`
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    # When pyright checks the package as its users see it
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--verifytypes", "dramatiq_status", "--ignoreexternal", "--outputjson"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(done.stdout)["typeCompleteness"]
+    # Then each name has a type, and no checker has to infer it
+    untyped = {
+        symbol["name"]: [one["message"] for one in symbol["diagnostics"] if one["severity"] == "error"]
+        for symbol in found["symbols"]
+        if symbol["isExported"] and not symbol["isTypeKnown"]
+    }
+    assert untyped == {}
+    assert found["completenessScore"] == 1 and len(found["symbols"]) > 2000
+
+
 def compare(found: dict[Error, str], expected: set[Error]) -> None:
     assert {error: text for error, text in found.items() if error not in expected} == {}
     assert expected - found.keys() == set()

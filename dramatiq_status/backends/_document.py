@@ -71,9 +71,9 @@ class PendingDocument:
         self.updates: list[Update] = []
         self.outcomes: list[Outcome] = []
         self.record: Record | None = None
-        self.expires_at = 0
+        self.expires_at: int = 0
         self.error: ValueError | BackendError | None = None
-        self.refused = False
+        self.refused: bool = False
 
     def apply(self, record: Record | None, expires_at: int, now: int, limit: int) -> bytes | None:
         """Apply the updates to a record.

@@ -76,7 +76,7 @@ class LiveOutput:
       clock(bool): Whether the total shows the elapsed time.
     """
 
-    pause = FRAME
+    pause: float = FRAME
 
     def __init__(self, picture: Picture, *, clock: bool = False) -> None:
         self._picture = picture
@@ -132,7 +132,7 @@ class LineOutput:
       store(str): Name of the store.
     """
 
-    pause = 1.0
+    pause: float = 1.0
 
     def __init__(self, store: str) -> None:
         self._store = store

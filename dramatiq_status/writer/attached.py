@@ -35,7 +35,7 @@ class AttachedBuffers:
     """
 
     #: Whether the store has the updates, or gets them from the writer.
-    may_be_stored = False
+    may_be_stored: bool = False
 
     def __init__(self, writer: AttachmentWriter, *buffers: MessageBuffer) -> None:
         self._writer = writer

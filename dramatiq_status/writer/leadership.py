@@ -27,8 +27,8 @@ class Wakeup:
         #: is_asleep: Whether the writer's thread sleeps. Only that thread sets it to False. If another thread set it,
         #: and an interrupt struck before its call(), the writer's thread would not be woken. wake_at: End of the sleep,
         #: by the monotonic clock.
-        self.is_asleep = False
-        self.wake_at = 0.0
+        self.is_asleep: bool = False
+        self.wake_at: float = 0.0
 
     def call(self) -> None:
         """Wake the thread."""
@@ -58,7 +58,7 @@ class Leadership:
         self._sender = sender
         self._wakeup = wakeup
         #: The leader holds it while it collects and sends.
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
         #: Confirmations of the threads that wait for their final state to be stored.
         self.waiting: deque[Confirmation] = deque()
         #: Confirmation of the thread that was woken to lead next; None for none.

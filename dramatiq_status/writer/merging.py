@@ -41,8 +41,8 @@ class Merger:
 
     #: is_urgent: Whether the pending updates contain an operation that does not wait for the throttle. is_throttled:
     #: Whether they contain one that does.
-    is_urgent = False
-    is_throttled = False
+    is_urgent: bool = False
+    is_throttled: bool = False
     # Number of the last update of the run.
     _sequence = 0
     _base: Record | None = None

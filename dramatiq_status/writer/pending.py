@@ -27,9 +27,9 @@ class PendingUpdate:
     __slots__ = ("arguments", "confirmations", "fields", "frozen", "reached")
 
     def __init__(self, arguments: dict[str, Any], confirmations: Iterable[Confirmation] = ()) -> None:
-        self.arguments = arguments
+        self.arguments: dict[str, Any] = arguments
         self.fields: Record = arguments["fields"]
-        self.confirmations = list(confirmations)
+        self.confirmations: list[Confirmation] = list(confirmations)
         #: The update, once it was sent.
         self.frozen: Update | None = None
         #: What the end of a count has set, as far as this process knows; empty without such an end.  An update ends a
@@ -109,9 +109,9 @@ class MergedState:
     __slots__ = ("attempts", "deleted", "known", "pending", "taken", "template")
 
     def __init__(self, template: dict[str, Any], known: Record) -> None:
-        self.template = template
-        self.known = known
-        self.attempts = 1
+        self.template: dict[str, Any] = template
+        self.known: Record = known
+        self.attempts: int = 1
         #: Updates that the store does not have yet, in order.
         self.pending: list[PendingUpdate] = []
         #: Stored names of the fields that the run has deleted, including those that it has written again.

@@ -38,7 +38,7 @@ class SendQueue:
         self.later: dict[MessageBuffer, float] = {}
         #: The earliest of these times.
         self.next_due: float = math.inf
-        self.backlog = Backlog(max_pending, max_pending_bytes, self.is_waiting)
+        self.backlog: Backlog = Backlog(max_pending, max_pending_bytes, self.is_waiting)
         #: Confirmations of drains.  While there is one, throttled buffers are sent at once.
         self.drains: deque[Confirmation] = deque()
         # Whether it was logged that the backlog is full.

@@ -62,8 +62,10 @@ class RunningExchange:
     """
 
     def __init__(self, exchange: Exchange, deadline: float) -> None:
-        self.server, self._start, self._may_repeat = exchange
-        self.done = False
+        self.server: Server = exchange.server
+        self._start = exchange.start
+        self._may_repeat = exchange.may_repeat
+        self.done: bool = False
         self.error: BackendError | None = None
         self.connection: Connection | None = None
         self.resume_at: float | None = None

@@ -122,16 +122,19 @@ class PendingItem(PendingDocument):
       turn_until(float): Time after which the updates try without a turn, by the monotonic clock.
     """
 
+    outcomes: list[Outcome]
+    error: ValueError | BackendError | None
+
     def __init__(self, message_id: str, key: bytes, *, whole: bool = False) -> None:
         super().__init__(message_id, key, whole=whole)
         self.item: CachedItem | None = None
-        self.may_guess = True
-        self.sent = False
-        self.done = False
-        self.conflicts = 0
-        self.retry_at = 0.0
-        self.has_turn = False
-        self.turn_until = 0.0
+        self.may_guess: bool = True
+        self.sent: bool = False
+        self.done: bool = False
+        self.conflicts: int = 0
+        self.retry_at: float = 0.0
+        self.has_turn: bool = False
+        self.turn_until: float = 0.0
 
     def apply_to(self, item: CachedItem, now: int, limit: int) -> bytes | None:
         """Apply the updates to an item, see :meth:`.PendingDocument.apply`."""

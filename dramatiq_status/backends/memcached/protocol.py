@@ -120,7 +120,7 @@ class Connection(Stream):
       timeout(float): See :class:`.Stream`.
       deadline(float): See :class:`.Stream`.
       meta(bool): Whether to use the meta commands if the server has them.
-      login(Login): Login that the server requires, None for none.
+      login(Credentials): Login that the server requires, None for none.
 
     Attributes:
       meta(bool): Whether the connection uses the meta commands.
@@ -128,6 +128,8 @@ class Connection(Stream):
         beginning, so a cas is worthless for another start of it.
       max_value_size(int): Maximum size of a value, in bytes.
     """
+
+    position: int
 
     def __init__(
         self, client: Any, *, timeout: float, deadline: float, meta: bool, login: Credentials | None = None
@@ -155,15 +157,15 @@ class Connection(Stream):
         # If there is no memory, a meta command also deletes the item that it should replace.  A server that evicts
         # other items makes room first.
         evicts = settings.get(b"evictions") != b"off"
-        self.meta = has_meta and self._may_use_meta and evicts and _version(version) >= META_SINCE
+        self.meta: bool = has_meta and self._may_use_meta and evicts and _version(version) >= META_SINCE
         try:
             started = int(stats[b"time"]) - int(stats[b"uptime"])
-            self.server = f"{int(stats[b'pid']):x}-{started:x}"
+            self.server: str = f"{int(stats[b'pid']):x}-{started:x}"
         except (KeyError, ValueError):
             # It may be a proxy.  Each connection then counts as a server of its own, so a cached item serves only the
             # connection that wrote it.
             self.server = os.urandom(8).hex()
-        self.max_value_size = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
+        self.max_value_size: int = int(settings.get(b"item_size_max", DEFAULT_ITEM_SIZE)) - ITEM_OVERHEAD
 
     def _check_login(self, line: bytes) -> bytes:
         """Raise an error for a server that is not a memcached, or that requires another login."""

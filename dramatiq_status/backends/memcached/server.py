@@ -19,7 +19,7 @@ from .protocol import Connection, Credentials
 _HANG_UPS: Final = (ConnectionError, MemcacheUnexpectedCloseError, SSLEOFError, SSLZeroReturnError)
 
 #: Exceptions of a server that does not answer, or answers with an error.
-FAILURES: Final = (MemcacheError, OSError)
+FAILURES: Final[tuple[type[Exception], ...]] = (MemcacheError, OSError)
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Server(IdlePool[Connection]):
       client(pymemcache.Client): Has the address and all connection parameters.
       timeout(float): Seconds for each call, including the time to connect.
       meta(bool): See :class:`.Connection`.
-      login(Login): See :class:`.Connection`.
+      login(Credentials): See :class:`.Connection`.
     """
 
     def __init__(self, client: Any, *, timeout: float, meta: bool, login: Credentials | None = None) -> None:
@@ -219,7 +219,7 @@ class ServerWithBreaker(Server):
             raise super().fail(self._failure) from self._failure
 
     def succeed(self) -> None:
-        self.answered_at = monotonic()
+        self.answered_at: float = monotonic()
         if self.breaker.down:
             self.breaker.succeeded()
 
@@ -231,7 +231,7 @@ class ServerWithBreaker(Server):
     def forget(self) -> None:
         super().forget()
         #: Its circuit breaker.  A child process makes a new one, because another thread may hold the lock of this one.
-        self.breaker = CircuitBreaker(f"memcached at {self.address}")
+        self.breaker: CircuitBreaker = CircuitBreaker(f"memcached at {self.address}")
         #: Time of its last answer, by the monotonic clock.
         self.answered_at = float("-inf")
         self._failure = ConnectionError()

@@ -30,7 +30,7 @@ class Servers:
       clients(dict): The nodes, and a client of pymemcache for each.
       timeout(float): Seconds for each call.
       meta(bool): See :class:`.Connection`.
-      login(Login): See :class:`.Connection`.
+      login(Credentials): See :class:`.Connection`.
 
     Attributes:
       only(Server): The only server, None if there are many.

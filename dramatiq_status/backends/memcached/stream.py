@@ -41,18 +41,18 @@ class Stream:
 
     def __init__(self, client: Any, *, timeout: float, deadline: float) -> None:
         self._client = client
-        self.received = b""
-        self.position = 0
+        self.received: bytes = b""
+        self.position: int = 0
         self.timeout = timeout
-        self.deadline = deadline
-        self.used = 0.0
+        self.deadline: float = deadline
+        self.used: float = 0.0
         client.timeout = client.connect_timeout = self._timeout = self._time_left()
-        self.has_short_timeout = True
+        self.has_short_timeout: bool = True
         # The client's public methods would also wait for a reply, and each piece of the reply would get a whole
         # time-out.
         uninterrupted(client._connect, deadline)
         try:
-            self.socket = closed_by_c(client.sock)
+            self.socket: Any = closed_by_c(client.sock)
             self._set_timeout(self._time_left())
         except BaseException:
             client.close()

@@ -131,7 +131,7 @@ class BrokerCalls:
         self._found: Any = None
         self._is_plain = False
         #: Thread-local: updates that are attached to its next command of the broker, in the attribute ``attachment``.
-        self.thread = threading.local()
+        self.thread: threading.local = threading.local()
 
     def takes(self, client: Any, numkeys: int, arguments: tuple[Any, ...]) -> bool:
         """Whether a script call is one of the broker's, and no other package has replaced the client's

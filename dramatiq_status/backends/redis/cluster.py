@@ -11,7 +11,7 @@ from ...errors import BackendError
 from .._timed import half_of
 from .clock import ServerClock
 from .cluster_map import ClusterMap, Node
-from .connection import Address, Connection, address_of
+from .connection import Address, Connection, ServerPool, address_of
 from .driver import errors, hang_ups
 from .requests import Exchange, Request, failure_of, refusal_of
 from .subscription import RedisSubscription
@@ -149,7 +149,7 @@ class ClusterTransport:
     ) -> None:
         self._timeout = timeout
         self._map = ClusterMap(pool, addresses, timeout, remap)
-        self.pool = self._map.pool
+        self.pool: ServerPool = self._map.pool
 
     @property
     def clock(self) -> ServerClock:

@@ -35,15 +35,15 @@ class Node:
     def __init__(self, address: Address, pool: ServerPool) -> None:
         self.address = address
         self.pool = pool
-        self.clock = ServerClock()
-        self.transport = ServerTransport(pool, self.clock)
+        self.clock: ServerClock = ServerClock()
+        self.transport: ServerTransport = ServerTransport(pool, self.clock)
         #: The last error of a connection.
         self.failure: BaseException = ConnectionError()
         self.forget()
 
     def forget(self) -> None:
         """Leave the circuit breaker to the parent process: it has a lock, which another thread may hold at a fork."""
-        self.breaker = CircuitBreaker("Redis at {}:{}".format(*self.address))
+        self.breaker: CircuitBreaker = CircuitBreaker("Redis at {}:{}".format(*self.address))
 
     def fail(self, error: BaseException) -> None:
         """Note that the node did not answer."""

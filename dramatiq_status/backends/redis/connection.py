@@ -59,11 +59,11 @@ class Connection:
     )
 
     def __init__(self, make: Callable[[float], Any], timeout: float, *, decodes: bool = True) -> None:
-        self.decodes = decodes
+        self.decodes: bool = decodes
         #: Time of the end of the last call, by the monotonic clock; 0 before the first.
-        self.used = 0.0
+        self.used: float = 0.0
         #: Deadline of the present call, by the monotonic clock.
-        self.deadline = 0.0
+        self.deadline: float = 0.0
         self._make = make
         self._timeout = timeout
         self._tolerance = timeout / TIMEOUT_TOLERANCE

@@ -196,6 +196,10 @@ class ReadRequest(Request):
       positions(Sequence[int]): Positions of the records among all that the operation reads.
     """
 
+    size: int
+    replies: Sequence[Any]
+    error: BackendError | None
+
     def __init__(self, shard: int, keys: Sequence[str], positions: Sequence[int]) -> None:
         self.shard = shard
         self.keys = keys

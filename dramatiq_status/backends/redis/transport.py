@@ -113,8 +113,8 @@ class ServerTransport:
 
     def __init__(self, pool: ServerPool, clock: ServerClock | None = None) -> None:
         self.pool = pool
-        self.clock = clock or ServerClock()
-        self.moves = pool.moves
+        self.clock: ServerClock = clock or ServerClock()
+        self.moves: bool = pool.moves
 
     def run(self, requests: Sequence[Request]) -> Sequence[Request]:
         request = requests[0]

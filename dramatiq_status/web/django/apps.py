@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Django has no types.
+    class AppConfig:
+        """Base class of applications."""
+else:
+    from django.apps import AppConfig
 
 
-class StatusConfig(AppConfig):  # type: ignore[misc,untyped-decorator,unused-ignore]
+class StatusConfig(AppConfig):
     """Django application with the template tags.  It has no models."""
 
     name = "dramatiq_status.web.django"

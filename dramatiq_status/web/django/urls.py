@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.urls import path
 
 from .views import status
 
 app_name = "dramatiq_status"
 
-urlpatterns = [path("<path:path>", status, name="status")]
+urlpatterns: list[Any] = [path("<path:path>", status, name="status")]

@@ -10,7 +10,7 @@ from django.utils.html import format_html, format_html_join
 
 from ..views import sign
 
-register = template.Library()
+register: Any = template.Library()
 
 
 @register.simple_tag  # type: ignore[misc,untyped-decorator,unused-ignore]
