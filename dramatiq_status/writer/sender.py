@@ -113,7 +113,11 @@ class Sender:
             self._fail(list(refused), next(iter(refused.values())))
             return False
         for buffer, error in refused.items():
-            self._refuse(buffer, error)
+            if buffer.failed_alone:
+                self._refuse(buffer, error)
+            else:
+                # The store may have begun to take updates in the middle of these calls.
+                buffer.failed_alone = True
         return True
 
     def _drop_unstorable(self, buffer: MessageBuffer, error: Exception) -> None:

@@ -239,7 +239,28 @@ def test_a_key_that_holds_no_status_stops_no_job(site: Site) -> None:
         assert [found and found.attempts for found in site.snapshots(messages)] == [2] * 4
 
 
-# Enqueues that the server refuses after the status
+# Enqueues that end in an error
+
+
+def test_a_message_that_the_server_takes_after_the_time_out_has_its_status(site: Site) -> None:
+    # Given a broker whose calls have a time-out, and a server that is frozen
+    backend = RedisBackend(url=f"{site.url()}?socket_timeout=0.3", timeout=TIMEOUT)
+    broker = RedisBroker(client=backend.broker_client(), middleware=[StatusMiddleware(backend=backend)])
+
+    @dramatiq.actor(broker=broker, queue_name=site.work.queue_name)
+    def work() -> None: ...
+
+    message, refused = work.send(), work.message()
+    site.server.pause()
+    # When a message is sent, and the server carries out its transaction after the sender has got the error
+    with pytest.raises(redis.TimeoutError):
+        broker.enqueue(refused)
+    site.server.resume()
+    # Then the broker has it, and it is shown as queued
+    eventually(lambda: site.unfinished() == 2)
+    assert site.states([message, refused]) == ["queued", "queued"]
+    broker.close()
+    backend.close()
 
 
 def test_a_message_that_is_refused_after_its_status_is_unknown(site: Site) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from dramatiq_status.update import Kind, Outcome, Update
 from dramatiq_status.writer import Start, Writer
 
 from ..recording import (
+    PATIENCE,
     RecordingBackend,
     eventually,
     make_broker,
@@ -150,6 +152,35 @@ def test_a_message_is_not_blamed_for_one_broken_connection(
     assert eventually(lambda: backend.read("m") and backend.read("n"))
     # Then no message is said to be refused
     assert backend.has_failed and "does not take updates" not in caplog.text
+
+
+class Reopening(StubBackend):
+    """A store that refuses calls with message "m" until it has taken message "n".  Its first call waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = threading.Event()
+
+    def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
+        assert self.goes_on.wait(PATIENCE)
+        if any(message_id == "m" for message_id, _ in updates) and self.read("n") is None:
+            raise StoreRefused("It takes nothing yet.")
+        return super().update_many(updates)
+
+
+def test_a_store_that_takes_updates_again_in_the_middle_of_a_batch_gets_all(writers: list[Writer]) -> None:
+    # Given a writer that sends, and two messages that it sends next
+    backend = Reopening()
+    writer = Writer(backend, CircuitBreaker("Reopening"))
+    writers.append(writer)
+    for name in ("first", "m", "n"):
+        buffer = writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+        buffer.add(Start({}, 1))
+    # When the store refuses the first one of them, and takes the second one
+    backend.goes_on.set()
+    # Then it gets both
+    assert eventually(lambda: backend.read("m") and backend.read("n"))
+    assert not writer.breaker.health(0, 0).dropped
 
 
 class PickyAboutRuns(Picky):
