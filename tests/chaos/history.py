@@ -199,7 +199,9 @@ class World:
 
     def _run(self, fact: Fact) -> Run:
         self._on_other(fact)
-        return self.history(fact["id"]).runs[fact["run"]]
+        # An interrupt may have struck the witness before it had written down that the run began.
+        begun = Run(fact["run"], fact["pid"], fact["t"], 0)
+        return self.history(fact["id"]).runs.setdefault(fact["run"], begun)
 
     def _on_entered(self, fact: Fact) -> None:
         self._run(fact).entered = fact["t"]

@@ -187,3 +187,11 @@ def test_an_acknowledgement_that_is_held_is_found_unless_its_process_was_frozen(
     assert found([*one_run(JOB), held], final(), []) == ["acknowledgement held"]
     frozen = [fact(6.0, "frozen", "", pids=[1]), fact(8.0, "thawed", "", pids=[1])]
     assert found([*one_run(JOB), held, *frozen], final(), []) == []
+
+
+def test_a_run_whose_beginning_was_not_written_down_counts() -> None:
+    # Given a witness that an interrupt struck before it had written that the run began
+    facts = [f for f in one_run(JOB) if f["what"] != "began"]
+    # Then the end of the run is known
+    world = World(facts, lossy=False, failover=False)
+    assert [run.state for run in world.history("m").final_runs] == ["completed"]
