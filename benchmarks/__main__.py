@@ -22,6 +22,7 @@ BENCHMARKS = (
     "visibility",
     "watch",
     "cancel",
+    "history",
     "lost",
     "contention",
     "size",
