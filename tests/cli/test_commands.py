@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
@@ -21,7 +23,7 @@ from dramatiq_status.history import run_ended
 from dramatiq_status.record import COMPLETED, FAILED, FINISHED_AT, QUEUED, STARTED_AT, WORKING
 from dramatiq_status.testing.updates import enqueue, finish, life_to, named, outside, start, write
 
-from ..recording import UNMEASURED
+from ..recording import UNMEASURED, eventually
 from .terminals import COMMAND, environment, on_pipe, on_terminal, screen_of
 
 IDS = {
@@ -166,6 +168,26 @@ def test_wait_ends_with_the_job(every_place: Place, capsys: pytest.CaptureFixtur
     # Then the command ends well, and prints the job
     assert status == 0
     assert capsys.readouterr().out.startswith(f"Completed  {IDS['working']}  job_working")
+
+
+def test_redis_says_when_a_job_ends(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given readers that poll once an hour
+    monkeypatch.setattr(RedisBackend, "poll_interval", (3_600_000, 3_600_000))
+    monkeypatch.setattr(RedisBackend, "recheck_interval", 3_600_000)
+    with closing(RedisBackend(url=redis_url, timeout=20_000)) as backend, closing(Redis.from_url(redis_url)) as client:
+        fill(backend)
+        done: list[int] = []
+        arguments = ["wait", IDS["queued"], IDS["working"], "--any", "--timeout", "30", "--url", redis_url]
+        thread = threading.Thread(target=lambda: done.append(main(arguments)))
+        thread.start()
+        # When a job ends after the command has subscribed to its changes
+        eventually(lambda: any(IDS["working"].encode() in name for name in client.pubsub_channels()))
+        time.sleep(0.5)
+        assert thread.is_alive()
+        backend.update(IDS["working"], finish(1))
+        thread.join()
+    # Then the command ends because the store says so: at the next poll it would have timed out
+    assert done == [0]
 
 
 def test_wait_for_any(place: Place) -> None:
