@@ -1,4 +1,4 @@
-"""The start of the command line in processor time, beside a bare Python; the time from a job's end until ``wait`` ends."""
+"""The start of the command line, beside a bare Python; the time from the end of a job until ``wait`` ends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
@@ -57,11 +58,11 @@ def _waiting(options: Options, server: RedisServer) -> Table:
             backend.update(job, enqueue())
             backend.update(job, start(1))
             commands = {
-                names[0]: (("-c", BARE, server.url, channel), channel, lambda: client.publish(channel, "over")),
+                names[0]: (("-c", BARE, server.url, channel), channel, partial(client.publish, channel, "over")),
                 names[1]: (
                     ("-m", "dramatiq_status", "wait", job, "--url", server.url),
                     job,
-                    lambda: backend.update(job, finish(1)),
+                    partial(backend.update, job, finish(1)),
                 ),
             }
             for name, (arguments, topic, end) in commands.items():

@@ -79,7 +79,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_filters(listing)
     listing.add_argument("--limit", type=limit, default=50, help="number of jobs, from 1 to 1,000; by default 50")
     listing.add_argument("--after", metavar="CURSOR", help="begin after this job of the page before")
-    listing.add_argument("--watch", action="store_true", help="show the changes of these jobs in place, until Ctrl-C")
+    listing.add_argument(
+        "--watch",
+        action="store_true",
+        help="show changes in place, new jobs by the key n, until Ctrl-C",
+    )
     listing.set_defaults(progress="auto")
     _add_filters(command("count", "count jobs", output))
     cancel = command("cancel", "cancel jobs: those that wait end at once, those that run are asked to stop", output)

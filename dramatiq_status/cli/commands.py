@@ -82,7 +82,7 @@ def wait(arguments: Namespace) -> int:
 def list_jobs(arguments: Namespace) -> int:
     """Print a page of jobs."""
     store = store_of(arguments)
-    terminal, query = terminal_of(sys.stdout), _query_of(arguments)
+    terminal, query = terminal_of(sys.stdout), query_of(arguments)
     page = page_of(store, arguments)
     with reaching(store):
         if arguments.json:
@@ -118,7 +118,7 @@ def page_of(store: Store, arguments: Namespace) -> list[Snapshot]:
     with reaching(store):
         try:
             return StatusRegistry.list(
-                **_query_of(arguments), limit=arguments.limit, after=arguments.after, backend=store.backend
+                **query_of(arguments), limit=arguments.limit, after=arguments.after, backend=store.backend
             )
         except ValueError as e:
             raise CommandError(f"--after: {e}") from e
@@ -128,7 +128,7 @@ def count(arguments: Namespace) -> int:
     """Print the number of jobs."""
     store = store_of(arguments)
     with reaching(store):
-        number = StatusRegistry.count(**_query_of(arguments), backend=store.backend)
+        number = StatusRegistry.count(**query_of(arguments), backend=store.backend)
     print(json.dumps({"count": number}) if arguments.json else number)
     return COMPLETED
 
@@ -235,7 +235,8 @@ def complain(text: str) -> None:
     print(f"dramatiq-status: {clean(text)}", file=sys.stderr, flush=True)
 
 
-def _query_of(arguments: Namespace) -> dict[str, Any]:
+def query_of(arguments: Namespace) -> dict[str, Any]:
+    """Return the filters that the arguments of ``list`` and ``count`` select."""
     return {"state": arguments.state, "actor_name": arguments.actor, "queue_name": arguments.queue}
 
 

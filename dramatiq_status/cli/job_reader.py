@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -26,6 +26,9 @@ _LAST_RETRY: Final = 5.0
 #: Factor by which a pause is longer than the one before.
 _BACK_OFF: Final = 1.5
 
+#: Seconds between two reads of the list whose jobs are watched.
+_LIST_AGAIN: Final = 1.0
+
 #: Seconds after which an unknown job counts as vanished.
 _MISSING: Final = 1.0
 
@@ -40,6 +43,7 @@ class JobsView(NamedTuple):
       known(Mapping[str, Snapshot]): Last snapshots by id, including those of vanished jobs.
       problem(str): Error of the store; empty while the store answers.
       retry_at(float): Time of the next attempt, by the monotonic clock.
+      added(int): Number of jobs that the list has got since its jobs were chosen.
     """
 
     found: BatchSnapshot
@@ -48,6 +52,7 @@ class JobsView(NamedTuple):
     known: Mapping[str, Snapshot] = MappingProxyType({})
     problem: str = ""
     retry_at: float = 0.0
+    added: int = 0
 
     @property
     def is_over(self) -> bool:
@@ -71,11 +76,22 @@ class JobReader:
     """Reader of the jobs on a thread of its own, so that the picture moves on while the store does not answer.
 
     Parameters:
-      batch(Batch): The jobs.
+      make_batch(Callable): Makes the batch of the jobs with some ids.
+      ids(Sequence[str]): The jobs.
+      read_list(Callable): Reads the ids of the list whose jobs are watched; None for jobs that do not come from a list.
     """
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+    def __init__(
+        self,
+        make_batch: Callable[[Sequence[str]], Batch],
+        ids: Sequence[str],
+        read_list: Callable[[], Sequence[str]] | None = None,
+    ) -> None:
+        self._make_batch = make_batch
+        self._batch = make_batch(ids)
+        self._read_list = read_list
+        self._listed = list(ids)
+        self._list_at = time.monotonic() + _LIST_AGAIN
         self._missing: dict[str, float] = {}
         self._known: dict[str, Snapshot] = {}
         # The first read raises: there is nothing to show yet.
@@ -96,11 +112,18 @@ class JobReader:
         self._changed.clear()
         return changed
 
+    def renew(self) -> None:
+        """Watch the jobs that the list has now, from the next read on."""
+        self._batch = self._make_batch(self._listed)
+
     def close(self) -> None:
         """Read no more."""
         self._closed.set()
 
     def _read(self) -> JobsView:
+        now = time.monotonic()
+        if self._read_list is not None and now >= self._list_at:
+            self._listed, self._list_at = list(self._read_list()), now + _LIST_AGAIN
         found, now = self._batch.read(), time.monotonic()
         for message_id, snapshot in found.children.items():
             if snapshot is not None:
@@ -110,7 +133,8 @@ class JobReader:
             else:
                 self._missing.pop(message_id, None)
         vanished = frozenset(i for i, since in self._missing.items() if now - since >= _MISSING)
-        return JobsView(found, present(), vanished, dict(self._known))
+        added = sum(message_id not in found.children for message_id in self._listed)
+        return JobsView(found, present(), vanished, dict(self._known), added=added)
 
     def _run(self) -> None:
         pause, retry = _SHORTEST, _FIRST_RETRY
@@ -124,7 +148,9 @@ class JobReader:
                 self._view = before._replace(problem=str(e), retry_at=time.monotonic() + retry)
                 self._changed.set()
                 continue
-            is_new = before.problem or before.vanished != self._view.vanished or before.found != self._view.found
+            view = self._view
+            is_new = before.problem or (before.vanished, before.added) != (view.vanished, view.added)
+            is_new = is_new or before.found != view.found
             pause = _SHORTEST if is_new else min(pause * _BACK_OFF, _LONGEST)
             if is_new:
                 self._changed.set()

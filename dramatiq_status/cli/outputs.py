@@ -45,6 +45,9 @@ class WatchOutput(Protocol):
     def show(self, view: JobsView) -> None:
         """Show a view, which may be the same as before."""
 
+    def wants_new(self, view: JobsView) -> bool:
+        """Return whether to watch the new jobs of a list from now on."""
+
     def end(self, view: JobsView, note: str = "") -> None:
         """Show the last view."""
 
@@ -97,6 +100,11 @@ class LiveOutput:
         options = self._options(view)
         self._screen.draw(self._picture.draw(view, options), options.terminal)
 
+    def wants_new(self, view: JobsView) -> bool:
+        # A key that was pressed before there were new jobs counts for none.
+        keys = self._screen.keys()
+        return view.added > 0 and "n" in keys
+
     def end(self, view: JobsView, note: str = "") -> None:
         options = self._options(view)
         rows = self._picture.end(view, options, note)
@@ -112,8 +120,9 @@ class LiveOutput:
         now = time.monotonic()
         elapsed = now - self._began
         terminal = self._terminal._replace(width=max(20, columns))
+        retry_in = max(0.0, view.retry_at - now)
         return PictureOptions(
-            terminal, rows, present(), elapsed, int(elapsed / FRAME), max(0.0, view.retry_at - now), self._clock
+            terminal, rows, present(), elapsed, int(elapsed / FRAME), retry_in, self._clock, self._screen.has_keys
         )
 
 
@@ -163,6 +172,10 @@ class LineOutput:
                     continue
                 self._printed[message_id] = line
                 self._print_line(facts, now, is_over=is_over)
+
+    def wants_new(self, view: JobsView) -> bool:
+        # Lines do not move.
+        return view.added > 0
 
     def end(self, view: JobsView, note: str = "") -> None:
         self.show(view)

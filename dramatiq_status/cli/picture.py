@@ -73,7 +73,7 @@ class Slots:
         if len(troubled) > first:
             moving = [i for i in wanted if ranks[i] != 0]
             wanted = [*troubled[:first], *moving, *troubled[first:]]
-        if len(self._slots) != number:
+        if len(self._slots) != number or not states.keys() >= set(self._slots):
             chosen = set(wanted[:number])
             self._slots = [i for i in states if i in chosen]
             return self._slots
@@ -96,6 +96,7 @@ class PictureOptions(NamedTuple):
       phase(int): Position of the segment of bars without a total.
       retry_in(float): Seconds until the store is tried again.
       clock(bool): Whether the total shows the elapsed time.
+      with_keys(bool): Whether the terminal's keys can be read.
     """
 
     terminal: Terminal
@@ -105,6 +106,7 @@ class PictureOptions(NamedTuple):
     phase: int = 0
     retry_in: float = 0.0
     clock: bool = False
+    with_keys: bool = False
 
 
 class Picture:
@@ -139,11 +141,11 @@ class Picture:
             rows = [[(text, "dim") for text, _ in row] for row in rows]
         if others:
             rows.append(_line(f"{sum(others.values()):,} more", _words_of(others), terminal))
-        elif (len(facts) > 1 or view.problem) and len(rows) <= room + self._heads:
+        elif (len(facts) > 1 or view.problem or view.added) and len(rows) <= room + self._heads:
             rows.append([])
         if view.problem:
             rows.append(self._offline(view, options))
-        elif len(facts) > 1:
+        elif len(facts) > 1 or view.added:
             rows.append(self._total(view, _count(facts.values()), options, with_bar=self._is_batch or bool(others)))
         return rows[-max(1, options.rows - 1) :]
 
@@ -201,6 +203,10 @@ class Picture:
     def _total(self, view: JobsView, counts: Counter[str], options: PictureOptions, *, with_bar: bool) -> Row:
         terminal, number = options.terminal, _number_of(view.found.children)
         right = f"{options.elapsed:.1f} s" if options.clock else ""
+        if self._heads:
+            # New jobs wait here, so that the rows stay where they are.
+            new = f"{view.added:,} new{': press n' if options.with_keys else ''}" if view.added else ""
+            return _line(number, _words_of(counts), terminal, new, style="working")
         if not with_bar or terminal.width < 60:
             return _line(number, _words_of(counts), terminal, right)
         percent, progress = int(view.found.percent), view.found.progress
@@ -284,8 +290,8 @@ def _fitting(words: Sequence[str], room: int) -> str:
     return ""
 
 
-def _line(head: str, words: Sequence[str], terminal: Terminal, right: str = "") -> Row:
-    """Make a row with a head, counts, and a time on the right side."""
+def _line(head: str, words: Sequence[str], terminal: Terminal, right: str = "", *, style: str = "dim") -> Row:
+    """Make a row with a head, counts, and a text on the right side."""
     head = pad(head, _HEAD) if terminal.width >= 80 else f"{head}: "
     room = terminal.width - 1 - width(head) - (width(right) + 2 if right else 0)
     text = _fitting(words, room)
@@ -295,5 +301,5 @@ def _line(head: str, words: Sequence[str], terminal: Terminal, right: str = "") 
     return [
         (f" {head}", "bold"),
         (text, ""),
-        (pad_left(right, terminal.width - 1 - width(head) - width(text)) if right else "", "dim"),
+        (pad_left(right, terminal.width - 1 - width(head) - width(text)) if right else "", style),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import termios
@@ -37,6 +38,8 @@ class Screen:
         self._descriptor = descriptor
         self._drawn: list[str] = []
         self._size = os.get_terminal_size(descriptor)
+        #: Whether keys can be read: the input is a terminal.
+        self.has_keys: bool = sys.stdin is not None and sys.stdin.isatty()
         self._settings: list[Any] | None = None
         self._begun = False
         self._handlers: dict[int, Any] = {}
@@ -113,10 +116,19 @@ class Screen:
         if not self._begun:
             self._settings = settings
         quiet = list(settings)
-        quiet[3] &= ~termios.ECHO
+        # Keys are read as they are pressed; Ctrl-C and Ctrl-Z stay signals.
+        quiet[3] &= ~(termios.ECHO | termios.ICANON)
         termios.tcsetattr(self._descriptor, termios.TCSADRAIN, quiet)
         self._begun = True
         self._write(_BEGIN)
+
+    def keys(self) -> str:
+        """Return the keys that were pressed since the last call."""
+        if not (self.has_keys and self._is_in_foreground()):
+            return ""
+        descriptor = sys.stdin.fileno()
+        ready = select.select([descriptor], [], [], 0)[0]
+        return os.read(descriptor, 1024).decode("ascii", "replace") if ready else ""
 
     def restore(self) -> None:
         """Show the cursor, wrap long lines and echo keys again."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .. import _time as time
 from ..registry import StatusRegistry
-from .commands import complain, page_of, store_of
+from .commands import complain, page_of, query_of, store_of
 from .exits import COMPLETED, INTERRUPTED, UNREACHABLE, worst
 from .job_reader import JobReader, JobsView
 from .jobs import full_ids, reaching, status_of, unknown_job
@@ -29,7 +29,7 @@ def watch(arguments: Namespace) -> int:
 
 def watch_list(arguments: Namespace) -> int:
     """Show a page of jobs until Ctrl-C.  The jobs in the rows stay the same, and each row shows the changes of its
-    job.
+    job, until the key for the new ones is pressed.  Only the first page gets new jobs.
     """
     store = store_of(arguments)
     ids = [snapshot.message_id for snapshot in page_of(store, arguments)]
@@ -37,7 +37,13 @@ def watch_list(arguments: Namespace) -> int:
         complain("no jobs to watch.")
         return COMPLETED
     output = output_for(arguments, store.name, is_batch=False, heads=True)
-    return watch_jobs(store, ids, output, is_over=lambda view: False)[1]
+
+    def read_list() -> list[str]:
+        found = StatusRegistry.list(**query_of(arguments), limit=arguments.limit, backend=store.backend)
+        return [snapshot.message_id for snapshot in found]
+
+    newer = read_list if arguments.after is None else None
+    return watch_jobs(store, ids, output, read_list=newer, is_over=lambda view: False)[1]
 
 
 def watch_jobs(
@@ -46,6 +52,7 @@ def watch_jobs(
     output: WatchOutput,
     *,
     timeout: float | None = None,
+    read_list: Callable[[], Sequence[str]] | None = None,
     is_over: Callable[[JobsView], bool] = lambda view: view.is_over,
 ) -> tuple[JobsView, int]:
     """Show jobs until they are over.
@@ -55,13 +62,14 @@ def watch_jobs(
       ids(Sequence[str]): Full message ids.
       output(WatchOutput)
       timeout(float): Longest time in seconds; None for no limit.
+      read_list(Callable): Reads the ids of the list whose jobs are watched.
       is_over(Callable): Whether a view is the last one.
 
     Returns:
       tuple[JobsView, int]: The last view, and the exit status.
     """
     with reaching(store):
-        reader = JobReader(StatusRegistry.batch(ids, backend=store.backend))
+        reader = JobReader(lambda found: StatusRegistry.batch(found, backend=store.backend), ids, read_list)
     deadline = None if timeout is None else time.monotonic() + timeout
     note, status = "", None
     try:
@@ -76,6 +84,8 @@ def watch_jobs(
                         note = f"not all jobs are over after {timeout:g} s; they go on"
                         break
                     output.show(view)
+                    if output.wants_new(view):
+                        reader.renew()
                     # A change within the time of a frame waits for the next frame.
                     pause = time.monotonic() + min(left, 0.1)
                     reader.wait(left)

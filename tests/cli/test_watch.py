@@ -228,15 +228,47 @@ def test_a_list_changes_in_place(store: SQLiteBackend) -> None:
         # When another job is the one that has changed last
         run_to(store, 1, 40)
         session.until(lambda: " 40%" in session.text)
-        # Then the rows stay where they are, until Ctrl-C
+        # Then the rows stay where they are
         assert [line.split()[2] for line in session.lines[1:4]] == ["job_3", "job_2", "job_1"]
+        # When there are new jobs, then they gather in the last line, and no row moves; another key does nothing
+        session.send("n")
+        for number in (4, 5):
+            send(store, number)
+        session.until(lambda: "2 new: press n" in session.text)
+        session.send("x\r")
+        run_to(store, 1, 60, 3)
+        session.until(lambda: " 60%" in session.text)
+        assert [line.split()[2] for line in session.lines[1:4]] == ["job_3", "job_2", "job_1"]
+        assert session.lines[5].startswith(" 3 jobs") and session.lines[5].endswith(" 2 new: press n")
+        # When the key is pressed, then they have rows, and the job that has begun comes before those that wait
+        session.send("n")
+        session.until(lambda: "5 jobs" in session.text)
+        assert [line.split()[2] for line in session.lines[1:6]] == ["job_5", "job_4", "job_1", "job_3", "job_2"]
+        session.until(lambda: "new" not in session.text)
         session.send("\x03")
         assert session.end() == 130
+        assert session.echoes
     finally:
         session.close()
 
 
 # Pipes
+
+
+def test_a_list_on_a_pipe_has_new_jobs(store: SQLiteBackend) -> None:
+    send(store, 1)
+    process = subprocess.Popen(
+        [*COMMAND, "list", "--watch", "--json", "--url", f"sqlite:///{store.path}"],
+        stdout=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["message_id"] == id_of(1)
+        send(store, 2)
+        assert json.loads(process.stdout.readline())["message_id"] == id_of(2)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
 
 
 def test_lines_on_a_pipe(store: SQLiteBackend) -> None:
