@@ -61,16 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(script_for(parsed.shell), end="")
         return 0
-    # Imports Dramatiq, which takes longer than all else.
-    from .commands import complain
-
     try:
+        # This imports Dramatiq, which takes longer than all else: Ctrl-C may come during that.
         command = "list --watch" if parsed.command == "list" and parsed.watch else parsed.command
         status = _function_of(command)(parsed)
         sys.stdout.flush()
         return status
     except CommandError as e:
-        complain(str(e))
+        print(f"dramatiq-status: {clean(str(e))}", file=sys.stderr, flush=True)
         return e.status
     except KeyboardInterrupt:
         return INTERRUPTED

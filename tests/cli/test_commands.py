@@ -215,6 +215,21 @@ def test_ctrl_c(place: Place) -> None:
     assert process.wait(20) == 130
 
 
+class Interrupt:
+    """A finder of modules that Ctrl-C interrupts."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        if name == "dramatiq_status.cli.commands":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_during_an_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "dramatiq_status.cli.commands")
+    monkeypatch.setattr(sys, "meta_path", [Interrupt, *sys.meta_path])
+    assert main(["get", "x"]) == 130
+
+
 # Output
 
 
