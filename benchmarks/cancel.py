@@ -14,7 +14,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.worker import Worker
 
 from dramatiq_status import Cancellation, StatusMiddleware, StatusRegistry, current_status, track
-from dramatiq_status.backend import StatusBackend
+from dramatiq_status.backend import StatusBackend, now_ms
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.cancels import CancelLogReader
 from dramatiq_status.circuit_breaker import CircuitBreaker
@@ -25,6 +25,8 @@ from .common import Options, Table, fresh_stores, percentile, spread
 
 MANY = 100_000
 ITEMS = 100_000
+
+ENQUEUE_ID = EnqueueId(7, 1)
 
 
 def run(options: Options) -> Iterator[Table]:
@@ -102,6 +104,8 @@ def checks(options: Options) -> Table:
         none = CancelLogReader(middleware.backend, breaker, Writer(middleware.backend, breaker))
         many = CancelLogReader(middleware.backend, breaker, Writer(middleware.backend, breaker))
         many.note(range(MANY))
+        # A message that was enqueued after the log was read.
+        later = now_ms() + 3_600_000
 
         def loop(body: Callable[[], object]) -> None:
             for _ in repeat(None, items):
@@ -112,8 +116,12 @@ def checks(options: Options) -> Table:
                 pass
 
         cases = {
-            "start of a message, nothing cancelled": partial(loop, lambda: none.find("message", EnqueueId(7, 1))),
-            "start of a message, 100,000 cancelled": partial(loop, lambda: many.find("message", EnqueueId(7, 1))),
+            "start of a message, nothing cancelled": partial(
+                loop, lambda: none.find("message", EnqueueId(7, 1), later)
+            ),
+            "start of a message, 100,000 cancelled": partial(
+                loop, lambda: many.find("message", EnqueueId(7, 1), later)
+            ),
             "status.cancelled": partial(loop, lambda: status.cancelled),
             "an item of track(cancellable=False)": partial(tracked, cancellable=False),
             "an item of track()": partial(tracked, cancellable=True),
