@@ -41,6 +41,7 @@ from .record import (
     Record,
 )
 from .status import Status
+from .update import EnqueueId
 from .writer import AttachedBuffers, Confirmation, Finish, MessageBuffer, Start, Writer
 
 #: Maximum number of retries that is read from a message.
@@ -119,13 +120,14 @@ class Deliveries:
             previous.delivery.requeued = True
             ended = run_ended(now_ms(), failed=previous.delivery.exception is not None)
             previous.delivery.tracking.buffer.write({RUN_ENDED: ended}, urgent=True)
-        record = self._cancels.find(given.message_id, enqueue_id_of(given.options), given.message_timestamp)
+        enqueue_id = enqueue_id_of(given.options)
+        record = self._cancels.find(given.message_id, enqueue_id, given.message_timestamp)
         if record is not None:
             # Dramatiq then skips the message.  The hook `after_skip_message` opens a delivery without a run.
             if record[STATE] == str(WORKING):
                 thread.lost_run = given.message_id, run_lost(record.get(HEARTBEAT_AT))
             raise Cancelled(reason_in(record))
-        binding = self._open(message, given, settings, previous, run_token=new_token())
+        binding = self._open(message, given, settings, previous, enqueue_id, new_token())
         assert binding.delivery is not None
         delivery, options = binding.delivery, given.options
         buffer: MessageBuffer = delivery.tracking.buffer
@@ -275,7 +277,8 @@ class Deliveries:
             settings = self._options.of_message(broker, message, strict=False)
             if settings.tracked:
                 previous = None if self.thread_state.worker else current_binding()
-                binding = self._open(message, unwrapped(message), settings, previous, run_token=0)
+                given = unwrapped(message)
+                binding = self._open(message, given, settings, previous, enqueue_id_of(given.options), run_token=0)
                 bind(binding)
                 delivery = binding.delivery
                 assert delivery is not None
@@ -285,10 +288,16 @@ class Deliveries:
         return delivery
 
     def _open(
-        self, message: Any, given: Any, settings: Settings, previous: Binding | None, *, run_token: int
+        self,
+        message: Any,
+        given: Any,
+        settings: Settings,
+        previous: Binding | None,
+        enqueue_id: EnqueueId,
+        run_token: int,
     ) -> Binding:
         """Open the buffer of a delivery, and make its handles."""
-        message_id, enqueue_id = given.message_id, enqueue_id_of(given.options)
+        message_id = given.message_id
         base: Callable[[], Record] = functools.partial(self._fields.of_message, given, settings, strict=False)
         if settings.include("message"):
             # The actor may change its arguments.

@@ -64,30 +64,30 @@ class Delivery:
     #: Whether `after_process_message` was called. `exception` and `result` are the values that were passed to it.
     outcome_seen: bool = False
     exception: BaseException | None = None
-    result: Any = None
+    result: Any = field(default=None, init=False)
     skipped: bool = False
     #: Whether the message ends because it was cancelled: the actor has raised :class:`.Cancelled`, or was not run.
-    cancelled: bool = False
+    cancelled: bool = field(default=False, init=False)
     #: Whether the broker has taken the message again.
     requeued: bool = False
     #: Whether the end of the delivery was decided, and its final state was passed to the writer.
-    settled: bool = False
+    settled: bool = field(default=False, init=False)
     #: Confirmation of the final state, for which the acknowledgement waits.
-    confirmation: Any = field(default=None, repr=False)
+    confirmation: Any = field(default=None, init=False, repr=False)
     #: Buffers of other messages that the run has written to.  The references are weak: the writer itself keeps each
     #: buffer until its writes are stored. They have no callbacks, because Python ignores an interrupt that strikes in a
     #: callback.
-    others: set[weakref.ref[Any]] | None = field(default=None, repr=False)
+    others: set[weakref.ref[Any]] | None = field(default=None, init=False, repr=False)
     #: Buffers in `others` that were noted since the run last sent a message.
     fresh: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: Buffers in `others` whose writes the present send waits for.
     confirming: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
     #: Number of references in `others` above which `note()` removes the references to deleted buffers.
-    sweep_at: int = field(default=_MIN_SWEEP, repr=False)
+    sweep_at: int = field(default=_MIN_SWEEP, init=False, repr=False)
     #: Confirmations of enqueues for which no thread has waited.
-    enqueues: list[Any] | None = field(default=None, repr=False)
+    enqueues: list[Any] | None = field(default=None, init=False, repr=False)
     #: End of the acknowledgement's wait, by the monotonic clock.
-    deadline: float | None = None
+    deadline: float | None = field(default=None, init=False)
     #: The middleware's own values for this delivery.
     tracking: Any = field(default=None, repr=False)
 

@@ -159,10 +159,12 @@ def enqueue_id_of(options: dict[str, Any]) -> EnqueueId:
     if given is None:
         return NO_ENQUEUE_ID
     if isinstance(given, (list, tuple)) and len(given) == 2:
-        enqueue_id = EnqueueId(whole_number(given[0], 0), whole_number(given[1], 0))
+        origin, generation = given
+        if origin.__class__ is not int or generation.__class__ is not int:
+            origin, generation = whole_number(origin, 0), whole_number(generation, 0)
         # The next generation has to be such a number as well.
-        if enqueue_id.origin > 0 and 0 < enqueue_id.generation < MAX_WHOLE_NUMBER:
-            return enqueue_id
+        if 0 < origin <= MAX_WHOLE_NUMBER and 0 < generation < MAX_WHOLE_NUMBER:
+            return EnqueueId(origin, generation)
     return NO_ENQUEUE_ID
 
 

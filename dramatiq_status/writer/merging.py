@@ -81,6 +81,10 @@ class Merger:
 
         An operation that cannot be merged is dropped alone.  After an interrupt, the next call does all of it again.
         """
+        if len(state.taken) == 3 and not state.pending:
+            start, finish, confirmation = state.taken
+            if isinstance(start, Start) and isinstance(finish, Finish) and isinstance(confirmation, Confirmation):
+                return self._merge_run(state, start, finish, confirmation)
         while state.taken:
             copy = state.copy()
             refused = self._merge_all(copy, state.taken)
@@ -88,6 +92,16 @@ class Merger:
                 return copy
             state.taken = [operation for operation in state.taken if operation is not refused]
         return state
+
+    def _merge_run(self, state: MergedState, start: Start, finish: Finish, confirmation: Confirmation) -> MergedState:
+        """Merge a run that has written nothing.  :meth:`_merge_one` would take three times as long for the same."""
+        fields = {**start.fields, **finish.fields}
+        merged = MergedState(state.template, {**state.known, **fields})
+        merged.attempts, merged.deleted = start.attempts, state.deleted
+        ends = {"start": True, "attempts": start.attempts, "state": finish.state, "ttl": finish.ttl}
+        merged.append({**state.template, "fields": fields, **ends}).confirmations.append(confirmation)
+        self.is_urgent = True
+        return merged
 
     def _merge_all(self, state: MergedState, operations: list[Operation]) -> Operation | None:
         """Merge operations into a state.

@@ -104,6 +104,28 @@ def test_an_interrupt_in_merging_loses_no_final_state(writers: list[Writer]) -> 
     assert line > 5
 
 
+def test_an_interrupt_in_merging_a_whole_run_loses_no_final_state(writers: list[Writer]) -> None:
+    # Given jobs that have ended before their start was sent, each interrupted at another line of the merging of both
+    for line in itertools.count(1):
+        backend = StubBackend(timeout=1_000)
+        backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
+        writer = Writer(backend, CircuitBreaker("StubBackend"))
+        writers.append(writer)
+        buffer, strike, confirmation = begin(writer), Strike({"_merge", "merge", "_merge_run"}, line), Confirmation()
+        with writer._leadership.lock, contextlib.suppress(TimeLimitExceeded):
+            buffer.finish(Finish(COMPLETED, {"F": "6"}, 1_000_000), confirmation)
+            with strike:
+                assert buffer.can_take_all()
+        # When the acknowledgement goes on
+        assert writer.confirm(buffer, confirmation)
+        # Then the final state is stored, and the start with it
+        record = backend.read("m") or {}
+        assert (record[STATE], record["A"], record["F"]) == ("2", "1", "6")
+        if not strike.hit:
+            break
+    assert line > 10
+
+
 def test_an_interrupt_in_postponing_loses_no_final_state(writers: list[Writer]) -> None:
     # Given runs that end while the server of their message does not answer
     backends: list[Silent] = []
