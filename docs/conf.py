@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from configparser import RawConfigParser
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ author = "dramatiq-status contributors"
 copyright = "dramatiq-status contributors. MIT licence"
 version = release = dramatiq_status.__version__
 
+_metadata = RawConfigParser()
+_metadata.read(Path(__file__).resolve().parent.parent / "setup.cfg", encoding="utf-8")
+
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "README.rst"]
 default_role = "code"
@@ -27,6 +31,7 @@ pygments_dark_style = "github-dark"
 smartquotes_action = "D"
 
 html_theme = "furo"
+html_baseurl = _metadata["metadata"]["url"]
 html_title = "dramatiq-status"
 html_logo = html_favicon = "_static/logo.svg"
 html_theme_options: dict[str, Any] = {

@@ -44,6 +44,28 @@ settings.register_profile("servers", deadline=None, print_blob=True, suppress_he
 settings.load_profile("servers")
 
 
+#: Fixtures that start servers, and stores that do.
+SERVERS = {
+    "start_server",
+    *(f"{name}_server" for name in ("redis", "memcached", "rabbitmq")),
+    "redis_cluster",
+    "redis_sentinels",
+}
+SERVER_STORES = {"redis", "memcached"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, so that ``-m "not server"`` runs the others."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        stores = getattr(item, "callspec", None)
+        parameters = {} if stores is None else stores.params
+        if fixtures & SERVERS or any(
+            parameters.get(f"{kind}_backend") in SERVER_STORES for kind in ("every", "shared", "polled")
+        ):
+            item.add_marker("server")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> Iterator[None]:
     """Let the processes that tests start be interrupted.

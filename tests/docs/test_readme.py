@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from configparser import RawConfigParser
 from pathlib import Path
 
 from .pages import ROOT
 
 README = ROOT / "README.rst"
 
+METADATA = RawConfigParser()
+METADATA.read(ROOT / "setup.cfg", encoding="utf-8")
+
 #: Where the site is published.
-SITE = "https://dramatiq-status.readthedocs.io/en/latest/"
+SITE = METADATA["metadata"]["url"]
 
 
 def test_the_readme_is_short() -> None:
@@ -24,6 +28,14 @@ def test_the_readme_links_to_pages_that_exist() -> None:
     pages = [link.removeprefix(SITE) for link in links if link.startswith(SITE)]
     assert len(pages) >= 4
     assert [page for page in pages if not (ROOT / "docs" / page).with_suffix(".rst").exists()] == []
+
+
+def test_the_picture_of_the_readme_is_one_of_the_site() -> None:
+    # Given that a package index shows the README without the files beside it
+    (picture,) = re.findall(r"image:: (\S+)", README.read_text(encoding="utf-8"))
+    # Then Sphinx puts the file there, because a page shows it
+    assert picture == f"{SITE}_images/demo.svg"
+    assert ".. image:: demo.svg\n" in (ROOT / "docs" / "index.rst").read_text(encoding="utf-8")
 
 
 def test_the_readme_renders_on_a_package_index(tmp_path: Path) -> None:
