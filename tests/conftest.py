@@ -44,25 +44,17 @@ settings.register_profile("servers", deadline=None, print_blob=True, suppress_he
 settings.load_profile("servers")
 
 
-#: Fixtures that start servers, and stores that do.
-SERVERS = {
-    "start_server",
-    *(f"{name}_server" for name in ("redis", "memcached", "rabbitmq")),
-    "redis_cluster",
-    "redis_sentinels",
-}
-SERVER_STORES = {"redis", "memcached"}
+#: Fixtures that start servers, and parameters of tests for which fixtures start one.
+SERVERS = {"start_server", "redis_server", "redis_cluster", "redis_sentinels", "memcached_server", "rabbitmq_server"}
+STORES = {"redis", "memcached", "redis_url", "memcached_url"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need a server, so that ``-m "not server"`` runs the others."""
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        stores = getattr(item, "callspec", None)
-        parameters = {} if stores is None else stores.params
-        if fixtures & SERVERS or any(
-            parameters.get(f"{kind}_backend") in SERVER_STORES for kind in ("every", "shared", "polled")
-        ):
+        case = getattr(item, "callspec", None)
+        parameters = [] if case is None else [value for value in case.params.values() if isinstance(value, str)]
+        if SERVERS.intersection(getattr(item, "fixturenames", ())) or STORES.intersection(parameters):
             item.add_marker("server")
 
 
