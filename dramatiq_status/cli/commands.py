@@ -108,7 +108,8 @@ def list_jobs(arguments: Namespace) -> int:
     if not page:
         print(" no jobs" if arguments.after is None else " no more jobs")
         return COMPLETED
-    more = f"; the next page: --after {page[-1].cursor}" if len(page) == arguments.limit and total > len(page) else ""
+    # The cursor has a line of its own, which 80 columns hold: a wrapped one cannot be copied.
+    more = f"; the next page:\n --after {page[-1].cursor}" if len(page) == arguments.limit and total > len(page) else ""
     print(f"\n {len(page):,} of {total:,}, last changed first{more}")
     return COMPLETED
 

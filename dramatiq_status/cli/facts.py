@@ -84,7 +84,10 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
         clean(message_id),
         None if snapshot.percent is None else int(snapshot.percent),
         clean(_text_of(step)),
-        count_of(snapshot.get("progress"), total, percent=snapshot.percent, is_over=snapshot.finished),
+        # The reason of a cancellation is worth more than how far the job had come.
+        ""
+        if state == CANCELLED and step
+        else count_of(snapshot.get("progress"), total, percent=snapshot.percent, is_over=snapshot.finished),
         rate_of(snapshot),
         "" if exception is None else reason_of(exception),
         attempt_of(state, snapshot),

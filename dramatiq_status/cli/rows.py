@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from ..words import COMPLETED, FAILED, RETRYING, STALLED, WORKING
+from ..words import CANCELLED, COMPLETED, FAILED, RETRYING, STALLED, WORKING
 from .facts import Facts
 from .terminal import Segment, Terminal
 from .text import cut, pad, pad_left, width
@@ -200,7 +200,8 @@ def _detail_of(facts: Facts, layout: _Layout, room: int, terminal: Terminal) -> 
             return facts.attempt if width(facts.attempt) <= room else ""
         return cut(facts.reason, room, terminal.ellipsis) if room > 3 else ""
     # A job without a total shows its count rather than its step: nothing else shows that it moves.
-    step = facts.step if layout.with_step and (layout.with_count or facts.percent is not None or not facts.done) else ""
+    with_step = layout.with_step and (layout.with_count or facts.percent is not None or not facts.done)
+    step = facts.step if with_step or facts.state == CANCELLED else ""
     count = facts.done if layout.with_count or not step else ""
     rate = facts.rate if layout.with_rate else ""
     attempt = facts.attempt if layout.with_count else ""

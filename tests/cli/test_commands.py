@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.cli.main import main
@@ -269,6 +270,20 @@ def test_list_and_count(place: Place, capsys: pytest.CaptureFixture[str]) -> Non
     # Then each job is there once
     assert sorted(job["message_id"] for job in found) == sorted(IDS[name] for name in IDS if name != "unknown")
     assert run(place, "list", "--after", "nonsense") == 2
+
+
+def test_a_page_of_a_list_on_a_terminal(place: Place) -> None:
+    # Given a job that was cancelled on its way, and is the newest of five
+    updates = life_to(FAILED, a='"job_cancelled"')
+    fields = {"c": "true", "cr": '"user left"', "p": "3", "t": "9"}
+    updates[-1] = updates[-1]._replace(fields={**updates[-1].fields, **named(fields)})
+    place.backend.update_many([("cancelled-1111-4d0e-9c5b-6f1d2a7e4b90", update) for update in updates])
+    lines = screen_of(on_terminal("list", "--limit", "2", "--url", place.url))
+    # Then its row has the reason in place of the count
+    assert "user left" in lines[1] and "3 of 9" not in lines[1]
+    # And the cursor of the next page is in one line, from which it can be copied
+    page = StatusRegistry.list(limit=2, backend=place.backend)
+    assert lines[4:6] == [" 2 of 5, last changed first; the next page:", f" --after {page[-1].cursor}"]
 
 
 def test_a_store_that_cannot_list(
