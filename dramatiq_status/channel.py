@@ -208,6 +208,8 @@ class BufferChannel(LiveChannel):
 class DirectChannel(LiveChannel):
     """A channel from outside of a worker: each write is one call of the store on the calling thread."""
 
+    __slots__ = ("_backend", "max_field_size", "message_id", "tracked_total")
+
     def __init__(self, backend: StatusBackend, message_id: str) -> None:
         self.message_id = message_id
         self.max_field_size: int = backend.max_field_size

@@ -181,6 +181,8 @@ def encode_value(name: str, value: Any, max_size: int) -> str:
         elif kind is int and -MAX_COUNT <= value <= MAX_COUNT:
             # The encoder takes ten times as long.
             text = str(value)
+        elif kind is bool:
+            text = "true" if value else "false"
         else:
             text = _encode(value)
     except TypeError as e:

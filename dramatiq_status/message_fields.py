@@ -133,11 +133,10 @@ class MessageFields:
 
     def of_message(self, message: Any, settings: Settings, *, strict: bool) -> Record:
         """Make the fields of a message: its own attributes, and the fields that were given when it was sent."""
-        fields = {
-            ACTOR_NAME: _quoted(name_of(message.actor_name)),
-            QUEUE_NAME: _quoted(queue_of(message.queue_name)),
-            **self._extra,
-        }
+        actor_name, queue_name = message.actor_name, message.queue_name
+        if actor_name.__class__ is not str or queue_name.__class__ is not str:
+            actor_name, queue_name = name_of(actor_name), name_of(queue_name)
+        fields = {**_names(actor_name, queue_name), **self._extra}
         enqueued_at = whole_number(message.message_timestamp, -1)
         if enqueued_at >= 0:
             fields[ENQUEUED_AT] = str(enqueued_at)
@@ -230,8 +229,10 @@ class MessageFields:
 
 
 @functools.lru_cache(maxsize=1024)
-def _quoted(name: str) -> str:
-    return encode_value("name", name, 1 << 20)
+def _names(actor_name: str, queue_name: str) -> Record:
+    """Make the fields with the names of an actor and a queue.  The caller must not change them."""
+    names = {ACTOR_NAME: actor_name, QUEUE_NAME: queue_of(queue_name)}
+    return {stored: encode_value("name", name, 1 << 20) for stored, name in names.items()}
 
 
 def _described_traceback(exception: BaseException, described: Mapping[str, str] | None) -> str:

@@ -32,7 +32,9 @@ for _kind in (RunChannel, BufferChannel, DirectChannel):
 def open_channel(
     message: str | dramatiq.Message[Any], backend: StatusBackend | None, broker: dramatiq.Broker | None
 ) -> Channel:
-    message_id, backend = check_message_id(message), find_backend(backend, broker)
+    message_id = check_message_id(message)
+    if backend is None:
+        backend = find_backend(None, broker)
     binding = current_binding()
     if binding is not None and binding.writer is not None and binding.writer.backend is backend:
         # Inside a worker, no write waits for the store.

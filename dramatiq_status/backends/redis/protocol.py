@@ -59,7 +59,10 @@ class UpdateCall(ScriptCall):
     def __init__(self, keys: Keys, shard: int, updates: Updates, positions: Sequence[int]) -> None:
         prefix = keys.prefixes[shard]
         self.shard = shard
-        self.keys: Sequence[str] = [prefix + message_id for message_id, _ in updates]
+        # Most calls have one update.
+        self.keys: Sequence[str] = (
+            (prefix + updates[0][0],) if len(updates) == 1 else [prefix + message_id for message_id, _ in updates]
+        )
         self.updates = updates
         self.positions = positions
         self._names = keys
