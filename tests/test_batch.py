@@ -69,7 +69,7 @@ def backend() -> RecordingBackend:
     return backend
 
 
-@pytest.fixture(params=["polled", "told"])
+@pytest.fixture(params=["polled", pytest.param("told", marks=pytest.mark.server)])
 def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
     """A store that watchers poll, and one that publishes changes."""
     if request.param == "polled":
