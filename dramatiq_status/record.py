@@ -57,6 +57,8 @@ VERSION: Final = "v"
 ORIGIN: Final = "e"
 GENERATION: Final = "n"
 RUN_TOKEN: Final = "r"
+#: Token of the run before, if another delivery of the same enqueue has begun since.
+PREVIOUS_RUN_TOKEN: Final = "ro"
 SEQUENCE: Final = "q"
 LIVE_TTL: Final = "L"
 STATUS_TTL: Final = "T"

@@ -22,12 +22,14 @@ from .record import (
     SKIPPED,
     STARTED_AT,
     STATE,
+    STATUS_TTL,
     STILL_CURRENT,
     TRACEBACK,
     UPDATED_AT,
     VERSION,
     Record,
     count_on,
+    limited_ttl,
     whole_number_in,
 )
 
@@ -105,6 +107,12 @@ def finish(new: Record, state: int) -> None:
         for name in CLEARED_BY_COMPLETION:
             new.pop(name, None)
     new[STATE] = str(state)
+
+
+def status_ttl_of(record: Record, default: int) -> int:
+    """Return the time to live of a record that is finished from outside, in milliseconds."""
+    own = record.get(STATUS_TTL, "")
+    return limited_ttl(int(own) if len(own) < 16 and own.isdecimal() and own.isascii() else default)
 
 
 def touch(new: Record, record: Record | None, now: int) -> Record:

@@ -24,13 +24,13 @@ from .record import (
     HEARTBEAT_AT,
     HISTORY,
     ORIGIN,
+    PREVIOUS_RUN_TOKEN,
     PROGRESS,
     QUEUED,
     RUN_ENDED,
     RUN_TOKEN,
     SEQUENCE,
     STATE,
-    STATUS_TTL,
     TOTAL,
     WORKING,
     Record,
@@ -51,6 +51,7 @@ from .transitions import (
     finish,
     is_outdated,
     keep_time_of_rate,
+    status_ttl_of,
     touch,
 )
 
@@ -310,6 +311,9 @@ def _standing(record: Record | None, update: Update) -> Outcome:
         if update.sequence <= int(record[SEQUENCE]):
             return Outcome.DUPLICATE
         return Outcome.REFUSED if finished else _APPLIED
+    if update.start and RUN_TOKEN in record and record.get(PREVIOUS_RUN_TOKEN) == str(update.run_token):
+        # The start of an older run is sent again, because its reply was lost.
+        return Outcome.REFUSED
     if not update.start and update.state is None:
         return Outcome.REFUSED
     if record.get(ORIGIN) != str(update.enqueue_id.origin):
@@ -340,6 +344,8 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
             history = add_run(new, requeued=update.enqueue_id.generation > int(new[GENERATION]))
             if history is not None:
                 new[HISTORY] = history
+            if RUN_TOKEN in new:
+                new[PREVIOUS_RUN_TOKEN] = new[RUN_TOKEN]
             for name in CLEARED_BY_START:
                 new.pop(name, None)
             if counted_before_any_run is not None:
@@ -384,7 +390,7 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
         finish(new, update.state)
         new.setdefault(FINISHED_AT, str(now))
         # A finished record keeps its expiry.
-        ttl = None if is_finished(record) else _status_ttl_of(record, update)
+        ttl = None if is_finished(record) else status_ttl_of(record, update.ttl)
         return Applied(outcome, touch(new, record, now), ttl)
     if update.state is not None:
         new.pop(FINISHED_AT, None)
@@ -416,11 +422,6 @@ def _apply_withdrawal(record: Record | None, update: Update, now: int) -> Applie
     if record[ORIGIN] != str(update.enqueue_id.origin) or int(record[GENERATION]) != update.enqueue_id.generation:
         return Applied(Outcome.REFUSED, record)
     return Applied(_APPLIED, touch(dict(record), record, now), 0)
-
-
-def _status_ttl_of(record: Record, update: Update) -> int:
-    own = record.get(STATUS_TTL, "")
-    return limited_ttl(int(own) if len(own) < 16 and own.isdecimal() and own.isascii() else update.ttl)
 
 
 def _apply_heartbeat(record: Record | None, update: Update, now: int) -> Applied:

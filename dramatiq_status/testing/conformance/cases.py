@@ -112,6 +112,13 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
         finish(1, 2, create=True, p="50")._replace(start=True),
         Outcome.APPLIED,
     ),
+    "start of an older run, sent again": ([enqueue(), start(1), start(2)], start(1), Outcome.REFUSED),
+    "start and end of an older run, sent again": (
+        [enqueue(), start(1), start(2)],
+        finish(1, 2, create=True)._replace(start=True),
+        Outcome.REFUSED,
+    ),
+    "start of the third delivery": ([enqueue(), start(1), start(2)], start(3), Outcome.APPLIED),
     "start of a redelivery": ([enqueue(), start(1), write(1, 2, p="5")], start(2), Outcome.APPLIED),
     "start of a retry": ([enqueue(), start(1), enqueue(generation=2)], start(2, generation=2), Outcome.APPLIED),
     "start of a retry before its enqueue": ([enqueue(), start(1)], start(2, generation=2), Outcome.APPLIED),

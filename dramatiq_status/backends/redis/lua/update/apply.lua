@@ -189,6 +189,8 @@ local function define_kinds(record, moves)
       if tonumber(sequence) <= tonumber(old.sequence) then return DUPLICATE end
       return old.finished and REFUSED or APPLIED
     end
+    -- The start of an older run is sent again, because its reply was lost.
+    if start and old.token and call('HGET', key, 'ro') == token then return REFUSED end
     if not start and state == '' then return REFUSED end
     if old.origin ~= origin then
       return (start or token == '0') and not is_outdated(key) and MISSING or REFUSED
@@ -239,6 +241,7 @@ local function define_kinds(record, moves)
         size = 12
       end
     elseif start then
+      if old.token then call('HSET', key, 'ro', old.token) end
       if old.attempts then
         written[13], written[14] = 'h', define_history().add(key, old, generation - old.generation > 0)
       end
