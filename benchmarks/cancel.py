@@ -84,7 +84,7 @@ def reads_of(backend: StatusBackend, count: int, rounds: int) -> Iterator[float]
     """Measure microseconds of a read that finds nothing new."""
     for first in range(0, count, 1000):
         ids = [f"cancelled-{number}" for number in range(first, first + 1000)]
-        backend.update_many([(one, Update(Kind.ENQUEUE, EnqueueId(7, 1))) for one in ids])
+        backend.update_many([(one, Update(Kind.ENQUEUE, ENQUEUE_ID)) for one in ids])
         backend.update_many([(one, Update(Kind.CANCEL)) for one in ids])
     position, _ = backend.read_cancels(None)
     for _ in range(rounds):
@@ -116,12 +116,8 @@ def checks(options: Options) -> Table:
                 pass
 
         cases = {
-            "start of a message, nothing cancelled": partial(
-                loop, lambda: none.find("message", EnqueueId(7, 1), later)
-            ),
-            "start of a message, 100,000 cancelled": partial(
-                loop, lambda: many.find("message", EnqueueId(7, 1), later)
-            ),
+            "start of a message, nothing cancelled": partial(loop, lambda: none.find("message", ENQUEUE_ID, later)),
+            "start of a message, 100,000 cancelled": partial(loop, lambda: many.find("message", ENQUEUE_ID, later)),
             "status.cancelled": partial(loop, lambda: status.cancelled),
             "an item of track(cancellable=False)": partial(tracked, cancellable=False),
             "an item of track()": partial(tracked, cancellable=True),
