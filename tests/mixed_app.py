@@ -1,4 +1,4 @@
-"""An actor whose messages are sent and run by processes of which one has the middleware and the other has not."""
+"""An actor for tests in which only the producer or only the worker has the middleware."""
 
 from __future__ import annotations
 

@@ -772,7 +772,7 @@ class RabbitmqServer(Server):
         program = self._program()
         self._epmd_port, self._dist_port = free_port(), free_port()
         self._configure()
-        # NOTE: Erlang would start an epmd that outlives it, so one is there before it looks.
+        # NOTE: Erlang would start an epmd that outlives it, so epmd is started before the node.
         self._epmd = self._spawn([epmd, "-port", str(self._epmd_port), "-address", "127.0.0.1"])
         self._wait_for_epmd()
         self.process = self._spawn([program])

@@ -23,7 +23,7 @@ LOGGED = "stress:logged"
 
 
 class Tattler(logging.Handler):
-    """Tells the test of every record that is a warning or worse."""
+    """Log handler that sends warnings and errors to the test."""
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(logging.WARNING)

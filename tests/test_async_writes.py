@@ -63,7 +63,7 @@ def test_writes_do_not_block_the_loop(backend: RecordingBackend, broker: StubBro
         gate.open()
         assert went_on
         join(broker, worker)
-    # And all of it is stored when the store has come to itself
+    # And all writes are stored after the store answers again
     found = StatusRegistry.read(messages[0], backend=backend)
     assert found is not None and found.completed
     assert (found["number"], found["progress"], found["total"]) == (99, 100, 100)

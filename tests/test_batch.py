@@ -245,7 +245,7 @@ def test_the_state_of_a_batch(states: tuple[int | None, ...], expected: str | No
 def test_the_progress_of_a_batch_is_the_mean(
     states: tuple[int | None, ...], progress: float | None, expected: float
 ) -> None:
-    # Given messages that have come so far
+    # Given messages with the progress of each
     # When they are rolled up
     found = rolled_up(*states, progress=progress)
     # Then the progress of all is the mean
@@ -454,7 +454,7 @@ def test_messages_that_expire_after_they_were_read_still_count(backend: Recordin
     put(backend, "c", COMPLETED)
     found = batch.read()
     assert (found.state, found.finished, found.counts["unknown"]) == ("failed", True, 0)
-    # But a batch that has never seen them cannot know
+    # But for a batch that has not read them before, they are unknown
     found = StatusRegistry.batch(["a", "b", "c"], backend=backend).read()
     assert (found.state, found.finished, found.missing) == ("working", False, ("a", "b"))
 
@@ -765,7 +765,7 @@ def test_wait_raises_for_missing_messages(store: StatusBackend) -> None:
     with pytest.raises(StatusMissing) as caught:
         batch.wait(timeout=20_000, missing_timeout=20)
     assert caught.value.message_id == "b"
-    # And who watches sees the others before
+    # And a watcher gets a roll-up of the others before the error
     seen = []
     with pytest.raises(StatusMissing):
         for found in batch.watch(missing_timeout=20):
@@ -809,7 +809,7 @@ def test_watch_continues_after_an_outage_except_at_the_first_read(
         StatusRegistry.batch(["a"], backend=backend).wait()
 
 
-# Who is shown what, and when it is given up: by a clock of the test's own
+# Decisions of a watcher, by a clock that the test sets
 
 
 class Watching:

@@ -47,7 +47,7 @@ def test_workers_of_the_benchmark_of_broker_clients_run(redis_url: str, mode: st
     assert work({}, url=redis_url, mode=mode, jobs=20, sleep=0.0)["seconds"] > 0
 
 
-def test_no_slow_one_is_gone() -> None:
+def test_the_list_of_slow_benchmarks_is_up_to_date() -> None:
     assert set(SLOW) < set(BENCHMARKS)
 
 

@@ -75,7 +75,7 @@ def in_each_state(backend: StatusBackend) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["calls", "awaited"])
-def test_the_answer_says_what_was_found(backend: RecordingBackend, is_async: bool) -> None:
+def test_cancel_returns_the_result_for_each_state(backend: RecordingBackend, is_async: bool) -> None:
     # Given a waiting, a running and a completed message
     in_each_state(backend)
 
@@ -265,7 +265,7 @@ def test_an_actor_that_does_not_listen_is_completed(broker: StubBroker, backend:
         assert StatusRegistry.cancel(message, broker=broker) is REQUESTED
         stop.set()
         found = StatusRegistry.wait(message, broker=broker)
-    # Then it is completed, and says that it was asked, and that it has not seen that
+    # Then it is completed, with `cancel_requested_at` and without `cancel_seen_at`
     assert (found.state, found.cancelled, found.cancel_seen_at) == ("completed", False, None)
     assert found.cancel_requested_at is not None
 
@@ -337,7 +337,7 @@ def test_an_actor_cancels_itself(broker: StubBroker, backend: RecordingBackend) 
     assert (found.cancelled, found.attempts, found.cancel_requested_at) == (True, 1, None)
 
 
-def test_a_run_that_slips_through_learns_of_it_with_its_first_write(
+def test_a_cancelled_message_whose_run_begins_ends_after_its_refused_start(
     broker: StubBroker, backend: RecordingBackend
 ) -> None:
     # Given a worker that does not read the log in time

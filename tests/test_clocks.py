@@ -98,7 +98,7 @@ def test_a_watch_in_an_event_loop_goes_on_while_the_time_is_frozen(backend: Stat
         await aio.close(backend=backend)
         return states
 
-    # Given a test that freezes the time, but for the clocks of event loops
+    # Given a test that freezes the time, except for the clocks of event loops
     with freeze_time(FROZEN, real_asyncio=True):
         # When a message finishes while it is watched in a loop
         # Then the watch finds that

@@ -237,7 +237,7 @@ def test_a_forked_process_counts_and_deletes(redis_url: str) -> None:
     backend.close()
 
 
-# What a buffer merges
+# Merging in a message buffer
 
 
 class NoWriter:

@@ -183,7 +183,7 @@ def test_a_large_reply_may_take_longer_than_the_timeout(
         proxy.drip = (65_536, 65_536 / 8_000_000)
         # When it is asked for 3 MB, within half of the time that they take
         records = backend.read_many(ids)
-        # Then that is no server that does not answer
+        # Then the call succeeds
         assert [isinstance(record, dict) and record[":large"] for record in records] == [large] * 50
         backend.close()
 

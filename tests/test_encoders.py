@@ -247,7 +247,7 @@ def test_wrong_options_of_a_message_do_not_affect_others(
         current_status()["name"] = name
         current_status().flush()
 
-    # Given a message from the queue that nobody of ours has made
+    # Given a message in the queue that another program has made
     fields = {**work.message("forged").asdict(), **forged}
     # When it runs, and others around it
     first = work.send("first")

@@ -66,7 +66,7 @@ def test_no_fields() -> None:
 
 
 def test_every_name_of_a_snapshot_is_reserved() -> None:
-    # Given all that a snapshot says of itself
+    # Given the attributes of a snapshot
     said = set(NAMES.values()) | {"message_id", "retrying", "scheduled", "stalled", "finished", "percent"}
     said |= {"duration", "time_remaining", "runs"}
     # When the reserved names are compared to it
@@ -101,7 +101,7 @@ def test_names_that_are_no_strings(name: Any) -> None:
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\x00", "\x7f", "\ud800", "a\u2028", "a\tb", "\u200b"], ids=ascii)
 def test_malformed_names(name: str) -> None:
-    # Given a name that nobody can see
+    # Given a name that is empty or contains an unprintable character
     # When it is written
     # Then that is an error
     with pytest.raises(ValueError, match="Field names must"):
@@ -182,7 +182,7 @@ def test_values_inside_that_are_not_json(wrap: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, [math.nan], {"a": {"b": math.inf}}], ids=str)
 def test_nan_and_infinity(value: Any) -> None:
-    # Given a number that JSON does not have
+    # Given NaN or infinity
     # When it is written
     # Then the error says so
     with pytest.raises(ValueError, match=r"'x' .*NaN or infinity"):
@@ -211,7 +211,7 @@ def test_keys_that_json_has_no_form_for() -> None:
 
 
 def test_circles() -> None:
-    # Given a list that holds itself
+    # Given a list that contains itself
     value: list[Any] = []
     value.append(value)
     # When it is written

@@ -160,7 +160,7 @@ def test_wrong_values_raise_where_they_are_written(
     # When it has run
     message = work.send()
     run(broker)
-    # Then the line that wrote it has failed, and nothing else
+    # Then only the line with the wrong value has raised an error
     (found,) = raised
     assert isinstance(found, error) and text in str(found)
     stored = final(backend, message)
@@ -282,7 +282,7 @@ def test_a_run_reads_its_own_writes_to_another_message(backend: RecordingBackend
 def test_no_handle_stays_bound_after_a_message(backend: RecordingBackend) -> None:
     left: list[Any] = []
 
-    # Given a middleware that stands ahead of ours, and jobs that end in every way
+    # Given a middleware before StatusMiddleware in the list, and jobs with every kind of end
     class Probe(Middleware):
         def before_process_message(self, broker: Any, message: Any) -> None:
             left.append(current_binding())
@@ -372,7 +372,7 @@ def test_handles_of_unknown_messages(backend: RecordingBackend) -> None:
     )  # fmt: skip
     with pytest.raises(KeyError):
         status["step"]
-    # And what is written to it is not lost in silence
+    # And writes to it raise StatusMissing
     with pytest.raises(StatusMissing, match="nobody"):
         status["step"] = 1
     with pytest.raises(StatusMissing):

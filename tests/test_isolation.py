@@ -96,7 +96,7 @@ def test_two_namespaces_have_statuses_of_the_same_ids(applications: list[Applica
     # When those of one finish, while those of the other run
     shop.go_on.set()
     ends = [StatusRegistry.wait(message_id, broker=shop.broker) for message_id in ids]
-    # Then one sees its own at their ends, and the other its own as they are
+    # Then each application reads the states of its own jobs
     assert [(end["owner"], end["sent_by"], end["progress"]) for end in ends] == [("shop", "shop", 10)] * 3
     assert [(one.working, one["owner"], one["total"]) for one in europe.read_many(ids)] == [(True, "shop:eu", 20)] * 3
     # And so do roll-ups
@@ -112,7 +112,7 @@ def test_two_namespaces_have_statuses_of_the_same_ids(applications: list[Applica
 
 def test_watchers_ignore_changes_in_another_namespace(applications: list[Application]) -> None:
     shop, europe = applications
-    # Given a job of the same id in both
+    # Given a job with the same id in each application
     message_id = uuid4().hex
     for application in applications:
         application.send(message_id, 5)

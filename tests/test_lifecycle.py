@@ -44,7 +44,7 @@ FAILURE: dict[str, object] = {"outcome_seen": True, "exception": ValueError("x")
         # No outcome was told: an eager broker raised; its actor is unknown
         ({}, False, Decision.FAILED),
         ({}, True, Decision.FAILED),
-        # It raised after it had been told to have succeeded: an interrupt in a hook
+        # after_process_message was called twice, without and then with an exception: an interrupt in a hook
         ({"outcome_seen": True, "exception": KeyboardInterrupt()}, False, Decision.FAILED),
     ],
 )

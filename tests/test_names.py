@@ -35,7 +35,7 @@ def test_users_may_write_fields_with_the_names_of_includes(every_backend: Status
     # When it has run, and another one that always fails
     messages = [work.send(1), work.send_with_options(args=(1,), max_retries=0)]
     run(broker)
-    # Then its own values are there, by name, in dicts, and as fields
+    # Then a reader finds the written values by name, in dict(snapshot) and in snapshot.fields
     for message, state in zip(messages, ("completed", "failed")):
         snapshot = StatusRegistry.get(message, backend=every_backend).read()
         assert snapshot is not None and snapshot.state == state

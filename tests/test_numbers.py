@@ -131,7 +131,7 @@ def test_infinite_and_too_large_numbers_raise(value: Any) -> None:
 
 
 def test_booleans_are_stored_as_booleans() -> None:
-    # Given truths, of NumPy as well
+    # Given bools of Python and NumPy
     with bound_status() as status:
         # When they are written
         status.update(yes=numpy.bool_(True), deep=[numpy.bool_(False)])

@@ -327,7 +327,7 @@ def test_includes_that_are_too_large_are_left_out(backend: RecordingBackend) -> 
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("size", [200, 1000, 65_536])
 def test_an_exception_that_is_too_large_is_shortened(backend: RecordingBackend, retries: int, size: int) -> None:
-    # Given a store with room for so much in a field, and an exception with more of everything
+    # Given a store with a small max_field_size, and an exception whose type, text and traceback are longer
     backend.max_field_size = size
     broker = make_broker(backend, includes={"traceback"})
     loud = type("Loud" * 20_000, (Exception,), {})

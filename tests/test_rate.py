@@ -315,11 +315,11 @@ def test_only_the_first_progress_takes_up_work(clock: Clock) -> None:
 
 
 def test_a_first_count_out_of_nowhere_says_nothing_of_the_speed(clock: Clock) -> None:
-    # Given a run that never said when it would begin to count
+    # Given a run that has set neither a progress nor a total
     run = Run(clock)
     run.buffer.increment(1000)
     # When it counts for the first time
-    # Then nobody knows how long that took
+    # Then the rate is unknown
     assert run.send(after=60).rate is None
     run.buffer.increment(10)
     assert run.send(after=1).rate == 10

@@ -87,7 +87,7 @@ def test_wait_returns_the_final_snapshot(backend: RecordingBackend, broker: Stub
 
     message = work.send()
     # When it is waited for before it runs
-    # Then there is an end to that
+    # Then wait() raises StatusTimeout
     with pytest.raises(StatusTimeout, match=message.message_id):
         StatusRegistry.wait(message, broker=broker, timeout=20)
     # And afterwards it is the final status
@@ -136,7 +136,7 @@ def test_wait_raises_the_error_of_the_first_read(backend: RecordingBackend, monk
 
     monkeypatch.setattr(backend, "read_many", failing)
     # When somebody begins to wait
-    # Then it is said at once
+    # Then BackendError is raised at once
     with pytest.raises(BackendError):
         StatusRegistry.wait("m", backend=backend, timeout=None)
 
@@ -151,7 +151,7 @@ def test_messages_are_enqueued_and_run_while_the_store_is_down(backend: Recordin
     messages = [work.send() for _ in range(20)]
     # Then they are, and the store was not asked for each
     assert 1 <= broken.failures < 20
-    # And the worker makes their statuses once it is back
+    # And the worker stores their statuses after the store answers again
     broken.down = False
     run(broker)
     assert all(snapshot and snapshot.completed for snapshot in StatusRegistry.read_many(messages, broker=broker))

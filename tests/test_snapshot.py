@@ -111,7 +111,7 @@ def test_a_message_without_a_delay_is_not_scheduled() -> None:
         ({HEARTBEAT_AT: NOW - 45_000}, False),
         ({HEARTBEAT_AT: NOW - 45_001}, True),
         ({HEARTBEAT_AT: NOW + 99_999}, False),
-        # By the store's clock, not the worker's; whoever else writes
+        # Only heartbeats count: neither the start by the worker's clock, nor a later write.
         ({HEARTBEAT_AT: NOW - 45_000, STARTED_AT: NOW - 99_999}, False),
         ({HEARTBEAT_AT: NOW - 45_001, STARTED_AT: NOW + 99_999, UPDATED_AT: NOW}, True),
         ({UPDATED_AT: NOW - 99_999, HEARTBEAT_AT: NOW - 5}, False),
@@ -187,7 +187,7 @@ def test_a_fraction_is_from_zero_to_one(progress: float, total: float) -> None:
     assert type(found) is float and 0.0 <= found <= 1.0
 
 
-def test_a_progress_that_nobody_reported_is_none() -> None:
+def test_a_progress_is_none_before_the_first_report() -> None:
     snapshot = snap()
     assert (snapshot.progress, snapshot.percent, snapshot.total, snapshot.get("progress")) == (None, None, None, None)
 
@@ -197,7 +197,7 @@ def test_a_total_that_nobody_set_is_a_hundred_as_soon_as_there_is_progress() -> 
     assert (snap(fields={PROGRESS: "7"}).percent, str(snap(fields={PROGRESS: "7"}))) == (7.0, "working (7%)")
 
 
-def test_of_an_unknown_total_there_is_no_percentage() -> None:
+def test_an_unknown_total_has_no_percentage() -> None:
     snapshot = snap(fields={PROGRESS: "250", TOTAL: "null", RATE: "2", HEARTBEAT_AT: str(NOW)})
     assert (snapshot.progress, snapshot.percent, snapshot.total, snapshot.time_remaining) == (None,) * 4
     assert (str(snapshot), snapshot["progress"], snapshot.rate) == ("working", 250, 2.0)
@@ -482,7 +482,7 @@ def test_a_snapshot_is_frozen(name: str) -> None:
     assert snapshot == full()
 
 
-def test_what_a_snapshot_gives_away_is_a_copy() -> None:
+def test_values_of_a_snapshot_are_copies() -> None:
     # Given a snapshot of fields that hold others
     deep = {"list": [{"a": [1]}, 2], "dict": {"b": {"c": 3}}}
     stored = {ARGS: '[["x"]]', KWARGS: '{"rows":[1]}', EXCEPTION: '{"type":"OSError","message":"no"}'}
@@ -657,8 +657,8 @@ def test_only_so_many_shapes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @given(state=st.sampled_from("0123"), fields=library)
-def test_no_value_is_too_odd_to_be_looked_at(state: str, fields: Record) -> None:
-    # Given a record of JSON values that nobody of us has written
+def test_any_stored_value_can_be_read(state: str, fields: Record) -> None:
+    # Given a record with any JSON values, as another program may have written it
     snapshot = take_snapshot("the id", {**MINIMUM, STATE: state, **fields}, NOW)
     if snapshot is None:
         # It counts as missing
@@ -674,5 +674,5 @@ def test_no_value_is_too_odd_to_be_looked_at(state: str, fields: Record) -> None
 
 @pytest.mark.parametrize("name", [*"tSFHBx", "ia"])
 def test_a_record_with_one_odd_value_is_still_seen(name: str) -> None:
-    # What nobody has to work with does not hide the rest
+    # An invalid value in an optional field does not hide the other fields.
     assert snap(fields={name: '"odd"', PROGRESS: "4"})["progress"] == 4

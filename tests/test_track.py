@@ -119,7 +119,7 @@ def queue(*items: int | None) -> SimpleQueue[int | None]:
     ],
 )
 def test_kinds_of_iterables(bar: Bar, make: Callable[[], Any], total: int | None) -> None:
-    # Given three of something
+    # Given three items
     expected = list(make())
     # When it is iterated over
     found = []
@@ -171,7 +171,7 @@ def test_a_wrong_length_hint_is_corrected_at_the_end(bar: Bar, total: int) -> No
 
 @pytest.mark.parametrize("length", [2**53 + 1, 2**64])
 def test_a_length_that_is_too_large_is_unknown(bar: Bar, length: int) -> None:
-    # Given what has no end for all that is meant
+    # Given an iterable with a length of more than 2**53
     # When it is tracked
     for item in track(range(length)):
         if item == 2:
@@ -202,7 +202,7 @@ def test_an_unknown_total(bar: Bar) -> None:
 
 
 def test_a_total_that_the_actor_has_set_stays_during_the_loop(bar: Bar) -> None:
-    # Given a total that the actor has set, since it knows better
+    # Given a total that the actor has set
     # When it iterates over what has no length
     # Then it stays, until the end
     current_progress().total = 8
@@ -462,7 +462,7 @@ def test_an_async_loop_that_is_left(bar: Bar) -> None:
 
 
 def test_a_generator_that_is_closed(bar: Bar) -> None:
-    # Given an iterator that was closed in the middle of its second item, and that somebody still holds
+    # Given an iterator that was closed in the middle of its second item, and that still has a reference
     rows = iter(track(range(50)))
     assert (next(rows), next(rows)) == (0, 1)
     assert isinstance(rows, Generator)

@@ -67,7 +67,7 @@ COMPLETED_RECORD = fold(finish(1), record=WORKING_RECORD)
 FAILED_RECORD = fold(finish(1, state=FAILED), record=WORKING_RECORD)
 
 
-# A new run starts over
+# A new run clears the progress
 
 
 def test_a_new_run_starts_over() -> None:

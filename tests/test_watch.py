@@ -177,11 +177,11 @@ class TestPollSchedule:
         return schedule.due() - now
 
     def test_polling_backs_off_while_nothing_changes(self, schedule: PollSchedule) -> None:
-        # Given a store that tells nothing
+        # Given a store without subscriptions
         assert schedule.due() < 0
         # When nothing changes
         pauses = [self.looked(schedule, 100.0, 1) for _ in range(12)]
-        # Then it is asked less and less often, but once a second
+        # Then it is read at growing intervals of at most a second
         assert pauses[:3] == [pytest.approx(0.05), pytest.approx(0.075), pytest.approx(0.1125)]
         assert pauses[-1] == pytest.approx(1.0)
         # And after a change as often as at first
@@ -234,7 +234,7 @@ class TestPollSchedule:
         # Given a look that is under way
         schedule.pushed = True
         schedule.begin_read(100.0)
-        # When news come that the look did not see
+        # When a version is published that the read has not returned
         schedule.publish(2)
         schedule.observe(1)
         # Then there is another
@@ -377,7 +377,7 @@ class TestEveryBackend:
         assert [found.stalled for found in seen[-2:]] == [True, False]
         assert seen[-2].version == seen[0].version and seen[-1].completed
 
-    def test_watch_refuses_durations_that_are_none(self, backend: StatusBackend) -> None:
+    def test_watch_raises_for_invalid_durations(self, backend: StatusBackend) -> None:
         # Given durations that are none
         # When somebody wants to watch for so long
         # Then it is said at once which

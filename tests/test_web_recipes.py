@@ -100,7 +100,7 @@ def test_vanished_visitors_leave_no_watcher_behind(server: str) -> None:
         # Given visitors of a job in which nothing changes
         sockets = [await open_socket(server) for _ in range(VISITORS)]
         visited = await asyncio.to_thread(tasks_of, server)
-        # When they vanish, half of them without a word
+        # When they disconnect, half of them without closing the connection
         for number, socket in enumerate(sockets):
             if number % 2:
                 socket.transport.abort()

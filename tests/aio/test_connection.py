@@ -103,7 +103,7 @@ def test_a_lone_call_that_is_cancelled_at_its_time_limit_is_cancelled(
         asyncio.get_running_loop().call_later(0.3, alone.cancel)
         await asyncio.wait([alone])
         server.resume()
-        # Then it ends by one of the two, and the next one works
+        # Then it ends with CancelledError or BackendError, and the next read gets its reply
         assert alone.cancelled() or isinstance(alone.exception(), BackendError)
         assert await aio.StatusRegistry.read(job.message_id, backend=backend)
 
@@ -119,7 +119,7 @@ def test_closing_the_backend_ends_a_lone_call(server: RedisServer, patient: Redi
         await asyncio.sleep(0.02)
         # When the backend is closed while a read waits
         await aio.close(backend=patient)
-        # Then that is said
+        # Then the read raises BackendError
         with pytest.raises(BackendError, match="the connection was closed"):
             await alone
         # And it may be used again

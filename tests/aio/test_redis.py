@@ -75,7 +75,7 @@ async def until(predicate: Callable[[], Any]) -> None:
 
 class TestManyWatchers:
     def test_many_watchers_share_two_connections(self, jobs: RedisBackend, backend: RedisBackend) -> None:
-        # Given jobs, each watched by ten, every watcher with a status of its own to tell
+        # Given jobs, each of which is watched by ten watchers
         work = [Job(jobs).enqueue() for _ in range(200)]
         ended: list[tuple[str, State, Any]] = []
 
@@ -87,7 +87,7 @@ class TestManyWatchers:
             watchers = [asyncio.create_task(watch(job)) for job in work for _ in range(10)]
             await until(lambda: sum(int(client["sub"]) for client in jobs.client.client_list()) == 200)
             # When all have begun
-            # Then they share one connection that listens, and one that asks
+            # Then they share one subscription and one connection for requests
             assert connections(jobs) == {"listens": 1, "asks": 1}
             # And when the jobs run and end
             await asyncio.to_thread(run_all, work)
@@ -125,7 +125,7 @@ class TestManyWatchers:
             await asyncio.gather(*(last_of(job, backend) for job in work for _ in range(10)))
             # Then they are read together, and each once
             assert reads == [100]
-            # And nobody had to listen
+            # And there is no subscription
             assert connections(jobs) == {"asks": 1}
 
         in_loop(main)
@@ -133,7 +133,7 @@ class TestManyWatchers:
     def test_watch_misses_no_change_before_the_subscription(
         self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given a job that ends after the first look, before the server was asked to tell
+        # Given a job that ends after the first look, before the watcher has subscribed
         job = Job(jobs).enqueue()
         add = aio_redis.RedisSubscription.add
 
@@ -163,7 +163,7 @@ class TestManyWatchers:
                 assert (await anext(snapshots)).queued
                 await until(lambda: subscribed() == 2)
             # When one of them is no longer watched
-            # Then the server tells of the other only
+            # Then the server publishes only changes of the other message to this connection
             await until(lambda: subscribed() == 1)
             # And when it is watched again, of both
             again = asyncio.create_task(last_of(first, backend))
@@ -174,7 +174,7 @@ class TestManyWatchers:
         in_loop(main)
 
     def test_a_watcher_that_is_dropped_closes_its_connection(self, jobs: RedisBackend, backend: RedisBackend) -> None:
-        # Given a watcher that breaks off without further ado
+        # Given a watcher whose loop is left by ``break``
         job = Job(jobs).enqueue()
 
         async def main() -> None:
@@ -183,7 +183,7 @@ class TestManyWatchers:
                 await until(lambda: connections(jobs)["listens"])
                 break
             # When its generator is gone
-            # Then its connection is, too
+            # Then its subscription is closed
             await until(lambda: connections(jobs) == {"asks": 1})
 
         in_loop(main)
@@ -202,8 +202,8 @@ class TestManyWatchers:
             async with aclosing(batch.watch()) as snapshots:
                 assert (await anext(snapshots)).queued
                 await until(lambda: subscribed() == 21)
-            # When the watcher of the many breaks off
-            # Then nothing of them is left
+            # When the loop over the batch is left
+            # Then the hub no longer watches these messages
             assert list(hub._watched) == [other.message_id]
             await until(lambda: subscribed() == 1)
             # And when the other one ends, nothing at all
@@ -296,7 +296,7 @@ class TestLosses:
     def test_watch_subscribes_again_after_a_failure(
         self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given a loop that is told, or else knows nothing, and a server that does not take the first two wishes
+        # Given a loop that does not poll, and a server that refuses the first two subscriptions
         backend.poll_interval = (NEVER, NEVER)
         job = Job(jobs).enqueue()
         add = aio_redis.RedisSubscription.add
@@ -336,7 +336,7 @@ class TestLosses:
             store.snapshots = failing  # type: ignore[method-assign]
             watching = asyncio.create_task(last_of(job, backend))
             await until(lambda: connections(jobs)["listens"])
-            # When it is told of the end, and cannot look at first
+            # When the end is published, and the first read fails
             failures = iter(range(3))
             await asyncio.to_thread(job.finish)
             # Then it tries again
@@ -352,10 +352,10 @@ class TestLosses:
             subscription = await store.subscribe()
             await subscription.close()
             await until(lambda: not connections(jobs))
-            # When it shall tell of something
+            # When a command is sent over it
             with pytest.raises(BackendError, match="closed"):
                 await subscription.add(["m"])
-            # Then there is no new connection of which nobody knows
+            # Then it does not connect again
             assert not connections(jobs)
 
         in_loop(main)
@@ -402,17 +402,17 @@ class TestLosses:
                 store, hasty_store = await async_backend(backend), await async_backend(hasty)
                 snapshots = aio.StatusRegistry.watch(job.message_id, timeout=500, backend=backend)
                 assert (await anext(snapshots)).queued
-                # When the server hangs, and nobody waits for it for long
+                # When the server is frozen, and the time-out of a call is short
                 server.pause()
                 monkeypatch.setattr(store, "snapshots", hasty_store.snapshots)
                 monkeypatch.setattr(store, "subscribe", hasty_store.subscribe)
-                # Then there is an end to it nevertheless
+                # Then the watch still ends with StatusTimeout
                 with pytest.raises(StatusTimeout):
                     await anext(snapshots)
-                # And who asks is told
+                # And a read raises BackendError
                 with pytest.raises(BackendError, match="Redis"):
                     await aio.StatusRegistry.read(job.message_id, backend=hasty)
-                # And afterwards all is well
+                # And when the server continues, the status can be read
                 monkeypatch.undo()
                 server.resume()
                 found = await aio.StatusRegistry.read(job.message_id, backend=backend)
@@ -462,7 +462,7 @@ class TestLosses:
             for client in jobs.client.client_list():
                 if client["name"] == NAME:
                     jobs.client.client_kill_filter(_id=client["id"])
-            # Then nobody who asks notices
+            # Then no read fails
             found = await asyncio.gather(
                 *(aio.StatusRegistry.read(job.message_id, backend=backend) for _ in range(10)),
                 aio.StatusRegistry.get(job.message_id, backend=backend).update(a=1),
@@ -480,7 +480,8 @@ class TestLosses:
             async def main() -> None:
                 progress = aio.StatusRegistry.progress(job.message_id, backend=backend)
                 await progress.increment()
-                # When the server hangs as somebody counts, and nobody knows whether it was counted
+                # When the connection is lost after an increment was sent, so that it is unknown whether the server has
+                # carried it out
                 server.pause()
                 with pytest.raises(BackendError, match="Redis"):
                     await progress.increment()
@@ -514,7 +515,7 @@ class TestOneLineForAll:
 
         async def main() -> None:
             for _ in range(20):
-                # When all are asked for at once, and every third one is given up at different moments
+                # When all are read at the same time, and every third read is cancelled at some time
                 tasks = [asyncio.create_task(aio.StatusRegistry.read(job.message_id, backend=backend)) for job in work]
                 for index, task in enumerate(tasks):
                     if index % 3 == 0:
@@ -700,7 +701,7 @@ class TestOneLineForAll:
 
 class TestWithin:
     def test_a_cancellation_is_never_forgotten(self) -> None:
-        # Given somebody who waits for some work
+        # Given a task that waits for some work
         async def main() -> None:
             for ticks in range(5):
                 gate = asyncio.Event()
@@ -711,7 +712,7 @@ class TestWithin:
                 for _ in range(ticks):
                     await asyncio.sleep(0)
                 cancelled = task.cancel()
-                # Then they are, unless they have gone already
+                # Then the task is cancelled, unless it has ended before
                 await asyncio.wait([task])
                 assert task.cancelled() or not cancelled
 
@@ -781,7 +782,7 @@ class TestManyServers:
 
 class TestClosing:
     def test_watchers_raise_when_the_backend_is_closed(self, jobs: RedisBackend, backend: RedisBackend) -> None:
-        # Given a watcher, and one who waits for many
+        # Given a watcher of one message, and a watcher of a batch
         job = Job(jobs).enqueue()
 
         async def main() -> None:
@@ -863,7 +864,7 @@ class TestClosing:
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_event_loops_that_were_closed_without_notice(self, jobs: RedisBackend, backend: RedisBackend) -> None:
-        # Given loops that were closed without a word
+        # Given loops that were closed without shutdown_asyncgens
         job = Job(jobs).enqueue()
         for _ in range(3):
             loop = asyncio.new_event_loop()

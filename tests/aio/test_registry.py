@@ -63,7 +63,7 @@ class TestSameAsElsewhere:
         ids=["StatusRegistry", "Batch"],
     )
     def test_asynchronous_signatures_equal_the_others(self, here: type, there: type) -> None:
-        # Given both faces
+        # Given the synchronous and the asynchronous registry
         # When their public names are compared
         # Then names, parameters, kinds and defaults are the same
         assert signatures_of(here) == signatures_of(there)
@@ -72,7 +72,7 @@ class TestSameAsElsewhere:
         # Given the public methods of the registry
         plain = {"get", "progress", "batch"}
         # When they are called
-        # Then those that ask the store are coroutines, but for the one that iterates
+        # Then the methods that read the store are coroutines, except for watch()
         for name in dir(aio.StatusRegistry):
             if not name.startswith("_") and name not in plain | {"watch"}:
                 assert inspect.iscoroutinefunction(getattr(aio.StatusRegistry, name)), name
@@ -130,7 +130,7 @@ class TestSameAsElsewhere:
     def test_operators_that_cannot_be_awaited_raise(self) -> None:
         # Given a handle
         status = aio.StatusRegistry.get("m", backend=StubBackend())
-        # When it is asked what Python does not await
+        # When an operator is used that Python cannot await
         # Then it does not answer by chance
         with pytest.raises(TypeError, match="read"):
             bool(status)
@@ -216,7 +216,7 @@ class TestSameAsElsewhere:
 
     def test_wrong_arguments_of_watch_raise_at_once(self) -> None:
         # Given durations and ids that are none
-        # When somebody wants to watch
+        # When watch() is called
         # Then it is said at once, not at the first step
         with pytest.raises(ValueError, match="timeout"):
             aio.StatusRegistry.watch("m", timeout=-1, backend=StubBackend())
@@ -275,7 +275,7 @@ class TestWatching:
         ]
 
     def test_slow_watchers_get_the_newest_snapshot_and_delay_no_other(self, backend: StatusBackend) -> None:
-        # Given a watcher that does not ask for more, and others
+        # Given a watcher that does not take the next snapshot, and other watchers
         job = Job(backend).enqueue().start()
 
         async def main() -> None:
@@ -339,7 +339,7 @@ class TestWatching:
 
     @pytest.mark.parametrize("together", [False, True])
     def test_watch_keeps_the_interval(self, backend: StatusBackend, together: bool) -> None:
-        # Given a store of which one sees a change each hour
+        # Given a backend with a watch_interval of an hour
         backend.watch_interval = NEVER
         job = Job(backend).enqueue().start()
 
@@ -483,7 +483,7 @@ class TestWatching:
         in_loop(main)
 
     def test_watch_raises_the_unexpected_error_of_a_backend(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given a backend that breaks while a message is watched
+        # Given a backend that raises an unexpected error while a message is watched
         backend = StubBackend()
         backend.poll_interval = (1, 5)
         job = Job(backend).enqueue()
@@ -519,7 +519,7 @@ class TestWatching:
             # Then it is told, and does not wait for ever
             with pytest.raises(BackendError, match="cancelled"):
                 await anext(snapshots)
-            # And who comes next is served
+            # And a watch that begins later works
             assert (await last_of(other, backend)).completed
 
         in_loop(main)
@@ -563,7 +563,7 @@ class TestWatching:
 
 class TestTurns:
     def test_a_message_that_changes_all_the_time_does_not_delay_others(self) -> None:
-        # Given much that a subscription has heard of one message, all at once
+        # Given a subscription that has received many changes of one message at once
         heard: list[int] = []
 
         class Subscription:

@@ -591,7 +591,7 @@ def test_an_error_for_one_message_holds_up_no_other(bad: int, refusal: Any) -> N
     updates = [(f"m{n}", write(1, 2, create=True, increment=5)) for n in range(3)]
     outcomes = backend.update_many(updates)
     found = backend.read_many(["m0", "m1", "m2"])
-    # Then it is trouble of that message alone: its update has to be sent again unless the cache has answered that it
+    # Then only this message fails: its update has to be sent again unless the cache has answered that it
     # refuses it, and its status was not read
     trouble = Outcome.UNSTORABLE if refusal is False else Outcome.UNAVAILABLE
     assert outcomes == [trouble if n == bad else Outcome.APPLIED for n in range(3)]

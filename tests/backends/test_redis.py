@@ -86,12 +86,12 @@ class TestRedis(RedisHooks, BackendConformance):
     # The driver, and the server
 
     def test_a_client_is_taken(self, redis_url: str, message_id: str) -> None:
-        # Given a client of one's own, with settings of its own
+        # Given a client with settings
         with redis.Redis.from_url(redis_url, decode_responses=False, encoding="latin-1") as client:
             backend = RedisBackend(client=client, timeout=PATIENT)
             # When it is passed
             backend.update(message_id, enqueue(step='"žluť"'))
-            # Then records are read as always
+            # Then records can be written and read
             record = backend.read(message_id)
         assert record is not None and record[":step"] == '"žluť"'
 
@@ -146,11 +146,11 @@ class TestRedis(RedisHooks, BackendConformance):
         assert backend.update(message_id, start(1)) is Outcome.APPLIED
 
     def test_an_increment_is_not_sent_twice(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
-        # Given a connection that the server has closed: nobody knows whether it had read the last request
+        # Given a connection that the server has closed, so that it is unknown whether the last request was carried out
         backend.update(message_id, start(1))
         kill_others(client)
-        # When an increment from outside is written, which cannot be told from another one
-        # Then it is left to the caller to try again
+        # When an increment from outside is written, which has no sequence number
+        # Then the call raises an error and does not repeat the increment
         with pytest.raises(BackendError):
             backend.update(message_id, outside(increment=1))
 
@@ -212,7 +212,7 @@ class TestRedis(RedisHooks, BackendConformance):
         backend.read(message_id)
         used = open_sockets(*(link._connection._sock.fileno() for link in backend.transport.pool._idle))
         assert len(used) == 1
-        # When nobody has it any more
+        # When the last reference to the backend is gone
         del backend
         gc.collect()
         # Then its connection is closed
@@ -247,9 +247,9 @@ class TestRedis(RedisHooks, BackendConformance):
         # Given the server's clock
         seconds, microseconds = client.time()
         before = seconds * 1000 + microseconds // 1000
-        # When a record is written, and its worker says that it runs
+        # When a record is written, and its worker sends a heartbeat
         backend.update_many([(message_id, start(1)), (message_id, heartbeat(1))])
-        # Then its moments are whole milliseconds by that clock
+        # Then its timestamps are whole milliseconds by the server's clock
         seconds, microseconds = client.time()
         after = seconds * 1000 + microseconds // 1000
         record = backend.read(message_id)
@@ -264,7 +264,7 @@ class TestRedis(RedisHooks, BackendConformance):
         right = time.time
         monkeypatch.setattr(time, "time", lambda: right() - 3600)
         with closing(RedisBackend(url=redis_url, timeout=PATIENT)) as backend:
-            # When it has talked to the server once
+            # After its first call
             if write_first:
                 backend.update(message_id, enqueue())
             else:
@@ -315,7 +315,7 @@ class TestRedis(RedisHooks, BackendConformance):
                 (message_id, write(123456789, 2, increment=5, t="100", step='"reading"')),
             ]
         )
-        # When Redis is asked how it keeps it
+        # When the encoding of its key is read
         # Then it is the compact way
         assert client.object("encoding", f"{backend.namespace}:{message_id}") in ("listpack", "ziplist")
 
@@ -359,7 +359,7 @@ assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [
     assert ran.returncode == 0, ran.stderr
 
 
-# Clients that are none
+# Objects that are no clients
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [
     ],
 )
 def test_other_clients_are_refused(make: Callable[[], Any], message: str) -> None:
-    # Given a client that the backend cannot do as
+    # Given a client whose connections the backend cannot imitate
     client = make()
     # When it is passed
     # Then the constructor says what is wrong with it, and what to pass

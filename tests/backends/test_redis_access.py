@@ -286,7 +286,7 @@ def test_an_idle_tls_connection_is_used_again(tls_server: TlsServer, certificate
         assert list(backend.transport.pool._idle) == [link]
 
 
-def test_replies_over_tls_that_drip(tls_server: TlsServer, certificates: Path) -> None:
+def test_replies_byte_by_byte_over_tls_end_at_the_timeout(tls_server: TlsServer, certificates: Path) -> None:
     # Given a server that sends its replies byte by byte
     with Proxy(tls_server.tls_port) as proxy:
         url = f"rediss://127.0.0.1:{proxy.port}?ssl_ca_certs={certificates / 'ca.crt'}"
@@ -314,7 +314,7 @@ def test_a_tls_connection_that_the_server_closed(tls_server: TlsServer, certific
 
 
 @pytest.mark.parametrize("way", ["plain", "tls"])
-def test_a_server_that_says_nothing(
+def test_the_error_of_a_silent_server_contains_the_time_out(
     request: pytest.FixtureRequest, redis_server: RedisServer, certificates: Path, way: str
 ) -> None:
     # Given a connection to a server that answers no more
@@ -328,7 +328,7 @@ def test_a_server_that_says_nothing(
         server.pause()
         try:
             # When it is asked for something
-            # Then the error says for how long it was waited, and not what the system calls that
+            # Then the error contains the time-out, and not the text of the system's error
             with pytest.raises(BackendError, match="no answer within 1500 milliseconds"):
                 backend.read("m")
         finally:
@@ -362,10 +362,10 @@ def test_a_user_who_may_not_publish(client: redis.Redis, redis_server: RedisServ
     with closing(
         RedisBackend(host="127.0.0.1", port=redis_server.port, username="quiet", password="x", timeout=PATIENT)
     ) as backend:
-        # When a message goes all its way
+        # When a message is enqueued, run and completed
         life = (enqueue(), start(1), write(1, 2, increment=1), outside(step="1"), heartbeat(1), finish(1))
         outcomes = [backend.update("m", update) for update in life]
-        # Then all is stored, and who watches it looks again and again
+        # Then all updates are stored, and a watcher polls
         assert outcomes == [Outcome.APPLIED] * 6
         assert StatusRegistry.wait("m", backend=backend, timeout=PATIENT)["progress"] == 1
 
@@ -430,10 +430,10 @@ def test_a_cluster_with_names_and_passwords(redis_cluster: RedisCluster) -> None
 
 @pytest.mark.parametrize("fault", ["nobody there", "wrong password"])
 @pytest.mark.parametrize("way", ["url", "parameters", "client", "sentinels", "cluster"])
-def test_a_password_is_never_told(
+def test_no_error_contains_a_password(
     redis_server: RedisServer, redis_url: str, caplog: pytest.LogCaptureFixture, way: str, fault: str
 ) -> None:
-    # Given a backend that cannot log in, or has nobody to log in to
+    # Given a backend with a wrong login, or whose server does not run
     port = redis_server.port if fault == "wrong password" else free_port()
     secret = {"username": "worker", "password": "s3cr3t", "timeout": 300}
     makers: dict[str, Callable[[], RedisBackend]] = {
@@ -464,7 +464,7 @@ def test_a_password_is_never_told(
         while error is not None:
             told += [str(error), repr(error)]
             error = error.__cause__ or error.__context__
-    # Then nothing that is said of it has the password
+    # Then neither the errors nor the log contain the password
     told += [record.getMessage() for record in caplog.records]
     assert [line for line in told if "s3cr3t" in line] == []
     backend.close()

@@ -143,7 +143,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # Given message ids, one of them not ASCII
         ids = ("0", "message", "žluťoučký kůň", "00000000-0000-4000-8000-000000000000")
         # When their shards are asked for
-        # Then they are those that have always been
+        # Then they have not changed since the first version
         assert [shard_of(message_id) for message_id in ids] == [33, 63, 28, 23]
 
     def test_each_shard_has_its_own_part_of_the_slots(self) -> None:
@@ -375,7 +375,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
     def test_a_watcher_while_its_slot_moves(
         self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str
     ) -> None:
-        # Given somebody who watches a message, and finds after an hour what nobody tells
+        # Given a watcher that polls only once an hour
         backend.recheck_interval, backend.poll_interval = NEVER, (NEVER, NEVER)
         backend.update(message_id, start(1))
         seen = StatusRegistry.watch(message_id, backend=backend, timeout=PATIENT)
@@ -394,7 +394,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
 
     # Nodes that are gone
 
-    def test_a_node_that_is_gone(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+    def test_calls_while_one_node_is_down(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
         # Given a cluster that goes on without one of its nodes
         ids = [uuid4().hex for _ in range(100)]
         backend.update_many([(message_id, start(1)) for message_id in ids])
@@ -431,7 +431,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             assert batch.unavailable == tuple(itertools.compress(ids, gone)) and not batch.finished
             assert (batch.counts["working"], batch.counts["unavailable"]) == (gone.count(False), gone.count(True))
             assert (batch.missing, batch.counts["unknown"]) == ((), 0)
-            # And nobody is shown a list without what is missing
+            # And a list raises BackendError instead of leaving these messages out
             for call in (lambda: backend.find(Query(), limit=50, after=None), lambda: backend.count(Query())):
                 with pytest.raises(BackendError):
                     call()
@@ -462,7 +462,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         finally:
             redis_cluster.start()
 
-    def test_what_was_done_before_all_went_wrong(
+    def test_outcomes_of_updates_that_were_carried_out_before_all_nodes_failed(
         self, redis_cluster: RedisCluster, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # Given messages on all nodes, one of which has forgotten the script and has to be asked again
@@ -483,7 +483,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         monkeypatch.setattr(backend.transport, "_send", send_once)
         # When nobody answers any more
         outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
-        # Then what was done before counts as done, and will not be done twice
+        # Then the outcomes of the updates that were carried out are returned, and these updates are not sent again
         assert outcomes == [Outcome.UNAVAILABLE if lost else Outcome.APPLIED for lost in there]
 
     def test_a_user_who_may_not_load_scripts(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
@@ -504,7 +504,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
 
     # Lists
 
-    def test_the_newest_are_all_in_one_shard(self, backend: RedisBackend) -> None:
+    def test_a_list_whose_newest_messages_are_all_in_one_shard(self, backend: RedisBackend) -> None:
         # Given many messages of one shard, and some older ones elsewhere
         older, ids = [uuid4().hex for _ in range(50)], of_one_shard(120)
         backend.update_many([(message_id, enqueue(a='"actor"')) for message_id in older])
@@ -566,8 +566,8 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             with redis_cluster.client(number) as node:
                 assert node.dbsize() > 0
 
-    def test_nobody_is_there(self) -> None:
-        # Given addresses at which nobody is
+    def test_addresses_without_a_server_raise_an_error(self) -> None:
+        # Given addresses without a server
         with closing(RedisBackend(cluster_nodes=[("127.0.0.1", free_port())], timeout=300)) as backend:
             for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, backend.subscribe):
                 # When something is asked for

@@ -83,7 +83,7 @@ def test_a_message_is_in_one_set(backend: RedisBackend, client: redis.Redis) -> 
     assert seen == [{name: ["m"]} for name in names]
 
 
-def test_plain_writes_do_not_touch_it(backend: RedisBackend, client: redis.Redis) -> None:
+def test_plain_writes_do_not_touch_the_index(backend: RedisBackend, client: redis.Redis) -> None:
     # Given a running message
     backend.update_many([("m", start(1)), ("m", write(1, 2, step="1"))])
     client.config_resetstat()
@@ -141,7 +141,7 @@ def test_pages_of_many_sets(backend: RedisBackend, apart: bool) -> None:
 
 @pytest.mark.parametrize("sets", [1, 3])
 def test_pages_of_messages_with_the_same_timestamp(backend: RedisBackend, client: redis.Redis, sets: int) -> None:
-    # Given messages that came into their states at the same moment, with odd ids that languages order in odd ways
+    # Given messages with the same timestamp, and ids that Python, Lua and Redis might order differently
     ids = [f"{letter}{n}" for letter in ("a", "B", "-", "ä", "Z", "ž", "😀", "a-", "aB") for n in range(12)]
     backend.update_many([(message_id, enqueue(a=f'"actor{n % sets}"')) for n, message_id in enumerate(ids)])
     for name, members in sets_of(client).items():
@@ -150,7 +150,7 @@ def test_pages_of_messages_with_the_same_timestamp(backend: RedisBackend, client
     for limit in (1, 7, 100):
         # When they are listed, page by page
         pages = page_by_page(backend, limit)
-        # Then each is on one of them, in the order of their bytes
+        # Then each message is on one page, and the ids of a timestamp are ordered by their bytes
         assert pages == [newest[first : first + limit] for first in range(0, len(ids), limit)]
 
 
@@ -174,7 +174,7 @@ def test_a_page_takes_as_many_commands_wherever_it_is(backend: RedisBackend, cli
     assert max(ranges) <= 3 * sets
 
 
-def test_what_the_store_has_lost_is_dropped_when_it_is_met(backend: RedisBackend, client: redis.Redis) -> None:
+def test_a_list_removes_lost_messages_from_the_index(backend: RedisBackend, client: redis.Redis) -> None:
     # Given messages of which the store has lost some, and has others in another state than the index says
     backend.update_many([(f"m{n}", enqueue()) for n in range(10)])
     client.delete("dramatiq-status:m3", "dramatiq-status:m9")
@@ -183,7 +183,7 @@ def test_what_the_store_has_lost_is_dropped_when_it_is_met(backend: RedisBackend
     found = listed(backend, limit=4)
     # Then the page is full, without them
     assert found == ["m8", "m7", "m6", "m4"]
-    # And the index has forgotten those that were met
+    # And the index no longer contains the lost messages that the list has passed
     assert listed(backend) == ["m8", "m7", "m6", "m4", "m2", "m1", "m0"] and backend.count(ALL) == 7
 
 
@@ -198,7 +198,7 @@ def test_a_page_under_very_many_that_are_lost(backend: RedisBackend, client: red
     assert found == ["old"]
 
 
-def test_many_that_are_lost_are_counted_less_and_less(backend: RedisBackend, client: redis.Redis) -> None:
+def test_each_count_finds_more_of_many_lost_messages(backend: RedisBackend, client: redis.Redis) -> None:
     # Given more waiting messages than one call checks, most of which the store has lost
     ids = [f"m{n}" for n in range(6000)]
     backend.update_many([(message_id, enqueue(a=f'"actor{n % 2}"')) for n, message_id in enumerate(ids)])
@@ -224,7 +224,7 @@ def test_finished_messages_leave_with_their_records(backend: RedisBackend, clien
     assert listed(backend) == ["long"]
 
 
-def test_a_set_is_trimmed_as_it_grows(backend: RedisBackend, client: redis.Redis) -> None:
+def test_a_later_end_removes_expired_messages_from_the_set(backend: RedisBackend, client: redis.Redis) -> None:
     # Given a message that was completed, whose time is over by the clock of the script
     backend.transport.clock = FixedClock(1_000_000)
     backend.update_many([("old", start(1)), ("old", finish(1, ttl=60_000))])
@@ -236,7 +236,7 @@ def test_a_set_is_trimmed_as_it_grows(backend: RedisBackend, client: redis.Redis
     assert list(sets_of(client).values()) == [ids]
 
 
-def test_it_is_bounded(redis_url: str, client: redis.Redis) -> None:
+def test_max_listed_limits_each_set_of_the_index(redis_url: str, client: redis.Redis) -> None:
     # Given a backend that lists ten messages of a state, queue and actor
     backend = RedisBackend(url=redis_url, timeout=PATIENT, max_listed=10)
     # When there are more
@@ -268,7 +268,7 @@ def test_every_key_expires(backend: RedisBackend, client: redis.Redis) -> None:
     # And a set outlives its records, and the names every set
     assert ttls[registry + "0\n\n\n"] > client.pttl("dramatiq-status:l")
     assert ttls[registry] >= max(ttls.values()) - 1000
-    # And the names go with their sets
+    # And the names of sets expire with the sets
     for key in client.keys(registry + "?*"):
         client.delete(key)
     assert (backend.count(ALL), client.exists(registry)) == (0, 0)
@@ -287,7 +287,7 @@ def test_the_names_of_sets_come_back(backend: RedisBackend, client: redis.Redis)
     assert min(client.pttl(key) for key in client.keys("*index:*")) > client.pttl("dramatiq-status:n")
 
 
-def test_names_of_sets_that_are_gone_go(backend: RedisBackend, client: redis.Redis) -> None:
+def test_names_of_deleted_sets_are_removed(backend: RedisBackend, client: redis.Redis) -> None:
     # Given names of many sets that are gone, which nobody lists
     registry = "dramatiq-status index:"
     backend.update_many([(f"m{n}", enqueue(Q=f'"tenant{n}"')) for n in range(300)])

@@ -220,7 +220,9 @@ def backend(server: RedisServer) -> Iterator[RedisBackend]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_what_the_server_refuses_is_not_unknown(admin: redis.Redis, backend: RedisBackend, name: str) -> None:
+def test_error_replies_raise_and_do_not_make_messages_unknown(
+    admin: redis.Redis, backend: RedisBackend, name: str
+) -> None:
     # Given messages that a backend knows
     fault, words = FAULTS[name]
     backend.update_many([(message_id, start(1, step='"1"')) for message_id in ("m", "m2")])
@@ -289,7 +291,7 @@ def test_errors_without_hiredis(server: RedisServer, admin: redis.Redis, backend
         assert process.stdout.readline() == "None\n"
 
 
-def test_something_foreign_is_unknown(backend: RedisBackend, admin: redis.Redis) -> None:
+def test_a_value_of_another_program_is_no_status(backend: RedisBackend, admin: redis.Redis) -> None:
     # Given something that is not ours under the key of a message, and a record
     admin.set(backend.keys.key_of("m"), "foreign")
     backend.update("m2", start(1))

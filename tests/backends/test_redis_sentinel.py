@@ -114,7 +114,7 @@ def test_bad_parameters() -> None:
         RedisBackend(sentinels=[], service_name="mymaster")
 
 
-def test_nobody_is_there() -> None:
+def test_a_sentinel_that_does_not_run_raises_an_error() -> None:
     # Given a Sentinel that is not there
     backend = RedisBackend(sentinels=[("127.0.0.1", free_port())], service_name="mymaster", timeout=300)
     for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, backend.subscribe):
@@ -205,7 +205,7 @@ def test_a_master_that_was_demoted(start_server: Callable[[RedisServer], RedisSe
     with redis.Redis(port=old.port) as client:
         client.replicaof("127.0.0.1", new.port)
     Wandering.master = new
-    # Then what is written goes to the new one, once; also what was only begun
+    # Then each update is stored on the new master once, including an update that was only begun
     assert backend.update("m", outside(increment=1)) is Outcome.APPLIED
     assert backend.begin_update("m", outside(increment=1))() is Outcome.APPLIED
     record = RedisBackend(url=new.url, timeout=PATIENT).read("m")
@@ -222,7 +222,7 @@ def test_a_planned_failover(sentinels: RedisSentinels) -> None:
     with redis.Redis(port=sentinels.sentinels[0].port) as client:
         client.execute_command("SENTINEL FAILOVER", sentinels.service_name)
     sentinels.wait_for_failover(old)
-    # Then it goes on there as soon as it has asked them again, and long before they tell the old one
+    # Then it uses the new master after its next query of the Sentinels, long before the old master is demoted
     backend.transport.pool.ask_at = 0.0
     assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED
     new = RedisBackend(url=sentinels.master.url, timeout=PATIENT)
@@ -276,7 +276,7 @@ def test_jobs_go_on_when_the_master_is_killed(sentinels: RedisSentinels) -> None
     backend.close()
 
 
-def test_what_the_replica_did_not_get(sentinels: RedisSentinels) -> None:
+def test_a_failover_loses_what_the_replica_lacks_except_of_running_jobs(sentinels: RedisSentinels) -> None:
     # Given a job that has finished, and one that runs
     backend = make(sentinels, timeout=500)
     broker = make_broker(backend, heartbeat_interval=100)
@@ -316,7 +316,7 @@ def test_what_the_replica_did_not_get(sentinels: RedisSentinels) -> None:
         broker.join(work.queue_name, timeout=60_000)
         worker.join()
     read = StatusRegistry.read_many([running, before, finished], backend=backend)
-    # And the one that has finished is as lost as what else the replica did not get
+    # And the final state of the finished job is lost, because the replica did not have it
     assert [snapshot and snapshot.state for snapshot in read] == ["completed", "completed", None]
     backend.close()
 

@@ -55,8 +55,8 @@ def heard_in_all(subscription: RedisSubscription, message_id: str, until: int) -
     return versions
 
 
-def test_every_change_is_told(job: Job, subscription: RedisSubscription) -> None:
-    # Given a message that one listens to
+def test_every_change_is_published(job: Job, subscription: RedisSubscription) -> None:
+    # Given a subscription to a message
     # When anything is done to it
     steps = [
         job.start,
@@ -73,7 +73,7 @@ def test_every_change_is_told(job: Job, subscription: RedisSubscription) -> None
         assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
 
 
-def test_only_the_newest_matters(job: Job, subscription: RedisSubscription) -> None:
+def test_many_changes_are_received_as_few_versions(job: Job, subscription: RedisSubscription) -> None:
     # Given a message that one listens to
     # When much happens before anybody asks
     for n in range(100):
@@ -91,11 +91,11 @@ def test_a_delete_is_received(job: Job, subscription: RedisSubscription) -> None
     assert subscription.wait(PATIENCE) == {job.message_id: 0}
 
 
-def test_a_heartbeat_is_not_told(job: Job, subscription: RedisSubscription) -> None:
+def test_a_heartbeat_is_not_published(job: Job, subscription: RedisSubscription) -> None:
     # Given a message that runs
     job.start()
     subscription.wait(PATIENCE)
-    # When it says that it still does, and then something else
+    # When its worker sends a heartbeat, and then a field
     job.beat().write(step="a")
     # Then only the other is told
     assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
@@ -135,16 +135,18 @@ def test_namespaces(redis_url: str, job: Job, subscription: RedisSubscription) -
     assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
 
 
-def test_somebody_else_on_our_channel(backend: RedisBackend, job: Job, subscription: RedisSubscription) -> None:
-    # Given somebody who says what is no version
+def test_a_text_of_another_program_on_the_channel_is_version_0(
+    backend: RedisBackend, job: Job, subscription: RedisSubscription
+) -> None:
+    # Given another program that publishes a text that is no version
     # When it is heard
     backend.client.publish(f"{backend.namespace}:{job.message_id}", "hello")
-    # Then it is taken for a reason to look
+    # Then the change is received with version 0, so that the watcher reads
     assert subscription.wait(PATIENCE) == {job.message_id: 0}
 
 
 def test_a_lost_connection(backend: RedisBackend, subscription: RedisSubscription) -> None:
-    # Given somebody who listens
+    # Given a subscription
     # When the server closes the connection
     backend.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     # Then that is said
@@ -241,7 +243,7 @@ def test_an_interrupt(subscription: RedisSubscription, monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_leaves_it_alone(job: Job, subscription: RedisSubscription) -> None:
+def test_a_child_process_cannot_use_the_subscription(job: Job, subscription: RedisSubscription) -> None:
     # Given somebody who listens
     # When the process forks, and the child tries to, and closes what it has
     if (child := os.fork()) == 0:
@@ -252,17 +254,17 @@ def test_a_child_leaves_it_alone(job: Job, subscription: RedisSubscription) -> N
             os._exit(0)
         finally:
             os._exit(1)
-    # Then it is told that it must not
+    # Then the call in the child raises BackendError
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     # And the parent hears what it heard before
     job.start()
     assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
 
 
-def test_those_who_cannot_tell(memcached_url: str) -> None:
-    # Given stores that tell nothing
+def test_backends_without_subscriptions_return_none(memcached_url: str) -> None:
+    # Given stores without subscriptions
     with closing(MemcachedBackend(servers=memcached_url.removeprefix("memcached://"))) as memcached:
         # When they are asked to
-        # Then they say so
+        # Then subscribe() returns None
         assert memcached.subscribe(("m",)) is None
         assert StubBackend().subscribe(("m",)) is None

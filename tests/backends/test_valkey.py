@@ -64,7 +64,7 @@ class TestValkey(RedisHooks, BackendConformance):
         backend.close()
         server.reset()
 
-    def test_its_client_and_nobody_there(self) -> None:
+    def test_a_valkey_client_without_a_server_raises_an_error(self) -> None:
         # Given a client of a server that is not there
         backend = RedisBackend(client=valkey.Valkey(port=free_port()), timeout=300)
         for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, backend.subscribe):

@@ -153,7 +153,7 @@ def test_a_field_from_outside_that_is_gone_is_found() -> None:
         ([Sight(2.5, 2.4, "watch", trouble="StatusMissing")], "watch: StatusMissing"),
     ],
 )
-def test_what_no_reader_may_see_is_found(seen: list[Sight], what: str) -> None:
+def test_impossible_sights_are_found(seen: list[Sight], what: str) -> None:
     assert found(one_run(JOB), final(), seen) == [what]
 
 

@@ -360,7 +360,7 @@ def test_glyphs_of_a_terminal_without_unicode(place: Place) -> None:
     assert on_terminal("list", "--url", place.url, LC_ALL="ja_JP.UTF-8", PYTHONUTF8="1").output.isascii()
 
 
-def test_a_reader_that_has_enough(place: Place) -> None:
+def test_a_closed_pipe_ends_the_command_without_an_error(place: Place) -> None:
     done = subprocess.run(
         f"{sys.executable} -m dramatiq_status list --url {place.url} | head -n 1", shell=True, env=environment(),
         capture_output=True, timeout=60, cwd=Path(__file__).parent.parent.parent,

@@ -102,7 +102,7 @@ def blocks_of(text: str) -> Iterator[Block]:
 
 
 def is_same(want: str, got: str) -> bool:
-    """Whether output is as the page shows it, with ``...`` for any text, and but for the values that vary."""
+    """Whether output is as the page shows it, with ``...`` for any text, except for the values that vary."""
     check = doctest.OutputChecker().check_output
     return check(want, got, FLAGS) or check(canonical(want), canonical(got), FLAGS)
 

@@ -109,7 +109,7 @@ class Unruly(Middleware):
         elif deed == "skip":
             raise SkipMessage
         elif deed == "put back and skip":
-            # Itself: what our middleware notes in its options it then finds there.
+            # The message itself and no copy, so that StatusMiddleware finds the options that it has added.
             broker.enqueue(getattr(message, "_message", message))
             raise SkipMessage
         elif deed == "requeue and skip":

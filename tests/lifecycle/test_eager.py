@@ -145,7 +145,7 @@ def test_a_message_that_is_sent_by_another_has_a_status_of_its_own(eager: Eager)
 
 @pytest.mark.parametrize("failing", [False, True], ids=["succeeds", "fails"])
 def test_the_outer_binding_resumes_after_an_untracked_message(eager: Eager, failing: bool) -> None:
-    # Given an actor that sends one that is not tracked; that sends one that is, and may fail
+    # Given an actor that sends an untracked message, whose actor sends a tracked message that may fail
     def innermost() -> None:
         eager.note()
 
@@ -284,7 +284,8 @@ def test_an_exception_of_a_nested_message_reaches_its_sender(strict: Eager, caug
         with pytest.raises(Boom):
             send()
 
-    # Then the inner one failed, and the outer one came to what it made of that
+    # Then the inner message has failed, and the outer message has completed or failed, depending on whether its actor
+    # caught the exception
     first, second, again = strict.bound
     assert first == again != second
     assert strict.end(second) == ("wf", 1, "Boom", False)
@@ -308,7 +309,7 @@ def test_a_message_that_succeeds_while_an_exception_is_handled(eager: Eager) -> 
     # When it is sent
     message = eager.actor(outer).send()
 
-    # Then the exception is nobody's failure
+    # Then neither message has failed
     assert eager.end(eager.bound[0]) == eager.end(message.message_id) == ("wc", 1, None, False)
 
 

@@ -145,7 +145,7 @@ def test_a_child_writes_from_outside(backend: StatusBackend) -> None:
 
     # When it runs
     snapshot = perform(backend, job)
-    # Then all of it is there, the parent's own too; but what becomes of the message the parent says
+    # Then all writes are stored, and only the parent sets the final state
     assert dict(snapshot.fields) == {"field": "child", "one": 1, "parent": True}
     assert (snapshot.state, snapshot["progress"], snapshot.attempts) == ("completed", 13, 1)
 

@@ -183,7 +183,7 @@ def test_an_interrupt_after_the_actor_does_not_change_the_outcome(stage: Stage, 
     # When an interrupt strikes in our hook, before whichever line
     struck = 0
     for aim, message_id in strikes(stage, case.hook, *case.script, **case.options):
-        # Then it comes to what it would have come to
+        # Then the message ends as it would have without the interrupt
         assert (aim.hit, end_of(stage, message_id)) == (aim.hit, case.end)
         struck += 1
     assert struck > 2
@@ -439,7 +439,7 @@ def functions_called() -> Iterator[list[str]]:
     finally:
         sys.setprofile(None)
         gc.callbacks[:] = callbacks
-    # What ends this is called, too
+    # The call that ends the trace is in the list as well.
     called[:] = [name for name in called if "contextlib" not in name]
 
 

@@ -61,7 +61,7 @@ def send_and_wait(stage: Stage, *script: str, **options: object) -> str:
 
 def test_a_message_that_is_interrupted_by_a_shutdown_is_retried(make: StageMaker) -> None:
     stage = make()
-    # Given a message that wants to be told
+    # Given a message with the option ``notify_shutdown``
     with stage.working():
         message_id = send_and_wait(stage, "say:step=running,loop", "return", notify_shutdown=True)
         # When its worker stops
@@ -192,7 +192,7 @@ def test_a_handle_that_outlives_its_worker_writes() -> None:
 
 
 def test_writes_while_the_thread_of_the_writer_ends_are_stored() -> None:
-    # Given a writer whose thread is about to end when somebody writes, who still sees it there
+    # Given a writer whose thread is about to end while another thread writes
     backend = RecordingBackend()
     writer = Writer(backend, CircuitBreaker("a store"))
     backend.update("m", Update(Kind.ENQUEUE, EnqueueId(1, 1)))

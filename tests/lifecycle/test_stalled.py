@@ -134,7 +134,7 @@ def test_the_heartbeats_of_many_jobs_take_one_round_trip() -> None:
     with working(broker, threads=5):
         begun.wait(20)
         before = len(backend.calls)
-        # When they say that they run
+        # When heartbeats are sent
         backend.wait_for(lambda: any(_is_heartbeat(call) for call in backend.calls[before + 1 :]))
         go_on.set()
     # Then all do so in one call, and nobody else does

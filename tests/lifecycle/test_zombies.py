@@ -50,7 +50,7 @@ def test_a_first_run_cannot_write_over_the_second(crew: Crew, deed: str) -> None
             crew.tell("first", "end")
             crew.heed("first", "settled")
             assert state_of(crew) == before
-            # And when that ends, its word is the last
+            # And when the second run ends, its final state is stored
             crew.tell("second", "go on")
             crew.tell("second", "end")
             snapshot = crew.wait()

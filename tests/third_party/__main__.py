@@ -54,7 +54,7 @@ class Suite(NamedTuple):
       needs: What else has to be installed.
       tests: What pytest is told to run.
       options: Of pytest.
-      standins: Files that the source distribution lacks, and the names of ours; None for an empty one.
+      standins: Files that the source distribution lacks, and the names of the stand-ins; None for an empty file.
       expected: Tests that say themselves that there is no other middleware, by a part of their name, and why.
     """
 
@@ -200,7 +200,7 @@ def unpack(name: str, checkout: str | None, directory: Path) -> Path:
 
 
 def raise_loopback() -> None:
-    """A network of one's own begins with a loopback interface that is down."""
+    """Bring the loopback interface of the new network namespace up."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         up_and_running = 0x41
         fcntl.ioctl(probe, 0x8914, struct.pack("16sh14x", b"lo", up_and_running))

@@ -170,7 +170,7 @@ def test_rows_change_in_place_and_new_ones_gather(tab: Tab, site: Site, backend:
     # Then no row has moved, and the count has changed
     assert tab.run("[...document.querySelectorAll('#rows tr')].map((row) => row.dataset.id)") == order
     assert tab.page.inner_text("[data-count=working]") == "4"
-    # And they are shown when they are asked for, by the key
+    # And after the key ``n``, the new rows are shown
     tab.page.keyboard.press("n")
     tab.until("(id) => document.querySelector(`tr[data-id='${id}']`)", others[0].message_id)
 
@@ -204,7 +204,7 @@ def test_keys(tab: Tab, site: Site, backend: RedisBackend) -> None:
     tab.page.wait_for_url(f"**/a/b/{second.message_id}")
 
 
-def test_a_hundred_viewers_cost_the_store_what_one_does(site: Site, backend: RedisBackend) -> None:
+def test_a_hundred_viewers_share_the_reads_of_one(site: Site, backend: RedisBackend) -> None:
     start(backend, 1)
 
     def commands() -> int:
@@ -267,7 +267,7 @@ def test_a_visitor_sees_no_row_and_no_page_that_is_refused(backend: RedisBackend
 
 
 @pytest.mark.parametrize("query", ["state=nonsense", "after=x", "state=%00", "after=" + "a" * 5000])
-def test_questions_that_are_none(site: Site, query: str) -> None:
+def test_wrong_filters_and_cursors_are_refused(site: Site, query: str) -> None:
     assert site.get(f"/a/b/?{query}").status == 400
     assert site.get(f"/a/b/list.json?{query}").status == 400
 

@@ -280,7 +280,7 @@ def test_two_mounts_with_two_stores() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: "x" * 2_000_000, lambda: "[" * 100_000, lambda: "\0", lambda: '{"messages"'])
-def test_bodies_that_are_none(site: Site, make: Callable[[], str]) -> None:
+def test_malformed_bodies_are_refused(site: Site, make: Callable[[], str]) -> None:
     body = make()
     assert site.ask("POST", "/events", body).status == (413 if len(body) > 1_048_576 else 400)
 
@@ -288,7 +288,7 @@ def test_bodies_that_are_none(site: Site, make: Callable[[], str]) -> None:
 @pytest.mark.parametrize(
     "messages", [[], {}, "x", [1], [{"id": 1}], [{"id": "x", "token": 1}], [{"id": "x", "tag": []}], [{}], None]
 )
-def test_messages_that_are_none(site: Site, messages: Any) -> None:
+def test_malformed_messages_are_refused(site: Site, messages: Any) -> None:
     assert site.ask("POST", "/events", {"messages": messages}).status == 400
 
 

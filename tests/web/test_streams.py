@@ -187,7 +187,7 @@ def test_an_old_stream_is_closed_so_that_the_client_resumes(
         assert events.next() == {}
 
 
-def test_a_visitor_who_leaves_takes_the_watcher_along(site: Site, job: Job, redis_server: RedisServer) -> None:
+def test_a_watcher_ends_when_its_visitor_disconnects(site: Site, job: Job, redis_server: RedisServer) -> None:
     client = redis.Redis(port=redis_server.port)
     with site.stream(f"/{job.message_id}/events") as events:
         events.next()

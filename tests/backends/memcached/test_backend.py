@@ -132,7 +132,7 @@ class MemcachedConformance(BackendConformance):
         server.restart()
         # When its run continues
         outcome = backend.update(message_id, write(1, 2, **{PROGRESS: "5"}))
-        # Then the store asks for the whole record, and takes it
+        # Then the outcome is MISSING, and an update with all values is stored
         assert outcome is Outcome.MISSING
         assert backend.update(message_id, write(1, 2, create=True, **{PROGRESS: "5"})) is Outcome.APPLIED
         backend.close()
