@@ -61,7 +61,7 @@ def _find_abortable(broker: dramatiq.Broker | None) -> Any:
             return middleware
     raise StatusSetupError(
         "force_after needs dramatiq-abort: install it, and call broker.add_middleware(Abortable(backend=...)) in this "
-        "process and in the workers. Without force_after, the actor is asked to stop."
+        "process and in the workers. Without force_after, cancel() only stores a request, which the actor has to check."
     )
 
 

@@ -370,7 +370,7 @@ def check_outcome(message_id: str, update: Update, outcome: Outcome) -> None:
     if outcome is Outcome.UNCOUNTED:
         names = " or ".join(map(name_of_field, update.changes.counts if update.changes else ()))
         raise ValueError(
-            f"Field {names} of message {message_id!r} cannot be counted on: it holds no number, or the sum is not "
+            f"Cannot add to field {names} of message {message_id!r}: it holds no number, or the sum is not "
             f"below 2**53. Set it to a number first."
         )
 

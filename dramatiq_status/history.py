@@ -1,7 +1,7 @@
 """The history of a message's runs: its text in a record.
 
 A record keeps the last run in separate fields, such as STARTED_AT and EXCEPTION. When a second run begins, the field
-:data:`.record.HISTORY` is added. It contains the runs before the last one, as a JSON list of ``[attempt, started_at,
+:data:`.record.HISTORY` is added. It contains the earlier runs, as a JSON list of ``[attempt, started_at,
 ended_at, outcome, exception, scheduled_at]``. The items of the list are separated by a comma and a tab, which no JSON
 text of the library has, so that a store can add and remove items without decoding them.
 """

@@ -206,7 +206,7 @@ class MessageFields:
                     text = _described_traceback(exception, described)
             except Exception as e:
                 # The error comes from the exception object, for example from its __str__(). The job has failed already.
-                logger.warning("A traceback cannot be written: %s", e)
+                logger.warning("The traceback of a failed message cannot be formatted: %s", e)
             else:
                 # If the traceback is too long, keep its end: it contains the exception and the line that raised it.
                 self.include(fields, TRACEBACK, "traceback", shortened(text, self._backend.max_field_size, end=True))
@@ -225,7 +225,7 @@ class MessageFields:
             fields[stored] = encode_value(name, value, self._backend.max_field_size)
         except Exception as e:
             # The value may raise any error, which must not stop the update of the status.
-            logger.warning("It is not included: %s", e)
+            logger.warning("A value of a message is not stored: %s", e)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -111,8 +111,8 @@ class StatusMiddleware(Middleware):
         this set; a message's ``status_includes`` may leave out some of it, and cannot add to it.
       describe_exception(Callable): Takes the exception of a failed run, and returns
         the dict of its ``"type"`` and ``"message"`` that is stored as
-        ``exception``; None for no such field.  A stored traceback then ends with this
-        description.  By default it has the type and the text of the exception; None stores no exception.
+        ``exception``, or None to store no exception.  A stored traceback then ends with this
+        description.  By default it has the type and the text of the exception.
       track_status(bool): Whether to track messages of actors that do not set
         ``track_status``.
       heartbeat_interval(int): Milliseconds between heartbeats of the running

@@ -134,7 +134,7 @@ class Options:
             self._warned_of_options = True
             logger.warning(
                 "The options %s of message %.200r of actor %.200r have arrived inside of an option named 'options' and "
-                "have no effect; neither have Dramatiq's own beside them. Some versions of OpenTelemetry's "
+                "have no effect, and neither have Dramatiq's own options in it. Some versions of OpenTelemetry's "
                 "instrumentor for Dramatiq do this to what send_with_options() is given. Send such messages with "
                 "broker.enqueue(actor.message(...).copy(options={...})). This is logged once.",
                 ", ".join(swallowed),
@@ -172,7 +172,7 @@ def _refuse_more(settings: Settings, message: Any) -> None:
     if not settings.includes <= settings.allowed:
         more = ", ".join(sorted(map(repr, settings.includes - settings.allowed)))
         raise StatusOptionError(
-            f"The option 'status_includes' of message {message.message_id!r} asks for {more}, which actor "
+            f"The option 'status_includes' of message {message.message_id!r} contains {more}, which actor "
             f"{message.actor_name!r} does not include: a message may only leave something out. Add it to the actor's "
             "status_includes, or to includes of StatusMiddleware."
         )

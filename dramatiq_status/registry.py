@@ -316,7 +316,7 @@ class StatusRegistry:
 
         A message that waits, is delayed or waits for a retry ends at once, as ``failed`` with
         :attr:`.Snapshot.cancelled`, and is not run. The message itself stays in its queue until a worker gets and drops
-        it. The actor of a message that runs is asked to stop, see :meth:`.Status.check_cancelled`. To cancel a message
+        it. A running message gets a request to cancel it, see :meth:`.Status.check_cancelled`. To cancel a message
         twice changes nothing.
 
         Parameters:

@@ -97,7 +97,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[
 
     An event loop that was blocked calls its timers first.  The work then has :data:`CATCH_UP` more seconds.
 
-    ``asyncio.wait_for`` before Python 3.12 forgets that it was cancelled if the work is done at the same moment
+    ``asyncio.wait_for`` before Python 3.12 loses a cancellation if the work ends at the same time
     (bpo-37658), and the driver calls it, too: code that cancels a task would wait for its end forever.
 
     Parameters:

@@ -211,7 +211,7 @@ class Status:
         return type(self), (self._channel,)
 
     def __bool__(self) -> NoReturn:
-        raise TypeError("Whether there is a status only the store knows: use `await status.read() is not None`.")
+        raise TypeError("A truth test cannot be awaited: use `await status.read() is not None`.")
 
     def __repr__(self) -> str:
         return f"<Status of {self.message_id}>"

@@ -149,7 +149,7 @@ class CacheBackend(StatusBackend):
     .. _dogpile.cache: https://dogpilecache.sqlalchemy.org
     """
 
-    why_no_list = "a cache has no index, and lists no keys. Use the Redis or SQLite backend to list statuses."
+    why_no_list = "a cache has no index, and cannot list its keys. Use the Redis or SQLite backend to list statuses."
 
     def __init__(self, cache: Any, *, on_error: Callable[[], Any] | None = None, **parameters: Any) -> None:
         super().__init__(**parameters)
@@ -300,7 +300,7 @@ class CacheBackend(StatusBackend):
                 try:
                     self._on_error()
                 except Exception as again:
-                    raise BackendError(f"{message}, and then on_error with {_name_of(type(again))}.") from again
+                    raise BackendError(f"{message}, and on_error has failed with {_name_of(type(again))}.") from again
             raise BackendError(f"{message}.") from e
 
     @property

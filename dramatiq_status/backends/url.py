@@ -71,7 +71,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
         where = f"The URL in {VARIABLE}"
         if not url:
             raise ValueError(
-                f"No status store is named: pass a backend or its URL, or set the environment variable {VARIABLE}."
+                f"There is no status store: pass a backend or its URL, or set the environment variable {VARIABLE}."
             )
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}.")
@@ -214,7 +214,7 @@ def _read_sentinel(address: _Address) -> dict[str, Any]:
 
 def _read_cluster(address: _Address) -> dict[str, Any]:
     if address.path.strip("/") not in ("", "0"):
-        raise ValueError("a cluster has no other database than 0: nothing follows its hosts but parameters.")
+        raise ValueError("a cluster has only database 0: only parameters may follow its hosts.")
     return {"cluster_nodes": _some(address), **address.login}
 
 
@@ -222,7 +222,7 @@ def _read_memcached(address: _Address) -> dict[str, Any]:
     if not address.hosts and address.path.strip("/"):
         return {"servers": f"unix:{address.path}", **address.login}
     if address.path.strip("/"):
-        raise ValueError("nothing follows the hosts of memcached but parameters.")
+        raise ValueError("only parameters may follow the hosts of memcached.")
     return {"servers": _some(address), **address.login}
 
 
@@ -234,13 +234,13 @@ def _read_sqlite(address: _Address) -> dict[str, Any]:
 
 def _read_memory(address: _Address) -> dict[str, Any]:
     if address.hosts or address.path.strip("/"):
-        raise ValueError("nothing follows 'memory://' but parameters.")
+        raise ValueError("only parameters may follow 'memory://'.")
     return {}
 
 
 def _some(address: _Address, at_most: int = 1000) -> list[tuple[str, int]]:
     if not address.hosts:
-        raise ValueError("there is no host in it.")
+        raise ValueError("the URL has no host.")
     if len(address.hosts) > at_most:
         raise ValueError("there is more than one host in it: write redis+cluster:// or redis+sentinel://.")
     return address.hosts

@@ -66,7 +66,7 @@ def wait(arguments: Namespace) -> int:
                 if snapshot is not None and not snapshot.finished:
                     percent = "" if snapshot.percent is None else f", at {int(snapshot.percent)}%"
                     complain(
-                        f"{message_id} still runs after {arguments.timeout:g} s{percent}. "
+                        f"{message_id} is not finished after {arguments.timeout:g} s{percent}. "
                         f"Give a longer --timeout, or see: dramatiq-status get {message_id}"
                     )
         except StatusMissing:
@@ -144,7 +144,7 @@ def delete(arguments: Namespace) -> int:
             complain(unknown_job(store, message_id))
     if known and not arguments.yes:
         if not sys.stdin.isatty():
-            raise CommandError("delete asks before it deletes, and there is no terminal to ask. Give --yes.")
+            raise CommandError("delete needs a terminal for its question. Give --yes to delete without one.")
         what = "1 status" if len(known) == 1 else f"{len(known)} statuses"
         print(
             f"Delete {what} in {store.name}? The jobs stay in their queues. [y/N] ", end="", file=sys.stderr, flush=True
@@ -193,10 +193,10 @@ def where(arguments: Namespace) -> int:
     else:
         lines += [("Answers", f"in {milliseconds:.1f} ms"), ("Can", ", ".join(can))]
         if not lists:
-            lines.append(("Cannot", f"list, count: {backend.why_no_list} Short ids need a list, too."))
+            lines.append(("Cannot", f"list, count: {backend.why_no_list} Short ids are not possible either."))
     for name, text in lines:
         print(f" {pad(name, 12)}{clean(text)}")
-    print("\n The first of these that is set wins")
+    print("\n The first of these that is set is used")
     terminal = terminal_of(sys.stdout)
     for rule in store_rules(arguments.url, arguments.broker):
         glyph = terminal.glyph(COMPLETED_WORD if rule.name == store.rule else QUEUED)

@@ -54,7 +54,7 @@ def detail_of(snapshot: Snapshot, children: Sequence[Snapshot], terminal: Termin
     exception = snapshot.exception
     if exception is not None and not snapshot.completed:
         run = snapshot.attempts if snapshot.queued or snapshot.finished else snapshot.attempts - 1
-        later = "" if snapshot.finished else "; goes when a later run completes"
+        later = "" if snapshot.finished else "; is removed if a later run completes"
         yield from _section("Exception", f"of run {run}{later}" if run > 0 else "")
         yield [("   ", ""), (cut(reason_of(exception), terminal.width * 3, terminal.ellipsis), "bold")]
         for line in _frames(snapshot.get("traceback"), reason_of(exception)):

@@ -31,7 +31,7 @@ def serve(arguments: Namespace, store: Store) -> int:
     if not local and not arguments.allow_all:
         raise CommandError(
             f"{arguments.host} can be reached from other machines, and every visitor would see all jobs. "
-            f"Give --allow-all if that is meant."
+            f"Give --allow-all to allow that."
         )
     access = Access.WRITE if arguments.write else Access.READ
 

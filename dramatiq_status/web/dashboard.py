@@ -122,7 +122,7 @@ class Dashboard:
         content = empty(
             "stalled",
             "The store does not answer",
-            "Nothing is known of the jobs while it is away. They go on.",
+            "The page cannot show the jobs while the store does not answer. The jobs continue to run.",
             link(
                 "Try now",
                 _query_of(ListRequest(*[request.query_params.get(name) for name in ("state", "actor", "queue")])),
@@ -271,7 +271,7 @@ def _table(site: Site, shown: list[Snapshot], writable: frozenset[str]) -> Marku
 def _nothing(question: ListRequest, counts: Counts) -> Markup:
     if not any(question):
         if counts.total:
-            return empty("refused", "No jobs that you may see", "There are jobs, and none of them is yours to see.")
+            return empty("refused", "No jobs that you may see", "There are jobs, but you may not see any of them.")
         return empty(
             "queued",
             "No jobs yet",

@@ -139,7 +139,7 @@ class JobPage:
         return [child for child, level in zip(found, levels) if level is not Access.NONE]
 
     def _nothing(self, message_id: str, status_code: int) -> Response:
-        title = "No access" if status_code == 403 else f"Nothing is known of {message_id[:36]}"
+        title = "No access" if status_code == 403 else f"There is no status of {message_id[:36]}"
         text = (
             REFUSED
             if status_code == 403
@@ -195,7 +195,7 @@ def _exception(snapshot: Snapshot, shown: dict[str, Any], with_text: bool) -> Ma
             "Its text and traceback are not shown here: they are not among the fields that this page may send.",
             class_="muted",
         )
-    note = "" if snapshot.finished else "goes when a later run completes"
+    note = "" if snapshot.finished else "is removed if a later run completes"
     run = snapshot.attempts if snapshot.queued or snapshot.finished else snapshot.attempts - 1
     return _card(f"Exception of run {run}" if run else "Exception", message, more, note=note, classes="exc")
 

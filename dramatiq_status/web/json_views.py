@@ -92,7 +92,7 @@ class JSONViews:
           HTTPException: 403 for the page of another site, and for a visitor who may not write.
         """
         if not is_own_origin(request):
-            raise HTTPException(403, "This action was requested by a page of another site.")
+            raise HTTPException(403, "Requests from pages of other sites may not change statuses.")
         snapshot, access = await self._site.read(request)
         if access is not Access.WRITE:
             raise HTTPException(403, "You may not change this status.")

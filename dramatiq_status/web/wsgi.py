@@ -148,7 +148,7 @@ class StatusViews:
             path = unquote(environ.get("PATH_INFO", "")).encode("latin-1", "replace").decode("utf-8", "replace")
             body, status, headers = self.answer(path, WSGIRequest(environ))
         else:
-            body, status, headers = _error(405, "There are no streams here.", {"Allow": "GET, HEAD"})
+            body, status, headers = _error(405, "Only GET and HEAD are supported.", {"Allow": "GET, HEAD"})
         headers = {"Date": formatdate(usegmt=True), "Content-Length": str(len(body)), **headers}
         start_response(f"{status} {HTTPStatus(status).phrase}", list(headers.items()))
         return [] if method == "HEAD" or status == 304 else [body]

@@ -382,8 +382,8 @@ class MessageBuffer:
     def _log_uncounted(self, update: Update) -> None:
         if update.changes is not None and self.is_first("uncounted"):
             logger.warning(
-                "What was counted on %s of message %r is left out: such a field holds no number, or the sum is not "
-                "below 2**53. All else that was written is stored.",
+                "An increment of %s of message %r is not stored: the field holds no number, or the sum is not "
+                "below 2**53. All other writes are stored.",
                 " or ".join(map(name_of_field, update.changes.counts)),
                 self.message_id,
             )

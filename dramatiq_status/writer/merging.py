@@ -66,7 +66,7 @@ class Merger:
             except Exception:
                 # Another program may have made the message. Its other updates are still sent.
                 logger.exception(
-                    "The fields of message %r cannot be made. Its status is stored without them.", self.message_id
+                    "The fields of message %r cannot be encoded. Its status is stored without them.", self.message_id
                 )
                 self._base = {}
         return self._base

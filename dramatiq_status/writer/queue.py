@@ -80,7 +80,7 @@ class SendQueue:
         listed = list(signals)
         for buffer in dict.fromkeys(listed):
             self._collect(buffer, now)
-        # Last: after an earlier interrupt they are collected again.
+        # This comes last, so that the signals are collected again if an interrupt strikes before it.
         for _ in listed:
             signals.popleft()
 

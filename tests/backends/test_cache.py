@@ -561,7 +561,7 @@ def test_a_hook_for_errors_that_fails_itself() -> None:
     with pytest.raises(BackendError) as caught:
         backend.read("m")
     # Then it raises a BackendError that names both
-    assert "failed with ConnectionError, and then on_error with OSError" in str(caught.value)
+    assert "failed with ConnectionError, and on_error has failed with OSError" in str(caught.value)
     assert "secret" not in str(caught.value)
 
 

@@ -100,10 +100,10 @@ WRONG = {
     "redis+cluster://h1:7000/1": "no other database",
     "redis+cluster://": "there is no host",
     "memcached://": "there is no host",
-    "memcached://h1/x": "nothing follows the hosts",
+    "memcached://h1/x": "only parameters may follow",
     "sqlite://status.db": "three slashes",
     "sqlite:///": "three slashes",
-    "memory://here": "nothing follows",
+    "memory://here": "only parameters may follow",
     # Passwords that were not encoded.
     "redis://ann:s3cret/s3cret@db": "percent-encoded|hosts are written like",
     "redis://ann:12/s3cret@db": "percent-encoded",

@@ -105,7 +105,7 @@ def test_unreadable_options_of_a_message_affect_no_other_message(
     # Then all that the run has written is stored, and the increments of other processes count once
     assert buffer.flush(PATIENCE) and other.flush(PATIENCE)
     assert [(backend.read(name) or {})[PROGRESS] for name in ("m", "other")] == ["1", "3"]
-    assert "the fields of message 'm' cannot be made" in caplog.text.lower()
+    assert "the fields of message 'm' cannot be encoded" in caplog.text.lower()
 
 
 def finish_then_count(buffer: MessageBuffer) -> None:

@@ -194,7 +194,7 @@ class MemcachedBackend(StatusBackend):
     def _log(self, message_id: str, problem: Exception) -> None:
         """Log once for each message that a value is not stored."""
         if message_id not in self._logged:
-            logger.error("Something of an update is not stored: %s", problem)
+            logger.error("An update is not stored, or not completely: %s", problem)
         put(self._logged, message_id, True, MAX_CACHED)
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:

@@ -1,4 +1,4 @@
-"""Items: what a process knows of the items of memcached, and the updates of one item.  Pure."""
+"""The items of memcached that a process has cached, and the pending updates of one item.  Pure."""
 
 from __future__ import annotations
 

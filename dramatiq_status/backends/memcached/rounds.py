@@ -111,7 +111,7 @@ class Rounds:
             self._end_turns(connection, [document for document in documents if document.done])
             documents = [document for document in documents if not document.done]
         for document in documents:
-            message = f"Others kept writing to the status of message {document.message_id!r}."
+            message = f"Other processes kept writing to the status of message {document.message_id!r}."
             document.fail(Outcome.UNAVAILABLE, BackendError(message))
         self._end_turns(connection, documents)
 

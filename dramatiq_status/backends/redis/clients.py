@@ -110,7 +110,7 @@ def _master_client(
 ) -> Any:
     """Make a client of the master that Sentinels list under a name."""
     if not service_name:
-        raise ValueError("service_name must say which master to ask the sentinels for, such as 'mymaster'.")
+        raise ValueError("service_name must be the Sentinels' name of the master, such as 'mymaster'.")
     if not sentinels:
         raise ValueError("sentinels must not be empty: pass the host and port of one at least.")
     sentinel_kwargs = dict(sentinel_kwargs or {})

@@ -48,7 +48,7 @@ class ServerClock:
             self._known_until = now + TRUST
 
     def now(self) -> int:
-        """Return the time in epoch milliseconds; by this host's clock until the server's is known."""
+        """Return the time in epoch milliseconds; by this host's clock until the server's clock was measured."""
         return int((time.monotonic() + self._offset) * 1000)
 
     def texts(self) -> tuple[str, str]:

@@ -175,7 +175,7 @@ class ClusterTransport:
         return complete
 
     def is_down(self, failure: BackendError) -> bool:
-        # The operation has taken its time already, so this query gets a part of the time-out.
+        # The operation has taken its time already, so this query gets only a fraction of the time-out.
         deadline = time.monotonic() + self._timeout / _PROBE_FRACTION
         return "cluster is down" in str(failure) or not self._map.query(deadline)
 

@@ -46,7 +46,7 @@ def relist(keys: Keys, transport: Transport, calls: Iterable[UpdateCall]) -> Ste
 
 
 def _unlisted_by(calls: Iterable[UpdateCall]) -> dict[str, bool]:
-    """Return the messages that calls did not list, and whether each keeps its position if it has one."""
+    """Return the messages that calls did not list, and for each whether it keeps its position in the index."""
     unlisted: dict[str, bool] = {}
     for call in calls:
         for (message_id, update), number in zip(call.updates, call.reply):

@@ -165,7 +165,7 @@ class Connections:
 
     def _describe(self, error: sqlite3.Error, is_locked: bool) -> str:
         if is_locked:
-            return f"{self._path} was locked by others for {self._timeout} milliseconds: {error}."
+            return f"{self._path} was locked by other threads or processes for {self._timeout} milliseconds: {error}."
         if not self._path.parent.is_dir():
             return f"Cannot open {self._path}: there is no directory {self._path.parent}; create it."
         if isinstance(error, sqlite3.OperationalError):

@@ -18,9 +18,9 @@ TABLE: Final = "dramatiq_status_1"
 #: because an index of both would make each change of a state a tenth slower.
 #:
 #: `listed_until` is the time at which a row expires for the indexes of lists: never before `expires_at`, and a little
-#: later while the message lives.  So most updates that extend the time to live leave these indexes unchanged; otherwise
-#: an update would take half as long again.  Rows with ``expires_at <= now < listed_until`` are few.  The index
-#: ``_expiry`` contains only such rows.
+#: later while the message lives.  So these indexes stay unchanged by most updates that extend the time to live.
+#: Otherwise an update would take 1.5 times as long.  Rows with ``expires_at <= now < listed_until`` are few.  The
+#: index ``_expiry`` contains only such rows.
 SCHEMA: Final = (
     f"""
     CREATE TABLE IF NOT EXISTS {TABLE} (

@@ -14,7 +14,7 @@ has it:
 - the fixture ``make_backend`` makes a backend with another namespace,
 - the fixture ``outage`` has a server that the test pauses and stops,
 - the hooks ``ttl_of`` and ``set_ttl`` read and set a time to live,
-- the hook ``damages`` writes values under the key of a record that are no records,
+- the hook ``damages`` writes values that are no records under the key of a record,
 - the hook ``refusals`` makes the store answer reads with errors,
 - the hook ``refusing`` makes the store refuse one message,
 - the hook ``too_large`` makes an update that is too large for the store.

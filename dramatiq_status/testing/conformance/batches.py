@@ -107,7 +107,7 @@ class Batches(StoreTests):
 
     def test_a_damaged_record_reads_none(self, backend: StatusBackend) -> None:
         for name, plant in self.damages().items():
-            # Given a value under the key of a record that is no record
+            # Given a value that is no record, under the key of a record
             message_id = uuid4().hex
             plant(backend, message_id)
             # When the record is read
@@ -124,7 +124,7 @@ class Batches(StoreTests):
             plant(backend, ids[1])
             # When all are read
             found = read_many(backend, ids)
-            # Then only the damaged one is missing
+            # Then only the damaged record is missing
             assert [record is None for record in found] == [False, True, False], name
 
     @pytest.mark.parametrize(

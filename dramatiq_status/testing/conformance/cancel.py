@@ -54,7 +54,7 @@ class Cancels(StoreTests):
         # Then its record lives until a worker gets the message
         ttl = self.ttl_of(backend, message_id)
         assert ttl is not None and ttl > DEFAULT_LIVE_TTL + day - self.ttl_tolerance - self.ttl_resolution
-        # And from then on as long as that of any finished message
+        # And after a worker has dropped the message, the record lives as long as that of any finished message
         dropped = backend.update(message_id, finish(0, 0, state=FAILED, ttl=60_000, c="true"))
         ttl = self.ttl_of(backend, message_id)
         assert dropped is Outcome.CANCELLED and ttl is not None and ttl <= 60_000 + 2 * self.ttl_resolution
@@ -110,12 +110,12 @@ class Cancels(StoreTests):
         # When they are cancelled
         for one in (waiting, running, completed):
             backend.update(one, cancel())
-        # Then the log has those that were accepted, once
+        # Then the log has the marks of the messages whose requests were accepted, once each
         position, marks = backend.read_cancels(position)
         assert sorted(marks) == sorted(map(mark_of, (waiting, running)))
         position, marks = backend.read_cancels(position)
         assert list(marks) == []
-        # And it has a request that is repeated again, together with all others for a new reader
+        # And a repeated request is logged again, and a new reader gets all marks
         backend.update_many([(waiting, cancel()), (running, cancel())])
         assert sorted(backend.read_cancels(position)[1]) == sorted(map(mark_of, (waiting, running)))
         assert {mark_of(waiting), mark_of(running)} <= set(backend.read_cancels(None)[1])
@@ -172,7 +172,7 @@ class Cancels(StoreTests):
             backend.update(one, enqueue())
             # When it is cancelled while a worker starts it
             outcomes = race(backend, one, cancel(), start(1))
-            # Then either the run has not begun, or it runs and was asked to stop
+            # Then either no run has begun, or the message runs with a request to cancel it
             snapshot = snapshot_of(backend, one)
             assert (*outcomes, snapshot.state, snapshot.cancelled) in (
                 (Outcome.APPLIED, Outcome.CANCELLED, "failed", True),
@@ -199,7 +199,7 @@ class Cancels(StoreTests):
             backend.update(one, start(1))
             # When it is cancelled while its retry is enqueued
             requested, _ = race(backend, one, cancel(), enqueue(generation=2, D="9", N="[8,1]"))
-            # Then it has ended in any order
+            # Then it has ended as cancelled, whichever of the two came first
             snapshot = snapshot_of(backend, one)
             assert (snapshot.state, snapshot.cancelled, snapshot.scheduled_at) == ("failed", True, None)
             assert requested in (Outcome.APPLIED, Outcome.REQUESTED)

@@ -101,7 +101,7 @@ class Concurrency(StoreTests):
 
         # When batches have updates of this message and of others
         together(write_on, count)
-        # Then each update with the outcome of a stored one counts once, and no other does
+        # Then the updates with a stored outcome count once each, and the others do not count
         record = backend.read(message_id)
         assert record is not None and record[PROGRESS] == "50"
 
@@ -114,7 +114,7 @@ class Concurrency(StoreTests):
         # Then each of the others counts once, and the record of the message stays
         record = backend.read(message_id)
         assert record is not None and record[STATE] == str(WORKING)
-        # And the update alone does not raise the error of a store that does not answer
+        # And sending this update alone raises no BackendError
         outcomes = backend.update_many([(message_id, too_large)])
         assert outcomes in ([Outcome.REFUSED], [Outcome.APPLIED])
 

@@ -130,7 +130,7 @@ class Outcomes(StoreTests):
             backend.update(message_id, update)
         # When it is enqueued again
         backend.update(message_id, enqueue(origin, generation, step="2"))
-        # Then only the number of changes is left of its old record
+        # Then the new record keeps only the version of the old one
         record = backend.read(message_id)
         assert record is not None and record.pop(UPDATED_AT)
         assert record == {
@@ -184,7 +184,7 @@ class Outcomes(StoreTests):
         # When the older one writes, ends and sends a heartbeat
         late = [write(1, 2, step='"older"', increment=1), finish(1, 3, state=FAILED), heartbeat(1)]
         outcomes = [backend.update(message_id, update) for update in late]
-        # Then nothing of that is stored
+        # Then none of these updates is stored
         assert (outcomes, backend.read(message_id)) == ([Outcome.REFUSED] * 3, before)
 
     @pytest.mark.parametrize("create", [False, True], ids=["", "whole"])

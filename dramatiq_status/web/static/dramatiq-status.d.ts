@@ -71,7 +71,7 @@ export interface Detail {
   state: State;
 }
 
-/** All of them bubble and cross shadow boundaries. */
+/** All events bubble and cross shadow boundaries. */
 export interface DramatiqStatusEvents {
   /** There is a new snapshot. */
   status: CustomEvent<Detail>;
@@ -99,11 +99,11 @@ export function duration(seconds: number, lang?: string, own?: typeof texts, exa
 export interface Watched {
   id: string;
   snapshot?: Snapshot;
-  /** Why nothing more will come. */
+  /** Reason why the watch has ended. */
   end?: "final" | "unknown" | "refused";
 }
 
-/** Call `tell` with each change of a message; returns a function that ends it. */
+/** Call `tell` with each change of a message.  The returned function ends the watch. */
 export function watch(base: string, id: string, token: string | null | undefined, tell: (item: Watched) => void): () => void;
 
 declare global {

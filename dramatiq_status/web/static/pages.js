@@ -28,7 +28,7 @@ function change(row, { snapshot, state }) {
     const pill = make("span", { class: "pill s-" + state }, icon(glyph), texts[glyph]);
     cell("state").replaceChildren(pill);
     row.dataset.s = state;
-    // It stays where it is, also where it is no longer what was asked for.
+    // The row stays, even if the job no longer matches the filter.
     const asked = new URLSearchParams(location.search).get("state");
     row.classList.toggle("gone", !!asked && asked !== snapshot.status);
   }
@@ -73,7 +73,7 @@ function finish(row, snapshot) {
 
 addEventListener("status", (event) => {
   const row = event.target.closest("#rows tr");
-  // The element goes with the last event, which it sends after this one.
+  // The element sends its last event after this one, and `change` removes the element.
   if (row) queueMicrotask(() => change(row, event.detail));
   const head = $(".job-head");
   if (head && event.target.getAttribute("variant") === "big" && head.dataset.state !== event.detail.state) $("#new").hidden = false;
@@ -94,7 +94,7 @@ function age() {
 }
 setInterval(() => document.hidden || age(), 5000);
 
-// ---- The counts, and what is new: asked for every 3 seconds while somebody looks
+// ---- The counts and the number of new jobs: read every 3 seconds while the page is visible
 const shown = new Set(all("#rows tr").map((row) => row.dataset.id));
 let seen = new Date(), pause = 3000, timer;
 async function refresh() {
@@ -170,7 +170,7 @@ addEventListener("submit", async (event) => {
   button.disabled = false;
 });
 
-// ---- Keys: never while somebody types, nor with a modifier
+// ---- Keys, except in a text box or with a modifier key
 function go(step) {
   const rows = all("#rows tr"), now = rows.findIndex((row) => row.classList.contains("at"));
   const next = rows[Math.max(0, Math.min(rows.length - 1, now < 0 ? 0 : now + step))];
