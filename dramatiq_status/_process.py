@@ -43,13 +43,13 @@ def at_fork(*, flush: Callable[[], object] | None = None, **hooks: Callable[[], 
         has for them: ``before``, ``after_in_parent``, ``after_in_child``.
     """
     if flush is not None:
-        _flushes.append(_carried("flush", flush))
+        _flushes.append(_repeated_after_interrupt("flush", flush))
     if "before" in hooks:
-        _befores.insert(0, _carried("before", hooks.pop("before")))
+        _befores.insert(0, _repeated_after_interrupt("before", hooks.pop("before")))
     if hasattr(os, "register_at_fork"):
         for name, hook in hooks.items():
             # A child has no interrupts.
-            os.register_at_fork(**{name: hook if name == "after_in_child" else _carried(name, hook)})
+            os.register_at_fork(**{name: hook if name == "after_in_child" else _repeated_after_interrupt(name, hook)})
 
 
 def _run_before_fork() -> None:
@@ -68,7 +68,7 @@ def note_interrupt(error: BaseException) -> None:
         _caught[threading.get_ident()] = type(error)
 
 
-def _carried(name: str, hook: Callable[[], object]) -> Callable[[], None]:
+def _repeated_after_interrupt(name: str, hook: Callable[[], object]) -> Callable[[], None]:
     def carried() -> None:
         while True:
             try:

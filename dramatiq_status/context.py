@@ -70,7 +70,7 @@ def note_write(buffer: MessageBuffer) -> None:
         binding.delivery.note(buffer)
 
 
-def _leave_the_worker() -> None:
+def _reset_in_child() -> None:
     # A process that an actor has forked is no worker: its handles write from outside (see `MessageBuffer.inherit`), and
     # so do handles that it gets from the registry.
     binding = _binding.get()
@@ -78,7 +78,7 @@ def _leave_the_worker() -> None:
         bind(Binding(binding.status, binding.progress))
 
 
-at_fork(after_in_child=_leave_the_worker)
+at_fork(after_in_child=_reset_in_child)
 
 
 def detached_binding(channel: Channel | None = None) -> Binding:

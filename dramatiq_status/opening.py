@@ -16,13 +16,13 @@ from .lookup import find_backend
 from .status import channel_of
 
 
-def _found_again(message_id: str) -> Channel:
+def _channel_of_unpickled(message_id: str) -> Channel:
     """Find the status of an unpickled handle."""
     return open_channel(message_id, None, None)
 
 
 def _as_message_id(channel: Any) -> tuple[Callable[..., Any], tuple[str]]:
-    return _found_again, (channel.message_id,)
+    return _channel_of_unpickled, (channel.message_id,)
 
 
 for _kind in (RunChannel, BufferChannel, DirectChannel):

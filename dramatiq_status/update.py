@@ -299,7 +299,7 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
     return Applied(Outcome.APPLIED, touch(new, record, now), live_ttl_of(new, now))
 
 
-def _standing(record: Record | None, update: Update) -> Outcome:
+def _check_run(record: Record | None, update: Update) -> Outcome:
     """Return ``APPLIED`` if the run may write to the record; otherwise return the outcome of the refused update.
 
     ``MISSING`` stands for a missing record, and for a record of another enqueue, which the run may replace.
@@ -333,7 +333,7 @@ def _standing(record: Record | None, update: Update) -> Outcome:
 
 
 def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
-    outcome = _standing(record, update)
+    outcome = _check_run(record, update)
     # The start of a run may be stored although its reply is lost, and be sent again as part of a later update.
     starts = update.start and (record is None or record.get(RUN_TOKEN) != str(update.run_token))
     if outcome is _APPLIED:

@@ -251,13 +251,13 @@ def _follow(
     return cast("AsyncGenerator[Snapshot, None]", watch_loop(backend, (message_id,), begin, itemgetter(0)))
 
 
-def _found_again(message_id: str) -> AsyncChannel:
+def _channel_of_unpickled(message_id: str) -> AsyncChannel:
     """Return the channel of an unpickled handle."""
     return _channel(message_id, None, None)
 
 
 def _as_message_id(channel: Any) -> tuple[Callable[..., Any], tuple[str]]:
-    return _found_again, (channel.message_id,)
+    return _channel_of_unpickled, (channel.message_id,)
 
 
 for _kind in (OutsideChannel, InsideChannel):

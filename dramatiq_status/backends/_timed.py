@@ -164,7 +164,7 @@ class _Timed:
         self._socket_connect_timeout = timeout
 
     def set_parser(self, parser_class: type) -> None:
-        super().set_parser(_quiet(parser_class, _DO_NOTHING))  # type: ignore[misc]
+        super().set_parser(_with_c_finalizer(parser_class, _DO_NOTHING))  # type: ignore[misc]
 
     def _connect(self) -> _TimedSocket:
         return _TimedSocket(closed_by_c(super()._connect()), self)  # type: ignore[misc]
@@ -180,25 +180,25 @@ class _Timed:
 def timed(kind: type) -> Any:
     """Derive a class of connections that have a deadline from one of the driver's classes."""
     made = type(kind.__name__, (_Timed, kind), {"__module__": kind.__module__})
-    return _quiet(made, _DO_NOTHING)
+    return _with_c_finalizer(made, _DO_NOTHING)
 
 
 def closed_by_c(found: Any) -> Any:
     """Let a socket close without a warning when it is dropped, because a warning executes Python."""
     if ARE_THREADS_REAL and isinstance(found, socket.socket):
-        found.__class__ = _quiet(type(found), _socket.socket.close)  # type: ignore[arg-type]
+        found.__class__ = _with_c_finalizer(type(found), _socket.socket.close)  # type: ignore[arg-type]
     return found
 
 
 def quieten(client: Any) -> Any:
     """Let a client of the driver and its pool execute no Python when they are dropped."""
     for item in (client.connection_pool, client):
-        item.__class__ = _quiet(type(item), _DO_NOTHING)  # type: ignore[arg-type]
+        item.__class__ = _with_c_finalizer(type(item), _DO_NOTHING)  # type: ignore[arg-type]
     return client
 
 
 @cache
-def _quiet(kind: type, finalize: Any) -> type:
+def _with_c_finalizer(kind: type, finalize: Any) -> type:
     """Make a class whose objects execute no Python when they are dropped."""
     if not ARE_THREADS_REAL:
         return kind
@@ -206,4 +206,4 @@ def _quiet(kind: type, finalize: Any) -> type:
 
 
 #: Class of the sockets that :func:`closed_by_c` returns, except for TLS.
-PLAIN_SOCKET: Final = _quiet(socket.socket, _socket.socket.close)
+PLAIN_SOCKET: Final = _with_c_finalizer(socket.socket, _socket.socket.close)

@@ -15,10 +15,10 @@ from ..registry import StatusRegistry
 from ..snapshot import Snapshot
 from ..times import duration
 from ..words import age
-from .commands import complain, store_of
+from .commands import print_error, store_of
 from .exits import COMPLETED, FAILED, UNFINISHED, UNKNOWN, CommandError, worst
 from .facts import Facts, facts_of
-from .jobs import present, reaching, read_jobs, unknown_job
+from .jobs import present, read_jobs, store_errors, unknown_job
 from .rows import SHORT_ID, mark_of
 from .store import Store
 from .terminal import Segment, Terminal, terminal_of
@@ -60,7 +60,7 @@ def cancel(arguments: Namespace) -> int:
     store = store_of(arguments)
     before = read_jobs(store, arguments.ids)
     known = {message_id: snapshot for message_id, snapshot in before.items() if snapshot is not None}
-    with reaching(store):
+    with store_errors(store):
         batch = StatusRegistry.batch(list(known), backend=store.backend)
         try:
             answers = batch.cancel(arguments.reason)
@@ -76,7 +76,7 @@ def cancel(arguments: Namespace) -> int:
     }
     for message_id in before:
         if message_id not in results:
-            complain(unknown_job(store, message_id))
+            print_error(unknown_job(store, message_id))
     _print(results, as_json=arguments.json)
     return worst([*(UNKNOWN for i in before if i not in results), *(result.status for result in results.values())])
 
@@ -108,7 +108,9 @@ def _print(results: Mapping[str, _Result], *, as_json: bool) -> None:
             for row in _rows_of(facts, result, column, terminal):
                 print(terminal.paint(row))
         else:
-            print("  ".join(filter(None, (pad(facts.state, 9), facts.message_id, facts.name, _told(result, now)))))
+            print(
+                "  ".join(filter(None, (pad(facts.state, 9), facts.message_id, facts.name, _result_text(result, now))))
+            )
     if len(results) > 1:
         found = [result.status for result in results.values()]
         told = ((COMPLETED, "cancelled"), (UNFINISHED, "asked to stop"), (FAILED, "were over"))
@@ -126,7 +128,7 @@ def _job_of(facts: Facts) -> str:
 def _rows_of(facts: Facts, result: _Result, column: int, terminal: Terminal) -> Iterator[list[Segment]]:
     head = [*mark_of(facts.state, terminal, with_word=terminal.width >= _WITH_WORD)]
     job = cut(_job_of(facts), min(column, terminal.width - sum(width(text) for text, _ in head)), terminal.ellipsis)
-    told = _told(result, present())
+    told = _result_text(result, present())
     room = terminal.width - sum(width(text) for text, _ in head) - column - 2
     if width(told) <= room:
         yield [*head, (pad(job, column), ""), (f"  {told}", "dim")]
@@ -143,7 +145,7 @@ _ADVICE: Final = (
 )
 
 
-def _told(result: _Result, now: datetime) -> str:
+def _result_text(result: _Result, now: datetime) -> str:
     """Return what has become of a request in words."""
     job = result.snapshot
     since, seen, end = job.cancel_requested_at, job.cancel_seen_at, job.finished_at

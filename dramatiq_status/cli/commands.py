@@ -17,7 +17,7 @@ from ..words import QUEUED, age
 from .detail import detail_of
 from .exits import COMPLETED, UNKNOWN, UNREACHABLE, USAGE, CommandError, worst
 from .facts import facts_of
-from .jobs import children_of, full_ids, present, reaching, read_jobs, status_of, unknown_job
+from .jobs import children_of, full_ids, present, read_jobs, status_of, store_errors, unknown_job
 from .rows import Job, table
 from .serve import serve
 from .store import Store, find_store, store_rules
@@ -32,7 +32,7 @@ def get(arguments: Namespace) -> int:
     for message_id, snapshot in read_jobs(store, arguments.ids).items():
         statuses.append(status_of(snapshot))
         if snapshot is None:
-            complain(unknown_job(store, message_id))
+            print_error(unknown_job(store, message_id))
         elif arguments.json:
             print_json(snapshot)
         else:
@@ -51,7 +51,7 @@ def wait(arguments: Namespace) -> int:
     batch = StatusRegistry.batch(ids, backend=store.backend)
     seen: dict[str, Snapshot | None] = dict.fromkeys(ids)
     printed: set[str] = set()
-    with reaching(store):
+    with store_errors(store):
         try:
             for found in batch.watch(timeout=timeout):
                 for message_id, snapshot in found.children.items():
@@ -65,7 +65,7 @@ def wait(arguments: Namespace) -> int:
             for message_id, snapshot in seen.items():
                 if snapshot is not None and not snapshot.finished:
                     percent = "" if snapshot.percent is None else f", at {int(snapshot.percent)}%"
-                    complain(
+                    print_error(
                         f"{message_id} is not finished after {arguments.timeout:g} s{percent}. "
                         f"Give a longer --timeout, or see: dramatiq-status get {message_id}"
                     )
@@ -75,7 +75,7 @@ def wait(arguments: Namespace) -> int:
         seen = read_jobs(store, ids)
     for message_id, snapshot in seen.items():
         if snapshot is None:
-            complain(unknown_job(store, message_id))
+            print_error(unknown_job(store, message_id))
     return worst(map(status_of, seen.values()))
 
 
@@ -84,7 +84,7 @@ def list_jobs(arguments: Namespace) -> int:
     store = store_of(arguments)
     terminal, query = terminal_of(sys.stdout), query_of(arguments)
     page = page_of(store, arguments)
-    with reaching(store):
+    with store_errors(store):
         if arguments.json:
             for snapshot in page:
                 print(json.dumps({**snapshot.to_dict(), "cursor": snapshot.cursor}))
@@ -116,7 +116,7 @@ def list_jobs(arguments: Namespace) -> int:
 
 def page_of(store: Store, arguments: Namespace) -> list[Snapshot]:
     """Return the page of jobs that the arguments of ``list`` select."""
-    with reaching(store):
+    with store_errors(store):
         try:
             return StatusRegistry.list(
                 **query_of(arguments), limit=arguments.limit, after=arguments.after, backend=store.backend
@@ -128,7 +128,7 @@ def page_of(store: Store, arguments: Namespace) -> list[Snapshot]:
 def count(arguments: Namespace) -> int:
     """Print the number of jobs."""
     store = store_of(arguments)
-    with reaching(store):
+    with store_errors(store):
         number = StatusRegistry.count(**query_of(arguments), backend=store.backend)
     print(json.dumps({"count": number}) if arguments.json else number)
     return COMPLETED
@@ -141,7 +141,7 @@ def delete(arguments: Namespace) -> int:
     known = [message_id for message_id, snapshot in found.items() if snapshot is not None]
     for message_id, snapshot in found.items():
         if snapshot is None:
-            complain(unknown_job(store, message_id))
+            print_error(unknown_job(store, message_id))
     if known and not arguments.yes:
         if not sys.stdin.isatty():
             raise CommandError("delete needs a terminal for its question. Give --yes to delete without one.")
@@ -150,9 +150,9 @@ def delete(arguments: Namespace) -> int:
             f"Delete {what} in {store.name}? The jobs stay in their queues. [y/N] ", end="", file=sys.stderr, flush=True
         )
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            complain("nothing was deleted.")
+            print_error("nothing was deleted.")
             return USAGE
-    with reaching(store):
+    with store_errors(store):
         for message_id in known:
             if StatusRegistry.delete(message_id, backend=store.backend):
                 print(f"deleted {clean(message_id)}")
@@ -231,7 +231,7 @@ def print_line(snapshot: Snapshot, *, as_json: bool = False) -> None:
         print(facts.line(is_over=snapshot.finished), flush=True)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print a line on stderr, with harmless characters only."""
     print(f"dramatiq-status: {clean(text)}", file=sys.stderr, flush=True)
 

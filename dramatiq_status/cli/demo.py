@@ -57,8 +57,8 @@ def demo(arguments: Namespace) -> int:
         ids = [broker.enqueue(message).message_id for message in declare(broker)]
         with _page(url) if arguments.web else _nothing():
             if is_talking:
-                _say("Five jobs, a worker and a store in a file; no server. In another terminal:")
-                _say(f"  export {VARIABLE}={url}\n   dramatiq-status watch {ids[0]}\n")
+                _print_note("Five jobs, a worker and a store in a file; no server. In another terminal:")
+                _print_note(f"  export {VARIABLE}={url}\n   dramatiq-status watch {ids[0]}\n")
             worker.start()
             store = Store(backend, url, "demo")
             output = output_for(arguments, url, is_batch=False, clock=True)
@@ -66,9 +66,9 @@ def demo(arguments: Namespace) -> int:
             if status == INTERRUPTED:
                 return INTERRUPTED
             if is_talking:
-                _say_next(url, is_kept=arguments.keep)
+                _print_next_commands(url, is_kept=arguments.keep)
             if arguments.web:
-                _say("The page stays until Ctrl-C.")
+                _print_note("The page stays until Ctrl-C.")
                 try:
                     worker.join()
                     _wait_for_interrupt()
@@ -89,7 +89,7 @@ def _is_over(view: JobsView) -> bool:
     return view.is_over and last is not None and last.get("progress", 0) >= CHILDREN
 
 
-def _say_next(url: str, *, is_kept: bool) -> None:
+def _print_next_commands(url: str, *, is_kept: bool) -> None:
     terminal = terminal_of(sys.stderr)
     print(terminal.paint([("\n What next", "bold")]), file=sys.stderr)
     for command, text in NEXT:
@@ -99,7 +99,7 @@ def _say_next(url: str, *, is_kept: bool) -> None:
     sys.stderr.flush()
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     terminal = terminal_of(sys.stderr)
     print(terminal.paint([(f" {text}", "dim")]), file=sys.stderr, flush=True)
 
@@ -125,7 +125,7 @@ def _page(url: str) -> Iterator[None]:
             address = next((word for word in server.stderr.readline().split() if word.startswith("http")), "")
             if not address:
                 raise CommandError("demo --web: the page could not be served. See: dramatiq-status serve")
-            _say(f"The page is at {address}")
+            _print_note(f"The page is at {address}")
             webbrowser.open(address)
             yield
         finally:

@@ -121,14 +121,14 @@ def _timeline(snapshot: Snapshot, facts: Facts, terminal: Terminal, now: datetim
         clock = "" if step.at is None else _clock(step.at)
         row: Row = [("   ", ""), (pad(clock, 8), "dim"), ("  ", ""), (terminal.glyph(step.state), style_of(step.state))]
         row += [(f" {pad(step.title, titles)}", ""), (f"  {pad(step.text, texts)}", "")]
-        told = _told(step, snapshot, facts)
+        told = _step_details(step, snapshot, facts)
         room = terminal.width - sum(width(text) for text, _ in row) - 2
         if room >= _LEAST or width(told) <= room:
             row.append((f"  {cut(told, room, terminal.ellipsis)}", "dim"))
         yield stripped(row)
 
 
-def _told(step: Step, snapshot: Snapshot, facts: Facts) -> str:
+def _step_details(step: Step, snapshot: Snapshot, facts: Facts) -> str:
     """Return further text about a step: the exception, the present activity, the time of a delay, or the queue."""
     if step.run is not None:
         if step.run.exception:

@@ -75,7 +75,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
     is_over = snapshot.finished or state == RETRYING
     # A progress without a total counts to 100: the percentage shows it.
     total = snapshot.get("total") if "total" in snapshot else None
-    moves = _moves(snapshot, now)
+    moves = _has_moved_since_end(snapshot, now)
     exception = snapshot.exception if is_over and state not in (COMPLETED, CANCELLED) else None
     step = snapshot.cancel_reason if state == CANCELLED else "" if snapshot.finished else snapshot.get("step")
     return Facts(
@@ -96,7 +96,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
     )
 
 
-def _moves(snapshot: Snapshot, now: datetime) -> bool:
+def _has_moved_since_end(snapshot: Snapshot, now: datetime) -> bool:
     """Return whether a completed job's bar has moved since its end, a short time ago, and is not full."""
     end, last = snapshot.finished_at, snapshot.updated_at
     if not snapshot.completed or snapshot.percent in (None, 100.0) or end is None or last is None:

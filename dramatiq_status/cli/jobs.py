@@ -24,7 +24,7 @@ _CHILDREN: Final = 500
 
 
 @contextmanager
-def reaching(store: Store) -> Iterator[None]:
+def store_errors(store: Store) -> Iterator[None]:
     """Convert the errors of a store into a :class:`.CommandError` with one line.
 
     Raises:
@@ -53,7 +53,7 @@ def read_jobs(store: Store, ids: Sequence[str]) -> dict[str, Snapshot | None]:
       CommandError: When an id is invalid, or a short id is ambiguous.
     """
     given = list(dict.fromkeys(ids))
-    with reaching(store):
+    with store_errors(store):
         try:
             found = dict(zip(given, StatusRegistry.read_many(given, backend=store.backend)))
         except ValueError as e:
@@ -79,7 +79,7 @@ def children_of(store: Store, snapshot: Snapshot) -> list[Snapshot]:
     ids = [one for one in listed if isinstance(one, str) and is_message_id(one)] if isinstance(listed, list) else []
     if not ids:
         return []
-    with reaching(store):
+    with store_errors(store):
         found = StatusRegistry.read_many(ids[:_CHILDREN], backend=store.backend)
     return [child for child in found if child is not None]
 

@@ -181,9 +181,9 @@ class LineOutput:
         self.show(view)
         if len(view.found.children) > 1:
             elapsed = duration(time.monotonic() - self._began, exact=True)
-            self._say(f"{totals_of(view, present())}, in {elapsed}")
+            self._print_note(f"{totals_of(view, present())}, in {elapsed}")
         if note:
-            self._say(note)
+            self._print_note(note)
 
     def _print_line(self, facts: Facts, now: datetime, *, is_over: bool) -> None:
         print(f"{_clock(now)}  {facts.line(is_over=is_over)}", flush=True)
@@ -192,13 +192,13 @@ class LineOutput:
         if view.problem and self._offline_since is None:
             self._offline_since = now
             again = max(1, round(view.retry_at - time.monotonic()))
-            self._say(f"{_clock(now)}  Offline    {self._store} does not answer, again in {again} s")
+            self._print_note(f"{_clock(now)}  Offline    {self._store} does not answer, again in {again} s")
         elif not view.problem and self._offline_since is not None:
-            self._say(f"{_clock(now)}  Back       after {duration(now - self._offline_since)}")
+            self._print_note(f"{_clock(now)}  Back       after {duration(now - self._offline_since)}")
             self._offline_since = None
 
     @staticmethod
-    def _say(text: str) -> None:
+    def _print_note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -226,7 +226,7 @@ class JsonOutput(LineOutput):
     def end(self, view: JobsView, note: str = "") -> None:
         self.show(view)
         if note:
-            self._say(note)
+            self._print_note(note)
 
 
 class QuietOutput(LineOutput):

@@ -256,10 +256,10 @@ def _reason(facts: Facts, snapshot: Snapshot | None, terminal: Terminal) -> list
     if snapshot is not None and snapshot.finished_at is not None:
         when = f", run {max(1, snapshot.attempts)}, at {snapshot.finished_at.astimezone():%H:%M:%S}"
     rows.append([(f"   {facts.name} ", ""), (facts.message_id, "dim"), (when, "")])
-    return [_wrapped_off(row, terminal) for row in rows]
+    return [_cut_row(row, terminal) for row in rows]
 
 
-def _wrapped_off(row: Row, terminal: Terminal) -> Row:
+def _cut_row(row: Row, terminal: Terminal) -> Row:
     """Cut a row to the length of three lines of the terminal."""
     room, kept = terminal.width * 3, []
     for text, style in row:

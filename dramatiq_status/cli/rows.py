@@ -73,7 +73,7 @@ def table(jobs: Sequence[Job], terminal: Terminal, *, heads: bool = False) -> li
         jobs = [job._replace(facts=job.facts._replace(time=time)) for job, time in zip(jobs, short)]
     layout = _layout_of(jobs, terminal, heads=heads)
     rows = [_row_of(job, layout, terminal) for job in jobs]
-    return [_heads_of(layout), *rows] if heads and layout.with_word else rows
+    return [_column_heads(layout), *rows] if heads and layout.with_word else rows
 
 
 def _layout_of(jobs: Sequence[Job], terminal: Terminal, *, heads: bool) -> _Layout:
@@ -102,7 +102,7 @@ def has_bar(facts: Facts) -> bool:
     return facts.moves or facts.state in _WITH_BAR
 
 
-def _heads_of(layout: _Layout) -> list[Segment]:
+def _column_heads(layout: _Layout) -> list[Segment]:
     queue = pad("Queue", layout.queue + 2) if layout.queue else ""
     changed = pad_left("Changed", layout.changed + 2) if layout.changed else ""
     text = (

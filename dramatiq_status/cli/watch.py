@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 
 from .. import _time as time
 from ..registry import StatusRegistry
-from .commands import complain, page_of, query_of, store_of
+from .commands import page_of, print_error, query_of, store_of
 from .exits import COMPLETED, INTERRUPTED, UNREACHABLE, worst
 from .job_reader import JobReader, JobsView
-from .jobs import full_ids, reaching, status_of, unknown_job
+from .jobs import full_ids, status_of, store_errors, unknown_job
 from .outputs import WatchOutput, output_for
 from .store import Store
 
@@ -23,7 +23,7 @@ def watch(arguments: Namespace) -> int:
     view, status = watch_jobs(store, ids, output, timeout=arguments.timeout)
     for message_id in view.vanished:
         if message_id not in view.known:
-            complain(unknown_job(store, message_id))
+            print_error(unknown_job(store, message_id))
     return status
 
 
@@ -34,7 +34,7 @@ def watch_list(arguments: Namespace) -> int:
     store = store_of(arguments)
     ids = [snapshot.message_id for snapshot in page_of(store, arguments)]
     if not ids:
-        complain("no jobs to watch.")
+        print_error("no jobs to watch.")
         return COMPLETED
     output = output_for(arguments, store.name, is_batch=False, heads=True)
 
@@ -68,7 +68,7 @@ def watch_jobs(
     Returns:
       tuple[JobsView, int]: The last view, and the exit status.
     """
-    with reaching(store):
+    with store_errors(store):
         reader = JobReader(lambda found: StatusRegistry.batch(found, backend=store.backend), ids, read_list)
     deadline = None if timeout is None else time.monotonic() + timeout
     note, status = "", None

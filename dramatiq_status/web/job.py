@@ -23,7 +23,7 @@ from .dashboard import utc_now
 from .display import StatusDisplay, display_of, seconds_since
 from .markup import Markup, icon, join, tag
 from .pages import empty, link, page
-from .rows import bar, copy_button, pill, reason, sure
+from .rows import bar, confirmation, copy_button, pill, reason
 from .site import REFUSED, RETRY_AFTER, UNAVAILABLE, Site
 from .timeline import clock, timeline
 
@@ -112,9 +112,9 @@ class JobPage:
         acts.append(tag("a", "JSON", class_="btn small", href=f"{own}.json"))
         if access is Access.WRITE and not snapshot.finished:
             told = "A job that runs is asked to stop." if snapshot.working else "It will not run."
-            acts.append(sure("Cancel…", told, "Cancel job", f"{own}/cancel"))
+            acts.append(confirmation("Cancel…", told, "Cancel job", f"{own}/cancel"))
         if access is Access.WRITE:
-            acts.append(sure("Delete…", "The job itself goes on.", "Delete status", f"{own}/delete"))
+            acts.append(confirmation("Delete…", "The job itself goes on.", "Delete status", f"{own}/delete"))
         return tag(
             "div",
             tag("h1", snapshot.actor_name or "job"),

@@ -93,7 +93,7 @@ def copy_button(text: str, label: str) -> Markup:
     return tag("button", icon("copy"), class_="icon-btn", type="button", data_copy=text, aria_label=label)
 
 
-def sure(summary: object, text: str, button: str, action: str, *, in_row: bool = False) -> Markup:
+def confirmation(summary: object, text: str, button: str, action: str, *, in_row: bool = False) -> Markup:
     """Make a button that asks once more, also without script.
 
     Parameters:
@@ -122,7 +122,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
     short = message_id[:8]
     failed, live = display.state == "failed", not snapshot.finished
     mark = join(icon("cancelled"), tag("span", f"Cancel {name} {short}", class_="sr"))
-    cancel = sure(mark, f"Cancel {short}?", "Cancel job", f"{quote(message_id, safe='')}/cancel", in_row=True)
+    cancel = confirmation(mark, f"Cancel {short}?", "Cancel job", f"{quote(message_id, safe='')}/cancel", in_row=True)
     if live:
         content = bar(message_id, f"{name} {short}", display, variant="row", label=f"{name} {short}")
     elif failed:

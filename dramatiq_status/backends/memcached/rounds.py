@@ -76,11 +76,11 @@ class Rounds:
                 active = [found for found in active if not found.done and found.conflicts < PATIENT_CONFLICTS]
         if contended:
             patience = CONTENTION if len(documents) == 1 else CONTENTION_BESIDE_OTHERS
-            yield from self._contend(connection, contended, patience * connection.timeout)
+            yield from self._update_in_turns(connection, contended, patience * connection.timeout)
 
     # Turns
 
-    def _contend(self, connection: Connection, documents: list[PendingItem], patience: float) -> Steps:
+    def _update_in_turns(self, connection: Connection, documents: list[PendingItem], patience: float) -> Steps:
         """Carry out updates of messages to which other processes keep writing.
 
         A writer that has cached an item is always faster than one that reads it first.  If many writers read an item
@@ -142,7 +142,7 @@ class Rounds:
         now = now_ms()
         writes, reads, requests = [], [], []
         for document in documents:
-            item = document.item or self._guess(document, connection, now)
+            item = document.item or self._assumed_item(document, connection, now)
             value = None if item is None else document.apply_to(item, now, connection.max_value_size)
             if item is not None and value is not None:
                 writes.append((document, len(value)))
@@ -193,7 +193,7 @@ class Rounds:
             document.conflicts += 1
             document.reread()
 
-    def _guess(self, document: PendingItem, connection: Connection, now: int) -> CachedItem | None:
+    def _assumed_item(self, document: PendingItem, connection: Connection, now: int) -> CachedItem | None:
         """Return the cached item of a message, or the assumption that a new message has none.  Return None if the item
         has to be read.
 
