@@ -157,3 +157,15 @@ def test_an_increment_from_outside_is_not_repeatable() -> None:
 def test_an_update_is_packed_as_every_script_call_is(update: Any) -> None:
     call = UpdateCall(Keys("n", 10), 0, [("m", update)], [0])
     assert call.pack(CLOCK) == ScriptCall.pack(call, CLOCK)
+
+
+@pytest.mark.parametrize(
+    "update", [outside(step="1"), outside(increment=0.5), outside(step="1", rows="2", increment=-2)]
+)
+def test_an_update_from_outside_has_the_same_arguments_alone_and_with_others(update: Any) -> None:
+    def arguments(*updates: Any) -> list[str]:
+        call = UpdateCall(Keys("n", 0), 0, [("m", update) for update in updates], range(len(updates)))
+        return call.arguments(CLOCK)
+
+    # The first argument of a call is the time.
+    assert arguments(update, write(1, 2)) == [*arguments(update), *arguments(write(1, 2))[1:]]

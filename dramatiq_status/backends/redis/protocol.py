@@ -79,6 +79,13 @@ class UpdateCall(ScriptCall):
 
     def arguments(self, clock: ServerClock) -> list[str]:
         now, position = clock.texts()
+        if len(self.updates) == 1:
+            update = self.updates[0][1]
+            if update.kind is _OUTSIDE and update.state is None and update.changes is None:
+                # The usual call from outside of a worker.  The code below would take 3 % of the update's time.
+                fields, by = update.fields, update.increment
+                added = number_text(by) if by else "0"
+                return [now, WireKind.OUTSIDE, added, str(len(fields)), *chain.from_iterable(fields.items())]
         arguments = [now]
         may_move = False
         for message_id, update in self.updates:
