@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 ShellT = TypeVar("ShellT", bound="Shell")
 
 #: Maximum number of seconds that a command takes, and a process in the background until it is ready.
-PATIENCE = 100.0
+PATIENCE = 240.0
 
 
 class Shell:

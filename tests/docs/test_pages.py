@@ -34,6 +34,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("page", PAGES, indirect=True, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.timeout(300)  # A page may install packages, on a busy machine.
 def test_page(page: Page) -> None:
     before = dict(os.environ)
     try:
