@@ -11,10 +11,10 @@ import dramatiq
 from . import _time as time
 from .backend import StatusBackend
 from .cancellation import Cancellation, CancelRequest
-from .checks import check_duration, check_message_id
+from .checks import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, check_duration, check_message_id
 from .following import BatchWatcher
 from .rollup import BatchSnapshot, Chain, Rollup
-from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, watch_loop
+from .watch import watch_loop
 
 
 class Group(Protocol):

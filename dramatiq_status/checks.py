@@ -24,6 +24,12 @@ MAX_LIMIT: Final = 1000
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
+#: Milliseconds after which an unknown message counts as missing.
+DEFAULT_MISSING_TIMEOUT: Final = 1_000
+
+#: Default of the milliseconds to wait until a message is finished.
+DEFAULT_WAIT_TIMEOUT: Final = 10_000
+
 
 def check_message_id(message_id: Any) -> str:
     """Check a message id.

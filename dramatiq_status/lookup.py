@@ -1,14 +1,12 @@
-"""The look-ups of the registry: the backend, the messages of a batch, the page of a list."""
+"""The look-ups of the registry: the backend, the page of a list."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import dramatiq
 
 from .backend import Listed, Query, StatusBackend, answered
-from .batch import chains_of
 from .checks import check_message_id, is_message_id
 from .cursor import MAX_SIZE as MAX_CURSOR_SIZE
 from .cursor import Cursor
@@ -17,7 +15,6 @@ from .decoding import take_snapshot
 from .errors import BackendError
 from .fields import state_number
 from .record import State
-from .rollup import Chain
 from .snapshot import Snapshot, set_position
 
 
@@ -95,15 +92,3 @@ def find_backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) 
         "The broker doesn't have a status backend: call broker.add_middleware(StatusMiddleware(backend=...)), "
         "or pass backend=."
     )
-
-
-def find_chains(
-    messages: Any, backend: StatusBackend | None, broker: dramatiq.Broker | None
-) -> tuple[StatusBackend, list[Chain], dramatiq.Broker | None]:
-    brokers: list[dramatiq.Broker] = []
-    chains = list(chains_of(messages, brokers.append))
-    if backend is None and broker is None and brokers:
-        backend, *others = dict.fromkeys(find_backend(None, found) for found in brokers)
-        if others:
-            raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
-    return find_backend(backend, broker), chains, broker or next(iter(brokers), None)

@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import dramatiq
 
 from .backend import StatusBackend
-from .batch import Batch, Group
 from .cancellation import Cancellation, result_of_one
-from .checks import check_duration, check_limit, check_message_id, check_message_ids
+from .checks import (
+    DEFAULT_MISSING_TIMEOUT,
+    DEFAULT_WAIT_TIMEOUT,
+    check_duration,
+    check_limit,
+    check_message_id,
+    check_message_ids,
+)
 from .errors import BackendError
-from .lookup import decode_page, find_backend, find_chains, make_cursor, make_query, raise_first
+from .lookup import decode_page, find_backend, make_cursor, make_query, raise_first
 from .record import State
 from .snapshot import Snapshot
-from .watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, follow
 
 if TYPE_CHECKING:
+    from .batch import Batch, Group
     from .channel import Channel
     from .progress import Progress
     from .status import Status
@@ -173,6 +179,8 @@ class StatusRegistry:
           BackendError: When the store does not answer the first
             read.  A later outage does not end the wait.
         """
+        from .watch import follow
+
         snapshots = follow(
             find_backend(backend, broker),
             check_message_id(message_id),
@@ -203,6 +211,8 @@ class StatusRegistry:
         Parameters and errors are those of :meth:`wait`.  By default there is no limit of time.
         """
         backend = find_backend(backend, broker)
+        from .watch import follow
+
         return follow(
             backend,
             check_message_id(message_id),
@@ -234,6 +244,9 @@ class StatusRegistry:
           ValueError: When a string is no message id, or when groups and pipelines have
             brokers with different backends.
         """
+        from .batch import Batch
+        from .opening import find_chains
+
         return Batch(*find_chains(messages, backend, broker))
 
     @staticmethod
@@ -332,6 +345,8 @@ class StatusRegistry:
           StatusMissing: When the message is unknown.
           StatusSetupError: When `force_after` is set and the broker has no ``Abortable``; nothing is cancelled.
         """
+        from .batch import Batch
+
         batch = Batch(find_backend(backend, broker), [(check_message_id(message_id),)], broker)
         return result_of_one(batch.cancel(reason, force_after=force_after))
 

@@ -13,12 +13,6 @@ from .errors import BackendError
 from .following import MessageWatcher, PollSchedule, Watcher
 from .snapshot import Snapshot
 
-#: Milliseconds after which an unknown message counts as missing.
-DEFAULT_MISSING_TIMEOUT: Final = 1_000
-
-#: Default of the milliseconds to wait until a message is finished.
-DEFAULT_WAIT_TIMEOUT: Final = 10_000
-
 #: Stands for the version of a change that may have happened before a subscription began.
 UNKNOWN_VERSION: Final = -1
 

@@ -10,10 +10,9 @@ import dramatiq
 
 from ..backend import StatusBackend
 from ..cancellation import Cancellation, CancelRequest
-from ..checks import check_duration
+from ..checks import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, check_duration
 from ..following import BatchWatcher
 from ..rollup import BatchSnapshot, Chain, Rollup
-from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
 from .store import async_backend
 from .watch import last, watch_loop
 

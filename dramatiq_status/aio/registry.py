@@ -14,14 +14,20 @@ from ..backend import StatusBackend
 from ..batch import Group
 from ..cancellation import Cancellation, result_of_one
 from ..channel import DirectChannel
-from ..checks import check_duration, check_limit, check_message_id, check_message_ids
+from ..checks import (
+    DEFAULT_MISSING_TIMEOUT,
+    DEFAULT_WAIT_TIMEOUT,
+    check_duration,
+    check_limit,
+    check_message_id,
+    check_message_ids,
+)
 from ..errors import BackendError
 from ..following import MessageWatcher
-from ..lookup import decode_page, find_backend, find_chains, make_cursor, make_query, raise_first
-from ..opening import open_channel
+from ..lookup import decode_page, find_backend, make_cursor, make_query, raise_first
+from ..opening import find_chains, open_channel
 from ..record import State
 from ..snapshot import Snapshot
-from ..watch import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT
 from .batch import Batch
 from .channel import AsyncChannel, InsideChannel, OutsideChannel
 from .handles import Progress, Status

@@ -9,12 +9,12 @@ from typing import Any
 import dramatiq
 
 from ..backend import StatusBackend
+from ..checks import DEFAULT_WAIT_TIMEOUT
 from ..errors import StatusMissing
 from ..record import State
 from ..registry import StatusRegistry
 from ..runs import RunOutcome
 from ..snapshot import Snapshot
-from ..watch import DEFAULT_WAIT_TIMEOUT
 
 
 def wait_for_final_state(
