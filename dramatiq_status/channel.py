@@ -211,7 +211,7 @@ class DirectChannel(LiveChannel):
     __slots__ = ("_backend", "max_field_size", "message_id", "tracked_total")
 
     def __init__(self, backend: StatusBackend, message_id: str) -> None:
-        self.message_id = message_id
+        self.message_id: str = message_id
         self.max_field_size: int = backend.max_field_size
         self.tracked_total: int | float | None = None
         self._backend = backend
