@@ -33,6 +33,8 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return Page(request.param, tmp_path, request.getfixturevalue, address)
 
 
+# Each command of a page may take as long as any other test: the tutorial fills a new environment.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, indirect=True, ids=lambda path: str(path.relative_to(ROOT)))
 @pytest.mark.timeout(300)  # A page may install packages, on a busy machine.
 def test_page(page: Page) -> None:
