@@ -122,6 +122,8 @@ class World:
         #: Processes that had time to end, and those that logged that they leave something unsent.
         self.terminated: set[int] = set()
         self.complained: set[int] = set()
+        #: Processes that ended while they were frozen.
+        self.stopped: set[int] = set()
         self.logs: list[Fact] = []
         #: What happened to processes, by process.
         self.processes: defaultdict[int, list[Fact]] = defaultdict(list)
@@ -136,6 +138,8 @@ class World:
         for key, began in self._began.items():
             if key[0] in ("outage", "freeze"):
                 self.trouble[key[1]].append(Window(began - BEFORE, self.ended))
+            if key[0] == "freeze":
+                self.stopped.add(key[1])
 
     def history(self, message_id: str) -> History:
         """Return what is known of a message."""
@@ -167,7 +171,7 @@ class World:
 
     def silent(self, pid: int) -> bool:
         """Return whether a process had time to say what it left unsent, and did not."""
-        return pid in self.terminated and pid not in self.complained
+        return pid in self.terminated - self.stopped - self.complained
 
     # Facts
 
