@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from . import _time as time
 from ._log import logger
+from .errors import StoreRefused
 
 #: FIRST_PAUSE: Seconds from the first failure of an outage to the next attempt. LONGEST_PAUSE: Maximum seconds between
 #: two attempts.
@@ -61,6 +62,8 @@ class CircuitBreaker:
         self._dropped = 0
         #: Whether the last call failed.
         self.down: bool = False
+        #: Whether it failed because the store has answered that it refuses updates.
+        self.refuses: bool = False
         #: Time of the next attempt, by the monotonic clock.
         self.retry_at: float = 0.0
         self._ended = -math.inf
@@ -105,6 +108,7 @@ class CircuitBreaker:
         """Record that a call failed."""
         with self._lock:
             now = time.monotonic()
+            self.refuses = isinstance(error, StoreRefused)
             began = not self.down
             if began:
                 self.down, self._began, self._pause, self._failures = True, now, FIRST_PAUSE, 0
@@ -163,7 +167,7 @@ class CircuitBreaker:
             began, self._began = self._began, 0.0
             failures, dropped = self._failures, self._dropped
             self._given_up = False
-            self.down, self._dropped, self._ended = False, 0, time.monotonic()
+            self.down, self.refuses, self._dropped, self._ended = False, False, 0, time.monotonic()
         if not began:
             # Another thread was first.
             return

@@ -151,7 +151,7 @@ class Deliveries:
 
     def update_attacher(self, broker: dramatiq.Broker) -> UpdateAttacher | None:
         """Return the attacher of a broker; None if it has none, and while the store is down."""
-        return None if self._writer.breaker.down else self._backend.update_attacher(broker)
+        return None if self._writer.breaker.refuses else self._backend.update_attacher(broker)
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool, may_attach: bool = True) -> None:
         """Write the outcome of a message, before the broker acknowledges or rejects the message.

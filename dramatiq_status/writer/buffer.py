@@ -304,23 +304,23 @@ class MessageBuffer:
         """
         with self._lock:
             pending = self._merge().pending
-            return not pending or pending[0].frozen is None or pending[-1].frozen is not None
+            return not pending or pending[0].frozen is None or pending[-1].frozen is not None or self.closed
 
     def take(self, now: float) -> list[Update]:
         """Freeze the pending updates and return them, to be followed by :meth:`settle`.
 
         While frozen updates have no outcome, later operations are merged into one more update.  So a message has at
-        most two pending updates, however long an outage lasts.
+        most two pending updates, however long an outage lasts.  A closed buffer gets no later operations.
         """
         with self._lock:
             state = self._merge()
             updates = []
             self._is_held = False
-            is_unanswered = bool(state.pending) and state.pending[0].frozen is not None
+            holds = bool(state.pending) and state.pending[0].frozen is not None and not self.closed
             for pending in state.pending:
                 update = pending.frozen
                 if update is None:
-                    if is_unanswered:
+                    if holds:
                         self._is_held = True
                         break
                     update = self._merger.freeze(pending, state.known, now)

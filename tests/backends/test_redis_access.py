@@ -474,14 +474,14 @@ def test_no_error_contains_a_password(
 def test_statuses_are_sent_with_the_commands_of_a_broker(
     request: pytest.FixtureRequest, start_server: StartServer, tmp_path: Path, certificates: Path, way: str
 ) -> None:
-    # Given a server behind TLS or at a path, a user with a password, a database and a name of the connections
+    # Given a server behind TLS or at a path, a user with a password, a database, and a name of the connections
     login, query = f"worker:{quote(PASSWORD, safe='')}", "client_name=piggyback"
     if way == "tls":
         server = request.getfixturevalue("tls_server")
         url = f"rediss://{login}@127.0.0.1:{server.tls_port}/3?{query}&ssl_ca_certs={certificates / 'ca.crt'}"
     else:
         server = start_server(RedisServer("--unixsocket", str(tmp_path / "socket")))
-        url = f"unix://{login}@{tmp_path / 'socket'}?{query}&db=3"
+        url = f"unix://{login}@{tmp_path / 'socket'}?{query}&db=3&protocol=3"
     with redis.Redis(port=server.port, db=3, decode_responses=True) as admin, ExitStack() as stack:
         admin.acl_setuser("worker", **EVERYTHING)
         backend = stack.enter_context(closing(RedisBackend(url=url, timeout=PATIENT)))

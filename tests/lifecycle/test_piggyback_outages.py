@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ from dramatiq.middleware import Retries
 from dramatiq_status import StatusMiddleware, current_progress, current_status
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.snapshot import Snapshot
+from dramatiq_status.update import Kind, Update
 
 from ..conftest import started
+from ..proxy import Proxy
 from ..recording import PATIENCE, eventually, working
 from ..servers import RedisServer
 
@@ -196,6 +199,49 @@ def test_jobs_run_to_their_end_in_an_outage_of_the_one_server(
         if error in (redis.ConnectionError, None):
             # Dramatiq acknowledges again only after errors of connections.
             eventually(lambda: not site.unfinished())
+
+
+class Slow(Proxy):
+    """A proxy that delays each request."""
+
+    def on_request(self, data: bytes) -> None:
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["start sent before", "at once"])
+def test_final_states_are_sent_with_the_commands_of_a_broker_that_is_slower_than_the_backend_waits(
+    site: Site, begins: bool
+) -> None:
+    # Given a server that has the scripts, and answers all calls of the backend too late. The broker's have no time-out
+    site.reader.update("m", Update(Kind.HEARTBEAT))
+    with Slow(site.server.port) as proxy, ExitStack() as stack:
+        backend = RedisBackend(url=f"redis://127.0.0.1:{proxy.port}/0", timeout=20)
+        stack.callback(backend.close)
+        middleware = StatusMiddleware(backend=backend)
+        broker = RedisBroker(client=backend.broker_client(), middleware=[middleware])
+        stack.callback(broker.close)
+        end = threading.Event()
+
+        @dramatiq.actor(broker=broker, queue_name=site.work.queue_name)
+        def work() -> None:
+            current_status()["n"] = 7
+            if begins:
+                current_status().flush()
+                eventually(lambda: middleware.health().down_since)
+                current_status()["n"] = 8
+            assert end.wait(PATIENCE)
+
+        message = work.send()
+        with working(broker, threads=1):
+            stack.callback(end.set)
+            eventually(lambda: middleware.health().down_since)
+            # When a job ends
+            end.set()
+            eventually(lambda: not site.unfinished())
+            # Then its final state is stored when the broker has the acknowledgement
+            (found,) = site.snapshots([message])
+            assert found is not None and found.completed and found["n"] == (8 if begins else 7)
+            assert middleware.health().down_since
 
 
 # Statuses that the server refuses while it takes the broker's commands
