@@ -63,7 +63,8 @@ class Sender:
         taken = [(buffer, buffer.take(now)) for buffer in buffers]
         updates = [(buffer.message_id, update) for buffer, found in taken for update in found]
         try:
-            outcomes = self._backend.update_many(updates)
+            # A command of the broker may have taken all updates along.
+            outcomes = self._backend.update_many(updates) if updates else []
         except BackendError as e:
             if isinstance(e, StoreRefused) and len(updates) > 1:
                 return self._send_singly(taken)
@@ -71,7 +72,8 @@ class Sender:
             return False
         except Exception:
             return self._send_singly(taken)
-        self._succeed()
+        if updates:
+            self._succeed()
         creators = self._creators() if Outcome.MISSING in outcomes else {}
         first = 0
         for buffer, found in taken:

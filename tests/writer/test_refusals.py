@@ -25,7 +25,7 @@ from ..recording import (
     make_stub_broker,
     run,
 )
-from .support import ENQUEUE_ID, begin
+from .support import ENQUEUE_ID, Silent, begin
 
 
 class Picky(StubBackend):
@@ -181,6 +181,29 @@ def test_a_store_that_takes_updates_again_in_the_middle_of_a_batch_gets_all(writ
     # Then it gets both
     assert eventually(lambda: backend.read("m") and backend.read("n"))
     assert not writer.breaker.health(0, 0).dropped
+
+
+def test_an_outage_does_not_end_because_there_is_nothing_to_send(
+    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an outage, and a message whose updates a command of the broker has taken along
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
+    backend = Silent(others=False)
+    writer = Writer(backend, CircuitBreaker("Silent"))
+    writers.append(writer)
+    buffer = begin(writer)
+    assert eventually(lambda: writer.breaker.down)
+    updates = buffer.take(0.0)
+    buffer.settle(updates, [Outcome.APPLIED] * len(updates))
+    # When the writer tries the store again, also with another message
+    calls = len(backend.calls)
+    other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    other.add(Start({}, 1))
+    assert eventually(lambda: len(backend.calls) > calls + 2)
+    # Then the outage lasts
+    assert 0 not in backend.calls and writer.breaker.down and writer.breaker.health(0, 0).outages == 1
+    backend.silent = False
 
 
 class PickyAboutRuns(Picky):
