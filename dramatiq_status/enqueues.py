@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import dramatiq
 
@@ -22,6 +22,9 @@ from .piggyback import UpdateAttacher
 from .record import DEFAULT_HEARTBEAT_INTERVAL, MAX_WHOLE_NUMBER, RUN_ENDED, SCHEDULED_AT
 from .update import EnqueueId, Kind, Outcome, Update
 from .writer import AttachedBuffers, Confirmation, Enqueue, Withdrawal, Writer
+
+# Reading an attribute of an Enum takes five times as long as reading a global.
+_ENQUEUE: Final = Kind.ENQUEUE
 
 
 class _AttachedUpdate:
@@ -112,7 +115,7 @@ class Enqueues:
         if begun != enqueue_id:
             withdrawn = None
         if not inside and withdrawn is None:
-            update = Update(Kind.ENQUEUE, enqueue_id, fields=fields)
+            update = Update(_ENQUEUE, enqueue_id, fields=fields)
             thread.unconfirmed[message_id] = enqueue_id, None
             attached = _AttachedUpdate(message_id, update)
             if self._attach(attacher, message, attached):
