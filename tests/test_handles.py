@@ -93,7 +93,7 @@ def test_a_run_reads_its_own_writes(backend: RecordingBackend, broker: StubBroke
 
 
 def test_a_second_loop_starts_from_zero(backend: RecordingBackend, broker: StubBroker) -> None:
-    # Given an actor with two legs
+    # Given an actor with two counts
     @dramatiq.actor(broker=broker)
     def work() -> None:
         for _ in track(range(7), step="one"):
@@ -104,7 +104,7 @@ def test_a_second_loop_starts_from_zero(backend: RecordingBackend, broker: StubB
     # When it has run
     message = work.send()
     run(broker)
-    # Then the last leg is what is seen
+    # Then the last count is what is seen
     found = final(backend, message)
     assert (found["step"], found["progress"], found["total"]) == ("two", 5, 50)
 

@@ -251,7 +251,7 @@ def test_a_new_leg_starts_over(clock: Clock, start: dict[str, str]) -> None:
     run.send()
     run.buffer.increment(50)
     assert run.send(after=10).rate == 5
-    # When a new leg begins
+    # When a new count begins
     run.write(**start)
     snapshot = run.send()
     # Then nothing is left of the old rate
@@ -263,7 +263,7 @@ def test_a_new_leg_starts_over(clock: Clock, start: dict[str, str]) -> None:
 
 
 def test_a_leg_is_measured_from_where_it_begins(clock: Clock) -> None:
-    # Given a run that has spent ten minutes before its first leg begins
+    # Given a run that has spent ten minutes before its first count begins
     run = Run(clock)
     clock.now += 600
     run.write(total="100")
@@ -403,7 +403,7 @@ def test_a_rate_is_trusted_after_some_time(clock: Clock) -> None:
     # Then the time that remains is known, and stays so
     first = seen.index(True)
     assert first == math.ceil(TRUSTED_AFTER) - 1 and all(seen[first:])
-    # And in a new leg it is not until that has gone on as well
+    # And in a new count it is not until that has gone on as well
     run.write(progress="0")
     run.buffer.increment()
     assert run.send(after=1).time_remaining is None

@@ -468,7 +468,7 @@ def test_a_generator_that_is_closed(bar: Bar) -> None:
     assert isinstance(rows, Generator)
     rows.close()
     bar.look()
-    # When another leg begins
+    # When another loop begins
     for _ in track(range(2)):
         bar.look()
     # Then it is one of its own
@@ -488,12 +488,12 @@ def test_kept_exceptions_do_not_keep_a_leg_open(bar: Bar) -> None:
             pass
         bar.look()
 
-    # Given legs whose iterables broke off, and whose exceptions somebody keeps, with all that was going on
+    # Given loops whose iterables broke off, and whose exceptions somebody keeps, with all that was going on
     for good in (5, 3):
         kept.append(raised_by(lambda good=good: attempt(good)))  # type: ignore[misc]
     # When it is tried once more
     kept.append(raised_by(lambda: attempt(10)))
-    # Then that is a leg of its own, and not inside of those
+    # Then that is a loop of its own, and not inside of those
     assert [type(exception) for exception in kept] == [ConnectionError, ConnectionError, type(None)]
     assert bar.seen == [(10, 10)]
 
@@ -518,7 +518,7 @@ def test_kept_exceptions_of_async_iterables_do_not_keep_a_leg_open(bar: Bar) -> 
     # Given async iterables that break off, and somebody who keeps their exceptions
     # When it is tried again until it works
     asyncio.run(work())
-    # Then the last leg was one of its own
+    # Then the last loop was one of its own
     bar.look()
     assert len(kept) == 2 and bar.seen == [(10, 10)]
 
@@ -603,7 +603,7 @@ def test_an_async_iterator_that_continues_after_an_exception(bar: Bar) -> None:
 
     asyncio.run(work())
     bar.look()
-    # Then its leg does, too: what is tracked inside of it divides its items
+    # Then its loop does, too: what is tracked inside of it divides its items
     assert bar.seen == [(0, 2), (0.5, 2), (1, 2), (1.5, 2), (2, 2)]
 
 
@@ -627,11 +627,11 @@ def test_a_failed_job_keeps_its_progress() -> None:
     assert (snapshot.progress, snapshot["step"]) == (0.5, "crawling")
 
 
-# One leg after the other, and one inside of another
+# One loop after the other, and one inside of another
 
 
 def test_legs_one_after_the_other(bar: Bar) -> None:
-    # Given one leg that was done, and one that was left early
+    # Given one loop that was done, and one that was left early
     for _ in track(range(3)):
         pass
     for _ in track(range(50)):
@@ -671,7 +671,7 @@ def test_parts_of_an_item_add_up_exactly(bar: Bar, rows: int) -> None:
 
 
 def test_an_inner_leg_without_a_total_or_left_early(bar: Bar) -> None:
-    # Given an item that is iterated over in legs that end in all kinds of ways
+    # Given an item that is iterated over in loops that end in all kinds of ways
     for _ in track(range(2)):
         for _ in track(generator(5)):
             bar.look()
@@ -699,7 +699,7 @@ def test_an_iterator_that_outlives_its_loop_is_no_outer_leg(bar: Bar) -> None:
     rows = track(range(50))
     for _ in rows:
         break
-    # When another leg begins
+    # When another loop begins
     for _ in track(range(2)):
         bar.look()
     # Then it is one of its own

@@ -63,7 +63,7 @@ class Sender:
         taken = [(buffer, buffer.take(now)) for buffer in buffers]
         updates = [(buffer.message_id, update) for buffer, found in taken for update in found]
         try:
-            # A command of the broker may have taken all updates along.
+            # All updates may have been sent with a command of the broker.
             outcomes = self._backend.update_many(updates) if updates else []
         except BackendError as e:
             if isinstance(e, StoreRefused) and len(updates) > 1:

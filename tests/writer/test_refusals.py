@@ -186,7 +186,7 @@ def test_a_store_that_takes_updates_again_in_the_middle_of_a_batch_gets_all(writ
 def test_an_outage_does_not_end_because_there_is_nothing_to_send(
     writers: list[Writer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given an outage, and a message whose updates a command of the broker has taken along
+    # Given an outage, and a message whose updates were sent with a command of the broker
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
     backend = Silent(others=False)
