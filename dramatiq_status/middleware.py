@@ -121,7 +121,7 @@ class StatusMiddleware(Middleware):
         is :attr:`.Snapshot.stalled`: three intervals should be longer than any
         call into C that keeps the interpreter lock.  By default 15 seconds.
       max_pending(int): Maximum number of messages whose updates a worker keeps in
-        memory while the store is down; at least 1.
+        memory while the store is down; at least 1.  By default 10,000.
       max_pending_bytes(int): Maximum number of bytes of the fields of these messages; at
         least 1.  By default 64 MiB.  Where an outage exceeds one of the two limits, the updates of the
         messages that finished first are dropped first.
