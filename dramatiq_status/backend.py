@@ -309,6 +309,16 @@ class StatusBackend(abc.ABC):
         """Close the connections of this backend.  The next call opens new ones."""
 
 
+class BackendOwner:
+    """The part of the middleware by which a broker's backend is found, without loading the rest of it.
+
+    Attributes:
+      backend(StatusBackend)
+    """
+
+    backend: StatusBackend
+
+
 def answered(found: FoundT | BackendError) -> FoundT:
     """Return what :meth:`StatusBackend.read_many` has found for a message, or raise its error."""
     if isinstance(found, BackendError):

@@ -13,6 +13,7 @@ from .backend import StatusBackend
 from .cancellation import Cancellation, CancelRequest
 from .checks import DEFAULT_MISSING_TIMEOUT, DEFAULT_WAIT_TIMEOUT, check_duration, check_message_id
 from .following import BatchWatcher
+from .lookup import find_backend
 from .rollup import BatchSnapshot, Chain, Rollup
 from .watch import watch_loop
 
@@ -170,3 +171,15 @@ def chains_of(messages: Any, found: Callable[[dramatiq.Broker], None] = lambda b
             f"A batch is made of groups, pipelines, messages, message ids and iterables of these, "
             f"not of a {type(messages).__name__}."
         )
+
+
+def find_chains(
+    messages: Any, backend: StatusBackend | None, broker: dramatiq.Broker | None
+) -> tuple[StatusBackend, list[Chain], dramatiq.Broker | None]:
+    brokers: list[dramatiq.Broker] = []
+    chains = list(chains_of(messages, brokers.append))
+    if backend is None and broker is None and brokers:
+        backend, *others = dict.fromkeys(find_backend(None, found) for found in brokers)
+        if others:
+            raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
+    return find_backend(backend, broker), chains, broker or next(iter(brokers), None)

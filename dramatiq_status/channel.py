@@ -68,8 +68,7 @@ class CancelSignal(Protocol):
 
 class LiveChannel:
     """A channel to the status of a message.  A copy of a handle shares the channel. A pickled channel contains only the
-    message id.
-    ``lookup.py`` registers the function that unpickles it.
+    message id: ``opening.py`` registers how.
     """
 
     __slots__ = ()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import dramatiq
 
-from .backend import Listed, Query, StatusBackend, answered
+from .backend import BackendOwner, Listed, Query, StatusBackend, answered
 from .checks import check_message_id, is_message_id
 from .cursor import MAX_SIZE as MAX_CURSOR_SIZE
 from .cursor import Cursor
@@ -78,15 +78,14 @@ def raise_first(found: Iterable[Snapshot | BackendError | None]) -> list[Snapsho
 def find_backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> StatusBackend:
     if backend is not None:
         return backend
-    # Most of the package is loaded for these two names. The command line, which passes a backend, does not need them.
+    # It loads the writer. The command line, which passes a backend, does not need it.
     from .context import current_binding
-    from .middleware import StatusMiddleware
 
     binding = current_binding()
     if broker is None and binding is not None and binding.backend is not None:
         return binding.backend
     for middleware in (broker or dramatiq.get_broker()).middleware:
-        if isinstance(middleware, StatusMiddleware):
+        if isinstance(middleware, BackendOwner):
             return middleware.backend
     raise RuntimeError(
         "The broker doesn't have a status backend: call broker.add_middleware(StatusMiddleware(backend=...)), "

@@ -13,10 +13,11 @@ from typing import Any, Final, TypeVar
 import dramatiq
 from dramatiq.middleware import Middleware
 
+from . import opening  # noqa: F401 - a job can pickle its handles
 from ._log import logger
 from ._process import drop_interrupt
 from .aborts import is_abort
-from .backend import StatusBackend
+from .backend import BackendOwner, StatusBackend
 from .backends import backend_from_url
 from .cancels import CancelLogReader
 from .checks import check_duration, check_number
@@ -86,7 +87,7 @@ def _through_late_interrupts(hook: F) -> F:
     return wrapper  # type: ignore[return-value]
 
 
-class StatusMiddleware(Middleware):
+class StatusMiddleware(BackendOwner, Middleware):
     """A middleware that records the status of every message.
 
     Add it last.  It works in other places of the list as well, except that a message is shown as

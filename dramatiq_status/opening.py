@@ -1,4 +1,4 @@
-"""The ways from a message id to the handle of its status, and from messages to the chains of a batch."""
+"""From a message id to the handle of its status, and to the handles that are unpickled."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 import dramatiq
 
 from .backend import StatusBackend
-from .batch import chains_of
 from .channel import BufferChannel, Channel, DirectChannel, RunChannel
 from .checks import check_message_id
 from .context import current_binding, note_write
 from .lookup import find_backend
-from .rollup import Chain
 from .status import channel_of
 
 
@@ -47,15 +45,3 @@ def open_channel(
         note_write(buffer)
         return BufferChannel(buffer, backend, note_write)
     return DirectChannel(backend, message_id)
-
-
-def find_chains(
-    messages: Any, backend: StatusBackend | None, broker: dramatiq.Broker | None
-) -> tuple[StatusBackend, list[Chain], dramatiq.Broker | None]:
-    brokers: list[dramatiq.Broker] = []
-    chains = list(chains_of(messages, brokers.append))
-    if backend is None and broker is None and brokers:
-        backend, *others = dict.fromkeys(find_backend(None, found) for found in brokers)
-        if others:
-            raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
-    return find_backend(backend, broker), chains, broker or next(iter(brokers), None)

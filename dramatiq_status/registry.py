@@ -244,8 +244,7 @@ class StatusRegistry:
           ValueError: When a string is no message id, or when groups and pipelines have
             brokers with different backends.
         """
-        from .batch import Batch
-        from .opening import find_chains
+        from .batch import Batch, find_chains
 
         return Batch(*find_chains(messages, backend, broker))
 

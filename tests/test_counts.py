@@ -9,6 +9,9 @@ import json
 import logging
 import multiprocessing
 import pickle
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -344,6 +347,33 @@ def _write(buffer: MessageBuffer, kind: str, name: str, value: Any) -> None:
 
 
 # Handles that travel
+
+
+def test_a_job_that_uses_no_registry_can_pickle_its_handles() -> None:
+    # Given a process that imports no more than a worker needs
+    script = """
+        import pickle
+        import dramatiq
+        from dramatiq.brokers.stub import StubBroker
+        from dramatiq_status import StatusMiddleware, current_progress, current_status
+        from dramatiq_status.backends import StubBackend
+
+        broker = StubBroker(middleware=[StatusMiddleware(backend=StubBackend())])
+
+        @dramatiq.actor(broker=broker)
+        def work():
+            print(len(pickle.dumps((current_status(), current_progress()))) < 1000, flush=True)
+
+        work.send()
+        worker = dramatiq.Worker(broker, worker_timeout=10)
+        worker.start()
+        broker.join("default")
+        worker.stop()
+        """
+    # When a job pickles its handles
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    # Then each is its message id
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_handles_are_pickled_as_their_message_id() -> None:

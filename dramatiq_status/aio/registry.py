@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, overload
 import dramatiq
 
 from ..backend import StatusBackend
-from ..batch import Group
+from ..batch import Group, find_chains
 from ..cancellation import Cancellation, result_of_one
 from ..channel import DirectChannel
 from ..checks import (
@@ -25,7 +25,7 @@ from ..checks import (
 from ..errors import BackendError
 from ..following import MessageWatcher
 from ..lookup import decode_page, find_backend, make_cursor, make_query, raise_first
-from ..opening import find_chains, open_channel
+from ..opening import open_channel
 from ..record import State
 from ..snapshot import Snapshot
 from .batch import Batch
