@@ -243,6 +243,8 @@ class StatusMiddleware(BackendOwner, Middleware):
         if delay is None and thread.delayed and thread.holds(message_id):
             # A due message is moved to its queue; it was enqueued before.
             return
+        # An interrupted enqueue has left it, whose command may never have been sent.
+        thread.confirmation = None
         binding = self._deliveries.binding()
         inside = thread.worker or binding is not None
         settings = self._options.of_message(broker, message, strict=not inside)

@@ -17,12 +17,13 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import Middleware, TimeLimitExceeded
+from dramatiq.middleware import Middleware, Shutdown, TimeLimitExceeded
 
 from dramatiq_status import StatusMiddleware
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.backends.redis.connection import Connection
+from dramatiq_status.writer import Writer
 
 from ..conftest import StartServer
 from ..proxy import BUFFER, Proxy
@@ -102,6 +103,48 @@ class Done(Middleware):
         self.count += 1
 
     after_nack = after_ack
+
+
+class InterruptOnce(Middleware):
+    """Interrupts the first enqueue of an actor, as a shut-down does."""
+
+    is_over = False
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        if message.actor_name == "child" and not self.is_over:
+            self.is_over = True
+            raise Shutdown
+
+
+def test_an_interrupted_enqueue_holds_up_no_later_one(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job whose enqueue is interrupted before the broker gets the message
+    broker = make_broker(redis_server.url, namespace=f"i-{uuid4()}")
+    broker.add_middleware(InterruptOnce())
+    waits: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def child() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def parent() -> None:
+        with suppress(Shutdown):
+            child.send()
+        # When it sends a message without a status
+        wait = Writer.wait
+        monkeypatch.setattr(Writer, "wait", lambda *args: waits.append(args) or wait(*args))
+        child.send_with_options(track_status=False)
+        monkeypatch.undo()
+        waits.append("sent")
+
+    message = parent.send()
+    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
+    worker.start()
+    eventually(lambda: state_of(broker, message) == "completed")
+    worker.stop()
+    # Then that one waits for nothing
+    assert waits == ["sent"]
 
 
 def test_a_job_takes_the_round_trips_that_it_takes_without_tracking(
