@@ -319,7 +319,9 @@ class PipelinedConnection:
             if closed and call.is_first and call.is_repeatable:
                 self._repeat(call)
             else:
-                call.fail(failure if isinstance(failure, BackendError) else BackendError("Redis: it was interrupted."))
+                call.fail(
+                    failure if isinstance(failure, BackendError) else BackendError("Redis: the connection was closed.")
+                )
         return isinstance(failure, BackendError)
 
     async def _send_and_receive(self, connection: Any, calls: list[_Call]) -> None:

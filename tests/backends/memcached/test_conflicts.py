@@ -132,7 +132,7 @@ def test_an_update_that_only_finds_conflicts_ends_with_an_error(wire: Wire, make
     wire.meddle = lambda request: b"EX\r\n" if request.startswith(b"ms") else None
     # When the backend writes to the same record
     # Then the update ends with an error
-    with pytest.raises(BackendError, match="Others kept writing"):
+    with pytest.raises(BackendError, match="Other processes kept writing"):
         backend.update(message_id, outside(step="1"))
     # And a batch returns this outcome for the message alone, so that the writer sends no other update again
     other_id = uuid4().hex

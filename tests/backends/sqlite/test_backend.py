@@ -419,7 +419,7 @@ class TestSQLite(BackendConformance):
         # When the backend writes
         # Then it raises a BackendError with a cause
         for call in (lambda: hurried.update(message_id, outside(step="1")), lambda: hurried.delete(message_id)):
-            with pytest.raises(BackendError, match="locked by others for 50 milliseconds") as caught:
+            with pytest.raises(BackendError, match="other threads or processes for 50 milliseconds") as caught:
                 call()
             assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
         # And reads succeed
@@ -438,7 +438,7 @@ class TestSQLite(BackendConformance):
         other.execute("BEGIN IMMEDIATE")
         # When the backend reads
         # Then it raises a BackendError
-        with pytest.raises(BackendError, match="locked by others"):
+        with pytest.raises(BackendError, match="locked by other threads or processes"):
             SQLiteBackend(path, timeout=50).read(message_id)
 
     def test_a_call_waits_for_a_lock(self, backend: SQLiteBackend, other: sqlite3.Connection, message_id: str) -> None:
