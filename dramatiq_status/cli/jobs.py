@@ -10,14 +10,11 @@ from typing import Final
 from ..checks import is_message_id
 from ..errors import BackendError, NotSupported
 from ..registry import StatusRegistry
+from ..short_ids import SEARCHED, SHORTEST, is_short_id, jobs_of
 from ..snapshot import Snapshot
 from .exits import COMPLETED, FAILED, UNFINISHED, UNKNOWN, UNREACHABLE, CommandError
 from .store import Store
 from .text import did_you_mean
-
-#: Number of newest jobs that are searched for a short id, and minimum number of characters of a short id.
-_SEARCHED: Final = 1000
-_SHORTEST: Final = 4
 
 #: Maximum number of children that are read.
 _CHILDREN: Final = 500
@@ -58,7 +55,7 @@ def read_jobs(store: Store, ids: Sequence[str]) -> dict[str, Snapshot | None]:
             found = dict(zip(given, StatusRegistry.read_many(given, backend=store.backend)))
         except ValueError as e:
             raise CommandError(str(e)) from e
-        short = [i for i, snapshot in found.items() if snapshot is None and _SHORTEST <= len(i) < 36]
+        short = [i for i, snapshot in found.items() if snapshot is None and is_short_id(i)]
         if short:
             listed = _newest(store)
             for prefix in short:
@@ -86,13 +83,13 @@ def children_of(store: Store, snapshot: Snapshot) -> list[Snapshot]:
 
 def _newest(store: Store) -> list[Snapshot]:
     try:
-        return StatusRegistry.list(limit=_SEARCHED, backend=store.backend)
+        return StatusRegistry.list(limit=SEARCHED, backend=store.backend)
     except NotSupported:
         return []
 
 
 def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
-    candidates = [snapshot for snapshot in listed if snapshot.message_id.startswith(prefix)]
+    candidates = jobs_of(prefix, listed)
     if len(candidates) > 1:
         names = ", ".join(f"{c.message_id} ({c.actor_name or ''})" for c in candidates[:5])
         more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
@@ -103,7 +100,7 @@ def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
 def unknown_job(store: Store, message_id: str) -> str:
     """Return the line about a job that has no status, with the id of a job that it resembles."""
     try:
-        listed = _newest(store) if len(message_id) >= _SHORTEST else []
+        listed = _newest(store) if len(message_id) >= SHORTEST else []
     except BackendError:
         listed = []
     hint = did_you_mean(message_id, {snapshot.message_id[: len(message_id)] for snapshot in listed})

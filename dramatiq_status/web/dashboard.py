@@ -25,8 +25,11 @@ from .site import JSON, RETRY_AFTER, Site, error
 
 _COLUMNS: Final = (
     *(("State", "c-state"), ("Job", "c-job"), ("Queue", "c-queue"), ("Progress", "c-bar"), ("Rate", "c-rate num")),
-    *(("Left", "c-left num"), ("Attempt", "c-try num"), ("Ran for", "c-took num"), ("Changed", "c-when num")),
+    *(("Left", "c-left num"), ("Attempts", "c-try num"), ("Ran for", "c-took num"), ("Changed", "c-when num")),
 )
+
+#: States that a store does not list by themselves, and the states that have them.
+_AMONG: Final = {"cancelled": "failed", "stalled": "working", "retrying": "queued", "scheduled": "queued"}
 
 _KEYS: Final = (("/", "find"), ("j k", "down, up"), ("↵", "open"), ("c", "copy id"), ("n", "show new"))
 
@@ -57,6 +60,8 @@ class Dashboard:
             return self._refused(e)
         try:
             question, shown, writable, counts = await self._read(request)
+        except HTTPException as e:
+            return self._no_such_list(request, e.detail)
         except NotSupported as e:
             return self._without_list(str(e))
         except BackendError:
@@ -112,6 +117,22 @@ class Dashboard:
         text = join(why, " Redis and SQLite can list.")
         content = empty("jobs", "This store finds jobs by id only", text, box)
         return page(self._site, f"Jobs · {self._site.title}", tag("h1", "Jobs", class_="sr"), content, search=False)
+
+    def _no_such_list(self, request: Request, why: str) -> Response:
+        word = request.query_params.get("state")
+        title, links = "There is no such list", [link("All jobs", "./")]
+        if word and word not in STATES:
+            title = f"There is no state {word[:40]}"
+            among = _AMONG.get(word)
+            why = (
+                f"{WORDS[word]} jobs are among the {among} ones."
+                if among
+                else f"A state is {', '.join(STATES[:-1])} or {STATES[-1]}."
+            )
+            if among:
+                links.insert(0, link(WORDS[among], _query_of(ListRequest(among))))
+        content = empty("search", title, why, *links)
+        return page(self._site, title, tag("h1", title, class_="sr"), content, status_code=400)
 
     def _refused(self, refusal: HTTPException) -> Response:
         content = empty("refused", "No access", refusal.detail)

@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from ..aio import StatusRegistry
 from ..checks import is_message_id
-from ..errors import BackendError
+from ..errors import BackendError, NotSupported
+from ..short_ids import SEARCHED, is_short_id, jobs_of
 from ..snapshot import Snapshot
 from ..times import duration
 from .access import Access
@@ -59,7 +60,7 @@ class JobPage:
             snapshot, access = await site.read(request)
             children = await self._children(request, snapshot)
         except HTTPException as e:
-            return self._nothing(message_id, e.status_code)
+            return await self._nothing(request, message_id, e.status_code)
         except BackendError:
             response = page(
                 site,
@@ -111,10 +112,12 @@ class JobPage:
         ]
         acts.append(tag("a", "JSON", class_="btn small", href=f"{own}.json"))
         if access is Access.WRITE and not snapshot.finished:
-            told = "A job that runs is asked to stop." if snapshot.working else "It will not run."
+            waits = "It will not run again." if snapshot.attempts else "It will not run."
+            told = "A job that runs is asked to stop." if snapshot.working else waits
             acts.append(confirmation("Cancel…", told, "Cancel job", f"{own}/cancel"))
         if access is Access.WRITE:
-            acts.append(confirmation("Delete…", "The job itself goes on.", "Delete status", f"{own}/delete"))
+            told = "Only the status is deleted." if snapshot.finished else "The job itself goes on."
+            acts.append(confirmation("Delete…", told, "Delete status", f"{own}/delete"))
         return tag(
             "div",
             tag("h1", snapshot.actor_name or "job"),
@@ -138,16 +141,50 @@ class JobPage:
         levels = await site.access_check.check_many(request, found)
         return [child for child, level in zip(found, levels) if level is not Access.NONE]
 
-    def _nothing(self, message_id: str, status_code: int) -> Response:
-        title = "No access" if status_code == 403 else f"There is no status of {message_id[:36]}"
-        text = (
-            REFUSED
-            if status_code == 403
-            else ("It was never sent with the middleware, or its status has expired, or it is in another store.")
-        )
-        glyph = "refused" if status_code == 403 else "unknown"
-        content = empty(glyph, title, text, link("All jobs", "./"))
+    async def _nothing(self, request: Request, message_id: str, status_code: int) -> Response:
+        if status_code == 403:
+            return self._empty("refused", "No access", REFUSED, status_code)
+        text = "It was never sent with the middleware, or its status has expired, or it is in another store."
+        links = [link("All jobs", "./")]
+        if len(message_id) < 36:
+            try:
+                found = await self._by_short_id(request, message_id)
+                text = "No job has this id. To search by name, type actor:NAME."
+            except NotSupported:
+                found, text = [], "No job has this id. This store finds jobs by their full ids only."
+            if len(found) == 1:
+                # Quoted, as in the box: an id cannot lead to another folder.
+                return RedirectResponse("./" + quote(found[0].message_id, safe=""), 303)
+            if found:
+                text = (
+                    f"{len(found):,} jobs have ids that begin with {message_id}. Give more of it, or open one of these:"
+                )
+                links = [
+                    link(f"{one.actor_name or 'job'} {one.message_id}", quote(one.message_id, safe=""))
+                    for one in found[:MAX_ROWS]
+                ]
+        return self._empty("unknown", f"There is no status of {message_id[:36]}", text, status_code, *links)
+
+    def _empty(self, glyph: str, title: str, text: str, status_code: int, *links: Markup) -> Response:
+        content = empty(glyph, title, text, *(links or [link("All jobs", "./")]))
         return page(self._site, title, tag("h1", title, class_="sr"), content, crumb="", status_code=status_code)
+
+    async def _by_short_id(self, request: Request, short_id: str) -> list[Snapshot]:
+        """Return the newest jobs whose ids begin with a short id, and that a visitor of the list may see.
+
+        Raises:
+          NotSupported: When the store cannot list.
+        """
+        site = self._site
+        if not is_short_id(short_id) or await site.access_check.check(request, None) is Access.NONE:
+            return []
+        try:
+            listed = await StatusRegistry.list(limit=SEARCHED, backend=site.backend, broker=site.broker)
+        except BackendError:
+            return []
+        found = jobs_of(short_id, listed)
+        levels = await site.access_check.check_many(request, found)
+        return [one for one, level in zip(found, levels) if level is not Access.NONE]
 
 
 def _fill(template: str, snapshot: Snapshot) -> str | None:
@@ -257,7 +294,7 @@ def _fields(snapshot: Snapshot, shown: dict[str, Any]) -> Markup:
     if not written and not included:
         return Markup("")
     items = [_node(name, value) for name, value in (*written.items(), *included.items())]
-    return _card("Fields", tag("ul", *items, class_="tree"), note="written by the job" if written else "")
+    return _card("Fields", tag("ul", *items, class_="tree"), note="of this job")
 
 
 def _node(name: object, value: Any, depth: int = 0) -> Markup:
@@ -303,7 +340,7 @@ def _facts(snapshot: Snapshot, children: list[Snapshot], shown: dict[str, Any], 
     first = [
         ("Actor", listed("actor", snapshot.actor_name)),
         ("Queue", listed("queue", snapshot.queue_name)),
-        ("Attempt", snapshot.attempts or None),
+        ("Attempts", snapshot.attempts or None),
         ("Parent", tag("a", parent, href=quote(parent, safe="")) if isinstance(parent, str) and parent else None),
         ("Children", f"{len(children):,}" if children else None),
         ("Reason", snapshot.cancel_reason),
@@ -315,7 +352,7 @@ def _facts(snapshot: Snapshot, children: list[Snapshot], shown: dict[str, Any], 
         (f"Run {snapshot.attempts} began" if snapshot.attempts else "Began", snapshot.started_at),
         ("Last heartbeat", snapshot.heartbeat_at if snapshot.working else None),
         ("Last change", snapshot.updated_at),
-        ("Asked to stop", snapshot.cancel_requested_at),
+        ("Asked to stop" if snapshot.attempts else "Cancel requested", snapshot.cancel_requested_at),
         ("Request seen", snapshot.cancel_seen_at),
         ("Ended", snapshot.finished_at),
     ]

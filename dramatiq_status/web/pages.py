@@ -83,7 +83,7 @@ def page(
 
 
 def search_box(
-    root: str, label: str = "Find a job", hint: str = "Job id, or actor: queue: state:", name: str = "q"
+    root: str, label: str = "Find a job", hint: str = "Job id, or actor:NAME state:failed", name: str = "q"
 ) -> Markup:
     """Make the box that opens a job by its id."""
     return tag(
