@@ -67,7 +67,7 @@ def output_for(
     if wanted == "auto":
         wanted = "live" if is_terminal and not os.environ.get("CI") else "plain"
     if wanted == "live":
-        return LiveOutput(Picture(store, is_batch=is_batch, heads=heads), clock=clock)
+        return LiveOutput(Picture(store, is_batch=is_batch, heads=heads), clock=clock, with_keys=heads)
     return {"plain": LineOutput, "json": JsonOutput, "quiet": QuietOutput}[wanted](store)
 
 
@@ -77,15 +77,16 @@ class LiveOutput:
     Parameters:
       picture(Picture)
       clock(bool): Whether the total shows the elapsed time.
+      with_keys(bool): Whether a key shows new jobs.
     """
 
     pause: float = FRAME
 
-    def __init__(self, picture: Picture, *, clock: bool = False) -> None:
+    def __init__(self, picture: Picture, *, clock: bool = False, with_keys: bool = False) -> None:
         self._picture = picture
         self._clock = clock
         self._terminal = terminal_of(sys.stdout)
-        self._screen = Screen(sys.stdout.fileno())
+        self._screen = Screen(sys.stdout.fileno(), with_keys=with_keys)
         self._began = time.monotonic()
 
     def __enter__(self) -> LiveOutput:
@@ -101,9 +102,9 @@ class LiveOutput:
         self._screen.draw(self._picture.draw(view, options), options.terminal)
 
     def wants_new(self, view: JobsView) -> bool:
-        # A key that was pressed before there were new jobs counts for none.
+        # A key that was pressed before there were new jobs counts for none.  An empty list has no row to move.
         keys = self._screen.keys()
-        return view.added > 0 and "n" in keys
+        return view.added > 0 and ("n" in keys or not view.found.children)
 
     def end(self, view: JobsView, note: str = "") -> None:
         options = self._options(view)

@@ -137,6 +137,8 @@ class Picture:
         terminal = options.terminal
         jobs = [self._job(facts[i], view, options) for i in shown]
         rows = table(jobs, terminal, heads=self._heads)
+        if not facts:
+            rows.append([(" no jobs yet", "dim")])
         if view.problem:
             rows = [[(text, "dim") for text, _ in row] for row in rows]
         if others:
@@ -150,7 +152,13 @@ class Picture:
         return rows[-max(1, options.rows - 1) :]
 
     def end(self, view: JobsView, options: PictureOptions, note: str = "") -> list[Row]:
-        """Return the rows of the last picture: failed jobs and their reasons if not all jobs have room."""
+        """Return the rows of the last picture: failed jobs and their reasons if not all jobs have room.  A list
+        keeps its rows as they were, because its jobs are not over.
+        """
+        if self._heads:
+            # The note and the shell's next line have room below.
+            rows = self.draw(view, options._replace(rows=options.rows - 1, with_keys=False))
+            return [*rows, [(f" {note}", "dim")]] if note else rows
         facts, terminal = facts_in(view, options.now), options.terminal
         room, others = options.rows - 3, Counter[str]()
         shown = list(facts)
@@ -158,7 +166,7 @@ class Picture:
             shown = [i for i in facts if facts[i].state in (FAILED, UNKNOWN, STALLED)][: max(1, room)]
             others = _count(one for i, one in facts.items() if i not in set(shown))
         jobs = [self._job(facts[i], view, options) for i in shown]
-        rows = table(jobs, terminal, heads=self._heads)
+        rows = table(jobs, terminal)
         cuts = [
             i
             for i, row in zip(shown, rows[-len(shown) :])

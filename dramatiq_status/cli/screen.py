@@ -32,14 +32,15 @@ class Screen:
 
     Parameters:
       descriptor(int): File descriptor of the terminal.
+      with_keys(bool): Whether to take the keys that are pressed.  Otherwise they stay for the shell.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, with_keys: bool = False) -> None:
         self._descriptor = descriptor
         self._drawn: list[str] = []
         self._size = os.get_terminal_size(descriptor)
-        #: Whether keys can be read: the input is a terminal.
-        self.has_keys: bool = sys.stdin is not None and sys.stdin.isatty()
+        #: Whether keys can be read: they are wanted, and the input is a terminal.
+        self.has_keys: bool = with_keys and sys.stdin is not None and sys.stdin.isatty()
         self._settings: list[Any] | None = None
         self._begun = False
         self._handlers: dict[int, Any] = {}
@@ -116,8 +117,8 @@ class Screen:
         if not self._begun:
             self._settings = settings
         quiet = list(settings)
-        # Keys are read as they are pressed; Ctrl-C and Ctrl-Z stay signals.
-        quiet[3] &= ~(termios.ECHO | termios.ICANON)
+        # Keys that are read, are read as they are pressed; Ctrl-C and Ctrl-Z stay signals.
+        quiet[3] &= ~(termios.ECHO | (termios.ICANON if self.has_keys else 0))
         termios.tcsetattr(self._descriptor, termios.TCSADRAIN, quiet)
         self._begun = True
         self._write(_BEGIN)

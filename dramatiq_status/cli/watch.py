@@ -11,7 +11,7 @@ from .commands import page_of, print_error, query_of, store_of
 from .exits import COMPLETED, INTERRUPTED, UNREACHABLE, worst
 from .job_reader import JobReader, JobsView
 from .jobs import full_ids, status_of, store_errors, unknown_job
-from .outputs import WatchOutput, output_for
+from .outputs import LineOutput, WatchOutput, output_for
 from .store import Store
 
 
@@ -29,14 +29,16 @@ def watch(arguments: Namespace) -> int:
 
 def watch_list(arguments: Namespace) -> int:
     """Show a page of jobs until Ctrl-C.  The jobs in the rows stay the same, and each row shows the changes of its
-    job, until the key for the new ones is pressed.  Only the first page gets new jobs.
+    job, until the key for the new ones is pressed.  Only the first page gets new jobs, and waits for the first one.
     """
     store = store_of(arguments)
     ids = [snapshot.message_id for snapshot in page_of(store, arguments)]
-    if not ids:
+    if not ids and arguments.after is not None:
         print_error("no jobs to watch.")
         return COMPLETED
     output = output_for(arguments, store.name, is_batch=False, heads=True)
+    if not ids and isinstance(output, LineOutput):
+        print_error("no jobs yet.")
 
     def read_list() -> list[str]:
         found = StatusRegistry.list(**query_of(arguments), limit=arguments.limit, backend=store.backend)
@@ -91,7 +93,8 @@ def watch_jobs(
                     reader.wait(left)
                     time.sleep(max(0.0, pause - time.monotonic()))
             except KeyboardInterrupt:
-                note, status = "stopped watching; the jobs go on", INTERRUPTED
+                note = "stopped watching; the jobs go on" if reader.view.found.children else "stopped watching"
+                status = INTERRUPTED
             view = reader.view
             output.end(view, note)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -252,17 +253,56 @@ def test_a_list_changes_in_place(store: SQLiteBackend) -> None:
         session.close()
 
 
+def test_an_empty_list_waits_for_its_first_jobs(store: SQLiteBackend) -> None:
+    session = Session([*COMMAND, "list", "--watch", "--url", f"sqlite:///{store.path}"], rows=12)
+    try:
+        # Given an empty store, the list waits
+        session.until(lambda: "no jobs yet" in session.text)
+        # When jobs come, then they have rows at once: there is no row that could move
+        for number in range(12):
+            send(store, number)
+            run_to(store, number, 50)
+            end(store, number, failed=True)
+        session.until(lambda: re.search(r" +12 jobs|job_\d+", session.text))
+        session.send("n")
+        session.until(lambda: " 12 jobs " in session.text and "more" in session.text)
+        # When it is stopped, then its rows stay, without reasons, and with no time: it is not that of the jobs
+        session.send("\x03")
+        assert session.end() == 130
+        assert session.lines[0].split() == ["State", "Job", "Progress", "Time"]
+        assert [line.split()[1] for line in session.lines[1:8]] == ["Failed"] * 7
+        assert session.lines[8].startswith(" 5 more ") and session.lines[9] == " 12 jobs     12 failed"
+        assert session.lines[10:] == [" stopped watching; the jobs go on", ""]
+    finally:
+        session.close()
+
+
+def test_typed_lines_stay_for_the_shell(store: SQLiteBackend, watch: Watch) -> None:
+    # Given jobs that are watched
+    session = watch(send(store, 1))
+    session.until(lambda: "job_1" in session.text and not session.echoes)
+    # When a line is typed, and a view later the last job ends
+    session.send("hello\r")
+    run_to(store, 1, 40)
+    session.until(lambda: "40%" in session.text)
+    end(store, 1)
+    assert session.end() == 0
+    # Then the next reader of the terminal gets the line
+    assert select.select([session.slave], [], [], 1)[0] and os.read(session.slave, 100) == b"hello\n"
+
+
 # Pipes
 
 
 def test_a_list_on_a_pipe_has_new_jobs(store: SQLiteBackend) -> None:
-    send(store, 1)
     process = subprocess.Popen(
         [*COMMAND, "list", "--watch", "--json", "--url", f"sqlite:///{store.path}"],
-        stdout=subprocess.PIPE, text=True, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
     try:
-        assert process.stdout is not None
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stderr.readline() == "dramatiq-status: no jobs yet.\n"
+        send(store, 1)
         assert json.loads(process.stdout.readline())["message_id"] == id_of(1)
         send(store, 2)
         assert json.loads(process.stdout.readline())["message_id"] == id_of(2)
