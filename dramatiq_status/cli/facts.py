@@ -83,7 +83,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
         name_of(snapshot),
         clean(message_id),
         None if snapshot.percent is None else int(snapshot.percent),
-        clean(_text_of(step)),
+        "its messages still run" if moves else clean(_text_of(step)),
         # The reason of a cancellation is worth more than how far the job had come.
         ""
         if state == CANCELLED and step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -15,6 +16,9 @@ SHORT_ID: Final = 8
 
 #: Widest column of jobs, in cells, on terminals of up to 80 cells.
 _WIDEST_JOB: Final = 24
+
+#: Cells of a row beside its job, at least: glyph and gap, a percentage, and "silent for 2 min".
+_LEAST: Final = 25
 
 #: Widest column of queues, in cells.
 _WIDEST_QUEUE: Final = 20
@@ -68,9 +72,6 @@ def table(jobs: Sequence[Job], terminal: Terminal, *, heads: bool = False) -> li
       terminal(Terminal)
       heads(bool): Whether the first row has the names of the columns.
     """
-    if terminal.width < 80:
-        short = [job.facts.time.replace("no sign of life for", "silent for") for job in jobs]
-        jobs = [job._replace(facts=job.facts._replace(time=time)) for job, time in zip(jobs, short)]
     layout = _layout_of(jobs, terminal, heads=heads)
     rows = [_row_of(job, layout, terminal) for job in jobs]
     return [_column_heads(layout), *rows] if heads and layout.with_word else rows
@@ -84,7 +85,7 @@ def _layout_of(jobs: Sequence[Job], terminal: Terminal, *, heads: bool) -> _Layo
     changed = max((width(job.changed) for job in jobs), default=0) if cells >= 120 else 0
     changed = max(changed, len("Changed")) if changed and heads else changed
     longest = max((width(_job_text(job.facts, with_id=with_id)) for job in jobs), default=0)
-    widest = _WIDEST_JOB if cells <= 80 else _WIDEST_JOB + (cells - 80) // 4
+    widest = min(_WIDEST_JOB, cells - _LEAST) if cells <= 80 else _WIDEST_JOB + (cells - 80) // 4
     if cells < 40:
         # The glyph, the name, and the percentage.
         return _Layout(max(1, cells - 8), 0, 0, 4, 0, 4, False, False, False, False, False)
@@ -128,9 +129,8 @@ def _row_of(job: Job, layout: _Layout, terminal: Terminal) -> list[Segment]:
     row += _job_of(facts, layout, terminal)
     if layout.queue:
         row.append((pad(cut(job.queue, layout.queue, terminal.ellipsis), layout.queue + 2), "dim"))
-    # Narrow terminals have no room for a time; a reason is worth more than the number of attempts.
-    taken = layout.bar + layout.percent + 1 if has_bar(facts) else 0
-    time = facts.time if width(facts.time) + taken < layout.middle else ""
+    time, layout = _time_of(facts, layout)
+    # A reason is worth more than the number of attempts.
     if facts.state == FAILED and width(facts.reason) + width(time) + 2 > layout.middle:
         time = ""
     room = layout.middle - (width(time) + 1 if time else 0)
@@ -171,6 +171,34 @@ def _job_of(facts: Facts, layout: _Layout, terminal: Terminal) -> list[Segment]:
     name = cut(facts.name, layout.job - len(short) - 1, terminal.ellipsis)
     start = f"{name} " if name else ""
     return [(start, ""), (pad(short, layout.job + 1 - width(start)), "dim")]
+
+
+def _time_of(facts: Facts, layout: _Layout) -> tuple[str, _Layout]:
+    """Return the longest wording of a time that fits beside the bar and the percentage, or no text; and the layout of
+    the row.  The time of a stalled job is worth more than its bar.
+    """
+    short, times, layouts = _in_one_unit(facts.time), [facts.time], [layout]
+    if facts.state == RETRYING and not layout.with_count:
+        # The attempt gets the room of the second unit.
+        times = [short]
+    elif facts.state == STALLED:
+        times += [short, short.replace("no sign of life for", "silent for")]
+        layouts.append(layout._replace(bar=0))
+    for one in layouts:
+        taken = one.percent + (one.bar + 1 if one.bar else 0) if has_bar(facts) else 0
+        for time in times:
+            if width(time) + taken < one.middle:
+                return time, one
+    return "", layout
+
+
+def _in_one_unit(time: str) -> str:
+    """Leave out the second unit of a time.
+
+    >>> _in_one_unit("again in 6 min 9 s")
+    'again in 6 min'
+    """
+    return re.sub(r"( (?:d|h|min)) \d+ (?:h|min|s)\b", r"\1", time)
 
 
 def _middle_of(job: Job, layout: _Layout, terminal: Terminal, room: int) -> list[Segment]:

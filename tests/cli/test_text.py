@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 
@@ -59,6 +60,38 @@ def test_no_row_is_wider_than_the_terminal(jobs: list[Job], terminal: Terminal) 
     for row in table(jobs, terminal):
         assert sum(width(text) for text, _ in row) <= terminal.width
         assert terminal.colours != "none" or "\x1b" not in terminal.paint(row)
+
+
+STALLED = Facts("Stalled", "import_orders", "8bbf33fe", 37, "shrinking", time="no sign of life for 6 min 52 s")
+RETRIES = Facts("Retrying", "sync_inventory", "3d5a4fd1", 61, reason="TimeoutError: no answer from the shop in 30 s")
+RETRYING = RETRIES._replace(attempt="attempt 2", time="again in 6 min 9 s")
+MOVING = Facts("Completed", "Thumbnails", "demo-5", 13, "its messages still run", "8 of 60", moves=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "columns", "ends"),
+    [
+        (STALLED, 120, "──────── 37% shrinking no sign of life for 6 min 52 s"),
+        (STALLED, 80, "─────── 37% no sign of life for 6 min"),
+        (STALLED, 60, "─────── 37% silent for 6 min"),
+        (STALLED._replace(time="no sign of life for 16 h 40 min"), 60, "─── 37% silent for 16 h"),
+        (STALLED._replace(time="no sign of life for 16 min 40 s"), 60, "import_orders 37% no sign of life for 16 min"),
+        (STALLED, 40, " import_orders 37% silent for 6 min"),
+        (RETRYING, 120, "┃──── 61% TimeoutError: no answer from the… again in 6 min 9 s"),
+        (RETRYING, 80, "┃─── 61% attempt 2 again in 6 min"),
+        (RETRYING, 60, "┃─── 61% again in 6 min"),
+        (MOVING, 120, "─ 13% its messages still run · 8 of 60"),
+        (MOVING, 80, "─ 13% its messages still run"),
+        (MOVING, 60, "─ 13% 8 of 60"),
+        (MOVING, 40, " Thumbnails 13% 8 of 60"),
+    ],
+)
+def test_a_narrow_row_keeps_what_matters(facts: Facts, columns: int, ends: str) -> None:
+    # Beside a job with a long name
+    jobs = [Job(Facts("Queued", "make_thumbnails_of_all_photos", "729fae92"))] * 2
+    _, row, _ = table([jobs[0], Job(facts), jobs[1]], Terminal(True, columns, "none", True))
+    text = "".join(text for text, _ in row)
+    assert re.sub(" +", " ", text).endswith(ends) and width(text) <= columns
 
 
 def test_a_terminal_that_reports_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
