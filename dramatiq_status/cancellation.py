@@ -78,7 +78,7 @@ class CancelRequest:
         found: dict[str, Cancellation | None] = {}
         unanswered = 0
         for (message_id, _), outcome in zip(self.updates, outcomes):
-            unanswered += outcome is Outcome.UNAVAILABLE
+            unanswered += outcome is Outcome.UNAVAILABLE or outcome is Outcome.UNSTORABLE
             is_missing = outcome is Outcome.MISSING
             found[message_id] = None if is_missing else _CANCELLATIONS.get(outcome, Cancellation.FINISHED)
         if unanswered:

@@ -31,7 +31,7 @@ class CancelLogReader:
 
     Parameters:
       backend(StatusBackend)
-      breaker(CircuitBreaker): While the store is down, nothing is read.
+      breaker(CircuitBreaker): While the store is down, each read is an attempt to end the outage.
       writer(Writer): Has the buffers of the messages that run in this process.
     """
 
@@ -139,20 +139,27 @@ class CancelLogReader:
             subscription.close()
 
     def _read(self) -> None:
-        if self._breaker.down:
+        if self._breaker.blocked:
             return
         try:
             self._position, marks = self._backend.read_cancels(self._position)
+            self._writer.note_answer()
             if marks:
                 self.note(marks)
                 # A log that is full has dropped the marks before these: any message may be among them.
                 self._mark_buffers(None if len(marks) >= MAX_MARKS else set(marks))
         except BackendError as e:
-            # The writer logs the outage.
+            # The writer begins an outage and logs it.
+            if self._breaker.down:
+                self._breaker.failed(e)
             logger.debug("The log of cancelled messages could not be read: %s", e)
 
+    def add(self, mark: int) -> None:
+        """Note the mark of one message that was cancelled; on any thread."""
+        self._marks.add(mark)
+
     def note(self, marks: Sequence[int]) -> None:
-        """Note the marks of messages that were cancelled: those that one read of the log has returned."""
+        """Note the marks that one read of the log has returned; on the thread that reads."""
         is_full = len(self._marks) > MAX_LOGGED
         if len(marks) >= MAX_MARKS or (is_full and self._older):
             self._incomplete_until = now_ms() + _CLOCK_SKEW

@@ -75,7 +75,7 @@ class Deliveries:
       writer(Writer)
       options(Options)
       fields(MessageFields)
-      cancels(Cancels)
+      cancels(CancelLogReader)
       heartbeat_interval(int): In milliseconds.
     """
 
@@ -182,7 +182,7 @@ class Deliveries:
             if decision is Decision.REQUEUED:
                 if buffer.cancelled:
                     # This process may get the retry before it reads the log.
-                    self._cancels.note((mark_of(delivery.message_id),))
+                    self._cancels.add(mark_of(delivery.message_id))
                 buffer.close()
             else:
                 delivery.confirmation = Confirmation()

@@ -361,7 +361,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         # A worker drops a message that was cancelled. From then on, the status expires as that of any finished message.
         is_dropped = outcome is Outcome.CANCELLED and update.state is not None and update.state >= COMPLETED
         return Applied(outcome, dict(record or {}), limited_ttl(update.ttl)) if is_dropped else Applied(outcome, record)
-    if update.start or update.create or update.state is not None:
+    if starts or update.create or update.state is not None:
         # All other updates of a run leave the enqueue id in the record that the start of the run has stored.
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if update.run_token:

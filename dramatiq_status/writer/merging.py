@@ -289,7 +289,7 @@ class Merger:
 
     def store_rate(self, pending: PendingUpdate, known: Record, now: float) -> None:
         """Measure the progress, and add the rate to an update about to be frozen."""
-        if pending.arguments.get("increment") or PROGRESS in pending.fields or pending.reached:
+        if pending.arguments.get("increment") or PROGRESS in pending.fields or PROGRESS in pending.reached:
             if self._meter is None:
                 self._meter = RateMeter()
             self._meter.observe(number_of(known[PROGRESS]), now)

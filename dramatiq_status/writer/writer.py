@@ -141,8 +141,9 @@ class Writer:
         deferred = list(self.deferred.items())
         for buffer, due in deferred:
             if due <= now:
-                self._queue.signals.append(buffer)
+                # In this order: the buffer may be deferred again in between.
                 self.deferred.pop(buffer, None)
+                self._queue.signals.append(buffer)
         # One check more than needed, so that a job that starts soon after does not have to wake the thread.
         has_more, self._has_more = self._has_more, False
         if has_more:
@@ -256,6 +257,14 @@ class Writer:
         """Count the updates that are not stored yet, and their messages."""
         return self._queue.count_unsent()
 
+    def note_answer(self) -> None:
+        """End an outage, because the store has answered another call of this process.  The writer itself tries again
+        only while it has updates to send.
+        """
+        if self.breaker.down and not self.breaker.refuses:
+            self._heartbeats.make_due()
+            self.breaker.succeeded()
+
     def drain(self, timeout: float) -> bool:
         """Send all earlier writes, without throttling.
 
@@ -278,8 +287,8 @@ class Writer:
             # It could not be started.
             return not queue.signals and queue.is_empty
         for buffer in list(self.deferred):
-            queue.signals.append(buffer)
             self.deferred.pop(buffer, None)
+            queue.signals.append(buffer)
         confirmation = Confirmation()
         queue.drains.append(confirmation)
         self._wakeup.call()

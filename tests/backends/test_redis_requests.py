@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from dramatiq_status.backends.redis import requests
 from dramatiq_status.backends.redis.clock import ServerClock
 from dramatiq_status.backends.redis.keys import Keys, ShardedKeys
 from dramatiq_status.backends.redis.protocol import UpdateCall
 from dramatiq_status.backends.redis.requests import Command, Exchange, ReadRequest, Request, ScriptCall, pack
 from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.errors import BackendError
+from dramatiq_status.testing.conformance.cases import CASES
 from dramatiq_status.testing.updates import cancel, counting, deleting, enqueue, heartbeat, outside, write
 
 from .redis_hooks import FixedClock
@@ -34,6 +36,20 @@ def exchanged(requests: list[Request], *replies: Any, clock: Any = CLOCK) -> Exc
         taken = [left.pop(0) for _ in range(exchange.expected)]
         exchange.take(taken)
     return exchange
+
+
+def test_updates_of_all_kinds_have_the_same_bytes_without_hiredis(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given updates of all kinds, alone and together
+    updates = [update for given, update, _ in CASES.values() for update in (*given, update)]
+    calls = [
+        UpdateCall(Keys("n", 0), 0, [("m", update) for update in some], range(len(some)))
+        for some in (*([update] for update in updates), updates)
+    ]
+    # When they are packed by hiredis, and without it
+    packed = [call.pack(CLOCK) for call in calls]
+    monkeypatch.setattr(requests, "hiredis", None)
+    # Then the bytes are the same
+    assert [call.pack(CLOCK) for call in calls] == packed
 
 
 def test_each_request_gets_its_own_replies() -> None:

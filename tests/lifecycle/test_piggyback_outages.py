@@ -16,7 +16,14 @@ import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Retries
 
-from dramatiq_status import StatusMiddleware, current_progress, current_status
+from dramatiq_status import (
+    BackendError,
+    Cancellation,
+    StatusMiddleware,
+    StatusRegistry,
+    current_progress,
+    current_status,
+)
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.snapshot import Snapshot
 from dramatiq_status.update import Kind, Update
@@ -241,6 +248,33 @@ def test_final_states_are_sent_with_the_commands_of_a_broker_that_is_slower_than
             # Then its final state is stored when the broker has the acknowledgement
             (found,) = site.snapshots([message])
             assert found is not None and found.completed and found["n"] == (8 if begins else 7)
+
+
+def test_an_outage_ends_although_the_writer_has_nothing_to_send(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a worker one of whose calls has failed, and whose updates then went with a command of the broker
+    message = site.work.message(1, wait=True)
+    update_many, failures = site.backend.update_many, [BackendError("on purpose")]
+
+    def fail_once(updates: Any) -> Any:
+        if failures:
+            # The job ends before the writer tries again.
+            site.end.set()
+            raise failures.pop()
+        return update_many(updates)
+
+    with working(site.broker, threads=1):
+        monkeypatch.setattr(site.backend, "update_many", fail_once)
+        site.broker.enqueue(message)
+        eventually(lambda: site.states([message]) == ["completed"])
+        # When it has no more to do
+        # Then it finds that the store answers
+        assert eventually(lambda: site.middleware.health().up)
+        # And a message that is cancelled now does not run
+        waiting = site.work.message(2)
+        site.broker.enqueue(waiting, delay=1500)
+        assert StatusRegistry.cancel(waiting, broker=site.broker) is Cancellation.CANCELLED
+        eventually(lambda: not site.unfinished())
+    assert site.done == [1]
 
 
 # Statuses that the server refuses while it takes the broker's commands

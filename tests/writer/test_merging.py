@@ -165,6 +165,25 @@ def test_writes_after_the_end_of_a_count_come_after_it(
     assert (counts.progress, counts.total) == (int(progress), int(total))
 
 
+def test_the_end_of_a_count_that_has_not_begun_holds_up_no_other_message(writers: list[Writer]) -> None:
+    # Given two jobs
+    backend = StubBackend()
+    writer = Writer(backend, CircuitBreaker("StubBackend"))
+    writers.append(writer)
+    backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
+    buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
+    for one in (buffer, other):
+        one.add(Start({}, 1))
+    # When one of them ends a count of unknown total before it has counted
+    buffer.write({TOTAL: "null"})
+    buffer.write({}, changes=Changes(to_total=True))
+    other.increment(5)
+    # Then both are stored
+    assert buffer.flush(PATIENCE) and other.flush(PATIENCE)
+    assert (backend.read("m") or {})[TOTAL] == "0" and (backend.read("other") or {})[PROGRESS] == "5"
+
+
 @pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
 def test_a_run_sets_the_state_of_another_message_without_waiting(down: bool) -> None:
     # Given a job that sets the state of another message

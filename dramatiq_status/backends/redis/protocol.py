@@ -157,10 +157,10 @@ class DeleteCall(ScriptCall):
         return ["", WireKind.DELETE, "0", "", *self._names.index_arguments(self.shard, self.arriving)]
 
 
-def _change_arguments(changes: Changes) -> list[Any]:
+def _change_arguments(changes: Changes) -> list[str]:
     """Make the arguments before those of an update that has changes."""
-    arguments: list[Any] = [WireKind.CHANGES, 1 if changes.to_total else 0]
-    arguments += (len(changes.deleted), *changes.deleted, len(changes.counts))
+    arguments: list[str] = [WireKind.CHANGES, "1" if changes.to_total else "0"]
+    arguments += (str(len(changes.deleted)), *changes.deleted, str(len(changes.counts)))
     for name, n in changes.counts.items():
         arguments += (name, number_text(n))
     return arguments

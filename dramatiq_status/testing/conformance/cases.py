@@ -112,6 +112,11 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
         finish(1, 2, create=True, p="50")._replace(start=True),
         Outcome.APPLIED,
     ),
+    "start of the run that owns the record, of a later enqueue": (
+        [enqueue(), start(1)],
+        start(1, generation=2, create=False)._replace(sequence=2),
+        Outcome.APPLIED,
+    ),
     "start of an older run, sent again": ([enqueue(), start(1), start(2)], start(1), Outcome.REFUSED),
     "start and end of an older run, sent again": (
         [enqueue(), start(1), start(2)],
