@@ -24,7 +24,7 @@ from .record import (
     STATES,
     WORKING,
 )
-from .times import datetime_of, duration, json_time
+from .times import datetime_of, duration, json_time, measured
 
 
 class RunOutcome(str, Enum):
@@ -169,7 +169,7 @@ def timeline_of(values: Mapping[str, Any], timestamp: int) -> tuple[str, ...]:
         if left_out > 0:
             events.append(f"{left_out} {'run' if left_out == 1 else 'runs'} left out")
         elif free_since is not None and run.started_at is not None:
-            events.append(f"waited {duration(run.started_at - free_since, exact=True)}")
+            events.append(f"waited {measured(run.started_at - free_since)}")
         events.append(_event_of(run, now))
         free_since, attempt = run.ended_at, run.attempt
     last = runs[-1].outcome if runs else RunOutcome.REQUEUED
@@ -193,7 +193,7 @@ def _event_of(run: Run, now: datetime) -> str:
         )
     text += f" {'failed' if run.outcome is RunOutcome.RETRIED else run.outcome}"
     if run.duration is not None:
-        text += f" after {duration(run.duration, exact=True)}"
+        text += f" after {measured(run.duration)}"
     if run.exception:
         text += f": {run.exception.get('type')}: {run.exception.get('message')}"
     return text

@@ -50,6 +50,18 @@ def duration(length: timedelta | float, *, exact: bool = False) -> str:
     return " ".join(found[:2])
 
 
+def measured(length: timedelta | float) -> str:
+    """Write a duration that has ended: tenths below 10 seconds, and never 0 s, which would look like a mistake.
+
+    >>> measured(0.004), measured(5), measured(80)
+    ('under 0.1 s', '5.0 s', '1 min 20 s')
+    """
+    seconds = length.total_seconds() if isinstance(length, timedelta) else length
+    if seconds < 0.05:
+        return "under 0.1 s"
+    return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
+
+
 def json_time(value: datetime | timedelta | None) -> str | float | None:
     """Return a time as a JSON value: a datetime as text in ISO 8601, a duration in seconds, both to the millisecond."""
     if isinstance(value, datetime):

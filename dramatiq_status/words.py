@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from .runs import Run, RunOutcome
 from .snapshot import Snapshot
-from .times import UNITS, duration
+from .times import UNITS, duration, measured
 
 #: Words for states, the one that needs most attention first.
 FAILED: Final = "Failed"
@@ -88,8 +88,15 @@ def attempt_of(state: str, snapshot: Snapshot) -> str:
     return f"attempt {attempt:,}" if attempt > 1 else ""
 
 
-def time_of(state: str, snapshot: Snapshot, now: datetime) -> str:
-    """Return the time that matters in a state."""
+def time_of(state: str, snapshot: Snapshot, now: datetime, *, measure: Callable[[timedelta], str] = measured) -> str:
+    """Return the time that matters in a state.
+
+    Parameters:
+      state(str): One of :data:`STATES`.
+      snapshot(Snapshot)
+      now(datetime)
+      measure(Callable): Writes the duration of a finished job.
+    """
     if state == WORKING:
         left = snapshot.time_remaining
         if snapshot.percent is not None:
@@ -111,9 +118,9 @@ def time_of(state: str, snapshot: Snapshot, now: datetime) -> str:
     if state == CANCELLED:
         if not snapshot.attempts:
             return "never ran"
-        return "" if snapshot.duration is None else f"stopped after {duration(snapshot.duration, exact=True)}"
+        return "" if snapshot.duration is None else f"stopped after {measure(snapshot.duration)}"
     if state == COMPLETED and snapshot.duration is not None:
-        return f"took {duration(snapshot.duration, exact=True)}"
+        return f"took {measure(snapshot.duration)}"
     return ""
 
 
@@ -134,7 +141,7 @@ def life_of(snapshot: Snapshot, now: datetime) -> str:
     if begin is None or end is None:
         return ""
     if snapshot.finished:
-        return f"{duration(end - begin, exact=True)} from its enqueue to its end"
+        return f"{measured(end - begin)} from its enqueue to its end"
     return f"{duration(end - begin)} since it was enqueued"
 
 
@@ -208,7 +215,7 @@ def _wait(
     if since is None or end is None:
         return Step(state, title, since, until=due)
     length = max(timedelta(0), end - since)
-    text = f"waited {duration(length, exact=True)}" if is_over else f"waiting for {duration(length)}"
+    text = f"waited {measured(length)}" if is_over else f"waiting for {duration(length)}"
     return Step(state, title, since, length=length, text=text, short=text, until=due)
 
 
@@ -224,6 +231,6 @@ def _run(run: Run, snapshot: Snapshot, now: datetime) -> Step:
     state, verb = _OUTCOMES[run.outcome]
     if run.duration is None:
         return Step(state, f"Run {run.attempt} {verb}", run.started_at, run)
-    lasted = duration(run.duration, exact=True)
+    lasted = measured(run.duration)
     title, short = f"Run {run.attempt} {verb}", f"run {run.attempt}, {lasted}"
     return Step(state, title, run.started_at, run, run.duration, f"ran {lasted}", short)

@@ -21,7 +21,7 @@ from dramatiq_status.decoding import take_snapshot
 from dramatiq_status.history import MAX_EXCEPTION_SIZE, add_run, run_ended
 from dramatiq_status.record import EXCEPTION, FINISHED_AT, HISTORY, RUN_ENDED, SCHEDULED_AT, SKIPPED, STARTED_AT
 from dramatiq_status.testing.updates import enqueue, finish, fold, heartbeat, named, start
-from dramatiq_status.times import datetime_of, duration
+from dramatiq_status.times import datetime_of, duration, measured
 
 from .recording import PATIENCE, eventually, run, working
 
@@ -179,7 +179,7 @@ def test_a_timeline() -> None:
         starting(2, 2, NOW + 44_000),
     ]
     assert snapshot_of(*updates, now=NOW + 49_000).timeline == (
-        "enqueued", "waited 2 s", "run 1 failed after 12 s: OSError: gone", "waited 30 s", "run 2 running for 5 s",
+        "enqueued", "waited 2.0 s", "run 1 failed after 12 s: OSError: gone", "waited 30 s", "run 2 running for 5 s",
     )  # fmt: skip
     assert snapshot_of(*updates[:3], now=NOW + 20_000).timeline[-1] == "waiting for 6 s"
     assert snapshot_of(updates[0], now=NOW + 3_600_000).timeline == ("enqueued", "waiting for 1 h")
@@ -195,14 +195,26 @@ def test_runs_that_are_left_out_are_counted() -> None:
     found = snapshot_of(*updates[:-1])
     # Then the first and the last nine before the present one are there
     assert [run.attempt for run in found.runs] == [1, *range(11, 21)] and found.attempts == 20
-    assert found.timeline[1:3] == ("run 1 requeued after 0 s", "9 runs left out")
+    assert found.timeline[1:3] == ("run 1 requeued after under 0.1 s", "9 runs left out")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-1, "0 s"), (0.96, "1 s"), (59.4, "59 s"), (3600, "1 h"), (90_061, "1 d 1 h")]
+    ("seconds", "text", "whole"),
+    [
+        (-1, "0 s", "under 0.1 s"),
+        (0.04, "0 s", "under 0.1 s"),
+        (0.96, "1 s", "1.0 s"),
+        (5, "5 s", "5.0 s"),
+        (9.94, "9.9 s", "9.9 s"),
+        (9.97, "10 s", "10 s"),
+        (59.4, "59 s", "59 s"),
+        (3600, "1 h", "1 h"),
+        (90_061, "1 d 1 h", "1 d 1 h"),
+    ],
 )
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(timedelta(seconds=seconds), exact=True) == text
+def test_durations(seconds: float, text: str, whole: str) -> None:
+    length = timedelta(seconds=seconds)
+    assert (duration(length, exact=True), measured(length)) == (text, whole)
 
 
 def test_json_of_runs() -> None:

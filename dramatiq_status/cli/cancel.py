@@ -13,7 +13,7 @@ from ..cancellation import Cancellation
 from ..errors import StatusMissing, StatusTimeout
 from ..registry import StatusRegistry
 from ..snapshot import Snapshot
-from ..times import duration
+from ..times import duration, measured
 from ..words import age
 from .commands import print_error, store_of
 from .exits import COMPLETED, FAILED, UNFINISHED, UNKNOWN, CommandError, worst
@@ -153,12 +153,12 @@ def _result_text(result: _Result, now: datetime) -> str:
         return "was over" if end is None else f"was over, {age(now - end)}"
     if result.status == UNFINISHED:
         if since is not None and seen is not None:
-            return f"asked to stop, seen after {duration(seen - since, exact=True)}"
+            return f"asked to stop, seen after {measured(seen - since)}"
         return "asked to stop" if since is None else f"asked to stop, not seen for {duration(now - since)}"
     if not result.was_running:
         told = "will not run" if not job.attempts else "will not run again"
     elif since is None or end is None:
         told = "stopped"
     else:
-        told = f"stopped after {duration(end - since, exact=True)}"
+        told = f"stopped after {measured(end - since)}"
     return ", ".join(filter(None, (told, clean(job.cancel_reason or ""))))

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Protocol
 
 from .. import _time as time
-from ..times import duration
+from ..times import duration, measured
 from .exits import CommandError
 from .facts import Facts
 from .job_reader import JobsView
@@ -181,7 +181,7 @@ class LineOutput:
     def end(self, view: JobsView, note: str = "") -> None:
         self.show(view)
         if len(view.found.children) > 1:
-            elapsed = duration(time.monotonic() - self._began, exact=True)
+            elapsed = measured(time.monotonic() - self._began)
             self._print_note(f"{totals_of(view, present())}, in {elapsed}")
         if note:
             self._print_note(note)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from ..snapshot import Snapshot
-from ..times import duration
+from ..times import duration, measured
 from ..words import (
     CANCELLED,
     COMPLETED,
@@ -182,7 +182,7 @@ class Picture:
             words = _words_of(_count(facts.values()))
             rows += [
                 [],
-                _line(_number_of(facts), words, terminal, f"in {duration(options.elapsed, exact=True)}"),
+                _line(_number_of(facts), words, terminal, f"in {measured(options.elapsed)}"),
             ]
         if note:
             rows.append([(f" {note}", "dim")])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from ..snapshot import Snapshot
+from ..times import duration
 from ..words import (
     CANCELLED,
     COMPLETED,
@@ -83,7 +85,9 @@ def display_of(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with
     word = state_of(snapshot)
     state = {SCHEDULED: "queued", SKIPPED: "completed"}.get(word, word.lower())
     glyph = "scheduled" if word == SCHEDULED else state
-    percent, sweep, error, upcoming = snapshot.percent, False, None, time_of(word, snapshot, now)
+    percent, sweep, error = snapshot.percent, False, None
+    # The element writes the duration of a finished job in the same way.
+    upcoming = time_of(word, snapshot, now, measure=partial(duration, exact=True))
     count = count_of(shown.get("progress"), shown.get("total"), percent=percent, is_over=snapshot.finished)
     step = shown.get("step")
     facts = ["" if step is None else str(step), count]

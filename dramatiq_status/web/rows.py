@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..snapshot import Snapshot
-from ..times import duration
+from ..times import duration, measured
 from ..words import age, rate_of
 from .display import StatusDisplay, display_of, seconds_since
 from .markup import Markup, escape, icon, join, tag
@@ -137,7 +137,11 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
         left = display.next
     elif display.state == "retrying":
         left = display.next.partition(", ")[2]
-    took = snapshot.duration if snapshot.finished or display.state in ("working", "stalled") else None
+    took, ran = snapshot.duration, ""
+    if took is not None and snapshot.finished:
+        ran = measured(took)
+    elif took is not None and display.state in ("working", "stalled"):
+        ran = duration(took, exact=True)
     cells = [
         tag("td", pill(display), role="cell", class_="c-state"),
         tag(
@@ -171,7 +175,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
         tag("td", snapshot.attempts or "", role="cell", class_=f"c-try num{first}"),
         tag(
             "td",
-            duration(took, exact=True) if took is not None else "",
+            ran,
             role="cell",
             class_="c-took num",
         ),

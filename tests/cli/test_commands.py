@@ -392,7 +392,7 @@ def test_get_shows_the_life_of_a_job_and_its_children(place: Place) -> None:
     assert lines[at + 3].endswith(" 28 s")
     told = [" ".join(line.split()[1:]) for line in lines[at + 5 : at + 9]]
     assert told == [
-        "◦ Enqueued waited 2 s to imports", "✘ Run 1 failed ran 12 s OSError: gone",
+        "◦ Enqueued waited 2.0 s to imports", "✘ Run 1 failed ran 12 s OSError: gone",
         "↻ Queued again waited 30 s", "✓ Run 2 completed ran 28 s",
     ]  # fmt: skip
     # And the children are rolled up, and the failed one is named

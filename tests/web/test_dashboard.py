@@ -318,7 +318,7 @@ def test_the_life_of_a_job_is_drawn_to_scale_without_script(browser: Browser, ba
     # And each has its words, and the text of the exception only where it may be seen
     with_text = [" ".join(" ".join(line).split()) for line in seen[("*", "exception.message")]]
     assert with_text[:3] == [
-        "Enqueued waited 2 s to imports", "Run 1 failed ran 12 s OSError: secret", with_text[2],
+        "Enqueued waited 2.0 s to imports", "Run 1 failed ran 12 s OSError: secret", with_text[2],
     ]  # fmt: skip
     assert with_text[2].startswith("Queued again waited 30 s for ")
     assert re.match(r"Run 2 is working 2\d s so far", with_text[3])
