@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from .exits import EXPLANATION
+from .exits import EXPLANATION, EXPLANATIONS
 from .text import columns_of, did_you_mean
 
 STATES: Final = ("queued", "working", "completed", "failed")
@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             parents=[*parents, store],
-            epilog=EXPLANATION if name in ("get", "wait", "watch", "cancel") else None,
+            epilog=EXPLANATIONS.get(name),
             formatter_class=_Formatter,
         )
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
+from textwrap import wrap
 from typing import Final
 
 import dramatiq
@@ -31,10 +32,12 @@ from .watch import watch_jobs
 #: Threads of the worker: one for each job, and some for the messages of the last job.
 _THREADS: Final = 8
 
+_INTRODUCTION: Final = "Five jobs, a worker and a store in a file; no server. In another terminal:"
+
 #: Commands to try next, each with what it does.
 NEXT: Final = (
     ("demo --web", "the same jobs on a web page"),
-    ("demo --keep", "keep the file, for get, list and watch"),
+    ("demo --keep", "keep the file, for get, list, watch"),
     ("where", "which store your own project uses"),
 )
 
@@ -57,7 +60,8 @@ def demo(arguments: Namespace) -> int:
         ids = [broker.enqueue(message).message_id for message in declare(broker)]
         with _page(url) if arguments.web else _nothing():
             if is_talking:
-                _print_note("Five jobs, a worker and a store in a file; no server. In another terminal:")
+                for line in wrap(_INTRODUCTION, terminal_of(sys.stderr).width - 1):
+                    _print_note(line)
                 _print_note(f"  export {VARIABLE}={url}\n   dramatiq-status watch {ids[0]}\n")
             worker.start()
             store = Store(backend, url, "demo")
@@ -66,7 +70,7 @@ def demo(arguments: Namespace) -> int:
             if status == INTERRUPTED:
                 return INTERRUPTED
             if is_talking:
-                _print_next_commands(url, is_kept=arguments.keep)
+                print_next_commands(url, is_kept=arguments.keep)
             if arguments.web:
                 _print_note("The page stays until Ctrl-C.")
                 try:
@@ -89,13 +93,20 @@ def _is_over(view: JobsView) -> bool:
     return view.is_over and last is not None and last.get("progress", 0) >= CHILDREN
 
 
-def _print_next_commands(url: str, *, is_kept: bool) -> None:
+def print_next_commands(url: str, *, is_kept: bool) -> None:
+    """Print what to do next: a command and its text on one line, or on two where it has no room."""
     terminal = terminal_of(sys.stderr)
     print(terminal.paint([("\n What next", "bold")]), file=sys.stderr)
     for command, text in NEXT:
         if is_kept and command == "demo --keep":
             command, text = f"list --url {url}", ""
-        print(terminal.paint([(f"   dramatiq-status {command:<15}", ""), (text, "dim")]).rstrip(), file=sys.stderr)
+        head = f"   dramatiq-status {command:<15}"
+        if len(head) + max(len(text) for _, text in NEXT) <= terminal.width:
+            print(terminal.paint([(head, ""), (text, "dim")]).rstrip(), file=sys.stderr)
+            continue
+        print(head.rstrip(), file=sys.stderr)
+        for line in wrap(text, terminal.width - 4):
+            print(terminal.paint([(f"    {line}", "dim")]), file=sys.stderr)
     sys.stderr.flush()
 
 

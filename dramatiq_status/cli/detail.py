@@ -28,6 +28,10 @@ _LEAST: Final = 16
 _ROWS: Final = 12
 _ITEMS: Final = 10
 
+#: Minimum width of a terminal for two times in a row, and minimum room for the hint beside a value, in cells.
+_TWO_TIMES: Final = 60
+_HINT: Final = 45
+
 #: Styles of runs in the timeline to scale.
 _STYLES: Final = {COMPLETED: "good", WORKING: "working", STALLED: ""}
 
@@ -62,7 +66,7 @@ def detail_of(snapshot: Snapshot, children: Sequence[Snapshot], terminal: Termin
     if children:
         yield from _children(children, terminal, now)
     if snapshot.fields:
-        yield from _section("Fields", "written by the job")
+        yield from _section("Fields", "of this job")
         for name, value in snapshot.fields.items():
             yield from _value(clean(name), value, terminal, 1)
     yield from _section("Message")
@@ -78,7 +82,7 @@ def detail_of(snapshot: Snapshot, children: Sequence[Snapshot], terminal: Termin
         time = getattr(snapshot, name)
         if time is not None:
             when = time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            passed = "" if time > now else f"   {age(now - time)}"
+            passed = "" if time > now or terminal.width < _TWO_TIMES else f"   {age(now - time)}"
             yield from _value(name.removesuffix("_at"), f"{when}{passed}", terminal, 1, quoted=False)
     if snapshot.truncated:
         yield from _value("left out", ", ".join(snapshot.truncated), terminal, 1, quoted=False)
@@ -114,13 +118,16 @@ def _timeline(snapshot: Snapshot, facts: Facts, terminal: Terminal, now: datetim
     steps = list(steps_of(snapshot, now))
     if not any(step.at for step in steps):
         return
-    yield from _section("Timeline", life_of(snapshot, now))
+    yield from _section("Timeline", cut(life_of(snapshot, now), terminal.width - _INDENT, terminal.ellipsis))
     yield from _track(steps, terminal)
     titles, texts = (max(width(text) for text in column) for column in zip(*((s.title, s.text) for s in steps)))
     for step in steps:
-        clock = "" if step.at is None else _clock(step.at)
-        row: Row = [("   ", ""), (pad(clock, 8), "dim"), ("  ", ""), (terminal.glyph(step.state), style_of(step.state))]
-        row += [(f" {pad(step.title, titles)}", ""), (f"  {pad(step.text, texts)}", "")]
+        row: Row = [("   ", "")]
+        if terminal.width >= _TWO_TIMES:
+            row += [(pad("" if step.at is None else _clock(step.at), 8), "dim"), ("  ", "")]
+        row += [(terminal.glyph(step.state), style_of(step.state)), (f" {pad(step.title, titles)}", "")]
+        room = max(0, terminal.width - sum(width(text) for text, _ in row) - 2)
+        row.append((f"  {pad(cut(step.text, room, terminal.ellipsis), min(texts, room))}", ""))
         told = _step_details(step, snapshot, facts)
         room = terminal.width - sum(width(text) for text, _ in row) - 2
         if room >= _LEAST or width(told) <= room:
@@ -208,8 +215,10 @@ def _value(name: str, value: Any, terminal: Terminal, depth: int, *, quoted: boo
     text = value if isinstance(value, str) and not quoted else json.dumps(value, ensure_ascii=False)
     shown = clean(text[:_WHOLE])
     if width(shown) > room or len(text) > _WHOLE:
-        size = f"  {len(text):,} characters, whole by --json"
-        shown = cut(shown, max(3, room - len(size)), terminal.ellipsis) + size
+        hint = ", whole by --json" if room >= _HINT else ""
+        size = f"  {len(text):,} characters{hint}"
+        size = size if len(size) + 3 <= room else ""
+        shown = cut(shown, room - len(size), terminal.ellipsis) + size
     yield [(indent, ""), (label, ""), (shown, "")]
 
 

@@ -13,23 +13,48 @@ UNFINISHED: Final = 4
 UNREACHABLE: Final = 5
 INTERRUPTED: Final = 130
 
-#: Text about the exit statuses in ``--help``.
-EXPLANATION: Final = """\
-exit status of get, wait and watch, the first of these that is true of a job:
+_UNREACHED: Final = """\
   5  the store does not answer
   3  the job is unknown, or its status has expired or was deleted
+"""
+
+_OF_JOBS: Final = f"""\
+{_UNREACHED}\
   1  the job failed or was cancelled
   4  the job is not finished, or not within --timeout
   0  all jobs are completed
-exit status of cancel:
-  5, 3  as above
+"""
+
+_OF_CANCEL: Final = """\
   1  the job was over before, or ended in another way
   4  the job was asked to stop, and still runs
   0  all jobs are cancelled
+"""
+
+_OTHERS: Final = """\
 other exit statuses:
   2  wrong arguments
   130  stopped by Ctrl-C
 """
+
+#: Text about the exit statuses of all commands in ``--help``.
+EXPLANATION: Final = f"""\
+exit status of get, wait and watch, the first of these that is true of a job:
+{_OF_JOBS}\
+exit status of cancel:
+  5, 3  as above
+{_OF_CANCEL}\
+{_OTHERS}"""
+
+_FIRST: Final = "exit status, the first of these that is true of a job:"
+
+#: Texts about the exit statuses of a command in its ``--help``.
+EXPLANATIONS: Final = {
+    "get": f"{_FIRST}\n{_OF_JOBS.replace(', or not within --timeout', '')}{_OTHERS}",
+    "wait": f"{_FIRST}\n{_OF_JOBS.replace(', or not', '')}{_OTHERS}",
+    "watch": f"{_FIRST}\n{_OF_JOBS.replace(', or not', '')}{_OTHERS}",
+    "cancel": f"{_FIRST}\n{_UNREACHED}{_OF_CANCEL}{_OTHERS}",
+}
 
 _BY_RANK: Final = (UNREACHABLE, UNKNOWN, FAILED, UNFINISHED, COMPLETED)
 

@@ -20,6 +20,7 @@ from dramatiq_status import StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.cli.main import main
+from dramatiq_status.cli.text import width
 from dramatiq_status.history import run_ended
 from dramatiq_status.record import COMPLETED, FAILED, FINISHED_AT, QUEUED, STARTED_AT, WORKING
 from dramatiq_status.testing.updates import enqueue, finish, life_to, named, outside, start, write
@@ -410,6 +411,22 @@ def test_get_shows_all_of_a_job(place: Place) -> None:
     text = "\n".join(screen_of(done))
     assert "[31mred" in text and "\x1b[31mred" not in done.output and "\u202e" not in done.output
     assert "whole by --json" in text and "sizes" in text and "job_working" in text and "Run 1 is working" in text
+    assert " Fields      of this job" in text
+    # And a narrow terminal cuts no time, and breaks no line
+    narrow = on_terminal("get", IDS["working"], "--url", place.url, columns=40)
+    lines = re.sub("\x1b[^m]*m", "", narrow.output).splitlines()
+    assert all(width(line) <= 40 for line in lines)
+    assert any(re.fullmatch(r"   started +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line) for line in lines)
+
+
+def test_each_command_explains_its_own_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("get", "wait", "watch", "cancel"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert text.count("exit status") == 2 and "  5  the store does not answer" in text
+        assert ("asked to stop" in text.partition("exit status")[2]) == (command == "cancel")
+        assert ("within --timeout" in text) == (command in ("wait", "watch"))
 
 
 # The store

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 from dramatiq.brokers.stub import StubBroker
@@ -35,7 +36,9 @@ def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
         session.until(lambda: "unpack" in session.text)
         session.until(lambda: "CardDeclined: insufficient funds" in session.text)
         # And a bar that moves after the end of its job, because of other messages
-        session.until(lambda: re.search(r"Completed Thumbnails demo-5 +\S* +━", session.text), 30)
+        session.until(
+            lambda: re.search(r"Completed Thumbnails demo-5 .+%  its messages still run · \d+ of 60", session.text)
+        )
         assert session.end() == 0
         assert " 5 jobs      1 failed, 4 completed " in session.text and "What next" in session.text
         assert "60 of 60" in session.text and not session.screen.cursor.hidden
@@ -58,6 +61,17 @@ def test_the_demo_on_a_pipe(tmp_path: Path) -> None:
     # And keeps its file
     (path,) = tmp_path.glob("*/demo.db")
     assert main(["get", "demo-4", "--url", f"sqlite:///{path}"]) == 1
+
+
+def test_a_narrow_terminal_has_whole_words() -> None:
+    command = "from dramatiq_status.cli.demo import print_next_commands as f; f('sqlite:///demo.db', is_kept=False)"
+    session = Session([sys.executable, "-c", command], columns=40)
+    try:
+        session.end()
+        expected = [text for command, text in NEXT for text in (f"dramatiq-status {command}", text)]
+        assert [line.strip() for line in session.lines[:8]] == ["", "What next", *expected]
+    finally:
+        session.close()
 
 
 def test_ctrl_c_ends_the_demo(tmp_path: Path) -> None:
