@@ -37,6 +37,17 @@ def seconds_since(then: datetime | None, now: datetime) -> float:
     return 0.0 if then is None else (now - then).total_seconds()
 
 
+def label_of(shown: dict[str, Any]) -> str:
+    """Return the field ``label`` as a text; an empty one where there is none."""
+    label = shown.get("label")
+    return "" if label is None else str(label)
+
+
+def name_of(snapshot: Snapshot, shown: dict[str, Any]) -> str:
+    """Return the name of a job: its label, or else its actor's name."""
+    return label_of(shown) or snapshot.actor_name or "job"
+
+
 @dataclass(frozen=True)
 class StatusDisplay:
     """The texts and the bar of one status.
@@ -90,12 +101,13 @@ def display_of(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with
     upcoming = time_of(word, snapshot, now, measure=partial(duration, exact=True))
     count = count_of(shown.get("progress"), shown.get("total"), percent=percent, is_over=snapshot.finished)
     step = shown.get("step")
-    facts = ["" if step is None else str(step), count]
+    asked = "" if snapshot.cancel_requested_at is None else "asked to stop"
+    facts = [asked, "" if step is None else str(step), count]
     exception = shown.get("exception")
     if word in (FAILED, RETRYING) and isinstance(exception, dict):
         error = (str(exception.get("type", "")), str(exception.get("message", "")))
     if word == SCHEDULED:
-        facts, percent = [f"at {snapshot.scheduled_at:%H:%M}"], None
+        facts, percent = [f"at {snapshot.scheduled_at:%H:%M} UTC"], None
     elif word == QUEUED:
         facts, percent = [snapshot.queue_name or ""], None
     elif word == WORKING:

@@ -21,7 +21,7 @@ from ..snapshot import Snapshot
 from ..times import duration
 from .access import Access
 from .dashboard import utc_now
-from .display import StatusDisplay, display_of, seconds_since
+from .display import StatusDisplay, display_of, label_of, name_of, seconds_since
 from .markup import Markup, icon, join, tag
 from .pages import empty, link, page
 from .rows import bar, confirmation, copy_button, pill, reason
@@ -74,12 +74,11 @@ class JobPage:
         now = utc_now()
         shown = site.exposure.to_dict(snapshot)
         display = display_of(snapshot, shown, now)
-        name = snapshot.actor_name or "job"
-        label = shown.get("label")
+        name = name_of(snapshot, shown)
         main = [
             tag(
                 "section",
-                bar(message_id, str(label) if label is not None else name, display, variant="big"),
+                bar(message_id, name, display, variant="big"),
                 class_="card pad",
                 aria_label="Progress",
             ),
@@ -92,7 +91,7 @@ class JobPage:
         return page(
             site,
             f"{name} {message_id[:8]} · {site.title}",
-            self._head(snapshot, display, access),
+            self._head(snapshot, shown, display, access),
             tag(
                 "div",
                 tag("div", *main, class_="col"),
@@ -102,7 +101,7 @@ class JobPage:
             crumb=message_id,
         )
 
-    def _head(self, snapshot: Snapshot, display: StatusDisplay, access: Access) -> Markup:
+    def _head(self, snapshot: Snapshot, shown: dict[str, Any], display: StatusDisplay, access: Access) -> Markup:
         message_id = snapshot.message_id
         own = quote(message_id, safe="")
         acts: list[Markup] = [
@@ -111,7 +110,7 @@ class JobPage:
             if url is not None
         ]
         acts.append(tag("a", "JSON", class_="btn small", href=f"{own}.json"))
-        if access is Access.WRITE and not snapshot.finished:
+        if access is Access.WRITE and not snapshot.finished and snapshot.cancel_requested_at is None:
             waits = "It will not run again." if snapshot.attempts else "It will not run."
             told = "A job that runs is asked to stop." if snapshot.working else waits
             acts.append(confirmation("Cancel…", told, "Cancel job", f"{own}/cancel"))
@@ -120,13 +119,13 @@ class JobPage:
             acts.append(confirmation("Delete…", told, "Delete status", f"{own}/delete"))
         return tag(
             "div",
-            tag("h1", snapshot.actor_name or "job"),
+            tag("h1", name_of(snapshot, shown)),
             pill(display),
             tag("span", tag("code", message_id), copy_button(message_id, "Copy the id"), class_="id"),
-            tag("a", icon("up"), tag("span", "Changed"), class_="new", id="new", href=own, hidden=True),
             tag("div", *acts, class_="acts"),
             class_="job-head",
             data_state=display.state,
+            data_version=snapshot.version,
         )
 
     async def _children(self, request: Request, snapshot: Snapshot) -> list[Snapshot]:
@@ -144,6 +143,7 @@ class JobPage:
     async def _nothing(self, request: Request, message_id: str, status_code: int) -> Response:
         if status_code == 403:
             return self._empty("refused", "No access", REFUSED, status_code)
+        site = self._site
         text = "It was never sent with the middleware, or its status has expired, or it is in another store."
         links = [link("All jobs", "./")]
         if len(message_id) < 36:
@@ -160,7 +160,7 @@ class JobPage:
                     f"{len(found):,} jobs have ids that begin with {message_id}. Give more of it, or open one of these:"
                 )
                 links = [
-                    link(f"{one.actor_name or 'job'} {one.message_id}", quote(one.message_id, safe=""))
+                    link(f"{name_of(one, site.exposure.to_dict(one))} {one.message_id}", quote(one.message_id, safe=""))
                     for one in found[:MAX_ROWS]
                 ]
         return self._empty("unknown", f"There is no status of {message_id[:36]}", text, status_code, *links)
@@ -273,8 +273,8 @@ def _children(children: list[Snapshot], now: datetime, site: Site) -> Markup:
 
 
 def _child(child: Snapshot, display: StatusDisplay, site: Site) -> Markup:
-    label = site.exposure.to_dict(child).get("label")
-    name = str(label) if label is not None else f"{child.actor_name or 'job'} {child.message_id[:8]}"
+    label = label_of(site.exposure.to_dict(child))
+    name = label or f"{child.actor_name or 'job'} {child.message_id[:8]}"
     link_ = tag("a", name, href=quote(child.message_id, safe=""))
     if display.state == "failed":
         middle = tag("span", reason(display.error) if display.error else "", class_="why")
@@ -284,7 +284,14 @@ def _child(child: Snapshot, display: StatusDisplay, site: Site) -> Markup:
         middle = bar(child.message_id, name, display, variant="row", label=name)
     upcoming = "" if display.state == "queued" and display.glyph == "queued" else display.next
     head = tag("span", icon(display.glyph), link_, class_="name")
-    return tag("li", head, middle, tag("span", upcoming, class_="num"), class_=f"s-{display.state}")
+    return tag(
+        "li",
+        head,
+        middle,
+        tag("span", upcoming, class_="num"),
+        class_=f"s-{display.state}",
+        data_scheduled=display.glyph == "scheduled",
+    )
 
 
 def _fields(snapshot: Snapshot, shown: dict[str, Any]) -> Markup:

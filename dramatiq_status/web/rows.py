@@ -9,7 +9,7 @@ from urllib.parse import quote
 from ..snapshot import Snapshot
 from ..times import duration, measured
 from ..words import age, rate_of
-from .display import StatusDisplay, display_of, seconds_since
+from .display import StatusDisplay, display_of, label_of, name_of, seconds_since
 from .markup import Markup, escape, icon, join, tag
 
 
@@ -61,7 +61,7 @@ def bar(
         facts = reason(display.error) if display.error else escape(display.facts)
     text = tag("span", facts, part="text", aria_hidden="true")
     if variant == "row" and display.state == "queued":
-        plain = tag("span", display.next, class_="so")
+        plain = tag("span", display.facts if display.glyph == "scheduled" else display.next, class_="so")
     elif slim:
         plain = join(track, tag("span", value, part="value", aria_hidden="true"), text)
     else:
@@ -118,9 +118,11 @@ def confirmation(summary: object, text: str, button: str, action: str, *, in_row
 def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: bool = False) -> Markup:
     """Make one row of the list, with a button that cancels the job if the visitor may write."""
     display = display_of(snapshot, shown, now, with_rate=False)
-    message_id, name = snapshot.message_id, snapshot.actor_name or "job"
+    message_id, name = snapshot.message_id, name_of(snapshot, shown)
+    actor = snapshot.actor_name if label_of(shown) else None
     short = message_id[:8]
     failed, live = display.state == "failed", not snapshot.finished
+    scheduled, asked = display.glyph == "scheduled", snapshot.cancel_requested_at is not None
     mark = join(icon("cancelled"), tag("span", f"Cancel {name} {short}", class_="sr"))
     cancel = confirmation(mark, f"Cancel {short}?", "Cancel job", f"{quote(message_id, safe='')}/cancel", in_row=True)
     if live:
@@ -133,7 +135,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
     wide = {"colspan": "3", "aria_colspan": "3"} if failed else {}
     rate = rate_of(snapshot) if display.state == "working" else ""
     left = ""
-    if display.state == "working" and not display.sweep:
+    if scheduled or (display.state == "working" and not display.sweep):
         left = display.next
     elif display.state == "retrying":
         left = display.next.partition(", ")[2]
@@ -149,9 +151,10 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
             tag(
                 "span",
                 tag("a", name, href=quote(message_id, safe="")),
+                tag("span", actor, class_="actor", title=actor) if actor else "",
                 tag("code", short),
                 copy_button(message_id, f"Copy the id {short}"),
-                cancel if live and may_write else "",
+                cancel if live and may_write and not asked else "",
                 class_="job",
             ),
             role="cell",
@@ -181,4 +184,4 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
         ),
         tag("td", when(snapshot.updated_at, now), role="cell", class_="c-when num"),
     ]
-    return tag("tr", *cells, role="row", data_s=display.state, data_id=message_id)
+    return tag("tr", *cells, role="row", data_s=display.state, data_id=message_id, data_scheduled=scheduled)

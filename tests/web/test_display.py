@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
+from dramatiq_status import StatusRegistry
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.record import (
     ATTEMPTS,
@@ -134,10 +135,12 @@ def more_jobs(backend: RedisBackend) -> list[Job]:
     backend.update(scheduled.message_id, outside(**{SCHEDULED_AT: "32503680000000"}))
     rated = start(backend, 420)
     rated._write({RATE: "0.05", STARTED_AT: "1795479267029"})
+    asked = start(backend, 420, step="reading")
+    StatusRegistry.cancel(asked.message_id, backend=backend)
     quick = start(backend, 1284.5, None, step="crawling")
     quick._write({RATE: "9.96"})
     return [
-        *(scheduled, rated, quick),
+        *(scheduled, rated, quick, asked),
         *(ended(COMPLETED, S="1795479265000"), ended(COMPLETED, None), ended(COMPLETED, k="true")),
         *(ended(FAILED, A=attempts) for attempts in ("0", "1", "1200")),
         *(ended(FAILED, None, x='{"type": "OSError", "message": ""}'), ended(FAILED, None)),

@@ -86,7 +86,7 @@ export interface DramatiqStatusEvents {
 export const texts: Record<
   | "job" | "loading" | "queued" | "scheduled" | "working" | "retrying" | "stalled" | "failed" | "cancelled" | "completed" | "offline"
   | "unknown" | "refused" | "missing" | "noAccess" | "of" | "soFar" | "rate" | "left" | "lasts" | "took" | "waiting"
-  | "starts" | "at" | "asOf" | "attempt" | "again" | "after" | "afterOne" | "silent" | "retry" | "skipped" | "never" | "stopped"
+  | "starts" | "at" | "asOf" | "attempt" | "again" | "after" | "afterOne" | "silent" | "retry" | "skipped" | "never" | "stopped" | "asked"
   | "joint"
   | "d" | "h" | "min" | "s",
   string

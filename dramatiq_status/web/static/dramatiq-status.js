@@ -7,7 +7,7 @@ export const texts = {
 	of: "{0} of {1}", soFar: "{0} so far", rate: "{0}/s", left: "{0} left", lasts: "for {0}", took: "took {0}", waiting: "waiting for {0}",
 	starts: "starts in {0}", at: "at {0}", asOf: "{0} at {1}", attempt: "attempt {0}", again: "attempt {1}, again in {0}",
 	after: "after {0} attempts", afterOne: "after 1 attempt", silent: "no sign of life for {0}", retry: "trying again in {0}",
-	skipped: "skipped", never: "never ran", stopped: "stopped after {0}", joint: " · ", d: "{0} d", h: "{0} h", min: "{0} min", s: "{0} s",
+	skipped: "skipped", never: "never ran", stopped: "stopped after {0}", asked: "asked to stop", joint: " · ", d: "{0} d", h: "{0} h", min: "{0} min", s: "{0} s",
 };
 const put = (text, ...values) => text.replace(/{(.)}/g, (_, i) => values[i]);
 const format = (lang, n, digits = n < 10 ? 1 : 0, more) => n.toLocaleString(lang, { maximumFractionDigits: digits, ...more });
@@ -326,11 +326,11 @@ export class DramatiqStatus extends HTMLElement {
 			last.ended = 1;
 			fire(snapshot.status == "failed" ? "failed" : "completed");
 		}
-		const link = /offline|refused|unknown/.test(state) ? state : "online";
-		if (link != (last.link ?? "online")) fire("connection");
+		const link = /offline|refused|unknown/.test(state) ? state : 0;
+		if (link != (last.link ?? 0)) fire("connection");
 		last.link = link;
-		const quarter = state == "working" ? Math.floor(last.percent / 25) % 4 : 0, before = last.quarter;
-		if (!first && (state != last.said || quarter > before) && (state != "working" || quarter)) say(this.#parts.name.textContent + ", " + (quarter ? quarter * 25 + "%" : this.#parts.bar.ariaValueText), +(state == "failed"));
+		const quarter = state == "working" ? Math.floor(last.percent / 25) % 4 : 0;
+		if (!first && (state != last.said || quarter > last.quarter) && (state != "working" || quarter)) say(this.#parts.name.textContent + ", " + (quarter ? quarter * 25 + "%" : this.#parts.bar.ariaValueText), +(state == "failed"));
 		last.said = state;
 		last.quarter = quarter;
 	}
@@ -346,15 +346,15 @@ export class DramatiqStatus extends HTMLElement {
 			next = put(text, duration(seconds, lang, own, snapshot?.finished), ...more);
 			spoken = put(text, duration(seconds, lang, own, snapshot?.finished, "long"), ...more);
 		};
-		const { snapshot } = item || {};
+		const snapshot = item?.snapshot;
 		if (snapshot) {
 			const { status, exception, total, progress, step, attempts, scheduled_at, rate } = snapshot;
 			glyph = state = snapshot.cancelled ? "cancelled" : snapshot.stalled ? "stalled" : snapshot.retrying ? "retrying" : status;
 			known = snapshot.percent != null;
 			percent = snapshot.percent ?? 0;
-			const due = scheduled_at ? -ago(scheduled_at) : 0;
+			const due = -ago(scheduled_at);
 			const count = progress == null ? "" : total != null ? put(own.of, n(progress), n(total)) : known ? "" : snapshot.finished ? n(progress) : put(own.soFar, n(progress));
-			facts = [step, count];
+			facts = [snapshot.cancel_requested_at && own.asked, step, count];
 			if (/failed|retrying/.test(state)) error = exception;
 			if (state == "queued") {
 				known = 0;

@@ -18,25 +18,28 @@ const icon = (name) => {
   return svg;
 };
 const number = (n) => n.toLocaleString("en", { maximumFractionDigits: n < 10 ? 1 : 0 });
+const pill = ({ scheduled }, state) => { const glyph = scheduled ? "scheduled" : state; return make("span", { class: "pill s-" + state }, icon(glyph), texts[glyph]); };
+const part = (element, name) => $(`[part=${name}]`, element.shadowRoot).textContent;
 
 // ---- Rows change in place
 function change(row, { snapshot, state }) {
   const cell = (name) => $(".c-" + name, row);
   const set = (name, text) => { const node = cell(name); if (node && node.textContent !== text) node.textContent = text; };
   if (row.dataset.s !== state && state in texts) {
-    const glyph = snapshot.scheduled ? "scheduled" : state;
-    const pill = make("span", { class: "pill s-" + state }, icon(glyph), texts[glyph]);
-    cell("state").replaceChildren(pill);
+    cell("state").replaceChildren(pill(snapshot, state));
     row.dataset.s = state;
     // The row stays, even if the job no longer matches the filter.
     const asked = new URLSearchParams(location.search).get("state");
     row.classList.toggle("gone", !!asked && asked !== snapshot.status);
   }
-  const working = state === "working", { attempts, duration: took } = snapshot;
+  const working = state === "working", { attempts, duration: seconds } = snapshot;
   set("rate", working && snapshot.rate > 0 ? number(snapshot.rate) + "/s" : "");
   set("try", attempts ? String(attempts) : "");
   cell("try").classList.toggle("zero", !(attempts > 1));
-  set("took", took != null && state !== "queued" && state !== "retrying" ? duration(took, "en", texts, true) : "");
+  // The server's clock may differ from this one; lengths of time do not.
+  row.began = seconds == null ? null : Date.now() - seconds * 1000;
+  took(row, seconds, state);
+  if (snapshot.finished || snapshot.cancel_requested_at) $(".sure", row)?.remove();
   if (snapshot.finished) finish(row, snapshot);
   else left(row, snapshot, state);
   const when = $("time", cell("when"));
@@ -44,27 +47,33 @@ function change(row, { snapshot, state }) {
   age();
 }
 
+function took(row, seconds, state) {
+  const cell = $(".c-took", row), text = seconds != null && state !== "queued" && state !== "retrying" ? duration(seconds, "en", texts, true) : "";
+  if (cell && cell.textContent !== text) cell.textContent = text;
+}
+
 function left(row, snapshot, state) {
   const cell = $(".c-left, .num:last-child", row), element = $("dramatiq-status", row), kid = row.localName === "li";
   if (!cell || !element) return;
-  let text = element.shadowRoot.querySelector("[part=next]").textContent;
-  if (state === "working" ? snapshot.percent == null : state === "stalled" || state === "queued") text = "";
+  const scheduled = state === "queued" && Date.parse(snapshot.scheduled_at) > Date.now();
+  row.toggleAttribute("data-scheduled", scheduled);
+  let text = part(element, "next");
+  if (state === "working" ? snapshot.percent == null : state === "stalled" || (state === "queued" && !scheduled)) text = "";
   if (state === "retrying" && !kid) text = text.replace(/^[^,]*, ?/, "");
   cell.classList.toggle("blank", !text);
   if (cell.textContent !== text) cell.replaceChildren(...(!text ? [] : state === "working" ? [text] : [make("span", { class: "next" }, text)]));
 }
 
 function finish(row, snapshot) {
-  $(".sure", row)?.remove();
-  const bar = $(".c-bar", row), failed = snapshot.status === "failed" && !snapshot.cancelled, { exception, progress, total } = snapshot;
+  const bar = $(".c-bar", row), element = $("dramatiq-status", bar), failed = snapshot.status === "failed" && !snapshot.cancelled, { exception } = snapshot;
   if (failed) {
     for (const name of ["rate", "left"]) $(".c-" + name, row)?.remove();
     bar.colSpan = 3;
     bar.setAttribute("aria-colspan", "3");
     const why = exception ? [make("b", {}, exception.type + (exception.message ? ":" : "")), exception.message ? " " + exception.message : ""] : [];
     bar.replaceChildren(make("span", { class: "why" }, ...why));
-  } else {
-    const text = snapshot.cancelled ? snapshot.cancel_reason ?? "" : snapshot.skipped ? "skipped" : progress != null && total != null ? `${number(progress)} of ${number(total)}` : "";
+  } else if (element) {
+    const text = snapshot.skipped ? "skipped" : part(element, "text");
     bar.replaceChildren(...(text ? [make("span", { class: "so" }, text)] : []));
     $(".c-left", row)?.classList.add("blank");
     $(".c-left", row)?.replaceChildren();
@@ -75,13 +84,80 @@ addEventListener("status", (event) => {
   const row = event.target.closest("#rows tr");
   // The element sends its last event after this one, and `change` removes the element.
   if (row) queueMicrotask(() => change(row, event.detail));
-  const head = $(".job-head");
-  if (head && event.target.getAttribute("variant") === "big" && head.dataset.state !== event.detail.state) $("#new").hidden = false;
+  const head = $(".job-head"), { snapshot, state } = event.detail, kid = event.target.closest(".kids li");
+  if (kid ? !kid.classList.contains("s-" + state) : head && (head.dataset.version !== String(snapshot.version) || head.dataset.state !== state)) {
+    if (!kid && state in texts) $(".pill", head).replaceWith(pill(snapshot, state));
+    renew();
+  }
 });
 setInterval(() => {
   if (document.hidden) return;
-  for (const element of all("#rows dramatiq-status, .kids dramatiq-status")) if (element.snapshot) left(element.closest("tr, li"), element.snapshot, element.state);
+  for (const element of all("#rows dramatiq-status, .kids dramatiq-status")) {
+    const row = element.closest("tr, li"), { snapshot, state } = element;
+    if (!snapshot) continue;
+    left(row, snapshot, state);
+    if (row.began && (state === "working" || state === "stalled")) took(row, (Date.now() - row.began) / 1000, state);
+  }
 }, 1000);
+
+// ---- The page of a job is read again when its status has changed, at most once a second
+let renewing = false, stale = false;
+async function renew() {
+  stale = true;
+  if (renewing || document.hidden) return;
+  renewing = true;
+  while (stale) {
+    stale = false;
+    // This request parses HTML and is no sink of Trusted Types.
+    const request = new XMLHttpRequest();
+    request.open("GET", location.href);
+    request.responseType = "document";
+    await new Promise((done) => { request.onloadend = done; request.send(); });
+    if (request.status === 200 && request.responseXML) {
+      become($("#main"), $("#main", request.responseXML));
+      local();
+    } else if (!request.status || request.status >= 500) stale = true;
+    await new Promise((done) => setTimeout(done, 1000));
+  }
+  renewing = false;
+}
+document.addEventListener("visibilitychange", () => { if (stale) renew(); });
+
+// Change a node into another one.  Nodes that are in both stay, with what a visitor has opened, selected or focused.
+const key = (node) => node.nodeType !== 1 ? null : node.matches(".tree li, .kids li") ? $(".k, a", node)?.textContent : node.getAttribute("aria-label") ?? node.getAttribute("src");
+function become(node, other) {
+  if (node.nodeType !== 1) {
+    if (node.data !== other.data) node.data = other.data;
+    return;
+  }
+  if (node.localName === "dramatiq-status") return;
+  for (const { name } of [...node.attributes]) if (name !== "open" && !other.hasAttribute(name)) node.removeAttribute(name);
+  for (const { name, value } of other.attributes) if (name !== "open" && node.getAttribute(name) !== value) node.setAttribute(name, value);
+  let at = node.firstChild;
+  for (const child of [...other.childNodes]) {
+    let same = at;
+    while (same && (same.nodeName !== child.nodeName || key(same) !== key(child))) same = same.nextSibling;
+    if (!same) {
+      node.insertBefore(document.importNode(child, true), at);
+      continue;
+    }
+    while (at !== same) { const next = at.nextSibling; at.remove(); at = next; }
+    at = same.nextSibling;
+    become(same, child);
+  }
+  while (at) { const next = at.nextSibling; at.remove(); at = next; }
+}
+
+// ---- Times of a job's page in the visitor's time zone
+function local() {
+  for (const node of all(".steps time, .facts time")) {
+    const then = new Date(node.dateTime), far = Math.abs(Date.now() - then) >= 43200000;
+    const format = far ? { day: "2-digit", month: "short" } : { second: "2-digit" };
+    node.textContent = then.toLocaleString("en-GB", { ...format, hour: "2-digit", minute: "2-digit" });
+    node.title = then.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "long" });
+  }
+}
+local();
 
 // ---- Ages: one unit
 function age() {
@@ -160,12 +236,16 @@ addEventListener("submit", async (event) => {
   const form = event.target;
   if (!("stays" in form.dataset)) return;
   event.preventDefault();
-  const button = $("button", form);
+  const button = $("button", form), details = form.closest("details"), link = $(".job a", form.closest("tr"));
   button.disabled = true;
   try {
-    const { status } = await fetch(form.action, { method: "POST", headers: { Accept: "application/json" } });
-    say(status === 200 ? "Asked to stop" : status === 403 ? "You may not change this status." : "This did not work.");
-    if (status === 200) form.closest("details").open = false;
+    const answer = await fetch(form.action, { method: "POST", headers: { Accept: "application/json" } });
+    if (answer.ok) {
+      say({ requested: "Asked to stop", cancelled: "Cancelled", finished: "It had ended before." }[(await answer.json()).cancellation]);
+      // The row's change may have removed it already.
+      link.focus({ preventScroll: true });
+      details.remove();
+    } else say(answer.status === 403 ? "You may not change this status." : "This did not work.");
   } catch { say("The server does not answer."); }
   button.disabled = false;
 });
@@ -189,7 +269,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
   const act = {
     "/": () => $("#q")?.focus(), j: () => go(1), k: () => go(-1),
-    c: () => { const button = $("tr.at [data-copy]"); if (button) copy(button); }, n: () => { if (!$("#new").hidden) $("#new").click(); },
+    c: () => { const button = $("tr.at [data-copy]"); if (button) copy(button); }, n: () => { if ($("#new")?.hidden === false) $("#new").click(); },
   }[event.key];
   if (act) { event.preventDefault(); act(); }
 });
