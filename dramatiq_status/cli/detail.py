@@ -59,7 +59,8 @@ def detail_of(snapshot: Snapshot, children: Sequence[Snapshot], terminal: Termin
     if exception is not None and not snapshot.completed:
         run = snapshot.attempts if snapshot.queued or snapshot.finished else snapshot.attempts - 1
         later = "" if snapshot.finished else "; is removed if a later run completes"
-        yield from _section("Exception", f"of run {run}{later}" if run > 0 else "")
+        note = f"of run {run}{later}" if run > 0 else ""
+        yield from _section("Exception", cut(note, terminal.width - _INDENT, terminal.ellipsis))
         yield [("   ", ""), (cut(reason_of(exception), terminal.width * 3, terminal.ellipsis), "bold")]
         for line in _frames(snapshot.get("traceback"), reason_of(exception)):
             yield [("   ", ""), (cut(clean(line), terminal.width - 3, terminal.ellipsis), "dim")]

@@ -301,11 +301,11 @@ def _fitting(words: Sequence[str], room: int) -> str:
 def _line(head: str, words: Sequence[str], terminal: Terminal, right: str = "", *, style: str = "dim") -> Row:
     """Make a row with a head, counts, and a text on the right side."""
     head = pad(head, _HEAD) if terminal.width >= 80 else f"{head}: "
-    room = terminal.width - 1 - width(head) - (width(right) + 2 if right else 0)
-    text = _fitting(words, room)
+    room = terminal.width - 1 - width(head)
+    text = _fitting(words, room - width(right) - 2 if right else room)
     if not text and words:
         right = ""
-        text = cut(words[0], max(0, terminal.width - 1 - width(head)), terminal.ellipsis)
+        text = _fitting(words, room) or cut(words[0], max(0, room), terminal.ellipsis)
     return [
         (f" {head}", "bold"),
         (text, ""),

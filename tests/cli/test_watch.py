@@ -277,6 +277,19 @@ def test_an_empty_list_waits_for_its_first_jobs(store: SQLiteBackend) -> None:
         session.close()
 
 
+def test_the_last_line_of_a_narrow_picture_counts_all_jobs(store: SQLiteBackend, watch: Watch) -> None:
+    ids = [send(store, number) for number in (1, 2, 3)]
+    run_to(store, 2, 40)
+    for number in (1, 3):
+        store.update(id_of(number), start(1))
+        end(store, number, failed=number == 1)
+    session = watch(*ids, columns=32)
+    session.until(lambda: " 3 jobs: 1 failed, 2 more" in session.text)
+    session.send("\x03")
+    session.end()
+    assert " 3 jobs: 1 failed, 2 more" in session.lines
+
+
 def test_typed_lines_stay_for_the_shell(store: SQLiteBackend, watch: Watch) -> None:
     # Given jobs that are watched
     session = watch(send(store, 1))
