@@ -10,7 +10,7 @@ from playwright.sync_api import Browser
 
 from dramatiq_status.backend import now_ms
 from dramatiq_status.backends import RedisBackend
-from dramatiq_status.record import SCHEDULED_AT, STARTED_AT
+from dramatiq_status.record import COMPLETED, FINISHED_AT, SCHEDULED_AT, STARTED_AT
 from dramatiq_status.testing.updates import outside
 
 from ..jobs import Job
@@ -125,10 +125,12 @@ def test_a_row_counts_on_and_ends_as_it_is_after_a_reload(tab: Tab, site: Site, 
     assert tab.page.inner_text(f"{row_of(named)} .job a") == "Orders of May"
     assert tab.page.inner_text(f"{row_of(named)} .actor") == "work"
     # When jobs end
-    for job in (counted, silent):
-        job.finish()
+    for job, end in ((counted, "6000"), (silent, "1004")):
+        job._write({STARTED_AT: "1000", FINISHED_AT: end}, state=COMPLETED, create=True)
         tab.until("(row) => document.querySelector(row).dataset.s === 'completed'", row_of(job))
-    ended = [tab.page.inner_text(f"{row_of(job)} .c-bar") for job in (counted, silent)]
+    cells = [f"{row_of(job)} .c-{name}" for job in (counted, silent) for name in ("bar", "took")]
+    ended = [tab.page.inner_text(cell) for cell in cells]
     tab.page.reload()
     # Then their rows show what they show after a reload
-    assert ended == [tab.page.inner_text(f"{row_of(job)} .c-bar") for job in (counted, silent)] == ["74,070", ""]
+    assert ended == [tab.page.inner_text(cell) for cell in cells]
+    assert ended == ["74,070", "5.0 s", "", "under 0.1 s"]

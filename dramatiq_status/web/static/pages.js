@@ -38,7 +38,7 @@ function change(row, { snapshot, state }) {
   cell("try").classList.toggle("zero", !(attempts > 1));
   // The server's clock may differ from this one; lengths of time do not.
   row.began = seconds == null ? null : Date.now() - seconds * 1000;
-  took(row, seconds, state);
+  took(row, seconds, state, snapshot.finished);
   if (snapshot.finished || snapshot.cancel_requested_at) $(".sure", row)?.remove();
   if (snapshot.finished) finish(row, snapshot);
   else left(row, snapshot, state);
@@ -47,8 +47,9 @@ function change(row, { snapshot, state }) {
   age();
 }
 
-function took(row, seconds, state) {
-  const cell = $(".c-took", row), text = seconds != null && state !== "queued" && state !== "retrying" ? duration(seconds, "en", texts, true) : "";
+function took(row, seconds, state, ended) {
+  const cell = $(".c-took", row), short = seconds < 0.05 ? "under 0.1 s" : `${seconds?.toFixed(1)} s`;
+  const text = seconds == null || state === "queued" || state === "retrying" ? "" : ended && seconds < 9.95 ? short : duration(seconds, "en", texts, true);
   if (cell && cell.textContent !== text) cell.textContent = text;
 }
 
@@ -116,12 +117,16 @@ async function renew() {
     if (request.status === 200 && request.responseXML) {
       become($("#main"), $("#main", request.responseXML));
       local();
-    } else if (!request.status || request.status >= 500) stale = true;
-    await new Promise((done) => setTimeout(done, 1000));
+    }
+    const lost = !request.status || request.status >= 500;
+    stale ||= lost;
+    await new Promise((done) => setTimeout(done, lost ? 5000 : 1000));
   }
   renewing = false;
 }
 document.addEventListener("visibilitychange", () => { if (stale) renew(); });
+// Without a change, the times that pass go on.
+setInterval(() => { if ($(".job-head") && $("dramatiq-status[variant=big]").snapshot?.finished === false) renew(); }, 10000);
 
 // Change a node into another one.  Nodes that are in both stay, with what a visitor has opened, selected or focused.
 const key = (node) => node.nodeType !== 1 ? null : node.matches(".tree li, .kids li") ? $(".k, a", node)?.textContent : node.getAttribute("aria-label") ?? node.getAttribute("src");
