@@ -17,7 +17,8 @@ from ..jobs import Job
 from ..recording import eventually
 from .browser import Tab
 from .serving import Site, serving
-from .test_dashboard import mounted
+from .test_dashboard import fail, mounted
+from .test_display import jobs_of_all_looks
 from .test_element import reach, start
 
 
@@ -134,3 +135,19 @@ def test_a_row_counts_on_and_ends_as_it_is_after_a_reload(tab: Tab, site: Site, 
     # Then their rows show what they show after a reload
     assert ended == [tab.page.inner_text(cell) for cell in cells]
     assert ended == ["74,070", "5.0 s", "", "under 0.1 s"]
+
+
+def test_rows_and_steps_of_a_phone(tab: Tab, site: Site, backend: RedisBackend) -> None:
+    jobs_of_all_looks(backend)
+    failed = fail(backend, "no way " * 60)
+    tab.page.set_viewport_size({"width": 390, "height": 900})
+    tab.open(f"{site.url}/a/b/")
+    tab.until("() => [...document.querySelectorAll('dramatiq-status')].every((one) => one.snapshot)")
+    # All states end at one line, and a stalled row has one time
+    ends = tab.run("[...document.querySelectorAll('td.c-state')].map((one) => one.getBoundingClientRect().right)")
+    assert len(ends) == 10 and len(set(ends)) == 1
+    assert tab.page.locator("tr[data-s=stalled] .c-took:visible").count() == 0
+    # A step has at most two lines of its exception, which is shown in full below
+    tab.open(f"{site.url}/a/b/{failed.message_id}")
+    lines = "[...document.querySelectorAll('.steps small')].map((one) => one.clientHeight / 16)"
+    assert max(tab.run(lines)) == 2
