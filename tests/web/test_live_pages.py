@@ -144,7 +144,7 @@ def test_rows_and_steps_of_a_phone(tab: Tab, site: Site, backend: RedisBackend) 
     tab.open(f"{site.url}/a/b/")
     tab.until("() => [...document.querySelectorAll('dramatiq-status')].every((one) => one.snapshot)")
     # All states end at one line, and a stalled row has one time
-    ends = tab.run("[...document.querySelectorAll('td.c-state')].map((one) => one.getBoundingClientRect().right)")
+    ends = tab.run("[...document.querySelectorAll('.c-state .pill')].map((one) => one.getBoundingClientRect().right)")
     assert len(ends) == 10 and len(set(ends)) == 1
     assert tab.page.locator("tr[data-s=stalled] .c-took:visible").count() == 0
     # A step has at most two lines of its exception, which is shown in full below
