@@ -125,9 +125,9 @@ def test_replies_byte_by_byte_without_hiredis_and_with_gevent(proxy: Proxy, befo
         import sys, time
         from dramatiq_status import BackendError
         from dramatiq_status.backends import RedisBackend
-        from dramatiq_status.update import Kind, Update
+        from dramatiq_status.update import EnqueueId, Kind, Update
         backend = RedisBackend(host="127.0.0.1", port={proxy.port}, timeout={TIMEOUT})
-        backend.update("m", Update(Kind.ENQUEUE, (1, 1), fields={{f":{{n}}": '"x"' for n in range(100)}}))
+        backend.update("m", Update(Kind.ENQUEUE, EnqueueId(1, 1), fields={{f":{{n}}": '"x"' for n in range(100)}}))
         print("ready", flush=True)
         sys.stdin.readline()
         for number in range(2):
