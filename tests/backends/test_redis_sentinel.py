@@ -108,7 +108,7 @@ def test_bad_parameters() -> None:
     # Given Sentinels that cannot be asked
     # When a backend is made
     # Then that says what to do
-    with pytest.raises(ValueError, match="service_name must say"):
+    with pytest.raises(ValueError, match="service_name must be the Sentinels"):
         RedisBackend(sentinels=[("127.0.0.1", 26379)])
     with pytest.raises(ValueError, match="sentinels must not be empty"):
         RedisBackend(sentinels=[], service_name="mymaster")
