@@ -23,7 +23,7 @@ from dramatiq_status.backends.redis.keys import TAGS, shard_of, slot_of
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 
 from .proxy import Proxy
-from .recording import PATIENCE, make_broker
+from .recording import PATIENCE, eventually, make_broker
 from .servers import RedisCluster, RedisSentinels, RedisServer
 
 #: The time-out of the backends here, in milliseconds.
@@ -313,8 +313,17 @@ class Store(NamedTuple):
 
     def use(self) -> None:
         """Use it, so that connections to all servers are idle."""
-        self.backend.update_many([(str(number), enqueue()) for number in range(100)])
-        self.backend.read_many([str(number) for number in range(100)])
+
+        def has_answered() -> bool:
+            # On a busy machine, the first calls may take longer than the time-out.
+            try:
+                self.backend.update_many([(str(number), enqueue()) for number in range(100)])
+                self.backend.read_many([str(number) for number in range(100)])
+            except BackendError:
+                return False
+            return True
+
+        eventually(has_answered)
 
     def freeze(self, *, connected: bool) -> None:
         """Freeze all servers."""
