@@ -81,6 +81,11 @@ def is_outdated(record: Record, fields: Record) -> bool:
     return 0 < started_at <= whole_number_in(record.get(STARTED_AT, ""), 0)
 
 
+def is_owner(record: Record, run_token: int) -> bool:
+    """Return whether a run owns the status of a record: it has started last."""
+    return record.get(RUN_TOKEN) == str(run_token)
+
+
 def cancel_waiting(new: Record, now: int) -> None:
     """End a message that waits."""
     finish(new, FAILED)

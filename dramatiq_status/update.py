@@ -50,6 +50,7 @@ from .transitions import (
     count_fields,
     finish,
     is_outdated,
+    is_owner,
     keep_time_of_rate,
     status_ttl_of,
     touch,
@@ -220,13 +221,11 @@ def _is_transition(record: Record | None, update: Update) -> bool:
         return record is not None and record[STATE] == str(QUEUED)
     if record is None or update.kind is Kind.ENQUEUE or update.state is not None:
         return True
-    return update.start and record.get(RUN_TOKEN) != str(update.run_token)
+    return update.start and not is_owner(record, update.run_token)
 
 
 def is_moved(record: Record | None, update: Update, applied: Applied) -> bool:
-    """Whether an update that was applied to `record` gives the message a new position in lists: it has created the
-    record or set its state.
-    """
+    """Whether an applied update gives the message a new place in lists: it has created the record or set its state."""
     if applied.outcome is Outcome.CANCELLED:
         # The message was dropped: its record has another time to live.
         return applied.record is not record
@@ -307,7 +306,7 @@ def _check_run(record: Record | None, update: Update) -> Outcome:
     if record is None:
         return Outcome.MISSING
     finished = is_finished(record)
-    if update.run_token and record.get(RUN_TOKEN) == str(update.run_token):
+    if update.run_token and is_owner(record, update.run_token):
         if update.sequence <= int(record[SEQUENCE]):
             return Outcome.DUPLICATE
         return Outcome.REFUSED if finished else _APPLIED
@@ -335,7 +334,7 @@ def _check_run(record: Record | None, update: Update) -> Outcome:
 def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
     outcome = _check_run(record, update)
     # The start of a run may be stored although its reply is lost, and be sent again as part of a later update.
-    starts = update.start and (record is None or record.get(RUN_TOKEN) != str(update.run_token))
+    starts = update.start and (record is None or not is_owner(record, update.run_token))
     if outcome is _APPLIED:
         assert record is not None
         new = dict(record)
@@ -427,7 +426,7 @@ def _apply_withdrawal(record: Record | None, update: Update, now: int) -> Applie
 def _apply_heartbeat(record: Record | None, update: Update, now: int) -> Applied:
     if record is None:
         return Applied(Outcome.MISSING, None)
-    if record.get(RUN_TOKEN) != str(update.run_token) or is_finished(record):
+    if not is_owner(record, update.run_token) or is_finished(record):
         return Applied(Outcome.REFUSED, record)
     new = {**record, HEARTBEAT_AT: str(now)}
     outcome = _REQUESTED if CANCEL_REQUESTED_AT in new and CANCEL_SEEN_AT not in new else _APPLIED

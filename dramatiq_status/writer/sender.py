@@ -73,7 +73,7 @@ class Sender:
         except Exception:
             return self._send_singly(taken)
         if updates:
-            self._succeed()
+            self.succeed()
         creators = self._creators() if Outcome.MISSING in outcomes else {}
         first = 0
         for buffer, found in taken:
@@ -96,7 +96,7 @@ class Sender:
                 try:
                     outcomes += self._backend.update_many(((buffer.message_id, update),))
                     has_succeeded = True
-                    self._succeed()
+                    self.succeed()
                 except StoreRefused as e:
                     buffer.settle(updates, outcomes)
                     refused[buffer] = e
@@ -132,7 +132,7 @@ class Sender:
                 error,
             )
 
-    def _succeed(self) -> None:
+    def succeed(self) -> None:
         """End an outage, because the store has answered."""
         if self._breaker.down:
             self._on_recovery()

@@ -261,9 +261,8 @@ class Writer:
         """End an outage, because the store has answered another call of this process.  The writer itself tries again
         only while it has updates to send.
         """
-        if self.breaker.down and not self.breaker.refuses:
-            self._heartbeats.make_due()
-            self.breaker.succeeded()
+        if not self.breaker.refuses:
+            self._sender.succeed()
 
     def drain(self, timeout: float) -> bool:
         """Send all earlier writes, without throttling.
