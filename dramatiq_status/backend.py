@@ -105,8 +105,9 @@ class StatusBackend(abc.ABC):
     :func:`dramatiq_status.update.apply`.  Each change is atomic: an update with ``Outcome.APPLIED`` is not lost to
     another writer, in this process or in another one.  Any number of threads may call the methods at once.
 
-    A method raises :class:`.BackendError` when the store cannot be reached, takes longer than `timeout` or
-    answers with an error, ``TypeError`` or ``ValueError`` for wrong input, and :class:`.NotSupported`.
+    A method raises :class:`.BackendError` when the store cannot be reached, takes longer than `timeout` or answers with
+    an error.  For wrong input, it raises ``TypeError`` or ``ValueError``.  A method that the store cannot offer raises
+    :class:`.NotSupported`.  A method raises nothing else.
 
     A store may have several servers, each with its own records.  When one of them does not answer and others do,
     :meth:`read_many` and :meth:`snapshots` return a :class:`.BackendError` for each record of this server, and

@@ -100,8 +100,8 @@ class PipelinedConnection:
 
     Calls that are made while others are under way are sent together, by a task: 100 reads at once take 27 microseconds
     each, and 51 with the driver's pool of connections.  A caller that is alone sends and receives itself: the task, and
-    a second one for its time limit, would take half as long again.  A caller that stops waiting disturbs no other call.
-    A connection that was idle for :data:`IDLE_TIMEOUT` seconds is closed.
+    a second one for its time limit, would make a call 1.5 times as long.  A caller that stops waiting disturbs no other
+    call. A connection that was idle for :data:`IDLE_TIMEOUT` seconds is closed.
 
     The deadline of a call includes the time before it is sent: earlier calls, connecting, and finding the server.  Each
     reply makes the deadlines of all calls a little later, because the server answers.

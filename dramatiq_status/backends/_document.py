@@ -319,6 +319,7 @@ def _too_large(message_id: str, dropped: dict[str, int], limit: int) -> ValueErr
     )
     more = f" and {len(dropped) - 10} more" if len(dropped) > 10 else ""
     return ValueError(
-        f"The status of message {message_id!r} may take {limit} bytes, an item of this memcached; these fields do not "
-        f"fit: {sizes}{more}. Store them elsewhere and write a reference, or raise the server's item size limit (-I)."
+        f"These fields of message {message_id!r} do not fit into an item of this memcached, which has {limit} bytes "
+        f"for a status: {sizes}{more}. Store them elsewhere and write a reference, or raise the server's item size "
+        f"limit (-I)."
     )

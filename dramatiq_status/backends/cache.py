@@ -92,8 +92,8 @@ class _CallStyle(NamedTuple):
 
 
 class CacheBackend(StatusBackend):
-    """Keeps statuses in a cache: an object with ``get(key)``, ``set(key, value, ...)`` and ``delete(key)``.  For
-    example, these are the caches of Django, django-redis, cachelib_, Flask-Caching and dogpile.cache_.
+    """A backend that stores statuses in a cache: an object with ``get(key)``, ``set(key, value, ...)`` and
+    ``delete(key)``.  The caches of Django, django-redis, cachelib_, Flask-Caching and dogpile.cache_ are examples.
 
     >>> from django.core.cache import cache
     >>> CacheBackend(cache)

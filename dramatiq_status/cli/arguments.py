@@ -46,7 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and end")
     store = argparse.ArgumentParser(add_help=False, formatter_class=_Formatter)
-    group = store.add_argument_group("store, by the first of these, DRAMATIQ_STATUS_URL and pyproject.toml")
+    group = store.add_argument_group(
+        "store: the first of these that is given, then DRAMATIQ_STATUS_URL, then pyproject.toml"
+    )
     group.add_argument("--url", help="URL of the store, for example redis://127.0.0.1:6379/1 or sqlite:///status.db")
     group.add_argument("--broker", metavar="MODULE[:ATTRIBUTE]", help="a broker with the StatusMiddleware")
     group.add_argument("--namespace", help="namespace of the statuses in the store")
@@ -96,8 +98,10 @@ def make_parser() -> argparse.ArgumentParser:
     command("where", "show which store was found, by which rule, and what it can do", output)
     serve = command("serve", "serve the dashboard for this machine's browsers")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; by default 127.0.0.1")
-    serve.add_argument("--port", type=port, default=8000, help="by default 8000; 0 for any free one")
-    serve.add_argument("--allow-all", action="store_true", help="let visitors from other machines see all jobs")
+    serve.add_argument("--port", type=port, default=8000, help="port; by default 8000, 0 for any free one")
+    serve.add_argument(
+        "--allow-all", action="store_true", help="allow a --host that other machines reach; their visitors see all jobs"
+    )
     serve.add_argument("--write", action="store_true", help="let visitors cancel jobs and delete statuses")
     demo = commands.add_parser(
         "demo",

@@ -93,7 +93,9 @@ def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
     if len(candidates) > 1:
         names = ", ".join(f"{c.message_id} ({c.actor_name or ''})" for c in candidates[:5])
         more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
-        raise CommandError(f"{prefix} is the beginning of {len(candidates)} jobs: {names}{more}. Give more of it.")
+        raise CommandError(
+            f"The ids of {len(candidates)} jobs begin with {prefix}: {names}{more}. Give more of the id."
+        )
     return candidates[0] if candidates else None
 
 

@@ -156,9 +156,7 @@ class JobPage:
                 # Quoted, as in the box: an id cannot lead to another folder.
                 return RedirectResponse("./" + quote(found[0].message_id, safe=""), 303)
             if found:
-                text = (
-                    f"{len(found):,} jobs have ids that begin with {message_id}. Give more of it, or open one of these:"
-                )
+                text = f"{len(found):,} jobs have ids that begin with {message_id}. Give more of an id, or open a job:"
                 links = [
                     link(f"{name_of(one, site.exposure.to_dict(one))} {one.message_id}", quote(one.message_id, safe=""))
                     for one in found[:MAX_ROWS]

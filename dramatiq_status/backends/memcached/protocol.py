@@ -17,8 +17,8 @@ from pymemcache.exceptions import MemcacheClientError, MemcacheError, MemcacheSe
 
 from .stream import Stream
 
-#: The first version whose meta commands are those of today.  In earlier versions (1.6.6, which Amazon had for years),
-#: the size of a value has another place, and no cas is returned (see RevenueCat/meta-memcache-py#12).
+#: The first version whose meta commands are those of today.  In earlier versions (1.6.6, which Amazon ran for
+#: years), a reply has the size of a value in another position, and has no cas (see RevenueCat/meta-memcache-py#12).
 META_SINCE: Final = (1, 6, 10)
 
 #: Maximum size of an item without its value, in bytes: its header, its cas and a key of 250 bytes.

@@ -58,8 +58,8 @@ class Rounds:
         self._turn_prefix = turn_prefix
 
     def carry_out(self, connection: Connection, documents: Sequence[PendingItem]) -> Steps:
-        """Carry out updates of messages of one server, in rounds: each sends the next request for every message, and
-        then reads all replies.
+        """Carry out updates of messages of one server, in rounds.  Each round sends the next request for every message,
+        and then reads all replies.
         """
         documents = [document for document in documents if not document.done]
         known = self._items.find_contended(document.message_id for document in documents)

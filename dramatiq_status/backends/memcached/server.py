@@ -107,8 +107,8 @@ class Server(IdlePool[Connection]):
           send(Callable): Sends the request; returns whether it has sent one.
 
         Returns:
-          Callable | None: A function that calls another one with the connection and returns its result; None if `send`
-          has sent nothing, or if the server had closed an idle connection.
+          Callable | None: A function that takes a function, calls it with the connection and returns its result.  None
+          if `send` has sent nothing, or if the server has closed the idle connection.
 
         Raises:
           BackendError: When the server cannot be reached.  The returned function raises it as well.

@@ -85,8 +85,8 @@ local function define_history()
     return text_of(runs)
   end
 
-  -- Return the history in which a run has the end that an enqueue brings; nil if it stays unchanged (`complete_run` in
-  -- history.py).
+  -- Return the history with the end of the run that an enqueue contains; nil if the history stays unchanged
+  -- (`complete_run` in history.py).
   local function complete(key, run_ended, exception, scheduled_at)
     local runs = runs_in(call('HGET', key, 'h'))
     local last = #runs
