@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
-from .arguments import make_parser, unknown_command
+from .arguments import command_in, make_parser, unknown_command
 from .exits import INTERRUPTED, USAGE, CommandError
 from .text import clean
 
@@ -41,12 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters:
       arguments(Sequence[str]): By default those of the process.
     """
-    parser = make_parser()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    mistake = unknown_command(parser, arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+        gc.disable()
+    mistake = unknown_command(arguments)
     if mistake is not None:
         print(f"dramatiq-status: {clean(mistake)}", file=sys.stderr)
         return USAGE
+    parser = make_parser(command_in(arguments))
     parsed = parser.parse_args(arguments)
     if parsed.version:
         from .. import __version__
@@ -64,7 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # This imports Dramatiq, which takes longer than all else: Ctrl-C may come during that.
         command = "list --watch" if parsed.command == "list" and parsed.watch else parsed.command
-        status = _function_of(command)(parsed)
+        function = _function_of(command)
+        if not gc.isenabled():
+            # The modules' objects are no garbage.  Without searches of them, `get` takes 6 % less time.
+            gc.freeze()
+            gc.enable()
+        status = function(parsed)
         sys.stdout.flush()
         return status
     except CommandError as e:

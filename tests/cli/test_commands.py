@@ -475,6 +475,25 @@ def test_help_imports_no_dramatiq() -> None:
         assert done.returncode == 0 and "dramatiq-status" in done.stdout, done.stderr
 
 
+def test_get_loads_what_it_needs(tmp_path: Path) -> None:
+    # The writer, the middleware and decimal numbers are for processes that write.
+    unneeded = [
+        "decimal",
+        "rich",
+        "redis",
+        "difflib",
+        *(f"dramatiq_status.{name}" for name in ("status", "middleware")),
+    ]
+    arguments = ["get", "job", "--url", f"sqlite:///{tmp_path}/status.db"]
+    with closing(SQLiteBackend(tmp_path / "status.db")) as backend:
+        backend.update("job", enqueue())
+    check = f"import gc, sys; from dramatiq_status.cli.main import main; sys.argv = {['', *arguments]}\n"
+    check += "assert main() == 4\n"
+    check += f"assert gc.isenabled()\nfound = set({unneeded}) & set(sys.modules)\nassert not found, found"
+    done = subprocess.run([sys.executable, "-c", check], env=UNMEASURED, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_job_that_begins_after_the_wait(place: Place) -> None:
     # A job that is enqueued within the time for unknown ones is waited for
     def send() -> None:
