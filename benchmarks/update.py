@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count
 
+import pymemcache
 import redis
 
 from dramatiq_status import StatusRegistry
@@ -103,10 +104,29 @@ def memcached_cases(server: MemcachedServer) -> dict[str, Case]:
         StatusRegistry.get(other_id, backend=backend).update(step="reading", progress=next(steps))
 
     return {
+        "pymemcache: gets, cas": _compare_and_set(server, other_id),
         "memcached, raw socket, our size": _memcached_floor(server),
         "memcached, backend.update": direct,
         "memcached, StatusRegistry.get(id).update": user,
     }
+
+
+def _compare_and_set(server: MemcachedServer, message_id: str) -> Case:
+    """Return an update of a copy of a document in two round trips of the driver."""
+    client = pymemcache.Client(server.address, no_delay=True)
+    client.set("document", client.get(f"dramatiq-status:{message_id}"), expire=604_800)
+    steps = count()
+
+    def update() -> None:
+        document, cas = client.gets("document")
+        # A document is its expiry, its form, and names and JSON texts in turns, a line each.
+        expiry, form, *lines = document.decode().split("\n")
+        record = {**dict(zip(lines[::2], lines[1::2])), ":step": '"reading"', "p": str(next(steps))}
+        changed = "\n".join([expiry, form, *chain.from_iterable(record.items())])
+        if not client.cas("document", changed, cas, expire=604_800, noreply=False):
+            raise AssertionError("The update was not applied.")
+
+    return update
 
 
 def _memcached_floor(server: MemcachedServer) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -54,3 +55,16 @@ def test_the_list_of_slow_benchmarks_is_up_to_date() -> None:
 def test_the_readme_describes_each() -> None:
     readme = (ROOT / "benchmarks" / "README.rst").read_text()
     assert [name for name in BENCHMARKS if f"\n``{name}``" not in readme] == []
+
+
+def test_the_readme_says_when_at_which_commit_and_how_each_table_was_measured() -> None:
+    # Given the sections of the README that have tables of figures
+    readme = (ROOT / "benchmarks" / "README.rst").read_text()
+    sections = re.split(r"^(.+)\n-+\n\n", readme, flags=re.MULTILINE)
+    measured = {
+        title: text for title, text in zip(sections[1::2], sections[2::2]) if re.search(r"^~+$", text, re.MULTILINE)
+    }
+    assert len(measured) >= 3
+    # Then each begins with the date, the commit and the command
+    begin = re.compile(r"Measured on \d+ \w+ 20\d\d, at commit [0-9a-f]{7}\b[^.]+? by ``python -m benchmarks\b")
+    assert [title for title, text in measured.items() if not begin.match(text)] == []
