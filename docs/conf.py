@@ -21,7 +21,7 @@ version = release = dramatiq_status.__version__
 _metadata = RawConfigParser()
 _metadata.read(Path(__file__).resolve().parent.parent / "setup.cfg", encoding="utf-8")
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "README.rst"]
 default_role = "code"
 highlight_language = "python"
@@ -62,12 +62,32 @@ python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-# An internal reference that leads nowhere is an error. There is no inventory of other projects.
+# The names of other projects to which this site refers. A new name needs a line there.
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3/", "inventories/python.inv"),
+    "dramatiq": ("https://dramatiq.io/", "inventories/dramatiq.inv"),
+}
+
+#: Names of other projects as docstrings and annotations have them, with their names in the inventories.
+OTHER_NAMES = {
+    "Broker": "dramatiq.Broker",
+    "Message": "dramatiq.Message",
+    "dramatiq.broker.Broker": "dramatiq.Broker",
+    "dramatiq.message.Message": "dramatiq.Message",
+    "dramatiq.composition.pipeline": "dramatiq.pipeline",
+    "datetime": "datetime.datetime",
+    "timedelta": "datetime.timedelta",
+}
+
+# A reference that leads nowhere is an error.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(?!dramatiq_status|\.).*"),
+    # Libraries of which users have no need to read.
+    (r"py:class", r"(redis\.Redis|redis\.RedisCluster|pymemcache\.Client|starlette\.requests\.Request)"),
     # Types of which users need no more than their methods.
     (r"py:class", r"dramatiq_status\.(\w+\.)*(T|Track|Group|Request|UpdateAttacher|\w+UpdateAttacher|BrokerClient)"),
+    # Names of types in signatures.
+    (r"py:class", r"T|Chain|Record|Request|Authorize|Describe|Group|BrokerClient"),
 ]
 
 #: Modules with public names, in the order in which a reference like ``.StatusRegistry`` looks for them.
@@ -88,5 +108,12 @@ def qualify(app: Any, what: str, name: str, documented: Any, options: Any, lines
         )
 
 
+def rename(app: Any, env: Any, node: Any, content: Any) -> None:
+    """Give a name of another project the form in which its inventory has it."""
+    node["reftarget"] = OTHER_NAMES.get(node["reftarget"], node["reftarget"])
+
+
 def setup(app: Any) -> None:
+    # Before the inventories are searched.
+    app.connect("missing-reference", rename, priority=400)
     app.connect("autodoc-process-docstring", qualify)

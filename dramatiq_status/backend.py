@@ -127,8 +127,8 @@ class StatusBackend(abc.ABC):
     #: returns the newest.
     watch_interval: int = 50
 
-    #: Interval in milliseconds at which a watcher with a subscription also polls: the store publishes no change when
-    #: a status expires or a message stalls.
+    #: Interval in milliseconds at which a watcher with a subscription also polls, because the store publishes no change
+    #: when a status expires or a message stalls.
     recheck_interval: int = 5000
 
     #: Interval in milliseconds at which a worker reads the log of cancelled messages.

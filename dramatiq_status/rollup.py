@@ -77,7 +77,7 @@ class BatchSnapshot:
 
     @property
     def queued(self) -> bool:
-        """Whether no message has begun: all known messages are queued."""
+        """Whether all known messages are queued, so that no message has begun."""
         return self.state is State.QUEUED
 
     @property
@@ -92,12 +92,12 @@ class BatchSnapshot:
 
     @property
     def failed(self) -> bool:
-        """Whether a message has failed.  Others may still run: see :attr:`finished`."""
+        """Whether a message has failed.  Others may still run, unless ``finished`` is true."""
         return self.state is State.FAILED
 
     @property
     def stalled(self) -> bool:
-        """Whether a message of the batch is stalled: see :attr:`.Snapshot.stalled`."""
+        """Whether :attr:`.Snapshot.stalled` is true of a message of the batch."""
         return any(child.stalled for child in self._children.values() if child is not None)
 
     @property

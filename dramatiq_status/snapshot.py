@@ -102,7 +102,7 @@ class Snapshot:
 
     @property
     def completed(self) -> bool:
-        """Whether the message is done: it was processed, or a middleware skipped it without rejecting it."""
+        """Whether the message was processed, or a middleware skipped it without rejecting it."""
         return bool(self._values[STATE] == COMPLETED)
 
     @property
@@ -156,7 +156,7 @@ class Snapshot:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the message was cancelled: it was not run, or its actor has raised :class:`.Cancelled`."""
+        """Whether the message was cancelled, so that it was not run, or its actor has raised :class:`.Cancelled`."""
         return self.failed and bool(self._values.get(CANCELLED))
 
     @property
@@ -189,7 +189,7 @@ class Snapshot:
 
     @property
     def exception(self) -> dict[str, str] | None:
-        """Last failure: its ``type`` and its ``message``."""
+        """The ``type`` and the ``message`` of the last failure."""
         found = self._values.get(EXCEPTION)
         return dict(found) if isinstance(found, dict) else None
 
@@ -214,7 +214,7 @@ class Snapshot:
 
     @property
     def percent(self) -> float | None:
-        """Progress by total, from 0.0 to 100.0, rounded down to one decimal place: only a complete progress has 100."""
+        """Progress by total, from 0.0 to 100.0, rounded down to one decimal place.  Only a complete one has 100."""
         fraction = self.progress
         return None if fraction is None else percent_of(fraction)
 

@@ -113,8 +113,8 @@ class Outcome(int, Enum):
 
     #: The update is stored.
     APPLIED = 1
-    #: An enqueue that arrives too late: the record already has this enqueue, a run of it, or a later enqueue.  The
-    #: state is not stored.  Fields that the record lacks are stored, unless the later enqueue has another origin.
+    #: An enqueue that arrives too late, because the record already has this enqueue, a run of it, or a later enqueue.
+    #: The state is not stored.  Fields that the record lacks are stored, unless the later enqueue has another origin.
     LATE = 2
     #: The update, or a later one of its run, was stored before.
     DUPLICATE = 3
@@ -150,7 +150,7 @@ class Changes(NamedTuple):
       counts(Mapping[str, int | float]): Numbers to add, by stored names.  A field that is missing or null counts
         from 0.  The progress is not among them: it has its own increment.
       deleted(frozenset[str]): Stored names of fields to delete.
-      to_total(bool): Whether to set the progress to the total that the record has, see :func:`.at_total`.  Only the
+      to_total(bool): Whether to set the progress to the total that the record has, see ``at_total()``.  Only the
         store has this total: other writers may have added to it, and a retry keeps the total of the run before.
     """
 

@@ -240,14 +240,14 @@ class Progress:
 
     @property
     def fraction(self) -> Coroutine[Any, Any, float | None]:
-        """The progress divided by the total, to be awaited: from 0.0 to 1.0.  None before the first report, or if the
+        """The progress divided by the total, from 0.0 to 1.0, to be awaited.  None before the first report, or if the
         total is unknown.
         """
         return self._fraction()
 
     @property
     def rate(self) -> Coroutine[Any, Any, float | None]:
-        """To be awaited: units a second, exponentially smoothed; None while unknown."""
+        """Units a second, exponentially smoothed, to be awaited; None while unknown."""
         return self._rate()
 
     async def set(self, *, progress: int | float | None = None, total: int | float | EllipsisType | None = ...) -> None:

@@ -211,7 +211,7 @@ class RedisBackend(StatusBackend):
         >>> broker = RedisBroker(client=backend.broker_client())
 
         Returns:
-          redis.Redis: A client of the same server and database, with the connection parameters of :attr:`client`.
+          redis.Redis: A client of the same server and database, with the connection parameters of ``client``.
 
         Raises:
           NotSupported: On a cluster, where Dramatiq's broker cannot store its queues, and with valkey-py, whose errors

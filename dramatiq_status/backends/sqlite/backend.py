@@ -102,7 +102,7 @@ class SQLiteBackend(StatusBackend):
     When the file is deleted or replaced, the backend notices it within a second, and continues with the file that is
     there then.  It creates a new one if there is none.
 
-    The backend may be used before and after a fork.  A server that forks in C (uWSGI) has to call :meth:`close` before
+    The backend may be used before and after a fork.  A server that forks in C (uWSGI) has to call ``close()`` before
     it forks.
 
     Parameters:
