@@ -1,11 +1,11 @@
 """A status in words, as the command line and the pages show it: its state, its numbers and its times.
 
-``web/static/dramatiq-status.js`` has the same rules for the browser; ``tests/web/test_looks.py`` compares the two.
+``web/static/dramatiq-status.js`` has the same rules for the browser; ``tests/web/test_display.py`` compares the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -88,14 +88,13 @@ def attempt_of(state: str, snapshot: Snapshot) -> str:
     return f"attempt {attempt:,}" if attempt > 1 else ""
 
 
-def time_of(state: str, snapshot: Snapshot, now: datetime, *, measure: Callable[[timedelta], str] = measured) -> str:
+def time_of(state: str, snapshot: Snapshot, now: datetime) -> str:
     """Return the time that matters in a state.
 
     Parameters:
       state(str): One of :data:`STATES`.
       snapshot(Snapshot)
       now(datetime)
-      measure(Callable): Writes the duration of a finished job.
     """
     if state == WORKING:
         left = snapshot.time_remaining
@@ -118,9 +117,9 @@ def time_of(state: str, snapshot: Snapshot, now: datetime, *, measure: Callable[
     if state == CANCELLED:
         if not snapshot.attempts:
             return "never ran"
-        return "" if snapshot.duration is None else f"stopped after {measure(snapshot.duration)}"
+        return "" if snapshot.duration is None else f"stopped after {measured(snapshot.duration)}"
     if state == COMPLETED and snapshot.duration is not None:
-        return f"took {measure(snapshot.duration)}"
+        return f"took {measured(snapshot.duration)}"
     return ""
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any, Final
 
 from ..snapshot import Snapshot
-from ..times import duration
 from ..words import (
     CANCELLED,
     COMPLETED,
@@ -97,8 +95,7 @@ def display_of(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with
     state = {SCHEDULED: "queued", SKIPPED: "completed"}.get(word, word.lower())
     glyph = "scheduled" if word == SCHEDULED else state
     percent, sweep, error = snapshot.percent, False, None
-    # The element writes the duration of a finished job in the same way.
-    upcoming = time_of(word, snapshot, now, measure=partial(duration, exact=True))
+    upcoming = time_of(word, snapshot, now)
     count = count_of(shown.get("progress"), shown.get("total"), percent=percent, is_over=snapshot.finished)
     step = shown.get("step")
     asked = "" if snapshot.cancel_requested_at is None else "asked to stop"

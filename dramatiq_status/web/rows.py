@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..snapshot import Snapshot
-from ..times import duration, measured
+from ..times import measured
 from ..words import age, rate_of
 from .display import StatusDisplay, display_of, label_of, name_of, seconds_since
 from .markup import Markup, escape, icon, join, tag
@@ -140,10 +140,8 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
     elif display.state == "retrying":
         left = display.next.partition(", ")[2]
     took, ran = snapshot.duration, ""
-    if took is not None and snapshot.finished:
+    if took is not None and (snapshot.finished or display.state in ("working", "stalled")):
         ran = measured(took)
-    elif took is not None and display.state in ("working", "stalled"):
-        ran = duration(took, exact=True)
     cells = [
         tag("td", pill(display), role="cell", class_="c-state"),
         tag(

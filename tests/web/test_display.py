@@ -29,7 +29,7 @@ from dramatiq_status.record import (
     STARTED_AT,
 )
 from dramatiq_status.testing.updates import outside
-from dramatiq_status.times import duration
+from dramatiq_status.times import duration, measured
 from dramatiq_status.web import allow_all, status_app
 from dramatiq_status.web.display import display_of
 from dramatiq_status.web.exposure import Exposure
@@ -46,8 +46,10 @@ EXCEPTION_TEXT = '{"type": "ConnectionError", "message": "the shop does not answ
 @pytest.mark.parametrize(
     "seconds, text, exact",
     [
-        (0, "0 s", "0 s"),
+        (0, "0 s", "under 0.1 s"),
+        (0.04, "0 s", "under 0.1 s"),
         (0.44, "0 s", "0.4 s"),
+        (4.96, "5 s", "5.0 s"),
         (9.96, "10 s", "10 s"),
         (59.4, "59 s", "59 s"),
         (60, "1 min", "1 min"),
@@ -58,11 +60,11 @@ EXCEPTION_TEXT = '{"type": "ConnectionError", "message": "the shop does not answ
         (3600, "1 h", "1 h"),
         (90_000, "1 d 1 h", "1 d 1 h"),
         (86_460, "1 d", "1 d"),
-        (-5, "0 s", "0 s"),
+        (-5, "0 s", "under 0.1 s"),
     ],
 )
 def test_durations(tab: Tab, backend: RedisBackend, seconds: float, text: str, exact: str) -> None:
-    assert (duration(seconds), duration(seconds, exact=True)) == (text, exact)
+    assert (duration(seconds), measured(seconds)) == (text, exact)
     with shown(backend) as (site, _):
         tab.open(site.url)
         script = "async (s) => (({duration, texts}) => [duration(s, 'en'), duration(s, 'en', texts, true)])"

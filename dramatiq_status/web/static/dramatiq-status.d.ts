@@ -88,11 +88,11 @@ export const texts: Record<
   | "unknown" | "refused" | "missing" | "noAccess" | "of" | "soFar" | "rate" | "left" | "lasts" | "took" | "waiting"
   | "starts" | "at" | "asOf" | "attempt" | "again" | "after" | "afterOne" | "silent" | "retry" | "skipped" | "never" | "stopped" | "asked"
   | "joint"
-  | "d" | "h" | "min" | "s",
+  | "d" | "h" | "min" | "s" | "under",
   string
 >;
 
-/** Format a duration in seconds: two units at most, seconds only below 20 minutes, tenths only if `exact`. */
+/** Format a duration in seconds: two units at most, seconds only below 20 minutes; with `exact` tenths below 10 seconds. */
 export function duration(seconds: number, lang?: string, own?: typeof texts, exact?: boolean, long?: "long"): string;
 
 /** A message that is watched. */

@@ -1,5 +1,3 @@
-// See dramatiq-status.d.ts
-
 export const texts = {
 	job: "Job", loading: "Loading", queued: "Queued", scheduled: "Scheduled", working: "Working", retrying: "Retrying", stalled: "Stalled",
 	failed: "Failed", cancelled: "Cancelled", completed: "Completed", offline: "Offline", unknown: "Unknown", refused: "No access",
@@ -7,19 +5,20 @@ export const texts = {
 	of: "{0} of {1}", soFar: "{0} so far", rate: "{0}/s", left: "{0} left", lasts: "for {0}", took: "took {0}", waiting: "waiting for {0}",
 	starts: "starts in {0}", at: "at {0}", asOf: "{0} at {1}", attempt: "attempt {0}", again: "attempt {1}, again in {0}",
 	after: "after {0} attempts", afterOne: "after 1 attempt", silent: "no sign of life for {0}", retry: "trying again in {0}",
-	skipped: "skipped", never: "never ran", stopped: "stopped after {0}", asked: "asked to stop", joint: " · ", d: "{0} d", h: "{0} h", min: "{0} min", s: "{0} s",
+	skipped: "skipped", never: "never ran", stopped: "stopped after {0}", asked: "asked to stop", joint: " · ", d: "{0} d", h: "{0} h", min: "{0} min", s: "{0} s", under: "under {0}",
 };
 const put = (text, ...values) => text.replace(/{(.)}/g, (_, i) => values[i]);
 const format = (lang, n, digits = n < 10 ? 1 : 0, more) => n.toLocaleString(lang, { maximumFractionDigits: digits, ...more });
 
 export function duration(s, lang, own = texts, exact, long) {
-	s = Math.max(0, s);
-	s = s < 10 && exact ? Math.round(s * 10) / 10 : s < 1200 ? Math.round(s) : Math.round(s / 60) * 60;
+	if (exact && s < 0.05) return put(own.under, duration(0.1, lang, own, exact, long));
+	const minimumFractionDigits = exact && s < 9.95 ? 1 : 0;
+	s = minimumFractionDigits ? s : Math.max(0, s < 1200 ? Math.round(s) : Math.round(s / 60) * 60);
 	const found = [];
 	for (const [short, unit, size] of [["d", "day", 86400], ["h", "hour", 3600], ["min", "minute", 60], ["s", "second", 1]]) {
 		const n = size > 1 ? Math.floor(s / size) : s;
 		s -= n * size;
-		if (n || (size == 1 && !found[0])) found.push(long || !/^(en|$)/.test(lang ?? "") ? format(lang, n, 1, { style: "unit", unit, unitDisplay: long ?? "short" }) : put(own[short], format(lang, n, 1)));
+		if (n || (size < 2 && !found[0])) found.push(long || !/^(en|$)/.test(lang ?? "") ? format(lang, n, 1, { minimumFractionDigits, style: "unit", unit, unitDisplay: long ?? "short" }) : put(own[short], format(lang, n, 1, { minimumFractionDigits })));
 		else if (found[0]) break;
 	}
 	return found.slice(0, 2).join(" ");
@@ -84,7 +83,7 @@ class Hub {
 					pause = error.retry || Math.min(3e4, 1000 * 2 ** this.fails) * (1 + Math.random()) / 2;
 					this.fails++;
 					this.retryAt = Date.now() + pause;
-					if (this.fails > 1) this.connected(1);
+					if (this.fails > 1) this.connected(true);
 				}
 			}
 			this.asked = 0;
@@ -95,10 +94,9 @@ class Hub {
 
 	connected(offline) {
 		if (!offline) this.fails = 0;
-		if (offline || this.offline) {
-			this.offline = offline;
-			this.open().forEach(tell);
-		}
+		if (!offline && !this.offline) return;
+		this.offline = offline;
+		this.open().forEach(tell);
 	}
 
 	async ask(path, signal, options) {
@@ -196,7 +194,7 @@ function prepare() {
 	document.body.append(host);
 }
 
-const SVG = "http://www.w3.org/2000/svg", RING = "M2.25 8a5.75 5.75 0 1 0 11.5 0a5.75 5.75 0 1 0-11.5 0";
+const RING = "M2.25 8a5.75 5.75 0 1 0 11.5 0a5.75 5.75 0 1 0-11.5 0";
 const GLYPHS = {
 	queued: "o" + RING, scheduled: "o" + RING + "M8 5v3.2l2 1.3", completed: "o" + RING + "m3.35.2 1.7 1.7 3.2-3.5", offline: "o" + RING + "m1.95-3.8 7.6 7.6", cancelled: "o" + RING + "m3.05 0h5.4",
 	working: "o" + RING + "|fM8 4.5a3.5 3.5 0 0 1 0 7z", failed: "o" + RING + "|f" + RING + "|xM6 6l4 4m0-4-4 4", stalled: "oM8 2.2 14.2 13.2H1.8zM8 6.6v3M8 11.4v.01",
@@ -204,7 +202,7 @@ const GLYPHS = {
 	unknown: "d" + RING + "|oM6.5 6.6a1.55 1.55 0 1 1 2.2 1.4c-.45.22-.7.5-.7.95M8 10.9v.01",
 };
 function make(name, has, ...children) {
-	const node = /svg|path|rect/.test(name) ? document.createElementNS(SVG, name) : document.createElement(name);
+	const node = /svg|path|rect/.test(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
 	for (const key in has) node.setAttribute(key, has[key]);
 	node.append(...children);
 	return node;
@@ -305,13 +303,13 @@ export class DramatiqStatus extends HTMLElement {
 	#build() {
 		if (this.#parts) return;
 		const root = this.attachShadow({ mode: "open" }), parts = (this.#parts = {});
-		const part = (name, tag, has, ...children) => (parts[name] = make(tag ?? "span", { part: name, class: name[0].toUpperCase(), ...has }, ...children));
+		const part = (name, tag, has, ...children) => (parts[name] = make(tag || "span", { part: name, class: name[0].toUpperCase(), ...has }, ...children));
 		root.adoptedStyleSheets = [sheet];
 		part("mark", "rect", { width: 2, height: "100%" });
 		parts.root = make("div", {},
-			part("head", "span", {}, part("glyph", "svg", { viewBox: "0 0 16 16", ...hidden }), part("label", "span", { id: "l" }, (parts.name = make("slot", { name: "label" }))), part("value", "span", hidden)),
-			part("bar", "span", { role: "progressbar", "aria-labelledby": "l" }, make("svg", hidden, part("fill", "rect", { height: "100%" }))),
-			part("detail", "span", {}, part("text"), part("next")));
+			part("head", "", {}, part("glyph", "svg", { viewBox: "0 0 16 16", ...hidden }), part("label", "", { id: "l" }, (parts.name = make("slot", { name: "label" }))), part("value", "", hidden)),
+			part("bar", "", { role: "progressbar", "aria-labelledby": "l" }, make("svg", hidden, part("fill", "rect", { height: "100%" }))),
+			part("detail", "", {}, part("text"), part("next")));
 		root.append(parts.root, make("slot", { name: "after" }));
 	}
 
@@ -326,8 +324,8 @@ export class DramatiqStatus extends HTMLElement {
 			last.ended = 1;
 			fire(snapshot.status == "failed" ? "failed" : "completed");
 		}
-		const link = /offline|refused|unknown/.test(state) ? state : 0;
-		if (link != (last.link ?? 0)) fire("connection");
+		const link = /offline|refused|unknown/.test(state) ? state : null;
+		if (link != last.link) fire("connection");
 		last.link = link;
 		const quarter = state == "working" ? Math.floor(last.percent / 25) % 4 : 0;
 		if (!first && (state != last.said || quarter > last.quarter) && (state != "working" || quarter)) say(this.#parts.name.textContent + ", " + (quarter ? quarter * 25 + "%" : this.#parts.bar.ariaValueText), +(state == "failed"));
@@ -337,8 +335,7 @@ export class DramatiqStatus extends HTMLElement {
 
 	tick() {
 		const parts = this.#parts, item = this.#item, last = this.#last, variant = this.getAttribute("variant");
-		if (!parts) return;
-		const own = { ...texts, ...this.texts }, lang = this.closest("[lang]")?.lang || undefined, n = (x) => format(lang, x, 1);
+		const own = { ...texts, ...this.texts }, lang = this.closest("[lang]")?.lang || [], n = (x) => format(lang, x, 1);
 		const ago = (time) => (Date.now() + skew - Date.parse(time)) / 1000, clock = (time, timeStyle) => new Date(time).toLocaleTimeString(lang, { timeStyle });
 		let state = "loading", glyph, facts = [], error, next = "", spoken, value, percent = 0, sweep, known;
 		const set = (text, seconds, ...more) => {
@@ -401,7 +398,7 @@ export class DramatiqStatus extends HTMLElement {
 				percent = known = 0;
 			}
 		}
-		facts = facts.filter(Boolean).map(String);
+		facts = facts.filter(Boolean);
 		if (error) facts = [error.message];
 
 		const write = (node, text) => node.textContent == text || (node.textContent = text);

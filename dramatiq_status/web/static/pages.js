@@ -38,7 +38,7 @@ function change(row, { snapshot, state }) {
   cell("try").classList.toggle("zero", !(attempts > 1));
   // The server's clock may differ from this one; lengths of time do not.
   row.began = seconds == null ? null : Date.now() - seconds * 1000;
-  took(row, seconds, state, snapshot.finished);
+  took(row, seconds, state);
   if (snapshot.finished || snapshot.cancel_requested_at) $(".sure", row)?.remove();
   if (snapshot.finished) finish(row, snapshot);
   else left(row, snapshot, state);
@@ -47,9 +47,9 @@ function change(row, { snapshot, state }) {
   age();
 }
 
-function took(row, seconds, state, ended) {
-  const cell = $(".c-took", row), short = seconds < 0.05 ? "under 0.1 s" : `${seconds?.toFixed(1)} s`;
-  const text = seconds == null || state === "queued" || state === "retrying" ? "" : ended && seconds < 9.95 ? short : duration(seconds, "en", texts, true);
+function took(row, seconds, state) {
+  const cell = $(".c-took", row);
+  const text = seconds == null || state === "queued" || state === "retrying" ? "" : duration(seconds, "en", texts, true);
   if (cell && cell.textContent !== text) cell.textContent = text;
 }
 
