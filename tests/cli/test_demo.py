@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from dramatiq_status.cli.demo import NEXT
 from dramatiq_status.cli.demo_jobs import declare
 from dramatiq_status.cli.main import main
 
+from ..docs.pages import script
 from .terminals import COMMAND, ROOT, Session, environment, on_pipe
 
 
@@ -86,12 +88,17 @@ def test_ctrl_c_ends_the_demo(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_the_readme_is_up_to_date() -> None:
-    # Given the picture, which scripts/demo-picture draws from real frames
+    # Given the picture, which scripts/demo-picture draws from real frames, for the pages with UPDATE_PAGES
+    drawing = script("demo-picture")
+    if os.environ.get("UPDATE_PAGES"):
+        drawing.main()
     picture = (ROOT / "docs" / "demo.svg").read_text(encoding="utf-8")
     texts = [html.unescape(text) for text in re.findall(r">([^<>]+)</text>", picture)]
     shown = " ".join(texts)
-    # Then it is small, is still for readers who prefer that, and has what the demo shows
-    assert len(picture.encode()) <= 60 * 1024 and "prefers-reduced-motion" in picture
+    # Then it is small, light or dark, is still for readers who prefer that, and has what the demo shows
+    assert len(picture.encode()) <= 60 * 1024
+    style = drawing.STYLE.partition("%g")[2]
+    assert style in picture and "prefers-reduced-motion" in style and "prefers-color-scheme" in style
     broker = StubBroker(middleware=[])
     broker.add_middleware(StatusMiddleware(backend=StubBackend()))
     broker.add_middleware(Retries())

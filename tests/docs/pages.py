@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from textwrap import dedent, indent
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -337,3 +340,13 @@ def forget_modules(folder: Path) -> None:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(f"{folder}{os.sep}"):
             del sys.modules[name]
+
+
+def script(name: str) -> ModuleType:
+    """Import a script, whose name has no suffix."""
+    loader = SourceFileLoader(name.replace("-", "_"), str(ROOT / "scripts" / name))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
-from types import ModuleType
-
 import pytest
 
 from dramatiq_status import State
 
-from .pages import ROOT
+from .pages import ROOT, script
 
 DOCS = ROOT / "docs"
-
-
-def script(name: str) -> ModuleType:
-    """Import a script, whose name has no suffix."""
-    loader = SourceFileLoader(name.replace("-", "_"), str(ROOT / "scripts" / name))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

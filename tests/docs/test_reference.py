@@ -8,7 +8,7 @@ from inspect import isfunction, signature
 
 import pytest
 
-from dramatiq_status import StatusMiddleware
+from dramatiq_status import StatusError, StatusMiddleware
 from dramatiq_status.cli.arguments import make_parser
 from dramatiq_status.cli.exits import EXPLANATION
 from dramatiq_status.names import DERIVED, NAMES
@@ -112,6 +112,15 @@ def test_the_reference_has_all_routes() -> None:
     shown = {path.partition("?")[0] for path in re.findall(r"^``(?:GET|POST) (\S+)``", page("web"), flags=re.MULTILINE)}
     assert shown == {*routes, "/dramatiq-status.js"}
     assert set(re.findall(r"^``([A-Z_]+)``  ", page("web"), flags=re.MULTILINE)) == set(DJANGO_SETTINGS)
+
+
+def test_the_reference_has_the_cause_and_the_cure_of_all_errors() -> None:
+    # Given the rows of the table: an error, its cause, its cure
+    rows = re.findall(r"^   \* - :class:`~([\w.]+)`\n     - \S.*\n     - \S.*$", page("errors"), flags=re.MULTILINE)
+    # Then each error of the package has one row, except the class of all
+    errors = {one for one in vars(import_module("dramatiq_status.errors")).values() if isinstance(one, type)}
+    assert len(rows) == len(set(rows))
+    assert {found(name) for name in rows} == {one for one in errors if issubclass(one, StatusError)} - {StatusError}
 
 
 @pytest.mark.parametrize("title", ["Attributes", "Events", "Properties"])
