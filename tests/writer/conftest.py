@@ -6,14 +6,30 @@ from collections.abc import Iterator
 
 import pytest
 
+from dramatiq_status.backend import StatusBackend
+from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.writer import Writer
 
 from ..recording import PATIENCE
+from .support import MakeWriter
 
 
 @pytest.fixture
-def writers() -> Iterator[list[Writer]]:
+def make_writer() -> Iterator[MakeWriter]:
+    """Makes writers that are drained after the test."""
     made: list[Writer] = []
-    yield made
+
+    def make(backend: StatusBackend) -> Writer:
+        made.append(Writer(backend, CircuitBreaker(type(backend).__name__)))
+        return made[-1]
+
+    yield make
     for writer in made:
         writer.drain(PATIENCE)
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets writers try a store that is down a thousand times a second."""
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)

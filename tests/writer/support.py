@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dramatiq_status import BackendError
@@ -34,8 +34,13 @@ class Silent(StubBackend):
         raise BackendError("It does not answer.")
 
 
-def begin(writer: Writer, throttle: int = 0) -> MessageBuffer:
-    buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=throttle, base=dict)
+#: A function that makes a writer with a circuit breaker of its own.
+MakeWriter = Callable[[StatusBackend], Writer]
+
+
+def begin(writer: Writer, name: str = "m", *, throttle: int = 0) -> MessageBuffer:
+    """Begin a run of a message."""
+    buffer = writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=throttle, base=dict)
     buffer.add(Start({}, 1))
     return buffer
 

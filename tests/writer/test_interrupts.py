@@ -16,27 +16,25 @@ from dramatiq.middleware import TimeLimitExceeded
 
 from dramatiq_status import StatusRegistry, current_status
 from dramatiq_status.backends import StubBackend
-from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE
 from dramatiq_status.update import Kind, Update
-from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Writer
+from dramatiq_status.writer import Confirmation, Finish, MessageBuffer
 from dramatiq_status.writer.leadership import Leadership
 
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
-from .support import ENQUEUE_ID, Silent, begin
+from .support import ENQUEUE_ID, MakeWriter, Silent, begin
 
 
 @pytest.mark.parametrize(
     "write", [MessageBuffer.increment, lambda buffer: buffer.write({}, 1)], ids=["increment", "write"]
 )
 def test_an_interrupt_before_the_signal_loses_at_most_one_increment(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, write: Callable[[MessageBuffer], None]
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch, write: Callable[[MessageBuffer], None]
 ) -> None:
     # Given a job that increments another message's progress
     backend = StubBackend()
     backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID))
-    writer = Writer(backend, CircuitBreaker("StubBackend"))
-    writers.append(writer)
+    writer = make_writer(backend)
     buffer = writer.outside("parent")
     # When it is interrupted before it signals the writer
 
@@ -80,13 +78,12 @@ class Strike:
         return self._count
 
 
-def test_an_interrupt_in_merging_loses_no_final_state(writers: list[Writer]) -> None:
+def test_an_interrupt_in_merging_loses_no_final_state(make_writer: MakeWriter) -> None:
     # Given jobs that read their own progress, each interrupted at another line of that
     for line in itertools.count(1):
         backend = StubBackend(timeout=1_000)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
-        writer = Writer(backend, CircuitBreaker("StubBackend"))
-        writers.append(writer)
+        writer = make_writer(backend)
         buffer, strike, confirmation = begin(writer), Strike({"_merge", "merge", "_merge_all"}, line), Confirmation()
         # No other thread merges meanwhile
         with writer._leadership.lock, contextlib.suppress(TimeLimitExceeded), strike:
@@ -104,13 +101,12 @@ def test_an_interrupt_in_merging_loses_no_final_state(writers: list[Writer]) -> 
     assert line > 5
 
 
-def test_an_interrupt_in_merging_a_whole_run_loses_no_final_state(writers: list[Writer]) -> None:
+def test_an_interrupt_in_merging_a_whole_run_loses_no_final_state(make_writer: MakeWriter) -> None:
     # Given jobs that have ended before their start was sent, each interrupted at another line of the merging of both
     for line in itertools.count(1):
         backend = StubBackend(timeout=1_000)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
-        writer = Writer(backend, CircuitBreaker("StubBackend"))
-        writers.append(writer)
+        writer = make_writer(backend)
         buffer, strike, confirmation = begin(writer), Strike({"_merge", "merge", "_merge_run"}, line), Confirmation()
         with writer._leadership.lock, contextlib.suppress(TimeLimitExceeded):
             buffer.finish(Finish(COMPLETED, {"F": "6"}, 1_000_000), confirmation)
@@ -126,14 +122,13 @@ def test_an_interrupt_in_merging_a_whole_run_loses_no_final_state(writers: list[
     assert line > 10
 
 
-def test_an_interrupt_in_postponing_loses_no_final_state(writers: list[Writer]) -> None:
+def test_an_interrupt_in_postponing_loses_no_final_state(make_writer: MakeWriter) -> None:
     # Given runs that end while the server of their message does not answer
     backends: list[Silent] = []
     for line in itertools.count(1):
         backend = Silent(others=True)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
-        writer = Writer(backend, CircuitBreaker("Silent"))
-        writers.append(writer)
+        writer = make_writer(backend)
         backends.append(backend)
         buffer, strike, confirmation = begin(writer), Strike({"postpone"}, line), Confirmation()
         buffer.finish(Finish(COMPLETED, {}, 1_000_000), confirmation)

@@ -27,14 +27,13 @@ from ..recording import (
     run,
     working,
 )
-from .support import ENQUEUE_ID
+from .support import ENQUEUE_ID, MakeWriter
 
 
-def test_a_leader_finishes_while_other_threads_write(writers: list[Writer]) -> None:
+def test_a_leader_finishes_while_other_threads_write(make_writer: MakeWriter) -> None:
     # Given jobs that write faster than a leader can collect
     backend = StubBackend()
-    writer = Writer(backend, CircuitBreaker("StubBackend"))
-    writers.append(writer)
+    writer = make_writer(backend)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
     buffer, other = writer.outside("m"), writer.outside("other")
     gathered: list[str] = []

@@ -12,13 +12,12 @@ import pytest
 
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backends import StubBackend
-from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE, TOTAL, Record
 from dramatiq_status.update import Changes, Kind, Update
-from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Write, Writer
+from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Write
 
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
-from .support import ENQUEUE_ID, Silent, begin
+from .support import ENQUEUE_ID, MakeWriter, Silent, begin
 
 
 class Odd(float):
@@ -32,11 +31,10 @@ class Rank(IntEnum):
     FIVE = 5
 
 
-def test_increments_may_be_numbers_of_derived_classes(writers: list[Writer]) -> None:
+def test_increments_may_be_numbers_of_derived_classes(make_writer: MakeWriter) -> None:
     # Given a job that increments by numbers of all kinds
     backend = StubBackend()
-    writer = Writer(backend, CircuitBreaker("StubBackend"))
-    writers.append(writer)
+    writer = make_writer(backend)
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     buffer = begin(writer)
     # When they reach the writer without a check
@@ -49,12 +47,11 @@ def test_increments_may_be_numbers_of_derived_classes(writers: list[Writer]) -> 
 
 
 def test_an_operation_that_cannot_be_merged_is_dropped_alone(
-    writers: list[Writer], caplog: pytest.LogCaptureFixture
+    make_writer: MakeWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given two jobs, and operations of types that do not exist
     backend = StubBackend()
-    writer = Writer(backend, CircuitBreaker("StubBackend"))
-    writers.append(writer)
+    writer = make_writer(backend)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
     buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
@@ -82,15 +79,14 @@ def test_an_operation_that_cannot_be_merged_is_dropped_alone(
 
 
 def test_unreadable_options_of_a_message_affect_no_other_message(
-    writers: list[Writer], caplog: pytest.LogCaptureFixture
+    make_writer: MakeWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a run whose status the store has lost, and whose message cannot be read again
     def unreadable() -> Record:
         raise ValueError("on purpose")
 
     backend = RecordingBackend()
-    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
-    writers.append(writer)
+    writer = make_writer(backend)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
     buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=unreadable)
     other = writer.outside("other")
@@ -140,12 +136,11 @@ def finish_between_totals(buffer: MessageBuffer) -> None:
     ],
 )
 def test_writes_after_the_end_of_a_count_come_after_it(
-    writers: list[Writer], write: Callable[[MessageBuffer], None], progress: str, total: str, is_lost: bool
+    make_writer: MakeWriter, write: Callable[[MessageBuffer], None], progress: str, total: str, is_lost: bool
 ) -> None:
     # Given a run whose first writes are on their way to the store, which may have lost its status
     backend = RecordingBackend()
-    writer = Writer(backend, CircuitBreaker("RecordingBackend"))
-    writers.append(writer)
+    writer = make_writer(backend)
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     buffer = begin(writer)
     assert buffer.flush(PATIENCE)
@@ -165,11 +160,10 @@ def test_writes_after_the_end_of_a_count_come_after_it(
     assert (counts.progress, counts.total) == (int(progress), int(total))
 
 
-def test_the_end_of_a_count_that_has_not_begun_holds_up_no_other_message(writers: list[Writer]) -> None:
+def test_the_end_of_a_count_that_has_not_begun_holds_up_no_other_message(make_writer: MakeWriter) -> None:
     # Given two jobs
     backend = StubBackend()
-    writer = Writer(backend, CircuitBreaker("StubBackend"))
-    writers.append(writer)
+    writer = make_writer(backend)
     backend.update_many([(name, Update(Kind.ENQUEUE, ENQUEUE_ID)) for name in ("m", "other")])
     buffer = writer.begin_run("m", run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
     other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)

@@ -9,10 +9,8 @@ import pytest
 
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_progress, current_status
 from dramatiq_status.backends import MemcachedBackend, StubBackend
-from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.record import PROGRESS
 from dramatiq_status.update import Kind, Outcome, Update
-from dramatiq_status.writer import Writer
 
 from ..recording import (
     PATIENCE,
@@ -22,18 +20,14 @@ from ..recording import (
     make_broker,
     run,
 )
-from .support import ENQUEUE_ID, Silent, begin
+from .support import ENQUEUE_ID, MakeWriter, Silent, begin
 
 
-def test_a_message_keeps_two_updates_in_an_outage_of_any_length(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("short_pauses")
+def test_a_message_keeps_two_updates_in_an_outage_of_any_length(make_writer: MakeWriter) -> None:
     # Given a store that does not answer, and a writer that tries it often
-    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
     backend = Silent(others=False)
-    writer = Writer(backend, CircuitBreaker("Silent"))
-    writers.append(writer)
+    writer = make_writer(backend)
     buffer = begin(writer)
     # When a job increments its progress
     counted = 0
@@ -65,13 +59,12 @@ class Refusing(StubBackend):
 
 
 def test_updates_that_were_stored_singly_are_not_sent_again(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a store that takes one update at a time, and does not answer in the middle
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     backend = Refusing({2})
-    writer = Writer(backend, CircuitBreaker("Refusing"))
-    writers.append(writer)
+    writer = make_writer(backend)
     for name in ("a", "b"):
         StubBackend.update_many(backend, [(name, Update(Kind.ENQUEUE, ENQUEUE_ID))])
     buffer, other = writer.outside("a"), writer.outside("b")
@@ -103,12 +96,13 @@ class Contended(StubBackend):
         return super().update_many(updates[:kept]) + [Outcome.UNAVAILABLE] * len(self.refused)
 
 
-def test_only_updates_without_an_outcome_are_sent_again(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_updates_without_an_outcome_are_sent_again(
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a store that carries out the first of two updates of a message alone
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.001)
     backend = Contended()
-    writer = Writer(backend, CircuitBreaker("Contended"))
-    writers.append(writer)
+    writer = make_writer(backend)
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     buffer = writer.outside("m")
     # When both contain increments

@@ -11,7 +11,6 @@ import pytest
 
 from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry, current_status
 from dramatiq_status.backends import StubBackend
-from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.errors import StoreRefused
 from dramatiq_status.record import ACTOR_NAME, PROGRESS
 from dramatiq_status.update import Kind, Outcome, Update
@@ -25,7 +24,7 @@ from ..recording import (
     make_stub_broker,
     run,
 )
-from .support import ENQUEUE_ID, Silent, begin
+from .support import ENQUEUE_ID, MakeWriter, Silent, begin
 
 
 class Picky(StubBackend):
@@ -44,20 +43,17 @@ class Picky(StubBackend):
 
 
 def test_a_message_that_fails_alone_delays_no_other(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a store that fails for one message, which is written to first
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.01)
     backend = Picky()
-    writer = Writer(backend, CircuitBreaker("Picky"))
-    writers.append(writer)
+    writer = make_writer(backend)
     buffer = begin(writer)
     # When others are written to, in the same call and later
     names = [f"other-{n}" for n in range(40)]
-    others = [writer.begin_run(name, run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in names]
-    for other in others:
-        other.add(Start({}, 1))
+    others = [begin(writer, name) for name in names]
     # Then the other messages are stored
     assert eventually(lambda: all(backend.read(name) for name in names))
     for other in others:
@@ -98,18 +94,12 @@ class Busy(StubBackend):
         return super().update_many(updates)
 
 
-def test_a_message_that_failed_in_an_outage_is_stored_despite_steady_traffic(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("short_pauses")
+def test_a_message_that_failed_in_an_outage_is_stored_despite_steady_traffic(make_writer: MakeWriter) -> None:
     # Given an outage in which single messages were sent
-    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
     backend = Busy()
-    backend.writer = writer = Writer(backend, CircuitBreaker("Busy"))
-    writers.append(writer)
-    buffers = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
-    for buffer in buffers:
-        buffer.add(Start({}, 1))
+    backend.writer = writer = make_writer(backend)
+    buffers = [begin(writer, name) for name in ("m", "n")]
     assert eventually(lambda: all(buffer.failed_alone for buffer in buffers))
     # When it is over, and there is always another message to send
     backend.down = False
@@ -133,19 +123,15 @@ class Shaky(StubBackend):
         return super().update_many(updates)
 
 
+@pytest.mark.usefixtures("short_pauses")
 def test_a_message_is_not_blamed_for_one_broken_connection(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given an outage in which messages failed alone
-    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.001)
     backend = Shaky()
-    writer = Writer(backend, CircuitBreaker("Shaky"))
-    writers.append(writer)
-    buffers = [writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict) for name in ("m", "n")]
-    for buffer in buffers:
-        buffer.add(Start({}, 1))
+    writer = make_writer(backend)
+    buffers = [begin(writer, name) for name in ("m", "n")]
     assert eventually(lambda: all(buffer.failed_alone for buffer in buffers))
     # When it is over, and a connection breaks once
     backend.down = False
@@ -168,14 +154,12 @@ class Reopening(StubBackend):
         return super().update_many(updates)
 
 
-def test_a_store_that_takes_updates_again_in_the_middle_of_a_batch_gets_all(writers: list[Writer]) -> None:
+def test_a_store_that_takes_updates_again_in_the_middle_of_a_batch_gets_all(make_writer: MakeWriter) -> None:
     # Given a writer that sends, and two messages that it sends next
     backend = Reopening()
-    writer = Writer(backend, CircuitBreaker("Reopening"))
-    writers.append(writer)
+    writer = make_writer(backend)
     for name in ("first", "m", "n"):
-        buffer = writer.begin_run(name, run_token=5, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
-        buffer.add(Start({}, 1))
+        begin(writer, name)
     # When the store refuses the first one of them, and takes the second one
     backend.goes_on.set()
     # Then it gets both
@@ -183,23 +167,18 @@ def test_a_store_that_takes_updates_again_in_the_middle_of_a_batch_gets_all(writ
     assert not writer.breaker.health(0, 0).dropped
 
 
-def test_an_outage_does_not_end_because_there_is_nothing_to_send(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("short_pauses")
+def test_an_outage_does_not_end_because_there_is_nothing_to_send(make_writer: MakeWriter) -> None:
     # Given an outage, and a message whose updates were sent with a command of the broker
-    monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)
     backend = Silent(others=False)
-    writer = Writer(backend, CircuitBreaker("Silent"))
-    writers.append(writer)
+    writer = make_writer(backend)
     buffer = begin(writer)
     assert eventually(lambda: writer.breaker.down)
     updates = buffer.take(0.0)
     buffer.settle(updates, [Outcome.APPLIED] * len(updates))
     # When the writer tries the store again, also with another message
     calls = len(backend.calls)
-    other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
-    other.add(Start({}, 1))
+    begin(writer, "other")
     assert eventually(lambda: len(backend.calls) > calls + 2)
     # Then the outage lasts
     assert 0 not in backend.calls and writer.breaker.down and writer.breaker.health(0, 0).outages == 1
@@ -223,16 +202,16 @@ class PickyAboutRuns(Picky):
             raise
 
 
-def test_a_parent_that_fails_alone_is_sent_with_pauses(writers: list[Writer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parent_that_fails_alone_is_sent_with_pauses(
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a store that fails for one message, and counts as up
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 0.02)
     backend = PickyAboutRuns()
-    writer = Writer(backend, CircuitBreaker("Picky"))
-    writers.append(writer)
+    writer = make_writer(backend)
     buffer = begin(writer)
-    other = writer.begin_run("other", run_token=6, enqueue_id=ENQUEUE_ID, throttle=0, base=dict)
-    other.add(Start({}, 1))
+    begin(writer, "other")
     assert eventually(lambda: buffer.failed_alone and backend.read("other") is not None)
     # When a child increments its progress
     writer.outside("m").write({}, 2)

@@ -6,25 +6,23 @@ import threading
 
 import pytest
 
-from dramatiq_status.circuit_breaker import CircuitBreaker
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE
 from dramatiq_status.update import Kind, Update
-from dramatiq_status.writer import Confirmation, Finish, Writer
+from dramatiq_status.writer import Confirmation, Finish
 
 from ..recording import PATIENCE, eventually
-from .support import ENQUEUE_ID, Silent, begin
+from .support import ENQUEUE_ID, MakeWriter, Silent, begin
 
 
 @pytest.mark.parametrize("throttle", [0, 3_600_000])
 def test_a_server_that_does_not_answer_gets_no_further_calls(
-    writers: list[Writer], monkeypatch: pytest.MonkeyPatch, throttle: int
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch, throttle: int
 ) -> None:
     # Given a message whose server does not answer, while other servers do
     backend = Silent(others=True)
-    writer = Writer(backend, CircuitBreaker("Silent"))
-    writers.append(writer)
+    writer = make_writer(backend)
     monkeypatch.setattr("dramatiq_status.writer.sender.LONGEST_PAUSE", 3600.0)
-    buffer = begin(writer, throttle)
+    buffer = begin(writer, throttle=throttle)
     eventually(lambda: backend.calls)
     # When the job increments its progress, and ends
     for _ in range(1000):
@@ -43,11 +41,10 @@ def test_a_server_that_does_not_answer_gets_no_further_calls(
     assert record is not None and (record[PROGRESS], record[STATE]) == ("1000", str(COMPLETED))
 
 
-def test_a_drain_waits_for_a_record_whose_server_was_unavailable(writers: list[Writer]) -> None:
+def test_a_drain_waits_for_a_record_whose_server_was_unavailable(make_writer: MakeWriter) -> None:
     # Given a process that has incremented a message whose server was unavailable, and that ends
     backend = Silent(others=True)
-    writer = Writer(backend, CircuitBreaker("Silent"))
-    writers.append(writer)
+    writer = make_writer(backend)
     writer.outside("parent").increment(3)
     eventually(lambda: backend.calls)
     ending = threading.Thread(target=writer.drain, args=(PATIENCE,))
