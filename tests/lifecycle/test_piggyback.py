@@ -34,7 +34,7 @@ from .recorder import RecordingRedisBackend
 from .scenarios import DONE, RETRIED, SCENARIOS, End, Scenario
 from .stage import Stage
 from .test_interrupts import Aim, Case, Struck, strikes
-from .test_scenarios import end_of
+from .test_scenarios import check_scenario, end_of
 
 
 @pytest.fixture(
@@ -54,24 +54,8 @@ def stage(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_readers_see_the_states_of_each_scenario(stage: Stage, scenario: Scenario) -> None:
-    # Given a worker, and where our middleware stands to the one that makes the difference
-    order = [type(middleware).__name__ for middleware in stage.broker.middleware]
-    ahead = scenario.cause in order and order.index("StatusMiddleware") < order.index(str(scenario.cause))
-    expected = scenario.expected(retries=stage.retries, ahead=ahead)
-    if expected.states == "q":
-        # A message that another middleware refused leaves nothing behind.
-        expected = End("", 0)
-    # When it happens
-    sent = scenario.perform(stage, scenario)
-    if expected.states not in ("", "q"):
-        for message_id in sent.values():
-            stage.audit.wait(message_id)
-    # Then these are the states that the store went through, and this is how it ended
-    ends = {role: expected if role == "it" else scenario.others for role in sent}
-    assert {role: end_of(stage, message_id) for role, message_id in sent.items()} == ends
-    # And the last of them was in the store when the command of the broker had returned
-    last = {message_id: ends[role].states[-1] for role, message_id in sent.items() if len(ends[role].states) > 1}
-    assert [message_id for message_id, state in last.items() if state not in stage.at_ack[message_id]] == []
+    # A message that another middleware refused leaves nothing behind.
+    check_scenario(stage, scenario, refused=End("", 0))
 
 
 # Round trips

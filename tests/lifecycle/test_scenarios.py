@@ -54,25 +54,8 @@ def stage(request: pytest.FixtureRequest, broker: str, position: str, retries: b
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
-def test_readers_see_the_states_of_each_scenario(stage: Stage, position: str, scenario: Scenario) -> None:
-    # Given a worker, and where our middleware stands to the one that makes the difference
-    order = [type(middleware).__name__ for middleware in stage.broker.middleware]
-    ahead = scenario.cause in order and order.index("StatusMiddleware") < order.index(str(scenario.cause))
-    expected = scenario.expected(retries=stage.retries, ahead=ahead)
-
-    # When it happens
-    sent = scenario.perform(stage, scenario)
-    if expected.states not in ("", "q"):
-        for message_id in sent.values():
-            stage.audit.wait(message_id)
-
-    # Then these are the states that the store went through, and this is how it ended
-    ends = {role: expected if role == "it" else scenario.others for role in sent}
-    assert {role: end_of(stage, message_id) for role, message_id in sent.items()} == ends
-    # And the last of them was in the store when the message was acknowledged or rejected (a delivery that puts it back
-    # may be acknowledged after that which it leads to)
-    last = {message_id: ends[role].states[-1] for role, message_id in sent.items() if len(ends[role].states) > 1}
-    assert [message_id for message_id, state in last.items() if state not in stage.at_ack[message_id]] == []
+def test_readers_see_the_states_of_each_scenario(stage: Stage, scenario: Scenario) -> None:
+    check_scenario(stage, scenario)
 
 
 def test_a_message_that_waits_for_its_retry_has_the_exception(stage: Stage) -> None:
@@ -96,6 +79,28 @@ def test_a_message_that_waits_for_its_retry_has_the_exception(stage: Stage) -> N
         ]
     else:
         assert seen == [("queued", 0, None, False), ("failed", 1, first, False)]
+
+
+def check_scenario(stage: Stage, scenario: Scenario, *, refused: End | None = None) -> None:
+    """Check what readers see of a scenario, and of the message that a middleware refuses in it."""
+    # Given a worker, and where our middleware stands to the one that makes the difference
+    order = [type(middleware).__name__ for middleware in stage.broker.middleware]
+    ahead = scenario.cause in order and order.index("StatusMiddleware") < order.index(str(scenario.cause))
+    expected = scenario.expected(retries=stage.retries, ahead=ahead)
+    if refused is not None and expected.states == "q":
+        expected = refused
+    # When it happens
+    sent = scenario.perform(stage, scenario)
+    if expected.states not in ("", "q"):
+        for message_id in sent.values():
+            stage.audit.wait(message_id)
+    # Then these are the states that the store went through, and this is how it ended
+    ends = {role: expected if role == "it" else scenario.others for role in sent}
+    assert {role: end_of(stage, message_id) for role, message_id in sent.items()} == ends
+    # And the last of them was in the store when the message was acknowledged or rejected (a delivery that puts it back
+    # may be acknowledged after that which it leads to)
+    last = {message_id: ends[role].states[-1] for role, message_id in sent.items() if len(ends[role].states) > 1}
+    assert [message_id for message_id, state in last.items() if state not in stage.at_ack[message_id]] == []
 
 
 def end_of(stage: Stage, message_id: str) -> End:
