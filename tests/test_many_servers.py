@@ -27,6 +27,9 @@ from .servers import RedisCluster
 #: Enough for a busy machine, in milliseconds and in seconds.
 PATIENT, PATIENCE = 20_000, 20.0
 
+#: Milliseconds after which watchers end, so that a test that fails does not wait for them forever.
+FOREVER = 3 * PATIENT
+
 
 class Halves(StubBackend):
     """A backend that simulates two servers in one dict.  The server of ids that begin with "b" can be switched off."""
@@ -201,36 +204,36 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
     frozen = [message_id for message_id in ids if redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) == 1]
     others = sorted(set(ids) - set(frozen))
     assert frozen and others
-    missing_timeout = 300
+    patience: Any = {"timeout": FOREVER, "missing_timeout": 300}
 
     async def follow(message_id: str) -> State:
-        async for found in aio.StatusRegistry.watch(message_id, backend=backend, missing_timeout=missing_timeout):
+        async for found in aio.StatusRegistry.watch(message_id, backend=backend, **patience):
             state = found.state
         return state
 
     async def follow_all() -> list[Any]:
-        whole = aio.StatusRegistry.batch(ids, backend=backend).wait(timeout=None, missing_timeout=missing_timeout)
+        whole = aio.StatusRegistry.batch(ids, backend=backend).wait(**patience)
         return await asyncio.gather(whole, *map(follow, ids))
 
     def watch(message_id: str) -> State:
-        watched = StatusRegistry.watch(message_id, backend=backend, missing_timeout=missing_timeout)
+        watched = StatusRegistry.watch(message_id, backend=backend, **patience)
         return [found.state for found in watched][-1]
 
     with (
-        closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=200)) as backend,
+        closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=1000)) as backend,
         ThreadPoolExecutor(40) as pool,
     ):
         backend.update_many([(message_id, start(1)) for message_id in ids])
         followed = pool.submit(lambda: asyncio.run(follow_all()))
         watched = [pool.submit(watch, message_id) for message_id in (*frozen[:4], *others[:4])]
         batch = StatusRegistry.batch(ids, backend=backend)
-        waited = pool.submit(batch.wait, timeout=None, missing_timeout=missing_timeout)
+        waited = pool.submit(batch.wait, **patience)
         # Each watcher subscribes after its first read, so wait until all have subscribed.
         assert eventually(lambda: listeners(redis_cluster) >= len(watched) + 2)
         # When a node is frozen for several times as long as a message may be missing
         redis_cluster.nodes[1].pause()
         try:
-            until = time.monotonic() + 5 * missing_timeout / 1000
+            until = time.monotonic() + 5 * patience["missing_timeout"] / 1000
             while time.monotonic() < until:
                 found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
                 # Then its messages are unavailable, and no other one is
