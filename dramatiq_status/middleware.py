@@ -354,8 +354,8 @@ def _watch_enqueues(broker: dramatiq.Broker) -> None:
         try:
             return call(message, *args, **kwargs)
         except Exception:
-            # An interrupt of the thread says nothing about the broker.  It does not interrupt system calls, so that it
-            # mostly comes when the broker has the message.
+            # After an interrupt of the thread, it is unknown whether the broker has the message.  It mostly has the
+            # message, because the interrupt does not end a system call.
             for middleware in broker.middleware:
                 if isinstance(middleware, StatusMiddleware):
                     middleware.withdraw_enqueue(message)

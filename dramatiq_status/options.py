@@ -103,8 +103,8 @@ class Options:
                     if strict:
                         raise
                     logger.error("%s The option is ignored.", e)
-            # A producer that has not declared the actor does not know which includes it allows. The worker then ignores
-            # the includes that the actor does not allow.
+            # A producer that has not declared the actor cannot check this. The worker then ignores the includes that
+            # the actor does not allow.
             if strict and name in self._settings:
                 _refuse_more(settings, message)
         if settings.tracked:

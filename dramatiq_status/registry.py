@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 def _handles() -> tuple[type[Status], type[Progress], Callable[..., Channel]]:
     """Return the classes of the handles, and the function that opens their channels.
 
-    They load the writer, which the command line does not need. An import in each call would take it 10 microseconds.
+    Their modules load the writer, which the command line does not need.  The result is cached, because the imports
+    would take each call 10 microseconds.
     """
     from .opening import open_channel
     from .progress import Progress

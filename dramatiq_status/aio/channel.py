@@ -43,7 +43,7 @@ class AsyncChannel(Protocol):
         """Delete the status."""
 
     def is_cancelled(self) -> bool | None:
-        """Whether the running message was asked to stop.  None if only the store knows."""
+        """Whether the running message was asked to stop.  None if the caller has to read the status."""
 
 
 class OutsideChannel(LiveChannel):

@@ -23,7 +23,7 @@ MIN_REPLIES_PER_SECOND: Final = 1000
 #: Seconds after which an idle connection is closed.
 IDLE_TIMEOUT: Final = 30.0
 
-#: Whether a task can tell its time limit from another cancellation.
+#: Whether a task can distinguish its time limit from another cancellation.
 _CAN_UNCANCEL: Final = sys.version_info >= (3, 11)
 
 #: Maximum size in bytes of requests that a caller sends itself: no write of them waits.

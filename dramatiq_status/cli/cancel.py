@@ -1,4 +1,4 @@
-"""The command ``cancel``: asks, and reports whether the jobs listen."""
+"""The command ``cancel``: it requests that jobs end, and reports what has become of each."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from ..snapshot import Snapshot
 from ..words import CANCELLED, COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
 from .text import clean, pad
 
-#: A finished job still moves if its status has changed at least _MOVED after its end, and less than _STILL ago.
+#: Other messages still count on a finished job if its status has changed at least _MOVED after its end, and less than
+#: _STILL ago.
 _MOVED: Final = timedelta(milliseconds=300)
 _STILL: Final = timedelta(seconds=10)
 

@@ -102,7 +102,7 @@ class LiveOutput:
         self._screen.draw(self._picture.draw(view, options), options.terminal)
 
     def wants_new(self, view: JobsView) -> bool:
-        # A key that was pressed before there were new jobs counts for none.  An empty list has no row to move.
+        # A key that was pressed before there were new jobs has no effect.  An empty list has no row to move.
         keys = self._screen.keys()
         return view.added > 0 and ("n" in keys or not view.found.children)
 

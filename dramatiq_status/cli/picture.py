@@ -152,8 +152,8 @@ class Picture:
         return rows[-max(1, options.rows - 1) :]
 
     def end(self, view: JobsView, options: PictureOptions, note: str = "") -> list[Row]:
-        """Return the rows of the last picture: failed jobs and their reasons if not all jobs have room.  A list
-        keeps its rows as they were, because its jobs are not over.
+        """Return the rows of the last picture: failed jobs and their reasons if not all jobs have room.  The
+        rows of a list stay as they were, because it also has jobs that have not ended.
         """
         if self._heads:
             # The note and the shell's next line have room below.

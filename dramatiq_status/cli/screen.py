@@ -117,7 +117,7 @@ class Screen:
         if not self._begun:
             self._settings = settings
         quiet = list(settings)
-        # Keys that are read, are read as they are pressed; Ctrl-C and Ctrl-Z stay signals.
+        # Without ICANON, a key can be read before the return key is pressed; Ctrl-C and Ctrl-Z stay signals.
         quiet[3] &= ~(termios.ECHO | (termios.ICANON if self.has_keys else 0))
         termios.tcsetattr(self._descriptor, termios.TCSADRAIN, quiet)
         self._begun = True

@@ -28,7 +28,7 @@ _COLUMNS: Final = (
     *(("Left", "c-left num"), ("Attempts", "c-try num"), ("Ran for", "c-took num"), ("Changed", "c-when num")),
 )
 
-#: States that a store does not list by themselves, and the states that have them.
+#: By name of a filter for which stores have no index: the state of all messages that it selects.
 _AMONG: Final = {"cancelled": "failed", "stalled": "working", "retrying": "queued", "scheduled": "queued"}
 
 _KEYS: Final = (("/", "find"), ("j k", "down, up"), ("↵", "open"), ("c", "copy id"), ("n", "show new"))
@@ -205,7 +205,7 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
             moment = newest.finished_at.isoformat(timespec="seconds")
             below = tag("span", "newest ", tag("time", age(seconds), datetime=moment))
         if state == "failed":
-            # Those are among the failed ones, and nobody has to look at them.
+            # Cancelled jobs are among the failed ones, and need no attention.
             below = join(below, " ", tag("span", _cancelled_in(counts), data_below="cancelled"))
         current = question.state == state
         top = tag(

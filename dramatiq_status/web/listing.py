@@ -21,8 +21,8 @@ MAX_KEPT: Final = 64
 #: Rows of a page.
 PAGE: Final = 50
 
-#: Maximum number of working or failed messages that are read to count the stalled or cancelled ones among them: stores
-#: have an index of states, of which neither is one.
+#: Maximum number of working or failed messages that are read to count the stalled or cancelled ones among them.  Stores
+#: have an index by state, and none of stalled or cancelled messages.
 MAX_READ: Final = 100
 
 STATES: Final = ("queued", "working", "failed", "completed")

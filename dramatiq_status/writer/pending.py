@@ -32,7 +32,7 @@ class PendingUpdate:
         self.confirmations: list[Confirmation] = list(confirmations)
         #: The update, once it was sent.
         self.frozen: Update | None = None
-        #: What the end of a count has set, as far as this process knows; empty without such an end.  An update ends a
+        #: What the end of a count has set, if this process has it; empty without such an end.  An update ends a
         #: count after all else, so later counts need another update.
         self.reached: Record = {}
 

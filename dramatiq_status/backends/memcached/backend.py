@@ -280,7 +280,7 @@ class MemcachedBackend(StatusBackend):
                 stored, _ = read(Connection.read_stored)
             except BackendError as e:
                 if e.__cause__ is None or not has_hung_up(e.__cause__):
-                    # A second attempt would exceed the time-out of this call, and may meet the same error.
+                    # A second attempt would exceed the time-out of this call, and may end in the same error.
                     return self._unavailable(1, e, monotonic())[0]
             else:
                 if stored is _STORED:

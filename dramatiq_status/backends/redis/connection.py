@@ -193,8 +193,8 @@ class Connection:
     def _limit(self) -> None:
         """Let the next system call wait until the deadline.
 
-        The callers check first whether that differs much from the time-out that is set: a call of this function for
-        that would cost an update another half percent.
+        The callers themselves check first whether the deadline differs much from the time-out that is set.  With the
+        check in this function, an update would take half a percent longer.
         """
         # A server that stops in the middle of a large reply gets at most one more time-out.
         self._waits = min(time_left(self.deadline), self._timeout)

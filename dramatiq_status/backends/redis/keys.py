@@ -101,8 +101,8 @@ class Keys:
         #: By shard, the part of an index's key that comes before the name of a set.  No record's key begins with it: in
         #: a record's key, the first ":" comes before the first space.
         self.indexes: list[str] = indexes
-        #: By shard, the key of the log of cancelled messages, which is the name of its channel, and of no set of the
-        #: index.
+        #: By shard, the key of the log of cancelled messages.  The channel of the log has the same name.  No set of the
+        #: index has it.
         self.cancels: list[str] = [f"{index}cancels" for index in indexes]
         #: Maximum number of messages of a shard in each set of its index; 0 for no index.
         self.max_listed: int = -(-max_listed // len(prefixes))
