@@ -9,7 +9,8 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import dramatiq
@@ -24,7 +25,7 @@ from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 
 from .pace import own_clock
 from .proxy import Proxy
-from .recording import eventually, make_broker
+from .recording import PATIENCE, eventually, make_broker
 from .servers import RedisCluster, RedisSentinels, RedisServer
 
 #: The time-out of the backends here, in milliseconds.
@@ -61,6 +62,18 @@ def in_time(*, fails: bool | None = True, timeout: int = TIMEOUT) -> Iterator[No
 
 def enqueue(number: int = 1, *, fields: dict[str, str] = FIELDS) -> Update:
     return Update(Kind.ENQUEUE, EnqueueId(number, 1), fields=fields)
+
+
+def filled(
+    connect: Callable[..., StatusBackend], updates: list[tuple[str, Update]], *, timeout: int = TIMEOUT
+) -> StatusBackend:
+    """Send updates with all the time that a busy machine needs, and return a connected backend with a time-out."""
+    with closing(connect(timeout=PATIENCE * 1000)) as patient:
+        assert Outcome.UNAVAILABLE not in patient.update_many(updates)
+    backend = connect(timeout=timeout)
+    # The messages are on all servers.
+    backend.read_many([message_id for message_id, _ in updates[:20]])
+    return backend
 
 
 def enqueue_all(backend: RedisBackend, number: int) -> None:
@@ -183,13 +196,12 @@ def test_a_large_reply_may_take_longer_than_the_timeout(
     large = '"' + "x" * 60_000 + '"'
     ids = [str(number) for number in range(50)]
     with Proxy(server.port) as proxy:
-        backend: StatusBackend
         if kind == "memcached":
-            backend = MemcachedBackend(servers=f"127.0.0.1:{proxy.port}", timeout=200)
+            connect: Any = partial(MemcachedBackend, servers=f"127.0.0.1:{proxy.port}")
         else:
-            backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=200)
-        for message_id in ids:
-            backend.update(message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1), fields={":large": large}))
+            connect = partial(RedisBackend, host="127.0.0.1", port=proxy.port)
+        updates = [(message_id, enqueue(fields={":large": large})) for message_id in ids]
+        backend = filled(connect, updates, timeout=200)
         proxy.drip = (65_536, 65_536 / 8_000_000)
         # When it is asked for 3 MB, within half of the time that they take
         records = backend.read_many(ids)
@@ -200,9 +212,10 @@ def test_a_large_reply_may_take_longer_than_the_timeout(
 
 def test_a_large_reply_that_stops_ends_at_the_timeout(proxy: Proxy) -> None:
     # Given a server that stops in the middle of a large reply
-    backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
-    for number in range(60):
-        backend.update(str(number), Update(Kind.ENQUEUE, EnqueueId(1, 1), fields={":large": '"' + "x" * 60_000 + '"'}))
+    large = enqueue(fields={":large": '"' + "x" * 60_000 + '"'})
+    backend = filled(
+        partial(RedisBackend, host="127.0.0.1", port=proxy.port), [(str(number), large) for number in range(60)]
+    )
     proxy.stop_after = 3_000_000
     # When it is asked
     # Then it has no more time than one that does not begin
@@ -241,13 +254,13 @@ def test_replies_that_a_busy_process_reads_late(
     if kind == "cluster":
         servers = request.getfixturevalue("redis_cluster")
         servers.reset()
-        backend = RedisBackend(cluster_nodes=servers.addresses, timeout=TIMEOUT)
+        connect = partial(RedisBackend, cluster_nodes=servers.addresses)
     else:
         if kind != "redis":
             monkeypatch.setattr(redis_connection, "hiredis", None)
-        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=TIMEOUT)
+        connect = partial(RedisBackend, url=request.getfixturevalue("redis_url"))
     ids = [str(number) for number in range(250)]
-    backend.update_many([(message_id, enqueue()) for message_id in ids])
+    backend = filled(connect, [(message_id, enqueue()) for message_id in ids])
     # When it reads many messages
     with busy_process():
         records = backend.read_many(ids)
@@ -275,9 +288,11 @@ def test_replies_that_are_read_late_after_begin_update(
 
 def test_a_large_reply_in_an_event_loop_may_take_longer_than_the_timeout(proxy: Proxy) -> None:
     # Given a server that takes twice the time-out for a reply, and goes on sending
-    backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
     ids = [str(number) for number in range(1000)]
-    backend.update_many([(message_id, Update(Kind.ENQUEUE, EnqueueId(1, 1))) for message_id in ids])
+    backend = filled(
+        partial(RedisBackend, host="127.0.0.1", port=proxy.port),
+        [(message_id, enqueue(fields={})) for message_id in ids],
+    )
 
     async def ask() -> list[Any]:
         await aio.StatusRegistry.read("0", backend=backend)
