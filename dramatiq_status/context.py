@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from ._process import at_fork
-from .channel import Channel, DetachedChannel
+from .channel import Channel, DetachedChannel, RunChannel
 from .fields import check_count, check_total, encode_fields
 from .progress import Progress
 from .status import Status, channel_of
@@ -31,16 +31,55 @@ T = TypeVar("T")
 _HANDLES: Final = frozenset((Status, Progress, Track))
 
 
-class Binding(NamedTuple):
-    """The handles of the running message."""
+class Binding:
+    """The handles of a message.  Those of the running message are made when they are first used: many jobs use none.
 
-    status: Status
-    progress: Progress
-    writer: Writer | None = None
-    delivery: Delivery | None = None
-    suspended: SuspendedBinding | None = None
-    #: The store of :func:`dramatiq_status.testing.bound_status`, which the registry then uses.
-    backend: StatusBackend | None = None
+    Parameters:
+      channel(Channel): Channel of the handles; None for the channel of the delivery.
+      writer(Writer)
+      delivery(Delivery): Delivery of the running message.
+      suspended(SuspendedBinding)
+      backend(StatusBackend): Store of :func:`dramatiq_status.testing.bound_status`, which the registry then uses.
+    """
+
+    _status: Status | None = None
+    _progress: Progress | None = None
+
+    def __init__(
+        self,
+        channel: Channel | None = None,
+        writer: Writer | None = None,
+        delivery: Delivery | None = None,
+        suspended: SuspendedBinding | None = None,
+        backend: StatusBackend | None = None,
+    ) -> None:
+        self._channel = channel
+        self.writer = writer
+        self.delivery = delivery
+        self.suspended = suspended
+        self.backend = backend
+
+    @property
+    def channel(self) -> Channel:
+        """The channel of the handles."""
+        if self._channel is None:
+            assert self.writer is not None and self.delivery is not None
+            made = RunChannel(self.delivery.tracking.buffer, self.writer.backend)
+            # Of two threads of the run that come here at once, both get the channel of the first.
+            self._channel = self.__dict__.setdefault("_made", made)
+        return self._channel
+
+    @property
+    def status(self) -> Status:
+        if self._status is None:
+            self._status = Status(self.channel)
+        return self._status
+
+    @property
+    def progress(self) -> Progress:
+        if self._progress is None:
+            self._progress = Progress(self.channel)
+        return self._progress
 
 
 class SuspendedBinding(NamedTuple):
@@ -75,16 +114,10 @@ def _reset_in_child() -> None:
     # so do handles that it gets from the registry.
     binding = _binding.get()
     if binding is not None:
-        bind(Binding(binding.status, binding.progress))
+        bind(Binding(binding.channel))
 
 
 at_fork(after_in_child=_reset_in_child)
-
-
-def detached_binding(channel: Channel | None = None) -> Binding:
-    """Make handles that write to memory alone."""
-    channel = channel or DetachedChannel()
-    return Binding(Status(channel), Progress(channel))
 
 
 def suspend(binding: Binding, message_id: str) -> Binding:
@@ -94,7 +127,7 @@ def suspend(binding: Binding, message_id: str) -> Binding:
       binding(Binding): Binding of the outer message.
       message_id(str): Id of the untracked message.
     """
-    return detached_binding()._replace(suspended=SuspendedBinding(binding, message_id))
+    return Binding(DetachedChannel(), suspended=SuspendedBinding(binding, message_id))
 
 
 def resume(message_id: str) -> None:
@@ -196,7 +229,7 @@ def track(
         raise TypeError(f"Cannot track a {type(iterable).__name__}: it is not iterable.")
     total = None if total is None else check_total(total)
     binding = _binding.get()
-    channel = _detached_channel() if binding is None else channel_of(binding.status)
+    channel = _detached_channel() if binding is None else binding.channel
     done = check_count("progress", fields.pop("progress", 0))
     if done < 0:
         raise ValueError(f"Field 'progress' of track() must not be negative, not {done!r}.")

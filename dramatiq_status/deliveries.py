@@ -15,7 +15,6 @@ from ._process import at_fork
 from .backend import StatusBackend, now_ms
 from .cancel_log import mark_of
 from .cancels import CancelLogReader, reason_in
-from .channel import RunChannel
 from .context import Binding, bind, current_binding, resume, suspend
 from .errors import Cancelled
 from .history import run_ended, run_lost
@@ -23,7 +22,6 @@ from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_n
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, Options, Settings, enqueue_id_of, new_token
 from .piggyback import UpdateAttacher
-from .progress import Progress
 from .record import (
     CANCELLED,
     COMPLETED,
@@ -40,7 +38,6 @@ from .record import (
     WORKING,
     Record,
 )
-from .status import Status
 from .update import EnqueueId
 from .writer import AttachedBuffers, Confirmation, Finish, MessageBuffer, Start, Writer
 
@@ -305,9 +302,8 @@ class Deliveries:
         buffer = self._writer.begin_run(
             message_id, run_token=run_token, enqueue_id=enqueue_id, throttle=settings.throttle, base=base
         )
-        delivery = Delivery(message_id, enqueue_id, run_token, tracking=_Tracking(buffer, settings, previous, message))
-        channel = RunChannel(buffer, self._backend)
-        return Binding(Status(channel), Progress(channel), self._writer, delivery)
+        delivery = Delivery(message_id, enqueue_id, run_token, _Tracking(buffer, settings, previous, message))
+        return Binding(None, self._writer, delivery)
 
 
 #: All deliveries of this process.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
 from enum import Enum
 from math import isfinite
 from typing import Any, Final, NamedTuple
@@ -47,7 +47,6 @@ class Decision(Enum):
 _STATES: Final = {Decision.COMPLETED: COMPLETED, Decision.FAILED: FAILED, Decision.CANCELLED: FAILED}
 
 
-@dataclass(eq=False)
 class Delivery:
     """One delivery of a message, from the first hook that sees it to the last.
 
@@ -56,52 +55,59 @@ class Delivery:
       enqueue_id(EnqueueId): Id of the enqueue that led to this delivery.
       run_token(int): Fencing token of the run; 0 if another middleware stopped the message before the hook of
         StatusMiddleware was called.
+      tracking(Tracking): The middleware's own values for this delivery.
     """
 
-    message_id: str
-    enqueue_id: EnqueueId = NO_ENQUEUE_ID
-    run_token: int = 0
+    # The values of most deliveries, which thus need not be set.
+
     #: Whether `after_process_message` was called. `exception` and `result` are the values that were passed to it.
     outcome_seen: bool = False
     exception: BaseException | None = None
-    result: Any = field(default=None, init=False)
+    result: Any = None
     skipped: bool = False
     #: Whether the message ends because it was cancelled: the actor has raised :class:`.Cancelled`, or was not run.
-    cancelled: bool = field(default=False, init=False)
+    cancelled: bool = False
     #: Whether the broker has taken the message again.
     requeued: bool = False
     #: Whether the end of the delivery was decided, and its final state was passed to the writer.
-    settled: bool = field(default=False, init=False)
+    settled: bool = False
     #: Confirmation of the final state, for which the acknowledgement waits.
-    confirmation: Any = field(default=None, init=False, repr=False)
+    confirmation: Any = None
     #: Buffers of other messages that the run has written to.  The references are weak: the writer itself keeps each
     #: buffer until its writes are stored. They have no callbacks, because Python ignores an interrupt that strikes in a
     #: callback.
-    others: set[weakref.ref[Any]] | None = field(default=None, init=False, repr=False)
+    others: set[weakref.ref[Any]] | None = None
     #: Buffers in `others` that were noted since the run last sent a message.
-    fresh: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
+    fresh: AbstractSet[weakref.ref[Any]] = frozenset()
     #: Buffers in `others` whose writes the present send waits for.
-    confirming: set[weakref.ref[Any]] = field(default_factory=set, repr=False)
+    confirming: AbstractSet[weakref.ref[Any]] = frozenset()
     #: Number of references in `others` above which `note()` removes the references to deleted buffers.
-    sweep_at: int = field(default=_MIN_SWEEP, init=False, repr=False)
+    sweep_at: int = _MIN_SWEEP
     #: Confirmations of enqueues for which no thread has waited.
-    enqueues: list[Any] | None = field(default=None, init=False, repr=False)
+    enqueues: list[Any] | None = None
     #: End of the acknowledgement's wait, by the monotonic clock.
-    deadline: float | None = field(default=None, init=False)
-    #: The middleware's own values for this delivery.
-    tracking: Any = field(default=None, repr=False)
+    deadline: float | None = None
+
+    def __init__(
+        self, message_id: str, enqueue_id: EnqueueId = NO_ENQUEUE_ID, run_token: int = 0, tracking: Any = None
+    ) -> None:
+        self.message_id = message_id
+        self.enqueue_id = enqueue_id
+        self.run_token = run_token
+        self.tracking = tracking
 
     def note(self, buffer: Any) -> None:
         """Note that the run writes to another message."""
         reference = weakref.ref(buffer)
-        if self.others is None:
-            self.others = set()
-        self.others.add(reference)
-        self.fresh.add(reference)
-        if len(self.others) > self.sweep_at:
-            for references in (self.others, self.fresh):
+        # Several threads of the run may come here at once: each gets the same sets.
+        others: set[weakref.ref[Any]] = self.__dict__.setdefault("others", set())
+        fresh: set[weakref.ref[Any]] = self.__dict__.setdefault("fresh", set())
+        others.add(reference)
+        fresh.add(reference)
+        if len(others) > self.sweep_at:
+            for references in (others, fresh):
                 references.difference_update([found for found in list(references) if found() is None])
-            self.sweep_at = 2 * len(self.others) + _MIN_SWEEP
+            self.sweep_at = 2 * len(others) + _MIN_SWEEP
 
     def decide(self, *, rejected: bool) -> Decision:
         """Return the meaning of the end of this delivery."""

@@ -13,7 +13,6 @@ from .channel import BufferChannel, Channel, DirectChannel, RunChannel
 from .checks import check_message_id
 from .context import current_binding, note_write
 from .lookup import find_backend
-from .status import channel_of
 
 
 def _channel_of_unpickled(message_id: str) -> Channel:
@@ -38,8 +37,8 @@ def open_channel(
     binding = current_binding()
     if binding is not None and binding.writer is not None and binding.writer.backend is backend:
         # Inside a worker, no write waits for the store.
-        if binding.status.message_id == message_id:
-            return channel_of(binding.status)
+        if binding.channel.message_id == message_id:
+            return binding.channel
         buffer = binding.writer.outside(message_id)
         # Other threads of the run have no access to its context, so the channel notes each write.
         note_write(buffer)

@@ -58,8 +58,9 @@ def test_each_end_of_a_delivery_has_its_decision(hooks: dict[str, object], rejec
 @pytest.mark.parametrize(("outcome_seen", "raised", "skipped"), list(itertools.product([False, True], repeat=3)))
 def test_properties_of_all_decisions(outcome_seen: bool, raised: bool, skipped: bool) -> None:
     def decide(*, rejected: bool, requeued: bool) -> Decision:
-        exception = ValueError() if raised else None
-        delivery = Delivery("id", outcome_seen=outcome_seen, exception=exception, skipped=skipped, requeued=requeued)
+        delivery = Delivery("id")
+        delivery.outcome_seen, delivery.exception = outcome_seen, ValueError() if raised else None
+        delivery.skipped, delivery.requeued = skipped, requeued
         return delivery.decide(rejected=rejected)
 
     # What will run again has no final state, whatever else was heard of it

@@ -19,10 +19,9 @@ from contextlib import contextmanager
 
 from ..backend import StatusBackend
 from ..backends.stub import StubBackend
-from ..channel import DirectChannel
+from ..channel import DetachedChannel, DirectChannel
 from ..checks import check_message_id
-from ..context import Binding, bind, current_binding, detached_binding
-from ..progress import Progress
+from ..context import Binding, bind, current_binding
 from ..status import Status
 from ..update import EnqueueId, Kind, Update
 from .states import assert_status_sequence, wait_for_final_state
@@ -65,7 +64,7 @@ def bound_status(message_id: str | None = None) -> Iterator[Status]:
       ValueError: When the message id is invalid.
     """
     previous = current_binding()
-    binding = detached_binding() if message_id is None else _stored_binding(message_id, previous)
+    binding = Binding(DetachedChannel()) if message_id is None else _stored_binding(message_id, previous)
     bind(binding)
     try:
         yield binding.status
@@ -78,4 +77,4 @@ def _stored_binding(message_id: str, previous: Binding | None) -> Binding:
     backend: StatusBackend = StubBackend() if previous is None or previous.backend is None else previous.backend
     channel = DirectChannel(backend, check_message_id(message_id))
     backend.update(message_id, Update(Kind.RUN, EnqueueId(1, 1), run_token=1, sequence=1, start=True, create=True))
-    return Binding(Status(channel), Progress(channel), backend=backend)
+    return Binding(channel, backend=backend)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import repeat, starmap
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from .. import _time as time
 from .._log import logger
 from ..backend import StatusBackend
 from ..fields import MAX_COUNT, check_count, name_of_field
-from ..record import PROGRESS, RATE, Counts, Record, deletion_marks, number_of, number_text
+from ..record import RATE, Counts, Record, deletion_marks
 from ..update import NO_ENQUEUE_ID, Changes, EnqueueId, Kind, Outcome, Update
 from .merging import Merger
 from .operations import Confirmation, Finish, Operation, Write
 from .pending import MergedState, PendingUpdate
+from .whole_run import WHOLE_RUN, release_run, whole_run
 
 #: Number of increments of a buffer after which the writer merges them, even before the throttle is over.
 MERGE_EVERY: Final = 4096
@@ -76,12 +76,15 @@ class MessageBuffer:
     retry_at: float = 0.0
     #: Whether this process was forked off, while the run continues in the parent.
     is_forked: bool = False
+    # The merger of the operations; None before the first one is merged.
+    _merger: Merger | None = None
+    # The frozen update of a run that has ended before any of its operations was merged; they stay among the operations
+    # until it is stored.  None for none.
+    _whole: Update | None = None
     # Whether the writer has a signal that there is something to send.
     _is_signalled = False
     # Time from which throttled operations are due.
     _due = 0.0
-    # Whether there are pending updates that wait for the outcomes of earlier updates.
-    _is_held = False
     # Kinds of trouble of this message that were logged.
     _logged: frozenset[str] = frozenset()
 
@@ -105,10 +108,10 @@ class MessageBuffer:
         self._operations: deque[Operation] = deque()
         # Guards everything below; a write does not take it.
         self._lock = threading.Lock()
-        self._merger = Merger(message_id, kind, base)
-        template = {"kind": kind, "enqueue_id": enqueue_id, "run_token": run_token}
-        self._state = MergedState(template, {})
-        self._throttle = throttle / 1000
+        self._kind = kind
+        self._run_token = run_token
+        self._make_base = base
+        self._throttle = throttle
 
     # Writing, on any thread
 
@@ -208,8 +211,8 @@ class MessageBuffer:
         """
         if not self._operations:
             # A write that is no longer among the operations is in the merged state.
-            state = self._state
-            if not (state.taken or state.pending):
+            merger = self._merger
+            if merger is None or not (merger.state.taken or merger.state.pending):
                 return None
         confirmation = Confirmation()
         self.add(confirmation)
@@ -229,10 +232,12 @@ class MessageBuffer:
         The parent sends its own earlier writes.
         """
         self._lock = threading.Lock()
+        self._whole = None
         self._operations.clear()
-        known = {name: text for name, text in self._state.known.items() if name != RATE}
-        self._state = MergedState({"kind": Kind.OUTSIDE}, known)
-        self._merger.forget_rate()
+        if self._merger is not None:
+            known = {name: text for name, text in self._merger.state.known.items() if name != RATE}
+            self._merger.state = MergedState({"kind": Kind.OUTSIDE}, known)
+            self._merger.forget_rate()
         # `closed` is set as well, because increment() tests only `closed` in the usual case.
         self.closed = self.is_forked = True
 
@@ -255,19 +260,15 @@ class MessageBuffer:
                 logger.warning("Message %r has no status. Writes of a forked process are dropped.", self.message_id)
             return
         with self._lock:
-            known = self._state.known
-            known.update(fields)
-            if increment:
-                known[PROGRESS] = number_text(number_of(known.get(PROGRESS, "0")) + increment)
-            if changes is not None:
-                self._merger.note_changes(self._state, changes)
+            self._begin_merging().note_update(update)
 
     # Reading, on any thread
 
     def counts(self) -> Counts:
         """Return the progress, the total and the rate as this process has written them."""
         with self._lock:
-            return self._merger.counts(self._merge(), time.monotonic())
+            state = self._merge()
+            return self._begin_merging().counts(state, time.monotonic())
 
     def has_written(self, name: str) -> bool:
         """Return whether this run has written the field of this stored name."""
@@ -289,20 +290,23 @@ class MessageBuffer:
         """
         with self._lock:
             self._is_signalled = False
-            pending = self._merge().pending
+            if self._freeze_run() is not None:
+                return 0.0
+            merger = self._begin_merging()
+            pending = merger.merge(self._operations).pending
             if not pending:
                 return None
-            if self._merger.is_urgent or now >= self._due or pending[0].frozen is not None:
+            if merger.is_urgent or now >= self._due or pending[0].frozen is not None:
                 return 0.0
             # Until then, an increment need not signal.
             self._is_signalled = True
             return self._due
 
     def can_take_all(self) -> bool:
-        """Whether :meth:`take` would return all pending updates, because none waits for the outcome of an earlier
-        one.
-        """
+        """Whether :meth:`take` would return all updates: none waits for the outcome of an earlier one."""
         with self._lock:
+            if self._merger is None:
+                return True
             pending = self._merge().pending
             return not pending or pending[0].frozen is None or pending[-1].frozen is not None or self.closed
 
@@ -313,55 +317,35 @@ class MessageBuffer:
         most two pending updates, however long an outage lasts.  A closed buffer gets no later operations.
         """
         with self._lock:
-            state = self._merge()
-            updates = []
-            self._is_held = False
-            holds = bool(state.pending) and state.pending[0].frozen is not None and not self.closed
-            for pending in state.pending:
-                update = pending.frozen
-                if update is None:
-                    if holds:
-                        self._is_held = True
-                        break
-                    update = self._merger.freeze(pending, state.known, now)
-                updates.append(update)
-            self._merger.is_urgent = False
-            if self._merger.is_throttled:
-                self._merger.is_throttled = False
-                self._due = now + self._throttle
+            run = self._freeze_run()
+            if run is not None:
+                return [run]
+            merger = self._begin_merging()
+            updates = merger.freeze_all(self._operations, now, is_closed=self.closed)
+            if merger.is_throttled:
+                merger.is_throttled = False
+                self._due = now + self._throttle / 1000
             return updates
 
-    def settle(self, updates: Iterable[Update], outcomes: Iterable[Outcome], *, keep_missing: bool = False) -> bool:
+    def settle(self, updates: Sequence[Update], outcomes: Sequence[Outcome], *, keep_missing: bool = False) -> bool:
         """Process the outcomes of updates.  Two threads may have taken and sent the same updates.
 
         Parameters:
-          updates(Iterable[Update]): They were returned by :meth:`take`.
-          outcomes(Iterable[Outcome]): One for each update; the last ones may be missing.
+          updates(Sequence[Update]): They were returned by :meth:`take`.
+          outcomes(Sequence[Outcome]): One for each update; the last ones may be missing.
           keep_missing(bool): Whether to send updates from outside again where there is no record yet.
 
         Returns:
           bool: Whether updates are left to be sent at once.
         """
         with self._lock:
-            state = self._state
-            # `list[PendingUpdate]()` would take ten times as long.
-            left: list[PendingUpdate] = []
-            unanswered: list[PendingUpdate] = []
-            answers = dict(zip(map(id, updates), outcomes))
-            for pending in state.pending:
-                outcome = answers.get(id(pending.frozen))
-                if outcome is None:
-                    unanswered.append(pending)
-                elif outcome is not _APPLIED and self._is_left(pending, outcome, state, keep_missing):
-                    left.append(pending)
-                elif left:
-                    left[-1].confirmations += pending.confirmations
-                else:
-                    pending.release(True)
-            state.pending = left + unanswered
-        return bool(left) or self._is_held
+            if updates and updates[0] is self._whole and self._end_run(outcomes):
+                return False
+            return self._begin_merging().settle(
+                updates, outcomes, lambda pending, outcome: self._is_left(pending, outcome, keep_missing)
+            )
 
-    def _is_left(self, pending: PendingUpdate, outcome: Outcome, state: MergedState, keep_missing: bool) -> bool:
+    def _is_left(self, pending: PendingUpdate, outcome: Outcome, keep_missing: bool) -> bool:
         """Return whether to send an update again after this outcome.  If the record is lost, replace the update by one
         with all values of the run.
         """
@@ -371,7 +355,7 @@ class MessageBuffer:
             if keep_missing:
                 return True
             if update.kind is Kind.RUN and not update.create:
-                self._merger.complete(state, pending)
+                self._begin_merging().complete(pending)
                 return True
             if self.is_first("missing"):
                 logger.info("Message %r has no status. The writes to it are dropped.", self.message_id)
@@ -393,28 +377,22 @@ class MessageBuffer:
     def give_up(self) -> None:
         """Wake the threads that wait for the pending updates."""
         with self._lock:
-            self._release(self._state.pending)
+            # Without a record there is nothing to wait for.
+            self._begin_merging().state.release(self.missing_since is not None)
 
     def drop(self) -> int:
         """Drop the pending updates, and return their number."""
         with self._lock:
-            dropped, self._state.pending = self._state.pending, []
-            self._release(dropped)
-            return len(dropped)
+            return self._begin_merging().state.drop(self.missing_since is not None)
 
     def drop_sent(self) -> tuple[int, bool]:
-        """Drop the updates taken last, and return their number and whether others are left."""
+        """Drop the updates taken last, wake all threads that wait, and return their number and whether others are
+        left.
+        """
         with self._lock:
-            pending = self._state.pending
-            left = [update for update in pending if update.frozen is None]
-            self._release(pending)
-            self._state.pending = left
-            return len(pending) - len(left), bool(left)
-
-    def _release(self, pending: list[PendingUpdate]) -> None:
-        for update in pending:
-            # Without a record there is nothing to wait for.
-            update.release(self.missing_since is not None)
+            state = self._begin_merging().state
+            state.release(self.missing_since is not None)
+            return state.drop_frozen(), bool(state.pending)
 
     def size(self) -> int | None:
         """Return the number of bytes of the texts that the buffer holds for its updates; None without updates."""
@@ -424,18 +402,47 @@ class MessageBuffer:
                 return None
             # The size in bytes of a Dramatiq message cannot be measured. When its run has ended, the buffer therefore
             # keeps the fields that are made of the message, and not the message.
-            return state.size(self._merger.keep_base() if self.closed else {})
+            return state.size(self._begin_merging().keep_base() if self.closed else {})
 
     def heartbeat(self) -> Update:
         """Return the run's heartbeat."""
-        return Update(Kind.HEARTBEAT, self._state.template["enqueue_id"], self._state.template["run_token"])
+        merger = self._merger
+        enqueue_id = self.enqueue_id if merger is None else merger.state.template["enqueue_id"]
+        return Update(Kind.HEARTBEAT, enqueue_id, self._run_token)
+
+    # Merging, under the lock
+
+    def _freeze_run(self) -> Update | None:
+        """Return the frozen update of a run that has ended before any of its operations was merged; None for none."""
+        if self._merger is not None:
+            return None
+        if self._whole is None:
+            self._whole = whole_run(self._operations, self.enqueue_id, self._run_token)
+        return self._whole if len(self._operations) == WHOLE_RUN else None
+
+    def _end_run(self, outcomes: Sequence[Outcome]) -> bool:
+        """Remove the operations of such a run if the store has its update and nothing was added since.  Return whether
+        that was so.
+        """
+        operations = self._operations
+        if self._merger is not None or len(operations) != WHOLE_RUN or list(outcomes) != [_APPLIED]:
+            return False
+        release_run(operations)
+        # In this order: after an interrupt between the two, the same update is sent again, and the store recognizes it.
+        self._whole = None
+        operations.clear()
+        return True
+
+    def _begin_merging(self) -> Merger:
+        """Return the merger."""
+        merger = self._merger
+        if merger is None:
+            template = {"kind": self._kind, "enqueue_id": self.enqueue_id, "run_token": self._run_token}
+            self._merger = merger = Merger(self.message_id, template, self._make_base, self._whole)
+        if merger.whole is not None:
+            merger.merge(self._operations)
+        return merger
 
     def _merge(self) -> MergedState:
         """Merge the operations, and return the new state."""
-        state, operations = self._state, self._operations
-        if operations:
-            # One call into C: an interrupt strikes before it or after it, and leaves nothing else in the queue.
-            state.taken.extend(starmap(operations.popleft, repeat((), len(operations))))
-        if state.taken:
-            self._state = state = self._merger.merge(state)
-        return state
+        return self._begin_merging().merge(self._operations)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat, starmap
+from typing import Any, Final
 
 from .. import _time as time
 from .._log import logger
@@ -23,11 +25,15 @@ from ..record import (
     counts_in,
     deletion_marks,
     number_of,
+    number_text,
 )
 from ..transitions import CLEARED_BY_START, WRITTEN_BY_REQUEUE
-from ..update import Changes, Kind, Update
+from ..update import Changes, Kind, Outcome, Update
 from .operations import Confirmation, Enqueue, Finish, Operation, Start, Withdrawal, Write, plain_number
 from .pending import MergedState, PendingUpdate
+
+# Reading an attribute of an Enum takes five times as long as reading a global.
+_APPLIED: Final = Outcome.APPLIED
 
 
 class Merger:
@@ -35,14 +41,17 @@ class Merger:
 
     Parameters:
       message_id(str)
-      kind(Kind): The kind of the updates.
+      template(dict): Arguments of all its updates: their kind, enqueue and run.
       make_base(Callable): Returns the fields of the message when the run began.
+      whole(Update): Update of the first operations, which was frozen before they were merged; None for none.
     """
 
     #: is_urgent: Whether the pending updates contain an operation that does not wait for the throttle. is_throttled:
     #: Whether they contain one that does.
     is_urgent: bool = False
     is_throttled: bool = False
+    #: Whether there are pending updates that wait for the outcomes of earlier updates.
+    is_held: bool = False
     # Number of the last update of the run.
     _sequence = 0
     _base: Record | None = None
@@ -52,10 +61,20 @@ class Merger:
     # Whether it was logged that an operation cannot be merged.
     _has_refused = False
 
-    def __init__(self, message_id: str, kind: Kind, make_base: Callable[[], Record]) -> None:
+    def __init__(
+        self,
+        message_id: str,
+        template: dict[str, Any],
+        make_base: Callable[[], Record],
+        whole: Update | None = None,
+    ) -> None:
         self.message_id = message_id
-        self.kind = kind
+        self.kind: Kind = template["kind"]
+        #: What the operations were merged into.
+        self.state: MergedState = MergedState(template, {})
         self._make_base = make_base
+        #: See the parameter.
+        self.whole: Update | None = whole
 
     @property
     def base(self) -> Record:
@@ -76,15 +95,25 @@ class Merger:
         self._base, self._make_base = self.base, dict
         return self._base
 
-    def merge(self, state: MergedState) -> MergedState:
+    def merge(self, operations: deque[Operation]) -> MergedState:
+        """Merge the operations of a buffer, and return the new state."""
+        state = self.state
+        if operations:
+            # One call into C: an interrupt strikes before it or after it, and leaves nothing else in the queue.
+            state.taken.extend(starmap(operations.popleft, repeat((), len(operations))))
+        if state.taken:
+            self.state = state = self._merge_taken(state)
+        if self.whole is not None and state.pending:
+            # In this order: after an interrupt between the two, the next call does it again.
+            state.pending[0].frozen, self._sequence = self.whole, self.whole.sequence
+            self.whole = None
+        return state
+
+    def _merge_taken(self, state: MergedState) -> MergedState:
         """Return a state that contains the operations that `state` has taken.
 
         An operation that cannot be merged is dropped alone.  After an interrupt, the next call does all of it again.
         """
-        if len(state.taken) == 3 and not state.pending:
-            start, finish, confirmation = state.taken
-            if isinstance(start, Start) and isinstance(finish, Finish) and isinstance(confirmation, Confirmation):
-                return self._merge_run(state, start, finish, confirmation)
         while state.taken:
             copy = state.copy()
             refused = self._merge_all(copy, state.taken)
@@ -92,16 +121,6 @@ class Merger:
                 return copy
             state.taken = [operation for operation in state.taken if operation is not refused]
         return state
-
-    def _merge_run(self, state: MergedState, start: Start, finish: Finish, confirmation: Confirmation) -> MergedState:
-        """Merge a run that has written nothing.  :meth:`_merge_one` would take three times as long for the same."""
-        fields = {**start.fields, **finish.fields}
-        merged = MergedState(state.template, {**state.known, **fields})
-        merged.attempts, merged.deleted = start.attempts, state.deleted
-        ends = {"start": True, "attempts": start.attempts, "state": finish.state, "ttl": finish.ttl}
-        merged.append({**state.template, "fields": fields, **ends}).confirmations.append(confirmation)
-        self.is_urgent = True
-        return merged
 
     def _merge_all(self, state: MergedState, operations: list[Operation]) -> Operation | None:
         """Merge operations into a state.
@@ -215,6 +234,15 @@ class Merger:
         self._begin_measurement({**changes.counts, **pending.reached}, pending, state.known)
         self.note_changes(state, changes)
 
+    def note_update(self, update: Update) -> None:
+        """Note a stored update from outside of the run."""
+        known = self.state.known
+        known.update(update.fields)
+        if update.increment:
+            known[PROGRESS] = number_text(number_of(known.get(PROGRESS, "0")) + update.increment)
+        if update.changes is not None:
+            self.note_changes(self.state, update.changes)
+
     def note_changes(self, state: MergedState, changes: Changes) -> None:
         """Apply changes to the fields that the run has written."""
         known = state.known
@@ -243,7 +271,24 @@ class Merger:
 
     # Freezing
 
-    def freeze(self, pending: PendingUpdate, known: Record, now: float) -> Update:
+    def freeze_all(self, operations: deque[Operation], now: float, *, is_closed: bool) -> list[Update]:
+        """Merge operations, freeze the pending updates, and return them: see :meth:`.MessageBuffer.take`."""
+        state = self.merge(operations)
+        updates = []
+        self.is_held = False
+        holds = bool(state.pending) and state.pending[0].frozen is not None and not is_closed
+        for pending in state.pending:
+            update = pending.frozen
+            if update is None:
+                if holds:
+                    self.is_held = True
+                    break
+                update = self._freeze(pending, state.known, now)
+            updates.append(update)
+        self.is_urgent = False
+        return updates
+
+    def _freeze(self, pending: PendingUpdate, known: Record, now: float) -> Update:
         """Freeze an update that is about to be sent, and return it."""
         if pending.arguments["kind"] is not Kind.RUN:
             return pending.freeze(0)
@@ -252,13 +297,41 @@ class Merger:
             self.store_rate(pending, known, now)
         return pending.freeze(self._sequence)
 
-    def complete(self, state: MergedState, first: PendingUpdate) -> None:
+    def settle(
+        self,
+        updates: Iterable[Update],
+        outcomes: Iterable[Outcome],
+        is_left: Callable[[PendingUpdate, Outcome], bool],
+    ) -> bool:
+        """Process the outcomes of updates, and return whether updates are left to be sent at once: see
+        :meth:`.MessageBuffer.settle`.
+        """
+        state = self.state
+        # `list[PendingUpdate]()` would take ten times as long.
+        left: list[PendingUpdate] = []
+        unanswered: list[PendingUpdate] = []
+        answers = dict(zip(map(id, updates), outcomes))
+        for pending in state.pending:
+            outcome = answers.get(id(pending.frozen))
+            if outcome is None:
+                unanswered.append(pending)
+            elif outcome is not _APPLIED and is_left(pending, outcome):
+                left.append(pending)
+            elif left:
+                left[-1].confirmations += pending.confirmations
+            else:
+                pending.release(True)
+        state.pending = left + unanswered
+        return bool(left) or self.is_held
+
+    def complete(self, first: PendingUpdate) -> None:
         """Replace a frozen update of the run, and those after it, by updates with all fields of the base and of the
         run, which create a lost record again. Their progress already includes the increments.
 
         An earlier call may have timed out, and the store may still get the replaced updates.  So the new ones have new
         sequence numbers: with the old ones, the store would take them for repetitions.
         """
+        state = self.state
         state.absorb_counts()
         later = state.pending[state.pending.index(first) :]
         frozen = [pending for pending in later if pending.frozen is not None and pending.frozen.kind is Kind.RUN]

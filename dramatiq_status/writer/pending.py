@@ -146,6 +146,24 @@ class MergedState:
         self.last().add(n)
         self.known[PROGRESS] = number_text(number_of(self.known.get(PROGRESS, "0")) + n)
 
+    def release(self, stored: bool) -> None:
+        """Release the confirmations of the pending updates."""
+        for pending in self.pending:
+            pending.release(stored)
+
+    def drop(self, stored: bool) -> int:
+        """Drop the pending updates, release their confirmations, and return their number."""
+        dropped = len(self.pending)
+        self.release(stored)
+        self.pending = []
+        return dropped
+
+    def drop_frozen(self) -> int:
+        """Drop the frozen updates, and return their number."""
+        left = [pending for pending in self.pending if pending.frozen is None]
+        dropped, self.pending = len(self.pending) - len(left), left
+        return dropped
+
     def size(self, base: Record) -> int:
         """Return the number of bytes of the texts of the pending updates, of all that is known, and of `base`."""
         texts = [*self.known, *self.known.values(), *chain.from_iterable(base.items())]

@@ -17,7 +17,7 @@ from dramatiq.middleware import TimeLimitExceeded
 from dramatiq_status import StatusRegistry, current_status
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.record import COMPLETED, PROGRESS, STATE
-from dramatiq_status.update import Kind, Update
+from dramatiq_status.update import Kind, Outcome, Update
 from dramatiq_status.writer import Confirmation, Finish, MessageBuffer
 from dramatiq_status.writer.leadership import Leadership
 
@@ -101,25 +101,54 @@ def test_an_interrupt_in_merging_loses_no_final_state(make_writer: MakeWriter) -
     assert line > 5
 
 
-def test_an_interrupt_in_merging_a_whole_run_loses_no_final_state(make_writer: MakeWriter) -> None:
-    # Given jobs that have ended before their start was sent, each interrupted at another line of the merging of both
+@pytest.mark.parametrize("flushed", [False, True], ids=["alone", "with a later flush"])
+def test_an_interrupt_in_sending_a_whole_run_loses_no_final_state(make_writer: MakeWriter, flushed: bool) -> None:
+    # Given jobs that have ended before their start was sent, each interrupted at another line of the sending of both
+    functions = {"_freeze_run", "_end_run", "whole_run", "release_run", "_begin_merging", "merge"}
     for line in itertools.count(1):
         backend = StubBackend(timeout=1_000)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
         writer = make_writer(backend)
-        buffer, strike, confirmation = begin(writer), Strike({"_merge", "merge", "_merge_run"}, line), Confirmation()
+        buffer, strike, confirmation = begin(writer), Strike(functions, line), Confirmation()
         with writer._leadership.lock, contextlib.suppress(TimeLimitExceeded):
             buffer.finish(Finish(COMPLETED, {"F": "6"}, 1_000_000), confirmation)
             with strike:
                 assert buffer.can_take_all()
+                updates = buffer.take(0.0)
+                if flushed:
+                    # A thread of the run waits for its writes
+                    buffer.unstored()
+                outcomes = backend.update_many([("m", update) for update in updates])
+                assert not buffer.settle(updates, outcomes)
+                assert confirmation.stored
         # When the acknowledgement goes on
-        assert writer.confirm(buffer, confirmation)
-        # Then the final state is stored, and the start with it
+        assert confirmation.stored or writer.confirm(buffer, confirmation)
+        # Then the final state is stored once, and the start with it
         record = backend.read("m") or {}
         assert (record[STATE], record["A"], record["F"]) == ("2", "1", "6")
+        assert writer.drain(PATIENCE)
+        assert buffer.unstored() is None
         if not strike.hit:
             break
     assert line > 10
+
+
+def test_the_update_of_a_whole_run_creates_a_record_that_is_lost(make_writer: MakeWriter) -> None:
+    # Given a job that has ended before its start was sent, and a store that has lost its record
+    backend = StubBackend(timeout=1_000)
+    writer = make_writer(backend)
+    buffer, confirmation = begin(writer), Confirmation()
+    with writer._leadership.lock:
+        buffer.finish(Finish(COMPLETED, {"F": "6"}, 1_000_000), confirmation)
+        # When the only update finds no record
+        updates = buffer.take(0.0)
+        outcomes = backend.update_many([("m", update) for update in updates])
+        assert outcomes == [Outcome.MISSING]
+        # Then it is left, with all values of the run
+        assert buffer.settle(updates, outcomes)
+    assert writer.confirm(buffer, confirmation)
+    record = backend.read("m") or {}
+    assert (record[STATE], record["A"], record["F"]) == ("2", "1", "6")
 
 
 def test_an_interrupt_in_postponing_loses_no_final_state(make_writer: MakeWriter) -> None:

@@ -15,7 +15,7 @@ from ...piggyback import AttachedUpdates
 from .connection import Connection, ServerPool, parameters_of
 from .operations import Operations
 from .protocol import OUTCOMES
-from .requests import pack
+from .requests import hiredis, pack
 
 #: Commands of the broker's script, which are its first arguments.
 COMMANDS: Final = frozenset({"ack", "enqueue", "fetch", "nack", "purge", "qsize", "requeue"})
@@ -42,6 +42,9 @@ _KINDS: Final = (redis.Connection, redis.SSLConnection, redis.UnixDomainSocketCo
 
 #: Parameters of connections that change replies, or the time at which a connection has to log in again.
 _UNUSUAL: Final = ("decode_responses", "credential_provider", "cache", "cache_config")
+
+#: Classes of arguments that hiredis packs as redis-py does.
+_TEXTS: Final = frozenset((str, bytes))
 
 #: Classes of the server's errors by their codes.  The text of redis-py's error does not contain the code.
 _ERRORS: Final = {
@@ -122,7 +125,7 @@ class BrokerCalls:
             socket_connect_timeout=getattr(sample, "socket_connect_timeout", timeout),
             decode_responses=False,
         )
-        self._pack = sample.pack_command
+        self._pack_command = sample.pack_command
         retry = parameters.get("retry")
         retries = bool(parameters.get("retry_on_timeout") or parameters.get("retry_on_error"))
         #: Whether redis-py would send a command again after a connection has failed.
@@ -157,7 +160,7 @@ class BrokerCalls:
         Raises:
           redis.RedisError: When the server does not answer, or answers with an error.
         """
-        command = b"".join(self._pack("EVALSHA", sha, 1, *arguments))
+        command = self._pack(sha, arguments)
         attachment: Attachment | None = getattr(self.thread, "attachment", None)
         if attachment is not None and len(arguments) > HEAD and arguments[HEAD] == attachment.id:
             reply = self._call_together(command, attachment)
@@ -167,6 +170,17 @@ class BrokerCalls:
         if isinstance(reply, Exception):
             raise refusal_of(reply)
         return reply
+
+    def _pack(self, sha: str, arguments: tuple[Any, ...]) -> bytes:
+        """Pack a call of the broker's script.
+
+        The method of redis-py, which is used for unusual arguments, takes four times as long as hiredis.
+        """
+        texts = [str(found) if found.__class__ is int else found for found in arguments]
+        if hiredis is not None and _TEXTS.issuperset(map(type, texts)):
+            packed: bytes = hiredis.pack_command(("EVALSHA", sha, "1", *texts))
+            return packed
+        return b"".join(self._pack_command("EVALSHA", sha, "1", *texts))
 
     def _call_together(self, command: bytes, attachment: Attachment) -> Any:
         """Send updates and a command of the broker as one transaction, and return the reply to the command.
