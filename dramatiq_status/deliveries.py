@@ -236,11 +236,12 @@ class Deliveries:
     def close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
         """End a delivery, and bind the handles of the message around it again."""
         thread = self.thread_state
-        if thread.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
+        if thread.delayed and thread.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
             thread.release(message.message_id)
         delivery = self.find_delivery(message)
         if delivery is not None:
-            if not delivery.settled or delivery.confirmation is not None:
+            confirmation: Confirmation | None = delivery.confirmation
+            if not delivery.settled or (confirmation is not None and confirmation.stored is None):
                 # This broker does not call `before_ack` and `before_nack`, or the final state was attached to one
                 # of its commands, and may not be stored.
                 self.settle(broker, message, rejected=rejected, may_attach=False)

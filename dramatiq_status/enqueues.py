@@ -115,7 +115,8 @@ class Enqueues:
         if begun != enqueue_id:
             withdrawn = None
         if not inside and withdrawn is None:
-            update = Update(_ENQUEUE, enqueue_id, fields=fields)
+            # By position: this takes half of the time.
+            update = Update(_ENQUEUE, enqueue_id, 0, 0, False, False, None, 1, fields)
             thread.unconfirmed[message_id] = enqueue_id, None
             attached = _AttachedUpdate(message_id, update)
             if self._attach(attacher, message, attached):

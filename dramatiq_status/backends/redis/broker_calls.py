@@ -12,6 +12,7 @@ from redis import exceptions
 from ... import _time as time
 from ..._log import logger
 from ...piggyback import AttachedUpdates
+from ...update import Outcome
 from .connection import Connection, ServerPool, parameters_of
 from .operations import Operations
 from .protocol import OUTCOMES
@@ -187,39 +188,41 @@ class BrokerCalls:
 
         If the server refuses the transaction before it carries it out, the command is sent again without the updates.
         """
-        updates, operations = attachment.updates, attachment.operations
+        _, updates, operations = attachment
         clock, asked = operations.clock, time.monotonic()
+        # A script that gets the time as an argument takes less time of the server.
+        is_clock_known = clock.known
         try:
-            requests = operations.requests_of(updates.collect())
-            packed = [request.pack(clock) for request in requests]
+            packed = [request.pack(clock) for request in operations.requests_of(updates.collect())]
         except Exception:
             logger.exception("The status of a message is not sent with the broker's command.")
-            requests = []
-        if not requests:
+            packed = []
+        if not packed:
             updates.send_separately()
             return self._exchange(command, 1)[0]
-        # A script that gets the time as an argument takes less time of the server.
-        head = () if clock.known else (_TIME,)
-        all_replies = self._exchange(b"".join((*head, _MULTI, *packed, command, _EXEC)), len(head) + len(packed) + 3)
-        if head and not isinstance(measured := all_replies.pop(0), Exception):
+        all_replies = self._exchange(
+            b"".join((b"" if is_clock_known else _TIME, _MULTI, *packed, command, _EXEC)),
+            len(packed) + (3 if is_clock_known else 4),
+        )
+        if not is_clock_known and not isinstance(measured := all_replies.pop(0), Exception):
             clock.set(measured, asked)
-        opened, *queued, replies = all_replies
-        if isinstance(opened, Exception):
+        replies = all_replies[-1]
+        if isinstance(all_replies[0], Exception):
             # The user has no permission for transactions. The server has carried out the commands one by one.
-            replies = queued
+            replies = all_replies[1:-1]
         if isinstance(replies, Exception):
             updates.send_separately()
             return self._exchange(command, 1)[0]
-        *answers, reply = replies
         try:
-            if any(isinstance(answer, Exception) for answer in answers):
+            outcomes = _outcomes_of(replies[:-1])
+            if outcomes is None:
                 updates.send_separately()
             else:
-                updates.settle([OUTCOMES[number] for answer in answers for number in answer])
+                updates.settle(outcomes)
         except Exception:
             # The broker's command was carried out, so this error must not reach the caller.
             logger.exception("The status of a message that was sent with the broker's command is sent again.")
-        return reply
+        return replies[-1]
 
     def _exchange(self, packed: bytes, count: int) -> list[Any]:
         """Send commands, and return their replies."""
@@ -245,6 +248,16 @@ class BrokerCalls:
     def close(self) -> None:
         """Close the idle connections."""
         self._pool.close()
+
+
+def _outcomes_of(answers: list[Any]) -> list[Outcome] | None:
+    """Return the outcomes of the updates of script calls; None if the server has refused one of the calls."""
+    outcomes: list[Outcome] = []
+    for answer in answers:
+        if isinstance(answer, Exception):
+            return None
+        outcomes += [OUTCOMES[number] for number in answer]
+    return outcomes
 
 
 def _is_plain(found: Any) -> bool:
