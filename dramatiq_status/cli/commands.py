@@ -22,7 +22,7 @@ from .rows import Job, table
 from .serve import serve
 from .store import Store, find_store, store_rules
 from .terminal import terminal_of
-from .text import clean, pad
+from .text import clean, pad, wrapped
 
 
 def get(arguments: Namespace) -> int:
@@ -109,8 +109,14 @@ def list_jobs(arguments: Namespace) -> int:
         print(" no jobs" if arguments.after is None else " no more jobs")
         return COMPLETED
     # The cursor has a line of its own, which 80 columns hold: a wrapped one cannot be copied.
-    more = f"; the next page:\n --after {page[-1].cursor}" if len(page) == arguments.limit and total > len(page) else ""
-    print(f"\n {len(page):,} of {total:,}, last changed first{more}")
+    more = len(page) == arguments.limit and total > len(page)
+    print()
+    for line in wrapped(
+        f"{len(page):,} of {total:,}, last changed first{'; the next page:' if more else ''}", terminal.width - 1
+    ):
+        print(f" {line}")
+    if more:
+        print(f" --after {page[-1].cursor}")
     return COMPLETED
 
 

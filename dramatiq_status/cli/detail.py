@@ -10,9 +10,9 @@ from typing import Any, Final
 from ..snapshot import Snapshot
 from ..words import COMPLETED, FAILED, QUEUED, STALLED, STATES, WORKING, Step, age, life_of, steps_of
 from .facts import Facts, facts_of, reason_of
-from .rows import Job, bar_of, has_bar, mark_of, stripped, style_of, table
+from .rows import Job, bar_of, has_bar, id_row, mark_of, stripped, style_of, table
 from .terminal import Segment, Terminal
-from .text import clean, cut, pad, width
+from .text import clean, cut, pad, width, wrapped
 
 #: Width of the column of names, in cells.
 _NAMES: Final = 14
@@ -28,9 +28,12 @@ _LEAST: Final = 16
 _ROWS: Final = 12
 _ITEMS: Final = 10
 
-#: Minimum width of a terminal for two times in a row, and minimum room for the hint beside a value, in cells.
+#: Width of a terminal below which long texts have lines of their own, in cells.
+_NARROW: Final = 40
+
+#: Minimum width of a terminal for two times in a row, and minimum room for a cut value and its size, in cells.
 _TWO_TIMES: Final = 60
-_HINT: Final = 45
+_CUT: Final = 45
 
 #: Styles of runs in the timeline to scale.
 _STYLES: Final = {COMPLETED: "good", WORKING: "working", STALLED: ""}
@@ -58,19 +61,21 @@ def detail_of(snapshot: Snapshot, children: Sequence[Snapshot], terminal: Termin
     exception = snapshot.exception
     if exception is not None and not snapshot.completed:
         run = snapshot.attempts if snapshot.queued or snapshot.finished else snapshot.attempts - 1
-        later = "" if snapshot.finished else "; is removed if a later run completes"
+        # A terminal of less than 80 cells has no room for the second half.
+        later = "" if snapshot.finished or terminal.width < 80 else "; is removed if a later run completes"
         note = f"of run {run}{later}" if run > 0 else ""
-        yield from _section("Exception", cut(note, terminal.width - _INDENT, terminal.ellipsis))
-        yield [("   ", ""), (cut(reason_of(exception), terminal.width * 3, terminal.ellipsis), "bold")]
+        yield from _section("Exception", note, terminal)
+        for line in wrapped(reason_of(exception), terminal.width - 3, terminal.ellipsis):
+            yield [("   ", ""), (line, "bold")]
         for line in _frames(snapshot.get("traceback"), reason_of(exception)):
             yield [("   ", ""), (cut(clean(line), terminal.width - 3, terminal.ellipsis), "dim")]
     if children:
         yield from _children(children, terminal, now)
     if snapshot.fields:
-        yield from _section("Fields", "of this job")
+        yield from _section("Fields", "of this job", terminal)
         for name, value in snapshot.fields.items():
             yield from _value(clean(name), value, terminal, 1)
-    yield from _section("Message")
+    yield from _section("Message", "", terminal)
     included = [
         (name, snapshot.get(name)) for name in ("args", "kwargs") if name in snapshot and name not in snapshot.fields
     ]
@@ -95,7 +100,7 @@ def _head(facts: Facts, terminal: Terminal) -> Iterator[Row]:
     if terminal.width < 80:
         yield from table([Job(facts)], terminal)
         if name != facts.message_id:
-            yield [("   ", ""), (facts.message_id, "dim")]
+            yield id_row(facts.message_id, terminal)
         return
     state = mark_of(facts.state, terminal)
     room = terminal.width - _INDENT - width(facts.message_id) - 3
@@ -119,11 +124,17 @@ def _timeline(snapshot: Snapshot, facts: Facts, terminal: Terminal, now: datetim
     steps = list(steps_of(snapshot, now))
     if not any(step.at for step in steps):
         return
-    yield from _section("Timeline", cut(life_of(snapshot, now), terminal.width - _INDENT, terminal.ellipsis))
+    yield from _section("Timeline", life_of(snapshot, now), terminal)
     yield from _track(steps, terminal)
     titles, texts = (max(width(text) for text in column) for column in zip(*((s.title, s.text) for s in steps)))
     for step in steps:
         row: Row = [("   ", "")]
+        if terminal.width < _NARROW:
+            told = ", ".join(filter(None, (step.title, step.text)))
+            head, *others = _wrapped(told, 5, terminal)
+            yield [*row, (terminal.glyph(step.state), style_of(step.state)), (f" {head}", "")]
+            yield from ([("     ", ""), (line, "")] for line in others)
+            continue
         if terminal.width >= _TWO_TIMES:
             row += [(pad("" if step.at is None else _clock(step.at), 8), "dim"), ("  ", "")]
         row += [(terminal.glyph(step.state), style_of(step.state)), (f" {pad(step.title, titles)}", "")]
@@ -180,7 +191,7 @@ def _children(children: Sequence[Snapshot], terminal: Terminal, now: datetime) -
     facts = [facts_of(child.message_id, child, now) for child in children]
     counts = [(state, sum(one.state == state for one in facts)) for state in STATES]
     words = ", ".join(f"{count:,} {state.lower()}" for state, count in counts if count)
-    yield from _section("Children", cut(f"{len(children):,}: {words}", terminal.width - _INDENT, terminal.ellipsis))
+    yield from _section("Children", f"{len(children):,}: {words}", terminal)
     trouble = [one for one in facts if one.state in (FAILED, STALLED)]
     shown = trouble[:_ROWS]
     yield from table([Job(one) for one in shown], terminal) if shown else ()
@@ -188,9 +199,19 @@ def _children(children: Sequence[Snapshot], terminal: Terminal, now: datetime) -
         yield [(f"   and {len(trouble) - len(shown):,} more", "dim")]
 
 
-def _section(title: str, note: str = "") -> Iterator[Row]:
+def _section(title: str, note: str, terminal: Terminal) -> Iterator[Row]:
     yield []
-    yield stripped([(f" {pad(title, _INDENT - 1)}", "bold"), (note, "dim")])
+    if terminal.width < _NARROW:
+        yield [(f" {title}", "bold")]
+        yield from ([("   ", ""), (line, "dim")] for line in _wrapped(note, 3, terminal) if line)
+        return
+    yield stripped(
+        [(f" {pad(title, _INDENT - 1)}", "bold"), (cut(note, terminal.width - _INDENT, terminal.ellipsis), "dim")]
+    )
+
+
+def _wrapped(text: str, indent: int, terminal: Terminal) -> list[str]:
+    return wrapped(text, terminal.width - indent, terminal.ellipsis)
 
 
 def _clock(then: datetime) -> str:
@@ -215,10 +236,12 @@ def _value(name: str, value: Any, terminal: Terminal, depth: int, *, quoted: boo
         return
     text = value if isinstance(value, str) and not quoted else json.dumps(value, ensure_ascii=False)
     shown = clean(text[:_WHOLE])
+    if room < _CUT and width(shown) > terminal.width - len(indent) - _NAMES:
+        yield [(indent, ""), (label, "")]
+        yield from ([(f"{indent}  ", ""), (line, "")] for line in _wrapped(shown, len(indent) + 2, terminal))
+        return
     if width(shown) > room or len(text) > _WHOLE:
-        hint = ", whole by --json" if room >= _HINT else ""
-        size = f"  {len(text):,} characters{hint}"
-        size = size if len(size) + 3 <= room else ""
+        size = f"  {len(text):,} characters, whole by --json"
         shown = cut(shown, room - len(size), terminal.ellipsis) + size
     yield [(indent, ""), (label, ""), (shown, "")]
 

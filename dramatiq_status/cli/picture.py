@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NamedTuple
 
 from ..snapshot import Snapshot
@@ -24,9 +24,9 @@ from ..words import (
 )
 from .facts import Facts, facts_of
 from .job_reader import JobsView
-from .rows import Job, bar_of, table
+from .rows import Job, bar_of, id_row, table
 from .terminal import Segment, Terminal
-from .text import clean, cut, pad, pad_left, width
+from .text import clean, cut, pad, pad_left, width, wrapped
 
 Row = list[Segment]
 
@@ -97,6 +97,7 @@ class PictureOptions(NamedTuple):
       retry_in(float): Seconds until the store is tried again.
       clock(bool): Whether the total shows the elapsed time.
       with_keys(bool): Whether the terminal's keys can be read.
+      is_last(bool): Whether the picture stays: its countdowns do not run on.
     """
 
     terminal: Terminal
@@ -107,6 +108,7 @@ class PictureOptions(NamedTuple):
     retry_in: float = 0.0
     clock: bool = False
     with_keys: bool = False
+    is_last: bool = False
 
 
 class Picture:
@@ -155,10 +157,11 @@ class Picture:
         """Return the rows of the last picture: failed jobs and their reasons if not all jobs have room.  The
         rows of a list stay as they were, because it also has jobs that have not ended.
         """
+        options = options._replace(is_last=True, with_keys=False)
+        notes: list[Row] = [[(f" {line}", "dim")] for line in wrapped(note, options.terminal.width - 1)] if note else []
         if self._heads:
             # The note and the shell's next line have room below.
-            rows = self.draw(view, options._replace(rows=options.rows - 1, with_keys=False))
-            return [*rows, [(f" {note}", "dim")]] if note else rows
+            return [*self.draw(view, options._replace(rows=options.rows - len(notes or " "))), *notes]
         facts, terminal = facts_in(view, options.now), options.terminal
         room, others = options.rows - 3, Counter[str]()
         shown = list(facts)
@@ -184,14 +187,14 @@ class Picture:
                 [],
                 _line(_number_of(facts), words, terminal, f"in {measured(options.elapsed)}"),
             ]
-        if note:
-            rows.append([(f" {note}", "dim")])
-        return rows
+        return [*rows, *notes]
 
     def _job(self, facts: Facts, view: JobsView, options: PictureOptions) -> Job:
         if view.problem and (facts.time.startswith(_DOUBTFUL) or facts.time.endswith(" left")):
             facts = facts._replace(time="")
         snapshot = view.known.get(facts.message_id)
+        if options.is_last:
+            facts = facts._replace(time=_time_that_stays(facts.time, snapshot, options.now))
         queue = "" if snapshot is None or options.terminal.width < 160 else clean(snapshot.queue_name or "")
         return Job(facts, queue, phase=None if view.problem else options.phase)
 
@@ -257,23 +260,34 @@ def totals_of(view: JobsView, now: datetime) -> str:
     return f"{_number_of(facts)}: {', '.join(_words_of(_count(facts.values())))}"
 
 
+def _time_that_stays(time: str, snapshot: Snapshot | None, now: datetime) -> str:
+    """Return the time of a row of the last picture.  A countdown becomes the time of day at which it ends; an estimate
+    becomes an empty text.
+    """
+    due = None if snapshot is None else snapshot.scheduled_at
+    if due is not None and time.startswith(("again in ", "starts in ")):
+        day = "%H:%M" if due - now < timedelta(hours=12) else "%Y-%m-%d"
+        return f"{time.partition(' ')[0]} at {due.astimezone():{day}}"
+    return "" if time.endswith(" left") else time
+
+
 def _reason(facts: Facts, snapshot: Snapshot | None, terminal: Terminal) -> list[Row]:
-    kind, _, message = facts.reason.partition(": ")
-    rows: list[Row] = [[(f" {kind}", "bold"), (f": {message}" if message else "", "")]]
+    """Lay out a whole reason, and the job that it belongs to."""
+    kind, cells = facts.reason.partition(": ")[0], terminal.width
+    head, *others = wrapped(facts.reason, cells - 1, terminal.ellipsis)
+    rows: list[Row] = [
+        [(f" {head[: len(kind)]}", "bold"), (head[len(kind) :], "")],
+        *([(f" {one}", "")] for one in others),
+    ]
     when = ""
     if snapshot is not None and snapshot.finished_at is not None:
         when = f", run {max(1, snapshot.attempts)}, at {snapshot.finished_at.astimezone():%H:%M:%S}"
-    rows.append([(f"   {facts.name} ", ""), (facts.message_id, "dim"), (when, "")])
-    return [_cut_row(row, terminal) for row in rows]
-
-
-def _cut_row(row: Row, terminal: Terminal) -> Row:
-    """Cut a row to the length of three lines of the terminal."""
-    room, kept = terminal.width * 3, []
-    for text, style in row:
-        kept.append((cut(text, room, terminal.ellipsis), style))
-        room -= width(kept[-1][0])
-    return kept
+    name, message_id = facts.name, facts.message_id
+    if width(f"   {name} {message_id}{when}") <= cells:
+        return [*rows, [(f"   {name} ", ""), (message_id, "dim"), (when, "")]]
+    # The id has a line of its own, so that it can be copied.
+    rows += [[(f"   {line}", "")] for line in wrapped(f"{name}{when}", cells - 3, terminal.ellipsis)]
+    return [*rows, id_row(message_id, terminal)]
 
 
 def _count(jobs: Iterable[Facts]) -> Counter[str]:
@@ -305,7 +319,9 @@ def _line(head: str, words: Sequence[str], terminal: Terminal, right: str = "", 
     text = _fitting(words, room - width(right) - 2 if right else room)
     if not text and words:
         right = ""
-        text = _fitting(words, room) or cut(words[0], max(0, room), terminal.ellipsis)
+        text = _fitting(words, room) or cut(
+            f"{words[0]}{terminal.ellipsis * (len(words) > 1)}", room, terminal.ellipsis
+        )
     return [
         (f" {head}", "bold"),
         (text, ""),

@@ -177,12 +177,13 @@ def _time_of(facts: Facts, layout: _Layout) -> tuple[str, _Layout]:
     """Return the longest wording of a time that fits beside the bar and the percentage, or no text; and the layout of
     the row.  The time of a stalled job is worth more than its bar.
     """
-    short, times, layouts = _in_one_unit(facts.time), [facts.time], [layout]
+    short, layouts = _in_one_unit(facts.time), [layout]
+    times = [facts.time, short]
     if facts.state == RETRYING and not layout.with_count:
         # The attempt gets the room of the second unit.
         times = [short]
     elif facts.state == STALLED:
-        times += [short, short.replace("no sign of life for", "silent for")]
+        times.append(short.replace("no sign of life for", "silent for"))
         layouts.append(layout._replace(bar=0))
     for one in layouts:
         taken = one.percent + (one.bar + 1 if one.bar else 0) if has_bar(facts) else 0
@@ -243,6 +244,11 @@ def _detail_of(facts: Facts, layout: _Layout, room: int, terminal: Terminal) -> 
             return cut(text, room, terminal.ellipsis) if parts[0] == step and room > 3 else ""
         parts.pop()
     return ""
+
+
+def id_row(message_id: str, terminal: Terminal) -> list[Segment]:
+    """Lay out a full id.  If it is wider than the terminal, the terminal breaks it, and copies it as one text."""
+    return [("   " if 3 + width(message_id) <= terminal.width else "", ""), (message_id, "dim")]
 
 
 def bar_of(

@@ -16,6 +16,9 @@ _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 ELLIPSIS: Final = "…"
 
+#: Maximum size of a wrapped text that has more than three lines, in cells.
+_WRAPPED: Final = 240
+
 
 def clean(text: str) -> str:
     r"""Escape all characters that would move the cursor, change colours, or hide or reorder other characters.
@@ -71,6 +74,28 @@ def cut(text: str, cells: int, ellipsis: str = ELLIPSIS) -> str:
             break
         kept.append(character)
     return "".join(kept).rstrip() + ellipsis if cells >= width(ellipsis) else ""
+
+
+def wrapped(text: str, cells: int, ellipsis: str = ELLIPSIS) -> list[str]:
+    """Break a clean text into lines at its spaces.  A word is broken only if it is longer than a line.  A text that is
+    longer than three lines of 80 cells is cut.
+
+    Parameters:
+      text(str)
+      cells(int): Maximum width of a line, at least 2.
+      ellipsis(str)
+
+    >>> wrapped("stopped watching; the jobs go on", 20)
+    ['stopped watching;', 'the jobs go on']
+    """
+    found, left = list[str](), text
+    while width(left) > cells and len(found) < max(3, _WRAPPED // cells) - 1:
+        line = cut(left, cells, "")
+        space = left.rfind(" ", 0, len(line) + 1)
+        end = space if space > 0 else len(line)
+        found.append(left[:end])
+        left = left[end:].lstrip(" ")
+    return [*found, cut(left, cells, ellipsis)]
 
 
 def pad(text: str, cells: int) -> str:

@@ -10,7 +10,7 @@ from ..registry import StatusRegistry
 from .commands import page_of, print_error, query_of, store_of
 from .exits import COMPLETED, INTERRUPTED, UNREACHABLE, worst
 from .job_reader import JobReader, JobsView
-from .jobs import full_ids, status_of, store_errors, unknown_job
+from .jobs import full_ids, present, status_of, store_errors, unknown_job
 from .outputs import LineOutput, WatchOutput, output_for
 from .store import Store
 
@@ -93,7 +93,8 @@ def watch_jobs(
                     reader.wait(left)
                     time.sleep(max(0.0, pause - time.monotonic()))
             except KeyboardInterrupt:
-                note = "stopped watching; the jobs go on" if reader.view.found.children else "stopped watching"
+                note = f"stopped watching at {present().astimezone():%H:%M:%S}"
+                note += "; the jobs go on" if reader.view.found.children else ""
                 status = INTERRUPTED
             view = reader.view
             output.end(view, note)

@@ -417,6 +417,12 @@ def test_get_shows_all_of_a_job(place: Place) -> None:
     lines = re.sub("\x1b[^m]*m", "", narrow.output).splitlines()
     assert all(width(line) <= 40 for line in lines)
     assert any(re.fullmatch(r"   started +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line) for line in lines)
+    # A narrower one loses neither the day nor the second, and only the id is broken
+    narrower = on_terminal("get", IDS["working"], "--url", place.url, columns=20)
+    lines = [line.strip() for line in re.sub("\x1b[^m]*m", "", narrower.output).splitlines()]
+    assert [line for line in lines if width(line) > 20] == [IDS["working"]]
+    started = lines.index("started")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", " ".join(lines[started + 1 : started + 3]))
 
 
 def test_each_command_explains_its_own_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:

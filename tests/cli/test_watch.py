@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from dramatiq_status.backends import RedisBackend, SQLiteBackend
 from dramatiq_status.cli import outputs
 from dramatiq_status.cli.job_reader import JobsView
 from dramatiq_status.cli.jobs import present
-from dramatiq_status.record import COMPLETED, FAILED
+from dramatiq_status.record import ATTEMPTS, COMPLETED, FAILED, QUEUED, SCHEDULED_AT
 from dramatiq_status.testing.updates import enqueue, finish, named, start, write
 
 from ..servers import RedisServer
@@ -272,7 +273,8 @@ def test_an_empty_list_waits_for_its_first_jobs(store: SQLiteBackend) -> None:
         assert session.lines[0].split() == ["State", "Job", "Progress", "Time"]
         assert [line.split()[1] for line in session.lines[1:8]] == ["Failed"] * 7
         assert session.lines[8].startswith(" 5 more ") and session.lines[9] == " 12 jobs     12 failed"
-        assert session.lines[10:] == [" stopped watching; the jobs go on", ""]
+        assert re.fullmatch(r" stopped watching at \d\d:\d\d:\d\d; the jobs go on", session.lines[10])
+        assert session.lines[11:] == [""]
     finally:
         session.close()
 
@@ -288,6 +290,31 @@ def test_the_last_line_of_a_narrow_picture_counts_all_jobs(store: SQLiteBackend,
     session.send("\x03")
     session.end()
     assert " 3 jobs: 1 failed, 2 more" in session.lines
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_the_last_picture_on_a_narrow_terminal(store: SQLiteBackend, watch: Watch, columns: int) -> None:
+    # Given a job that waits for its retry, and one that runs
+    ids = [send(store, 1), send(store, 2)]
+    for number in (1, 2):
+        run_to(store, number, 40)
+    due = present() + timedelta(minutes=90)
+    boom = {
+        "x": '{"type":"ConnectionError","message":"the shop of the supplier does not answer, and has no more stock"}'
+    }
+    retry = write(1, 3, state=QUEUED, **named({**boom, ATTEMPTS: "1", SCHEDULED_AT: str(int(due.timestamp() * 1000))}))
+    store.update(id_of(1), retry)
+    session = watch(*ids, columns=columns, rows=30)
+    session.until(lambda: "job_2" in session.text and (columns == 20 or "again in 1 h" in session.text), 10)
+    session.send("\x03")
+    assert session.end() == 130
+    # Then its countdown has become a time of day, and lines break between words
+    assert "again in" not in session.text
+    assert columns == 20 or f"again at {due.astimezone():%H:%M}" in session.lines[0]
+    lines = [line.strip() for line in session.lines]
+    reason = " ".join(lines[lines.index("") + 1 :])
+    assert reason.startswith("ConnectionError: the shop of the supplier does not answer, and has no more stock job_1")
+    assert id_of(1) in reason.replace(" ", "") and "; the jobs go on" in reason
 
 
 def test_typed_lines_stay_for_the_shell(store: SQLiteBackend, watch: Watch) -> None:
