@@ -10,7 +10,11 @@ from typing import Final
 from .exits import EXPLANATION, EXPLANATIONS
 from .text import columns_of, did_you_mean
 
-STATES: Final = ("queued", "working", "completed", "failed")
+#: States by which jobs are filtered.  Stores index the first four.
+STATES: Final = (
+    *("queued", "working", "completed", "failed"),
+    *("cancelled", "stalled", "retrying", "scheduled"),
+)
 
 _DEMO: Final = "Shows five jobs that run on a worker in this process.\nTheir statuses are in a temporary file."
 
@@ -68,9 +72,7 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "store: the first one that is given, else DRAMATIQ_STATUS_URL, else pyproject.toml"
-    )
+    group = parser.add_argument_group("store: the first one given, else DRAMATIQ_STATUS_URL, else pyproject.toml")
     group.add_argument("--url", help="URL of the store, for example redis://127.0.0.1:6379/1 or sqlite:///status.db")
     group.add_argument("--broker", metavar="MODULE[:ATTRIBUTE]", help="a broker with the StatusMiddleware")
     group.add_argument("--namespace", help="namespace of the statuses in the store")
@@ -105,7 +107,8 @@ def _add_watch(parser: argparse.ArgumentParser) -> None:
 
 def _add_count(parser: argparse.ArgumentParser) -> None:
     _add_where(parser)
-    parser.add_argument("--state", choices=STATES)
+    text = "queued, working, completed or failed; or some of these: cancelled, stalled, retrying or scheduled"
+    parser.add_argument("--state", choices=STATES, metavar="STATE", help=text)
     parser.add_argument("--actor", metavar="NAME")
     parser.add_argument("--queue", metavar="NAME")
 

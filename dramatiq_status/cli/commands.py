@@ -12,6 +12,7 @@ from .. import _time as time
 from ..errors import BackendError, NotSupported, StatusMissing, StatusTimeout
 from ..registry import StatusRegistry
 from ..snapshot import Snapshot
+from ..state_filter import AMONG, StatePage
 from ..words import COMPLETED as COMPLETED_WORD
 from ..words import QUEUED, age
 from .detail import detail_of
@@ -82,8 +83,9 @@ def wait(arguments: Namespace) -> int:
 def list_jobs(arguments: Namespace) -> int:
     """Print a page of jobs."""
     store = store_of(arguments)
-    terminal, query = terminal_of(sys.stdout), query_of(arguments)
-    page = page_of(store, arguments)
+    terminal = terminal_of(sys.stdout)
+    found = page_of(store, arguments)
+    page = found.jobs
     with store_errors(store):
         if arguments.json:
             for snapshot in page:
@@ -104,38 +106,50 @@ def list_jobs(arguments: Namespace) -> int:
         ]
         for row in table(jobs, terminal, heads=True):
             print(terminal.paint(row))
-        total = StatusRegistry.count(**query, backend=store.backend)
+        # Jobs in a state that the store does not index are counted only by `count`.
+        total = None if arguments.state in AMONG else StatusRegistry.count(**query_of(arguments), backend=store.backend)
     if not page:
         print(" no jobs" if arguments.after is None else " no more jobs")
         return COMPLETED
-    # The cursor has a line of its own, which 80 columns hold: a wrapped one cannot be copied.
-    more = len(page) == arguments.limit and total > len(page)
+    shown = f"{len(page):,} {arguments.state}" if total is None else f"{len(page):,} of {total:,}"
+    more = found.after is not None and (total is None or total > len(page))
     print()
-    for line in wrapped(
-        f"{len(page):,} of {total:,}, last changed first{'; the next page:' if more else ''}", terminal.width - 1
-    ):
+    for line in wrapped(f"{shown}, last changed first{'; the next page:' if more else ''}", terminal.width - 1):
         print(f" {line}")
     if more:
-        print(f" --after {page[-1].cursor}")
+        # The cursor has a line of its own, which 80 columns hold: a wrapped one cannot be copied.
+        print(f" --after {found.after}")
     return COMPLETED
 
 
-def page_of(store: Store, arguments: Namespace) -> list[Snapshot]:
-    """Return the page of jobs that the arguments of ``list`` select."""
+def page_of(store: Store, arguments: Namespace, *, searched: int = sys.maxsize) -> StatePage:
+    """Return the page of jobs that the arguments of ``list`` select.
+
+    Parameters:
+      store(Store)
+      arguments(Namespace)
+      searched(int): Maximum number of jobs that are read for a state that the store does not index.
+    """
+    page = StatePage(arguments.state, arguments.limit, arguments.after, searched)
+    filters = {**query_of(arguments), "state": page.read_from}
     with store_errors(store):
         try:
-            return StatusRegistry.list(
-                **query_of(arguments), limit=arguments.limit, after=arguments.after, backend=store.backend
-            )
+            while page.to_read:
+                page.take(StatusRegistry.list(**filters, limit=page.to_read, after=page.after, backend=store.backend))
         except ValueError as e:
             raise CommandError(f"--after: {e}") from e
+    return page
 
 
 def count(arguments: Namespace) -> int:
-    """Print the number of jobs."""
-    store = store_of(arguments)
+    """Print the number of jobs.  Those in a state that the store does not index are read."""
+    store, state = store_of(arguments), arguments.state
     with store_errors(store):
-        number = StatusRegistry.count(**query_of(arguments), backend=store.backend)
+        if state in AMONG:
+            found = Namespace(**{**vars(arguments), "limit": sys.maxsize, "after": None})
+            number = len(page_of(store, found).jobs)
+        else:
+            number = StatusRegistry.count(**query_of(arguments), backend=store.backend)
     print(json.dumps({"count": number}) if arguments.json else number)
     return COMPLETED
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from .. import _time as time
 from ..registry import StatusRegistry
-from .commands import page_of, print_error, query_of, store_of
+from ..state_filter import MAX_SEARCHED
+from .commands import page_of, print_error, store_of
 from .exits import COMPLETED, INTERRUPTED, UNREACHABLE, worst
 from .job_reader import JobReader, JobsView
 from .jobs import full_ids, present, status_of, store_errors, unknown_job
@@ -32,7 +33,7 @@ def watch_list(arguments: Namespace) -> int:
     job, until the key for the new ones is pressed.  Only the first page gets new jobs, and waits for the first one.
     """
     store = store_of(arguments)
-    ids = [snapshot.message_id for snapshot in page_of(store, arguments)]
+    ids = [snapshot.message_id for snapshot in page_of(store, arguments).jobs]
     if not ids and arguments.after is not None:
         print_error("no jobs to watch.")
         return COMPLETED
@@ -41,8 +42,7 @@ def watch_list(arguments: Namespace) -> int:
         print_error("no jobs yet.")
 
     def read_list() -> list[str]:
-        found = StatusRegistry.list(**query_of(arguments), limit=arguments.limit, backend=store.backend)
-        return [snapshot.message_id for snapshot in found]
+        return [snapshot.message_id for snapshot in page_of(store, arguments, searched=MAX_SEARCHED).jobs]
 
     newer = read_list if arguments.after is None else None
     return watch_jobs(store, ids, output, read_list=newer, is_over=lambda view: False)[1]

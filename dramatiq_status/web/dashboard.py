@@ -13,11 +13,12 @@ from starlette.responses import RedirectResponse, Response
 from .. import _time as time
 from ..errors import BackendError, NotSupported
 from ..snapshot import Snapshot
+from ..state_filter import AMONG
 from ..words import age
 from .access import Access
 from .display import WORDS, seconds_since
 from .exposure import encode, tag_of
-from .listing import STATES, Counts, Listing, ListRequest
+from .listing import STATES, Counts, Listing, ListPage, ListRequest
 from .markup import Markup, icon, join, tag
 from .pages import empty, link, page, search_box
 from .rows import row
@@ -28,8 +29,8 @@ _COLUMNS: Final = (
     *(("Left", "c-left num"), ("Attempts", "c-try num"), ("Ran for", "c-took num"), ("Changed", "c-when num")),
 )
 
-#: By name of a filter for which stores have no index: the state of all messages that it selects.
-_AMONG: Final = {"cancelled": "failed", "stalled": "working", "retrying": "queued", "scheduled": "queued"}
+#: States by which the list can be filtered.
+_STATES: Final = (*STATES, *AMONG)
 
 _KEYS: Final = (("/", "find"), ("j k", "down, up"), ("↵", "open"), ("c", "copy id"), ("n", "show new"))
 
@@ -59,7 +60,7 @@ class Dashboard:
         except HTTPException as e:
             return self._refused(e)
         try:
-            question, shown, writable, counts = await self._read(request)
+            question, (shown, after), writable, counts = await self._read(request)
         except HTTPException as e:
             return self._no_such_list(request, e.detail)
         except NotSupported as e:
@@ -74,8 +75,8 @@ class Dashboard:
             tag("div", Markup(_BANNER), id="banner", hidden=True),
             _counts(counts, question),
             _tools(question, shown, counts),
-            _table(self._site, shown, writable) if shown else _nothing(question, counts),
-            _pages(question, shown),
+            _table(self._site, shown, writable) if shown else _nothing(question, counts, after),
+            _pages(question, after),
             live=True,
         )
 
@@ -83,34 +84,34 @@ class Dashboard:
         """Answer with the list as JSON: the statuses of one page, and the counts."""
         await self._site.enter(request)
         try:
-            _, shown, _, counts = await self._read(request)
+            _, (shown, after), _, counts = await self._read(request)
         except NotSupported as e:
             return error(501, str(e))
         jobs = [{"id": one.message_id, "tag": tag_of(one), "status": self._site.exposure.to_dict(one)} for one in shown]
         found = {
             "counts": counts.by_state,
-            "stalled": counts.stalled,
-            "cancelled": counts.cancelled,
+            **counts.among,
             "jobs": jobs,
-            "next": _next(shown),
+            "next": after,
         }
         return JSON(encode(found))
 
-    async def _read(self, request: Request) -> tuple[ListRequest, list[Snapshot], frozenset[str], Counts]:
+    async def _read(self, request: Request) -> tuple[ListRequest, ListPage, frozenset[str], Counts]:
         """Read a page of the list.  The third value has the ids of the messages that the visitor may change."""
         query = request.query_params
         values = [query.get(name) or None for name in ("state", "actor", "queue", "after")]
         question = ListRequest(*values)
-        if question.state is not None and question.state not in STATES:
-            raise HTTPException(400, f"state must be one of {', '.join(STATES)}.")
+        if question.state is not None and question.state not in _STATES:
+            raise HTTPException(400, f"state must be one of {', '.join(_STATES)}.")
         try:
-            found = await self._listing.page(question)
+            found, after = await self._listing.page(question)
         except (ValueError, TypeError) as e:
             raise HTTPException(400, str(e)) from None
         counts = await self._listing.counts()
         levels = await self._site.access_check.check_many(request, found)
         writable = frozenset(one.message_id for one, level in zip(found, levels) if level is Access.WRITE)
-        return question, [one for one, level in zip(found, levels) if level is not Access.NONE], writable, counts
+        shown = [one for one, level in zip(found, levels) if level is not Access.NONE]
+        return question, ListPage(shown, after), writable, counts
 
     def _without_list(self, why: str) -> Response:
         box = search_box("./", "Open a job by its id", "Job id", name="q2")
@@ -120,18 +121,10 @@ class Dashboard:
 
     def _no_such_list(self, request: Request, why: str) -> Response:
         word = request.query_params.get("state")
-        title, links = "There is no such list", [link("All jobs", "./")]
-        if word and word not in STATES:
-            title = f"There is no state {word[:40]}"
-            among = _AMONG.get(word)
-            why = (
-                f"{WORDS[word]} jobs are among the {among} ones."
-                if among
-                else f"A state is {', '.join(STATES[:-1])} or {STATES[-1]}."
-            )
-            if among:
-                links.insert(0, link(WORDS[among], _query_of(ListRequest(among))))
-        content = empty("search", title, why, *links)
+        title = "There is no such list"
+        if word and word not in _STATES:
+            title, why = f"There is no state {word[:40]}", f"A state is {', '.join(_STATES[:-1])} or {_STATES[-1]}."
+        content = empty("search", title, why, link("All jobs", "./"))
         return page(self._site, title, tag("h1", title, class_="sr"), content, status_code=400)
 
     def _refused(self, refusal: HTTPException) -> Response:
@@ -183,13 +176,18 @@ def _query_of(question: ListRequest, **changes: str | None) -> str:
     return "?" + found if found else "./"
 
 
-def _next(shown: list[Snapshot]) -> str | None:
-    return shown[-1].cursor if shown else None
-
-
-def _cancelled_in(counts: Counts) -> str:
-    """Return the number of cancelled messages as a text; an empty one if there are none, or it is unknown."""
-    return f"{counts.cancelled:,} cancelled" if counts.cancelled else ""
+def _among(state: str, counts: Counts, question: ListRequest) -> Markup:
+    """Link the list of the jobs in a state that the store does not index, with their number where it is known."""
+    number, current = counts.among[state], question.state == state
+    return tag(
+        "a",
+        f"{number:,} {state}" if number else state,
+        class_=f"s-{state}",
+        hidden=number == 0 and not current,
+        href=_query_of(question, state=None if current else state),
+        aria_current="true" if current else None,
+        data_below=state,
+    )
 
 
 def _counts(counts: Counts, question: ListRequest) -> Markup:
@@ -197,16 +195,12 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
     boxes = []
     for state in STATES:
         newest = counts.newest.get(state)
-        below: Any = ""
-        if state == "working" and counts.stalled:
-            below = tag("span", f"{counts.stalled} stalled", class_="s-stalled")
-        elif newest is not None and newest.finished_at is not None:
+        below: list[Any] = []
+        if newest is not None and newest.finished_at is not None:
             seconds = seconds_since(newest.finished_at, now)
             moment = newest.finished_at.isoformat(timespec="seconds")
-            below = tag("span", "newest ", tag("time", age(seconds), datetime=moment))
-        if state == "failed":
-            # Cancelled jobs are among the failed ones, and need no attention.
-            below = join(below, " ", tag("span", _cancelled_in(counts), data_below="cancelled"))
+            below = [tag("span", "newest ", tag("time", age(seconds), datetime=moment))]
+        below += [_among(name, counts, question) for name, of in AMONG.items() if of == state]
         current = question.state == state
         top = tag(
             "a",
@@ -216,7 +210,7 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
             href=_query_of(question, state=None if current else state),
             aria_current="true" if current else None,
         )
-        boxes.append(tag("div", top, tag("span", below, class_="sub", data_below=state), class_="count"))
+        boxes.append(tag("div", top, tag("span", *below, class_="sub"), class_="count"))
     return tag("nav", *boxes, class_="counts", aria_label="Jobs by state")
 
 
@@ -262,7 +256,7 @@ def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Mark
         summary = tag("summary", title, icon("down"))
         chips.append(tag("details", summary, tag("div", form, *links, class_="pop"), class_="chip", name="filters"))
     new = tag("a", icon("up"), tag("span", ""), class_="new", id="new", href=_query_of(question), hidden=True)
-    if question.actor or question.queue:
+    if question.actor or question.queue or question.state in AMONG:
         total = "last changed first"
     else:
         count = counts.by_state[question.state] if question.state else counts.total
@@ -289,7 +283,12 @@ def _table(site: Site, shown: list[Snapshot], writable: frozenset[str]) -> Marku
     return tag("div", table, class_="list")
 
 
-def _nothing(question: ListRequest, counts: Counts) -> Markup:
+def _nothing(question: ListRequest, counts: Counts, after: str | None) -> Markup:
+    if after:
+        what = f"No {question.state} jobs" if question.state in AMONG else "No jobs that you may see"
+        return empty(
+            "search", f"{what} so far", "There are older jobs.", link("Older jobs", _query_of(question, after=after))
+        )
     if not any(question):
         if counts.total:
             return empty("refused", "No jobs that you may see", "There are jobs, but you may not see any of them.")
@@ -312,7 +311,7 @@ def _nothing(question: ListRequest, counts: Counts) -> Markup:
     return empty("search", what, "Statuses are kept for a while after a job has ended.", *wider, link("All jobs", "./"))
 
 
-def _pages(question: ListRequest, shown: list[Snapshot]) -> Markup:
+def _pages(question: ListRequest, after: str | None) -> Markup:
     keys = [
         tag("span", *(join(" " if i else "", tag("kbd", one)) for i, one in enumerate(key.split())), " ", text)
         for key, text in _KEYS
@@ -320,9 +319,8 @@ def _pages(question: ListRequest, shown: list[Snapshot]) -> Markup:
     links = []
     if question.after:
         links.append(tag("a", "Newest", class_="btn small", href=_query_of(question)))
-    cursor = _next(shown)
-    if cursor is not None and len(shown) >= 50:
-        older = _query_of(question, after=cursor)
+    if after is not None:
+        older = _query_of(question, after=after)
         links.append(tag("a", "Older", class_="btn small", rel="next", href=older))
     return tag(
         "nav",

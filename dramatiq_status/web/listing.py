@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from ..aio import StatusRegistry
 from ..snapshot import Snapshot
+from ..state_filter import AMONG, StatePage, is_in
 from .site import Site
 
 #: Seconds for which a reply of the store is reused for further visitors.
@@ -21,11 +22,17 @@ MAX_KEPT: Final = 64
 #: Rows of a page.
 PAGE: Final = 50
 
-#: Maximum number of working or failed messages that are read to count the stalled or cancelled ones among them.  Stores
-#: have an index by state, and none of stalled or cancelled messages.
+#: Maximum number of messages in a state that are read to count, for example, the cancelled ones among the failed ones.
 MAX_READ: Final = 100
 
 STATES: Final = ("queued", "working", "failed", "completed")
+
+
+class ListPage(NamedTuple):
+    """A page of the list, and the cursor of the next one; None where the list ends."""
+
+    jobs: list[Snapshot]
+    next: str | None
 
 
 class ListRequest(NamedTuple):
@@ -42,10 +49,8 @@ class Counts:
     """Numbers of statuses by state, and facts that cost one read."""
 
     by_state: dict[str, int]
-    #: Number of stalled messages; None if there are more than :data:`MAX_READ` working ones.
-    stalled: int | None
-    #: Number of cancelled messages, whose state is failed; None if there are more than :data:`MAX_READ` failed ones.
-    cancelled: int | None
+    #: Numbers by the keys of :data:`AMONG`; None if more than :data:`MAX_READ` messages have the state that is indexed.
+    among: dict[str, int | None]
     #: The newest status that has failed and was not cancelled, and the newest completed one.
     newest: dict[str, Snapshot | None]
 
@@ -66,20 +71,27 @@ class Listing:
         self._kept: OrderedDict[object, tuple[float, asyncio.Task[Any]]] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def page(self, question: ListRequest) -> list[Snapshot]:
-        """List one page.
+    async def page(self, question: ListRequest) -> ListPage:
+        """List one page.  A page of jobs in a state that the store does not index may have fewer jobs than others.
 
         Raises:
           NotSupported: When the store cannot list.
           ValueError: When a filter or the cursor is invalid.
         """
-        found: list[Snapshot] = await self._once(question, lambda: self._list(PAGE, *question))
+        found: ListPage = await self._once(question, lambda: self._page(question))
         return found
 
     async def counts(self) -> Counts:
         """Count the statuses of each state."""
         found: Counts = await self._once("counts", self._count)
         return found
+
+    async def _page(self, question: ListRequest) -> ListPage:
+        state, actor, queue, after = question
+        page = StatePage(state, PAGE, after)
+        while page.to_read:
+            page.take(await self._list(page.to_read, page.read_from, actor, queue, page.after))
+        return ListPage(page.jobs, page.after)
 
     async def _list(
         self, limit: int, state: str | None, actor: str | None, queue: str | None, after: str | None
@@ -89,19 +101,21 @@ class Listing:
 
     async def _count(self) -> Counts:
         site = self._site
-        working, failed, completed, *numbers = await asyncio.gather(
-            self._list(MAX_READ, "working", None, None, None),
-            self._list(MAX_READ, "failed", None, None, None),
+        queued, working, failed, completed, *numbers = await asyncio.gather(
+            *(self._list(MAX_READ, state, None, None, None) for state in STATES[:3]),
             self._list(1, "completed", None, None, None),
             *(StatusRegistry.count(state, backend=site.backend, broker=site.broker) for state in STATES),
         )
-        stalled = sum(one.stalled for one in working) if len(working) < MAX_READ else None
-        cancelled = sum(one.cancelled for one in failed) if len(failed) < MAX_READ else None
+        read = {"queued": queued, "working": working, "failed": failed}
+        among = {
+            name: sum(is_in(one, name) for one in read[state]) if len(read[state]) < MAX_READ else None
+            for name, state in AMONG.items()
+        }
         newest = {
             "failed": next((one for one in failed if not one.cancelled), None),
             "completed": completed[0] if completed else None,
         }
-        return Counts(dict(zip(STATES, numbers)), stalled, cancelled, newest)
+        return Counts(dict(zip(STATES, numbers)), among, newest)
 
     async def _once(self, key: object, read: Callable[[], Awaitable[Any]]) -> Any:
         loop = asyncio.get_running_loop()

@@ -254,6 +254,15 @@ def test_short_ids(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert IDS["failed"] in error and other in error
 
 
+def test_cancelled_jobs_are_listed_and_counted(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    StatusRegistry.cancel(IDS["queued"], backend=place.backend)
+    for arguments, shown in ((["list"], IDS["queued"]), (["count"], "1\n")):
+        assert run(place, *arguments, "--state", "cancelled") == 0
+        assert shown in (output := capsys.readouterr().out) and len(output.splitlines()) == 1
+    done = on_terminal("list", "--state", "cancelled", "--limit", "1", "--url", place.url)
+    assert " 1 cancelled, last changed first" in done.output
+
+
 def test_list_and_count(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(place, "count") == 0 and capsys.readouterr().out == "4\n"
     assert run(place, "count", "--json", "--state", "failed") == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dramatiq_status.cli.arguments import STATES
 from dramatiq_status.cli.completion import script_for
 
 from .terminals import environment, on_pipe
@@ -30,7 +31,7 @@ def test_bash(tmp_path: Path) -> None:
     assert {"get", "wait", "watch", "list", "demo", "--version"} <= complete(tmp_path, "")
     assert complete(tmp_path, "wa") == {"wait", "watch"}
     assert complete(tmp_path, "list", "--st") == {"--state"}
-    assert complete(tmp_path, "list", "--state", "") == {"queued", "working", "completed", "failed"}
+    assert complete(tmp_path, "list", "--state", "") == set(STATES)
     assert complete(tmp_path, "watch", "abc", "--progress", "p") == {"plain"}
     assert complete(tmp_path, "wait", "--timeout", "") == set()
     assert complete(tmp_path, "completion", "") == {"bash", "zsh", "fish", "--help"}

@@ -101,6 +101,12 @@ def test_cancelled_jobs_are_told_from_failed_ones(site: Site, backend: RedisBack
     assert len(rows) == 2 and all("#i-cancelled" in row and "Cancelled" in row for row in rows)
     assert "user left" in rows[1] and "&lt;b&gt;twice" in rows[0]
     assert site.get("/a/b/list.json").json()["cancelled"] == 2
+    # And they have a list of their own
+    page = site.get("/a/b/?state=cancelled").body.decode()
+    assert re.findall(r'data-s="(\w+)"', page) == ["cancelled"] * 2 and 'rel="next"' not in page
+    found = site.get("/a/b/list.json?state=cancelled").json()
+    assert len(found["jobs"]) == 2 and found["next"] is None
+    assert "No retrying jobs" in site.get("/a/b/?state=retrying").body.decode()
 
 
 @pytest.mark.parametrize(

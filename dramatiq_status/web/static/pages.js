@@ -30,7 +30,7 @@ function change(row, { snapshot, state }) {
     row.dataset.s = state;
     // The row stays, even if the job no longer matches the filter.
     const asked = new URLSearchParams(location.search).get("state");
-    row.classList.toggle("gone", !!asked && asked !== snapshot.status);
+    row.classList.toggle("gone", !!asked && ![snapshot.status, state, snapshot.scheduled && "scheduled"].includes(asked));
   }
   const working = state === "working", { attempts, duration: seconds } = snapshot;
   set("rate", working && snapshot.rate > 0 ? number(snapshot.rate) + "/s" : "");
@@ -184,12 +184,13 @@ async function refresh() {
   try {
     const response = await fetch("list.json" + location.search, { cache: "no-store" });
     if (!response.ok) throw response.headers.get("Retry-After");
-    const { counts, jobs, stalled, cancelled } = await response.json();
+    const { counts, jobs, ...among } = await response.json();
     for (const state in counts) for (const node of all(`[data-count="${state}"]`)) node.textContent = counts[state].toLocaleString("en");
-    const below = $('[data-below="working"]');
-    below?.replaceChildren(...(stalled ? [make("span", { class: "s-stalled" }, stalled + " stalled")] : []));
-    const among = $('[data-below="cancelled"]');
-    if (among) among.textContent = cancelled ? cancelled.toLocaleString("en") + " cancelled" : "";
+    for (const link of all("[data-below]")) {
+      const name = link.dataset.below;
+      link.hidden = among[name] === 0 && !link.ariaCurrent;
+      link.textContent = among[name] ? `${among[name].toLocaleString("en")} ${name}` : name;
+    }
     const added = jobs.filter((job) => !shown.has(job.id)).length, chip = $("#new");
     if (!new URLSearchParams(location.search).has("after")) {
       chip.hidden = !added;
