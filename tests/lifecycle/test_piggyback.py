@@ -18,6 +18,8 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.middleware import Middleware, Shutdown, TimeLimitExceeded
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from dramatiq_status import StatusMiddleware
 from dramatiq_status.backend import StatusBackend
@@ -347,15 +349,20 @@ def test_an_interrupt_in_a_command_leaves_no_reply_to_the_next(redis_url: str) -
 
 
 class Cutting(Proxy):
-    """A proxy that ends a connection after some bytes of a request with a transaction."""
+    """A proxy that ends a connection after some bytes of a request with a transaction; once, or each time."""
 
     cut: int | None = None
+    once = False
+    transactions = 0
 
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
         try:
             while data := client.recv(BUFFER):
+                self.transactions += data.count(b"MULTI")
                 if self.cut is not None and b"MULTI" in data:
                     server.sendall(data[: self.cut])
+                    if self.once:
+                        self.cut = None
                     break
                 server.sendall(data)
         except OSError:
@@ -397,6 +404,28 @@ def test_a_cut_connection_leaves_both_or_neither(redis_server: RedisServer, redi
             seen.add(found > size)
             size = found
     assert seen == {True, False}
+
+
+def test_the_retry_after_a_broken_connection_takes_the_status_along(redis_server: RedisServer, redis_url: str) -> None:
+    # Given a broker whose client tries again, behind a proxy that cuts one transaction
+    admin = make_broker(redis_url)
+    with Cutting(redis_server.port) as proxy:
+        client = redis.Redis(port=proxy.port, retry=Retry(NoBackoff(), 1))
+        backend = RedisBackend(client=client)
+        broker = RedisBroker(client=backend.broker_client())
+        broker.add_middleware(StatusMiddleware(backend=backend))
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None: ...
+
+        work.send()
+        before, proxy.cut, proxy.once = proxy.transactions, 10, True
+        # When a message is sent
+        message = work.send()
+        # Then the second transaction has the message and its status
+        assert proxy.transactions == before + 2
+        assert admin.do_qsize("default") == 2
+        assert state_of(admin, message) == "queued"
 
 
 #: Bytes after which a connection is cut: each one of the shorter commands around the two, some within the two.

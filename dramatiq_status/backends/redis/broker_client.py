@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, cast
 
 import redis
@@ -47,13 +48,20 @@ class BrokerClient(redis.Redis):
     def evalsha(self, sha: str, numkeys: int, *keys_and_args: Any) -> Any:
         """Call a script."""
         calls = self.broker_calls
-        if calls is not None and calls.takes(self, numkeys, keys_and_args):
-            try:
+        if calls is None or not calls.takes(self, numkeys, keys_and_args):
+            return super().evalsha(sha, numkeys, *keys_and_args)
+        if not calls.repeats:
+            return calls.call(sha, keys_and_args)
+        try:
+            return calls.call(sha, keys_and_args)
+        except TimeoutError:
+            pass
+        except ConnectionError:
+            # The server has probably closed all connections.  The first retry also sends the status.
+            calls.close()
+            with suppress(ConnectionError, TimeoutError):
                 return calls.call(sha, keys_and_args)
-            except (ConnectionError, TimeoutError):
-                if not calls.repeats:
-                    raise
-            # The call below is the first retry, and makes the other retries.
+        # redis-py makes the other retries.
         return super().evalsha(sha, numkeys, *keys_and_args)
 
     def register_script(self, script: Any) -> BrokerScript:
