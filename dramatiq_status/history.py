@@ -1,9 +1,14 @@
-"""The history of a message's runs: its text in a record.
+"""The earlier runs of a message in its record.
 
-A record keeps the last run in separate fields, such as STARTED_AT and EXCEPTION. When a second run begins, the field
-:data:`.record.HISTORY` is added. It contains the earlier runs, as a JSON list of ``[attempt, started_at,
-ended_at, outcome, exception, scheduled_at]``. The items of the list are separated by a comma and a tab, which no JSON
-text of the library has, so that a store can add and remove items without decoding them.
+A record keeps the last run in separate fields, such as STARTED_AT and EXCEPTION. When a run begins, the run before it,
+the third for example, gets a field of its own, ``h3`` (:data:`.record.EARLIER_RUN`). So a store adds a run without
+decoding the runs before. The field contains ``[started_at, end, scheduled_at]``. The end is the text of
+:data:`.record.RUN_ENDED`: ``[ended_at, outcome]``, or null while it is unknown.
+
+A failed run has its exception as a fourth item. Only the exception of the first run has a field of its own
+(:data:`.record.FIRST_EXCEPTION`): most retried messages have two runs, and Redis gives up its compact encoding of a
+hash for a text of more than 64 bytes. A run that has lost the message to another delivery of the same enqueue has its
+token as a fourth item.
 """
 
 from __future__ import annotations
@@ -13,10 +18,12 @@ from typing import Final
 
 from .record import (
     ATTEMPTS,
+    EARLIER_RUN,
     EXCEPTION,
+    FIRST_EXCEPTION,
     HEARTBEAT_AT,
-    HISTORY,
     RUN_ENDED,
+    RUN_TOKEN,
     SCHEDULED_AT,
     STARTED_AT,
     STATE,
@@ -27,26 +34,31 @@ from .record import (
 #: Maximum number of earlier runs in a record: the first one and the last nine.
 MAX_RUNS: Final = 10
 
-#: Maximum number of bytes of a history.
+#: Maximum number of bytes of all earlier runs.
 MAX_HISTORY_SIZE: Final = 4096
 
 #: Maximum number of bytes of an exception in a history.
 MAX_EXCEPTION_SIZE: Final = 512
+
+#: Maximum number of earlier runs that take at most MAX_HISTORY_SIZE in any case. Without its exception, a run takes
+#: less than 64 bytes.
+SMALL_HISTORY: Final = 7
 
 #: Stored numbers of the outcomes of earlier runs.
 RETRIED: Final = 1
 REQUEUED: Final = 0
 LOST: Final = 2
 
-_SEPARATOR: Final = ",\t"
+#: End of the text of RUN_ENDED of a run that has failed.
+HAS_FAILED: Final = f",{RETRIED}]"
+
 _END: Final = '..."}'
 _MESSAGE: Final = '","message":"'
 
-#: Items of lost runs, and of runs whose end is unknown because the enqueue with it has not arrived.
-_IS_LOST: Final = re.compile(rf"\[[^,]+,[^,]+,[^,]+,{LOST},").match
-_WITHOUT_END: Final = re.compile(rf"(\[[0-9]{{1,15}},(?:[0-9]{{1,15}}|null)),null,{REQUEUED},null,null\]").fullmatch
+#: Texts of lost runs, and of runs whose end is unknown because the enqueue with it has not arrived.
+_IS_LOST: Final = re.compile(rf"\[[^,]+,\[[^,]+,{LOST}\],").match
+_WITHOUT_END: Final = re.compile(r"\[([^,]+),null,null\]").fullmatch
 
-_RUN_ENDED: Final = re.compile(r"\[([0-9]{1,15}),([01])\]").fullmatch
 _TIME: Final = re.compile(r"[0-9]{1,15}").fullmatch
 _NO_TEXT: Final = re.compile(r"[^ -~]").search
 
@@ -67,96 +79,111 @@ def run_lost(heartbeat_at: str | None) -> str:
     >>> run_lost("9"), run_lost(None)
     ('[9,2]', '[null,2]')
     """
-    return f"[{_time_in(heartbeat_at)},{LOST}]"
+    return f"[{heartbeat_at if heartbeat_at is not None and _TIME(heartbeat_at) else 'null'},{LOST}]"
 
 
-def add_run(record: Record, *, requeued: bool = False) -> str | None:
-    """Make the history that a record has when its next run begins; None where there is no earlier run.
+def kept_runs(attempts: int) -> tuple[int, ...]:
+    """Return the numbers of the earlier runs that a record may have during a run: the first and the last nine.
 
-    >>> add_run({"s": "0", "A": "1", "S": "5", "N": "[9,0]"})
-    '[[1,5,9,0,null,null]]'
+    >>> kept_runs(3), kept_runs(13)
+    ((1, 2), (1, 4, 5, 6, 7, 8, 9, 10, 11, 12))
+    """
+    return (1, *range(max(2, attempts - MAX_RUNS + 1), attempts)) if attempts > 1 else ()
+
+
+def keep_run(record: Record, attempts: int, *, requeued: bool) -> None:
+    """Keep the last run of a record as an earlier run when the next run begins, and drop runs that are too old.
+
+    >>> record = {"s": "0", "A": "1", "S": "5", "N": "[9,0]"}
+    >>> keep_run(record, 2, requeued=False)
+    >>> record["h1"]
+    '[5,[9,0],null]'
 
     Parameters:
-      record(Record): The record before the run begins.
+      record(Record): The record before the run begins. The function changes it.
+      attempts(int): Number of the run that begins.
       requeued(bool): Whether the run that begins belongs to a later enqueue than the one in the record.
     """
-    if ATTEMPTS not in record:
-        return None
-    runs = _runs_in(record)
-    runs.append(_run_of(record, requeued=requeued))
-    return _text_of(runs)
+    last = int(record.get(ATTEMPTS, "0"))
+    if last < 1:
+        return
+    ended, token = record.get(RUN_ENDED), ""
+    if ended is None:
+        # The end of a lost run is unknown: its last heartbeat stands for it.
+        is_lost = record[STATE] == str(WORKING) and not requeued
+        ended = f"[{record.get(HEARTBEAT_AT, 'null')},{LOST}]" if is_lost else "null"
+    if RUN_TOKEN in record and not requeued:
+        token = f',"{record[RUN_TOKEN]}"'
+    _put(record, last, f"{record.get(STARTED_AT, 'null')},{ended},{record.get(SCHEDULED_AT, 'null')}{token}", record)
+    for number in range(max(2, last - MAX_RUNS + 1), min(attempts - MAX_RUNS, last) + 1):
+        record.pop(f"{EARLIER_RUN}{number}", None)
+    _fit(record, attempts)
 
 
-def complete_run(record: Record, enqueue: Record) -> Record:
-    """Complete the end of a run in the history, when the enqueue with which the run has ended arrives after the start
+def complete_run(record: Record, enqueue: Record) -> None:
+    """Complete the end of an earlier run, when the enqueue with which the run has ended arrives after the start
     of the next run. A run of a later delivery of the same enqueue may have been lost since.
 
-    >>> complete_run({"h": "[[1,5,null,0,null,null]]"}, {"N": "[9,0]"})
-    {'h': '[[1,5,9,0,null,null]]'}
+    >>> record = {"A": "2", "h1": "[5,null,null]"}
+    >>> complete_run(record, {"N": "[9,0]"})
+    >>> record["h1"]
+    '[5,[9,0],null]'
 
     Parameters:
-      record(Record)
-      enqueue(Record): The fields of the enqueue.
-
-    Returns:
-      Record: The new history; empty if it stays unchanged.
+      record(Record): The function changes it.
+      enqueue(Record): The fields of the enqueue, among them RUN_ENDED.
     """
-    ended, runs = _RUN_ENDED(enqueue.get(RUN_ENDED, "")), _runs_in(record)
-    last = len(runs) - 1
-    while last > 0 and _IS_LOST(runs[last]):
-        last -= 1
-    begun = _WITHOUT_END(runs[last]) if runs else None
-    if ended is None or begun is None:
-        return {}
-    runs[last] = f"{begun[1]},{_end_of(enqueue, ended)}]"
-    return {HISTORY: _text_of(runs)}
+    attempts = int(record.get(ATTEMPTS, "0"))
+    number = attempts - 1
+    while number > 1 and _IS_LOST(record.get(f"{EARLIER_RUN}{number}", "")):
+        number -= 1
+    begun = _WITHOUT_END(record.get(f"{EARLIER_RUN}{number}", ""))
+    if begun is not None:
+        _put(record, number, f"{begun[1]},{enqueue[RUN_ENDED]},{enqueue.get(SCHEDULED_AT, 'null')}", enqueue)
+        _fit(record, attempts)
 
 
-def _runs_in(record: Record) -> list[str]:
-    history = record.get(HISTORY, "")
-    return history[1:-1].split(_SEPARATOR) if history.startswith("[[") and history.endswith("]]") else []
+def is_earlier_run(record: Record, run_token: int) -> bool:
+    """Whether a run has lost its message to the run of a record, or to a run before it."""
+    end = f',"{run_token}"]'
+    runs = kept_runs(int(record.get(ATTEMPTS, "0")))
+    return any(record.get(f"{EARLIER_RUN}{number}", "").endswith(end) for number in runs)
 
 
-def _text_of(runs: list[str]) -> str:
-    while len(runs) > MAX_RUNS or (len(runs) > 1 and sum(map(len, runs)) + 2 * len(runs) > MAX_HISTORY_SIZE):
-        del runs[min(1, len(runs) - 2)]
-    return f"[{_SEPARATOR.join(runs)}]"
+def _put(record: Record, number: int, text: str, fields: Record) -> None:
+    """Store a run, and its exception if it has one."""
+    if EXCEPTION in fields and fields.get(RUN_ENDED, "").endswith(HAS_FAILED):
+        exception = _cut_exception(fields[EXCEPTION])
+        if exception is not None and number == 1:
+            record[FIRST_EXCEPTION] = exception
+        elif exception is not None:
+            text = f"{text},{exception}"
+    record[f"{EARLIER_RUN}{number}"] = f"[{text}]"
 
 
-def _run_of(record: Record, *, requeued: bool) -> str:
-    """Make the item of the last run of a record."""
-    begin = f"[{record[ATTEMPTS]},{_time_in(record.get(STARTED_AT))}"
-    ended = _RUN_ENDED(record.get(RUN_ENDED, ""))
-    if ended is not None:
-        return f"{begin},{_end_of(record, ended)}]"
-    if record[STATE] == str(WORKING) and not requeued:
-        # The end of a lost run is unknown: its last heartbeat stands for it.
-        ended_at, outcome = _time_in(record.get(HEARTBEAT_AT)), LOST
-    else:
-        ended_at, outcome = "null", REQUEUED
-    return f"{begin},{ended_at},{outcome},null,{_time_in(record.get(SCHEDULED_AT))}]"
+def _fit(record: Record, attempts: int) -> None:
+    """Drop old runs, but not the first one, until the others fit."""
+    runs = kept_runs(attempts)
+    if len(runs) <= SMALL_HISTORY:
+        return
+    names = [f"{EARLIER_RUN}{number}" for number in runs]
+    size = sum([len(record.get(name, "")) for name in (FIRST_EXCEPTION, *names)])
+    for name in names[1:]:
+        if size <= MAX_HISTORY_SIZE:
+            return
+        size -= len(record.pop(name, ""))
 
 
-def _end_of(fields: Record, ended: re.Match[str]) -> str:
-    """Make the part of an item that begins with the run's end."""
-    exception = _cut_exception(fields.get(EXCEPTION, "null")) if int(ended[2]) == RETRIED else "null"
-    return f"{ended[1]},{ended[2]},{exception},{_time_in(fields.get(SCHEDULED_AT))}"
+def _cut_exception(text: str) -> str | None:
+    """Cut the stored text of an exception to its maximum size. Return None if it cannot be cut.
 
-
-def _time_in(text: str | None) -> str:
-    return text if text is not None and _TIME(text) else "null"
-
-
-def _cut_exception(text: str) -> str:
-    """Cut the stored text of an exception to its maximum size.
-
-    >>> _cut_exception('{"type":"ValueError","message":"' + "x" * 1000 + '"}')[-12:]
+    >>> (_cut_exception('{"type":"ValueError","message":"' + "x" * 1000 + '"}') or "")[-12:]
     'xxxxxxx..."}'
     """
-    if not text.startswith('{"type":"') or not text.endswith('"}') or _NO_TEXT(text):
-        return "null"
     if len(text) <= MAX_EXCEPTION_SIZE:
         return text
+    if not text.startswith('{"type":"') or not text.endswith('"}') or _NO_TEXT(text):
+        return None
     kept = MAX_EXCEPTION_SIZE - len(_END)
     message = text.find(_MESSAGE)
     if message >= 0 and message + len(_MESSAGE) > kept:

@@ -57,8 +57,6 @@ VERSION: Final = "v"
 ORIGIN: Final = "e"
 GENERATION: Final = "n"
 RUN_TOKEN: Final = "r"
-#: Token of the run before, if another delivery of the same enqueue has begun since.
-PREVIOUS_RUN_TOKEN: Final = "ro"
 SEQUENCE: Final = "q"
 LIVE_TTL: Final = "L"
 STATUS_TTL: Final = "T"
@@ -87,8 +85,11 @@ ARGS: Final = "ia"
 KWARGS: Final = "ik"
 TRACEBACK: Final = "it"
 
-#: Stored name of the list of runs before the last one.  A message has it from its second run on (``history.py``).
-HISTORY: Final = "h"
+#: Beginning of the stored name of an earlier run: ``h1`` for the first run.  A message has it from its second run on
+#: (``history.py``).
+EARLIER_RUN: Final = "h"
+#: Stored name of the exception of the first run, from the second run on.
+FIRST_EXCEPTION: Final = "x1"
 #: Stored name of the end of a run that has requeued its message: time and outcome.
 RUN_ENDED: Final = "N"
 

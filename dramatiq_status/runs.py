@@ -7,15 +7,16 @@ from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from .history import LOST, REQUEUED, RETRIED
+from .history import LOST, REQUEUED, RETRIED, kept_runs
 from .record import (
     ATTEMPTS,
     CANCELLED,
+    EARLIER_RUN,
     ENQUEUED_AT,
     EXCEPTION,
     FAILED,
     FINISHED_AT,
-    HISTORY,
+    FIRST_EXCEPTION,
     RUN_ENDED,
     SCHEDULED_AT,
     SKIPPED,
@@ -103,8 +104,7 @@ def runs_in(values: Mapping[str, Any]) -> tuple[Run, ...]:
     attempts = values.get(ATTEMPTS)
     if attempts.__class__ is not int or attempts < 1:
         return ()
-    history = values.get(HISTORY)
-    runs = [run for item in history if (run := _run_in(item))] if isinstance(history, list) else []
+    runs = [run for number in kept_runs(attempts) if (run := _earlier_run(values, number))]
     ended, exception, outcome = values.get(RUN_ENDED), values.get(EXCEPTION), _end_in(values)
     if isinstance(ended, list) and len(ended) == 2:
         ended_at, outcome = ended[0], _OUTCOMES[ended[1]] if ended[1] in (RETRIED, LOST) else RunOutcome.REQUEUED
@@ -134,17 +134,19 @@ def _end_in(values: Mapping[str, Any]) -> RunOutcome | None:
     return RunOutcome.SKIPPED if values.get(SKIPPED) else RunOutcome(STATES[values[STATE]].value)
 
 
-def _run_in(item: Any) -> Run | None:
-    if not isinstance(item, list) or len(item) != 6 or item[0].__class__ is not int:
-        # Another program has written it.
+def _earlier_run(values: Mapping[str, Any], number: int) -> Run | None:
+    item = values.get(f"{EARLIER_RUN}{number}")
+    if not isinstance(item, list) or len(item) < 3:
+        # It was left out, or another program has written it.
         return None
-    attempt, started_at, ended_at, outcome, exception, scheduled_at = item
+    started_at, end, scheduled_at = item[:3]
+    ended_at, outcome = end if isinstance(end, list) and len(end) == 2 else (None, REQUEUED)
     return Run(
-        attempt,
+        number,
         datetime_of(started_at),
         datetime_of(ended_at),
         _OUTCOMES.get(outcome) if outcome.__class__ is int else None,
-        _exception_in(exception),
+        _exception_in(values.get(FIRST_EXCEPTION) if number == 1 else item[-1]),
         datetime_of(scheduled_at),
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Final, NamedTuple
 
-from .history import add_run, complete_run
+from .history import complete_run, is_earlier_run, keep_run
 from .record import (
     ATTEMPTS,
     CANCEL_REQUESTED_AT,
@@ -22,9 +22,7 @@ from .record import (
     FINISHED_AT,
     GENERATION,
     HEARTBEAT_AT,
-    HISTORY,
     ORIGIN,
-    PREVIOUS_RUN_TOKEN,
     PROGRESS,
     QUEUED,
     RUN_ENDED,
@@ -270,7 +268,7 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                 new = {**late, **record}
                 if RUN_ENDED in update.fields and update.enqueue_id.generation == int(record[GENERATION]):
                     # The run that follows from this enqueue has begun before the end of the run before was known.
-                    new.update(complete_run(record, update.fields))
+                    complete_run(new, update.fields)
                 return Applied(Outcome.LATE, touch(new, record, now) if new != record else record)
             if finished and CANCELLED in record:
                 # The retry comes from a run that was running when the message was cancelled.
@@ -310,9 +308,6 @@ def _check_run(record: Record | None, update: Update) -> Outcome:
         if update.sequence <= int(record[SEQUENCE]):
             return Outcome.DUPLICATE
         return Outcome.REFUSED if finished else _APPLIED
-    if update.start and RUN_TOKEN in record and record.get(PREVIOUS_RUN_TOKEN) == str(update.run_token):
-        # The start of an older run is sent again, because its reply was lost.
-        return Outcome.REFUSED
     if not update.start and update.state is None:
         return Outcome.REFUSED
     if record.get(ORIGIN) != str(update.enqueue_id.origin):
@@ -326,6 +321,9 @@ def _check_run(record: Record | None, update: Update) -> Outcome:
         return Outcome.REFUSED
     if finished:
         return Outcome.MISSING if ahead else Outcome.REFUSED
+    if not ahead and update.start and RUN_TOKEN in record and is_earlier_run(record, update.run_token):
+        # The start of an older run is sent again, because its reply was lost.
+        return Outcome.REFUSED
     if update.start or not update.run_token or RUN_TOKEN not in record or ahead:
         return Outcome.APPLIED
     return Outcome.REFUSED
@@ -340,17 +338,14 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         new = dict(record)
         if starts:
             counted_before_any_run = None if ATTEMPTS in new else new.get(PROGRESS)
-            history = add_run(new, requeued=update.enqueue_id.generation > int(new[GENERATION]))
-            if history is not None:
-                new[HISTORY] = history
-            if RUN_TOKEN in new:
-                new[PREVIOUS_RUN_TOKEN] = new[RUN_TOKEN]
+            attempts = max(int(new.get(ATTEMPTS, "0")) + 1, update.attempts)
+            keep_run(new, attempts, requeued=update.enqueue_id.generation > int(new[GENERATION]))
             for name in CLEARED_BY_START:
                 new.pop(name, None)
             if counted_before_any_run is not None:
                 # Other messages have incremented the progress of this message before its first run.
                 new[PROGRESS] = counted_before_any_run
-            new[ATTEMPTS] = str(max(int(new.get(ATTEMPTS, "0")) + 1, update.attempts))
+            new[ATTEMPTS] = str(attempts)
             new[STATE] = str(WORKING)
     elif outcome is Outcome.MISSING and update.create:
         new = {STATE: str(WORKING)}

@@ -102,7 +102,8 @@ class PendingDocument:
     def _apply(self, record: Record | None, expires_at: int, now: int, room: SizeLimits | None) -> bytes | None:
         self.outcomes, self.error = [], None
         dropped: dict[str, int] = {}
-        changed = False
+        # The record to store: an update may remove it, and the next one of the same call finds none.
+        written: Record | None = None
         for update in self.updates:
             if expires_at <= now:
                 record = None
@@ -118,14 +119,14 @@ class PendingDocument:
                 elif TRUNCATED in new and applied.record is not None:
                     note_truncated(applied.record, update, ())
             if applied.record is not record:
-                record, changed = applied.record, True
+                record = written = applied.record
                 if applied.ttl is not None:
                     expires_at = now + applied.ttl
             self.outcomes.append(applied.outcome)
-        self.record, self.expires_at = record, expires_at
+        self.record, self.expires_at = written if record is None else record, expires_at
         if dropped and room is not None:
             self.error = _too_large(self.message_id, dropped, room.fields)
-        return to_value(record, expires_at) if changed and record is not None else None
+        return None if written is None else to_value(written, expires_at)
 
     def _fit(
         self,

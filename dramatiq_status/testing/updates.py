@@ -15,9 +15,9 @@ from ..record import (
     CANCEL_REQUESTED_AT,
     CANCELLED,
     COMPLETED,
+    EARLIER_RUN,
     FINISHED_AT,
     HEARTBEAT_AT,
-    HISTORY,
     RATE_WRITTEN_AT,
     STARTED_AT,
     STILL_CURRENT,
@@ -163,10 +163,10 @@ def timeless(record: Record | None) -> dict[str, Any] | None:
     found: dict[str, Any] = {
         name: "timestamp" if name in timestamps else json.loads(text) for name, text in record.items()
     }
-    for run in found.get(HISTORY, ()):
-        if run[3] == LOST:
+    for name, value in found.items():
+        if name.startswith(EARLIER_RUN) and value[1] is not None and value[1][1] == LOST:
             # The time of its last heartbeat.
-            run[2] = "timestamp"
+            value[1][0] = "timestamp"
     return found
 
 

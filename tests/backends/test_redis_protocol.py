@@ -16,7 +16,7 @@ HEAD = (files("dramatiq_status.backends.redis") / "lua" / "update" / "head.lua")
 def constants(head: str) -> dict[str, str]:
     """The constants of the script by their names: ``local A, B = 1, '2'``."""
     found: dict[str, str] = {}
-    for names, values in re.findall(r"^local ([A-Z_]+(?:, [A-Z_]+)*) = ([\d', ]+)$", head, re.MULTILINE):
+    for names, values in re.findall(r"^local ([A-Z_]+(?:, [A-Z_]+)*) = ([\d',\] ]+)$", head, re.MULTILINE):
         split_names, split_values = names.split(", "), values.split(", ")
         assert len(split_names) == len(split_values), names
         found.update(zip(split_names, split_values))
@@ -33,8 +33,7 @@ def test_the_script_has_the_wire_kinds_of_the_client() -> None:
         "WORKING",
         "COMPLETED",
         "FAILED",
-        "REQUEUED",
-        "RETRIED",
+        "HAS_FAILED",
         "LOST",
         "LIVE_TTL_TEXT",
         "DEFAULT_TOTAL",
@@ -54,7 +53,7 @@ def test_the_script_has_the_outcomes_states_and_times_of_the_library() -> None:
     assert [found[name] for name in ("QUEUED", "WORKING", "COMPLETED", "FAILED")] == [
         f"'{n}'" for n in (QUEUED, WORKING, COMPLETED, FAILED)
     ]
-    for name in ("REQUEUED", "RETRIED", "LOST"):
+    for name in ("HAS_FAILED", "LOST"):
         assert found[name] == f"'{getattr(history, name)}'"
-    for name in ("MAX_RUNS", "MAX_HISTORY_SIZE", "MAX_EXCEPTION_SIZE"):
+    for name in ("MAX_RUNS", "MAX_HISTORY_SIZE", "SMALL_HISTORY", "MAX_EXCEPTION_SIZE"):
         assert found[name] == str(getattr(history, name))

@@ -1,4 +1,4 @@
-"""The shortcut of the update script for a run whose start and end arrive in one update."""
+"""The shortcut of the update script for the start of a run after its enqueue, with or without the end of the run."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ FOUND: dict[str, Record] = {
     "a request to cancel it": {"C": "5"},
     "a delay": {"D": "99"},
     "an earlier run": {"A": "1"},
+    "a failed run": {"A": "1", "S": "5", "N": "[8,1]", "x": '{"type":"E","message":""}', "D": "99", "p": "7"},
+    "a run put back": {"A": "6", "S": "5", "N": "[8,0]", "x": '{"type":"E","message":""}'},
+    "a run without an end": {"A": "2", "S": "5"},
+    "a run whose end is broken": {"A": "2", "N": "null", "x": "1"},
+    "seven runs": {"A": "7", "N": "[8,1]", "x": '{"type":"E","message":""}'},
+    "eight runs": {"A": "8", "N": "[8,1]", "x": '{"type":"E","message":""}'},
+    "a long exception": {"A": "1", "N": "[8,1]", "x": '{"type":"E","message":"' + "a" * 500 + '"}'},
+    "an exception of the maximum size": {"A": "1", "N": "[8,1]", "x": '{"type":"E","message":"' + "a" * 487 + '"}'},
+    "broken attempts": {"A": "x"},
+    "no attempts": {"A": "0"},
+    "an empty number of attempts": {"A": ""},
+    "a broken delay": {"D": "x"},
+    "a long delay": {"D": "9" * 16},
     "another run": {"r": "3", "q": "1"},
     "a sequence alone": {"q": "x"},
     "another generation": {"n": "2"},
@@ -53,11 +66,29 @@ ENDS = {
     "of another actor": ended(a='"other"', Q='"other"'),
     "cancelled": ended(FAILED, c="true"),
     "after other attempts": ended()._replace(attempts=3),
+    "after a retry": ended()._replace(attempts=2),
+    "failed after a retry": ended(FAILED, p="3")._replace(attempts=2),
     "with an increment": ended()._replace(increment=2),
     "without the right to create": ended()._replace(create=False),
     "without a token": ended()._replace(run_token=0),
     "of many fields": ended(**{f"field_{n}": "1" for n in range(998)}),
     "of too many fields for the shortcut": ended(**{f"field_{n}": "1" for n in range(998)}, t="1"),
+}
+
+STARTS = {
+    "first": start(9),
+    "after a retry": start(9, attempts=2, p="0"),
+    "after two": start(9, attempts=3),
+    "after six": start(9, attempts=7),
+    "after seven": start(9, attempts=8),
+    "after eight": start(9, attempts=9),
+    "after missing ones": start(9, attempts=4),
+    "with fields": start(9, R="5", W="null", H="8", x="1", a='"other"', Q='"other"', t="50"),
+    "with a lifetime": start(9, attempts=2, L="3600000"),
+    "with a delay": start(9, D=str(2_000_000_000_000)),
+    "with an increment": start(9)._replace(increment=2),
+    "without the right to create": start(9, create=False),
+    "without a token": start(0),
 }
 
 
@@ -67,25 +98,32 @@ def backend(redis_server: RedisServer) -> Iterator[RedisBackend]:
         yield made
 
 
-@pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("found", FOUND)
-def test_a_whole_run_has_the_effect_that_apply_says(backend: RedisBackend, found: str, end: str) -> None:
+def test_a_start_has_the_effect_that_apply_says(backend: RedisBackend, found: str) -> None:
+    for name, update in {**STARTS, **ENDS}.items():
+        check(backend, FOUND[found], name, update)
+
+
+def check(backend: RedisBackend, found: Record, name: str, update: Update) -> None:
     # Given the record of a message
-    message_id, update = uuid4().hex, ENDS[end]
+    message_id = uuid4().hex
     backend.update(message_id, ENQUEUED)
-    if FOUND[found]:
-        backend.client.hset(backend.keys.key_of(message_id), mapping=FOUND[found])
+    if found:
+        backend.client.hset(backend.keys.key_of(message_id), mapping=found)
     before = stored(backend, message_id)
     # When a run of it is stored
     outcome = backend.update(message_id, update)
     # Then the record and its place in the lists are what `apply` says
     expected = apply(before if is_sound(before) else None, update, backend.now())
     after = stored(backend, message_id)
-    assert outcome is expected.outcome
-    assert after == before if expected.record is None else timeless(after) == timeless(expected.record)
-    if is_stored(outcome) and is_sound(before) and "s" not in FOUND[found]:
-        assert 3_500_000 < backend.client.pttl(backend.keys.key_of(message_id)) <= 3_600_000
-        assert sets_of(backend, message_id) == [f"{after['s']}\n3600000\n{after.get('Q', '')}\n{after.get('a', '')}"]
+    assert (name, outcome) == (name, expected.outcome)
+    assert after == before if expected.record is None else (name, timeless(after)) == (name, timeless(expected.record))
+    if is_stored(outcome) and is_sound(before) and "s" not in found:
+        assert expected.ttl is not None
+        ttl = backend.client.pttl(backend.keys.key_of(message_id))
+        assert expected.ttl - 100_000 < ttl <= expected.ttl + 10_000
+        lives = "" if after["s"] == "1" else "3600000"
+        assert sets_of(backend, message_id) == [f"{after['s']}\n{lives}\n{after.get('Q', '')}\n{after.get('a', '')}"]
 
 
 def stored(backend: RedisBackend, message_id: str) -> Record:

@@ -9,7 +9,7 @@ import pytest
 from ...backend import StatusBackend
 from ...decoding import take_snapshot
 from ...record import PROGRESS, STATE
-from ...update import Outcome, Update
+from ...update import EnqueueId, Kind, Outcome, Update
 from ..updates import enqueue, finish, fold, heartbeat, outside, start, timeless, write
 from .store import StoreTests, read_many
 
@@ -63,6 +63,19 @@ class Batches(StoreTests):
         # And each message has the record that its own updates make
         expected = [fold([update for message_id, update in batch if message_id == each]) for each in (one, two, three)]
         assert list(map(timeless, read_many(backend, [one, two, three]))) == list(map(timeless, expected))
+
+    def test_a_record_stays_removed_that_one_of_several_updates_removes(
+        self, backend: StatusBackend, message_id: str
+    ) -> None:
+        # Given a message whose enqueue has failed
+        backend.update(message_id, enqueue())
+        withdrawal = Update(Kind.WITHDRAWAL, EnqueueId(7, 1))
+        # When its record is removed in the same call as another update
+        outcomes = backend.update_many([(message_id, withdrawal), (message_id, heartbeat(1))])
+        # Then the record is gone
+        assert outcomes == [Outcome.APPLIED, Outcome.MISSING] and backend.read(message_id) is None
+        # And the message may be enqueued again
+        assert backend.update(message_id, enqueue()) is Outcome.APPLIED and backend.read(message_id) is not None
 
     def test_a_batch_of_hundreds(self, backend: StatusBackend) -> None:
         # Given several hundred updates of few messages

@@ -118,6 +118,16 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
         Outcome.APPLIED,
     ),
     "start of an older run, sent again": ([enqueue(), start(1), start(2)], start(1), Outcome.REFUSED),
+    "start of the oldest of three runs, sent again": (
+        [enqueue(), start(1), start(2), start(3)],
+        start(1, attempts=2),
+        Outcome.REFUSED,
+    ),
+    "start of one of ten older runs, sent again": (
+        [enqueue(), *(start(run) for run in range(1, 12))],
+        start(2),
+        Outcome.REFUSED,
+    ),
     "start and end of an older run, sent again": (
         [enqueue(), start(1), start(2)],
         finish(1, 2, create=True)._replace(start=True),

@@ -47,8 +47,7 @@ local function define_kinds(record, moves)
         end
       end
       if run_ended and generation + 0 == old.generation + 0 then
-        local runs = define_history().complete(key, run_ended, exception, scheduled_at)
-        if runs then added = added + 1 + call('HSET', key, 'h', runs) end
+        if define_history().complete(key, run_ended, exception, scheduled_at) then added = added + 1 end
       end
       if added > 0 then
         call('HSET', key, 'v', version, 'U', now)
@@ -189,8 +188,6 @@ local function define_kinds(record, moves)
       if tonumber(sequence) <= tonumber(old.sequence) then return DUPLICATE end
       return old.finished and REFUSED or APPLIED
     end
-    -- The start of an older run is sent again, because its reply was lost.
-    if start and old.token and call('HGET', key, 'ro') == token then return REFUSED end
     if not start and state == '' then return REFUSED end
     if old.origin ~= origin then
       return (start or token == '0') and not is_outdated(key) and MISSING or REFUSED
@@ -199,6 +196,11 @@ local function define_kinds(record, moves)
     local ahead = generation - old.generation
     if ahead < 0 then return REFUSED end
     if old.finished then return ahead == 0 and REFUSED or MISSING end
+    local attempts = tonumber(old.attempts or 0)
+    if start and old.token and ahead == 0 and attempts > 1 and define_history().is_earlier(key, attempts, token) then
+      -- The start of an older run is sent again, because its reply was lost.
+      return REFUSED
+    end
     return (start or token == '0' or not old.token or ahead > 0) and APPLIED or REFUSED
   end
 
@@ -231,6 +233,8 @@ local function define_kinds(record, moves)
       actor = old.actor, queue = old.queue, scheduled_at = old.scheduled_at, live_ttl = old.live_ttl,
       progress = old.progress, state = old.state,
     }
+    -- The number of a run that begins, and the functions of its history.
+    local number, history
     if outcome == MISSING then
       record.clear(key)
       new = {state = WORKING}
@@ -241,20 +245,20 @@ local function define_kinds(record, moves)
         size = 12
       end
     elseif start then
-      if old.token then call('HSET', key, 'ro', old.token) end
+      number = math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)
+      written[9], written[10], written[11], written[12] = 's', WORKING, 'A', number
+      size = 12
       if old.attempts then
-        written[13], written[14] = 'h', define_history().add(key, old, generation - old.generation > 0)
+        history = define_history()
+        size = history.keep(key, old, number, generation - old.generation > 0, written, size)
       end
-      call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N')
+      call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', 'H')
       -- A progress that other messages have incremented before the first run stays.
       if old.attempts and old.progress then
         call('HDEL', key, 'p')
         new.progress = false
       end
       new.scheduled_at, new.state = false, WORKING
-      written[9], written[10] = 's', WORKING
-      written[11], written[12] = 'A', math.max((tonumber(old.attempts or 0) or 0) + 1, attempts)
-      size = old.attempts and 14 or 12
     end
     if token ~= '0' then
       written[size + 1], written[size + 2], written[size + 3], written[size + 4] = 'r', token, 'q', sequence
@@ -271,6 +275,7 @@ local function define_kinds(record, moves)
       new.state = state
     end
     set_pairs(key, written, 1, size)
+    if history then history.fit(key, number) end
     if state > WORKING then
       finish(key, state, ttl)
     else

@@ -81,9 +81,9 @@ local EXACT = 9007199254740992
 -- The history of runs (history.py has the same).
 local MAX_RUNS = 10
 local MAX_HISTORY_SIZE = 4096
+local SMALL_HISTORY = 7
 local MAX_EXCEPTION_SIZE = 512
-local REQUEUED = '0'
-local RETRIED = '1'
+local HAS_FAILED = ',1]'
 local LOST = '2'
 
 local call = redis.call

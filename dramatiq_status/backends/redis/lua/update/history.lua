@@ -1,14 +1,10 @@
--- The history of a message's runs: `add_run` in history.py, which describes its format. A call with shortcuts only does
--- not need these functions.
+-- The earlier runs of a message: history.py, which describes their fields. A call with shortcuts only does not need these
+-- functions.
 local function define_history()
-  local function time_in(text)
-    return text and #text < 16 and text:find('^%d+$') and text or 'null'
-  end
-
   -- Cut the stored text of an exception to its maximum size.
   local function cut_exception(text)
-    if text:sub(1, 9) ~= '{"type":"' or text:sub(-2) ~= '"}' or text:find('[^ -~]') then return 'null' end
     if #text <= MAX_EXCEPTION_SIZE then return text end
+    if text:sub(1, 9) ~= '{"type":"' or text:sub(-2) ~= '"}' or text:find('[^ -~]') then return nil end
     local kept = MAX_EXCEPTION_SIZE - 5
     local message = text:find('","message":"', 1, true)
     if message and message + 12 > kept then
@@ -26,78 +22,95 @@ local function define_history()
     return text:sub(1, kept) .. '..."}'
   end
 
-  -- Make the part of an item that begins with the run's end, nil if the end is unknown.
-  local function end_of(run_ended, exception, scheduled_at)
-    local ended_at, outcome = (run_ended or ''):match('^%[(%d+),([01])%]$')
-    if not ended_at or #ended_at > 15 then return nil end
-    local raised = outcome == RETRIED and cut_exception(exception or 'null') or 'null'
-    return ended_at .. ',' .. outcome .. ',' .. raised .. ',' .. time_in(scheduled_at) .. ']'
+  -- Make the name of the field of an earlier run.
+  local function name_of(number)
+    return string.format('h%d', number)
   end
 
-  -- Make the item of a record's last run.
-  local function item_of(old, started_at, heartbeat_at, exception, run_ended, requeued)
-    local begin = '[' .. old.attempts .. ',' .. time_in(started_at) .. ','
-    local ended = end_of(run_ended, exception, old.scheduled_at)
-    if ended then return begin .. ended end
-    local ended_at, outcome
-    if old.state == WORKING and not requeued then
-      -- The time of the last heartbeat stands for the unknown end.
-      ended_at, outcome = time_in(heartbeat_at), LOST
-    else
-      ended_at, outcome = 'null', REQUEUED
+  -- Append a run, and its exception if it has one, to the pairs to write. Return the new size of the list.
+  local function put(written, size, number, text, exception, run_ended)
+    exception = exception and run_ended and run_ended:sub(-3) == HAS_FAILED and cut_exception(exception)
+    if exception and number == 1 then
+      written[size + 1], written[size + 2] = 'x1', exception
+      size = size + 2
+    elseif exception then
+      text = text .. ',' .. exception
     end
-    return begin .. ended_at .. ',' .. outcome .. ',null,' .. time_in(old.scheduled_at) .. ']'
+    written[size + 1], written[size + 2] = name_of(number), '[' .. text .. ']'
+    return size + 2
   end
 
-  local function runs_in(history)
-    local runs = {}
-    history = history or ''
-    if history:sub(1, 2) == '[[' and history:sub(-2) == ']]' then
-      for run in (history:sub(2, -2) .. ',\t'):gmatch('(.-),\t') do
-        runs[#runs + 1] = run
-      end
-    end
-    return runs
-  end
-
-  local function text_of(runs)
-    local size = 0
-    for _, run in ipairs(runs) do size = size + #run + 2 end
-    while #runs > MAX_RUNS or #runs > 1 and size > MAX_HISTORY_SIZE do
-      size = size - 2 - #table.remove(runs, math.min(2, #runs - 1))
-    end
-    return '[' .. table.concat(runs, ',\t') .. ']'
-  end
-
-  -- Return the history of a record whose next run begins.
-  local function add(key, old, requeued)
-    local started_at, heartbeat_at, exception, run_ended, history
+  -- Append the last run of a record to the pairs to write, and drop runs that are too old. Return the new size of the list.
+  local function keep(key, old, attempts, requeued, written, size)
+    local last = tonumber(old.attempts)
+    if last < 1 then return size end
+    local started_at, heartbeat_at, exception, run_ended
     if old.found then
       -- Another call would cost the start of a retry as much as all the rest of its history.
-      started_at, heartbeat_at, exception, run_ended, history = unpack(old.found, 16, 20)
+      started_at, heartbeat_at, exception, run_ended = unpack(old.found, 16, 19)
     else
-      started_at, heartbeat_at, exception, run_ended, history = unpack(call('HMGET', key, 'S', 'H', 'x', 'N', 'h'))
+      started_at, heartbeat_at, exception, run_ended = unpack(call('HMGET', key, 'S', 'H', 'x', 'N'))
     end
-    local item = item_of(old, started_at, heartbeat_at, exception, run_ended, requeued)
-    if not history then return '[' .. item .. ']' end
-    local runs = runs_in(history)
-    runs[#runs + 1] = item
-    return text_of(runs)
+    local ended = run_ended
+    if not ended then
+      -- The end of a lost run is unknown: its last heartbeat stands for it.
+      ended = old.state == WORKING and not requeued and '[' .. (heartbeat_at or 'null') .. ',' .. LOST .. ']' or 'null'
+    end
+    local text = (started_at or 'null') .. ',' .. ended .. ',' .. (old.scheduled_at or 'null')
+    if old.token and not requeued then text = text .. ',"' .. old.token .. '"' end
+    for number = math.max(2, last - MAX_RUNS + 1), math.min(attempts - MAX_RUNS, last) do
+      call('HDEL', key, name_of(number))
+    end
+    if last > 1 and last <= attempts - MAX_RUNS then return size end
+    return put(written, size, last, text, exception, run_ended)
   end
 
-  -- Return the history with the end of the run that an enqueue contains; nil if the history stays unchanged
-  -- (`complete_run` in history.py).
+  -- Return the names of the earlier runs that a record may have during the second run or a later one.
+  local function names_of(attempts)
+    local names = {'h1'}
+    for number = math.max(2, attempts - MAX_RUNS + 1), attempts - 1 do names[#names + 1] = name_of(number) end
+    return names
+  end
+
+  -- Drop old runs, but not the first one, until the others fit.
+  local function fit(key, attempts)
+    local names, size = names_of(attempts), 0
+    if #names <= SMALL_HISTORY then return end
+    local texts = call('HMGET', key, 'x1', unpack(names))
+    for _, text in ipairs(texts) do size = size + (text and #text or 0) end
+    for i = 2, #names do
+      if size <= MAX_HISTORY_SIZE then return end
+      call('HDEL', key, names[i])
+      size = size - (texts[i + 1] and #texts[i + 1] or 0)
+    end
+  end
+
+  -- Complete the end of a run from an enqueue. Return whether anything has changed (`complete_run` in history.py).
   local function complete(key, run_ended, exception, scheduled_at)
-    local runs = runs_in(call('HGET', key, 'h'))
-    local last = #runs
-    while last > 1 and runs[last]:find('^%[[^,]+,[^,]+,[^,]+,' .. LOST .. ',') do last = last - 1 end
-    local attempt, started_at = (runs[last] or ''):match('^%[(%d+),(%w+),null,' .. REQUEUED .. ',null,null%]$')
-    if not attempt or #attempt > 15 or started_at ~= 'null' and time_in(started_at) == 'null' then return nil end
-    local ended = end_of(run_ended, exception, scheduled_at)
-    if not ended then return nil end
-    runs[last] = '[' .. attempt .. ',' .. started_at .. ',' .. ended
-    return text_of(runs)
+    local attempts = tonumber(call('HGET', key, 'A') or 0)
+    local number = attempts - 1
+    local text = call('HGET', key, name_of(number))
+    while number > 1 and text and text:find('^%[[^,]+,%[[^,]+,' .. LOST .. '%],') do
+      number = number - 1
+      text = call('HGET', key, name_of(number))
+    end
+    local started_at = text and text:match('^%[([^,]+),null,null%]$')
+    if not started_at then return false end
+    local written = {}
+    text = started_at .. ',' .. run_ended .. ',' .. (scheduled_at or 'null')
+    call('HSET', key, unpack(written, 1, put(written, 0, number, text, exception, run_ended)))
+    fit(key, attempts)
+    return true
   end
 
-  return {add = add, complete = complete}
+  -- Return whether a run has lost its message to the run of a record, or to a run before it.
+  local function is_earlier(key, attempts, token)
+    token = ',"' .. token .. '"]'
+    for _, text in ipairs(call('HMGET', key, unpack(names_of(attempts)))) do
+      if text and text:sub(-#token) == token then return true end
+    end
+    return false
+  end
+
+  return {keep = keep, fit = fit, complete = complete, is_earlier = is_earlier}
 end

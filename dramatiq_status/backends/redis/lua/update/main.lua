@@ -94,9 +94,8 @@ for i = 1, #KEYS do
       end
       if state < COMPLETED then
         if scheduled_at or ttl ~= LIVE_TTL_TEXT then
-          -- The delay of a message is over once it runs.
           record = record or define_record()
-          ttl = record.limited(ttl + (scheduled_at and not from_run and math.max(0, scheduled_at - now) or 0))
+          ttl = record.limited(ttl + (scheduled_at and math.max(0, scheduled_at - now) or 0))
         end
         call('PEXPIRE', key, ttl)
       end
@@ -126,30 +125,60 @@ for i = 1, #KEYS do
     at = last + 1
   else
     local done = false
-    if kind == TRANSITION and ARGV[at + 4] == '1' and ARGV[at + 6] > WORKING and ARGV[at + 7] == '1'
+    if kind == TRANSITION and ARGV[at + 4] == '1' and (ARGV[at + 6] == '' or ARGV[at + 6] > WORKING)
       and ARGV[at + 8] == '0' and ARGV[at + 10] + 0 < 1000
     then
-      -- The start and the end of a run in one, which is the first run since the enqueue.
-      local token = ARGV[at + 2]
-      local old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'a', 'Q')
-      local version, generation, live_ttl, progress = old[2], old[4], old[8] or '0', old[9] or '0'
+      -- The start of a run after its own enqueue, or its start and its end in one.
+      local token, sequence, state, attempts = ARGV[at + 2], ARGV[at + 3], ARGV[at + 6], ARGV[at + 7]
+      local ends, old = state ~= ''
+      if ends and attempts == '1' then
+        old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'a', 'Q')
+      else
+        old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'a', 'Q', 'C', 'S', 'x', 'N')
+      end
+      local version, generation, scheduled_at = old[2], old[4], old[7]
+      local live_ttl, progress, earlier = old[8], old[9], old[10]
+      local numbers = (scheduled_at or '0') .. (live_ttl or '0') .. (progress or '0') .. (earlier or '0')
       if old[1] == QUEUED and version and old[3] == ARGV[at] and generation == ARGV[at + 1] and token ~= '0'
-        and not (old[5] or old[6] or old[7] or old[10])
-        and #version < 16 and #generation < 16 and #live_ttl < 16 and #progress < 16
-        and version ~= '' and generation ~= '' and live_ttl ~= '' and progress ~= ''
-        and not (version .. generation .. live_ttl .. progress):find('%D')
+        and not (old[5] or old[6] or not ends and old[13])
+        and #version < 16 and #generation < 16 and #(scheduled_at or '0') < 16 and #(live_ttl or '0') < 16
+        and #(progress or '0') < 16
+        and version ~= '' and generation ~= '' and scheduled_at ~= '' and live_ttl ~= '' and progress ~= ''
+        and not (version .. generation .. numbers):find('%D')
+        -- Long exceptions are cut, and runs may be dropped from a history that is not small.
+        and (not earlier and attempts == '1' or earlier and #earlier == 1 and earlier > '0' and earlier + 0 <= SMALL_HISTORY
+          and attempts - earlier == 1 and #(old[15] or '') <= MAX_EXCEPTION_SIZE)
       then
         done = true
-        local state, ttl, sequence = ARGV[at + 6], ARGV[at + 9], ARGV[at + 3]
-        local queue, actor = old[12], old[11]
+        local ttl, queue, actor = ARGV[at + 9], old[12], old[11]
         local old_set = '0\n\n' .. (queue or '') .. '\n' .. (actor or '')
         version = string.format('%d', version + 1)
-        local written, size = {'s', state, 'v', version, 'U', now, 'A', '1', 'r', token, 'q', sequence}, 12
+        local new = ends and state or WORKING
+        local written, size = {'s', new, 'v', version, 'U', now, 'A', attempts, 'r', token, 'q', sequence}, 12
+        if not ends then
+          written[13], written[14] = 'H', now
+          size = 14
+        end
+        if earlier then
+          local ended, exception = old[16] or 'null', ''
+          if old[15] and ended:sub(-3) == HAS_FAILED then
+            if earlier == '1' then
+              written[size + 1], written[size + 2] = 'x1', old[15]
+              size = size + 2
+            else
+              exception = ',' .. old[15]
+            end
+          end
+          written[size + 1] = 'h' .. earlier
+          written[size + 2] = '[' .. (old[14] or 'null') .. ',' .. ended .. ',' .. (scheduled_at or 'null') .. exception .. ']'
+          size = size + 2
+        end
+        scheduled_at = nil
         local first, last = at + 11, at + 10 + 2 * ARGV[at + 10]
         for j = first, last, 2 do
           local name = ARGV[j]
           -- The end of a run deletes some of the fields that the run has set.
-          if not (name == 'D' or name == 'R' or name == 'W' or name == 'H')
+          if not ends or not (name == 'D' or name == 'R' or name == 'W' or name == 'H')
             and not (state == COMPLETED and (name == 'x' or name == 'it'))
           then
             written[size + 1], written[size + 2] = name, ARGV[j + 1]
@@ -158,21 +187,35 @@ for i = 1, #KEYS do
               actor = ARGV[j + 1]
             elseif name == 'Q' then
               queue = ARGV[j + 1]
+            elseif name == 'L' then
+              live_ttl = ARGV[j + 1]
+            elseif name == 'D' then
+              scheduled_at = ARGV[j + 1]
             end
           end
         end
         at = last + 1
-        if state == COMPLETED then
-          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', 'H', 'x', 'it')
+        -- The progress of the run before is deleted.
+        local of_run = earlier and 'p' or 'N'
+        if not ends then
+          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run)
+        elseif state == COMPLETED then
+          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run, 'H', 'x', 'it')
         else
-          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', 'H')
+          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run, 'H')
         end
         call('HSET', key, unpack(written, 1, size))
+        if not ends then
+          ttl = live_ttl or LIVE_TTL_TEXT
+          if scheduled_at or ttl ~= LIVE_TTL_TEXT then
+            ttl = math.min(math.max(1, ttl + math.max(0, (scheduled_at or now) - now)), LONGEST_TTL)
+          end
+        end
         call('PEXPIRE', key, ttl)
         if ARGV[#ARGV] ~= '' then
           local id = key:sub(ARGV[#ARGV - 1] + 1)
           redis.pcall('ZREM', ARGV[#ARGV] .. old_set, id)
-          index(id, state, nil, queue, actor, ttl)
+          index(id, new, not ends and '' or nil, queue, actor, ttl + 0)
         end
         publish('PUBLISH', key, version)
       end

@@ -61,7 +61,7 @@ local function define_record()
   -- record.py). `is_retry`: whether to read the fields of the last run as well, from which its history is made.
   local function read(key, is_retry)
     local found = is_retry
-      and redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q', 'c', 'C', 'S', 'H', 'x', 'N', 'h')
+      and redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q', 'c', 'C', 'S', 'H', 'x', 'N')
       or redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q', 'c', 'C')
     local state = found[1]
     if is_foreign(found) or not state then return {} end
