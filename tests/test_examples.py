@@ -64,22 +64,25 @@ def test_the_quick_start_rewrites_its_lines_on_a_terminal() -> None:
     assert [line.split()[1] for line in picture.splitlines()[:3]] == [b"completed", b"completed", b"failed"]
 
 
-@pytest.mark.parametrize("store", ["redis", "memcached"])
-def test_the_import_shows_its_progress(
+@pytest.fixture(params=["redis", "memcached"])
+def environment(
+    request: pytest.FixtureRequest,
     redis_server: RedisServer,
     redis_url: str,
     memcached_server: MemcachedServer,
     memcached_url: str,
-    tmp_path: Path,
-    store: str,
-) -> None:
-    environment = {
+) -> dict[str, str]:
+    """The environment of an example whose statuses are in one of the stores."""
+    return {
         **os.environ,
         "REDIS_URL": redis_server.database(0),
-        "STATUS_STORE": store,
+        "STATUS_STORE": request.param,
         "STATUS_URL": redis_server.database(1),
         "MEMCACHED_SERVER": memcached_server.address,
     }
+
+
+def test_the_import_shows_its_progress(environment: dict[str, str], tmp_path: Path) -> None:
 
     def example(*arguments: str) -> str:
         command = [sys.executable, "examples/import_csv.py", *arguments]
@@ -110,22 +113,7 @@ def test_the_import_shows_its_progress(
         assert connection.execute("SELECT count(*) FROM orders").fetchone() == (49_950,)
 
 
-@pytest.mark.parametrize("store", ["redis", "memcached"])
-def test_the_progress_of_a_fan_out_never_decreases(
-    redis_server: RedisServer,
-    redis_url: str,
-    memcached_server: MemcachedServer,
-    memcached_url: str,
-    tmp_path: Path,
-    store: str,
-) -> None:
-    environment = {
-        **os.environ,
-        "REDIS_URL": redis_server.database(0),
-        "STATUS_STORE": store,
-        "STATUS_URL": redis_server.database(1),
-        "MEMCACHED_SERVER": memcached_server.address,
-    }
+def test_the_progress_of_a_fan_out_never_decreases(environment: dict[str, str], tmp_path: Path) -> None:
     shown = tmp_path / "shown"
 
     def example(*arguments: str) -> subprocess.Popen[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import dramatiq
@@ -21,19 +20,6 @@ from dramatiq_status.backends import MemcachedBackend, RedisBackend
 from ..conftest import StartServer
 from ..recording import make_broker, make_stub_broker, run
 from ..servers import MemcachedServer, RedisServer, Server, free_port
-
-
-@pytest.fixture(params=["redis", "memcached"])
-def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    backend: StatusBackend
-    if request.param == "redis":
-        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
-    else:
-        request.getfixturevalue("memcached_url")
-        server = request.getfixturevalue("memcached_server")
-        backend = MemcachedBackend(servers=server.address, timeout=20_000)
-    yield backend
-    backend.close()
 
 
 def test_a_refused_enqueue_leaves_no_pending_reply(store: StatusBackend) -> None:
@@ -124,7 +110,7 @@ def test_fields_that_do_not_fit_into_an_item_are_left_out(memcached_url: str, ca
     kept = set(snapshots[0].fields) if snapshots[0] is not None else set()
     lost = {f"field {n}" for n in range(20)} - kept
     assert 0 < len(lost) < 20 and all(repr(name) in caplog.text for name in lost)
-    assert f"The status of message {large.message_id!r}" in caplog.text
+    assert f"These fields of message {large.message_id!r}" in caplog.text
     backend.close()
 
 

@@ -352,19 +352,6 @@ def test_an_interrupt_while_the_actor_sends_a_message() -> None:
     assert (snapshot.exception["type"], went_on) == ("TimeLimitExceeded", [])
 
 
-@pytest.fixture(params=["redis", "memcached"])
-def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    backend: StatusBackend
-    if request.param == "redis":
-        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
-    else:
-        request.getfixturevalue("memcached_url")
-        server = request.getfixturevalue("memcached_server")
-        backend = MemcachedBackend(servers=server.address, timeout=20_000)
-    yield backend
-    backend.close()
-
-
 @pytest.mark.usefixtures("untraced")
 def test_an_interrupt_while_the_actor_reads_its_status(store: StatusBackend) -> None:
     # Given actors that write and read their own status, and that of another message, without end
