@@ -3,7 +3,7 @@
     dramatiq examples.fan_out --processes 2 --threads 4             # in a terminal of its own
     python examples/fan_out.py follow "$(python examples/fan_out.py send 200)"
 
-Set in the environment of all of them:
+All of them read these variables of the environment, here with their defaults:
 
     REDIS_URL         the broker's Redis; redis://127.0.0.1:6379/0
     STATUS_STORE      where statuses are kept, "redis" or "memcached"; redis
@@ -64,7 +64,7 @@ def make_thumbnails(pictures: int, pause: int) -> None:
     """
     status = current_status()
     children = [make_thumbnail.message(number, pause, status.message_id) for number in range(pictures)]
-    # Both before the first of them is sent: then nobody ever sees a bar that counts towards nothing.
+    # Both before the first of them is sent, so that no reader sees a bar without a total.
     current_progress().total = pictures
     status["children"] = [child.message_id for child in children]
     dramatiq.group(children).run()
@@ -86,7 +86,7 @@ def make_thumbnail(number: int, pause: int, parent_id: str) -> None:
     StatusRegistry.progress(parent_id).increment()
 
 
-# Everybody else's
+# Of other processes
 
 
 def send(pictures: int, pause: int) -> None:

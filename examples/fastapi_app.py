@@ -1,4 +1,10 @@
-"""A page that enqueues a job and shows its bar: `uvicorn fastapi_app:app` and `dramatiq fastapi_app`, with Redis."""
+"""A page that enqueues a job and shows its bar.  In this directory, each command in a terminal of its own:
+
+    dramatiq fastapi_app
+    uvicorn fastapi_app:app
+
+REDIS_URL in the environment is the Redis of both; by default redis://127.0.0.1:6379/0.
+"""
 
 import os
 import time
@@ -12,8 +18,10 @@ from dramatiq_status import StatusMiddleware, track
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.web import allow_all, status_app
 
-broker = RedisBroker(url=os.environ["REDIS_URL"])
-broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=os.environ["REDIS_URL"])))
+REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
+
+broker = RedisBroker(url=REDIS_URL)
+broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=REDIS_URL)))
 dramatiq.set_broker(broker)
 app = FastAPI()
 app.mount("/jobs", status_app(authorize=allow_all))

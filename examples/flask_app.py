@@ -1,4 +1,10 @@
-"""A page that enqueues a job and shows its bar: `flask --app flask_app run` and `dramatiq flask_app`, with Redis."""
+"""A page that enqueues a job and shows its bar.  In this directory, each command in a terminal of its own:
+
+    dramatiq flask_app
+    flask --app flask_app run
+
+REDIS_URL in the environment is the Redis of both; by default redis://127.0.0.1:6379/0.
+"""
 
 import os
 import time
@@ -11,8 +17,10 @@ from dramatiq_status import StatusMiddleware, track
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.web.wsgi import StatusViews
 
-broker = RedisBroker(url=os.environ["REDIS_URL"])
-broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=os.environ["REDIS_URL"])))
+REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
+
+broker = RedisBroker(url=REDIS_URL)
+broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=REDIS_URL)))
 dramatiq.set_broker(broker)
 app = Flask(__name__)
 # Every visitor may read every status: a real application compares, say, status["user_id"] with its session's user.

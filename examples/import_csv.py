@@ -4,7 +4,7 @@
     dramatiq examples.import_csv --processes 1 --threads 1          # in a terminal of its own
     python examples/import_csv.py follow "$(python examples/import_csv.py send)"
 
-Set in the environment of all of them:
+All of them read these variables of the environment, here with their defaults:
 
     REDIS_URL         the broker's Redis; redis://127.0.0.1:6379/0
     STATUS_STORE      where statuses are kept, "redis" or "memcached"; redis
@@ -109,7 +109,7 @@ def parse(row: dict[str, str]) -> tuple[int, str, int] | None:
     return (number, row["country"], cents) if row["country"] in COUNTRIES and cents >= 0 else None
 
 
-# Everybody else's
+# Of other processes
 
 
 def made_up_rows() -> Iterator[tuple[int, str, int | str]]:

@@ -64,7 +64,7 @@ def follow(backend: SQLiteBackend, message_ids: list[str]) -> None:
 def main(path: str, *message_ids: str) -> None:
     backend = SQLiteBackend(path)
     print(f"Process {os.getppid()} runs three jobs; this is process {os.getpid()}, which reads how they go.\n")
-    # Anybody may write to a status, too.
+    # Any process may write to a status, too.
     StatusRegistry.get(message_ids[0], backend=backend)["reader"] = os.getpid()
     follow(backend, list(message_ids))
     print("\nThe first of them as JSON:")

@@ -2,7 +2,7 @@
 number of processes of one host use together.
 
 What an update does to a record is worked out by `apply`. A backend finds the record, calls it, and stores the result,
-while nobody else does. That it keeps what backends promise is tested by a suite to inherit, in a file of pytest's:
+while no other process does. That it keeps what backends promise is tested by a suite to inherit, in a file of pytest's:
 
     import pytest
     from dramatiq_status.testing.conformance import BackendConformance
@@ -89,14 +89,14 @@ class DirectoryBackend(StatusBackend):
         """
         deadline = time.monotonic() + self.timeout / 1000
         with _translated_errors(), ExitStack() as stack:
-            # Whoever is next keeps the others behind, else a busy writer, who is back at once, would always be first.
+            # The next writer holds back the others, so that a busy writer, which returns at once, is not always first.
             with self._lock("next", deadline):
                 stack.enter_context(self._lock("lock", deadline))
             yield
 
     @contextmanager
     def _lock(self, name: str, deadline: float) -> Iterator[None]:
-        # A lock belongs to the open file. It is opened anew each time, so that threads do not share one.
+        # A lock belongs to the open file. It is opened again each time, so that threads do not share one.
         with open(self.path / name, "w", opener=_open_privately) as file:
             try:
                 while not _try_lock(file):

@@ -32,8 +32,8 @@ def texts_of(source: str) -> Iterator[str]:
 
 def test_comments_and_docstrings_name_their_subjects() -> None:
     found = [
-        (str(path.relative_to(PACKAGE)), match[0])
-        for path in sorted(PACKAGE.rglob("*.py"))
+        (str(path.relative_to(ROOT)), match[0])
+        for path in sorted([*PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.py")])
         # Most files have none of the words, not even in code.
         if AVOIDED.search(" ".join(path.read_text(encoding="utf-8").split()))
         for text in texts_of(path.read_text(encoding="utf-8"))

@@ -1,4 +1,9 @@
-"""A Django project whose page enqueues a job and shows its bar, with django_dramatiq and Redis.
+"""A Django project whose page enqueues a job and shows its bar, with django_dramatiq.  In the directory above this one,
+each command in a terminal of its own:
 
-From `examples`: `DJANGO_SETTINGS_MODULE=django_app.settings django-admin runserver`, and the same with `rundramatiq`.
+    export DJANGO_SETTINGS_MODULE=django_app.settings       # in both
+    python -m django rundramatiq
+    python -m django runserver
+
+REDIS_URL in the environment is the Redis of both; by default redis://127.0.0.1:6379/0.
 """

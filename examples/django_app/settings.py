@@ -23,10 +23,11 @@ MIDDLEWARE = [
 SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]
 
-os.environ.setdefault("DRAMATIQ_STATUS_URL", os.environ["REDIS_URL"])
+REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
+os.environ.setdefault("DRAMATIQ_STATUS_URL", REDIS_URL)
 DRAMATIQ_BROKER = {
     "BROKER": "dramatiq.brokers.redis.RedisBroker",
-    "OPTIONS": {"url": os.environ["REDIS_URL"]},
+    "OPTIONS": {"url": REDIS_URL},
     "MIDDLEWARE": [
         "dramatiq.middleware.AgeLimit",
         "dramatiq.middleware.Retries",

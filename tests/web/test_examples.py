@@ -37,7 +37,7 @@ def running(commands: Sequence[str], redis_url: str) -> Iterator[str]:
         **os.environ,
         "REDIS_URL": redis_url,
         "DJANGO_SETTINGS_MODULE": "django_app.settings",
-        "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parent}",
+        "PYTHONPATH": str(EXAMPLES.parent),
     }
     with ExitStack() as stack:
         for command in commands:
@@ -67,6 +67,17 @@ def test_an_example_shows_the_bar_of_a_job_to_its_end(example: str, tab: Tab, re
         # The bar was there on the way, too. Flask's page polls: on a busy machine the second of the job is over before.
         seen = tab.run("seen")
         assert any(percent is not None and 0 < percent < 100 for percent in seen) or (example == "flask" and seen)
+
+
+@pytest.mark.parametrize("example", COMMANDS)
+def test_an_example_names_its_commands_and_needs_no_others(example: str) -> None:
+    path = EXAMPLES / ("django_app/__init__.py" if example == "django" else f"{example}_app.py")
+    text = path.read_text().partition('"""')[2].partition('"""')[0]
+    # Given the commands above, without their options; Django starts its worker by a command of django_dramatiq
+    names = ["python -m django runserver", "python -m django rundramatiq"] if example == "django" else COMMANDS[example]
+    # Then the text of the example has them, and the server that it finds without a setting
+    assert [name for name in names if f"    {name.partition(' --p')[0]}\n" not in text] == []
+    assert "REDIS_URL" in text and "redis://127.0.0.1:6379/0" in text
 
 
 def test_the_shortest_example_is_short() -> None:
