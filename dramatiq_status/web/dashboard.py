@@ -214,22 +214,26 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
     return tag("nav", *boxes, class_="counts", aria_label="Jobs by state")
 
 
+def _chip(question: ListRequest, name: str, title: str) -> Markup:
+    """Show a filter that is set, and the link that removes it."""
+    value = getattr(question, name)
+    remove = tag(
+        "a",
+        icon("x"),
+        class_="icon-btn",
+        href=_query_of(question, **{name: None}),
+        aria_label=f"Remove the filter {title} {value}",
+    )
+    return tag("span", tag("span", tag("span", title, class_="k"), " ", value), remove, class_="chip set")
+
+
 def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Markup:
-    chips = []
+    chips = [_chip(question, "state", "State")] if question.state in AMONG else []
     for name, attribute in (("actor", "actor_name"), ("queue", "queue_name")):
         value = getattr(question, name)
         title = name.capitalize()
         if value:
-            remove = tag(
-                "a",
-                icon("x"),
-                class_="icon-btn",
-                href=_query_of(question, **{name: None}),
-                aria_label=f"Remove the filter {title} {value}",
-            )
-            chips.append(
-                tag("span", tag("span", tag("span", title, class_="k"), " ", value), remove, class_="chip set")
-            )
+            chips.append(_chip(question, name, title))
             continue
         # Names on this page: the store cannot list all names without reading all statuses.
         seen = sorted({getattr(one, attribute) for one in shown if getattr(one, attribute)})
@@ -256,10 +260,10 @@ def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Mark
         summary = tag("summary", title, icon("down"))
         chips.append(tag("details", summary, tag("div", form, *links, class_="pop"), class_="chip", name="filters"))
     new = tag("a", icon("up"), tag("span", ""), class_="new", id="new", href=_query_of(question), hidden=True)
-    if question.actor or question.queue or question.state in AMONG:
+    count = {**counts.by_state, **counts.among}[question.state] if question.state else counts.total
+    if question.actor or question.queue or count is None:
         total = "last changed first"
     else:
-        count = counts.by_state[question.state] if question.state else counts.total
         total = f"{count:,} job{'' if count == 1 else 's'}, last changed first"
     return tag("div", *chips, tag("span", class_="spring"), new, tag("span", total, class_="total"), class_="tools")
 

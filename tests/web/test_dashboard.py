@@ -293,6 +293,23 @@ def test_hostile_values_on_the_pages(tab: Tab, site: Site, backend: RedisBackend
         assert tab.run("[...document.links].every((one) => /^https?:$/.test(one.protocol))")
 
 
+def test_the_narrowest_page_does_not_scroll_sideways(tab: Tab, site: Site, backend: RedisBackend) -> None:
+    # Given a job with a very long name, and the width that a page needs at 400 % of a screen of 1,280 pixels
+    name = "shop.catalogue.prices.that_are_calculated_again_in_every_currency_of_the_world" * 2
+    job = Job(backend)
+    backend.update(job.message_id, enqueue(*job._enqueue_id, **{ACTOR_NAME: _quoted(name)}))
+    job.start().write(step="reading")
+    tab.page.set_viewport_size({"width": 320, "height": 700})
+    for path in ("", f"?actor={name}&state=stalled", f"?actor={name}", job.message_id):
+        tab.open(f"{site.url}/a/b/{path}")
+        for menu in tab.page.locator("details.chip summary").all():
+            menu.click()
+            assert tab.run("document.documentElement.scrollWidth <= innerWidth"), path
+    # And the ring around the focus is not cut
+    tab.open(f"{site.url}/a/b/")
+    assert tab.run("getComputedStyle(document.querySelector('#rows .c-job')).overflow") == "visible"
+
+
 def _quoted(text: str) -> str:
     import json
 

@@ -257,7 +257,7 @@ b{font-weight:500;color:var(--t1)}
 .line .V{order:1;min-inline-size:2.25rem;text-align:end;font-weight:400;color:var(--t1)}
 .line .T{order:2;flex:1 1 0;color:var(--t2)}
 .line .N{order:3;margin-inline-start:auto}
-@container (inline-size<460px){.compact .L{flex:1}.compact :is(.T,.V){display:none}.compact .B{flex:0 0 56px}.compact .N{flex:0 0 136px;text-align:end}}
+@container (inline-size<460px){.compact .L{flex:1}.compact :is(.T,.V){display:none}.compact .B{flex:0 0 56px}.compact .N{min-inline-size:136px;text-align:end}}
 .row :is(.G,.L,.N),.row.queued :is(.B,.V,.T){display:none}
 .row:is(.queued,.stalled) .N{display:block;margin:0}.row.stalled .T{display:none}
 p{position:absolute;inline-size:1px;block-size:1px;margin:-1px;overflow:hidden;clip-path:inset(50%)}
