@@ -160,7 +160,7 @@ def fresh_stores() -> Iterator[dict[str, Callable[[], StatusBackend]]]:
     """Start servers, and yield functions that create a backend of them, by the name of the store."""
     with RedisServer() as redis_server, MemcachedServer() as memcached_server:
         yield {
-            "Redis": lambda: RedisBackend(url=redis_server.url),
+            "Redis": lambda: RedisBackend(url=redis_server.url, timeout=20_000),
             "memcached": lambda: MemcachedBackend(servers=memcached_server.address),
             "memcached, gets and cas": lambda: MemcachedBackend(servers=memcached_server.address, meta=False),
         }

@@ -105,6 +105,8 @@ def run(options: Options) -> Iterator[Table]:
     for placement in ("same", "cross"):
         with RedisServer() as server, placed(placement, server):
             for number in (2, 11):
+                # The goal is about the start of a second run.
+                goals = {"with": "<= 1.03"} if number == 2 else {}
                 cases = {
                     "without": Case(server, PlainCall, number, starts),
                     "with": Case(server, UpdateCall, number, starts),
@@ -118,7 +120,6 @@ def run(options: Options) -> Iterator[Table]:
                     trips = list(zip(*(case.callers() for case in cases.values())))
                     for name, series in zip(cases, zip(*trips)):
                         of_caller[name].append(median(series))
-                goals = {"with": "<= 1.03"}
                 rows = [["history", "script's us", "ratio", "80 % in", "caller's us", "ratio", "80 % in", "goal"]]
                 for script, caller in zip(
                     timed_rows(of_script, "without"), timed_rows(of_caller, "without", goals=goals)

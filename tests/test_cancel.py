@@ -13,10 +13,7 @@ import pytest
 from dramatiq import group, pipeline
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.middleware import AsyncIO, Callbacks, GroupCallbacks, Middleware, Pipelines, Retries
-from dramatiq.rate_limits.backends import StubBackend as RateLimiterStub
-from dramatiq.results import Results
-from dramatiq.results.backends import StubBackend as StubResults
+from dramatiq.middleware import Retries
 from dramatiq_eager_broker import EagerBroker
 
 from dramatiq_status import (
@@ -454,54 +451,6 @@ def test_an_unused_cancel_reads_no_record(broker: StubBroker, backend: Recording
     # Then each has taken its start and its end, and none a read
     assert reads == []
     assert all(len(backend.updates(message.message_id)) <= 4 for message in messages)
-
-
-@pytest.mark.parametrize("is_first", [True, False], ids=["first", "last"])
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_a_cancelled_pipeline_ends_in_every_order_of_middleware(
-    backend: RecordingBackend, is_first: bool, is_async: bool
-) -> None:
-    # Given StatusMiddleware first or last, with retries, results and callbacks
-    results = StubResults()
-    others: list[Middleware] = [AsyncIO(), Callbacks(), Pipelines(), Retries(min_backoff=1, max_backoff=2)]
-    others += [GroupCallbacks(RateLimiterStub()), Results(backend=results, store_results=True)]
-    status = StatusMiddleware(backend=backend)
-    broker = StubBroker([status, *others] if is_first else [*others, status])
-    called: list[str] = []
-
-    @dramatiq.actor(broker=broker)
-    def callback(*values: object, **options: object) -> None:
-        called.append("callback")
-
-    def stage() -> None:
-        called.append("stage")
-        raise Cancelled("enough")
-
-    async def async_stage() -> None:
-        stage()
-
-    options = {"max_retries": 3, "on_success": "callback", "on_failure": "callback"}
-    actor = dramatiq.actor(broker=broker, actor_name="stage", **options)(async_stage if is_async else stage)
-    first, second = actor.message(), callback.message()
-    stages = pipeline([first, second], broker=broker)
-    jobs = group([actor.message(), actor.message()], broker=broker)
-    jobs.add_completion_callback(callback.message())
-    # When the messages run, and raise Cancelled
-    with working(broker):
-        stages.run()
-        jobs.run()
-        found = StatusRegistry.wait(first, broker=broker)
-        children = StatusRegistry.batch(jobs, broker=broker).wait()
-        broker.join("default")
-        time.sleep(0.05)
-        broker.join("default")
-    # Then each has ended once, and nothing follows
-    assert called == ["stage"] * 3
-    assert found.cancelled and [child is not None and child.cancelled for child in children.children.values()] == [
-        True,
-        True,
-    ]
-    assert StatusRegistry.read(second, broker=broker) is None
 
 
 @pytest.mark.parametrize("is_inside", [True, False], ids=["inside", "outside"])

@@ -232,6 +232,21 @@ def test_json_of_runs() -> None:
     assert public["exception"] == {"type": "E"} and "secret" not in found.to_json(private=False)
 
 
+def test_runs_in_watch_and_of_the_children_of_a_batch() -> None:
+    # Given a message that has failed once, and runs again
+    backend = StubBackend()
+    backend.update_many([("m", update) for update in (enqueue(), start(1), requeue(2, NOW, failed=True))])
+    backend.update("m", starting(2, 2, NOW + 1))
+    # When a program watches it, and reads it in a batch
+    watched = next(iter(StatusRegistry.watch("m", backend=backend)))
+    batch = StatusRegistry.batch(["m"], backend=backend).read()
+    # Then both have its runs, and the JSON of the batch has them on request
+    assert watched is not None and [run.outcome for run in watched.runs] == ["retried", None]
+    assert batch.children["m"] is not None and batch.children["m"].runs == watched.runs
+    (child,) = batch.to_dict(only=("runs",))["children"].values()
+    assert [run["outcome"] for run in child["runs"]] == ["retried", None]
+
+
 # Real messages
 
 

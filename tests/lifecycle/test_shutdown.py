@@ -72,6 +72,10 @@ def test_a_message_that_is_interrupted_by_a_shutdown_is_retried(make: StageMaker
     with stage.working():
         stage.audit.wait(message_id)
     assert end_of(stage, message_id) == RETRIED
+    # And the interrupted run has its exception
+    interrupted = stage.read(message_id).runs[0]
+    assert (interrupted.outcome, interrupted.exception) == ("retried", {"type": "Shutdown", "message": ""})
+    assert interrupted.started_at is not None and interrupted.ended_at is not None
 
 
 def test_a_message_that_is_interrupted_and_may_not_be_retried_fails(make: StageMaker) -> None:

@@ -57,6 +57,7 @@ def test_a_first_run_cannot_write_over_the_second(crew: Crew, deed: str) -> None
             assert snapshot.completed and snapshot.exception is None
             assert (snapshot["owner"], snapshot["late"], snapshot["progress"]) == ("second", "second", 51)
             assert (snapshot.attempts, snapshot.total) == (2, 7)
+            assert [run.outcome for run in snapshot.runs] == ["lost", "completed"]
 
 
 def test_a_first_run_cannot_reopen_what_the_second_has_finished(crew: Crew) -> None:
@@ -71,6 +72,7 @@ def test_a_first_run_cannot_reopen_what_the_second_has_finished(crew: Crew) -> N
             crew.tell("second", "end")
             final = crew.wait()
             assert final.completed and final["owner"] == "second"
+            assert [run.outcome for run in final.runs] == ["lost", "completed"]
             # When the first one comes back, writes, and fails
             send_signal(first, signal.SIGCONT)
             crew.tell("first", "go on")

@@ -216,7 +216,8 @@ class Cancels(StoreTests):
             assert record is not None and CANCEL_REQUESTED_AT in record
             assert requested is Outcome.REQUESTED
             assert started in (Outcome.APPLIED, Outcome.REQUESTED)
-            # And its end as cancelled is the end of the message
+            # And its end as cancelled is the end of the message, and that of the run before is not
+            assert backend.update(one, finish(1, state=FAILED, c="true")) is Outcome.REFUSED
             assert backend.update(one, finish(2, state=FAILED, c="true")) is Outcome.APPLIED
             assert snapshot_of(backend, one).cancelled
 
