@@ -39,14 +39,14 @@ class StatePage:
         #: The jobs of the page, last changed first.
         self.jobs: list[Snapshot] = []
         #: Cursor from which to read; in the end that of the next page, and None where the list ends.
-        self.after = after
+        self.after: str | None = after
         #: The state to read.
-        self.read_from = state if state is None else AMONG.get(state, state)
+        self.read_from: str | None = state if state is None else AMONG.get(state, state)
         self._state = state if state in AMONG else None
         self._limit = limit
         self._left = searched
         #: Number of jobs to read; 0 when the page is complete.
-        self.to_read = limit if self._state is None else _AT_ONCE
+        self.to_read: int = limit if self._state is None else _AT_ONCE
 
     def take(self, found: Sequence[Snapshot]) -> None:
         """Take the jobs that were read."""
