@@ -292,6 +292,20 @@ def test_the_last_line_of_a_narrow_picture_counts_all_jobs(store: SQLiteBackend,
     assert " 3 jobs: 1 failed, 2 more" in session.lines
 
 
+def test_the_total_of_a_batch_has_a_bar(store: SQLiteBackend, watch: Watch) -> None:
+    ids = [send(store, number) for number in (1, 2, 3, 4)]
+    run_to(store, 1, 40)
+    run_to(store, 2, 60)
+    store.update(id_of(3), start(1))
+    end(store, 3)
+    session = watch(*ids, "--batch")
+    session.until(lambda: re.search(r"\n 4 jobs +━+╾?─+  50% 1 ended", session.text))
+    # A failed job is named in it, and is a part of its end
+    store.update(id_of(4), start(1))
+    end(store, 4, failed=True)
+    session.until(lambda: re.search(r"\n 4 jobs +1 failed +━+╾?─+  \d+% 2 ended", session.text))
+
+
 @pytest.mark.parametrize("columns", [20, 40, 80])
 def test_the_last_picture_on_a_narrow_terminal(store: SQLiteBackend, watch: Watch, columns: int) -> None:
     # Given a job that waits for its retry, and one that runs
