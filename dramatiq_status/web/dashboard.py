@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from .. import _time as time
 from ..errors import BackendError, NotSupported
 from ..snapshot import Snapshot
-from ..state_filter import AMONG
+from ..state_filter import AMONG, MAX_SEARCHED
 from ..words import age
 from .access import Access
 from .display import WORDS, seconds_since
@@ -182,7 +182,8 @@ def _among(state: str, counts: Counts, question: ListRequest) -> Markup:
     return tag(
         "a",
         f"{number:,} {state}" if number else state,
-        class_=f"s-{state}",
+        # Only a number is an alarm.
+        class_=f"s-{state}" if number else None,
         hidden=number == 0 and not current,
         href=_query_of(question, state=None if current else state),
         aria_current="true" if current else None,
@@ -264,7 +265,7 @@ def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Mark
     if question.actor or question.queue or count is None:
         total = "last changed first"
     else:
-        total = f"{count:,} job{'' if count == 1 else 's'}, last changed first"
+        total = f"{count:,} job{'' if count == 1 else 's'}{', last changed first' if shown else ''}"
     return tag("div", *chips, tag("span", class_="spring"), new, tag("span", total, class_="total"), class_="tools")
 
 
@@ -289,9 +290,12 @@ def _table(site: Site, shown: list[Snapshot], writable: frozenset[str]) -> Marku
 
 def _nothing(question: ListRequest, counts: Counts, after: str | None) -> Markup:
     if after:
-        what = f"No {question.state} jobs" if question.state in AMONG else "No jobs that you may see"
+        older = link("Older jobs", _query_of(question, after=after))
+        if question.state not in AMONG:
+            return empty("refused", "No jobs that you may see on this page", "There are older jobs.", older)
+        state, read = question.state, f"{MAX_SEARCHED:,} {AMONG[question.state]} jobs"
         return empty(
-            "search", f"{what} so far", "There are older jobs.", link("Older jobs", _query_of(question, after=after))
+            "search", f"No {state} jobs so far", f"This page has looked at {read}. There are older ones.", older
         )
     if not any(question):
         if counts.total:

@@ -189,6 +189,7 @@ async function refresh() {
     for (const link of all("[data-below]")) {
       const name = link.dataset.below;
       link.hidden = among[name] === 0 && !link.ariaCurrent;
+      link.className = among[name] ? "s-" + name : "";
       link.textContent = among[name] ? `${among[name].toLocaleString("en")} ${name}` : name;
     }
     const added = jobs.filter((job) => !shown.has(job.id)).length, chip = $("#new");
