@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-from dramatiq_status import history
+from dramatiq_status import cancel_log, history
 from dramatiq_status.backends.redis.protocol import UNLISTED, WireKind
 from dramatiq_status.record import COMPLETED, DEFAULT_LIVE_TTL, DEFAULT_TOTAL, FAILED, LONGEST_TTL, QUEUED, WORKING
 from dramatiq_status.update import Outcome
@@ -57,3 +57,5 @@ def test_the_script_has_the_outcomes_states_and_times_of_the_library() -> None:
         assert found[name] == f"'{getattr(history, name)}'"
     for name in ("MAX_RUNS", "MAX_HISTORY_SIZE", "SMALL_HISTORY", "MAX_EXCEPTION_SIZE"):
         assert found[name] == str(getattr(history, name))
+    for name in ("MAX_LOGGED", "LOG_TTL"):
+        assert found[name] == str(getattr(cancel_log, name))
