@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from math import ceil
 from typing import Any, Final, NamedTuple
 
 from .runs import Run, RunOutcome
@@ -104,7 +105,8 @@ def time_of(state: str, snapshot: Snapshot, now: datetime) -> str:
     due = snapshot.scheduled_at
     if state in (RETRYING, SCHEDULED):
         verb = "again" if state == RETRYING else "starts"
-        return f"{verb} in {duration(due - now)}" if due is not None and due > now else ""
+        # A countdown ends with 1 s, not with 0 s.
+        return f"{verb} in {duration(ceil((due - now).total_seconds()))}" if due is not None and due > now else ""
     if state == STALLED:
         last = snapshot.heartbeat_at or snapshot.updated_at
         return "" if last is None else f"no sign of life for {duration(now - last)}"

@@ -6,16 +6,25 @@ import os
 import re
 import sys
 import unicodedata
+from contextlib import closing
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dramatiq_status import StatusRegistry
+from dramatiq_status.backend import now_ms
+from dramatiq_status.backends import StubBackend
 from dramatiq_status.cli.facts import Facts
 from dramatiq_status.cli.rows import Job, table
 from dramatiq_status.cli.terminal import Terminal, terminal_of
 from dramatiq_status.cli.text import clean, cut, pad, width
-from dramatiq_status.words import STATES
+from dramatiq_status.record import SCHEDULED_AT
+from dramatiq_status.testing.updates import outside
+from dramatiq_status.words import SCHEDULED, STATES, time_of
+
+from ..jobs import Job as StoredJob
 
 texts = st.text(max_size=30)
 shown = texts.map(clean)
@@ -104,3 +113,16 @@ def test_a_terminal_that_reports_no_size(monkeypatch: pytest.MonkeyPatch) -> Non
     finally:
         os.close(manager)
     assert found.live and found.width == 160
+
+
+def test_a_countdown_ends_with_one_second() -> None:
+    with closing(StubBackend()) as backend:
+        job = StoredJob(backend).enqueue()
+        backend.update(job.message_id, outside(**{SCHEDULED_AT: str(now_ms() + 60_000)}))
+        snapshot = StatusRegistry.read(job.message_id, backend=backend)
+        assert snapshot is not None and snapshot.scheduled_at is not None
+        seen = [
+            time_of(SCHEDULED, snapshot, snapshot.scheduled_at - timedelta(milliseconds=left))
+            for left in (2_000, 1_999, 200, 0)
+        ]
+        assert seen == ["starts in 2 s", "starts in 2 s", "starts in 1 s", ""]

@@ -349,7 +349,7 @@ export class DramatiqStatus extends HTMLElement {
 			glyph = state = snapshot.cancelled ? "cancelled" : snapshot.stalled ? "stalled" : snapshot.retrying ? "retrying" : status;
 			known = snapshot.percent != null;
 			percent = snapshot.percent ?? 0;
-			const due = -ago(scheduled_at);
+			const due = -Math.floor(ago(scheduled_at));
 			const count = progress == null ? "" : total != null ? put(own.of, n(progress), n(total)) : known ? "" : snapshot.finished ? n(progress) : put(own.soFar, n(progress));
 			facts = [snapshot.cancel_requested_at && own.asked, step, count];
 			if (/failed|retrying/.test(state)) error = exception;
