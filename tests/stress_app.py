@@ -44,7 +44,8 @@ class TattlerMiddleware(Middleware):
 
 def make_broker(broker_url: str, store_url: str) -> RedisBroker:
     """The same broker in the workers and in the test. In the store's database, statuses piggyback."""
-    backend = RedisBackend(url=store_url)
+    # On a busy machine, a call may take longer than the default time-out, which is logged.
+    backend = RedisBackend(url=store_url, timeout=20_000)
     broker = RedisBroker(**({"client": backend.broker_client()} if broker_url == store_url else {"url": broker_url}))
     broker.add_middleware(TattlerMiddleware())
     broker.add_middleware(StatusMiddleware(backend=backend))
