@@ -76,7 +76,7 @@ def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
         backend: StatusBackend = StubBackend()
         backend.poll_interval = (1, 5)
     else:
-        backend = RedisBackend(url=request.getfixturevalue("redis_url"))
+        backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
     yield backend
     backend.close()
 

@@ -36,7 +36,9 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBa
     elif request.param == "cache":
         made = CacheBackend(SimpleCache())
     elif request.param == "memcached":
-        made = MemcachedBackend(servers=request.getfixturevalue("memcached_url").removeprefix("memcached://"))
+        made = MemcachedBackend(
+            servers=request.getfixturevalue("memcached_url").removeprefix("memcached://"), timeout=20_000
+        )
     else:
         made = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)
     with closing(made):

@@ -243,7 +243,7 @@ def test_a_user_without_rights_to_transactions_or_to_statuses_can_still_send(
             message = work.send()
             # Then the broker has it
             assert broker.do_qsize(name) == 1
-            found = RedisBackend(url=redis_url).snapshot(message.message_id)
+            found = RedisBackend(url=redis_url, timeout=20_000).snapshot(message.message_id)
             assert (None if found is None else found.state) == expected
     finally:
         for name in users:
@@ -253,11 +253,11 @@ def test_a_user_without_rights_to_transactions_or_to_statuses_can_still_send(
 def test_a_broker_of_another_database_goes_without_the_statuses(redis_server: RedisServer, redis_url: str) -> None:
     # Given a client of another backend's, and a backend that was made of the broker's client
     client = RedisBackend(url=redis_server.database(1)).broker_client()
-    other, same = RedisBackend(url=redis_url), RedisBackend(client=client)
+    other, same = RedisBackend(url=redis_url, timeout=20_000), RedisBackend(client=client)
     broker = RedisBroker(client=client)
     # Then only the second one's statuses are sent with its commands
     assert other.update_attacher(broker) is None and same.update_attacher(broker) is not None
-    assert RedisBackend(url=redis_url).update_attacher(RedisBroker(url=redis_url)) is None
+    assert RedisBackend(url=redis_url, timeout=20_000).update_attacher(RedisBroker(url=redis_url)) is None
     # And statuses are stored in either case
     for backend in (other, same):
         broker = RedisBroker(client=client)
@@ -520,7 +520,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq_status import StatusMiddleware, current_progress
 from dramatiq_status.backends import RedisBackend
 
-backend = RedisBackend(url=sys.argv[1])
+backend = RedisBackend(url=sys.argv[1], timeout=20_000)
 broker = RedisBroker(client=backend.broker_client())
 broker.add_middleware(StatusMiddleware(backend=backend))
 assert backend.update_attacher(broker) is not None

@@ -26,7 +26,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq_status import StatusMiddleware
 from dramatiq_status.backends import RedisBackend
 broker = RedisBroker(url={redis_url!r})
-broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={redis_url!r})))
+broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={redis_url!r}, timeout=20_000)))
 dramatiq.set_broker(broker)
 @dramatiq.actor
 def work(): ...
@@ -36,7 +36,7 @@ assert threading.active_count() == 1, threading.enumerate()
     # When it has run
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     # Then the status is stored, and the script had no further thread
-    assert StatusRegistry.get(found.stdout.strip(), backend=RedisBackend(url=redis_url)).queued
+    assert StatusRegistry.get(found.stdout.strip(), backend=RedisBackend(url=redis_url, timeout=20_000)).queued
 
 
 def test_a_process_that_exits_stores_its_last_updates(redis_url: str) -> None:
@@ -47,7 +47,8 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq_status import StatusMiddleware, current_progress, current_status
 from dramatiq_status.backends import RedisBackend
 broker = StubBroker()
-broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={redis_url!r}), status_throttle=3_600_000))
+backend = RedisBackend(url={redis_url!r}, timeout=20_000)
+broker.add_middleware(StatusMiddleware(backend=backend, status_throttle=3_600_000))
 dramatiq.set_broker(broker)
 written = threading.Event()
 @dramatiq.actor
@@ -65,13 +66,13 @@ assert written.wait(30)
     # When it has ended
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     # Then the write is stored
-    snapshot = StatusRegistry.read(found.stdout.strip(), backend=RedisBackend(url=redis_url))
+    snapshot = StatusRegistry.read(found.stdout.strip(), backend=RedisBackend(url=redis_url, timeout=20_000))
     assert snapshot is not None and snapshot.working and (snapshot["progress"], snapshot["step"]) == (7, "last")
 
 
 def test_both_processes_write_after_a_fork(redis_url: str) -> None:
     # Given a process that has sent a message and run it
-    backend = RedisBackend(url=redis_url)
+    backend = RedisBackend(url=redis_url, timeout=20_000)
     broker = make_broker(backend)
 
     @dramatiq.actor(broker=broker)
