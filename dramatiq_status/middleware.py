@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from copy import copy
 from datetime import timedelta
+from threading import get_ident
 from typing import Any, Final, TypeVar
 
 import dramatiq
@@ -235,8 +236,8 @@ class StatusMiddleware(BackendOwner, Middleware):
 
     @_through_late_interrupts
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
-        is_watched = "enqueue" in broker.__dict__
-        if not is_watched:
+        watched = broker.__dict__.get("enqueue")
+        if watched is None:
             # It takes effect from the next enqueue on.
             _watch_enqueues(broker)
         thread, message_id = self._deliveries.thread_state, message.message_id
@@ -253,7 +254,13 @@ class StatusMiddleware(BackendOwner, Middleware):
         if "options" in message.options:
             self._options.warn_of_nested(message)
         is_attached = settings.tracked and self._enqueues.begin(
-            broker, message, delay, settings, binding, inside=inside, is_watched=is_watched
+            broker,
+            message,
+            delay,
+            settings,
+            binding,
+            inside=inside,
+            is_watched=watched is not None and getattr(watched, "first_thread", None) != get_ident(),
         )
         if binding is not None and binding.delivery is not None and not is_attached:
             self._enqueues.store_before_send(binding.delivery)
@@ -338,31 +345,43 @@ class StatusMiddleware(BackendOwner, Middleware):
         self._writer.drain(SHUTDOWN_TIMEOUT)
 
 
+class _WatchedEnqueue:
+    """The method ``enqueue`` of a broker, which takes back ``queued`` when it ends in an error.  Dramatiq has no hook
+    for that.
+    """
+
+    def __init__(self, broker: dramatiq.Broker) -> None:
+        self._broker = broker
+        self._own = broker.__dict__.get("enqueue")
+        #: The thread that has put this method in its place, perhaps in the middle of the broker's first enqueue; None
+        #: after the thread has called it.
+        self.first_thread: int | None = get_ident()
+
+    def __call__(self, message: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.first_thread is not None and self.first_thread == get_ident():
+            self.first_thread = None
+        # The method of the class is looked up each time: tests replace it.
+        call = self._own or type(self._broker).enqueue.__get__(self._broker)
+        try:
+            return call(message, *args, **kwargs)
+        except Exception:
+            # An interrupt of the thread says nothing about the broker.  It does not interrupt system calls, so that it
+            # mostly comes when the broker has the message.
+            for middleware in self._broker.middleware:
+                if isinstance(middleware, StatusMiddleware):
+                    middleware.withdraw_enqueue(message)
+            raise
+
+
 #: Brokers whose enqueues are watched.
 _watched: weakref.WeakSet[dramatiq.Broker] = weakref.WeakSet()
 
 
 def _watch_enqueues(broker: dramatiq.Broker) -> None:
-    """Have the enqueues of a broker take back ``queued`` when they end in an error, for which Dramatiq has no hook."""
-    if broker in _watched:
-        return
-    own = broker.__dict__.get("enqueue")
-
-    def enqueue(message: Any, *args: Any, **kwargs: Any) -> Any:
-        # The method of the class is looked up each time: tests replace it.
-        call = own or type(broker).enqueue.__get__(broker)
-        try:
-            return call(message, *args, **kwargs)
-        except Exception:
-            # After an interrupt of the thread, it is unknown whether the broker has the message.  It mostly has the
-            # message, because the interrupt does not end a system call.
-            for middleware in broker.middleware:
-                if isinstance(middleware, StatusMiddleware):
-                    middleware.withdraw_enqueue(message)
-            raise
-
-    broker.__dict__["enqueue"] = enqueue
-    _watched.add(broker)
+    """Have the enqueues of a broker take back ``queued`` when they end in an error."""
+    if broker not in _watched:
+        broker.__dict__["enqueue"] = _WatchedEnqueue(broker)
+        _watched.add(broker)
 
 
 def _refuse_two(broker: dramatiq.Broker) -> None:

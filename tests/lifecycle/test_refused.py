@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import Any
+from uuid import uuid4
 
 import dramatiq
 import pytest
@@ -135,6 +136,36 @@ def test_the_first_enqueue_of_a_broker_without_actors(start_server: StartServer)
     del broker.enqueue  # type: ignore[method-assign]
     broker.enqueue(taken)
     assert state_of(backend, taken) == "queued"
+
+
+class _Cutter(Proxy):
+    """A proxy that ends each connection on which it gets a message, and does not pass it on."""
+
+    message_id = b""
+
+    def on_request(self, data: bytes) -> None:
+        if self.message_id in data:
+            raise ConnectionError
+
+
+def test_the_first_enqueue_of_a_broker_that_declares_the_queue_in_it(rabbitmq_server: RabbitmqServer) -> None:
+    # Given a process that only sends, without a declared actor or queue
+    backend = RecordingBackend()
+    message = dramatiq.Message[Any](queue_name=f"q-{uuid4()}", actor_name="work", args=(), kwargs={}, options={})
+    with _Cutter(rabbitmq_server.port) as proxy:
+        proxy.message_id = message.message_id.encode()
+        url = rabbitmq_server.url.replace(str(rabbitmq_server.port), str(proxy.port))
+        broker = RabbitmqBroker(url=url, confirm_delivery=True, middleware=[StatusMiddleware(backend=backend)])
+        # When its first enqueue declares the queue, and then fails
+        with pytest.raises(ConnectionClosed):
+            broker.enqueue(message)
+        # Then the message is unknown
+        assert state_of(backend, message) is None
+        # When the broker takes it, then it waits
+        proxy.message_id = b"none"
+        broker.enqueue(message)
+        assert state_of(backend, message) == "queued"
+        broker.close()
 
 
 def test_a_stage_that_the_broker_refuses_is_unknown() -> None:
