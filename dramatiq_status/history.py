@@ -114,7 +114,9 @@ def keep_run(record: Record, attempts: int, *, requeued: bool) -> None:
         ended = f"[{record.get(HEARTBEAT_AT, 'null')},{LOST}]" if is_lost else "null"
     if RUN_TOKEN in record and not requeued:
         token = f',"{record[RUN_TOKEN]}"'
-    _put(record, last, f"{record.get(STARTED_AT, 'null')},{ended},{record.get(SCHEDULED_AT, 'null')}{token}", record)
+    text = f"{record.get(STARTED_AT, 'null')},{ended},{record.get(SCHEDULED_AT, 'null')}{token}"
+    # Without an enqueue that has ended it, the exception in the record may be that of an earlier run.
+    _put(record, last, text, {} if token else record)
     for number in range(max(2, last - MAX_RUNS + 1), min(attempts - MAX_RUNS, last) + 1):
         record.pop(f"{EARLIER_RUN}{number}", None)
     _fit(record, attempts)

@@ -16,7 +16,7 @@ from ..update import NO_ENQUEUE_ID, Changes, EnqueueId, Kind, Outcome, Update
 from .merging import Merger
 from .operations import Confirmation, Finish, Operation, Write
 from .pending import MergedState, PendingUpdate
-from .whole_run import WHOLE_RUN, release_run, whole_run
+from .whole_run import WHOLE_RUN, release_run, remove_run, whole_run
 
 #: Number of increments of a buffer after which the writer merges them, even before the throttle is over.
 MERGE_EVERY: Final = 4096
@@ -430,7 +430,7 @@ class MessageBuffer:
         release_run(operations)
         # In this order: after an interrupt between the two, the same update is sent again, and the store recognizes it.
         self._whole = None
-        operations.clear()
+        remove_run(operations)
         return True
 
     def _begin_merging(self) -> Merger:

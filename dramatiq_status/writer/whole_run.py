@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import repeat, starmap
 from typing import Final
 
 from ..update import EnqueueId, Kind, Update
@@ -30,8 +32,14 @@ def whole_run(operations: Sequence[Operation], enqueue_id: EnqueueId, run_token:
     return Update(_RUN, enqueue_id, run_token, 1, True, False, finish.state, start.attempts, fields, 0, finish.ttl)
 
 
-def release_run(operations: Sequence[Operation]) -> None:
+def release_run(operations: deque[Operation]) -> None:
     """Release the confirmation of a run whose one update is stored."""
     confirmation = operations[2]
     assert isinstance(confirmation, Confirmation)
     confirmation.release(True)
+
+
+def remove_run(operations: deque[Operation]) -> None:
+    """Remove the operations of a run, and none that another thread adds meanwhile."""
+    # One call into C: an interrupt strikes before it or after it.
+    deque(starmap(operations.popleft, repeat((), WHOLE_RUN)), maxlen=0)

@@ -20,6 +20,7 @@ from dramatiq_status.record import COMPLETED, PROGRESS, STATE
 from dramatiq_status.update import Kind, Outcome, Update
 from dramatiq_status.writer import Confirmation, Finish, MessageBuffer
 from dramatiq_status.writer.leadership import Leadership
+from dramatiq_status.writer.whole_run import release_run
 
 from ..recording import PATIENCE, Gate, RecordingBackend, eventually, make_broker, working
 from .support import ENQUEUE_ID, MakeWriter, Silent, begin
@@ -104,7 +105,7 @@ def test_an_interrupt_in_merging_loses_no_final_state(make_writer: MakeWriter) -
 @pytest.mark.parametrize("flushed", [False, True], ids=["alone", "with a later flush"])
 def test_an_interrupt_in_sending_a_whole_run_loses_no_final_state(make_writer: MakeWriter, flushed: bool) -> None:
     # Given jobs that have ended before their start was sent, each interrupted at another line of the sending of both
-    functions = {"_freeze_run", "_end_run", "whole_run", "release_run", "_begin_merging", "merge"}
+    functions = {"_freeze_run", "_end_run", "whole_run", "release_run", "remove_run", "_begin_merging", "merge"}
     for line in itertools.count(1):
         backend = StubBackend(timeout=1_000)
         backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
@@ -131,6 +132,29 @@ def test_an_interrupt_in_sending_a_whole_run_loses_no_final_state(make_writer: M
         if not strike.hit:
             break
     assert line > 10
+
+
+def test_a_flush_while_the_operations_of_a_whole_run_are_removed(
+    make_writer: MakeWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job that has ended before its start was sent
+    writer = make_writer(StubBackend(timeout=1_000))
+    buffer, late = begin(writer), []
+    real = release_run
+
+    def release(operations: Any) -> None:
+        # A thread of the run waits for its writes just now
+        real(operations)
+        late.append(buffer.unstored())
+
+    monkeypatch.setattr("dramatiq_status.writer.buffer.release_run", release)
+    with writer._leadership.lock:
+        buffer.finish(Finish(COMPLETED, {"F": "6"}, 1_000_000), Confirmation())
+        updates = buffer.take(0.0)
+        # When its update is stored
+        assert not buffer.settle(updates, [Outcome.APPLIED])
+    # Then that thread gets its answer as well
+    assert late[0] is not None and late[0].wait(PATIENCE)
 
 
 def test_the_update_of_a_whole_run_creates_a_record_that_is_lost(make_writer: MakeWriter) -> None:

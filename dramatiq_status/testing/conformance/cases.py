@@ -123,6 +123,19 @@ CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
         start(1, attempts=2),
         Outcome.REFUSED,
     ),
+    "start of a run that began again inside of its own delivery, sent again": (
+        [
+            *(enqueue(), start(1), enqueue(generation=2, x='"E"', N="[6,1]"), start(2, generation=2)),
+            *(write(2, 2, N="[8,1]"), start(3, generation=2)),
+        ],
+        start(2, generation=2),
+        Outcome.REFUSED,
+    ),
+    "enqueue with an unknown end, after the next run": (
+        [enqueue(), start(1), start(2, generation=2)],
+        enqueue(generation=2, N="null"),
+        Outcome.LATE,
+    ),
     "start of one of ten older runs, sent again": (
         [enqueue(), *(start(run) for run in range(1, 12))],
         start(2),

@@ -57,7 +57,10 @@ local function define_history()
       ended = old.state == WORKING and not requeued and '[' .. (heartbeat_at or 'null') .. ',' .. LOST .. ']' or 'null'
     end
     local text = (started_at or 'null') .. ',' .. ended .. ',' .. (old.scheduled_at or 'null')
-    if old.token and not requeued then text = text .. ',"' .. old.token .. '"' end
+    if old.token and not requeued then
+      -- Without an enqueue that has ended it, the exception in the record may be that of an earlier run.
+      text, exception = text .. ',"' .. old.token .. '"', nil
+    end
     for number = math.max(2, last - MAX_RUNS + 1), math.min(attempts - MAX_RUNS, last) do
       call('HDEL', key, name_of(number))
     end
@@ -96,9 +99,9 @@ local function define_history()
     end
     local started_at = text and text:match('^%[([^,]+),null,null%]$')
     if not started_at then return false end
-    local written = {}
-    text = started_at .. ',' .. run_ended .. ',' .. (scheduled_at or 'null')
-    call('HSET', key, unpack(written, 1, put(written, 0, number, text, exception, run_ended)))
+    local completed, written = started_at .. ',' .. run_ended .. ',' .. (scheduled_at or 'null'), {}
+    if text == '[' .. completed .. ']' then return false end
+    call('HSET', key, unpack(written, 1, put(written, 0, number, completed, exception, run_ended)))
     fit(key, attempts)
     return true
   end
