@@ -46,7 +46,8 @@ def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
         assert "60 of 60" in session.text and not session.screen.cursor.hidden
     finally:
         session.close()
-    assert list(tmp_path.iterdir()) == []
+    # An older Dramatiq makes a directory as it is imported.
+    assert [path.name for path in tmp_path.iterdir() if path.name != "dramatiq-prometheus"] == []
 
 
 def test_the_demo_on_a_pipe(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def failure_of(code: str) -> str | None:
     """Run a piece of code with a broker, two messages and their handles, and return its error."""
     backend, broker = StubBackend(), make_stub_broker()
     namespace: dict[str, Any] = {name: getattr(dramatiq_status, name) for name in dramatiq_status.__all__}
-    namespace |= {"allow_all": allow_all, "status_app": status_app}
+    namespace |= {"__name__": __name__, "allow_all": allow_all, "status_app": status_app}
     namespace |= {"dramatiq": dramatiq, "RedisBackend": RedisBackend, "redis_url": "redis://127.0.0.1:6379/0"}
     namespace |= {"app": FastAPI(), "backend": backend, "broker": broker, "i": 1, "n": 3}
     if "add_middleware" not in code:
