@@ -11,8 +11,13 @@ from typing import Final
 from .snapshot import Snapshot
 from .words import state_of
 
-#: By the state of such jobs: the state that stores index.
-AMONG: Final = {"cancelled": "failed", "stalled": "working", "retrying": "queued", "scheduled": "queued"}
+#: By the state of such jobs: the states that stores index, in the order in which they are read.
+AMONG: Final[dict[str, tuple[str, ...]]] = {
+    "cancelled": ("failed",),
+    "stalled": ("working", "queued"),
+    "retrying": ("queued",),
+    "scheduled": ("queued",),
+}
 
 #: Maximum number of jobs that are read for a page of the dashboard, and at once.
 MAX_SEARCHED: Final = 1000
@@ -26,39 +31,58 @@ def is_in(snapshot: Snapshot, state: str) -> bool:
 
 class StatePage:
     """A page of the jobs in a state.  While :attr:`to_read` is not zero, the caller reads so many jobs in the state
-    :attr:`read_from` and passes them to :meth:`take`.
+    :attr:`read_from`, after the cursor :attr:`read_after`, and passes them to :meth:`take`.
 
     Parameters:
       state(str): A state that stores index, or a key of :data:`AMONG`.
       limit(int): Maximum number of jobs.
-      after(str): Cursor of the page before.
+      after(str): :attr:`after` of the page before.
       searched(int): Maximum number of jobs that are read for a key of :data:`AMONG`.
     """
 
     def __init__(self, state: str | None, limit: int, after: str | None = None, searched: int = MAX_SEARCHED) -> None:
-        #: The jobs of the page, last changed first.
+        #: The jobs of the page, last changed first in each state that is read.
         self.jobs: list[Snapshot] = []
-        #: Cursor from which to read; in the end that of the next page, and None where the list ends.
-        self.after: str | None = after
-        #: The state to read.
-        self.read_from: str | None = state if state is None else AMONG.get(state, state)
+        #: Cursor of a job of that state; None for the first one.
+        self.read_after: str | None = after
         self._state = state if state in AMONG else None
+        self._states: tuple[str | None, ...] = AMONG.get(state or "", (state,))
+        # Position of the state that is read; after the last one where the list ends.
+        self._position = 0
+        # The cursor of a page begins with its state, except in the first one.
+        read_from, dot, cursor = (after or "").partition(".")
+        if dot and read_from in self._states[1:]:
+            self._position, self.read_after = self._states.index(read_from), cursor or None
         self._limit = limit
         self._left = searched
         #: Number of jobs to read; 0 when the page is complete.
         self.to_read: int = limit if self._state is None else _AT_ONCE
+
+    @property
+    def read_from(self) -> str | None:
+        """The state to read; None for all."""
+        return self._states[self._position]
+
+    @property
+    def after(self) -> str | None:
+        """Cursor of the next page; None where the list ends."""
+        if self._position == len(self._states):
+            return None
+        return f"{self.read_from}.{self.read_after or ''}" if self._position else self.read_after
 
     def take(self, found: Sequence[Snapshot]) -> None:
         """Take the jobs that were read."""
         asked, self.to_read = self.to_read, 0
         self._left -= len(found)
         for snapshot in found:
-            self.after = snapshot.cursor
+            self.read_after = snapshot.cursor
             if self._state is None or is_in(snapshot, self._state):
                 self.jobs.append(snapshot)
                 if len(self.jobs) == self._limit:
                     return
         if len(found) < asked:
-            self.after = None
-        elif self._left > 0:
+            self._position, self.read_after = self._position + 1, None
+            if self._position == len(self._states):
+                return
+        if self._state is not None and self._left > 0:
             self.to_read = min(_AT_ONCE, self._left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 
 import pytest
@@ -20,7 +21,7 @@ def read(backend: StubBackend, page: StatePage) -> tuple[list[str], int]:
     number = 0
     while page.to_read:
         found: list[Snapshot] = StatusRegistry.list(
-            page.read_from, limit=page.to_read, after=page.after, backend=backend
+            page.read_from, limit=page.to_read, after=page.read_after, backend=backend
         )
         number += len(found)
         page.take(found)
@@ -42,8 +43,32 @@ def test_pages_of_a_state_among_another() -> None:
         # Then each goes on where the one before has ended, and the last says so
         assert [*ids, *read(backend, third)[0]] == [job.message_id for job in reversed(stalled)]
         assert number <= 103 and first.after and second.after and third.after is None
+        # And a wrong cursor is an error
+        with pytest.raises(ValueError):
+            read(backend, StatePage("stalled", 2, "failed.x"))
         # And a reader without a limit gets all at once
         assert len(read(backend, StatePage("stalled", 5, searched=10_000))[0]) == 3
+
+
+def test_overdue_jobs_are_found_behind_those_whose_workers_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dramatiq_status.snapshot.QUEUE_PATIENCE", -1_000)
+    with closing(StubBackend()) as backend:
+        # Given a job whose worker is gone, one that runs, and two that no worker has taken for too long
+        Job(backend, "gone").enqueue().start(heartbeat_interval=1)
+        Job(backend, "runs").enqueue().start()
+        for name in ("first", "second"):
+            Job(backend, name).enqueue()
+        while not StatusRegistry.get("gone", backend=backend).stalled:
+            time.sleep(0.001)
+        # When pages of one stalled job are read
+        ids, after = [], None
+        for _ in range(4):
+            page = StatePage("stalled", 1, after)
+            ids += read(backend, page)[0]
+            after = page.after
+        # Then they are complete, and in order in each state
+        assert (ids, after) == (["gone", "second", "first"], None)
+        assert read(backend, StatePage("stalled", 9))[0] == ids
 
 
 def test_a_state_that_stores_index_is_read_as_it_is() -> None:

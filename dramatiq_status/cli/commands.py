@@ -131,11 +131,13 @@ def page_of(store: Store, arguments: Namespace, *, searched: int = sys.maxsize) 
       searched(int): Maximum number of jobs that are read for a state that the store does not index.
     """
     page = StatePage(arguments.state, arguments.limit, arguments.after, searched)
-    filters = {**query_of(arguments), "state": page.read_from}
+    query = query_of(arguments)
     with store_errors(store):
         try:
             while page.to_read:
-                page.take(StatusRegistry.list(**filters, limit=page.to_read, after=page.after, backend=store.backend))
+                query["state"] = page.read_from
+                found = StatusRegistry.list(**query, limit=page.to_read, after=page.read_after, backend=store.backend)
+                page.take(found)
         except ValueError as e:
             raise CommandError(f"--after: {e}") from e
     return page

@@ -201,7 +201,7 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
             seconds = seconds_since(newest.finished_at, now)
             moment = newest.finished_at.isoformat(timespec="seconds")
             below = [tag("span", "newest ", tag("time", age(seconds), datetime=moment))]
-        below += [_among(name, counts, question) for name, of in AMONG.items() if of == state]
+        below += [_among(name, counts, question) for name, states in AMONG.items() if states[0] == state]
         current = question.state == state
         top = tag(
             "a",
@@ -293,7 +293,7 @@ def _nothing(question: ListRequest, counts: Counts, after: str | None) -> Markup
         older = link("Older jobs", _query_of(question, after=after))
         if question.state not in AMONG:
             return empty("refused", "No jobs that you may see on this page", "There are older jobs.", older)
-        state, read = question.state, f"{MAX_SEARCHED:,} {AMONG[question.state]} jobs"
+        state, read = question.state, f"{MAX_SEARCHED:,} {' and '.join(AMONG[question.state])} jobs"
         return empty(
             "search", f"No {state} jobs so far", f"This page has looked at {read}. There are older ones.", older
         )

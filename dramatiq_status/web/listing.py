@@ -49,7 +49,8 @@ class Counts:
     """Numbers of statuses by state, and facts that cost one read."""
 
     by_state: dict[str, int]
-    #: Numbers by the keys of :data:`AMONG`; None if more than :data:`MAX_READ` messages have the state that is indexed.
+    #: Numbers by the keys of :data:`AMONG`; None if at least :data:`MAX_READ` messages have the first state that is
+    #: read.  Of the second one, only the last changed messages are read.
     among: dict[str, int | None]
     #: The newest status that has failed and was not cancelled, and the newest completed one.
     newest: dict[str, Snapshot | None]
@@ -90,7 +91,7 @@ class Listing:
         state, actor, queue, after = question
         page = StatePage(state, PAGE, after)
         while page.to_read:
-            page.take(await self._list(page.to_read, page.read_from, actor, queue, page.after))
+            page.take(await self._list(page.to_read, page.read_from, actor, queue, page.read_after))
         return ListPage(page.jobs, page.after)
 
     async def _list(
@@ -108,8 +109,10 @@ class Listing:
         )
         read = {"queued": queued, "working": working, "failed": failed}
         among = {
-            name: sum(is_in(one, name) for one in read[state]) if len(read[state]) < MAX_READ else None
-            for name, state in AMONG.items()
+            name: sum(is_in(one, name) for state in states for one in read[state])
+            if len(read[states[0]]) < MAX_READ
+            else None
+            for name, states in AMONG.items()
         }
         newest = {
             "failed": next((one for one in failed if not one.cancelled), None),

@@ -28,10 +28,10 @@ function change(row, { snapshot, state }) {
   if (row.dataset.s !== state && state in texts) {
     cell("state").replaceChildren(pill(snapshot, state));
     row.dataset.s = state;
-    // The row stays, even if the job no longer matches the filter.
-    const asked = new URLSearchParams(location.search).get("state");
-    row.classList.toggle("gone", !!asked && ![snapshot.status, state, snapshot.scheduled && "scheduled"].includes(asked));
   }
+  // The row stays, even if the job no longer matches the filter.
+  const asked = new URLSearchParams(location.search).get("state");
+  row.classList.toggle("gone", !!asked && ![snapshot.status, state, snapshot.scheduled && "scheduled"].includes(asked));
   const working = state === "working", { attempts, duration: seconds } = snapshot;
   set("rate", working && snapshot.rate > 0 ? number(snapshot.rate) + "/s" : "");
   set("try", attempts ? String(attempts) : "");
