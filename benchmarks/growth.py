@@ -27,8 +27,8 @@ def run(options: Options) -> Iterator[Table]:
         redis_servers = [stack.enter_context(RedisServer()) for _ in sizes]
         memcached_servers = [stack.enter_context(MemcachedServer("-m", "256")) for _ in sizes]
         backends: dict[str, list[StatusBackend]] = {
-            "Redis": [RedisBackend(url=server.url) for server in redis_servers],
-            "memcached": [MemcachedBackend(servers=server.address) for server in memcached_servers],
+            "Redis": [RedisBackend(url=server.url, timeout=20_000) for server in redis_servers],
+            "memcached": [MemcachedBackend(servers=server.address, timeout=20_000) for server in memcached_servers],
         }
         for store, of_store in backends.items():
             ids = [fill(backend, size) for backend, size in zip(of_store, sizes)]

@@ -81,8 +81,10 @@ def run(options: Options) -> Iterator[Table]:
 
     with RedisServer() as server, placed("same", server):
         cases = {
-            **writing("without the index", RedisBackend(url=server.url, namespace="without", max_listed=0)),
-            **writing("with it", RedisBackend(url=server.url, namespace="with")),
+            **writing(
+                "without the index", RedisBackend(url=server.url, namespace="without", max_listed=0, timeout=20_000)
+            ),
+            **writing("with it", RedisBackend(url=server.url, namespace="with", timeout=20_000)),
         }
         times = interleave(cases, rounds=options.rounds(80), calls=100)
         rows = [["case", "us", "ratio", "80 % in", "goal"]]

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def check(*command: object, cwd: Path) -> str:
 
 def test_mypy_finds_the_errors_of_users_and_no_others(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
+    if version("dramatiq").startswith("1."):
+        pytest.skip("Dramatiq 1.x has no types for add_middleware.")
     printed = check("mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", "--no-pretty", cwd=tmp_path)
     texts: dict[Error, str] = {
         (Path(path).name, int(line), rule): text

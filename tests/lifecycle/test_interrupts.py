@@ -210,6 +210,15 @@ def test_an_interrupt_before_the_actor_is_a_failure(stage: Stage, retries: bool)
 # In the middle of the store's work
 
 
+@pytest.fixture(autouse=True)
+def without_collectors_callbacks() -> Iterator[None]:
+    """Hypothesis measures the collector of garbage.  Python ignores an interrupt that strikes in such a callback."""
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks
+
+
 @pytest.fixture
 def untraced() -> Iterator[None]:
     """Coverage is not measured in this block.  While an interrupt waits for a thread that sleeps, CPython 3.11 lets no
