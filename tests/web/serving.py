@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,4 +100,11 @@ def serving(app: Any, *, port: int = 0, **options: Any) -> Iterator[Site]:
         yield Site(host, port)
     finally:
         server.should_exit = server.force_exit = True
+        if sys.version_info >= (3, 12):
+            # From then on, uvicorn waits for open connections even if it is forced to exit.
+            loop, deadline = server.servers[0].get_loop(), time.monotonic() + PATIENCE
+            while thread.is_alive() and time.monotonic() < deadline:
+                for connection in list(server.server_state.connections):
+                    loop.call_soon_threadsafe(connection.transport.abort)
+                thread.join(0.05)
         thread.join(PATIENCE)
