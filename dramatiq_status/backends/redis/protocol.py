@@ -30,11 +30,6 @@ class WireKind:
     WITHDRAWAL: Final = "9"
 
 
-# Kinds of updates that may give a message another place in lists.
-_MOVING: Final = frozenset(
-    (WireKind.ENQUEUE, WireKind.TRANSITION, WireKind.OUTSIDE_STATE, WireKind.CANCEL, WireKind.WITHDRAWAL)
-)
-
 #: The script adds this number to an outcome whose message the index does not have.
 UNLISTED: Final = 20
 
@@ -84,44 +79,53 @@ class UpdateCall(ScriptCall):
 
     def arguments(self, clock: ServerClock) -> list[str]:
         now, position = clock.texts()
+        if len(self.updates) == 1:
+            update = self.updates[0][1]
+            if update.kind is _OUTSIDE and update.state is None and update.changes is None:
+                # The usual call from outside of a worker.  The code below would take 3 % of the update's time.
+                fields, by = update.fields, update.increment
+                added = number_text(by) if by else "0"
+                return [now, WireKind.OUTSIDE, added, str(len(fields)), *chain.from_iterable(fields.items())]
         arguments = [now]
         may_move = False
         for message_id, update in self.updates:
-            fields = update.fields
-            if update.changes is not None:
-                arguments += _change_arguments(update.changes)
-            head = self._head(message_id, update)
-            arguments += head
+            kind, enqueue_id, run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
+            added = number_text(by) if by else "0"
+            state_text = "" if state is None else str(state)
+            if changes is not None:
+                arguments += _change_arguments(changes)
+            if kind is _RUN:
+                if start or create or state is not None or changes is not None:
+                    may_move = True
+                    origin, generation = enqueue_id
+                    arguments += (WireKind.TRANSITION, str(origin), str(generation), str(run_token), str(sequence))
+                    arguments += ("1" if start else "0", "1" if create else "0", state_text, str(attempts), added)
+                    arguments.append(str(ttl))
+                else:
+                    arguments += (WireKind.WRITE, str(run_token), str(sequence), added)
+            elif kind is _OUTSIDE:
+                if state is None and changes is None:
+                    arguments += (WireKind.OUTSIDE, added)
+                else:
+                    may_move = True
+                    arguments += (WireKind.OUTSIDE_STATE, state_text, added, str(ttl))
+            elif kind is _ENQUEUE:
+                may_move = True
+                arguments += (WireKind.ENQUEUE, str(enqueue_id.origin), str(enqueue_id.generation))
+            elif kind is Kind.CANCEL:
+                may_move = True
+                log = "" if self.arriving else self._names.cancels[self.shard]
+                arguments += (WireKind.CANCEL, log, text_of(mark_of(message_id)))
+            elif kind is Kind.WITHDRAWAL:
+                may_move = True
+                arguments += (WireKind.WITHDRAWAL, str(enqueue_id.origin), str(enqueue_id.generation))
+            else:
+                arguments += (WireKind.HEARTBEAT, str(run_token))
             arguments.append(str(len(fields)))
             arguments += chain.from_iterable(fields.items())
-            may_move = may_move or head[0] in _MOVING
         if may_move:
             arguments += (position, *self._names.index_arguments(self.shard, self.arriving))
         return arguments
-
-    def _head(self, message_id: str, update: Update) -> tuple[str, ...]:
-        """Make the wire kind of an update and the arguments of that kind."""
-        kind, enqueue_id, run_token, sequence, start, create, state, attempts, _, by, ttl, changes = update
-        state_text, added = "" if state is None else str(state), number_text(by) if by else "0"
-        origin, generation = enqueue_id
-        if kind is _RUN:
-            if not start and not create and state is None and changes is None:
-                return WireKind.WRITE, str(run_token), str(sequence), added
-            starts, creates = "1" if start else "0", "1" if create else "0"
-            run = str(origin), str(generation), str(run_token), str(sequence), starts, creates
-            return (WireKind.TRANSITION, *run, state_text, str(attempts), added, str(ttl))
-        if kind is _OUTSIDE:
-            if state is None and changes is None:
-                return WireKind.OUTSIDE, added
-            return WireKind.OUTSIDE_STATE, state_text, added, str(ttl)
-        if kind is _ENQUEUE:
-            return WireKind.ENQUEUE, str(origin), str(generation)
-        if kind is Kind.CANCEL:
-            log = "" if self.arriving else self._names.cancels[self.shard]
-            return WireKind.CANCEL, log, text_of(mark_of(message_id))
-        if kind is Kind.WITHDRAWAL:
-            return WireKind.WITHDRAWAL, str(origin), str(generation)
-        return WireKind.HEARTBEAT, str(run_token)
 
     def split(self) -> Sequence[UpdateCall]:
         found: dict[str, list[int]] = {}
