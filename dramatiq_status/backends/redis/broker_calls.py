@@ -175,7 +175,7 @@ class BrokerCalls:
     def _pack(self, sha: str, arguments: tuple[Any, ...]) -> bytes:
         """Pack a call of the broker's script.
 
-        The method of redis-py, which is used for unusual arguments, takes four times as long as hiredis.
+        The method of redis-py, which is used for unusual arguments, takes 3.6 microseconds instead of 2.2.
         """
         texts = [str(found) if found.__class__ is int else found for found in arguments]
         if hiredis is not None and _TEXTS.issuperset(map(type, texts)):

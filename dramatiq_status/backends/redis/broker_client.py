@@ -17,7 +17,7 @@ from .broker_calls import BrokerCalls
 class BrokerScript(Script):
     """A script of the broker.
 
-    redis-py's own call takes 4 microseconds to check whether its client is a pipeline.
+    redis-py's own call also checks whether its client is a pipeline, and takes 2.2 microseconds instead of 0.6.
     """
 
     def __call__(self, keys: Any = None, args: Any = None, client: Any = None) -> Any:
