@@ -44,12 +44,6 @@ class AttachedBuffers:
 
     def collect(self) -> list[tuple[str, Update]]:
         now = time.monotonic()
-        if len(self._buffers) == 1:
-            # The usual case.
-            buffer = self._buffers[0]
-            updates = buffer.take(now)
-            self._taken = [(buffer, updates)]
-            return [(buffer.message_id, update) for update in updates]
         self._taken = [(buffer, buffer.take(now)) for buffer in self._buffers]
         return [(buffer.message_id, update) for buffer, updates in self._taken for update in updates]
 

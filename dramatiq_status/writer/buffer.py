@@ -267,8 +267,8 @@ class MessageBuffer:
     def counts(self) -> Counts:
         """Return the progress, the total and the rate as this process has written them."""
         with self._lock:
-            state = self._merge()
-            return self._begin_merging().counts(state, time.monotonic())
+            self._merge()
+            return self._begin_merging().counts(time.monotonic())
 
     def has_written(self, name: str) -> bool:
         """Return whether this run has written the field of this stored name."""

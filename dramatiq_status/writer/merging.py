@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from itertools import repeat, starmap
 from typing import Any, Final
 
 from .. import _time as time
@@ -25,11 +24,10 @@ from ..record import (
     counts_in,
     deletion_marks,
     number_of,
-    number_text,
 )
 from ..transitions import CLEARED_BY_START, WRITTEN_BY_REQUEUE
 from ..update import Changes, Kind, Outcome, Update
-from .operations import Confirmation, Enqueue, Finish, Operation, Start, Withdrawal, Write, plain_number
+from .operations import Confirmation, Enqueue, Finish, Operation, Start, Withdrawal, Write, plain_number, pop_first
 from .pending import MergedState, PendingUpdate
 
 # Reading an attribute of an Enum takes five times as long as reading a global.
@@ -99,8 +97,7 @@ class Merger:
         """Merge the operations of a buffer, and return the new state."""
         state = self.state
         if operations:
-            # One call into C: an interrupt strikes before it or after it, and leaves nothing else in the queue.
-            state.taken.extend(starmap(operations.popleft, repeat((), len(operations))))
+            state.taken.extend(pop_first(operations, len(operations)))
         if state.taken:
             self.state = state = self._merge_taken(state)
         if self.whole is not None and state.pending:
@@ -239,7 +236,7 @@ class Merger:
         known = self.state.known
         known.update(update.fields)
         if update.increment:
-            known[PROGRESS] = number_text(number_of(known.get(PROGRESS, "0")) + update.increment)
+            self.state.count(update.increment)
         if update.changes is not None:
             self.note_changes(self.state, update.changes)
 
@@ -351,10 +348,10 @@ class Merger:
 
     # The rate
 
-    def counts(self, state: MergedState, now: float) -> Counts:
+    def counts(self, now: float) -> Counts:
         """Return the progress, the total and the rate as this process has written them."""
-        rate = self._meter.rate_at(now) if self._meter else None
-        return counts_in(state.known.get(PROGRESS), state.known.get(TOTAL) or self.base.get(TOTAL), rate)
+        known, rate = self.state.known, self._meter.rate_at(now) if self._meter else None
+        return counts_in(known.get(PROGRESS), known.get(TOTAL) or self.base.get(TOTAL), rate)
 
     def forget_rate(self) -> None:
         """Stop measuring the rate: the run continues in another process."""

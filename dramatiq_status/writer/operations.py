@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from collections.abc import Iterator
+from itertools import repeat, starmap
 from typing import NamedTuple
 
 from ..record import Record
@@ -95,3 +98,11 @@ Operation = int | float | Write | Start | Finish | Enqueue | Withdrawal | Confir
 def plain_number(value: int | float) -> int | float:
     """Return a number as a plain int or float: the store gets no instances of derived classes."""
     return int(value) if isinstance(value, int) else float(value)
+
+
+def pop_first(operations: deque[Operation], number: int) -> Iterator[Operation]:
+    """Remove the first operations, and none that another thread adds meanwhile.
+
+    A caller passes the iterator to one call into C: an interrupt strikes before that call or after it.
+    """
+    return starmap(operations.popleft, repeat((), number))

@@ -144,6 +144,10 @@ class MergedState:
     def add(self, n: int | float) -> None:
         """Add to the progress."""
         self.last().add(n)
+        self.count(n)
+
+    def count(self, n: int | float) -> None:
+        """Add to the progress that the run has written."""
         self.known[PROGRESS] = number_text(number_of(self.known.get(PROGRESS, "0")) + n)
 
     def release(self, stored: bool) -> None:

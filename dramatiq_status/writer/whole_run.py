@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import repeat, starmap
 from typing import Final
 
 from ..update import EnqueueId, Kind, Update
-from .operations import Confirmation, Finish, Operation, Start
+from .operations import Confirmation, Finish, Operation, Start, pop_first
 
 #: Number of operations of such a run: its start, its end, and the confirmation for which its acknowledgement waits.
 WHOLE_RUN: Final = 3
@@ -40,6 +39,5 @@ def release_run(operations: deque[Operation]) -> None:
 
 
 def remove_run(operations: deque[Operation]) -> None:
-    """Remove the operations of a run, and none that another thread adds meanwhile."""
-    # One call into C: an interrupt strikes before it or after it.
-    deque(starmap(operations.popleft, repeat((), WHOLE_RUN)), maxlen=0)
+    """Remove the operations of a run."""
+    deque(pop_first(operations, WHOLE_RUN), maxlen=0)
