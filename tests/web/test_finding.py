@@ -13,7 +13,10 @@ from cachelib import SimpleCache
 
 from dramatiq_status import StatusRegistry
 from dramatiq_status.backends import CacheBackend, RedisBackend
+from dramatiq_status.cli import arguments
 from dramatiq_status.record import ATTEMPTS, QUEUED, SCHEDULED_AT
+from dramatiq_status.state_filter import AMONG
+from dramatiq_status.web import listing
 
 from ..jobs import Job
 from .serving import Answer, Site, serving
@@ -110,3 +113,7 @@ def test_the_page_of_a_job_says_what_holds_for_it(backend: RedisBackend) -> None
     assert "It will not run." in pages[0]
     assert "Attempts 1" in pages[2]
     assert "Asked to stop" not in pages[3]
+
+
+def test_the_command_line_and_the_dashboard_have_the_same_states() -> None:
+    assert set(arguments.STATES) == {*listing.STATES, *AMONG}
