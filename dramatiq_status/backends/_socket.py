@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from .._interrupts import ARE_THREADS_REAL
-from ._timed import MIN_TIMEOUT, PLAIN_SOCKET
+from ._timed import PLAIN_SOCKET
+
+T = TypeVar("T")
+
+#: Seconds that a system call of a socket waits at first: longer than most replies take.
+#:
+#: After a signal, Python repeats the system call, and the kernel then waits for the whole time-out again: with 500
+#: milliseconds and a signal every 100 milliseconds, the call would end only after the last signal.  So this time-out
+#: is shorter than the usual intervals of signals.  After it, :func:`wait_longer` uses a time-out of Python's, which
+#: signals do not prolong.
+FIRST_WAIT: Final = 0.004
+
+#: Errors of a socket whose time-out is over, be it the kernel's or Python's.
+TIME_OUTS: Final = (BlockingIOError, TimeoutError)
 
 
 def has_kernel_timeouts(found: Any) -> bool:
@@ -17,20 +31,35 @@ def has_kernel_timeouts(found: Any) -> bool:
     return IS_SUPPORTED and type(found) is PLAIN_SOCKET
 
 
-def set_timeout(found: Any, seconds: float) -> None:
-    """Set the maximum number of seconds that each system call of a socket waits.
-
-    After that, a socket with time-outs of the kernel raises ``BlockingIOError``, another one ``TimeoutError``.
+def limit_first_wait(found: Any) -> None:
+    """Let each system call of a socket wait for :data:`FIRST_WAIT`.  After that it raises one of :data:`TIME_OUTS`, and
+    its caller calls :func:`wait_longer`.
     """
-    seconds = max(seconds, MIN_TIMEOUT)
     if not has_kernel_timeouts(found):
-        found.settimeout(seconds)
+        found.settimeout(FIRST_WAIT)
         return
-    if found.gettimeout() is not None:
-        found.settimeout(None)
-    interval = _interval(seconds)
+    found.settimeout(None)
+    interval = _interval(FIRST_WAIT)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+
+
+def wait_longer(found: Any, seconds: float, call: Callable[[Any], T], argument: Any) -> T:
+    """Repeat a call of a socket, which has raised one of :data:`TIME_OUTS`, with more time.
+
+    Parameters:
+      found(socket.socket): The socket.  After an error, it has to be closed.
+      seconds(float): Maximum number of seconds to wait, not 0.
+      call(Callable): Its method ``recv`` or ``send``.
+      argument(object): The argument of the method.
+
+    Raises:
+      TimeoutError: When the time is over.
+    """
+    found.settimeout(seconds)
+    result = call(argument)
+    found.settimeout(None if has_kernel_timeouts(found) else FIRST_WAIT)
+    return result
 
 
 def _interval(seconds: float) -> bytes:

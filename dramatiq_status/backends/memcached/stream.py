@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ssl import SSLWantReadError
 from typing import Any, Final
 
 from pymemcache.exceptions import MemcacheUnexpectedCloseError
 
 from ..._time import monotonic
-from .._socket import set_timeout
+from .._socket import TIME_OUTS, limit_first_wait, wait_longer
 from .._timed import MIN_BYTES_PER_SECOND, closed_by_c, time_left, uninterrupted
 
 #: Maximum number of bytes that are received at once.
@@ -16,9 +17,6 @@ _RECEIVE_SIZE: Final = 65_536
 
 #: Maximum number of bytes that are sent at once.
 _SEND_SIZE: Final = 262_144
-
-#: Maximum difference, in seconds, between the time-out of a socket and the time that the call has left.
-_TIMEOUT_TOLERANCE: Final = 0.01
 
 
 class Stream:
@@ -33,7 +31,6 @@ class Stream:
       timeout(float): Seconds for each call.
       deadline(float): End of the current call, by the monotonic clock.  Large requests and replies make it later.
       used(float): Time at which it was last given back to the pool, by the monotonic clock; 0 before.
-      has_short_timeout(bool): Whether the socket's own time-out may be shorter than `timeout`.
       socket(socket.socket): The socket.
       received(bytes): Received bytes.
       position(int): Number of these bytes that were read.
@@ -46,14 +43,13 @@ class Stream:
         self.timeout = timeout
         self.deadline: float = deadline
         self.used: float = 0.0
-        client.timeout = client.connect_timeout = self._timeout = self._time_left()
-        self.has_short_timeout: bool = True
+        client.timeout = client.connect_timeout = self._time_left()
         # The client's public methods would also wait for a reply, and each piece of the reply would get a whole
         # time-out.
         uninterrupted(client._connect, deadline)
         try:
             self.socket: Any = closed_by_c(client.sock)
-            self._set_timeout(self._time_left())
+            limit_first_wait(self.socket)
         except BaseException:
             client.close()
             raise
@@ -63,9 +59,6 @@ class Stream:
     def begin(self, deadline: float) -> None:
         """Begin a call that ends at a time by the monotonic clock."""
         self.deadline = deadline
-        if self.has_short_timeout:
-            self.has_short_timeout = False
-            self._set_timeout(self.timeout)
 
     def renew(self) -> None:
         """Begin another part of a long call, with as much time as the first part."""
@@ -77,16 +70,9 @@ class Stream:
             raise TimeoutError("timed out")
         return left
 
-    def _limit(self) -> None:
-        """Set the time-out of the next system call to about the time that is left."""
-        left = min(time_left(self.deadline), self.timeout)
-        if abs(left - self._timeout) > _TIMEOUT_TOLERANCE:
-            self.has_short_timeout = True
-            self._set_timeout(left)
-
-    def _set_timeout(self, seconds: float) -> None:
-        self._timeout = seconds
-        set_timeout(self.socket, seconds)
+    def _wait_longer(self, call: Callable[[Any], Any], argument: Any) -> Any:
+        """Call a method of the socket, and wait until the deadline."""
+        return wait_longer(self.socket, min(time_left(self.deadline), self.timeout), call, argument)
 
     def fileno(self) -> int:
         """Return the number of the socket, for a selector."""
@@ -102,11 +88,11 @@ class Stream:
           request(bytes): The request.
           size(int): Maximum number of bytes to return.
         """
+        self.send(request)
         try:
-            self.socket.sendall(request)
             reply: bytes = self.socket.recv(size)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
+        except TIME_OUTS:
+            reply = self._wait_longer(self.socket.recv, size)
         return reply
 
     def unread(self, reply: bytes) -> None:
@@ -117,22 +103,26 @@ class Stream:
 
     def send(self, request: bytes) -> None:
         """Send one request or several."""
-        for first in range(0, len(request), _SEND_SIZE):
-            self._limit()
-            try:
-                self.socket.sendall(request[first : first + _SEND_SIZE])
-            except BlockingIOError:
-                raise TimeoutError("timed out") from None
-            if first:
-                self.deadline += _SEND_SIZE / MIN_BYTES_PER_SECOND
+        part = request[:_SEND_SIZE]
+        try:
+            sent = self.socket.send(part)
+        except TIME_OUTS:
+            sent = self._wait_longer(self.socket.send, part)
+        if sent < len(request):
+            self._send_rest(memoryview(request)[sent:])
+
+    def _send_rest(self, request: memoryview) -> None:
+        while request:
+            sent = self._wait_longer(self.socket.send, request[:_SEND_SIZE])
+            self.deadline += sent / MIN_BYTES_PER_SECOND
+            request = request[sent:]
 
     def receive(self) -> None:
         """Wait for more bytes."""
-        self._limit()
         try:
             received = self.socket.recv(_RECEIVE_SIZE)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
+        except TIME_OUTS:
+            received = self._wait_longer(self.socket.recv, _RECEIVE_SIZE)
         if not received:
             raise MemcacheUnexpectedCloseError
         # A large reply may take the server longer than the time-out.

@@ -9,17 +9,10 @@ from typing import Any, Final
 
 from ... import _time as time
 from .._pool import IdlePool
-from .._socket import has_kernel_timeouts, set_timeout
+from .._socket import TIME_OUTS, has_kernel_timeouts, limit_first_wait, wait_longer
 from .._timed import MIN_BYTES_PER_SECOND, time_left, timed, uninterrupted
 from .driver import driver_of, errors, response_errors
 from .requests import coded, failure_of, hiredis
-
-#: Fraction of the time-out (one in this number) by which the end of a system call may differ from the deadline.
-#: Example: with a time-out of 500 milliseconds, they may differ by 31.
-TIMEOUT_TOLERANCE: Final = 16
-
-#: Errors of a socket whose time-out is over, be it the kernel's or Python's.
-_TIME_OUTS: Final = (BlockingIOError, TimeoutError)
 
 _INCOMPLETE: Final = object()
 
@@ -37,7 +30,7 @@ class Connection:
     The driver connects: it knows TLS, logins and Unix sockets.  If hiredis is installed, requests and replies then use
     the socket without the driver, which saves a tenth of an update's time.
 
-    A call has one deadline.  The time-out of a system call is set again only if it is far from that deadline.
+    A call has one deadline.  Only a system call that waits for long needs to know it.
 
     Parameters:
       make(Callable): Makes a connection of the driver's, not connected yet, for a deadline.
@@ -51,8 +44,6 @@ class Connection:
         "_reader",
         "_socket",
         "_timeout",
-        "_tolerance",
-        "_waits",
         "deadline",
         "decodes",
         "used",
@@ -66,9 +57,6 @@ class Connection:
         self.deadline: float = 0.0
         self._make = make
         self._timeout = timeout
-        self._tolerance = timeout / TIMEOUT_TOLERANCE
-        # Time-out of a system call, in seconds; negative where it is unknown.
-        self._waits = -timeout
         self._connection: Any = None
         self._socket: Any = None
         self._reader: Any = None
@@ -81,6 +69,7 @@ class Connection:
         if hiredis is not None:
             found = getattr(connection, "_sock", None)
             self._socket = getattr(found, "socket", found)
+            limit_first_wait(self._socket)
             decoding = {"encoding": "utf-8", "errors": "replace"} if self.decodes else {}
             self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE, **decoding)
 
@@ -99,14 +88,11 @@ class Connection:
             self.deadline = self._connection.deadline
             return
         try:
-            difference = self.deadline - time.monotonic() - self._waits
-            if difference < -self._tolerance or difference > self._tolerance:
-                self._limit()
             sent = self._socket.send(request)
-            if sent < len(request):
-                self._send_rest(memoryview(request)[sent:])
-        except _TIME_OUTS as e:
-            raise self._no_answer() from e
+        except TIME_OUTS:
+            sent = self._wait_longer(self._socket.send, request)
+        if sent < len(request):
+            self._send_rest(memoryview(request)[sent:])
 
     def read(self) -> Any:
         """Read one reply.
@@ -122,12 +108,9 @@ class Connection:
             if reply is not _INCOMPLETE:
                 return reply
             try:
-                difference = self.deadline - time.monotonic() - self._waits
-                if difference < -self._tolerance or difference > self._tolerance:
-                    self._limit()
                 data = self._socket.recv(_BUFFER_SIZE)
-            except _TIME_OUTS as e:
-                raise self._no_answer() from e
+            except TIME_OUTS:
+                data = self._wait_longer(self._socket.recv, _BUFFER_SIZE)
             if not data:
                 raise ConnectionError("Connection closed by server.")
             # A large reply may take the server longer than the time-out, so each part of it makes the deadline later.
@@ -158,13 +141,16 @@ class Connection:
             except OSError:
                 pass
             return True
-        # The driver sets time-outs of its own in the call below.
-        self._waits = -self._timeout
         self._connection.deadline = None
         try:
-            return bool(self._connection.can_read())
+            if self._connection.can_read():
+                return True
         except errors():
             return True
+        if self._socket is not None:
+            # The driver has set a time-out of its own.
+            limit_first_wait(self._socket)
+        return False
 
     def close(self) -> None:
         """Close the connection for good."""
@@ -174,8 +160,7 @@ class Connection:
 
     def _send_rest(self, request: memoryview) -> None:
         while request:
-            self._limit()
-            sent = self._socket.send(request)
+            sent = self._wait_longer(self._socket.send, request)
             self.deadline += sent / MIN_BYTES_PER_SECOND
             request = request[sent:]
 
@@ -190,20 +175,14 @@ class Connection:
             # A large reply has made the deadline later.
             self.deadline = connection.deadline
 
-    def _limit(self) -> None:
-        """Let the next system call wait until the deadline.
-
-        The callers themselves check first whether the deadline differs much from the time-out that is set.  With the
-        check in this function, an update would take half a percent longer.
-        """
+    def _wait_longer(self, call: Callable[[Any], Any], argument: Any) -> Any:
+        """Call a method of the socket, and wait until the deadline."""
         # A server that stops in the middle of a large reply gets at most one more time-out.
-        self._waits = min(time_left(self.deadline), self._timeout)
         self.deadline = min(self.deadline, time.monotonic() + self._timeout)
-        set_timeout(self._socket, self._waits)
-
-    def _no_answer(self) -> TimeoutError:
-        # The kernel's message is that a resource is temporarily unavailable.
-        return TimeoutError(f"no answer within {self._timeout * 1000:.0f} milliseconds.")
+        try:
+            return wait_longer(self._socket, time_left(self.deadline), call, argument)
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {self._timeout * 1000:.0f} milliseconds.") from None
 
 
 def parameters_of(pool: Any) -> dict[str, Any]:

@@ -161,7 +161,6 @@ def hurry(backend: MemcachedBackend, timeout: float) -> None:
     connection = server.take_idle(time.monotonic())
     assert connection is not None
     server.timeout = connection.timeout = timeout
-    connection.has_short_timeout = True
     server.give(connection)
 
 
