@@ -2,8 +2,8 @@
 
 Dramatiq raises these interrupts asynchronously in its workers' threads, between any two instructions of Python.
 Python ignores an exception that is raised while it drops an object: in ``__del__``, in the callback of a weak
-reference, in a generator.  An interrupt that strikes there is lost, and its job goes on forever.  Therefore no object
-of this package executes a function when it is dropped on such a thread.
+reference, or in a generator that a loop has left.  An interrupt that strikes there is lost, and its job goes on
+forever.  Therefore no object of this package executes a function when it is dropped on such a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Whether an interrupt may strike anywhere: gevent raises them only where a greenlet waits.
+#: Whether an interrupt may strike at any instruction.  gevent raises interrupts only where a greenlet waits.
 ARE_THREADS_REAL: Final = socket.socket.__module__ == "socket"
 
 
@@ -27,7 +27,7 @@ def may_be_interrupted() -> bool:
 
 
 class WeakList(Generic[T]):
-    """A list of the objects that are still alive.
+    """A list of objects that does not keep them alive, and leaves out those that are gone.
 
     It replaces a :class:`weakref.WeakSet`, which executes a function whenever it loses an object.
     """
@@ -37,7 +37,7 @@ class WeakList(Generic[T]):
 
     def add(self, item: T) -> None:
         """Add an object, and remove references to objects that are gone."""
-        # Without a lock, which another thread might hold at a fork.
+        # This takes no lock, because another thread might hold the lock at a fork.
         for reference in [reference for reference in self._references if reference() is None]:
             self._remove(reference)
         self._references.append(weakref.ref(item))

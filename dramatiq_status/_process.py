@@ -37,8 +37,8 @@ def at_fork(*, flush: Callable[[], object] | None = None, **hooks: Callable[[], 
     fork, and the hook begins again.
 
     Parameters:
-      flush(Callable): Called before a fork, earlier than all functions that are passed as ``before``, in any order of
-        registration.
+      flush(Callable): Called before a fork, and before all functions that are passed as ``before``, even if they were
+        registered earlier.
       **hooks(Callable): Functions by the names that ``os.register_at_fork``
         has for them: ``before``, ``after_in_parent``, ``after_in_child``.
     """
@@ -48,7 +48,7 @@ def at_fork(*, flush: Callable[[], object] | None = None, **hooks: Callable[[], 
         _befores.insert(0, _repeated_after_interrupt("before", hooks.pop("before")))
     if hasattr(os, "register_at_fork"):
         for name, hook in hooks.items():
-            # A child has no interrupts.
+            # In a child process, no other thread exists that could raise an interrupt.
             os.register_at_fork(**{name: hook if name == "after_in_child" else _repeated_after_interrupt(name, hook)})
 
 

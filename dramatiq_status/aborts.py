@@ -39,8 +39,8 @@ def find_abort(force_after: int | timedelta | None, broker: dramatiq.Broker | No
     """Return a function that interrupts a running message by dramatiq-abort.
 
     Parameters:
-      force_after(int): Milliseconds that dramatiq-abort waits; None for no interrupt.
-      broker(Broker): By default the default broker.
+      force_after(int): Milliseconds after which dramatiq-abort interrupts the run; None for no interrupt.
+      broker(Broker): Broker with dramatiq-abort; None for the default broker.
 
     Returns:
       Callable | None: Function that takes a message id and makes dramatiq-abort interrupt the run; None if

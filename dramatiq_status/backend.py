@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: Default of `timeout`, in milliseconds.  It is short on purpose: when the store stops answering, one job or enqueue
-#: waits this long. Later ones do not wait until the store answers again.
+#: waits this long.  While the store is down, later ones do not wait.
 DEFAULT_TIMEOUT: Final = 500
 
 #: Default of `max_field_size`, in bytes.
@@ -267,8 +267,8 @@ class StatusBackend(abc.ABC):
 
         Returns:
           tuple[Any, Sequence[int]]: The position for the next call, and the marks that were added since `position`.  A
-          log may drop its oldest marks if it keeps at least 8,192: a worker that gets as many at once reads the records
-          of all messages that were enqueued before.
+          log may drop its oldest marks, but has to keep at least 8,192.  A worker that gets so many at once reads the
+          records of all messages that were enqueued before.
         """
         return None, ()
 
@@ -306,12 +306,13 @@ class StatusBackend(abc.ABC):
         """
         return now_ms()
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to close
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to close
         """Close the connections of this backend.  The next call opens new ones."""
 
 
 class BackendOwner:
-    """The part of the middleware by which a broker's backend is found, without loading the rest of it.
+    """Base class by which a program finds the middleware of a broker, and its backend, without loading the module of
+    the middleware.
 
     Attributes:
       backend(StatusBackend)

@@ -34,7 +34,7 @@ class Batch:
 
     Parameters:
       backend(StatusBackend)
-      chains(Iterable[Chain]): The messages, by ``chains_of``.
+      chains(Iterable[Chain]): The messages, as ``chains_of`` returns them.
       broker(Broker): Broker with dramatiq-abort; by default the default broker.
     """
 
@@ -181,5 +181,7 @@ def find_chains(
     if backend is None and broker is None and brokers:
         backend, *others = dict.fromkeys(find_backend(None, found) for found in brokers)
         if others:
-            raise ValueError("The groups and pipelines are of brokers with different backends: make a batch for each.")
+            raise ValueError(
+                "The groups and pipelines belong to brokers with different backends: make a batch for each backend."
+            )
     return find_backend(backend, broker), chains, broker or next(iter(brokers), None)

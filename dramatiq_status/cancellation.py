@@ -25,8 +25,8 @@ class Cancellation(str, Enum):
 
     #: The message has ended. It was waiting and will not run, or it was cancelled before.
     CANCELLED = "cancelled"
-    #: The message runs, and its status has the request, which the actor can check.  If the run ends without a result,
-    #: because it is retried or its worker dies, the message ends then.
+    #: The message runs, and its status has the request, which the actor can check.  A retry or a redelivery of the
+    #: message is not run, and the message ends then.
     REQUESTED = "requested"
     #: The message had ended in another way, and stays as it is.
     FINISHED = "finished"
@@ -47,7 +47,7 @@ class CancelRequest:
 
     Parameters:
       message_ids(Sequence[str])
-      reason(str): None for none.
+      reason(str): None for no reason.
       force_after(int): Milliseconds after which dramatiq-abort interrupts a run; None for no interrupt.
       broker(Broker): Broker with dramatiq-abort, by default the default broker.
 
@@ -89,7 +89,7 @@ class CancelRequest:
         return found
 
     def interrupt(self, results: Mapping[str, Cancellation | None]) -> None:
-        """Make dramatiq-abort interrupt the messages that run, if the request is to do so."""
+        """Make dramatiq-abort interrupt the messages that run, if the request has a `force_after`."""
         if self._abort is not None:
             for message_id, result in results.items():
                 if result is Cancellation.REQUESTED:

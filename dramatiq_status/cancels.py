@@ -26,13 +26,13 @@ _CLOCK_SKEW: Final = 60_000
 
 
 class CancelLogReader:
-    """Reads the log of cancelled messages on a thread of its own while this process has a worker, and notes requests in
-    the buffers of running messages.
+    """Reader of the log of cancelled messages.  It has a thread of its own while this process has a worker, and notes
+    requests in the buffers of running messages.
 
     Parameters:
       backend(StatusBackend)
       breaker(CircuitBreaker): While the store is down, each read is an attempt to end the outage.
-      writer(Writer): Has the buffers of the messages that run in this process.
+      writer(Writer): Owner of the buffers of the messages that run in this process.
     """
 
     def __init__(self, backend: StatusBackend, breaker: CircuitBreaker, writer: Writer) -> None:
@@ -43,7 +43,7 @@ class CancelLogReader:
         _all_readers.add(self)
 
     def begin_again(self) -> None:
-        """Begin without a worker, also in a process that was forked off."""
+        """Return to the state without a worker, in which a forked process begins as well."""
         # Marks that were read. When there are many, the older half is dropped.
         self._marks: set[int] = set()
         self._older: set[int] = set()
@@ -110,7 +110,7 @@ class CancelLogReader:
                 if not is_ended.is_set():
                     self._read()
             except Exception:
-                # The end of the last worker closes the subscription while this thread waits.
+                # When the last worker ends, it closes the subscription while this thread waits.
                 if not is_ended.is_set():
                     logger.exception("The log of cancelled messages could not be read.")
                     is_ended.wait(self._backend.cancel_interval / 1000)
@@ -146,7 +146,7 @@ class CancelLogReader:
             self._writer.note_answer()
             if marks:
                 self.note(marks)
-                # A log that is full has dropped the marks before these: any message may be among them.
+                # A full log may have dropped earlier marks, so any running message may be cancelled.
                 self._mark_buffers(None if len(marks) >= MAX_MARKS else set(marks))
         except BackendError as e:
             # The writer begins an outage and logs it.
@@ -168,7 +168,9 @@ class CancelLogReader:
         self._marks.update(marks)
 
     def _mark_buffers(self, new: set[int] | None) -> None:
-        """Note requests in the buffers of running messages whose marks are new; None for all running messages."""
+        """Note requests in the buffers of those running messages whose marks are in `new`; None stands for all running
+        messages.
+        """
         running = list(self._writer.running)
         buffers = [buffer for buffer in running if new is None or mark_of(buffer.message_id) in new]
         if buffers:

@@ -72,7 +72,7 @@ def check_message_id(message_id: Any) -> str:
 
 
 def is_message_id(message_id: str) -> bool:
-    """Whether an id is valid.  Another program may have stored other ids."""
+    """Whether an id is valid.  Another program may have stored invalid ids."""
     try:
         check_message_id(message_id)
     except ValueError:
@@ -149,7 +149,8 @@ def check_number(name: str, value: int, *, minimum: int = 0) -> int:
     if number % 1:
         raise ValueError(f"{name} must be a whole number, not {value}.")
     if abs(number) > MAX_WHOLE_NUMBER:
-        # The text has no value in it: Python does not convert an int of more than 4,300 digits into a text.
+        # The error does not contain the value, because Python does not convert an int of more than 4,300 digits into a
+        # text.
         raise ValueError(f"{name} must have at most 15 digits.")
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, not {value}.")

@@ -47,7 +47,7 @@ class Health(NamedTuple):
 
 
 class CircuitBreaker:
-    """A circuit breaker.
+    """Object that notes the outages of a store or a server, and returns when to try it again.
 
     Parameters:
       name(str): The store's name in the log.
@@ -62,13 +62,13 @@ class CircuitBreaker:
         self._dropped = 0
         #: Whether the last call failed.
         self.down: bool = False
-        #: Whether it failed because the store has answered that it refuses updates.
+        #: Whether the last call failed because the store has answered that it refuses updates.
         self.refuses: bool = False
         #: Time of the next attempt, by the monotonic clock.
         self.retry_at: float = 0.0
         self._ended = -math.inf
         self._given_up = False
-        # Counters of this process, of all outages together.
+        # Counters of all outages in this process.
         self._all_outages = self._all_failures = self._all_dropped = 0
 
     def renew(self) -> None:
@@ -96,7 +96,7 @@ class CircuitBreaker:
 
     @property
     def blocked(self) -> bool:
-        """Whether it is too early to try again."""
+        """Whether the store is down, and it is too early to try it again."""
         return self.down and time.monotonic() < self.retry_at
 
     @property
@@ -151,7 +151,8 @@ class CircuitBreaker:
         if updates or dropped:
             logger.error(
                 "The status store %s has not taken %d updates of %d messages in the last %.1f seconds of a worker; %d "
-                "were dropped before. If the process ends now they are lost, and those statuses stay as they are.",
+                "were dropped before. If the process ends now, they are lost, and the statuses of these messages stay as "
+                "they are.",
                 self._name,
                 updates,
                 messages,
@@ -169,7 +170,7 @@ class CircuitBreaker:
             self._given_up = False
             self.down, self.refuses, self._dropped, self._ended = False, False, 0, time.monotonic()
         if not began:
-            # Another thread was first.
+            # Another thread has logged the end of this outage.
             return
         lasted = time.monotonic() - began
         logger.warning(

@@ -1,8 +1,8 @@
-"""The binding of the running message: :func:`current_status`, :func:`current_progress` and :func:`track` use it.
+"""The binding of the running message, for :func:`current_status`, :func:`current_progress` and :func:`track`.
 
 A context variable holds the binding.  Coroutines, tasks and ``asyncio.to_thread``
-inherit it.  A thread that the actor starts does not: pass it a handle.
-A process that the actor forks inherits the binding, and writes from outside of a worker.
+inherit it.  A thread that the actor starts does not inherit it: pass a handle to the thread. A process that the actor
+forks inherits the binding, and writes from outside of a worker.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _HANDLES: Final = frozenset((Status, Progress, Track))
 
 
 class Binding:
-    """The handles of a message.  Those of the running message are made when they are first used: many jobs use none.
+    """The handles of a message.  Many jobs use none, so a handle of the running message is made at its first use.
 
     Parameters:
       channel(Channel): Channel of the handles; None for the channel of the delivery.
       writer(Writer)
       delivery(Delivery): Delivery of the running message.
       suspended(SuspendedBinding)
-      backend(StatusBackend): Store of :func:`dramatiq_status.testing.bound_status`, which the registry then uses.
+      backend(StatusBackend): Backend that the registry uses inside :func:`dramatiq_status.testing.bound_status`; None
+        elsewhere.
     """
 
     _status: Status | None = None
@@ -65,7 +66,7 @@ class Binding:
         if self._channel is None:
             assert self.writer is not None and self.delivery is not None
             made = RunChannel(self.delivery.tracking.buffer, self.writer.backend)
-            # Of two threads of the run that come here at once, both get the channel of the first.
+            # If two threads of the run come here at once, both get the channel of the first one.
             self._channel = self.__dict__.setdefault("_made", made)
         return self._channel
 
@@ -142,8 +143,8 @@ def current_status() -> Status:
 
     Outside of a worker, for example in a unit test that calls an actor's function
     directly, the handle is detached: it keeps values in memory.  It shares its values with the detached handles
-    that the calling function has in variables, and with the loop over :func:`track` that the function is in.
-    Each call of the function has its own values, and begins without any.  Inside
+    that the calling function has in variables, and with the loop over :func:`track` that the function executes. Each
+    call of the function has its own values, and begins without any.  Inside
     :func:`dramatiq_status.testing.bound_status`, all handles share their values, and a test can read them.
 
     Returns:
@@ -154,8 +155,8 @@ def current_status() -> Status:
 
 
 def current_progress() -> Progress:
-    """Return the progress handle of the running message; outside
-    of a worker, a detached one, as :func:`current_status` does.
+    """Return the progress handle of the running message.  Outside of a worker, the handle is detached, see
+    :func:`current_status`.
 
     Returns:
       Progress
@@ -168,12 +169,12 @@ def _detached_channel() -> Channel:
     """Return the channel for detached handles of the calling function.
 
     The channel is tied to the call of that function, by variables and loops of its frame.  A context, a thread or a
-    handle may outlive the call: an exception that is kept, for example in a log, keeps the handles of all functions
-    that it has left.
+    handle may outlive the call.  For example, an exception that a log keeps also keeps the handles of all functions in
+    its traceback.
     """
     # The caller of current_status(), current_progress() or track().
     frame = sys._getframe(2)
-    # A copy: the variables of a module belong to all threads.
+    # Iterate over a copy, because other threads may change the variables of a module.
     for value in list(frame.f_locals.values()):
         if type(value) in _HANDLES and channel_of(value).of_one_call:
             return channel_of(value)

@@ -32,8 +32,8 @@ _DAMAGED: Final = (ValueError, StopIteration, RecursionError)
 
 _new_snapshot: Callable[[type[Snapshot]], Snapshot] = object.__new__
 
-#: Maximum number of cached shapes, and of characters of the names of one: the names of users' fields may vary
-#: without a limit.
+#: Maximum number of cached shapes, and maximum number of characters of the names in a shape.  Both are limited, because
+#: users may write any number of different names.
 MAX_SHAPES: Final = 256
 MAX_SHAPE_SIZE: Final = 512
 
@@ -111,7 +111,7 @@ def take_texts(message_id: str, names: Collection[str], texts: Iterable[str], no
 
 
 def _shape_of(names: Collection[str], key: str) -> _Shape | None:
-    """Make a shape and cache it.  Return None if a name is missing that every record has."""
+    """Make a shape and cache it.  Return None if the names lack one that every record has."""
     # If a name occurs twice, the last one counts, as in a dict.
     positions = {name: position for position, name in enumerate(names)}
     if not positions.keys() >= _NEEDED or (RUN_TOKEN in positions and SEQUENCE not in positions):

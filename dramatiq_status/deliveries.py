@@ -45,8 +45,8 @@ from .writer import AttachedBuffers, Confirmation, Finish, MessageBuffer, Start,
 _MAX_RETRIES: Final = 10**9
 
 
-#: Seconds after the start of a run at which the writer sends it.  Before that time, the start is sent in one
-#: transaction with the acknowledgement.
+#: Seconds from the start of a run until the writer sends it.  If the acknowledgement comes earlier, the start is sent
+#: in one transaction with it.
 _START_AFTER: Final = 0.002
 
 #: Seconds after which the writer sends a final state that was not sent with an acknowledgement.
@@ -108,7 +108,7 @@ class Deliveries:
             previous = None
         settings = self._options.of_message(broker, given, strict=False)
         if not settings.tracked:
-            # `close` resumes the outer message. A worker's thread has none.
+            # `close` resumes the outer message. A worker's thread has no outer message.
             bind(None if previous is None else suspend(previous, given.message_id))
             return
         if previous is not None and previous.delivery is not None and previous.delivery.message_id == given.message_id:
@@ -131,8 +131,8 @@ class Deliveries:
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
             # The record may contain the interval of the process that has enqueued the message. (The record may also
-            # contain the interval of a worker that died. This worker cannot find it out. If its own interval is more
-            # than three times that interval, the message is shown as stalled.)
+            # contain the interval of a worker that died. This worker does not read the record. If its own interval is
+            # more than three times as long, the message counts as stalled.)
             fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
         retries = whole_number(options.get("retries"), 0)
         # Each redelivery adds 1 to the stored number of attempts, and a record holds numbers of at most 15 digits.
@@ -147,7 +147,7 @@ class Deliveries:
             self._writer.put_later(buffer, _START_AFTER)
 
     def update_attacher(self, broker: dramatiq.Broker) -> UpdateAttacher | None:
-        """Return the attacher of a broker; None if it has none, and while the store is down."""
+        """Return the attacher of a broker; None if it has none, and while the store refuses updates."""
         return None if self._writer.breaker.refuses else self._backend.update_attacher(broker)
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool, may_attach: bool = True) -> None:
@@ -221,7 +221,8 @@ class Deliveries:
                 # of an unknown actor without an exception.
                 exception = sys.exc_info()[1] if delivery.run_token else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if isinstance(exception, Cancelled):
-                # A broker that does not handle requests to skip a message, such as dramatiq-eager-broker.
+                # Some brokers, such as dramatiq-eager-broker, do not handle a request to skip a message. Its exception
+                # then arrives here.
                 fields[CANCELLED] = "true"
             elif exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
@@ -234,7 +235,7 @@ class Deliveries:
         return Finish(state, fields, settings.status_ttl)
 
     def close(self, broker: dramatiq.Broker, message: Any, *, rejected: bool) -> None:
-        """End a delivery, and bind the handles of the message around it again."""
+        """End a delivery, and bind the handles of the outer message again."""
         thread = self.thread_state
         if thread.delayed and thread.holds(message.message_id) and is_delayed_copy(message.queue_name, message.options):
             thread.release(message.message_id)
@@ -298,7 +299,7 @@ class Deliveries:
         message_id = given.message_id
         base: Callable[[], Record] = functools.partial(self._fields.of_message, given, settings, strict=False)
         if settings.include("message"):
-            # The actor may change its arguments.
+            # Make the fields now, because the actor may change its arguments.
             base = base().copy
         buffer = self._writer.begin_run(
             message_id, run_token=run_token, enqueue_id=enqueue_id, throttle=settings.throttle, base=base

@@ -77,5 +77,6 @@ class StatusOptionError(StatusError, MiddlewareError, ValueError):
 
 class StatusSetupError(StatusError, MiddlewareError, RuntimeError):
     """Raised when an actor or a queue is declared, or a worker starts, on a broker that has more than one
-    :class:`.StatusMiddleware`.
+    :class:`.StatusMiddleware`.  Also raised by a call with ``force_after`` when the broker has no middleware of
+    dramatiq-abort.
     """

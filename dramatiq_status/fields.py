@@ -52,7 +52,7 @@ RESERVED: Final = frozenset(
 #: Maximum size of the name of a field, in UTF-8 bytes.
 MAX_NAME_SIZE: Final = 255
 
-#: Maximum number of fields that a run writes, and of fields that a message is sent with.
+#: Maximum number of fields that a run writes, and of fields that are sent with a message.
 MAX_FIELDS: Final = 1000
 
 #: Maximum number of levels of nested lists and dicts.  A reader's decoder supports a few hundred, less the depth of
@@ -143,7 +143,7 @@ _stored_name = lru_cache(maxsize=256)(user_name)
 
 
 def count_name(name: Any) -> str:
-    """Check the name of a field that a user adds a count to, and return its stored name."""
+    """Check the name of a field to which a user adds a number, and return its stored name."""
     if name == "status":
         raise ValueError("Field 'status' cannot be incremented: it is no number.")
     return {"progress": PROGRESS, "total": TOTAL}.get(name) or user_name(name)
@@ -268,8 +268,8 @@ def plain_number(value: Any) -> int | float | None:
 
 
 def _decimal() -> Any:
-    """Return the class ``Decimal``, or no class while its module is not loaded: until then there is no such value.  The
-    import would take the command line 1.4 ms.
+    """Return the class ``Decimal``, or an empty tuple while its module is not loaded and no such value can exist.  To
+    import the module would take the command line 1.4 ms.
     """
     return getattr(sys.modules.get("decimal"), "Decimal", ())
 
@@ -325,5 +325,5 @@ def _plain_inside(value: Any) -> int | float | bool:
 
 
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain_inside).encode
-# The encoder's function for texts, with the same result.
+# The encoder's own function for texts. It returns the same text as the encoder.
 _encode_text = json.encoder.encode_basestring_ascii

@@ -126,7 +126,7 @@ class Deadlines:
 class MessageWatcher(Deadlines):
     """Decisions of a watcher of one message.
 
-    Its methods take snapshots and timestamps, in seconds by any monotonic clock.
+    Its methods take snapshots, and timestamps in seconds by any monotonic clock.
 
     Parameters:
       message_id(str)

@@ -55,7 +55,7 @@ HAS_FAILED: Final = f",{RETRIED}]"
 _END: Final = '..."}'
 _MESSAGE: Final = '","message":"'
 
-#: Texts of lost runs, and of runs whose end is unknown because the enqueue with it has not arrived.
+#: Texts of lost runs, and of runs whose end is unknown because the enqueue that contains it has not arrived.
 _IS_LOST: Final = re.compile(rf"\[[^,]+,\[[^,]+,{LOST}\],").match
 _WITHOUT_END: Final = re.compile(r"\[([^,]+),null,null\]").fullmatch
 
@@ -115,7 +115,7 @@ def keep_run(record: Record, attempts: int, *, requeued: bool) -> None:
     if RUN_TOKEN in record and not requeued:
         token = f',"{record[RUN_TOKEN]}"'
     text = f"{record.get(STARTED_AT, 'null')},{ended},{record.get(SCHEDULED_AT, 'null')}{token}"
-    # Without an enqueue that has ended it, the exception in the record may be that of an earlier run.
+    # If no enqueue has ended the last run, the exception in the record may be that of a run before it.
     _put(record, last, text, {} if token else record)
     for number in range(max(2, last - MAX_RUNS + 1), min(attempts - MAX_RUNS, last) + 1):
         record.pop(f"{EARLIER_RUN}{number}", None)
@@ -124,7 +124,7 @@ def keep_run(record: Record, attempts: int, *, requeued: bool) -> None:
 
 def complete_run(record: Record, enqueue: Record) -> None:
     """Complete the end of an earlier run, when the enqueue with which the run has ended arrives after the start
-    of the next run. A run of a later delivery of the same enqueue may have been lost since.
+    of the next run. Lost runs of later deliveries of the same enqueue may stand between the two runs.
 
     >>> record = {"A": "2", "h1": "[5,null,null]"}
     >>> complete_run(record, {"N": "[9,0]"})

@@ -24,7 +24,8 @@ def copy_of(value: Any, convert: Callable[[Any], Any] = lambda leaf: leaf, max_d
     if value.__class__ is not list and value.__class__ is not dict:
         return convert(value)
     found = value.copy()
-    # Without recursion: another program may have stored a value that is nested more deeply than calls can be.
+    # This is a loop and no recursion, because another program may have stored a value that is nested more deeply than
+    # calls can be.
     level, depth = [found], 1
     while level:
         below = []

@@ -58,7 +58,7 @@ class Delivery:
       tracking(Tracking): The middleware's own values for this delivery.
     """
 
-    # The values of most deliveries, which thus need not be set.
+    # Values of most deliveries. They are class attributes, so that a new delivery need not set them.
 
     #: Whether `after_process_message` was called. `exception` and `result` are the values that were passed to it.
     outcome_seen: bool = False
@@ -67,7 +67,7 @@ class Delivery:
     skipped: bool = False
     #: Whether the message ends because it was cancelled: the actor has raised :class:`.Cancelled`, or was not run.
     cancelled: bool = False
-    #: Whether the broker has taken the message again.
+    #: Whether the message was enqueued again during this delivery.
     requeued: bool = False
     #: Whether the end of the delivery was decided, and its final state was passed to the writer.
     settled: bool = False
@@ -79,7 +79,7 @@ class Delivery:
     others: set[weakref.ref[Any]] | None = None
     #: Buffers in `others` that were noted since the run last sent a message.
     fresh: AbstractSet[weakref.ref[Any]] = frozenset()
-    #: Buffers in `others` whose writes the present send waits for.
+    #: Buffers in `others` for whose writes the present send waits.
     confirming: AbstractSet[weakref.ref[Any]] = frozenset()
     #: Number of references in `others` above which `note()` removes the references to deleted buffers.
     sweep_at: int = _MIN_SWEEP
@@ -154,14 +154,13 @@ class ThreadState(threading.local):
         #: Number of copies from a delay queue that this thread holds, by message id. A broker may deliver the same copy
         #: twice.
         self.delayed: dict[str, int] = {}
-        #: Messages that were enqueued since the last acknowledgement, by
-        #: id, other than the one being processed.
+        #: Ids of the messages that were enqueued since the last acknowledgement, except the one being processed.
         self.enqueued: set[str] = set()
-        #: Enqueues that this thread has begun and not completed, by id. An entry stays if enqueues are nested, or if
-        #: the broker has refused the message.
+        #: Enqueues that this thread has begun and not completed, by message id. An entry stays if enqueues are nested,
+        #: or if the broker has refused the message.
         self.begun: dict[str, BegunEnqueue] = {}
-        #: Id of each of these enqueues, and the writer's buffer; None where `queued` was sent directly. It is withdrawn
-        #: if the enqueue ends in an error.
+        #: Id of each of these enqueues, and the buffer with its `queued`; None where `queued` was sent directly. If the
+        #: enqueue ends in an error, `queued` is withdrawn.
         self.unconfirmed: dict[str, tuple[EnqueueId, Any]] = {}
         #: Callable that waits for the reply to the last enqueue that this thread sent directly to the store; None if no
         #: reply is pending.
@@ -224,7 +223,8 @@ def name_of(given: Any) -> str:
 
 
 def whole_number(value: Any, default: int) -> int:
-    """Read a number from a message. Any other value than a whole number of at most 15 digits becomes the default.
+    """Read a whole number of at most 15 digits from a message. A float loses its fraction, and any other value becomes
+    the default.
 
     >>> whole_number(3, 0), whole_number(10**15, 0), whole_number(True, 0), whole_number("3", 0), whole_number(None, 0)
     (3, 0, 0, 0, 0)
