@@ -151,8 +151,8 @@ class CircuitBreaker:
         if updates or dropped:
             logger.error(
                 "The status store %s has not taken %d updates of %d messages in the last %.1f seconds of a worker; %d "
-                "were dropped before. If the process ends now, they are lost, and the statuses of these messages stay as "
-                "they are.",
+                "were dropped before. If the process ends now, they are lost, and the statuses of these messages stay "
+                "as they are.",
                 self._name,
                 updates,
                 messages,

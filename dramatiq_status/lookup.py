@@ -46,7 +46,7 @@ def make_cursor(after: Snapshot | str | None) -> Cursor | None:
     except ValueError:
         raise ValueError(
             f"after is no cursor of a list, {text[:MAX_CURSOR_SIZE]!r}: pass the last snapshot of the page before, "
-            f"or its cursor as it was."
+            f"or its cursor unchanged."
         ) from None
     return cursor
 
@@ -71,14 +71,14 @@ def decode_page(found: Sequence[Listed], limit: int, now: int) -> tuple[list[Sna
 
 
 def raise_first(found: Iterable[Snapshot | BackendError | None]) -> list[Snapshot | None]:
-    """Raise the first error in the results of a read."""
+    """Return the results of a read, or raise the first error among them."""
     return [answered(one) for one in found]
 
 
 def find_backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> StatusBackend:
     if backend is not None:
         return backend
-    # It loads the writer. The command line, which passes a backend, does not need it.
+    # This module loads the writer, which the command line does not need, because it passes a backend.
     from .context import current_binding
 
     binding = current_binding()

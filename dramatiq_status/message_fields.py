@@ -55,7 +55,7 @@ def type_and_text(exception: BaseException) -> dict[str, str]:
 def describe_exception(
     exception: BaseException, max_size: int, describe: Describe = type_and_text
 ) -> dict[str, str] | None:
-    """Describe an exception for the store: its type and its message, in at most a number of bytes of JSON.
+    """Describe an exception by its type and its message, in at most `max_size` bytes of JSON.
 
     Parameters:
       exception(BaseException)
@@ -153,8 +153,8 @@ class MessageFields:
         return fields
 
     def _given_fields(self, given: Any, message: Any, *, strict: bool) -> tuple[Record, dict[str, Any]]:
-        """Encode the fields that were given when the message was sent.  Return them, and the valid ones as plain JSON:
-        an encoder may support no other types.
+        """Encode the fields that were given when the message was sent.  Return them, and the valid fields as plain JSON
+        values, because the encoder of the broker may support no other types.
         """
         where = f"message {message.message_id!r} of actor {message.actor_name!r}"
         if not isinstance(given, Mapping):
@@ -236,7 +236,9 @@ def _names(actor_name: str, queue_name: str) -> Record:
 
 
 def _described_traceback(exception: BaseException, described: Mapping[str, str] | None) -> str:
-    """Format a traceback without the texts of exceptions, including exceptions that were caught on the way."""
+    """Format a traceback that ends with the description of its exception.  It contains no other text of an exception,
+    and leaves out the exceptions that were handled before.
+    """
     lines = ["Traceback (most recent call last):\n", *traceback.format_tb(exception.__traceback__, _TRACEBACK_LIMIT)]
     if described is not None:
         lines.append(": ".join(filter(None, (described["type"], described["message"]))) + "\n")

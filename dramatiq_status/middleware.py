@@ -119,9 +119,8 @@ class StatusMiddleware(BackendOwner, Middleware):
         ``track_status``.
       heartbeat_interval(int): Milliseconds between heartbeats of the running
         messages of a worker, which sends all of them in one
-        round trip.  A message without a heartbeat for three intervals
-        is :attr:`.Snapshot.stalled`: three intervals should be longer than any
-        call into C that keeps the interpreter lock.  By default 15 seconds.
+        round trip.  A message without a heartbeat for three intervals is :attr:`.Snapshot.stalled`, so three intervals
+        should be longer than any call into C that keeps the interpreter lock.  By default 15 seconds.
       max_pending(int): Maximum number of messages whose updates a worker keeps in
         memory while the store is down; at least 1.  By default 10,000.
       max_pending_bytes(int): Maximum number of bytes of the fields of these messages; at
@@ -189,7 +188,7 @@ class StatusMiddleware(BackendOwner, Middleware):
         )
 
     def with_backend(self, backend: StatusBackend) -> StatusMiddleware:
-        """Return a middleware with the same settings and another store, which takes the place of this one in a test."""
+        """Return a middleware with the same settings and another store, to replace this middleware in a test."""
         twin = copy(self)
         twin._use(backend)
         return twin
@@ -199,8 +198,8 @@ class StatusMiddleware(BackendOwner, Middleware):
         return set(SETTINGS_OPTIONS)
 
     def health(self) -> Health:
-        """Return whether the store is up, and counters of this process: of updates that wait, and of those that
-        were dropped. Each process has its own.
+        """Return whether the store is up, and the counters of this process, such as the number of updates that wait and
+        of updates that were dropped.
 
         Returns:
           Health
@@ -238,13 +237,14 @@ class StatusMiddleware(BackendOwner, Middleware):
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         watched = broker.__dict__.get("enqueue")
         if watched is None:
-            # It takes effect from the next enqueue on.
+            # The broker's next enqueue is the first one that is watched.
             _watch_enqueues(broker)
         thread, message_id = self._deliveries.thread_state, message.message_id
         if delay is None and thread.delayed and thread.holds(message_id):
             # A due message is moved to its queue; it was enqueued before.
             return
-        # An interrupted enqueue has left it, whose command may never have been sent.
+        # An interrupted enqueue may have left its confirmation here. The command of that enqueue may never have been
+        # sent.
         thread.confirmation = None
         binding = self._deliveries.binding()
         inside = thread.worker or binding is not None
@@ -281,8 +281,8 @@ class StatusMiddleware(BackendOwner, Middleware):
         self._enqueues.complete(message, binding)
 
     def withdraw_enqueue(self, message: Any) -> None:
-        """Take back ``queued`` of a message whose enqueue has ended in an error; done for each broker.  A message that
-        the broker has refused is then unknown, as one that was never sent.
+        """Take back ``queued`` of a message whose enqueue has ended in an error.  A message that the broker has refused
+        is then unknown, like a message that was never sent.
         """
         message_id = getattr(message, "message_id", None)
         if isinstance(message_id, str):
@@ -365,8 +365,8 @@ class _WatchedEnqueue:
         try:
             return call(message, *args, **kwargs)
         except Exception:
-            # An interrupt of the thread says nothing about the broker.  It does not interrupt system calls, so that it
-            # mostly comes when the broker has the message.
+            # An interrupt is no Exception and passes, because it gives no information about the broker.  It does not
+            # interrupt system calls, so it mostly strikes when the broker has the message already.
             for middleware in self._broker.middleware:
                 if isinstance(middleware, StatusMiddleware):
                     middleware.withdraw_enqueue(message)
@@ -378,15 +378,15 @@ _watched: weakref.WeakSet[dramatiq.Broker] = weakref.WeakSet()
 
 
 def _watch_enqueues(broker: dramatiq.Broker) -> None:
-    """Have the enqueues of a broker take back ``queued`` when they end in an error."""
+    """Replace the method ``enqueue`` of a broker by one that takes back ``queued`` when it ends in an error."""
     if broker not in _watched:
         broker.__dict__["enqueue"] = _WatchedEnqueue(broker)
         _watched.add(broker)
 
 
 def _refuse_two(broker: dramatiq.Broker) -> None:
-    """Refuse a broker that has two StatusMiddlewares. In a worker, the second one would take the message that the first
-    one has just bound for one whose delivery has ended, and would close its buffer.
+    """Refuse a broker that has two StatusMiddlewares. In a worker, the second one would find the delivery that the
+    first one has just bound, assume that this delivery has ended, and close its buffer.
     """
     if sum(isinstance(middleware, StatusMiddleware) for middleware in broker.middleware) > 1:
         raise StatusSetupError(

@@ -1,4 +1,4 @@
-"""From a message id to the handle of its status, and to the handles that are unpickled."""
+"""The opening of the channel to a message's status, for the registry and for unpickled handles."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lookup import find_backend
 
 
 def _channel_of_unpickled(message_id: str) -> Channel:
-    """Find the status of an unpickled handle."""
+    """Open the channel of an unpickled handle."""
     return open_channel(message_id, None, None)
 
 
@@ -40,7 +40,8 @@ def open_channel(
         if binding.channel.message_id == message_id:
             return binding.channel
         buffer = binding.writer.outside(message_id)
-        # Other threads of the run have no access to its context, so the channel notes each write.
+        # Note the buffer now: the channel also notes each write, but not on other threads of the run, which have no
+        # access to its context.
         note_write(buffer)
         return BufferChannel(buffer, backend, note_write)
     return DirectChannel(backend, message_id)

@@ -21,9 +21,8 @@ from .update import NO_ENQUEUE_ID, EnqueueId
 INCLUDES: Final = frozenset(("message", "traceback", "result"))
 
 #: Message options of this package: the enqueue id of the message, and the heartbeat interval of the process that
-#: enqueued it. The interval is left out if it is the default.  Their values are plain JSON (two whole numbers in a
-#: list, a whole
-#: number), because an encoder may not support other types, and a worker may lack this package.
+#: enqueued it. The interval is left out if it is the default.  The values are plain JSON (two whole numbers in a list,
+#: and a whole number), because an encoder may not support other types, and a worker may lack this package.
 ENQUEUE_ID_OPTION: Final = "status_enqueue_id"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
 
@@ -65,7 +64,7 @@ class Options:
         self._defaults = defaults
         # Settings by actor name. They are never removed, because actors are few and live as long as the process.
         self._settings: dict[str, Settings] = {}
-        # Whether the warning about swallowed options was logged.
+        # Whether the warning about nested options was logged.
         self._warned_of_options = False
 
     def declare(self, actor_name: str, options: Mapping[str, Any]) -> None:
@@ -103,8 +102,8 @@ class Options:
                     if strict:
                         raise
                     logger.error("%s The option is ignored.", e)
-            # A producer that has not declared the actor cannot check this. The worker then ignores the includes that
-            # the actor does not allow.
+            # A producer that has not declared the actor cannot check the includes. The worker then ignores the includes
+            # that the actor does not allow.
             if strict and name in self._settings:
                 _refuse_more(settings, message)
         if settings.tracked:
@@ -135,8 +134,8 @@ class Options:
             logger.warning(
                 "The options %s of message %.200r of actor %.200r have arrived inside of an option named 'options' and "
                 "have no effect, and neither have Dramatiq's own options in it. Some versions of OpenTelemetry's "
-                "instrumentor for Dramatiq do this to what send_with_options() is given. Send such messages with "
-                "broker.enqueue(actor.message(...).copy(options={...})). This is logged once.",
+                "instrumentor for Dramatiq nest the options of send_with_options() in this way. Send such messages "
+                "with broker.enqueue(actor.message(...).copy(options={...})). This is logged once.",
                 ", ".join(swallowed),
                 message.message_id,
                 message.actor_name,
@@ -162,7 +161,7 @@ def enqueue_id_of(options: dict[str, Any]) -> EnqueueId:
         origin, generation = given
         if origin.__class__ is not int or generation.__class__ is not int:
             origin, generation = whole_number(origin, 0), whole_number(generation, 0)
-        # The next generation has to be such a number as well.
+        # The next generation must not exceed the largest whole number either.
         if 0 < origin <= MAX_WHOLE_NUMBER and 0 < generation < MAX_WHOLE_NUMBER:
             return EnqueueId(origin, generation)
     return NO_ENQUEUE_ID

@@ -57,7 +57,7 @@ class BatchSnapshot:
     finished: bool
     missing: tuple[str, ...]
     unavailable: tuple[str, ...]
-    # Not part of the hash: a dict has none, and equal snapshots have equal hashes without it.
+    # These are not part of the hash, because a dict has none. Equal snapshots have equal hashes without them.
     _children: dict[str, Snapshot | None] = field(repr=False, hash=False)
     _counts: dict[str, int] = field(repr=False, hash=False)
 

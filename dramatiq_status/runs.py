@@ -57,7 +57,7 @@ class Run(NamedTuple):
       started_at(datetime): Time at which the run began, by the worker's clock.
       ended_at(datetime): Time at which the run ended; for a lost run, the time of its last heartbeat. None while the
         run continues, and if the time is unknown.
-      outcome(RunOutcome): None while it runs.
+      outcome(RunOutcome): None while the run continues.
       exception(dict[str, str]): ``type`` and ``message`` of the exception of a failed or retried run.  In earlier runs,
         the message is cut so that the type and the message together take at most 512 bytes.
       scheduled_at(datetime): The time until which the message was delayed after this run.
@@ -126,7 +126,7 @@ def runs_in(values: Mapping[str, Any]) -> tuple[Run, ...]:
 
 
 def _end_in(values: Mapping[str, Any]) -> RunOutcome | None:
-    """The final state as the outcome of a run; None for an unfinished message."""
+    """Return the final state as the outcome of a run; None for an unfinished message."""
     if values[STATE] <= WORKING:
         return None
     if values[STATE] == FAILED and values.get(CANCELLED):
@@ -137,7 +137,7 @@ def _end_in(values: Mapping[str, Any]) -> RunOutcome | None:
 def _earlier_run(values: Mapping[str, Any], number: int) -> Run | None:
     item = values.get(f"{EARLIER_RUN}{number}")
     if not isinstance(item, list) or len(item) < 3:
-        # It was left out, or another program has written it.
+        # The run was left out, or another program has written another value.
         return None
     started_at, end, scheduled_at = item[:3]
     ended_at, outcome = end if isinstance(end, list) and len(end) == 2 else (None, REQUEUED)

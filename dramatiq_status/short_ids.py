@@ -11,7 +11,7 @@ from .snapshot import Snapshot
 SEARCHED: Final = 1000
 SHORTEST: Final = 4
 
-#: Characters of the ids that Dramatiq makes.
+#: Number of characters of the ids that Dramatiq makes.
 _FULL: Final = 36
 
 

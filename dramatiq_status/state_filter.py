@@ -43,13 +43,13 @@ class StatePage:
     def __init__(self, state: str | None, limit: int, after: str | None = None, searched: int = MAX_SEARCHED) -> None:
         #: The jobs of the page, last changed first in each state that is read.
         self.jobs: list[Snapshot] = []
-        #: Cursor of a job of that state; None for the first one.
+        #: Cursor of the job after which the caller reads; None to read from the beginning.
         self.read_after: str | None = after
         self._state = state if state in AMONG else None
         self._states: tuple[str | None, ...] = AMONG.get(state or "", (state,))
         # Position of the state that is read; after the last one where the list ends.
         self._position = 0
-        # The cursor of a page begins with its state, except in the first one.
+        # The cursor of a page begins with the state that is read, except while the first state is read.
         read_from, dot, cursor = (after or "").partition(".")
         if dot and read_from in self._states[1:]:
             self._position, self.read_after = self._states.index(read_from), cursor or None

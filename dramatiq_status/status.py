@@ -89,7 +89,7 @@ class Status:
 
     __slots__ = ("_channel",)
 
-    # Without this method, Python would iterate by __getitem__.
+    # Without this attribute, Python would iterate by __getitem__.
     __iter__ = None
 
     def __init__(self, channel: Channel) -> None:
@@ -146,7 +146,7 @@ class Status:
 
         Parameters:
           name(str): Name of a field, ``progress`` and ``total`` included.
-          n(int | float): Negative to take from it.
+          n(int | float): Number to add; it may be negative.
 
         Raises:
           TypeError: When the name is not a string or `n` is no number.
@@ -161,8 +161,8 @@ class Status:
     def unset(self, *names: str) -> None:
         """Delete fields, not throttled; one update for the store.  ``del status["step"]`` deletes one.
 
-        A field that is missing stays so, without an error.  A deleted field that was given when
-        the message was sent does not come back with a retry.
+        It is no error if a field is missing.  A deleted field that was given when the message was sent does not come
+        back with a retry.
 
         Raises:
           TypeError: When a name is not a string.

@@ -93,7 +93,7 @@ class LoopCounter:
         return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
 
     def _grow(self, part: float) -> None:
-        """Count a part of the current item, for a loop inside."""
+        """Count a part of the current item, for an inner loop."""
         before, self._inside = self._inside, min(1.0, self._inside + part)
         if self._outer is not None:
             if self._total:
@@ -112,14 +112,18 @@ _counters: ContextVar[tuple[weakref.ref[LoopCounter], ...]] = ContextVar("dramat
 
 
 def _enter(counter: LoopCounter) -> LoopCounter | None:
-    """Register the counter of a loop that begins, and return that of the loop of the same message around it."""
+    """Register the counter of a loop that begins.  Return the counter of its outer loop of the same message; None
+    without one.
+    """
     entered = [found for reference in _counters.get() if (found := reference()) is not None and found.open]
     _counters.set((*map(weakref.ref, entered), weakref.ref(counter)))
     return next((found for found in reversed(entered) if found.channel is counter.channel), None)
 
 
 def iterated_by(frame: FrameType) -> Channel | None:
-    """Find the channel of the loop that a frame is in, where the channel is tied to the frame; None without one."""
+    """Return the channel of the loop that a frame executes, if the channel is tied to the frame; None without such a
+    loop.
+    """
     counters = [counter for reference in _counters.get() if (counter := reference()) is not None]
     return next((counter.channel for counter in reversed(counters) if counter.open and counter.frame is frame), None)
 

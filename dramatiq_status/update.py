@@ -123,7 +123,7 @@ class Outcome(int, Enum):
     #: The server of the record does not answer, while other servers of the store do.  It is unknown whether the update
     #: was stored. It is safe to send it again.
     UNAVAILABLE = 6
-    #: The update is stored, except counts on fields that hold no number, and counts whose sum is not below 2**53.
+    #: The update is stored, except additions to fields that hold no number, and additions whose sum is not below 2**53.
     UNCOUNTED = 7
     #: The store refuses the message, while it accepts others.  Nothing is stored.
     UNSTORABLE = 8
@@ -142,7 +142,7 @@ _REQUESTED: Final = Outcome.REQUESTED
 
 
 class Changes(NamedTuple):
-    """Counts on fields, deletions of fields, and the end of the count.
+    """Additions to fields, deletions of fields, and whether to set the progress to the total.
 
     Parameters:
       counts(Mapping[str, int | float]): Numbers to add, by stored names.  A field that is missing or null counts
@@ -162,7 +162,7 @@ class Update(NamedTuple):
 
     Parameters:
       kind(Kind): Source of the update.
-      enqueue_id(EnqueueId): Enqueue of the message, or enqueue that the run belongs to.
+      enqueue_id(EnqueueId): Id of the enqueue; for an update of a run, of the enqueue that led to the run.
       run_token(int): Fencing token of the run; 0 for none.  The store keeps the token of the newest run and refuses
         the updates of older runs.
       sequence(int): Number of the update among the updates of its run.  The store keeps the last one, so
@@ -170,14 +170,15 @@ class Update(NamedTuple):
       start(bool): Whether the run begins with this update, unless the record has its run token already.
       create(bool): Whether the update has all values of its run, and creates a missing record.
       state(int): Stored number of the state that the message enters; None to keep its state.
-      attempts(int): Number of runs that the record shows at least after this update, if `start` is set or the update
+      attempts(int): Minimum number of runs that the record shows after this update, if `start` is set or the update
         creates the record.
       fields(Record): Fields to set: JSON texts by stored names.
       increment(int | float): Number to add to the progress, after `fields` are set.
       ttl(int): Time to live of the record in milliseconds, if `state` is a final state.  In an update from outside,
         the record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
-      changes(Changes): Deletions to carry out before `fields` are set, and counts to add after that; at last, the
-        progress is set to the total; None for none.  Only updates of runs and from outside have changes.
+      changes(Changes): Deletions to carry out before `fields` are set, numbers to add to fields after that, and whether
+        to set the progress to the total at the end; None for no changes.  Only updates of runs and from outside have
+        changes.
     """
 
     kind: Kind
@@ -223,7 +224,9 @@ def _is_transition(record: Record | None, update: Update) -> bool:
 
 
 def is_moved(record: Record | None, update: Update, applied: Applied) -> bool:
-    """Whether an applied update gives the message a new place in lists: it has created the record or set its state."""
+    """Whether an applied update gives the message a new position in lists: it has created the record or set its
+    state.
+    """
     if applied.outcome is Outcome.CANCELLED:
         # The message was dropped: its record has another time to live.
         return applied.record is not record
@@ -267,7 +270,8 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                 }
                 new = {**late, **record}
                 if RUN_ENDED in update.fields and update.enqueue_id.generation == int(record[GENERATION]):
-                    # The run that follows from this enqueue has begun before the end of the run before was known.
+                    # The run that follows from this enqueue has begun before this enqueue arrived with the end of the
+                    # run before it.
                     complete_run(new, update.fields)
                 return Applied(Outcome.LATE, touch(new, record, now) if new != record else record)
             if finished and CANCELLED in record:
@@ -356,7 +360,7 @@ def _apply_run(record: Record | None, update: Update, now: int) -> Applied:
         is_dropped = outcome is Outcome.CANCELLED and update.state is not None and update.state >= COMPLETED
         return Applied(outcome, dict(record or {}), limited_ttl(update.ttl)) if is_dropped else Applied(outcome, record)
     if starts or update.create or update.state is not None:
-        # All other updates of a run leave the enqueue id in the record that the start of the run has stored.
+        # All other updates of a run keep the enqueue id that the start of the run has stored in the record.
         new[ORIGIN], new[GENERATION] = str(update.enqueue_id.origin), str(update.enqueue_id.generation)
     if update.run_token:
         new[RUN_TOKEN], new[SEQUENCE] = str(update.run_token), str(update.sequence)

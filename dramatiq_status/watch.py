@@ -13,7 +13,7 @@ from .errors import BackendError
 from .following import MessageWatcher, PollSchedule, Watcher
 from .snapshot import Snapshot
 
-#: Stands for the version of a change that may have happened before a subscription began.
+#: Version that stands for a change that may have happened before a subscription began.
 UNKNOWN_VERSION: Final = -1
 
 #: Seconds between two attempts to subscribe.

@@ -53,7 +53,7 @@ class AttachedBuffers:
         for buffer, updates in self._taken:
             found = outcomes[first : first + len(updates)]
             first += len(updates)
-            # Python takes long for the hash of an Enum.
+            # The usual outcomes are counted first, because Python takes long for the hash of an Enum.
             if (found.count(_APPLIED) == len(found) or _FINAL.issuperset(found)) and not buffer.settle(updates, found):
                 self._writer.deferred.pop(buffer, None)
             else:

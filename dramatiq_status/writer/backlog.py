@@ -30,8 +30,8 @@ class Backlog:
         self._is_waiting = is_waiting
         self._noted: dict[MessageBuffer, None] = {}
         # _sizes: The measured buffers and their sizes in bytes. _finished: The measured buffers of finished messages,
-        # the earliest first. An OrderedDict finds its first item in
-        # constant time, also after many removals there.
+        # the earliest first. An OrderedDict finds its first item in constant time, even after many first items were
+        # removed.
         self._sizes: OrderedDict[MessageBuffer, int] = OrderedDict()
         self._finished: OrderedDict[MessageBuffer, None] = OrderedDict()
         self._bytes = 0

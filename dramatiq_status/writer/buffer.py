@@ -48,10 +48,10 @@ class MessageBuffer:
       message_id(str)
       kind(Kind): The kind of its updates.
       run_token(int): The token of the run; 0 for writes from outside.
-      enqueue_id(EnqueueId): The enqueue that the run belongs to.
+      enqueue_id(EnqueueId): The enqueue that led to the run.
       throttle(int): Minimum number of milliseconds between two throttled writes.
-      base(Callable): Returns the fields of the message when its run begins: its attributes, and the fields that it was
-        sent with.
+      base(Callable): Returns the fields of the message when its run begins: its attributes, and the fields that were
+        sent with it.
     """
 
     #: Whether this process has found a request to cancel the run, and its reason.
@@ -63,8 +63,7 @@ class MessageBuffer:
     closed: bool = False
     #: Whether the updates count once even if they are sent twice.
     repeatable = False
-    #: Time since which a message that is written to from outside has no record, by the monotonic clock; None if it has
-    #: one.
+    #: Time since which the store has no record for the writes from outside, by the monotonic clock; None if it has one.
     missing_since: float | None = None
     #: Whether its server, one of many, has not answered since its updates were last stored.
     unavailable: bool = False
@@ -72,7 +71,7 @@ class MessageBuffer:
     failed_alone: bool = False
     #: Whether the heartbeat has failed as well, so that the writer sends no further heartbeats of this message.
     heartbeat_failed: bool = False
-    #: Earliest time of the next attempt, by the monotonic clock, if its server of many did not answer.
+    #: Earliest time of the next attempt, by the monotonic clock, if its server, one of many, did not answer.
     retry_at: float = 0.0
     #: Whether this process was forked off, while the run continues in the parent.
     is_forked: bool = False
@@ -139,7 +138,7 @@ class MessageBuffer:
         state: int | None = None,
         changes: Changes | None = None,
     ) -> None:
-        """Set fields, then add to the progress, then delete fields and count on fields.
+        """Set fields, then add to the progress, then carry out the changes.
 
         Parameters:
           fields(Record)
@@ -185,7 +184,7 @@ class MessageBuffer:
         self._writer.running.pop(self, None)
 
     def restore(self) -> None:
-        """Write to a running message whose record the store has lost: the update restores it."""
+        """Restore the record of a running message, which the store has lost, by a write."""
         self.add(Write({}))
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -204,7 +203,7 @@ class MessageBuffer:
     def unstored(self) -> Confirmation | None:
         """Add a confirmation unless the store has all earlier writes.
 
-        It takes no lock: it also runs before a fork, on a thread that may hold any.
+        It takes no lock, because it also runs before a fork, on a thread that may hold any of the locks.
 
         Returns:
           Confirmation | None: The argument for :meth:`Writer.wait`.
@@ -311,7 +310,7 @@ class MessageBuffer:
             return not pending or pending[0].frozen is None or pending[-1].frozen is not None or self.closed
 
     def take(self, now: float) -> list[Update]:
-        """Freeze the pending updates and return them, to be followed by :meth:`settle`.
+        """Freeze the pending updates and return them.  The caller sends them, and then calls :meth:`settle`.
 
         While frozen updates have no outcome, later operations are merged into one more update.  So a message has at
         most two pending updates, however long an outage lasts.  A closed buffer gets no later operations.
@@ -386,8 +385,8 @@ class MessageBuffer:
             return self._begin_merging().state.drop(self.missing_since is not None)
 
     def drop_sent(self) -> tuple[int, bool]:
-        """Drop the updates taken last, wake all threads that wait, and return their number and whether others are
-        left.
+        """Drop the updates taken last, and wake all threads that wait.  Return the number of dropped updates, and
+        whether others are left.
         """
         with self._lock:
             state = self._begin_merging().state
@@ -421,8 +420,8 @@ class MessageBuffer:
         return self._whole if len(self._operations) == WHOLE_RUN else None
 
     def _end_run(self, outcomes: Sequence[Outcome]) -> bool:
-        """Remove the operations of such a run if the store has its update and nothing was added since.  Return whether
-        that was so.
+        """Remove the operations of a run whose update :meth:`_freeze_run` has returned, if the store has the update and
+        no operation was added since.  Return whether they were removed.
         """
         operations = self._operations
         if self._merger is not None or len(operations) != WHOLE_RUN or list(outcomes) != [_APPLIED]:
@@ -434,7 +433,7 @@ class MessageBuffer:
         return True
 
     def _begin_merging(self) -> Merger:
-        """Return the merger."""
+        """Return the merger; make it first if there is none."""
         merger = self._merger
         if merger is None:
             template = {"kind": self._kind, "enqueue_id": self.enqueue_id, "run_token": self._run_token}

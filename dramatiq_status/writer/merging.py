@@ -68,10 +68,10 @@ class Merger:
     ) -> None:
         self.message_id = message_id
         self.kind: Kind = template["kind"]
-        #: What the operations were merged into.
+        #: The result of the operations that were merged.
         self.state: MergedState = MergedState(template, {})
         self._make_base = make_base
-        #: See the parameter.
+        #: The parameter `whole`, until the first operations are merged; then None.
         self.whole: Update | None = whole
 
     @property
@@ -123,7 +123,8 @@ class Merger:
         """Merge operations into a state.
 
         Returns:
-          The first operation that cannot be merged, None for none.  The state is then of no use.
+          The first operation that cannot be merged; None if all are merged.  After such an operation, the state is
+          incomplete, and must not be used.
         """
         count: int | float | None = None
         for operation in operations:
@@ -322,8 +323,8 @@ class Merger:
         return bool(left) or self.is_held
 
     def complete(self, first: PendingUpdate) -> None:
-        """Replace a frozen update of the run, and those after it, by updates with all fields of the base and of the
-        run, which create a lost record again. Their progress already includes the increments.
+        """Replace a frozen update of the run, and the frozen updates after it, by updates with all fields of the base
+        and of the run.  The new updates create the lost record again.  Their progress already includes the increments.
 
         An earlier call may have timed out, and the store may still get the replaced updates.  So the new ones have new
         sequence numbers: with the old ones, the store would take them for repetitions.
@@ -339,7 +340,7 @@ class Merger:
         }
         changes = Changes(deleted=state.deleted) if state.deleted else None
         self._sequence += len(frozen)
-        # The last one first: after an interrupt, none with an old number may follow one with a new number.
+        # Replace the last one first: after an interrupt, no update with an old number may follow one with a new number.
         for sequence, pending in zip(range(self._sequence, 0, -1), reversed(frozen)):
             assert pending.frozen is not None
             pending.frozen = pending.frozen._replace(
@@ -371,7 +372,8 @@ class Merger:
     def _begin_measurement(self, fields: Mapping[str, Any], pending: PendingUpdate, known: Record) -> None:
         """Begin a new measurement of the rate if a write begins a new count.
 
-        A progress of 0, or below the present one, begins a new count, and the first progress or total the first one.
+        A progress of 0, or below the present progress, begins a new count.  The first progress or total begins the
+        first count.
         """
         now = time.monotonic()
         has_begun = self._meter is not None and self._meter.begun

@@ -13,7 +13,9 @@ from ..update import Changes, EnqueueId
 
 
 class Write(NamedTuple):
-    """Set fields, then add to the progress, then carry out changes.  The state is for messages of other runs only."""
+    """Operation that sets fields, then adds to the progress, then carries out changes.  Only a write from outside of a
+    run has a state.
+    """
 
     fields: Record
     increment: int | float = 0
@@ -23,14 +25,14 @@ class Write(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Begin the run."""
+    """Operation that begins the run."""
 
     fields: Record
     attempts: int
 
 
 class Finish(NamedTuple):
-    """End the run: Dramatiq is done with the message."""
+    """Operation that ends the run, when Dramatiq is done with the message."""
 
     state: int
     fields: Record
@@ -38,14 +40,14 @@ class Finish(NamedTuple):
 
 
 class Enqueue(NamedTuple):
-    """Put the message into its queue."""
+    """Operation that marks the message as queued."""
 
     enqueue_id: EnqueueId
     fields: Record
 
 
 class Withdrawal(NamedTuple):
-    """Take an enqueue back, which has ended in an error."""
+    """Operation that takes back an enqueue that has ended in an error."""
 
     enqueue_id: EnqueueId
 

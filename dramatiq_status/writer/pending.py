@@ -32,8 +32,8 @@ class PendingUpdate:
         self.confirmations: list[Confirmation] = list(confirmations)
         #: The update, once it was sent.
         self.frozen: Update | None = None
-        #: What the end of a count has set, if this process has it; empty without such an end.  An update ends a
-        #: count after all else, so later counts need another update.
+        #: The fields that ``Changes.to_total`` sets, with the values that this process expects; empty without it.  An
+        #: update applies ``to_total`` last, so later counts need another update.
         self.reached: Record = {}
 
     def copy(self) -> PendingUpdate:
@@ -44,13 +44,13 @@ class PendingUpdate:
 
     @property
     def is_open(self) -> bool:
-        """Whether further operations may go into it."""
+        """Whether further operations may be merged into it."""
         arguments = self.arguments
         return self.frozen is None and "state" not in arguments and arguments["kind"] is not Kind.ENQUEUE
 
     @property
     def changes(self) -> Changes | None:
-        """Fields to delete and to count, and whether to set the progress to the total."""
+        """Fields to delete, numbers to add to fields, and whether to set the progress to the total."""
         return self.arguments.get("changes")
 
     def freeze(self, sequence: int) -> Update:
@@ -63,7 +63,7 @@ class PendingUpdate:
         self.arguments["increment"] = self.arguments.get("increment", 0) + n
 
     def set(self, fields: Record) -> None:
-        """Set fields.  Earlier counts on these fields are dropped."""
+        """Set fields.  Earlier additions to these fields are dropped."""
         if PROGRESS in fields:
             self.arguments.pop("increment", None)
         self.fields.update(fields)
@@ -71,7 +71,7 @@ class PendingUpdate:
             self.keep_counts(lambda name: name not in fields)
 
     def change(self, changes: Changes) -> None:
-        """Delete fields, then count on fields."""
+        """Delete fields, then add to fields."""
         before = self.changes or Changes()
         counts = dict(before.counts)
         for name in changes.deleted:
@@ -82,7 +82,7 @@ class PendingUpdate:
         self.arguments["changes"] = Changes(counts, before.deleted | changes.deleted, changes.to_total)
 
     def keep_counts(self, keeps: Callable[[str], bool]) -> None:
-        """Drop the counts of fields, except of fields that `keeps` accepts, and the end of the count."""
+        """Drop the additions to fields, except to those that `keeps` accepts, and clear ``to_total``."""
         changes = self.changes
         if changes is not None:
             counts = {name: n for name, n in changes.counts.items() if keeps(name)}
@@ -116,7 +116,7 @@ class MergedState:
         self.pending: list[PendingUpdate] = []
         #: Stored names of the fields that the run has deleted, including those that it has written again.
         self.deleted: frozenset[str] = frozenset()
-        #: Operations that come next; they stay here until another state contains them.
+        #: Operations to merge next.  They stay here until another state contains them.
         self.taken: list[Operation] = []
 
     def copy(self) -> MergedState:
@@ -130,7 +130,9 @@ class MergedState:
         return copy
 
     def last(self, *, is_end: bool = False) -> PendingUpdate:
-        """Return the pending update that the next operation goes into, or the start or the end of a run."""
+        """Return the pending update into which to merge the next operation.  With `is_end`, the operation is the
+        start or the end of a run, which may be merged after ``to_total``.
+        """
         if self.pending and self.pending[-1].is_open and (is_end or not self.pending[-1].reached):
             return self.pending[-1]
         return self.append({**self.template, "fields": {}})
@@ -181,7 +183,9 @@ class MergedState:
         return sum(map(getsizeof, texts))
 
     def absorb_counts(self) -> None:
-        """Drop the counts that an update with all values of the run includes: they must not count twice."""
+        """Drop the additions that an update with all values of the run already includes, because they must not count
+        twice.
+        """
         replaced: set[str] = set()
         for pending in self.pending:
             if pending.frozen is not None:

@@ -118,7 +118,7 @@ class SendQueue:
 
     def move_to_back(self, buffer: MessageBuffer) -> None:
         """Send a buffer after all others that are ready."""
-        # Replaced as a whole: an interrupt loses none.
+        # The dict is replaced as a whole, so that an interrupt loses no buffer.
         self.ready = {**{other: None for other in self.ready if other is not buffer}, buffer: None}
 
     def move_behind(self, buffer: MessageBuffer, creator: MessageBuffer) -> None:
@@ -140,7 +140,7 @@ class SendQueue:
         buffer.give_up()
         self.later[buffer] = buffer.retry_at = due = time.monotonic() + pause
         self.next_due = min(self.next_due, due)
-        # Last: after an earlier interrupt, the buffer is in both places.
+        # This comes last: after an interrupt before it, the buffer is in both places.
         self.remove(buffer)
         self.backlog.note(buffer)
 

@@ -53,8 +53,8 @@ class Sender:
         if self._breaker.down:
             buffers = buffers[: 1 if self._probes_singly else MAX_PROBED]
         elif failed_alone := [buffer for buffer in buffers if buffer.failed_alone]:
-            # If the store refuses such a buffer again, no other must fail with it. One of them follows each batch of
-            # others, so that it is sent even if there are always others.
+            # If the store refuses such a buffer again, no other buffer may fail with it. After each batch of other
+            # buffers, one of them is sent alone, so that it is sent even if there are always others.
             if len(failed_alone) < len(buffers):
                 others = [buffer for buffer in buffers if not buffer.failed_alone]
                 return self.send(others) and self.send(failed_alone[:1])

@@ -27,7 +27,7 @@ def whole_run(operations: Sequence[Operation], enqueue_id: EnqueueId, run_token:
     if not isinstance(start, Start) or not isinstance(finish, Finish) or not isinstance(operations[2], Confirmation):
         return None
     fields = {**start.fields, **finish.fields}
-    # By position: this takes half of the time.
+    # Arguments by position take half of the time of arguments by name.
     return Update(_RUN, enqueue_id, run_token, 1, True, False, finish.state, start.attempts, fields, 0, finish.ttl)
 
 

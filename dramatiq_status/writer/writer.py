@@ -3,7 +3,7 @@
 An update from outside of a run has no sequence number, so the store cannot recognize that it was sent twice. Only the
 writer's thread sends such updates, because no interrupt strikes that thread.  If the connection breaks after the store
 has carried out an increment and before its reply arrives, the writer sends the increment again, and it counts twice. If
-the writer did not, an increment that the store has not received would be lost.
+the writer did not send it again, an increment that the store has not received would be lost.
 
 A process that was forked off in the middle of a job also writes to that job from outside: at once, on the thread that
 writes, because the process may be killed at any moment.  Before the fork, the writer stores what the running messages
@@ -209,7 +209,7 @@ class Writer:
         return confirmation.wait(self.backend.timeout / 1000 if timeout is None else timeout)
 
     def deadline(self) -> float:
-        """Return the end of an acknowledgement that begins now, by the monotonic clock."""
+        """Return the time until which an acknowledgement that begins now may wait, by the monotonic clock."""
         return time.monotonic() + self.backend.timeout / 1000
 
     def confirm_others(
@@ -236,14 +236,14 @@ class Writer:
           deadline(float): End of the wait, by default that of an acknowledgement that begins now.
 
         Returns:
-          bool: Whether it is stored.
+          bool: Whether the final state is stored.
         """
         if self.breaker.down:
             self.put(buffer)
             return False
         self._queue.signals.append(buffer)
         if self._thread is None:
-            # It sends the updates if this thread cannot.
+            # The writer's thread sends the updates if this thread cannot.
             self._ensure_thread()
         self._leadership.lead_or_wait(confirmation, self.deadline() if deadline is None else deadline)
         return bool(confirmation.stored)
@@ -283,7 +283,7 @@ class Writer:
             self._ensure_thread()
         thread = self._thread
         if thread is None:
-            # It could not be started.
+            # The thread could not be started.
             return not queue.signals and queue.is_empty
         for buffer in list(self.deferred):
             self.deferred.pop(buffer, None)
@@ -399,7 +399,7 @@ def _before_fork() -> None:
         for writer in list(_writers):
             writer.before_fork()
     except Exception:
-        logger.exception("What running messages have written may not be stored before what a forked process writes.")
+        logger.exception("The writes of running messages may be stored later than the writes of a forked process.")
     except BaseException as e:
         # An interrupt ends the wait. It is raised again after the fork.
         note_interrupt(e)
