@@ -27,7 +27,7 @@ default_role = "code"
 highlight_language = "python"
 pygments_style = "tango"
 pygments_dark_style = "github-dark"
-# Dashes, and nothing else.
+# Convert two hyphens to a dash, and leave quotes and dots as they are.
 smartquotes_action = "D"
 
 html_theme = "furo"
@@ -47,7 +47,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
-# Without a trailing index of all Python modules, of which there is one.
+# The index of all Python modules would have a single entry.
 html_domain_indices = False
 
 # The button copies a session without its prompts and without its output.
@@ -62,7 +62,7 @@ python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-# The names of other projects to which this site refers. A new name needs a line there.
+# The names of other projects to which this site refers. A new name needs a line in its inventory.
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", "inventories/python.inv"),
     "dramatiq": ("https://dramatiq.io/", "inventories/dramatiq.inv"),
@@ -82,9 +82,9 @@ OTHER_NAMES = {
 # A reference that leads nowhere is an error.
 nitpicky = True
 nitpick_ignore_regex = [
-    # Libraries of which users have no need to read.
+    # Classes of libraries that have no inventory here.
     (r"py:class", r"(redis\.Redis|redis\.RedisCluster|pymemcache\.Client|starlette\.requests\.Request)"),
-    # Types of which users need no more than their methods.
+    # Types whose methods alone are documented.
     (r"py:class", r"dramatiq_status\.(\w+\.)*(T|Track|Group|Request|UpdateAttacher|\w+UpdateAttacher|BrokerClient)"),
     # Names of types in signatures.
     (r"py:class", r"T|Chain|Record|Request|Authorize|Describe|Group|BrokerClient"),
@@ -114,6 +114,6 @@ def rename(app: Any, env: Any, node: Any, content: Any) -> None:
 
 
 def setup(app: Any) -> None:
-    # Before the inventories are searched.
+    # This priority comes before the search of the inventories.
     app.connect("missing-reference", rename, priority=400)
     app.connect("autodoc-process-docstring", qualify)

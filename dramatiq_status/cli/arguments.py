@@ -25,7 +25,7 @@ PROGRESS_OUTPUTS: Final = ("auto", "live", "plain", "json", "quiet")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Formats help for the width of the terminal.  argparse would import all formats of archives to find the width."""
+    """Formatter of help for the width of the terminal.  argparse would import all formats of archives to find it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns_of(sys.stdout) - 2)
@@ -116,18 +116,18 @@ def _add_count(parser: argparse.ArgumentParser) -> None:
 def _add_list(parser: argparse.ArgumentParser) -> None:
     _add_count(parser)
     parser.add_argument("--limit", type=limit, default=50, help="number of jobs, from 1 to 1,000; by default 50")
-    parser.add_argument("--after", metavar="CURSOR", help="begin after this job of the page before")
+    parser.add_argument("--after", metavar="CURSOR", help="begin behind this cursor, which the previous page printed")
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="show changes in place, new jobs by the key n, until Ctrl-C",
+        help="show changes in place until Ctrl-C; the key n shows new jobs",
     )
     parser.set_defaults(progress="auto")
 
 
 def _add_cancel(parser: argparse.ArgumentParser) -> None:
     _add_get(parser)
-    parser.add_argument("--reason", metavar="TEXT", help="for people; at most 1,024 bytes")
+    parser.add_argument("--reason", metavar="TEXT", help="text that the status shows; at most 1,024 bytes")
     parser.add_argument("--wait", action="store_true", help="wait until the jobs that run have ended")
 
 

@@ -30,12 +30,12 @@ _SEEN_WITHIN: Final = 2_000
 #: Widest column of jobs, in cells.
 _WIDEST: Final = 40
 
-#: Least width of a terminal on which a row has the word of a state, in cells.
+#: Minimum width of a terminal on which a row has the word of a state, in cells.
 _WITH_WORD: Final = 80
 
 
 class _Result(NamedTuple):
-    """What a request has led to.
+    """Result of a request to cancel a job.
 
     Parameters:
       cancellation(Cancellation)
@@ -140,13 +140,13 @@ def _rows_of(facts: Facts, result: _Result, column: int, terminal: Terminal) -> 
 
 
 _ADVICE: Final = (
-    "A job sees it in track() and check_cancelled(). It may not",
-    "have come to one yet, or have none. --wait waits.",
+    "track() and check_cancelled() stop a job. This job may not",
+    "have called them yet, or may never do so. --wait waits.",
 )
 
 
 def _result_text(result: _Result, now: datetime) -> str:
-    """Return what has become of a request in words."""
+    """Put the result of a request into words."""
     job = result.snapshot
     since, seen, end = job.cancel_requested_at, job.cancel_seen_at, job.finished_at
     if result.status == FAILED:

@@ -117,7 +117,7 @@ def list_jobs(arguments: Namespace) -> int:
     for line in wrapped(f"{shown}, last changed first{'; the next page:' if more else ''}", terminal.width - 1):
         print(f" {line}")
     if more:
-        # The cursor has a line of its own, which 80 columns hold: a wrapped one cannot be copied.
+        # The cursor has its own line, which fits into 80 columns, because a wrapped cursor cannot be copied.
         print(f" --after {found.after}")
     return COMPLETED
 
@@ -144,7 +144,7 @@ def page_of(store: Store, arguments: Namespace, *, searched: int = sys.maxsize) 
 
 
 def count(arguments: Namespace) -> int:
-    """Print the number of jobs.  Those in a state that the store does not index are read."""
+    """Print the number of jobs.  Jobs in a state that the store does not index are read."""
     store, state = store_of(arguments), arguments.state
     with store_errors(store):
         if state in AMONG:

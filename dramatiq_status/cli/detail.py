@@ -61,7 +61,7 @@ def detail_of(snapshot: Snapshot, children: Sequence[Snapshot], terminal: Termin
     exception = snapshot.exception
     if exception is not None and not snapshot.completed:
         run = snapshot.attempts if snapshot.queued or snapshot.finished else snapshot.attempts - 1
-        # A terminal of less than 80 cells has no room for the second half.
+        # The second half of the note has no room on a terminal of less than 80 cells.
         later = "" if snapshot.finished or terminal.width < 80 else "; is removed if a later run completes"
         note = f"of run {run}{later}" if run > 0 else ""
         yield from _section("Exception", note, terminal)
@@ -219,7 +219,7 @@ def _clock(then: datetime) -> str:
 
 
 def _value(name: str, value: Any, terminal: Terminal, depth: int, *, quoted: bool = True) -> Iterator[Row]:
-    """Lay out one value; those inside of a list or a dict below it."""
+    """Lay out one value, and below it the values inside of a list or a dict."""
     indent = "  " * depth + " "
     room = max(10, terminal.width - len(indent) - _NAMES)
     label = pad(cut(name, _NAMES - 1, terminal.ellipsis), _NAMES)

@@ -60,7 +60,7 @@ _BY_RANK: Final = (UNREACHABLE, UNKNOWN, FAILED, UNFINISHED, COMPLETED)
 
 
 class CommandError(Exception):
-    """Ends a command with a line on stderr.
+    """Error that ends a command with a line on stderr.
 
     Parameters:
       message(str): What is wrong, where, and what to do.

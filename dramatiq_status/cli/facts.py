@@ -9,8 +9,8 @@ from ..snapshot import Snapshot
 from ..words import CANCELLED, COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
 from .text import clean, pad
 
-#: Other messages still count on a finished job if its status has changed at least _MOVED after its end, and less than
-#: _STILL ago.
+#: Other messages still increment the progress of a finished job if its status has changed at least _MOVED after its
+#: end, and less than _STILL ago.
 _MOVED: Final = timedelta(milliseconds=300)
 _STILL: Final = timedelta(seconds=10)
 
@@ -29,7 +29,7 @@ class Facts(NamedTuple):
       reason(str): Type and message of the last exception of a job that failed or waits for its retry.
       attempt(str): ``attempt 2``, from the second one on.
       time(str): ``17 s left``, ``again in 24 s``, ``took 28 s``.
-      moves(bool): Whether the job is over, and other messages still count on its bar.
+      moves(bool): Whether the job is over, and other messages still increment its progress.
     """
 
     state: str
@@ -74,7 +74,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
         return Facts(UNKNOWN, "", clean(message_id))
     state = state_of(snapshot)
     is_over = snapshot.finished or state == RETRYING
-    # A progress without a total counts to 100: the percentage shows it.
+    # If no total was set, the progress ends at 100, and the percentage already shows it.
     total = snapshot.get("total") if "total" in snapshot else None
     moves = _has_moved_since_end(snapshot, now)
     exception = snapshot.exception if is_over and state not in (COMPLETED, CANCELLED) else None
@@ -85,7 +85,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
         clean(message_id),
         None if snapshot.percent is None else int(snapshot.percent),
         "its messages still run" if moves else clean(_text_of(step)),
-        # The reason of a cancellation is worth more than how far the job had come.
+        # The reason of a cancellation is more useful than the count, and has its room.
         ""
         if state == CANCELLED and step
         else count_of(snapshot.get("progress"), total, percent=snapshot.percent, is_over=snapshot.finished),

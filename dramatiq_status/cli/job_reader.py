@@ -15,11 +15,11 @@ from ..rollup import BatchSnapshot
 from ..snapshot import Snapshot
 from .jobs import present
 
-#: Seconds between two reads: while jobs change, and the longest while none does.
+#: Seconds between two reads: while jobs change, and at most while no job changes.
 _SHORTEST: Final = 0.1
 _LONGEST: Final = 0.5
 
-#: Seconds between two attempts in an outage: at first, and the longest.
+#: Seconds between two attempts in an outage: at first, and at most.
 _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 5.0
 
@@ -38,12 +38,12 @@ class JobsView(NamedTuple):
 
     Parameters:
       found(BatchSnapshot): Roll-up of the last successful read.
-      at(datetime): The time of this answer.
+      at(datetime): The time of that read.
       vanished(frozenset[str]): Ids of jobs whose status is unknown, has expired or was deleted.
       known(Mapping[str, Snapshot]): Last snapshots by id, including those of vanished jobs.
       problem(str): Error of the store; empty while the store answers.
       retry_at(float): Time of the next attempt, by the monotonic clock.
-      added(int): Number of jobs that the list has got since its jobs were chosen.
+      added(int): Number of jobs that are in the list now and are not watched.
     """
 
     found: BatchSnapshot
@@ -94,7 +94,7 @@ class JobReader:
         self._list_at = time.monotonic() + _LIST_AGAIN
         self._missing: dict[str, float] = {}
         self._known: dict[str, Snapshot] = {}
-        # The first read raises: there is nothing to show yet.
+        # The first read raises the errors of the store, because there is no view to show yet.
         self._view = self._read()
         self._changed = threading.Event()
         self._closed = threading.Event()
@@ -117,7 +117,7 @@ class JobReader:
         self._batch = self._make_batch(self._listed)
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._closed.set()
 
     def _read(self) -> JobsView:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status.
 
     Parameters:
-      arguments(Sequence[str]): By default those of the process.
+      arguments(Sequence[str]): By default the arguments of the process.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -65,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(script_for(parsed.shell), end="")
         return 0
     try:
-        # This imports Dramatiq, which takes longer than all else: Ctrl-C may come during that.
+        # This imports Dramatiq.  The import takes longer than all else, so Ctrl-C may come during it.
         command = "list --watch" if parsed.command == "list" and parsed.watch else parsed.command
         function = _function_of(command)
         if not gc.isenabled():
-            # The modules' objects are no garbage.  Without searches of them, `get` takes 6 % less time.
+            # The modules' objects are no garbage.  If the collector does not search them, `get` takes 6 % less time.
             gc.freeze()
             gc.enable()
         status = function(parsed)

@@ -102,7 +102,8 @@ class LiveOutput:
         self._screen.draw(self._picture.draw(view, options), options.terminal)
 
     def wants_new(self, view: JobsView) -> bool:
-        # A key that was pressed before there were new jobs has no effect.  An empty list has no row to move.
+        # A key that was pressed before there were new jobs has no effect.  An empty list shows new jobs
+        # without a key, because no row moves.
         keys = self._screen.keys()
         return view.added > 0 and ("n" in keys or not view.found.children)
 
@@ -204,7 +205,7 @@ class LineOutput:
 
 
 class JsonOutput(LineOutput):
-    """An object a line for each change of a job."""
+    """A line with a JSON object for each change of a job."""
 
     def __init__(self, store: str) -> None:
         super().__init__(store)

@@ -34,7 +34,7 @@ Row = list[Segment]
 _RANKS: Final = {FAILED: 0, UNKNOWN: 0, STALLED: 0, RETRYING: 1, WORKING: 2, QUEUED: 3, SCHEDULED: 4}
 _LAST_RANK: Final = 5
 
-#: Words of counts, in their order.
+#: States in the order in which their counts are shown.
 _COUNTED: Final = (FAILED, STALLED, UNKNOWN, RETRYING, WORKING, QUEUED, CANCELLED, SKIPPED, COMPLETED)
 
 #: Beginnings of times that are not shown while the store does not answer, because they would be wrong.
@@ -48,8 +48,8 @@ _REASONS: Final = 10
 
 
 class Slots:
-    """The jobs that have a row.  A slot gets another job only if its own job is completed, skipped or still waits, and
-    the other job has a lower rank.  So rows do not move.
+    """The jobs that have a row.  A slot gets another job only if its own job is queued, scheduled or over and has not
+    failed, and the other job has a lower rank.  So rows do not move.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class PictureOptions(NamedTuple):
       retry_in(float): Seconds until the store is tried again.
       clock(bool): Whether the total shows the elapsed time.
       with_keys(bool): Whether the terminal's keys can be read.
-      is_last(bool): Whether the picture stays: its countdowns do not run on.
+      is_last(bool): Whether this is the last picture, whose countdowns do not run on.
     """
 
     terminal: Terminal
@@ -128,7 +128,7 @@ class Picture:
         self._first_progress: float | None = None
 
     def draw(self, view: JobsView, options: PictureOptions) -> list[Row]:
-        """Return the rows of a picture, one fewer than the terminal has at most."""
+        """Return the rows of a picture: at most one fewer than the terminal has."""
         facts = facts_in(view, options.now)
         room = options.rows - 3 - self._heads
         if len(facts) <= max(1, room):
@@ -154,8 +154,9 @@ class Picture:
         return rows[-max(1, options.rows - 1) :]
 
     def end(self, view: JobsView, options: PictureOptions, note: str = "") -> list[Row]:
-        """Return the rows of the last picture: failed jobs and their reasons if not all jobs have room.  The
-        rows of a list stay as they were, because it also has jobs that have not ended.
+        """Return the rows of the last picture.  If not all jobs have room, only failed, unknown and stalled jobs have
+        rows.  Reasons that were cut stand below the rows.  The picture of a list stays as it was, because some of the
+        list's jobs have not ended.
         """
         options = options._replace(is_last=True, with_keys=False)
         notes: list[Row] = [[(f" {line}", "dim")] for line in wrapped(note, options.terminal.width - 1)] if note else []
@@ -215,7 +216,7 @@ class Picture:
         terminal, number = options.terminal, _number_of(view.found.children)
         right = f"{options.elapsed:.1f} s" if options.clock else ""
         if self._heads:
-            # New jobs wait here, so that the rows stay where they are.
+            # New jobs are only counted here, so that the rows stay where they are.
             new = f"{view.added:,} new{': press n' if options.with_keys else ''}" if view.added else ""
             return _line(number, _words_of(counts), terminal, new, style="working")
         if not with_bar or terminal.width < 60:
@@ -303,7 +304,7 @@ def _number_of(jobs: Sequence[str] | Mapping[str, object]) -> str:
 
 
 def _fitting(words: Sequence[str], room: int) -> str:
-    """Join as many counts as have room, and name the number of jobs in the others."""
+    """Join as many counts as have room, and add the number of jobs in the other states."""
     for kept in range(len(words), 0, -1):
         left = sum(int(word.split()[0].replace(",", "")) for word in words[kept:])
         text = ", ".join([*words[:kept], *([f"{left:,} more"] if left else [])])

@@ -11,13 +11,13 @@ from .facts import Facts
 from .terminal import Segment, Terminal
 from .text import cut, pad, pad_left, width
 
-#: Characters of a message id that a row has.
+#: Number of characters of a message id in a row.
 SHORT_ID: Final = 8
 
 #: Widest column of jobs, in cells, on terminals of up to 80 cells.
 _WIDEST_JOB: Final = 24
 
-#: Cells of a row beside its job, at least: glyph and gap, a percentage, and "silent for 2 min".
+#: Minimum number of cells of a row beside its job: glyph and gap, a percentage, and "silent for 2 min".
 _LEAST: Final = 25
 
 #: Widest column of queues, in cells.
@@ -99,7 +99,7 @@ def _layout_of(jobs: Sequence[Job], terminal: Terminal, *, heads: bool) -> _Layo
 
 
 def has_bar(facts: Facts) -> bool:
-    """Whether a job has a bar: it is unfinished and runs or has run, or other messages still count on it."""
+    """Whether a job has a bar: it is unfinished and runs or has run, or other messages still increment its progress."""
     return facts.moves or facts.state in _WITH_BAR
 
 
@@ -174,8 +174,8 @@ def _job_of(facts: Facts, layout: _Layout, terminal: Terminal) -> list[Segment]:
 
 
 def _time_of(facts: Facts, layout: _Layout) -> tuple[str, _Layout]:
-    """Return the longest wording of a time that fits beside the bar and the percentage, or no text; and the layout of
-    the row.  The time of a stalled job is worth more than its bar.
+    """Return a time in the longest wording that fits beside the bar and the percentage, or an empty text, and the
+    layout of the row.  The row of a stalled job loses its bar if its time needs the room.
     """
     short, layouts = _in_one_unit(facts.time), [layout]
     times = [facts.time, short]

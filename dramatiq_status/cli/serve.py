@@ -9,7 +9,7 @@ from typing import Any, Final
 from .exits import COMPLETED, CommandError
 from .store import Store
 
-#: Names by which a browser on this machine may call a server that listens to this machine alone.
+#: Names of the host in requests that browsers on this machine send to a server on the loopback address.
 LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
@@ -45,7 +45,7 @@ def serve(arguments: Namespace, store: Store) -> int:
     config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", lifespan="off")
     try:
         listening = config.bind_socket()
-        # Browsers that come before the loop runs are served a moment later.
+        # Connections that arrive before the event loop runs wait in the backlog.
         listening.listen(config.backlog)
     except (SystemExit, OSError):
         raise CommandError(f"{arguments.host}:{arguments.port} is taken, or is no address of this machine.") from None

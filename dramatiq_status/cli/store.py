@@ -51,7 +51,7 @@ class Store(NamedTuple):
 
 
 def store_rules(url: str | None, broker: str | None, section: Mapping[str, str] | None = None) -> list[StoreRule]:
-    """Return all rules in the order in which they count.
+    """Return all rules in the order in which they are tried.
 
     Parameters:
       url(str): The option ``--url``.
@@ -96,7 +96,7 @@ def _backend_of_broker(rule: StoreRule) -> StatusBackend:
     """Import a broker and return the backend of its middleware."""
     module_name, _, attribute = rule.value.partition(":")
     where = f"{rule.name} {rule.value}"
-    # As the `dramatiq` command does: a script has its own directory there, and not the working directory.
+    # The `dramatiq` command adds the working directory, too.  For a script, Python adds only the script's directory.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     _check_module(module_name, where)

@@ -24,7 +24,7 @@ from .text import columns_of
 #: A text and the name of its style; the empty name for none.
 Segment = tuple[str, str]
 
-#: ANSI codes (SGR) by the names of styles.  Only the sixteen colours of the terminal's theme, which fit its background.
+#: ANSI codes (SGR) by the names of styles.  They use the sixteen colours of the terminal's theme, which fit its ground.
 _STYLES: Final = {
     "bold": "1",
     "dim": "2",
@@ -36,7 +36,7 @@ _STYLES: Final = {
     "stalled": "1;30;43",
 }
 
-#: Styles of grounds without colours.
+#: Styles without colours: failed and stalled states are shown in reverse video.
 _PLAIN_STYLES: Final = {"bold": "1", "dim": "2", "failed": "1;7", "stalled": "1;7"}
 
 #: Glyphs of states: in Unicode, and in ASCII.
@@ -62,7 +62,7 @@ _EAST_ASIAN: Final = ("zh", "ja", "ko")
 
 
 class Terminal(NamedTuple):
-    """What a stream can show.
+    """Capabilities of a stream.
 
     Parameters:
       live(bool): Whether the stream is a terminal.
@@ -119,7 +119,7 @@ def terminal_of(stream: TextIO) -> Terminal:
 def _shows_all_glyphs(stream: TextIO) -> bool:
     locale = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or ""
     if locale[:2] in _EAST_ASIAN:
-        # Terminals show some of the bars' characters there in two cells.
+        # In these locales, terminals show some characters of bars in two cells.
         return False
     try:
         "".join([*_BAR, *(glyph for glyph, _ in _GLYPHS.values()), "…·"]).encode(stream.encoding or "ascii")

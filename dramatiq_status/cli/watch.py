@@ -29,8 +29,8 @@ def watch(arguments: Namespace) -> int:
 
 
 def watch_list(arguments: Namespace) -> int:
-    """Show a page of jobs until Ctrl-C.  The jobs in the rows stay the same, and each row shows the changes of its
-    job, until the key for the new ones is pressed.  Only the first page gets new jobs, and waits for the first one.
+    """Show a page of jobs until Ctrl-C.  Each row shows the changes of its job, and keeps this job until the key for
+    new jobs is pressed.  Only the first page gets new jobs, and only an empty first page waits for jobs.
     """
     store = store_of(arguments)
     ids = [snapshot.message_id for snapshot in page_of(store, arguments).jobs]

@@ -29,7 +29,7 @@ class Access(str, Enum):
 if TYPE_CHECKING:
     Granted = Access | str
 
-    #: Decides about one request and one status; the status is None for the dashboard.
+    #: Type of functions that decide about one request and one status.  The status is None for the dashboard.
     Authorize = Callable[[Request, Snapshot | None], Granted | Awaitable[Granted]]
 
 
@@ -43,7 +43,7 @@ class AccessCheck:
 
     Parameters:
       authorize(Authorize): A function or a coroutine function.  A function runs in a thread, so that it may block.
-      signer(TokenSigner): Checks read tokens; None accepts none.
+      signer(TokenSigner): Checks read tokens; None to accept no token.
     """
 
     def __init__(self, authorize: Authorize, signer: TokenSigner | None) -> None:

@@ -92,9 +92,9 @@ def status_app(
         :func:`allow_all` lets every visitor read every status.
       backend(StatusBackend): By default that of `broker`.
       broker(Broker): By default the default broker.
-      fields(Iterable[str]): Names of the fields that leave the server beside the library's own: of fields that the
-        application's code writes (``"*"`` for all, the default), and of ``args``, ``kwargs``, ``traceback`` and
-        ``exception.message``, which do not leave it unless they are named.
+      fields(Iterable[str]): Names of the fields that leave the server in addition to the library's own.  ``"*"``, the
+        default, stands for all fields that the application's code writes.  ``args``, ``kwargs``, ``traceback`` and
+        ``exception.message`` leave the server only if they are named.
       signer(TokenSigner): Checks read tokens; by default none are accepted.
       title(str): Name of the application on the dashboard.
       trace_url(str): Template of a link to a job's trace, with names of fields in braces:

@@ -182,7 +182,7 @@ def _among(state: str, counts: Counts, question: ListRequest) -> Markup:
     return tag(
         "a",
         f"{number:,} {state}" if number else state,
-        # Only a number is an alarm.
+        # Only a link with a number has the colour of its state.
         class_=f"s-{state}" if number else None,
         hidden=number == 0 and not current,
         href=_query_of(question, state=None if current else state),
@@ -236,7 +236,7 @@ def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Mark
         if value:
             chips.append(_chip(question, name, title))
             continue
-        # Names on this page: the store cannot list all names without reading all statuses.
+        # Offer the names on this page, because the store cannot list all names without reading all statuses.
         seen = sorted({getattr(one, attribute) for one in shown if getattr(one, attribute)})
         kept = [
             tag("input", type="hidden", name=other, value=getattr(question, other))

@@ -55,10 +55,9 @@ class StatusDisplay:
       glyph(str): The state, or scheduled.
       facts(str): Step and count, or the queue of a waiting job.
       next(str): Remaining time, retry, or other time that matters.
-      percent(float): Where the bar ends; None for none.
+      percent(float): Percentage at which the bar ends; None if it is unknown.
       sweep(bool): Whether the job runs and its total is unknown.
       error(tuple[str, str]): Type and text of the exception.
-      spoken(str): All of it as one text.
     """
 
     state: str
@@ -76,14 +75,14 @@ class StatusDisplay:
 
     @property
     def spoken(self) -> str:
-        """All of it as one text, for screen readers."""
+        """All texts and the percentage as one text, for screen readers."""
         value = f"{int(self.percent)}%" if self.state == "working" and self.percent is not None else self.word
         error = ": ".join(filter(None, self.error)) if self.error else ""
         return ", ".join(filter(None, (value, error or self.facts, self.next)))
 
 
 def display_of(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with_rate: bool = True) -> StatusDisplay:
-    """Work out what to show.
+    """Choose the texts and the bar of a status.
 
     Parameters:
       snapshot(Snapshot)

@@ -9,7 +9,7 @@ from typing import Any, Final
 from ..names import check_names
 from ..snapshot import Snapshot
 
-#: Stands for all fields that the application's code writes.
+#: Name that stands for all fields that the application's code writes.
 ALL: Final = "*"
 
 #: Name of the text of an exception; the exception's type always leaves the server.

@@ -6,10 +6,10 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-#: Their folder.  The package may be in a zip file.
+#: Folder of the files.  The package may be in a zip file.
 STATIC: Final = files(__package__) / "static"
 
-#: Their names, which are also their URLs, and their types.
+#: Media types of the files by their names, which are also their URLs.
 FILES: Final = {
     "dramatiq-status.js": "text/javascript",
     "dramatiq-status.d.ts": "text/plain",

@@ -129,7 +129,7 @@ class JobPage:
         )
 
     async def _children(self, request: Request, snapshot: Snapshot) -> list[Snapshot]:
-        """Read the children whose ids are in the field ``children``, and that the visitor may see."""
+        """Read the children that the field ``children`` names and that the visitor may see."""
         listed = snapshot.fields.get("children")
         ids = [one for one in listed if isinstance(one, str) and is_message_id(one)] if isinstance(listed, list) else []
         if not ids:
@@ -153,7 +153,7 @@ class JobPage:
             except NotSupported:
                 found, text = [], "No job has this id. This store finds jobs by their full ids only."
             if len(found) == 1:
-                # Quoted, as in the box: an id cannot lead to another folder.
+                # Quoted, so that an id cannot lead to another folder.
                 return RedirectResponse("./" + quote(found[0].message_id, safe=""), 303)
             if found:
                 text = f"{len(found):,} jobs have ids that begin with {message_id}. Give more of an id, or open a job:"
@@ -168,7 +168,7 @@ class JobPage:
         return page(self._site, title, tag("h1", title, class_="sr"), content, crumb="", status_code=status_code)
 
     async def _by_short_id(self, request: Request, short_id: str) -> list[Snapshot]:
-        """Return the newest jobs whose ids begin with a short id, and that a visitor of the list may see.
+        """Return the newest jobs whose ids begin with a short id, without jobs that the visitor may not see.
 
         Raises:
           NotSupported: When the store cannot list.
@@ -261,7 +261,7 @@ def _children(children: list[Snapshot], now: datetime, site: Site) -> Markup:
         class_="legend",
     )
     displays.sort(key=lambda pair: _ORDER.index(pair[1].state))
-    # Completed and queued children have no row: the roll-up counts them.
+    # Queued, cancelled and completed children have a row only if there are no others: the roll-up counts them.
     worth = [pair for pair in displays if pair[1].state not in ("queued", "cancelled", "completed")] or displays
     rows = [_child(child, display, site) for child, display in worth[:MAX_ROWS]]
     failed = f", {counts['failed']:,} failed" if "failed" in counts else ""

@@ -22,7 +22,7 @@ MAX_MESSAGES: Final = 1_000
 
 
 class JSONViews:
-    """The views that return JSON, and the view that deletes a status.
+    """The views that return JSON, and the views that cancel a message or delete a status.
 
     Parameters:
       site(Site)
@@ -71,7 +71,7 @@ class JSONViews:
         try:
             found = await StatusRegistry.cancel(snapshot.message_id, backend=site.backend, broker=site.broker)
         except StatusMissing:
-            # It has expired since it was read.
+            # The status has expired since it was read.
             raise HTTPException(404, UNKNOWN) from None
         if "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(f"../{quote(snapshot.message_id, safe='')}", 303)

@@ -1,4 +1,4 @@
-"""The pages of the list and the counts, read once for all visitors at the same time."""
+"""Reads of the list and of the counts, which visitors at the same time share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARED_FOR: Final = 1.0
 #: Maximum number of replies that are kept.
 MAX_KEPT: Final = 64
 
-#: Rows of a page.
+#: Number of rows of a page.
 PAGE: Final = 50
 
 #: Maximum number of messages in a state that are read to count, for example, the cancelled ones among the failed ones.
@@ -46,7 +46,7 @@ class ListRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of statuses by state, and facts that cost one read."""
+    """Numbers of statuses by state, and the newest statuses."""
 
     by_state: dict[str, int]
     #: Numbers by the keys of :data:`AMONG`; None if at least :data:`MAX_READ` messages have the first state that is
@@ -133,5 +133,5 @@ class Listing:
             self._kept.move_to_end(key)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
-        # A request that is cancelled does not cancel the read of the others.
+        # If one visitor's request is cancelled, the read goes on for the other visitors.
         return await asyncio.shield(task)

@@ -101,7 +101,7 @@ def confirmation(summary: object, text: str, button: str, action: str, *, in_row
       text(str): What the action does, or does not do.
       button(str): The second button.
       action(str): The URL of the action.
-      in_row(bool): Whether the button is in a row of the list, which stays when the action is done.
+      in_row(bool): Whether the button is in a row of the list.  The list then stays as it is after the action.
     """
     form = tag(
         "form",

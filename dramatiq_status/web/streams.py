@@ -23,7 +23,7 @@ MAX_AGE: Final = 600.0
 #: Seconds between two checks of the server and of the streams' times.
 TICK: Final = 0.1
 
-#: Key of the scope under which a routed request leaves its stream.
+#: Key in the scope under which a routed request stores its stream.
 STREAM: Final = "dramatiq_status.web.stream"
 
 HEADERS: Final = [
@@ -87,7 +87,7 @@ class EventStream:
     """A response of Server-Sent Events, as an ASGI application.
 
     There is no queue: the stream takes the next event from the source only when the last one is sent, and the source
-    then returns the latest.
+    then yields the newest statuses.
 
     Parameters:
       streams(Streams): Where the stream is registered while it is open.

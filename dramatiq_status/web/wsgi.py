@@ -1,6 +1,6 @@
 """Statuses for Flask, for Django under WSGI, and for any other WSGI server: JSON with an ETag, and the element's file.
 
-A request is answered at once, so that no client holds a thread: there are no streams, and the element polls.
+There are no streams, because a stream would hold a thread of the server for each client.  The element polls instead.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class StatusViews:
         """Answer a GET request.
 
         Parameters:
-          path(str): What follows the prefix in the path: ``"ID.json"`` or ``"dramatiq-status.js"``.
+          path(str): The path behind the prefix: ``"ID.json"`` or ``"dramatiq-status.js"``.
           request(Request): Goes to `authorize`.
 
         Returns:

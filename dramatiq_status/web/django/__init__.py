@@ -36,7 +36,7 @@ def owner_or_staff(request: Any, snapshot: Snapshot) -> str:
 
 
 def user_of(request: Any) -> Any:
-    """Return Django's user of a request to an application that is mounted beside Django's, for its `authorize`.
+    """Return Django's user for a request to :func:`.status_app`, mounted beside Django.  Call it in `authorize`.
 
     >>> def authorize(request, snapshot):
     ...     return "read" if user_of(request).is_staff else "none"

@@ -14,7 +14,7 @@
  * Colours and sizes: `--ds-*`, as `--ds-working-fill` and `--ds-bar`.
  *
  * Transport: all elements of a page share one stream; a hidden page has none and polls every 30 seconds.  A browser has
- * six connections to a host over HTTP/1.1, for all its tabs, so that four tabs at most have a stream and others poll.
+ * six connections to a host over HTTP/1.1, for all its tabs, so at most four tabs have a stream, and the others poll.
  * The element shows a lost connection only if the next attempt fails as well.
  */
 export class DramatiqStatus extends HTMLElement {
@@ -75,7 +75,7 @@ export interface Detail {
 export interface DramatiqStatusEvents {
   /** There is a new snapshot. */
   status: CustomEvent<Detail>;
-  /** The job has ended; exactly once, also on a page that was loaded after the end. */
+  /** The job has ended.  This event is sent exactly once, also on a page that was loaded after the end. */
   completed: CustomEvent<Detail>;
   failed: CustomEvent<Detail>;
   /** The state has become offline, refused or unknown, or is none of these any more. */

@@ -1,4 +1,4 @@
-// What the pages do beyond what they show without script: rows that change in place, "7 new", ages, keys, copying.
+// Additions to the pages, which also work without script: rows that change in place, "7 new", ages, keys, copying.
 import { duration, texts } from "./dramatiq-status.js";
 
 const $ = (selector, from = document) => from.querySelector(selector);
@@ -36,7 +36,7 @@ function change(row, { snapshot, state }) {
   set("rate", working && snapshot.rate > 0 ? number(snapshot.rate) + "/s" : "");
   set("try", attempts ? String(attempts) : "");
   cell("try").classList.toggle("zero", !(attempts > 1));
-  // The server's clock may differ from this one; lengths of time do not.
+  // The server's clock may differ from the browser's, so the beginning is computed from the duration.
   row.began = seconds == null ? null : Date.now() - seconds * 1000;
   took(row, seconds, state);
   if (snapshot.finished || snapshot.cancel_requested_at) $(".sure", row)?.remove();
@@ -125,7 +125,7 @@ async function renew() {
   renewing = false;
 }
 document.addEventListener("visibilitychange", () => { if (stale) renew(); });
-// Without a change, the times that pass go on.
+// Without a change of the status, the page is read again every 10 seconds, so that its times go on.
 setInterval(() => { if ($(".job-head") && $("dramatiq-status[variant=big]").snapshot?.finished === false) renew(); }, 10000);
 
 // Change a node into another one.  Nodes that are in both stay, with what a visitor has opened, selected or focused.
