@@ -157,7 +157,7 @@ class StatusBackend(abc.ABC):
 
     @abc.abstractmethod
     def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        """Carry out updates in their order, in as few round trips as possible: Redis needs one for all.
+        """Carry out updates in their order, in as few round trips as possible.  Redis needs one for 128 updates.
 
         Parameters:
           updates(Sequence[tuple[str, Update]]): Message ids and their updates.
@@ -240,7 +240,7 @@ class StatusBackend(abc.ABC):
             been deleted, have expired or have moved since.
 
         Returns:
-          list[Listed]: it has fewer than `limit` messages only at the end of the list.
+          list[Listed]: The page.  It has fewer than `limit` messages only at the end of the list.
 
         Raises:
           NotSupported: When this backend cannot list.

@@ -180,7 +180,7 @@ class CancelLogReader:
 
 
 def reason_in(record: Record) -> str | None:
-    """Return the reason for which a message was cancelled; None for none."""
+    """Return the reason for which a message was cancelled; None if no reason was given."""
     try:
         found = json.loads(record.get(CANCEL_REASON, "null"))
     except ValueError:

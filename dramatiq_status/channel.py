@@ -27,7 +27,7 @@ class Channel(Protocol):
 
     message_id: str
     max_field_size: int
-    #: The total that a loop of :func:`.track` has set last; None for none.
+    #: The total that a loop of :func:`.track` has set last; None if no loop has set one.
     tracked_total: int | float | None
     #: Whether the values belong to one call of a function without a worker.
     of_one_call: bool
@@ -248,7 +248,8 @@ class DetachedChannel:
     """A channel that keeps values in memory, for code that is called without a worker.
 
     Parameters:
-      of_one_call(bool): Whether the values belong to one call of a function, and not to a block of a unit test.
+      of_one_call(bool): Whether the values belong to one call of a function, and not to a ``with`` block of a unit
+        test.
     """
 
     message_id = ""

@@ -93,7 +93,7 @@ class Enqueues:
           message(Message)
           delay(int): In milliseconds; None for no delay.
           settings(Settings): Settings of the message.
-          binding(Binding): Handles of the message that runs on this thread; None for none.
+          binding(Binding): Handles of the message that runs on this thread; None if no message runs.
           inside(bool): Whether this thread is a worker's, or runs a message.
           is_watched(bool): Whether :meth:`withdraw` is called if the enqueue ends in an error.  If not, ``queued`` is
             written after the broker has the message.

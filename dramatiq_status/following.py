@@ -42,8 +42,8 @@ class Watcher(Protocol[FoundT_contra]):
 
 
 class Deadlines:
-    """Time limits of a watcher: of the whole watch, of a missing message, and the minimum between two snapshots that
-    are shown.
+    """Time limits of a watcher: the maximum times of the whole watch and of a missing message, and the minimum time
+    between two snapshots that are shown.
 
     Parameters:
       what(str): Subject of the error messages: the message or the batch.
@@ -185,7 +185,7 @@ class BatchWatcher(Deadlines):
         self._seen: list[Any] | None = None
 
     def observe(self, snapshot: BatchSnapshot, now: float) -> bool:
-        """Note a roll-up of what the store holds.
+        """Note a roll-up of the statuses in the store.
 
         Returns:
           bool: Whether to show it, because it differs from the last one that was shown.

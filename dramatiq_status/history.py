@@ -6,9 +6,9 @@ decoding the runs before. The field contains ``[started_at, end, scheduled_at]``
 :data:`.record.RUN_ENDED`: ``[ended_at, outcome]``, or null while it is unknown.
 
 A failed run has its exception as a fourth item. Only the exception of the first run has a field of its own
-(:data:`.record.FIRST_EXCEPTION`): most retried messages have two runs, and Redis gives up its compact encoding of a
-hash for a text of more than 64 bytes. A run that has lost the message to another delivery of the same enqueue has its
-token as a fourth item.
+(:data:`.record.FIRST_EXCEPTION`), because most retried messages have two runs. Redis gives up its compact encoding of a
+hash for a text of more than 64 bytes, so two short texts are better than one long text. A run that has lost the message
+to another delivery of the same enqueue has its token as a fourth item.
 """
 
 from __future__ import annotations

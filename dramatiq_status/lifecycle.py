@@ -1,8 +1,8 @@
 """The meaning of Dramatiq's hooks. The code here is pure: it calls neither a store nor a broker.
 
 Dramatiq has no hook for "this message is finished" or "this message will run again".  The order of its hooks decides,
-and only when a message is acknowledged or rejected: an exception may still be retried, a retry may fail to be
-enqueued, a skipped message may be rejected, and an acknowledgement on a delay queue ends nothing.
+and only when a message is acknowledged or rejected.  Before that, an exception may still be retried, a retry may fail
+to be enqueued, and a skipped message may be rejected.  An acknowledgement on a delay queue ends nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Delivery:
     settled: bool = False
     #: Confirmation of the final state, for which the acknowledgement waits.
     confirmation: Any = None
-    #: Buffers of other messages that the run has written to.  The references are weak: the writer itself keeps each
+    #: Buffers of other messages to which the run has written.  The references are weak: the writer itself keeps each
     #: buffer until its writes are stored. They have no callbacks, because Python ignores an interrupt that strikes in a
     #: callback.
     others: set[weakref.ref[Any]] | None = None

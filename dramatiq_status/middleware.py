@@ -111,9 +111,8 @@ class StatusMiddleware(BackendOwner, Middleware):
       includes(Iterable[str]): Further values to store: ``"message"`` (args
         and kwargs), ``"traceback"``, ``"result"``.  An actor's ``status_includes`` replaces
         this set; a message's ``status_includes`` may leave out some of it, and cannot add to it.
-      describe_exception(Callable): Takes the exception of a failed run, and returns
-        the dict of its ``"type"`` and ``"message"`` that is stored as
-        ``exception``, or None to store no exception.  A stored traceback then ends with this
+      describe_exception(Callable): Takes the exception of a failed run, and returns a dict with its ``"type"`` and its
+        ``"message"``, to store as ``exception``; None to store no exception.  A stored traceback then ends with this
         description.  By default it has the type and the text of the exception.
       track_status(bool): Whether to track messages of actors that do not set
         ``track_status``.

@@ -59,7 +59,7 @@ class Progress:
         self._increment(n)
 
     def decrement(self, n: int | float = 1) -> None:
-        """Take from the count, atomically; throttled by ``status_throttle``."""
+        """Subtract from the count, atomically; throttled by ``status_throttle``."""
         self._increment(-check_count("decrement", n))
 
     def add_total(self, n: int | float) -> None:

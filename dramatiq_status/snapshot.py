@@ -135,8 +135,8 @@ class Snapshot:
 
         The worker sends heartbeats on a separate thread, which needs the interpreter.  A job looks stalled while
         a call into C keeps the interpreter lock for three intervals (45 seconds, unless ``heartbeat_interval`` is
-        set), and under gevent while it does not yield for as long.  Busy Python code does not look stalled.  A stalled
-        message may still continue, and runs again when the broker delivers it again.
+        set), and under gevent while it does not yield for this time.  Busy Python code does not look stalled.  A
+        stalled message may still continue, and runs again when the broker delivers it again.
         """
         if self.queued:
             # The clocks of hosts may differ: the latest timestamp counts.
@@ -254,7 +254,7 @@ class Snapshot:
 
     @property
     def queue_name(self) -> str | None:
-        """Name of the queue; for a delayed message the queue that it moves to, not the delay queue."""
+        """Name of the queue; for a delayed message the queue to which it moves, not the delay queue."""
         return self._values.get(QUEUE_NAME)
 
     # Time

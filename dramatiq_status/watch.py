@@ -29,9 +29,9 @@ def follow(
 
     The first read takes one round trip.  If the message is not finished, the
     watcher subscribes to its changes, over a connection that is closed when the iterator ends,
-    and reads the status once more: it may have changed before the subscription began.
-    Where the store publishes no changes, the watcher polls it, at longer intervals while nothing changes.
-    After the first answer of the store, an outage does not end the watch.
+    and reads the status once more, because it may have changed before the subscription began. Where the store publishes
+    no changes, the watcher polls it, at longer intervals while nothing changes. After the first answer of the store, an
+    outage does not end the watch.
 
     Parameters:
       backend(StatusBackend)
@@ -41,8 +41,8 @@ def follow(
       interval(int): Shortest time between two snapshots, in milliseconds.
 
     Raises:
-      StatusMissing: When the message is unknown for longer, from the beginning or
-        after its status has expired or was deleted.
+      StatusMissing: When the message is unknown for longer than `missing_timeout`, from the beginning or after its
+        status has expired or was deleted.
       StatusTimeout: When the message is not finished in time.
       BackendError: When the store does not answer the first read.
     """
@@ -64,7 +64,7 @@ def watch_loop(
 
     Parameters:
       backend(StatusBackend)
-      message_ids(Sequence[str]): Messages to subscribe to.
+      message_ids(Sequence[str]): Ids of the messages, for the subscription.
       watcher(Watcher)
       read(Callable): Reads the messages; one round trip.
     """

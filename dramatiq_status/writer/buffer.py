@@ -37,8 +37,8 @@ class BufferWriter(Protocol):
 
 
 class MessageBuffer:
-    """The operations on one message, in order: those of a run of the message, or those that this process writes from
-    outside of a run.
+    """The operations on one message, in order.  They are the operations of a run of the message, or the writes of this
+    process from outside of a run.
 
     A write appends an operation and takes no lock: an interrupt that strikes a worker's thread in a write leaves
     nothing half done, and no lock behind.
@@ -77,8 +77,8 @@ class MessageBuffer:
     is_forked: bool = False
     # The merger of the operations; None before the first one is merged.
     _merger: Merger | None = None
-    # The frozen update of a run that has ended before any of its operations was merged; they stay among the operations
-    # until it is stored.  None for none.
+    # The frozen update of a run that has ended before any of its operations was merged; the operations stay in the
+    # buffer until the update is stored.  None without such a run.
     _whole: Update | None = None
     # Whether the writer has a signal that there is something to send.
     _is_signalled = False
@@ -105,7 +105,7 @@ class MessageBuffer:
         self._writer = writer
         self._put = writer.put
         self._operations: deque[Operation] = deque()
-        # Guards everything below; a write does not take it.
+        # The lock for all merging; a write does not take it.
         self._lock = threading.Lock()
         self._kind = kind
         self._run_token = run_token
@@ -143,7 +143,7 @@ class MessageBuffer:
         Parameters:
           fields(Record)
           increment(int)
-          urgent(bool): Whether the write may not wait for the throttle.
+          urgent(bool): Whether to send the write without a wait for the throttle.
           state(int): A state to set; from outside of the run only.
           changes(Changes)
         """
@@ -172,7 +172,7 @@ class MessageBuffer:
             raise
 
     def finish(self, operation: Finish, confirmation: Confirmation) -> None:
-        """Add the last operation, for :meth:`Writer.confirm`, and take no more."""
+        """Add the last operation and its confirmation, for :meth:`Writer.confirm`, and take no more writes."""
         self._operations.append(operation)
         self._operations.append(confirmation)
         self._is_signalled = True
@@ -206,7 +206,7 @@ class MessageBuffer:
         It takes no lock, because it also runs before a fork, on a thread that may hold any of the locks.
 
         Returns:
-          Confirmation | None: The argument for :meth:`Writer.wait`.
+          Confirmation | None: The confirmation, for :meth:`Writer.wait`; None if the store has all writes.
         """
         if not self._operations:
             # A write that is no longer among the operations is in the merged state.

@@ -66,7 +66,7 @@ class Leadership:
 
     @property
     def is_taken(self) -> bool:
-        """Whether a thread leads, or is about to."""
+        """Whether a thread leads, or is about to lead."""
         return self.next_leader is not None or self.lock.locked()
 
     def lead_or_wait(self, confirmation: Confirmation, deadline: float) -> None:

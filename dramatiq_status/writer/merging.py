@@ -89,7 +89,7 @@ class Merger:
         return self._base
 
     def keep_base(self) -> Record:
-        """Return the base, and keep it in place of the message that it is made from."""
+        """Return the base, and keep it in place of the message from which it is made."""
         self._base, self._make_base = self.base, dict
         return self._base
 
@@ -187,7 +187,7 @@ class Merger:
 
     def _merge_enqueue(self, state: MergedState, enqueue: Enqueue) -> None:
         left = self._left_to_requeue(state)
-        # What the run has written or deleted is newer than what came with the message.
+        # The values that the run has written or deleted are newer than the values that were sent with the message.
         gone = state.deleted.union(name for name in state.known if name not in WRITTEN_BY_REQUEUE)
         fields = left | {name: text for name, text in enqueue.fields.items() if name not in gone}
         state.append({"kind": Kind.ENQUEUE, "enqueue_id": enqueue.enqueue_id, "fields": fields})

@@ -70,7 +70,7 @@ class Confirmation:
             self.wake()
 
     def wake(self) -> None:
-        """Wake the waiting thread without an answer."""
+        """Wake the waiting thread without a result."""
         try:
             self._lock.release()
         except RuntimeError:
@@ -82,12 +82,12 @@ class Confirmation:
         return self._lock.acquire(timeout=timeout)
 
     def wait(self, timeout: float) -> bool:
-        """Wait for the answer for at most `timeout` seconds.
+        """Wait for the result for at most `timeout` seconds.
 
         An interrupted thread may wait again.
 
         Returns:
-          bool: Whether the store has all earlier operations; False without an answer.
+          bool: Whether the store has all earlier operations; False without a result.
         """
         if self.stored is None:
             self.sleep(timeout)

@@ -74,7 +74,8 @@ class SendQueue:
     def gather(self) -> None:
         """Collect the buffers that have signalled, in one pass.
 
-        Buffers that signal meanwhile wait for the next pass, so that the leader finishes however fast others write.
+        Buffers that signal meanwhile wait for the next pass, so that the leader finishes however fast other threads
+        write.
         """
         signals, now = self.signals, time.monotonic()
         listed = list(signals)

@@ -143,8 +143,8 @@ class Sender:
 
         A probe may fail because of a single message.  So after a failed probe, each probe sends one buffer, and a
         buffer that fails alone is marked and moved to the back of the queue.  When the store takes another buffer, the
-        outage is over.  A marked buffer that fails again is then dropped if the store has answered that it refuses it,
-        and postponed otherwise, and no new outage begins.
+        outage is over.  If a marked buffer then fails again, no new outage begins.  Its updates are dropped if the
+        store has refused them, and postponed otherwise.
         """
         buffer, was_down = buffers[0], self._breaker.down
         if buffer.failed_alone and not was_down:

@@ -5,9 +5,9 @@ writer's thread sends such updates, because no interrupt strikes that thread.  I
 has carried out an increment and before its reply arrives, the writer sends the increment again, and it counts twice. If
 the writer did not send it again, an increment that the store has not received would be lost.
 
-A process that was forked off in the middle of a job also writes to that job from outside: at once, on the thread that
-writes, because the process may be killed at any moment.  Before the fork, the writer stores what the running messages
-have written, so that the writes of the child come after it.
+A process that was forked off in the middle of a job also writes to that job from outside.  It writes at once, on the
+thread that writes, because the process may be killed at any moment.  Before the fork, the writer stores what the
+running messages have written, so that the writes of the child come after it.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ class Writer:
         self.deferred: dict[MessageBuffer, float] = {}
         # Whether a buffer was added to `deferred` since the last check of the thread.
         self._has_more = False
-        # Buffers of messages that this process does not run, by id, and their number above which to remove those that
-        # are gone.
+        # Buffers of messages that this process does not run, by message id, and the number of references above which to
+        # remove the references to buffers that are gone.
         self._outside: dict[str, weakref.ref[MessageBuffer]] = {}
         self._sweep_at = _MIN_SWEEP
         self._queue = SendQueue(self.breaker, self._max_pending, self._max_pending_bytes)
@@ -198,7 +198,7 @@ class Writer:
     # Waiting
 
     def wait(self, confirmation: Confirmation, timeout: float | None = None) -> bool:
-        """Wait for a confirmation; not at all while the store is down.
+        """Wait for a confirmation.  While the store is down, do not wait.
 
         Parameters:
           confirmation(Confirmation)
@@ -215,8 +215,8 @@ class Writer:
     def confirm_others(
         self, buffers: Iterable[MessageBuffer], confirmations: Iterable[Confirmation], deadline: float
     ) -> None:
-        """Wait until the deadline for the writes to these buffers and for these confirmations; not at all while the
-        store is down.
+        """Wait until the deadline for the writes to these buffers and for these confirmations.  While the store is
+        down, do not wait.
 
         The writer's thread sends the writes: an interrupt that strikes an acknowledging thread while it sends
         an increment would make the increment count twice.
@@ -227,8 +227,8 @@ class Writer:
             confirmation.wait(max(0.0, deadline - time.monotonic()))
 
     def confirm(self, buffer: MessageBuffer, confirmation: Confirmation, deadline: float | None = None) -> bool:
-        """Wait for what :meth:`MessageBuffer.finish` has added, and send it if no other thread sends; not at all while
-        the store is down.
+        """Wait until the final state that :meth:`MessageBuffer.finish` has added is stored, and send it if no other
+        thread sends.  While the store is down, do not wait.
 
         Parameters:
           buffer(MessageBuffer)
@@ -249,7 +249,7 @@ class Writer:
         return bool(confirmation.stored)
 
     def before_fork(self) -> None:
-        """Wait until the store has all that the running messages have written; not at all while it is down."""
+        """Wait until the store has all writes of the running messages.  While the store is down, do not wait."""
         if self.running and not self.breaker.down:
             self.confirm_others([*list(self.running), *self.buffers_outside()], (), self.deadline())
 
