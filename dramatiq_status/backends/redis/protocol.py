@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Final
 
 from ...cancel_log import mark_of, text_of
-from ...record import number_text
+from ...record import ACTOR_NAME, QUEUE_NAME, number_text
 from ...update import Changes, Kind, Outcome, Update
 from .clock import ServerClock
 from .keys import Keys
@@ -81,9 +81,15 @@ class UpdateCall(ScriptCall):
         now, position = clock.texts()
         if len(self.updates) == 1:
             update = self.updates[0][1]
-            if update.kind is _OUTSIDE and update.state is None and update.changes is None:
+            fields, by = update.fields, update.increment
+            if (
+                update.kind is _OUTSIDE
+                and update.state is None
+                and update.changes is None
+                and ACTOR_NAME not in fields
+                and QUEUE_NAME not in fields
+            ):
                 # The usual call from outside of a worker.  The code below would take 3 % of the update's time.
-                fields, by = update.fields, update.increment
                 added = number_text(by) if by else "0"
                 return [now, WireKind.OUTSIDE, added, str(len(fields)), *chain.from_iterable(fields.items())]
         arguments = [now]
@@ -92,10 +98,12 @@ class UpdateCall(ScriptCall):
             kind, enqueue_id, run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
             added = number_text(by) if by else "0"
             state_text = "" if state is None else str(state)
+            # The script moves the message in the index.
+            is_renamed = ACTOR_NAME in fields or QUEUE_NAME in fields
             if changes is not None:
                 arguments += _change_arguments(changes)
             if kind is _RUN:
-                if start or create or state is not None or changes is not None:
+                if start or create or state is not None or changes is not None or is_renamed:
                     may_move = True
                     origin, generation = enqueue_id
                     arguments += (WireKind.TRANSITION, str(origin), str(generation), str(run_token), str(sequence))
@@ -104,7 +112,7 @@ class UpdateCall(ScriptCall):
                 else:
                     arguments += (WireKind.WRITE, str(run_token), str(sequence), added)
             elif kind is _OUTSIDE:
-                if state is None and changes is None:
+                if state is None and changes is None and not is_renamed:
                     arguments += (WireKind.OUTSIDE, added)
                 else:
                     may_move = True

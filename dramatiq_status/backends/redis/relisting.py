@@ -58,15 +58,16 @@ def _unlisted_by(calls: Iterable[UpdateCall]) -> dict[str, bool]:
 
 def _changes_place(update: Update, outcome: Outcome) -> bool:
     """Whether an update may have changed the set or the position of its message in the index."""
+    is_renamed = ACTOR_NAME in update.fields or QUEUE_NAME in update.fields
     if outcome is Outcome.LATE:
-        return ACTOR_NAME in update.fields or QUEUE_NAME in update.fields
+        return is_renamed
     if update.kind is Kind.CANCEL:
         # A running message stays where it is.
         return outcome is Outcome.APPLIED
     if outcome is Outcome.CANCELLED:
         # The message was dropped: its record has another time to live.
         return update.state is not None
-    moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
+    moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None or is_renamed
     return moves and is_stored(outcome)
 
 

@@ -23,16 +23,16 @@
 -- Wire kinds, and the arguments of each (WireKind in protocol.py has the same).
 -- An enqueue: origin, generation.
 local ENQUEUE = '0'
--- A run's update with a transition: origin, generation, run token (0: none), sequence, start (1 or 0), create (1 or 0),
+-- A run's update with a transition, or with another actor or queue: origin, generation, run token (0: none), sequence, start (1 or 0), create (1 or 0),
 -- state ('': none), attempts, increment, ttl.
 local TRANSITION = '1'
--- An update from outside without a state: increment.
+-- An update from outside without a state, an actor and a queue: increment.
 local OUTSIDE = '2'
 -- A heartbeat: run token.
 local HEARTBEAT = '3'
--- A run's update without a transition: run token, sequence, increment.
+-- A run's update without a transition, an actor and a queue: run token, sequence, increment.
 local WRITE = '4'
--- An update from outside with a state: state, increment, ttl.
+-- An update from outside with a state ('': none), an actor or a queue: state, increment, ttl.
 local OUTSIDE_STATE = '5'
 -- The deletion of a message.
 local DELETE = '6'
