@@ -1,4 +1,4 @@
-"""Cancelled messages: how soon a running actor sees the request, and what it costs where none is cancelled."""
+"""Cancelled messages: the time until a running actor sees the request, and the cost if no message is cancelled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(options: Options) -> Iterator[Table]:
         rows = [["store", "ms", "95 %", "goal"]]
         for name, make in stores.items():
             if options.quick and name != "Redis":
-                # It takes up to a second for each round.
+                # Each round takes up to a second.
                 continue
             times = list(seen_after(make(), options.rounds(20)))
             goal = "<= 1000" if "redis" in name.lower() else "<= 2000"
@@ -70,7 +70,7 @@ def seen_after(backend: StatusBackend, rounds: int) -> Iterator[float]:
         message = work.send()
         begun.wait()
         begun.clear()
-        # Anywhere between two reads of the log.
+        # The request comes at any time between two reads of the log.
         sleep(number % 10 / 10)
         begin = perf_counter()
         assert StatusRegistry.cancel(message, backend=backend) is Cancellation.REQUESTED

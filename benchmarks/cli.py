@@ -26,7 +26,7 @@ from .common import ROOT, Options, Table, ratios, spread
 ROUNDS = 30
 
 
-#: Jobs that are waited for, one after the other.
+#: Number of jobs for which each process waits, one after the other.
 WAITS = 12
 
 #: A process without this package that subscribes to a channel, and ends with the first message.
@@ -48,7 +48,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def _waiting(options: Options, server: RedisServer) -> Table:
-    """Time from a change in the store until a process that waits for it prints its line, and until the process ends."""
+    """Measure from a change in the store until a process that waits for it prints its line, and until it ends."""
     names = ("a bare subscriber", "dramatiq-status wait")
     lines: dict[str, list[float]] = {name: [] for name in names}
     ends: dict[str, list[float]] = {name: [] for name in names}

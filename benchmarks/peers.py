@@ -36,7 +36,7 @@ PACKAGES: Final = (
 
 HERE: Final = ROOT / ".peers"
 
-#: Seconds for which each library keeps a job, where it takes a time.
+#: Seconds for which each library keeps a job, if it takes a time to live.
 TTL: Final = 604_800
 
 #: Number of calls of one round of the event loop.

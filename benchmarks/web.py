@@ -66,7 +66,7 @@ def _streams(server: RedisServer, number: int) -> Iterator[list[str]]:
     jobs = [running_job(backend) for _ in range(number)]
     with closing(redis.Redis(port=server.port)) as client, serving(server.url) as (process, port), ExitStack() as stack:
         for job, _ in jobs[:20]:
-            # What the first streams load is no cost of a stream.
+            # The modules that the first streams load are no cost of a stream.
             _visit(port, job).close()
         sleep(0.5)
         connections, memory, spent = len(client.client_list()), _memory(process.pid), _processor(process.pid)

@@ -1,9 +1,9 @@
-"""A job hands its work out to many others, which count on its bar; another process follows them all.
+"""A job sends its work as many messages, which increment its progress; another process follows all of them.
 
     dramatiq examples.fan_out --processes 2 --threads 4             # in a terminal of its own
     python examples/fan_out.py follow "$(python examples/fan_out.py send 200)"
 
-All of them read these variables of the environment, here with their defaults:
+All commands read these variables of the environment, here with their defaults:
 
     REDIS_URL         the broker's Redis; redis://127.0.0.1:6379/0
     STATUS_STORE      where statuses are kept, "redis" or "memcached"; redis
@@ -26,7 +26,7 @@ from dramatiq_status.backend import StatusBackend
 
 
 def status_backend() -> StatusBackend:
-    """The store that the environment asks for."""
+    """Make the backend of the store that the environment names."""
     store = os.environ.get("STATUS_STORE", "redis")
     if store == "redis":
         from dramatiq_status.backends import RedisBackend
@@ -48,23 +48,23 @@ dramatiq.set_broker(broker)
 
 
 class BrokenPicture(Exception):
-    """There is no use in another try."""
+    """A picture that cannot be read, so that a retry would not help."""
 
 
 @dramatiq.actor(status_ttl=86_400_000)
 def make_thumbnails(pictures: int, pause: int) -> None:
-    """Hand out the pictures, one a message.
+    """Send a message for each picture.
 
-    This job is completed as soon as all have been sent.  Its bar goes on: its status takes what others count
-    until it expires, a `status_ttl` after its end, which has to be longer than the children take.
+    This job is completed as soon as all messages are sent.  Its bar moves on after that, until its status expires, so
+    `status_ttl` has to be longer than the time that all children take.
 
     Parameters:
-      pictures(int): How many there are.
-      pause(int): How long each takes, in milliseconds.
+      pictures(int): Number of pictures.
+      pause(int): Milliseconds that each picture takes.
     """
     status = current_status()
     children = [make_thumbnail.message(number, pause, status.message_id) for number in range(pictures)]
-    # Both before the first of them is sent, so that no reader sees a bar without a total.
+    # Both are written before the first message is sent, so that no reader sees a bar without a total.
     current_progress().total = pictures
     status["children"] = [child.message_id for child in children]
     dramatiq.group(children).run()
@@ -72,21 +72,21 @@ def make_thumbnails(pictures: int, pause: int) -> None:
 
 @dramatiq.actor(status_ttl=86_400_000, throws=BrokenPicture)
 def make_thumbnail(number: int, pause: int, parent_id: str) -> None:
-    """Shrink a picture, and count that on the bar of the one who asked for it.
+    """Shrink a picture, and increment the progress of the job that has sent the message.
 
     Parameters:
-      number(int): Every twentieth cannot be read.
-      pause(int): How long it takes, in milliseconds.
-      parent_id(str): Whose bar to count on.
+      number(int): Number of the picture.  Every twentieth one cannot be read.
+      pause(int): Milliseconds that the picture takes.
+      parent_id(str): Message id of that job.
     """
     time.sleep(pause / 1000)
     if number % 20 == 19:
         raise BrokenPicture(f"picture {number}")
-    # At the end: what fails after this line and is retried counts again.
+    # The last line, because a message that fails after its increment counts again when it is retried.
     StatusRegistry.progress(parent_id).increment()
 
 
-# Of other processes
+# The part of other processes
 
 
 def send(pictures: int, pause: int) -> None:
@@ -98,8 +98,8 @@ def follow(parent_id: str) -> None:
     """Print a line for each change, and at the end the sums as JSON."""
     parent = StatusRegistry.wait(parent_id, timeout=60_000)
     if parent.failed:
-        raise SystemExit(f"The pictures were not handed out: {parent.exception}")
-    # The parent's state says that all were sent; what has become of them is theirs to say.
+        raise SystemExit(f"The messages were not sent: {parent.exception}")
+    # A completed parent has sent all messages.  Their own statuses show how they end.
     for batch in StatusRegistry.batch(parent["children"]).watch():
         bar = StatusRegistry.progress(parent_id).to_dict()
         print(f"{bar['progress']}/{bar['total']} made  {batch}", flush=True)
@@ -112,7 +112,7 @@ def main() -> None:
     sending = commands.add_parser("send", help="enqueue the job and print the message id")
     sending.add_argument("pictures", nargs="?", type=int, default=200)
     sending.add_argument("--pause", type=int, default=100, help="milliseconds that each picture takes; 100")
-    following = commands.add_parser("follow", help="print how it goes until all pictures are done")
+    following = commands.add_parser("follow", help="print the progress until all pictures are done")
     following.add_argument("parent_id")
     arguments = vars(parser.parse_args())
     {"send": send, "follow": follow}[arguments.pop("command")](**arguments)

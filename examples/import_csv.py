@@ -1,10 +1,10 @@
-"""A CSV file is imported by a worker; another process shows how far it is.
+"""A worker imports a CSV file; another process shows the progress.
 
     python examples/import_csv.py generate
     dramatiq examples.import_csv --processes 1 --threads 1          # in a terminal of its own
     python examples/import_csv.py follow "$(python examples/import_csv.py send)"
 
-All of them read these variables of the environment, here with their defaults:
+All commands read these variables of the environment, here with their defaults:
 
     REDIS_URL         the broker's Redis; redis://127.0.0.1:6379/0
     STATUS_STORE      where statuses are kept, "redis" or "memcached"; redis
@@ -34,12 +34,12 @@ ROWS = 50_000
 COUNTRIES = ("at", "be", "de", "fr", "it", "nl")
 DEFAULT_PATH = Path(tempfile.gettempdir()) / "dramatiq-status-import" / "orders.csv"
 
-#: How many rows are inserted in one transaction.
+#: Number of rows of one transaction.
 BATCH = 500
 
 
 def status_backend() -> StatusBackend:
-    """The store that the environment asks for."""
+    """Make the backend of the store that the environment names."""
     store = os.environ.get("STATUS_STORE", "redis")
     if store == "redis":
         from dramatiq_status.backends import RedisBackend
@@ -69,7 +69,7 @@ def import_csv(path: str, database: str, pause: int = 0) -> None:
     Parameters:
       path(str): The CSV file.
       database(str): The SQLite file.
-      pause(int): How long to rest after each batch, in milliseconds: the time that a database elsewhere would take.
+      pause(int): Milliseconds to sleep after each batch, in place of the time that a database on another host takes.
     """
     status = current_status()
     status["step"] = "counting"
@@ -101,7 +101,7 @@ def import_csv(path: str, database: str, pause: int = 0) -> None:
 
 
 def parse(row: dict[str, str]) -> tuple[int, str, int] | None:
-    """Check a row; None for one that is not an order."""
+    """Convert a row to an order; None if it is no order."""
     try:
         number, cents = int(row["number"]), int(row["cents"])
     except ValueError:
@@ -109,11 +109,11 @@ def parse(row: dict[str, str]) -> tuple[int, str, int] | None:
     return (number, row["country"], cents) if row["country"] in COUNTRIES and cents >= 0 else None
 
 
-# Of other processes
+# The part of other processes
 
 
 def made_up_rows() -> Iterator[tuple[int, str, int | str]]:
-    """Orders, always the same ones; every thousandth has no amount."""
+    """Yield orders, always the same ones.  Every thousandth order has no amount."""
     for number in range(1, ROWS + 1):
         yield number, COUNTRIES[number % len(COUNTRIES)], number * 7919 % 20_000 if number % 1000 else "?"
 
@@ -147,7 +147,7 @@ def follow(message_id: str) -> None:
 
 
 def describe(snapshot: Snapshot) -> str:
-    """One line: ``working    20500/50000  41.0 %  step=importing  rows=20480  2.9 s left``."""
+    """Describe a status in one line: ``working    20500/50000  41.0 %  step=importing  rows=20480  2.9 s left``."""
     words = [f"{snapshot.state:<9}"]
     if snapshot.percent is not None:
         words.append(f"{snapshot['progress']}/{snapshot.total}  {snapshot.percent} %")

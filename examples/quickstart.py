@@ -1,9 +1,9 @@
-"""Three jobs, and another process that shows how they go. Nothing else is needed: no server, no set-up.
+"""Three jobs, and another process that shows their statuses. No server and no set-up is needed.
 
     python examples/quickstart.py
 
-This process runs the jobs on a worker's threads. The other one, `quickstart_reader.py`, does not know the jobs: it
-reads what they write by the ids of their messages, as a web process would. The statuses are in a SQLite file.
+This process runs the jobs on a worker's threads. The other one, `quickstart_reader.py`, does not import the jobs: it
+reads their statuses by the ids of their messages, as a web process does. The statuses are in a SQLite file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ READER = Path(__file__).with_name("quickstart_reader.py")
 
 directory = TemporaryDirectory(prefix="dramatiq-status-")
 backend = SQLiteBackend(Path(directory.name) / "status.db")
-# Dramatiq's own in-memory broker is enough where jobs are sent and run by one process.
+# Dramatiq's in-memory broker is enough, because one process sends and runs the jobs.
 broker = StubBroker()
 broker.add_middleware(StatusMiddleware(backend=backend))
 dramatiq.set_broker(broker)
@@ -42,7 +42,7 @@ def import_rows(count: int) -> None:
 
 @dramatiq.actor(min_backoff=800, max_backoff=800)
 def fetch_prices(shops: list[str]) -> None:
-    """Fails the first time; Dramatiq runs it again."""
+    """Fail in the first run; Dramatiq retries the message."""
     snapshot = current_status().read()
     for shop in track(shops, step="fetching"):
         time.sleep(0.3)
@@ -59,7 +59,7 @@ def send_report(name: str) -> None:
 
 
 def main() -> int:
-    # Dramatiq logs what goes wrong in a job with its traceback; here that would tear the bars apart.
+    # Dramatiq logs the exceptions of jobs with their tracebacks, which would overwrite the bars.
     logging.getLogger("dramatiq").setLevel(logging.CRITICAL + 1)
     messages = [
         import_rows.send_with_options(args=(250,), status={"user_id": 42}),
@@ -69,7 +69,7 @@ def main() -> int:
     worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
     try:
         reader = subprocess.Popen([sys.executable, READER, backend.path, *(message.message_id for message in messages)])
-        # It shall see the jobs wait: they begin when it has said that it looks.
+        # The worker starts when the reader has written its process id, so that the reader sees the jobs wait.
         while reader.poll() is None and "reader" not in StatusRegistry.get(messages[0]):
             time.sleep(0.02)
         worker.start()

@@ -1,4 +1,4 @@
-"""Shows jobs of another process until they are finished: the other half of `quickstart.py`, which starts it.
+"""The reader of `quickstart.py`, which starts it: it shows jobs of another process until they are finished.
 
 python examples/quickstart_reader.py FILE MESSAGE_ID ...
 """
@@ -14,12 +14,12 @@ from dramatiq_status.backends import SQLiteBackend
 
 BAR_WIDTH = 14
 
-#: Whether lines can be written over.
+#: Whether the output is a terminal on which lines can be overwritten.
 MOVING = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def describe(snapshot: Snapshot) -> str:
-    """One line: ``import_rows   working    [####----------]   30.0 %  reading, 2.0 s left``."""
+    """Describe a status in one line: ``import_rows   working    [####----------]   30.0 %  reading, 2.0 s left``."""
     filled = int(BAR_WIDTH * (snapshot.progress or 0))
     percent = "      -" if snapshot.percent is None else f"{snapshot.percent:5.1f} %"
     notes = []
@@ -37,14 +37,14 @@ def describe(snapshot: Snapshot) -> str:
 
 
 def fit(line: str) -> str:
-    """Cut a line that the terminal would break in two: it could not be written over."""
+    """Cut a line that is wider than the terminal, because a broken line cannot be overwritten."""
     # Python 3.10 has 0 columns for a terminal that does not report its size.
     width = (shutil.get_terminal_size().columns or 80) - 1
     return line if len(line) <= width else line[: max(0, width - 3)] + "..."
 
 
 def follow(backend: SQLiteBackend, message_ids: list[str]) -> None:
-    """Show jobs: as bars that move on a terminal, else as a line for every new state, step and tenth."""
+    """Show jobs: on a terminal as bars that move, otherwise as a line for each new state, step and tenth."""
     shown: dict[str, object] = {}
     for batch in StatusRegistry.batch(message_ids, backend=backend).watch(timeout=60_000):
         snapshots = [snapshot for snapshot in batch.children.values() if snapshot is not None]
@@ -63,11 +63,11 @@ def follow(backend: SQLiteBackend, message_ids: list[str]) -> None:
 
 def main(path: str, *message_ids: str) -> None:
     backend = SQLiteBackend(path)
-    print(f"Process {os.getppid()} runs three jobs; this is process {os.getpid()}, which reads how they go.\n")
+    print(f"Process {os.getppid()} runs three jobs; this is process {os.getpid()}, which reads their statuses.\n")
     # Any process may write to a status, too.
     StatusRegistry.get(message_ids[0], backend=backend)["reader"] = os.getpid()
     follow(backend, list(message_ids))
-    print("\nThe first of them as JSON:")
+    print("\nThe first status as JSON:")
     print(StatusRegistry.get(message_ids[0], backend=backend).to_json())
 
 

@@ -1,8 +1,8 @@
-"""A backend of your own, with nothing but the standard library: each status is a file in a directory, which any
-number of processes of one host use together.
+"""A backend of your own, with the standard library alone: each status is a file in a directory, which any number of
+processes of one host use together.
 
-What an update does to a record is worked out by `apply`. A backend finds the record, calls it, and stores the result,
-while no other process does. That it keeps what backends promise is tested by a suite to inherit, in a file of pytest's:
+`apply` defines what an update does to a record. The backend loads the record, calls `apply`, and stores the result,
+while no other process writes. The conformance suite tests that a backend keeps all promises. A test class inherits it:
 
     import pytest
     from dramatiq_status.testing.conformance import BackendConformance
@@ -32,10 +32,10 @@ from dramatiq_status.update import Outcome, Update, apply
 
 
 class DirectoryBackend(StatusBackend):
-    """Keeps statuses in the files of a directory, on a disk of this host's own.  Where there is ``fcntl``.
+    """Backend that keeps statuses in files of a directory, on a disk of this host.  It needs ``fcntl``.
 
     Parameters:
-      path(str | os.PathLike): The directory; it is made where there is none, for its owner alone, as its files are.
+      path(str | os.PathLike): The directory.  It is created if it does not exist.  Only its owner can read it.
       **parameters: `namespace`, `timeout` and `max_field_size`, as for every backend.
     """
 
@@ -54,13 +54,13 @@ class DirectoryBackend(StatusBackend):
                 record, expires_at = _load(file, now)
                 applied = apply(record, update, now)
                 outcomes.append(applied.outcome)
-                # What was refused gives back the record that it was given.
+                # For a refused update, `apply` returns the record that it got.
                 if applied.record is not None and applied.record is not record:
                     _store(file, applied.record, expires_at if applied.ttl is None else now + applied.ttl)
         return outcomes
 
     def read_many(self, message_ids: Sequence[str]) -> list[Record | None]:
-        # It needs no lock: a file is replaced as a whole, never written to.
+        # A read needs no lock, because each file is replaced as a whole.
         with _translated_errors():
             return [_load(self._file(message_id), self.now())[0] for message_id in message_ids]
 
@@ -72,45 +72,45 @@ class DirectoryBackend(StatusBackend):
             return found
 
     def sweep(self) -> None:
-        """Delete the files of statuses that have expired, once a day, say: reading only overlooks them."""
+        """Delete the files of expired statuses.  Call it once a day, for example: all other calls leave these files."""
         with self._locked():
             for file in self.path.glob("*.status"):
                 if _load(file, self.now())[0] is None:
                     file.unlink()
 
     def _file(self, message_id: str) -> Path:
-        # An id may hold slashes, and be longer than a name. A namespace has no spaces: no two keys look the same.
+        # An id may have slashes, and may be longer than a file's name. A namespace has no spaces, so all keys differ.
         return self.path / f"{sha256(f'{self.namespace} {message_id}'.encode()).hexdigest()}.status"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep all other writers out, those of other processes and threads alike, and wait for them no longer than
-        `timeout`. A process that is killed leaves no lock behind.
+        """Lock out all other writers, in this process and in others, and wait for them for at most `timeout`. A process
+        that is killed leaves no lock behind.
         """
         deadline = time.monotonic() + self.timeout / 1000
         with _translated_errors(), ExitStack() as stack:
-            # The next writer holds back the others, so that a busy writer, which returns at once, is not always first.
+            # The next writer holds this lock while it waits, so that a busy writer does not come first each time.
             with self._lock("next", deadline):
                 stack.enter_context(self._lock("lock", deadline))
             yield
 
     @contextmanager
     def _lock(self, name: str, deadline: float) -> Iterator[None]:
-        # A lock belongs to the open file. It is opened again each time, so that threads do not share one.
+        # A lock belongs to the open file. The file is opened again for each lock, so that threads do not share one.
         with open(self.path / name, "w", opener=_open_privately) as file:
             try:
                 while not _try_lock(file):
                     if time.monotonic() > deadline:
-                        raise TimeoutError(f"others have it locked for {self.timeout} milliseconds.")
+                        raise TimeoutError(f"another writer has kept it locked for {self.timeout} milliseconds.")
                     time.sleep(0.0003)
                 yield
             finally:
-                # Closing would do, but for a child that was forked meanwhile: it has the file open, too.
+                # Closing the file is not enough, because a child that was forked meanwhile has the file open, too.
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _open_privately(path: str, flags: int) -> int:
-    # Whatever others may have put there, no link is followed.
+    # No symbolic link is followed, because another user may have put one there.
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
@@ -123,7 +123,7 @@ def _try_lock(file: TextIO) -> bool:
 
 
 def _load(file: Path, now: int) -> tuple[Record | None, int]:
-    """Read a record and when it expires; None where it is missing, expired or damaged."""
+    """Read a record and its expiry; None for a missing, expired or damaged record."""
     try:
         with open(file, "rb", opener=_open_privately) as opened:
             expires_at, document = opened.read().decode().split("\n", 1)
@@ -141,7 +141,7 @@ def _store(file: Path, record: Record, expires_at: int) -> None:
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Raise nothing but what callers of a backend expect."""
+    """Convert the errors of the system into the error that callers of a backend expect."""
     try:
         yield
     except OSError as e:

@@ -100,7 +100,7 @@ def work(broker: StubBroker) -> Any:
     return work
 
 
-# What it is made of
+# The messages of a batch
 
 
 def test_a_batch_has_the_messages_of_groups_and_pipelines_in_order(broker: StubBroker, work: Any) -> None:
@@ -114,14 +114,14 @@ def test_a_batch_has_the_messages_of_groups_and_pipelines_in_order(broker: StubB
     ]
     # When a batch is made of them
     batch = StatusRegistry.batch(members, broker=broker)
-    # Then it has each once, in their order
+    # Then the batch has each message once, in their order
     assert batch.message_ids == (*(message.message_id for message in (a, b, c, d, e, f)), "x", g.message_id)
     assert len(batch) == 8 and "8" in repr(batch)
 
 
 @pytest.mark.parametrize("kind", ["group", "pipeline", "message", "id", "status", "snapshot"])
 def test_a_batch_of_one_message(backend: RecordingBackend, broker: StubBroker, work: Any, kind: str) -> None:
-    # Given one message, in any form
+    # Given one message, as an id, a message, a group or a pipeline
     message = work.send()
     given = {
         "group": lambda: group([message], broker=broker),
@@ -132,7 +132,7 @@ def test_a_batch_of_one_message(backend: RecordingBackend, broker: StubBroker, w
         "snapshot": lambda: StatusRegistry.read(message, broker=broker),
     }[kind]()
     # When a batch is made of it
-    # Then that is what is in it; a group and a pipeline know their broker themselves
+    # Then the batch has this message. (A group and a pipeline have a broker themselves.)
     batch = StatusRegistry.batch(given, broker=None if kind in ("group", "pipeline") else broker)
     assert batch.message_ids == (message.message_id,) and batch.read().queued
 
@@ -144,12 +144,12 @@ def test_a_batch_uses_the_broker_of_its_groups_and_pipelines(
     # Given groups and pipelines of a broker that is not the default one
     first, second, third = (work.message() for _ in range(3))
     one, two = group([first], broker=broker), pipeline([second, third], broker=broker)
-    # When they are given together, nested, beside others
+    # When a batch is made of them, nested and with other messages
     batch = registry.batch(part for part in [["x"], [one], (two,)])
-    # Then their broker's backend is found
+    # Then the batch uses their broker's backend
     assert batch._backend is backend
     assert batch.message_ids == ("x", first.message_id, second.message_id, third.message_id)
-    # And where each has another, that is said, unless it is said which
+    # And if they have different brokers, an error is raised, unless the call names a broker
     other = group([work.message()], broker=make_broker(StubBackend()))
     with pytest.raises(ValueError, match="different backends"):
         registry.batch([one, other])
@@ -171,9 +171,9 @@ def test_a_batch_uses_the_broker_of_its_groups_and_pipelines(
 def test_wrong_arguments_of_a_batch_raise(
     backend: RecordingBackend, given: Any, error: type[Exception], text: str
 ) -> None:
-    # Given something else
+    # Given a wrong argument
     # When a batch is made of it
-    # Then it is said what is wrong
+    # Then the error names the problem
     with pytest.raises(error, match=text):
         StatusRegistry.batch(given, backend=backend)
 
@@ -213,11 +213,11 @@ def test_the_state_of_a_batch(states: tuple[int | None, ...], expected: str | No
     # Given messages in some states
     # When they are rolled up
     found = rolled_up(*states)
-    # Then that is the state of all
+    # Then the batch has this state
     assert (found.state, found.finished) == (expected, finished)
     names = ("queued", "working", "completed", "failed")
     assert [name for name in names if getattr(found, name)] == ([expected] if expected else [])
-    # And they are counted by theirs, the unknown ones apart
+    # And it counts the messages by state, without the unknown ones
     assert found.counts == {
         **{name: states.count(n) for n, name in enumerate(names)},
         "unknown": states.count(None),
@@ -248,26 +248,26 @@ def test_the_progress_of_a_batch_is_the_mean(
     # Given messages with the progress of each
     # When they are rolled up
     found = rolled_up(*states, progress=progress)
-    # Then the progress of all is the mean
+    # Then the progress of the batch is the mean
     assert found.progress == pytest.approx(expected) and found.percent == pytest.approx(expected * 100)
 
 
 def test_a_batch_snapshot_has_the_snapshots_of_its_messages() -> None:
     # Given messages, one unknown
     found = rolled_up(WORKING, None, FAILED, progress=25)
-    # Then their snapshots are there, in order
+    # Then the batch snapshot has their snapshots, in order
     assert list(found.children) == ["0", "1", "2"]
     first, second, third = found.children.values()
     assert first is not None and (first.message_id, first.percent) == ("0", 25.0)
     assert second is None and third is not None and third.failed
-    # And nothing of it can be changed
+    # And it cannot be changed
     with pytest.raises(TypeError):
         found.children["0"] = None  # type: ignore[index]
     with pytest.raises(AttributeError):
         found.progress = 1.0  # type: ignore[misc]
-    # And it can be copied, and sent to another process
+    # And it can be copied and pickled
     assert copy.deepcopy(found) == pickle.loads(pickle.dumps(found)) == found
-    # And be in a set, where the same is there once
+    # And it can be in a set, in which equal ones count once
     assert len({found, copy.deepcopy(found), rolled_up(WORKING, WORKING)}) == 2
 
 
@@ -276,21 +276,21 @@ def test_a_batch_snapshot_as_json_and_as_text() -> None:
     found = rolled_up(WORKING, None, progress=25)
     # When they are written as JSON
     parsed = json.loads(found.to_json())
-    # Then everything is there
+    # Then the JSON has all values
     assert parsed["status"] == "working" and parsed["progress"] == 0.125 and parsed["finished"] is False
     assert parsed["counts"] == {"queued": 0, "working": 1, "completed": 0, "failed": 0, "unknown": 1, "unavailable": 0}
     assert parsed["children"]["0"]["progress"] == 25 and parsed["children"]["1"] is None
     assert isinstance(found.to_dict()["children"]["0"], dict)
-    # And for people it is short
+    # And the text for people is short
     assert str(found) == "working (12.5%: 1 working, 1 unknown)"
     assert (str(rolled_up(None)), str(rolled_up())) == ("unknown (0%: 1 unknown)", "completed (100%)")
 
 
 def test_a_batch_with_a_failure_has_no_percentage() -> None:
-    # Given messages of which some failed, one of them behind all that it counts
+    # Given messages of which some failed, one of them after its progress had reached its total
     found = rolled_up(FAILED, COMPLETED, FAILED, progress=100)
-    # When they are shown to people
-    # Then it is said how many have ended, and how
+    # When the batch is written as a text
+    # Then the text has the number of messages in each state
     assert (str(found), found.finished) == ("failed (3 of 3 finished: 1 completed, 2 failed)", True)
     others = rolled_up(FAILED, WORKING, COMPLETED, None, progress=100)
     assert str(others) == "failed (2 of 4 finished: 1 working, 1 completed, 1 failed, 1 unknown)"
@@ -298,14 +298,14 @@ def test_a_batch_with_a_failure_has_no_percentage() -> None:
 
 @pytest.mark.parametrize("all_but", [1, 10_000])
 def test_a_batch_has_a_hundred_percent_only_if_all_messages_have(all_but: int) -> None:
-    # Given messages of which one is not quite there
+    # Given messages of which one is not quite complete
     ids = [str(n) for n in range(all_but + 1)]
     record = {"s": "1", "v": "1", "e": "1", "n": "1", "r": "1", "q": "1"}
     snapshots = [take_snapshot(message_id, {**record, PROGRESS: "100"}, 1) for message_id in ids[1:]]
     snapshots.append(take_snapshot(ids[0], {**record, PROGRESS: str(2**53 - 1), TOTAL: str(2**53)}, 1))
     # When they are rolled up
     found = Rollup([(message_id,) for message_id in ids]).take(snapshots)
-    # Then that is not all
+    # Then the batch has less than 100 %
     assert found.progress < 1.0 and found.percent == 99.9 and str(found).startswith("working (99.9%")
 
 
@@ -313,12 +313,12 @@ def test_a_batch_shows_a_stalled_message() -> None:
     # Given messages that run
     found = rolled_up(WORKING, WORKING, None)
     assert not found.stalled
-    # When one of them has not been heard of for long
+    # When one of them has had no heartbeat for long
     child = found.children["0"]
     assert child is not None
     values = {**child._values, "H": 1}
     later = Snapshot("0", values, child._now)
-    # Then that is seen
+    # Then the batch is shown as stalled
     assert Rollup([("0",), ("1",)]).take([later, found.children["1"]]).stalled
 
 
@@ -335,16 +335,16 @@ def test_a_batch_is_read_in_one_round_trip(backend: RecordingBackend, monkeypatc
     batch = StatusRegistry.batch([str(n) for n in range(500)] * 2, backend=backend)
     # When they are read
     batch.read()
-    # Then all are in one go
+    # Then one round trip reads all of them
     assert asked == [500]
-    # And for none the store is not asked at all
+    # And an empty batch reads nothing from the store
     assert StatusRegistry.batch([], backend=backend).read().finished and asked == [500]
 
 
-# Some that the store cannot read
+# Messages that the store cannot read
 
 
-#: What stands in the place of a message whose server does not answer.
+#: Value in the place of a message whose server does not answer.
 AWAY = BackendError("away")
 
 
@@ -400,13 +400,13 @@ def test_pipelines_with_an_unavailable_stage(states: tuple[Any, ...], missing: t
     # Given a pipeline of which one stage cannot be read
     # When it is rolled up
     found = chained(*states)
-    # Then only a stage is missing that would have come after all others
+    # Then a stage is missing only if all stages before it have completed
     assert (found.missing, found.finished) == (missing, False)
     assert found.unavailable == tuple(str(n) for n, state in enumerate(states) if state is AWAY)
 
 
 def test_messages_that_were_read_as_finished_are_not_unavailable() -> None:
-    # Given a batch that has seen one message finished, and another one half done
+    # Given a batch that has read one message as finished, and another one at half of its total
     backend = StubBackend()
     put(backend, "a", COMPLETED)
     put(backend, "b", WORKING, 50)
@@ -414,33 +414,33 @@ def test_messages_that_were_read_as_finished_are_not_unavailable() -> None:
     before = rollup.take(backend.snapshots(["a", "b"]))
     # When neither can be read any more
     found = rollup.take([AWAY, AWAY])
-    # Then the one counts as what it was, and the bar stays where it was
+    # Then the first one counts as before, and the progress stays
     assert (found.unavailable, found.state, found.progress) == (("b",), "working", before.progress)
-    # And all is well when they can
+    # And when both can be read again, the batch has their states
     put(backend, "b", COMPLETED)
     assert rollup.take(backend.snapshots(["a", "b"])).completed
 
 
-# What is remembered
+# What a batch keeps between reads
 
 
 def test_a_message_that_finishes_does_not_reduce_the_progress(backend: RecordingBackend) -> None:
-    # Given two messages, one far ahead
+    # Given two messages, one with much more progress
     put(backend, "a", WORKING, 90)
     put(backend, "b", WORKING, 40)
     batch = StatusRegistry.batch(["a", "b"], backend=backend)
     seen = [batch.read().progress]
-    # When that fails, and the other completes without having reported all
+    # When this one fails, and the other one completes without reaching its total
     put(backend, "a", FAILED, 90)
     seen.append(batch.read().progress)
     put(backend, "b", COMPLETED, 40)
     seen.append(batch.read().progress)
-    # Then the bar only went on
+    # Then the progress has not decreased
     assert seen == pytest.approx([0.65, 0.65, 0.95])
 
 
 def test_messages_that_expire_after_they_were_read_still_count(backend: RecordingBackend) -> None:
-    # Given messages of which some have finished, and were seen so
+    # Given messages of which some have finished, and were read as finished
     for message_id, state in {"a": COMPLETED, "b": FAILED, "c": WORKING}.items():
         put(backend, message_id, state, 50)
     batch = StatusRegistry.batch(["a", "b", "c"], backend=backend)
@@ -448,13 +448,13 @@ def test_messages_that_expire_after_they_were_read_still_count(backend: Recordin
     # When their statuses expire
     backend.delete("a")
     backend.delete("b")
-    # Then they still count, and are there
+    # Then they still count, with their last snapshots
     assert batch.read() == before
     # And the batch finishes when the last one does
     put(backend, "c", COMPLETED)
     found = batch.read()
     assert (found.state, found.finished, found.counts["unknown"]) == ("failed", True, 0)
-    # But for a batch that has not read them before, they are unknown
+    # But in a batch that has not read them before, they are unknown
     found = StatusRegistry.batch(["a", "b", "c"], backend=backend).read()
     assert (found.state, found.finished, found.missing) == ("working", False, ("a", "b"))
 
@@ -464,23 +464,23 @@ def test_a_lost_record_does_not_reduce_the_progress(backend: RecordingBackend) -
     put(backend, "a", WORKING, 50)
     batch = StatusRegistry.batch(["a"], backend=backend)
     assert batch.read().progress == 0.5
-    # When the store has lost it
+    # When the store has lost its record
     backend.delete("a")
-    # Then it is unknown, and the bar stays
+    # Then it is unknown, and the progress stays
     found = batch.read()
     assert (found.state, found.progress, found.missing) == (None, 0.5, ("a",))
 
 
 def test_a_message_that_is_enqueued_again_is_not_finished(backend: RecordingBackend) -> None:
-    # Given a message that was seen finished
+    # Given a message that was read as finished
     put(backend, "a", COMPLETED)
     batch = StatusRegistry.batch(["a"], backend=backend)
     assert batch.read().finished
-    # When it is enqueued anew, and lost
+    # When it is enqueued again, and its record is lost
     put(backend, "a", QUEUED)
     assert batch.read().queued
     backend.delete("a")
-    # Then the old end is forgotten
+    # Then it no longer counts as finished
     assert batch.read().state is None
 
 
@@ -503,7 +503,7 @@ def test_the_progress_never_decreases(history: list[tuple[int, str, int]]) -> No
             over[n] = deed != "advance"
             put(backend, str(n), {"advance": WORKING, "complete": COMPLETED, "fail": FAILED}[deed], reached[n])
         seen.append(batch.read())
-    # Then its progress only rises, and what has finished stays so
+    # Then its progress never decreases, and finished messages stay finished
     assert [found.progress for found in seen] == sorted(found.progress for found in seen)
     assert [found.finished for found in seen] == sorted(found.finished for found in seen)
 
@@ -522,13 +522,13 @@ def test_the_counts_of_a_batch_are_consistent(chains: list[list[tuple[int | None
                 put(backend, message_id, state, progress)
     # When they are rolled up
     found = Batch(backend, ids).read()
-    # Then the numbers are those of the messages
+    # Then the counts are those of the messages
     assert sum(found.counts.values()) == len(found.children) == sum(map(len, ids))
     assert 0.0 <= found.progress <= 1.0
-    # And it is finished only if nothing moves and nothing is missing
+    # And the batch is finished only if no message runs or is missing
     assert found.finished == (not (found.counts["queued"] or found.counts["working"] or found.missing))
     assert found.completed == (found.finished and not found.counts["failed"])
-    # And the later they are looked at, the more is known: nothing is waited for that was not before
+    # And a message that was not waited for earlier is not waited for later
     backend_later = StubBackend()
     for chain_ids in ids:
         for message_id in chain_ids:
@@ -555,19 +555,19 @@ def stages(*states: int | None, skipped: int | None = None) -> BatchSnapshot:
         ((None, None, None), None, False, ("0",), 0),
         ((QUEUED, None, None), "queued", False, (), 0),
         ((WORKING, None, None), "working", False, (), 0),
-        # Its next stage should be there.
+        # The next stage must have a status.
         ((COMPLETED, None, None), "working", False, ("1",), 1 / 3),
         ((COMPLETED, QUEUED, None), "working", False, (), 1 / 3),
         ((COMPLETED, COMPLETED, COMPLETED), "completed", True, (), 1),
-        # Dramatiq enqueues a stage before it is done with the one ahead of it.
+        # Dramatiq enqueues a stage before it acknowledges the stage before it.
         ((WORKING, QUEUED, None), "working", False, (), 0),
-        # The others will never come.
+        # The later stages are never enqueued.
         ((FAILED, None, None), "failed", True, (), 0),
         ((COMPLETED, FAILED, None), "failed", True, (), 1 / 3),
-        # An actor that says itself that it failed does not stop a pipeline.
+        # An actor that sets the state `failed` itself does not stop a pipeline.
         ((FAILED, WORKING, None), "failed", False, (), 0),
         ((FAILED, COMPLETED, COMPLETED), "failed", True, (), 2 / 3),
-        # Expired: the later stages could not be there without them.
+        # The earlier stages have expired: the later stages were enqueued after them.
         ((None, QUEUED, None), "working", False, (), 1 / 3),
         ((None, None, COMPLETED), "completed", True, (), 1),
         ((None, COMPLETED, None), "working", False, ("2",), 2 / 3),
@@ -576,10 +576,10 @@ def stages(*states: int | None, skipped: int | None = None) -> BatchSnapshot:
 def test_unknown_stages_of_a_pipeline_are_not_missing(
     states: tuple[int | None, ...], expected: str | None, finished: bool, missing: tuple[str, ...], progress: float
 ) -> None:
-    # Given a pipeline that has come so far
+    # Given a pipeline with stages in these states
     # When it is rolled up
     found = stages(*states)
-    # Then it is known what is still to come
+    # Then only stages count as missing that should have a status
     assert (found.state, found.finished, found.missing) == (expected, finished, missing)
     assert found.progress == pytest.approx(progress)
 
@@ -589,7 +589,7 @@ def test_a_skipped_stage_ends_its_pipeline(state: int) -> None:
     # Given a pipeline whose second stage was skipped
     # When it is rolled up
     found = stages(COMPLETED, state, None, skipped=1)
-    # Then nothing more is waited for
+    # Then the batch waits for no further stage
     assert found.finished and found.missing == ()
     assert (found.state, found.progress) == (("completed", 1.0) if state == COMPLETED else ("failed", 1 / 3))
 
@@ -601,14 +601,14 @@ def test_a_pipeline_in_a_group(backend: RecordingBackend, broker: StubBroker, wo
     members = group([alone, pipeline([first, second, third], broker=broker)], broker=broker)
     batch = StatusRegistry.batch(members)
     assert batch.read().state is None
-    # When they are sent
+    # When the group is sent
     members.run()
-    # Then they are queued, and the later stages are still unknown
+    # Then the message and the first stage are queued, and the later stages are unknown
     found = batch.read()
     assert (found.state, found.counts["queued"], found.counts["unknown"]) == ("queued", 2, 2)
-    # And when they have run
+    # And when all have run
     run(broker)
-    # Then it is finished, although the last stage never came, and nothing was raised
+    # Then the batch is finished, although the last stage was never enqueued, and no error is raised
     found = batch.wait()
     assert (found.state, found.finished, found.progress) == ("failed", True, 0.5)
     assert {name: count for name, count in found.counts.items() if count} == {"completed": 2, "failed": 1, "unknown": 1}
@@ -626,14 +626,14 @@ def test_a_pipeline_in_a_group(backend: RecordingBackend, broker: StubBroker, wo
 def test_a_batch_waits_for_a_pipeline_that_dramatiq_runs(
     broker: StubBroker, work: Any, deed: str, state: str, counts: dict[str, int]
 ) -> None:
-    # Given a pipeline whose first stage does something
+    # Given a pipeline whose first stage takes some time
     members = pipeline([work.message(deed), work.message(), work.message()], broker=broker)
     batch = StatusRegistry.batch(members)
-    # When it is waited for while it runs
+    # When wait() is called while the pipeline runs
     members.run()
     with working(broker):
         found = batch.wait(timeout=20_000)
-    # Then there is an end to that
+    # Then the wait ends
     assert found.finished and found.state == state
     assert {name: count for name, count in found.counts.items() if count} == counts
 
@@ -651,11 +651,11 @@ def test_a_batch_does_not_raise_for_a_failed_message(
     monkeypatch.setattr("dramatiq.broker.global_broker", broker)
     members = group([work.message(n) for n in range(3)]).run()
     run(broker)
-    # When Dramatiq itself is asked how far it is
+    # When Dramatiq's own method counts the finished messages
     # Then it raises
     with pytest.raises(Exception, match="ZeroDivision"):
         _ = members.completed_count
-    # And a batch does not
+    # And a batch raises nothing
     found = StatusRegistry.batch(members).wait()
     assert found.failed and found.counts["completed"] == 2
 
@@ -684,10 +684,10 @@ def test_children_count_on_the_progress_of_a_completed_parent(store: StatusBacke
     with working(broker, threads=4):
         before = StatusRegistry.wait(message, broker=broker, timeout=20_000)
         assert before.completed and before.progress is None and before.total == 50
-        # When these count, after it is completed
+        # When the children increment its progress after it is completed
         children_may_run.set()
         assert StatusRegistry.batch(before["children"], broker=broker).wait(timeout=20_000).completed
-    # Then each is counted on its bar, and it is as completed as it was
+    # Then its progress has each increment, and it is still completed
     after = StatusRegistry.read(message, broker=broker)
     assert after is not None and after.completed and (after["progress"], after.progress) == (50, 1.0)
     assert after.finished_at == before.finished_at
@@ -700,7 +700,7 @@ def test_watch_shows_each_message_that_finishes(store: StatusBackend) -> None:
     broker = make_broker(store)
     go_on = threading.Semaphore(0)
 
-    # Given jobs that each wait until they are let go on
+    # Given jobs, each of which waits for the test
     @dramatiq.actor(broker=broker)
     def work() -> None:
         current_progress().progress = 50
@@ -715,7 +715,7 @@ def test_watch_shows_each_message_that_finishes(store: StatusBackend) -> None:
             seen.append(found)
             if found.progress >= (1 + found.counts["completed"]) / 3 - 1 / 6 and found.counts["queued"] == 0:
                 go_on.release()
-    # Then it was seen how each of them ended, the bar never went back, and that was the end
+    # Then the watcher receives the end of each job, the progress never decreases, and the watch ends
     assert [found.progress for found in seen] == sorted(found.progress for found in seen)
     assert {found.counts["completed"] for found in seen} >= {0, 3}
     assert seen[-1].completed and seen[-1].progress == 1.0 and not any(found.finished for found in seen[:-1])
@@ -728,7 +728,7 @@ def test_wait_returns_when_the_last_message_finishes(store: StatusBackend) -> No
     def work(n: int) -> None:
         assert n != 3
 
-    # Given messages that are sent while somebody waits already
+    # Given messages that are sent while a caller waits for them
     messages = [work.message(n) for n in range(20)]
     batch = StatusRegistry.batch(messages, broker=broker)
     found: list[BatchSnapshot] = []
@@ -739,7 +739,7 @@ def test_wait_returns_when_the_last_message_finishes(store: StatusBackend) -> No
         for message in messages:
             broker.enqueue(message)
         waiting.join(20)
-    # Then the waiting ends, with all of them
+    # Then wait() returns when all have finished
     assert found and found[0].finished and found[0].failed
     assert (found[0].counts["completed"], found[0].counts["failed"]) == (19, 1)
 
@@ -748,7 +748,7 @@ def test_wait_raises_after_its_timeout(store: StatusBackend) -> None:
     # Given a message that runs
     put(store, "a", WORKING)
     # When it is waited for
-    # Then there is an end to that
+    # Then the wait ends
     with pytest.raises(StatusTimeout, match=r"batch of 1 messages .* 20 milliseconds"):
         StatusRegistry.batch(["a"], backend=store).wait(timeout=20)
     with pytest.raises(StatusTimeout):
@@ -756,22 +756,22 @@ def test_wait_raises_after_its_timeout(store: StatusBackend) -> None:
 
 
 def test_wait_raises_for_missing_messages(store: StatusBackend) -> None:
-    # Given messages that are unknown, beside others that have finished
+    # Given unknown messages and finished messages in one batch
     put(store, "a", COMPLETED)
     put(store, "d", FAILED)
     batch = StatusRegistry.batch(["a", "b", "c", "d"], backend=store)
-    # When they are waited for
-    # Then it is said that one is missing
+    # When wait() is called for them
+    # Then wait() raises StatusMissing
     with pytest.raises(StatusMissing) as caught:
         batch.wait(timeout=20_000, missing_timeout=20)
     assert caught.value.message_id == "b"
-    # And a watcher gets a roll-up of the others before the error
+    # And a watcher receives a roll-up of the other messages before the error
     seen = []
     with pytest.raises(StatusMissing):
         for found in batch.watch(missing_timeout=20):
             seen.append(found.counts["unknown"])
     assert seen == [2]
-    # And where all are unknown there is nothing to see
+    # And if all are unknown, a watcher receives only the error
     with pytest.raises(StatusMissing):
         next(StatusRegistry.batch(["x", "y"], backend=store).watch(missing_timeout=20))
 
@@ -779,15 +779,15 @@ def test_wait_raises_for_missing_messages(store: StatusBackend) -> None:
 def test_an_empty_batch_is_finished(backend: RecordingBackend) -> None:
     # Given no messages
     batch = StatusRegistry.batch([], backend=backend)
-    # When they are waited for
-    # Then they are done
+    # When wait() is called for them
+    # Then it returns at once
     assert batch.wait().completed and [found.progress for found in batch.watch()] == [1.0]
 
 
 def test_watch_continues_after_an_outage_except_at_the_first_read(
     backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a store that answers once
+    # Given a store that fails after its first answer
     put(backend, "a", WORKING)
     answers = iter([True])
     read, failed = backend.read_many, threading.Event()
@@ -801,9 +801,9 @@ def test_watch_continues_after_an_outage_except_at_the_first_read(
 
     monkeypatch.setattr(backend, "read_many", failing)
     # When a batch is watched meanwhile
-    # Then that is waited through
+    # Then the watch continues after the outage
     assert [found.state for found in StatusRegistry.batch(["a"], backend=backend).watch()] == ["working", "completed"]
-    # But not at the first look
+    # But the first read raises the error
     failed.clear()
     with pytest.raises(BackendError):
         StatusRegistry.batch(["a"], backend=backend).wait()
@@ -836,8 +836,8 @@ class Watching:
 def test_only_changes_are_shown() -> None:
     # Given a watcher
     watching = Watching([("a",), ("b",)])
-    # When it looks
-    # Then it shows what has changed, from the first that is known to the last
+    # When the watcher reads
+    # Then it shows each change, from the first known message to the last
     shown = [
         watching.look(),
         watching.look(a=QUEUED),
@@ -856,9 +856,9 @@ def test_missing_messages_are_given_up_when_all_others_have_finished() -> None:
     watching.look(a=WORKING)
     assert watching.watcher.time_left(0.0) == float("inf")
     watching.look(after=100)
-    # When the other one has ended
+    # When the other message has ended
     watching.look(a=COMPLETED)
-    # Then the missing one has so much time from there
+    # Then the time for the missing one starts
     assert watching.watcher.time_left(100.0) == 1.0
     watching.look(after=0.9)
     with pytest.raises(StatusMissing, match="'b'"):
@@ -866,12 +866,12 @@ def test_missing_messages_are_given_up_when_all_others_have_finished() -> None:
 
 
 def test_messages_that_appear_one_by_one_are_not_given_up() -> None:
-    # Given messages of which one a second is seen, and gone through at once
+    # Given messages, of which each second another one appears and finishes at once
     watching = Watching([(str(n),) for n in range(10)])
-    # When that takes longer in all than one may be missing
+    # When all of them together take longer than one message may be missing
     for n in range(10):
         watching.look(after=0.9, **{str(n): COMPLETED})
-    # Then they were all waited for
+    # Then the watcher has waited for all of them
     assert watching.watcher.finished
 
 
@@ -879,8 +879,8 @@ def test_a_next_stage_that_does_not_appear_is_given_up() -> None:
     # Given a pipeline whose second stage is not tracked
     watching = Watching([("a", "b")])
     watching.look(a=COMPLETED)
-    # When it does not appear for as long as it may be missing
-    # Then it is given up
+    # When it does not appear within the time for missing messages
+    # Then the watch raises StatusMissing
     with pytest.raises(StatusMissing, match="'b'"):
         watching.look(after=1.0)
 
@@ -895,17 +895,17 @@ def test_watchers_ignore_published_versions_that_they_have_read() -> None:
     # When the versions that it has read are published
     # Then the batch has no new version
     assert new_version({"a": version.version}) is None and new_version({}) is None
-    # But after all others it has
+    # But after any other version it has
     assert new_version({"a": version.version + 1}) == watching.watcher.version + 1
     assert new_version({"a": version.version, "b": 1}) is not None and new_version({"a": 0}) is not None
 
 
 def test_chains_are_found_in_nested_groups_and_pipelines() -> None:
-    # Given what is nested
-    # When the messages are looked for
-    # Then they come in order, those of a pipeline together
+    # Given nested groups and pipelines
+    # When their messages are collected
+    # Then they are in order, and the messages of a pipeline are together
     assert list(chains_of(["a", ["b", iter(["c"])], []])) == [("a",), ("b",), ("c",)]
     assert list(chains_of("abc")) == [("abc",)]
-    # And a message that is in a pipeline and beside it is a stage
+    # And a message in a pipeline that is also given alone counts as a stage
     assert Rollup([("b",), ("a", "b"), ()]).message_ids == ("b", "a")
     assert Rollup([]).take(()).state is State.COMPLETED

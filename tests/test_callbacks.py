@@ -56,7 +56,7 @@ class Crew:
             current_status().update(step="writing", rows=3)
             current_progress().total = 10
             current_status().flush()
-            # The throttle holds this back for a long time.
+            # The throttle delays this write for a long time.
             current_progress().increment(4)
             return current_status().message_id
 
@@ -101,7 +101,7 @@ class Crew:
 
 
 class HoldCallers(Middleware):
-    """Lets no caller be acknowledged before its callback has read it."""
+    """Middleware that delays the acknowledgement of a caller until its callback has read it."""
 
     crew: Crew
 

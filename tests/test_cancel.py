@@ -68,7 +68,7 @@ def in_each_state(backend: StatusBackend) -> None:
         backend.update_many([(message_id, update) for update in updates])
 
 
-# From outside
+# Requests from outside of a worker
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["calls", "awaited"])
@@ -105,7 +105,7 @@ def test_a_batch_is_cancelled_in_one_call(backend: RecordingBackend, is_async: b
         found = asyncio.run(aio.StatusRegistry.batch(ids, backend=backend).cancel("user left"))
     else:
         found = StatusRegistry.batch(ids, backend=backend).cancel("user left")
-    # Then each has its answer, of one call
+    # Then each has its result, in one call
     assert found == {"waiting": CANCELLED, "running": REQUESTED, "completed": FINISHED, "unknown": None}
     assert len(backend.calls) == before + 1
     assert StatusRegistry.batch([], backend=backend).cancel() == {}
@@ -122,7 +122,7 @@ def test_an_outage_is_an_error_and_leaves_nothing_half_done(backend: RecordingBa
     ):
         with pytest.raises(BackendError):
             call()
-    # Then none was
+    # Then no message was cancelled
     broken.down = False
     assert [
         snapshot is not None and snapshot.cancel_requested_at
@@ -236,7 +236,7 @@ def test_an_actor_checks_whether_it_is_asked_to_stop(broker: StubBroker, backend
         assert StatusRegistry.cancel(message, reason="user left", broker=broker) is REQUESTED
         found = StatusRegistry.wait(message, broker=broker)
         broker.join("default")
-    # Then it has ended as cancelled, once, and has written its last words
+    # Then its message has ended as cancelled, once, with the fields that it wrote at its end
     assert (found.state, found.cancelled, found["last"], found.attempts) == ("failed", True, "words", 1)
     assert found.exception is None and not found.skipped
     assert found.cancel_requested_at is not None and found.cancel_seen_at is not None
@@ -412,7 +412,7 @@ def test_a_running_message_sees_the_request_whose_mark_the_log_has_dropped(backe
 def test_a_message_that_is_sent_after_a_full_log_was_read_takes_no_read(
     backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a worker that has read a full log, with a clock that is right
+    # Given a worker that has read a full log, and whose clock is right
     monkeypatch.setattr(cancels, "_CLOCK_SKEW", -1)
     broker = make_broker(backend)
 
@@ -426,11 +426,11 @@ def test_a_message_that_is_sent_after_a_full_log_was_read_takes_no_read(
     read_many = backend.read_many
     backend.read_many = lambda ids: (read.extend(ids), read_many(ids))[1]  # type: ignore[method-assign]
     with working(broker):
-        # When it gets a message that was made before, and one that is made later
+        # When it gets a message that was made before the read, and one that is made later
         broker.enqueue(before)
         job.send()
         broker.join("default")
-    # Then it has read the status of the first one alone
+    # Then it reads the status of the first one alone
     assert set(read) == {before.message_id}
 
 
@@ -448,7 +448,7 @@ def test_an_unused_cancel_reads_no_record(broker: StubBroker, backend: Recording
     messages = [job.send() for _ in range(20)]
     with working(broker):
         broker.join("default")
-    # Then each has taken its start and its end, and none a read
+    # Then each run has sent its start and its end, and has read nothing
     assert reads == []
     assert all(len(backend.updates(message.message_id)) <= 4 for message in messages)
 

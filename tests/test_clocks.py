@@ -50,7 +50,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBa
 
 @pytest.mark.timeout(30)
 def test_a_watch_goes_on_while_the_time_is_frozen(backend: StatusBackend) -> None:
-    # Given a test that freezes the time and watches a running message
+    # Given a test that freezes the time, and watches a running message
     with freeze_time(FROZEN):
         job = Job(backend).enqueue().start()
         watched = StatusRegistry.watch(job.message_id, backend=backend)
@@ -81,7 +81,7 @@ def test_time_outs_pass_while_the_time_is_frozen(backend: StatusBackend) -> None
     # Given a test that freezes the time
     with freeze_time(FROZEN):
         job = Job(backend).enqueue().start()
-        # When it waits for a message that goes on, and for one that nobody knows
+        # When it waits for a running message, and for an unknown one
         # Then each wait ends when its time is over
         with pytest.raises(StatusTimeout):
             StatusRegistry.wait(job.message_id, backend=backend, timeout=80)
@@ -121,7 +121,7 @@ def test_an_outage_ends_after_the_time_was_frozen() -> None:
     with freeze_time(FROZEN):
         work.send()
     assert broken.failures > 0
-    # When it works again, and so does the clock
+    # When the store works again, and the clock is no longer frozen
     broken.down = False
     with working(broker) as worker:
         join(broker, worker)
@@ -138,7 +138,7 @@ def test_all_modules_take_their_clock_from_one() -> None:
     sources = {path.relative_to(package).as_posix(): path.read_text() for path in package.rglob("*.py")}
     # When they are searched for the module `time`, of which a test may freeze each clock
     found = {name for name, text in sources.items() if re.search(r"^(import time$|from time import)", text, re.M)}
-    # Then only these have it: the clocks themselves, and the date of what happens
+    # Then only the modules of the clocks import it
     assert found == {"_time.py", "backend.py"}
 
 
@@ -150,10 +150,10 @@ def test_all_modules_take_their_clock_from_one() -> None:
 def test_readers_with_another_date_find_statuses(backend: StatusBackend, moment: str) -> None:
     # Given a status that has finished, and one that goes on
     jobs = [Job(backend).enqueue().start().finish(), Job(backend).enqueue().start()]
-    # When a process looks at them whose time is frozen, years away
+    # When a process reads them whose time is frozen, years away
     with freeze_time(moment):
         found = backend.snapshots([job.message_id for job in jobs])
-    # Then it finds both, as the store has a clock of its own
+    # Then it finds both, because the store has its own clock
     assert [snapshot and snapshot.state for snapshot in found] == [State.COMPLETED, State.WORKING]
 
 
@@ -162,16 +162,16 @@ def test_writers_with_another_date_expire_no_status(moment: str, tmp_path: Path)
     # Given a status that has finished, in a file
     backend = SQLiteBackend(tmp_path / "status.db", timeout=20_000)
     job = Job(backend).enqueue().start().finish()
-    # When a process looks at it whose time is frozen, years away, and writes to the same file
+    # When a process whose time is frozen, years away, reads it and writes to the same file
     with freeze_time(moment), closing(SQLiteBackend(tmp_path / "status.db", timeout=20_000)) as other:
         snapshot = other.snapshot(job.message_id)
         listed = [one.message_id for one in other.find(Query(), limit=10, after=None)]
         count = other.count(Query())
         theirs = Job(other).enqueue().start().finish()
-    # Then it finds the status, as the clock of the host tells that it has not expired
+    # Then it finds the status, because it has not expired by the clock of the host
     assert snapshot is not None and snapshot.completed
     assert (listed, count) == ([job.message_id], 1)
-    # And neither process deletes or misses what the other one has written
+    # And each process finds the statuses that the other one has written
     found = backend.snapshots([job.message_id, theirs.message_id])
     assert [snapshot and snapshot.completed for snapshot in found] == [True, True]
     assert backend.delete(theirs.message_id)

@@ -85,7 +85,7 @@ def test_a_run_counts_on_fields_and_deletes_fields(backend: StatusBackend) -> No
 
     # When it has run
     found = perform(backend, job)
-    # Then all is there
+    # Then the status has all changes
     names = ("rows", "bytes", "progress", "total", "none", "text")
     assert {name: found[name] for name in names} == {
         "rows": 1510, "bytes": 4.5, "progress": 2, "total": 22, "none": 1, "text": "a",
@@ -105,9 +105,9 @@ def test_children_add_to_the_total_of_their_parent(backend: StatusBackend) -> No
     backend.update("parent", Update(Kind.ENQUEUE, ENQUEUE_ID, fields={"t": "null"}))
     for _ in range(400):
         child.send()
-    # When all have run
+    # When all messages have run
     run(broker, threads=8)
-    # Then nothing is lost
+    # Then no change is lost
     parent = StatusRegistry.read("parent", backend=backend)
     assert parent is not None and (parent.total, parent["rows"]) == (800, 200_000)
 
@@ -115,7 +115,7 @@ def test_children_add_to_the_total_of_their_parent(backend: StatusBackend) -> No
 def test_a_retry_does_not_restore_deleted_fields(backend: StatusBackend) -> None:
     seen: list[set[str]] = []
 
-    # Given a message that was sent with fields, and whose first run, and somebody else, delete one each
+    # Given a message that was sent with fields, of which its first run and another process delete one each
     def job() -> None:
         status = current_status()
         seen.append({"given", "text", "rows"} & status.to_dict().keys())
@@ -129,7 +129,7 @@ def test_a_retry_does_not_restore_deleted_fields(backend: StatusBackend) -> None
 
     # When it is retried twice
     found = perform(backend, job, max_retries=2, min_backoff=1)
-    # Then they stay deleted
+    # Then both fields stay deleted
     assert seen == [{"given", "text", "rows"}, {"text"}, {"text"}]
     assert "given" not in found and "rows" not in found and found["text"] == "a"
 
@@ -169,16 +169,16 @@ def test_counts_and_deletions_from_outside_of_a_worker(backend: StatusBackend) -
             await asynchronous[0].increment("text")
         await aio.close()
 
-    # When others count on its fields and delete some
+    # When other processes increment its fields and delete some
     status.increment("rows")
     progress.add_total(5)
     del status["step"]
     asyncio.run(write())
-    # Then all is there
+    # Then the status has all changes
     found = dict(status.read() or ())
     assert (found["rows"], found["total"], found["progress"], found["text"]) == (3, 10, 3, "a")
     assert not {"step", "gone"} & found.keys()
-    # And what is no number, and what is not there, are errors
+    # And increments of a text, and changes of an unknown message, raise errors
     with pytest.raises(ValueError, match="'text' of message 'm'"):
         status.increment("text")
     for write_to in (lambda s: s.increment("rows"), lambda s: s.unset("step")):
@@ -210,8 +210,8 @@ def test_wrong_counts_and_deletions_raise(write: Any, error: type[Exception], te
     with bound_status() as status:
         status.update(step="1", rows=2)
         before = status.read()
-        # When something is written to it that has no meaning
-        # Then it fails, and changes nothing
+        # When a wrong count or deletion is written
+        # Then an error is raised, and the status is unchanged
         with pytest.raises(error, match=text):
             write(status)
         assert status.read() == before
@@ -235,7 +235,7 @@ def test_a_forked_process_counts_and_deletes(redis_url: str) -> None:
     # When it has run
     backend = RedisBackend(url=redis_url, timeout=20_000)
     found = perform(backend, job)
-    # Then all is there
+    # Then the status has all changes
     assert (found["rows"], found["total"], found["text"]) == (15, 3, "a") and "given" not in found
     backend.close()
 
@@ -268,7 +268,7 @@ GIVEN = {":a": "3", ":b": '"b"', "t": "null"}
 
 
 def written(record: Record, kind: str, name: str, value: Any) -> None:
-    """Do one step at once."""
+    """Apply one step to a record at once."""
     if kind in ("set", "progress"):
         record[name] = str(value)
     elif kind == "delete":
@@ -295,7 +295,7 @@ def test_merged_writes_equal_single_writes(history: list[tuple[str, str, Any]], 
         backend.update("m", enqueue)
     buffer, run_token = _begin(ENQUEUE_ID, 1), 1
     expected = dict(GIVEN)
-    # When its run writes, while replies and whole records are lost
+    # When the runs write, while replies and records are lost
     for kind, name, value in history:
         if kind == "send":
             send(buffer, backend, name)
@@ -303,7 +303,7 @@ def test_merged_writes_equal_single_writes(history: list[tuple[str, str, Any]], 
                 late = False
                 backend.update("m", enqueue)
         elif kind == "lose":
-            # What an earlier run has written, only the store remembers.
+            # Only the store has the values of an earlier run.
             if run_token == 1:
                 backend.delete("m")
                 buffer.restore()
@@ -320,7 +320,7 @@ def test_merged_writes_equal_single_writes(history: list[tuple[str, str, Any]], 
     buffer.finish(Finish(COMPLETED, {}, 1000), Confirmation())
     while send(buffer, backend, "stored"):
         pass
-    # Then the record is as if each step had been taken at once
+    # Then the record is the same as if each step had been applied at once
     record = backend.read("m") or {}
     assert {name: record.get(name) for name in (":a", ":b", "t")} == {
         name: expected.get(name) for name in (":a", ":b", "t")
@@ -346,7 +346,7 @@ def _write(buffer: MessageBuffer, kind: str, name: str, value: Any) -> None:
         buffer.write({name: str(value)})
 
 
-# Handles that travel
+# Copied and pickled handles
 
 
 def test_a_job_that_uses_no_registry_can_pickle_its_handles() -> None:
@@ -377,7 +377,7 @@ def test_a_job_that_uses_no_registry_can_pickle_its_handles() -> None:
 
 
 def test_handles_are_pickled_as_their_message_id() -> None:
-    # Given a broker with a status store, and handles from everywhere
+    # Given a broker with statuses, and handles from all sources
     backend = RecordingBackend()
     pickled: list[bytes] = []
 
@@ -398,7 +398,7 @@ def test_handles_are_pickled_as_their_message_id() -> None:
     for raw in (pickled[0], pickle.dumps((handles[0], StatusRegistry.progress(found["message_id"]), *handles[1:]))):
         # When they are unpickled outside of the run
         status, progress, of_aio, *_ = pickle.loads(raw)
-        # Then they read and write as those of the registry
+        # Then they read and write as handles of the registry do
         progress.increment()
         status.increment("rows")
         assert (status["rows"], progress.total) == (dict(handles[0].read() or ())["rows"], 100)
@@ -407,15 +407,15 @@ def test_handles_are_pickled_as_their_message_id() -> None:
 
 
 def test_a_copy_keeps_its_store(broker: StubBroker) -> None:
-    # Given a handle of a store that no broker knows
+    # Given a handle of a store that no broker has
     backend = StubBackend()
     backend.update("m", Update(Kind.ENQUEUE, ENQUEUE_ID))
     # When it is copied
     copied = copy.deepcopy(StatusRegistry.get("m", backend=backend))
-    # Then it is one of the same store
+    # Then the copy has the same store
     copied["step"] = 1
     assert StatusRegistry.get("m", backend=backend)["step"] == 1
-    # But pickled, it is an id for the default broker
+    # But an unpickled one uses the default broker
     with pytest.raises(RuntimeError, match="StatusMiddleware"):
         pickle.loads(pickle.dumps(copied))
 
@@ -435,7 +435,7 @@ def test_detached_handles_are_copied_with_their_values(clone: Any) -> None:
             status["step"] = 1
             # When they are copied
             found, progress = clone((status, current_progress()))
-            # Then the copies have the values, in common, and the originals theirs
+            # Then the copies share their values, and the originals keep their own
             progress.add_total(5)
             del found["step"]
             assert (found.total, "step" in found, status["step"], current_progress().total) == (5, False, 1, 100)

@@ -124,8 +124,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("call", [CALLS["read"], CALLS["find"]], ids=["read", "find"])
 def test_replies_byte_by_byte_end_at_the_timeout(dripping: RedisBackend, call: Callable[[RedisBackend], Any]) -> None:
     # Given a server that sends its replies byte by byte
-    # When it is asked
-    # Then the time-out is that of the call
+    # When a call is made
+    # Then the call ends by its time-out
     with in_time():
         call(dripping)
 
@@ -134,10 +134,10 @@ def test_replies_byte_by_byte_end_at_the_timeout(dripping: RedisBackend, call: C
 def test_connecting_with_replies_byte_by_byte_ends_at_the_timeout(
     dripping: RedisBackend, call: Callable[[RedisBackend], Any]
 ) -> None:
-    # Given such a server, and no connection
+    # Given a server that sends its replies byte by byte, and no connection
     dripping.close()
-    # When it is asked
-    # Then the time-out is that of connecting and all that follows
+    # When a call is made
+    # Then connecting and the call together end by the time-out
     with in_time():
         call(dripping)
 
@@ -175,10 +175,10 @@ def test_replies_byte_by_byte_without_hiredis_and_with_gevent(proxy: Proxy, befo
     with process:
         assert process.stdin is not None and process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        # When it asks a server that sends its replies byte by byte, over a connection and over a new one
+        # When it calls a server that sends its replies byte by byte, over an idle connection and over a new one
         proxy.drip = DRIP
         for _ in range(2):
-            # Then the time-out is that of the call
+            # Then the call ends by its time-out
             with in_time(fails=False):
                 process.stdin.write("go\n")
                 process.stdin.flush()
@@ -190,8 +190,8 @@ def test_replies_byte_by_byte_in_an_event_loop(dripping: RedisBackend) -> None:
     async def ask() -> None:
         # Given a server that sends its replies byte by byte, and no connection, or one
         for _ in range(2):
-            # When it is asked
-            # Then the time-out is that of the call
+            # When a call is made
+            # Then the call ends by its time-out
             with in_time():
                 await aio.StatusRegistry.read("m", backend=dripping)
 
@@ -217,7 +217,7 @@ def test_a_large_reply_may_take_longer_than_the_timeout(
         updates = [(message_id, enqueue(fields={":large": large})) for message_id in ids]
         backend = filled(connect, updates, timeout=200)
         proxy.drip = (65_536, 65_536 / 8_000_000)
-        # When it is asked for 3 MB, within half of the time that they take
+        # When a call reads 3 MB, with a time-out of half of the time that they take
         records = answered(lambda: backend.read_many(ids))
         # Then the call succeeds
         assert [isinstance(record, dict) and record[":large"] for record in records] == [large] * 50
@@ -231,8 +231,8 @@ def test_a_large_reply_that_stops_ends_at_the_timeout(proxy: Proxy) -> None:
         partial(RedisBackend, host="127.0.0.1", port=proxy.port), [(str(number), large) for number in range(60)]
     )
     proxy.stop_after = 3_000_000
-    # When it is asked
-    # Then it has no more time than one that does not begin
+    # When a call is made
+    # Then the call ends as early as for a server that does not begin a reply
     with in_time():
         backend.read_many([str(number) for number in range(60)])
     backend.close()
@@ -278,7 +278,7 @@ def test_replies_that_a_busy_process_reads_late(
     # When it reads many messages
     with busy_process():
         records = answered(lambda: backend.read_many(ids))
-    # Then that the replies are read late is not the server's fault
+    # Then the call succeeds, although the replies are read late
     assert all(isinstance(record, dict) for record in records)
     backend.close()
 
@@ -295,7 +295,7 @@ def test_replies_that_are_read_late_after_begin_update(
 
     def update() -> bool:
         complete = backend.begin_update("m", enqueue(next(numbers)))
-        # When the caller is away for longer than the time-out, the broker's call for one
+        # When the caller does other work for longer than the time-out, such as the broker's call
         time.sleep(0.3)
         return complete() is Outcome.APPLIED
 
@@ -317,8 +317,8 @@ def test_a_large_reply_in_an_event_loop_may_take_longer_than_the_timeout(proxy: 
         proxy.drip = (1600, 0.02)
         return await aio.StatusRegistry.read_many(ids, backend=backend)
 
-    # When it is asked
-    # Then that is no server that does not answer
+    # When a call is made
+    # Then the call succeeds
     assert None not in answered(lambda: asyncio.run(ask()))
     backend.close()
 
@@ -353,7 +353,7 @@ class Store(NamedTuple):
     backend: RedisBackend
 
     def use(self) -> None:
-        """Use it, so that connections to all servers are idle."""
+        """Call the backend, so that it has idle connections to all servers."""
 
         def ask() -> Any:
             enqueue_all(self.backend, 1)
@@ -367,7 +367,7 @@ class Store(NamedTuple):
             self.backend.close()
         self.servers.pause()
         if self.kind == "sentinel":
-            # It is time to ask them again
+            # The time of the next attempt has come
             self.backend.transport.pool.ask_at = 0.0  # type: ignore[attr-defined]
 
 
@@ -410,7 +410,7 @@ def test_calls_to_frozen_servers_end_by_the_deadline(store: Store, name: str, co
     # Given servers all of which are frozen, and connections to them or none
     store.freeze(connected=connected)
     # When a call is made
-    # Then it fails, or puts off what it was to write, by its deadline
+    # Then it raises an error, or postpones its updates, by its deadline
     with in_time(fails=None if "update" in name else True):
         FROZEN_CALLS[name](store.backend)
 
@@ -425,7 +425,7 @@ def test_send_waits_for_one_timeout_while_servers_are_frozen(store: Store, conne
 
     store.freeze(connected=connected)
     # When it is sent
-    # Then that waits for one time-out at most
+    # Then send() waits for one time-out at most
     with in_time(fails=False):
         work.send()
 
@@ -450,14 +450,14 @@ def test_concurrent_calls_to_frozen_servers_end_by_their_own_deadlines(store: St
 
 
 def test_a_frozen_sentinel_leaves_time_for_the_next_one_and_the_master(redis_sentinels: RedisSentinels) -> None:
-    # Given a Sentinel that is frozen, the one that is asked first
+    # Given a frozen Sentinel, which is the first to be queried
     redis_sentinels.reset()
     backend = RedisBackend(
         sentinels=redis_sentinels.addresses, service_name=redis_sentinels.service_name, timeout=LONG_TIMEOUT
     )
     redis_sentinels.sentinels[0].pause()
     try:
-        # When the master is needed
+        # When a call needs the master
         # Then there is time left for the next Sentinel, and for the master
         with in_time(fails=False, timeout=LONG_TIMEOUT):
             backend.update("m", enqueue())
@@ -468,7 +468,7 @@ def test_a_frozen_sentinel_leaves_time_for_the_next_one_and_the_master(redis_sen
 
 
 def test_a_frozen_node_leaves_time_for_the_other_nodes(redis_cluster: RedisCluster) -> None:
-    # Given a cluster with a frozen node, the one that is asked first, and no connections
+    # Given a cluster with a frozen node, which is the first to be queried, and no connections
     redis_cluster.reset()
     backend = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=LONG_TIMEOUT)
     ids = [str(number) for number in range(60)]

@@ -37,7 +37,7 @@ ROOT_DIRECTORY = Path(__file__).parent.parent
 
 
 class CustomEncoder(Encoder):
-    """Knows the types of JSON and no subclass of them."""
+    """Encoder that takes the types of JSON and no subclass of them."""
 
     def encode(self, data: dict[str, Any]) -> bytes:
         return repr(self._checked({**data, "args": list(data["args"])})).encode()
@@ -140,7 +140,7 @@ class Sent(dramatiq.Middleware):
 def test_encoders_return_messages_unchanged(
     backend: RecordingBackend, encoder: Encoder, options: dict[str, Any], inside: bool, delay: int | None
 ) -> None:
-    # Given a heartbeat interval of one's own, which messages carry as well, and a job that fails once
+    # Given a worker with its own heartbeat interval, which messages carry, and a job that fails once
     sent = Sent()
     broker = make_broker(backend, sent, heartbeat_interval=Duration.SECONDS, includes={"message"})
     failed: list[str] = []
@@ -155,17 +155,17 @@ def test_encoders_return_messages_unchanged(
     def outer() -> None:
         work.send_with_options(delay=delay, **options)
 
-    # When it is sent, by another job or not, and runs
+    # When the job is sent, by another job or by the test, and runs
     if inside:
         outer.send()
     else:
         outer.fn()
     run(broker)
-    # Then all that was sent (the retry, too) is what comes back
+    # Then each message, including the retry, is unchanged after encoding and decoding
     for message in sent.messages:
         assert dramatiq.Message.decode(message.encode()) == message
     assert all(type(message.options[ENQUEUE_ID_OPTION]) is list for message in sent.messages)
-    # And it was carried out as it should
+    # And the job has the right status
     (message_id,) = set(failed)
     assert {m.options[ENQUEUE_ID_OPTION][1] for m in sent.messages if m.message_id == message_id} == {1, 2}
     snapshot = StatusRegistry.read(message_id, broker=broker)
@@ -187,17 +187,17 @@ def test_pickled_messages_are_read_without_this_package(backend: RecordingBacken
     def work() -> None: ...
 
     raw = PickleEncoder().encode(work.send_with_options(**OPTIONS).asdict())
-    # When it is read where this package is not
+    # When it is read by a process without this package
     script = """
 import pickle, sys
 sys.modules["dramatiq_status"] = sys.modules["tests"] = None
 print(sorted(pickle.load(sys.stdin.buffer)["options"]))
 """
     read = subprocess.run([sys.executable, "-c", script], input=raw, capture_output=True, timeout=60)
-    # Then it is there, options and all
+    # Then the message has all its options
     assert read.returncode == 0, read.stderr.decode()
     assert {"status", ENQUEUE_ID_OPTION, "status_heartbeat"} <= set(ast.literal_eval(read.stdout.decode()))
-    # (as that of an older version is for us, which held one of our tuples)
+    # (The same holds here for a message of an older version, which contained one of our tuples.)
     assert pickle.loads(raw)["options"][ENQUEUE_ID_OPTION][1] == 1
 
 
@@ -208,10 +208,10 @@ def test_the_generation_of_an_older_message_is_counted_on(
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    # When a message is put back that carries which enqueue it is of
+    # When a message with an enqueue id is enqueued again
     message = work.message().copy(options={ENQUEUE_ID_OPTION: given})
     broker.enqueue(message)
-    # Then that is counted up
+    # Then its generation is one higher
     assert message.options[ENQUEUE_ID_OPTION] == [7, 4]
     assert [backend.field(message.message_id, name) for name in (ORIGIN, GENERATION)] == ["7", "4"]
 
@@ -247,9 +247,9 @@ def test_wrong_options_of_a_message_do_not_affect_others(
         current_status()["name"] = name
         current_status().flush()
 
-    # Given a message in the queue that another program has made
+    # Given a message of another program in the queue
     fields = {**work.message("forged").asdict(), **forged}
-    # When it runs, and others around it
+    # When it runs, with other messages before and after it
     first = work.send("first")
     broker.queues["default"].put(json.dumps(fields).encode())
     last = work.send("last")
@@ -258,7 +258,7 @@ def test_wrong_options_of_a_message_do_not_affect_others(
             assert StatusRegistry.wait(message, broker=broker, timeout=20_000)["name"] == message.args[0]
         backend.wait_for(lambda: backend.read(fields["message_id"]) and len(ran) == 3)
         snapshot = StatusRegistry.wait(fields["message_id"], broker=broker, timeout=20_000)
-    # Then all are completed, by runs of which there was one, and nothing of ours has failed
+    # Then all are completed in one run each, and no code of this package has raised an error
     assert sorted(ran) == ["first", "forged", "last"] and snapshot.completed
     assert backend.field(fields["message_id"], ATTEMPTS) == "1"
     assert "StatusMiddleware" not in caplog.text and "unexpected" not in caplog.text
@@ -272,18 +272,18 @@ def test_a_message_without_a_queue_does_not_affect_others(
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    # Given a message that does not say its queue, so that Dramatiq's own thread dies of it when the job is done
+    # Given a message without the name of its queue, by which Dramatiq's own thread dies when the job is done
     broker.queues["default"].put(json.dumps({**work.message().asdict(), "queue_name": None}).encode())
-    # When others run behind it
+    # When other messages run after it
     messages = [work.send() for _ in range(3)]
     with working(broker):
-        # Then they are completed
+        # Then these are completed
         for message in messages:
             assert StatusRegistry.wait(message, broker=broker, timeout=20_000).completed
     assert "StatusMiddleware" not in caplog.text and "unexpected" not in caplog.text
 
 
-#: Message ids that no store can have.
+#: Message ids that no store takes.
 BAD_IDS = [5, None, ["a"], {"a": 1}, True, 0.5, "", "\ud800", "a\nb", "\x1b[31mred", "x" * 300]
 
 
@@ -300,20 +300,20 @@ def test_ids_from_the_queue_are_checked(
         current_status()["name"] = name
         current_status().flush()
 
-    # Given a message from the queue that says of which enqueue it is, as if its id had been checked then
+    # Given a message from the queue with an enqueue id, as if its message id had been checked before
     given = {**work.message("bad").asdict(), "message_id": bad_id, "options": {ENQUEUE_ID_OPTION: [7, 1]}}
     if delayed:
         given["options"]["eta"] = 0
     broker.queues["default.DQ" if delayed else "default"].put(json.dumps(given).encode())
     good = work.send("good")
-    # When it runs beside others
+    # When it runs beside other messages
     run(broker)
-    # Then it has run, untracked, and theirs are as they should be
+    # Then it has run without a status, and the other messages have theirs
     assert sorted(ran) == ["bad", "good"]
     assert {message_id for call in backend.calls for message_id, _ in call} == {good.message_id}
     snapshot = StatusRegistry.read(good, broker=broker)
     assert snapshot is not None and snapshot.completed and snapshot["name"] == "good"
-    # And the log says so, in a line that nobody can forge
+    # And one line of the log names it, in which its id is escaped
     lines = [record.getMessage() for record in caplog.records if record.name == "dramatiq_status"]
     assert lines and all(line.startswith(f"Message {bad_id!r:.200}") and line.isprintable() for line in lines)
     assert "StatusMiddleware" not in caplog.text and "unexpected" not in caplog.text
@@ -324,7 +324,7 @@ def test_ids_from_the_queue_are_checked(
 def test_only_the_producer_or_the_worker_has_the_middleware(
     redis_url: str, redis_broker_url: str, encoder: Encoder, ours: str
 ) -> None:
-    # Given a producer with the middleware and a worker under the command without this package, or the other way round
+    # Given a producer with the middleware and a worker without this package, or the other way round
     backend = RedisBackend(url=redis_url, timeout=20_000)
     producing = (
         [StatusMiddleware(backend=backend, heartbeat_interval=5000, includes={"message"})] if ours == "producer" else []
@@ -350,7 +350,7 @@ def test_only_the_producer_or_the_worker_has_the_middleware(
                 assert StatusRegistry.wait(message, backend=backend, timeout=20_000).attempts == 2
         finally:
             worker.terminate()
-    # Then it is done, and its status is what the side with the middleware knows of it
+    # Then it has run, and its status has the updates of the side with the middleware
     assert done is not None
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot is not None
@@ -372,12 +372,12 @@ def test_no_log_line_is_forged_by_an_id(
     def work() -> None:
         handles.append(current_status())
 
-    # Given a message whose id a store can have, and a terminal shows as something else
+    # Given a message whose id a store takes, but a terminal would show as other text
     broker.enqueue(work.message().copy(message_id=odd_id))
     run(broker)
     # When the log names it
     handles[0]["late"] = 1
-    # Then that can be printed
+    # Then the line has printable characters only
     (line,) = (record.getMessage() for record in caplog.records if record.name == "dramatiq_status")
     assert f"Message {odd_id!r} is finished" in line and line.isprintable()
     assert StatusRegistry.get(odd_id, broker=broker).completed
@@ -402,9 +402,9 @@ def test_delays_that_are_too_large_for_a_record(
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    # When a message is delayed by what Dramatiq takes, and no store
+    # When a message has a delay that Dramatiq takes, and that is too large for a store
     message = work.send_with_options(delay=delay)
-    # Then it has a status
+    # Then the message still has a status
     snapshot = StatusRegistry.read(message, broker=broker)
     assert snapshot is not None and snapshot.queued and snapshot.to_dict()["actor_name"] == "work"
     backend.close()

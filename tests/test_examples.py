@@ -24,22 +24,22 @@ def test_the_quick_start_shows_three_jobs() -> None:
     found = subprocess.run(
         [sys.executable, "examples/quickstart.py"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    # Then another process shows how three jobs go
+    # Then another process shows the statuses of three jobs
     heading, *lines, last = found.stdout.splitlines()
     one, other = re.findall(r"process (\d+)", heading, re.IGNORECASE)
     assert one != other
     moving = {line for line in lines if re.match(r"import_rows +working .* [\d.]+ %", line)}
     assert len(moving) > 3, found.stdout
-    # And in the end one has worked, one worked when it was retried, and one failed
+    # And in the end one job is completed, one is completed in its second run, and one has failed
     ends = {line.split()[0]: line for line in lines if line and line[-1] != ":"}
     assert re.search("completed .*100.0 %$", ends["import_rows"])
     assert re.search("completed .*100.0 %  run 2$", ends["fetch_prices"])
     assert re.search("failed .*ValueError: who is Nobody", ends["send_report"])
     snapshot = json.loads(last)
     assert (snapshot["status"], snapshot["step"], snapshot["user_id"]) == ("completed", "done", 42)
-    # And the other process has written to it, before the jobs began
+    # And the other process has written a field before the jobs began
     assert str(snapshot["reader"]) == other
-    # And nothing gets in between, the failures' tracebacks least of all
+    # And no traceback of a failure is printed
     assert "Traceback" not in found.stderr
 
 
@@ -57,7 +57,7 @@ def test_the_quick_start_rewrites_its_lines_on_a_terminal() -> None:
                 if select([screen], [], [], 0.1)[0]:
                     shown += screen.read(65_536)
         os.close(end)
-    # Then the three lines are written over and over
+    # Then the three lines are overwritten again and again
     assert process.returncode == 0
     *_, picture = shown.split(b"\x1b[3A")
     assert shown.count(b"\x1b[3A") > 3
@@ -103,12 +103,12 @@ def test_the_import_shows_its_progress(environment: dict[str, str], tmp_path: Pa
     finally:
         worker.terminate()
         worker.wait(30)
-    # Then that has seen it move, and end
+    # Then the other process has shown its progress and its end
     final = json.loads(last)
     assert len({line for line in seen if line.startswith("working") and "/50000" in line}) > 5
     assert (final["status"], final["progress"], final["total"]) == ("completed", 50_000, 50_000)
     assert (final["rows"], final["rejected"], final["step"]) == (49_950, 50, "done")
-    # And the rows are where they belong
+    # And the database has the rows
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("SELECT count(*) FROM orders").fetchone() == (49_950,)
 
@@ -120,7 +120,7 @@ def test_the_progress_of_a_fan_out_never_decreases(environment: dict[str, str], 
         command = [sys.executable, "examples/fan_out.py", *arguments]
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 
-    # Given a job that will hand out 300 pictures, and another process that follows it
+    # Given a job that sends messages for 300 pictures, and another process that follows it
     message_id = example("send", "300", "--pause", "20").communicate(timeout=60)[0].strip()
     following = example("follow", message_id)
     assert following.stdout is not None
@@ -136,10 +136,10 @@ def test_the_progress_of_a_fan_out_never_decreases(environment: dict[str, str], 
         following.kill()
         worker.terminate()
         worker.wait(30)
-    # Then that has seen the bar move, and never go back
+    # Then the other process has shown a progress that never decreases
     bars = [int(line.partition("/")[0]) for line in (first, *seen)]
     assert bars == sorted(bars) and (bars[0], bars[-1]) == (0, 285)
-    # And in the end each picture was counted once, but for those that are broken
+    # And in the end each picture counts once, except for the broken ones
     assert json.loads(last) == {
         **{"made": 285, "of": 300, "status": "failed"},
         **{"queued": 0, "working": 0, "completed": 285, "failed": 15, "unknown": 0, "unavailable": 0},

@@ -53,12 +53,12 @@ def test_the_time_limit_of_a_lone_call_cancels_no_task(server: RedisServer, back
         assert await aio.StatusRegistry.read(job.message_id, backend=backend)
         task = asyncio.current_task()
         assert task is not None
-        # When the server does not answer, some times
+        # When the server does not answer several calls
         server.pause()
         for _ in range(2):
             with pytest.raises(BackendError, match="no answer within 300 milliseconds"):
                 await aio.StatusRegistry.read(job.message_id, backend=backend)
-            # Then the task waits for other things as before
+            # Then the task can still wait for other events
             assert not hasattr(task, "cancelling") or task.cancelling() == 0
             await asyncio.sleep(0.01)
         # And when the server answers again, it gets replies
@@ -74,7 +74,7 @@ def test_a_lone_call_that_is_cancelled_leaves_no_reply_to_the_next(server: Redis
 
     async def main() -> None:
         await aio.StatusRegistry.read(first.message_id, backend=patient)
-        # Given a read that waits for its reply, and others that wait for it
+        # Given a read that waits for its reply, and other reads behind it
         alone, *others = paused_reads(server, patient, first, 3)
         await asyncio.sleep(0.02)
         # When it is cancelled
@@ -82,7 +82,7 @@ def test_a_lone_call_that_is_cancelled_leaves_no_reply_to_the_next(server: Redis
         with pytest.raises(asyncio.CancelledError):
             await alone
         server.resume()
-        # Then the others get theirs, and so does the next one
+        # Then the other reads get their own replies, and so does the next read
         assert [found["n"] for found in await asyncio.gather(*others)] == [1, 1]  # type: ignore[index]
         found = await aio.StatusRegistry.read(second.message_id, backend=patient)
         assert found is not None and found["n"] == 2
@@ -122,7 +122,7 @@ def test_closing_the_backend_ends_a_lone_call(server: RedisServer, patient: Redi
         # Then the read raises BackendError
         with pytest.raises(BackendError, match="the connection was closed"):
             await alone
-        # And it may be used again
+        # And the backend may be used again
         server.resume()
         assert await aio.StatusRegistry.read(job.message_id, backend=patient)
 
@@ -143,7 +143,7 @@ def test_a_connection_that_lone_calls_use_is_not_idle(
         for _ in range(20):
             await asyncio.sleep(0.02)
             await aio.StatusRegistry.read(job.message_id, backend=patient)
-        # Then it is still the same one
+        # Then the connection is still the same one
         assert patient.client.info("stats")["total_connections_received"] == before
 
     in_loop(main)
@@ -158,7 +158,7 @@ def test_a_loop_that_was_blocked_reads_the_reply_of_a_lone_call(server: RedisSer
         await asyncio.sleep(0)
         # When the loop is blocked for longer than the time limit, and the reply arrives meanwhile
         time.sleep(backend.timeout / 1000 + 2 * CATCH_UP)
-        # Then the read gets it
+        # Then the read returns the reply
         found = await alone
         assert found is not None and found.queued
 

@@ -69,7 +69,7 @@ def connections(jobs: RedisBackend) -> Counter[str]:
 
 
 async def until(predicate: Callable[[], Any]) -> None:
-    """Wait in a thread until something is true."""
+    """Wait in a thread until a condition is true."""
     await asyncio.to_thread(eventually, predicate)
 
 
@@ -86,15 +86,15 @@ class TestManyWatchers:
         async def main() -> None:
             watchers = [asyncio.create_task(watch(job)) for job in work for _ in range(10)]
             await until(lambda: sum(int(client["sub"]) for client in jobs.client.client_list()) == 200)
-            # When all have begun
+            # When all watchers have begun
             # Then they share one subscription and one connection for requests
             assert connections(jobs) == {"listens": 1, "asks": 1}
             # And when the jobs run and end
             await asyncio.to_thread(run_all, work)
             await asyncio.gather(*watchers)
-            # Then each watcher has seen the end of its own
+            # Then each watcher has received the end of its own job
             assert Counter(ended) == {(job.message_id, State.COMPLETED, index): 10 for index, job in enumerate(work)}
-            # And the connection that listened is gone
+            # And the connection of the subscription is closed
             await until(lambda: connections(jobs) == {"asks": 1})
 
         def run_all(work: list[Job]) -> None:
@@ -121,9 +121,9 @@ class TestManyWatchers:
                 return await snapshots(message_ids)
 
             store.snapshots = count  # type: ignore[method-assign]
-            # When each is watched by ten at the same time
+            # When ten watchers watch each of them at the same time
             await asyncio.gather(*(last_of(job, backend) for job in work for _ in range(10)))
-            # Then they are read together, and each once
+            # Then one call reads all of them, each once
             assert reads == [100]
             # And there is no subscription
             assert connections(jobs) == {"asks": 1}
@@ -133,7 +133,7 @@ class TestManyWatchers:
     def test_watch_misses_no_change_before_the_subscription(
         self, jobs: RedisBackend, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given a job that ends after the first look, before the watcher has subscribed
+        # Given a job that ends after the first read, before the watcher has subscribed
         job = Job(jobs).enqueue()
         add = aio_redis.RedisSubscription.add
 
@@ -147,7 +147,7 @@ class TestManyWatchers:
             # When it is watched
             return [found.state async for found in aio.StatusRegistry.watch(job.message_id, backend=backend)]
 
-        # Then the end is seen
+        # Then the watcher receives the end
         assert in_loop(main) == [State.QUEUED, State.COMPLETED]
 
     def test_a_watcher_that_stops_unsubscribes(self, jobs: RedisBackend, backend: RedisBackend) -> None:
@@ -165,7 +165,7 @@ class TestManyWatchers:
             # When one of them is no longer watched
             # Then the server publishes only changes of the other message to this connection
             await until(lambda: subscribed() == 1)
-            # And when it is watched again, of both
+            # And when the other one is watched again, the server publishes changes of both
             again = asyncio.create_task(last_of(first, backend))
             await until(lambda: subscribed() == 2)
             await asyncio.to_thread(lambda: (first.finish(), second.finish()))
@@ -189,7 +189,7 @@ class TestManyWatchers:
         in_loop(main)
 
     def test_a_watcher_of_a_batch_that_is_dropped_unsubscribes(self, jobs: RedisBackend, backend: RedisBackend) -> None:
-        # Given messages that are watched together, and one beside them that is watched on
+        # Given messages that are watched as a batch, and another one that is watched alone
         work, other = [Job(jobs).enqueue() for _ in range(20)], Job(jobs).enqueue()
 
         def subscribed() -> int:
@@ -206,7 +206,7 @@ class TestManyWatchers:
             # Then the hub no longer watches these messages
             assert list(hub._watched) == [other.message_id]
             await until(lambda: subscribed() == 1)
-            # And when the other one ends, nothing at all
+            # And when the other message ends, the hub watches no message
             await asyncio.to_thread(other.finish)
             assert (await watching).completed and not hub._watched
             await until(lambda: not connections(jobs)["listens"])
@@ -218,11 +218,11 @@ class TestManyWatchers:
         async def main() -> None:
             for _ in range(20):
                 job = Job(jobs).enqueue()
-                # When each begins as the last one before it ends
+                # When each watch begins as the watch before it ends
                 async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
                     if found.queued:
                         await asyncio.to_thread(job.finish)
-                # Then each is seen to its end
+                # Then each watcher receives the end of its message
                 assert found.completed
 
         in_loop(main)
@@ -236,16 +236,16 @@ class TestManyWatchers:
             seen.append(in_loop(lambda: last_of(job, backend)).state)
 
         threads = [threading.Thread(target=work) for _ in range(3)]
-        # When it is watched in all of them
+        # When a watcher in each loop watches it
         for thread in threads:
             thread.start()
-        # Then each has connections of its own
+        # Then each loop has its own connections
         eventually(lambda: connections(jobs) == {"listens": 3, "asks": 3})
         job.start().finish()
         for thread in threads:
             thread.join(PATIENCE)
         assert seen == [State.COMPLETED] * 3
-        # And none is left
+        # And no connection is left
         eventually(lambda: not connections(jobs))
 
     def test_one_event_loop_after_another(self, jobs: RedisBackend, backend: RedisBackend) -> None:
@@ -263,9 +263,9 @@ class TestManyWatchers:
 
         for _ in range(3):
             job = Job(jobs).enqueue()
-            # When messages are watched in each, one of them not to its end
+            # When messages are watched in each loop, one of them not to its end
             in_loop(partial(main, job))
-            # Then it works, and nothing is left of it
+            # Then all watches work, and the loops leave no connection behind
             eventually(lambda: not connections(jobs))
             gc.collect()
             assert [reference() for reference in left] == [None] * len(left)
@@ -279,13 +279,13 @@ class TestLosses:
         async def main() -> None:
             watchers = [asyncio.create_task(last_of(job, backend)) for job in work for _ in range(3)]
             await until(lambda: connections(jobs)["listens"] == 1)
-            # When the connection that listens is lost, and something happens meanwhile
+            # When the connection of the subscription is lost, and messages change meanwhile
             jobs.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             for job in work[:10]:
                 job.start().finish()
-            # Then it is seen
+            # Then the watchers receive the changes
             await asyncio.gather(*watchers[:30])
-            # And so is what comes when there is another
+            # And the changes after the next subscription as well
             await until(lambda: connections(jobs)["listens"] == 1)
             for job in work[10:]:
                 job.start().finish()
@@ -312,7 +312,7 @@ class TestLosses:
         async def main() -> None:
             # When a message is watched
             watching = asyncio.create_task(last_of(job, backend))
-            # Then it is asked again
+            # Then the loop subscribes again
             await until(lambda: connections(jobs)["listens"])
             job.finish()
             assert (await watching).completed
@@ -320,7 +320,7 @@ class TestLosses:
         in_loop(main)
 
     def test_watch_reads_again_after_a_failed_read(self, jobs: RedisBackend, backend: RedisBackend) -> None:
-        # Given a watcher who is told of changes
+        # Given a watcher with a subscription
         job = Job(jobs).enqueue()
 
         async def main() -> None:
@@ -339,7 +339,7 @@ class TestLosses:
             # When the end is published, and the first read fails
             failures = iter(range(3))
             await asyncio.to_thread(job.finish)
-            # Then it tries again
+            # Then the watcher reads again
             assert (await watching).completed
 
         in_loop(main)
@@ -355,7 +355,7 @@ class TestLosses:
             # When a command is sent over it
             with pytest.raises(BackendError, match="closed"):
                 await subscription.add(["m"])
-            # Then it does not connect again
+            # Then the subscription does not connect again
             assert not connections(jobs)
 
         in_loop(main)
@@ -381,7 +381,7 @@ class TestLosses:
                 await asyncio.to_thread(server.start)
                 for job in work:
                     job.restore(step="again").finish()
-                # Then all see the end
+                # Then all watchers receive the end
                 assert all(found.completed for found in await asyncio.gather(*watchers))
                 assert (await together).completed
 
@@ -402,7 +402,7 @@ class TestLosses:
                 store, hasty_store = await async_backend(backend), await async_backend(hasty)
                 snapshots = aio.StatusRegistry.watch(job.message_id, timeout=500, backend=backend)
                 assert (await anext(snapshots)).queued
-                # When the server is frozen, and the time-out of a call is short
+                # When the server is frozen, and a call has a short time-out
                 server.pause()
                 monkeypatch.setattr(store, "snapshots", hasty_store.snapshots)
                 monkeypatch.setattr(store, "subscribe", hasty_store.subscribe)
@@ -421,7 +421,7 @@ class TestLosses:
             in_loop(main)
 
     def test_a_server_that_hangs_is_noticed(self, start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given a subscription, and a silent server being asked soon
+        # Given a subscription that soon pings a server that is silent
         monkeypatch.setattr(aio_redis, "PING_AFTER", 0.02)
         server = start_server(RedisServer())
         with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
@@ -431,17 +431,17 @@ class TestLosses:
                 store = await async_backend(backend)
                 assert isinstance(store, aio_redis.AsyncRedis)
                 subscription = await store.subscribe()
-                # When it is silent before and after it is asked to tell
+                # When the server is silent before and after the subscription
                 await asyncio.sleep(0.05)
                 await subscription.add([job.message_id])
                 receive = asyncio.create_task(subscription.receive())
                 assert await receive == (job.message_id, None)
                 receive = asyncio.create_task(subscription.receive())
                 await asyncio.sleep(0.05)
-                # Then what it tells later is heard
+                # Then later changes are received
                 await asyncio.to_thread(job.start)
                 assert await receive == (job.message_id, 2)
-                # And when it hangs, that is noticed
+                # And when the server hangs, the subscription raises an error
                 server.pause()
                 with pytest.raises(BackendError, match="does not answer any more"):
                     await subscription.receive()
@@ -458,11 +458,11 @@ class TestLosses:
 
         async def main() -> None:
             assert await aio.StatusRegistry.read(job.message_id, backend=backend)
-            # When the server closes it
+            # When the server closes the connection
             for client in jobs.client.client_list():
                 if client["name"] == NAME:
                     jobs.client.client_kill_filter(_id=client["id"])
-            # Then no read fails
+            # Then no read raises an error
             found = await asyncio.gather(
                 *(aio.StatusRegistry.read(job.message_id, backend=backend) for _ in range(10)),
                 aio.StatusRegistry.get(job.message_id, backend=backend).update(a=1),
@@ -498,8 +498,8 @@ class TestLosses:
         with closing(RedisBackend(url=server.url)) as backend:
 
             async def main() -> None:
-                # When it is asked
-                # Then that is said
+                # When a call is made
+                # Then the call raises BackendError
                 with pytest.raises(BackendError, match="Redis"):
                     await aio.StatusRegistry.read("m", backend=backend)
                 with pytest.raises(BackendError, match="Redis"):
@@ -522,7 +522,7 @@ class TestOneLineForAll:
                         await asyncio.sleep(0)
                         task.cancel()
                 found = await asyncio.gather(*tasks, return_exceptions=True)
-                # Then the others get what is theirs
+                # Then the other reads get their own replies
                 for index, one in enumerate(found):
                     if index % 3:
                         assert not isinstance(one, BaseException) and one is not None and one["n"] == index
@@ -539,13 +539,13 @@ class TestOneLineForAll:
 
             async def main() -> None:
                 status = aio.StatusRegistry.get(work[0].message_id, backend=backend)
-                # When it does both at once
+                # When a task reads and another one writes at the same time
                 written, *found = await asyncio.gather(
                     status.update(a=1),
                     *(aio.StatusRegistry.read(job.message_id, backend=backend) for job in work),
                     return_exceptions=True,
                 )
-                # Then only the one fails
+                # Then only the write fails
                 assert isinstance(written, BackendError) and "evalsha" in str(written)
                 assert all(one is not None and not isinstance(one, BaseException) for one in found)
 
@@ -567,10 +567,10 @@ class TestOneLineForAll:
                     await subscription.add([first.message_id, second.message_id])
                     subscribed = {await subscription.receive() for _ in range(2)}
                     assert subscribed == {(first.message_id, None), (second.message_id, None)}
-                    # When one of them ends, which the server refuses
+                    # When one of them ends, and the server refuses to unsubscribe it
                     await subscription.remove([first.message_id])
                     await asyncio.to_thread(second.start)
-                    # Then the other one continues
+                    # Then the other subscription continues
                     assert await subscription.receive() == (second.message_id, 2)
                     await subscription.close()
 
@@ -587,10 +587,10 @@ class TestOneLineForAll:
                 await status.update(a=1)
                 # When it becomes a replica
                 client.replicaof("127.0.0.1", master.port)
-                # Then that is said
+                # Then the call raises BackendError
                 with pytest.raises(BackendError, match="READONLY"):
                     await status.update(a=2)
-                # And when it is master again, it is written to
+                # And when the server is a master again, updates are stored
                 client.replicaof("NO", "ONE")
                 await asyncio.to_thread(job.requeue)
                 await status.update(a=3)
@@ -630,11 +630,11 @@ class TestOneLineForAll:
             status = aio.StatusRegistry.get(job.message_id, backend=backend)
             for _ in range(3):
                 jobs.client.script_flush()
-                # When many write at once
+                # When many updates are sent at once
                 await asyncio.gather(
                     *(aio.StatusRegistry.progress(status.message_id, backend=backend).increment() for _ in range(20))
                 )
-            # Then all is written, once
+            # Then each update is stored once
             assert await aio.StatusRegistry.progress(status.message_id, backend=backend).progress == 60
 
         in_loop(main)
@@ -645,9 +645,9 @@ class TestOneLineForAll:
 
         async def main() -> None:
             ids = [job.message_id, *(f"unknown-{n}" for n in range(4_500)), job.message_id]
-            # When they are read
+            # When all are read in one call
             found = await aio.StatusRegistry.read_many(ids, backend=backend)
-            # Then all are
+            # Then the call returns all of them
             assert len(found) == 4_502 and found[0] == found[-1] and found[0] is not None and not any(found[1:-1])
 
         in_loop(main)
@@ -661,15 +661,15 @@ class TestOneLineForAll:
 
         async def main() -> None:
             for _ in range(3):
-                # When it has asked, and does nothing for a while
+                # When the loop makes a call, and then none for a while
                 assert await aio.StatusRegistry.read(job.message_id, backend=backend)
-                # Then there is no connection
+                # Then the connection is closed
                 await until(lambda: not connections(jobs))
 
         in_loop(main)
 
     def test_clients_with_connections_of_their_own_run_in_threads(self, redis_url: str) -> None:
-        # Given a client with a connection of its own kind
+        # Given a client with a connection class of its own
         class Peculiar(redis.Connection):
             pass
 
@@ -678,9 +678,9 @@ class TestOneLineForAll:
             job = Job(backend).enqueue()
 
             async def main() -> None:
-                # When it is used in a loop
+                # When an event loop uses it
                 store = await async_backend(backend)
-                # Then it runs in threads
+                # Then its calls run in threads
                 assert not isinstance(store, aio_redis.AsyncRedis)
                 await asyncio.to_thread(job.finish)
                 assert (await last_of(job, backend)).completed
@@ -688,26 +688,26 @@ class TestOneLineForAll:
             in_loop(main)
 
     def test_parameters_that_an_event_loop_cannot_use_raise(self) -> None:
-        # Given a client that checks certificates in a way that redis.asyncio does not know
+        # Given a client that checks certificates in a way that redis.asyncio cannot
         def connector(**parameters: Any) -> Connector | None:
             pool = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", **parameters)
             return Connector.of(RedisBackend(client=redis.Redis(connection_pool=pool)).transport)
 
-        # When a loop would connect
-        # Then it does not do so without that check
+        # When an event loop looks for a connector
+        # Then it is given no connector, because this one would leave the check out
         assert connector(ssl_validate_ocsp=True) is None
         assert connector(ssl_ca_certs="x") is not None
 
 
 class TestWithin:
     def test_a_cancellation_is_never_forgotten(self) -> None:
-        # Given a task that waits for some work
+        # Given a task that waits for other work
         async def main() -> None:
             for ticks in range(5):
                 gate = asyncio.Event()
                 task = asyncio.create_task(within(PATIENCE, gate.wait()))
                 await asyncio.sleep(0.01)
-                # When it is done, and they are cancelled about the same moment
+                # When the work ends, and the task is cancelled at about the same time
                 gate.set()
                 for _ in range(ticks):
                     await asyncio.sleep(0)
@@ -721,8 +721,8 @@ class TestWithin:
     def test_work_in_an_event_loop_has_a_timeout(self) -> None:
         async def main() -> None:
             # Given work that takes too long, work that fails, and work that does neither
-            # When somebody waits for it
-            # Then they are told
+            # When a task waits for the work
+            # Then the task gets the error or the result
             with pytest.raises(TimeoutError, match="10 milliseconds"):
                 await within(0.01, asyncio.sleep(PATIENCE))
             with pytest.raises(ZeroDivisionError):
@@ -746,19 +746,19 @@ class TestManyServers:
 
             async def main() -> None:
                 assert isinstance(await async_backend(backend), aio_redis.AsyncRedis)
-                # When a message is watched, and changes
+                # When a message is watched and changes
                 seen = []
                 async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
                     seen.append(found.state)
                     await asyncio.to_thread(job.start if found.queued else job.finish)
-                # Then all is seen
+                # Then the watcher receives all changes
                 assert seen == [State.QUEUED, State.WORKING, State.COMPLETED]
                 assert await aio.StatusRegistry.get(job.message_id, backend=backend).finished
 
             in_loop(main)
 
     def test_watch_on_a_cluster(self, redis_cluster: RedisCluster) -> None:
-        # Given a cluster, and messages on all of its nodes
+        # Given a cluster, and messages on all nodes
         redis_cluster.reset()
         with closing(RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=20_000)) as backend:
             backend.recheck_interval = NEVER
@@ -771,7 +771,7 @@ class TestManyServers:
                 await until(lambda: [n for node in nodes for c in node.client_list() if (n := int(c["sub"]))] == [50])
                 # When they run and end
                 await asyncio.to_thread(lambda: [job.start().finish() for job in work])
-                # Then all is told by whichever node the loop listens to
+                # Then any node to which the loop has subscribed publishes all changes
                 assert all(found.completed for found in await asyncio.gather(*watchers))
                 assert await aio.StatusRegistry.count(backend=backend) == 50
                 await aio.StatusRegistry.progress(work[0].message_id, backend=backend).increment()
@@ -793,12 +793,12 @@ class TestClosing:
             # When the backend is closed
             await aio.close(backend=backend)
             await aio.close(backend=backend)
-            # Then they are told
+            # Then the task gets the error or the result
             for task in (watching, waiting):
                 with pytest.raises(BackendError, match="closed"):
                     await task
             await until(lambda: not connections(jobs))
-            # And it can be used anew
+            # And the backend can be used again
             job.finish()
             assert (await last_of(job, backend)).completed
 
@@ -860,18 +860,18 @@ class TestClosing:
             text=True,
             timeout=PATIENCE * 3,
         )
-        # Then there is none
+        # Then there is no warning
         assert (done.returncode, done.stderr) == (0, "")
 
     def test_event_loops_that_were_closed_without_notice(self, jobs: RedisBackend, backend: RedisBackend) -> None:
-        # Given loops that were closed without shutdown_asyncgens
+        # Given event loops that were closed without shutdown_asyncgens
         job = Job(jobs).enqueue()
         for _ in range(3):
             loop = asyncio.new_event_loop()
             assert loop.run_until_complete(aio.StatusRegistry.read(job.message_id, backend=backend))
             loop.run_until_complete(aio.close(backend=backend))
             loop.close()
-        # When another one begins
-        # Then it works
+        # When another loop begins
+        # Then its watches work
         assert in_loop(lambda: aio.StatusRegistry.read(job.message_id, backend=backend))
         assert StatusRegistry.read(job.message_id, backend=jobs)

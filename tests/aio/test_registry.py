@@ -35,7 +35,7 @@ from ..recording import PATIENCE, make_broker, run
 
 T = TypeVar("T")
 
-#: Nothing that takes so long, in milliseconds, happens in a test.
+#: Milliseconds that are longer than any test takes.
 NEVER = 3_600_000
 
 #: More changes than the hub processes before other tasks run.
@@ -79,10 +79,10 @@ class TestSameAsElsewhere:
 
     @pytest.mark.parametrize("name", ["Status", "Progress"])
     def test_asynchronous_handles_have_the_same_names(self, name: str) -> None:
-        # Given the handles of both faces
+        # Given the synchronous and the asynchronous handles
         here, there = getattr(aio, name), getattr(dramatiq_status, name)
         # When their public names are compared
-        # Then they take the same, but for the way to set what elsewhere is a property
+        # Then the parameters are the same, except for methods that set what is a property elsewhere
         assert signatures_of(here) == signatures_of(there) | ({"set": ANY} if name == "Progress" else {})
 
     def test_handles_read_what_was_written(self, backend: StatusBackend) -> None:
@@ -93,7 +93,7 @@ class TestSameAsElsewhere:
             status = aio.StatusRegistry.get(job.message_id, backend=backend)
             # When it is written to
             await status.update({"a": 1}, b="x")
-            # Then all ways of reading tell
+            # Then each way to read returns the written values
             assert await status["a"] == 1
             assert await status.get("b") == "x" and await status.get("c", "none") == "none"
             assert await status.state is State.WORKING
@@ -113,7 +113,7 @@ class TestSameAsElsewhere:
             assert await progress.to_dict() == {"progress": 1, "total": 4, "fraction": 0.25, "rate": None}
             await progress.finish()
             assert await progress.fraction == 1.0 and await progress.rate is None and job.message_id in repr(progress)
-            # And it can be deleted, and then is unknown
+            # And the message can be deleted, and is unknown then
             assert await status.delete() and not await status.delete()
             assert await status.read() is None and await status.state is None and await status.progress is None
             assert await status.to_dict() == {} and await status.to_json() == "{}" and await status.get("a") is None
@@ -131,7 +131,7 @@ class TestSameAsElsewhere:
         # Given a handle
         status = aio.StatusRegistry.get("m", backend=StubBackend())
         # When an operator is used that Python cannot await
-        # Then it does not answer by chance
+        # Then the handle raises an error in place of a wrong answer
         with pytest.raises(TypeError, match="read"):
             bool(status)
         with pytest.raises(TypeError):
@@ -146,8 +146,8 @@ class TestSameAsElsewhere:
         status = aio.StatusRegistry.get("m", backend=StubBackend())
 
         async def main() -> None:
-            # When something is written that cannot be
-            # Then that is said as elsewhere
+            # When a value is written that cannot be stored
+            # Then the error is that of the synchronous handle
             with pytest.raises(TypeError, match="field"):
                 await status.update(field=object())
             with pytest.raises(ValueError, match="stalled"):
@@ -166,7 +166,7 @@ class TestSameAsElsewhere:
             # When they are read
             found = await aio.StatusRegistry.read_many(ids, backend=backend)
             one = await aio.StatusRegistry.read(ids[0], backend=backend)
-            # Then it is as elsewhere
+            # Then the results are those of the synchronous registry
             assert found == StatusRegistry.read_many(ids, backend=backend)
             assert one == found[0] and await aio.StatusRegistry.read("nobody", backend=backend) is None
             assert await aio.StatusRegistry.read_many([], backend=backend) == []
@@ -182,7 +182,7 @@ class TestSameAsElsewhere:
 
         async def main() -> None:
             # When they are listed
-            # Then it is as elsewhere
+            # Then the results are those of the synchronous registry
             if isinstance(backend, MemcachedBackend):
                 with pytest.raises(NotSupported):
                     await aio.StatusRegistry.list(backend=backend)
@@ -207,7 +207,7 @@ class TestSameAsElsewhere:
         run(broker)
 
         async def main() -> None:
-            # When it is waited for by the message itself
+            # When wait() gets the message itself
             # Then its backend is found
             assert (await aio.StatusRegistry.wait(message, broker=broker)).completed
             await aio.close(broker=broker)
@@ -217,7 +217,7 @@ class TestSameAsElsewhere:
     def test_wrong_arguments_of_watch_raise_at_once(self) -> None:
         # Given durations and ids that are none
         # When watch() is called
-        # Then it is said at once, not at the first step
+        # Then the error is raised at once, and not at the first step
         with pytest.raises(ValueError, match="timeout"):
             aio.StatusRegistry.watch("m", timeout=-1, backend=StubBackend())
         with pytest.raises(TypeError, match="message_id"):
@@ -245,7 +245,7 @@ class TestSameAsElsewhere:
         # When it runs
         message = work.send()
         run(broker)
-        # Then all was written in order
+        # Then all writes are stored in order
         assert seen == [("b", 1), 5]
         snapshot = StatusRegistry.read(message, backend=backend)
         assert snapshot is not None and snapshot.completed and snapshot["step"] == "b"
@@ -258,14 +258,14 @@ class TestWatching:
         steps = iter([job.start, lambda: job.write(step="a"), lambda: job.write(step="b"), job.finish])
 
         async def main() -> list[Any]:
-            # When it is watched, and goes on whenever that was seen
+            # When it is watched, and changes after each snapshot
             seen = []
             async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
                 seen.append((found.state, found.get("step")))
                 await asyncio.to_thread(next(steps, lambda: None))
             return seen
 
-        # Then all was seen, and nothing twice
+        # Then the watcher receives each state once
         assert in_loop(main) == [
             (State.QUEUED, None),
             (State.WORKING, None),
@@ -282,13 +282,13 @@ class TestWatching:
             slow = aio.StatusRegistry.watch(job.message_id, backend=backend)
             assert (await anext(slow)).working
             others = [asyncio.create_task(last_of(job, backend)) for _ in range(5)]
-            # When much happens
+            # When the job changes many times
             for n in range(50):
                 await asyncio.to_thread(job.write, n=n)
             await asyncio.to_thread(job.finish)
-            # Then the others see the end
+            # Then the other watchers receive the end
             assert [found["n"] for found in await asyncio.gather(*others)] == [49] * 5
-            # And the slow one sees nothing else
+            # And the slow one receives the end alone
             assert [(found.state, found["n"]) async for found in slow] == [(State.COMPLETED, 49)]
 
         in_loop(main)
@@ -303,9 +303,9 @@ class TestWatching:
             )
             # When it is enqueued, runs and fails
             await asyncio.to_thread(lambda: job.enqueue().start().finish(3))
-            # Then its end is seen
+            # Then wait() returns its final snapshot
             assert (await waiting).failed
-            # And it is as well when it has ended already
+            # And also when the message has ended before
             assert (await aio.StatusRegistry.wait(job.message_id, backend=backend)).failed
 
         in_loop(main)
@@ -314,7 +314,7 @@ class TestWatching:
         # Given an unknown message
         async def main() -> None:
             # When it is watched
-            # Then nothing is seen
+            # Then the watch raises StatusMissing
             with pytest.raises(StatusMissing):
                 async for _ in aio.StatusRegistry.watch("nobody", missing_timeout=20, backend=backend):
                     pytest.fail("There is nothing to see.")
@@ -334,7 +334,7 @@ class TestWatching:
                     seen.append(found.state)
             return seen
 
-        # Then its present state was seen
+        # Then the watch yields the present state, and raises StatusTimeout
         assert in_loop(main) == [State.QUEUED]
 
     @pytest.mark.parametrize("together", [False, True])
@@ -348,18 +348,18 @@ class TestWatching:
             if together:
                 watched = aio.StatusRegistry.batch([job.message_id], backend=backend).watch(timeout=200)
             seen = 0
-            # When a message changes each time that it was seen
+            # When a message changes after each snapshot
             with pytest.raises(StatusTimeout):
                 async for _ in watched:
                     seen += 1
                     await asyncio.to_thread(job.write, n=seen)
             return seen
 
-        # Then the first change is not seen before the time is up, and no second one
+        # Then the watcher does not receive the first change before its time is over, and receives no second one
         assert in_loop(main) <= 2
 
     def test_watch_shows_that_a_message_is_stalled(self, backend: StatusBackend) -> None:
-        # Given a job whose worker is gone: no heartbeat comes any more
+        # Given a job whose worker is gone, so that no heartbeat comes any more
         job = Job(backend).enqueue().start(heartbeat_interval=50).beat()
         backend.recheck_interval = 20
 
@@ -368,7 +368,7 @@ class TestWatching:
             async for found in aio.StatusRegistry.watch(job.message_id, backend=backend):
                 if found.stalled:
                     break
-            # Then that it stalls is seen, although nothing has changed
+            # Then the watcher shows that the job stalls, although its record has not changed
             assert found.version == 2
 
         in_loop(main)
@@ -382,12 +382,12 @@ class TestWatching:
             batch = aio.StatusRegistry.batch([job.message_id for job in jobs], backend=backend)
             assert len(batch) == 3 and batch.message_ids == tuple(job.message_id for job in jobs)
             assert (await batch.read()).queued and "3" in repr(batch)
-            # When they are watched, and go on whenever that was seen
+            # When they are watched, and change after each snapshot
             seen = []
             async for found in batch.watch():
                 seen.append((found.state, found.counts["completed"]))
                 await asyncio.to_thread(next(steps, lambda: None))
-            # Then all was seen
+            # Then the watcher receives each change
             assert seen == [
                 (State.QUEUED, 0),
                 (State.WORKING, 0),
@@ -400,7 +400,7 @@ class TestWatching:
         in_loop(main)
 
     def test_wait_for_an_empty_batch_and_for_a_group(self) -> None:
-        # Given a group of a broker with statuses, and nothing
+        # Given a group of a broker with statuses, and an empty batch
         broker = make_broker(StubBackend())
 
         @dramatiq.actor(broker=broker)
@@ -411,8 +411,8 @@ class TestWatching:
         run(broker)
 
         async def main() -> None:
-            # When they are waited for
-            # Then the one is found by its broker, and the other is done
+            # When wait() is called for them
+            # Then the group's backend is found by its broker, and the empty batch is finished
             assert (await aio.StatusRegistry.batch(messages).wait()).completed
             nothing = aio.StatusRegistry.batch([], broker=broker)
             assert (await nothing.read()).completed and (await nothing.wait()).completed
@@ -425,8 +425,8 @@ class TestWatching:
 
         async def main() -> None:
             batch = aio.StatusRegistry.batch([job.message_id, "nobody"], backend=backend)
-            # When they are waited for
-            # Then that has an end
+            # When wait() is called for them
+            # Then wait() raises StatusMissing
             with pytest.raises(StatusMissing, match="nobody"):
                 await batch.wait(missing_timeout=20)
 
@@ -438,8 +438,8 @@ class TestWatching:
         monkeypatch.setattr(backend, "read_many", away)
 
         async def main() -> None:
-            # When one begins to watch
-            # Then that is said at once
+            # When a watch begins
+            # Then the watch raises BackendError at once
             with pytest.raises(BackendError, match="away"):
                 await aio.StatusRegistry.wait("m", timeout=None, backend=backend)
             with pytest.raises(BackendError, match="away"):
@@ -456,12 +456,12 @@ class TestWatching:
         async def main() -> None:
             snapshots = aio.StatusRegistry.watch(job.message_id, backend=backend)
             assert (await anext(snapshots)).queued
-            # When the store is away for some looks, and the message ends meanwhile
+            # When some reads fail, and the message ends meanwhile
             looks = iter(range(5))
             read = backend.read_many
             monkeypatch.setattr(backend, "read_many", lambda ids: read(ids) if next(looks, None) is None else away(ids))
             job.start().finish()
-            # Then the end is seen
+            # Then the watcher receives the end
             assert [found.state async for found in snapshots] == [State.COMPLETED]
 
         in_loop(main)
@@ -474,9 +474,9 @@ class TestWatching:
         async def main() -> None:
             snapshots = aio.StatusRegistry.watch(job.message_id, timeout=50, backend=backend)
             assert (await anext(snapshots)).queued
-            # When the store goes away for good
+            # When the store does not come back
             monkeypatch.setattr(backend, "read_many", away)
-            # Then there is an end to it nevertheless
+            # Then the watch raises StatusTimeout nevertheless
             with pytest.raises(StatusTimeout):
                 await anext(snapshots)
 
@@ -495,11 +495,11 @@ class TestWatching:
             snapshots = aio.StatusRegistry.watch(job.message_id, backend=backend)
             assert (await anext(snapshots)).queued
             monkeypatch.setattr(backend, "read_many", broken)
-            # When the watcher waits for more
-            # Then it does not do so for ever
+            # When the watcher waits for the next change
+            # Then the watch raises this error, and does not wait forever
             with pytest.raises(ZeroDivisionError):
                 await anext(snapshots)
-            # And the next one is served
+            # And the next watch works
             monkeypatch.undo()
             job.finish()
             assert (await last_of(job, backend)).completed
@@ -514,9 +514,9 @@ class TestWatching:
             tests = asyncio.all_tasks()
             snapshots = aio.StatusRegistry.watch(job.message_id, backend=backend)
             assert (await anext(snapshots)).queued
-            # When all tasks but its own are cancelled, those that look for it among them
+            # When all tasks except its own are cancelled, including the tasks that read for it
             cancel_all_but(tests)
-            # Then it is told, and does not wait for ever
+            # Then the watch raises an error, and does not wait forever
             with pytest.raises(BackendError, match="cancelled"):
                 await anext(snapshots)
             # And a watch that begins later works
@@ -533,10 +533,10 @@ class TestWatching:
             tests = asyncio.all_tasks()
             first = aio.StatusRegistry.watch(job.message_id, backend=backend)
             assert (await anext(first)).queued
-            # When all tasks but its own are cancelled, and another watcher comes before anybody has noticed
+            # When all tasks except its own are cancelled, and another watch begins at once
             cancel_all_but(tests)
             await asyncio.sleep(0)
-            # Then that one is served
+            # Then the new watch works
             assert (await last_of(other, backend)).completed
 
         in_loop(main)
@@ -549,12 +549,12 @@ class TestWatching:
             impatient = aio.StatusRegistry.watch(job.message_id, backend=backend)
             assert (await anext(impatient)).queued
             patient = asyncio.create_task(last_of(job, backend))
-            # When one is given up
+            # When one watch is cancelled
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(anext(impatient), 0.05)
             with pytest.raises(StopAsyncIteration):
                 await anext(impatient)
-            # Then the other goes on
+            # Then the other one goes on
             await asyncio.to_thread(lambda: job.start().finish())
             assert (await patient).completed
 
@@ -590,11 +590,11 @@ class TestTurns:
             hub = Telling(backend).hub
             hub.join("busy", AutoResetEvent())
             turns = set()
-            # When others wait for their turn meanwhile
+            # When other tasks wait for their turn meanwhile
             while len(heard) < MANY:
                 await asyncio.sleep(0)
                 turns.add(len(heard))
-            # Then they have it after each share
+            # Then they run after each share of the changes
             assert turns == set(range(0, MANY + 1, CHANGES_PER_TURN))
             await hub.close()
 

@@ -89,7 +89,7 @@ class TestRedis(RedisHooks, BackendConformance):
         # Given a client with settings
         with redis.Redis.from_url(redis_url, decode_responses=False, encoding="latin-1") as client:
             backend = RedisBackend(client=client, timeout=PATIENT)
-            # When it is passed
+            # When a backend is made with it
             backend.update(message_id, enqueue(step='"žluť"'))
             # Then records can be written and read
             record = backend.read(message_id)
@@ -97,12 +97,12 @@ class TestRedis(RedisHooks, BackendConformance):
 
     @pytest.mark.parametrize("protocol", [2, 3])
     def test_protocols(self, redis_url: str, message_id: str, protocol: int) -> None:
-        # Given a client that speaks a certain version of the protocol
+        # Given a client with a certain version of the protocol
         with redis.Redis.from_url(redis_url, protocol=protocol) as client:
             backend = RedisBackend(client=client, timeout=PATIENT)
             # When a record is written
             backend.update(message_id, enqueue(step="1"))
-            # Then it is read as always
+            # Then it can be read
             record = backend.read(message_id)
             backend.close()
         assert record is not None and record[":step"] == "1"
@@ -113,7 +113,7 @@ class TestRedis(RedisHooks, BackendConformance):
         # When a record is written
         outcome = backend.update(message_id, enqueue())
         backend.close()
-        # Then it is stored where they say
+        # Then it is stored in the database that they name
         assert outcome is Outcome.APPLIED and RedisBackend(url=redis_url, timeout=PATIENT).read(message_id) is not None
 
     def test_a_script_that_was_flushed(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
@@ -122,7 +122,7 @@ class TestRedis(RedisHooks, BackendConformance):
         client.script_flush()
         # When an update is written
         outcome = backend.update(message_id, start(1))
-        # Then it is loaded again
+        # Then the script is loaded again
         assert outcome is Outcome.APPLIED and client.script_exists(UPDATE.sha) == [True]
 
     def test_a_script_that_was_flushed_between_begin_and_end(
@@ -132,7 +132,7 @@ class TestRedis(RedisHooks, BackendConformance):
         client.script_flush()
         # When an update is begun and completed
         complete = backend.begin_update(message_id, enqueue())
-        # Then it is loaded, and the update is stored
+        # Then the script is loaded, and the update is stored
         assert complete() is Outcome.APPLIED
 
     def test_a_connection_that_the_server_closed(
@@ -142,7 +142,7 @@ class TestRedis(RedisHooks, BackendConformance):
         backend.update(message_id, enqueue())
         kill_others(client)
         # When an update is written
-        # Then another one is opened
+        # Then another connection is opened
         assert backend.update(message_id, start(1)) is Outcome.APPLIED
 
     def test_an_increment_is_not_sent_twice(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
@@ -155,7 +155,7 @@ class TestRedis(RedisHooks, BackendConformance):
             backend.update(message_id, outside(increment=1))
 
     def test_an_error_of_the_server(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
-        # Given a server that takes no more data
+        # Given a server that refuses further data
         maxmemory = client.config_get("maxmemory")["maxmemory"]
         client.config_set("maxmemory", 1)
         try:
@@ -164,32 +164,32 @@ class TestRedis(RedisHooks, BackendConformance):
                 backend.update(message_id, enqueue())
         finally:
             client.config_set("maxmemory", maxmemory)
-        # Then its error is the cause, and the next update works
+        # Then the server's error is the cause of the BackendError, and the next update works
         assert isinstance(caught.value.__cause__, ServerError)
         assert (backend.read(message_id), backend.update(message_id, enqueue())) == (None, Outcome.APPLIED)
 
     def test_a_wrong_password(self, start_server: Callable[[RedisServer], RedisServer], message_id: str) -> None:
-        # Given a server that wants a password
+        # Given a server that requires a password
         class Locked(RedisServer):
             # The server replies to the health check with an error until the password is set; any reply means that it is
             # up.
             hello = (b"PING\r\n", b"-NOAUTH")
 
         server = start_server(Locked("--requirepass", "secret"))
-        # When it is given another one
+        # When the backend sends a wrong one
         backend = RedisBackend(url=server.url.replace("redis://", "redis://:wrong@"), timeout=PATIENT)
-        # Then that ends in a BackendError
+        # Then the call raises BackendError
         with pytest.raises(BackendError):
             backend.read(message_id)
 
     def test_connections_are_used_again(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
-        # Given a backend that was used from many threads at once
+        # Given a backend that many threads have used at once
         together(*[lambda: [backend.read(message_id) for _ in range(20)] and None] * 8)
         before = len(client.client_list())
-        # When it is used on
+        # When it is used again
         for _ in range(100):
             backend.read(message_id)
-        # Then no more connections are open, and no more than there were threads
+        # Then no further connection is open, and at most one for each thread
         assert len(client.client_list()) == before <= 8 + 1
 
     def test_a_dead_threads_connection_is_used_again(
@@ -197,13 +197,13 @@ class TestRedis(RedisHooks, BackendConformance):
     ) -> None:
         # Other tests' clients may still be connected: redis-py 5.0.0 closes them no earlier than they are collected
         others = {connection["id"] for connection in client.client_list()}
-        # Given threads that come and go
+        # Given threads that use the backend and end, one after the other
         for _ in range(20):
             thread = threading.Thread(target=backend.read, args=(message_id,))
             thread.start()
             thread.join()
         # When the connections are counted
-        # Then there is one
+        # Then there is one connection
         assert len({connection["id"] for connection in client.client_list()} - others) == 1
 
     def test_a_backend_that_is_gone_leaves_no_connection_open(self, redis_url: str, message_id: str) -> None:
@@ -229,22 +229,22 @@ class TestRedis(RedisHooks, BackendConformance):
         before = calls_of(client, "evalsha")
         # When updates are written
         backend.update_many([(message_id, outside(step="1"))] * updates)
-        # Then there are no more calls than needed
+        # Then each takes the expected number of round trips
         assert calls_of(client, "evalsha") - before == calls
 
     def test_many_more_reads_than_a_call_takes(self, backend: RedisBackend) -> None:
         # Given two records that are far apart
         ids = [str(n) for n in range(2 * READS_PER_CALL + 1)]
         backend.update_many([(ids[0], enqueue(origin=1)), (ids[-1], enqueue(origin=2))])
-        # When they are read with all between them
+        # When they are read in one call, with all ids between them
         found = backend.read_many(ids)
-        # Then each is in its place
+        # Then each record is in its place
         assert [(n, record["e"]) for n, record in enumerate(found) if record] == [(0, "1"), (2 * READS_PER_CALL, "2")]
 
     # The script
 
     def test_timestamps_come_from_the_server(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
-        # Given the server's clock
+        # Given the time of the server
         seconds, microseconds = client.time()
         before = seconds * 1000 + microseconds // 1000
         # When a record is written, and its worker sends a heartbeat
@@ -269,7 +269,7 @@ class TestRedis(RedisHooks, BackendConformance):
                 backend.update(message_id, enqueue())
             else:
                 backend.read(message_id)
-            # Then it goes by the server's clock, and so does what it writes
+            # Then the backend uses the server's clock, and so do its updates
             backend.update_many([(message_id, start(1)), (message_id, heartbeat(1))])
             record = backend.read(message_id)
             assert record is not None
@@ -277,13 +277,13 @@ class TestRedis(RedisHooks, BackendConformance):
                 assert abs(timestamp / 1000 - right()) < 60
 
     def test_the_longest_times_to_live(self, backend: RedisBackend, message_id: str) -> None:
-        # Given a message that may wait and run for a hundred years
+        # Given a message with a live_ttl of a hundred years
         backend.update(message_id, enqueue(L=str(MAX_DURATION)))
         left = [self.ttl_of(backend, message_id)]
-        # When it runs, and its status is kept for as long
+        # When it runs, and its status_ttl is a hundred years, too
         backend.update_many([(message_id, start(1, L=str(MAX_DURATION))), (message_id, finish(1, ttl=MAX_DURATION))])
         left.append(self.ttl_of(backend, message_id))
-        # Then Redis can do that
+        # Then Redis stores these times
         assert all(0 <= MAX_DURATION - (ttl or 0) < 60_000 for ttl in left)
 
     @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ class TestRedis(RedisHooks, BackendConformance):
         backend.update(message_id, start(1))
         # When numbers are added to it
         backend.update_many([(message_id, write(1, 2 + n, increment=step)) for n, step in enumerate(steps)])
-        # Then the sum is what Python adds up to, and whole if it is whole
+        # Then the sum is Python's, and an integer if it is whole
         total: float = 0
         for step in steps:
             total += step
@@ -307,7 +307,7 @@ class TestRedis(RedisHooks, BackendConformance):
     def test_a_small_job_keeps_its_compact_encoding(
         self, backend: RedisBackend, client: redis.Redis, message_id: str
     ) -> None:
-        # Given a message with the fields that most have
+        # Given a message with the usual fields
         backend.update_many(
             [
                 (message_id, enqueue(a='"import_rows"', Q='"default"', E="1795479267029", user_id="42")),
@@ -316,12 +316,12 @@ class TestRedis(RedisHooks, BackendConformance):
             ]
         )
         # When the encoding of its key is read
-        # Then it is the compact way
+        # Then it is the compact encoding
         assert client.object("encoding", f"{backend.namespace}:{message_id}") in ("listpack", "ziplist")
 
 
 def kill_others(client: redis.Redis) -> None:
-    """Close all connections of a server but the client's own."""
+    """Close all connections of a server except the client's own."""
     for connection in client.client_list():
         if int(connection["id"]) != client.client_id():
             client.client_kill_filter(_id=connection["id"])
@@ -333,7 +333,7 @@ def calls_of(client: redis.Redis, command: str) -> int:
 
 
 def test_without_hiredis(redis_url: str) -> None:
-    # Given an interpreter that does not have it
+    # Given an interpreter without hiredis
     script = f"""
 import sys, threading
 sys.modules["hiredis"] = None
@@ -355,7 +355,7 @@ assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [
 """
     # When statuses are written, read and watched
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    # Then that works by redis-py's own parser, whatever version of the protocol it prefers
+    # Then redis-py's own parser is used, with either version of the protocol
     assert ran.returncode == 0, ran.stderr
 
 
@@ -376,10 +376,10 @@ assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [
     ],
 )
 def test_other_clients_are_refused(make: Callable[[], Any], message: str) -> None:
-    # Given a client whose connections the backend cannot imitate
+    # Given a client whose connections the backend cannot make itself
     client = make()
-    # When it is passed
-    # Then the constructor says what is wrong with it, and what to pass
+    # When a backend is made with it
+    # Then the error names the problem, and what to pass instead
     with pytest.raises(TypeError, match=f"^client .*{message}"):
         RedisBackend(client=client)
 
@@ -391,10 +391,10 @@ def test_a_fake_server() -> None:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        # When its address is passed
+        # When a backend is made with its address
         with closing(RedisBackend(url=f"redis://127.0.0.1:{server.server_address[1]}", timeout=PATIENT)) as backend:
             outcomes = backend.update_many([(message_id, enqueue()), (message_id, start(1)), (message_id, write(1, 2))])
-            # Then statuses are kept there
+            # Then the backend stores and reads statuses there
             record = backend.read(message_id)
         assert outcomes == [Outcome.APPLIED] * 3 and record is not None
     finally:

@@ -57,7 +57,7 @@ PERMITTED = (
 
 
 def tls_arguments(certificates: Path, port: int) -> tuple[str, ...]:
-    """What makes a server speak TLS on another port."""
+    """Return the arguments with which a server speaks TLS on another port."""
     return (
         *("--tls-port", str(port), "--tls-auth-clients", "no"),
         *("--tls-ca-cert-file", str(certificates / "ca.crt")),
@@ -82,7 +82,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    # Python 3.13 wants of certificates all that the standard does.
+    # Python 3.13 requires all extensions that the standard requires of certificates.
     signs = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
     for name in ("ca", "other"):
         openssl("req", "-x509", *key, *signs, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt")
@@ -121,7 +121,7 @@ def test_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
     else:
         backend = RedisBackend(host="127.0.0.1", port=tls_server.tls_port, ssl=True, ssl_ca_certs=ca, timeout=PATIENT)
     with closing(backend):
-        # When many records are written and read, also with a large field, and news are heard
+        # When many records are written, read and watched, one of them with a large field
         ids = [uuid4().hex for _ in range(500)]
         large = '"' + "x" * 60_000 + '"'
         outcomes = backend.update_many([(message_id, enqueue(large=large)) for message_id in ids])
@@ -130,7 +130,7 @@ def test_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
         begun = backend.begin_update(ids[0], start(1))
         with closing(subscription):
             heard = subscription.wait(PATIENT / 1000)
-        # Then all of it comes whole
+        # Then all values are unchanged
         assert (begun(), set(outcomes), heard) == (Outcome.APPLIED, {Outcome.APPLIED}, {ids[0]: 2})
         assert all(record is not None and record[":large"] == large for record in found)
 
@@ -138,29 +138,29 @@ def test_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
 @pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
 @pytest.mark.parametrize("trust", ["authority", "anybody"])
 def test_tls_by_url(tls_server: TlsServer, certificates: Path, scheme: str, trust: str) -> None:
-    # Given the URL of a server that speaks TLS, and asks for a login
+    # Given the URL of a server that speaks TLS and requires a login
     query = f"ssl_ca_certs={certificates / 'ca.crt'}" if trust == "authority" else "ssl_cert_reqs=none"
     with redis.Redis(port=tls_server.port) as client:
         client.acl_setuser("worker", **EVERYTHING)
         url = f"{scheme}://worker:{quote(PASSWORD, safe='')}@127.0.0.1:{tls_server.tls_port}/1?{query}"
-        # When a backend is made by it
+        # When a backend is made from it
         with closing(backend_from_url(url, timeout=PATIENT)) as backend:
-            # Then it works
+            # Then the backend works
             message_id = uuid4().hex
             assert backend.update(message_id, enqueue()) is Outcome.APPLIED and backend.read(message_id) is not None
         client.acl_deluser("worker")
 
 
 def test_tls_to_sentinels_by_url(start_server: StartServer, tls_server: TlsServer, certificates: Path) -> None:
-    # Given a Sentinel that speaks TLS, also with its master
+    # Given a Sentinel that speaks TLS, as its master does
     port = free_port()
     lines = [argument.replace("--", "", 1) for argument in tls_arguments(certificates, port)]
     settings = (f"{name} {value}" for name, value in zip(lines[::2], lines[1::2]))
     start_server(_Sentinel(tls_server.tls_port, "tls-replication yes", *settings))
-    # When a backend is made by a URL
+    # When a backend is made from a URL
     url = f"rediss+sentinel://127.0.0.1:{port}/{RedisSentinels.service_name}?ssl_ca_certs={certificates / 'ca.crt'}"
     with closing(backend_from_url(url, timeout=PATIENT)) as backend:
-        # Then it works
+        # Then the backend works
         message_id = uuid4().hex
         assert backend.update(message_id, enqueue()) is Outcome.APPLIED and backend.read(message_id) is not None
 
@@ -170,16 +170,16 @@ def test_tls_to_a_cluster_by_url(start_server: StartServer, certificates: Path) 
     cluster, ports = RedisCluster(), [free_port() for _ in range(3)]
     for node, port in zip(cluster.nodes, ports):
         node._port = _free_cluster_port()
-        # Only nodes that speak TLS among themselves know of each other's ports for it.
+        # Nodes announce their TLS ports only if they also speak TLS among themselves.
         bus = ("--tls-cluster", "yes", "--cluster-port", str(node.port + 10_000))
         node.args = (*tls_arguments(certificates, port), *bus)
     start_server(cluster)
-    # When a backend is made by the URL of one of its nodes
+    # When a backend is made from the URL of one node
     url = f"rediss+cluster://127.0.0.1:{ports[0]}?ssl_ca_certs={certificates / 'ca.crt'}"
     with closing(backend_from_url(url, timeout=PATIENT)) as backend:
         ids = [uuid4().hex for _ in range(200)]
         outcomes = backend.update_many([(message_id, enqueue()) for message_id in ids])
-        # Then it works with all of them
+        # Then the backend works with all nodes
         assert set(outcomes) == {Outcome.APPLIED} and all(backend.read_many(ids))
         assert isinstance(backend, RedisBackend)
         assert {port for _, port in backend.transport._map.nodes} == set(ports)
@@ -201,11 +201,11 @@ def test_the_name_in_a_certificate_is_compared_with_the_host(
         "sentinels": lambda: backend_from_url(f"rediss+sentinel://{host}:{port}/m?{query}", timeout=PATIENT),
         "cluster": lambda: backend_from_url(f"rediss+cluster://{host}:{port}?{query}", timeout=PATIENT),
     }
-    # When a backend connects to it by another name
+    # When a backend connects by another name
     backend: Any = makers[way]()
     with closing(backend), pytest.raises(BackendError) as caught:
         backend.read("m")
-    # Then it refuses it, the Sentinels' connections as well as those to their master
+    # Then it refuses the server, on connections to Sentinels and to their master
     if way == "sentinels":
         asked = [backend.transport.pool, *(sentinel.pool for sentinel in backend.transport.pool.sentinels)]
         assert [one.parameters["ssl_check_hostname"] for one in asked] == [True, True]
@@ -225,11 +225,11 @@ def test_the_name_in_a_certificate_is_not_compared_on_request(
     chosen: dict[str, Any],
 ) -> None:
     monkeypatch.setattr(clients, "DRIVER", driver(package))
-    # Given a backend that connects by another name than that in the certificate, and says that this is right
+    # Given a backend that does not compare the name, and connects by another one than that in the certificate
     own: dict[str, Any] = {"ssl_ca_certs": str(certificates / "ca.crt"), "timeout": PATIENT, **chosen}
     with closing(RedisBackend(host="localhost", port=tls_server.tls_port, ssl=True, **own)) as backend:
         # When it is used
-        # Then it works
+        # Then the backend works
         assert backend.update(uuid4().hex, enqueue()) is Outcome.APPLIED
 
 
@@ -237,7 +237,7 @@ def test_the_name_in_a_certificate_is_not_compared_on_request(
 def test_an_event_loop(
     request: pytest.FixtureRequest, start_server: StartServer, tmp_path: Path, certificates: Path, way: str
 ) -> None:
-    # Given a server behind TLS, at a path, or one where we may do no more than needed
+    # Given a server behind TLS, on a socket at a path, or with a user with only the needed permissions
     if way == "tls":
         port = request.getfixturevalue("tls_server").tls_port
         backend = RedisBackend(url=f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificates / 'ca.crt'}", timeout=PATIENT)
@@ -268,8 +268,8 @@ def test_an_event_loop(
     with closing(backend):
         backend.recheck_interval = 3_600_000
         backend.update_many([(message_id, enqueue()) for message_id in ids])
-        # When messages are watched in an event loop, and each goes on when that was seen
-        # Then all come to their ends
+        # When messages are watched in an event loop, and each changes after each snapshot
+        # Then the watchers receive all ends
         assert asyncio.run(main()) == [State.COMPLETED] * len(ids)
 
 
@@ -280,9 +280,9 @@ def test_an_idle_tls_connection_is_used_again(tls_server: TlsServer, certificate
         backend.update("m", start(1))
         (link,) = backend.transport.pool._idle
         link.used -= 60
-        # When it is needed
+        # When a call needs a connection
         backend.update("m", write(1, 2))
-        # Then it is the one that is used
+        # Then the call uses this one
         assert list(backend.transport.pool._idle) == [link]
 
 
@@ -293,7 +293,7 @@ def test_replies_byte_by_byte_over_tls_end_at_the_timeout(tls_server: TlsServer,
         with closing(RedisBackend(url=url, timeout=500)) as backend:
             backend.update("m", start(1))
             proxy.drip = (1, 0.1)
-            # When it is asked, over a connection and over a new one
+            # When a call is made, over an idle connection and over a new one
             for _ in range(2):
                 # Then the time-out is that of the call: each byte comes in time, and the whole reply would be no error
                 with pytest.raises(BackendError):
@@ -309,7 +309,7 @@ def test_a_tls_connection_that_the_server_closed(tls_server: TlsServer, certific
         with redis.Redis(port=tls_server.port) as other:
             other.client_kill_filter(_type="normal", skipme=True)
         # When an update is written
-        # Then another one is opened
+        # Then another connection is opened
         assert backend.update(message_id, write(1, 2)) is Outcome.APPLIED
 
 
@@ -317,7 +317,7 @@ def test_a_tls_connection_that_the_server_closed(tls_server: TlsServer, certific
 def test_the_error_of_a_silent_server_contains_the_time_out(
     request: pytest.FixtureRequest, redis_server: RedisServer, certificates: Path, way: str
 ) -> None:
-    # Given a connection to a server that answers no more
+    # Given a connection to a server that has stopped answering
     if way == "plain":
         server, url = redis_server, redis_server.url
     else:
@@ -327,7 +327,7 @@ def test_the_error_of_a_silent_server_contains_the_time_out(
         backend.read("m")
         server.pause()
         try:
-            # When it is asked for something
+            # When a call is made
             # Then the error contains the time-out, and not the text of the system's error
             with pytest.raises(BackendError, match="no answer within 1500 milliseconds"):
                 backend.read("m")
@@ -340,7 +340,7 @@ def test_an_authority_that_is_not_trusted(tls_server: TlsServer, certificates: P
     url = f"rediss://127.0.0.1:{tls_server.tls_port}?ssl_ca_certs={certificates / 'other.crt'}"
     backend = RedisBackend(url=url, timeout=PATIENT)
     # When it is used
-    # Then that ends in a BackendError that says so
+    # Then the call raises a BackendError that names the reason
     with pytest.raises(BackendError, match="certificate"):
         backend.read("m")
 
@@ -357,7 +357,7 @@ def test_a_name_and_a_password(client: redis.Redis, redis_server: RedisServer) -
 
 
 def test_a_user_who_may_not_publish(client: redis.Redis, redis_server: RedisServer) -> None:
-    # Given a user who has no channels
+    # Given a user without the right to any channel
     client.execute_command("ACL", "SETUSER", "quiet", "on", "nopass", "~*", "resetchannels", "+@all")
     with closing(
         RedisBackend(host="127.0.0.1", port=redis_server.port, username="quiet", password="x", timeout=PATIENT)
@@ -383,7 +383,7 @@ def test_a_user_who_may_do_no_more_than_needed(client: redis.Redis, redis_server
             timeout=PATIENT,
         )
     ) as backend:
-        # When messages go all their ways
+        # When messages go through all their states, and are listed and deleted
         life = (
             *(enqueue(a='"actor"'), start(1), write(1, 2, increment=1, step="1"), enqueue(generation=2)),
             *(start(2, generation=2), heartbeat(2), outside(increment=1), finish(2, 9, generation=2)),
@@ -401,7 +401,7 @@ def test_a_user_who_may_do_no_more_than_needed(client: redis.Redis, redis_server
             heard = subscription.wait(PATIENT / 1000)
         for n in range(50):
             backend.update_many([(f"m{n}", start(1, a=f'"a{n}"')), (f"m{n}", finish(1))])
-        # Then nothing is missing
+        # Then no call is refused
         assert set(outcomes) == {Outcome.APPLIED, Outcome.LATE} and "m" in heard
         assert [len(page) for page in pages_of(backend, Query(), limit=20)] == [20, 20, 11] and backend.count(
             Query()
@@ -412,7 +412,7 @@ def test_a_user_who_may_do_no_more_than_needed(client: redis.Redis, redis_server
 def test_a_cluster_with_names_and_passwords(redis_cluster: RedisCluster) -> None:
     redis_cluster.reset()
     with ExitStack() as stack:
-        # Given a user whom all nodes know
+        # Given a user on all nodes
         for number in range(3):
             node = stack.enter_context(redis_cluster.client(number))
             node.acl_setuser("worker", **EVERYTHING)
@@ -422,9 +422,9 @@ def test_a_cluster_with_names_and_passwords(redis_cluster: RedisCluster) -> None
         )
         stack.callback(backend.close)
         ids = [uuid4().hex for _ in range(100)]
-        # When records are written on all of them
+        # When records are written on all nodes
         backend.update_many([(message_id, enqueue()) for message_id in ids])
-        # Then they are read
+        # Then they can be read
         assert all(backend.read_many(ids))
 
 
@@ -457,7 +457,7 @@ def test_no_error_contains_a_password(
     ]
     told = [repr(backend), str(backend)]
     for call in calls:
-        # When it fails
+        # When its calls fail
         with pytest.raises(BackendError) as caught:
             call()
         error: BaseException | None = caught.value
@@ -497,7 +497,7 @@ def test_statuses_are_sent_with_the_commands_of_a_broker(
 
         work.send(0)
         admin.config_resetstat()
-        # When messages are sent and run
+        # When messages are sent and run with them
         messages = [work.send(n) for n in range(5)]
         # Then each enqueue is one transaction with its status
         assert admin.info("commandstats")["cmdstat_multi"]["calls"] == 5

@@ -44,7 +44,7 @@ from .redis_hooks import RedisHooks
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
 
-#: Nothing that takes so long, in milliseconds, happens in a test.
+#: Milliseconds that are longer than any test takes.
 NEVER = 3_600_000
 
 #: Cases: the updates before, the update, and its outcome.  There is one for each kind of update.
@@ -109,7 +109,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # Given a message that has changed before the subscription
         record = backend.read(message_id)
         assert record is not None
-        # When it does not change any more
+        # When the message does not change any more
         found = subscription.wait(0.05)
         # Then the subscription receives no later version: nodes pass changes on to each other over their bus, where an
         # earlier one may arrive after the subscription has begun
@@ -125,13 +125,13 @@ class TestRedisCluster(RedisHooks, BackendConformance):
 
     def test_a_backend_that_is_gone_leaves_no_connection_open(self, redis_cluster: RedisCluster) -> None:
         redis_cluster.reset()
-        # Given a backend that has talked to all nodes
+        # Given a backend with connections to all nodes
         backend = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=PATIENT)
         backend.read_many([str(n) for n in range(200)])
         nodes = backend.transport._map.nodes.values()
         used = open_sockets(*(link._connection._sock.fileno() for node in nodes for link in node.pool._idle))
         assert len(used) == 3
-        # When nobody has it any more
+        # When the last reference to the backend is gone
         del backend, nodes
         gc.collect()
         # Then its connections are closed
@@ -142,7 +142,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
     def test_the_shard_of_a_message_never_changes(self) -> None:
         # Given message ids, one of them not ASCII
         ids = ("0", "message", "žluťoučký kůň", "00000000-0000-4000-8000-000000000000")
-        # When their shards are asked for
+        # When their shards are computed
         # Then they have not changed since the first version
         assert [shard_of(message_id) for message_id in ids] == [33, 63, 28, 23]
 
@@ -150,7 +150,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # Given the hash tags of the shards
         # When their slots are counted by 64ths
         parts = [slot_of(tag) * SHARDS // SLOTS for tag in TAGS]
-        # Then there is one in each
+        # Then each 64th has one slot
         assert parts == list(range(SHARDS))
 
     def test_all_keys_of_a_message_share_a_slot(self, backend: RedisBackend, client: redis.RedisCluster) -> None:
@@ -158,9 +158,9 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         for message_id in ("{a}b", "}{", "plain"):
             client.flushall(target_nodes=client.ALL_NODES)
             backend.update(message_id, enqueue(a='"{b}"', Q='"{c}"'))
-            # When the slots of all keys are asked for
+            # When the slots of all keys are computed
             keys = client.keys("*", target_nodes=client.ALL_NODES)
-            # Then it is one, and the backend knows which
+            # Then all keys have the slot that the backend computes
             assert {client.keyslot(key) for key in keys} == {slot_of(TAGS[shard_of(message_id)])}
             assert len(keys) == 3
 
@@ -179,12 +179,12 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             move.keys(backend.keys.key_of(message_id))
         if moved in ("the index", "all"):
             move.keys(*move.index())
-        # When an update comes
+        # When an update is sent
         outcome = backend.update(message_id, with_actor(update))
-        # Then its outcome and the record are those of `apply`
+        # Then the outcome and the record are those of `apply`
         now = fold([with_actor(one) for one in (*given, update)])
         assert (outcome, timeless(backend.read(message_id))) == (expected, timeless(now))
-        # And when the move is over, they still are, and the message is listed as what it is
+        # And when the move is over, the record is still that of `apply`, and the message is listed in its state
         move.end()
         assert timeless(backend.read(message_id)) == timeless(now) and set(outcomes) <= {Outcome.APPLIED}
         state = None if now is None else int(now["s"])
@@ -219,7 +219,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
 
         monkeypatch.setattr(backend.transport, "run", run_slowly)
         assert backend.update(message_id, enqueue(a='"actor"')) is Outcome.APPLIED
-        # Then it is listed as what it is
+        # Then the message is listed in its state
         slot = slot_of(TAGS[shard_of(message_id)])
         redis_cluster.end_move(slot, (redis_cluster.owner(slot) + 1) % 3)
         assert [backend.count(Query(state, "actor")) for state in range(4)] == [0, 1, 0, 0]
@@ -235,24 +235,24 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             if moved:
                 move.keys(backend.keys.key_of(message_id))
             # When it is deleted
-            # Then it is gone, and stays gone
+            # Then it is unknown, also after the move
             assert (backend.delete(message_id), backend.delete(message_id)) == (True, False)
             move.end()
             assert backend.read(message_id) is None
             assert backend.find(Query(actor_name="actor"), limit=50, after=None) == []
 
     def test_many_of_a_slot_that_is_half_moved(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
-        # Given messages of one shard, every other of which was moved
+        # Given messages of one shard, of which every other one was moved
         ids = of_one_shard(20)
         backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
         new = of_one_shard(25)[20:]
         move = Move(redis_cluster, ids[0])
         move.keys(*[backend.keys.key_of(message_id) for message_id in ids[::2]])
-        # When all are written to, twice each, and some are new
+        # When all messages, and new ones, get two updates each
         updates = [(message_id, write(1, sequence, increment=1)) for sequence in (2, 3) for message_id in ids]
         updates += [(message_id, start(1, p="2", mark=f'"{message_id}"')) for message_id in new]
         outcomes = backend.update_many(updates)
-        # Then all is stored, once
+        # Then each update is stored once
         assert outcomes == [Outcome.APPLIED] * 45
         for _ in range(2):
             found = backend.read_many([*ids, *new])
@@ -264,7 +264,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
     def test_a_list_while_a_slot_moves(
         self, redis_cluster: RedisCluster, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given messages of one shard, all still, some of them finished
+        # Given messages of one shard that do not change, some of them finished
         ids = of_one_shard(30)
         backend.update_many([(message_id, start(1, a='"actor"')) for message_id in ids])
         backend.update_many([(message_id, finish(1)) for message_id in ids[20:]])
@@ -281,15 +281,16 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                 # When it is listed and counted while its keys go one after another
                 move.keys(*keys)
                 for call in (lambda: hasty.find(query, limit=50, after=None), lambda: hasty.count(query)):
-                    # Then nothing comes that is not complete; a busy machine may take all the time for the redirection
+                    # Then each call raises an error in place of an incomplete result. (On a busy machine, the
+                    # redirection may take all the time.)
                     with pytest.raises(BackendError, match=r"A slot with statuses is moving|ASK "):
                         call()
-                    # Even if the time is over after the first reply
+                    # The time may be over after the first reply
                     with monkeypatch.context() as patch:
                         patch.setattr(cluster, "_PAUSES", (60.0, 60.0))
                         with pytest.raises(BackendError, match="A slot with statuses is moving"):
                             call()
-            # And a reader with more time gets all of it when the move is over
+            # And a reader with a longer time-out gets the complete list when the move is over
             with ThreadPoolExecutor() as pool:
                 count, page = pool.submit(backend.count, query), pool.submit(backend.find, query, limit=50, after=None)
                 move.end()
@@ -297,7 +298,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             assert hasty.count(Query(COMPLETED)) == 10
 
     def test_lists_are_complete_while_slots_move(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
-        # Given many messages that are still
+        # Given many messages that do not change
         ids = [uuid4().hex for _ in range(500)]
         backend.update_many([(message_id, start(1, a='"actor"')) for message_id in ids])
         backend.update_many([(message_id, finish(1)) for message_id in ids[::3]])
@@ -309,16 +310,16 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             for _ in range(3):
                 counts |= {backend.count(query), backend.count(Query(COMPLETED)) + 333}
                 pages.append([found.message_id for page in pages_of(backend, query) for found in page])
-        # Then none is missing, or shown twice
+        # Then no message is missing or shown twice
         assert counts == {500} and [sorted(found) for found in pages] == [sorted(ids)] * 3
 
     def test_a_slot_that_has_moved(self, redis_cluster: RedisCluster, backend: RedisBackend, message_id: str) -> None:
-        # Given a backend that knows where its message is
+        # Given a backend that has found the node of a message
         backend.update(message_id, start(1))
-        # When that changes
+        # When the slot has moved to another node
         slot = slot_of(TAGS[shard_of(message_id)])
         redis_cluster.move(slot, (redis_cluster.owner(slot) + 1) % 3)
-        # Then it is found there, also by an increment that must not be sent twice
+        # Then calls find the message there, including an increment that must not be sent twice
         assert backend.update(message_id, outside(increment=1)) is Outcome.APPLIED
         record = backend.read(message_id)
         assert record is not None and record["p"] == "1"
@@ -336,14 +337,14 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                 outcomes.append(backend.begin_update(mine[place % len(mine)], outside(increment=0.5))())
             outcomes.extend(backend.update_many([(message_id, finish(1, 101)) for message_id in mine]))
 
-        # When they are written to by two threads
+        # When two threads write to them
         with moving_slots(redis_cluster):
             together(lambda: work(ids[::2]), lambda: work(ids[1::2]))
-        # Then everything is stored once
+        # Then each update is stored once
         assert set(outcomes) == {Outcome.APPLIED}
         sums = [float(record["p"]) for record in backend.read_many(ids) if record and record["s"] == "2"]
         assert sum(sums) == 200 * 99 + 200 * 1000 + 200 * 0.5
-        # And listed
+        # And all messages are listed
         listed = backend.find(Query(COMPLETED, "actor"), limit=1000, after=None)
         assert sorted(one.message_id for one in listed) == sorted(ids)
 
@@ -363,12 +364,12 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # When jobs run, some of them twice
         with moving_slots(redis_cluster):
             run(broker, threads=4)
-        # Then each of them is told as it was
+        # Then each status has the right number of runs and the right end
         found = [s for s in StatusRegistry.read_many(messages, backend=backend) if s is not None and s.completed]
         assert [(s["n"], s["user_id"], s["progress"], s.attempts) for s in found] == [
             (n, n, 50, 2 if n % 5 == 0 else 1) for n in range(300)
         ]
-        # And listed
+        # And all messages are listed
         for state, number in (("queued", 0), ("working", 0), ("completed", 300), ("failed", 0)):
             assert len(StatusRegistry.list(state=state, actor_name="work", limit=1000, backend=backend)) == number
 
@@ -380,7 +381,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         backend.update(message_id, start(1))
         seen = StatusRegistry.watch(message_id, backend=backend, timeout=PATIENT)
         assert next(seen).working
-        # When its slot moves, and the message is written to on the way and afterwards
+        # When its slot moves, and the message changes during the move and after it
         move = Move(redis_cluster, message_id)
         backend.update(message_id, write(1, 2, step="2"))
         assert next(seen)["step"] == 2
@@ -389,13 +390,13 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         assert next(seen)["step"] == 3
         move.end()
         backend.update(message_id, finish(1, 4))
-        # Then all of that is seen
+        # Then the watcher receives all changes
         assert [snapshot.state for snapshot in seen] == ["completed"]
 
     # Nodes that are gone
 
     def test_calls_while_one_node_is_down(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
-        # Given a cluster that goes on without one of its nodes
+        # Given a cluster that works without one of its nodes
         ids = [uuid4().hex for _ in range(100)]
         backend.update_many([(message_id, start(1)) for message_id in ids])
         gone = [redis_cluster.owner(slot_of(TAGS[shard_of(message_id)])) == 1 for message_id in ids]
@@ -408,10 +409,10 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             # When all messages are written to and read
             outcomes = backend.update_many([(message_id, write(1, 2, increment=1)) for message_id in ids])
             found = backend.read_many(ids)
-            # Then those that are elsewhere are as always, and an error is in the place of the others
+            # Then messages on the other nodes are stored and read, and the others have errors in their places
             assert outcomes == [Outcome.UNAVAILABLE if lost else Outcome.APPLIED for lost in gone]
             assert [isinstance(record, BackendError) for record in found] == gone and None not in found
-            # And a reader that asks for one of them alone gets that error
+            # And a read of one message on the missing node raises this error
             lost = ids[gone.index(True)]
             assert backend.update_many([(lost, write(1, 2))]) == [Outcome.UNAVAILABLE]
             assert backend.begin_update(lost, enqueue())() is Outcome.UNAVAILABLE
@@ -426,7 +427,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             ):
                 with pytest.raises(BackendError):
                     ask()
-            # And a batch counts it apart
+            # And a batch counts it as unavailable
             batch = StatusRegistry.batch(ids, backend=backend).read()
             assert batch.unavailable == tuple(itertools.compress(ids, gone)) and not batch.finished
             assert (batch.counts["working"], batch.counts["unavailable"]) == (gone.count(False), gone.count(True))
@@ -437,7 +438,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                     call()
         finally:
             redis_cluster.start()
-        # And when the node is back, it is used
+        # And when the node is back, its messages can be read
         assert eventually(lambda: backend.update_many([(lost, enqueue())]) == [Outcome.APPLIED])
 
     def test_a_cluster_that_is_down_fails_whole_calls(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
@@ -453,7 +454,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             for number in (0, 2):
                 with redis_cluster.client(number) as node:
                     assert eventually(lambda: node.execute_command("CLUSTER INFO")["cluster_state"] == "fail")
-            # When their messages are written to
+            # When messages on these nodes are updated
             # Then the whole call fails, so that the writer begins an outage, although the nodes answer
             hurried = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=1000)
             with pytest.raises(BackendError, match="CLUSTERDOWN"):
@@ -481,14 +482,14 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             return send(errands, deadline)
 
         monkeypatch.setattr(backend.transport, "_send", send_once)
-        # When nobody answers any more
+        # When no node answers any more
         outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
         # Then the outcomes of the updates that were carried out are returned, and these updates are not sent again
         assert outcomes == [Outcome.UNAVAILABLE if lost else Outcome.APPLIED for lost in there]
 
     def test_a_user_who_may_not_load_scripts(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
         with ExitStack() as stack:
-            # Given a user whom a command is forbidden that is needed
+            # Given a user without the right to a command that the backend needs
             for number in range(3):
                 node = stack.enter_context(redis_cluster.client(number))
                 node.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "&*", "+@all", "-script")
@@ -497,8 +498,8 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                 cluster_nodes=redis_cluster.addresses, username="poor", password="x", timeout=PATIENT
             )
             stack.callback(backend.close)
-            # When something is written
-            # Then that ends in a BackendError that says so
+            # When an update is sent
+            # Then the call raises a BackendError that names the reason
             with pytest.raises(BackendError, match="script"):
                 backend.update("m", enqueue())
 
@@ -513,7 +514,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         for limit in (10, 50, 100, 119, 120):
             # When they are listed, page by page
             pages = [[one.message_id for one in page] for page in pages_of(backend, Query(actor_name="actor"), limit)]
-            # Then the pages are those of the whole
+            # Then the pages are the pieces of the whole list
             whole = [message_id for page in pages for message_id in page]
             assert whole[:120] == ids[::-1] and sorted(whole[120:]) == sorted(older)
             assert all(len(page) == limit for page in pages[:-1])
@@ -529,16 +530,16 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         for limit in (50, 333, 1000):
             # When they are listed, page by page
             pages = [[one.message_id for one in page] for page in pages_of(backend, Query(), limit)]
-            # Then they have what one long list would have there
+            # Then they are the pieces of the whole list
             assert pages == [whole[first : first + limit] for first in range(0, 5000, limit)]
         assert backend.count(Query()) == 5000
 
     def test_a_cluster_without_an_index(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
-        # Given a backend that lists nothing
+        # Given a backend without an index
         with closing(RedisBackend(client=client, timeout=PATIENT, max_listed=0)) as backend:
             # When a message is written
             backend.update("m", enqueue(a='"actor"'))
-            # Then there is its record alone, and a list says why there is none
+            # Then the store has only its record, and a list raises an error with the reason
             assert client.keys("*", target_nodes=client.ALL_NODES) == [backend.keys.key_of("m")]
             with pytest.raises(NotSupported, match="max_listed=0"):
                 backend.find(Query(), limit=50, after=None)
@@ -546,16 +547,16 @@ class TestRedisCluster(RedisHooks, BackendConformance):
     # Ways to get there
 
     def test_bad_parameters(self) -> None:
-        # Given nodes that cannot be
+        # Given wrong addresses of nodes
         # When a backend is made
-        # Then that says what to do
+        # Then the error names what to do
         with pytest.raises(ValueError, match="cluster_nodes must not be empty"):
             RedisBackend(cluster_nodes=[])
         with pytest.raises(ValueError, match="db must be 0"):
             RedisBackend(cluster_nodes=[("127.0.0.1", 7000)], db=1)
 
     def test_one_address_is_enough(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
-        # Given the address of one node, and one at which nobody is
+        # Given the address of one node, and an address without a server
         addresses = [("127.0.0.1", free_port()), redis_cluster.addresses[2]]
         # When messages of all shards are written
         with closing(RedisBackend(cluster_nodes=addresses, timeout=PATIENT)) as backend:
@@ -570,13 +571,13 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # Given addresses without a server
         with closing(RedisBackend(cluster_nodes=[("127.0.0.1", free_port())], timeout=300)) as backend:
             for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, backend.subscribe):
-                # When something is asked for
-                # Then that ends in a BackendError
+                # When a call is made
+                # Then the call raises BackendError
                 with pytest.raises(BackendError):
                     call("m")
 
     def test_valkeys_client_is_taken(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
-        # Given a cluster client of valkey-py's
+        # Given a cluster client of valkey-py
         valkey = pytest.importorskip("valkey")
         (host, port), *_ = redis_cluster.addresses
         taken = valkey.ValkeyCluster(host, port)

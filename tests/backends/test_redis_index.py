@@ -75,9 +75,9 @@ def test_a_message_is_in_one_set(backend: RedisBackend, client: redis.Redis) -> 
     ):
         backend.update("m", update)
         seen.append(sets_of(client))
-    # Then it is always in the one of its present state
+    # Then it is always in the set of its present state, and in no other
     queued, working = '0\n\n"low"\n"rows"', '1\n\n"low"\n"rows"'
-    # An end that is changed from outside leaves the expiry as it was.
+    # A final state that is changed from outside keeps its expiry.
     completed, failed = '2\n60000\n"low"\n"rows"', '3\n60000\n"low"\n"rows"'
     names = [queued, working, working, working, queued, working, completed, failed, queued]
     assert seen == [{name: ["m"]} for name in names]
@@ -87,9 +87,9 @@ def test_plain_writes_do_not_touch_the_index(backend: RedisBackend, client: redi
     # Given a running message
     backend.update_many([("m", start(1)), ("m", write(1, 2, step="1"))])
     client.config_resetstat()
-    # When it writes, and others write to it
+    # When its run and other processes write to it
     backend.update_many([("m", write(1, 3, increment=1)), ("m", outside(increment=1, user="1")), ("m", heartbeat(1))])
-    # Then no command of a sorted set was needed
+    # Then the server has executed no command of sorted sets
     assert not [name for name in client.info("commandstats") if "_z" in name]
 
 
@@ -119,13 +119,13 @@ def test_pages_of_many(backend: RedisBackend, states: tuple[int, ...]) -> None:
     for limit in (50, 999, 1000):
         # When they are listed, page by page
         pages = page_by_page(backend, limit)
-        # Then they have what one long list would have there
+        # Then they are the pieces of the whole list
         assert pages == [newest[first : first + limit] for first in range(0, 3000, limit)]
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["at the same time", "one after another"])
 def test_pages_of_many_sets(backend: RedisBackend, apart: bool) -> None:
-    # Given messages of many actors, who enqueue them at the same time or one after another
+    # Given messages of many actors, enqueued at the same time or one after another
     ids = [f"m{n:04}" for n in range(2400)]
     for first in range(0, len(ids), 100):
         numbers = range(first, first + 100)
@@ -135,7 +135,7 @@ def test_pages_of_many_sets(backend: RedisBackend, apart: bool) -> None:
     for limit in (50, 999):
         # When they are listed, page by page
         pages = page_by_page(backend, limit)
-        # Then they have what one long list would have there
+        # Then they are the pieces of the whole list
         assert pages == [newest[first : first + limit] for first in range(0, 2400, limit)]
 
 
@@ -175,26 +175,26 @@ def test_a_page_takes_as_many_commands_wherever_it_is(backend: RedisBackend, cli
 
 
 def test_a_list_removes_lost_messages_from_the_index(backend: RedisBackend, client: redis.Redis) -> None:
-    # Given messages of which the store has lost some, and has others in another state than the index says
+    # Given messages of which the store has lost some, and others that are in another state than in the index
     backend.update_many([(f"m{n}", enqueue()) for n in range(10)])
     client.delete("dramatiq-status:m3", "dramatiq-status:m9")
     client.hset("dramatiq-status:m5", "s", "1")
     # When they are listed
     found = listed(backend, limit=4)
-    # Then the page is full, without them
+    # Then the page is full, and has none of these
     assert found == ["m8", "m7", "m6", "m4"]
     # And the index no longer contains the lost messages that the list has passed
     assert listed(backend) == ["m8", "m7", "m6", "m4", "m2", "m1", "m0"] and backend.count(ALL) == 7
 
 
 def test_a_page_under_very_many_that_are_lost(backend: RedisBackend, client: redis.Redis) -> None:
-    # Given a message, and more newer ones than one call looks up, all of which the store has lost
+    # Given a message, and newer ones that the store has lost, more of them than one call looks up
     lost = [f"m{n}" for n in range(6000)]
     backend.update_many([("old", enqueue()), *((message_id, enqueue()) for message_id in lost)])
     client.delete(*(f"dramatiq-status:{message_id}" for message_id in lost))
     # When a page is listed
     found = listed(backend, limit=1)
-    # Then it is full
+    # Then the page is full
     assert found == ["old"]
 
 
@@ -205,7 +205,7 @@ def test_each_count_finds_more_of_many_lost_messages(backend: RedisBackend, clie
     client.delete(*(f"dramatiq-status:{message_id}" for message_id in ids[:5000]))
     # When they are counted again and again
     counts = [backend.count(ALL) for _ in range(20)]
-    # Then each time finds more of those that are gone, until all are found
+    # Then each count finds more of the lost messages, until all are found
     assert counts == sorted(counts, reverse=True)
     assert 1000 < counts[0] < 6000 and counts[-1] == 1000
 
@@ -217,7 +217,7 @@ def test_finished_messages_leave_with_their_records(backend: RedisBackend, clien
     for message_id, ttl in ends.items():
         backend.update_many([(message_id, start(1)), (message_id, finish(1, ttl=ttl))])
     assert client.info("commandstats")["cmdstat_zadd"]["calls"] == 4
-    # When the time of one is over
+    # When one of them has expired
     eventually(lambda: client.exists("dramatiq-status:short") == 0)
     # Then it is neither counted nor listed
     assert eventually(lambda: backend.count(ALL) == 1)
@@ -228,32 +228,32 @@ def test_a_later_end_removes_expired_messages_from_the_set(backend: RedisBackend
     # Given a message that was completed, whose time is over by the clock of the script
     backend.transport.clock = FixedClock(1_000_000)
     backend.update_many([("old", start(1)), ("old", finish(1, ttl=60_000))])
-    # When others are completed later
+    # When other messages are completed later
     backend.transport.clock = FixedClock(1_061_000)
     ids = [f"new{n:02}" for n in range(16)]
     backend.update_many([(message_id, update) for message_id in ids for update in (start(1), finish(1, ttl=60_000))])
-    # Then the set has only those
+    # Then the set has only the later ones
     assert list(sets_of(client).values()) == [ids]
 
 
 def test_max_listed_limits_each_set_of_the_index(redis_url: str, client: redis.Redis) -> None:
     # Given a backend that lists ten messages of a state, queue and actor
     backend = RedisBackend(url=redis_url, timeout=PATIENT, max_listed=10)
-    # When there are more
+    # When each set gets more than ten
     backend.update_many([(f"m{n:02}", enqueue(a=f'"actor{n % 2}"')) for n in range(50)])
-    # Then the newest are kept of each
+    # Then each set has the newest ten
     assert listed(backend) == [f"m{n}" for n in range(49, 29, -1)]
     assert (backend.count(ALL), backend.count(Query(actor_name="actor1"))) == (20, 10)
-    # And the others' records are whole
+    # And the records of the other messages are complete
     assert backend.read("m00") is not None
     backend.close()
 
 
 def test_odd_times_to_live_share_sets(backend: RedisBackend, client: redis.Redis) -> None:
-    # Given messages each of which lives for another time
+    # Given messages with different times to live
     for n in range(300):
         backend.update_many([(f"m{n}", start(1)), (f"m{n}", finish(1, ttl=3_600_001 + 100 * n))])
-    # Then there are few sets, which keep them for longer, not for less
+    # Then there are few sets, and no set expires before its messages
     assert [name.split("\n")[1] for name in sets_of(client)] == ["3700000"]
 
 
@@ -265,7 +265,7 @@ def test_every_key_expires(backend: RedisBackend, client: redis.Redis) -> None:
     ttls = {key: client.pttl(key) for key in client.keys("*")}
     registry = "dramatiq-status index:"
     assert min(ttls.values()) > 0
-    # And a set outlives its records, and the names every set
+    # And a set expires after its records, and the names expire after each set
     assert ttls[registry + "0\n\n\n"] > client.pttl("dramatiq-status:l")
     assert ttls[registry] >= max(ttls.values()) - 1000
     # And the names of sets expire with the sets
@@ -279,22 +279,22 @@ def test_the_names_of_sets_come_back(backend: RedisBackend, client: redis.Redis)
     backend.update("m", enqueue())
     client.delete("dramatiq-status index:")
     assert listed(backend) == []
-    # When another message comes, a while later
+    # When another message is stored some time later
     client.pexpire("dramatiq-status index:0\n\n\n", 60_000)
     backend.update("n", enqueue())
-    # Then both are listed, and all of the index lives long enough
+    # Then both are listed, and all keys of the index expire late enough
     assert listed(backend) == ["n", "m"]
     assert min(client.pttl(key) for key in client.keys("*index:*")) > client.pttl("dramatiq-status:n")
 
 
 def test_names_of_deleted_sets_are_removed(backend: RedisBackend, client: redis.Redis) -> None:
-    # Given names of many sets that are gone, which nobody lists
+    # Given names of many deleted sets, for which no reader lists
     registry = "dramatiq-status index:"
     backend.update_many([(f"m{n}", enqueue(Q=f'"tenant{n}"')) for n in range(300)])
     client.delete(*client.keys(registry + "?*"))
-    # When others come
+    # When messages of other names are stored
     backend.update_many([(f"n{n}", enqueue(Q=f'"customer{n}"')) for n in range(300)])
-    # Then most of the old names have gone, and none of the new ones
+    # Then most of the old names are removed, and none of the new ones
     names = client.smembers(registry)
     assert len(names) < 450 and sum("customer" in name for name in names) == 300
 
@@ -303,20 +303,20 @@ def test_a_set_is_not_cut_short(backend: RedisBackend, client: redis.Redis) -> N
     # Given a message that may wait for a month
     backend.update("long", enqueue(L="2592000000"))
     before = client.pttl("dramatiq-status index:0\n\n\n")
-    # When one with a shorter life joins it
+    # When a message with a shorter time to live enters the same set
     backend.update("short", enqueue(L="60000"))
-    # Then the set lives on for both
+    # Then the set still lives as long as the first message
     assert client.pttl("dramatiq-status index:0\n\n\n") > before - 60_000
 
 
 def test_without_an_index(redis_url: str, client: redis.Redis) -> None:
-    # Given a backend without one
+    # Given a backend without an index
     backend = RedisBackend(url=redis_url, timeout=PATIENT, max_listed=0)
     backend.update_many([("m", enqueue()), ("m", start(1)), ("m", finish(1))])
-    # When it is asked for a list
+    # When a list is read
     with pytest.raises(NotSupported, match="max_listed=0"):
         StatusRegistry.list(backend=backend)
-    # Then it says why not, and has kept nothing but the record
+    # Then the error has the reason, and the store has only the record
     assert client.keys("*") == ["dramatiq-status:m"]
     assert backend.delete("m") and client.keys("*") == []
     backend.close()
@@ -327,15 +327,15 @@ def test_names_that_look_like_something_else(backend: RedisBackend) -> None:
     names = ['"', "\n", "a b", "žluť", "*", "%d", "1\n\n"]
     for n, name in enumerate(names):
         backend.update(f"m{n}", enqueue(a=json.dumps(name), Q=json.dumps(name + "!")))
-    # Then each finds its own
+    # Then a list by each name has the right messages
     for n, name in enumerate(names):
         assert listed(backend, Query(None, name, name + "!")) == [f"m{n}"]
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, "10", True], ids=repr)
 def test_a_bad_max_listed(bad: Any) -> None:
-    # Given something that is not a number of messages
+    # Given a value that is no number of messages
     # When a backend is made with it
-    # Then that is refused by name
+    # Then the error names the parameter
     with pytest.raises((TypeError, ValueError), match="max_listed"):
         RedisBackend(max_listed=bad)

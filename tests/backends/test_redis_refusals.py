@@ -55,7 +55,7 @@ def admin_of(server: RedisServer) -> Iterator[redis.Redis]:
 
 @contextmanager
 def loading(client: redis.Redis) -> Iterator[None]:
-    """The server reads its data from the disk, and takes its time."""
+    """The server is still reading its data from the disk."""
     client.execute_command("DEBUG POPULATE", 50_000, "filler", 10)
     client.config_set("key-load-delay", 500)
     reload = threading.Thread(target=_reload, args=(client,))
@@ -102,7 +102,7 @@ def refuses(client: redis.Redis, error: type[Exception]) -> bool:
 
 @contextmanager
 def without_master(client: redis.Redis) -> Iterator[None]:
-    """The server is a replica that has lost its master, and shows nothing that may be out of date."""
+    """The server is a replica that has lost its master, and returns no data that may be out of date."""
     client.config_set("replica-serve-stale-data", "no")
     client.replicaof("127.0.0.1", free_port())
     try:
@@ -112,7 +112,7 @@ def without_master(client: redis.Redis) -> Iterator[None]:
 
 
 def forbidden(*commands: str) -> Callable[[redis.Redis], Any]:
-    """The user may no longer do something."""
+    """The user has lost a right."""
 
     @contextmanager
     def forbid(client: redis.Redis) -> Iterator[None]:
@@ -160,7 +160,7 @@ def look(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]
 
 
 def reads(backend: RedisBackend, message_id: str) -> dict[str, Callable[[], Any]]:
-    """All that reads, by name."""
+    """Calls that read, by name."""
     registry, status = StatusRegistry, StatusRegistry.get(message_id, backend=backend)
     return {
         "read": lambda: backend.read(message_id),
@@ -223,18 +223,18 @@ def backend(server: RedisServer) -> Iterator[RedisBackend]:
 def test_error_replies_raise_and_do_not_make_messages_unknown(
     admin: redis.Redis, backend: RedisBackend, name: str
 ) -> None:
-    # Given messages that a backend knows
+    # Given messages in a store
     fault, words = FAULTS[name]
     backend.update_many([(message_id, start(1, step='"1"')) for message_id in ("m", "m2")])
     assert all(backend.read_many(["m", "m2"])) and backend.count(Query()) == 2
     # When the server answers everything with an error
     with fault(admin):
         for call in look(backend, "m").values():
-            # Then each of them raises it
+            # Then each call raises it
             with pytest.raises(BackendError, match=words):
                 call()
         assert asyncio.run(look_in_a_loop(backend, "m")) == []
-    # And afterwards all is there
+    # And after the fault all messages can be read
     assert [record and record[":step"] for record in backend.read_many(["m", "m2"])] == ['"1"', '"1"']
     assert backend.count(Query()) == 2 and len(backend.find(Query(), limit=10, after=None)) == 2
 
@@ -280,10 +280,10 @@ def test_errors_without_hiredis(server: RedisServer, admin: redis.Redis, backend
                 process.stdin.write("look\n")
                 process.stdin.flush()
                 found = json.loads(process.stdout.readline())
-            # Then each of them raises it
+            # Then each call raises it
             assert found.pop("loop") == []
             assert {call for call, text in found.items() if not re.search(f"^Redis: .*({words})", text)} == set(), found
-        # And something foreign under a key is no error
+        # And a value of another program under a key is no error
         backend.client.delete(backend.keys.key_of("m"))
         backend.client.set(backend.keys.key_of("m"), "foreign")
         process.stdin.write("read\n")
@@ -292,11 +292,11 @@ def test_errors_without_hiredis(server: RedisServer, admin: redis.Redis, backend
 
 
 def test_a_value_of_another_program_is_no_status(backend: RedisBackend, admin: redis.Redis) -> None:
-    # Given something that is not ours under the key of a message, and a record
+    # Given a value of another program under the key of a message, and a record under another one
     admin.set(backend.keys.key_of("m"), "foreign")
     backend.update("m2", start(1))
     # When both are read
-    # Then the one is unknown, and the other is not
+    # Then the first message is unknown, and the second one is not
     assert [record is None for record in backend.read_many(["m", "m2"])] == [True, False]
     assert StatusRegistry.read("m", backend=backend) is None
 
@@ -306,10 +306,10 @@ def test_a_script_that_may_not_read(admin: redis.Redis, backend: RedisBackend, c
     # Given a finished message
     backend.update_many([("m", start(1, step='"1"')), ("m", finish(1))])
     updates = (outside(step="2"), enqueue(origin=8), outside(state=COMPLETED))
-    # When the script may run, and not look at the record
+    # When the user may run the script, and not read the record
     with forbidden(command)(admin):
         for update in updates if command == "hmget" else updates[1:2]:
-            # Then nothing is done, and the record does not count as missing
+            # Then the update raises an error, and the record does not count as missing
             with pytest.raises(BackendError):
                 backend.update("m", update)
         if command == "hmget":
@@ -317,7 +317,7 @@ def test_a_script_that_may_not_read(admin: redis.Redis, backend: RedisBackend, c
                 backend.find(Query(), limit=10, after=None)
             with pytest.raises(BackendError):
                 backend.delete("m")
-    # And it is as it was
+    # And the record is unchanged
     record = backend.read("m")
     assert record is not None and (record["s"], record[":step"]) == ("2", '"1"')
     assert backend.count(Query()) == 1
@@ -331,7 +331,7 @@ def test_a_key_that_is_refused_hides_no_other(admin: redis.Redis, backend: Redis
     try:
         # When both are read
         found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
-        # Then the one is there, and an error in the place of the other
+        # Then one has its record, and the other has an error in its place
         assert found[0] is not None and not isinstance(found[0], BackendError) and found[0].working
         assert isinstance(found[1], BackendError) and "NOPERM" in str(found[1])
         with pytest.raises(BackendError, match="NOPERM"):
@@ -346,11 +346,11 @@ def test_a_batch_that_is_refused_in_the_middle(admin: redis.Redis, backend: Redi
     backend.update_many([(message_id, start(1)) for message_id in ids])
     admin.execute_command("ACL", "SETUSER", "default", "resetkeys", f"~{backend.keys.key_of('a')}*")
     try:
-        # When all are counted on
+        # When all get increments in one call
         outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
     finally:
         admin.execute_command("ACL", "SETUSER", "default", "~*")
-    # Then the outcomes of those that were show it, and those of the others that the store refuses them
+    # Then the outcomes show which increments were stored, and which the store has refused
     assert outcomes == [Outcome.APPLIED] * UPDATES_PER_CALL + [Outcome.UNSTORABLE] * 2
     records = read_many(backend, ids)
     assert [record and record.get("p") for record in records] == ["1"] * UPDATES_PER_CALL + [None] * 2
@@ -358,7 +358,7 @@ def test_a_batch_that_is_refused_in_the_middle(admin: redis.Redis, backend: Redi
 
 @pytest.mark.parametrize("way", ["sync", "aio"])
 def test_a_watch_outlasts_errors(admin: redis.Redis, backend: RedisBackend, way: str) -> None:
-    # Given watchers of a message and of a batch, which look often
+    # Given watchers of a message and of a batch, which poll often
     backend.recheck_interval = 5
     backend.update_many([("m", start(1)), ("m2", finish(1, create=True))])
 
@@ -382,11 +382,11 @@ def test_a_watch_outlasts_errors(admin: redis.Redis, backend: RedisBackend, way:
         else:
             calls = [pool.submit(asyncio.run, watch_in_a_loop())]
         assert eventually(lambda: len(admin.client_list(_type="pubsub")) == len(calls))
-        # When the server answers their looks with errors for a while
+        # When the server replies to their reads with errors for a while
         with forbidden("hgetall")(admin):
             refused = rejected(admin)
             assert eventually(lambda: rejected(admin) > refused + 10)
-        # Then they wait until it no longer does
+        # Then they wait until the reads succeed again
         backend.update("m", finish(1))
         results = [call.result(PATIENT / 1000) for call in calls]
     states, completed = results if way == "sync" else results[0]
@@ -404,8 +404,8 @@ def test_no_memory_left(admin: redis.Redis, backend: RedisBackend) -> None:
     backend.update("m", start(1))
     admin.config_set("maxmemory", 1)
     try:
-        # When something is written
-        # Then that is an error, and reads go on
+        # When an update is sent
+        # Then the update raises an error, and reads succeed
         with pytest.raises(BackendError, match="OOM"):
             backend.update("m", write(1, 2))
         with pytest.raises(BackendError, match="OOM"):
@@ -427,25 +427,25 @@ def test_a_cluster_that_refuses(cluster: RedisCluster) -> None:
     with closing(RedisBackend(cluster_nodes=cluster.addresses, timeout=1000)) as backend:
         ids = ["m", *map(str, range(100))]
         backend.update_many([(message_id, start(1)) for message_id in ids])
-        # When no node lets us read
+        # When the user may read on no node
         clients = [cluster.client(number) for number in range(3)]
         command = forbidden("hgetall", "hmget", "evalsha")
         with closing(clients[0]), closing(clients[1]), closing(clients[2]):
             with command(clients[0]), command(clients[1]), command(clients[2]):
-                # Then each of them raises it
+                # Then each call raises it
                 calls = look(backend, "m")
-                # An update of many says which were not reached.
+                # A call with many updates returns which ones are unavailable.
                 assert set(calls.pop("update, many")()) == {Outcome.UNAVAILABLE}
                 assert calls.pop("update, begun")() is Outcome.UNAVAILABLE
                 for call in calls.values():
                     with pytest.raises(BackendError, match="NOPERM"):
                         call()
                 assert asyncio.run(look_in_a_loop(backend, "m")) == []
-            # And when it is one of them, its messages have errors in their places
+            # And when the user may not read on one node, its messages have errors in their places
             with command(clients[1]):
                 found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
                 assert {type(one).__name__ for one in found} == {"Snapshot", "BackendError"}
-            # And when a node lacks a slot, and so serves nothing at all, its messages have, too
+            # And when a node lacks a slot, and so refuses all calls, its messages have errors, too
             clients[0].execute_command("CLUSTER DELSLOTS", 0)
             try:
                 assert eventually(lambda: clients[0].cluster("INFO")["cluster_state"] == "fail")

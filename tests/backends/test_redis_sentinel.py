@@ -36,7 +36,7 @@ def make(sentinels: RedisSentinels, timeout: int = PATIENT, **parameters: Any) -
 
 @pytest.fixture
 def sentinels(redis_sentinels: RedisSentinels) -> RedisSentinels:
-    """A master and its replica, both empty."""
+    """Yield a master and its replica, both empty."""
     redis_sentinels.reset()
     return redis_sentinels
 
@@ -82,32 +82,32 @@ class TestSentinel(RedisHooks, BackendConformance):
 
 
 def test_a_client_that_sentinels_have_made(sentinels: RedisSentinels) -> None:
-    # Given a client from redis-py's Sentinel
+    # Given a client that redis-py's Sentinel has made
     client = redis.Sentinel(sentinels.addresses).master_for(sentinels.service_name)
-    # When it is passed, and a record is written
+    # When a backend is made with it, and a record is written
     backend = RedisBackend(client=client, timeout=PATIENT)
     backend.update("m", enqueue())
-    # Then it is with the master
+    # Then the master has the record
     assert RedisBackend(url=sentinels.master.url, timeout=PATIENT).read("m") is not None
     backend.close()
 
 
 def test_valkeys_client_that_sentinels_have_made(sentinels: RedisSentinels) -> None:
-    # Given the same from valkey-py
+    # Given a client that valkey-py's Sentinel has made
     valkey = pytest.importorskip("valkey.sentinel")
     client = valkey.Sentinel(sentinels.addresses).master_for(sentinels.service_name)
-    # When it is passed, and a record is written
+    # When a backend is made with it, and a record is written
     backend = RedisBackend(client=client, timeout=PATIENT)
     backend.update("m", enqueue())
-    # Then it is with the master
+    # Then the master has the record
     assert RedisBackend(url=sentinels.master.url, timeout=PATIENT).read("m") is not None
     backend.close()
 
 
 def test_bad_parameters() -> None:
-    # Given Sentinels that cannot be asked
+    # Given wrong parameters of Sentinels
     # When a backend is made
-    # Then that says what to do
+    # Then the error names what to do
     with pytest.raises(ValueError, match="service_name must be the Sentinels"):
         RedisBackend(sentinels=[("127.0.0.1", 26379)])
     with pytest.raises(ValueError, match="sentinels must not be empty"):
@@ -115,17 +115,17 @@ def test_bad_parameters() -> None:
 
 
 def test_a_sentinel_that_does_not_run_raises_an_error() -> None:
-    # Given a Sentinel that is not there
+    # Given the address of a Sentinel that does not run
     backend = RedisBackend(sentinels=[("127.0.0.1", free_port())], service_name="mymaster", timeout=300)
     for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, backend.subscribe):
-        # When something is asked for
-        # Then that ends in a BackendError
+        # When a call is made
+        # Then the call raises BackendError
         with pytest.raises(BackendError):
             call("m")
 
 
 def test_errors_show_no_passwords_of_sentinels() -> None:
-    # Given Sentinels that cannot be asked: redis-py 6.4 and 7.1 then say how they were asked
+    # Given Sentinels that do not answer: the errors of redis-py 6.4 and 7.1 then have the parameters
     ports = [free_port(), free_port()]
     backend = RedisBackend(
         sentinels=[("127.0.0.1", port) for port in ports],
@@ -151,7 +151,7 @@ def test_errors_show_no_passwords_of_sentinels() -> None:
             BackendError, match=f"names a master 'mymaster': .*1:{ports[0]}, 127.0.0.1:{ports[1]}"
         ) as caught:
             call()
-        # Then that is said, and neither the error nor what led to it has the password
+        # Then neither the error nor its causes contain the password
         error: BaseException | None = caught.value
         while error is not None:
             assert "s3cr3t" not in repr(error)
@@ -169,11 +169,11 @@ def test_sentinels_have_parameters_of_their_own() -> None:
         db=3,
         timeout=300,
     )
-    # When it is asked how they connect
+    # When the parameters of the connections are read
     pool = backend.client.connection_pool
     (sentinel,) = pool.sentinel_manager.sentinels
     theirs = sentinel.connection_pool.connection_kwargs
-    # Then each has its own, and quick time-outs
+    # Then the master and the Sentinels have their own parameters, with short time-outs
     assert (theirs["password"], theirs.get("username"), theirs["db"]) == ("theirs", None, 0)
     assert (pool.connection_kwargs["password"], pool.connection_kwargs["db"]) == ("its", 3)
     assert (theirs["socket_timeout"], theirs["socket_connect_timeout"]) == (0.3, 0.3)
@@ -200,7 +200,7 @@ def test_a_master_that_was_demoted(start_server: Callable[[RedisServer], RedisSe
     with redis.Redis(port=new.port) as client:
         client.replicaof("127.0.0.1", old.port)
         eventually(lambda: client.info("replication")["master_link_status"] == "up")
-        # When another one takes its place, and the connections stay
+        # When another server becomes the master, and the connections stay open
         client.replicaof("NO", "ONE")
     with redis.Redis(port=old.port) as client:
         client.replicaof("127.0.0.1", new.port)
@@ -214,7 +214,7 @@ def test_a_master_that_was_demoted(start_server: Callable[[RedisServer], RedisSe
 
 
 def test_a_planned_failover(sentinels: RedisSentinels) -> None:
-    # Given a backend in use
+    # Given a backend that is in use
     backend = make(sentinels)
     backend.update("m", start(1))
     old = sentinels.master
@@ -233,19 +233,19 @@ def test_a_planned_failover(sentinels: RedisSentinels) -> None:
 
 
 def test_sentinels_that_are_gone(sentinels: RedisSentinels) -> None:
-    # Given a backend in use
+    # Given a backend that is in use
     backend = make(sentinels)
     backend.update("m", start(1))
     # When no Sentinel answers any more
     backend.transport.pool.sentinels.clear()
     backend.transport.pool.ask_at = 0.0
-    # Then it goes on with the master that it knows
+    # Then the backend goes on with the last known master
     assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED
     backend.close()
 
 
 def test_jobs_go_on_when_the_master_is_killed(sentinels: RedisSentinels) -> None:
-    # Given jobs that run, and more that wait
+    # Given running jobs, and jobs that wait
     backend = make(sentinels, timeout=500)
     broker = make_broker(backend)
 
@@ -270,7 +270,7 @@ def test_jobs_go_on_when_the_master_is_killed(sentinels: RedisSentinels) -> None
         messages += [work.send(n) for n in range(120, 130)]
         broker.join(work.queue_name, timeout=60_000)
         worker.join()
-        # Then every job's status is there, whole
+        # Then the status of each job is complete
         found = eventually(lambda: all_finished(messages, backend))
     assert [(s["n"], s["progress"], s.attempts) for s in found] == [(n, 20, 1) for n in range(130)]
     backend.close()
@@ -295,7 +295,7 @@ def test_a_failover_loses_what_the_replica_lacks_except_of_running_jobs(sentinel
         before = work.send(False)
         eventually(lambda: StatusRegistry.get(before, backend=backend).completed)
         eventually(lambda: in_step(sentinels))
-        # When the master has lost touch with its replica, as one that is cut off has
+        # When the master has no connection to its replica any more
         old, new = sentinels.master, sentinels.replica
         with redis.Redis(port=new.port) as client, redis.Redis(port=old.port) as master:
             client.config_set("masteruser", "nobody")
@@ -308,7 +308,7 @@ def test_a_failover_loses_what_the_replica_lacks_except_of_running_jobs(sentinel
         assert written.wait(PATIENCE)
         old.kill()
         sentinels.wait_for_failover(old)
-        # Then the one that runs is whole again by its next sign of life
+        # Then the status of the running job is complete again after its next heartbeat
         seen = eventually(lambda: answered(lambda: StatusRegistry.read(running, backend=backend)))
         fields = seen.to_dict()
         assert (seen.state, fields["user_id"], fields["progress"], fields["total"]) == ("working", 42, 7, 50)
@@ -322,7 +322,7 @@ def test_a_failover_loses_what_the_replica_lacks_except_of_running_jobs(sentinel
 
 
 def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
-    # Given somebody who watches a running message
+    # Given a watcher of a running message
     backend = make(sentinels, timeout=500)
     backend.update("m", start(1))
     seen = StatusRegistry.watch("m", backend=backend, timeout=60_000)
@@ -333,9 +333,9 @@ def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
     old.kill()
     sentinels.wait_for_failover(old)
     eventually(lambda: answered(lambda: backend.update("m", write(1, 2, step="2"))))
-    # Then the next change is seen
+    # Then the watcher receives the next change
     assert next(seen)["step"] == 2
-    # And the one after it, of which the new master tells
+    # And the change after it, which the new master publishes
     backend.update("m", write(1, 3, step="3"))
     assert next(seen)["step"] == 3
     seen.close()
@@ -343,7 +343,7 @@ def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
 
 
 def answered(call: Callable[[], Any]) -> Any:
-    """What a call returns; None where the store does not answer."""
+    """Return the result of a call; None if the store does not answer."""
     try:
         return call()
     except BackendError:

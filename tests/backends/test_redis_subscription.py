@@ -57,7 +57,7 @@ def heard_in_all(subscription: RedisSubscription, message_id: str, until: int) -
 
 def test_every_change_is_published(job: Job, subscription: RedisSubscription) -> None:
     # Given a subscription to a message
-    # When anything is done to it
+    # When it is updated in each way
     steps = [
         job.start,
         lambda: job.write(step="a"),
@@ -69,25 +69,25 @@ def test_every_change_is_published(job: Job, subscription: RedisSubscription) ->
     ]
     for step in steps:
         step()
-        # Then its new version is told
+        # Then the subscription receives each new version
         assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
 
 
 def test_many_changes_are_received_as_few_versions(job: Job, subscription: RedisSubscription) -> None:
-    # Given a message that one listens to
-    # When much happens before anybody asks
+    # Given a subscription to a message
+    # When the message changes many times before a call of wait()
     for n in range(100):
         job.write(n=n) if n else job.start()
-    # Then it is told of in few answers, the last being the newest
+    # Then few calls receive all changes, the newest version last
     versions = heard_in_all(subscription, job.message_id, version(job))
     assert versions == sorted(versions) and len(versions) < 100
 
 
 def test_a_delete_is_received(job: Job, subscription: RedisSubscription) -> None:
-    # Given a message that one listens to
-    # When it is deleted
+    # Given a subscription to a message
+    # When the message is deleted
     job.backend.delete(job.message_id)
-    # Then that is told
+    # Then the subscription receives that
     assert subscription.wait(PATIENCE) == {job.message_id: 0}
 
 
@@ -97,20 +97,20 @@ def test_a_heartbeat_is_not_published(job: Job, subscription: RedisSubscription)
     subscription.wait(PATIENCE)
     # When its worker sends a heartbeat, and then a field
     job.beat().write(step="a")
-    # Then only the other is told
+    # Then the subscription receives only the change of the field
     assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
     assert subscription.wait(0) == {}
 
 
 def test_many_messages(backend: RedisBackend) -> None:
-    # Given many messages that one listens to, and one more
+    # Given a subscription to many messages, and another message
     jobs = [Job(backend).enqueue() for _ in range(50)]
     other = Job(backend).enqueue()
     with closing(backend.subscribe([job.message_id for job in jobs])) as subscription:
-        # When something happens to all
+        # When all of them change
         for job in [other, *jobs]:
             job.start()
-        # Then it is told of each that was asked for
+        # Then the subscription receives the changes of its own messages alone
         heard: dict[str, int] = {}
         while len(heard) < len(jobs):
             heard |= subscription.wait(PATIENCE)
@@ -118,19 +118,19 @@ def test_many_messages(backend: RedisBackend) -> None:
 
 
 def test_nothing_happens(subscription: RedisSubscription) -> None:
-    # Given a message to which nothing happens
-    # When one listens for a moment
-    # Then nothing was heard
+    # Given a subscription to a message that does not change
+    # When wait() waits for a moment
+    # Then it returns no change
     assert subscription.wait(0.01) == {}
     assert subscription.wait(0) == {}
 
 
 def test_namespaces(redis_url: str, job: Job, subscription: RedisSubscription) -> None:
-    # Given a message of the same id in another namespace
+    # Given a message with the same id in another namespace
     with closing(RedisBackend(url=redis_url, namespace="other")) as other:
-        # When it changes
+        # When that message changes
         Job(other, job.message_id).enqueue()
-    # Then those who listen to the one do not hear of the other
+    # Then the subscription receives no change
     job.start()
     assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
 
@@ -139,7 +139,7 @@ def test_a_text_of_another_program_on_the_channel_is_version_0(
     backend: RedisBackend, job: Job, subscription: RedisSubscription
 ) -> None:
     # Given another program that publishes a text that is no version
-    # When it is heard
+    # When the text is received
     backend.client.publish(f"{backend.namespace}:{job.message_id}", "hello")
     # Then the change is received with version 0, so that the watcher reads
     assert subscription.wait(PATIENCE) == {job.message_id: 0}
@@ -149,24 +149,24 @@ def test_a_lost_connection(backend: RedisBackend, subscription: RedisSubscriptio
     # Given a subscription
     # When the server closes the connection
     backend.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    # Then that is said
+    # Then the call raises BackendError
     with pytest.raises(BackendError, match="Redis"):
         subscription.wait(PATIENCE)
 
 
 def test_a_server_that_hangs(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given somebody who listens to a server, and asks a silent one soon
+    # Given a subscription that soon pings a server that is silent
     monkeypatch.setattr(redis_subscription, "PING_AFTER", 0.02)
     server = start_server(RedisServer())
     with closing(RedisBackend(url=server.url, timeout=2_000)) as backend:
         job = Job(backend).enqueue()
         with closing(backend.subscribe((job.message_id,))) as subscription:
-            # When it is silent, but there
+            # When the server runs, but is silent
             assert subscription.wait(0.1) == {}
-            # Then what it tells later is heard
+            # Then later changes are received
             job.start()
             assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
-            # And when it hangs, that is noticed
+            # And when the server hangs, the call raises BackendError
             server.pause()
             with pytest.raises(BackendError, match="does not answer any more"):
                 subscription.wait(PATIENCE)
@@ -177,50 +177,50 @@ def test_a_server_that_is_away(start_server: StartServer) -> None:
     server = start_server(RedisServer())
     with closing(RedisBackend(url=server.url)) as backend:
         server.kill()
-        # When one wants to listen
-        # Then that is said
+        # When a subscription begins
+        # Then the call raises BackendError
         with pytest.raises(BackendError, match="Redis"):
             backend.subscribe(("m",))
 
 
 def test_a_login_that_may_not_listen(start_server: StartServer) -> None:
-    # Given a user who must not subscribe
+    # Given a user without the right to subscribe
     server = start_server(RedisServer())
     with closing(RedisBackend(url=server.url)) as backend:
         backend.client.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "+@all", "-subscribe")
     url = server.url.replace("redis://", "redis://poor:x@")
-    # When it wants to listen
-    # Then that is said
+    # When the backend subscribes
+    # Then the call raises BackendError
     with closing(RedisBackend(url=url)) as backend, pytest.raises(BackendError, match="subscribe"):
         backend.subscribe(("m",))
 
 
 def test_closing(backend: RedisBackend, subscription: RedisSubscription) -> None:
-    # Given somebody who listens
+    # Given a subscription
     def listening() -> int:
         return sum(int(client["sub"]) for client in backend.client.client_list())
 
     assert listening() == 1
-    # When it hears no more
+    # When the subscription is closed
     subscription.close()
-    # Then the connection is gone
+    # Then its connection is closed
     eventually(lambda: listening() == 0)
 
 
 def test_listening_in_a_thread(job: Job, subscription: RedisSubscription) -> None:
-    # Given a thread that listens
+    # Given a thread that waits for changes
     heard: list[dict[str, int]] = []
     thread = threading.Thread(target=lambda: heard.append(subscription.wait(PATIENCE)))
     thread.start()
-    # When something happens
+    # When the message changes
     job.start()
-    # Then it wakes
+    # Then the thread continues
     thread.join(PATIENCE)
     assert heard == [{job.message_id: version(job)}]
 
 
 def test_an_interrupt(subscription: RedisSubscription, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a thread that listens, and would do so for an hour
+    # Given a thread that waits for changes for up to an hour
     monkeypatch.setattr(redis_subscription, "PING_AFTER", 3_600)
     begun, ended = threading.Event(), threading.Event()
 
@@ -234,18 +234,18 @@ def test_an_interrupt(subscription: RedisSubscription, monkeypatch: pytest.Monke
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
     assert begun.wait(PATIENCE)
-    # When its time limit strikes
+    # When an interrupt strikes it
     assert thread.ident is not None
     raise_thread_exception(thread.ident, TimeLimitExceeded)
-    # Then it ends
+    # Then the thread ends
     assert ended.wait(PATIENCE)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_process_cannot_use_the_subscription(job: Job, subscription: RedisSubscription) -> None:
-    # Given somebody who listens
-    # When the process forks, and the child tries to, and closes what it has
+    # Given a subscription
+    # When the process forks, and the child calls wait() and closes its copy
     if (child := os.fork()) == 0:
         try:
             subscription.wait(PATIENCE)
@@ -256,7 +256,7 @@ def test_a_child_process_cannot_use_the_subscription(job: Job, subscription: Red
             os._exit(1)
     # Then the call in the child raises BackendError
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    # And the parent hears what it heard before
+    # And the parent still receives changes
     job.start()
     assert subscription.wait(PATIENCE) == {job.message_id: version(job)}
 
@@ -264,7 +264,7 @@ def test_a_child_process_cannot_use_the_subscription(job: Job, subscription: Red
 def test_backends_without_subscriptions_return_none(memcached_url: str) -> None:
     # Given stores without subscriptions
     with closing(MemcachedBackend(servers=memcached_url.removeprefix("memcached://"))) as memcached:
-        # When they are asked to
+        # When a caller subscribes
         # Then subscribe() returns None
         assert memcached.subscribe(("m",)) is None
         assert StubBackend().subscribe(("m",)) is None

@@ -113,7 +113,7 @@ UPDATES: dict[str, tuple[Update, list[str]]] = {
 def test_one_update(proxy: RecordingProxy, backend: RedisBackend, name: str) -> None:
     # Given an update
     update, arguments = UPDATES[name]
-    # When it is made in each way
+    # When it is sent in each way
     backend.update("m", update)
     backend.update_many([("m", update)])
     backend.begin_update("m", update)()
@@ -123,10 +123,10 @@ def test_one_update(proxy: RecordingProxy, backend: RedisBackend, name: str) -> 
 
 def test_many_updates(proxy: RecordingProxy, backend: RedisBackend) -> None:
     # Given updates of several messages, and more than one call takes
-    # When they are made
+    # When they are sent
     backend.update_many([("m", write(1, 9)), ("ž", enqueue()), ("m", heartbeat(1))])
     backend.update_many([("m", heartbeat(1))] * 130)
-    # Then a call has as many as it takes, and says of the index once what it has to know
+    # Then each call has as many updates as fit, and has the parameters of the index once
     assert proxy.commands() == [
         [*("EVALSHA", "update", "3", "n:m", "n:ž", "n:m"), *("NOW", "4", "1", "9", "0", "0"), *("0", "7", "1", "0"),
          *("3", "1", "0"), *INDEX],
@@ -159,7 +159,7 @@ def test_reads(proxy: RecordingProxy, backend: RedisBackend, read: Callable[[Red
     # When they are read
     read(backend, ids)
     read(backend, [])
-    # Then there is a command for each
+    # Then there is one command for each message
     assert proxy.commands() == [["HGETALL", f"n:{message_id}"] for message_id in ids]
 
 
@@ -207,10 +207,10 @@ FIRST_CALLS: dict[str, tuple[Callable[[RedisBackend], Any], list[list[str]]]] = 
 
 @pytest.mark.parametrize("name", FIRST_CALLS)
 def test_the_first_call(proxy: RecordingProxy, name: str) -> None:
-    # Given a backend that knows nothing of its server, which has no scripts
+    # Given a new backend, and a server without scripts
     call, commands = FIRST_CALLS[name]
     with closing(RedisBackend(host="127.0.0.1", port=proxy.port, namespace="n", timeout=20_000)) as backend:
         # When it makes a call
         call(backend)
-    # Then it asks for the time by the way, and loads the script
+    # Then it queries the time in the same round trip, and loads the script
     assert proxy.commands() == commands
