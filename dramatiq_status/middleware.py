@@ -221,6 +221,7 @@ class StatusMiddleware(BackendOwner, Middleware):
     def after_declare_actor(self, broker: dramatiq.Broker, actor: Any) -> None:
         _refuse_two(broker)
         _watch_enqueues(broker)
+        _let_throw_cancelled(actor)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         _refuse_two(broker)
@@ -381,6 +382,19 @@ def _watch_enqueues(broker: dramatiq.Broker) -> None:
     if broker not in _watched:
         broker.__dict__["enqueue"] = _WatchedEnqueue(broker)
         _watched.add(broker)
+
+
+def _let_throw_cancelled(actor: Any) -> None:
+    """Add :class:`.Cancelled` to the exceptions after which an actor's message is not retried.
+
+    A worker skips a message whose actor raises it.  Some brokers, such as dramatiq-eager-broker, do not skip messages:
+    they pass the exception to Dramatiq's ``Retries``.
+    """
+    throws = actor.options.get("throws") or ()
+    if not isinstance(throws, tuple):
+        throws = (throws,)
+    if Cancelled not in throws:
+        actor.options["throws"] = (*throws, Cancelled)
 
 
 def _refuse_two(broker: dramatiq.Broker) -> None:

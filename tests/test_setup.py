@@ -16,7 +16,7 @@ from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq_eager_broker import EagerBroker
 
-from dramatiq_status import StatusError, StatusMiddleware, StatusRegistry, StatusSetupError, current_status
+from dramatiq_status import Cancelled, StatusError, StatusMiddleware, StatusRegistry, StatusSetupError, current_status
 from dramatiq_status.backends import StubBackend
 
 from .recording import RecordingBackend, make_broker, make_stub_broker, run, working
@@ -111,6 +111,34 @@ dramatiq.actor(lambda: None, actor_name="work")
 def test_one_middleware_is_accepted() -> None:
     for make in BROKERS.values():
         declare(make(middleware=[ours()]))
+
+
+@pytest.mark.parametrize("is_declared_first", [False, True], ids=["declared later", "declared first"])
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, (Cancelled,)),
+        ({"throws": None}, (Cancelled,)),
+        ({"throws": KeyError}, (KeyError, Cancelled)),
+        ({"throws": KeyError | ValueError}, (KeyError | ValueError, Cancelled)),
+        ({"throws": (KeyError, ValueError)}, (KeyError, ValueError, Cancelled)),
+        ({"throws": (Cancelled, KeyError)}, (Cancelled, KeyError)),
+    ],
+    ids=["none", "None", "class", "union", "tuple", "tuple with Cancelled"],
+)
+def test_actors_throw_cancelled(options: dict[str, Any], expected: tuple[Any, ...], is_declared_first: bool) -> None:
+    # Given a broker, and an actor that is declared before or after the middleware is added
+    broker = StubBroker()
+    if not is_declared_first:
+        broker.add_middleware(ours())
+
+    @dramatiq.actor(broker=broker, **options)
+    def work() -> None: ...
+
+    if is_declared_first:
+        broker.add_middleware(ours())
+    # Then Dramatiq does not retry it after Cancelled, nor after the exceptions of its own option
+    assert work.options["throws"] == expected
 
 
 def test_two_brokers_have_a_middleware_and_a_store_each() -> None:

@@ -97,14 +97,17 @@ def test_a_message_is_completed_when_send_returns(eager: Eager) -> None:
     assert current_binding() is None
 
 
-def test_a_message_that_is_cancelled_is_not_retried_if_its_actor_throws_that(lenient: Eager) -> None:
-    # Given an actor that stops, and says that it may
+@pytest.mark.parametrize("options", [{}, {"throws": Boom}, {"throws": (Boom, Cancelled)}], ids=["", "class", "tuple"])
+def test_a_message_that_is_cancelled_is_not_retried(lenient: Eager, options: dict[str, Any]) -> None:
+    # Given an actor that stops
     def work() -> None:
+        lenient.note()
         raise Cancelled("nothing to do")
 
     # When it is sent
-    message = lenient.actor(work, throws=Cancelled).send()
+    message = lenient.actor(work, **options).send()
     # Then it has run once, and shows as cancelled
+    assert lenient.bound == [message.message_id]
     assert lenient.end(message.message_id) == ("wf", 1, None, False)
     assert lenient.read(message.message_id).cancelled
 
