@@ -124,6 +124,8 @@ class Enqueues:
             if not is_watched:
                 thread.attached[message_id] = attached
                 return False
+            # An earlier enqueue of this message, which was not watched, may have ended in an error.
+            thread.attached.pop(message_id, None)
             self._enqueue_directly(message, update)
             return False
         delivery = None if binding is None else binding.delivery

@@ -353,16 +353,18 @@ class _WatchedEnqueue:
     def __init__(self, broker: dramatiq.Broker) -> None:
         self._broker = broker
         self._own = broker.__dict__.get("enqueue")
-        #: The thread that has put this method in its place, perhaps in the middle of the broker's first enqueue; None
-        #: after the thread has called it.
+        #: The thread that has put this method in its place, perhaps in the middle of the broker's first enqueue, which
+        #: this method does not watch; None while the thread calls this method, perhaps in the middle of that enqueue.
         self.first_thread: int | None = get_ident()
 
     def __call__(self, message: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.first_thread is not None and self.first_thread == get_ident():
-            self.first_thread = None
+        thread = self.first_thread
+        is_first = thread is not None and thread == get_ident()
         # The method of the class is looked up each time: tests replace it.
         call = self._own or type(self._broker).enqueue.__get__(self._broker)
         try:
+            if is_first:
+                self.first_thread = None
             return call(message, *args, **kwargs)
         except Exception:
             # An interrupt is no Exception and passes, because it gives no information about the broker.  It does not
@@ -371,6 +373,9 @@ class _WatchedEnqueue:
                 if isinstance(middleware, StatusMiddleware):
                     middleware.withdraw_enqueue(message)
             raise
+        finally:
+            if is_first:
+                self.first_thread = thread
 
 
 #: Brokers whose enqueues are watched.

@@ -12,7 +12,7 @@ import pytest
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.errors import ConnectionClosed
-from dramatiq.middleware import Pipelines, Shutdown
+from dramatiq.middleware import Middleware, Pipelines, Shutdown
 from dramatiq.middleware.threading import raise_thread_exception
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -136,6 +136,34 @@ def test_the_first_enqueue_of_a_broker_without_actors(start_server: StartServer)
     del broker.enqueue  # type: ignore[method-assign]
     broker.enqueue(taken)
     assert state_of(backend, taken) == "queued"
+
+
+class _Announcer(Middleware):
+    """Sends messages before each message of an actor."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
+        if message.actor_name == "work":
+            for _ in range(self._number):
+                with pytest.raises(RedisConnectionError):
+                    broker.enqueue(message.copy(actor_name="announce", message_id=str(uuid4())))
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_the_first_enqueues_of_a_broker_in_which_another_middleware_sends_messages(number: int) -> None:
+    # Given a process that only sends, with a broker that is down, and a middleware that sends messages in an enqueue
+    backend = RecordingBackend()
+    middleware: list[Middleware] = [_Announcer(number), StatusMiddleware(backend=backend)]
+    broker = RedisBroker(url="redis://127.0.0.1:1", retry=Retry(NoBackoff(), 0), middleware=middleware)
+    message = dramatiq.Message[Any](queue_name="q", actor_name="work", args=(), kwargs={}, options={})
+    for _ in range(2):
+        # When its first message is sent, and sent again
+        with pytest.raises(RedisConnectionError):
+            broker.enqueue(message)
+        # Then that message is unknown
+        assert state_of(backend, message) is None
 
 
 class _Cutter(Proxy):
