@@ -400,7 +400,7 @@ def test_pipelines_with_an_unavailable_stage(states: tuple[Any, ...], missing: t
     # Given a pipeline of which one stage cannot be read
     # When it is rolled up
     found = chained(*states)
-    # Then a stage is missing only if all stages before it have completed
+    # Then only the last stage can be missing, and only if the stage before it has completed
     assert (found.missing, found.finished) == (missing, False)
     assert found.unavailable == tuple(str(n) for n, state in enumerate(states) if state is AWAY)
 

@@ -47,7 +47,7 @@ class Level(IntEnum):
 
 
 def test_fields_are_encoded() -> None:
-    # Given what a user writes
+    # Given fields that a user writes
     fields = {"step": "reading", "user_id": 42, "status": "failed", "progress": 5, "total": 10.0}
     # When it is encoded
     encoded = encode_fields(fields, max_size=LARGE)
@@ -56,9 +56,9 @@ def test_fields_are_encoded() -> None:
 
 
 def test_no_fields() -> None:
-    # Given nothing
+    # Given no fields
     # When it is encoded
-    # Then it is nothing
+    # Then the result is empty
     assert encode_fields({}, max_size=LARGE) == ({}, None)
 
 
@@ -70,10 +70,10 @@ def test_every_name_of_a_snapshot_is_reserved() -> None:
     said = set(NAMES.values()) | {"message_id", "retrying", "scheduled", "stalled", "finished", "percent"}
     said |= {"duration", "time_remaining", "runs"}
     # When the reserved names are compared to it
-    # Then they are the same, but for those that users may write, and those that are there only if they were asked for
+    # Then they are the same, except for names that users may write, and for includes
     assert said - RESERVED == {"status", "progress", "total", "args", "kwargs", "traceback"}
     assert said >= RESERVED
-    # And each that is worked out is there to be read
+    # And each derived value can be read
     assert all(hasattr(Snapshot, name) for name in RESERVED)
 
 
@@ -81,12 +81,12 @@ def test_every_name_of_a_snapshot_is_reserved() -> None:
 def test_reserved_names(name: str) -> None:
     # Given a name that only the library writes
     # When a user writes it
-    # Then the error says which, and names all others
+    # Then the error names it, and all other reserved names
     with pytest.raises(ValueError, match=f"'{name}'") as caught:
         encode_fields({name: 1}, max_size=LARGE)
     said = str(caught.value)
     assert all(other in said for other in RESERVED)
-    # And so does the documentation
+    # And the documentation names it, too
     assert f"``{name}``" in FIELDS.read_text().partition("All these names are reserved")[0]
 
 
@@ -103,7 +103,7 @@ def test_names_that_are_no_strings(name: Any) -> None:
 def test_malformed_names(name: str) -> None:
     # Given a name that is empty or contains an unprintable character
     # When it is written
-    # Then that is an error
+    # Then an error is raised
     with pytest.raises(ValueError, match="Field names must"):
         user_name(name)
 
@@ -113,7 +113,7 @@ def test_long_names(letter: str) -> None:
     # Given the longest name of a letter
     count = MAX_NAME_SIZE // len(letter.encode())
     # When it is written, and when it is one letter longer
-    # Then the second is an error
+    # Then the second write raises an error
     assert user_name(letter * count) == ":" + letter * count
     with pytest.raises(ValueError, match=f"{MAX_NAME_SIZE} bytes"):
         user_name(letter * (count + 1))
@@ -121,9 +121,9 @@ def test_long_names(letter: str) -> None:
 
 @pytest.mark.parametrize("name", ["step", "Step", "a b", "a.b", ":", "ключ", "😀", "s", "p", "__class__", "queued"])
 def test_other_names(name: str) -> None:
-    # Given any other name
+    # Given a name that is not reserved
     # When it is written
-    # Then it is stored where it cannot be taken for one of the library's
+    # Then its stored name differs from all names of the library
     assert user_name(name) == ":" + name
 
 
@@ -139,7 +139,7 @@ def test_values_come_back(value: Any) -> None:
     # Given a JSON value
     # When it is encoded
     text = encode_value("x", value, LARGE)
-    # Then it comes back the same, with its type, from plain ASCII on one line
+    # Then the text is one line of ASCII, and decodes to the same value of the same type
     assert json.loads(text) == value and type(json.loads(text)) is type(value)
     assert text.isascii() and "\n" not in text
 
@@ -150,9 +150,9 @@ def test_values_come_back(value: Any) -> None:
     ids=["tuple", "str enum", "int enum", "inner tuple", "decimal"],
 )
 def test_values_that_are_nearly_json(value: Any, expected: Any) -> None:
-    # Given a value that JSON has a form for
+    # Given a value that has a form in JSON
     # When it is encoded
-    # Then that is what comes back
+    # Then the decoded value has this form
     assert json.loads(encode_value("x", value, LARGE)) == expected
 
 
@@ -162,9 +162,9 @@ def test_values_that_are_nearly_json(value: Any, expected: Any) -> None:
     ids=lambda v: type(v).__name__,
 )
 def test_values_that_are_not_json(value: Any) -> None:
-    # Given a value that JSON knows nothing of
+    # Given a value that has no form in JSON
     # When it is written
-    # Then the error names the field and its type, and says what to write
+    # Then the error names the field, its type, and what to write instead
     with pytest.raises(TypeError, match=rf"'x' of type {type(value).__name__} .*Write a string") as caught:
         encode_value("x", value, LARGE)
     assert caught.value.__cause__ is None
@@ -175,7 +175,7 @@ def test_values_inside_that_are_not_json(wrap: Callable[[Any], Any]) -> None:
     # Given such a value inside another one
     value = wrap(object())
     # When it is written
-    # Then the error names the type of both
+    # Then the error names both types
     with pytest.raises(TypeError, match=rf"'x' of type {type(value).__name__} .*type object"):
         encode_value("x", value, LARGE)
 
@@ -184,7 +184,7 @@ def test_values_inside_that_are_not_json(wrap: Callable[[Any], Any]) -> None:
 def test_nan_and_infinity(value: Any) -> None:
     # Given NaN or infinity
     # When it is written
-    # Then the error says so
+    # Then the error names the reason
     with pytest.raises(ValueError, match=r"'x' .*NaN or infinity"):
         encode_value("x", value, LARGE)
 
@@ -222,18 +222,18 @@ def test_circles() -> None:
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 950, 5_000, 100_000])
 def test_nesting(depth: int) -> None:
-    # Given a list in a list, and so on, deeper than a reader's decoder is sure to get
+    # Given lists in lists, nested deeper than each reader's decoder can read
     value: list[Any] = []
     for _ in range(depth - 1):
         value = [value]
     # When it is written
-    # Then the error says so
+    # Then the error names the reason
     with pytest.raises(ValueError, match="nested too deeply"):
         encode_value("x", value, 10**9)
 
 
 def test_nesting_that_is_allowed() -> None:
-    # Given a list that is nested as deep as may be
+    # Given a list with the maximum depth
     value: list[Any] = []
     for _ in range(MAX_DEPTH - 1):
         value = [value]
@@ -243,10 +243,10 @@ def test_nesting_that_is_allowed() -> None:
 
 
 def test_large_values() -> None:
-    # Given a value that is as large as may be, as JSON
+    # Given a value whose JSON text has the maximum size
     value = "x" * (LARGE - 2)
-    # When it is written, and when it is a byte larger
-    # Then the second is an error that says by how much
+    # When it is written, and when it is one byte larger
+    # Then the second write raises an error with both sizes
     assert len(encode_value("x", value, LARGE)) == LARGE
     with pytest.raises(ValueError, match=rf"'x' of type str takes {LARGE + 1} bytes.*{LARGE} .*max_field_size"):
         encode_value("x", value + "x", LARGE)
@@ -254,8 +254,8 @@ def test_large_values() -> None:
 
 def test_the_size_is_that_of_the_encoded_value() -> None:
     # Given a short text of letters that take twelve bytes each
-    # When it is written with a limit of less
-    # Then that is an error
+    # When it is written with a lower limit
+    # Then an error is raised
     with pytest.raises(ValueError, match="122 bytes"):
         encode_value("x", "😀" * 10, 100)
 
@@ -267,16 +267,16 @@ def test_the_size_is_that_of_the_encoded_value() -> None:
 def test_counts(value: float) -> None:
     # Given a finite number
     # When it is checked and encoded
-    # Then it is the same
+    # Then it is unchanged
     assert check_count("progress", value) == value == json.loads(encode_count("progress", value))
 
 
 @pytest.mark.parametrize("value", ["5", True, False, [1], 1j], ids=repr)
 @pytest.mark.parametrize("name", ["progress", "total"])
 def test_counts_of_other_types(name: str, value: Any) -> None:
-    # Given something else
+    # Given a value of another type
     # When it is written as a count
-    # Then the error names field and type
+    # Then the error names the field and the type
     with pytest.raises(TypeError, match=f"'{name}' must be a number, not {type(value).__name__}"):
         encode_fields({name: value}, max_size=LARGE)
 
@@ -297,7 +297,7 @@ def test_counts_that_cannot_be_counted_with(name: str, value: Any) -> None:
 def test_totals(value: float) -> None:
     # Given a total that is not negative
     # When it is encoded
-    # Then it is the same
+    # Then it is unchanged
     assert json.loads(encode_total(value)) == value
 
 
@@ -305,7 +305,7 @@ def test_totals(value: float) -> None:
 def test_negative_totals(value: float) -> None:
     # Given a total below zero
     # When it is written
-    # Then the error says so
+    # Then the error names the reason
     with pytest.raises(ValueError, match="'total' must not be negative"):
         encode_fields({"total": value}, max_size=LARGE)
 
@@ -313,7 +313,7 @@ def test_negative_totals(value: float) -> None:
 def test_a_total_that_is_unknown() -> None:
     # Given no total
     # When it is encoded
-    # Then it is stored that there is none; a progress is one
+    # Then the unknown total is stored as null; a progress cannot be None
     assert encode_fields({"total": None}, max_size=LARGE) == ({"t": "null"}, None)
     with pytest.raises(TypeError, match="'progress' must be a number, not NoneType"):
         encode_fields({"progress": None}, max_size=LARGE)
@@ -326,14 +326,14 @@ def test_a_total_that_is_unknown() -> None:
 def test_states(number: int, state: State) -> None:
     # Given a state, or its name
     # When it is written
-    # Then both are the same
+    # Then both have the same stored value
     assert state_number(state) == state_number(state.value) == number
 
 
 @pytest.mark.parametrize("value", ["", "done", "Queued", "QUEUED", 0, None, True, ["queued"]], ids=repr)
 def test_other_states(value: Any) -> None:
-    # Given anything else
+    # Given any other value
     # When it is written as the status
-    # Then the error lists the four
+    # Then the error lists the four states
     with pytest.raises(ValueError, match="'status' must be one of 'queued', 'working', 'completed', 'failed'"):
         encode_fields({"status": value}, max_size=LARGE)

@@ -37,7 +37,7 @@ from .servers import MemcachedServer, RedisCluster
 
 ROOT_DIRECTORY = Path(__file__).parent.parent
 
-#: An int that Python refuses to write as a text.
+#: Int that Python refuses to convert to a text.
 TOO_LONG = 10**5000
 
 settled = settings(
@@ -178,14 +178,14 @@ def test_forged_records_do_not_affect_other_messages(
     store: Store, fields: dict[bytes, bytes], expiry: bytes | None, value: Any
 ) -> None:
     backend = store.backend
-    # Given a message under whose key another program has stored something, between two that are ours
+    # Given a message under whose key another program has stored a value, between two messages of this package
     jobs = [Job(backend).enqueue().start() for _ in range(3)]
     first, forged, last = (job.message_id for job in jobs)
-    # (in a document also as its expiry)
+    # (The value may also be the expiry of a document.)
     store.plant(forged, fields if expiry is None else {**fields, b"": expiry}, value)
-    # When all are read together
+    # When all are read in one call
     found = StatusRegistry.read_many([first, forged, last], backend=backend)
-    # Then the two are as they were, and the other is shown as far as it can be
+    # Then the two are unchanged, and the other one is shown as far as it can be read
     assert [snapshot is not None and snapshot.working for snapshot in (found[0], found[2])] == [True, True]
     if found[1] is not None:
         look_at(found[1])
@@ -198,11 +198,11 @@ def test_forged_records_do_not_affect_other_messages(
         for snapshot in listed:
             look_at(snapshot)
         assert StatusRegistry.count(backend=backend) >= 2
-    # And when all are written to together
+    # And when all are updated in one call
     outcomes = backend.update_many(
         [(message_id, Update(Kind.OUTSIDE, increment=1, fields={":n": "1"})) for message_id in (first, forged, last)]
     )
-    # Then theirs are stored
+    # Then the updates of the two are stored
     assert outcomes[0] == outcomes[2] == Outcome.APPLIED
     for job in jobs:
         job.finish()
@@ -237,18 +237,18 @@ def test_forged_changes_end_no_watch(redis_url: str) -> None:
         job, other = Job(backend).enqueue(), Job(backend).enqueue()
         with closing(backend.subscribe((job.message_id, other.message_id))) as subscription:
             for version in VERSIONS:
-                # When another program publishes something on the channel of the message
+                # When another program publishes a text on the channel of the message
                 backend.client.publish(backend.keys.key_of(job.message_id), version)
-                # Then it is a reason to look
+                # Then the watcher reads the message
                 assert list(subscription.wait(PATIENCE)) == [job.message_id]
-            # And changes are heard of
+            # And later changes are received
             other.start()
             assert other.message_id in subscription.wait(PATIENCE)
 
 
 def test_forged_changes_end_no_watch_in_an_event_loop(redis_url: str) -> None:
     backend = RedisBackend(url=redis_url, timeout=20_000)
-    # Given two messages that are watched over one connection, and looked at only where a change is published
+    # Given two messages that are watched over one connection, and read only after a published change
     backend.recheck_interval = 3_600_000
     forged, other = Job(backend).enqueue().start(), Job(backend).enqueue().start()
     seen: dict[str, list[Snapshot]] = {forged.message_id: [], other.message_id: []}
@@ -265,9 +265,9 @@ def test_forged_changes_end_no_watch_in_an_event_loop(redis_url: str) -> None:
         watches = [asyncio.create_task(watch(job)) for job in (forged, other)]
         while sum(int(client["sub"]) for client in await asyncio.to_thread(backend.client.client_list)) < 2:
             await asyncio.sleep(0.01)
-        # When another program publishes something on the channel of the one
+        # When another program publishes a text on the channel of one of them
         await asyncio.to_thread(publish)
-        # Then both are seen to their ends
+        # Then the watchers receive both ends
         for job in (forged, other):
             await asyncio.to_thread(job.finish)
         await asyncio.gather(*watches)
@@ -333,8 +333,8 @@ def test_forged_scores_move_only_their_own_message(
     while page:
         shown += [snapshot.message_id for snapshot in page]
         page = StatusRegistry.list(limit=limit, after=page[-1], backend=backend)
-    # Then it is at most its own place that is lost
-    # (the clocks of nodes order messages that come at the same moment)
+    # Then at most this message is missing in the list
+    # (The clocks of the nodes order messages of the same time.)
     assert sorted({*shown, forged}) == sorted(job.message_id for job in jobs) and len(shown) == len(set(shown))
     assert 3 <= StatusRegistry.count(backend=backend) <= 4
     # And its next change of state lists it
@@ -366,7 +366,7 @@ FOREIGN = [
 @pytest.mark.parametrize("after", [None, encode(Cursor(5, "m"))], ids=["first page", "far page"])
 def test_foreign_names_in_the_index_are_removed(index: Index, after: str | None) -> None:
     backend, client, registry, job = index
-    # Given an index to whose set of names another program has added some
+    # Given an index to whose set of names another program has added names
     ours = client.smembers(registry)
     client.sadd(registry, *FOREIGN)
     # When the messages are listed, or counted
@@ -374,9 +374,9 @@ def test_foreign_names_in_the_index_are_removed(index: Index, after: str | None)
     assert after or [snapshot.message_id for snapshot in listed] == [job.message_id]
     client.sadd(registry, *FOREIGN)
     assert StatusRegistry.count(backend=backend) == 1
-    # Then only names of ours are left
+    # Then only this package's names are left
     assert client.smembers(registry) == ours
-    # And event loops list and count, too
+    # And event loops can list and count, too
     client.sadd(registry, *FOREIGN)
 
     async def main() -> None:
@@ -385,7 +385,7 @@ def test_foreign_names_in_the_index_are_removed(index: Index, after: str | None)
         await aio.close(backend=backend)
 
     asyncio.run(main())
-    # And messages go on to change their states
+    # And messages can change their states
     client.sadd(registry, *FOREIGN)
     job.start().finish()
     job.requeue()
@@ -395,14 +395,14 @@ def test_foreign_names_in_the_index_are_removed(index: Index, after: str | None)
 @pytest.mark.parametrize("kind", ["zset", "string"])
 def test_lists_replace_a_forged_set_of_names(index: Index, kind: str) -> None:
     backend, client, registry, job = index
-    # Given an index whose set of names is something else
+    # Given an index with a value of another type in place of its set of names
     client.delete(registry)
     client.zadd(registry, {"foreign": 1}) if kind == "zset" else client.set(registry, "foreign")
     # When a message enters a state in which there was none
     job.start()
-    # Then it is listed
+    # Then the message is listed
     assert [snapshot.message_id for snapshot in StatusRegistry.list(backend=backend)] == [job.message_id]
-    # And where no message comes, lists and counts are empty
+    # And while no message comes, lists and counts are empty
     client.delete(registry)
     client.set(registry, "foreign")
     assert (StatusRegistry.list(backend=backend), StatusRegistry.count(backend=backend)) == ([], 0)
@@ -410,13 +410,13 @@ def test_lists_replace_a_forged_set_of_names(index: Index, kind: str) -> None:
 
 def test_lists_replace_a_forged_set_of_messages(index: Index) -> None:
     backend, client, registry, job = index
-    # Given something else under the key of the set of working messages, and of the one that the message is in
+    # Given a value of another type in place of the set of working messages, and of the message's present set
     client.set(registry + b'1\n\n"default"\n"work"', "foreign")
     client.set(registry + b'0\n\n"default"\n"work"', "foreign")
     assert (StatusRegistry.list(backend=backend), StatusRegistry.count(backend=backend)) == ([], 0)
     # When the message starts
     job.start()
-    # Then it is listed
+    # Then the message is listed
     assert [snapshot.message_id for snapshot in StatusRegistry.list(backend=backend)] == [job.message_id]
     assert StatusRegistry.count(backend=backend) == 1
 
@@ -432,7 +432,7 @@ def test_a_forged_score_does_not_trim_a_set(redis_url: str) -> None:
         forged = Job(backend).enqueue().start().finish()
         (key,) = backend.client.scan_iter("*index:2*default*")
         backend.client.zadd(key, {forged.message_id: "+inf"})
-        # When that gets the queue of the other one
+        # When the second message gets the queue of the first one
         backend.update(forged.message_id, to_other)
         # Then both are listed
         assert StatusRegistry.count(backend=backend) == 2
@@ -469,7 +469,7 @@ for attempt in (
 def test_numbers_that_crash_hiredis_are_refused() -> None:
     # When numbers are passed at which hiredis crashes
     ran = subprocess.run([sys.executable, "-c", PACK], capture_output=True, text=True, timeout=60, cwd=ROOT_DIRECTORY)
-    # Then they are refused
+    # Then an error is raised before they are sent
     assert (ran.returncode, ran.stdout.split()) == (0, ["ValueError"] * 4), ran.stderr
 
 
@@ -519,7 +519,7 @@ def test_forged_messages_end_no_worker(
     broker = mixed_app.make_broker(redis_broker_url)
     client = redis.Redis.from_url(redis_broker_url, socket_timeout=2 * PATIENCE)
     actor = broker.get_actor("fail_once")
-    # Given a queue with forged messages among those that are as they should be
+    # Given a queue with forged messages among sound ones
     messages = []
     for number, (forged, timestamp) in enumerate(COLLECTED):
         messages.append(actor.send(f"sound {number}"))
@@ -549,7 +549,7 @@ def test_forged_messages_end_no_worker(
             ]
         finally:
             worker.terminate()
-    # Then the others have run in that process, to their end, and their statuses know it
+    # Then the sound messages have run to their ends in that process, and their statuses show this
     assert all(snapshot.completed for snapshot in found)
     assert [snapshot.attempts for snapshot in found] == [2] * len(found)
     assert log.read_text().count("is ready for action") == 1 and "unexpected" not in log.read_text()

@@ -66,7 +66,7 @@ def test_values_keep_their_types(backend: RecordingBackend, broker: StubBroker) 
     # When it has run
     message = work.send()
     run(broker)
-    # Then they are read as they were written
+    # Then readers get the written values
     found = final(backend, message)
     assert {name: found[name] for name in values} == values and found["one"] == "1"
 
@@ -88,7 +88,7 @@ def test_a_run_reads_its_own_writes(backend: RecordingBackend, broker: StubBroke
     # When it has run
     work.send()
     run(broker)
-    # Then it saw it
+    # Then the run has read its own writes
     assert seen == ["reading", 1, 0.2, "working", True, 10, 50, 0.2, True, True]
 
 
@@ -104,13 +104,13 @@ def test_a_second_loop_starts_from_zero(backend: RecordingBackend, broker: StubB
     # When it has run
     message = work.send()
     run(broker)
-    # Then the last count is what is seen
+    # Then the status shows the last count
     found = final(backend, message)
     assert (found["step"], found["progress"], found["total"]) == ("two", 5, 50)
 
 
 def test_track_sets_the_total_of_an_iterable_without_a_length(backend: RecordingBackend, broker: StubBroker) -> None:
-    # Given an actor that tracks what has no length
+    # Given an actor that tracks an iterable without a length
     @dramatiq.actor(broker=broker)
     def work() -> None:
         for _ in track(n for n in range(13)):
@@ -119,7 +119,7 @@ def test_track_sets_the_total_of_an_iterable_without_a_length(backend: Recording
     # When it has run
     message = work.send()
     run(broker)
-    # Then the total is what there was
+    # Then the total is the number of items
     found = final(backend, message)
     assert (found["progress"], found["total"]) == (13, 13)
 
@@ -149,7 +149,7 @@ def test_wrong_values_raise_where_they_are_written(
 ) -> None:
     raised: list[BaseException | None] = []
 
-    # Given an actor that writes something bad between two good things
+    # Given an actor that writes a wrong value between two good ones
     @dramatiq.actor(broker=broker)
     def work() -> None:
         status = current_status()
@@ -182,7 +182,7 @@ def test_async_actors_write_to_their_own_status(backend: RecordingBackend, broke
     # When two of them run at the same time
     messages = [work.send() for _ in range(2)]
     run(broker)
-    # Then each has written to its own
+    # Then each has written to its own status
     for message in messages:
         found = final(backend, message)
         assert (found["task"], found["progress"], found["self"]) == (True, 7, message.message_id)
@@ -191,7 +191,7 @@ def test_async_actors_write_to_their_own_status(backend: RecordingBackend, broke
 def test_threads_write_by_a_handle_that_they_are_passed(backend: RecordingBackend, broker: StubBroker) -> None:
     inherited: list[str] = []
 
-    # Given an actor whose threads are passed its handle; another looks for it
+    # Given an actor that passes its handle to threads, and another thread that calls current_status()
     @dramatiq.actor(broker=broker)
     def work() -> None:
         progress = current_progress()
@@ -212,7 +212,7 @@ def test_threads_write_by_a_handle_that_they_are_passed(backend: RecordingBacken
 def test_actors_that_call_actors_and_send_messages(backend: RecordingBackend, broker: StubBroker) -> None:
     sent: list[Any] = []
 
-    # Given an actor that calls another's function, and sends it a message
+    # Given an actor that calls another actor's function, and sends it a message
     @dramatiq.actor(broker=broker)
     def other(name: str) -> None:
         current_status()[name] = current_status().message_id
@@ -223,10 +223,10 @@ def test_actors_that_call_actors_and_send_messages(backend: RecordingBackend, br
         sent.append(other.send("sent"))
         current_status()["self"] = True
 
-    # When both have run
+    # When both messages have run
     message = work.send()
     run(broker)
-    # Then each has its own fields
+    # Then each message has its own fields
     outer, inner = final(backend, message), final(backend, sent[0])
     assert outer["called"] == message.message_id and outer["self"] is True and "sent" not in outer
     assert inner["sent"] == sent[0].message_id and inner["actor_name"] == "other"
@@ -249,7 +249,7 @@ def test_children_count_on_their_parents_bar(backend: RecordingBackend, broker: 
     for _ in range(20):
         child.send(message.message_id)
     run(broker, threads=8)
-    # Then each has been counted
+    # Then the parent has each increment
     found = final(backend, message)
     assert (found["progress"], found["seen"]) == (20, True)
 
@@ -275,7 +275,7 @@ def test_a_run_reads_its_own_writes_to_another_message(backend: RecordingBackend
     # When it has run
     work.send(message.message_id)
     run(broker)
-    # Then it saw it
+    # Then the run has read its own writes
     assert seen == [(1, 0), (2, 1), (3, 2)]
 
 
@@ -296,11 +296,11 @@ def test_no_handle_stays_bound_after_a_message(backend: RecordingBackend) -> Non
         if what == "raise":
             raise ValueError
 
-    # When one follows the other on one thread
+    # When they run one after the other on one thread
     for what in ("return", "raise", "skip", "return", "skip"):
         work.send(what)
     run(broker, threads=1)
-    # Then none finds what another has left
+    # Then no job finds the handle of an earlier one
     assert left == [None] * 5
 
 
@@ -312,18 +312,18 @@ def test_writes_from_outside_of_a_worker(backend: RecordingBackend, broker: Stub
     message = work.send()
     status = StatusRegistry.get(message, backend=backend)
     progress = StatusRegistry.progress(message, backend=backend)
-    # When others write to it
+    # When other processes write to it
     status["owner"] = "me"
     status.update(number=7, force=True)
     progress.increment(3)
     progress.total = 6
-    # Then that is stored at once
+    # Then each write is stored at once
     assert status.flush() and status.queued and not status.finished
     assert json.loads(status.to_json())["number"] == 7 and str(status) == "queued (50%)"
     assert progress.to_dict() == {"progress": 3, "total": 6, "fraction": 0.5, "rate": None}
     progress.finish()
     assert status.progress == 1.0
-    # And one can say how it ended, or delete it
+    # And they can set its state, and delete it
     status["status"] = "failed"
     assert status.failed and not status.completed and status["finished_at"] is not None
     assert status.delete() and not status and status.state is None
@@ -341,7 +341,7 @@ def test_a_handle_has_what_a_snapshot_has(backend: RecordingBackend) -> None:
     assert {"percent", "attempts", "retrying", "stalled", "fields"} <= names
     # Each of these depends on the time of the read.
     of_now = {"duration", "time_remaining", "timeline"}
-    # Then each attribute of a snapshot is there on its handles, with its type, its docstring and its value
+    # Then its handles have each attribute of a snapshot, with the same type, docstring and value
     for name in names:
         assert inspect.getdoc(getattr(Status, name)) == inspect.getdoc(getattr(Snapshot, name))
         for handles in (Status, aio.handles.Status):
@@ -356,7 +356,7 @@ def test_a_handle_has_what_a_snapshot_has(backend: RecordingBackend) -> None:
         return {name: await getattr(waiting, name) for name in names - of_now}
 
     assert asyncio.run(read_all()) == {name: getattr(snapshot, name) for name in names - of_now}
-    # And a handle of an unknown message answers as well
+    # And a handle of an unknown message has them, too
     unknown = StatusRegistry.get("nobody", backend=backend)
     assert (unknown.percent, unknown.attempts, unknown.retrying, dict(unknown.fields)) == (None, 0, False, {})
     with pytest.raises(TypeError, match="not iterable"):
@@ -364,15 +364,15 @@ def test_a_handle_has_what_a_snapshot_has(backend: RecordingBackend) -> None:
 
 
 def test_handles_of_unknown_messages(backend: RecordingBackend) -> None:
-    # Given the handle of a message that nobody knows
+    # Given the handle of an unknown message
     status = StatusRegistry.get("nobody", backend=backend)
-    # Then it is empty
+    # Then the handle has no values
     assert (status.state, status.progress, status.to_dict(), status.to_json(), str(status), status.get("a", 1)) == (
         None, None, {}, "{}", "unknown", 1,
     )  # fmt: skip
     with pytest.raises(KeyError):
         status["step"]
-    # And writes to it raise StatusMissing
+    # And writes raise StatusMissing
     with pytest.raises(StatusMissing, match="nobody"):
         status["step"] = 1
     with pytest.raises(StatusMissing):
@@ -394,8 +394,8 @@ def test_detached_handles_refuse_what_bound_ones_refuse(write: Any, error: type[
     # Given no worker
     with bound_status() as status:
         status["step"] = "before"
-        # When something is written that a worker would not take
-        # Then it fails as there, and changes nothing
+        # When a value is written that a worker would refuse
+        # Then the same error is raised, and no value changes
         with pytest.raises(error, match=text):
             write()
         assert status.working and status["step"] == "before" and status.progress is None
@@ -413,11 +413,11 @@ def test_detached_handles_of_one_call_share_their_values() -> None:
         current_progress().increment(4)
         found.append((current_status().progress, current_status()["progress"]))
 
-    # When it is called twice in one context
+    # When the function is called twice in one context
     first: list[Any] = []
     second: list[Any] = []
     contextvars.Context().run(lambda: (work(first), work(second)))
-    # Then its handles agree, and the second call finds nothing of the first
+    # Then all its handles have the same values, and the second call finds no value of the first
     assert first == second == [("reading", n, 4) for n in range(4)] + [(1.0, 8)]
 
 
@@ -434,8 +434,8 @@ def test_detached_values_end_with_the_call() -> None:
         # Given a process that calls an actor's function over and over
         for _ in range(10):
             work()
-        # When somebody looks for what is left
-        # Then there is nothing
+        # When a handle is read after that
+        # Then it has no values
         assert current_progress().progress == 0 and "done" not in current_status()
         assert [channel() for channel in channels] == [None] * 10
 
@@ -462,8 +462,8 @@ def test_a_kept_exception_does_not_share_detached_values() -> None:
                 fail()
             except RuntimeError as e:
                 kept.append(e)
-            # When the next one is served on the same thread, in the same context
-            # Then it finds nothing
+            # When the next request runs on the same thread, in the same context
+            # Then it finds no values
             assert read() == (False, 0, 100)
 
     contextvars.Context().run(serve)
@@ -481,9 +481,9 @@ def test_called_functions_have_detached_values_of_their_own() -> None:
 
     for _ in track(range(3)):
         status["done"] = "outer"
-        # When it calls another function over and over
+        # When the loop calls another function again and again
         work()
-    # Then each call begins with nothing
+    # Then each call begins without values
     assert found == [(None, 0)] * 3 and (status["done"], current_progress().progress) == ("outer", 3)
 
 
@@ -506,11 +506,11 @@ def test_detached_loops_share_the_values_of_handles_in_them() -> None:
             found.append((current_progress().fraction, current_progress().total, current_status()["step"]))
         return found
 
-    # When their loops ask for handles
-    # Then these are those of the loop
+    # When their loops call current_status()
+    # Then these handles have the values of the loop
     expected = [(n / 4, 4, "reading") for n in range(4)]
     assert loop() == expected and asyncio.run(loop_asynchronously()) == expected
-    # And behind the loop there is nothing
+    # And after the loop there are no values
     assert current_progress().fraction is None
 
 
@@ -531,12 +531,12 @@ def test_detached_calls_leave_no_garbage() -> None:
         for _ in track([1]):
             current_progress().increment()
 
-    # Given no garbage collector
+    # Given a disabled garbage collector
     gc.disable()
     try:
         # When a function has run
         work()
-        # Then its variables are gone
+        # Then its variables are freed
         assert references[0]() is None
     finally:
         gc.enable()
@@ -547,7 +547,7 @@ def test_untracked_messages_share_no_values(backend: RecordingBackend) -> None:
     held: list[Any] = []
     seen: list[Any] = []
 
-    # Given an actor that is not tracked, and that leaves its handle to somebody
+    # Given an untracked actor whose handle other code keeps
     @dramatiq.actor(broker=broker, track_status=False)
     def work() -> None:
         status = current_status()
@@ -559,7 +559,7 @@ def test_untracked_messages_share_no_values(backend: RecordingBackend) -> None:
     for _ in range(2):
         work.send()
     run(broker, threads=1)
-    # Then the second finds nothing of the first, and nothing is stored
+    # Then the second run finds no value of the first, and no value is stored
     assert seen == [("", None)] * 2 and [status["done"] for status in held] == [True, True]
     assert backend.updates() == []
 
@@ -576,10 +576,10 @@ def test_messages_share_no_values_with_detached_handles(backend: RecordingBacken
     # When a message is sent and processed
     message = work.send()
     run(broker)
-    # Then neither has anything of the other
+    # Then the message and the handle share no values
     assert final(backend, message)["bound"] is True and "detached" not in final(backend, message)
     assert "bound" not in status and current_binding() is None
-    # And a test's block comes before it
+    # And inside of bound_status(), its values are used
     with bound_status() as bound:
         current_status()["inside"] = True
     assert bound["inside"] and "inside" not in status and "detached" not in bound
@@ -590,7 +590,7 @@ def test_threads_may_share_detached_handles(monkeypatch: pytest.MonkeyPatch) -> 
     met = threading.Barrier(2)
 
     def slow(record: Any, update: Any, now: int) -> Any:
-        # Given two threads that would both have read before either has written
+        # Given two threads, each of which reads before the other one writes
         with contextlib.suppress(threading.BrokenBarrierError):
             met.wait(0.2)
         return apply(record, update, now)
@@ -599,12 +599,12 @@ def test_threads_may_share_detached_handles(monkeypatch: pytest.MonkeyPatch) -> 
         progress = current_progress()
         monkeypatch.setattr("dramatiq_status.channel.apply", slow)
         threads = [threading.Thread(target=progress.increment) for _ in range(2)]
-        # When both count on one handle
+        # When both increment one handle
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        # Then nothing is lost
+        # Then no increment is lost
         assert status["progress"] == 2
 
 
@@ -616,21 +616,21 @@ def test_detached_handles_write_to_no_store() -> None:
             pass
         current_status().update(status="failed")
         current_progress().increment()
-    # Then a test sees what it wrote
+    # Then a test can read what the function wrote
     assert (status["step"], status["progress"], status["total"], status.state) == ("reading", 6, 5, "failed")
     assert status.flush() and status.delete() and not status
-    # And outside of the block nothing is left
+    # And outside of the block there are no values
     assert current_status().message_id == "" and current_progress().progress == 0
     assert list(track([1, 2])) == [1, 2]
     assert "nothing" in repr(current_status()) and "nothing" in repr(current_progress())
 
 
 def test_handles_as_text(backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given handles, and a store that must not be asked
+    # Given handles, and a store that must not be called
     status, progress = (get("m", backend=backend) for get in (StatusRegistry.get, StatusRegistry.progress))
     monkeypatch.setattr(backend, "read_many", lambda ids: pytest.fail("Nobody wants to wait for that."))
-    # When they are printed, by a debugger say
-    # Then the store is not asked
+    # When they are printed, for example by a debugger
+    # Then the store is not called
     assert (repr(status), repr(progress)) == ("<Status of m>", "<Progress of m>")
 
 
@@ -648,14 +648,14 @@ def test_a_run_has_a_thousand_fields_at_most() -> None:
         errors.append(raised_by(lambda: status.update(row1000=1)))
         errors.append(raised_by(lambda: status.increment("row1001")))
         errors.append(raised_by(lambda: status.update({f"more{n}": n for n in range(1001)})))
-        # Fields that are there, and one in the place of another, are no more
+        # Writes to existing fields do not count as further fields
         status["row0"] = "again"
         del status["row1"]
         status["row1000"] = 1000
 
     message = work.send()
     run(broker)
-    # Then what is too much raises where it is written, and the rest is stored
+    # Then the write of one field too many raises an error, and the other fields are stored
     assert [type(error) for error in errors] == [ValueError] * 3
     status = StatusRegistry.get(message, backend=backend)
     assert status.state == "completed"
@@ -666,6 +666,6 @@ def test_a_run_has_a_thousand_fields_at_most() -> None:
         1000,
         None,
     ]
-    # And a message is sent with no more of them
+    # And a message with more fields cannot be sent
     with pytest.raises(StatusOptionError, match="1001"):
         work.send_with_options(status={f"row{n}": n for n in range(1001)})

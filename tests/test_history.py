@@ -49,11 +49,11 @@ def starting(run_token: int, generation: int, started_at: int) -> Any:
 
 
 def test_a_job_of_one_run_stores_no_history() -> None:
-    # Given a message that has run once, to its end
+    # Given a message that has run once and has ended
     record = fold([enqueue(), start(1), finish(1)], now=NOW)
-    # Then its record has no field for it
+    # Then its record has no field of the history
     assert record is not None and not record.keys() & {"h1", "x1", RUN_ENDED}
-    # And its run is that of its own fields
+    # And its run has the times of its own fields
     (only,) = snapshot_of(enqueue(), start(1), finish(1)).runs
     assert (only.attempt, only.outcome, only.exception) == (1, "completed", None)
     assert only.started_at is not None and only.ended_at is not None
@@ -105,7 +105,7 @@ def test_a_message_that_ends_while_it_waits_for_its_retry_keeps_its_run() -> Non
     # Given a message that was retried, and then skipped without a run
     skipped = finish(0, 0, generation=2)._replace(fields={SKIPPED: "true", FINISHED_AT: str(NOW)})
     found = snapshot_of(enqueue(), starting(1, 1, NOW), requeue(2, NOW + 1, failed=True), skipped)
-    # Then its run was not skipped
+    # Then the outcome of its run is not "skipped"
     assert found.skipped and [run.outcome for run in found.runs] == ["retried"]
     assert found.timeline[-1] == "skipped"
 
@@ -122,7 +122,7 @@ def test_an_enqueue_that_arrives_after_its_run_has_started() -> None:
     # Given a retry whose enqueue is stored after it has started
     late = requeue(2, NOW + 1, failed=True, x=EMPTY)
     found = snapshot_of(enqueue(), starting(1, 1, NOW), starting(2, 2, NOW + 5), late)
-    # Then the run before has its end and its exception
+    # Then the earlier run has its end and its exception
     first, second = found.runs
     assert (first.outcome, first.ended_at, second.outcome) == ("retried", datetime_of(NOW + 1), None)
     assert first.exception == {"type": "E", "message": ""}
@@ -164,7 +164,7 @@ def test_an_exception_is_cut_to_json() -> None:
             record = {"s": "0", "A": "1", RUN_ENDED: "[5,1]", EXCEPTION: exception, SCHEDULED_AT: "6"}
             # When the next run begins
             keep_run(record, 2, requeued=False)
-            # Then what is kept is the beginning of the message
+            # Then the history has the beginning of the exception's text
             cut = json.loads(record["x1"])
             assert record["h1"] == "[null,[5,1],6]" and len(record["x1"]) <= MAX_EXCEPTION_SIZE
             assert (text * size).startswith(cut["message"].removesuffix("..."))
@@ -197,7 +197,7 @@ def test_runs_that_are_left_out_are_counted() -> None:
     for number in range(1, 21):
         updates += [starting(number, number, NOW), requeue(number + 1, NOW + 1, failed=False)]
     found = snapshot_of(*updates[:-1])
-    # Then the first and the last nine before the present one are there
+    # Then the snapshot has the first one, and the last nine before the present one
     assert [run.attempt for run in found.runs] == [1, *range(11, 21)] and found.attempts == 20
     assert found.timeline[1:3] == ("run 1 requeued after under 0.1 s", "9 runs left out")
 
@@ -227,7 +227,7 @@ def test_json_of_runs() -> None:
     )
     (run,) = found.to_dict()["runs"]
     assert run["outcome"] == "retried" and run["duration"] == 0.5 and run["exception"]["message"] == "secret"
-    # And without what a user of the page should not see
+    # And without values that a visitor should not see
     (public,) = found.to_dict(private=False, only=("runs",))["runs"]
     assert public["exception"] == {"type": "E"} and "secret" not in found.to_json(private=False)
 
@@ -339,7 +339,7 @@ def test_a_retry_that_is_skipped(position: str) -> None:
 
     message = job.send()
     run(broker)
-    # Then the first run is told from the skip
+    # Then the snapshot has the first run and the skip apart
     found = read(message, backend)
     assert found.skipped and found.runs[0].outcome == "retried"
 
@@ -364,7 +364,7 @@ def test_a_run_whose_worker_died(redis_url: str, redis_broker_url: str, every_ba
     thread.start()
     thread.join(PATIENCE)
     eventually(lambda: read(message, every_backend).working)
-    # And another one takes it
+    # And another worker takes it
     with working(broker):
         eventually(lambda: read(message, every_backend).finished)
     # Then the first run is lost

@@ -111,13 +111,13 @@ def reader(request: pytest.FixtureRequest) -> Any:
 
 
 def test_reads_return_errors_for_an_unavailable_server(halves: Halves, reader: Any) -> None:
-    # Given a server that is away
+    # Given a server that does not answer
     halves.away = True
-    # When messages of both are read
+    # When messages of both servers are read
     found = reader.read_many(["a1", "b1", "a3"], backend=halves, return_errors=True)
-    # Then the ones are there, the others have an error in their places, and only what is unknown has None
+    # Then messages of one have snapshots, those of the other have errors in their places, and unknown ones have None
     assert [type(one) for one in found] == [Snapshot, BackendError, type(None)]
-    # And by default it is raised
+    # And by default the error is raised
     for call in (
         lambda: reader.read_many(["a1", "b1"], backend=halves),
         lambda: reader.read_many(["b1"], backend=halves, return_errors=True),
@@ -131,10 +131,10 @@ def test_reads_return_errors_for_an_unavailable_server(halves: Halves, reader: A
 
 
 def test_read_raises_a_returned_error(halves: Halves, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a backend that raises nothing where it was asked for one message alone
+    # Given a backend that returns the error of a single message in place of raising it
     monkeypatch.setattr(halves, "read_many", lambda ids: [BackendError("away")] * len(ids))
-    # When that is read
-    # Then it is raised
+    # When this message is read
+    # Then the error is raised
     for call in (halves.read, halves.snapshot, lambda one: StatusRegistry.get(one, backend=halves).to_json()):
         with pytest.raises(BackendError, match="away"):
             call("b1")
@@ -147,25 +147,25 @@ def test_wait_continues_while_a_server_is_unavailable(halves: Halves, reader: An
         one = pool.submit(reader.wait, "b1", backend=halves, timeout=PATIENT, missing_timeout=1)
         all_ = pool.submit(reader.wait_for_batch, ["a1", "b1"], backend=halves, timeout=PATIENT, missing_timeout=1)
         halves.wait_for_looks("b1")
-        # When the server is away for longer than a message may be missing
+        # When the server does not answer for longer than a message may be missing
         halves.away = True
         halves.wait_for_looks("b1")
-        # And comes back with the message finished
+        # And comes back, with the message finished
         halves.update("b1", finish(1))
         assert not one.done() and not all_.done()
         halves.away = False
-        # Then both calls return it
+        # Then both calls return the final snapshot
         assert one.result(PATIENCE).completed and all_.result(PATIENCE).completed
 
 
 def test_a_batch_is_watched_while_a_server_is_unavailable(halves: Halves, reader: Any) -> None:
-    # Given a watcher of messages of both servers, of which one is away from the beginning
+    # Given a watcher of messages of both servers, one of which does not answer from the beginning
     halves.away = True
     seen: list[BatchSnapshot] = []
 
     def show(found: BatchSnapshot) -> None:
         seen.append(found)
-        # When first those of the one finish, and then, when that was seen, the others
+        # When the messages of one server finish, and after the next snapshot those of the other
         if len(seen) == 1:
             halves.update_many([(message_id, finish(1)) for message_id in ("a1", "a2")])
         elif found.counts["completed"] == 2 and halves.away:
@@ -173,23 +173,23 @@ def test_a_batch_is_watched_while_a_server_is_unavailable(halves: Halves, reader
             halves.away = False
 
     reader.watch_batch(["a1", "a2", "b1", "b2"], show, backend=halves)
-    # Then all of that is shown, the unavailable ones as that
+    # Then the watcher receives all changes, with the unavailable messages as unavailable
     assert seen[0].unavailable == ("b1", "b2") and not any(found.missing for found in seen)
     assert not any(found.finished for found in seen[:-1])
     assert (seen[-1].completed, seen[-1].unavailable) == (True, ())
 
 
 def test_wait_raises_after_its_timeout_while_a_server_is_unavailable(halves: Halves, reader: Any) -> None:
-    # Given a server that is away for good
+    # Given a server that never answers
     halves.away = True
     halves.update("a1", finish(1))
     # When a caller waits for messages of both, and for some of which one is missing
-    # Then the time is over when it is over, and no sooner
+    # Then each wait ends by its time-out, and not earlier
     with pytest.raises(StatusTimeout):
         reader.wait_for_batch(["a1", "b1"], backend=halves, timeout=50, missing_timeout=1)
     with pytest.raises(StatusTimeout):
         reader.wait_for_batch(["a1", "b1", "a-unknown"], backend=halves, timeout=50, missing_timeout=1)
-    # And what is missing beside what can be read is missing
+    # And a message that is missing on a server that answers raises StatusMissing
     with pytest.raises(StatusMissing):
         reader.wait_for_batch(["a1", "a-unknown"], backend=halves, timeout=None, missing_timeout=1)
 
@@ -236,7 +236,7 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
             until = time.monotonic() + 5 * patience["missing_timeout"] / 1000
             while time.monotonic() < until:
                 found = StatusRegistry.read_many(ids, backend=backend, return_errors=True)
-                # Then its messages are unavailable, and no other one is
+                # Then its messages are unavailable, and no others are
                 assert [isinstance(one, BackendError) for one in found] == [one in frozen for one in ids]
                 assert set(batch.read().unavailable) == set(frozen)
                 with pytest.raises(BackendError):
@@ -244,7 +244,7 @@ def test_watchers_while_a_node_is_frozen(redis_cluster: RedisCluster) -> None:
                 time.sleep(0.05)
         finally:
             redis_cluster.nodes[1].resume()
-        # And when it goes on, and all messages finish, every watcher comes to its end
+        # And when it continues, and all messages finish, each watch ends
         assert eventually(lambda: None not in backend.read_many(ids) and not batch.read().unavailable)
         assert eventually(lambda: backend.update_many([(one, finish(1)) for one in ids]) and batch.read().completed)
         whole, *states = followed.result(PATIENCE)

@@ -23,7 +23,7 @@ SHARED = {"result": [1], "args": "mine", "kwargs": {"a": 1}, "traceback": None}
 def test_users_may_write_fields_with_the_names_of_includes(every_backend: StatusBackend, includes: Any) -> None:
     broker = make_broker(every_backend, Results(backend=StubResults()), includes=includes)
 
-    # Given a job that writes them, then fails, and does the same once more
+    # Given a job that writes them and fails, in each of two runs
     @dramatiq.actor(broker=broker, max_retries=1)
     def work(failures: int) -> str:
         status = current_status()
@@ -32,7 +32,7 @@ def test_users_may_write_fields_with_the_names_of_includes(every_backend: Status
             raise ValueError("once more")
         return "returned"
 
-    # When it has run, and another one that always fails
+    # When it has run, and another job that always fails
     messages = [work.send(1), work.send(2)]
     run(broker)
     # Then a reader finds the written values by name, in dict(snapshot) and in snapshot.fields
@@ -46,7 +46,7 @@ def test_users_may_write_fields_with_the_names_of_includes(every_backend: Status
 def test_the_result_is_what_the_last_run_wrote_or_returned(every_backend: StatusBackend) -> None:
     broker = make_broker(every_backend, Results(backend=StubResults()), includes={"result"})
 
-    # Given jobs that return something, some of which write a result as well: now, or in a run before
+    # Given jobs that return a value, some of which also write a field `result`, in this run or in an earlier one
     @dramatiq.actor(broker=broker, max_retries=1)
     def work(writes: int) -> str:
         status = current_status()
@@ -56,13 +56,13 @@ def test_the_result_is_what_the_last_run_wrote_or_returned(every_backend: Status
             raise ValueError("once")
         return "returned"
 
-    # When they have run, one with a result from the start
+    # When they have run, one of them sent with a field `result`
     messages = [work.send(0), work.send(1), work.send(2), work.send_with_options(args=(0,), status={"result": "none"})]
     run(broker)
-    # Then what the last run has written is there, or else what it has returned
+    # Then `result` is what the last run has written, or else what it has returned
     found = [StatusRegistry.get(message, backend=every_backend) for message in messages]
     assert [status["result"] for status in found] == ["returned", "returned", "written", "returned"]
-    # And others may write it, too, and what is asked for
+    # And other processes may write it, too
     found[0]["result"] = None
     snapshot = found[0].read()
     assert snapshot is not None and snapshot["result"] is None and "result" in snapshot
@@ -83,14 +83,14 @@ def test_a_written_result_stays_after_a_retry(every_backend: StatusBackend) -> N
     # When it has run twice
     message = work.send()
     run(broker)
-    # Then the result is there, as any field
+    # Then the result stays, as any field
     assert StatusRegistry.get(message, backend=every_backend)["result"] == "half"
 
 
 def test_includes_are_read_by_their_names(every_backend: StatusBackend) -> None:
     broker = make_broker(every_backend, includes=INCLUDES - {"result"})
 
-    # Given a job of which all is stored, and that writes one of the names
+    # Given a job with all includes, which writes one of the names
     @dramatiq.actor(broker=broker)
     def work(a: int, *, b: int) -> None:
         current_status()["kwargs"] = "mine"
@@ -99,7 +99,7 @@ def test_includes_are_read_by_their_names(every_backend: StatusBackend) -> None:
     # When it has failed
     message = work.send(1, b=2)
     run(broker)
-    # Then the others are as the library has written them
+    # Then the other names have the library's values
     snapshot = StatusRegistry.get(message, backend=every_backend).read()
     assert snapshot is not None and (snapshot["args"], snapshot["kwargs"]) == ([1], "mine")
     assert "ValueError: boo" in snapshot["traceback"] and set(snapshot.fields) == {"kwargs"}
@@ -109,7 +109,7 @@ def test_includes_are_read_by_their_names(every_backend: StatusBackend) -> None:
 def test_detached_handles_keep_a_result() -> None:
     # Given a function that is called without a worker
     with bound_status() as status:
-        # When it writes a result
+        # When it writes a field `result`
         current_status()["result"] = 7
-        # Then it is there
+        # Then the handle has it
         assert status["result"] == 7 and status.to_dict()["result"] == 7

@@ -60,7 +60,7 @@ class Measure:
 
 numbers.Real.register(Measure)
 
-#: Numbers, what each is as a plain one, and its type.
+#: Numbers, each with its plain number and the type of that.
 PLAIN: list[tuple[Any, int | float]] = [
     (3, 3),
     (2.5, 2.5),
@@ -85,17 +85,17 @@ NO_NUMBERS: list[Any] = [True, False, numpy.bool_(True), "5", None, 1j, [1], num
 @pytest.mark.parametrize(("value", "plain"), PLAIN, ids=lambda value: type(value).__name__)
 def test_numbers_become_ints_and_floats(value: Any, plain: float) -> None:
     # Given a number of some type
-    # When it is made plain
+    # When it is converted to a plain number
     found = plain_number(value)
-    # Then it is the same number, as an int or a float and nothing else
+    # Then the result is the same number, and exactly an int or a float
     assert found == plain and type(found) is type(plain)
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
 def test_other_types_are_no_numbers(value: Any) -> None:
     # Given something else
-    # When it is counted with
-    # Then it is no number, and the error names its type
+    # When it is used as a number
+    # Then the error names its type
     assert plain_number(value) is None
     with bound_status(), pytest.raises(TypeError, match=type(value).__name__):
         current_progress().increment(value)
@@ -114,7 +114,7 @@ def test_other_types_are_no_numbers(value: Any) -> None:
 )
 def test_infinite_and_too_large_numbers_raise(value: Any) -> None:
     # Given a number that is not finite, or that a store cannot add to
-    # When it is counted with
+    # When it is used as a number
     with bound_status() as status:
         writes: list[Callable[[], object]] = [
             lambda: current_progress().increment(value),
@@ -125,7 +125,7 @@ def test_infinite_and_too_large_numbers_raise(value: Any) -> None:
             lambda: track([], progress=value),
         ]
         for write in writes:
-            # Then the line that does so raises
+            # Then the line with the call raises an error
             with pytest.raises(ValueError, match="finite number of at most"):
                 write()
 
@@ -135,7 +135,7 @@ def test_booleans_are_stored_as_booleans() -> None:
     with bound_status() as status:
         # When they are written
         status.update(yes=numpy.bool_(True), deep=[numpy.bool_(False)])
-        # Then they are truths, and no numbers
+        # Then they are stored as true or false, and not as numbers
         assert status["yes"] is True and status["deep"] == [False] and status["deep"][0] is False
 
 
@@ -143,14 +143,14 @@ def test_a_database_number_may_be_an_enum(redis_server: RedisServer, redis_broke
     # Given a database whose number is a member of an enum
     database = IntEnum("Database", {"STATUSES": 1}).STATUSES  # type: ignore[misc]
     with closing(RedisBackend(host="127.0.0.1", port=numpy.int64(redis_server.port), db=database)) as backend:
-        # When it is asked
-        # Then it answers
+        # When the backend is called
+        # Then the call succeeds
         assert backend.read("unknown") is None
 
 
 def test_counts_and_durations_may_be_of_any_integer_type() -> None:
     # Given whole numbers of other types
-    # When they are a number of things, or a duration in milliseconds
+    # When they are passed as counts, or as durations in milliseconds
     # Then they are taken as ints
     values: list[Any] = [Int(7), numpy.int64(7), Decimal(7), 7.0, Fraction(14, 2)]
     for value in values:
@@ -159,7 +159,7 @@ def test_counts_and_durations_may_be_of_any_integer_type() -> None:
     assert check_duration("timeout", timedelta(seconds=1)) == 1000
     backend = StubBackend(timeout=numpy.int64(500), max_field_size=Int(100))
     assert (repr(backend.timeout), repr(backend.max_field_size)) == ("500", "100")
-    # And parts of a thing or of a millisecond are errors
+    # And fractions raise errors
     for check in (check_number, check_duration):
         for wrong in (0.5, Decimal("1.5"), math.nan, math.inf, -math.inf):
             with pytest.raises(ValueError, match="whole number"):
@@ -168,7 +168,7 @@ def test_counts_and_durations_may_be_of_any_integer_type() -> None:
 
 def test_workers_count_with_numbers_of_all_types(every_backend: StatusBackend) -> None:
     backend = every_backend
-    # Given a job that counts with all kinds of numbers, and that is sent with some
+    # Given a job that writes numbers of all types, and whose message carries some
     broker = make_broker(backend, asyncio=True, status_ttl=numpy.int64(60_000), max_pending=Int(1000))
     seen: list[Any] = []
 
@@ -199,7 +199,7 @@ def test_workers_count_with_numbers_of_all_types(every_backend: StatusBackend) -
     given = {"part": Fraction(1, 2), "size": Size.LARGE, "deep": {"a": (numpy.int64(1),)}, "total": numpy.int64(9)}
     message = work.send_with_options(status=given)
     followed = follow.send()
-    # Then its options are plain for every encoder
+    # Then each encoder can encode its options
     assert message.options["status"] == {"part": 0.5, "size": 3, "deep": {"a": [1]}, "total": 9}
     assert {name: type(value) for name, value in message.options["status"].items()} == {
         "part": float,
@@ -207,11 +207,11 @@ def test_workers_count_with_numbers_of_all_types(every_backend: StatusBackend) -
         "deep": dict,
         "total": int,
     }
-    # When it has run, and another has counted on its bar
+    # When it has run, and another job has incremented its progress
     run(broker)
     count.send(message.message_id)
     run(broker)
-    # Then nothing is lost
+    # Then the status has all numbers
     total = sum(plain for _, plain in PLAIN)
     snapshot = StatusRegistry.get(message, backend=backend).read()
     assert snapshot is not None and seen == [(total - 1, 500)]
@@ -234,7 +234,7 @@ def test_calls_from_outside_count_with_numbers_of_all_types(every_backend: Statu
         pass
 
     message = work.send()
-    # When it is counted on from outside, by itself and in an event loop
+    # When it is incremented from outside, synchronously and in an event loop
     progress = StatusRegistry.progress(message, backend=backend)
     progress.total = numpy.int64(40)
     progress.progress = Fraction(1, 2)  # type: ignore[assignment]
@@ -248,7 +248,7 @@ def test_calls_from_outside_count_with_numbers_of_all_types(every_backend: Statu
         await progress.decrement(Size.LARGE)
 
     asyncio.run(count())
-    # Then it is all there
+    # Then the status has all increments
     snapshot = StatusRegistry.read(message.message_id, backend=backend)
     assert snapshot is not None and (snapshot["progress"], snapshot["total"]) == (0, 50)
 
@@ -265,6 +265,6 @@ def test_stores_get_plain_floats() -> None:
     # When it has run
     message = work.send()
     run(broker)
-    # Then the store has been sent a float
+    # Then the store has got a plain float
     sent = [update.increment for update in backend.writes(message.message_id)]
     assert {type(number) for number in sent} <= {int, float} and sum(sent) == 2.5

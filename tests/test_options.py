@@ -36,11 +36,11 @@ def test_fields_are_stored_together_with_queued(backend: RecordingBackend, broke
 
     # When a message is sent with fields
     message = work.send_with_options(status={"user_id": 42, "total": 7, "status": "queued"})
-    # Then one update has stored them and its state
+    # Then one update has stored them, together with the state
     assert len(backend.updates(message.message_id)) == 1
     snapshot = StatusRegistry.read(message, broker=broker)
     assert snapshot is not None and snapshot.queued and snapshot["user_id"] == 42 and snapshot.total == 7
-    # And they outlive the run
+    # And they stay after the run
     run(broker)
     assert StatusRegistry.get(message, broker=broker)["user_id"] == 42
 
@@ -66,11 +66,11 @@ def test_wrong_options_raise_in_send(backend: RecordingBackend, broker: StubBrok
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    # When a message is sent with a bad option
-    # Then the sender is told
+    # When a message is sent with a wrong option
+    # Then send() raises an error
     with pytest.raises(StatusOptionError, match=next(iter(options))):
         work.send_with_options(**options)
-    # And nothing was enqueued or stored
+    # And no message is enqueued, and no status stored
     assert broker.queues[work.queue_name].qsize() == 0 and backend.calls == []
 
 
@@ -80,7 +80,7 @@ def test_wrong_options_in_an_actor_are_logged_and_ignored(backend: RecordingBack
     @dramatiq.actor(broker=broker)
     def inner() -> None: ...
 
-    # Given an actor that sends a message with a good field and a bad one, and a bad option
+    # Given an actor that sends a message with a good field, a wrong field and a wrong option
     @dramatiq.actor(broker=broker)
     def outer() -> None:
         sent.append(inner.send_with_options(status={"good": 1, "attempts": 7}, status_ttl=-1))
@@ -117,17 +117,17 @@ def test_options_that_are_not_json_become_json(
     def outer() -> None:
         found.append(work.send_with_options(**options))
 
-    # When a message is sent with options that JSON does not know
+    # When a message is sent with options that are not JSON
     if inside:
         outer.send()
         run(broker)
     else:
         outer.fn()
-    # Then they have become what they mean
+    # Then they have become JSON values with the same meaning
     (message,) = found
     given = dramatiq.Message.decode(message.encode()).options
     assert {name: given[name] for name in sent} == sent
-    # And nothing of them is lost on the way
+    # And the worker gets all of them
     run(broker)
     snapshot = StatusRegistry.read(message, broker=broker)
     if sent.get("track_status") is False:
@@ -147,7 +147,7 @@ def test_wrong_options_that_are_not_json_do_not_stop_an_actor(backend: Recording
     @dramatiq.actor(broker=broker, status_includes={"message"})
     def inner() -> None: ...
 
-    # Given an actor that sends messages with what neither we nor JSON know, and one good option
+    # Given an actor that sends messages with one good option, and with options that cannot become JSON
     @dramatiq.actor(broker=broker)
     def outer() -> None:
         sent.append(inner.send_with_options(status={"good": 1, "bad": object()}))
@@ -157,7 +157,7 @@ def test_wrong_options_that_are_not_json_do_not_stop_an_actor(backend: Recording
     # When it runs
     message = outer.send()
     run(broker)
-    # Then all of it has been done, and what is good is there
+    # Then all messages have run, and the good option has its effect
     assert StatusRegistry.get(message, broker=broker).completed
     one, two, three = (StatusRegistry.get(message, broker=broker) for message in sent)
     assert one.completed and one["good"] == 1 and two.completed and three.completed and three["args"] == []
@@ -168,8 +168,8 @@ def test_wrong_options_that_are_not_json_do_not_stop_an_actor(backend: Recording
     [("status_ttl", 0), ("status_ttl", 10**30), ("status_throttle", "1"), ("status_includes", {"x"})],
 )
 def test_wrong_options_of_an_actor_raise(broker: StubBroker, option: str, value: Any) -> None:
-    # When an actor is declared with a bad option
-    # Then that is said
+    # When an actor is declared with a wrong option
+    # Then an error is raised
     with pytest.raises(StatusOptionError, match=option):
 
         @dramatiq.actor(broker=broker, **{option: value})
@@ -204,21 +204,21 @@ def test_wrong_parameters_of_the_middleware_raise(
 
 
 def test_the_longest_durations_are_accepted(backend: RecordingBackend) -> None:
-    # Given durations of a hundred years, and one day of patience
+    # Given times to live of a hundred years, and a time-out of one day
     century = timedelta(days=36_525)
     broker = make_broker(backend, live_ttl=century, status_ttl=century)
 
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    # When they are used
+    # When they are passed
     message = work.send()
     run(broker)
-    # Then they are what was asked for, also where somebody waits
+    # Then each has its effect, also in wait()
     assert StatusRegistry.wait(message, broker=broker, timeout=century).completed
     assert 0 <= MAX_DURATION - (backend.expires_in(message.message_id) or 0) < 60_000
     assert RecordingBackend(timeout=timedelta(days=1)).timeout == MAX_TIMEOUT
-    # And more is too much
+    # And longer durations raise errors
     with pytest.raises(ValueError, match=r"timeout must be at most 3,155,760,000,000 milliseconds \(36,525 days\)"):
         StatusRegistry.wait(message, broker=broker, timeout=timedelta.max)
     with pytest.raises(ValueError, match=r"timeout must be at most 86,400,000 milliseconds \(1 days\)"):
@@ -242,13 +242,13 @@ def test_statuses_live_as_long_as_the_settings_say(backend: RecordingBackend) ->
     def longer() -> None: ...
 
     messages = [plain.send(), longer.send(), longer.send_with_options(status_ttl=100_000)]
-    # Then they wait for as long as the middleware says
+    # Then the status of a waiting message has the live_ttl of the middleware
     assert all(0 <= 7_200_000 - (backend.expires_in(m.message_id) or 0) < 60_000 for m in messages)
     assert backend.field(messages[0].message_id, LIVE_TTL) == "7200000"
     assert backend.field(messages[0].message_id, HEARTBEAT_INTERVAL) == "5000"
     # When they have finished
     run(broker)
-    # Then they stay for as long as the nearest says
+    # Then the status stays for the time of the message, else of the actor, else of the middleware
     left = [backend.expires_in(m.message_id) or 0 for m in messages]
     assert all(0 <= ttl - found < 45_000 for ttl, found in zip((50_000, 300_000, 100_000), left))
 
@@ -265,7 +265,7 @@ def test_untracked_messages_write_nothing(backend: RecordingBackend, by: str) ->
     # When it is sent and runs
     message = work.send_with_options(track_status=False) if by == "message" else work.send()
     run(broker)
-    # Then nothing was written
+    # Then no update is sent
     assert backend.calls == [] and StatusRegistry.read(message, broker=broker) is None
 
 
@@ -280,7 +280,7 @@ def test_a_message_with_an_odd_id_runs_untracked(backend: RecordingBackend, brok
     broker.enqueue(work.message().copy(message_id="a" * 300))
     # When it runs
     run(broker)
-    # Then it has run, and nothing was stored
+    # Then it has run, and no status is stored
     assert ran == [True] and backend.calls == []
 
 
@@ -301,7 +301,7 @@ def test_includes_are_stored(backend: RecordingBackend) -> None:
     # When messages have run
     messages = [work.send(1, b=2), fail.send(), private.send(1)]
     run(broker)
-    # Then what was asked for is there
+    # Then their statuses have the included values
     done, failed, quiet = (StatusRegistry.get(message, broker=broker).to_dict() for message in messages)
     assert (done["args"], done["kwargs"], done["result"]) == ([1], {"b": 2}, {"sum": 3})
     assert "ValueError: boo" in failed["traceback"] and "result" not in failed
@@ -339,7 +339,7 @@ def test_an_exception_that_is_too_large_is_shortened(backend: RecordingBackend, 
     # When a job fails with it, at once or after a retry
     message = work.send()
     run(broker)
-    # Then it failed, and what there is room for is stored: how the text begins, and how the traceback ends
+    # Then it has failed, and the store has the beginning of the text and the end of the traceback
     snapshot = StatusRegistry.read(message, broker=broker)
     assert snapshot is not None and snapshot.failed and snapshot.attempts == retries + 1
     for name in (EXCEPTION, TRACEBACK):
@@ -362,7 +362,7 @@ class Broken(dict[str, Any]):
 def test_a_result_that_cannot_be_encoded_is_left_out(backend: RecordingBackend) -> None:
     broker = make_broker(backend, includes={"result"})
 
-    # Given an actor whose result cannot even be looked at
+    # Given an actor whose result raises an error when it is encoded
     @dramatiq.actor(broker=broker)
     def work() -> Any:
         return Broken(a=1)
@@ -370,7 +370,7 @@ def test_a_result_that_cannot_be_encoded_is_left_out(backend: RecordingBackend) 
     # When it has run
     message = work.send()
     run(broker)
-    # Then it is completed without it
+    # Then the message is completed without the result
     snapshot = StatusRegistry.read(message, broker=broker)
     assert snapshot is not None and snapshot.completed and "result" not in snapshot.to_dict()
 
@@ -393,10 +393,10 @@ def test_the_worker_sets_the_heartbeat_interval(
 
     message = dramatiq.actor(look, broker=sender).send()
     dramatiq.actor(look, broker=broker)
-    # When it runs in a worker with one of its own
+    # When it runs in a worker with another interval
     broker.enqueue(dramatiq.Message.decode(message.encode()))
     run(broker)
-    # Then its record says how often that is heard of; nothing where both are the default
+    # Then its record has the worker's interval, or none if both are the default
     assert found == [said]
 
 
@@ -433,7 +433,7 @@ def test_describe_exception_decides_what_is_stored(
     # The source line of a traceback does not have it.
     hidden = "terces"[::-1]
 
-    # Given an actor whose exceptions tell secrets
+    # Given an actor whose exceptions contain secrets
     @dramatiq.actor(broker=broker, max_retries=retries, min_backoff=1)
     def work() -> None:
         seen.append(current_status().exception)
@@ -445,7 +445,7 @@ def test_describe_exception_decides_what_is_stored(
     # When it fails
     message = work.send()
     run(broker)
-    # Then what is stored of that, at each retry and in the end, is what was asked for
+    # Then the store has what describe_exception returns, at each retry and at the end
     found = StatusRegistry.get(message, broker=broker).exception
     if expected == "long":
         assert found is not None and found["type"].startswith("xxx") and len(json.dumps(found)) <= 65_536
@@ -499,35 +499,35 @@ def test_describe_exception_must_be_a_function(backend: RecordingBackend) -> Non
 def test_a_message_may_leave_out_includes(
     backend: RecordingBackend, included: Any, actor_includes: Any, asked: Any, stored: set[str]
 ) -> None:
-    # Given what the middleware and the actor include
+    # Given the includes of the middleware and of the actor
     broker = make_broker(backend, includes=included)
 
     @dramatiq.actor(broker=broker, status_includes=actor_includes)
     def work(name: str) -> str:
         return name
 
-    # When a message asks for some of that
+    # When a message names some of them
     message = work.send_with_options(args=("a",), **({} if asked is None else {"status_includes": asked}))
     run(broker)
-    # Then that is stored
+    # Then these are stored
     assert {"args", "result"} & StatusRegistry.get(message, broker=broker).to_dict().keys() == stored
 
 
 @pytest.mark.parametrize(("included", "actor_includes"), [({"message"}, []), ((), None), ({"result"}, {"result"})])
 def test_a_message_cannot_add_includes(backend: RecordingBackend, included: Any, actor_includes: Any) -> None:
-    # Given what the middleware and the actor include
+    # Given the includes of the middleware and of the actor
     broker = make_broker(backend, includes=included)
 
     @dramatiq.actor(broker=broker, status_includes=actor_includes, max_retries=0)
     def work(name: str) -> None:
         raise ValueError(name)
 
-    # When a message asks for more
-    # Then that is an error where it is sent
+    # When a message names further ones
+    # Then send() raises an error
     asked = {"status_includes": ["message", "traceback", "result"]}
     with pytest.raises(StatusOptionError, match=r"status_includes.*'message'.*may only leave something out"):
         work.send_with_options(args=("a",), **asked)
-    # And a worker takes no notice of it, whoever has sent the message
+    # And a worker ignores them, whichever program has sent the message
     message = work.message_with_options(args=("a",), **asked)
     broker.queues["default"].put(message.encode())
     run(broker)
@@ -544,11 +544,11 @@ def test_the_worker_includes_what_a_producer_without_the_actor_cannot_know(backe
     @dramatiq.actor(broker=worker, status_includes={"message"})
     def work(name: str) -> None: ...
 
-    # When a message asks for more than the producer includes
+    # When a message names more than the producer includes
     message = work.message_with_options(args=("a",), status_includes={"message"})
     sent = producer.enqueue(message)
     assert "args" not in StatusRegistry.get(sent, backend=backend)
-    # Then the worker gets what was asked for
+    # Then the worker stores these values
     assert sent.options["status_includes"] == ["message"]
 
 
@@ -564,7 +564,7 @@ def test_options_inside_of_an_option_cause_one_warning(
     assert caplog.text == ""
     for _ in range(3):
         work.send_with_options(options={"max_retries": 3, "status": {"step": "waiting"}, "status_ttl": 5})
-    # Then one warning says which of ours are lost, and the way that it names works
+    # Then one warning names the lost options and the right way to pass them, and this way works
     assert caplog.text.count("status, status_ttl") == 1
     message = broker.enqueue(work.message().copy(options={"status": {"step": "waiting"}}))
     assert StatusRegistry.get(message, backend=backend)["step"] == "waiting"

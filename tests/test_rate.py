@@ -50,8 +50,8 @@ def rate_of(*steps: tuple[float, float]) -> float:
 @given(st.lists(gaps, min_size=1, max_size=30), st.floats(0.001, 1e6))
 def test_a_constant_speed_is_the_rate(gaps: list[float], speed: float) -> None:
     # Given progress at one speed, however seldom it is reported
-    # When the rate is asked for
-    # Then it is that speed, from the first report on
+    # When the rate is read
+    # Then it is this speed, from the first report on
     assert rate_of(*((gap, gap * speed) for gap in gaps)) == pytest.approx(speed, rel=1e-6)
 
 
@@ -59,8 +59,8 @@ def test_a_constant_speed_is_the_rate(gaps: list[float], speed: float) -> None:
 def test_the_rate_lies_among_the_speeds(found: list[tuple[float, int]]) -> None:
     # Given progress at many speeds
     speeds = [done / passed for passed, done in found]
-    # When the rate is asked for
-    # Then it is neither more than the fastest nor less than the slowest of them
+    # When the rate is read
+    # Then it is between the slowest and the fastest of them
     assert min(speeds) * (1 - 1e-6) - 1e-9 <= rate_of(*found) <= max(speeds) * (1 + 1e-6) + 1e-9
 
 
@@ -68,7 +68,7 @@ def test_the_rate_lies_among_the_speeds(found: list[tuple[float, int]]) -> None:
 def test_a_rate_is_never_negative(found: list[tuple[float, int]], later: float) -> None:
     # Given progress that also goes back
     meter, at = measured(found)
-    # When the rate is asked for, then or later
+    # When the rate is read, at once or later
     rate = meter.rate_at(at + later)
     # Then it is not negative
     assert rate is not None and rate >= 0
@@ -76,31 +76,31 @@ def test_a_rate_is_never_negative(found: list[tuple[float, int]], later: float) 
 
 @given(st.lists(st.tuples(st.floats(0, MIN_INTERVAL / 100), steps), min_size=1, max_size=50))
 def test_reports_in_quick_succession_are_measured_together(found: list[tuple[float, int]]) -> None:
-    # Given reports much closer to each other than a speed can be measured over
+    # Given reports that follow each other too closely to measure a speed between two of them
     meter, at = measured(found)
     assert meter.rate_at(at) is None
     # When enough time has passed
     total = sum(done for _, done in found)
     meter.observe(total, 10.0)
-    # Then all of them have been counted
+    # Then the rate includes all of them
     assert meter.rate_at(10.0) == pytest.approx(total / 10)
 
 
 def test_a_pause_halves_the_rate_once_each_half_life() -> None:
     # Given a steady speed
     steady = [(1.0, 10.0)] * 600
-    # When nothing was done for one half-life, or two
-    # Then so much of the rate is left
+    # When no progress was made for one half-life, or two
+    # Then a half, or a quarter, of the rate is left
     assert rate_of(*steady, (HALF_LIFE, 0)) == pytest.approx(5)
     assert rate_of(*steady, (2 * HALF_LIFE, 0)) == pytest.approx(2.5)
-    # And it does not matter in how many pieces the pause is reported
+    # And the number of reports during the pause makes no difference
     assert rate_of(*steady, *[(HALF_LIFE / 4, 0)] * 4) == pytest.approx(5)
 
 
 def test_the_rate_comes_back_after_a_pause() -> None:
     # Given a pause of a minute in the middle of steady work
     paused = [(1.0, 10.0)] * 60 + [(60.0, 0.0)]
-    # When it has gone on for a while
+    # When the work has gone on for a while
     # Then the rate rises to the speed that it had, and never beyond it
     after = [rate_of(*paused, *[(1.0, 10.0)] * seconds) for seconds in range(0, 91, 15)]
     assert after == sorted(after) and after[0] < 0.5
@@ -108,18 +108,18 @@ def test_the_rate_comes_back_after_a_pause() -> None:
 
 
 def test_a_slow_start_is_forgotten() -> None:
-    # Given a minute in which little was done
-    # When it has been fast for another one
-    # Then the rate is that of the second, where a mean since the start would say 50
+    # Given a minute of slow work
+    # When another minute of fast work follows
+    # Then the rate is that of the second minute; a mean since the start would be 50
     assert rate_of(*[(1.0, 1.0)] * 60, *[(1.0, 100.0)] * 60) == pytest.approx(100, rel=0.03)
 
 
 def test_a_rate_is_unknown_until_there_is_a_first_speed() -> None:
-    # Given a meter that nobody has begun
+    # Given a meter without any observation
     meter = RateMeter()
-    # Then it knows nothing
+    # Then its rate is unknown
     assert not meter.begun and meter.rate_at(0.0) is None and meter.text_at(0.0) is None
-    # And its first observation is where it begins, since nobody knows how long that took
+    # And its first observation is only the beginning, because the time before it is unknown
     meter.observe(1000, 50.0)
     assert meter.begun and meter.rate_at(50.0) is None
     meter.observe(1010, 51.0)
@@ -140,11 +140,11 @@ def test_silence_only_slows(rate: float, silence: float, more: float, patience: 
 def test_a_rate_stands_for_as_long_as_progress_usually_takes() -> None:
     # Given a job that reports every minute
     meter, at = measured([(60.0, 600.0)] * 10)
-    # When it says nothing for as long
-    # Then its rate stands, and falls from then on
+    # When it reports nothing for as long
+    # Then its rate stays, and falls from then on
     assert meter.rate_at(at + 59) == pytest.approx(10)
     assert meter.rate_at(at + 120) == pytest.approx(5)
-    # And a job that reports every second is expected to do so sooner
+    # And the rate of a job that reports each second falls sooner
     meter, at = measured([(1.0, 10.0)] * 100)
     assert meter.rate_at(at + TIME_CONSTANT) == pytest.approx(10)
     assert meter.rate_at(at + 4 * TIME_CONSTANT) == pytest.approx(2.5)
@@ -197,7 +197,7 @@ class Run:
     def write(self, **fields: str) -> None:
         names = {"progress": PROGRESS, "total": TOTAL}
         self.buffer.add(Write({names.get(name, f":{name}"): text for name, text in fields.items()}))
-        # What the writer does when it is told.
+        # The writer sends what was written.
         self.buffer.collect(self.clock.now)
 
     def send(self, *, after: float = 0) -> Snapshot:
@@ -221,21 +221,21 @@ def test_a_run_stores_its_rate(clock: Clock) -> None:
     for _ in range(20):
         run.buffer.increment()
     snapshot = run.send(after=10)
-    # Then it is known how fast it is, and how long it will take
+    # Then its status has the rate and the time that remains
     assert snapshot.rate == snapshot["rate"] == snapshot.to_dict()["rate"] == 2
     assert snapshot.time_remaining == timedelta(seconds=40)
 
 
 def test_a_progress_that_is_set_has_a_rate_too(clock: Clock) -> None:
-    # Given a run that does not count up but says where it stands, always with the total
+    # Given a run that sets its progress, each time with the total
     run = Run(clock)
     for second in range(11):
         run.write(progress=str(5 * second), total="100")
         snapshot = run.send()
         clock.now += 1
-    # Then that is measured all the same
+    # Then its rate is measured as well
     assert snapshot.rate == pytest.approx(5)
-    # And so it is where the total grows as more is found
+    # And also if the total grows while more work is found
     for second in range(11, 21):
         run.write(progress=str(5 * second), total=str(100 * second))
         snapshot = run.send()
@@ -254,10 +254,10 @@ def test_a_new_leg_starts_over(clock: Clock, start: dict[str, str]) -> None:
     # When a new count begins
     run.write(**start)
     snapshot = run.send()
-    # Then nothing is left of the old rate
+    # Then the old rate is gone
     assert (snapshot.rate, snapshot["rate"], snapshot.time_remaining) == (None, None, None)
     assert run.buffer.counts()[2] is None
-    # And the new one is measured from there
+    # And the new rate is measured from there
     run.buffer.increment(30)
     assert run.send(after=3).rate == 10
 
@@ -268,10 +268,10 @@ def test_a_leg_is_measured_from_where_it_begins(clock: Clock) -> None:
     clock.now += 600
     run.write(total="100")
     run.send()
-    # When it has come to 30 in three seconds
+    # When its progress is 30 after three seconds
     clock.now += 3
     run.write(progress="30")
-    # Then that is its rate
+    # Then its rate is that of this time
     assert run.send().rate == 10
 
 
@@ -279,7 +279,7 @@ def test_a_leg_is_measured_from_where_it_begins(clock: Clock) -> None:
     "first", ["total, progress", "increment, total", "total and progress", "increment, flush, total"]
 )
 def test_work_that_is_taken_up_is_no_speed(clock: Clock, first: str) -> None:
-    # Given a run that says where it takes up its work, in whatever order
+    # Given a run that sets the progress at which it resumes its work, before or after the total
     run = Run(clock)
     if first == "total, progress":
         run.write(total="10000")
@@ -293,29 +293,29 @@ def test_work_that_is_taken_up_is_no_speed(clock: Clock, first: str) -> None:
             run.send(after=0.01)
         run.write(total="10000")
     assert run.send(after=0.01).rate is None
-    # When it does 20 in a second, for ten seconds
+    # When its progress increases by 20 a second, for ten seconds
     for _ in range(10):
         run.buffer.increment(20)
         snapshot = run.send(after=1)
-    # Then that is its rate, and what it has found done is not part of it
+    # Then its rate is 20, without the progress that it had found
     assert snapshot.rate == pytest.approx(20, rel=0.02)
     assert snapshot.time_remaining is not None and snapshot.time_remaining > timedelta(seconds=230)
 
 
 def test_only_the_first_progress_takes_up_work(clock: Clock) -> None:
-    # Given a run with a total, that says at once how far it has come, and then often
+    # Given a run with a total that sets its progress at once, and often after that
     run = Run(clock)
     run.write(total="10000")
     for tenth in range(1, 101):
         run.write(progress=str(tenth))
         snapshot = run.send(after=0.1)
     # When it has done so for ten seconds
-    # Then that is its rate
+    # Then its rate is that of this time
     assert snapshot.rate == pytest.approx(10, rel=0.02)
 
 
 def test_a_first_count_out_of_nowhere_says_nothing_of_the_speed(clock: Clock) -> None:
-    # Given a run that has set neither a progress nor a total
+    # Given a run that has set neither progress nor total
     run = Run(clock)
     run.buffer.increment(1000)
     # When it counts for the first time
@@ -333,7 +333,7 @@ def test_a_retry_starts_over(clock: Clock) -> None:
     assert run.send(after=10).rate == 5
     # When the message runs again
     again = Run(clock, attempts=2, backend=run.backend)
-    # Then it has none
+    # Then the new run has no rate
     snapshot = again.send()
     assert (snapshot.attempts, snapshot.rate, snapshot.get("progress")) == (2, None, None)
 
@@ -344,7 +344,7 @@ def test_other_writes_tell_that_nothing_moves(clock: Clock) -> None:
     run.write(progress="0")
     run.buffer.increment(100)
     assert run.send(after=10).rate == 10
-    # When it goes on writing for a minute, but stands still
+    # When it writes other fields for a minute without progress
     for second in range(60):
         run.write(step=str(second))
         snapshot = run.send(after=1)
@@ -375,23 +375,23 @@ def test_a_slow_start_says_little_of_the_rest(clock: Clock, first: float) -> Non
     run.send()
     run.buffer.increment()
     snapshot = run.send(after=first)
-    # When only that one is known
-    # Then there is a rate, and no time remaining that is much longer than what has passed
+    # When only the first item is done
+    # Then there is a rate, and the time that remains is not much longer than the time that has passed
     assert snapshot.rate == pytest.approx(1 / first, rel=0.001) and snapshot.time_remaining is None
-    # When the others go on
+    # When the other items follow
     longest = 0.0
     for _ in range(19):
         run.buffer.increment(5000)
         snapshot = run.send(after=first / 20)
         remaining = snapshot.time_remaining
         longest = max(longest, remaining.total_seconds() if remaining is not None else 0.0)
-    # Then what is shown is never absurd, and right in the end
+    # Then the time that remains is always plausible, and right in the end
     assert 0 < longest < 40 * first
     assert snapshot.time_remaining is not None and snapshot.time_remaining <= timedelta(seconds=first)
 
 
 def test_a_rate_is_trusted_after_some_time(clock: Clock) -> None:
-    # Given a run that will take a week
+    # Given a run that takes a week
     run = Run(clock)
     run.write(progress="0", total="604800")
     run.send()
@@ -400,10 +400,10 @@ def test_a_rate_is_trusted_after_some_time(clock: Clock) -> None:
     for _ in range(12):
         run.buffer.increment()
         seen.append(run.send(after=1).time_remaining is not None)
-    # Then the time that remains is known, and stays so
+    # Then the time that remains is known from then on
     first = seen.index(True)
     assert first == math.ceil(TRUSTED_AFTER) - 1 and all(seen[first:])
-    # And in a new count it is not until that has gone on as well
+    # And in a new count it is unknown until that has gone on for some seconds, too
     run.write(progress="0")
     run.buffer.increment()
     assert run.send(after=1).time_remaining is None
@@ -415,7 +415,7 @@ def test_little_time_remains_from_the_first_report_on(clock: Clock) -> None:
     run.write(progress="0", total="100")
     run.send()
     run.buffer.increment(10)
-    # Then it is known how long it will take
+    # Then the time that remains is known
     assert run.send(after=0.5).time_remaining == timedelta(seconds=4.5)
 
 
@@ -459,9 +459,9 @@ def read(rate: str, *, silent: int = 0, state: int = 1, heartbeat: int | None = 
     ],
 )
 def test_reading_a_rate(rate: str, silent: int, expected: float | None, remaining: int | None) -> None:
-    # Given what a run has stored of its rate, some time ago
+    # Given a rate that a run has stored some time ago
     snapshot = read(rate, silent=silent)
-    # Then a reader sees what is left of it, and what follows
+    # Then a reader gets the present rate, and the time that remains by it
     assert snapshot.rate == expected
     assert snapshot.time_remaining == (None if remaining is None else timedelta(seconds=remaining))
 
@@ -469,6 +469,6 @@ def test_reading_a_rate(rate: str, silent: int, expected: float | None, remainin
 @pytest.mark.parametrize("case", [{"state": 0}, {"heartbeat": 1}])
 def test_nothing_remains_where_nothing_runs(case: dict[str, Any]) -> None:
     # Given a message that waits, or whose worker is gone
-    # When it is asked how long it will still run
-    # Then nobody can say
+    # When the time that remains is read
+    # Then it is unknown
     assert read("10", **case).time_remaining is None

@@ -40,9 +40,9 @@ def test_many_statuses_are_read_in_order(backend: RecordingBackend, broker: Stub
 
     messages = [work.send() for _ in range(3)]
     run(broker)
-    # When they are read together
+    # When they are read in one call
     found = StatusRegistry.read_many([messages[2], "nobody", messages[0].message_id], broker=broker)
-    # Then they come in that order
+    # Then the snapshots are in this order
     assert [snapshot and snapshot.message_id for snapshot in found] == [
         messages[2].message_id,
         None,
@@ -54,7 +54,7 @@ def test_many_statuses_are_read_in_order(backend: RecordingBackend, broker: Stub
 def test_watch_shows_every_state(backend: RecordingBackend, broker: StubBroker) -> None:
     go_on = threading.Event()
 
-    # Given a job that waits until it is seen
+    # Given a job that waits for the watcher in each step
     @dramatiq.actor(broker=broker)
     def work() -> None:
         current_status()["step"] = "seen"
@@ -71,7 +71,7 @@ def test_watch_shows_every_state(backend: RecordingBackend, broker: StubBroker) 
         if "step" in snapshot:
             go_on.set()
     worker.__exit__(None, None, None)
-    # Then all that happened was shown, in order, to the end
+    # Then the watcher receives each state, in order
     assert [state for n, state in enumerate(seen) if n == 0 or seen[n - 1] != state] == [
         State.QUEUED,
         State.WORKING,
@@ -86,11 +86,11 @@ def test_wait_returns_the_final_snapshot(backend: RecordingBackend, broker: Stub
         raise ValueError("boo")
 
     message = work.send()
-    # When it is waited for before it runs
+    # When wait() is called before it runs
     # Then wait() raises StatusTimeout
     with pytest.raises(StatusTimeout, match=message.message_id):
         StatusRegistry.wait(message, broker=broker, timeout=20)
-    # And afterwards it is the final status
+    # And after the run, wait() returns the final status
     run(broker)
     snapshot = StatusRegistry.wait(message, broker=broker, timeout=None)
     assert snapshot.failed and snapshot.exception == {"type": "ValueError", "message": "boo"}
@@ -98,8 +98,8 @@ def test_wait_returns_the_final_snapshot(backend: RecordingBackend, broker: Stub
 
 def test_missing_messages_raise(backend: RecordingBackend, broker: StubBroker) -> None:
     # Given an unknown id
-    # When it is waited for
-    # Then that is said
+    # When wait() is called for it
+    # Then wait() raises StatusMissing
     with pytest.raises(StatusMissing):
         StatusRegistry.wait("nobody", broker=broker, missing_timeout=10)
     assert StatusRegistry.read("nobody", broker=broker) is None
@@ -114,7 +114,7 @@ def test_watch_continues_after_an_outage(backend: RecordingBackend, broker: Stub
     message = work.send()
     snapshots = StatusRegistry.watch(message, broker=broker)
     assert next(snapshots).queued
-    # When the store is away for three looks, and the message ends meanwhile
+    # When three reads fail, and the message ends meanwhile
     looks = iter([True] * 3)
     read = backend.read_many
 
@@ -125,7 +125,7 @@ def test_watch_continues_after_an_outage(backend: RecordingBackend, broker: Stub
 
     monkeypatch.setattr(backend, "read_many", failing)
     threading.Thread(target=run, args=(broker,)).start()
-    # Then the watcher sees the end
+    # Then the watcher receives the end
     assert [snapshot.state for snapshot in snapshots][-1] is State.COMPLETED
 
 
@@ -135,7 +135,7 @@ def test_wait_raises_the_error_of_the_first_read(backend: RecordingBackend, monk
         raise BackendError("away")
 
     monkeypatch.setattr(backend, "read_many", failing)
-    # When somebody begins to wait
+    # When wait() is called
     # Then BackendError is raised at once
     with pytest.raises(BackendError):
         StatusRegistry.wait("m", backend=backend, timeout=None)
@@ -149,7 +149,7 @@ def test_messages_are_enqueued_and_run_while_the_store_is_down(backend: Recordin
     broken = Broken(backend)
     # When messages are sent
     messages = [work.send() for _ in range(20)]
-    # Then they are, and the store was not asked for each
+    # Then they are enqueued, and not each of them has called the store
     assert 1 <= broken.failures < 20
     # And the worker stores their statuses after the store answers again
     broken.down = False
@@ -158,10 +158,10 @@ def test_messages_are_enqueued_and_run_while_the_store_is_down(backend: Recordin
 
 
 def test_a_broker_without_the_middleware_raises() -> None:
-    # Given a broker without ours
+    # Given a broker without the middleware
     broker = StubBroker()
-    # When a status is asked for
-    # Then it is said what to add
+    # When a status is read
+    # Then the error names what to add
     with pytest.raises(RuntimeError, match="StatusMiddleware"):
         StatusRegistry.read("m", broker=broker)
 
@@ -171,9 +171,9 @@ def test_a_broker_without_the_middleware_raises() -> None:
     [("", ValueError), ("a" * 201, ValueError), ("a\nb", ValueError), ("\ud800", ValueError), (7, TypeError)],
 )
 def test_wrong_message_ids_raise(backend: RecordingBackend, message_id: Any, error: type[Exception]) -> None:
-    # Given something that is no message id
-    # When it is asked for
-    # Then it is said what is wrong with it
+    # Given a value that is no message id
+    # When a status is read by it
+    # Then the error names what is wrong with it
     with pytest.raises(error, match="message_id"):
         StatusRegistry.get(message_id, backend=backend)
 

@@ -1,4 +1,4 @@
-"""What the other tests rely on: servers that stop, freeze and come back as told, and never outlive the tests."""
+"""Tests of the servers of other tests: they stop, freeze and come back on request, and never outlive the tests."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def delayed(server: Server) -> Server:
 
 
 def test_a_server_that_another_run_has_started_is_not_taken_for_ours(server: Server) -> None:
-    # Given the server of another test run, and one of ours that is to have the same port
+    # Given the server of another test run, and a server of this run that has chosen the same port
     ours = delayed(type(server)(port=server.port))
-    # When ours is started
-    # Then the answers of the other one are not taken for those of ours
+    # When the server of this run is started
+    # Then it does not take the answers of the other one for its own
     with closing(ours), pytest.raises(ServerFailed, match="ended as it started"):
         ours.start()
     assert answers(server)
@@ -59,7 +59,7 @@ def test_a_port_that_another_run_has_taken_meanwhile(server: Server, monkeypatch
     # When a server is started
     with closing(delayed(type(server)())) as ours:
         ours.start()
-        # Then it has another port
+        # Then the server has another port
         assert ours.port != server.port
         assert answers(ours)
 
@@ -137,7 +137,7 @@ def test_server_dies_with_the_process_that_started_it(
     starter = subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        # The data of a server whose starter was killed stays behind: let it be here.
+        # The data of a server stays behind if its starter is killed. It stays in this directory.
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -145,12 +145,12 @@ def test_server_dies_with_the_process_that_started_it(
     assert starter.stdout is not None
     port = int(starter.stdout.readline())
 
-    # When that process is ended
+    # When this process is ended
     starter.send_signal(end)
     starter.wait()
     starter.stdout.close()
 
-    # Then nobody serves the port any more
+    # Then no server listens on the port any more
     for _ in range(500):
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

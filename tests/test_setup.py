@@ -41,18 +41,18 @@ def declare(broker: dramatiq.Broker) -> dramatiq.Actor[[], None]:
 
 
 class Subclass(StatusMiddleware):
-    """One of a user's own."""
+    """Middleware of an application, derived from StatusMiddleware."""
 
 
 @pytest.mark.parametrize("kind", BROKERS)
 def test_a_second_middleware_is_refused_when_an_actor_is_declared(kind: str) -> None:
-    # Given a broker with two
+    # Given a broker with two middlewares
     first = ours()
     for second in (ours(), Subclass(backend=StubBackend()), first):
         broker = BROKERS[kind](middleware=[first])
         broker.add_middleware(second)
         # When an actor or a queue is declared
-        # Then that is refused, with what to do about it
+        # Then an error is raised that names what to do
         with pytest.raises(StatusSetupError, match=r"add one only.*move-to-another-store"):
             declare(broker)
         if kind != "eager":
@@ -63,31 +63,31 @@ def test_a_second_middleware_is_refused_when_an_actor_is_declared(kind: str) -> 
 
 @pytest.mark.parametrize("declared", ["actor", "queue"])
 def test_a_second_middleware_is_refused_when_it_is_added(declared: str) -> None:
-    # Given a broker with one that has declared something
+    # Given a broker with one middleware and a declared queue or actor
     broker = StubBroker(middleware=[ours()])
     if declared == "actor":
         declare(broker)
     else:
         broker.declare_queue("default")
     # When a second one is added
-    # Then that is refused at once
+    # Then an error is raised at once
     with pytest.raises(StatusSetupError):
         broker.add_middleware(ours())
 
 
 def test_a_second_middleware_is_refused_when_a_worker_starts() -> None:
-    # Given a broker whose list of middleware somebody has changed by hand
+    # Given a broker to whose list of middleware other code has added a second one
     broker = StubBroker(middleware=[ours()])
     declare(broker)
     broker.middleware.append(ours())
     # When a worker starts
-    # Then it does not
+    # Then an error is raised
     with pytest.raises(StatusSetupError):
         dramatiq.Worker(broker).start()
 
 
 def test_a_second_middleware_is_refused_under_the_command(tmp_path: Path) -> None:
-    # Given an application that adds two
+    # Given an application that adds two middlewares
     (tmp_path / "tasks.py").write_text(
         """
 import dramatiq
@@ -104,7 +104,7 @@ dramatiq.actor(lambda: None, actor_name="work")
     # When its workers are started
     command = [sys.executable, "-m", "dramatiq", "tasks", "--processes", "1", "--threads", "1"]
     worker = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=60)
-    # Then they do not, and say why
+    # Then they end, and log the reason
     assert worker.returncode and "StatusSetupError" in worker.stderr and "add one only" in worker.stderr
 
 
@@ -142,7 +142,7 @@ def test_actors_throw_cancelled(options: dict[str, Any], expected: tuple[Any, ..
 
 
 def test_two_brokers_have_a_middleware_and_a_store_each() -> None:
-    # Given two brokers of one process, whose actors send to each other's
+    # Given two brokers of one process, whose actors send messages to each other
     backends = [RecordingBackend(), RecordingBackend()]
     brokers = [make_broker(backend) for backend in backends]
     actors: list[Any] = []
@@ -184,7 +184,7 @@ def test_readers_find_messages_during_a_move_to_another_store() -> None:
         snapshot = StatusRegistry.read(sent, backend=new)
         return StatusRegistry.read(sent, backend=old) if snapshot is None else snapshot
 
-    # When readers look into both, then they find it before it runs and after
+    # When readers look into both stores, then they find each message before it runs and after
     assert read().queued
     worker.queues["default"].put(sent.encode())
     run(worker)
@@ -201,6 +201,6 @@ def test_two_brokers_may_share_one_middleware() -> None:
     messages = [actor.send() for actor in actors]
     for broker in brokers:
         run(broker)
-    # Then all are completed
+    # Then all messages are completed
     snapshots = StatusRegistry.read_many(messages, backend=backend)
     assert [snapshot and snapshot.state for snapshot in snapshots] == ["completed"] * 2

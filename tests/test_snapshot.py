@@ -111,7 +111,7 @@ def test_a_message_without_a_delay_is_not_scheduled() -> None:
         ({HEARTBEAT_AT: NOW - 45_000}, False),
         ({HEARTBEAT_AT: NOW - 45_001}, True),
         ({HEARTBEAT_AT: NOW + 99_999}, False),
-        # Only heartbeats count: neither the start by the worker's clock, nor a later write.
+        # Only heartbeats count, and not the start by the worker's clock or a later write.
         ({HEARTBEAT_AT: NOW - 45_000, STARTED_AT: NOW - 99_999}, False),
         ({HEARTBEAT_AT: NOW - 45_001, STARTED_AT: NOW + 99_999, UPDATED_AT: NOW}, True),
         ({UPDATED_AT: NOW - 99_999, HEARTBEAT_AT: NOW - 5}, False),
@@ -135,10 +135,10 @@ def test_a_finished_message_does_not_stall(state: str) -> None:
     [
         ({ENQUEUED_AT: NOW - DAY, UPDATED_AT: NOW - DAY}, False),
         ({ENQUEUED_AT: NOW - DAY - 1, UPDATED_AT: NOW - DAY - 1}, True),
-        # A delay, or a retry's, is over only now
+        # The delay of a message, or of a retry, has just ended
         ({ENQUEUED_AT: NOW - 9 * DAY, UPDATED_AT: NOW - 9 * DAY, SCHEDULED_AT: NOW - DAY}, False),
         ({ENQUEUED_AT: NOW - 9 * DAY, UPDATED_AT: NOW - 9 * DAY, SCHEDULED_AT: NOW - DAY - 1}, True),
-        # It was put back today, or somebody has written to it
+        # The message was put back, or another process has written to it, within the last day
         ({ENQUEUED_AT: NOW - 9 * DAY, UPDATED_AT: NOW - 5}, False),
         ({UPDATED_AT: NOW - DAY - 1}, True),
     ],
@@ -253,7 +253,7 @@ def test_timestamps_of_any_time_come_back(milliseconds: int) -> None:
         # The clocks of two hosts
         ("working", {STARTED_AT: NOW + 1500}, 0),
         ("completed", {STARTED_AT: NOW, FINISHED_AT: NOW - 500}, 0),
-        # No run, or one that is over and will be followed by another
+        # No run, or a run that is over and will be followed by another one
         ("working", {}, None),
         ("failed", {FINISHED_AT: NOW}, None),
         ("queued", {STARTED_AT: NOW - 1500}, None),
@@ -265,7 +265,7 @@ def test_a_duration_is_never_negative(state: str, fields: dict[str, int], expect
 
 
 def moving(rate: str, **fields: str) -> Record:
-    """What a run writes that is at 40 of 100."""
+    """Return the fields of a run at 40 of 100."""
     return {RATE: rate, PROGRESS: "40", UPDATED_AT: str(NOW), STARTED_AT: str(NOW), **fields}
 
 
@@ -301,7 +301,7 @@ def test_the_remaining_time_is_unknown(state: str, fields: Record) -> None:
 )
 @pytest.mark.parametrize("passed", [0, -60_000, 60_000])
 def test_a_rate_that_another_program_has_stored_is_unknown(rate: str, passed: int) -> None:
-    # Given a rate as no run writes it, from now, or from another moment
+    # Given a rate that no run writes, of now or of another time
     snapshot = snap(fields=moving(rate), now=NOW + passed)
     # When it is read
     # Then it is unknown
@@ -314,12 +314,12 @@ def test_the_largest_rate_stays_finite() -> None:
 
 
 def test_what_is_nested_too_deeply_for_an_encoder_is_left_out() -> None:
-    # Given values as deep as a writer may nest them, and as no writer can
+    # Given values with the maximum depth for writers, and deeper ones
     deepest, deeper = "[" * 100 + "]" * 100, "[" * 101 + "]" * 101
     snapshot = snap(fields={":deepest": deepest, ":deeper": deeper})
     # When they are written as JSON
     found = json.loads(snapshot.to_json())
-    # Then the one is whole, and the other ends where no encoder fails
+    # Then the first ones are complete, and the deeper ones are cut so that no encoder fails
     assert found["deepest"] == json.loads(deepest)
     assert found["deeper"] == json.loads("[" * 100 + "null" + "]" * 100)
 
@@ -350,7 +350,7 @@ def test_fields_are_reached_by_their_names() -> None:
 
 
 def test_what_is_stored_is_not_reached_by_its_stored_name() -> None:
-    # A user's field of that name is another one
+    # A user's field with that name is a different value
     assert [name for name in ("s", "v", "e", "n", "p", ":step") if name in full()] == []
 
 
@@ -361,7 +361,7 @@ def test_membership() -> None:
 
 
 def test_the_library_s_fields_win_over_users_of_their_names() -> None:
-    # Such a field cannot be written, but it might be there
+    # Such a field cannot be written by this package, but another program may have stored it
     assert full()["status"] == full().to_dict()["status"] == "working"
 
 
@@ -377,9 +377,9 @@ def test_a_snapshot_is_a_mapping_as_far_as_dict_is_concerned() -> None:
 
 
 def test_fields_under_the_library_s_names_do_not_hide_them() -> None:
-    # Given what another program has stored, under names that the library does not take
+    # Given values that another program has stored under names that the library refuses
     snapshot = snap(fields={":percent": "200", ":scheduled_at": '"never"', ":step": '"reading"'})
-    # Then it is not shown, and nothing fails on it
+    # Then they are not shown, and no call fails
     assert dict(snapshot)["percent"] is None and "scheduled_at" not in dict(snapshot)
     assert snapshot.to_dict()["step"] == "reading"
 
@@ -417,7 +417,7 @@ def test_a_browser_can_tell_a_job_that_is_stalled() -> None:
 
 
 def test_every_encoder_writes_the_dict_alike() -> None:
-    # Given a status with moments, durations, and numbers that JSON cannot express
+    # Given a status with datetimes, durations, and numbers that JSON cannot express
     fields = {
         STARTED_AT: str(NOW - 1500),
         EXCEPTION: '{"type":"OSError","message":"no"}',
@@ -430,7 +430,7 @@ def test_every_encoder_writes_the_dict_alike() -> None:
     with app.app_context():
         by_flask = flask.jsonify(snapshot.to_dict()).get_data(as_text=True)
     by_django = json.dumps(snapshot.to_dict(), cls=DjangoJSONEncoder)
-    # Then they agree, and it is JSON
+    # Then all texts are equal, and are valid JSON
     expected = json.loads(snapshot.to_json(), parse_constant=pytest.fail)
     assert json.loads(by_flask) == json.loads(by_django) == json.loads(json.dumps(snapshot.to_dict())) == expected
     assert (expected["rows"], expected["huge"], expected["duration"]) == ([1, {"bad": None, "good": [2.5]}], None, 1.5)
@@ -455,9 +455,9 @@ def test_what_is_private_is_left_out_on_request() -> None:
     assert found["exception"] == {"type": "E"} and found["step"] == "reading"
     assert found.keys().isdisjoint(("args", "kwargs", "traceback"))
     assert "secret" not in str(found) and "no" not in found["exception"].values()
-    # And a user's own field of such a name is no secret
+    # And a user's own field with such a name is not left out
     assert snap(fields={":args": '"mine"'}).to_dict(private=False)["args"] == "mine"
-    # And the snapshot has all of it, as before
+    # And the snapshot still has all values
     assert snapshot.exception == {"type": "E", "message": "no"}
 
 
@@ -483,13 +483,13 @@ def test_a_snapshot_is_frozen(name: str) -> None:
 
 
 def test_values_of_a_snapshot_are_copies() -> None:
-    # Given a snapshot of fields that hold others
+    # Given a snapshot with nested values
     deep = {"list": [{"a": [1]}, 2], "dict": {"b": {"c": 3}}}
     stored = {ARGS: '[["x"]]', KWARGS: '{"rows":[1]}', EXCEPTION: '{"type":"OSError","message":"no"}'}
     snapshot = snap(fields={":deep": json.dumps(deep), ":step": '"reading"', **stored})
     unchanged = snapshot.to_json()
 
-    # When somebody changes all that it gives
+    # When a caller changes all values that the snapshot returns
     def spoil(value: Any) -> None:
         for inner in list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()):
             spoil(inner)
@@ -504,22 +504,22 @@ def test_values_of_a_snapshot_are_copies() -> None:
     for name in snapshot:
         spoil(snapshot[name])
         spoil(snapshot.get(name))
-    # Then it is as it was
+    # Then the snapshot is unchanged
     assert snapshot.to_json() == unchanged and snapshot["deep"] == deep
 
 
 def test_a_field_that_is_nested_deeply_is_given_all_the_same() -> None:
-    # Given a field that somebody else has stored, nested as deeply as the decoder goes
+    # Given a field of another program, nested as deep as the decoder can read
     depth = 400
     snapshot = snap(fields={":deep": "[" * depth + "]" * depth})
-    # When it is looked at where little of the stack is left
+    # When it is read with little of the stack left
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack(0)) + depth // 2)
     try:
         found = snapshot["deep"]
     finally:
         sys.setrecursionlimit(limit)
-    # Then it is all there
+    # Then the value is complete
     for _ in range(depth - 1):
         (found,) = found
     assert found == []
@@ -542,7 +542,7 @@ def test_a_copy_is_the_same(duplicate: Any) -> None:
 
 
 def test_snapshots_are_equal_where_message_and_values_are() -> None:
-    # Whenever they were taken
+    # The time of the read makes no difference
     assert full() == take_snapshot("the id", FULL, NOW + 1)
     assert len({full(), take_snapshot("the id", FULL, NOW + 1)}) == 1
     assert full() != take_snapshot("another", FULL, NOW)
@@ -571,12 +571,12 @@ def test_an_unknown_message_has_no_snapshot() -> None:
 def test_a_damaged_record_has_no_snapshot_and_spoils_no_other(damage: Record) -> None:
     # Given a record that is damaged, among others
     records = [FULL, {**FULL, **damage}, None, FULL]
-    # When they are decoded together
+    # When they are decoded in one call
     found = take_snapshots(["a", "b", "c", "d"], records, NOW)
-    # Then only that one is missing
+    # Then only the damaged one has no snapshot
     assert [snapshot and snapshot.message_id for snapshot in found] == ["a", None, None, "d"]
     assert found[0] is not None and found[0]["step"] == "reading"
-    # And it is missing on its own
+    # And it has none if it is decoded alone
     assert take_snapshot("b", records[1], NOW) is None
 
 
@@ -594,16 +594,16 @@ library = st.dictionaries(st.sampled_from([*"tpaQESFUHBDRAxk", "ia", "ik", "it",
 
 
 @given(
-    # Whole numbers of more digits than ours can be read, but not worked with
+    # Integers of more digits than this package writes can be read, but not calculated with
     fields=st.dictionaries(st.sampled_from("svnerqLTDAp"), json_texts.filter(lambda text: len(text) < 15), max_size=4),
     missing=st.sets(st.sampled_from(sorted(MINIMUM)), max_size=1),
 )
 def test_what_is_sound_before_it_is_decoded_is_so_afterwards(fields: Record, missing: set[str]) -> None:
-    # Given a record of JSON values, which may be odd or lack something
+    # Given a record of any JSON values, which may lack required ones
     record = {name: text for name, text in {**MINIMUM, **fields}.items() if name not in missing}
-    # When it is decoded, and once more when its names are known
+    # When it is decoded twice, the second time with the cached names
     found = take_snapshot("the id", record, NOW), take_snapshot("the id", record, NOW)
-    # Then there is a snapshot where an update could be applied to it
+    # Then there is a snapshot if an update can be applied to the record
     assert [snapshot is not None for snapshot in found] == [is_sound(record)] * 2
 
 
@@ -611,11 +611,11 @@ def test_what_is_sound_before_it_is_decoded_is_so_afterwards(fields: Record, mis
 
 
 def test_of_two_fields_of_one_name_the_last_one_counts() -> None:
-    # Given an item that somebody else has put there
+    # Given an item of another program
     names, texts = [*MINIMUM, ":a", STATE, ":b"], [*MINIMUM.values(), "1", "2", "3"]
     # When it is decoded
     snapshot = take_texts("the id", names, texts, NOW)
-    # Then it reads as the record that is made of it for updates
+    # Then the snapshot has the values of the record that updates get
     assert snapshot is not None
     assert (snapshot.state, dict(snapshot.fields)) == ("completed", {"a": 1, "b": 3})
     assert snapshot == take_snapshot("the id", dict(zip(names, texts)), NOW)
@@ -629,7 +629,7 @@ def test_names_with_line_breaks_are_not_taken_for_others(first: int, monkeypatch
     fields = fields[first:] + fields[:first]
     # When they are decoded one after the other
     found = take_snapshots(["m"] * 3, [{**MINIMUM, **some} for some in fields], NOW)
-    # Then each has its own
+    # Then each snapshot has its own values
     for snapshot, some in zip(found, fields):
         assert snapshot is not None
         assert dict(snapshot.fields) == {name[1:]: int(text) for name, text in some.items()}
@@ -641,18 +641,18 @@ def test_a_snapshot_is_not_changed_by_the_next_of_its_shape() -> None:
 
 
 def test_only_so_many_shapes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given nothing remembered
+    # Given an empty cache of shapes
     shapes: dict[str, Any] = {}
     monkeypatch.setattr(room, "_shapes", shapes)
-    # When there are more names than that
+    # When records have more shapes than the cache holds
     for number in range(room.MAX_SHAPES + 10):
         assert snap(fields={f":field {number}": str(number)})[f"field {number}"] == number
         assert 1 <= len(shapes) <= room.MAX_SHAPES
-    # And when there are very many, or very long ones
+    # And when a record has very many names, or very long ones
     before = set(shapes)
     for fields in ({f":{number}": "1" for number in range(400)}, {":" + "x" * room.MAX_SHAPE_SIZE: "1"}):
         assert len(snap(fields=fields).fields) == len(fields)
-    # Then those are not remembered
+    # Then its shape is not cached
     assert set(shapes) == before
 
 
@@ -661,12 +661,12 @@ def test_any_stored_value_can_be_read(state: str, fields: Record) -> None:
     # Given a record with any JSON values, as another program may have written it
     snapshot = take_snapshot("the id", {**MINIMUM, STATE: state, **fields}, NOW)
     if snapshot is None:
-        # It counts as missing
+        # Some records count as missing
         return
-    # When somebody looks at all of it
+    # When all values are read
     for name in GETTERS:
         getattr(snapshot, name)
-    # Then there is an answer to everything
+    # Then no read fails
     assert json.loads(snapshot.to_json())["message_id"] == "the id"
     assert set(snapshot) == set(snapshot.to_dict())
     assert str(snapshot) and repr(snapshot)

@@ -30,7 +30,7 @@ def read(backend: StubBackend, page: StatePage) -> tuple[list[str], int]:
 
 def test_pages_of_a_state_among_another() -> None:
     with closing(StubBackend()) as backend:
-        # Given three stalled jobs that have not changed for long, and more jobs than one page reads
+        # Given three stalled jobs that have not changed for a long time, and more jobs than one page reads
         stalled = [Job(backend, f"stalled-{number}").enqueue().start(heartbeat_interval=1) for number in range(3)]
         for number in range(MAX_SEARCHED + 100):
             Job(backend, f"job-{number}").enqueue().start()
@@ -40,13 +40,13 @@ def test_pages_of_a_state_among_another() -> None:
         second = StatePage("stalled", 2, first.after)
         ids, number = read(backend, second)
         third = StatePage("stalled", 2, second.after)
-        # Then each goes on where the one before has ended, and the last says so
+        # Then each page begins where the one before ends, and the last one has no cursor
         assert [*ids, *read(backend, third)[0]] == [job.message_id for job in reversed(stalled)]
         assert number <= 103 and first.after and second.after and third.after is None
-        # And a wrong cursor is an error
+        # And a wrong cursor raises an error
         with pytest.raises(ValueError):
             read(backend, StatePage("stalled", 2, "failed.x"))
-        # And a reader without a limit gets all at once
+        # And a reader without a limit gets all of them in one page
         assert len(read(backend, StatePage("stalled", 5, searched=10_000))[0]) == 3
 
 
@@ -66,7 +66,7 @@ def test_overdue_jobs_are_found_behind_those_whose_workers_are_gone(monkeypatch:
             page = StatePage("stalled", 1, after)
             ids += read(backend, page)[0]
             after = page.after
-        # Then they are complete, and in order in each state
+        # Then the pages have all stalled jobs, in order in each state
         assert (ids, after) == (["gone", "second", "first"], None)
         assert read(backend, StatePage("stalled", 9))[0] == ids
 

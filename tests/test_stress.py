@@ -29,11 +29,11 @@ MESSAGES = int(os.environ.get("STRESS_MESSAGES", "20000"))
 PROCESSES = 3
 THREADS = 8
 
-#: How long a message may take until it is finished, in milliseconds; all others may come before it.
+#: Milliseconds until a message is finished, also if all others run before it.
 PATIENCE = 20_000 + 20 * MESSAGES
 
 
-#: Timestamps, and values that contain some.
+#: Timestamps, and values that contain timestamps.
 TIMED = {"enqueued_at", "started_at", "finished_at", "updated_at", "duration", "runs"}
 
 
@@ -100,7 +100,7 @@ def test_three_processes_store_exact_records(
     broker = stress_app.make_broker(redis_broker_url, redis_url)
     actor = dramatiq.actor(stress_app.work, broker=broker)
     client = redis.Redis.from_url(redis_broker_url, decode_responses=True)
-    # Given three worker processes of eight threads
+    # Given three worker processes with eight threads each
     with command(redis_broker_url, redis_url):
         eventually(lambda: client.llen(stress_app.BOOTED) == PROCESSES)
         # When they get very many messages

@@ -24,7 +24,7 @@ from .recording import RecordingBackend, make_broker, raised_by, run
 
 
 class Bar:
-    """What a bar showed after each step: progress and total."""
+    """Progress and total after each step."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, float | None]] = []
@@ -55,7 +55,7 @@ async def agenerator(n: int) -> AsyncIterator[int]:
 
 
 class Stream:
-    """Both an iterable and an async one, as some files are."""
+    """An object that is iterable and async iterable, as some files are."""
 
     def __iter__(self) -> Iterator[int]:
         return generator(3)
@@ -121,16 +121,16 @@ def queue(*items: int | None) -> SimpleQueue[int | None]:
 def test_kinds_of_iterables(bar: Bar, make: Callable[[], Any], total: int | None) -> None:
     # Given three items
     expected = list(make())
-    # When it is iterated over
+    # When it is iterated over in track()
     found = []
     for item in track(make()):
         bar.look()
         found.append(item)
     bar.look()
-    # Then all of it comes, and each item counts when it has been dealt with
+    # Then the loop gets all items, and each item counts when the loop is done with it
     assert found == expected
     assert bar.seen[:3] == [(0, total), (1, total), (2, total)]
-    # And in the end the total is what there was
+    # And at the end the total is the number of items
     assert bar.seen[3] == (3, 3)
 
 
@@ -144,27 +144,27 @@ def test_async_iterables(bar: Bar, make: Callable[[], Any]) -> None:
         return found
 
     # Given an async iterable
-    # When it is iterated over
+    # When it is iterated over in track()
     assert asyncio.run(work()) == [0, 1, 2]
-    # Then it counts like any other
+    # Then it counts like any other iterable
     bar.look()
     assert bar.seen == [(0, 4), (1, 4), (2, 4), (3, 3)]
 
 
 def test_an_empty_iterable(bar: Bar) -> None:
-    # Given nothing
-    # When it is iterated over
+    # Given an empty iterable
+    # When it is iterated over in track()
     assert list(track([])) == []
-    # Then it is done
+    # Then the progress is complete
     assert (current_progress().fraction, current_progress().total) == (1.0, 0)
 
 
 @pytest.mark.parametrize("total", [2, 5])
 def test_a_wrong_length_hint_is_corrected_at_the_end(bar: Bar, total: int) -> None:
-    # Given a total that turns out to be wrong
-    # When all has been dealt with
+    # Given a length hint that is wrong
+    # When the loop has ended
     assert len(list(track(generator(3), total=total))) == 3
-    # Then what there was is what is shown
+    # Then the status has the number of items
     bar.look()
     assert bar.seen == [(3, 3)]
 
@@ -172,17 +172,17 @@ def test_a_wrong_length_hint_is_corrected_at_the_end(bar: Bar, total: int) -> No
 @pytest.mark.parametrize("length", [2**53 + 1, 2**64])
 def test_a_length_that_is_too_large_is_unknown(bar: Bar, length: int) -> None:
     # Given an iterable with a length of more than 2**53
-    # When it is tracked
+    # When track() is called with it
     for item in track(range(length)):
         if item == 2:
             break
-    # Then it counts like what has no length
+    # Then it counts like an iterable without a length
     bar.look()
     assert bar.seen == [(2, None)]
 
 
 def rest_of(items: Iterable[Any]) -> tuple[float, float | None, float | None]:
-    """Iterate over items, and tell what the bar shows at the last one."""
+    """Iterate over items, and return what the status has at the last one."""
     for _ in items:
         progress = current_progress()
         seen = progress.progress, progress.total, progress.fraction
@@ -190,9 +190,9 @@ def rest_of(items: Iterable[Any]) -> tuple[float, float | None, float | None]:
 
 
 def test_an_unknown_total(bar: Bar) -> None:
-    # Given iterations over what has no length, first, behind one that has, and behind one that was left
-    # When they go on
-    # Then there is no total until the end
+    # Given loops over iterables without a length: as the first one, after a loop with a length, and after a left loop
+    # When they run
+    # Then the total is unknown until the end
     assert rest_of(track(generator(3))) == (2, None, None)
     assert rest_of(track([1, 2])) == (1, 2, 0.5)
     assert rest_of(track(generator(3))) == (2, None, None)
@@ -203,27 +203,27 @@ def test_an_unknown_total(bar: Bar) -> None:
 
 def test_a_total_that_the_actor_has_set_stays_during_the_loop(bar: Bar) -> None:
     # Given a total that the actor has set
-    # When it iterates over what has no length
-    # Then it stays, until the end
+    # When it iterates over an iterable without a length
+    # Then the total stays until the end
     current_progress().total = 8
     assert rest_of(track(generator(3))) == (2, 8, 0.25)
     assert current_progress().total == 3
     current_status().update(total=16, progress=0)
     assert rest_of(track(generator(3))) == (2, 16, 0.125)
-    # And one that it says to be unknown is that
+    # And a total that the actor has set to None stays unknown
     current_progress().total = None
     assert rest_of(track(generator(3))) == (2, None, None)
 
 
 def test_a_progress_without_a_total(bar: Bar) -> None:
-    # Given a total that is said to be unknown
+    # Given a total that was set to None
     progress = current_progress()
     progress.total = None
-    # When something is counted
+    # When the progress is incremented
     progress.increment(250)
-    # Then there is no fraction of it
+    # Then the status has no fraction
     assert progress.to_dict() == {"progress": 250, "total": None, "fraction": None, "rate": None}
-    # And the end is where it has come to
+    # And finish() sets the total to the progress
     progress.finish()
     assert (progress.progress, progress.total, progress.fraction) == (250, 250, 1.0)
 
@@ -237,7 +237,7 @@ def test_an_unknown_total_in_every_store(every_backend: StatusBackend) -> None:
         assert snapshot is not None
         seen.append(snapshot)
 
-    # Given a job that tracks what has no length, behind a list, and one that says so of its own bar
+    # Given a job that tracks an iterable without a length after a list, and a job that sets its total to None
     @dramatiq.actor(broker=broker)
     def work() -> None:
         list(track([1, 2, 3]))
@@ -255,22 +255,22 @@ def test_an_unknown_total_in_every_store(every_backend: StatusBackend) -> None:
     # When they run
     messages = [work.send(), count.send_with_options(status={"total": None, "step": "x"})]
     run(broker, threads=1)
-    # Then neither shows a percentage, nor what remains
-    # Dramatiq 1.17 runs them by the names of their actors.
+    # Then neither has a percentage or a time remaining
+    # Dramatiq 1.17 runs them in the order of their actors' names.
     seen.sort(key=lambda snapshot: snapshot["progress"])
     assert [snapshot["progress"] for snapshot in seen] == [200, 250]
     for snapshot in seen:
         assert (snapshot.progress, snapshot.percent, snapshot.total, snapshot.time_remaining) == (None,) * 4
         assert str(snapshot) == "working" and snapshot.to_dict()["total"] is None and snapshot["total"] is None
         assert json.loads(snapshot.to_json())["total"] is None
-    # And a roll-up does not take it for all
+    # And a roll-up does not count it as complete
     batch = Rollup([(snapshot.message_id,) for snapshot in seen]).take(seen)
     assert (batch.progress, str(batch)) == (0.0, "working (0%: 2 working)")
-    # And in the end what is known is shown
+    # And at the end the status has the known total
     first, second = StatusRegistry.read_many(messages, backend=every_backend)
     assert first is not None and (str(first), first["total"]) == ("completed (100%)", 250)
     assert second is not None and (str(second), second["total"]) == ("completed", None)
-    # And others may say so, too
+    # And other processes may set the total to None, too
     progress = StatusRegistry.progress(messages[0], backend=every_backend)
     progress.total = None
     assert (progress.total, progress.fraction, progress.progress) == (None, None, 250)
@@ -323,13 +323,13 @@ def test_the_end_of_a_count_is_at_the_total_of_the_store(every_backend: StatusBa
 
 
 def test_the_length_is_taken_when_the_loop_begins(bar: Bar) -> None:
-    # Given a list that is filled behind the call
+    # Given a list that is filled after the call of track()
     rows: list[int] = []
     tracked = track(rows)
     assert len(tracked) == 0 and tracked
     rows += [1, 2]
     # When the loop begins
-    # Then its length is what there is then
+    # Then the total is the length at that time
     assert len(tracked) == 2 and rest_of(tracked) == (1, 2, 0.5)
     rows += [3, 4]
     assert rest_of(tracked) == (3, 4, 0.75)
@@ -341,16 +341,16 @@ class Unsure(list[int]):
 
 
 def test_an_error_of_the_length_is_ignored(bar: Bar) -> None:
-    # Given something that raises where it is asked for its length
-    # When it is iterated over
-    # Then it has none
+    # Given an iterable whose length raises an error
+    # When it is iterated over in track()
+    # Then it counts like an iterable without a length
     assert rest_of(track(Unsure([7, 8, 9]))) == (2, None, None)
 
 
 def test_track_has_the_length_of_its_iterable(bar: Bar) -> None:
-    # Given things with a length and without
+    # Given iterables with a length and without
     # When they are tracked
-    # Then they have the same
+    # Then track() has the same length
     assert (len(track([1, 2, 3])), len(track(range(5), total=9)), len(track(track("abc")))) == (3, 5, 3)
     assert list(track(generator(3))) == [0, 1, 2]
     with pytest.raises(TypeError, match="generator"):
@@ -363,7 +363,7 @@ def test_fields_are_written_with_the_total() -> None:
     backend = RecordingBackend()
     broker = make_broker(backend)
 
-    # Given an actor that tracks with fields
+    # Given an actor that passes fields to track()
     @dramatiq.actor(broker=broker)
     def work() -> None:
         current_status().flush()
@@ -373,26 +373,26 @@ def test_fields_are_written_with_the_total() -> None:
     # When it runs
     message = work.send()
     run(broker)
-    # Then they were set in one update, with the total and the progress
+    # Then one update has set them, with the total and the progress
     update = next(update for update in backend.writes(message.message_id) if ":step" in update.fields)
     found = {name: update.fields.get(name) for name in (":step", ":file", TOTAL, PROGRESS)}
     assert found == {":step": '"reading"', ":file": '"a.csv"', TOTAL: "2", PROGRESS: "0"}
 
 
 def test_track_continues_from_a_given_progress(bar: Bar) -> None:
-    # Given ten rows, four of which were dealt with in an earlier run
-    # When the others are
+    # Given ten rows, four of which an earlier run has imported
+    # When a loop tracks the other rows
     for _ in track(range(4, 10), total=10, progress=4):
         bar.look()
     bar.look()
-    # Then the bar goes on from there
+    # Then the progress goes on from four
     assert bar.seen == [(4, 10), (5, 10), (6, 10), (7, 10), (8, 10), (9, 10), (10, 10)]
 
 
 def test_track_outside_of_a_worker() -> None:
     # Given no worker
-    # When something is tracked
-    # Then it is iterated over all the same
+    # When an iterable is tracked
+    # Then the loop gets all items
     assert list(track(range(3), step="x")) == [0, 1, 2]
 
     async def work() -> list[int]:
@@ -410,7 +410,7 @@ def test_a_loop_that_is_left_by_break(bar: Bar) -> None:
     for item in track(range(10)):
         if item == 2:
             break
-    # Then two have been dealt with
+    # Then two items count
     bar.look()
     assert bar.seen == [(2, 10)]
 
@@ -424,7 +424,7 @@ def test_a_loop_that_is_left_by_an_exception(bar: Bar) -> None:
 
     # When the third item fails
     assert isinstance(raised_by(work), ValueError)
-    # Then two have been dealt with
+    # Then two items count
     bar.look()
     assert bar.seen == [(2, 10)]
 
@@ -434,10 +434,10 @@ def test_an_iterable_that_raises(bar: Bar) -> None:
         yield from range(2)
         raise OSError
 
-    # Given rows that cannot be read to their end
+    # Given rows whose iterator raises an error
     # When they are tracked
     assert isinstance(raised_by(lambda: list(track(rows(), total=10))), OSError)
-    # Then the bar stays where they ended
+    # Then the progress stays where the error was raised
     bar.look()
     assert bar.seen == [(2, 10)]
 
@@ -459,7 +459,7 @@ def test_an_async_loop_that_is_left(bar: Bar) -> None:
     # When they are left by a break and by an exception
     asyncio.run(work(lambda: True))
     asyncio.run(work(fail))
-    # Then two items have been dealt with in each
+    # Then two items count in each
     assert bar.seen == [(2, 10), (2, 10)]
 
 
@@ -473,7 +473,7 @@ def test_a_generator_that_is_closed(bar: Bar) -> None:
     # When another loop begins
     for _ in track(range(2)):
         bar.look()
-    # Then it is one of its own
+    # Then the new loop is not inside of the old one
     assert bar.seen == [(1, 50), (0, 2), (1, 2)]
 
 
@@ -490,12 +490,12 @@ def test_kept_exceptions_do_not_keep_a_leg_open(bar: Bar) -> None:
             pass
         bar.look()
 
-    # Given loops whose iterables broke off, and whose exceptions somebody keeps, with all that was going on
+    # Given loops whose iterables raised errors, which other code keeps with their tracebacks
     for good in (5, 3):
         kept.append(raised_by(lambda good=good: attempt(good)))  # type: ignore[misc]
-    # When it is tried once more
+    # When another loop begins
     kept.append(raised_by(lambda: attempt(10)))
-    # Then that is a loop of its own, and not inside of those
+    # Then it is not inside of the old ones
     assert [type(exception) for exception in kept] == [ConnectionError, ConnectionError, type(None)]
     assert bar.seen == [(10, 10)]
 
@@ -517,10 +517,10 @@ def test_kept_exceptions_of_async_iterables_do_not_keep_a_leg_open(bar: Bar) -> 
             except ConnectionError as e:
                 kept.append(e)
 
-    # Given async iterables that break off, and somebody who keeps their exceptions
-    # When it is tried again until it works
+    # Given async iterables that raise errors, which other code keeps
+    # When further loops run until one ends without an error
     asyncio.run(work())
-    # Then the last loop was one of its own
+    # Then the last loop was not inside of an earlier one
     bar.look()
     assert len(kept) == 2 and bar.seen == [(10, 10)]
 
@@ -540,8 +540,8 @@ def test_an_exception_in_an_inner_leg(bar: Bar) -> None:
             else:
                 break
     bar.look()
-    # When it was read again
-    # Then the bar counted files, went on meanwhile, and never back
+    # When the file is read again
+    # Then the progress counts files, moves on with rows, and never decreases
     assert len(kept) == 1 and bar.rises() and bar.seen[-1] == (2, 2)
     assert [count for count, _ in bar.seen] == [0, 0.25, 0.5, 0.5, 0.75, 1, 1, 1, 1.25, 1.5, 1.75, 2]
 
@@ -557,20 +557,20 @@ def test_a_cancelled_wait_for_an_item_does_not_count(bar: Bar) -> None:
     async def work() -> list[int]:
         inbox = Inbox()
         items = aiter(track(inbox, total=10))
-        # Given somebody who waits for an item and gives up, over and over
+        # Given a task that waits for an item and is cancelled, again and again
         for _ in range(3):
             await give_up(items)
         inbox.items.put_nowait(7)
         found = [await anext(items)]
         for _ in range(3):
             await give_up(items)
-        # When items come after all
+        # When items arrive at last
         inbox.items.put_nowait(8)
         inbox.items.put_nowait(None)
         async for item in items:
             found.append(item)
             bar.look()
-        # Then they come, and only they count
+        # Then the loop gets them, and only they count
         assert [item async for item in items] == []
         return found
 
@@ -598,14 +598,14 @@ def test_an_async_iterator_that_continues_after_an_exception(bar: Bar) -> None:
         # Given an async iterator that has raised
         with pytest.raises(TimeoutError):
             await anext(items)
-        # When it goes on
+        # When it continues
         async for _ in items:
             for _ in track(range(2)):
                 bar.look()
 
     asyncio.run(work())
     bar.look()
-    # Then its loop does, too: what is tracked inside of it divides its items
+    # Then its loop continues, too: a loop inside of it divides its items
     assert bar.seen == [(0, 2), (0.5, 2), (1, 2), (1.5, 2), (2, 2)]
 
 
@@ -613,7 +613,7 @@ def test_a_failed_job_keeps_its_progress() -> None:
     backend = RecordingBackend()
     broker = make_broker(backend, asyncio=True)
 
-    # Given an async actor that fails at the third of four
+    # Given an async actor that fails at the third of four items
     @dramatiq.actor(broker=broker)
     async def work() -> None:
         async for item in track(agenerator(4), total=4, step="crawling"):
@@ -623,7 +623,7 @@ def test_a_failed_job_keeps_its_progress() -> None:
     # When it has run
     message = work.send()
     run(broker)
-    # Then it is half done, and failed
+    # Then it has failed with a progress of a half
     snapshot = StatusRegistry.read(message, broker=broker)
     assert snapshot is not None and snapshot.failed
     assert (snapshot.progress, snapshot["step"]) == (0.5, "crawling")
@@ -633,15 +633,15 @@ def test_a_failed_job_keeps_its_progress() -> None:
 
 
 def test_legs_one_after_the_other(bar: Bar) -> None:
-    # Given one loop that was done, and one that was left early
+    # Given a loop that was finished, and a loop that was left early
     for _ in track(range(3)):
         pass
     for _ in track(range(50)):
         break
-    # When a third is begun
+    # When a third loop begins
     for _ in track(range(2)):
         bar.look()
-    # Then the bar is its own
+    # Then the progress is that of the third loop
     assert bar.seen == [(0, 2), (1, 2)]
 
 
@@ -651,8 +651,8 @@ def test_an_inner_leg_divides_the_item_of_the_outer_one(bar: Bar) -> None:
         for _ in track(range(4)):
             bar.look()
     bar.look()
-    # When they were read
-    # Then the bar counted files, and moved on with each row
+    # When they have been read
+    # Then the progress counts files, and moves on with each row
     assert bar.seen == [(n / 4, 2) for n in range(8)] + [(2, 2)]
 
 
@@ -666,8 +666,8 @@ def test_parts_of_an_item_add_up_exactly(bar: Bar, rows: int) -> None:
             for _ in track(range(3 if rows < 1000 else 0)):
                 bar.look()
             bar.look()
-    # When they were read
-    # Then the bar was at a whole number whenever a file was done, and never went back
+    # When they have been read
+    # Then the progress is a whole number after each file, and never decreases
     assert whole == [0, 1, 2] and current_progress().progress == 3 and bar.rises()
     assert all(total == 3 for _, total in bar.seen)
 
@@ -689,24 +689,24 @@ def test_an_inner_leg_without_a_total_or_left_early(bar: Bar) -> None:
             pass
         bar.look()
     bar.look()
-    # When it is done
-    # Then the bar never went back, never went beyond the item, and counts it once
+    # When the loops have ended
+    # Then the progress never decreases, never exceeds the item, and counts the item once
     assert bar.rises() and bar.seen[-1] == (2, 2)
     assert [count for count, _ in bar.seen[:12]] == [0, 0, 0, 0, 0, 0.5, 0.5, 1, 1, 1, 1, 1]
     assert current_status()["step"] == "inner"
 
 
 def test_an_iterator_that_outlives_its_loop_is_no_outer_leg(bar: Bar) -> None:
-    # Given a tracked iterable that somebody still holds, whose loop was left
+    # Given a tracked iterable whose loop was left, and to which a reference is left
     rows = track(range(50))
     for _ in rows:
         break
     # When another loop begins
     for _ in track(range(2)):
         bar.look()
-    # Then it is one of its own
+    # Then the new loop is not inside of the old one
     assert bar.seen == [(0, 2), (1, 2)]
-    # And the first can be begun again
+    # And the first one can be iterated over again
     assert len(list(rows)) == 50
 
 
@@ -723,11 +723,11 @@ def test_legs_in_tasks_and_threads(bar: Bar) -> None:
         async for _ in track(agenerator(2), total=2):
             await asyncio.gather(part(3), part(5), asyncio.to_thread(in_a_thread))
 
-    # Given items whose parts are dealt with side by side
-    # When they are
+    # Given items with parts in tasks and threads that run at the same time
+    # When all parts are done
     asyncio.run(work())
     bar.look()
-    # Then the bar stays true to the items
+    # Then the progress is the number of items
     assert bar.rises() and bar.seen[-1] == (2, 2) and {total for _, total in bar.seen} == {2}
 
 
@@ -736,10 +736,10 @@ def test_legs_of_two_messages_are_independent(bar: Bar) -> None:
     for _ in track(range(2)):
         with bound_status() as inner:
             assert len(list(track(range(3)))) == 3
-        # When that has its own bar
+        # When the other message has its own progress
         assert (inner["progress"], inner["total"]) == (3, 3)
         bar.look()
-    # Then this one's is untouched
+    # Then the progress of the first one is unchanged
     assert bar.seen == [(0, 2), (1, 2)]
 
 
@@ -761,9 +761,9 @@ def test_legs_of_two_messages_are_independent(bar: Bar) -> None:
     ],
 )
 def test_wrong_arguments_of_track_raise(bar: Bar, call: Callable[[], Any], error: type[Exception], text: str) -> None:
-    # Given something wrong
-    # When it is tracked
-    # Then it is said what, where it is written
+    # Given a wrong argument
+    # When track() is called with it
+    # Then the call raises an error that names the problem
     with pytest.raises(error, match=text):
         call()
     bar.look()

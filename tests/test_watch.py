@@ -41,7 +41,7 @@ from .servers import RedisServer
 
 PROJECT = Path(__file__).parent.parent
 
-#: Nothing that takes so long, in milliseconds, happens in a test.
+#: Milliseconds that are longer than any test takes.
 NEVER = 3_600_000
 
 
@@ -67,37 +67,37 @@ class TestMessageWatcher:
     def test_watchers_show_each_version_once(self) -> None:
         # Given a watcher
         watcher = make_watcher()
-        # When it sees two versions, each twice
+        # When it reads two versions, each twice
         shown = [watcher.observe(snapshot(version), 100.0) for version in (1, 1, 2, 2)]
         # Then it shows each once
         assert shown == [True, False, True, False]
         assert not watcher.finished
 
     def test_watchers_show_a_record_that_was_lost_and_created_again(self) -> None:
-        # Given a watcher that has seen a version
+        # Given a watcher that has read a version
         watcher = make_watcher()
         watcher.observe(snapshot(7, updated_at=1), 100.0)
-        # When the record was lost and made anew, and has a lower version, or by chance the same
-        # Then it is shown
+        # When the record was lost and created again, with a lower version, or by chance with the same one
+        # Then the watcher shows it
         assert watcher.observe(snapshot(1, updated_at=2), 100.0)
         assert watcher.observe(snapshot(1, updated_at=3), 100.0)
 
     def test_watchers_show_that_a_message_stalls(self) -> None:
-        # Given a watcher that has seen a message run
+        # Given a watcher that has read a running message
         watcher = make_watcher()
         running = {HEARTBEAT_AT: "0", HEARTBEAT_INTERVAL: "1000"}
         assert not snapshot(1, now=0, **running).stalled
         watcher.observe(snapshot(1, now=0, **running), 100.0)
-        # When it stalls, stays so, and goes on
+        # When the message stalls, stays stalled, and goes on
         timestamps = [60_000, 70_000, 0]
-        # Then each turn is shown
+        # Then the watcher shows each of these changes once
         assert [watcher.observe(snapshot(1, now=now, **running), 100.0) for now in timestamps] == [True, False, True]
 
     @pytest.mark.parametrize("state", [2, 3])
     def test_watchers_end_with_the_final_state(self, state: int) -> None:
         watcher = make_watcher()
-        # When a final state is seen
-        # Then it is shown, and the last
+        # When the watcher reads a final state
+        # Then it shows this snapshot as the last one
         assert watcher.observe(snapshot(state=state), 100.0) and watcher.finished
 
     def test_watchers_raise_for_a_message_that_is_unknown_for_too_long(self) -> None:
@@ -105,19 +105,19 @@ class TestMessageWatcher:
         watcher = make_watcher(missing_timeout=1000)
         assert not watcher.observe(None, 100.0)
         # When the time is nearly over
-        # Then it has that much patience left
+        # Then the watcher still waits for the rest of the time
         assert watcher.time_left(100.75) == 0.25
         assert not watcher.observe(None, 100.75)
-        # And when it is over, it is missing
+        # And when the time is over, it raises StatusMissing
         with pytest.raises(StatusMissing):
             watcher.observe(None, 101.0)
 
     def test_watchers_wait_for_a_record_that_vanishes(self) -> None:
-        # Given a message that was seen
+        # Given a message that the watcher has read
         watcher = make_watcher(missing_timeout=1000)
         watcher.observe(snapshot(), 100.0)
-        # When it vanishes later on
-        # Then it has the whole time to come back
+        # When its record vanishes
+        # Then the watcher waits the whole time for it
         assert not watcher.observe(None, 150.0)
         assert watcher.time_left(150.0) == 1.0
         assert watcher.observe(snapshot(2), 150.5)
@@ -127,38 +127,38 @@ class TestMessageWatcher:
         # Given a message that has vanished
         watcher = make_watcher(missing_timeout=1000)
         watcher.observe(None, 100.0)
-        # When the store is away for longer than it may be missing
+        # When the store does not answer for longer than a message may be missing
         watcher.failed(BackendError("away"))
-        # Then the time begins anew
+        # Then the time begins again
         assert watcher.time_left(110.0) == inf
         assert not watcher.observe(None, 110.0)
 
     def test_watchers_raise_the_error_of_the_first_read(self) -> None:
-        # Given a store that does not answer at the first look
-        # When that is said
-        # Then it is raised
+        # Given a store that does not answer to the first read
+        # When the watcher gets the error
+        # Then it raises the error
         with pytest.raises(BackendError, match="away"):
             make_watcher().failed(BackendError("away"))
 
     def test_watchers_raise_when_their_time_is_over(self) -> None:
-        # Given half a second
+        # Given a watcher with a time-out of half a second
         watcher = make_watcher(timeout=500)
         watcher.observe(snapshot(), 100.0)
-        # When there is some left, there is time left
+        # When half of it has passed, then some is left
         watcher.check(100.25)
         assert watcher.time_left(100.25) == 0.25
-        # And when there is none, it is over
+        # And when all of it has passed, it raises StatusTimeout
         assert watcher.time_left(100.75) == 0
         with pytest.raises(StatusTimeout, match=r"'m'.* 500 milliseconds"):
             watcher.check(100.5)
 
     def test_watchers_rest_between_two_snapshots(self) -> None:
-        # Given a watcher that wants 50 ms between two snapshots
+        # Given a watcher with an interval of 50 ms between two snapshots
         watcher = make_watcher(interval=50)
         assert watcher.pause(100.0) == 0
-        # When it has shown one
+        # When it has shown a snapshot
         watcher.observe(snapshot(), 100.0)
-        # Then it shows nothing for that long
+        # Then it shows no other one within the interval
         assert watcher.pause(100.02) == pytest.approx(0.03)
         assert watcher.pause(100.06) == 0
 
@@ -184,35 +184,35 @@ class TestPollSchedule:
         # Then it is read at growing intervals of at most a second
         assert pauses[:3] == [pytest.approx(0.05), pytest.approx(0.075), pytest.approx(0.1125)]
         assert pauses[-1] == pytest.approx(1.0)
-        # And after a change as often as at first
+        # And after a change it is read as often as at first
         assert self.looked(schedule, 200.0, 2) == pytest.approx(0.05)
 
     def test_watchers_with_a_subscription_also_read_now_and_then(self, schedule: PollSchedule) -> None:
-        # Given a store that tells of changes
+        # Given a store that publishes changes
         schedule.pushed = True
-        # When it tells nothing
-        # Then it is asked all the same, now and then
+        # When it publishes none
+        # Then it is read nevertheless, at long intervals
         assert self.looked(schedule, 100.0, 1) == pytest.approx(5.0)
 
     def test_finished_messages_are_read_seldom(self, schedule: PollSchedule) -> None:
-        # Given a store that tells nothing
+        # Given a store without subscriptions
         # When a message is finished
         schedule.begin_read(100.0)
         schedule.observe(1, finished=True)
-        # Then it is asked for it as seldom as one that tells
+        # Then it is read as seldom as with a subscription
         assert schedule.due() == pytest.approx(105.0)
-        # And as often as before when it was enqueued anew
+        # And as often as before when it was enqueued again
         assert self.looked(schedule, 105.0, 2) == pytest.approx(0.05)
 
     def test_published_versions_cause_a_read_only_if_they_are_new(self, schedule: PollSchedule) -> None:
-        # Given a store that tells of changes, and a version that was seen
+        # Given a store that publishes changes, and a version that was read
         schedule.pushed = True
         self.looked(schedule, 100.0, 4)
-        # When it tells of that one
+        # When this version is published
         schedule.publish(4)
-        # Then there is nothing to look for
+        # Then no read is due
         assert schedule.due() == pytest.approx(105.0)
-        # And when it tells of another, there is, at once
+        # And when another version is published, a read is due at once
         schedule.publish(5)
         assert schedule.due() <= 100.0
 
@@ -220,43 +220,43 @@ class TestPollSchedule:
         # Given a message that changes all the time
         schedule.pushed = True
         now, looks = 100.0, 0
-        # When it is looked at as soon as may be for a second
+        # When it is read as soon as allowed, for a second
         while now < 101.0:
             schedule.begin_read(now)
             schedule.observe(looks)
             looks += 1
             schedule.publish(looks)
             now = max(now, schedule.due())
-        # Then that is each 50 ms, but for the first few
+        # Then it is read each 50 ms, except for the first reads
         assert BURST < looks <= BURST + 20
 
     def test_changes_during_a_read_cause_another_read(self, schedule: PollSchedule) -> None:
-        # Given a look that is under way
+        # Given a read that is under way
         schedule.pushed = True
         schedule.begin_read(100.0)
         # When a version is published that the read has not returned
         schedule.publish(2)
         schedule.observe(1)
-        # Then there is another
+        # Then another read is due
         assert schedule.due() <= 100.0
-        # And none if it did
+        # And none if the read has returned it
         schedule.begin_read(100.0)
         schedule.publish(3)
         schedule.observe(3)
         assert schedule.due() == pytest.approx(105.0)
 
     def test_older_versions_cause_one_read(self, schedule: PollSchedule) -> None:
-        # Given news that are older than what was found: maybe a record that was made anew
+        # Given a published version that is older than the one that was read: the record may have been created again
         schedule.pushed = True
         self.looked(schedule, 100.0, 9)
         schedule.publish(3)
-        # When it was looked at again
-        # Then that is enough
+        # When the message was read again
+        # Then no further read is due
         assert schedule.due() <= 100.0
         assert self.looked(schedule, 100.0, 9) == pytest.approx(5.0)
 
     def test_reads_back_off_in_an_outage(self, schedule: PollSchedule) -> None:
-        # Given a store that tells of changes
+        # Given a store that publishes changes
         schedule.pushed = True
         self.looked(schedule, 100.0, 1)
         # When it does not answer
@@ -265,9 +265,9 @@ class TestPollSchedule:
             schedule.begin_read(100.0)
             schedule.fail()
             pauses.append(schedule.due() - 100.0)
-        # Then it is asked less and less often, but once a second
+        # Then it is read less and less often, at least once a second
         assert pauses[0] == pytest.approx(0.05) and pauses[-1] == pytest.approx(1.0)
-        # And all is as before once it answers
+        # And when it answers, the intervals are as before
         assert self.looked(schedule, 200.0, 1) == pytest.approx(5.0)
 
 
@@ -281,12 +281,12 @@ class TestEveryBackend:
         # Given a message that waits
         job = Job(backend).enqueue()
         steps = iter([job.start, lambda: job.write(step="a"), lambda: job.write(step="b"), job.finish])
-        # When it is watched, and goes on whenever that was seen
+        # When it is watched, and changes after each snapshot
         seen = []
         for found in StatusRegistry.watch(job.message_id, backend=backend):
             seen.append((found.state, found.get("step")))
             next(steps, lambda: None)()
-        # Then all was seen, and nothing twice
+        # Then the watcher receives each state once
         assert seen == [
             (State.QUEUED, None),
             (State.WORKING, None),
@@ -296,30 +296,30 @@ class TestEveryBackend:
         ]
 
     def test_slow_watchers_get_the_newest_snapshot(self, backend: StatusBackend) -> None:
-        # Given a watcher that has seen a job begin
+        # Given a watcher that has received the start of a job
         job = Job(backend).enqueue().start()
         snapshots = StatusRegistry.watch(job.message_id, backend=backend)
         next(snapshots)
-        # When much happens before it asks for more
+        # When the job changes many times before the next step of the watcher
         for n in range(50):
             job.write(n=n)
         job.finish()
-        # Then it sees the end, and nothing else
+        # Then the watcher receives the end alone
         assert [(found.state, found["n"]) for found in snapshots] == [(State.COMPLETED, 49)]
 
     def test_watch_waits_for_an_unknown_message_that_is_enqueued(self, backend: StatusBackend) -> None:
-        # Given somebody who waits for a message that is not known yet
+        # Given a caller that waits for an unknown message
         job = Job(backend)
         waiting = InThread(lambda: StatusRegistry.wait(job.message_id, backend=backend, missing_timeout=NEVER))
         # When it is enqueued, and runs
         job.enqueue().start().finish()
-        # Then its end is seen
+        # Then the caller gets its final snapshot
         assert waiting.result().completed
 
     def test_watch_raises_for_a_missing_message(self, backend: StatusBackend) -> None:
         # Given an unknown message
         # When it is watched
-        # Then nothing is seen
+        # Then the watch raises StatusMissing
         with pytest.raises(StatusMissing, match="nobody"):
             list(StatusRegistry.watch("nobody", backend=backend, missing_timeout=20))
 
@@ -330,7 +330,7 @@ class TestEveryBackend:
         next(snapshots)
         # When it is deleted
         backend.delete(job.message_id)
-        # Then it is missing
+        # Then the watch raises StatusMissing
         with pytest.raises(StatusMissing):
             next(snapshots)
 
@@ -343,12 +343,12 @@ class TestEveryBackend:
         with pytest.raises(StatusTimeout):
             for found in StatusRegistry.watch(job.message_id, backend=backend, timeout=timeout):
                 seen.append(found.state)
-        # Then its present state was seen
+        # Then the watch yields the present state, and raises StatusTimeout
         assert seen == [State.QUEUED]
 
     @pytest.mark.parametrize("together", [False, True])
     def test_watch_keeps_the_interval(self, backend: StatusBackend, together: bool) -> None:
-        # Given a store of which one sees a change each hour
+        # Given a backend with a watch interval of an hour
         backend.watch_interval = NEVER
         job = Job(backend).enqueue().start()
         batch = StatusRegistry.batch([job.message_id], backend=backend)
@@ -356,15 +356,15 @@ class TestEveryBackend:
         if not together:
             watched = StatusRegistry.watch(job.message_id, timeout=200, backend=backend)
         seen = 0
-        # When a message changes each time that it was seen
+        # When a message changes after each snapshot
         with pytest.raises(StatusTimeout):
             for seen, _ in enumerate(watched, 1):
                 job.write(n=seen)
-        # Then the first change is not seen before the time is up, and no second one
+        # Then the watcher does not receive the first change before its time is over, and receives no second one
         assert seen <= 2
 
     def test_watch_shows_that_a_message_is_stalled(self, backend: StatusBackend) -> None:
-        # Given a job whose worker is gone: no heartbeat comes any more
+        # Given a job whose worker is gone, so that no heartbeat comes any more
         job = Job(backend).enqueue().start(heartbeat_interval=50).beat()
         backend.recheck_interval = 20
         # When it is watched
@@ -373,14 +373,14 @@ class TestEveryBackend:
             seen.append(found)
             if found.stalled:
                 job.finish()
-        # Then that it stalls is seen, although nothing has changed
+        # Then the watcher shows that the job stalls, although its record has not changed
         assert [found.stalled for found in seen[-2:]] == [True, False]
         assert seen[-2].version == seen[0].version and seen[-1].completed
 
     def test_watch_raises_for_invalid_durations(self, backend: StatusBackend) -> None:
-        # Given durations that are none
-        # When somebody wants to watch for so long
-        # Then it is said at once which
+        # Given invalid durations
+        # When they are passed to a watch
+        # Then an error names the argument at once
         with pytest.raises(ValueError, match="timeout"):
             StatusRegistry.watch("m", backend=backend, timeout=-1)
         with pytest.raises(TypeError, match="missing_timeout"):
@@ -398,7 +398,7 @@ class TestRedis:
             yield backend
 
     def test_watch_shows_the_states_of_a_job_with_a_retry(self, told: RedisBackend) -> None:
-        # Given a job that fails at first, and the second time waits until it is seen
+        # Given a job that fails in its first run, and waits for the watcher in its second one
         broker = make_broker(told)
         seen_step = threading.Event()
 
@@ -423,7 +423,7 @@ class TestRedis:
                 if found.get("step") == "again":
                     seen_step.set()
                 seen.append(found)
-        # Then all that holds for a while is told, the retry never being a failure
+        # Then the watcher receives each state that lasts, and never `failed`
         assert seen[0].queued and seen[-1].completed and seen[-1].progress == 1.0
         assert any(found.working and found.get("step") == "again" for found in seen)
         assert not any(found.failed for found in seen)
@@ -433,7 +433,7 @@ class TestRedis:
     def test_watch_misses_no_change_before_the_subscription(
         self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given a job that ends after the first look, before the store was asked to tell
+        # Given a job that ends after the first read, before the watcher has subscribed
         job = Job(told).enqueue()
         subscribe = told.subscribe
 
@@ -444,7 +444,7 @@ class TestRedis:
         monkeypatch.setattr(told, "subscribe", late)
         # When it is watched
         seen = [found.state for found in StatusRegistry.watch(job.message_id, backend=told)]
-        # Then the end is seen
+        # Then the watcher receives the end
         assert seen == [State.QUEUED, State.COMPLETED]
 
     def test_finished_messages_need_no_subscription(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,8 +455,8 @@ class TestRedis:
             raise AssertionError("There is nothing to be told of.")
 
         monkeypatch.setattr(told, "subscribe", fail)
-        # When it is waited for
-        # Then one look is enough
+        # When wait() is called for it
+        # Then one read is enough
         assert StatusRegistry.wait(job.message_id, backend=told).completed
 
     def test_watch_subscribes_again_after_a_lost_connection(self, told: RedisBackend) -> None:
@@ -466,13 +466,13 @@ class TestRedis:
         assert next(snapshots).queued
         job.start()
         assert next(snapshots).working
-        # When the connection is lost, and something happens meanwhile
+        # When the connection is lost, and the message changes meanwhile
         assert listeners(told) == 1
         told.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         job.write(step="a")
-        # Then it is seen
+        # Then the watcher receives the change
         assert next(snapshots)["step"] == "a"
-        # And the store is asked to tell again
+        # And the watcher subscribes again
         watching = InThread(lambda: [found.state for found in snapshots])
         eventually(lambda: listeners(told) == 1)
         job.finish()
@@ -490,7 +490,7 @@ class TestRedis:
             watching = InThread(lambda: list(snapshots))
             server.start()
             job.restore(step="again").finish()
-            # Then the watcher sees the end
+            # Then the watcher receives the end
             assert watching.result()[-1].completed
 
     def test_watch_raises_after_its_timeout_in_an_outage(
@@ -505,16 +505,16 @@ class TestRedis:
             job = Job(backend).enqueue()
             snapshots = StatusRegistry.watch(job.message_id, backend=backend, timeout=500)
             next(snapshots)
-            # When the server hangs, and nobody waits for it for long
+            # When the server hangs, and the time-outs are short
             server.pause()
             monkeypatch.setattr(backend, "snapshot", hasty.snapshot)
             monkeypatch.setattr(backend, "subscribe", hasty.subscribe)
-            # Then there is an end to it nevertheless
+            # Then the watch raises StatusTimeout nevertheless
             with pytest.raises(StatusTimeout):
                 next(snapshots)
 
     def test_watch_subscribes_again_after_a_refusal(self, told: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Given a server that does not take the first wish, and is asked again soon
+        # Given a server that refuses the first subscription, and a watcher that soon subscribes again
         monkeypatch.setattr(watch, "SUBSCRIBE_INTERVAL", 0.0)
         subscribe, refusals = told.subscribe, iter([BackendError("too many connections")])
 
@@ -527,7 +527,7 @@ class TestRedis:
         job = Job(told).enqueue()
         # When a message is watched
         watching = InThread(lambda: list(StatusRegistry.watch(job.message_id, backend=told)))
-        # Then the server is asked again, and tells
+        # Then the watcher subscribes again, and receives changes
         eventually(lambda: listeners(told) == 1)
         job.finish()
         assert watching.result()[-1].completed
@@ -538,14 +538,14 @@ class TestRedis:
         job = Job(told).enqueue()
         snapshots = StatusRegistry.watch(job.message_id, backend=told, missing_timeout=20)
         next(snapshots)
-        # When its status expires, of which nobody tells
+        # When its status expires, which the server does not publish
         told.client.pexpire(f"{told.namespace}:{job.message_id}", 1)
-        # Then it is missing
+        # Then the watch raises StatusMissing
         with pytest.raises(StatusMissing):
             next(snapshots)
 
     def test_watch_polls_if_the_user_may_not_subscribe(self, start_server: StartServer) -> None:
-        # Given a user who may do everything but subscribe
+        # Given a user with all rights except the right to subscribe
         server = start_server(RedisServer())
         with redis.Redis.from_url(server.url) as client:
             client.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "&*", "+@all", "-subscribe")
@@ -559,7 +559,7 @@ class TestRedis:
                 seen.append(found.state)
                 if found.queued:
                     job.start().finish()
-            # Then it is seen by asking
+            # Then the watcher polls, and receives the changes
             assert seen == [State.QUEUED, State.COMPLETED]
 
     def test_watchers_that_stop_close_their_connection(self, told: RedisBackend) -> None:
@@ -574,7 +574,7 @@ class TestRedis:
         eventually(lambda: listeners(told) == 0)
 
     def test_greenlets_watch_side_by_side(self, redis_url: str) -> None:
-        # Given greenlets that each wait for a job, and one that plays the jobs
+        # Given greenlets that each wait for a job, and one that runs the jobs
         script = textwrap.dedent(
             """
             from gevent import monkey; monkey.patch_all()
@@ -593,30 +593,30 @@ class TestRedis:
             print([greenlet.get(timeout=20).completed for greenlet in waiting] == [True] * 20)
             """
         ).replace("URL", repr(redis_url))
-        # When that runs
+        # When they run
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=PATIENCE * 3
         )
-        # Then none of them holds up another
+        # Then no greenlet delays another one
         assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="Needs os.fork.")
     @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
     def test_watches_work_after_a_fork(self, told: RedisBackend) -> None:
-        # Given a watcher that is told of changes
+        # Given a watcher with a subscription
         job = Job(told).enqueue()
         snapshots = StatusRegistry.watch(job.message_id, backend=told)
         next(snapshots)
         job.start()
         assert next(snapshots).working
-        # When the process forks, and the child goes on watching, for a change of its own
+        # When the process forks, and the child watches a message of its own
         if (child := os.fork()) == 0:
             try:
                 StatusRegistry.get(job.message_id, backend=told)["step"] = "child"
                 os._exit(0 if next(snapshots)["step"] == "child" else 1)
             except BaseException:
                 os._exit(2)
-        # Then both see what happens
+        # Then both receive their changes
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert next(snapshots)["step"] == "child"
         job.finish()
@@ -647,5 +647,5 @@ class InThread:
 
 
 def listeners(backend: RedisBackend) -> int:
-    """How many connections the server has that listen."""
+    """Return the number of connections with subscriptions."""
     return sum(int(client["sub"]) > 0 for client in backend.client.client_list())

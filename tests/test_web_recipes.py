@@ -91,7 +91,7 @@ def test_a_web_socket_shows_a_job_to_its_end(server: str) -> None:
         await asyncio.to_thread(StatusRegistry.get(MESSAGE_ID).update, status="completed")
         return [json.loads(text)["status"] async for text in socket]
 
-    # Then the visitor sees that, and the socket is closed
+    # Then the visitor receives the end, and the socket is closed
     assert asyncio.run(asyncio.wait_for(visit(), PATIENCE)) == ["completed"]
 
 
@@ -111,7 +111,7 @@ def test_vanished_visitors_leave_no_watcher_behind(server: str) -> None:
     before = tasks_of(server)
     visited = asyncio.run(asyncio.wait_for(visit(), PATIENCE))
     assert visited >= before + VISITORS
-    # Then the server is left with what it had before, and the one task that is told of changes
+    # Then the server has the tasks that it had before, and the one task that receives changes
     eventually(lambda: tasks_of(server) <= before + 1)
 
 
@@ -168,7 +168,7 @@ def test_the_recipe_for_django(tmp_path: Path, redis_server: RedisServer) -> Non
         "DRAMATIQ_STATUS_URL": f"{url}/1?namespace=django",
         "PYTHONPATH": os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1]))),
     }
-    # When a message is sent, processed, and looked at by the view
+    # When a message is sent and processed, and the view shows its status
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT)],
         cwd=tmp_path,
@@ -178,7 +178,7 @@ def test_the_recipe_for_django(tmp_path: Path, redis_server: RedisServer) -> Non
         timeout=2 * PATIENCE,
         check=False,
     )
-    # Then the page has what it needs
+    # Then the view returns the values that the page needs
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["queued", "completed done application/json 404"]
 

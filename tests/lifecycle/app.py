@@ -1,4 +1,4 @@
-"""What the ``dramatiq`` command loads: a stage as the environment describes it."""
+"""Module that the ``dramatiq`` command loads: a stage as the environment describes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .stage import Stage
 
 
 def make_stage(broker_url: str, store_url: str, *, position: str, name: str, retries: bool = True) -> Stage:
-    """The same stage in the worker and in the test."""
+    """Make the same stage in the worker and in the test."""
     backend: Recorder
     if store_url.startswith("memcached://"):
         servers = store_url.removeprefix("memcached://")

@@ -112,7 +112,7 @@ def make(request: pytest.FixtureRequest, setting: tuple[str, str]) -> StageMaker
             url, events = server.database(1), aborts.RedisBackend.from_url(server.database(2))
         abortable = EndingAbortable(backend=events)
         if store == "stub":
-            # How often it looks for new messages to watch; on Redis it takes a second or more.
+            # Interval at which it looks for new messages to watch; on Redis it takes a second or more.
             abortable.wait_timeout = 20
         middleware = [abortable, *make_middleware(retries=retries)]
         stage = AbortStage(url, backend, position=position, name=f"q-{uuid4()}", retries=retries, middleware=middleware)
@@ -131,13 +131,13 @@ def make(request: pytest.FixtureRequest, setting: tuple[str, str]) -> StageMaker
 
 def test_a_message_that_is_aborted_before_it_starts_is_cancelled(make: StageMaker, position: str) -> None:
     with make() as stage:
-        # Given a message that waits, and that somebody aborts
+        # Given a message that waits, and is aborted
         message_id = stage.send()
         stage.abort(message_id)
-        # When a worker comes to it
+        # When a worker gets it
         with stage.working():
             stage.audit.wait(message_id)
-        # Then it was cancelled; a middleware ahead of dramatiq-abort saw it begin
+        # Then it was cancelled; a StatusMiddleware ahead of dramatiq-abort has recorded its start
         assert end_of(stage, message_id) == (cancelled("qf", 0) if position == "last" else cancelled())
         assert stage.read(message_id).cancelled
 
@@ -175,7 +175,7 @@ def test_the_retry_of_an_aborted_message_is_cancelled(make: StageMaker, position
         # When it is aborted
         stage.abort(message_id)
         stage.audit.wait(message_id)
-        # Then its retry met the same abort, and was cancelled
+        # Then its retry was aborted as well, and was cancelled
         last = position == "last"
         assert end_of(stage, message_id) == (failed("qwqf", 1, "Abort") if last else failed("qwqwf", 2, "Abort"))
         assert stage.read(message_id).cancelled
@@ -183,7 +183,7 @@ def test_the_retry_of_an_aborted_message_is_cancelled(make: StageMaker, position
 
 def test_a_running_message_that_is_aborted_is_cancelled_without_retries(make: StageMaker) -> None:
     with make(retries=False) as stage, stage.working():
-        # Given a message that runs where nothing is retried
+        # Given a running message on a broker without retries
         message_id = stage.send("say:step=running,loop")
         stage.wait_until_it_runs(message_id)
         # When it is aborted
@@ -214,11 +214,11 @@ def test_a_running_message_that_dramatiq_abort_cancels_completes(make: StageMake
         stage.steps["until cancelled"] = lambda rest: eventually(lambda: is_over)
         message_id = stage.send("say:step=running,until cancelled")
         stage.wait_until_it_runs(message_id)
-        # When it is cancelled, which is for messages that wait
+        # When dramatiq-abort cancels it, which has an effect on waiting messages only
         stage.abort(message_id, AbortMode.CANCEL)
         is_over.append(True)
         stage.audit.wait(message_id)
-        # Then it ran to its end
+        # Then it has run to its end
         assert end_of(stage, message_id) == End("qwc")
 
 
@@ -229,10 +229,10 @@ def test_the_message_after_an_aborted_one_has_its_own_status(make: StageMaker) -
         stage.wait_until_it_runs(aborted_id)
         stage.abort(aborted_id)
         stage.audit.wait(aborted_id)
-        # When another comes
+        # When the worker gets another message
         next_id = stage.send("say:step=next")
         stage.audit.wait(next_id)
-        # Then that one has its own status, and the aborted one's is left as it was
+        # Then that message has its own status, and the status of the aborted one is unchanged
         assert end_of(stage, next_id) == End("qwc")
         assert stage.read(next_id)["step"] == "next"
         assert stage.read(aborted_id)["step"] == "running"
@@ -258,7 +258,7 @@ def test_a_run_that_does_not_listen_is_interrupted(make: StageMaker, is_async: b
 @pytest.mark.parametrize("is_async", [False, True], ids=["called", "awaited"])
 def test_the_runs_of_a_batch_that_do_not_listen_are_interrupted(make: StageMaker, is_async: bool) -> None:
     with make() as stage, stage.working():
-        # Given a group of two running messages that do not check, and one that waits; its broker is no default broker
+        # Given a group of two running messages that do not check, and one that waits, on a broker that is no default
         messages = [stage.play.message("say:step=running,loop", "return") for _ in range(2)]
         messages.append(stage.play.message_with_options(args=("return",), delay=3_600_000))
         for message in messages:
@@ -280,10 +280,10 @@ def test_the_runs_of_a_batch_that_do_not_listen_are_interrupted(make: StageMaker
 
 @pytest.mark.parametrize("is_batch", [False, True], ids=["one", "batch"])
 def test_force_needs_dramatiq_abort_on_the_broker(backend: StubBackend, is_batch: bool) -> None:
-    # Given a message on a broker without it
+    # Given a message on a broker without dramatiq-abort
     broker = make_broker(backend)
     backend.update("id", enqueue())
-    # When it is to be interrupted, it is not cancelled
+    # When cancel() is called with force_after, an error is raised, and the message is not cancelled
     with pytest.raises(StatusSetupError, match="Abortable"):
         if is_batch:
             StatusRegistry.batch(["id"], broker=broker).cancel(force_after=5_000)

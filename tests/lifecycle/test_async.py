@@ -69,7 +69,7 @@ def test_a_coroutine_writes_before_and_after_a_pause(stage: Stage) -> None:
 
     # When it runs
     (message_id,) = perform(stage, work)
-    # Then all of it is in the final status
+    # Then the final status has all its writes
     assert end_of(stage, message_id) == DONE
     last = stage.read(message_id)
     assert (last["step"], last["progress"]) == ("behind", 42)
@@ -89,7 +89,7 @@ def test_a_coroutine_that_raises_is_retried(stage: Stage) -> None:
 
     # When it runs
     (message_id,) = perform(stage, work)
-    # Then it never showed `failed`, and what the first run had counted is gone
+    # Then its state was never `failed`, and the count of the first run is gone
     assert runs == [message_id] * 2
     assert end_of(stage, message_id) == RETRIED
     assert stage.read(message_id)["progress"] == 2
@@ -107,13 +107,13 @@ def test_a_coroutine_that_exceeds_its_time_limit_fails(stage: Stage) -> None:
 
     # When its time limit passes
     (message_id,) = perform(stage, work)
-    # Then it failed for that, and what was written in cleaning up is there
+    # Then it has failed with the time limit's exception, and the writes of its cleaning up are stored
     assert end_of(stage, message_id) == failed(exception="TimeLimitExceeded")
     assert stage.read(message_id)["step"] == "cleaned up"
 
 
 def write_in_every_way() -> None:
-    """What a run writes that has ended without knowing."""
+    """Write to the status after the end of the run."""
     status, progress = current_status(), current_progress()
     status["late"] = True
     status.update(late=True, status="completed", progress=99)
@@ -129,7 +129,7 @@ def test_late_writes_of_a_coroutine_are_refused(stage: Stage, retried: bool) -> 
     over, wrote = threading.Event(), threading.Event()
     runs: list[str] = []
 
-    # Given a coroutine that takes no notice of its cancellation, and goes on after Dramatiq has given it up
+    # Given a coroutine that ignores its cancellation, and goes on after Dramatiq has given it up
     @dramatiq.actor(broker=stage.broker, queue_name=stage.name, max_retries=int(retried), time_limit=100)
     async def work() -> None:
         runs.append(current_status().message_id)
@@ -155,9 +155,9 @@ def test_late_writes_of_a_coroutine_are_refused(stage: Stage, retried: bool) -> 
         # When it writes after the end
         over.set()
         assert wrote.wait(PATIENCE)
-        # Whatever was on its way is stored when another message is done
+        # All earlier updates are stored when another message is done
         stage.audit.wait(stage.send())
-    # Then nothing of that is in the final status
+    # Then the final status has none of these writes
     assert stage.backend.read(message_id) == before
     assert end_of(stage, message_id) == expected
     assert stage.read(message_id)["progress"] == (42 if retried else 41)
@@ -175,7 +175,7 @@ def test_late_writes_of_a_task_are_refused(stage: Stage) -> None:
         finally:
             wrote.set()
 
-    # Given a coroutine that leaves a task behind
+    # Given a coroutine whose task runs on after its end
     @dramatiq.actor(broker=stage.broker, queue_name=stage.name)
     async def work() -> None:
         tasks.add(asyncio.create_task(linger()))
@@ -188,7 +188,7 @@ def test_late_writes_of_a_task_are_refused(stage: Stage) -> None:
         over.set()
         assert wrote.wait(PATIENCE)
         stage.audit.wait(stage.send())
-    # Then nothing of that is in the final status
+    # Then the final status has none of these writes
     assert stage.backend.read(message_id) == before
     assert end_of(stage, message_id) == DONE
 
@@ -208,7 +208,7 @@ def test_code_that_outlives_a_message_does_not_keep_its_exception(stage: Stage) 
     left: list[Context] = []
     raised: list[weakref.ref[Boom]] = []
 
-    # Given an actor that leaves something behind which has its context, and raises
+    # Given an actor that raises, and leaves an object behind that holds its context
     @dramatiq.actor(broker=stage.broker, queue_name=stage.name, max_retries=0)
     async def work() -> None:
         left.append(copy_context())
@@ -219,13 +219,13 @@ def test_code_that_outlives_a_message_does_not_keep_its_exception(stage: Stage) 
     # When Dramatiq is done with the message
     (message_id,) = perform(stage, work)
     assert end_of(stage, message_id) == failed()
-    # Then its exception, and whatever hangs on that, is free to go
+    # Then its exception, and all objects that it refers to, are freed
     eventually(lambda: gc.collect() >= 0 and raised[0]() is None)
     assert left[0].run(lambda: current_status().message_id) == message_id
 
 
 def test_tasks_and_threads_of_a_coroutine_inherit_its_message(stage: Stage) -> None:
-    # Given a coroutine that has others write for it
+    # Given a coroutine whose tasks and threads write
     async def task(name: str) -> None:
         await asyncio.sleep(0.01)
         current_status()[name] = "task"
@@ -242,7 +242,7 @@ def test_tasks_and_threads_of_a_coroutine_inherit_its_message(stage: Stage) -> N
 
     # When it runs
     (message_id,) = perform(stage, work)
-    # Then all have written to its status
+    # Then all of them have written to its status
     assert end_of(stage, message_id) == DONE
     last = stage.read(message_id)
     written = {f"{who} {number}": who for who in ("task", "thread") for number in range(3)}
@@ -267,7 +267,7 @@ def test_coroutines_on_one_loop_do_not_mix(stage: Stage) -> None:
 
     # When they run
     ids = perform(stage, work, {}, {})
-    # Then each has written to its own status only
+    # Then each has written only to its own status
     assert sorted(met) == sorted(ids)
     assert [end_of(stage, message_id) for message_id in ids] == [DONE, DONE]
     assert [(stage.read(found)["whose"], stage.read(found)["progress"]) for found in ids] == [(i, 20) for i in ids]
@@ -291,7 +291,7 @@ def test_a_coroutine_sends_another_message(stage: Stage) -> None:
         message_id = work.send().message_id
         stage.audit.wait(message_id)
         stage.audit.wait(sent[0])
-    # Then each has a status of its own, and the coroutine kept its handle
+    # Then each message has its own status, and the coroutine still has its handle
     assert bound == [message_id] * 2
     assert [end_of(stage, found) for found in (message_id, *sent)] == [DONE, DONE]
     assert [stage.read(found)["step"] for found in (message_id, *sent)] == ["parent", "child"]

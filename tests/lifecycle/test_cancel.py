@@ -45,7 +45,7 @@ def cancel(crew: Crew) -> Cancellation:
 
 
 def test_a_message_that_waits_is_dropped_and_one_that_runs_stops_within_a_second(crew: Crew) -> None:
-    # Given a message that was cancelled before any worker, and one that runs
+    # Given a message that was cancelled before a worker started, and one that runs
     crew.send("listen")
     assert cancel(crew) is Cancellation.CANCELLED
     waiting = crew.message_id
@@ -55,7 +55,7 @@ def test_a_message_that_waits_is_dropped_and_one_that_runs_stops_within_a_second
         # When the second one is cancelled
         assert cancel(crew) is Cancellation.REQUESTED
         found = crew.wait()
-        # Then it has ended as cancelled, and was dropped by the broker
+        # Then it has ended as cancelled, and the broker has dropped it
         assert found.cancelled and (found.attempts, found.cancel_reason) == (1, "user left")
         assert found.cancel_requested_at is not None and found.cancel_seen_at is not None
         crew.heed("first", "settled")
@@ -94,11 +94,11 @@ def test_two_workers_with_one_message_both_stop(crew: Crew) -> None:
             # When it is cancelled
             assert cancel(crew) is Cancellation.REQUESTED
             found = crew.wait()
-            # Then the run that owns the status ends it
+            # Then the run that owns the status ends the message
             assert found.cancelled and (found.attempts, found["owner"]) == (2, "second")
             assert [run.outcome for run in found.runs] == ["lost", "cancelled"]
             crew.heed("second", "settled")
-            # And the other one stops when it comes back, and changes nothing
+            # And the other run stops when its worker continues, and changes nothing
             send_signal(first, signal.SIGCONT)
             crew.heed("first", "settled")
             assert crew.read() == found
@@ -160,7 +160,7 @@ def test_a_cancelled_pipeline_ends_in_every_order_of_middleware(
         broker.join(queue_name)
         time.sleep(0.05)
         broker.join(queue_name)
-    # Then each has ended once, and nothing follows
+    # Then each has ended once, and no callback or further stage has run
     assert called == ["stage"] * 3
     assert found.cancelled and [child is not None and child.cancelled for child in children.children.values()] == [
         True,

@@ -22,7 +22,7 @@ from .test_scenarios import end_of
 
 ROOT = Path(__file__).parent.parent.parent
 
-#: Scenarios that one message tells, and that need nothing of the test's own process.
+#: Scenarios of one message that need no code in the test's process.
 NAMES = (
     "1 success",
     "3 an exception, retried, then success",
@@ -76,7 +76,7 @@ def broker_url(request: pytest.FixtureRequest, redis_server: RedisServer) -> str
 
 
 def check(stage: Stage, scenarios: list[Scenario]) -> None:
-    """Perform all at once, and compare what was seen of each."""
+    """Perform all scenarios at once, and compare the states of each."""
     sent = {scenario.name: scenario.perform(stage, scenario)["it"] for scenario in scenarios}
     expected = {scenario.name: scenario.expected(retries=stage.retries, ahead=False).states for scenario in scenarios}
     for name, message_id in sent.items():
@@ -92,7 +92,7 @@ def test_scenarios_under_the_command(redis_server: RedisServer, redis_url: str, 
     stage = make_stage(broker_url, redis_url, position=position, name=f"q-{uuid4()}")
     with command(stage, broker_url, redis_url, position):
         # When messages of all kinds run in them
-        # Then a reader sees the right states of each
+        # Then a reader finds the right states of each message
         check(stage, CHOSEN)
     stage.close()
 
@@ -103,7 +103,7 @@ def test_scenarios_under_the_command_without_retries(redis_server: RedisServer, 
     stage = make_stage(url, redis_url, position="last", name=f"q-{uuid4()}", retries=False)
     with command(stage, url, redis_url, "last"):
         # When messages of all kinds run in them
-        # Then a reader sees the right states of each
+        # Then a reader finds the right states of each message
         check(stage, CHOSEN)
     stage.close()
 
@@ -119,7 +119,7 @@ def test_memcached_under_the_command(
     with command(stage, url, memcached_url, "last", gevent=gevent):
         # When messages of all kinds run in them
         sent = {scenario.name: scenario.perform(stage, scenario)["it"] for scenario in scenarios}
-        # Then each ends as it should
+        # Then each message has the right end
         expected = {scenario.name: scenario.end._replace(states=scenario.end.states[-1]) for scenario in scenarios}
         for message_id in sent.values():
             eventually(lambda message_id=message_id: stage.sequence(message_id) in ("c", "f"))
@@ -133,7 +133,7 @@ def test_scenarios_under_the_command_with_gevent(redis_server: RedisServer, redi
     stage = make_stage(url, redis_url, position="last", name=f"q-{uuid4()}")
     with command(stage, url, redis_url, "last", gevent=True):
         # When messages run in them, many at a time
-        # Then a reader sees the right states of each
+        # Then a reader finds the right states of each message
         check(stage, [scenario for scenario in CHOSEN if "time limit" not in scenario.name])
     stage.close()
 
@@ -144,13 +144,13 @@ def test_messages_of_a_killed_worker_run_again(redis_server: RedisServer, redis_
     message_id = stage.send("progress:7,loop", "progress:3")
     with command(stage, broker_url, redis_url, "last") as worker:
         eventually(lambda: stage.sequence(message_id) == "qw" and stage.read(message_id).get("progress") == 7)
-        # When all of that worker is killed
+        # When all processes of this worker are killed
         for pid in (*children_of(worker.pid), worker.pid):
             os.kill(pid, signal.SIGKILL)
         worker.wait(30)
     # Then the message still counts as running
     assert stage.sequence(message_id) == "qw"
-    # And when another worker takes it over, it is seen as it goes there
+    # And when another worker takes the message over, its status follows the new run
     with command(stage, broker_url, redis_url, "last"):
         eventually(lambda: stage.sequence(message_id) == "qwc")
     last = stage.read(message_id)
@@ -160,13 +160,13 @@ def test_messages_of_a_killed_worker_run_again(redis_server: RedisServer, redis_
 
 def test_messages_of_a_stopped_worker_are_retried(redis_server: RedisServer, redis_url: str, broker_url: str) -> None:
     stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
-    # Given a message that wants to be told of a shutdown, and is retried
+    # Given a message with the option notify_shutdown, which is retried
     message_id = stage.send("progress:7,loop", "progress:3", notify_shutdown=True)
-    # (a second process, which is told a moment later, could take the retry and interrupt that, too)
+    # (A second process, which stops a moment later, could take the retry and interrupt it, too.)
     with command(stage, broker_url, redis_url, "last", "--processes", "1"):
         eventually(lambda: stage.sequence(message_id) == "qw" and stage.read(message_id).get("progress") == 7)
-        # When its worker is told to stop
-    # Then it went back to its queue, or ran again before the process had ended
+        # When its worker gets the signal to stop
+    # Then the message is back in its queue, or has run again before the process ended
     assert stage.sequence(message_id) in ("qwq", "qwqw", "qwqwc")
     with command(stage, broker_url, redis_url, "last"):
         eventually(lambda: stage.sequence(message_id) == "qwqwc")
@@ -177,16 +177,16 @@ def test_messages_of_a_worker_that_stops_too_late_run_again(
     redis_server: RedisServer, redis_url: str, broker_url: str
 ) -> None:
     stage = make_stage(broker_url, redis_url, position="last", name=f"q-{uuid4()}")
-    # Given a message that does not want to be told of a shutdown, and goes on
+    # Given a message without the option notify_shutdown, which runs on
     message_id = stage.send("progress:7,loop", "progress:3")
-    # (of a second process, RabbitMQ would have it taken over at once)
+    # (With a second process, RabbitMQ would redeliver the message at once.)
     alone = ("--processes", "1", "--worker-shutdown-timeout", "500")
     with command(stage, broker_url, redis_url, "last", *alone):
         eventually(lambda: stage.sequence(message_id) == "qw" and stage.read(message_id).get("progress") == 7)
-        # When its worker is told to stop, and does not wait for it
+        # When its worker gets the signal to stop, and does not wait for the message
     # Then the message still counts as running
     assert stage.sequence(message_id) == "qw"
-    # And when another worker takes it over, it is seen as it goes there
+    # And when another worker takes the message over, its status follows the new run
     with command(stage, broker_url, redis_url, "last"):
         eventually(lambda: stage.sequence(message_id) == "qwc")
     last = stage.read(message_id)

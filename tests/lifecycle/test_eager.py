@@ -89,7 +89,7 @@ def test_a_message_is_completed_when_send_returns(eager: Eager) -> None:
     # When it is sent
     message = eager.actor(work).send()
 
-    # Then its status is whole and final, and nothing is bound any more
+    # Then its status is complete and final, and no handle is bound any more
     assert eager.end(message.message_id) == ("wc", 1, None, False)
     last = eager.read(message.message_id)
     assert (last["step"], last.progress, last.actor_name) == ("done", 1.0, "work")
@@ -99,21 +99,21 @@ def test_a_message_is_completed_when_send_returns(eager: Eager) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"throws": Boom}, {"throws": (Boom, Cancelled)}], ids=["", "class", "tuple"])
 def test_a_message_that_is_cancelled_is_not_retried(lenient: Eager, options: dict[str, Any]) -> None:
-    # Given an actor that stops
+    # Given an actor that raises Cancelled
     def work() -> None:
         lenient.note()
         raise Cancelled("nothing to do")
 
     # When it is sent
     message = lenient.actor(work, **options).send()
-    # Then it has run once, and shows as cancelled
+    # Then it has run once, and is shown as cancelled
     assert lenient.bound == [message.message_id]
     assert lenient.end(message.message_id) == ("wf", 1, None, False)
     assert lenient.read(message.message_id).cancelled
 
 
 def test_a_message_that_is_sent_by_another_has_a_status_of_its_own(eager: Eager) -> None:
-    # Given an actor that sends another, which sends a third
+    # Given an actor that sends a message, whose actor sends a third one
     def innermost() -> None:
         eager.note()
         current_status()["who"] = "innermost"
@@ -133,10 +133,10 @@ def test_a_message_that_is_sent_by_another_has_a_status_of_its_own(eager: Eager)
     sent: list[str] = []
     third, second = eager.actor(innermost), eager.actor(inner)
 
-    # When the outermost is sent
+    # When the first message is sent
     message = eager.actor(outer).send()
 
-    # Then each had its own handle, and found it again behind the nested one
+    # Then each run had its own handle, also after the nested message
     third_id, second_id = sent
     first_id = message.message_id
     assert eager.bound == [first_id, second_id, third_id, second_id, first_id]
@@ -175,7 +175,7 @@ def test_the_outer_binding_resumes_after_an_untracked_message(eager: Eager, fail
     # When it is sent
     message = eager.actor(outer).send()
 
-    # Then it has its own handle again behind that, which wrote nowhere
+    # Then its actor has its own handle after the nested messages, and the untracked one has written nowhere
     outer_id = message.message_id
     runs = 2 if failing and not eager.broker.fail_fast else 1
     nested = [("" if found in ("", outer_id) else "tracked") for found in eager.bound[:-1]]
@@ -187,7 +187,7 @@ def test_the_outer_binding_resumes_after_an_untracked_message(eager: Eager, fail
 
 
 def test_a_retry_runs_inside_of_the_first_run(lenient: Eager) -> None:
-    # Given an actor that fails once; the broker runs it again from inside of Retries' hook
+    # Given an actor that fails once; the broker runs it again inside of a hook of Retries
     def flaky() -> None:
         lenient.note()
         current_progress().increment(10)
@@ -197,7 +197,7 @@ def test_a_retry_runs_inside_of_the_first_run(lenient: Eager) -> None:
     # When it is sent
     message = lenient.actor(flaky).send()
 
-    # Then the second run's success is what counts: it never showed `failed`, and what the first had left is gone
+    # Then the second run has completed the message: it was never `failed`, and the fields of the first run are gone
     assert lenient.end(message.message_id) == ("wc", 2, None, False)
     assert lenient.read(message.message_id)["progress"] == 10
     assert lenient.bound == [message.message_id] * 2
@@ -205,7 +205,7 @@ def test_a_retry_runs_inside_of_the_first_run(lenient: Eager) -> None:
 
 
 def test_retries_that_run_out(lenient: Eager) -> None:
-    # Given an actor that always fails, three runs deep in the end
+    # Given an actor that always fails, with two retries inside of each other
     def hopeless() -> None:
         lenient.note()
         raise Boom("no use")
@@ -213,7 +213,7 @@ def test_retries_that_run_out(lenient: Eager) -> None:
     # When it is sent
     message = lenient.actor(hopeless).send()
 
-    # Then it failed once, in the end
+    # Then the message has failed once, at the end
     assert len(lenient.bound) == 3
     assert lenient.end(message.message_id) == ("wf", 3, "Boom", False)
     assert lenient.read(message.message_id).exception == {"type": "Boom", "message": "no use"}
@@ -221,7 +221,7 @@ def test_retries_that_run_out(lenient: Eager) -> None:
 
 
 def test_a_nested_message_is_retried(lenient: Eager) -> None:
-    # Given an actor that sends one that fails once
+    # Given an actor that sends a message whose actor fails once
     def flaky() -> None:
         lenient.note()
         if len(lenient.bound) == 2:
@@ -238,14 +238,14 @@ def test_a_nested_message_is_retried(lenient: Eager) -> None:
     # When it is sent
     message = lenient.actor(outer).send()
 
-    # Then the retry is the inner one's, and the outer one has its handle back behind it
+    # Then the inner message was retried, and the outer one has its own handle after that
     assert lenient.bound == [message.message_id, *sent * 2, message.message_id]
     assert lenient.end(sent[0]) == ("wc", 2, None, False)
     assert lenient.end(message.message_id) == ("wc", 1, None, False)
 
 
 def test_an_exception_that_reaches_the_sender(strict: Eager) -> None:
-    # Given an actor that fails, and a broker that tells no hook of it
+    # Given an actor that fails, and a broker that calls no hook for that
     def hopeless() -> None:
         strict.note()
         raise Boom("for the sender")
@@ -254,7 +254,7 @@ def test_an_exception_that_reaches_the_sender(strict: Eager) -> None:
     with pytest.raises(Boom):
         strict.actor(hopeless).send()
 
-    # Then it failed, and says why, although it is acknowledged and not retried
+    # Then the message has failed with its exception, although it is acknowledged and not retried
     (message_id,) = strict.bound
     assert strict.end(message_id) == ("wf", 1, "Boom", False)
     assert strict.read(message_id).exception == {"type": "Boom", "message": "for the sender"}
@@ -263,7 +263,7 @@ def test_an_exception_that_reaches_the_sender(strict: Eager) -> None:
 
 @pytest.mark.parametrize("caught", [True, False], ids=["caught", "uncaught"])
 def test_an_exception_of_a_nested_message_reaches_its_sender(strict: Eager, caught: bool) -> None:
-    # Given an actor that sends one that fails
+    # Given an actor that sends a message whose actor fails
     def hopeless() -> None:
         strict.note()
         raise Boom
@@ -279,7 +279,7 @@ def test_an_exception_of_a_nested_message_reaches_its_sender(strict: Eager, caug
 
     inner = strict.actor(hopeless)
 
-    # When it is sent, and catches the exception or not
+    # When it is sent, and its actor catches the exception or not
     send = strict.actor(outer).send
     if caught:
         send()
@@ -297,7 +297,7 @@ def test_an_exception_of_a_nested_message_reaches_its_sender(strict: Eager, caug
 
 
 def test_a_message_that_succeeds_while_an_exception_is_handled(eager: Eager) -> None:
-    # Given an actor that sends another from where it handles an exception
+    # Given an actor that sends a message while it handles an exception
     def inner() -> None:
         eager.note()
 
@@ -317,7 +317,7 @@ def test_a_message_that_succeeds_while_an_exception_is_handled(eager: Eager) -> 
 
 
 def test_a_skip_is_an_exception_for_this_broker(strict: Eager) -> None:
-    # Given an actor that skips its message; this broker knows no skips
+    # Given an actor that skips its message, and a broker without skips
     def skip() -> None:
         strict.note()
         raise SkipMessage
@@ -326,12 +326,12 @@ def test_a_skip_is_an_exception_for_this_broker(strict: Eager) -> None:
     with pytest.raises(SkipMessage):
         strict.actor(skip).send()
 
-    # Then it failed, as its sender was told
+    # Then the message has failed, and its sender got the exception
     assert strict.end(strict.bound[0]) == ("wf", 1, "SkipMessage", False)
 
 
 def test_a_skip_is_retried_by_this_broker(lenient: Eager) -> None:
-    # Given an actor that skips its message, and a broker that hands that to Retries
+    # Given an actor that skips its message, and a broker that passes the exception to Retries
     def skip() -> None:
         lenient.note()
         raise SkipMessage
@@ -339,7 +339,7 @@ def test_a_skip_is_retried_by_this_broker(lenient: Eager) -> None:
     # When it is sent
     message = lenient.actor(skip).send()
 
-    # Then it was retried like any exception, and failed in the end
+    # Then the message was retried as after any exception, and has failed at the end
     assert lenient.end(message.message_id) == ("wf", 3, "SkipMessage", False)
 
 
@@ -354,7 +354,7 @@ def test_a_middleware_skips_the_message(strict: Eager) -> None:
     with pytest.raises(SkipMessage):
         strict.broker.enqueue(message)
 
-    # Then a middleware ahead of that one saw it fail; one behind it was never told of the message
+    # Then a StatusMiddleware ahead of that one has recorded a failure, and one behind it has recorded nothing
     order = [type(middleware) for middleware in strict.broker.middleware]
     ahead = order.index(StatusMiddleware) < order.index(Unruly)
     assert strict.backend.sequence(message.message_id) == ("wf" if ahead else "")
@@ -371,9 +371,9 @@ def test_the_messages_of_a_pipeline_complete(eager: Eager) -> None:
     actor = eager.actor(add)
     first, second = actor.message(1), actor.message()
 
-    # When they run as a pipeline, the second inside of a hook of the first
+    # When they run as a pipeline, the second one inside of a hook of the first one
     dramatiq.pipeline([first, second], broker=eager.broker).run()
 
-    # Then each is completed
+    # Then both messages are completed
     assert [eager.end(message.message_id) for message in (first, second)] == [("wc", 1, None, False)] * 2
     assert current_binding() is None

@@ -23,7 +23,7 @@ from ..servers import MemcachedServer, RedisServer, Server, free_port
 
 
 def test_a_refused_enqueue_leaves_no_pending_reply(store: StatusBackend) -> None:
-    # Given a broker that nobody can reach, and one that works, with the same store
+    # Given a broker whose server does not run, and a broker that works, with the same store
     ours = StatusMiddleware(backend=store)
     down = RedisBroker(host="127.0.0.1", port=free_port(), retry=Retry(NoBackoff(), 0), middleware=[ours])
     up = make_broker(store)
@@ -34,18 +34,18 @@ def test_a_refused_enqueue_leaves_no_pending_reply(store: StatusBackend) -> None
     @dramatiq.actor(broker=up)
     def work() -> None: ...
 
-    # When messages are sent to the one and to the other, in turns, from one thread
+    # When one thread sends messages to both brokers in turns
     refused, sent = [], []
     for _ in range(3):
         message = never.message()
         with pytest.raises(RedisConnectionError):
             down.enqueue(message)
         refused.append(message.message_id)
-        # (the reply to that is owed while this is sent, or read)
+        # (The reply to the first update is still unread while the next message is sent or read.)
         assert StatusRegistry.get("unknown", backend=store).state is None
         sent.append(work.send().message_id)
     run(up)
-    # Then those that were refused are unknown, and the others are as they should be
+    # Then refused messages are unknown, and the others have the right states
     assert [StatusRegistry.get(found, backend=store).state for found in refused] == [None] * 3
     snapshots = [StatusRegistry.read(found, backend=store) for found in sent]
     assert [(found and found.state, found and found.actor_name) for found in snapshots] == [("completed", "work")] * 3
@@ -65,13 +65,13 @@ def test_the_parent_reads_a_pending_reply_after_a_fork(store: StatusBackend) -> 
 
     with pytest.raises(RedisConnectionError):
         never.send()
-    # When the process forks, and both go on sending and reading
+    # When the process forks, and both processes send and read
     go_on, tell = os.pipe()
     child = os.fork()
     messages = [work.message() for _ in range(20)]
     for message in messages:
         if not child:
-            # One after the other: both would have to be first to read what is owed.
+            # One after the other, because both would have to be the first to read the pending reply.
             os.read(go_on, 1)
         up.enqueue(message)
         if child:
@@ -83,7 +83,7 @@ def test_the_parent_reads_a_pending_reply_after_a_fork(store: StatusBackend) -> 
         assert right
     if not child:
         os._exit(0)
-    # Then each hears what is said to it
+    # Then each process gets its own replies
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     snapshots = StatusRegistry.read_many(messages, backend=store)
     assert all(found is not None and found.queued for found in snapshots)
@@ -99,11 +99,11 @@ def test_fields_that_do_not_fit_into_an_item_are_left_out(memcached_url: str, ca
     def work(number: int) -> None:
         ran.append(number)
 
-    # When a message is sent with them, and one without
+    # When a message is sent with these fields, and another one without
     large = work.send_with_options(args=(1,), status={f"field {n}": "x" * 60_000 for n in range(20)})
     small = work.send(2)
     run(broker, threads=1)
-    # Then both are run, and completed; the one has lost those of its fields that do not fit, and the log names them
+    # Then both are completed. The first one lacks the fields that do not fit, and the log names them
     assert sorted(ran) == [1, 2]
     snapshots = [StatusRegistry.read(message, backend=backend) for message in (large, small)]
     assert [found and found.state for found in snapshots] == ["completed"] * 2
@@ -115,7 +115,7 @@ def test_fields_that_do_not_fit_into_an_item_are_left_out(memcached_url: str, ca
 
 
 class Observer(Middleware):
-    """Notes how many calls of the store had failed when its hooks were called."""
+    """Middleware that records the number of failed calls of the store at each of its hooks."""
 
     def __init__(self, ours: StatusMiddleware, seen: list[tuple[str, int]], name: str) -> None:
         self._ours, self._seen, self._name = ours, seen, name
@@ -129,7 +129,7 @@ class Observer(Middleware):
 
 @pytest.mark.parametrize("kind", ["redis", "memcached"])
 def test_hooks_of_other_middleware_while_the_store_hangs(kind: str, start_server: StartServer) -> None:
-    # Given a store that hangs, and others' middleware in front of ours and behind it
+    # Given a store that hangs, and other middleware before and after StatusMiddleware
     backend: StatusBackend
     server: Server
     if kind == "redis":
@@ -149,14 +149,14 @@ def test_hooks_of_other_middleware_while_the_store_hangs(kind: str, start_server
     seen.clear()
     # When a message is sent
     work.send()
-    # Then those in front wait for the store behind the enqueue, once
+    # Then the middleware before it waits for the store once, after the enqueue
     assert seen == [("before, in front", 0), ("before, behind", 0), ("after, behind", 0), ("after, in front", 1)]
-    # When it is tried again, then that is over before the broker has the message
+    # When the enqueue is tried again, the wait ends before the broker has the message
     seen.clear()
     ours._breaker.retry_at = 0
     work.send()
     assert seen == [("before, in front", 1), ("before, behind", 2), ("after, behind", 2), ("after, in front", 2)]
-    # And when it goes on, all is as before
+    # And when the store answers again, all messages are stored
     server.resume()
     ours._breaker.retry_at = 0
     message = work.send()

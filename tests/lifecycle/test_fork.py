@@ -69,7 +69,7 @@ def make_pool() -> Pool:
 
 @pytest.mark.parametrize("throttle", [0, HOUR])
 def test_a_pool_counts_to_the_end(backend: StatusBackend, throttle: int) -> None:
-    # Given a job that counts itself, and has a pool of four processes count; they are killed when they are done
+    # Given a job that increments its progress, as do the four processes of its pool, which are killed at their end
     def job() -> None:
         current_progress().total = 110
         for n in range(10):
@@ -79,7 +79,7 @@ def test_a_pool_counts_to_the_end(backend: StatusBackend, throttle: int) -> None
 
     # When it runs
     snapshot = perform(backend, job, status_throttle=throttle)
-    # Then everything was counted, once
+    # Then each increment counts once
     assert (snapshot.state, snapshot["progress"], snapshot.total) == ("completed", 110, 110)
 
 
@@ -88,7 +88,7 @@ def count_on(message_id: str) -> None:
 
 
 def test_a_pool_counts_on_another_message(backend: StatusBackend) -> None:
-    # Given a job that has a pool count on the bar of another message
+    # Given a job whose pool increments the progress of another message
     def job() -> None:
         with make_pool() as pool:
             pool.map(count_on, ["parent"] * 100, chunksize=25)
@@ -96,18 +96,18 @@ def test_a_pool_counts_on_another_message(backend: StatusBackend) -> None:
     backend.update("parent", Update(Kind.ENQUEUE, EnqueueId(1, 1)))
     # When it runs
     perform(backend, job)
-    # Then everything was counted
+    # Then each increment counts
     assert StatusRegistry.get("parent", backend=backend)["progress"] == 100
 
 
 def test_an_executor_counts_to_the_end(backend: StatusBackend) -> None:
-    # Given a job that has the processes of an executor count
+    # Given a job whose executor's processes increment its progress
     def job() -> None:
         with ProcessPoolExecutor(2, mp_context=fork) as pool:
             list(pool.map(count, range(50)))
 
     # When it runs
-    # Then everything was counted
+    # Then each increment counts
     assert perform(backend, job)["progress"] == 50
 
 
@@ -126,7 +126,7 @@ def fork_off(child: Callable[[], Any]) -> None:
 
 
 def test_a_child_writes_from_outside(backend: StatusBackend) -> None:
-    # Given a job whose child writes all there is, by every handle
+    # Given a job whose child makes each kind of write, by each handle
     def child() -> None:
         status = current_status()
         status["field"] = "child"
@@ -164,7 +164,7 @@ def test_a_child_sends_a_message(backend: StatusBackend) -> None:
 
     # When it runs
     perform(backend, lambda: fork_off(child))
-    # Then that one's status is there
+    # Then the status of that message is stored
     assert StatusRegistry.get(sent.get(timeout=20), backend=backend).state == "queued"
 
 
@@ -172,7 +172,7 @@ def test_a_child_sends_a_message(backend: StatusBackend) -> None:
 def test_what_a_child_counts_is_not_erased_by_a_late_start(
     backend: StatusBackend, monkeypatch: pytest.MonkeyPatch, attempts: int
 ) -> None:
-    # Given a store that is slow to take what the parent writes, and a job that forks at once
+    # Given a store that is slow for the updates of the parent, and a job that forks at once
     update_many, attempt = backend.update_many, []
 
     def slow(updates: Any) -> Any:
@@ -194,7 +194,7 @@ def test_what_a_child_counts_is_not_erased_by_a_late_start(
     # When it runs, for the first time or again
     monkeypatch.setattr(backend, "update_many", slow)
     snapshot = perform(backend, job, attempts=attempts)
-    # Then all that both have counted is there
+    # Then the progress has the increments of both processes
     assert (snapshot.state, snapshot.attempts, snapshot["progress"]) == ("completed", attempts, 12)
 
 
@@ -243,7 +243,7 @@ def test_what_a_child_writes_in_an_outage_is_stored_or_raises(start_server: Any,
 
     # When it runs
     snapshot = perform(backend, job)
-    # Then what did not raise is there
+    # Then each write that raised no error is stored
     assert (snapshot.state, snapshot["b"], snapshot.get("a")) == ("completed", 2, None)
     assert (snapshot["progress"], StatusRegistry.get("other", backend=backend)["progress"]) == (3, 4)
     backend.close()
@@ -260,7 +260,7 @@ def test_threads_of_a_child_write_side_by_side(backend: StatusBackend) -> None:
             thread.join()
 
     # When it runs
-    # Then everything was counted
+    # Then each increment counts
     assert perform(backend, lambda: fork_off(child))["progress"] == 100
 
 
@@ -289,7 +289,7 @@ def test_an_interrupt_before_a_fork_is_not_lost() -> None:
         raise_thread_exception(threads[0], TimeLimitExceeded)
         gate.open()
         join(broker, worker)
-    # Then it is interrupted
+    # Then the interrupt ends the job
     assert ended == ["interrupted"]
 
 
@@ -320,11 +320,11 @@ def test_an_interrupt_while_a_fork_waits_for_a_file_is_not_lost(tmp_path: Path) 
     work.send()
     with working(broker) as worker:
         eventually(lambda: threads and "begin_fork" in stack_of(threads[0]))
-        # When it is interrupted as it waits
+        # When an interrupt strikes while it waits
         raise_thread_exception(threads[0], TimeLimitExceeded)
         done.set()
         join(broker, worker)
-    # Then it is interrupted
+    # Then the interrupt ends the job
     assert ended == ["interrupted"]
     user.join()
     backend.close()
@@ -349,7 +349,7 @@ def test_an_interrupt_in_a_fork_does_not_strike_the_next_job(monkeypatch: pytest
 
     @dramatiq.actor(broker=broker)
     def next_one() -> None:
-        # When the next job runs at the time when that would be raised again
+        # When the next job runs at the time at which the interrupt would be raised again
         eventually(lambda: not any(isinstance(t, threading.Timer) for t in {*threading.enumerate()} - before))
         current_status()["struck"] = False
 
@@ -369,5 +369,5 @@ def test_children_draw_tokens_of_their_own() -> None:
         fork_off(lambda: (drawn.put(_token.getrandbits(31)), drawn.close(), drawn.join_thread()))
     # When each has drawn a token, like the parent
     tokens = {drawn.get(timeout=20), drawn.get(timeout=20), _token.getrandbits(31)}
-    # Then no two are the same: they would own each other's runs
+    # Then all tokens differ, because a run with the same token would own another one's status
     assert len(tokens) == 3

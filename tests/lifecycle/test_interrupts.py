@@ -116,7 +116,7 @@ class Struck(StatusMiddleware):
 
 
 class Case(NamedTuple):
-    """What a message does whose hook is struck, and what it has to come to."""
+    """A case: what the message does, and the end that it must have."""
 
     hook: str
     end: End
@@ -124,7 +124,7 @@ class Case(NamedTuple):
     options: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
 
-#: Behind the actor an interrupt comes too late: what a message comes to is what it would have come to.
+#: Cases of interrupts after the actor, which change no end of a message.
 CASES = (
     Case("after_process_message", DONE),
     Case("after_process_message", RETRIED, ("raise", "return")),
@@ -180,7 +180,7 @@ def strikes(stage: Stage, hook: str, *script: str, every: int = 1, **options: An
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.hook} {case.end.states}")
 def test_an_interrupt_after_the_actor_does_not_change_the_outcome(stage: Stage, case: Case) -> None:
     # Given a message whose actor has returned or raised
-    # When an interrupt strikes in our hook, before whichever line
+    # When an interrupt strikes before any line of a hook of this package
     struck = 0
     for aim, message_id in strikes(stage, case.hook, *case.script, **case.options):
         # Then the message ends as it would have without the interrupt
@@ -194,9 +194,9 @@ def test_an_interrupt_before_the_actor_is_a_failure(stage: Stage, retries: bool)
     # Given a message that is about to run
     options = {} if retries else {"max_retries": 0}
     struck = 0
-    # When an interrupt strikes in our hook, before whichever line
+    # When an interrupt strikes before any line of a hook of this package
     for aim, message_id in strikes(stage, "before_process_message", **options):
-        # Then its actor does not run; that is a failure like any other, whether it showed `working` or not
+        # Then its actor does not run, and the message has failed, whether it was shown as `working` or not
         end = end_of(stage, message_id)
         if retries:
             assert (aim.hit, end.states) in [(aim.hit, "qwqwc"), (aim.hit, "qwc")]
@@ -235,7 +235,7 @@ def untraced() -> Iterator[None]:
 @pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("interrupt", [TimeLimitExceeded, Shutdown, Abort], ids=lambda interrupt: interrupt.__name__)
 def test_an_interrupt_while_the_final_status_is_stored(interrupt: type[BaseException]) -> None:
-    # Given a message whose actor has returned, and a store that takes its time for the final status
+    # Given a message whose actor has returned, and a store that is slow for the final state
     backend = RecordingBackend(timeout=int(PATIENCE * 1000))
     gate = Gate(backend, holds=lambda updates: any(update.state is not None for _, update in updates))
     broker = make_broker(backend)
@@ -250,14 +250,14 @@ def test_an_interrupt_while_the_final_status_is_stored(interrupt: type[BaseExcep
     with working(broker, threads=1) as worker:
         watch_acks(worker, lambda message: at_ack.append(backend.field(message.message_id, STATE)))
         assert gate.reached.wait(PATIENCE)
-        # When its thread is interrupted, and then the store is done
+        # When its thread is interrupted, and the store then answers
         raise_thread_exception(runs[0], interrupt)
         gate.open()
         join(broker, worker)
-        # Then the message was acknowledged once its status was there, and is not run again
+        # Then the message is acknowledged after its status was stored, and is not run again
         assert at_ack == [str(COMPLETED)]
         assert runs == [runs[0]]
-        # And the thread goes on with the next one
+        # And the thread runs the next message
         following = work.send()
         join(broker, worker)
     assert backend.field(following.message_id, STATE) == str(COMPLETED)
@@ -281,7 +281,7 @@ def test_an_interrupt_while_writes_to_other_messages_are_stored(monkeypatch: pyt
             raise Boom
 
     other = later.send().message_id
-    # Not what the other message's own run writes: the worker's only thread would wait for it.
+    # The updates of the other message's own run are not held: the worker's only thread would wait for them.
     gate = Gate(
         backend, holds=lambda updates: (other, Kind.OUTSIDE) in [(each, update.kind) for each, update in updates]
     )
@@ -299,14 +299,14 @@ def test_an_interrupt_while_writes_to_other_messages_are_stored(monkeypatch: pyt
     message = work.send()
     with working(broker, threads=1) as worker:
         join(broker, worker)
-    # Then the hook that begins again waits for it as well
+    # Then the hook, which begins again, waits for the write as well
     assert waits[1] >= waits[0] > 1
     assert backend.field(message.message_id, STATE) == str(COMPLETED)
 
 
 @pytest.mark.usefixtures("untraced")
 def test_an_interrupt_while_a_retry_is_stored() -> None:
-    # Given a message whose actor has raised, and a store that takes its time for the retry
+    # Given a message whose actor has raised, and a store that is slow for the retry
     backend = RecordingBackend(timeout=int(PATIENCE * 1000))
     gate = Gate(backend, holds=lambda updates: any(update.enqueue_id.generation == 2 for _, update in updates))
     broker = make_broker(backend)
@@ -321,18 +321,18 @@ def test_an_interrupt_while_a_retry_is_stored() -> None:
     message = work.send()
     with working(broker, threads=1) as worker:
         assert gate.reached.wait(PATIENCE)
-        # When its thread is interrupted, and then the store is done
+        # When its thread is interrupted, and the store then answers
         raise_thread_exception(runs[0], TimeLimitExceeded)
         gate.open()
         join(broker, worker)
-    # Then the retry is not lost, nor is the thread
+    # Then the retry is stored, and the thread is alive
     assert runs == [runs[0]] * 2
     assert backend.field(message.message_id, STATE) == str(COMPLETED)
 
 
 @pytest.mark.usefixtures("untraced")
 def test_an_interrupt_while_the_actor_sends_a_message() -> None:
-    # Given an actor that sends a message, and a store that takes its time for that
+    # Given an actor that sends a message, and a store that is slow for it
     backend = RecordingBackend(timeout=int(PATIENCE * 1000))
     broker = make_broker(backend)
     threads: list[int] = []
@@ -351,11 +351,11 @@ def test_an_interrupt_while_the_actor_sends_a_message() -> None:
     gate = Gate(backend, holds=lambda updates: any(update.kind is Kind.ENQUEUE for _, update in updates))
     with working(broker, threads=1) as worker:
         assert gate.reached.wait(PATIENCE)
-        # When its time limit passes, and then the store is done
+        # When its time limit passes, and the store then answers
         raise_thread_exception(threads[0], TimeLimitExceeded)
         gate.open()
         join(broker, worker)
-    # Then the actor is stopped by it
+    # Then the time limit stops the actor
     snapshot = StatusRegistry.read(message, backend=backend)
     assert snapshot is not None and snapshot.failed and snapshot.exception is not None
     assert (snapshot.exception["type"], went_on) == ("TimeLimitExceeded", [])
@@ -393,7 +393,7 @@ def test_an_interrupt_while_the_actor_reads_its_status(store: StatusBackend) -> 
     other = last.message().message_id
     store.update(other, Update(Kind.ENQUEUE, fields={":whose": json.dumps(other)}))
     with working(broker, threads=1) as worker:
-        # When each of them is interrupted, at a random moment, and another one comes after
+        # When each of them is interrupted at a random time, and followed by another one
         interrupted = []
         for number in range(30):
             interrupted.append(work.send().message_id)
@@ -403,14 +403,14 @@ def test_an_interrupt_while_the_actor_reads_its_status(store: StatusBackend) -> 
             join(broker, worker)
         final = last.send().message_id
         join(broker, worker)
-    # Then each has read what was its own, and failed for what had struck it
+    # Then each has read its own values, and has failed with its interrupt
     assert wrong == []
     ends = [StatusRegistry.read(message_id, backend=store) for message_id in interrupted]
     assert [end and (end.state, end.exception and end.exception["type"], end["whose"]) for end in ends] == [
         ("failed", ("TimeLimitExceeded", "Shutdown")[number % 2], message_id)
         for number, message_id in enumerate(interrupted)
     ]
-    # And the connections of their thread are fit for use
+    # And the connections of their thread still work
     assert StatusRegistry.get(final, backend=store).completed
 
 
@@ -498,7 +498,7 @@ def test_connections_and_errors_that_are_dropped_call_no_function(
     # Given a connection that was used, an error whose traceback has one, or a backend
     backend = RedisBackend(url=redis_url, timeout=20_000)
     held = [make(backend)]
-    # When it is dropped, by whichever thread
+    # When any thread drops it
     with functions_called() as called:
         held.clear()
         gc.collect()
@@ -540,7 +540,7 @@ def test_a_loop_that_an_actor_leaves_calls_no_function(redis_url: str) -> None:
         actor.send()
     with working(broker, threads=1) as worker:
         join(broker, worker)
-    # Then it is the generators themselves that end, and nothing in which an interrupt could be lost
+    # Then only generators end, and no function runs in which an interrupt could be lost
     names = [{name.rpartition(" ")[2] for name in called} for called in lists]
     assert len(names) == 2 and set().union(*names) <= {"follow", "watch_loop", "_items", "watch"}
     backend.close()
@@ -548,7 +548,7 @@ def test_a_loop_that_an_actor_leaves_calls_no_function(redis_url: str) -> None:
 
 @pytest.mark.usefixtures("untraced")
 def test_time_limits_stop_actors_in_an_outage(start_server: StartServer) -> None:
-    # Given a store that is gone, and actors that read a status again and again, with a time limit
+    # Given a store that is down, and actors with a time limit that read a status again and again
     server = start_server(RedisServer())
     backend = RedisBackend(url=server.url)
     server.stop()
@@ -578,5 +578,5 @@ def test_time_limits_stop_actors_in_an_outage(start_server: StartServer) -> None
             join(broker, worker)
     finally:
         limits.manager.interval = 3600.0
-    # Then each is stopped by its time limit, on a busy machine before its first read
+    # Then the time limit stops each of them, on a busy machine before the first read
     assert set(ends) == {"in time"}

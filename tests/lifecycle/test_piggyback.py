@@ -56,7 +56,7 @@ def stage(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 def test_readers_see_the_states_of_each_scenario(stage: Stage, scenario: Scenario) -> None:
-    # A message that another middleware refused leaves nothing behind.
+    # A message that another middleware refused has no status.
     check_scenario(stage, scenario, refused=End("", 0))
 
 
@@ -129,7 +129,7 @@ def test_an_interrupted_enqueue_holds_up_no_later_one(
     worker.start()
     eventually(lambda: state_of(broker, message) == "completed")
     worker.stop()
-    # Then that one waits for nothing
+    # Then that message waits for no reply
     assert waits == ["sent"]
 
 
@@ -155,7 +155,7 @@ def test_a_job_takes_the_round_trips_that_it_takes_without_tracking(
     work.send()
     before = reads()
     messages = [work.send() for _ in range(50)]
-    # Then each takes one round trip; the other one is the command that counts them
+    # Then each takes one round trip; the other one is of the command that counts them
     assert reads() - before == 51
     # When they are processed
     before = reads()
@@ -187,7 +187,7 @@ def test_a_job_that_takes_longer_is_shown_at_once(redis_url: str) -> None:
     worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
     worker.start()
     try:
-        # When it runs, it is shown as working; and when it ends, as completed
+        # When it runs, it is shown as working, and when it has ended, as completed
         eventually(lambda: state_of(broker, message) == "working")
         end.set()
         eventually(lambda: state_of(broker, message) == "completed")
@@ -195,7 +195,7 @@ def test_a_job_that_takes_longer_is_shown_at_once(redis_url: str) -> None:
         worker.stop()
 
 
-# Both or neither
+# The broker and the store have the message, or neither has it
 
 
 def test_a_message_that_the_broker_refuses_leaves_no_status(redis_server: RedisServer, redis_url: str) -> None:
@@ -255,7 +255,7 @@ def test_a_broker_of_another_database_goes_without_the_statuses(redis_server: Re
     client = RedisBackend(url=redis_server.database(1)).broker_client()
     other, same = RedisBackend(url=redis_url, timeout=20_000), RedisBackend(client=client)
     broker = RedisBroker(client=client)
-    # Then only the second one's statuses are sent with its commands
+    # Then only the second backend's statuses are sent with the broker's commands
     assert other.update_attacher(broker) is None and same.update_attacher(broker) is not None
     assert RedisBackend(url=redis_url, timeout=20_000).update_attacher(RedisBroker(url=redis_url)) is None
     # And statuses are stored in either case
@@ -302,7 +302,7 @@ def test_an_interrupt_after_the_actor_does_not_change_the_outcome(struck: Stage,
     # When an interrupt strikes in our hook, before whichever line
     lines = 0
     for aim, message_id in strikes(struck, case.hook, *case.script, every=EVERY, **case.options):
-        # Then it comes to what it would have come to
+        # Then the message ends as it would have without the interrupt
         assert (aim.hit, end_of(struck, message_id)) == (aim.hit, case.end)
         lines += 1
     assert lines > 2
@@ -316,7 +316,7 @@ def test_an_interrupt_in_a_command_leaves_no_reply_to_the_next(redis_url: str) -
     def work() -> None: ...
 
     work.send()
-    # When interrupts strike its command, before one line after the other
+    # When interrupts strike its command, each before another line
     evalsha = broker.client.evalsha
     line, expected = 0, 1
     while True:
@@ -389,11 +389,11 @@ def test_a_cut_connection_leaves_both_or_neither(redis_server: RedisServer, redi
 
         work.send()
         size, seen = 1, set()
-        # When it cuts after whichever byte
+        # When it cuts a transaction after each number of bytes
         for cut in CUTS:
             proxy.cut = cut
             message = work.message()
-            # The reply may still arrive where nothing is missing.
+            # The reply may still arrive if no byte is missing.
             with suppress(redis.ConnectionError):
                 broker.enqueue(message)
             proxy.cut = None
@@ -471,7 +471,7 @@ def _die_in_the_acknowledgement(broker: RedisBroker, moment: str) -> None:
         if moment != "before the request":
             send(connection, request if moment == "before the reply" else request[:-10])
         if moment == "before the reply":
-            # The server has carried it out.
+            # The server has carried the transaction out.
             connection.read()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -502,7 +502,7 @@ def test_a_server_that_has_lost_its_scripts(start_server: StartServer, lost: str
         else:
             server.restart()
         message = work.send()
-        # Then the next message has its statuses all the same. (`Done` is called before StatusMiddleware.)
+        # Then the next message still has its statuses. (`Done` is called before StatusMiddleware.)
         eventually(lambda: done.count == 2)
         eventually(lambda: state_of(broker, message) == "completed")
     finally:

@@ -1,4 +1,4 @@
-"""Outages of the one Redis of the broker and its statuses: the store is down when the broker is."""
+"""Outages of the Redis that has both the broker's queues and the statuses."""
 
 from __future__ import annotations
 
@@ -167,12 +167,12 @@ def test_jobs_run_to_their_end_in_an_outage_of_the_one_server(
 ) -> None:
     with ExitStack() as stack, working(site.broker, threads=3):
         stack.callback(site.end.set)
-        # Given jobs that run
+        # Given running jobs
         messages = [site.work.send(n, wait=True) for n in (1, 2, 3)]
         for _ in messages:
             assert site.running.acquire(timeout=PATIENCE)
         eventually(lambda: site.states(messages) == ["working"] * 3)
-        # When the server is in trouble
+        # When the server stops, hangs or refuses writes
         mend = fault(site)
         stack.callback(mend)
         # And a message is sent, then the sender gets the broker's error, or waits
@@ -186,20 +186,20 @@ def test_jobs_run_to_their_end_in_an_outage_of_the_one_server(
         # And the jobs run to their end
         site.end.set()
         eventually(lambda: sorted(site.done) == [1, 2, 3])
-        # When the server is well again
+        # When the server works again
         mend()
         stack.pop_all()
         # Then all statuses are right
         eventually(lambda: site.states(messages) == ["completed"] * 3)
         shown = [found and (found["n"], found["progress"], found.attempts) for found in site.snapshots(messages)]
         assert shown == [(1, 1, 1), (2, 2, 1), (3, 3, 1)]
-        # And what was refused is unknown, and what has waited is not
+        # And refused messages are unknown, and messages that have waited are not
         if error is None:
             sender.join(PATIENCE)
             eventually(lambda: site.states([refused]) == ["completed"])
         else:
             assert site.states([refused]) == [None]
-        # And statuses piggyback again
+        # And statuses are sent with the broker's commands again
         last = site.work.send(9)
         eventually(lambda: site.states([last]) == ["completed"])
         eventually(lambda: site.backend.update_attacher(site.broker) and not site.middleware.health().down_since)
@@ -266,8 +266,8 @@ def test_an_outage_ends_although_the_writer_has_nothing_to_send(site: Site, monk
         monkeypatch.setattr(site.backend, "update_many", fail_once)
         site.broker.enqueue(message)
         eventually(lambda: site.states([message]) == ["completed"])
-        # When it has no more to do
-        # Then it finds that the store answers
+        # When it has no further job
+        # Then the worker finds that the store answers
         assert eventually(lambda: site.middleware.health().up)
         # And a message that is cancelled now does not run
         waiting = site.work.message(2)
@@ -291,10 +291,10 @@ def test_a_user_who_may_not_write_statuses_loses_no_job(site: Site) -> None:
             # When jobs are sent and run, one of them twice
             messages = [blind.work.send(n, fail=n == 1) for n in range(5)]
             eventually(lambda: len(blind.done) == 6 and not blind.unfinished())
-            # Then the broker is done with all of them, and no status is stored
+            # Then the broker has no message left, and no status is stored
             assert sorted(blind.done) == [0, 1, 1, 2, 3, 4]
             assert site.states(messages) == [None] * 5
-            # When the user may write statuses, then those of further jobs are stored
+            # When the user may write statuses, the statuses of further jobs are stored
             site.admin.acl_setuser("blind", enabled=True, keys=["dramatiq-status*"], categories=["+@all"])
             eventually(lambda: blind.backend.update_attacher(blind.broker) and not blind.middleware.health().down_since)
             later = [blind.work.send(n) for n in range(5)]
@@ -313,7 +313,7 @@ def test_a_key_that_holds_no_status_stops_no_job(site: Site) -> None:
     # When they run, each of them twice
     with working(site.broker, threads=2):
         eventually(lambda: len(site.done) == 8 and not site.unfinished())
-        # Then the broker is done with all, and they have their statuses
+        # Then the broker has no message left, and the other messages have their statuses
         assert site.states(messages) == ["completed"] * 4
         assert [found and found.attempts for found in site.snapshots(messages)] == [2] * 4
 
@@ -353,7 +353,7 @@ def test_a_message_that_is_refused_after_its_status_is_unknown(site: Site) -> No
         site.broker.enqueue(message)
     # Then it is unknown
     assert site.states([message]) == [None]
-    # When the queue is as it was, then the same message waits
+    # When the queue is as before, and the same message is sent, then it waits
     site.admin.delete(f"dramatiq:{site.work.queue_name}")
     site.broker.enqueue(message)
     assert site.states([message]) == ["queued"]
@@ -386,7 +386,7 @@ def test_a_message_of_a_job_that_is_refused_after_its_status_is_unknown(site: Si
         with working(worker.broker, threads=1):
             parent = send.send()
             eventually(lambda: site.states([parent]) == ["completed"])
-        # Then the one is completed, and the other one is unknown
+        # Then the job is completed, and its message is unknown
         assert len(errors) == 1
         assert site.states([parent, child]) == ["completed", None]
     finally:

@@ -1,4 +1,4 @@
-"""Every scenario with the statuses on a Redis Cluster, and on a master that Sentinels know."""
+"""Every scenario with the statuses on a Redis Cluster, and on a master of Sentinels."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def stage(request: pytest.FixtureRequest, redis_server: RedisServer) -> Iterator
 def test_readers_see_the_states_of_each_scenario(stage: Stage, scenario: Scenario) -> None:
     # Given a worker
     expected = scenario.expected(retries=True, ahead=False)
-    # When it happens
+    # When the scenario is performed
     sent = scenario.perform(stage, scenario)
     if expected.states not in ("", "q"):
         for message_id in sent.values():
             stage.audit.wait(message_id)
-    # Then these are the states that the store went through, and this is how it ended
+    # Then the store has had the states of the scenario, and the message has its end
     seen = {role: end_of(stage, message_id) for role, message_id in sent.items()}
     assert seen == {role: expected if role == "it" else scenario.others for role in sent}

@@ -1,4 +1,4 @@
-"""Messages that a broker refuses: whoever has the id of one finds no status, as of a message that was never sent."""
+"""Messages that a broker refuses: a reader finds no status, as for a message that was never sent."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_a_message_that_a_dead_broker_refuses_is_unknown(
     taken, refused = work.message(), work.message()
     broker.enqueue(taken, delay=delay)
     server.kill()
-    # When it refuses another one
+    # When it refuses another message
     with pytest.raises(RedisConnectionError):
         broker.enqueue(refused, delay=delay)
-    # Then that one is unknown, and the other one waits
+    # Then the refused message is unknown, and the other one waits
     assert (state_of(every_backend, taken), state_of(every_backend, refused)) == ("queued", None)
     with pytest.raises(StatusMissing):
         StatusRegistry.wait(refused, missing_timeout=0, backend=every_backend)
-    # And when the broker is back and takes it, it waits as well
+    # And when the broker is back and takes the message, it waits as well
     server.start()
     broker.enqueue(refused, delay=delay)
     assert state_of(every_backend, refused) == "queued"
@@ -82,10 +82,10 @@ def test_a_message_that_a_stopped_rabbitmq_refuses_is_unknown(start_server: Star
 
     taken, refused = work.send(), work.message()
     server.stop()
-    # When it refuses another one, which the broker begins several times
+    # When it refuses another message, whose enqueue the broker begins several times
     with pytest.raises(ConnectionClosed):
         broker.enqueue(refused)
-    # Then that one is unknown, and the other one waits
+    # Then the refused message is unknown, and the other one waits
     assert (state_of(backend, taken), state_of(backend, refused)) == ("queued", None)
     assert len(backend.updates(refused.message_id, Kind.ENQUEUE)) > 1
 
@@ -127,11 +127,11 @@ def test_the_first_enqueue_of_a_broker_without_actors(start_server: StartServer)
     refused, taken = (
         dramatiq.Message[Any](queue_name="q", actor_name="work", args=(), kwargs={}, options={}) for _ in range(2)
     )
-    # When it sends its first message, then that one is unknown
+    # When it sends its first message, then this message is unknown
     with pytest.raises(RedisConnectionError):
         broker.enqueue(refused)
     assert state_of(backend, refused) is None
-    # When a first message is taken, then it waits
+    # When the broker takes the first message, then it waits
     server.start()
     del broker.enqueue  # type: ignore[method-assign]
     broker.enqueue(taken)
@@ -189,7 +189,7 @@ def test_the_first_enqueue_of_a_broker_that_declares_the_queue_in_it(rabbitmq_se
             broker.enqueue(message)
         # Then the message is unknown
         assert state_of(backend, message) is None
-        # When the broker takes it, then it waits
+        # When the broker takes the message, then it waits
         proxy.message_id = b"none"
         broker.enqueue(message)
         assert state_of(backend, message) == "queued"
@@ -241,13 +241,13 @@ def test_an_interrupted_enqueue_leaves_a_message_that_waits(redis_server: RedisS
         @dramatiq.actor(broker=broker)
         def work() -> None: ...
 
-        # It has Dramatiq's script already.
+        # The server has Dramatiq's script already.
         work.send()
         message = work.message()
         proxy.message_id = message.message_id.encode()
         with pytest.raises(Shutdown):
             broker.enqueue(message)
-        # When the broker has it
+        # When the broker has the message
         while broker.do_qsize("default") < 2:
             time.sleep(0.01)
     # Then it waits

@@ -95,13 +95,13 @@ def test_an_enqueue_that_is_begun_again_is_the_same_enqueue(
     def outer() -> None:
         broker.enqueue(message, delay=delay)
 
-    # When a message is sent by a broker that begins three times, and is retried or not
+    # When a broker that begins each enqueue three times sends a message, with and without a retry
     if inside:
         outer.send()
     else:
         outer.fn()
     run(broker)
-    # Then its run counts
+    # Then the run of the queued copy owns the status
     snapshot = StatusRegistry.read(message, broker=broker)
     assert snapshot is not None and snapshot.completed and snapshot.attempts == 1 + retries
     assert numbers(backend, message.message_id) == [1, 1, 1] + [2, 2, 2] * retries
@@ -114,18 +114,18 @@ def test_a_refused_message_that_is_sent_again_is_the_same_enqueue(backend: Recor
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    # Given a message that the broker has, and the sender is told it has not
+    # Given a message that the broker has taken, although the sender got an error
     message = work.message()
     broker.refuses = True
     with pytest.raises(ConnectionClosed):
         broker.enqueue(message)
-    # When many others are sent, and it is sent once more and refused again
+    # When many other messages are sent, and this one is sent again and refused again
     for _ in range(3):
         with pytest.raises(ConnectionClosed):
             work.send()
     with pytest.raises(ConnectionClosed):
         broker.enqueue(message)
-    # Then the run of whichever copy comes first is its run
+    # Then the run of the first delivered copy owns the status
     run(broker)
     snapshot = StatusRegistry.read(message, broker=broker)
     assert snapshot is not None and snapshot.completed
@@ -133,7 +133,7 @@ def test_a_refused_message_that_is_sent_again_is_the_same_enqueue(backend: Recor
 
 
 class Sender(Middleware):
-    """Sends another message whenever one is sent, which the broker may refuse."""
+    """Middleware that sends another message before each message; the broker may refuse it."""
 
     def __init__(self) -> None:
         self.messages: list[dramatiq.Message[Any]] = []
@@ -171,7 +171,7 @@ def test_messages_that_a_middleware_sends_have_enqueues_of_their_own(
     # When a message is sent
     message = work.send()
     run(broker)
-    # Then it and the others are completed, each of one enqueue
+    # Then all messages are completed, each after one enqueue
     for found in (message, *sender.messages):
         snapshot = StatusRegistry.read(found, broker=broker)
         assert snapshot is not None and snapshot.completed and numbers(backend, found.message_id) == [1, 1, 1]
@@ -274,13 +274,13 @@ def test_a_message_is_one_enqueue_if_the_connection_to_rabbitmq_is_cut(
     with ExitStack() as stack:
         cut = Cut(rabbitmq_server.port, heals=heals)
         stack.callback(cut.close)
-        # Given a sender whose connection is cut when RabbitMQ has its message, before it says so
+        # Given a sender whose connection is cut after RabbitMQ has got its message, and before it confirms that
         sender = stack.enter_context(rabbitmq(rabbitmq_url, cut.port, backend, name))
         work = sender.get_actor("work")
         assert work.send() is not None
         message = work.message()
         cut.mark = message.message_id.encode()
-        # When it is sent; the broker then sends it once more, or cannot
+        # When the message is sent, and the broker sends it again, or cannot
         if heals:
             sender.enqueue(message)
         else:
@@ -288,9 +288,9 @@ def test_a_message_is_one_enqueue_if_the_connection_to_rabbitmq_is_cut(
                 sender.enqueue(message)
         began = numbers(backend, message.message_id)
         assert len(began) == 2 if heals else len(began) > 1
-        # Then all that is one enqueue
+        # Then all of this is one enqueue
         assert set(began) == {1}
-        # And what a worker gets first is its run
+        # And the run of the first delivered copy owns the status
         worker = stack.enter_context(rabbitmq(rabbitmq_url, rabbitmq_server.port, backend, name))
         stack.callback(lambda: [worker.channel.queue_delete(f"{name}{suffix}") for suffix in ("", ".DQ", ".XQ")])
         with working(worker):

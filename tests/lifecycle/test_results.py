@@ -32,7 +32,7 @@ def make_broker(ours: StatusMiddleware, theirs: ResultBackend, position: str) ->
 
 
 def result_of(message: dramatiq.Message[Any], backend: ResultBackend) -> object:
-    """The result, the failure, or that there is none yet."""
+    """Return the result, the failure, or None if there is none yet."""
     try:
         return message.get_result(backend=backend)
     except (ResultFailure, ResultMissing) as e:
@@ -41,7 +41,7 @@ def result_of(message: dramatiq.Message[Any], backend: ResultBackend) -> object:
 
 @pytest.mark.parametrize("retried", [False, True], ids=["at-once", "retried"])
 def test_the_result_is_stored_before_completed(position: str, retried: bool) -> None:
-    # Given somebody who looks for the result just before the store is told that the message is completed
+    # Given code that reads the result directly before the store gets the state `completed`
     seen: list[object] = []
 
     def look(updates: Updates) -> None:
@@ -65,7 +65,7 @@ def test_the_result_is_stored_before_completed(position: str, retried: bool) -> 
     message = work.send()
     with working(broker) as worker:
         join(broker, worker)
-    # Then the result was there
+    # Then the result is stored at this time
     assert seen == ["the result"]
 
 
@@ -82,19 +82,19 @@ def test_readers_of_completed_get_the_result(
         return number
 
     with working(broker) as worker:
-        # When a reader asks for the status of one message after the other without a pause
+        # When a reader reads the status of one message after the other without a pause
         for number in range(50):
             message = work.send(number)
             while not StatusRegistry.get(message, backend=backend).completed:
                 pass
-            # Then the moment it is completed, the result is there
+            # Then the result is stored as soon as the status is `completed`
             assert result_of(message, theirs) == number
         join(broker, worker)
     backend.close()
 
 
 def test_failed_is_stored_with_its_exception_before_the_result(position: str) -> None:
-    # Given somebody who looks for the result just after the store was told that the message has failed
+    # Given code that reads the result directly after the store has got the state `failed`
     seen: list[object] = []
 
     def look(updates: Updates) -> None:
@@ -115,6 +115,6 @@ def test_failed_is_stored_with_its_exception_before_the_result(position: str) ->
     message = work.send()
     with working(broker) as worker:
         join(broker, worker)
-    # Then its status says why; Dramatiq itself stores the failure when the message has been rejected
+    # Then its status has the exception. Dramatiq stores the failure later, after it has rejected the message
     assert seen == [{"type": "Boom", "message": "broken"}, ResultMissing]
     assert result_of(message, theirs) is ResultFailure

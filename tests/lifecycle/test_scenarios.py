@@ -63,7 +63,7 @@ def test_a_message_that_waits_for_its_retry_has_the_exception(stage: Stage) -> N
     message_id = stage.send("raise:first", "retry:20", "return")
     # When Dramatiq is done with it
     stage.audit.wait(message_id)
-    # Then it has said all the while what the last run had come to, until it succeeded
+    # Then its status has the exception of the last run, until a run succeeds
     seen = [
         (snapshot.state, snapshot.attempts, snapshot.exception, snapshot.scheduled_at is not None)
         for snapshot in stage.backend.history(message_id)
@@ -83,18 +83,18 @@ def test_a_message_that_waits_for_its_retry_has_the_exception(stage: Stage) -> N
 
 def check_scenario(stage: Stage, scenario: Scenario, *, refused: End | None = None) -> None:
     """Check what readers see of a scenario, and of the message that a middleware refuses in it."""
-    # Given a worker, and where our middleware stands to the one that makes the difference
+    # Given a worker, and the order of StatusMiddleware and the middleware that makes the difference
     order = [type(middleware).__name__ for middleware in stage.broker.middleware]
     ahead = scenario.cause in order and order.index("StatusMiddleware") < order.index(str(scenario.cause))
     expected = scenario.expected(retries=stage.retries, ahead=ahead)
     if refused is not None and expected.states == "q":
         expected = refused
-    # When it happens
+    # When the scenario is performed
     sent = scenario.perform(stage, scenario)
     if expected.states not in ("", "q"):
         for message_id in sent.values():
             stage.audit.wait(message_id)
-    # Then these are the states that the store went through, and this is how it ended
+    # Then the store has had the states of the scenario, and the message has its end
     ends = {role: expected if role == "it" else scenario.others for role in sent}
     assert {role: end_of(stage, message_id) for role, message_id in sent.items()} == ends
     # And the last of them was in the store when the message was acknowledged or rejected (a delivery that puts it back
@@ -104,7 +104,7 @@ def check_scenario(stage: Stage, scenario: Scenario, *, refused: End | None = No
 
 
 def end_of(stage: Stage, message_id: str) -> End:
-    """What was seen of a message, after a look at what every status of its kind has."""
+    """Return what a reader sees of a message, and check what all statuses of its kind have."""
     states = stage.sequence(message_id)
     if not states:
         return End("", 0)
@@ -116,7 +116,7 @@ def end_of(stage: Stage, message_id: str) -> End:
 
 
 def check(snapshot: Snapshot) -> None:
-    """What holds for every status, whatever happened."""
+    """Check what holds for every status in every scenario."""
     fields: dict[str, Any] = snapshot.to_dict()
     assert snapshot.enqueued_at is not None
     assert ("finished_at" in fields) is snapshot.finished

@@ -65,10 +65,10 @@ def test_a_message_that_is_interrupted_by_a_shutdown_is_retried(make: StageMaker
     with stage.working():
         message_id = send_and_wait(stage, "say:step=running,loop", "return", notify_shutdown=True)
         # When its worker stops
-    # Then it is back in its queue, or was run again by the worker that stops
+    # Then it is back in its queue, or the stopping worker has run it again
     assert stage.sequence(message_id) in ("qwq", "qwqw", "qwqwc")
     assert stage.backend.history(message_id)[2].exception == {"type": "Shutdown", "message": ""}
-    # And another worker does it
+    # And another worker completes it
     with stage.working():
         stage.audit.wait(message_id)
     assert end_of(stage, message_id) == RETRIED
@@ -80,21 +80,21 @@ def test_a_message_that_is_interrupted_by_a_shutdown_is_retried(make: StageMaker
 
 def test_a_message_that_is_interrupted_and_may_not_be_retried_fails(make: StageMaker) -> None:
     stage = make()
-    # Given a message that wants to be told, and has no retries
+    # Given a message with the option notify_shutdown, and without retries
     with stage.working():
         message_id = send_and_wait(stage, "say:step=running,loop", notify_shutdown=True, max_retries=0)
         # When its worker stops
-    # Then it failed, and is not run again
+    # Then it has failed, and is not run again
     assert end_of(stage, message_id) == failed(exception="Shutdown")
 
 
 def test_a_message_that_is_interrupted_without_retries_fails(make: StageMaker) -> None:
     stage = make(retries=False)
-    # Given a message that wants to be told, and no middleware that retries
+    # Given a message with the option notify_shutdown, and a broker without Retries
     with stage.working():
         message_id = send_and_wait(stage, "say:step=running,loop", notify_shutdown=True)
         # When its worker stops
-    # Then Dramatiq has acknowledged it, and it is lost: it failed
+    # Then Dramatiq has acknowledged it, and its state is `failed`
     assert end_of(stage, message_id) == failed(exception="Shutdown")
 
 
@@ -113,18 +113,18 @@ def test_a_message_that_is_not_interrupted_ends_before_the_worker(make: StageMak
         eventually(lambda: not any(thread.running for thread in worker.workers))
         going_down.set()
         stopping.join()
-    # Then the first ended as it would have, and the second waits for another worker
+    # Then the first one has ended in the usual way, and the second one waits for another worker
     assert end_of(stage, running) == DONE
     assert stage.read(running)["step"] == "done"
     assert stage.sequence(waiting) == "q"
-    # And that gets it
+    # And another worker gets it
     with stage.working():
         stage.audit.wait(waiting)
     assert end_of(stage, waiting) == DONE
 
 
 class Long:
-    """A job that goes on until it is told to end, and writes when it is told to."""
+    """A job that runs until the test ends it, and writes when the test tells it to."""
 
     def __init__(self) -> None:
         self.backend = RecordingBackend()
@@ -155,10 +155,10 @@ def test_a_job_goes_on_when_another_worker_of_its_process_stops() -> None:
     job = Long()
     with working(job.broker, threads=1):
         eventually(lambda: job.message_id)
-        # When the other one stops
+        # When the other worker stops
         with working(job.broker, threads=1):
             pass
-        # Then the job's status goes on
+        # Then the job still has heartbeats, and its writes are stored
         job.check_that_it_goes_on()
 
 
@@ -170,7 +170,7 @@ def test_a_job_that_outlives_its_worker_is_stored() -> None:
     eventually(lambda: job.message_id)
     # When its worker no longer waits for it
     worker.stop(timeout=1)
-    # Then its status goes on until it ends
+    # Then its status is updated until it ends
     job.check_that_it_goes_on()
     worker.join()
 
@@ -189,9 +189,9 @@ def test_a_handle_that_outlives_its_worker_writes() -> None:
     other = work.send()
     work.send(other.message_id)
     run(broker)
-    # When somebody goes on to count on it
+    # When the handle increments the progress
     handles[0].increment(3)
-    # Then that is stored, too
+    # Then the increment is stored, too
     backend.wait_for(lambda: backend.field(other.message_id, PROGRESS) == "3")
 
 
@@ -214,9 +214,9 @@ def test_writes_while_the_thread_of_the_writer_ends_are_stored() -> None:
         def __exit__(self, *error: object) -> None: ...
 
     writer._start_lock = Crossing()  # type: ignore[assignment]
-    # When it is drained
+    # When the writer is drained
     assert writer.drain(PATIENCE)
-    # Then that is stored all the same
+    # Then the write is stored nevertheless
     backend.wait_for(lambda: backend.field("m", PROGRESS) == "3")
     assert writer.drain(PATIENCE)
 
@@ -240,7 +240,7 @@ def test_updates_are_stored_if_the_store_returns_while_the_worker_stops(start_se
     for _ in messages:
         assert done.acquire(timeout=PATIENCE)
     broker.join(work.queue_name, timeout=int(PATIENCE * 1000))
-    # When their worker stops, has tried to store that in vain, and the store comes back
+    # When their worker stops and has failed to send their updates, and the store comes back
     writer = next(found._writer for found in broker.middleware if isinstance(found, StatusMiddleware))
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
@@ -249,7 +249,7 @@ def test_updates_are_stored_if_the_store_returns_while_the_worker_stops(start_se
     eventually(lambda: writer.breaker._failures > tried + 1)
     server.start()
     stopping.join()
-    # Then all is stored when the worker has stopped
+    # Then all updates are stored when the worker has stopped
     found = StatusRegistry.read_many(messages, backend=backend)
     assert [(one.state, one["progress"]) for one in found if one is not None] == [("completed", 3)] * 50
     backend.close()
@@ -270,10 +270,10 @@ def test_updates_that_are_lost_when_the_worker_stops_are_logged(
     messages = [work.send() for _ in range(7)]
     # When their worker stops, and the store does not come back
     run(broker)
-    # Then it is logged how much is lost
+    # Then the log has the number of lost updates
     found = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(found) == 1 and " 7 updates of 7 messages in the last 0.5 seconds" in found[0]
-    # And where the process goes on all the same, and the store is back, nothing is
+    # And if the process goes on, and the store comes back, all updates are stored
     broken.down = False
     backend.wait_for(lambda: all(backend.field(message.message_id, STATE) == str(COMPLETED) for message in messages))
 
@@ -317,7 +317,7 @@ def work():
     )
     try:
         eventually((tmp_path / "done").exists)
-        # When it is told to stop, and the store comes back a moment later
+        # When it gets the signal to stop, and the store comes back a moment later
         process.terminate()
         eventually((tmp_path / "stopping").exists)
         server.start()
@@ -325,7 +325,7 @@ def work():
     finally:
         process.kill()
         process.wait()
-    # Then the final state is there
+    # Then the final state is stored
     backend = RedisBackend(url=server.url)
     snapshot = StatusRegistry.read(message.message_id, backend=backend)
     assert snapshot is not None and snapshot.completed and snapshot["done"]

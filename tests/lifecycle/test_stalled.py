@@ -32,9 +32,9 @@ def test_a_message_of_a_killed_worker_is_stalled(crew: Crew) -> None:
         crew.heed("first", "began")
         eventually(lambda: crew.read().heartbeat_at)
         eventually(lambda: not crew.read().stalled)
-        # When that is killed
+        # When this worker is killed
         send_signal(first, signal.SIGKILL)
-    # Then the message soon looks stalled, and is nothing else than working
+    # Then the message is soon shown as stalled, and its state is still working
     eventually(lambda: crew.read().stalled)
     snapshot = crew.read()
     assert snapshot.working and snapshot["owner"] == "first"
@@ -47,7 +47,7 @@ def test_a_message_of_a_killed_worker_is_stalled(crew: Crew) -> None:
         assert (snapshot["owner"], snapshot["progress"]) == ("second", 1)
         crew.tell("second", "go on")
         crew.tell("second", "end")
-        # And it ends there
+        # And the message ends there
         snapshot = crew.wait()
     assert (snapshot.completed, snapshot.stalled, snapshot.attempts) == (True, False, 2)
     assert (snapshot["owner"], snapshot["late"], snapshot["progress"]) == ("second", "second", 51)
@@ -64,7 +64,7 @@ def test_watchers_show_that_a_worker_is_gone(redis_server: RedisServer, redis_ur
         assert next(alone).working and next(batch).working
         # When its worker is killed
         send_signal(first, signal.SIGKILL)
-    # Then both are shown that, although nothing is written any more
+    # Then both watchers show that the message stalls, although no update is sent any more
     assert next(snapshot for snapshot in alone if snapshot.stalled).working
     assert next(found for found in batch if found.stalled).working
 
@@ -72,7 +72,7 @@ def test_watchers_show_that_a_worker_is_gone(redis_server: RedisServer, redis_ur
 def test_a_job_that_keeps_the_interpreter_lock_is_stalled_for_a_while(
     redis_server: RedisServer, redis_url: str, tmp_path: Path
 ) -> None:
-    # Given a job in the middle of a call into C that does not let go of the interpreter lock
+    # Given a job in a call of C code that keeps the interpreter lock
     path = tmp_path / "pipe"
     os.mkfifo(path)
     crew = Crew(redis_server.database(1), redis_url)
@@ -80,12 +80,12 @@ def test_a_job_that_keeps_the_interpreter_lock_is_stalled_for_a_while(
     with crew.worker("first"):
         crew.heed("first", "began")
         with path.open("wb", buffering=0) as pipe:
-            # When that lasts longer than three heartbeats
-            # Then the message looks stalled, as the documentation says
+            # When the call lasts longer than three heartbeats
+            # Then the message is shown as stalled, as documented
             eventually(lambda: crew.read().stalled)
-            # And when it has let go
+            # And when the call has ended
             pipe.write(b".")
-        # Then it no longer does, and nothing was lost by it
+        # Then the message is no longer stalled, and no write is lost
         eventually(lambda: not crew.read().stalled)
         assert crew.read().working
         crew.tell("first", "go on")
@@ -102,12 +102,12 @@ def test_a_busy_job_has_heartbeats() -> None:
     @dramatiq.actor(broker=broker)
     def work() -> None:
         message_id, spins = current_status().message_id, 0
-        # When it goes on for long
+        # When it runs for a long time
         while len(backend.updates(message_id, Kind.HEARTBEAT)) < 3:
             spins = sum(range(1000))
         assert spins
 
-    # Then its heartbeats come through
+    # Then its heartbeats are sent
     message = work.send()
     run(broker)
     snapshot = StatusRegistry.read(message, broker=broker)
@@ -137,7 +137,7 @@ def test_the_heartbeats_of_many_jobs_take_one_round_trip() -> None:
         # When heartbeats are sent
         backend.wait_for(lambda: any(_is_heartbeat(call) for call in backend.calls[before + 1 :]))
         go_on.set()
-    # Then all do so in one call, and nobody else does
+    # Then one call has the heartbeats of all running jobs, and no others
     call = next(call for call in backend.calls[before + 1 :] if _is_heartbeat(call))
     assert {message_id for message_id, _ in call} == {message.message_id for message in messages}
     assert all(update.kind is Kind.HEARTBEAT for _, update in call)

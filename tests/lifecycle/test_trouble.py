@@ -21,18 +21,18 @@ def position(request: pytest.FixtureRequest) -> str:
 
 
 def test_a_retry_that_the_broker_does_not_take_fails(start_server: StartServer, position: str) -> None:
-    # Given a message whose broker is gone when it fails
+    # Given a message whose broker is down when it fails
     server = start_server(RedisServer())
     stage = Stage(server.url, RecordingStubBackend(timeout=20_000), position=position, name=f"q-{uuid4()}")
     stage.steps["stop the broker"] = lambda rest: server.stop()
     with stage.working(threads=1):
         message_id = stage.send("stop the broker,raise")
-        # When it is to be retried, and cannot be enqueued
+        # When its retry cannot be enqueued
         eventually(lambda: stage.sequence(message_id) == "qwqf")
-        # And its broker is back, and is told that it is done
+        # And its broker is back, and the message is acknowledged
         server.start()
         stage.audit.wait(message_id)
-    # Then it failed, since nobody runs it again
+    # Then it has failed, because no worker runs it again
     assert end_of(stage, message_id) == failed("qwqf")
     stage.close()
 
@@ -40,24 +40,24 @@ def test_a_retry_that_the_broker_does_not_take_fails(start_server: StartServer, 
 def test_a_message_that_is_never_acknowledged_does_not_affect_the_next_one(
     redis_server: RedisServer, position: str
 ) -> None:
-    # Given a worker, and a middleware that keeps it from acknowledging a message
+    # Given a worker, and a middleware that prevents the acknowledgement of a message
     name = f"q-{uuid4()}"
     backend = RecordingRedisBackend(url=redis_server.url, namespace=name, timeout=20_000)
     stage = Stage(redis_server.database(1), backend, position=position, name=name, heartbeat_interval=20)
-    # (ours ahead of that one has said that it is completed)
+    # (A StatusMiddleware ahead of that one has stored that it is completed.)
     states = "qwc" if position == "first" else "qw"
     with stage.working(threads=1):
         message_id = stage.send("progress:7", "progress:3", **unruly("before_ack", "nasty"))
         eventually(lambda: stage.sequence(message_id) == states)
-        # When the same thread goes on with another message
+        # When the same thread runs another message
         other_id = stage.send()
         stage.audit.wait(other_id)
-        # Then nothing of the first is left there, no heartbeat of a run that is over
+        # Then the thread has no state of the first one, and no heartbeat is sent for it
         assert end_of(stage, other_id) == DONE
         assert not stage.middleware._writer.running
     assert stage.sequence(message_id) == states
     stage.broker.close()
-    # And when the message is delivered again, it shows that
+    # And when the message is delivered again, its status shows the new run
     others = [middleware for middleware in make_middleware(retries=True) if not isinstance(middleware, Unruly)]
     again = Stage(redis_server.database(1), backend, position=position, name=name, middleware=others)
     with again.working(threads=1):
@@ -68,7 +68,7 @@ def test_a_message_that_is_never_acknowledged_does_not_affect_the_next_one(
 
 
 def test_enqueues_of_a_message_do_not_affect_the_next_one() -> None:
-    # Given a thread that has run a message, which has sent another
+    # Given a thread that has run a message, which has sent another one
     stage = Stage("stub://", RecordingStubBackend(timeout=20_000))
     sent: list[str] = []
 
@@ -80,8 +80,8 @@ def test_enqueues_of_a_message_do_not_affect_the_next_one() -> None:
     stage.steps["send one that is skipped"] = send
     with stage.working(threads=1):
         stage.audit.wait(stage.send("send one that is skipped"))
-        # When that one is skipped on the same thread, before our middleware sees it
+        # When the sent message is skipped on the same thread, by a middleware ahead of StatusMiddleware
         stage.audit.wait(sent[0])
-    # Then it is not taken for one that was put back: it is over
+    # Then it is completed, and does not count as put back
     assert end_of(stage, sent[0]) == skipped("qc", 0)
     stage.close()

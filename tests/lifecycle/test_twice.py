@@ -1,4 +1,4 @@
-"""One message enqueued twice, so that two workers run it at once: what a reader sees is the run that began last."""
+"""One message that is enqueued twice, so that two workers run it at once: readers see the newer run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_end_of_an_older_run_is_refused(redis_server: RedisServer, fails: bo
             eventually(lambda: broker.client.hlen(f"{broker.namespace}:default.DQ.msgs"))
         else:
             eventually(lambda: broker.client.hlen(f"{broker.namespace}:default.msgs") == 1)
-        # Then the newer one runs, for all to see, and what it writes is taken
+        # Then the status is that of the newer run, whose writes are stored
         snapshot = StatusRegistry.read(message, backend=backend)
         assert snapshot is not None and snapshot.working and "ended" not in snapshot
         newer.set()
@@ -78,5 +78,5 @@ def test_a_delayed_message_that_a_worker_holds_twice_is_enqueued_once() -> None:
     with working(broker):
         for _ in range(2):
             runs.get(timeout=PATIENCE)
-    # Then neither copy is taken for another enqueue, which would start its status over
+    # Then neither copy counts as another enqueue, which would reset the status
     assert [update.enqueue_id.generation for update in backend.updates(copy.message_id, Kind.ENQUEUE)] == [1]

@@ -40,13 +40,13 @@ def test_a_first_run_cannot_write_over_the_second(crew: Crew, deed: str) -> None
             crew.heed("second", "began")
             before = state_of(crew)
             assert before.items() >= {"status": "working", "attempts": 2, "owner": "second", "progress": 1}.items()
-            # When the first run comes back to life, and writes fields and progress
+            # When the first run continues, and writes fields and progress
             send_signal(first, signal.SIGCONT)
             crew.tell("first", "go on")
             crew.heed("first", "wrote")
-            # Then nothing of that is stored
+            # Then none of its writes is stored
             assert state_of(crew) == before
-            # And when it ends, well or not, the second run still goes on
+            # And when it ends, with or without an exception, the status is still that of the second run
             crew.tell("first", "end")
             crew.heed("first", "settled")
             assert state_of(crew) == before
@@ -73,11 +73,11 @@ def test_a_first_run_cannot_reopen_what_the_second_has_finished(crew: Crew) -> N
             final = crew.wait()
             assert final.completed and final["owner"] == "second"
             assert [run.outcome for run in final.runs] == ["lost", "completed"]
-            # When the first one comes back, writes, and fails
+            # When the first run continues, writes, and fails
             send_signal(first, signal.SIGCONT)
             crew.tell("first", "go on")
             crew.heed("first", "wrote")
             crew.tell("first", "end")
             crew.heed("first", "settled")
-            # Then it stays as it was
+            # Then the status is unchanged
             assert crew.read() == final

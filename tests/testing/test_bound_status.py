@@ -17,7 +17,7 @@ from dramatiq_status.testing import bound_status
 
 @pytest.fixture(autouse=True)
 def backend() -> Iterator[StubBackend]:
-    """The backend of the default broker, which is not asked."""
+    """The backend of the default broker, which is not called."""
     backend, broker = StubBackend(), StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))
     dramatiq.set_broker(broker)
@@ -26,7 +26,7 @@ def backend() -> Iterator[StubBackend]:
 
 
 def import_part(rows: int, parent_id: str) -> None:
-    """What an actor does that counts on its parent's bar."""
+    """Increment the progress of a parent, as the actor of a child does."""
     for _ in range(rows):
         current_progress().increment()
     current_status()["parent"] = parent_id
@@ -45,7 +45,7 @@ def test_a_child_finds_its_parent(backend: StubBackend) -> None:
         # And the parent is bound again
         assert current_status().message_id == parent.message_id == "parent"
         assert (parent["progress"], parent["total"], parent.progress) == (1, 2, 0.5)
-    # And nothing is left, or written to the broker's own backend
+    # And no binding is left, and the broker's own backend has got no update
     assert current_binding() is None
     assert backend.read_many(["parent", "child"]) == [None, None]
 

@@ -73,7 +73,7 @@ def tell(heard: Heard, change: Change) -> list[Change]:
     return [change] if change[0] in heard.message_ids else []
 
 
-#: What a backend may get wrong, and the test that shows it.
+#: Faults of a subscription, each with the test that finds it.
 WRONG: dict[str, tuple[Tell, str]] = {
     "never tells": (lambda heard, change: [], "test_a_change_is_received"),
     "tells no version": (lambda heard, change: [(id, 1) for id, _ in tell(heard, change)], "test_a_change_is_received"),
@@ -84,7 +84,7 @@ WRONG: dict[str, tuple[Tell, str]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_the_suite_fails_for_wrong_subscriptions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given a backend that tells the wrong things
+    # Given a backend with a wrong subscription
     monkeypatch.setattr(suite, "CHANGE_TIMEOUT", 0.05)
     wrong, test = WRONG[name]
     backend = TellingBackend(wrong)
@@ -97,7 +97,7 @@ def test_the_suite_fails_for_wrong_subscriptions(name: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("test", sorted({test for _, test in WRONG.values()}))
 def test_the_suite_passes_for_right_subscriptions(test: str) -> None:
-    # Given a backend that tells the right things
+    # Given a backend with a right subscription
     backend = TellingBackend(tell)
     backend.update("message", enqueue())
     # When the suite is run against it
@@ -106,7 +106,7 @@ def test_the_suite_passes_for_right_subscriptions(test: str) -> None:
 
 
 def test_the_suite_fails_for_changes_from_before_the_subscription() -> None:
-    # Given a backend that tells what happened before anybody asked
+    # Given a backend whose subscription returns changes from before it began
     backend = TellingBackend(tell)
     early = backend.subscribe(("message",))
     backend.update("message", enqueue())

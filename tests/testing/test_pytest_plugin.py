@@ -85,7 +85,7 @@ def test_the_tests_of_an_application(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(application=APPLICATION, conftest=CONFTEST, test_application=TESTS)
     # When they run in a process of their own
     done = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    # Then the right expectations pass, and the others say which runs there were
+    # Then the right expectations pass, and the errors of the wrong ones name the runs
     done.assert_outcomes(passed=3, failed=2)
     done.stdout.fnmatch_lines(
         [
@@ -141,7 +141,7 @@ def declared(broker: StubBroker, outcome: int = 5) -> dramatiq.Actor[[], int]:
 
 
 def test_the_stub_has_the_settings_of_the_middleware_that_it_replaces(broker: StubBroker) -> None:
-    # Given a middleware with settings, of which a part was made by the actor
+    # Given a middleware with settings, and an actor with its own ones
     load, before = declared(broker), list(broker.middleware)
     # When a message is processed in the block
     with stub_statuses(broker) as backend, working(broker):
@@ -149,7 +149,7 @@ def test_the_stub_has_the_settings_of_the_middleware_that_it_replaces(broker: St
         found = wait_for_final_state(message, State.COMPLETED)
         assert found["result"] == 2
         assert 0 < (backend.expires_in(message.message_id) or 0) <= 5_000
-    # Then the usual middleware is back, and its store knows nothing of the message
+    # Then the usual middleware is back, and its store has no status of the message
     assert [middleware for middleware in broker.middleware if isinstance(middleware, StatusMiddleware)] == before[-1:]
     assert StatusRegistry.read(message) is None
     with pytest.raises(StatusMissing, match=f"{message.message_id}' has no status"):

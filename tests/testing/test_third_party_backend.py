@@ -31,7 +31,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
 
-#: How many processes write to one directory, and how often each.
+#: Number of processes that write to one directory, and number of writes of each.
 PROCESSES, WRITES = 4, 250
 
 #: Counts in another process, two messages in a call.
@@ -124,7 +124,7 @@ def test_processes_that_count_lose_no_increment(backend: DirectoryBackend, tmp_p
     # Given two running messages
     ids = [uuid4().hex, uuid4().hex]
     backend.update_many([(message_id, start(1)) for message_id in ids])
-    # When several processes count on both at the same time
+    # When several processes increment both at the same time
     command = [sys.executable, "-c", COUNT, str(tmp_path), *ids]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
     counting = [subprocess.Popen(command, env=environment) for _ in range(PROCESSES)]
@@ -137,29 +137,29 @@ def test_processes_that_count_lose_no_increment(backend: DirectoryBackend, tmp_p
 
 
 def test_writes_to_a_locked_directory_fail_in_time(backend: DirectoryBackend, tmp_path: Path) -> None:
-    # Given a message, and somebody who does not let go of the lock
+    # Given a message, and another process that keeps the lock
     backend.update("m", enqueue())
     hasty = DirectoryBackend(tmp_path, timeout=50)
     with open(tmp_path / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # When others write
+        # When the backend writes
         for write in (lambda: hasty.update("m", outside()), lambda: hasty.delete("m"), hasty.sweep):
-            # Then they wait no longer than they should
+            # Then it waits no longer than its time-out
             with pytest.raises(BackendError, match="locked for 50 milliseconds") as caught:
                 write()
             assert isinstance(caught.value.__cause__, TimeoutError)
-        # And readers do not wait at all
+        # And readers do not wait
         assert hasty.read("m") is not None
-    # And when it is let go of, all is as before
+    # And when the lock is free, writes succeed
     assert hasty.update("m", start(1)) is Outcome.APPLIED
 
 
 def test_writes_to_a_deleted_directory_raise(tmp_path: Path) -> None:
-    # Given a directory that somebody has deleted
+    # Given a directory that was deleted
     backend = DirectoryBackend(tmp_path / "statuses")
     (tmp_path / "statuses").rmdir()
-    # When it is written to
-    # Then that ends in the error of an outage
+    # When the backend writes
+    # Then it raises the error of an outage
     with pytest.raises(BackendError) as caught:
         backend.update("m", enqueue())
     assert isinstance(caught.value.__cause__, FileNotFoundError)
@@ -173,12 +173,12 @@ def test_a_sweep_deletes_what_has_expired(backend: DirectoryBackend, monkeypatch
     now = 1_060_000
     # When the directory is swept
     backend.sweep()
-    # Then the other is there
+    # Then the other one can be read
     assert [file_of(backend, message_id).exists() for message_id in ("old", "new")] == [False, True]
 
 
 def test_a_job_stores_its_status(backend: DirectoryBackend) -> None:
-    # Given a job whose status is kept there
+    # Given a job whose status is in the directory
     broker = make_broker(backend)
 
     @dramatiq.actor(broker=broker)
@@ -189,12 +189,12 @@ def test_a_job_stores_its_status(backend: DirectoryBackend) -> None:
     # When it runs
     with working(broker):
         snapshot = StatusRegistry.wait(work.send(), broker=broker, timeout=PATIENT)
-    # Then that is what everybody reads
+    # Then readers get its final status
     assert (str(snapshot), snapshot.total, snapshot["step"]) == ("completed (100%)", 10, "counting")
 
 
 def test_only_the_owner_may_read_the_directory(tmp_path: Path) -> None:
-    # Given a process whose files everybody may read, and a directory that it makes
+    # Given a process that makes its files readable for all users, and a directory that the backend creates
     before = os.umask(0o022)
     try:
         backend = DirectoryBackend(tmp_path / "statuses")
@@ -202,10 +202,10 @@ def test_only_the_owner_may_read_the_directory(tmp_path: Path) -> None:
         backend.update("m", enqueue())
     finally:
         os.umask(before)
-    # Then it is for its owner alone, as its files are
+    # Then only the owner can read the directory and its files
     assert backend.path.stat().st_mode & 0o777 == 0o700
     assert {file.stat().st_mode & 0o777 for file in backend.path.iterdir()} == {0o600}
-    # And no link in it is followed
+    # And no symbolic link in it is followed
     victim = tmp_path / "victim"
     victim.write_text("precious")
     for name in ("new", "lock"):
@@ -218,14 +218,14 @@ def test_only_the_owner_may_read_the_directory(tmp_path: Path) -> None:
 
 
 def test_the_suite_passes_in_a_project_of_its_own(tmp_path: Path) -> None:
-    # Given a project elsewhere, with the backend and the test of its docstring, where there is no more than pytest
+    # Given another project, with the backend and the test in its docstring, and with pytest alone
     (tmp_path / "third_party_backend.py").write_bytes((EXAMPLES / "third_party_backend.py").read_bytes())
     found = re.search(r"\n\n((?:    .*\n|\n)+)", third_party_backend.__doc__ or "")
     assert found is not None
     (tmp_path / "test_backend.py").write_text(textwrap.dedent(found[1]), encoding="utf-8")
     others = ["gevent", "hypothesis", "pymemcache", "redis", "tests", "valkey"]
     (tmp_path / "conftest.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({others}))\n")
-    # When the suite is run, but for what takes long
+    # When the suite is run, without its long tests
     suite = subprocess.run(
         [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "-k", "not lost and not fork", "."],
         cwd=tmp_path,
@@ -235,7 +235,7 @@ def test_the_suite_passes_in_a_project_of_its_own(tmp_path: Path) -> None:
         text=True,
         timeout=100,
     )
-    # Then nothing fails, and what was not asked of the backend is skipped for a reason
+    # Then no test fails, and tests that the backend does not support are skipped with a reason
     assert suite.returncode == 0, suite.stdout
     assert re.search(r" [1-9]\d\d passed, \d+ skipped", suite.stdout), suite.stdout
     reasons = {line.rpartition(": ")[2] for line in suite.stdout.splitlines() if line.startswith("SKIPPED")}
@@ -262,5 +262,5 @@ with bound_status() as status:
 assert status["step"] == "reading"
 """
     # When a unit test uses the helper
-    # Then it works
+    # Then the test passes
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=60)
