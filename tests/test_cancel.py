@@ -500,7 +500,7 @@ def test_a_unit_test_cancels_the_message_of_a_function() -> None:
 
 def test_cancellations_where_statuses_are_sent_with_the_brokers_commands(redis_url: str) -> None:
     # Given a Redis broker whose commands are sent with the statuses
-    backend = RedisBackend(url=redis_url)
+    backend = RedisBackend(url=redis_url, timeout=20_000)
     broker = RedisBroker(client=backend.broker_client(), middleware=[Retries(min_backoff=1, max_backoff=2)])
     broker.add_middleware(StatusMiddleware(backend=backend))
     runs: list[str] = []
@@ -550,7 +550,7 @@ def test_a_message_of_the_eager_broker_is_cancelled(backend: RecordingBackend, f
 
 def test_an_event_loop_cancels_a_batch_on_redis_in_one_round_trip(redis_url: str) -> None:
     # Given a waiting and a running message on Redis
-    backend = RedisBackend(url=redis_url)
+    backend = RedisBackend(url=redis_url, timeout=20_000)
     in_each_state(backend)
 
     async def cancel() -> dict[str, Cancellation | None]:

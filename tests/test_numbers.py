@@ -142,7 +142,9 @@ def test_booleans_are_stored_as_booleans() -> None:
 def test_a_database_number_may_be_an_enum(redis_server: RedisServer, redis_broker_url: str) -> None:
     # Given a database whose number is a member of an enum
     database = IntEnum("Database", {"STATUSES": 1}).STATUSES  # type: ignore[misc]
-    with closing(RedisBackend(host="127.0.0.1", port=numpy.int64(redis_server.port), db=database)) as backend:
+    with closing(
+        RedisBackend(host="127.0.0.1", port=numpy.int64(redis_server.port), db=database, timeout=20_000)
+    ) as backend:
         # When the backend is called
         # Then the call succeeds
         assert backend.read("unknown") is None

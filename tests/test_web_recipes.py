@@ -40,7 +40,7 @@ MESSAGE_ID = "job"
 @pytest.fixture
 def backend(redis_server: RedisServer) -> Iterator[RedisBackend]:
     """The backend of the default broker; one message waits there."""
-    backend = RedisBackend(host="127.0.0.1", port=redis_server.port, namespace="recipes")
+    backend = RedisBackend(host="127.0.0.1", port=redis_server.port, namespace="recipes", timeout=20_000)
     broker = StubBroker()
     broker.add_middleware(StatusMiddleware(backend=backend))
     dramatiq.set_broker(broker)
@@ -165,7 +165,7 @@ def test_the_recipe_for_django(tmp_path: Path, redis_server: RedisServer) -> Non
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "settings",
-        "DRAMATIQ_STATUS_URL": f"{url}/1?namespace=django",
+        "DRAMATIQ_STATUS_URL": f"{url}/1?namespace=django&timeout=20000",
         "PYTHONPATH": os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1]))),
     }
     # When a message is sent and processed, and the view shows its status

@@ -474,7 +474,10 @@ class TestLosses:
     def test_an_increment_is_not_repeated(self, start_server: StartServer) -> None:
         # Given a message, and a connection that was used
         server = start_server(RedisServer())
-        with closing(named(server.url, timeout=1_000)) as backend, closing(RedisBackend(url=server.url)) as jobs:
+        with (
+            closing(named(server.url, timeout=1_000)) as backend,
+            closing(RedisBackend(url=server.url, timeout=20_000)) as jobs,
+        ):
             job = Job(jobs).enqueue()
 
             async def main() -> None:
@@ -532,10 +535,10 @@ class TestOneLineForAll:
     def test_an_error_of_one_call_does_not_affect_others(self, start_server: StartServer) -> None:
         # Given a user who may read, and not write
         server = start_server(RedisServer())
-        with closing(RedisBackend(url=server.url)) as jobs:
+        with closing(RedisBackend(url=server.url, timeout=20_000)) as jobs:
             work = [Job(jobs).enqueue() for _ in range(10)]
             jobs.client.execute_command("ACL", "SETUSER", "reader", "on", "nopass", "~*", "&*", "+@all", "-evalsha")
-        with closing(RedisBackend(url=server.url.replace("redis://", "redis://reader:x@"))) as backend:
+        with closing(RedisBackend(url=server.url.replace("redis://", "redis://reader:x@"), timeout=20_000)) as backend:
 
             async def main() -> None:
                 status = aio.StatusRegistry.get(work[0].message_id, backend=backend)
@@ -554,12 +557,14 @@ class TestOneLineForAll:
     def test_subscriptions_of_a_user_who_may_not_unsubscribe(self, start_server: StartServer) -> None:
         # Given a user without the right to unsubscribe, and subscriptions to two jobs
         server = start_server(RedisServer())
-        with closing(RedisBackend(url=server.url)) as writer:
+        with closing(RedisBackend(url=server.url, timeout=20_000)) as writer:
             writer.client.execute_command(
                 "ACL", "SETUSER", "bound", "on", "nopass", "~*", "&*", "+@all", "-unsubscribe"
             )
             first, second = Job(writer).enqueue(), Job(writer).enqueue()
-            with closing(RedisBackend(url=server.url.replace("redis://", "redis://bound:x@"))) as reader:
+            with closing(
+                RedisBackend(url=server.url.replace("redis://", "redis://bound:x@"), timeout=20_000)
+            ) as reader:
 
                 async def main() -> None:
                     subscription = await (await async_backend(reader)).subscribe()
@@ -579,7 +584,10 @@ class TestOneLineForAll:
     def test_updates_raise_on_a_master_that_was_demoted(self, start_server: StartServer) -> None:
         # Given a master to which there is a connection
         server, master = start_server(RedisServer()), start_server(RedisServer())
-        with closing(RedisBackend(url=server.url)) as backend, redis.Redis.from_url(server.url) as client:
+        with (
+            closing(RedisBackend(url=server.url, timeout=20_000)) as backend,
+            redis.Redis.from_url(server.url) as client,
+        ):
             job = Job(backend).enqueue()
 
             async def main() -> None:
@@ -674,7 +682,7 @@ class TestOneLineForAll:
             pass
 
         client = redis.Redis(connection_pool=redis.ConnectionPool.from_url(redis_url, connection_class=Peculiar))
-        with closing(RedisBackend(client=client)) as backend:
+        with closing(RedisBackend(client=client, timeout=20_000)) as backend:
             job = Job(backend).enqueue()
 
             async def main() -> None:

@@ -299,7 +299,7 @@ class Traced(redis.Connection):
 
 def test_sentinels_are_left_to_redis_py(redis_sentinels: RedisSentinels, calls: list[str]) -> None:
     redis_sentinels.reset()
-    backend = RedisBackend(sentinels=redis_sentinels.addresses, service_name="mymaster")
+    backend = RedisBackend(sentinels=redis_sentinels.addresses, service_name="mymaster", timeout=20_000)
     assert RedisBroker(client=backend.broker_client()).do_qsize("default") == 0
     assert calls == []
 

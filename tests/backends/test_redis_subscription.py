@@ -127,7 +127,7 @@ def test_nothing_happens(subscription: RedisSubscription) -> None:
 
 def test_namespaces(redis_url: str, job: Job, subscription: RedisSubscription) -> None:
     # Given a message with the same id in another namespace
-    with closing(RedisBackend(url=redis_url, namespace="other")) as other:
+    with closing(RedisBackend(url=redis_url, namespace="other", timeout=20_000)) as other:
         # When that message changes
         Job(other, job.message_id).enqueue()
     # Then the subscription receives no change
@@ -186,12 +186,12 @@ def test_a_server_that_is_away(start_server: StartServer) -> None:
 def test_a_login_that_may_not_listen(start_server: StartServer) -> None:
     # Given a user without the right to subscribe
     server = start_server(RedisServer())
-    with closing(RedisBackend(url=server.url)) as backend:
+    with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         backend.client.execute_command("ACL", "SETUSER", "poor", "on", "nopass", "~*", "+@all", "-subscribe")
     url = server.url.replace("redis://", "redis://poor:x@")
     # When the backend subscribes
     # Then the call raises BackendError
-    with closing(RedisBackend(url=url)) as backend, pytest.raises(BackendError, match="subscribe"):
+    with closing(RedisBackend(url=url, timeout=20_000)) as backend, pytest.raises(BackendError, match="subscribe"):
         backend.subscribe(("m",))
 
 

@@ -500,7 +500,7 @@ def test_get_loads_what_it_needs(tmp_path: Path) -> None:
         *(f"dramatiq_status.{name}" for name in ("status", "middleware")),
     ]
     arguments = ["get", "job", "--url", f"sqlite:///{tmp_path}/status.db"]
-    with closing(SQLiteBackend(tmp_path / "status.db")) as backend:
+    with closing(SQLiteBackend(tmp_path / "status.db", timeout=20_000)) as backend:
         backend.update("job", enqueue())
     check = f"import gc, sys; from dramatiq_status.cli.main import main; sys.argv = {['', *arguments]}\n"
     check += "assert main() == 4\n"

@@ -42,7 +42,7 @@ def ask(port: int, method: str, path: str, **headers: str) -> tuple[int, str]:
 
 
 def test_the_dashboard_is_served_to_this_machine(tmp_path: Path) -> None:
-    with closing(SQLiteBackend(tmp_path / "status.db")) as backend:
+    with closing(SQLiteBackend(tmp_path / "status.db", timeout=20_000)) as backend:
         job = Job(backend).enqueue()
         url = f"sqlite:///{tmp_path}/status.db"
         with served(url) as (process, port):

@@ -464,7 +464,7 @@ def subscribed(backend: RedisBackend) -> object:
 
 
 def made_for_one_call(backend: RedisBackend) -> object:
-    made = RedisBackend(port=backend.client.connection_pool.connection_kwargs["port"])
+    made = RedisBackend(port=backend.client.connection_pool.connection_kwargs["port"], timeout=20_000)
     made.read("m")
     return made
 

@@ -252,7 +252,7 @@ def test_a_user_without_rights_to_transactions_or_to_statuses_can_still_send(
 
 def test_a_broker_of_another_database_goes_without_the_statuses(redis_server: RedisServer, redis_url: str) -> None:
     # Given a client of another backend's, and a backend that was made of the broker's client
-    client = RedisBackend(url=redis_server.database(1)).broker_client()
+    client = RedisBackend(url=redis_server.database(1), timeout=20_000).broker_client()
     other, same = RedisBackend(url=redis_url, timeout=20_000), RedisBackend(client=client)
     broker = RedisBroker(client=client)
     # Then only the second backend's statuses are sent with the broker's commands
@@ -411,7 +411,7 @@ def test_the_retry_after_a_broken_connection_takes_the_status_along(redis_server
     admin = make_broker(redis_url)
     with Cutting(redis_server.port) as proxy:
         client = redis.Redis(port=proxy.port, retry=Retry(NoBackoff(), 1))
-        backend = RedisBackend(client=client)
+        backend = RedisBackend(client=client, timeout=20_000)
         broker = RedisBroker(client=backend.broker_client())
         broker.add_middleware(StatusMiddleware(backend=backend))
 

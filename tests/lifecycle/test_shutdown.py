@@ -296,7 +296,7 @@ class Stopping(Middleware):
     def after_worker_shutdown(self, broker, worker):
         (here / "stopping").touch()
 broker = RedisBroker(url={redis_url!r})
-broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={server.url!r})))
+broker.add_middleware(StatusMiddleware(backend=RedisBackend(url={server.url!r}, timeout=20_000)))
 broker.add_middleware(Stopping())
 dramatiq.set_broker(broker)
 @dramatiq.actor
@@ -326,7 +326,7 @@ def work():
         process.kill()
         process.wait()
     # Then the final state is stored
-    backend = RedisBackend(url=server.url)
+    backend = RedisBackend(url=server.url, timeout=20_000)
     snapshot = StatusRegistry.read(message.message_id, backend=backend)
     assert snapshot is not None and snapshot.completed and snapshot["done"]
     backend.close()

@@ -420,7 +420,7 @@ def test_axe_finds_nothing(browser: Browser, site: Site, backend: RedisBackend, 
 
 def test_a_page_of_a_hundred_thousand_jobs_is_one_of_the_index(tmp_path: Path) -> None:
     """The time is in benchmarks/web.py; here SQLite shows the same pages."""
-    with closing(SQLiteBackend(tmp_path / "status.db")) as backend, serving(mounted(backend)) as site:
+    with closing(SQLiteBackend(tmp_path / "status.db", timeout=20_000)) as backend, serving(mounted(backend)) as site:
         ids = [Job(backend).enqueue().message_id for _ in range(60)]
         text = site.get("/a/b/").body.decode()
     assert text.count("data-id=") == 50

@@ -221,7 +221,10 @@ def test_a_slow_reader_gets_the_latest_and_holds_up_no_other(site: Site, job: Jo
 
 def test_the_server_ends_although_streams_are_open(redis_url: str, redis_server: RedisServer) -> None:
     # Given a server with a thousand streams of as many messages
-    with closing(RedisBackend(url=redis_url)) as backend, closing(redis.Redis(port=redis_server.port)) as client:
+    with (
+        closing(RedisBackend(url=redis_url, timeout=20_000)) as backend,
+        closing(redis.Redis(port=redis_server.port)) as client,
+    ):
         jobs = [Job(backend).enqueue() for _ in range(MANY)]
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "tests.web.streams_app:app", f"--port={port}", "--log-level=error"]
