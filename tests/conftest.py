@@ -27,19 +27,19 @@ from .servers import (
     Servers,
 )
 
-# Its asserts then tell what they have compared, as those of test files do.
+# Its asserts then show the compared values, as the asserts of test files do.
 pytest.register_assert_rewrite("dramatiq_status.testing.conformance")
 
 ServerT = TypeVar("ServerT", bound="Server | Servers")
 
 
 class StartServer(Protocol):
-    """What the fixture `start_server` gives."""
+    """Type of the fixture `start_server`."""
 
     def __call__(self, server: ServerT) -> ServerT: ...
 
 
-# Real servers are behind most properties, and how long they take says nothing.
+# Most properties use real servers, whose time has no meaning.
 settings.register_profile("servers", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("servers")
 
@@ -90,14 +90,14 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[RedisCluster]:
-    """Three nodes with whatever other tests left in them: see `reset`."""
+    """Three nodes, with the data of earlier tests: see `reset`."""
     with started(RedisCluster()) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def redis_sentinels() -> Iterator[RedisSentinels]:
-    """A master, its replica and three Sentinels, with whatever other tests left: see `reset`."""
+    """A master, its replica and three Sentinels, with the data of earlier tests: see `reset`."""
     with started(RedisSentinels()) as sentinels:
         yield sentinels
 
@@ -123,7 +123,7 @@ def redis_url(redis_server: RedisServer) -> str:
 
 @pytest.fixture
 def redis_broker_url(redis_url: str, redis_server: RedisServer) -> str:
-    """Another empty database of the server of `redis_url`, for a broker that keeps out of the statuses' way."""
+    """Another empty database of the server of `redis_url`, for a broker beside the statuses."""
     return redis_server.database(1)
 
 
@@ -136,7 +136,7 @@ def memcached_url(memcached_server: MemcachedServer) -> str:
 
 @pytest.fixture
 def rabbitmq_url(rabbitmq_server: RabbitmqServer) -> str:
-    """A running RabbitMQ, with whatever queues other tests left: use names of your own."""
+    """A running RabbitMQ, with the queues of earlier tests: use your own names."""
     rabbitmq_server.reset()
     return rabbitmq_server.url
 

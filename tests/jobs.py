@@ -13,7 +13,7 @@ from dramatiq_status.update import EnqueueId, Update
 
 
 class Job:
-    """Message whose updates a test sends."""
+    """A message whose updates a test sends."""
 
     def __init__(self, backend: StatusBackend, message_id: str | None = None) -> None:
         self.backend = backend

@@ -14,21 +14,21 @@ OPTIONS = {"status": {"pair": (1, 2)}, "status_includes": {"message"}}
 
 
 def make_broker(broker_url: str, *middleware: Middleware) -> dramatiq.Broker:
-    """The same broker and actor in the worker and in the test."""
+    """Make the same broker and actor in the worker and in the test."""
     broker = RedisBroker(url=broker_url, middleware=[Retries(min_backoff=1, max_backoff=2), *middleware])
     dramatiq.actor(fail_once, broker=broker, max_retries=1)
     return broker
 
 
 def fail_once(list_name: str) -> None:
-    """Fail in the first run, and tell the test of the second."""
+    """Fail in the first run, and signal the second one to the test."""
     client = broker.client  # type: ignore[attr-defined]
     if client.incr(f"{list_name}:runs") == 1:
         raise ValueError("once")
     client.rpush(list_name, "done")
 
 
-# What the command loads.
+# The broker that the command loads.
 if "MIXED_BROKER" in os.environ:
     if os.environ["MIXED_ENCODER"] == "pickle":
         dramatiq.set_encoder(dramatiq.PickleEncoder())

@@ -23,9 +23,9 @@ class Proxy:
         self._closed = False
         #: The port to connect to.
         self.port: int = self._listener.getsockname()[1]
-        #: Bytes of a reply that are forwarded at once, and the seconds between; None for all at once.
+        #: Bytes of a reply that are forwarded at once, and the seconds between two pieces; None for all at once.
         self.drip: tuple[int, float] | None = None
-        #: Bytes of replies that are forwarded before all stands still; None for no end.
+        #: Bytes of replies that are forwarded before the proxy stops; None for no limit.
         self.stop_after: int | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -34,12 +34,12 @@ class Proxy:
 
     def __exit__(self, *exc_info: object) -> None:
         self._closed = True
-        # The thread that accepts notices that when it is woken.
+        # The thread that accepts connections notices this when it wakes.
         socket.create_connection(("127.0.0.1", self.port)).close()
         self._listener.close()
 
     def on_request(self, data: bytes) -> None:
-        """Called with all that is forwarded to the server, before it is."""
+        """Call this with the bytes for the server, before they are forwarded."""
 
     def _accept(self) -> None:
         while True:

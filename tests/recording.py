@@ -1,4 +1,4 @@
-"""A backend that writes down what reaches it and can be held up or broken, and brokers whose jobs run on it."""
+"""A backend that records its calls, and that a test can block or break; brokers whose jobs use it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ Updates = list[tuple[str, Update]]
 
 
 class RecordingBackend(StubBackend):
-    """A stub whose calls are on record, in order: :attr:`calls`, one list of updates each.
+    """A stub that records its calls in order: :attr:`calls` has a list of updates for each.
 
-    ``before`` and ``after`` are called with each call's updates; they may block, or raise in its place.
+    ``before`` and ``after`` are called with the updates of each call; they may block, or raise an error for the call.
     """
 
     def __init__(self, **parameters: Any) -> None:
@@ -101,7 +101,7 @@ class Gate:
 
 
 class Broken:
-    """Makes a backend fail all calls while it is ``down``, before or after they are carried out."""
+    """A fault of a backend: all calls fail while it is ``down``, before or after they are carried out."""
 
     def __init__(self, backend: RecordingBackend, *, after: bool = False) -> None:
         self.down = True
@@ -118,7 +118,7 @@ class Broken:
 
 
 def make_broker(backend: StatusBackend, *middleware: Middleware, asyncio: bool = False, **options: Any) -> StubBroker:
-    """A broker with the usual middleware, quick retries (none by default) and statuses."""
+    """Make a broker with the usual middleware, quick retries (none by default) and statuses."""
     first = [AsyncIO()] if asyncio else []
     return make_stub_broker(
         *first,
@@ -131,8 +131,8 @@ def make_broker(backend: StatusBackend, *middleware: Middleware, asyncio: bool =
 
 
 def make_stub_broker(*middleware: Middleware) -> StubBroker:
-    """Dramatiq's own stub, Dramatiq's own middleware where none is given. Its `join` does not raise what jobs have
-    raised: Dramatiq 2 has to be told, 1 cannot be.
+    """Make Dramatiq's stub, by default with Dramatiq's own middleware. Its `join` raises no exceptions of jobs, which
+    needs an argument in Dramatiq 2.
     """
     knows = "fail_fast_default" in signature(StubBroker).parameters
     return StubBroker(list(middleware) or None, **({"fail_fast_default": False} if knows else {}))

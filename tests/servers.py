@@ -32,8 +32,8 @@ import redis
 
 ServerT = TypeVar("ServerT", bound="Server")
 
-#: Where Debian puts servers that are not on everybody's PATH. RabbitMQ's own scripts come first: the wrapper in
-#: /usr/sbin changes the user, and with it loses the environment that makes a private node.
+#: Directories in which Debian installs servers, not all of which are on each user's PATH. RabbitMQ's own scripts come
+#: first: the wrapper in /usr/sbin changes the user, and so loses the environment that makes a private node.
 SEARCH_PATH = os.pathsep.join(
     ["/usr/lib/rabbitmq/bin", os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/usr/bin"]
 )
@@ -52,10 +52,10 @@ LISTENING = "0A"
 
 _random = random.SystemRandom()
 
-#: For a master of Redis: its replicas need not wait for others before they are sent all it has.
+#: Arguments of a Redis master that sends its data to a replica at once, without waiting for other replicas.
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
-#: How many slots a Redis Cluster has.
+#: Number of slots of a Redis Cluster.
 SLOTS = 16_384
 
 # NOTE: the parent-death signal is sent when the *thread* that started the process ends, so all are started from one
@@ -65,21 +65,21 @@ _running: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
 class ServerMissing(LookupError):
-    """Raised when a server's program is not installed; says how to get it."""
+    """Raised when a server's program is not installed; names the way to install it."""
 
 
 class ServerFailed(RuntimeError):
-    """Raised when a server did not start, or not in time; ends with what it had logged."""
+    """Raised when a server did not start, or not in time; ends with the server's log."""
 
 
 def free_port(*, margin: int = 0) -> int:
-    """Find a TCP port on 127.0.0.1 that nobody listens on now.
+    """Find a TCP port on 127.0.0.1 on which no process listens now.
 
-    It is none that the kernel gives to clients: while a server is down, any
-    of their connections could take its port, even one to that port itself.
+    The kernel does not give this port to clients: while a server is down, any connection of a client could take its
+    port, even a connection to that port itself.
 
     Parameters:
-      margin: How far below those of clients it is, at least.
+      margin: Minimum distance below the ports of clients.
     """
     end = _first_client_port() - margin
     while True:
@@ -115,15 +115,15 @@ class Server:
     """A server process, its port and its directory.
 
     Parameters:
-      args: Added to the command line.
-      port: The loopback port; a free one when not given.
+      args: Further arguments of the command line.
+      port: The loopback port; by default a free one.
     """
 
-    #: The names that the program goes by.
+    #: Possible names of the program.
     programs: ClassVar[tuple[str, ...]]
-    #: The Debian package that has it.
+    #: Debian package that contains the program.
     package: ClassVar[str]
-    #: Seconds to wait for it to answer, and for it to end when asked to.
+    #: Maximum seconds until the server answers, and until it ends after a signal.
     start_timeout: ClassVar[float] = 20.0
     stop_timeout: ClassVar[float] = 10.0
     #: A request with a known reply, to check that the server answers.
@@ -149,7 +149,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where clients reach it, as `backend_from_url` or a broker takes it."""
+        """The URL for clients, as `backend_from_url` or a broker takes it."""
         raise NotImplementedError
 
     @property
@@ -161,11 +161,11 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there, paused or not."""
+        """Whether the process runs, paused or not."""
         return self.process is not None and self.process.poll() is None
 
     def start(self: ServerT) -> ServerT:
-        """Start it and wait until it answers. Nothing happens if it runs already.
+        """Start the server, and wait until it answers. Do nothing if it runs already.
 
         Raises:
           ServerMissing: The program is not installed.
@@ -191,7 +191,7 @@ class Server:
         return self
 
     def stop(self) -> None:
-        """Ask it to end and wait; kill it if it takes too long. A later `start()` uses the same port."""
+        """End the server by a signal; kill it if it takes too long. A later `start()` uses the same port."""
         if self.process is None:
             return
         self.resume()
@@ -212,37 +212,37 @@ class Server:
         self._paused = False
 
     def restart(self: ServerT) -> ServerT:
-        """Stop and start it on the same port, its memory lost."""
+        """Stop the server, and start it on the same port, without its memory."""
         self.stop()
         return self.start()
 
     def pause(self) -> None:
-        """Freeze it: connections are still accepted by the kernel, and nothing is answered. See `resume`."""
+        """Freeze the server: the kernel still accepts connections, and no request is answered. See `resume`."""
         os.kill(self.pid, signal.SIGSTOP)
         # The signal takes effect a moment later, thread by thread. WNOWAIT leaves the exit status to Popen.
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self._paused = True
 
     def resume(self) -> None:
-        """Let it go on after `pause`; it then answers what came in meanwhile."""
+        """Let the server continue after `pause`; it then answers the requests that have arrived meanwhile."""
         if self._paused and self.running:
             os.kill(self.pid, signal.SIGCONT)
         self._paused = False
 
     def reset(self) -> None:
-        """Make it fit for the next test: running, not paused, and empty where it can be emptied."""
+        """Prepare the server for the next test: running, not paused, and empty if it can be emptied."""
         self.resume()
         self.start()
 
     def ask(self, request: bytes, *, timeout: float = 5.0) -> bytes:
-        """Send bytes over a connection of its own and return the first piece of the answer. For tests of the wire."""
+        """Send bytes over a new connection, and return the first piece of the answer."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as connection:
             connection.sendall(request)
             return connection.recv(65536)
 
     def close(self) -> None:
-        """End it for good and remove its directory."""
-        # A child that was forked off the tests inherits this object, but the server is not its own to end.
+        """Kill the server, and remove its directory."""
+        # A forked child of the tests inherits this object, and must not end the server.
         if os.getpid() != self._owner:
             return
         # An orderly shutdown takes seconds (RabbitMQ) for data that nobody will read again.
@@ -277,8 +277,8 @@ class Server:
         self.process = self._spawn(self._command())
 
     def _spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        # NOTE: setpriv (util-linux) and not a preexec_fn, which may deadlock where there are threads. Where it is
-        # not to be had (macOS), atexit has to do.
+        # NOTE: This uses setpriv (util-linux) and no preexec_fn, which may deadlock in a process with threads. Without
+        # setpriv (macOS), only atexit ends the server.
         if setpriv := shutil.which("setpriv", path=SEARCH_PATH):
             command = [setpriv, "--pdeathsig", "KILL", "--", *command]
         with self.log.open("ab") as log:
@@ -290,7 +290,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for pytest; it ends the servers in its own time.
+                # Only pytest gets Ctrl-C; it ends the servers itself.
                 start_new_session=True,
             ).result()
 
@@ -396,31 +396,31 @@ def _free_cluster_port() -> int:
 
 
 class Servers:
-    """Servers that belong together; they start and end together."""
+    """Servers that start and end together."""
 
     members: Sequence[Server]
 
     def close(self) -> None:
-        """End them for good."""
+        """Kill the servers, and remove their directories."""
         for server in self.members:
             server.close()
 
     def start(self: ServersT) -> ServersT:
-        """Start them and wait until they know one another. Nothing happens if that was done."""
+        """Start the servers, and wait until they are connected to each other. Do nothing if they run already."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """End them at once; they can be started again."""
+        """Kill the servers; they can be started again."""
         for server in self.members:
             server.kill()
 
     def pause(self) -> None:
-        """Freeze them, see `Server.pause`."""
+        """Freeze the servers, see `Server.pause`."""
         for server in self.members:
             server.pause()
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Let the servers continue."""
         for server in self.members:
             server.resume()
 
@@ -516,7 +516,7 @@ class RedisCluster(Servers):
         _wait_until(self._agrees, "The nodes do not agree who has what")
 
     def _agrees(self) -> bool:
-        """Whether all nodes know all others' epochs, and no two have the same.
+        """Whether all nodes have the epochs of all others, and no two epochs are equal.
 
         A slot that moves on before that may fall back to the node that it came from, which empties it.
         """
@@ -738,7 +738,7 @@ class TlsMemcachedServer(MemcachedServer):
 class RabbitmqServer(Server):
     """A RabbitMQ node with a name, a cookie, a data directory and a port mapper (epmd) of its own; no plugins.
 
-    Takes some seconds to start. `reset()` leaves its queues: a test uses queue names of its own.
+    It takes some seconds to start. `reset()` leaves its queues, so a test uses its own names of queues.
     """
 
     programs = ("rabbitmq-server",)

@@ -14,7 +14,7 @@ from dramatiq.middleware import Middleware
 from dramatiq_status import StatusMiddleware, current_progress, current_status
 from dramatiq_status.backends import RedisBackend
 
-#: How often every job increments.
+#: Number of increments of each job.
 INCREMENTS = 10
 
 #: The Redis lists, in the broker's database, that hold the processes that have booted, and what they logged.
@@ -34,7 +34,7 @@ class Tattler(logging.Handler):
 
 
 class TattlerMiddleware(Middleware):
-    """Puts the tattler in place in every worker process, once Dramatiq has set up its own logging."""
+    """Middleware that adds the log handler in each worker process, after Dramatiq has set up its own logging."""
 
     def after_process_boot(self, broker: Any) -> None:
         client = redis.Redis.from_url(os.environ["STRESS_BROKER"])
@@ -43,7 +43,7 @@ class TattlerMiddleware(Middleware):
 
 
 def make_broker(broker_url: str, store_url: str) -> RedisBroker:
-    """The same broker in the workers and in the test. In the store's database, statuses piggyback."""
+    """Make the same broker in the workers and in the test. In the store's database, statuses piggyback."""
     # On a busy machine, a call may take longer than the default time-out, which is logged.
     backend = RedisBackend(url=store_url, timeout=20_000)
     broker = RedisBroker(**({"client": backend.broker_client()} if broker_url == store_url else {"url": broker_url}))

@@ -257,7 +257,7 @@ class TestDogpileMemory(CacheInterface):
 
 
 class TestDogpileDbm(CacheInterface):
-    # An interrupt can strike between its file lock's being taken and its noting that, or while
+    # An interrupt can strike after its file lock was taken and before it has recorded that, or while
     # dbm.dumb, all that some Pythons have, writes its index.
     test_an_interrupted_call_spoils_no_other = None  # type: ignore[assignment]
 
@@ -268,7 +268,7 @@ class TestDogpileDbm(CacheInterface):
 
 # Packages that wrap other caches
 
-#: What caches of packages are made of: a URL of a Redis and a directory.
+#: Functions that make caches of packages, from the URL of a Redis and a directory.
 PACKAGES: dict[str, Callable[[str, Path], Any]] = {
     "django-redis": lambda url, path: CacheHandler(redis_settings("django_redis.cache.RedisCache", url))["default"],
     "django-redis by proxy": lambda url, path: ConnectionProxy(
@@ -331,7 +331,7 @@ def test_the_caches_of_packages_are_called_with_their_parameters(name: str, redi
     assert (backend.delete("m"), backend.read("m"), backend.delete("m")) == (True, None, False)
 
 
-# What fits
+# Objects that fit
 
 #: Methods called `set`, and what they are called with for a time to live of 1.5 seconds.
 SETS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
@@ -507,7 +507,7 @@ def test_keys_fit_for_memcached() -> None:
     assert backend._key_of("plain").endswith(":plain")
 
 
-# Trouble
+# Errors
 
 
 def test_errors_have_causes_and_no_secrets() -> None:
@@ -663,7 +663,7 @@ def test_djangos_databases_need_settings_and_its_caches_do_not(tmp_path: Path) -
     (path,) = tmp_path.iterdir()
     # When a call fails, after which broken connections are closed
     path.write_bytes(b"x")
-    # Then closing them fails in no way, because there are none
+    # Then closing them raises no error, because there are none
     assert backend.read("m") is None
 
 
@@ -685,7 +685,7 @@ def test_damaged_files(tmp_path: Path, kind: str, damage: bytes) -> None:
     assert found == (None, Outcome.APPLIED) and record is not None and record[":step"] == "1"
 
 
-# What is special about one of them
+# Single libraries
 
 
 def test_the_expiration_time_of_a_region_does_not_count() -> None:

@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def make_broker(url: str, **parameters: Any) -> RedisBroker:
-    # Maintenance would move what a test has left.
+    # Maintenance would move messages that a test has left.
     return RedisBroker(client=RedisBackend(url=url, **parameters).broker_client(), maintenance_chance=0)
 
 
@@ -104,7 +104,7 @@ def test_a_client_serves_the_results_and_other_calls_as_well(redis_url: str, cal
         worker.stop()
     with broker.client.pipeline() as pipeline:
         assert pipeline.set("key", "text").get("key").execute() == [True, b"text"]
-    # Then scripts of others keep the way of redis-py, and have the same replies if their arguments are as the broker's
+    # Then other scripts go through redis-py, and have the same replies if their arguments are like the broker's
     calls.clear()
     script = broker.client.register_script("return {KEYS[1], ARGV[1], tostring(#ARGV)}")
     assert script(keys=["a"], args=["ack", *range(8)]) == [b"a", b"ack", b"9"]
@@ -149,7 +149,7 @@ def test_a_call_ends_after_the_time_out_of_the_client(start_server: Any) -> None
     with pytest.raises(redis.TimeoutError):
         add.send(1, 2)
     server.resume()
-    # The reply that came too late is not taken for the next one.
+    # The next call does not read the reply that came too late.
     assert broker.do_qsize("default") in (1, 2)
 
 

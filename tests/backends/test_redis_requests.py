@@ -118,7 +118,7 @@ def test_a_script_that_may_not_be_loaded_fails_all_requests_with_the_reason() ->
 def test_the_first_exchange_measures_the_clock() -> None:
     # Given a server whose time is unknown
     clock = ServerClock()
-    # When an exchange asks for it by the way
+    # When an exchange queries it in its first round trip
     exchange = exchanged([Command(0, "PTTL", "n:m")], ("2000000000", "500000"), 5, clock=clock)
     # Then the clock is the server's
     assert exchange.packed.startswith(b"*1\r\n$4\r\nTIME\r\n")
@@ -130,7 +130,7 @@ def test_a_request_to_a_node_that_gets_the_slot_comes_after_asking() -> None:
     listed = update.pack(CLOCK)
     update.arriving = True
     exchange = exchanged([update], "OK", [1])
-    # The node may lack parts of the index: the script is to leave it alone.
+    # The node may lack parts of the index, so the script must not change it.
     assert exchange.packed.startswith(b"*1\r\n$6\r\nASKING\r\n") and listed not in exchange.packed
     assert b" index:" in listed and b" index:" not in exchange.packed
     assert update.result() == [1]
@@ -141,7 +141,7 @@ def test_requests_are_split_by_message() -> None:
     call = an_update("a", "b", "a")
     # When they are split
     parts = call.split()
-    # Then those of a message stay together, in their order, and keep their positions
+    # Then the updates of a message stay together, in their order, and keep their positions
     assert [([message_id for message_id, _ in part.updates], list(part.positions)) for part in parts] == [
         (["a", "a"], [0, 2]),
         (["b"], [1]),

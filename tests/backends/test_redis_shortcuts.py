@@ -113,7 +113,7 @@ def check(backend: RedisBackend, found: Record, name: str, update: Update) -> No
     before = stored(backend, message_id)
     # When a run of it is stored
     outcome = backend.update(message_id, update)
-    # Then the record and its place in the lists are what `apply` says
+    # Then the record and its place in the lists are those of `apply`
     expected = apply(before if is_sound(before) else None, update, backend.now())
     after = stored(backend, message_id)
     assert (name, outcome) == (name, expected.outcome)

@@ -41,7 +41,7 @@ def test_the_kernel_keeps_the_timeouts_of_plain_sockets(plain: socket.socket) ->
     # When nothing arrives in this time
     with pytest.raises(BlockingIOError):
         plain.recv(1)
-    # Then the kernel has noticed, and Python knows of no time-out
+    # Then the kernel's time-out ends the call, and Python has set none
     assert plain.gettimeout() is None
 
 
@@ -50,7 +50,7 @@ def test_python_keeps_the_timeouts_elsewhere(plain: socket.socket, monkeypatch: 
     monkeypatch.setattr(_socket, "IS_SUPPORTED", False)
     _socket.limit_first_wait(plain)
     # When nothing arrives in this time
-    # Then Python has noticed
+    # Then Python's time-out ends the call
     with pytest.raises(TimeoutError):
         plain.recv(1)
 
@@ -72,7 +72,7 @@ def test_a_kernel_that_returns_another_timeout_has_none(answer: Any, monkeypatch
             return answer
 
     monkeypatch.setattr(_socket, "PLAIN_SOCKET", Other)
-    # When the kernel is asked
+    # When the backend checks for the kernel's time-outs
     # Then Python's time-outs are used
     assert not _socket.takes_timeouts()
 

@@ -18,8 +18,8 @@ class TestStub(BackendConformance):
     def backend(self) -> StubBackend:
         return StubBackend()
 
-    # It has no connection to spoil; and where a tracer lets an interrupt strike
-    # as its lock is taken, the lock stays taken.
+    # The stub has no connection. And if a tracer lets an interrupt strike
+    # while its lock is taken, the lock stays taken.
     test_an_interrupted_call_spoils_no_other = None  # type: ignore[assignment]
 
     def ttl_of(self, backend: StatusBackend, message_id: str) -> int | None:

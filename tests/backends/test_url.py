@@ -25,7 +25,7 @@ from ..servers import MemcachedServer, RedisCluster, RedisSentinels, RedisServer
 
 MASTERS = {"sentinels": [("h1", 26379), ("h2", 26380)], "service_name": "mymaster", "db": 0}
 
-#: What each URL makes of which class.
+#: URLs, each with the class and the parameters that it makes.
 MEANINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "redis://": ("RedisBackend", {"host": "127.0.0.1", "port": 6379, "db": 0}),
     "redis://db": ("RedisBackend", {"host": "db", "port": 6379, "db": 0}),
@@ -74,7 +74,7 @@ MEANINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "memory://?namespace=shop": ("StubBackend", {"namespace": "shop"}),
 }
 
-#: What is wrong, and what the error says of it.
+#: Wrong URLs, each with the text of its error.
 WRONG = {
     "": "There is no URL|write it like",
     "db:6379": "write it like",
@@ -129,7 +129,7 @@ WRONG = {
     "redis+sentinel://h1/m?sentinel_password=x#s3cret": "write it like",
     "redis+sentinel://h1/m?sentinel_password=x&s3cret": "parameters are written like",
     "redis+sentinel://h1/m?sentinel_password=x&s3cret=y": "'&' is %26",
-    # Those that are no URLs.
+    # Texts that are no URLs.
     "ann:s3cret@db:6379": "'\\*\\*\\*', is wrong: write it like",
     "redis:/ann:s3cret@db": "write it like",
     "redis:ann:s3cret@db": "write it like",
@@ -264,11 +264,11 @@ def test_the_environment_variable_has_the_default_url(monkeypatch: pytest.Monkey
     backend = backend_from_url()
     # Then this URL is used
     assert isinstance(backend, SQLiteBackend) and backend.update("m", enqueue())
-    # And what is wrong with it is said of it
+    # And an error in it names the variable
     monkeypatch.setenv("DRAMATIQ_STATUS_URL", "redis://:s3cret@db/one")
     with pytest.raises(ValueError, match="in DRAMATIQ_STATUS_URL, 'redis://\\*\\*\\*@db/one', is wrong"):
         backend_from_url()
-    # And without a URL, an error says so
+    # And without a URL, an error names both ways to pass one
     monkeypatch.delenv("DRAMATIQ_STATUS_URL")
     with pytest.raises(ValueError, match="environment variable DRAMATIQ_STATUS_URL"):
         backend_from_url()
@@ -334,7 +334,7 @@ def test_on_a_cluster(redis_cluster: RedisCluster) -> None:
 
 
 def works(url: str) -> StatusBackend:
-    """Make a backend that patiently writes and reads, and is closed."""
+    """Make a backend with a long time-out, write to it, read from it, and close it."""
     with closing(backend_from_url(url, timeout=20_000)) as backend:
         backend.update("m", enqueue(step='"x"'))
         found = backend.snapshot("m")
@@ -367,7 +367,7 @@ def test_a_password_is_never_shown(url: str, caplog: pytest.LogCaptureFixture) -
     with pytest.raises(BackendError) as caught:
         backend.read("m")
     work.send()
-    # Then neither its name, nor the error with all its causes, nor the log has the password
+    # Then its repr, its errors with all their causes, and the log do not contain the password
     texts, error = [repr(backend), str(backend), caplog.text], caught.value
     while error is not None:
         texts += [str(error), repr(error)]

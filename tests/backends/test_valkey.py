@@ -30,7 +30,7 @@ def server() -> Iterator[ValkeyServer]:
         server.start()
     except ServerMissing as missing:
         server.close()
-        # There is no package of it for every system on which the tests run.
+        # Not every system on which the tests run has a package of it.
         pytest.skip(str(missing))
     with server:
         yield server
@@ -65,11 +65,11 @@ class TestValkey(RedisHooks, BackendConformance):
         server.reset()
 
     def test_a_valkey_client_without_a_server_raises_an_error(self) -> None:
-        # Given a client of a server that is not there
+        # Given a client of a server that does not run
         backend = RedisBackend(client=valkey.Valkey(port=free_port()), timeout=300)
         for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, backend.subscribe):
-            # When something is asked for
-            # Then that ends in a BackendError, as with redis-py
+            # When a call is made
+            # Then the call raises BackendError, as with redis-py
             with pytest.raises(BackendError) as caught:
                 call("m")
             assert caught.value.__cause__ is not None
@@ -89,7 +89,7 @@ for root, parameters in enumerate(({{"url": {redis_url!r}}}, {{"host": "127.0.0.
     print(type(backend.client).__name__, sorted(subscription.wait(20)))
     subscription.close()
 """
-    # When it uses Redis by a URL, or by parameters
+    # When it makes a Redis backend from a URL, or from parameters
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
-    # Then valkey-py takes redis-py's place
+    # Then valkey-py is used
     assert (ran.stdout, ran.stderr) == ("Valkey ['m']\n" * 2, "")

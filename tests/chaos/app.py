@@ -1,4 +1,4 @@
-"""What the ``dramatiq`` command loads: a broker, the actors, and a witness that writes down what Dramatiq does."""
+"""Module that the ``dramatiq`` command loads: a broker, the actors, and a witness that records what Dramatiq does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from dramatiq_status import StatusMiddleware, StatusRegistry, backend_from_url, 
 from .facts import FactFile
 from .plan import MAX_RETRIES
 
-#: Milliseconds after which the Redis broker takes a worker that is silent for dead.
+#: Milliseconds after which a silent worker counts as dead for the Redis broker.
 BROKER_HEARTBEAT: Final = 2_000
 
 #: Milliseconds between two heartbeats of running messages.
@@ -50,10 +50,10 @@ STATUS_HEARTBEAT: Final = 1_000
 #: Time limit, in milliseconds, of jobs that exceed it on purpose.
 TIME_LIMIT: Final = 400
 
-#: Seconds from which on an acknowledgement that waits is written down.
+#: Minimum duration of an acknowledgement that is recorded as slow, in seconds.
 LONG_HOLD: Final = 1.0
 
-#: Seconds after which a job that runs into its time limit gives up waiting for it.
+#: Maximum seconds for which a job waits for its time limit.
 _NO_LIMIT: Final = 30.0
 
 
@@ -75,7 +75,7 @@ class Run:
     exception: str | None = None
     returned: bool = False
     skipped: bool = False
-    #: Whether the broker was given the message again, and whether it took it.
+    #: Whether the retry was enqueued, and whether the broker has taken it.
     offered: bool = False
     requeued: bool = False
     decided: float = 0.0
@@ -207,7 +207,7 @@ def _is_delayed_copy(message: Any) -> bool:
 
 
 class FactHandler(logging.Handler):
-    """Writes down what the library logs."""
+    """Log handler that records what the library logs."""
 
     def __init__(self, facts: FactFile) -> None:
         super().__init__(logging.WARNING)
@@ -221,14 +221,14 @@ class FactHandler(logging.Handler):
 
 
 def watch_logs(facts: FactFile) -> None:
-    """Write down what this process logs from now on, if it does not yet."""
+    """Record what this process logs from now on, if it is not recorded yet."""
     root = logging.getLogger()
     if not any(isinstance(handler, FactHandler) for handler in root.handlers):
         root.addHandler(FactHandler(facts))
 
 
 def unwatch_logs() -> None:
-    """Write down no more of what this process logs: another run may follow, with facts of its own."""
+    """Stop the recording of what this process logs, because another run may follow, with its own facts."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, FactHandler)]:
         root.removeHandler(handler)
@@ -254,7 +254,7 @@ def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFil
     ]
     broker: dramatiq.Broker
     if broker_url.startswith("amqp://"):
-        # Without confirmations the broker may lose what it was sent.
+        # Without confirmations, the broker may lose messages.
         broker = RabbitmqBroker(url=broker_url, middleware=middleware, confirm_delivery=True)
     else:
         connects = {"client": backend.broker_client()} if store_url == broker_url else {"url": broker_url}
@@ -266,7 +266,7 @@ def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFil
 
 
 def _watch_errors(broker: dramatiq.Broker, facts: FactFile) -> None:
-    """Write down the enqueues that end in an error: the broker may have the message or not."""
+    """Record the enqueues that end in an error: the broker may have the message or not."""
     enqueue = broker.enqueue
 
     def watched(message: Any, *, delay: int | None = None) -> Any:
@@ -284,21 +284,21 @@ def _watch_errors(broker: dramatiq.Broker, facts: FactFile) -> None:
 
 
 def play(job: dict[str, Any]) -> int | None:
-    """Act as the job's plan describes."""
+    """Carry out the job's plan."""
     for pause in _acts(job):
         time.sleep(pause)
     return job["number"] if job["result"] else None
 
 
 async def play_async(job: dict[str, Any]) -> int | None:
-    """Do what the plan says in the event loop."""
+    """Carry out the job's plan in the event loop."""
     for pause in _acts(job):
         await asyncio.sleep(pause)
     return job["number"] if job["result"] else None
 
 
 def _acts(job: dict[str, Any]) -> Iterator[float]:
-    """Act out a job, and yield the seconds to sleep in between."""
+    """Carry out the steps of a job, and yield the seconds to sleep between them."""
     run = _run.get()
     assert run is not None
     status, progress = current_status(), current_progress()

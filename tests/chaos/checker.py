@@ -20,7 +20,7 @@ REPEATS: Final = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong."""
+    """A contradiction."""
 
     what: str
     message_id: str | None
@@ -84,7 +84,7 @@ class Checker:
     def _check_final(self, history: History, final: dict[str, Any] | None) -> None:
         ends = history.final_runs
         if not ends:
-            # The broker lost it, or never got it: nothing can be said of its state.
+            # The broker has lost the message, or has never got it: its state cannot be checked.
             if final is not None and final["status"] in ("completed", "failed"):
                 self._complain(history, "finished without an end", "no final state", final)
             elif history.enqueued:
@@ -117,7 +117,7 @@ class Checker:
             self._excuse_unsent(history, unsent, "not final: its worker died in an outage")
             return True
         if len(history.origins) > 1 and any(self._troubled(run) for run in history.runs.values()):
-            # No clock orders enqueues that do not follow from one another; one of them was stored late.
+            # No clock orders enqueues of different origins; one of them was stored late.
             self.excused["not exact: it was enqueued twice, in an outage"] += 1
             return True
         if len(history.runs) > 1 and any(run.unsure for run in ends):
@@ -163,7 +163,7 @@ class Checker:
             yield "wrong attempts", f"{run.retries + 1}..{len(history.runs)}", attempts
         wanted = {run.exception if run.state == "failed" else None}
         if run.said:
-            # A run that says itself that it failed leaves the exception of the run before it.
+            # A run that sets the state `failed` itself keeps the exception of the run before it.
             wanted |= {earlier.exception for earlier in history.runs.values()}
         shown = (final.get("exception") or {}).get("type")
         if shown not in wanted:
@@ -199,7 +199,7 @@ class Checker:
             if final.get(write.name) != write.value and not enqueued_again and not self._world.lost_after(write.began):
                 self._complain(history, "field from outside is missing", {write.name: write.value}, final)
 
-    # What was seen
+    # What readers saw
 
     def _check_sights(self, history: History, sights: Sequence[Sight]) -> None:
         known = [sight for sight in sights if sight.values is not None]
@@ -220,7 +220,7 @@ class Checker:
                 self._check_step(history, before, after)
 
     def _check_cause(self, history: History, sight: Sight) -> None:
-        """Check that what is shown has a cause that came before it."""
+        """Check that each value that a reader saw has an earlier cause."""
         assert sight.values is not None
         state = sight.values["status"]
         if state == "working":
@@ -240,7 +240,7 @@ class Checker:
         if finished and new["status"] != old["status"] and not again:
             self._complain(history, f"{after.reader}: left its end", _describe(before), _describe(after))
         if len(history.origins) > 1:
-            # Whichever began last owns the status.
+            # The run that began last owns the status.
             return
         if new.get("attempts", 0) < old.get("attempts", 0) and not (finished and again):
             self._complain(history, f"{after.reader}: fewer attempts", _describe(before), _describe(after))
@@ -249,7 +249,7 @@ class Checker:
             self._complain(history, f"{after.reader}: progress goes back", _describe(before), _describe(after))
 
     def _runs_again(self, history: History, after: Sight) -> bool:
-        """Return whether a message that had been finished was run again, as duplicates are."""
+        """Return whether a finished message was run again, as a duplicate is."""
         return (
             len(history.origins) > 1
             or bool(self._runs_behind_end(history, after.at))
@@ -260,7 +260,7 @@ class Checker:
         return min((run.decided or 0 for run in history.final_runs), default=0)
 
     def _runs_behind_end(self, history: History, moment: float) -> list[Run]:
-        """Return the runs that went on after another had been the last one, and had begun by a moment."""
+        """Return the runs that had begun by a time, and that went on after another run had been the last one."""
         end = self._first_end(history)
         return [
             run

@@ -56,7 +56,7 @@ class Crew:
         self._ending: set[subprocess.Popen[bytes]] = set()
         self._stopping = threading.Event()
         self._keeper: threading.Thread | None = None
-        # The kernel tells workers that their parent died when the thread ends that started them.
+        # The kernel sends workers the parent-death signal when the thread that started them ends.
         self._launcher = ThreadPoolExecutor(1, "chaos-launcher")
 
     def start(self) -> None:

@@ -28,7 +28,7 @@ class Window:
     end: float
 
     def overlaps(self, begin: float, end: float) -> bool:
-        """Return whether it overlaps another window."""
+        """Return whether the window overlaps another one."""
         return self.begin <= end and begin <= self.end
 
 
@@ -40,7 +40,7 @@ class Run:
     pid: int
     began: float
     retries: int
-    #: When the actor had set its first field, its last one, and the state that it says itself.
+    #: Times after the actor had set its first field, its last field, and the final state.
     entered: float | None = None
     did: float | None = None
     said: float | None = None
@@ -51,13 +51,13 @@ class Run:
     decision: str | None = None
     exception: str | None = None
     skipped: bool = False
-    #: Whether a retry was enqueued that the broker did not confirm: it may have it, or not.
+    #: Whether a retry was enqueued that the broker did not confirm, and may have or not.
     unsure: bool = False
     acked: float | None = None
 
     @property
     def state(self) -> str | None:
-        """The final state that it leads to; None if it leads to none."""
+        """The final state of the message after this run; None if the message runs again."""
         if self.decision == "completed" and self.said is not None:
             return "failed"
         return self.decision if self.decision in ("completed", "failed") else None
@@ -75,17 +75,17 @@ class Write:
 
 @dataclass
 class History:
-    """What is known of a message."""
+    """The recorded events of a message."""
 
     message_id: str
     job: dict[str, Any] | None = None
     runs: dict[str, Run] = field(default_factory=dict)
-    #: When the broker was about to get it, and when it had got it.
+    #: Times directly before the broker got the message, and after it had got it.
     enqueuing: list[float] = field(default_factory=list)
     enqueued: list[float] = field(default_factory=list)
-    #: When an enqueue had ended in an error, which takes `queued` back.
+    #: Times at which an enqueue had ended in an error, which takes `queued` back.
     refused: list[float] = field(default_factory=list)
-    #: Its enqueues that do not follow from one another; each makes it start over.
+    #: Origins of its enqueues; each origin resets the status.
     origins: set[str] = field(default_factory=set)
     writes: list[Write] = field(default_factory=list)
     facts: list[Fact] = field(default_factory=list)
@@ -96,7 +96,7 @@ class History:
 
     @property
     def final_runs(self) -> list[Run]:
-        """The runs that Dramatiq took for the last one."""
+        """The runs after which Dramatiq did not run the message again."""
         return [run for run in self.runs.values() if run.state is not None]
 
 
@@ -111,7 +111,7 @@ class World:
 
     def __init__(self, facts: Iterable[Fact], *, lossy: bool, failover: bool) -> None:
         self.histories: dict[str, History] = {}
-        #: Counts on a parent's bar: the child's run, by the id of the parent.
+        #: Runs of children that increment a parent's progress, by the id of the parent.
         self.counts: defaultdict[str, list[Run]] = defaultdict(list)
         #: Times of trouble with the store, for all and by process.
         self.store_trouble: list[Window] = []
@@ -119,16 +119,16 @@ class World:
         self.frozen: defaultdict[int, list[Window]] = defaultdict(list)
         self.losses: list[Window] = []
         self.deaths: dict[int, float] = {}
-        #: Processes that had time to end, and those that logged that they leave something unsent.
+        #: Processes that had time to end, and processes that logged unsent updates.
         self.terminated: set[int] = set()
         self.complained: set[int] = set()
         #: Processes that ended while they were frozen.
         self.stopped: set[int] = set()
         self.logs: list[Fact] = []
-        #: What happened to processes, by process.
+        #: Events of processes, by process.
         self.processes: defaultdict[int, list[Fact]] = defaultdict(list)
         self.held: list[Fact] = []
-        #: Clock of the end.
+        #: Time of the end of the run.
         self.ended = 0.0
         self._lossy, self._failover = lossy, failover
         self._began: dict[Any, float] = {}
@@ -142,19 +142,19 @@ class World:
                 self.stopped.add(key[1])
 
     def history(self, message_id: str) -> History:
-        """Return what is known of a message."""
+        """Return the recorded events of a message."""
         return self.histories.setdefault(message_id, History(message_id))
 
     def lost_after(self, moment: float) -> bool:
-        """Return whether the store may have lost what it had got by a moment."""
+        """Return whether the store may have lost updates that it had got by a time."""
         return any(window.end >= moment for window in self.losses)
 
     def lost_between(self, begin: float, end: float) -> bool:
-        """Return whether the store may have lost something in a time."""
+        """Return whether the store may have lost updates within a time."""
         return any(window.overlaps(begin, end) for window in self.losses)
 
     def troubled(self, pid: int, begin: float, end: float) -> bool:
-        """Return whether a process may not have reached the store all of a time."""
+        """Return whether a process may not have reached the store during a whole time."""
         return any(window.overlaps(begin, end) for window in (*self.store_trouble, *self.trouble[pid]))
 
     def unsent(self, pid: int, moment: float) -> bool:
@@ -170,7 +170,7 @@ class World:
         return any(window.begin <= moment + 1 and window.end >= death for window in windows)
 
     def silent(self, pid: int) -> bool:
-        """Return whether a process had time to say what it left unsent, and did not."""
+        """Return whether a process had time to log its unsent updates, and did not do so."""
         return pid in self.terminated - self.stopped - self.complained
 
     # Facts
@@ -203,7 +203,7 @@ class World:
 
     def _run(self, fact: Fact) -> Run:
         self._on_other(fact)
-        # An interrupt may have struck the witness before it had written down that the run began.
+        # An interrupt may have struck the witness before it had recorded the start of the run.
         begun = Run(fact["run"], fact["pid"], fact["t"], 0)
         return self.history(fact["id"]).runs.setdefault(fact["run"], begun)
 
@@ -222,7 +222,7 @@ class World:
     def _on_decided(self, fact: Fact) -> None:
         run = self._run(fact)
         if run.decided is not None:
-            # A message is sent again to a broker that has not confirmed it.
+            # A message that the broker has not confirmed is sent again.
             return
         run.decided, run.decision = fact["t"], fact["decision"]
         run.exception, run.skipped, run.unsure = fact["exception"], fact["skipped"], fact.get("unsure", False)
@@ -257,7 +257,7 @@ class World:
         self.terminated -= set(fact["pids"])
 
     def _on_terminated(self, fact: Fact) -> None:
-        # It ends what it has begun before it ends itself.
+        # A worker ends its running messages before it ends itself.
         self._end(fact, fact["t"] + GRACE)
         self.terminated |= set(fact["pids"])
 

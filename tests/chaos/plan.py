@@ -42,10 +42,10 @@ _ENDS: Final = {"return": 8, "boom": 4, "retry": 2, "throw": 1, "skip": 1, "limi
 #: Shapes in which jobs are sent, with their weights.
 _SHAPES: Final = {"single": 12, "parent": 2, "group": 1, "pipeline": 1}
 
-#: Runs that fail of a job that fails in the end; more than its retries allow.
+#: Number of failing runs of a job that fails at the end, more than its retries allow.
 _ALWAYS: Final = 99
 
-#: Retries that a job is allowed.
+#: Maximum number of retries of a job.
 MAX_RETRIES: Final = 3
 
 

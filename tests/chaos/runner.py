@@ -117,7 +117,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Report:
 
 @contextmanager
 def _dead_threads() -> Iterator[list[Finding]]:
-    """Note threads of the harness that end by an exception: what they had to look at was not looked at."""
+    """Record threads of the harness that end by an exception, because their checks are missing."""
     found: list[Finding] = []
 
     def note(died: threading.ExceptHookArgs) -> None:
@@ -175,7 +175,7 @@ class Stage:
         self._size = 0
 
     def play(self) -> None:
-        """Carry out the plan, wait until the broker is done with everything, and read what is stored."""
+        """Carry out the plan, wait until the broker has no message left, and read what is stored."""
         self.crew.start()
         self._wait_for_boot()
         self._zero = time.time()
@@ -195,7 +195,7 @@ class Stage:
         self._read_all()
 
     def check(self) -> Report:
-        """Compare what was seen and stored with what happened."""
+        """Compare what readers saw and what is stored with the recorded events."""
         facts = read_facts(self._directory)
         world = World(facts, lossy=self._settings.store in LOSSY_STORES, failover=self._settings.store == "sentinel")
         ignored = self._settings.ignored
@@ -231,7 +231,7 @@ class Stage:
         try:
             send()
         except Exception as e:
-            # The broker does not answer: it may have got the message, or not.
+            # The broker does not answer, and may have got the message or not.
             self._facts.write("refused", id=members[0].message_id, error=repr(e))
         for message in members:
             self._watcher.add(message.message_id)
@@ -304,7 +304,7 @@ class Stage:
         try:
             yield
         except Exception as e:
-            # The plan goes on; the servers are mended in the end.
+            # The plan goes on, and the servers are repaired at the end.
             self._say(f"{fault} failed: {e!r}")
         finally:
             self._facts.write("fault ended", **known)
@@ -322,7 +322,7 @@ class Stage:
             time.sleep(0.05)
 
     def _settle(self) -> None:
-        """Wait until the broker is done with everything, and stop the workers."""
+        """Wait until the broker has no message left, and stop the workers."""
         deadline = time.monotonic() + self._settings.settle
         while True:
             # RabbitMQ does not count what workers hold until they let go of it, and a Redis broker whose reply was lost
@@ -337,7 +337,7 @@ class Stage:
             self.crew.start()
 
     def _wait_until_idle(self, deadline: float) -> None:
-        """Wait until the broker is done with everything, or nothing happens any more."""
+        """Wait until the broker has no message left, or no event is recorded any more."""
         seconds = IDLE
         while seconds and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -346,7 +346,7 @@ class Stage:
                 seconds = min(seconds, 1.0)
 
     def _facts_grow(self) -> bool:
-        """Return whether something was written down since the last call."""
+        """Return whether an event was recorded since the last call."""
         before, self._size = self._size, sum(path.stat().st_size for path in self._directory.glob("*.facts"))
         return self._size > before
 

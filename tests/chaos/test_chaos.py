@@ -1,4 +1,4 @@
-"""A minute of chaos, about; ``python -m tests.chaos`` is for more."""
+"""About a minute of chaos; ``python -m tests.chaos`` runs longer."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_every_status_is_right(broker: str, store: str, seed: int, capsys: pytes
     except ServerMissing as missing:
         pytest.skip(str(missing))
     assert not report.findings, "\n".join(map(str, report.findings[:5]))
-    # And it was put to the test
-    # (a broker that restarts on a busy machine loses many messages)
+    # And the run had faults and readers
+    # (A broker that restarts on a busy machine loses many messages.)
     assert report.figures["runs"] > 100 and report.figures["faults"] > 3 and report.figures["sights"] > 100
 
 

@@ -1,4 +1,4 @@
-"""The checker finds each kind of wrong, and nothing in what is right."""
+"""The checker finds each kind of contradiction, and none in right statuses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def one_run(job: dict[str, Any]) -> list[Fact]:
 
 
 def final() -> dict[str, Any]:
-    """What is stored of it in the end."""
+    """The record of this message at the end."""
     return {"status": "completed", "run": "r1", "last": "r1", "begun": 7, "user": 7, "progress": 5, "attempts": 1}
 
 
@@ -51,7 +51,7 @@ def sight(at: float, **values: Any) -> Sight:
 
 
 def sights() -> list[Sight]:
-    """What a reader saw of it."""
+    """A sight of this message."""
     return [
         sight(1.3, status="queued"),
         sight(2.2, status="working", attempts=1, progress=2, run="r1"),

@@ -14,10 +14,10 @@ from dramatiq.results import ResultMissing
 
 from dramatiq_status import BackendError, Snapshot, StatusMissing, StatusRegistry, StatusTimeout, aio
 
-#: Seconds between two looks of the poller.
+#: Seconds between two reads of the poller.
 POLL_INTERVAL: Final = 0.1
 
-#: Number of messages that the poller asks for at once.
+#: Number of messages that the poller reads in one call.
 POLLED: Final = 400
 
 #: Number of messages that are watched at once.
@@ -46,7 +46,7 @@ class Sight:
     trouble: str | None = None
 
 
-#: The fields of a status that make a new sight.
+#: Fields of a status; a change of one of them makes a new sight.
 _SHOWN: Final = ("status", "progress", "total", "attempts", "run", "last", "exception", "skipped")
 
 
@@ -65,9 +65,9 @@ class Watcher:
         self._open: dict[str, float] = {}
         self._waiting: list[str] = []
         self._last: dict[tuple[str, str], Any] = {}
-        #: What was seen, by message.
+        #: Sights by message.
         self.sights: dict[str, list[Sight]] = {}
-        #: Number of looks of the poller, of those that failed, and of messages that one could not read.
+        #: Numbers of the poller's reads, of its failed reads, and of messages that could not be read.
         self.looks = self.failures = self.unread = 0
         #: Number of watches that lasted too long.
         self.timeouts = 0
@@ -117,7 +117,7 @@ class Watcher:
 
     def _follow(self, message_id: str, snapshot: Snapshot | None, now: float) -> None:
         if snapshot is None or not snapshot.finished:
-            # An unknown one may yet come, but is asked for after the others.
+            # An unknown message may still appear, and is read after the others.
             if snapshot is None:
                 self._open[message_id] = self._open.pop(message_id)
             return

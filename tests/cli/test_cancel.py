@@ -20,7 +20,7 @@ from .terminals import on_pipe, on_terminal, screen_of
 
 
 class Shop:
-    """A worker with a job that looks whether it was cancelled, and one that does not."""
+    """A worker with a job that checks whether it was cancelled, and a job that does not."""
 
     def __init__(self, path: Path) -> None:
         self.url = f"sqlite:///{path}"
@@ -70,7 +70,7 @@ def test_a_job_that_waits_and_one_that_is_over_and_one_that_is_unknown(shop: Sho
     for _ in range(2):
         done = on_pipe("cancel", waiting, "--reason", "user\x1bleft", "--url", shop.url)
         assert (done.status, done.output) == (0, f"Cancelled  {waiting}  waits  will not run, user\\x1bleft\n")
-    # When a worker comes, then it does not run
+    # When a worker starts, then the job does not run
     shop.worker.start()
     eventually(lambda: shop.state(over) == "completed")
     text = on_pipe("get", waiting, "--url", shop.url)
@@ -78,7 +78,7 @@ def test_a_job_that_waits_and_one_that_is_over_and_one_that_is_unknown(shop: Sho
     assert on_pipe("watch", waiting, "--url", shop.url).output.split("  ")[1:] == [
         "Cancelled", waiting, "waits", "user\\x1bleft", "never ran\n",
     ]  # fmt: skip
-    # And one that was over, and one that is unknown, have exit statuses of their own
+    # And a job that was over, and an unknown one, have their own exit statuses
     done = on_pipe("cancel", over, waiting, "--url", shop.url)
     assert done.status == 1 and f"{over}  waits  was over, " in done.output
     assert done.errors == "2 jobs: 1 cancelled, 1 were over\n"
@@ -93,10 +93,10 @@ def test_whether_jobs_that_run_listen(shop: Shop) -> None:
     listening, deaf = shop.send("listens"), shop.send("is_deaf")
     shop.worker.start()
     eventually(lambda: shop.state(listening) == shop.state(deaf) == "working")
-    # A job that looks whether it was cancelled ends
+    # A job that checks whether it was cancelled ends
     done = on_pipe("cancel", listening, "--wait", "--url", shop.url)
     assert done.status == 0 and done.output.startswith(f"Cancelled  {listening}  listens  stopped after ")
-    # One that does not is asked, and goes on
+    # A job that does not check is asked to stop, and runs on
     terminal = on_terminal("cancel", deaf, "--url", shop.url)
     lines = screen_of(terminal)
     assert terminal.status == 4

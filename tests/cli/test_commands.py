@@ -188,7 +188,7 @@ def test_redis_says_when_a_job_ends(redis_url: str, monkeypatch: pytest.MonkeyPa
         assert thread.is_alive()
         backend.update(IDS["working"], finish(1))
         thread.join()
-    # Then the command ends because the store says so: at the next poll it would have timed out
+    # Then the command ends by the published change: at the next poll it would have timed out
     assert done == [0]
 
 
@@ -283,7 +283,7 @@ def test_list_and_count(place: Place, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_page_of_a_list_on_a_terminal(place: Place) -> None:
-    # Given a job that was cancelled on its way, and is the newest of five
+    # Given a job that was cancelled while it ran, and is the newest of five
     updates = life_to(FAILED, a='"job_cancelled"')
     fields = {"c": "true", "cr": '"user left"', "p": "3", "t": "9"}
     updates[-1] = updates[-1]._replace(fields={**updates[-1].fields, **named(fields)})
@@ -350,7 +350,7 @@ def test_a_terminal_and_a_pipe_have_the_same_records(place: Place, command: str)
         assert output.index("Completed") < output.index("job_completed") < output.index("job_failed")
         assert "Failed" in output and "OSError: gone" in output
     if command == "get":
-        # The pages are the same but for the lengths of lines, and for what depends on the time
+        # The pages are the same, except for the lengths of lines, and for texts that depend on the time
         found = [re.findall(r"^ [A-Z]\w+|^   [a-z]+", output, flags=re.MULTILINE) for output in (piped.output, text)]
         assert found[0] == found[1] and len(found[0]) > 10
 
@@ -467,7 +467,7 @@ def test_the_first_rule_wins(place: Place, tmp_path: Path) -> None:
     for broker in ("shop", "shop:broker"):
         done = on_pipe("where", "--broker", broker, cwd=tmp_path, DRAMATIQ_STATUS_URL="redis://127.0.0.1:1")
         assert "Found by    --broker" in done.output, done
-    # And a wrong one is a line that says what to do
+    # And a wrong one leads to a line that names what to do
     for broker, text in (("shop:other", "no broker"), ("shop.tasks", "no module"), ("nothing", "no module")):
         done = on_pipe("where", "--broker", broker, cwd=tmp_path)
         assert done.status == 2 and text in done.errors and len(done.errors.splitlines()) == 1, done
@@ -510,7 +510,7 @@ def test_get_loads_what_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_job_that_begins_after_the_wait(place: Place) -> None:
-    # A job that is enqueued within the time for unknown ones is waited for
+    # The command waits for a job that is enqueued within the time for unknown jobs
     def send() -> None:
         time.sleep(0.2)
         place.backend.update_many([(IDS["unknown"], update) for update in (enqueue(), start(1), finish(1))])

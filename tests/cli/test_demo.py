@@ -33,11 +33,11 @@ def test_the_demo_on_a_terminal(tmp_path: Path) -> None:
         # When another process reads one of its jobs, as the demo says
         done = on_pipe("get", "--json", found[2], DRAMATIQ_STATUS_URL=found[1])
         assert json.loads(done.output)["label"] == "Orders of May" and done.status == 4
-        # Then it sees a retry with a countdown, a failure, and bars of different legs
+        # Then it finds a retry with a countdown, a failure, and bars of different loops
         session.until(lambda: "Retrying" in session.text and "again in" in session.text)
         session.until(lambda: "unpack" in session.text)
         session.until(lambda: "CardDeclined: insufficient funds" in session.text)
-        # And a bar that moves after the end of its job, because of other messages
+        # And a bar that moves after the end of its job, by increments of other messages
         session.until(
             lambda: re.search(r"Completed Thumbnails demo-5 .+%  its messages still run · \d+ of 60", session.text)
         )
@@ -61,7 +61,7 @@ def test_the_demo_on_a_pipe(tmp_path: Path) -> None:
         f"demo-{number}": "Failed" if number == 4 else "Completed" for number in range(1, 6)
     }
     assert "Retrying   demo-3" in done.stdout and "5 jobs: 1 failed, 4 completed" in done.stderr
-    # And keeps its file
+    # And the demo keeps its file
     (path,) = tmp_path.glob("*/demo.db")
     assert main(["get", "demo-4", "--url", f"sqlite:///{path}"]) == 1
 
@@ -96,7 +96,7 @@ def test_the_picture_of_the_readme_is_up_to_date() -> None:
     picture = (ROOT / "docs" / "demo.svg").read_text(encoding="utf-8")
     texts = [html.unescape(text) for text in re.findall(r">([^<>]+)</text>", picture)]
     shown = " ".join(texts)
-    # Then it is small, light or dark, is still for readers who prefer that, and has what the demo shows
+    # Then it is small, is light or dark, does not move for readers who prefer that, and has the texts of the demo
     assert len(picture.encode()) <= 60 * 1024
     style = drawing.STYLE.partition("%g")[2]
     assert style in picture and "prefers-reduced-motion" in style and "prefers-color-scheme" in style

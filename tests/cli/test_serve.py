@@ -22,7 +22,7 @@ from .terminals import COMMAND, environment
 
 @contextmanager
 def served(url: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Serve, and wait until the process prints where; the process and its port."""
+    """Start the server, and wait for its line; yield the process and its port."""
     command = [*COMMAND, "serve", "--url", url, "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment()) as process:
         try:
@@ -48,7 +48,7 @@ def test_the_dashboard_is_served_to_this_machine(tmp_path: Path) -> None:
         with served(url) as (process, port):
             status, text = ask(port, "GET", "/")
             assert (status, job.message_id in text) == (200, True)
-            # No page of another site gets here by a name of its own, and nothing is deleted
+            # A request with the host name of another site is refused, and deletes no status
             assert ask(port, "GET", "/", Host=f"evil.example:{port}")[0] == 400
             assert ask(port, "POST", f"/{job.message_id}/delete")[0] == 403
             process.send_signal(signal.SIGINT)

@@ -121,7 +121,7 @@ def test_a_picture_never_fills_the_screen(store: SQLiteBackend, watch: Watch, co
     # Then the picture fits: its first row is the screen's first line, and the last line is free
     assert not session.screen.history.top
     assert session.lines[-1] == "" and session.lines[0] != ""
-    # And the failed job is there, and what runs comes before what waits
+    # And the failed job has a row, and running jobs come before waiting ones
     assert session.text.count(" ✘ ") == 1
     if rows == 24:
         assert session.text.count(" ◒ ") == 20
@@ -159,7 +159,7 @@ def test_another_size_of_the_terminal(store: SQLiteBackend, watch: Watch) -> Non
         session.until(lambda: "waiting" in session.text or "3 jobs" in session.text)
         for _ in range(4):
             session.read(0.2)
-        # One picture is there, whole
+        # The screen has one complete picture
         assert session.text.count("3 jobs") == 1 and session.text.count("job_1") == 1, session.text
         assert session.lines[-1] == ""
 
@@ -203,7 +203,7 @@ def test_a_signal_leaves_the_terminal_right(store: SQLiteBackend, watch: Watch) 
 
 
 def test_few_bytes_are_written(store: SQLiteBackend, watch: Watch) -> None:
-    # A picture that does not change writes next to nothing
+    # A picture that does not change writes almost no bytes
     ids = [send(store, number) for number in range(20)]
     for number in range(20):
         run_to(store, number, 50)
@@ -227,12 +227,12 @@ def test_a_list_changes_in_place(store: SQLiteBackend) -> None:
         session.until(lambda: "3 jobs" in session.text)
         assert session.lines[0].split() == ["State", "Job", "Progress", "Time"]
         assert [line.split()[2] for line in session.lines[1:4]] == ["job_3", "job_2", "job_1"]
-        # When another job is the one that has changed last
+        # When another job has changed last
         run_to(store, 1, 40)
         session.until(lambda: " 40%" in session.text)
         # Then the rows stay where they are
         assert [line.split()[2] for line in session.lines[1:4]] == ["job_3", "job_2", "job_1"]
-        # When there are new jobs, then they gather in the last line, and no row moves; another key does nothing
+        # When there are new jobs, the last line counts them, and no row moves; another key has no effect
         session.send("n")
         for number in (4, 5):
             send(store, number)
@@ -242,7 +242,7 @@ def test_a_list_changes_in_place(store: SQLiteBackend) -> None:
         session.until(lambda: " 60%" in session.text)
         assert [line.split()[2] for line in session.lines[1:4]] == ["job_3", "job_2", "job_1"]
         assert session.lines[5].startswith(" 3 jobs") and session.lines[5].endswith(" 2 new: press n")
-        # When the key is pressed, then they have rows, and the job that has begun comes before those that wait
+        # When the key is pressed, they have rows, and the job that has begun comes before waiting ones
         session.send("n")
         session.until(lambda: "5 jobs" in session.text)
         assert [line.split()[2] for line in session.lines[1:6]] == ["job_5", "job_4", "job_1", "job_3", "job_2"]
@@ -259,7 +259,7 @@ def test_an_empty_list_waits_for_its_first_jobs(store: SQLiteBackend) -> None:
     try:
         # Given an empty store, the list waits
         session.until(lambda: "no jobs yet" in session.text)
-        # When jobs come, then they have rows at once: there is no row that could move
+        # When jobs come, they have rows at once, because no row could move
         for number in range(12):
             send(store, number)
             run_to(store, number, 50)
@@ -267,7 +267,7 @@ def test_an_empty_list_waits_for_its_first_jobs(store: SQLiteBackend) -> None:
         session.until(lambda: re.search(r" +12 jobs|job_\d+", session.text))
         session.send("n")
         session.until(lambda: " 12 jobs " in session.text and "more" in session.text)
-        # When it is stopped, then its rows stay, without reasons, and with no time: it is not that of the jobs
+        # When it is stopped, its rows stay, without reasons, and without a total time, which is not that of the jobs
         session.send("\x03")
         assert session.end() == 130
         assert session.lines[0].split() == ["State", "Job", "Progress", "Time"]
@@ -300,7 +300,7 @@ def test_the_total_of_a_batch_has_a_bar(store: SQLiteBackend, watch: Watch) -> N
     end(store, 3)
     session = watch(*ids, "--batch")
     session.until(lambda: re.search(r"\n 4 jobs +━+╾?─+  50% 1 ended", session.text))
-    # A failed job is named in it, and is a part of its end
+    # The total counts a failed job as failed, and as ended
     store.update(id_of(4), start(1))
     end(store, 4, failed=True)
     session.until(lambda: re.search(r"\n 4 jobs +1 failed +━+╾?─+  \d+% 2 ended", session.text))
@@ -449,11 +449,11 @@ def test_an_outage_in_the_middle(watch: Watch) -> None:
         run_to(backend, 1, 42)
         session = watch(message_id, url=f"{server.url}?timeout=500")
         session.until(lambda: "42%" in session.text)
-        # When the server is frozen, it is one line
+        # When the server is frozen, one line shows that
         server.pause()
         session.until(lambda: "Offline" in session.text)
         assert session.text.count("does not answer") == 1 and "42%" in session.text
-        # When it is back, the line goes
+        # When it is back, the line is removed
         server.resume()
         session.until(lambda: "Offline" not in session.text)
         end(backend, 1)

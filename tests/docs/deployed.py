@@ -67,7 +67,7 @@ def check_servers(path: str) -> None:
     asgi, wsgi = commands_for("app:app"), commands_for("flask_app:app")
     assert (len(asgi), len(wsgi)) == (4, 2)
     if sys.version_info >= (3, 12):
-        # Its last process would wait for its visitor for ever.
+        # Its last process would wait for its visitor forever.
         asgi = [command for command in asgi if not command.startswith("hypercorn")]
     Path("flask_app.py").write_text(FLASK_APP)
     with ExitStack() as stack:

@@ -224,7 +224,7 @@ class Page:
                     if example.exc_msg is None:
                         raise
                     got = f"Traceback (most recent call last):\n{type(e).__name__}: {e}\n"
-                    # The page need not show where it was raised.
+                    # The page need not show the traceback.
                     want = f"Traceback (most recent call last):\n{example.exc_msg}"
             self._compare(line + example.source.count("\n"), want, got, block)
 

@@ -1,6 +1,6 @@
-"""Two workers of the ``dramatiq`` command that wait for each other's deaths, told by a test what to do and when.
+"""Two workers of the ``dramatiq`` command, whose steps and deaths a test controls.
 
-The command loads this module, too: with ``CREW_NAME`` in the environment it holds a broker and its actors.
+The command loads this module, too: with ``CREW_NAME`` in the environment, it has a broker and its actors.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def hold(path: str) -> None:
 
 
 def make_crew(broker_url: str, store_url: str, name: str, *, behind: list[Middleware]) -> tuple[dramatiq.Broker, Any]:
-    """The same broker and actor in the workers and in the test."""
+    """Make the same broker and actor in the workers and in the test."""
     backend = backend_from_url(store_url, namespace=name, timeout=20_000)
     middleware = [StatusMiddleware(backend=backend, heartbeat_interval=HEARTBEAT_INTERVAL), *behind]
     broker = make_broker(broker_url, middleware, namespace=name)
@@ -129,7 +129,7 @@ class Crew:
 
     @contextmanager
     def worker(self, who: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A worker of one process and one thread; what is left of it in the end is killed."""
+        """Start a worker of one process and one thread, which is killed at the end of the test."""
         environment = {
             **os.environ,
             "CREW_NAME": self.name,
@@ -151,7 +151,7 @@ class Crew:
         self._signals.say(who, word)
 
     def heed(self, who: str, word: str) -> None:
-        """Wait until a worker says something."""
+        """Wait for a signal of a worker."""
         self._signals.heed(who, word)
 
     def read(self) -> Snapshot:
@@ -164,7 +164,7 @@ class Crew:
 
 
 def send_signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to a process and all that it has started."""
+    """Send a signal to a process and to all processes that it has started."""
     if process.poll() is not None:
         return
     for pid in (*children_of(process.pid), process.pid):
@@ -187,7 +187,7 @@ def _is_stopped(pid: int) -> bool:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that a process has started, those of the children first."""
+    """Return the processes that a process has started, directly or indirectly, the innermost first."""
     try:
         found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     except FileNotFoundError:

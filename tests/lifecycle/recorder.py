@@ -25,19 +25,19 @@ from dramatiq_status.record import FINISHED_AT, RESULT, SKIPPED, STATE, WORKING,
 from dramatiq_status.snapshot import Snapshot
 from dramatiq_status.update import Kind, Outcome, Update
 
-#: Queued, working, completed, failed: by their stored numbers.
+#: Letters of the states queued, working, completed and failed, by their stored numbers.
 LETTERS = "qwcf"
 
 
 class Recorder(StatusBackend):
-    """What the recording backends share.
+    """Base of the recording backends.
 
-    The writer may send the start and the end of a short run in one update; a reader then never sees ``working``.
-    Such an update is taken apart here, so that sequences can be compared whole.
+    The writer may send the start and the end of a short run in one update; a reader then never finds ``working``.
+    The recorder splits such an update, so that sequences can be compared.
     """
 
     def records(self, message_id: str) -> list[Record]:
-        """The record after each update, in the store's own order."""
+        """Return the record after each update, in the store's order."""
         raise NotImplementedError
 
     def count_run(self, message_id: str) -> int:
@@ -45,7 +45,7 @@ class Recorder(StatusBackend):
         raise NotImplementedError
 
     def sequence(self, message_id: str) -> str:
-        """The states, a letter each; what repeats the one before is left out."""
+        """Return the states, a letter each, without repetitions."""
         return "".join(LETTERS[int(state)] for state, _ in groupby(r[STATE] for r in self.records(message_id)))
 
     def history(self, message_id: str) -> list[Snapshot]:
@@ -61,13 +61,13 @@ class Recorder(StatusBackend):
 
 
 def _before_its_end(record: Record) -> Record:
-    """The record of a run whose start and end came in one update, between the two."""
+    """Return the record between the start and the end of a run that came in one update."""
     ended = (FINISHED_AT, SKIPPED, RESULT)
     return {**{name: text for name, text in record.items() if name not in ended}, STATE: str(WORKING)}
 
 
 class InProcessRecorder(Recorder):
-    """Keeps the history in memory, for stores that only this process writes to: one update at a time."""
+    """Recorder in memory, for stores to which only this process writes, one update at a time."""
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
@@ -161,7 +161,7 @@ class RecordingOperations(Operations):
         return [request for update in updates for request in super(RecordingOperations, self).requests_of([update])]
 
     def update_many(self, updates: Updates) -> Steps[list[Outcome]]:
-        # One by one: the script sees what each has made of its record.
+        # One call for each update, so that the script finds the record after each of them.
         outcomes: list[Outcome] = []
         for update in updates:
             outcomes += yield from super().update_many([update])
@@ -169,7 +169,7 @@ class RecordingOperations(Operations):
 
 
 class RecordingRedisBackend(Recorder, RedisBackend):
-    """Has Redis itself write the history: whole and in order for all processes."""
+    """Recorder whose Redis writes the history, complete and in order for all processes."""
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
@@ -195,7 +195,7 @@ class RecordingRedisBackend(Recorder, RedisBackend):
 
 
 class CountingMemcachedBackend(Recorder, MemcachedBackend):
-    """For many processes: has memcached count runs. It records only the last state of a message."""
+    """Recorder for many processes, whose memcached counts runs. It records only the last state of a message."""
 
     def __init__(self, *, servers: str, **parameters: Any) -> None:
         super().__init__(servers=servers, **parameters)

@@ -1,4 +1,4 @@
-"""What can happen to a message, and the states that it shows on the way: the rows of LIFECYCLE.md §1 as one table."""
+"""A table of what can happen to a message, with the states that a reader finds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Sent = Mapping[str, str]
 
 
 class End(NamedTuple):
-    """What a reader sees of one message.
+    """The end of one message, as a reader finds it.
 
     Parameters:
-      states: All of them: queued, working, completed and failed by their first letters.
+      states: All its states: queued, working, completed and failed by their first letters.
       attempts: Number of runs at the end.
       exception: The type of the last failure.
       skipped: Whether the status is ``skipped``.
@@ -39,16 +39,16 @@ class Scenario:
     """One scenario.
 
     Parameters:
-      name: The row of LIFECYCLE.md §1 and a few words.
+      name: Number of the scenario, and a few words.
       end: The expected end of the message if StatusMiddleware comes after the middleware `cause`.
       script: What the actor does, run by run.
-      options: Of the message.
-      without: The same without Retries, if it differs.
+      options: Options of the message.
+      without: The expected end without Retries, if it differs.
       cause: The middleware that makes the difference between standing ahead and behind.
-      ahead: What the message comes to where ours stands ahead of the cause, if it differs.
-      ahead_without: The same without Retries.
-      perform: Sends it and returns what it sent; the role "it" is the message that the above is about.
-      others: What all other messages come to.
+      ahead: The expected end if StatusMiddleware comes before the cause, if it differs.
+      ahead_without: That end without Retries.
+      perform: Sends the messages and returns their ids; the role "it" is the message with the ends above.
+      others: The expected end of all other messages.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Scenario:
     others: End = DONE
 
     def expected(self, *, retries: bool, ahead: bool) -> End:
-        """What the message comes to."""
+        """Return the expected end of the message."""
         behind = self.end if retries or self.without is None else self.without
         if not ahead or self.ahead is None:
             return behind
@@ -78,7 +78,7 @@ def skipped(states: str, attempts: int = 1) -> End:
     return End(states, attempts, None, True)
 
 
-# How the unusual ones are sent
+# Ways to send the messages of unusual scenarios
 
 
 def _aged(stage: Stage, it: Scenario) -> Sent:
@@ -229,7 +229,7 @@ SCENARIOS: Final = (
         "an interrupt behind the actor, retried", RETRIED, (), unruly("after_process_message", "interrupt"),
         without=failed(exception="TimeLimitExceeded"),
     ),
-    # What the actor itself says (DESIGN §2, rule 10).
+    # States that the actor sets itself.
     Scenario("the actor says failed and returns", failed(exception=None), ("say:status=failed",)),
     Scenario("the actor says completed and returns", DONE, ("say:status=completed",)),
     Scenario("the actor says failed and is retried", RETRIED, ("say:status=failed,raise", "return"), without=failed()),

@@ -1,4 +1,4 @@
-"""A broker with the usual middleware, ours at a chosen place among them, and an actor that plays its message."""
+"""A broker with the usual middleware, StatusMiddleware at a chosen position, and an actor that runs a script."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from dramatiq_status.snapshot import Snapshot
 from ..recording import eventually, make_stub_broker
 from .recorder import LETTERS, Recorder
 
-#: Where our middleware stands: ahead of all others, among them, behind all.
+#: Positions of StatusMiddleware: before all other middleware, among them, after all.
 POSITIONS: Final = ("first", "middle", "last")
 
 #: Maximum number of seconds that a test waits for an event.
@@ -48,11 +48,11 @@ PATIENCE: Final = 30.0
 
 
 class Boom(Exception):
-    """Worth a retry."""
+    """An exception after which a message is retried."""
 
 
 class Expected(Exception):
-    """What the actor says it throws."""
+    """The exception in the actor's option `throws`."""
 
 
 class Nasty(MiddlewareError):
@@ -109,7 +109,7 @@ class Unruly(Middleware):
         elif deed == "skip":
             raise SkipMessage
         elif deed == "put back and skip":
-            # The message itself and no copy, so that StatusMiddleware finds the options that it has added.
+            # Return the message itself and no copy, so that StatusMiddleware finds the options that it has added.
             broker.enqueue(getattr(message, "_message", message))
             raise SkipMessage
         elif deed == "requeue and skip":
@@ -138,7 +138,7 @@ _time_limit = TimeLimit(interval=20)
 
 
 def make_middleware(*, retries: bool) -> list[Middleware]:
-    """Dramatiq's own in their usual order, then the unruly one."""
+    """Make Dramatiq's own middleware in their usual order, then the unruly one."""
     # Start the thread of the time limit's manager, unless it runs.  Under gevent, the manager is not a thread: the
     # `dramatiq-gevent` command starts it.
     if not getattr(_time_limit.manager, "is_alive", lambda: True)():
@@ -166,7 +166,7 @@ def insert(middleware: list[Middleware], ours: Middleware, position: str) -> lis
 def make_broker(
     url: str, middleware: list[Middleware], *, namespace: str, client: redis.Redis | None = None
 ) -> dramatiq.Broker:
-    """A broker by its URL; Redis notices the death of a worker within seconds."""
+    """Make a broker by its URL.  The Redis broker notices the death of a worker within seconds."""
     if url.startswith("redis://"):
         return RedisBroker(
             **({"url": url} if client is None else {"client": client}),
@@ -181,7 +181,7 @@ def make_broker(
 
 
 def watch_acks(worker: dramatiq.Worker, see: Callable[[Any], object], *, after: bool = False) -> None:
-    """Call `see` at the moment at which the broker is told that a worker is done with a message, or just after it."""
+    """Call `see` when a message is acknowledged or rejected, directly before the broker's call or directly after it."""
     for queue_name, thread in list(worker.consumers.items()):
         if not queue_name.endswith(".DQ"):
             # It is there as soon as the thread has connected.
@@ -202,13 +202,13 @@ class Stage:
     """A broker, the store and the actors.
 
     Parameters:
-      url: The broker's, ``stub://`` for Dramatiq's stub.
-      backend: Where statuses are recorded.
+      url: URL of the broker, ``stub://`` for Dramatiq's stub.
+      backend: The backend that records statuses.
       position: One of POSITIONS.
-      name: What the queue and the broker's keys are called.
+      name: Name of the queue, and of the broker's keys.
       retries: Whether there is a Retries middleware.
-      middleware: Made anew where it is not given.
-      ours: The class of our middleware.
+      middleware: The other middleware; by default the usual ones.
+      ours: The class of StatusMiddleware.
       piggyback: Whether the statuses are sent with the commands of the broker, whose URL is that of the store.
     """
 
@@ -237,7 +237,7 @@ class Stage:
         self.broker = make_broker(url, ordered, namespace=name, client=client)
         #: The states that the store had when messages were acknowledged or rejected, by id.
         self.at_ack: defaultdict[str, set[str]] = defaultdict(set)
-        #: What run the steps of a script.
+        #: Functions by the steps of a script.
         self.steps: dict[str, Callable[[str], Any]] = {
             "return": lambda rest: None,
             "result": lambda rest: rest,
@@ -252,10 +252,10 @@ class Stage:
             "send self": self._send_self,
             "call": self._call,
         }
-        # Options of Retries, which nobody else knows.
+        # Options of Retries, which a broker without Retries refuses.
         limits: dict[str, Any] = {"throws": (Expected,), "max_retries": 3} if retries else {}
         self.play = dramatiq.actor(self._play, broker=self.broker, queue_name=name, actor_name="play", **limits)
-        #: Plays its message, too: in Dramatiq 1.17 a message cannot forbid its retries by a 0.
+        #: Actor without retries that also runs scripts: in Dramatiq 1.17 a message cannot forbid its retries by a 0.
         self.once = dramatiq.actor(
             self._play,
             broker=self.broker,
@@ -268,7 +268,7 @@ class Stage:
     # The actors
 
     def _play(self, *script: str) -> Any:
-        """Do the n-th part of the script in the n-th run, the last one in all that follow: steps parted by commas."""
+        """Carry out the n-th part of the script in the n-th run, and the last part later.  Commas are between steps."""
         message = CurrentMessage.get_current_message()
         assert message is not None
         script = script or ("return",)
@@ -333,7 +333,7 @@ class Stage:
 
     @contextmanager
     def working(self, *, threads: int = 2) -> Iterator[dramatiq.Worker]:
-        """With a worker in this process."""
+        """Run a worker in this process for the length of the block."""
         worker = dramatiq.Worker(self.broker, worker_timeout=20, worker_threads=threads)
         worker.start()
         watch_acks(worker, self._see_ack, after=self.piggyback)

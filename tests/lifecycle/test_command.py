@@ -195,6 +195,6 @@ def test_messages_of_a_worker_that_stops_too_late_run_again(
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that a process has started, those of the children first."""
+    """Return the processes that a process has started, directly or indirectly, the innermost first."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     return [descendant for child in map(int, found) for descendant in (*children_of(child), child)]

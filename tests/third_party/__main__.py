@@ -4,11 +4,11 @@
     scripts/third-party dramatiq -k stub
     scripts/third-party dramatiq -k redis --piggyback     # RedisBackend.broker_client() in every RedisBroker
 
-A test that passes without the middleware and fails with it, three times in a row, is a failure of ours.  The suites are
-downloaded from the package index into a cache, with what they need in a virtual environment of their own, and never
-become a part of this project.  They expect Redis, RabbitMQ and memcached on the usual ports: all are started there,
-where Linux allows in a network of their own.  Where a source distribution lacks a suite's fixtures there are stand-ins
-of ours; ``--checkout dramatiq=DIRECTORY`` runs those of a clone, with its own.
+A test that passes without the middleware, and fails with it three times in a row, is a failure of ours.  The suites
+are downloaded from the package index into a cache, with a virtual environment for their requirements, and never become
+a part of this project.  They expect Redis, RabbitMQ and memcached on the usual ports.  The script starts all servers
+there, if Linux allows it in a network namespace.  If a source distribution lacks the fixtures of its suite, stand-ins
+of ours are used; ``--checkout dramatiq=DIRECTORY`` runs the suite of a clone, with its own fixtures.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dram
 #: Seconds that one run of a suite may take.
 PATIENCE = 1200
 
-#: How often a test has to fail with the middleware.
+#: Number of failures in a row that count as a failure of the middleware.
 TRIES = 3
 
 
-#: What every suite needs.
+#: Packages that every suite needs.
 NEEDED = ("dramatiq[gevent,prometheus,rabbitmq,redis,watch]", "pytest>=8", "pytest-timeout")
 
 
@@ -51,11 +51,11 @@ class Suite(NamedTuple):
     """A suite, by the name of its package.
 
     Parameters:
-      needs: What else has to be installed.
-      tests: What pytest is told to run.
-      options: Of pytest.
+      needs: Further packages to install.
+      tests: Paths that pytest runs.
+      options: Options of pytest.
       standins: Files that the source distribution lacks, and the names of the stand-ins; None for an empty file.
-      expected: Tests that say themselves that there is no other middleware, by a part of their name, and why.
+      expected: Reasons by parts of names, for tests that expect no other middleware.
     """
 
     needs: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Suite(NamedTuple):
 
 SUITES = {
     "dramatiq": Suite(
-        # (A clone's own fixtures want a client of memcached.)
+        # (The fixtures of a clone need a client of memcached.)
         needs=("pylibmc", "pytest-benchmark"),
         options=("--ignore=tests/benchmarks",),
         standins={
@@ -221,7 +221,7 @@ def run_all(arguments: argparse.Namespace) -> int:
 
 
 def compare(name: str, arguments: argparse.Namespace) -> list[str]:
-    """Run a suite without and with the middleware; return what fails because of it."""
+    """Run a suite without and with the middleware; return the tests that fail because of it."""
     select = ("-k", arguments.k) if arguments.k else ()
     checkout = arguments.checkout.get(name)
     without, _ = run(name, checkout, None, select)
@@ -298,7 +298,7 @@ def run(
 
 
 def outcomes_of(report: Path) -> dict[str, str]:
-    """Read what became of each test, by the name that pytest takes."""
+    """Read the outcome of each test, by the name that pytest takes."""
     found = {}
     for case in ET.parse(report).getroot().iter("testcase"):
         kinds = {child.tag for child in case}

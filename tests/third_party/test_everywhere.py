@@ -24,7 +24,7 @@ broker.logger.critical("Unexpected failure in before_ack of <Retries>.")
 
 
 def test_every_broker_has_the_middleware(tmp_path: Path) -> None:
-    # Given a process that has the script's module in its path, as all that it starts
+    # Given a process with the script's module in its path, as all processes that it starts
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
         "PYTHONPATH": f"{HERE / 'site'}{os.pathsep}{HERE.parent.parent}",
@@ -36,7 +36,7 @@ def test_every_broker_has_the_middleware(tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-c", start, SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
-    # Then that has ours, and what goes wrong in ours is written down
+    # Then the broker has the middleware, and errors of the middleware are recorded
     assert process.returncode == 0, process.stderr
     trouble = (tmp_path / "trouble").read_text()
     assert trouble.count("Unexpected failure") == 1 and "StatusMiddleware" in trouble
@@ -71,7 +71,7 @@ def test_four(bad): ...
         "test_a.py::Three::test_three": "passed",
         "test_a.py::test_four": "failed",
     }
-    # And only what has passed before can be broken
+    # And only a test that has passed before can be broken
     assert broken({**found, "test_a.py::Three::test_three": "failed"}, found) == ["test_a.py::Three::test_three"]
     assert broken({}, {"gone": "passed", "failed before": "failed"}) == ["gone"]
 
@@ -81,8 +81,8 @@ def test_all_standins_are_there(name: str, tmp_path: Path) -> None:
     # Given a clone of a suite that has its own fixtures
     (tmp_path / "clone").mkdir()
     (tmp_path / "clone" / "conftest.py").write_text("own")
-    # When it is laid out, then it keeps them
+    # When it is laid out, it keeps its fixtures
     root = unpack(name, str(tmp_path / "clone"), tmp_path / "out")
     assert [path.name for path in root.iterdir()] == ["conftest.py"]
-    # And what a source distribution lacks is there to take its place
+    # And there are stand-ins for the fixtures that a source distribution lacks
     assert all((HERE / "standins" / ours).exists() for ours in SUITES[name].standins.values() if ours)

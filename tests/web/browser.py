@@ -33,7 +33,7 @@ def chromium() -> Iterator[Browser]:
             raise RuntimeError("chromium is missing: scripts/services installs it.")
         pytest.skip("chromium is missing: scripts/services installs it.")
     with sync_playwright() as playwright:
-        # playwright turns the cache of pages of the history off.
+        # playwright switches the cache for pages of the history off.
         ignored = ["--disable-back-forward-cache"]
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS, ignore_default_args=ignored)
         try:
@@ -69,7 +69,7 @@ class Tab:
         self.page.wait_for_function(script, arg=argument, polling=20)
 
     def text(self, selector: str = "dramatiq-status") -> str:
-        """What an element shows."""
+        """Return the texts that an element shows."""
         found: str = self.run("(s) => document.querySelector(s).shadowRoot.textContent", selector)
         return found
 
@@ -78,7 +78,7 @@ class Tab:
 
 
 def axe(folder: Path) -> str | None:
-    """Get the script of axe-core by npm; None where that cannot be had."""
+    """Get the script of axe-core by npm; None if npm cannot get it."""
     script = folder / "node_modules/axe-core/axe.min.js"
     if not script.exists():
         npm = shutil.which("npm")

@@ -32,7 +32,7 @@ class Pages:
         self.attributes = attributes
         #: Requests, as "POST /jobs/events 200", in the order in which they were answered.
         self.log: list[str] = []
-        #: Answers in place of the application's: by path, a status code and headers.
+        #: Responses in place of the application's: a status code and headers by path.
         self.broken: dict[str, tuple[int, dict[str, str]]] = {}
         #: Streams that are open now.
         self.open = 0

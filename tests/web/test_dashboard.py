@@ -165,7 +165,7 @@ def test_rows_change_in_place_and_new_ones_gather(tab: Tab, site: Site, backend:
     assert order == [second.message_id, first.message_id]
     row = f"tr[data-id='{first.message_id}']"
     tab.until("(row) => document.querySelector(row + ' dramatiq-status')?.snapshot", row)
-    # When one moves, one ends, and others come
+    # When one job makes progress, one ends, and new ones come
     reach(second, 500)
     tab.until("() => [...document.querySelectorAll('dramatiq-status')].some((one) => one.snapshot?.progress == 500)")
     first._write({EXCEPTION: '{"type": "ValueError", "message": "no"}'}, state=FAILED, create=True)
@@ -222,9 +222,9 @@ def test_a_hundred_viewers_share_the_reads_of_one(site: Site, backend: RedisBack
     answers = [site.get("/a/b/list.json").status for _ in range(100)]
     spent = commands() - before
     assert set(answers) == {200}
-    # Each takes a few milliseconds, so that all of them see the answers of one second, or two.
+    # Each takes a few milliseconds, so all of them share the reads of one second, or of two.
     assert spent <= 3 * 9
-    # And nothing is read while nobody looks
+    # And while no page is open, the store is not read
     before = commands()
     time.sleep(1.2)
     assert commands() == before
@@ -343,7 +343,7 @@ def test_the_life_of_a_job_is_drawn_to_scale_without_script(browser: Browser, ba
     # Then its waits and runs have widths by their lengths
     waited, failed, again, _ = widths
     assert waited < failed / 4 and abs(again / failed - 2.5) < 0.1
-    # And each has its words, and the text of the exception only where it may be seen
+    # And each has its text, and the text of the exception only if the visitor may see it
     with_text = [" ".join(" ".join(line).split()) for line in seen[("*", "exception.message")]]
     assert with_text[:3] == [
         "Enqueued waited 2.0 s to imports", "Run 1 failed ran 12 s OSError: secret", with_text[2],

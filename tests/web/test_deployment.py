@@ -80,7 +80,7 @@ def test_behind_nginx_under_a_prefix(tab: Tab, backend: RedisBackend, tmp_path: 
         # An event is passed on at once, through a proxy that buffers and compresses
         reach(job, 990)
         tab.until("() => document.querySelector('dramatiq-status').snapshot.progress == 990")
-        # The box, whose answer is a redirection
+        # The box, whose response is a redirection
         tab.page.fill("#q", "state:working")
         tab.page.press("#q", "Enter")
         tab.page.wait_for_url(f"{url}?state=working")
@@ -130,12 +130,12 @@ def test_a_server_that_restarts_under_200_elements(tab: Tab, backend: RedisBacke
     for job in jobs:
         job.finish()
     before, pages.most = len(pages.log), 0
-    # When it is there again, then all are right again, and no page is loaded again
+    # When it is back, all elements are right again, and no page is loaded again
     with serving(pages, port=site.port):
         tab.until(all_are, ["completed", number])
     asked = pages.log[before:]
     assert not [line for line in asked if not line.startswith(("POST /jobs/events", "GET /jobs/")) or ".js " in line]
-    # And few requests were needed: a page has one for all its elements, or one for each
+    # And the pages have sent few requests: one for all elements of a page, or one for each element
     streams = sum(line.startswith("POST") for line in asked)
     assert 1 <= streams <= PAGES and pages.most <= 4
     assert PAGES <= len(asked) <= number + PAGES

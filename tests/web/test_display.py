@@ -153,7 +153,7 @@ def more_jobs(backend: RedisBackend) -> list[Job]:
 
 
 def test_the_element_has_the_words_of_python(tab: Tab, backend: RedisBackend) -> None:
-    # Without the job that has no time of its end, whose duration grows
+    # The job without a time of its end is left out, because its duration grows
     jobs = [job for at, job in enumerate(jobs_of_all_looks(backend)) if at != 7] + more_jobs(backend)
     with shown(backend, *jobs) as (site, _):
         tab.open(site.url)
@@ -168,7 +168,7 @@ def test_the_element_has_the_words_of_python(tab: Tab, backend: RedisBackend) ->
     for job, (value, text, upcoming, spoken) in zip(jobs, seen):
         snapshot = backend.snapshot(job.message_id)
         assert snapshot is not None
-        # A look has the time of its drawing, and the server's clock reaches the element in whole seconds.
+        # Each display has the time at which it was drawn, and the element gets the server's clock in whole seconds.
         looks = [
             display_of(snapshot, exposure.to_dict(snapshot), now + timedelta(seconds=tenths / 10))
             for tenths in range(-80, 20)

@@ -43,7 +43,7 @@ for (const name of ["status", "completed", "failed", "connection"])
 
 
 def start(backend: RedisBackend, progress: int, total: int | None = 1000, **fields: Any) -> Job:
-    """Start a job that has come so far."""
+    """Start a job with some progress."""
     job = Job(backend).enqueue().start().write(**fields)
     reach(job, progress, total)
     return job
@@ -150,7 +150,7 @@ def test_a_page_that_is_loaded_after_the_end(tab: Tab, backend: RedisBackend) ->
         tab.page.add_init_script(NOTES)
         tab.open(site.url).until("() => notes.length >= 4")
         assert sorted(name for name, _ in tab.run("notes")) == ["completed", "failed", "status", "status"]
-        # Nothing more is asked
+        # The page sends no further request
         eventually(lambda: pages.open == 0)
         assert pages.log.count("POST /jobs/events 200") == 1
 
@@ -190,7 +190,7 @@ def test_ten_tabs_leave_room_for_a_picture(browser: Browser, backend: RedisBacke
             tab.until("() => [...document.querySelectorAll('dramatiq-status')].every((one) => one.snapshot)")
             tab.run("fetch('pixel.gif', {cache: 'no-store'}).then((answer) => answer.blob())")
         assert 1 <= pages.most <= 4
-        # And all see what happens
+        # And all tabs show the changes
         reach(jobs[0], 990)
         for tab in tabs:
             tab.until("() => document.querySelector('dramatiq-status').snapshot.progress == 990")
@@ -250,7 +250,7 @@ def test_polls_where_there_are_no_streams(tab: Tab, backend: RedisBackend) -> No
         pages.broken = {"/events": (404, {})}
         tab.open(site.url).until_state("working")
         eventually(lambda: pages.count(".json 304") >= 1)
-        # An answer that ends after its headers counts as none: the next request gets all of it
+        # A response that ends after its headers counts as none: the next request gets the whole response
         job.finish()
         seen = pages.count(".json 200")
         pages.broken[".json"] = (200, {"ETag": site.get(f"/jobs/{job.message_id}.json").headers["ETag"]})
@@ -270,7 +270,7 @@ def test_statuses_that_are_refused_or_unknown(tab: Tab, backend: RedisBackend, s
         assert "No accessYou may not see this job" in tab.text()
         tab.until_state("unknown", "dramatiq-status:last-of-type")
         assert "UnknownThere is no such job" in tab.text("dramatiq-status:last-of-type")
-        # Nothing more is asked
+        # The page sends no further request
         eventually(lambda: pages.open == 0)
         asked = len(pages.log)
         tab.page.wait_for_timeout(2500)
@@ -286,7 +286,7 @@ def test_a_hidden_tab_has_no_stream_and_is_right_when_it_is_shown(tab: Tab, back
         reach(job, 990)
         _hide(tab, False)
         tab.until("() => document.querySelector('dramatiq-status').snapshot.progress == 990")
-        # A hidden tab still learns of the end: it asks every 30 seconds
+        # A hidden tab still gets the end, because it polls every 30 seconds
         tab.page.clock.install()
         _hide(tab, True)
         eventually(lambda: pages.open == 0)

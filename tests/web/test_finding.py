@@ -38,10 +38,10 @@ def text_of(answer: Answer) -> str:
 def test_the_box_opens_a_job_by_the_beginning_of_its_id(site: Site, backend: RedisBackend) -> None:
     for message_id in ("3247d53f-1", "3247aaaa-1", "b/c?d#"):
         Job(backend, message_id).enqueue()
-    # When it is the beginning of one, the page of that one is opened
+    # If the text is the beginning of one id, the page of this job is opened
     answer = site.get("/a/b/3247d53f")
     assert (answer.status, answer.headers["Location"]) == (303, "./3247d53f-1")
-    # And when it is that of several, they are links
+    # And if it is the beginning of several ids, the page has links to these jobs
     answer = site.get("/a/b/3247")
     assert answer.status == 404
     assert "2 jobs have ids that begin with 3247" in text_of(answer)

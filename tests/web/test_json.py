@@ -170,12 +170,12 @@ def test_private_fields_stay_on_the_server(backend: RedisBackend) -> None:
             found: dict[str, Any] = site.get(f"/{job.message_id}.json").json()
             return found
 
-    # By default all that the application wrote is shown, and nothing private
+    # By default, all fields of the application are shown, and no private ones
     found = shown()
     assert found["secret"] == "user's"
     assert found["exception"] == {"type": "ValueError"}
     assert "hidden" not in json.dumps(found)
-    # When fields are named, these are shown and no others
+    # If fields are named, these are shown, and no others
     found = shown("step", "args", "exception.message")
     assert (found["step"], found["args"]) == ("x", ["hidden"])
     assert found["exception"] == {"type": "ValueError", "message": "hidden"}
@@ -194,7 +194,7 @@ def test_tokens(backend: RedisBackend, job: Job) -> None:
         assert (status(token), status(token, other)) == (200, 403)
         both = signer.sign([job.message_id, other], expires_in=timedelta(hours=1))
         assert (status(both), status(both, other)) == (200, 200)
-        # Refused: an expired one, one of another key, one that was changed, and texts that are none
+        # Refused: an expired token, a token of another key, a changed token, and texts that are no tokens
         expired = signer.sign(job.message_id, expires_in=0)
         forged = TokenSigner("another secret").sign(job.message_id)
         for wrong in (
@@ -208,9 +208,9 @@ def test_tokens(backend: RedisBackend, job: Job) -> None:
             "é".encode().decode("latin-1"),
         ):
             assert status(wrong) == 403
-        # Its place is the header, not the URL
+        # A token in the URL has no effect
         assert site.get(f"/{job.message_id}.json?token={token}").status == 403
-        # It permits no change
+        # A token permits no change
         assert site.ask("POST", f"/{job.message_id}/delete", X_Status_Token=token).status == 403
 
 

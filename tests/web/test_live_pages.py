@@ -43,19 +43,19 @@ def test_the_page_of_a_job_follows_its_job(tab: Tab, site: Site, backend: RedisB
     # When the job goes on
     job.write(step="step 2", a_new_field=1)
     reach(job, 141, 150)
-    # Then the timeline and the fields say the same as the bar, in order
+    # Then the timeline and the fields show the same as the bar, in order
     tab.until("() => /step 2 · 141 of 150/.test(document.querySelector('.steps').innerText)")
     names = tab.run("[...document.querySelectorAll('.tree > li')].map((one) => one.querySelector('.k').textContent)")
     assert names == ["label", "step", "a_new_field", "deep"]
     assert tab.page.inner_text(".tree > li:nth-child(2) .v") == "step 2"
-    # And what was opened is open, and the element is the same
+    # And the opened parts are open, and the element is the same
     assert tab.page.locator("details[open]").count() == 2
     assert tab.run("document.activeElement.textContent") == "Raw JSON"
     assert tab.run("element === document.querySelector('dramatiq-status')")
     # When it ends
     job.finish()
     tab.until("() => /Run \\d+ completed|Completed/.test(document.querySelector('.steps').innerText)")
-    # Then all parts say so, and the job cannot be cancelled any more
+    # Then all parts show the end, and the job cannot be cancelled any more
     assert tab.page.inner_text(".job-head .pill") == "Completed"
     assert "Completed" in tab.text("[variant=big]")
     assert tab.page.locator("text=Cancel…").count() == 0
@@ -97,7 +97,7 @@ def test_a_row_that_is_cancelled_says_so(tab: Tab, site: Site, backend: RedisBac
         assert tab.page.locator(f"{row} .sure").count() == 0
     bar = f'document.querySelector("{row_of(running)} dramatiq-status").shadowRoot'
     tab.until(f"() => {bar}.querySelector('[part=text]').textContent.startsWith('asked to stop')")
-    # And so do a row and a page that are loaded later
+    # And a row and a page that are loaded later show it, too
     eventually(lambda: "asked to stop · reading · 420 of 1,000" in site.get("/a/b/").body.decode())
     assert b'class="sure"' not in site.get("/a/b/").body
     page = site.get(f"/a/b/{running.message_id}").body.decode()
@@ -132,7 +132,7 @@ def test_a_row_counts_on_and_ends_as_it_is_after_a_reload(tab: Tab, site: Site, 
     cells = [f"{row_of(job)} .c-{name}" for job in (counted, silent) for name in ("bar", "took")]
     ended = [tab.page.inner_text(cell) for cell in cells]
     tab.page.reload()
-    # Then their rows show what they show after a reload
+    # Then their rows are the same as after a reload
     assert ended == [tab.page.inner_text(cell) for cell in cells]
     assert ended == ["74,070", "5.0 s", "", "under 0.1 s"]
 

@@ -83,7 +83,7 @@ def test_what_was_seen_is_not_sent_again(site: Site, job: Job) -> None:
         assert events.data()["step"] == "writing"
     with site.stream(f"/{job.message_id}/events", Last_Event_ID=seen) as events:
         assert events.data()["step"] == "writing"
-    # When the final one was seen, there is only the last event
+    # If the client has the final status, only the last event is sent
     job.finish()
     with site.stream(f"/{job.message_id}/events", Last_Event_ID=str(version(job))) as events:
         assert events.next()["event"] == "end"
@@ -117,15 +117,15 @@ def test_one_stream_of_many_messages(backend: RedisBackend, job: Job) -> None:
                 "no id\n": ("unknown", None),
                 done.message_id: (None, "completed"),
             }
-            # Changes come of those that may be seen
+            # Only changes of messages that the visitor may read are sent
             other.write(step="secret")
             by_token.start()
             data = events.data()
             assert (data["id"], data["status"]["status"]) == (by_token.message_id, "working")
-            # An unknown one may appear; one that is refused then is not shown
+            # An unknown message may appear; if it is then refused, it is not shown
             Job(backend, "unknown").enqueue()
             assert (events.next()["event"]) == "refused"
-        # What was seen is not sent again
+        # Statuses that the client has are not sent again
         seen = [{"id": job.message_id, "tag": data["tag"]}]
         with site.stream("/events", {"messages": seen}, Cookie="user=42") as events:
             tag = events.data()["tag"]
@@ -211,7 +211,7 @@ def test_a_slow_reader_gets_the_latest_and_holds_up_no_other(site: Site, job: Jo
                 while events.data()["number"] < number:
                     pass
             job.finish()
-        # Then the slow one gets some of them, and the last
+        # Then the slow reader gets some of the changes, and the last one
         received = b""
         while b"event: end" not in received[-200:]:
             received += slow.recv(65_536)
@@ -236,9 +236,9 @@ def test_the_server_ends_although_streams_are_open(redis_url: str, redis_server:
             visitors = [stack.enter_context(closing(_visit(port, job.message_id))) for job in jobs]
             for visitor in visitors:
                 _read_until(visitor, b"queued")
-            # Then they share one connection for reads, and one for news
+            # Then they share one connection for reads, and one for published changes
             eventually(lambda: len(client.client_list()) - before == 2)
-            # When it is told to end, then it does, and all visitors hear of it
+            # When it gets the signal to end, it ends, and the streams of all visitors end
             server.send_signal(signal.SIGTERM)
             server.wait(PATIENCE)
             for visitor in visitors:

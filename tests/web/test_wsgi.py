@@ -59,7 +59,7 @@ def test_a_status_and_its_tag(backend: RedisBackend, job: Job) -> None:
         job.write(step="writing")
         assert site.get(path, Cookie="user=42", If_None_Match=tag).json()["step"] == "writing"
         assert site.ask("HEAD", path, Cookie="user=42").body == b""
-        # Refused, unknown, and what is not there
+        # Refused messages, unknown messages, and unknown paths
         assert site.get(path, Cookie="user=7").status == 403
         assert {site.get(name).status for name in ("/unknown.json", "/%00.json", "/", "/pages.js", "/x")} == {404}
         assert site.get("/..%2Fpages.css").status == 404

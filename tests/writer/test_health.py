@@ -31,7 +31,7 @@ def test_calls_that_fail_at_the_same_time_are_one_attempt() -> None:
     # When calls fail that were made at the same time
     for _ in range(8):
         outage.failed(BackendError("another"))
-    # Then the next attempt is no later
+    # Then they do not delay the next attempt
     assert outage.retry_at == again_at
 
 

@@ -153,7 +153,7 @@ def test_a_flush_while_the_operations_of_a_whole_run_are_removed(
         updates = buffer.take(0.0)
         # When its update is stored
         assert not buffer.settle(updates, [Outcome.APPLIED])
-    # Then that thread gets its answer as well
+    # Then the waiting thread continues as well
     assert late[0] is not None and late[0].wait(PATIENCE)
 
 
@@ -168,7 +168,7 @@ def test_the_update_of_a_whole_run_creates_a_record_that_is_lost(make_writer: Ma
         updates = buffer.take(0.0)
         outcomes = backend.update_many([("m", update) for update in updates])
         assert outcomes == [Outcome.MISSING]
-        # Then it is left, with all values of the run
+        # Then the update is kept, with all values of the run, and can be sent again
         assert buffer.settle(updates, outcomes)
     assert writer.confirm(buffer, confirmation)
     record = backend.read("m") or {}

@@ -74,7 +74,7 @@ def piggyback_all(module: Any) -> None:
 
 
 def note_trouble() -> None:
-    """Write down what a hook of ours has raised, and what our writer did not expect."""
+    """Record the exceptions of the middleware's hooks, and the unexpected ones of the writer."""
     import logging
 
     class Trouble(logging.Handler):
