@@ -55,9 +55,9 @@ def test_fields_are_encoded() -> None:
     assert encoded == ({":step": '"reading"', ":user_id": "42", "p": "5", "t": "10"}, 3)
 
 
-def test_no_fields() -> None:
+def test_no_fields_have_an_empty_encoding() -> None:
     # Given no fields
-    # When it is encoded
+    # When they are encoded
     # Then the result is empty
     assert encode_fields({}, max_size=LARGE) == ({}, None)
 
@@ -78,7 +78,7 @@ def test_every_name_of_a_snapshot_is_reserved() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(RESERVED))
-def test_reserved_names(name: str) -> None:
+def test_reserved_names_raise(name: str) -> None:
     # Given a name that only the library writes
     # When a user writes it
     # Then the error names it, and all other reserved names
@@ -91,7 +91,7 @@ def test_reserved_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [1, None, b"step", ("a",), 1.5])
-def test_names_that_are_no_strings(name: Any) -> None:
+def test_names_that_are_no_strings_raise(name: Any) -> None:
     # Given a name of another type
     # When it is written
     # Then the error names the type
@@ -100,7 +100,7 @@ def test_names_that_are_no_strings(name: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\x00", "\x7f", "\ud800", "a\u2028", "a\tb", "\u200b"], ids=ascii)
-def test_malformed_names(name: str) -> None:
+def test_malformed_names_raise(name: str) -> None:
     # Given a name that is empty or contains an unprintable character
     # When it is written
     # Then an error is raised
@@ -109,7 +109,7 @@ def test_malformed_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "😀"])
-def test_long_names(letter: str) -> None:
+def test_a_name_that_is_too_long_raises(letter: str) -> None:
     # Given the longest name of a letter
     count = MAX_NAME_SIZE // len(letter.encode())
     # When it is written, and when it is one letter longer
@@ -120,7 +120,7 @@ def test_long_names(letter: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["step", "Step", "a b", "a.b", ":", "ключ", "😀", "s", "p", "__class__", "queued"])
-def test_other_names(name: str) -> None:
+def test_other_names_are_stored_apart(name: str) -> None:
     # Given a name that is not reserved
     # When it is written
     # Then its stored name differs from all names of the library
@@ -149,7 +149,7 @@ def test_values_come_back(value: Any) -> None:
     [((1, (2,)), [1, [2]]), (Colour.RED, "red"), (Level.HIGH, 3), ({"a": (1,)}, {"a": [1]}), ([Decimal("1.5")], [1.5])],
     ids=["tuple", "str enum", "int enum", "inner tuple", "decimal"],
 )
-def test_values_that_are_nearly_json(value: Any, expected: Any) -> None:
+def test_values_with_a_form_in_json_are_converted(value: Any, expected: Any) -> None:
     # Given a value that has a form in JSON
     # When it is encoded
     # Then the decoded value has this form
@@ -161,7 +161,7 @@ def test_values_that_are_nearly_json(value: Any, expected: Any) -> None:
     [object(), {1, 2}, b"x", datetime.now(), uuid4(), 1j, print],
     ids=lambda v: type(v).__name__,
 )
-def test_values_that_are_not_json(value: Any) -> None:
+def test_values_that_are_not_json_raise(value: Any) -> None:
     # Given a value that has no form in JSON
     # When it is written
     # Then the error names the field, its type, and what to write instead
@@ -171,7 +171,7 @@ def test_values_that_are_not_json(value: Any) -> None:
 
 
 @pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: {"a": v}, lambda v: ({"a": [v]},)])
-def test_values_inside_that_are_not_json(wrap: Callable[[Any], Any]) -> None:
+def test_nested_values_that_are_not_json_raise(wrap: Callable[[Any], Any]) -> None:
     # Given such a value inside another one
     value = wrap(object())
     # When it is written
@@ -181,7 +181,7 @@ def test_values_inside_that_are_not_json(wrap: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, [math.nan], {"a": {"b": math.inf}}], ids=str)
-def test_nan_and_infinity(value: Any) -> None:
+def test_nan_and_infinity_raise(value: Any) -> None:
     # Given NaN or infinity
     # When it is written
     # Then the error names the reason
@@ -193,7 +193,7 @@ def test_nan_and_infinity(value: Any) -> None:
 @pytest.mark.parametrize(
     "wrap", [lambda v: v, lambda v: [v], lambda v: {"a": v}, lambda v: [({"a": [v]},)]], ids=["", "[]", "{}", "[{[]}]"]
 )
-def test_keys_that_are_no_strings(key: Any, wrap: Callable[[Any], Any]) -> None:
+def test_keys_that_are_no_strings_raise(key: Any, wrap: Callable[[Any], Any]) -> None:
     # Given a dict with a key that would come back as a string
     value = wrap({key: 1})
     # When it is written
@@ -202,7 +202,7 @@ def test_keys_that_are_no_strings(key: Any, wrap: Callable[[Any], Any]) -> None:
         encode_value("x", value, LARGE)
 
 
-def test_keys_that_json_has_no_form_for() -> None:
+def test_keys_that_json_has_no_form_for_raise() -> None:
     # Given a dict with a tuple for a key
     # When it is written
     # Then the error names the field
@@ -210,7 +210,7 @@ def test_keys_that_json_has_no_form_for() -> None:
         encode_value("x", {(1, 2): 3}, LARGE)
 
 
-def test_circles() -> None:
+def test_a_list_that_contains_itself_raises() -> None:
     # Given a list that contains itself
     value: list[Any] = []
     value.append(value)
@@ -221,7 +221,7 @@ def test_circles() -> None:
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 950, 5_000, 100_000])
-def test_nesting(depth: int) -> None:
+def test_nesting_that_is_too_deep_raises(depth: int) -> None:
     # Given lists in lists, nested deeper than each reader's decoder can read
     value: list[Any] = []
     for _ in range(depth - 1):
@@ -232,7 +232,7 @@ def test_nesting(depth: int) -> None:
         encode_value("x", value, 10**9)
 
 
-def test_nesting_that_is_allowed() -> None:
+def test_the_deepest_nesting_is_stored() -> None:
     # Given a list with the maximum depth
     value: list[Any] = []
     for _ in range(MAX_DEPTH - 1):
@@ -242,7 +242,7 @@ def test_nesting_that_is_allowed() -> None:
     assert encode_value("x", value, LARGE) == "[" * MAX_DEPTH + "]" * MAX_DEPTH
 
 
-def test_large_values() -> None:
+def test_a_value_over_the_maximum_size_raises() -> None:
     # Given a value whose JSON text has the maximum size
     value = "x" * (LARGE - 2)
     # When it is written, and when it is one byte larger
@@ -264,7 +264,7 @@ def test_the_size_is_that_of_the_encoded_value() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 0.5, -2.5, MAX_COUNT, -MAX_COUNT, 1e-300])
-def test_counts(value: float) -> None:
+def test_numbers_are_encoded_unchanged(value: float) -> None:
     # Given a finite number
     # When it is checked and encoded
     # Then it is unchanged
@@ -273,7 +273,7 @@ def test_counts(value: float) -> None:
 
 @pytest.mark.parametrize("value", ["5", True, False, [1], 1j], ids=repr)
 @pytest.mark.parametrize("name", ["progress", "total"])
-def test_counts_of_other_types(name: str, value: Any) -> None:
+def test_counts_of_other_types_raise(name: str, value: Any) -> None:
     # Given a value of another type
     # When it is written as a count
     # Then the error names the field and the type
@@ -285,7 +285,7 @@ def test_counts_of_other_types(name: str, value: Any) -> None:
     "value", [math.nan, math.inf, -math.inf, MAX_COUNT + 1, -MAX_COUNT - 2, 1e300, 10**400], ids=str
 )
 @pytest.mark.parametrize("name", ["progress", "total"])
-def test_counts_that_cannot_be_counted_with(name: str, value: Any) -> None:
+def test_counts_that_cannot_be_counted_with_raise(name: str, value: Any) -> None:
     # Given a number that a store cannot add to
     # When it is written as a count
     # Then the error names the field
@@ -294,7 +294,7 @@ def test_counts_that_cannot_be_counted_with(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5])
-def test_totals(value: float) -> None:
+def test_totals_are_encoded_unchanged(value: float) -> None:
     # Given a total that is not negative
     # When it is encoded
     # Then it is unchanged
@@ -302,7 +302,7 @@ def test_totals(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, -0.5])
-def test_negative_totals(value: float) -> None:
+def test_a_negative_total_raises(value: float) -> None:
     # Given a total below zero
     # When it is written
     # Then the error names the reason
@@ -310,7 +310,7 @@ def test_negative_totals(value: float) -> None:
         encode_fields({"total": value}, max_size=LARGE)
 
 
-def test_a_total_that_is_unknown() -> None:
+def test_an_unknown_total_is_stored_as_null() -> None:
     # Given no total
     # When it is encoded
     # Then the unknown total is stored as null; a progress cannot be None
@@ -323,7 +323,7 @@ def test_a_total_that_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("number, state", list(enumerate(State)))
-def test_states(number: int, state: State) -> None:
+def test_a_state_and_its_name_are_encoded_alike(number: int, state: State) -> None:
     # Given a state, or its name
     # When it is written
     # Then both have the same stored value
@@ -331,7 +331,7 @@ def test_states(number: int, state: State) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "done", "Queued", "QUEUED", 0, None, True, ["queued"]], ids=repr)
-def test_other_states(value: Any) -> None:
+def test_a_wrong_state_raises(value: Any) -> None:
     # Given any other value
     # When it is written as the status
     # Then the error lists the four states

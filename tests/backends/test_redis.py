@@ -85,7 +85,7 @@ class TestRedis(RedisHooks, BackendConformance):
 
     # The driver, and the server
 
-    def test_a_client_is_taken(self, redis_url: str, message_id: str) -> None:
+    def test_a_backend_takes_a_client(self, redis_url: str, message_id: str) -> None:
         # Given a client with settings
         with redis.Redis.from_url(redis_url, decode_responses=False, encoding="latin-1") as client:
             backend = RedisBackend(client=client, timeout=PATIENT)
@@ -96,7 +96,7 @@ class TestRedis(RedisHooks, BackendConformance):
         assert record is not None and record[":step"] == '"žluť"'
 
     @pytest.mark.parametrize("protocol", [2, 3])
-    def test_protocols(self, redis_url: str, message_id: str, protocol: int) -> None:
+    def test_both_versions_of_the_protocol_work(self, redis_url: str, message_id: str, protocol: int) -> None:
         # Given a client with a certain version of the protocol
         with redis.Redis.from_url(redis_url, protocol=protocol) as client:
             backend = RedisBackend(client=client, timeout=PATIENT)
@@ -107,7 +107,9 @@ class TestRedis(RedisHooks, BackendConformance):
             backend.close()
         assert record is not None and record[":step"] == "1"
 
-    def test_connection_parameters(self, redis_server: RedisServer, redis_url: str, message_id: str) -> None:
+    def test_connection_parameters_replace_a_url(
+        self, redis_server: RedisServer, redis_url: str, message_id: str
+    ) -> None:
         # Given connection parameters in place of a URL
         backend = RedisBackend(host="127.0.0.1", port=redis_server.port, timeout=PATIENT)
         # When a record is written
@@ -116,7 +118,9 @@ class TestRedis(RedisHooks, BackendConformance):
         # Then it is stored in the database that they name
         assert outcome is Outcome.APPLIED and RedisBackend(url=redis_url, timeout=PATIENT).read(message_id) is not None
 
-    def test_a_script_that_was_flushed(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
+    def test_a_flushed_script_is_loaded_again(
+        self, backend: RedisBackend, client: redis.Redis, message_id: str
+    ) -> None:
         # Given a server that has forgotten the script
         backend.update(message_id, enqueue())
         client.script_flush()
@@ -125,7 +129,7 @@ class TestRedis(RedisHooks, BackendConformance):
         # Then the script is loaded again
         assert outcome is Outcome.APPLIED and client.script_exists(UPDATE.sha) == [True]
 
-    def test_a_script_that_was_flushed_between_begin_and_end(
+    def test_a_script_that_is_flushed_between_begin_and_end_is_loaded_again(
         self, backend: RedisBackend, client: redis.Redis, message_id: str
     ) -> None:
         # Given a server that does not know the script
@@ -135,9 +139,7 @@ class TestRedis(RedisHooks, BackendConformance):
         # Then the script is loaded, and the update is stored
         assert complete() is Outcome.APPLIED
 
-    def test_a_connection_that_the_server_closed(
-        self, backend: RedisBackend, client: redis.Redis, message_id: str
-    ) -> None:
+    def test_a_closed_connection_is_replaced(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
         # Given a connection in use that the server has closed
         backend.update(message_id, enqueue())
         kill_others(client)
@@ -154,7 +156,9 @@ class TestRedis(RedisHooks, BackendConformance):
         with pytest.raises(BackendError):
             backend.update(message_id, outside(increment=1))
 
-    def test_an_error_of_the_server(self, backend: RedisBackend, client: redis.Redis, message_id: str) -> None:
+    def test_an_error_of_the_server_is_the_cause(
+        self, backend: RedisBackend, client: redis.Redis, message_id: str
+    ) -> None:
         # Given a server that refuses further data
         maxmemory = client.config_get("maxmemory")["maxmemory"]
         client.config_set("maxmemory", 1)
@@ -168,7 +172,7 @@ class TestRedis(RedisHooks, BackendConformance):
         assert isinstance(caught.value.__cause__, ServerError)
         assert (backend.read(message_id), backend.update(message_id, enqueue())) == (None, Outcome.APPLIED)
 
-    def test_a_wrong_password(self, start_server: Callable[[RedisServer], RedisServer], message_id: str) -> None:
+    def test_a_wrong_password_raises(self, start_server: Callable[[RedisServer], RedisServer], message_id: str) -> None:
         # Given a server that requires a password
         class Locked(RedisServer):
             # The server replies to the health check with an error until the password is set; any reply means that it is
@@ -257,7 +261,7 @@ class TestRedis(RedisHooks, BackendConformance):
         assert before <= int(record[UPDATED_AT]) <= int(record[HEARTBEAT_AT]) <= after
 
     @pytest.mark.parametrize("write_first", [False, True])
-    def test_a_clock_that_differs(
+    def test_a_backend_uses_the_clock_of_the_server(
         self, redis_url: str, message_id: str, monkeypatch: pytest.MonkeyPatch, write_first: bool
     ) -> None:
         # Given a host whose clock is an hour behind the server's
@@ -332,7 +336,7 @@ def calls_of(client: redis.Redis, command: str) -> int:
     return int(found.get("calls", 0))
 
 
-def test_without_hiredis(redis_url: str) -> None:
+def test_statuses_work_without_hiredis(redis_url: str) -> None:
     # Given an interpreter without hiredis
     script = f"""
 import sys, threading
@@ -384,7 +388,7 @@ def test_other_clients_are_refused(make: Callable[[], Any], message: str) -> Non
         RedisBackend(client=client)
 
 
-def test_a_fake_server() -> None:
+def test_statuses_work_with_fakeredis() -> None:
     # Given a server of fakeredis
     message_id = uuid4().hex
     server = fakeredis.TcpFakeServer(("127.0.0.1", 0), server_type="redis")

@@ -113,7 +113,7 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.mark.parametrize("way", ["url", "parameters"])
-def test_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
+def test_updates_and_changes_over_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
     # Given a server that speaks TLS, and a backend that trusts its authority
     ca = str(certificates / "ca.crt")
     if way == "url":
@@ -137,7 +137,7 @@ def test_tls(tls_server: TlsServer, certificates: Path, way: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["rediss", "valkeys"])
 @pytest.mark.parametrize("trust", ["authority", "anybody"])
-def test_tls_by_url(tls_server: TlsServer, certificates: Path, scheme: str, trust: str) -> None:
+def test_a_url_selects_tls(tls_server: TlsServer, certificates: Path, scheme: str, trust: str) -> None:
     # Given the URL of a server that speaks TLS and requires a login
     query = f"ssl_ca_certs={certificates / 'ca.crt'}" if trust == "authority" else "ssl_cert_reqs=none"
     with redis.Redis(port=tls_server.port) as client:
@@ -234,7 +234,7 @@ def test_the_name_in_a_certificate_is_not_compared_on_request(
 
 
 @pytest.mark.parametrize("way", ["tls", "unix", "narrow"])
-def test_an_event_loop(
+def test_an_event_loop_watches_over_each_kind_of_connection(
     request: pytest.FixtureRequest, start_server: StartServer, tmp_path: Path, certificates: Path, way: str
 ) -> None:
     # Given a server behind TLS, on a socket at a path, or with a user with only the needed permissions
@@ -335,7 +335,7 @@ def test_the_error_of_a_silent_server_contains_the_time_out(
             server.resume()
 
 
-def test_an_authority_that_is_not_trusted(tls_server: TlsServer, certificates: Path) -> None:
+def test_an_authority_that_is_not_trusted_raises(tls_server: TlsServer, certificates: Path) -> None:
     # Given a backend that trusts another authority
     url = f"rediss://127.0.0.1:{tls_server.tls_port}?ssl_ca_certs={certificates / 'other.crt'}"
     backend = RedisBackend(url=url, timeout=PATIENT)
@@ -345,7 +345,7 @@ def test_an_authority_that_is_not_trusted(tls_server: TlsServer, certificates: P
         backend.read("m")
 
 
-def test_a_name_and_a_password(client: redis.Redis, redis_server: RedisServer) -> None:
+def test_a_user_with_a_password_can_write(client: redis.Redis, redis_server: RedisServer) -> None:
     # Given a user
     client.acl_setuser("worker", **EVERYTHING)
     with closing(

@@ -241,7 +241,9 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             assert backend.read(message_id) is None
             assert backend.find(Query(actor_name="actor"), limit=50, after=None) == []
 
-    def test_many_of_a_slot_that_is_half_moved(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:
+    def test_each_update_of_a_half_moved_slot_is_stored_once(
+        self, redis_cluster: RedisCluster, backend: RedisBackend
+    ) -> None:
         # Given messages of one shard, of which every other one was moved
         ids = of_one_shard(20)
         backend.update_many([(message_id, start(1, mark=f'"{message_id}"')) for message_id in ids])
@@ -519,7 +521,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             assert whole[:120] == ids[::-1] and sorted(whole[120:]) == sorted(older)
             assert all(len(page) == limit for page in pages[:-1])
 
-    def test_pages_of_many(self, backend: RedisBackend, client: redis.RedisCluster) -> None:
+    def test_pages_are_pieces_of_the_whole_list(self, backend: RedisBackend, client: redis.RedisCluster) -> None:
         # Given many messages, in all shards
         ids = [uuid4().hex for _ in range(5000)]
         for first in range(0, len(ids), 500):
@@ -546,7 +548,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
 
     # Ways to get there
 
-    def test_bad_parameters(self) -> None:
+    def test_wrong_parameters_raise(self) -> None:
         # Given wrong addresses of nodes
         # When a backend is made
         # Then the error names what to do

@@ -107,7 +107,7 @@ def test_the_key_space_is_never_scanned(backend: RedisBackend, client: redis.Red
 
 
 @pytest.mark.parametrize("states", [(QUEUED,), (QUEUED, WORKING)], ids=["one set", "two sets"])
-def test_pages_of_many(backend: RedisBackend, states: tuple[int, ...]) -> None:
+def test_pages_are_pieces_of_the_whole_list(backend: RedisBackend, states: tuple[int, ...]) -> None:
     # Given many messages
     ids = [f"m{n:04}" for n in range(3000)]
     for first in range(0, len(ids), 100):
@@ -124,7 +124,7 @@ def test_pages_of_many(backend: RedisBackend, states: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["at the same time", "one after another"])
-def test_pages_of_many_sets(backend: RedisBackend, apart: bool) -> None:
+def test_pages_of_many_sets_are_pieces_of_the_whole_list(backend: RedisBackend, apart: bool) -> None:
     # Given messages of many actors, enqueued at the same time or one after another
     ids = [f"m{n:04}" for n in range(2400)]
     for first in range(0, len(ids), 100):
@@ -309,7 +309,7 @@ def test_a_set_is_not_cut_short(backend: RedisBackend, client: redis.Redis) -> N
     assert client.pttl("dramatiq-status index:0\n\n\n") > before - 60_000
 
 
-def test_without_an_index(redis_url: str, client: redis.Redis) -> None:
+def test_a_backend_without_an_index_cannot_list(redis_url: str, client: redis.Redis) -> None:
     # Given a backend without an index
     backend = RedisBackend(url=redis_url, timeout=PATIENT, max_listed=0)
     backend.update_many([("m", enqueue()), ("m", start(1)), ("m", finish(1))])
@@ -322,7 +322,7 @@ def test_without_an_index(redis_url: str, client: redis.Redis) -> None:
     backend.close()
 
 
-def test_names_that_look_like_something_else(backend: RedisBackend) -> None:
+def test_lists_find_odd_names(backend: RedisBackend) -> None:
     # Given actors and queues with odd names
     names = ['"', "\n", "a b", "žluť", "*", "%d", "1\n\n"]
     for n, name in enumerate(names):
@@ -333,7 +333,7 @@ def test_names_that_look_like_something_else(backend: RedisBackend) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, "10", True], ids=repr)
-def test_a_bad_max_listed(bad: Any) -> None:
+def test_a_wrong_max_listed_raises(bad: Any) -> None:
     # Given a value that is no number of messages
     # When a backend is made with it
     # Then the error names the parameter

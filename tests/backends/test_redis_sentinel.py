@@ -104,7 +104,7 @@ def test_valkeys_client_that_sentinels_have_made(sentinels: RedisSentinels) -> N
     backend.close()
 
 
-def test_bad_parameters() -> None:
+def test_wrong_parameters_raise() -> None:
     # Given wrong parameters of Sentinels
     # When a backend is made
     # Then the error names what to do

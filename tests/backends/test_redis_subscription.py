@@ -102,7 +102,7 @@ def test_a_heartbeat_is_not_published(job: Job, subscription: RedisSubscription)
     assert subscription.wait(0) == {}
 
 
-def test_many_messages(backend: RedisBackend) -> None:
+def test_a_subscription_receives_changes_of_its_messages_alone(backend: RedisBackend) -> None:
     # Given a subscription to many messages, and another message
     jobs = [Job(backend).enqueue() for _ in range(50)]
     other = Job(backend).enqueue()
@@ -117,7 +117,7 @@ def test_many_messages(backend: RedisBackend) -> None:
         assert heard == {job.message_id: version(job) for job in jobs}
 
 
-def test_nothing_happens(subscription: RedisSubscription) -> None:
+def test_a_wait_without_a_change_returns_an_empty_dict(subscription: RedisSubscription) -> None:
     # Given a subscription to a message that does not change
     # When wait() waits for a moment
     # Then it returns no change
@@ -125,7 +125,9 @@ def test_nothing_happens(subscription: RedisSubscription) -> None:
     assert subscription.wait(0) == {}
 
 
-def test_namespaces(redis_url: str, job: Job, subscription: RedisSubscription) -> None:
+def test_changes_in_another_namespace_are_not_received(
+    redis_url: str, job: Job, subscription: RedisSubscription
+) -> None:
     # Given a message with the same id in another namespace
     with closing(RedisBackend(url=redis_url, namespace="other", timeout=20_000)) as other:
         # When that message changes
@@ -145,7 +147,7 @@ def test_a_text_of_another_program_on_the_channel_is_version_0(
     assert subscription.wait(PATIENCE) == {job.message_id: 0}
 
 
-def test_a_lost_connection(backend: RedisBackend, subscription: RedisSubscription) -> None:
+def test_a_lost_connection_raises(backend: RedisBackend, subscription: RedisSubscription) -> None:
     # Given a subscription
     # When the server closes the connection
     backend.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -154,7 +156,7 @@ def test_a_lost_connection(backend: RedisBackend, subscription: RedisSubscriptio
         subscription.wait(PATIENCE)
 
 
-def test_a_server_that_hangs(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_raises(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a subscription that soon pings a server that is silent
     monkeypatch.setattr(redis_subscription, "PING_AFTER", 0.02)
     server = start_server(RedisServer())
@@ -172,7 +174,7 @@ def test_a_server_that_hangs(start_server: StartServer, monkeypatch: pytest.Monk
                 subscription.wait(PATIENCE)
 
 
-def test_a_server_that_is_away(start_server: StartServer) -> None:
+def test_a_server_that_is_down_raises(start_server: StartServer) -> None:
     # Given a server that has ended
     server = start_server(RedisServer())
     with closing(RedisBackend(url=server.url)) as backend:
@@ -183,7 +185,7 @@ def test_a_server_that_is_away(start_server: StartServer) -> None:
             backend.subscribe(("m",))
 
 
-def test_a_login_that_may_not_listen(start_server: StartServer) -> None:
+def test_a_user_without_the_right_to_subscribe_raises(start_server: StartServer) -> None:
     # Given a user without the right to subscribe
     server = start_server(RedisServer())
     with closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
@@ -195,7 +197,7 @@ def test_a_login_that_may_not_listen(start_server: StartServer) -> None:
         backend.subscribe(("m",))
 
 
-def test_closing(backend: RedisBackend, subscription: RedisSubscription) -> None:
+def test_close_closes_the_connection(backend: RedisBackend, subscription: RedisSubscription) -> None:
     # Given a subscription
     def listening() -> int:
         return sum(int(client["sub"]) for client in backend.client.client_list())
@@ -207,7 +209,7 @@ def test_closing(backend: RedisBackend, subscription: RedisSubscription) -> None
     eventually(lambda: listening() == 0)
 
 
-def test_listening_in_a_thread(job: Job, subscription: RedisSubscription) -> None:
+def test_a_thread_waits_for_changes(job: Job, subscription: RedisSubscription) -> None:
     # Given a thread that waits for changes
     heard: list[dict[str, int]] = []
     thread = threading.Thread(target=lambda: heard.append(subscription.wait(PATIENCE)))
@@ -219,7 +221,7 @@ def test_listening_in_a_thread(job: Job, subscription: RedisSubscription) -> Non
     assert heard == [{job.message_id: version(job)}]
 
 
-def test_an_interrupt(subscription: RedisSubscription, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_a_wait(subscription: RedisSubscription, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a thread that waits for changes for up to an hour
     monkeypatch.setattr(redis_subscription, "PING_AFTER", 3_600)
     begun, ended = threading.Event(), threading.Event()

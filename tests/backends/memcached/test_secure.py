@@ -74,7 +74,7 @@ def tls_server() -> Iterator[TlsMemcachedServer]:
 
 
 @pytest.mark.parametrize("meta", [True, False])
-def test_a_life_over_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: bool) -> None:
+def test_updates_and_reads_over_tls(tls_server: TlsMemcachedServer, make: Make, message_id: str, meta: bool) -> None:
     # Given a server that requires TLS
     backend = make(servers=tls_server.address, tls_context=tls_server.context, meta=meta)
     # When several threads enqueue, run and read messages at the same time
