@@ -245,7 +245,7 @@ class Server:
         # A forked child of the tests inherits this object, and must not end the server.
         if os.getpid() != self._owner:
             return
-        # An orderly shutdown takes seconds (RabbitMQ) for data that nobody will read again.
+        # An orderly shutdown takes seconds (RabbitMQ), for data that no test reads again.
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
         _running.discard(self)
@@ -326,7 +326,7 @@ class Server:
 
 
 class RedisServer(Server):
-    """Redis (or Valkey), in memory only unless `args` say otherwise."""
+    """Redis (or Valkey), in memory only unless `args` change that."""
 
     programs = ("redis-server", "valkey-server")
     package = "redis-server"
@@ -480,7 +480,7 @@ class RedisCluster(Servers):
             node.reset()
 
     def client(self, number: int) -> redis.Redis:
-        """A client of one node that knows nothing of the cluster."""
+        """A client of one node, without the map of the cluster."""
         return redis.Redis(port=self.nodes[number].port, decode_responses=True, socket_timeout=60)
 
     def owner(self, slot: int) -> int:
@@ -606,7 +606,7 @@ class RedisSentinels(Servers):
         for server in self.servers:
             if server is not master:
                 server.start()
-                # The Sentinels would tell it too, some ten seconds later.
+                # The Sentinels would make it a replica, too, about ten seconds later.
                 with redis.Redis(port=server.port) as client:
                     client.replicaof("127.0.0.1", master.port)
         self._wait_until_whole()
@@ -660,7 +660,7 @@ def _wait_until(predicate: Callable[[], bool], complaint: str) -> None:
 
 
 class MemcachedServer(Server):
-    """Memcached, 64 MB unless `args` say otherwise."""
+    """Memcached, with 64 MB unless `args` change that."""
 
     programs = ("memcached",)
     package = "memcached"

@@ -32,7 +32,7 @@ def test_writes_do_not_block_the_loop(backend: RecordingBackend, broker: StubBro
     @dramatiq.actor(broker=broker)
     async def work() -> None:
         status, progress = current_status(), current_progress()
-        # When an async actor writes in all the ways there are, and sends messages
+        # When an async actor makes each kind of write, and sends messages
         for number in range(100):
             status["number"] = number
             status.update(step="counting", number=number)
@@ -43,7 +43,7 @@ def test_writes_do_not_block_the_loop(backend: RecordingBackend, broker: StubBro
         StatusRegistry.get("parent", backend=backend).update(number=1)
         StatusRegistry.progress("parent", backend=backend).increment()
         written.set()
-        # and then lets others have their turn
+        # and then yields to other tasks
         await asyncio.to_thread(turned.wait, PATIENCE)
 
     @dramatiq.actor(broker=broker)
@@ -58,7 +58,7 @@ def test_writes_do_not_block_the_loop(backend: RecordingBackend, broker: StubBro
     gate = Gate(backend, holds=lambda updates: True)
     with working(broker, threads=3) as worker:
         assert gate.reached.wait(PATIENCE)
-        # Then it gets to its end, and another coroutine goes on
+        # Then it ends, and another coroutine continues
         went_on = written.wait(PATIENCE) and turned.wait(PATIENCE)
         gate.open()
         assert went_on
@@ -89,13 +89,13 @@ def test_flush_in_a_thread_does_not_block_the_loop(backend: RecordingBackend, br
     gate = Gate(backend)
     with working(broker, threads=2) as worker:
         assert gate.reached.wait(PATIENCE)
-        # When another coroutine wants its turn
+        # When another coroutine is ready to run
         bystander.send()
-        # Then it gets it, while the first still waits
+        # Then it runs while the first one still waits
         went_on = turned.wait(PATIENCE) and not flushed
         gate.open()
         assert went_on
         join(broker, worker)
-    # And that has waited until all was stored
+    # And the first one has waited until all writes were stored
     found = StatusRegistry.read(message, backend=backend)
     assert flushed == [True] and found is not None and found["step"] == "one"

@@ -13,7 +13,7 @@ from benchmarks.common import ROOT
 from benchmarks.confirm import MODES
 from benchmarks.throughput import work
 
-#: Those that take too long for a test, even when they are quick, and why.
+#: Benchmarks that take too long for a test even with --quick, each with the reason.
 SLOW = {
     "web": "starts a server of HTTP for each store, and waits until what it has read is stale",
     "read": "reads a thousand statuses at a time, in two placements",
@@ -29,12 +29,12 @@ SLOW = {
 
 @pytest.mark.timeout(360)
 def test_quick_benchmarks_run(redis_url: str, memcached_url: str) -> None:
-    # Given the benchmarks that are quick, and servers, which they start themselves
+    # Given the quick benchmarks, which start their servers themselves
     names = [name for name in BENCHMARKS if name not in SLOW]
     # When they are run
     command = [sys.executable, "-m", "benchmarks", "--quick", *names]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    # Then each prints its tables, and says how long it took
+    # Then each prints its tables and its duration
     assert found.returncode == 0, found.stderr
     assert [line.split()[1] for line in found.stdout.splitlines() if line.startswith(".. ")] == names
 

@@ -244,7 +244,7 @@ def test_a_forked_process_counts_and_deletes(redis_url: str) -> None:
 
 
 class NoWriter:
-    """A writer that sends only when the test says so."""
+    """A writer that sends only when the test lets it."""
 
     def __init__(self) -> None:
         self.running: dict[Any, None] = {}

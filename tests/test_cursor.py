@@ -1,4 +1,4 @@
-"""Cursors of lists: what they hold, and what is refused in their place."""
+"""Cursors of lists, and values that are refused in their place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_cursors_fit_a_url_and_are_read_back(position: int, message_id: str) -> 
     cursor = Cursor(position, message_id)
     # When a cursor is written as a text
     text = encode(cursor)
-    # Then it needs no escapes in a URL, and it is read as what it was
+    # Then it needs no escapes in a URL, and is read as the same cursor
     assert quote(text, safe="") == text and len(text) <= MAX_SIZE
     assert decode(text) == cursor
 
@@ -78,10 +78,10 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_cursors_raise_a_short_error(every_backend: Any, name: str) -> None:
-    # When a page is listed after what is no cursor
+    # When a page is listed after a value that is no cursor
     with pytest.raises(ValueError, match=r"^after is no cursor .*pass the last snapshot of the page before") as caught:
         StatusRegistry.list(after=WRONG[name], backend=every_backend)
-    # Then the error is short, and says what to pass
+    # Then the error is short, and names what to pass
     assert len(str(caught.value)) < 5 * MAX_SIZE
 
     async def main() -> None:
@@ -104,7 +104,7 @@ def test_a_snapshot_that_was_read_has_no_cursor() -> None:
     snapshot = StatusRegistry.read(job.message_id, backend=backend)
     assert snapshot is not None and snapshot.cursor is None
     # When a page is listed after it
-    # Then the error says which snapshot to pass
+    # Then the error names the snapshot to pass
     with pytest.raises(ValueError, match=r"^after must be a snapshot that list\(\) has returned, not <Snapshot of"):
         StatusRegistry.list(after=snapshot, backend=backend)
 
@@ -118,7 +118,7 @@ def test_copies_keep_their_cursor() -> None:
     assert isinstance(listed.cursor, str)
     # When they are copied or pickled
     for make in (copy.copy, copy.deepcopy, lambda snapshot: pickle.loads(pickle.dumps(snapshot))):
-        # Then they still have a cursor, or have none
+        # Then the copies have a cursor if the originals have one
         assert make(listed).cursor == listed.cursor and make(read).cursor is None
     # And both show the same status
     assert listed == read and hash(listed) == hash(read) and listed.to_dict() == read.to_dict()
@@ -149,7 +149,7 @@ def test_a_page_is_empty_only_at_the_end(limit: int) -> None:
     while page:
         shown += [snapshot.message_id for snapshot in page]
         page = StatusRegistry.list(limit=limit, after=page[-1], backend=backend)
-    # Then all others were listed, in event loops, too
+    # Then all other messages have been listed, in event loops, too
     assert sorted(shown) == sorted(ids[:3] + ids[12:])
 
     async def main() -> list[str]:

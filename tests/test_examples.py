@@ -124,7 +124,7 @@ def test_the_progress_of_a_fan_out_never_decreases(environment: dict[str, str], 
     message_id = example("send", "300", "--pause", "20").communicate(timeout=60)[0].strip()
     following = example("follow", message_id)
     assert following.stdout is not None
-    # When three worker processes do it, the pictures not before that one has shown that there are any
+    # When three worker processes run it, and make no picture before the follower has printed a line
     command = [sys.executable, "-m", "dramatiq", "examples.fan_out", "tests.hold", "--processes", "3", "--threads", "2"]
     held = {"dramatiq_worker_timeout": "50", "HOLD_ACTOR": "make_thumbnail", "HOLD_UNTIL": str(shown)}
     worker = subprocess.Popen(command, cwd=ROOT, env={**environment, **held})

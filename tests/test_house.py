@@ -95,7 +95,7 @@ class Modules(NamedTuple):
     rows: dict[str, int]
 
     def row_of(self, module: str) -> int | None:
-        """The number of the row that has a module: of its own entry, or of that of the innermost package with one."""
+        """Return the number of a module's row: of its own entry, or of the innermost package with an entry."""
         if not module.startswith(self.package):
             return None
         if module in self.rows:
@@ -240,5 +240,5 @@ def test_all_words_of_the_glossary_are_used() -> None:
 
 
 def words_in(text: str) -> str:
-    """The words of a text, those of names like ``MessageBuffer`` and ``status_ttl`` apart, in small letters."""
+    """Return the words of a text in small letters; ``MessageBuffer`` and ``status_ttl`` are two words each."""
     return " ".join(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", text).lower()))

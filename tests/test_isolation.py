@@ -76,7 +76,7 @@ def backends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[St
 
 @pytest.fixture
 def applications(backends: list[StatusBackend]) -> Iterator[list[Application]]:
-    """Both with running workers."""
+    """Yield both applications, with running workers."""
     with ExitStack() as stack:
         found = [Application(backend) for backend in backends]
         for application in found:
@@ -87,25 +87,25 @@ def applications(backends: list[StatusBackend]) -> Iterator[list[Application]]:
 
 def test_two_namespaces_have_statuses_of_the_same_ids(applications: list[Application]) -> None:
     shop, europe = applications
-    # Given jobs of the same ids in both, of different sizes
+    # Given jobs with the same ids in both applications, of different sizes
     ids = [uuid4().hex for _ in range(3)]
     for application, steps in ((shop, 10), (europe, 20)):
         for message_id in ids:
             application.send(message_id, steps)
         application.wait_until_running(len(ids))
-    # When those of one finish, while those of the other run
+    # When the jobs of one application finish while those of the other one run
     shop.go_on.set()
     ends = [StatusRegistry.wait(message_id, broker=shop.broker) for message_id in ids]
     # Then each application reads the states of its own jobs
     assert [(end["owner"], end["sent_by"], end["progress"]) for end in ends] == [("shop", "shop", 10)] * 3
     assert [(one.working, one["owner"], one["total"]) for one in europe.read_many(ids)] == [(True, "shop:eu", 20)] * 3
-    # And so do roll-ups
+    # And so do their batches
     batches = [StatusRegistry.batch(ids, broker=application.broker).read() for application in applications]
     assert [(batch.counts["completed"], batch.counts["working"]) for batch in batches] == [(3, 0), (0, 3)]
-    # And when one deletes a status, the other keeps it
+    # And when one application deletes a status, the other one still has its own
     assert StatusRegistry.delete(ids[0], broker=shop.broker)
     assert shop.read_many(ids)[0] is None and europe.read_many(ids)[0] is not None
-    # And what one writes from outside is not in the other
+    # And a write from outside to one is not in the other one
     StatusRegistry.get(ids[1], broker=europe.broker)["note"] = "mine"
     assert [application.read_many(ids)[1].get("note") for application in applications] == [None, "mine"]
 
@@ -117,7 +117,7 @@ def test_watchers_ignore_changes_in_another_namespace(applications: list[Applica
     for application in applications:
         application.send(message_id, 5)
         application.wait_until_running(1)
-    # When each is watched while one after the other is let go
+    # When each application watches its job, and the jobs end one after the other
     seen: dict[str, list[Any]] = {}
 
     def watch(application: Application) -> None:
@@ -131,9 +131,9 @@ def test_watchers_ignore_changes_in_another_namespace(applications: list[Applica
     is_over = [not watcher.is_alive() for watcher in watchers]
     europe.go_on.set()
     watchers[1].join(PATIENCE)
-    # Then the one's end does not end the other's watch
+    # Then the end of one job does not end the other watch
     assert is_over == [True, False]
-    # And each has seen its own from where it stood to its end
+    # And each watcher has received the states of its own job to the end
     for name, snapshots in seen.items():
         assert {snapshot["owner"] for snapshot in snapshots} == {name} and snapshots[-1].completed
 
@@ -145,13 +145,13 @@ def test_messages_of_another_namespace_are_unknown(applications: list[Applicatio
     for message_id in ids:
         shop.send(message_id, 5)
     shop.wait_until_running(len(ids))
-    # When the other asks for them, also by what the one's keys begin with
+    # When the other application reads them, also by ids that begin with a namespace
     asked = [*ids, *(f"eu:{message_id}" for message_id in ids), *(f":{message_id}" for message_id in ids)]
-    # Then it knows nothing of them
+    # Then they are unknown to it
     assert europe.read_many(asked) == [None] * len(asked)
     assert not any(StatusRegistry.delete(message_id, broker=europe.broker) for message_id in asked)
     assert all(shop.read_many(ids))
-    # And the one knows nothing of what the other has under an id that would make the same key
+    # And messages of the other one whose ids could make the same key are unknown to the first one
     europe.send(ids[0], 5)
     europe.wait_until_running(1)
     assert shop.read_many([f"eu:{ids[0]}"]) == [None]
@@ -160,13 +160,13 @@ def test_messages_of_another_namespace_are_unknown(applications: list[Applicatio
 @pytest.mark.parametrize("backends", ["redis", "sqlite"], indirect=True)
 def test_lists_have_only_messages_of_their_namespace(applications: list[Application]) -> None:
     shop, europe = applications
-    # Given jobs of both, some of the same ids, as many as run at once
+    # Given jobs of both applications, some with the same ids, as many as can run at once
     ids = {"shop": ["both", "shop-1", "shop-2"], "shop:eu": ["both", "eu-1"]}
     for application in applications:
         for message_id in ids[application.name]:
             application.send(message_id, 5)
         application.wait_until_running(len(ids[application.name]))
-    # When those of one have finished
+    # When the jobs of one application have finished
     shop.go_on.set()
     for message_id in ids["shop"]:
         StatusRegistry.wait(message_id, broker=shop.broker)
@@ -174,7 +174,7 @@ def test_lists_have_only_messages_of_their_namespace(applications: list[Applicat
         names: dict[str, Any] = {"actor_name": "work", "queue_name": "default", "broker": application.broker}
         for query in ({}, {"state": state}):
             found = StatusRegistry.list(**query, **names)
-            # Then each lists and counts its own
+            # Then each application lists and counts its own jobs
             assert sorted(snapshot.message_id for snapshot in found) == ids[application.name]
             assert {snapshot["owner"] for snapshot in found} == {application.name}
             assert StatusRegistry.count(**query, **names) == len(ids[application.name])

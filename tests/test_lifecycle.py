@@ -26,7 +26,7 @@ FAILURE: dict[str, object] = {"outcome_seen": True, "exception": ValueError("x")
     [
         # It ran, and was acknowledged
         (SUCCESS, False, Decision.COMPLETED),
-        # It raised, and there is nobody who retries; or the retry could not be enqueued
+        # It raised, and no middleware retries; or the retry could not be enqueued
         (FAILURE, False, Decision.FAILED),
         # It raised, and its retry was enqueued
         ({**FAILURE, "requeued": True}, False, Decision.REQUEUED),
@@ -41,7 +41,7 @@ FAILURE: dict[str, object] = {"outcome_seen": True, "exception": ValueError("x")
         ({"skipped": True, "requeued": True}, False, Decision.REQUEUED),
         # It put itself back, and succeeded
         ({**SUCCESS, "requeued": True}, False, Decision.REQUEUED),
-        # No outcome was told: an eager broker raised; its actor is unknown
+        # No hook has got an outcome: an eager broker raised, or the actor is unknown
         ({}, False, Decision.FAILED),
         ({}, True, Decision.FAILED),
         # after_process_message was called twice, without and then with an exception: an interrupt in a hook
@@ -63,11 +63,11 @@ def test_properties_of_all_decisions(outcome_seen: bool, raised: bool, skipped: 
         delivery.skipped, delivery.requeued = skipped, requeued
         return delivery.decide(rejected=rejected)
 
-    # What will run again has no final state, whatever else was heard of it
+    # A message that will run again has no final state, whatever the other hooks were
     assert decide(rejected=False, requeued=True) is decide(rejected=True, requeued=True) is Decision.REQUEUED
-    # What is rejected has failed
+    # A rejected message has failed
     assert decide(rejected=True, requeued=False) is Decision.FAILED
-    # What is acknowledged has an end
+    # An acknowledged message has an end
     assert decide(rejected=False, requeued=False).state is not None
 
 
@@ -133,17 +133,17 @@ def test_exceptions_are_described(exception: BaseException, expected: dict[str, 
 
 
 def test_each_thread_has_its_own_state() -> None:
-    # Given what one thread has noted
+    # Given the state of one thread
     state = ThreadState()
     state.worker = True
     state.hold("id")
     state.enqueued.add("id")
     seen: list[object] = []
-    # When another one looks
+    # When another thread reads its own
     thread = threading.Thread(target=lambda: seen.extend((state.worker, state.delayed, state.enqueued)))
     thread.start()
     thread.join()
-    # Then it finds nothing
+    # Then it finds no value of the first one
     assert seen == [False, {}, set()]
 
 

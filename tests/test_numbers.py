@@ -93,7 +93,7 @@ def test_numbers_become_ints_and_floats(value: Any, plain: float) -> None:
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
 def test_other_types_are_no_numbers(value: Any) -> None:
-    # Given something else
+    # Given a value of another type
     # When it is used as a number
     # Then the error names its type
     assert plain_number(value) is None

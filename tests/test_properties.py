@@ -77,7 +77,7 @@ HOUR = 3_600_000
 #: Memcached takes expiry far ahead as a date, so tests begin at the present moment.
 NOW = time.time_ns() // 1_000_000
 
-# What is written. There is little of everything, so that the same is met again and again.
+# Values of updates. There are few of each kind, so that equal ones are drawn often.
 
 enqueue_ids = st.one_of(st.builds(EnqueueId, st.sampled_from([7, 8]), st.integers(1, 3)), st.just(EnqueueId(0, 0)))
 runs = st.sampled_from([1, 2, 2**63])
@@ -218,13 +218,13 @@ batches = st.lists(
 
 class Store(NamedTuple):
     backend: StatusBackend
-    #: Set what time it is.
+    #: Function that sets the time of the store.
     set_now: Callable[[int], None]
-    #: How long a record has left, in milliseconds.
+    #: Function that returns the milliseconds until a record expires.
     ttl_of: Callable[[str], int | None]
     #: Whether records expire by the clock that tests set.
     expires_by_it: bool
-    #: How exact `ttl_of` is, in milliseconds, the duration of an example included.
+    #: Tolerance of `ttl_of` in milliseconds, which includes the duration of an example.
     tolerance: int
 
 
@@ -286,7 +286,7 @@ def sqlite_store(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
 
 
 def cache_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    # One that takes no time to live, and so knows of no clock but the test's.
+    # A cache that takes no time to live, so that its statuses expire by the test's clock alone.
     backend = CacheBackend(make_region().configure("dogpile.cache.memory"))
 
     def ttl_of(message_id: str) -> int | None:
@@ -303,7 +303,7 @@ def plain(record: Record | None) -> dict[str, Any] | None:
 
 
 def apply(record: Record | None, update: Update, now: int) -> Applied:
-    """What a store does: a record that lives no longer is gone."""
+    """Apply an update as a store does: an expired record is gone."""
     applied = apply_update(record, update, now)
     return applied._replace(record=None) if applied.ttl == 0 else applied
 
@@ -326,7 +326,7 @@ def test_every_store_does_what_apply_says(store: Store, history: list[tuple[int,
 
 
 def check_against_apply(store: Store, history: list[tuple[int, list[Update] | None]]) -> None:
-    # Given a message and what several of its runs, and others, write to it
+    # Given a message, and updates of several of its runs and of other processes
     message_id = uuid4().hex
     now, record, ttl, renewed_at = NOW, None, 0, NOW
     for gap, batch in history:
@@ -343,12 +343,12 @@ def check_against_apply(store: Store, history: list[tuple[int, list[Update] | No
             expected.append(applied.outcome)
             if applied.ttl is not None:
                 ttl, renewed_at = applied.ttl, now
-        # When it is written to a store
+        # When the updates are sent to a store
         outcomes = store.backend.update_many([(message_id, update) for update in batch])
-        # Then outcomes and record are those that `apply` gives
+        # Then the outcomes and the record are those of `apply`
         assert outcomes == expected
         assert plain(store.backend.read(message_id)) == plain(record)
-    # And the record lives as long as it shall
+    # And the record has the right time to live
     found = store.ttl_of(message_id)
     assert (found is None) is (record is None)
     if found is not None:
@@ -414,7 +414,7 @@ def test_updates_with_the_commands_of_a_broker_do_what_apply_says(
     )
 )
 def test_every_store_keeps_the_history_of_runs(store: Store, lives: list[tuple[str, str]]) -> None:
-    # Given a message, and how each of its runs ends
+    # Given a message, and the ends of its runs
     history, generation, overtaken = [Update(Kind.ENQUEUE, EnqueueId(7, 1))], 1, None
     for number, (end, exception) in enumerate(lives, start=1):
         started = {STARTED_AT: str(NOW + number)}
@@ -442,11 +442,11 @@ def test_every_store_keeps_the_history_of_runs(store: Store, lives: list[tuple[s
     history.append(Update(Kind.RUN, EnqueueId(7, generation), 99, 1, start=True, attempts=len(lives) + 1))
     if overtaken is not None:
         history.append(overtaken)
-    # When a store has all of it
+    # When a store has all updates
     message_id = uuid4().hex
     store.set_now(NOW)
     store.backend.update_many([(message_id, update) for update in history])
-    # Then its record is that of `apply`, to the byte, as stores compare no decoded texts
+    # Then its record is equal to that of `apply` in each byte, because stores compare no decoded texts
     expected, found = fold(history, now=lambda n: NOW), store.backend.read(message_id)
     assert expected is not None and isinstance(found, dict) and found == expected
     # And the snapshot has the first and the last runs
@@ -468,13 +468,13 @@ def test_batches_may_be_split_anywhere(store: Store, history: list[Update], cuts
     # Given updates, and a way to split them
     whole, split = uuid4().hex, uuid4().hex
     store.set_now(NOW)
-    # When one message gets them in one call, and another one in several
+    # When one message gets them in one call, and another one in several calls
     outcomes = store.backend.update_many([(whole, update) for update in history])
     edges = [0, *sorted(cut for cut in cuts if 0 < cut < len(history)), len(history)]
     split_outcomes = []
     for first, last in itertools.pairwise(edges):
         split_outcomes += store.backend.update_many([(split, update) for update in history[first:last]])
-    # Then there is no difference
+    # Then both have the same outcomes and records
     assert outcomes == split_outcomes
     assert plain(store.backend.read(whole)) == plain(store.backend.read(split))
 
@@ -485,9 +485,9 @@ def test_messages_of_a_batch_do_not_mix(store: Store, mixed: list[tuple[int, Upd
     # Given updates of three messages
     ids = [uuid4().hex for _ in range(3)]
     store.set_now(NOW)
-    # When they are written in one call
+    # When they are sent in one call
     store.backend.update_many([(ids[n], update) for n, update in mixed])
-    # Then each message has its own
+    # Then each message has its own updates
     expected = []
     for n in range(3):
         record = None
@@ -512,7 +512,7 @@ def test_every_store_lists_what_it_has(store: Store, mixed: list[tuple[int, Upda
     for query in itertools.starmap(Query, itertools.product((None, 0, 1, 2, 3), names, names)):
         # When they are listed and counted
         found = store.backend.find(query, limit=1000, after=None)
-        # Then those are there that the query is for, as they are, each once
+        # Then the list has each message that the query selects once, in its present state
         wanted = {STATE: query.state, ACTOR_NAME: query.actor_name, QUEUE_NAME: query.queue_name}
         expected = {
             message_id: record
@@ -536,14 +536,14 @@ def test_what_is_sent_again_is_a_duplicate(history: list[Update], update: Update
     assume(first.outcome is Outcome.APPLIED)
     # When it is sent again
     second = apply(first.record, update, NOW + 1)
-    # Then nothing changes
+    # Then it is a duplicate, and the record is unchanged
     assert second == (Outcome.DUPLICATE, first.record, None)
 
 
 @pure
 @given(increments=st.lists(st.integers(1, 9), min_size=1, max_size=6), data=st.data())
 def test_a_run_may_repeat_itself_at_any_time(increments: list[int], data: st.DataObject) -> None:
-    # Given what a run writes
+    # Given the updates of a run
     enqueue_id = EnqueueId(7, 1)
     sent = [Update(Kind.RUN, enqueue_id, 1, 1, start=True, create=True)]
     sent += [Update(Kind.RUN, enqueue_id, 1, 2 + n, increment=step) for n, step in enumerate(increments)]
@@ -553,7 +553,7 @@ def test_a_run_may_repeat_itself_at_any_time(increments: list[int], data: st.Dat
         record = apply(record, update, NOW).record
         for again in data.draw(st.lists(st.sampled_from(sent[: n + 1]), max_size=3)):
             record = apply(record, again, NOW).record
-    # Then each has counted once
+    # Then each update counts once
     assert record is not None and record["p"] == str(sum(increments))
     assert record[VERSION] == str(len(sent))
 
@@ -585,10 +585,10 @@ def test_a_late_enqueue_only_fills_gaps(history: list[Update], update: Update) -
     update = update._replace(enqueue_id=enqueue_id)
     # When it arrives
     applied = apply(record, update, NOW)
-    # Then all that was there is as it was, and its life is no longer
+    # Then all values of the record are unchanged, and so is its time to live
     assert (applied.outcome, applied.ttl) == (Outcome.LATE, None)
     assert applied.record is not None
-    # (The enqueue may bring the end of the run before.)
+    # (The enqueue may have the end of the earlier run.)
     for name in ("h1", "x1", "h2", "h3"):
         record.pop(name, None)
     kept = {name: text for name, text in applied.record.items() if name in record}
@@ -612,9 +612,9 @@ def test_only_the_owner_writes(history: list[Update], update: Update) -> None:
 def test_the_version_counts_every_change(history: list[Update], update: Update) -> None:
     # Given a record, or none
     record = fold(history)
-    # When something is written to it
+    # When an update is applied to it
     applied = apply_update(record, update, NOW)
-    # Then the version has grown by one where it was changed, and there alone; a heartbeat is no change
+    # Then the version is one higher if the record has changed, and otherwise the same; a heartbeat is no change
     before = 0 if record is None else int(record[VERSION])
     after = 0 if applied.record is None else int(applied.record[VERSION])
     changed = applied.record != record and update.kind is not Kind.HEARTBEAT
@@ -630,7 +630,7 @@ def test_apply_is_pure(history: list[Update], update: Update) -> None:
     record_before, fields_before = record and dict(record), dict(update.fields)
     # When it is applied twice
     results = apply(record, update, NOW), apply(record, update, NOW)
-    # Then neither was changed, and the results are the same
+    # Then record and update are unchanged, and both results are equal
     assert (record, update.fields) == (record_before, fields_before)
     assert results[0] == results[1]
 
@@ -638,14 +638,14 @@ def test_apply_is_pure(history: list[Update], update: Update) -> None:
 @pure
 @given(history=histories)
 def test_what_apply_makes_is_sound(history: list[Update]) -> None:
-    # Given nothing
+    # Given no record
     record, alive = None, False
     for update in history:
-        # When something is written
+        # When updates are applied
         before = record
         applied = apply(record, update, NOW)
         record, alive = applied.record, alive or applied.ttl is not None
-        # Then what is stored can be worked with, read, and lives for a time
+        # Then the record is sound, can be decoded, and has a time to live
         if record is not None:
             assert alive and is_sound(record)
             snapshot = take_snapshot("m", record, NOW)
@@ -663,14 +663,14 @@ def test_what_apply_makes_is_sound(history: list[Update]) -> None:
 @pure
 @given(enqueue=enqueues, start=starts)
 def test_enqueue_and_start_may_arrive_in_any_order(enqueue: Update, start: Update) -> None:
-    # Given an enqueue and the start that it leads to; what came too late to count with is dropped
+    # Given an enqueue, without the fields that a late one loses, and the start that follows from it
     given = {name: text for name, text in enqueue.fields.items() if name not in OUTDATED - {SCHEDULED_AT}}
     enqueue = enqueue._replace(fields=given)
-    # A start that may make the record carries sums, and no counts.
+    # A start that may create the record has sums, and no increments.
     start = start._replace(enqueue_id=enqueue.enqueue_id, create=True, changes=None)
-    # When they arrive in one order and the other
+    # When they arrive in either order
     records = fold([enqueue, start]), fold([start, enqueue])
-    # Then the record is the same, but for the count of changes and their timestamps
+    # Then the record is the same, except for the version and the timestamps
     one, two = ({**(record or {}), VERSION: "", UPDATED_AT: "", HEARTBEAT_AT: ""} for record in records)
     assert one == two
 
@@ -678,7 +678,7 @@ def test_enqueue_and_start_may_arrive_in_any_order(enqueue: Update, start: Updat
 @pure
 @given(data=st.data())
 def test_a_message_that_was_retried_is_completed_whatever_the_order(data: st.DataObject) -> None:
-    # Given the life of a message that failed once; each update knows all that its run knows
+    # Given the updates of a message that failed once, each of which has all values of its run
     first, second = EnqueueId(7, 1), EnqueueId(7, 2)
     life = [
         Update(Kind.ENQUEUE, first, fields={":a": "1"}),
@@ -689,10 +689,10 @@ def test_a_message_that_was_retried_is_completed_whatever_the_order(data: st.Dat
         Update(Kind.RUN, second, 2, 2, create=True, fields={"p": "2"}),
         Update(Kind.RUN, second, 2, 3, create=True, state=COMPLETED, fields={"p": "2"}),
     ]
-    # When that arrives in any order, some of it twice
+    # When they arrive in any order, some of them twice
     arrived = [*data.draw(st.permutations(life)), *data.draw(st.lists(st.sampled_from(life), max_size=4))]
     snapshot = take_snapshot("m", fold(arrived), NOW)
-    # Then the message is completed, with what was given at its enqueue
+    # Then the message is completed, with the fields of its enqueue
     assert snapshot is not None
     assert (snapshot.state, snapshot["a"], snapshot["progress"]) == (State.COMPLETED, 1, 2)
 
@@ -710,27 +710,27 @@ names = st.text(min_size=1, max_size=20).filter(str.isprintable).map(lambda name
 @pure
 @given(history=histories, values=st.dictionaries(names, json_values, max_size=5))
 def test_documents_come_back(history: list[Update], values: dict[str, Any]) -> None:
-    # Given a record with whatever users may write
+    # Given a record with any values that users may write
     encoded, _ = encode_fields(values, max_size=DEFAULT_MAX_FIELD_SIZE)
     # Most histories need a first enqueue: without one, too few leave a record for Hypothesis.
     record = fold([Update(Kind.ENQUEUE, EnqueueId(1, 1)), *history, Update(Kind.OUTSIDE, fields=encoded)])
     assume(record is not None)
     assert record is not None
     # When it is written as one text, and read
-    # Then it is the same
+    # Then the record is the same
     assert from_document(to_document(record)) == record
 
 
 @stored
 @given(values=st.dictionaries(names, json_values, max_size=5))
 def test_values_come_back_from_every_store(store: Store, values: dict[str, Any]) -> None:
-    # Given whatever users may write
+    # Given any values that users may write
     encoded, _ = encode_fields(values, max_size=DEFAULT_MAX_FIELD_SIZE)
     message_id = uuid4().hex
     store.set_now(NOW)
-    # When it is stored with the enqueue
+    # When they are stored with the enqueue
     store.backend.update(message_id, Update(Kind.ENQUEUE, EnqueueId(7, 1), fields=encoded))
-    # Then the same is read
+    # Then a reader gets the same values
     snapshot = take_snapshot(message_id, store.backend.read(message_id), NOW)
     assert snapshot is not None and dict(snapshot.fields) == values
 
@@ -738,11 +738,11 @@ def test_values_come_back_from_every_store(store: Store, values: dict[str, Any])
 @pure
 @given(text=st.text(), record=st.dictionaries(st.text(), st.text()))
 def test_no_text_is_too_odd_to_be_read(text: str, record: dict[str, str]) -> None:
-    # Given a text that somebody else has put there
+    # Given a text of another program
     for document in (text, "\n".join(["dramatiq-status 1", text]), to_document(record)):
         # When it is read as a document
         found = from_document(document)
-        # Then it is none, or one that updates can be applied to
+        # Then it is no record, or one to which updates can be applied
         if found is not None:
             apply(found, Update(Kind.OUTSIDE, increment=1), NOW)
             apply(found, Update(Kind.ENQUEUE, EnqueueId(7, 1)), NOW)
@@ -769,25 +769,25 @@ odd_records = st.fixed_dictionaries(
 @pure
 @given(record=odd_records.filter(is_sound), update=updates)
 def test_a_sound_record_never_makes_apply_fail(record: Record, update: Update) -> None:
-    # Given a record of the right form, with whatever values
-    # When something is written to it
+    # Given a record of the right form, with any values
+    # When an update is applied to it
     applied = apply(record, update, NOW)
-    # Then there is an outcome
+    # Then `apply` returns an outcome
     assert applied.outcome in Outcome
 
 
 @stored
 @given(record=odd_records, update=updates)
 def test_redis_takes_the_same_for_numbers_as_we_do(redis_server: RedisServer, record: Record, update: Update) -> None:
-    # Given a hash of the right form, with whatever values, and a message beside it
+    # Given a hash of the right form with any values, and another message
     backend = RedisBackend(url=redis_server.url, timeout=20_000)
     damaged, beside = uuid4().hex, uuid4().hex
     backend.client.hset(f"{backend.namespace}:{damaged}", mapping=record)
     backend.update(beside, Update(Kind.ENQUEUE, EnqueueId(7, 1)))
-    # When something is written to both
+    # When both get an update
     outcomes = backend.update_many([(damaged, update), (beside, Update(Kind.OUTSIDE, increment=1))])
-    # Then the one is changed where it can be read, made anew where a record may be made, and left alone otherwise
+    # Then the hash is updated if it can be read, replaced if a record may be created, and unchanged otherwise
     assert outcomes == [apply(record if is_sound(record) else None, update, NOW).outcome, Outcome.APPLIED]
-    # And the other one is not harmed
+    # And the other message has its update
     assert backend.read(beside) is not None
     backend.close()

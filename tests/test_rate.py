@@ -178,7 +178,7 @@ class Idle(Writer):
 
 
 class Run:
-    """A run whose writes are sent when the test says so."""
+    """A run whose writes the test sends."""
 
     def __init__(self, clock: Clock, *, attempts: int = 1, backend: StubBackend | None = None) -> None:
         self.clock = clock

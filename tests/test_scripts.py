@@ -119,12 +119,12 @@ def test_a_script_cleans_up_after_a_killed_one(make: str, shown: list[str], tmp_
         show || true
         """,
     )
-    # Then the policy of the one before does not pass for the system's
+    # Then the policy of the killed script is not restored as the system's
     assert printed == ["exit 101", "exit 101", *shown]
 
 
 def test_the_script_waits_for_another_package_manager(tmp_path: Path) -> None:
-    # Given a real apt-get, with a state of its own, and somebody who holds the lock of dpkg
+    # Given a real apt-get with its own state, and a process that holds the lock of dpkg
     # When servers are installed
     printed = play(
         tmp_path,

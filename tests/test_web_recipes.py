@@ -53,7 +53,7 @@ def backend(redis_server: RedisServer) -> Iterator[RedisBackend]:
 
 @pytest.fixture
 def server(backend: RedisBackend) -> Iterator[str]:
-    """uvicorn with the web socket of its page, and a page that tells how many tasks there are; its host and port."""
+    """Run uvicorn with the web socket of the page, and a page with the number of tasks; yield its host and port."""
     namespace: dict[str, Any] = {}
     exec(snippet("docs/how-to/web-socket.rst", "websocket"), namespace)
 

@@ -410,7 +410,7 @@ def test_no_cache_forgets_too_early(kind: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(backend, "now", lambda: int(now * 1000))
     # When a status with a time to live of two seconds is stored
     backend.update_many([("m", start(1)), ("m", finish(1, ttl=2_000))])
-    # Then it is there until these two seconds are over, and not longer
+    # Then it can be read until these two seconds are over, and not longer
     found = []
     for now in (1_790_000_002.998, 1_790_000_002.999):  # noqa: B007 - the clocks read it
         found.append(backend.read("m") is not None)
@@ -472,7 +472,7 @@ def test_a_proxy_is_used_at_the_first_call() -> None:
     with pytest.raises(BackendError, match=r"no cache behind the LateCache yet \(RuntimeError\)") as caught:
         backend.update("m", enqueue())
     assert "secret" not in str(caught.value)
-    # And with an object that is no cache, the error says so
+    # And with an object that is no cache, the error names that
     proxy.cache = shelf_with(set=lambda self, key, value, minutes: None)
     with pytest.raises(BackendError, match=r"set\(key, value, minutes\) takes no time to live"):
         backend.read("m")
@@ -486,7 +486,7 @@ def test_an_asynchronous_cache_raises_an_error() -> None:
     async def get(self: object, key: str) -> None: ...
 
     # When a backend is made of it
-    # Then the error says so
+    # Then the error names that
     with pytest.raises(TypeError, match=r"has a coroutine for get\(\)"):
         CacheBackend(shelf_with(get=get, set=SETS["ttl"][0]))
 

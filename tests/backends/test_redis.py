@@ -132,7 +132,7 @@ class TestRedis(RedisHooks, BackendConformance):
     def test_a_script_that_is_flushed_between_begin_and_end_is_loaded_again(
         self, backend: RedisBackend, client: redis.Redis, message_id: str
     ) -> None:
-        # Given a server that does not know the script
+        # Given a server without the script
         client.script_flush()
         # When an update is begun and completed
         complete = backend.begin_update(message_id, enqueue())

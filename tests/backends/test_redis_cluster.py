@@ -468,7 +468,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
     def test_outcomes_of_updates_that_were_carried_out_before_all_nodes_failed(
         self, redis_cluster: RedisCluster, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Given messages on all nodes, one of which has forgotten the script and has to be asked again
+        # Given messages on all nodes, one of which has lost the script and needs a second request
         ids = [uuid4().hex for _ in range(60)]
         backend.update_many([(message_id, start(1)) for message_id in ids])
         with redis_cluster.client(1) as node:

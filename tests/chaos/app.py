@@ -111,7 +111,7 @@ class Witness(Middleware):
 
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         if delay is not None or not self._notes.delayed[message.message_id]:
-            # A retry keeps it; a message that is enqueued anew, by its sender or by a group, has another.
+            # A retry keeps it; a message that its sender or a group enqueues again has another one.
             root = message.options.setdefault("chaos_root", uuid4().hex[:12])
             self._facts.write("enqueuing", id=message.message_id, origin=root)
             run = self._notes.run

@@ -120,7 +120,7 @@ def test_a_worker_that_has_time_to_end_says_what_it_leaves_unsent() -> None:
     stored = {**final(), "status": "working"}
     assert found([*one_run(JOB), terminated, *outage], stored, []) == ["lost without a word"]
     assert found([*one_run(JOB), terminated, *outage, said], stored, []) == []
-    # A process that is frozen to its end can say nothing
+    # A process that is frozen to its end cannot log
     frozen = fact(3.05, "frozen", "", pids=[1])
     assert found([*one_run(JOB), frozen, terminated, *outage], stored, []) == []
 

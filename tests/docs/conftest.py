@@ -1,4 +1,4 @@
-"""Fixtures that pages use by name: a page says ``.. use: broker, orders``."""
+"""Fixtures that pages use by name: a page has ``.. use: broker, orders``."""
 
 from __future__ import annotations
 

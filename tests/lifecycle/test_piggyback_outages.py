@@ -39,7 +39,7 @@ TIMEOUT = 500
 
 @pytest.fixture(scope="module")
 def lasting_server() -> Iterator[RedisServer]:
-    """A Redis that keeps its data while it is stopped, and that saves a snapshot when it is told to."""
+    """A Redis that keeps its data while it is stopped, and that can save a snapshot."""
     with started(RedisServer("--appendonly", "yes", "--appendfsync", "always")) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""What becomes of messages whose worker is told to stop, in this process; under the command, see test_command.py."""
+"""Messages whose worker stops, in this process; test_command.py tests the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the box of the pages finds, and what it says where there is nothing to find."""
+"""What the box of the pages finds, and the pages for texts by which it finds no job."""
 
 from __future__ import annotations
 

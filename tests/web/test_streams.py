@@ -197,7 +197,7 @@ def test_a_watcher_ends_when_its_visitor_disconnects(site: Site, job: Job, redis
 
 
 def test_a_slow_reader_gets_the_latest_and_holds_up_no_other(site: Site, job: Job) -> None:
-    # Given a reader who reads nothing, with a small window
+    # Given a client with a small window that does not read
     with closing(socket.socket()) as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((site.host, site.port))

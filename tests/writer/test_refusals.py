@@ -136,7 +136,7 @@ def test_a_message_is_not_blamed_for_one_broken_connection(
     # When it is over, and a connection breaks once
     backend.down = False
     assert eventually(lambda: backend.read("m") and backend.read("n"))
-    # Then no message is said to be refused
+    # Then no message is logged as refused
     assert backend.has_failed and "does not take updates" not in caplog.text
 
 

@@ -127,7 +127,7 @@ def test_a_server_that_answers_a_byte_at_a_time(
 
 
 def test_a_connection_with_unexpected_bytes_is_not_used(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given an idle connection with bytes that no request has asked for
+    # Given an idle connection with bytes that are no reply to a request
     monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
     backend = make()
     backend.update("a", enqueue())

@@ -53,7 +53,7 @@ PATIENT = 20_000
 #: Number of processes that write to one file, and number of writes of each.
 PROCESSES, WRITES = 8, int(os.environ.get("SQLITE_WRITES", "5000"))
 
-#: Counts in another process, several messages in a call, and says so after each call whose updates were stored.
+#: Script of another process that increments several messages in a call, and prints a line after each stored call.
 COUNT = f"""
 import os, sys
 from dramatiq_status.backends import SQLiteBackend, StubBackend
@@ -526,7 +526,7 @@ class TestSQLite(BackendConformance):
             finally:
                 os._exit(code)
         os.read(to_parent[0], 1)
-        # And the parent closes its connection, as the last one that it knows
+        # And the parent closes its connection, which is its last one
         backend.update(message_id, outside(increment=1))
         backend.close()
         os.write(to_child[1], b".")
