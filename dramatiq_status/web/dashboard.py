@@ -90,7 +90,7 @@ class Dashboard:
         jobs = [{"id": one.message_id, "tag": tag_of(one), "status": self._site.exposure.to_dict(one)} for one in shown]
         found = {
             "counts": counts.by_state,
-            **counts.among,
+            "among": counts.among,
             "jobs": jobs,
             "next": after,
         }
@@ -176,9 +176,9 @@ def _query_of(question: ListRequest, **changes: str | None) -> str:
     return "?" + found if found else "./"
 
 
-def _among(state: str, counts: Counts, question: ListRequest) -> Markup:
+def _among(state: str, number: int | None, question: ListRequest) -> Markup:
     """Link the list of the jobs in a state that the store does not index, with their number where it is known."""
-    number, current = counts.among[state], question.state == state
+    current = question.state == state
     return tag(
         "a",
         f"{number:,} {state}" if number else state,
@@ -187,7 +187,7 @@ def _among(state: str, counts: Counts, question: ListRequest) -> Markup:
         hidden=number == 0 and not current,
         href=_query_of(question, state=None if current else state),
         aria_current="true" if current else None,
-        data_below=state,
+        data_name=state,
     )
 
 
@@ -201,7 +201,7 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
             seconds = seconds_since(newest.finished_at, now)
             moment = newest.finished_at.isoformat(timespec="seconds")
             below = [tag("span", "newest ", tag("time", age(seconds), datetime=moment))]
-        below += [_among(name, counts, question) for name, states in AMONG.items() if states[0] == state]
+        below += [_among(name, number, question) for name, number in counts.among.get(state, {}).items()]
         current = question.state == state
         top = tag(
             "a",
@@ -211,7 +211,7 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
             href=_query_of(question, state=None if current else state),
             aria_current="true" if current else None,
         )
-        boxes.append(tag("div", top, tag("span", *below, class_="sub"), class_="count"))
+        boxes.append(tag("div", top, tag("span", *below, class_="sub", data_below=state), class_="count"))
     return tag("nav", *boxes, class_="counts", aria_label="Jobs by state")
 
 
@@ -261,7 +261,7 @@ def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Mark
         summary = tag("summary", title, icon("down"))
         chips.append(tag("details", summary, tag("div", form, *links, class_="pop"), class_="chip", name="filters"))
     new = tag("a", icon("up"), tag("span", ""), class_="new", id="new", href=_query_of(question), hidden=True)
-    count = {**counts.by_state, **counts.among}[question.state] if question.state else counts.total
+    count = counts.number_of(question.state) if question.state else counts.total
     if question.actor or question.queue or count is None:
         total = "last changed first"
     else:

@@ -49,15 +49,22 @@ class Counts:
     """Numbers of statuses by state, and the newest statuses."""
 
     by_state: dict[str, int]
-    #: Numbers by the keys of :data:`AMONG`; None if at least :data:`MAX_READ` messages have the first state that is
-    #: read.  Of the second one, only the last changed messages are read.
-    among: dict[str, int | None]
+    #: For each state, numbers by the keys of :data:`AMONG` whose messages are in it; None if at least :data:`MAX_READ`
+    #: messages have the state.
+    among: dict[str, dict[str, int | None]]
     #: The newest status that has failed and was not cancelled, and the newest completed one.
     newest: dict[str, Snapshot | None]
 
     @property
     def total(self) -> int:
         return sum(self.by_state.values())
+
+    def number_of(self, state: str) -> int | None:
+        """Return the number of statuses in a state, or with a key of :data:`AMONG`; None where it is unknown."""
+        if state in self.by_state:
+            return self.by_state[state]
+        numbers = [self.among[one][state] for one in AMONG[state]]
+        return None if None in numbers else sum(filter(None, numbers))
 
 
 class Listing:
@@ -109,10 +116,12 @@ class Listing:
         )
         read = {"queued": queued, "working": working, "failed": failed}
         among = {
-            name: sum(is_in(one, name) for state in states for one in read[state])
-            if len(read[states[0]]) < MAX_READ
-            else None
-            for name, states in AMONG.items()
+            state: {
+                name: sum(is_in(one, name) for one in found) if len(found) < MAX_READ else None
+                for name, states in AMONG.items()
+                if state in states
+            }
+            for state, found in read.items()
         }
         newest = {
             "failed": next((one for one in failed if not one.cancelled), None),

@@ -38,6 +38,7 @@ from dramatiq_status.web import allow_all, status_app
 
 from ..conftest import StartServer
 from ..jobs import Job
+from ..recording import eventually
 from ..servers import RedisServer
 from .browser import Tab, axe
 from .serving import Site, serving
@@ -101,13 +102,38 @@ def test_cancelled_jobs_are_told_from_failed_ones(site: Site, backend: RedisBack
     rows = [row for row in page.split("<tr")[1:] if 'data-s="cancelled"' in row]
     assert len(rows) == 2 and all("#i-cancelled" in row and "Cancelled" in row for row in rows)
     assert "user left" in rows[1] and "&lt;b&gt;twice" in rows[0]
-    assert site.get("/a/b/list.json").json()["cancelled"] == 2
+    assert site.get("/a/b/list.json").json()["among"]["failed"] == {"cancelled": 2}
     # And they have a list of their own
     page = site.get("/a/b/?state=cancelled").body.decode()
     assert re.findall(r'data-s="(\w+)"', page) == ["cancelled"] * 2 and 'rel="next"' not in page
     found = site.get("/a/b/list.json?state=cancelled").json()
     assert len(found["jobs"]) == 2 and found["next"] is None
     assert "No retrying jobs" in site.get("/a/b/?state=retrying").body.decode()
+
+
+def box_of(page: str, state: str) -> list[str]:
+    """The words of the count of a state that are shown."""
+    box = page.partition(f"{state}</span>")[2].partition("</div>")[0]
+    return re.sub("<[^>]+>", " ", re.sub("<a [^>]*hidden.*?</a>", "", box)).split()
+
+
+def test_stalled_jobs_are_counted_below_the_states_that_they_have(
+    site: Site, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dramatiq_status.snapshot.QUEUE_PATIENCE", -1_000)
+    monkeypatch.setattr("dramatiq_status.web.listing.SHARED_FOR", 0.0)
+    # Given two jobs that no worker has taken for too long, and none that runs
+    for _ in range(2):
+        Job(backend).enqueue()
+    # When the page is read
+    page = site.get("/a/b/").body.decode()
+    # Then they are below the count of the queued jobs
+    assert (box_of(page, "Queued"), box_of(page, "Working")) == (["2", "2", "stalled"], ["0"])
+    # And one list has those of both states
+    Job(backend).enqueue().start(heartbeat_interval=1)
+    eventually(lambda: "3 jobs" in site.get("/a/b/?state=stalled").body.decode())
+    among = site.get("/a/b/list.json").json()["among"]
+    assert (among["queued"]["stalled"], among["working"]["stalled"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +198,13 @@ def test_rows_change_in_place_and_new_ones_gather(tab: Tab, site: Site, backend:
     tab.until("(row) => document.querySelector(row).dataset.s == 'failed'", row)
     assert "ValueError: no" in tab.page.inner_text(row)
     assert tab.run("(row) => document.querySelector(row).classList.contains('gone')", row)
+    assert StatusRegistry.cancel(Job(backend).enqueue().message_id, backend=backend)
     others = [start(backend, 1) for _ in range(3)]
     tab.until("() => document.querySelector('#new').textContent.trim() == '3 new'")
-    # Then no row has moved, and the count has changed
+    # Then no row has moved, and the counts have changed
     assert tab.run("[...document.querySelectorAll('#rows tr')].map((row) => row.dataset.id)") == order
     assert tab.page.inner_text("[data-count=working]") == "4"
+    assert "1 cancelled" in tab.page.inner_text("[data-below=failed]")
     # And after the key ``n``, the new rows are shown
     tab.page.keyboard.press("n")
     tab.until("(id) => document.querySelector(`tr[data-id='${id}']`)", others[0].message_id)

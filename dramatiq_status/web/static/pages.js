@@ -184,13 +184,13 @@ async function refresh() {
   try {
     const response = await fetch("list.json" + location.search, { cache: "no-store" });
     if (!response.ok) throw response.headers.get("Retry-After");
-    const { counts, jobs, ...among } = await response.json();
+    const { counts, among, jobs } = await response.json();
     for (const state in counts) for (const node of all(`[data-count="${state}"]`)) node.textContent = counts[state].toLocaleString("en");
-    for (const link of all("[data-below]")) {
-      const name = link.dataset.below;
-      link.hidden = among[name] === 0 && !link.ariaCurrent;
-      link.className = among[name] ? "s-" + name : "";
-      link.textContent = among[name] ? `${among[name].toLocaleString("en")} ${name}` : name;
+    for (const link of all("[data-name]")) {
+      const { name } = link.dataset, number = among[link.parentNode.dataset.below][name];
+      link.hidden = number === 0 && !link.ariaCurrent;
+      link.className = number ? "s-" + name : "";
+      link.textContent = number ? `${number.toLocaleString("en")} ${name}` : name;
     }
     const added = jobs.filter((job) => !shown.has(job.id)).length, chip = $("#new");
     if (!new URLSearchParams(location.search).has("after")) {
