@@ -216,7 +216,7 @@ def test_runs_that_are_left_out_are_counted() -> None:
         (90_061, "1 d 1 h", "1 d 1 h"),
     ],
 )
-def test_durations(seconds: float, text: str, whole: str) -> None:
+def test_durations_in_words(seconds: float, text: str, whole: str) -> None:
     length = timedelta(seconds=seconds)
     assert (duration(length, exact=True), measured(length)) == (text, whole)
 

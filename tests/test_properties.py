@@ -530,7 +530,7 @@ def test_every_store_lists_what_it_has(store: Store, mixed: list[tuple[int, Upda
 
 @pure
 @given(history=histories, update=st.one_of(starts, writes, ends.filter(lambda update: update.run_token != 0)))
-def test_what_is_sent_again_is_a_duplicate(history: list[Update], update: Update) -> None:
+def test_an_update_that_is_sent_again_is_a_duplicate(history: list[Update], update: Update) -> None:
     # Given an update that was stored
     first = apply(fold(history), update, NOW)
     assume(first.outcome is Outcome.APPLIED)
@@ -637,7 +637,7 @@ def test_apply_is_pure(history: list[Update], update: Update) -> None:
 
 @pure
 @given(history=histories)
-def test_what_apply_makes_is_sound(history: list[Update]) -> None:
+def test_apply_makes_sound_records(history: list[Update]) -> None:
     # Given no record
     record, alive = None, False
     for update in history:

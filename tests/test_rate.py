@@ -338,7 +338,7 @@ def test_a_retry_starts_over(clock: Clock) -> None:
     assert (snapshot.attempts, snapshot.rate, snapshot.get("progress")) == (2, None, None)
 
 
-def test_other_writes_tell_that_nothing_moves(clock: Clock) -> None:
+def test_other_writes_show_that_no_progress_is_made(clock: Clock) -> None:
     # Given a run with a rate
     run = Run(clock)
     run.write(progress="0")
@@ -458,7 +458,7 @@ def read(rate: str, *, silent: int = 0, state: int = 1, heartbeat: int | None = 
         ('"fast"', 0, None, None),
     ],
 )
-def test_reading_a_rate(rate: str, silent: int, expected: float | None, remaining: int | None) -> None:
+def test_a_reader_gets_the_present_rate(rate: str, silent: int, expected: float | None, remaining: int | None) -> None:
     # Given a rate that a run has stored some time ago
     snapshot = read(rate, silent=silent)
     # Then a reader gets the present rate, and the time that remains by it

@@ -147,7 +147,7 @@ def test_a_message_that_is_queued_for_a_day_is_stalled(fields: dict[str, int], e
     assert snap("queued", {name: str(value) for name, value in fields.items()}).stalled is expected
 
 
-def test_skipped() -> None:
+def test_skipped_is_a_bool() -> None:
     assert snap("completed", {SKIPPED: "true"}).skipped is True
     assert snap("completed").skipped is False
 
@@ -313,7 +313,7 @@ def test_the_largest_rate_stays_finite() -> None:
     assert snap(fields=moving("[1e300,1e3]"), now=NOW + 3_600_000).rate == pytest.approx(1e300 / 3.6)
 
 
-def test_what_is_nested_too_deeply_for_an_encoder_is_left_out() -> None:
+def test_values_that_are_nested_too_deeply_for_an_encoder_are_cut() -> None:
     # Given values with the maximum depth for writers, and deeper ones
     deepest, deeper = "[" * 100 + "]" * 100, "[" * 101 + "]" * 101
     snapshot = snap(fields={":deepest": deepest, ":deeper": deeper})
@@ -349,12 +349,12 @@ def test_fields_are_reached_by_their_names() -> None:
         snapshot["missing"]
 
 
-def test_what_is_stored_is_not_reached_by_its_stored_name() -> None:
+def test_values_are_not_found_by_their_stored_names() -> None:
     # A user's field with that name is a different value
     assert [name for name in ("s", "v", "e", "n", "p", ":step") if name in full()] == []
 
 
-def test_membership() -> None:
+def test_a_snapshot_contains_its_fields() -> None:
     snapshot = full()
     names = ["message_id", "status", "step", "nothing", "progress"]
     assert [name in snapshot for name in (*names, "missing", "started_at", 5, None)] == [True] * 5 + [False] * 4
@@ -391,7 +391,7 @@ def test_users_fields_cannot_be_written() -> None:
         fields["step"] = "x"  # type: ignore[index]
 
 
-def test_json() -> None:
+def test_to_dict_and_to_json_have_json_values() -> None:
     assert json.loads(full().to_json()) == {
         "message_id": "the id", "status": "working", "progress": 40, "total": 80, "actor_name": "import_rows",
         "queue_name": "default", "enqueued_at": "2026-11-24T03:00:00.123+00:00",
@@ -447,7 +447,7 @@ def test_names_that_are_asked_for() -> None:
             snapshot.to_dict(**{parameter: "step"})
 
 
-def test_what_is_private_is_left_out_on_request() -> None:
+def test_private_values_are_left_out_on_request() -> None:
     stored = {ARGS: '["secret"]', KWARGS: '{"a":1}', TRACEBACK: '"File"', EXCEPTION: '{"type":"E","message":"no"}'}
     snapshot = snap(fields={**stored, ":step": '"reading"'})
     assert {"args", "kwargs", "traceback"} <= snapshot.to_dict().keys()
@@ -464,7 +464,7 @@ def test_what_is_private_is_left_out_on_request() -> None:
 @pytest.mark.parametrize(
     ("fields", "text"), [({}, "working"), ({PROGRESS: "42"}, "working (42%)"), ({PROGRESS: "42.25"}, "working (42.2%)")]
 )
-def test_text(fields: Record, text: str) -> None:
+def test_a_snapshot_as_text(fields: Record, text: str) -> None:
     assert str(snap(fields=fields)) == text
     assert repr(snap(fields=fields)) == f"<Snapshot of the id: {text}>"
 
@@ -598,7 +598,7 @@ library = st.dictionaries(st.sampled_from([*"tpaQESFUHBDRAxk", "ia", "ik", "it",
     fields=st.dictionaries(st.sampled_from("svnerqLTDAp"), json_texts.filter(lambda text: len(text) < 15), max_size=4),
     missing=st.sets(st.sampled_from(sorted(MINIMUM)), max_size=1),
 )
-def test_what_is_sound_before_it_is_decoded_is_so_afterwards(fields: Record, missing: set[str]) -> None:
+def test_records_have_a_snapshot_if_updates_can_be_applied(fields: Record, missing: set[str]) -> None:
     # Given a record of any JSON values, which may lack required ones
     record = {name: text for name, text in {**MINIMUM, **fields}.items() if name not in missing}
     # When it is decoded twice, the second time with the cached names

@@ -527,7 +527,7 @@ def test_errors_have_causes_and_no_secrets() -> None:
             assert "secret" not in str(caught.value) and "127.0.0.1" not in str(caught.value)
 
 
-def test_a_hook_for_errors() -> None:
+def test_on_error_is_called_before_the_next_call() -> None:
     # Given a cache that fails once, and a hook
     calls: list[str] = []
 
@@ -669,7 +669,7 @@ def test_djangos_databases_need_settings_and_its_caches_do_not(tmp_path: Path) -
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 200, b"x", b"cut"], ids=["empty", "garbage", "short", "cut off"])
 @pytest.mark.parametrize("kind", ["django", "cachelib"])
-def test_damaged_files(tmp_path: Path, kind: str, damage: bytes) -> None:
+def test_a_damaged_file_is_a_missing_record(tmp_path: Path, kind: str, damage: bytes) -> None:
     # Given a cache on disk whose only file was damaged
     cache: Any = FileSystemCache(str(tmp_path), threshold=0)
     if kind == "django":

@@ -399,7 +399,7 @@ def rejected(client: redis.Redis) -> int:
     return 0 if found is None else int(found["rejected_calls"])
 
 
-def test_no_memory_left(admin: redis.Redis, backend: RedisBackend) -> None:
+def test_a_full_server_refuses_updates_and_answers_reads(admin: redis.Redis, backend: RedisBackend) -> None:
     # Given a server whose memory is full
     backend.update("m", start(1))
     admin.config_set("maxmemory", 1)
@@ -422,7 +422,7 @@ def cluster() -> Iterator[RedisCluster]:
         yield cluster
 
 
-def test_a_cluster_that_refuses(cluster: RedisCluster) -> None:
+def test_refusals_of_a_cluster_raise(cluster: RedisCluster) -> None:
     # Given messages on all nodes of a cluster
     with closing(RedisBackend(cluster_nodes=cluster.addresses, timeout=1000)) as backend:
         ids = ["m", *map(str, range(100))]

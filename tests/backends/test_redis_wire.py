@@ -110,7 +110,7 @@ UPDATES: dict[str, tuple[Update, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", UPDATES)
-def test_one_update(proxy: RecordingProxy, backend: RedisBackend, name: str) -> None:
+def test_one_update_is_one_script_call(proxy: RecordingProxy, backend: RedisBackend, name: str) -> None:
     # Given an update
     update, arguments = UPDATES[name]
     # When it is sent in each way
@@ -121,7 +121,7 @@ def test_one_update(proxy: RecordingProxy, backend: RedisBackend, name: str) -> 
     assert proxy.commands() == [["EVALSHA", "update", "1", "n:m", "NOW", *arguments]] * 3
 
 
-def test_many_updates(proxy: RecordingProxy, backend: RedisBackend) -> None:
+def test_many_updates_share_script_calls(proxy: RecordingProxy, backend: RedisBackend) -> None:
     # Given updates of several messages, and more than one call takes
     # When they are sent
     backend.update_many([("m", write(1, 9)), ("ž", enqueue()), ("m", heartbeat(1))])
@@ -135,7 +135,7 @@ def test_many_updates(proxy: RecordingProxy, backend: RedisBackend) -> None:
     ]  # fmt: skip
 
 
-def test_a_delete(proxy: RecordingProxy, backend: RedisBackend) -> None:
+def test_a_delete_is_one_script_call(proxy: RecordingProxy, backend: RedisBackend) -> None:
     backend.delete("m")
     assert proxy.commands() == [["EVALSHA", "update", "1", "n:m", "", "6", "0", "", *INDEX[1:]]]
 
@@ -153,7 +153,9 @@ def test_updates_without_an_index(proxy: RecordingProxy, backend: RedisBackend) 
 @pytest.mark.parametrize(
     "read", [lambda backend, ids: backend.read_many(ids), lambda backend, ids: backend.snapshots(ids)], ids=["r", "s"]
 )
-def test_reads(proxy: RecordingProxy, backend: RedisBackend, read: Callable[[RedisBackend, list[str]], Any]) -> None:
+def test_reads_have_one_command_for_each_message(
+    proxy: RecordingProxy, backend: RedisBackend, read: Callable[[RedisBackend, list[str]], Any]
+) -> None:
     # Given messages, more of them than one pipeline takes
     ids = ["m", "ž", *("x" for _ in range(2000))]
     # When they are read
@@ -163,7 +165,7 @@ def test_reads(proxy: RecordingProxy, backend: RedisBackend, read: Callable[[Red
     assert proxy.commands() == [["HGETALL", f"n:{message_id}"] for message_id in ids]
 
 
-def test_lists(proxy: RecordingProxy, backend: RedisBackend) -> None:
+def test_lists_and_counts_are_one_script_call(proxy: RecordingProxy, backend: RedisBackend) -> None:
     # Given queries
     # When their messages are listed and counted
     backend.find(Query(), limit=5, after=None)
@@ -177,7 +179,7 @@ def test_lists(proxy: RecordingProxy, backend: RedisBackend) -> None:
     ]
 
 
-def test_a_subscription(proxy: RecordingProxy, backend: RedisBackend) -> None:
+def test_the_commands_of_a_subscription(proxy: RecordingProxy, backend: RedisBackend) -> None:
     backend.subscribe(["m", "ž"]).close()
     assert proxy.commands() == [["SUBSCRIBE", "n:m", "n:ž"]]
 
@@ -206,7 +208,7 @@ FIRST_CALLS: dict[str, tuple[Callable[[RedisBackend], Any], list[list[str]]]] = 
 
 
 @pytest.mark.parametrize("name", FIRST_CALLS)
-def test_the_first_call(proxy: RecordingProxy, name: str) -> None:
+def test_the_first_call_queries_the_time_and_loads_the_script(proxy: RecordingProxy, name: str) -> None:
     # Given a new backend, and a server without scripts
     call, commands = FIRST_CALLS[name]
     with closing(RedisBackend(host="127.0.0.1", port=proxy.port, namespace="n", timeout=20_000)) as backend:

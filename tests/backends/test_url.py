@@ -279,7 +279,7 @@ def test_a_url_of_another_type_raises_an_error() -> None:
         backend_from_url(6379)  # type: ignore[arg-type]
 
 
-def test_on_real_servers(
+def test_backends_from_urls_work_on_real_servers(
     redis_server: RedisServer, redis_url: str, memcached_server: MemcachedServer, memcached_url: str, tmp_path: Path
 ) -> None:
     # Given URLs of running stores
@@ -296,7 +296,7 @@ def test_on_real_servers(
         assert type(works(url)) is kind
 
 
-def test_on_a_socket(start_server: StartServer, tmp_path: Path) -> None:
+def test_a_backend_from_the_url_of_a_socket_works(start_server: StartServer, tmp_path: Path) -> None:
     # Given a Redis on a Unix socket that requires a login
     server = start_server(RedisServer("--unixsocket", str(tmp_path / "redis.sock")))
     with redis.Redis.from_url(server.url) as client:
@@ -307,7 +307,7 @@ def test_on_a_socket(start_server: StartServer, tmp_path: Path) -> None:
     assert isinstance(backend, RedisBackend) and backend.client.connection_pool.connection_kwargs["db"] == 2
 
 
-def test_on_sentinels(redis_sentinels: RedisSentinels) -> None:
+def test_a_backend_from_the_url_of_sentinels_works(redis_sentinels: RedisSentinels) -> None:
     redis_sentinels.reset()
     # Given Sentinels, and users of the master
     with redis.Redis.from_url(redis_sentinels.master.url) as client:
@@ -323,7 +323,7 @@ def test_on_sentinels(redis_sentinels: RedisSentinels) -> None:
             client.acl_deluser("ann")
 
 
-def test_on_a_cluster(redis_cluster: RedisCluster) -> None:
+def test_a_backend_from_the_url_of_a_cluster_works(redis_cluster: RedisCluster) -> None:
     redis_cluster.reset()
     # Given a cluster
     hosts = ",".join(f"{host}:{port}" for host, port in redis_cluster.addresses[1:])

@@ -64,7 +64,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     shop.backend.close()
 
 
-def test_a_job_that_waits_and_one_that_is_over_and_one_that_is_unknown(shop: Shop) -> None:
+def test_waiting_finished_and_unknown_jobs_have_their_exit_statuses(shop: Shop) -> None:
     waiting, over = shop.send("waits"), shop.send("waits")
     # Given a job that waits: it ends at once, and a second request changes nothing
     for _ in range(2):
@@ -89,7 +89,7 @@ def test_a_job_that_waits_and_one_that_is_over_and_one_that_is_unknown(shop: Sho
     assert on_pipe("cancel", over, "--reason", "x" * 2000, "--url", shop.url).status == 2
 
 
-def test_whether_jobs_that_run_listen(shop: Shop) -> None:
+def test_a_running_job_that_checks_ends_and_another_one_runs_on(shop: Shop) -> None:
     listening, deaf = shop.send("listens"), shop.send("is_deaf")
     shop.worker.start()
     eventually(lambda: shop.state(listening) == shop.state(deaf) == "working")

@@ -115,14 +115,14 @@ def test_the_exit_status_of_wait(every_place: Place, names: list[str], status: i
     assert run(every_place, "wait", "--timeout", "1.5", *(IDS[name] for name in names)) == status
 
 
-def test_a_store_that_does_not_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_does_not_answer_ends_with_status_5(capsys: pytest.CaptureFixture[str]) -> None:
     for command in (["get", "x"], ["wait", "x"], ["list"], ["count"], ["where"]):
         assert main([*command, "--url", "redis://ann:secret@127.0.0.1:1/0?timeout=300"]) == 5
     printed = capsys.readouterr()
     assert "redis://***@127.0.0.1:1/0" in printed.err and "secret" not in printed.err + printed.out
 
 
-def test_wrong_arguments(place: Place) -> None:
+def test_wrong_arguments_end_with_status_2(place: Place) -> None:
     for arguments in (
         ["list", "--limit", "0"],
         ["list", "--state", "running"],
@@ -192,7 +192,7 @@ def test_redis_says_when_a_job_ends(redis_url: str, monkeypatch: pytest.MonkeyPa
     assert done == [0]
 
 
-def test_wait_for_any(place: Place) -> None:
+def test_wait_with_any_ends_with_the_first_job(place: Place) -> None:
     assert run(place, "wait", "--any", IDS["working"], IDS["completed"]) == 0
 
 
@@ -207,7 +207,7 @@ def test_wait_for_a_job_that_is_deleted(every_place: Place) -> None:
     thread.join()
 
 
-def test_ctrl_c(place: Place) -> None:
+def test_ctrl_c_ends_a_command_without_a_traceback(place: Place) -> None:
     # Given a command that waits
     process = subprocess.Popen([*COMMAND, "wait", IDS["working"], "--url", place.url], env=environment())
     time.sleep(1.5)
@@ -243,7 +243,7 @@ def test_json_is_the_snapshot(every_place: Place, capsys: pytest.CaptureFixture[
     assert {"percent", "stalled", "retrying"} <= failed.keys()
 
 
-def test_short_ids(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_take_short_ids(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(place, "get", "--json", IDS["failed"][:8]) == 1
     assert json.loads(capsys.readouterr().out)["message_id"] == IDS["failed"]
     # An ambiguous one names the candidates
@@ -263,7 +263,7 @@ def test_cancelled_jobs_are_listed_and_counted(place: Place, capsys: pytest.Capt
     assert " 1 cancelled, last changed first" in done.output
 
 
-def test_list_and_count(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_count_filter_jobs(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(place, "count") == 0 and capsys.readouterr().out == "4\n"
     assert run(place, "count", "--json", "--state", "failed") == 0
     assert json.loads(capsys.readouterr().out) == {"count": 1}
@@ -304,7 +304,7 @@ def test_a_store_that_cannot_list(
     assert "cannot list" in error and len(error.splitlines()) == 1
 
 
-def test_delete(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_delete_needs_yes_without_a_terminal(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     # Without a terminal it does not ask, and deletes nothing
     done = on_pipe("delete", IDS["failed"], "--url", every_place.url)
     assert done.status == 2 and "--yes" in done.errors and every_place.backend.read(IDS["failed"]) is not None
@@ -355,7 +355,7 @@ def test_a_terminal_and_a_pipe_have_the_same_records(place: Place, command: str)
         assert found[0] == found[1] and len(found[0]) > 10
 
 
-def test_colours(place: Place) -> None:
+def test_the_environment_chooses_colours(place: Place) -> None:
     done = on_terminal("list", "--url", place.url)
     assert "\x1b[1;97;41m" in done.output
     plain = on_terminal("list", "--url", place.url, NO_COLOR="1")
@@ -447,7 +447,7 @@ def test_each_command_explains_its_own_exit_statuses(capsys: pytest.CaptureFixtu
 # The store
 
 
-def test_where(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_shows_the_store_and_its_rule(every_place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(every_place, "where") == 0
     shown = capsys.readouterr().out
     assert "--url" in shown and "Answers" in shown
@@ -473,7 +473,7 @@ def test_the_first_rule_wins(place: Place, tmp_path: Path) -> None:
         assert done.status == 2 and text in done.errors and len(done.errors.splitlines()) == 1, done
 
 
-def test_no_store(tmp_path: Path) -> None:
+def test_a_command_without_a_store_names_the_options(tmp_path: Path) -> None:
     done = on_pipe("list", cwd=tmp_path)
     assert done.status == 2 and "no store is named" in done.errors
     (tmp_path / "pyproject.toml").write_text("[tool.dramatiq-status]\nhost = 'x'\n")

@@ -27,7 +27,7 @@ def complete(tmp_path: Path, *words: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_bash(tmp_path: Path) -> None:
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
     assert {"get", "wait", "watch", "list", "demo", "--version"} <= complete(tmp_path, "")
     assert complete(tmp_path, "wa") == {"wait", "watch"}
     assert complete(tmp_path, "list", "--st") == {"--state"}

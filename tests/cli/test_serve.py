@@ -57,13 +57,13 @@ def test_the_dashboard_is_served_to_this_machine(tmp_path: Path) -> None:
             assert ask(port, "POST", f"/{job.message_id}/delete")[0] == 200
 
 
-def test_other_machines_are_served_only_if_that_is_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_machines_are_served_only_with_allow_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path}/status.db"
     assert main(["serve", "--url", url, "--host", "0.0.0.0"]) == 2
     assert "--allow-all" in capsys.readouterr().err
 
 
-def test_an_address_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_that_is_taken_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"sqlite:///{tmp_path}/status.db"
     with served(url) as (_, port):
         assert main(["serve", "--url", url, "--port", str(port)]) == 2

@@ -150,7 +150,7 @@ def test_other_jobs_take_the_rows_of_completed_ones(store: SQLiteBackend, watch:
     assert [line.split()[2] for line in session.lines[:5]] == ["job_0", "job_1", "job_9", "job_3", "job_4"]
 
 
-def test_another_size_of_the_terminal(store: SQLiteBackend, watch: Watch) -> None:
+def test_the_picture_follows_the_size_of_the_terminal(store: SQLiteBackend, watch: Watch) -> None:
     ids = [send(store, number) for number in range(3)]
     session = watch(*ids)
     session.until(lambda: "3 jobs" in session.text)
@@ -164,7 +164,7 @@ def test_another_size_of_the_terminal(store: SQLiteBackend, watch: Watch) -> Non
         assert session.lines[-1] == ""
 
 
-def test_stop_and_continue(store: SQLiteBackend, watch: Watch) -> None:
+def test_a_stopped_watch_restores_the_terminal(store: SQLiteBackend, watch: Watch) -> None:
     # Given a shell that watches a job
     ids = [send(store, 1), send(store, 2)]
     command = " ".join([*COMMAND, "watch", *ids, "--url", f"sqlite:///{store.path}"])
@@ -365,7 +365,7 @@ def test_a_list_on_a_pipe_has_new_jobs(store: SQLiteBackend) -> None:
         assert process.wait(20) == 130
 
 
-def test_lines_on_a_pipe(store: SQLiteBackend) -> None:
+def test_a_pipe_gets_a_line_for_each_change(store: SQLiteBackend) -> None:
     ids = [send(store, 1), send(store, 2)]
     process = subprocess.Popen(
         [*COMMAND, "watch", *ids, "--url", f"sqlite:///{store.path}"],
@@ -391,7 +391,7 @@ def test_lines_on_a_pipe(store: SQLiteBackend) -> None:
     assert errors.startswith("2 jobs: 1 failed, 1 completed, in ") and process.returncode == 1
 
 
-def test_json_events(store: SQLiteBackend) -> None:
+def test_json_has_an_object_for_each_change(store: SQLiteBackend) -> None:
     ids = [send(store, 1), send(store, 2)]
     for number in (1, 2):
         run_to(store, number, 30)
@@ -417,7 +417,7 @@ def test_the_exit_status_of_watch(store: SQLiteBackend, face: str) -> None:
         assert face != "quiet" or not done.output
 
 
-def test_a_deleted_job(store: SQLiteBackend, watch: Watch) -> None:
+def test_a_deleted_job_is_shown_as_deleted(store: SQLiteBackend, watch: Watch) -> None:
     session = watch(send(store, 1, "import_orders"))
     session.until(lambda: "import_orders" in session.text)
     store.delete(id_of(1))
@@ -442,7 +442,7 @@ def test_no_animation_without_a_live_terminal(store: SQLiteBackend, watch: Watch
 # Outages
 
 
-def test_an_outage_in_the_middle(watch: Watch) -> None:
+def test_an_outage_is_one_line_until_the_store_is_back(watch: Watch) -> None:
     # Given a job that is watched in a Redis of its own
     with RedisServer() as server, closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
         message_id = send(backend, 1)

@@ -169,7 +169,7 @@ def test_a_child_sends_a_message(backend: StatusBackend) -> None:
 
 
 @pytest.mark.parametrize("attempts", [1, 2])
-def test_what_a_child_counts_is_not_erased_by_a_late_start(
+def test_increments_of_a_child_are_not_erased_by_a_late_start(
     backend: StatusBackend, monkeypatch: pytest.MonkeyPatch, attempts: int
 ) -> None:
     # Given a store that is slow for the updates of the parent, and a job that forks at once
@@ -209,7 +209,7 @@ def a_memcached(start_server: Any) -> tuple[Server, StatusBackend]:
 
 
 @pytest.mark.parametrize("store", [a_redis, a_memcached])
-def test_what_a_child_writes_in_an_outage_is_stored_or_raises(start_server: Any, store: Any) -> None:
+def test_writes_of_a_child_in_an_outage_are_stored_or_raise(start_server: Any, store: Any) -> None:
     # Given a job whose child writes while the store is down, and when it is back
     server, backend = store(start_server)
     backend.update("other", Update(Kind.ENQUEUE, EnqueueId(1, 1)))

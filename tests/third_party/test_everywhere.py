@@ -42,7 +42,7 @@ def test_every_broker_has_the_middleware(tmp_path: Path) -> None:
     assert trouble.count("Unexpected failure") == 1 and "StatusMiddleware" in trouble
 
 
-def test_what_became_of_each_test(tmp_path: Path) -> None:
+def test_each_test_has_an_outcome(tmp_path: Path) -> None:
     # Given the report of a suite
     (tmp_path / "test_a.py").write_text(
         """

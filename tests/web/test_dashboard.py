@@ -223,7 +223,7 @@ def test_a_step_without_a_time_is_in_the_same_columns(tab: Tab, site: Site, back
             assert len(set(tab.run(left))) == 1
 
 
-def test_keys(tab: Tab, site: Site, backend: RedisBackend) -> None:
+def test_keys_move_open_and_copy(tab: Tab, site: Site, backend: RedisBackend) -> None:
     first, second = start(backend, 1), start(backend, 2)
     tab.open(site.url + "/a/b/")
     tab.until("() => document.querySelector('dramatiq-status').snapshot")

@@ -63,7 +63,9 @@ EXCEPTION_TEXT = '{"type": "ConnectionError", "message": "the shop does not answ
         (-5, "0 s", "under 0.1 s"),
     ],
 )
-def test_durations(tab: Tab, backend: RedisBackend, seconds: float, text: str, exact: str) -> None:
+def test_python_and_the_script_format_durations_alike(
+    tab: Tab, backend: RedisBackend, seconds: float, text: str, exact: str
+) -> None:
     assert (duration(seconds), measured(seconds)) == (text, exact)
     with shown(backend) as (site, _):
         tab.open(site.url)
@@ -72,7 +74,7 @@ def test_durations(tab: Tab, backend: RedisBackend, seconds: float, text: str, e
         assert tab.run(script, seconds) == [text, exact]
 
 
-def test_ages() -> None:
+def test_ages_have_one_unit() -> None:
     assert [age(seconds) for seconds in (-1, 0.5, 12, 60, 7_300, 900_000)] == [
         *("now", "now", "12 s ago", "1 min ago", "2 h ago", "10 d ago")
     ]
@@ -212,7 +214,9 @@ FILL = "document.querySelector('dramatiq-status').shadowRoot.querySelector('[par
 @pytest.mark.parametrize(
     "media, style", [({"reduced_motion": "reduce"}, "animationName"), ({"forced_colors": "active"}, "fill")]
 )
-def test_wishes_of_the_system(tab: Tab, backend: RedisBackend, media: dict[str, Any], style: str) -> None:
+def test_an_element_follows_the_settings_of_the_system(
+    tab: Tab, backend: RedisBackend, media: dict[str, Any], style: str
+) -> None:
     job = start(backend, 1284, None)
     with shown(backend, job) as (site, _):
         tab.open(site.url).until_state("working")

@@ -101,7 +101,7 @@ def test_a_bar_follows_a_job_of_a_worker(
             assert notes[-1] == ["completed", "completed"]
 
 
-def test_every_look(tab: Tab, backend: RedisBackend) -> None:
+def test_each_state_has_its_look(tab: Tab, backend: RedisBackend) -> None:
     exception = '{"type": "ConnectionError", "message": "the shop does not answer"}'
     failed = start(backend, 630)
     failed._write({EXCEPTION: exception, ATTEMPTS: "3"}, state=FAILED, create=True)
@@ -197,7 +197,7 @@ def test_ten_tabs_leave_room_for_a_picture(browser: Browser, backend: RedisBacke
             assert not tab.troubles
 
 
-def test_a_lost_network(tab: Tab, backend: RedisBackend) -> None:
+def test_an_element_shows_a_lost_network(tab: Tab, backend: RedisBackend) -> None:
     job = start(backend, 420)
     with shown(backend, job) as (site, _):
         tab.page.add_init_script(NOTES)
@@ -330,7 +330,7 @@ def test_a_page_of_the_history(tab: Tab, backend: RedisBackend) -> None:
         tab.until("() => document.querySelector('dramatiq-status')?.snapshot?.progress == 990")
 
 
-def test_what_a_screen_reader_hears(tab: Tab, backend: RedisBackend) -> None:
+def test_a_screen_reader_gets_changes_of_states(tab: Tab, backend: RedisBackend) -> None:
     job = start(backend, 0)
     with shown(backend, job, attributes='label="Orders"') as (site, _):
         tab.open(site.url).until_state("working")
@@ -367,7 +367,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_values(tab: Tab, backend: RedisBackend) -> None:
+def test_hostile_values_are_shown_as_text(tab: Tab, backend: RedisBackend) -> None:
     tab.page.on("dialog", lambda dialog: tab.troubles.append("A script was executed."))
     jobs = [start(backend, 1, step=text, label=text, **{text[:100] or "x": text}) for text in HOSTILE]
     odd = [start(backend, 1, step=value, label=value) for value in ({"a": [1]}, [], 1e300, False)]
@@ -381,7 +381,7 @@ def test_hostile_values(tab: Tab, backend: RedisBackend) -> None:
         assert tab.run("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_other_languages(tab: Tab, backend: RedisBackend) -> None:
+def test_texts_follow_the_language(tab: Tab, backend: RedisBackend) -> None:
     job = start(backend, 4200, 10_000)
     with shown(backend, job, attributes='lang="de"') as (site, _):
         tab.open(site.url).until_state("working")

@@ -85,7 +85,7 @@ def test_unknown_statuses_and_ids_that_are_none(site: Site, path: str) -> None:
         assert set(answer.json()) == {"error"}
 
 
-def test_refused_statuses(backend: RedisBackend, job: Job) -> None:
+def test_refused_statuses_are_not_sent(backend: RedisBackend, job: Job) -> None:
     with serving(status_app(authorize=owner, backend=backend)) as site:
         for path in (f"/{job.message_id}.json", f"/{job.message_id}/events"):
             refused = site.get(path, Cookie="user=7")
@@ -136,7 +136,7 @@ def test_a_store_that_is_down_and_comes_back(start_server: StartServer) -> None:
             assert eventually(lambda: site.get(f"/{job.message_id}.json").status == 200)
 
 
-def test_a_batch(site: Site, backend: RedisBackend, job: Job) -> None:
+def test_a_batch_is_rolled_up(site: Site, backend: RedisBackend, job: Job) -> None:
     done = Job(backend).enqueue().start().finish()
     found = site.get(f"/batch.json?ids={job.message_id},{done.message_id}&ids=gone,{done.message_id}").json()
     assert (found["status"], found["finished"]) == ("working", False)
@@ -182,7 +182,7 @@ def test_private_fields_stay_on_the_server(backend: RedisBackend) -> None:
     assert not {"secret", "traceback", "kwargs"} & set(found)
 
 
-def test_tokens(backend: RedisBackend, job: Job) -> None:
+def test_tokens_permit_reading(backend: RedisBackend, job: Job) -> None:
     other = Job(backend).enqueue().message_id
     signer = TokenSigner("a secret")
     with serving(status_app(authorize=lambda *_: "none", backend=backend, signer=signer)) as site:
@@ -292,7 +292,7 @@ def test_malformed_messages_are_refused(site: Site, messages: Any) -> None:
     assert site.ask("POST", "/events", {"messages": messages}).status == 400
 
 
-def test_ten_thousand_ids(site: Site) -> None:
+def test_ten_thousand_ids_are_refused(site: Site) -> None:
     assert site.ask("POST", "/events", {"messages": [{"id": str(i)} for i in range(10_000)]}).status == 413
 
 

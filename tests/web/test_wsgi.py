@@ -73,7 +73,7 @@ def test_the_element_is_served(backend: RedisBackend) -> None:
         assert b"customElements.define" in answer.body
 
 
-def test_tokens(backend: RedisBackend, job: Job) -> None:
+def test_tokens_permit_reading(backend: RedisBackend, job: Job) -> None:
     signer = TokenSigner("secret")
     views = StatusViews(authorize=lambda *_: "none", backend=backend, signer=signer)
     with served(views) as site:
@@ -174,7 +174,7 @@ print(json.dumps(found))
 """
 
 
-def test_django(tmp_path: Any) -> None:
+def test_the_django_application(tmp_path: Any) -> None:
     (tmp_path / "project.py").write_text(DJANGO)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
     done = subprocess.run(

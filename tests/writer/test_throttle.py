@@ -234,7 +234,7 @@ def _finish(status: Any, progress: Any) -> None:
         (_finish, PROGRESS, "100"),
     ],
 )
-def test_what_is_not_throttled(backend, broker, write, stored_name, text):
+def test_writes_that_are_not_throttled(backend, broker, write, stored_name, text):
     go_on = threading.Event()
 
     # Given a job whose throttled updates have to wait for an hour
@@ -266,7 +266,7 @@ def test_what_is_not_throttled(backend, broker, write, stored_name, text):
     ],
     ids=["increment", "decrement", "update"],
 )
-def test_what_is_throttled(backend, broker, write):
+def test_throttled_writes_wait(backend, broker, write):
     # Given a job whose throttled updates have to wait for an hour
     counts = []
 

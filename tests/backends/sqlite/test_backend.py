@@ -362,7 +362,7 @@ class TestSQLite(BackendConformance):
         # Then its status can be read
         assert backend.read(message_id) is not None
 
-    def test_repr(self, backend: SQLiteBackend, path: Path) -> None:
+    def test_the_repr_has_the_path(self, backend: SQLiteBackend, path: Path) -> None:
         assert repr(backend) == f"<SQLiteBackend {str(path)!r} 'dramatiq-status'>"
 
     # Transactions
