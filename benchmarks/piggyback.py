@@ -16,11 +16,13 @@ from tests.servers import MemcachedServer, RabbitmqServer, RedisServer
 from .common import Options, Table, placed, ratios, spread
 from .enqueue import declare, measure, tracked
 from .throughput import CPU_BOUND, work
+from .worker import PreparedCalls
 
 #: Cases of one Redis database for both: the mode of the worker, by the name of the case.
 MODES = {
     "tracking off": "off",
     "tracking off, our client": "client",
+    "tracking off, our client, prepared statuses": "prepared",
     "tracking on": "on",
     "tracking on, our client": "piggyback",
     "Results": "results",
@@ -77,9 +79,12 @@ def enqueue_rows(server: RedisServer, options: Options) -> Iterator[list[str]]:
     yield ["placement", "case", "messages/s", "share of off", "80 % in"]
     backend = RedisBackend(url=server.database(3))
     client = RedisBackend(url=server.database(4)).broker_client()
+    prepared = RedisBackend(url=server.database(5)).broker_client()
+    prepared.broker_calls = PreparedCalls(RedisBackend(url=server.database(5)))
     actors = {
         "tracking off": declare(RedisBroker(url=server.database(1))),
         "tracking off, our client": declare(RedisBroker(client=client)),
+        "tracking off, our client, prepared statuses": declare(RedisBroker(client=prepared)),
         "tracking on": declare(tracked(server.database(2), RedisBackend(url=server.database(2)))),
         "tracking on, our client": declare(with_client(backend)),
     }

@@ -65,7 +65,7 @@ class Binding:
         """The channel of the handles."""
         if self._channel is None:
             assert self.writer is not None and self.delivery is not None
-            made = RunChannel(self.delivery.tracking.buffer, self.writer.backend)
+            made = RunChannel(self.delivery.buffer, self.writer.backend)
             # If two threads of the run come here at once, both get the channel of the first one.
             self._channel = self.__dict__.setdefault("_made", made)
         return self._channel

@@ -6,7 +6,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import dramatiq
 from dramatiq.errors import ActorNotFound
@@ -51,17 +51,6 @@ _START_AFTER: Final = 0.002
 
 #: Seconds after which the writer sends a final state that was not sent with an acknowledgement.
 _FINISH_AFTER: Final = 1.0
-
-
-class _Tracking(NamedTuple):
-    """Values that the middleware keeps for a delivery."""
-
-    buffer: MessageBuffer
-    settings: Settings
-    previous: Binding | None
-    #: The worker's own message object. Dramatiq sets the exception on it, and not on the copy that it enqueues for a
-    #: retry.
-    message: Any
 
 
 class Deliveries:
@@ -116,7 +105,7 @@ class Deliveries:
             # of an enqueue.
             previous.delivery.requeued = True
             ended = run_ended(now_ms(), failed=previous.delivery.exception is not None)
-            previous.delivery.tracking.buffer.write({RUN_ENDED: ended}, urgent=True)
+            previous.delivery.buffer.write({RUN_ENDED: ended}, urgent=True)
         enqueue_id = enqueue_id_of(given.options)
         record = self._cancels.find(given.message_id, enqueue_id, given.message_timestamp)
         if record is not None:
@@ -126,8 +115,7 @@ class Deliveries:
             raise Cancelled(reason_in(record))
         binding = self._open(message, given, settings, previous, enqueue_id, new_token())
         assert binding.delivery is not None
-        delivery, options = binding.delivery, given.options
-        buffer: MessageBuffer = delivery.tracking.buffer
+        buffer, options = binding.delivery.buffer, given.options
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
             # The record may contain the interval of the process that has enqueued the message. (The record may also
@@ -167,7 +155,7 @@ class Deliveries:
             delivery = self.delivery_of(broker, message)
             if delivery is None:
                 return
-        buffer: MessageBuffer = delivery.tracking.buffer
+        buffer: MessageBuffer = delivery.buffer
         if not delivery.settled:
             if delivery.others is not None or delivery.enqueues is not None:
                 # Wait for the run's writes to other messages before its final state is sent, so that a reader that
@@ -201,8 +189,7 @@ class Deliveries:
         return attacher.attach(message, AttachedBuffers(self._writer, buffer))
 
     def _finish(self, delivery: Delivery, message: Any, decision: Decision) -> Finish:
-        tracking: _Tracking = delivery.tracking
-        settings, state = tracking.settings, COMPLETED if decision is Decision.COMPLETED else FAILED
+        settings, state = delivery.settings, COMPLETED if decision is Decision.COMPLETED else FAILED
         fields = {FINISHED_AT: str(now_ms())}
         if decision is Decision.CANCELLED:
             fields[CANCELLED] = "true"
@@ -212,8 +199,8 @@ class Deliveries:
             return Finish(state, fields, settings.status_ttl)
         if delivery.skipped:
             fields[SKIPPED] = "true"
-        if state == COMPLETED and tracking.buffer.requested_state is not None:
-            state = tracking.buffer.requested_state
+        if state == COMPLETED and delivery.buffer.requested_state is not None:
+            state = delivery.buffer.requested_state
         if decision is Decision.FAILED:
             exception = delivery.exception or getattr(message, "_exception", None)
             if exception is None and not delivery.outcome_seen and not delivery.skipped:
@@ -230,7 +217,7 @@ class Deliveries:
             if state == FAILED:
                 # The run has set its own state. An exception that is stored is one of an earlier run.
                 fields.update(self._fields.of_no_exception(settings))
-            if settings.include("result") and not tracking.buffer.has_written(RESULT):
+            if settings.include("result") and not delivery.buffer.has_written(RESULT):
                 self._fields.include(fields, RESULT, "result", delivery.result)
         return Finish(state, fields, settings.status_ttl)
 
@@ -246,8 +233,9 @@ class Deliveries:
                 # This broker does not call `before_ack` and `before_nack`, or the final state was attached to one
                 # of its commands, and may not be stored.
                 self.settle(broker, message, rejected=rejected, may_attach=False)
-            delivery.exception = delivery.result = None
-            bind(delivery.tracking.previous)
+            if delivery.outcome_seen:
+                delivery.exception = delivery.result = None
+            bind(delivery.previous)
         else:
             resume(message.message_id)
         thread.forget()
@@ -265,7 +253,7 @@ class Deliveries:
         delivery = binding.delivery
         # Compare the objects first: they are usually the same, and to read an attribute of the worker's proxy takes
         # longer.
-        return delivery if delivery.tracking.message is message or delivery.message_id == message.message_id else None
+        return delivery if delivery.message is message or delivery.message_id == message.message_id else None
 
     def delivery_of(self, broker: dramatiq.Broker, message: Any) -> Delivery | None:
         """Return the delivery of a message; None for an untracked message.  If another middleware has stopped the
@@ -304,7 +292,7 @@ class Deliveries:
         buffer = self._writer.begin_run(
             message_id, run_token=run_token, enqueue_id=enqueue_id, throttle=settings.throttle, base=base
         )
-        delivery = Delivery(message_id, enqueue_id, run_token, _Tracking(buffer, settings, previous, message))
+        delivery = Delivery(message_id, enqueue_id, run_token, buffer, settings, previous, message)
         return Binding(None, self._writer, delivery)
 
 
@@ -334,4 +322,4 @@ def exception_in_flight(message: Any) -> BaseException | None:
 
 def _abandon(binding: Binding) -> None:
     if binding.delivery is not None and not binding.delivery.settled:
-        binding.delivery.tracking.buffer.close()
+        binding.delivery.buffer.close()

@@ -129,9 +129,9 @@ class Enqueues:
             self._enqueue_directly(message, update)
             return False
         delivery = None if binding is None else binding.delivery
-        own = None if delivery is None else delivery.tracking.buffer
+        own = None if delivery is None else delivery.buffer
         if delivery is not None and (
-            delivery.fresh or delivery.confirming or delivery.enqueues or not delivery.tracking.buffer.can_take_all()
+            delivery.fresh or delivery.confirming or delivery.enqueues or not delivery.buffer.can_take_all()
         ):
             # The run has earlier writes that cannot be attached, and have to be stored before the broker gets the
             # message.
@@ -139,12 +139,12 @@ class Enqueues:
         if delivery is not None and delivery.message_id == message_id:
             # If a tracing middleware comes first in the list, Dramatiq enqueues the retry before it calls
             # `after_process_message` of this middleware.
-            exception = delivery.exception or exception_in_flight(delivery.tracking.message)
+            exception = delivery.exception or exception_in_flight(delivery.message)
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
             if delivery.run_token:
                 fields[RUN_ENDED] = run_ended(now_ms(), failed=exception is not None)
-            buffer = delivery.tracking.buffer
+            buffer = delivery.buffer
         else:
             # A withdrawal of the same message that is not stored yet must not take back this enqueue.
             attacher = attacher if withdrawn is None else None
@@ -180,7 +180,7 @@ class Enqueues:
         delivery.confirming, delivery.fresh = delivery.confirming | delivery.fresh, set()
         others = [found for reference in delivery.confirming if (found := reference()) is not None]
         written = [
-            *filter(None, [buffer.unstored() for buffer in (delivery.tracking.buffer, *others)]),
+            *filter(None, [buffer.unstored() for buffer in (delivery.buffer, *others)]),
             *(delivery.enqueues or ()),
         ]
         if any(confirmation.stored is None for confirmation in written):

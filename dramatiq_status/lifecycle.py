@@ -55,7 +55,11 @@ class Delivery:
       enqueue_id(EnqueueId): Id of the enqueue that led to this delivery.
       run_token(int): Fencing token of the run; 0 if another middleware stopped the message before the hook of
         StatusMiddleware was called.
-      tracking(Tracking): The middleware's own values for this delivery.
+      buffer(MessageBuffer)
+      settings(Settings): Settings of the message.
+      previous(Binding): Binding of the context before the delivery; None for none.
+      message(Message): The worker's own message object. Dramatiq sets the exception on it, and not on the copy that it
+        enqueues for a retry.
     """
 
     # Values of most deliveries. They are class attributes, so that a new delivery need not set them.
@@ -89,12 +93,22 @@ class Delivery:
     deadline: float | None = None
 
     def __init__(
-        self, message_id: str, enqueue_id: EnqueueId = NO_ENQUEUE_ID, run_token: int = 0, tracking: Any = None
+        self,
+        message_id: str,
+        enqueue_id: EnqueueId = NO_ENQUEUE_ID,
+        run_token: int = 0,
+        buffer: Any = None,
+        settings: Any = None,
+        previous: Any = None,
+        message: Any = None,
     ) -> None:
         self.message_id = message_id
         self.enqueue_id = enqueue_id
         self.run_token = run_token
-        self.tracking = tracking
+        self.buffer = buffer
+        self.settings = settings
+        self.previous = previous
+        self.message = message
 
     def note(self, buffer: Any) -> None:
         """Note that the run writes to another message."""
@@ -172,6 +186,8 @@ class ThreadState(threading.local):
         self.confirmation: Any = None
         #: Updates of enqueues that this thread has begun, by message id, that are attached to commands of the broker.
         self.attached: dict[str, Any] = {}
+        # Notes to drop at the end of a delivery.
+        self._notes = (self.enqueued, self.begun, self.attached, self.unconfirmed)
 
     def holds(self, message_id: Any) -> bool:
         """Whether this thread holds a delayed message with this id. The id of a message may be of any type."""
@@ -200,11 +216,10 @@ class ThreadState(threading.local):
 
     def forget(self) -> None:
         """Drop the notes about the enqueues of a delivery that has ended."""
-        self.enqueued.clear()
-        self.begun.clear()
         self.lost_run = None
-        self.attached.clear()
-        self.unconfirmed.clear()
+        for notes in self._notes:
+            if notes:
+                notes.clear()
 
 
 def is_delayed_copy(queue_name: str, options: Mapping[str, Any]) -> bool:

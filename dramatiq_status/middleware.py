@@ -81,7 +81,7 @@ def _through_late_interrupts(hook: F) -> F:
             except Interrupt:
                 binding = self._deliveries.binding()
                 delivery = None if binding is None else binding.delivery
-                if delivery is None or not (delivery.outcome_seen or exception_in_flight(delivery.tracking.message)):
+                if delivery is None or not (delivery.outcome_seen or exception_in_flight(delivery.message)):
                     raise
                 logger.debug("An interrupt came after the actor had returned; it is ignored.")
 

@@ -44,7 +44,7 @@ def test_workers_of_the_benchmark_of_confirmations_run(redis_url: str, mode: str
     assert work({}, url=redis_url, mode=mode, jobs=20, sleep=0.0, broker_url="stub")["seconds"] > 0
 
 
-@pytest.mark.parametrize("mode", ["client", "piggyback", "piggyback+results"])
+@pytest.mark.parametrize("mode", ["client", "prepared", "piggyback", "piggyback+results"])
 def test_workers_of_the_benchmark_of_broker_clients_run(redis_url: str, mode: str) -> None:
     assert work({}, url=redis_url, mode=mode, jobs=20, sleep=0.0)["seconds"] > 0
 

@@ -14,7 +14,7 @@ from dramatiq_status.backends.redis.requests import Command, Exchange, ReadReque
 from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.errors import BackendError
 from dramatiq_status.testing.conformance.cases import CASES
-from dramatiq_status.testing.updates import cancel, counting, deleting, enqueue, heartbeat, outside, write
+from dramatiq_status.testing.updates import cancel, counting, deleting, enqueue, heartbeat, outside, start, write
 
 from .redis_hooks import FixedClock
 
@@ -168,11 +168,26 @@ def test_an_increment_from_outside_is_not_repeatable() -> None:
         *(outside(step='"é"'), outside(increment=0.5), outside(), outside(step="1", increment=-2, state=3)),
         *(enqueue(step="1"), write(1, 2, step="1"), write(1, 2, state=2), deleting(outside(), "step"), heartbeat(5)),
         *(counting(write(1, 2), rows=2), cancel(step="1")),
+        # An enqueue, and a whole run
+        *(enqueue(), enqueue(step='"é"'), enqueue(step="0", rows="[1, 2]"), start(3, create=False)._replace(state=2)),
+        *(
+            start(3, step='"é"', create=False)._replace(state=3),
+            start(3, rows="1", create=False)._replace(state=2, ttl=1),
+        ),
+        # Almost a whole run
+        *(start(3)._replace(state=2), start(3, create=False)._replace(state=2, increment=2)),
+        *(start(3, create=False, sequence=2)._replace(state=2), start(3, create=False, attempts=2)._replace(state=2)),
+        counting(start(3, create=False)._replace(state=2), rows=2),
     ],
 )
-def test_an_update_is_packed_as_every_script_call_is(update: Any) -> None:
-    call = UpdateCall(Keys("n", 10), 0, [("m", update)], [0])
-    assert call.pack(CLOCK) == ScriptCall.pack(call, CLOCK)
+@pytest.mark.parametrize("keys", [Keys("n", 10), Keys("é", 10), Keys("n", 0), ShardedKeys("n", 10)])
+@pytest.mark.parametrize("clock", [CLOCK, ServerClock()])
+def test_an_update_is_packed_as_every_script_call_is(keys: Keys, clock: Any, update: Any) -> None:
+    shard = keys.shard_of("m")
+    call = UpdateCall(keys, shard, [("m", update)], [0])
+    assert call.pack(clock) == ScriptCall.pack(call, clock)
+    call.arriving = True
+    assert call.pack(clock) == ScriptCall.pack(call, clock)
 
 
 @pytest.mark.parametrize(

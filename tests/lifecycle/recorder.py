@@ -17,6 +17,7 @@ from dramatiq_status.backends.redis import RedisBackend
 from dramatiq_status.backends.redis.clock import ServerClock
 from dramatiq_status.backends.redis.operations import Operations
 from dramatiq_status.backends.redis.protocol import UpdateCall, Updates
+from dramatiq_status.backends.redis.requests import ScriptCall
 from dramatiq_status.backends.redis.script import UPDATE, Script
 from dramatiq_status.backends.redis.transport import Steps
 from dramatiq_status.backends.stub import StubBackend
@@ -154,6 +155,9 @@ class RecordingCall(UpdateCall):
         else:
             kind = "both" if update.start and update.state is not None else "one"
         return [*super().arguments(clock), kind]
+
+    def pack(self, clock: ServerClock) -> bytes:
+        return ScriptCall.pack(self, clock)
 
 
 class RecordingOperations(Operations):

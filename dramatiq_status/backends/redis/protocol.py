@@ -74,6 +74,12 @@ class UpdateCall(ScriptCall):
         return not any(update.increment or update.changes for update in outside)
 
     def pack(self, clock: ServerClock) -> bytes:
+        if len(self.updates) == 1 and not self.arriving:
+            packed = _pack_short(
+                self.script.sha, self.keys[0], self.updates[0][1], clock, self._names.packed_indexes[self.shard]
+            )
+            if packed is not None:
+                return packed
         # Texts need no conversion, which would take a third of the time.
         return pack_texts(("EVALSHA", self.script.sha, str(len(self.keys)), *self.keys, *self.arguments(clock)))
 
@@ -163,6 +169,37 @@ class DeleteCall(ScriptCall):
 
     def arguments(self, clock: ServerClock) -> list[Any]:
         return ["", WireKind.DELETE, "0", "", *self._names.index_arguments(self.shard, self.arriving)]
+
+
+def _pack_short(sha: str, key: str, update: Update, clock: ServerClock, index: str) -> bytes | None:
+    """Pack a call for an enqueue, or for the start and the end of a run in one update; None for other updates, and for
+    texts other than ASCII.
+
+    A short job has only these two updates.  To list their arguments and to pack them with hiredis takes 4.1
+    microseconds instead of 2.7.
+    """
+    kind, (origin, generation), run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
+    if kind is _ENQUEUE:
+        o, g = str(origin), str(generation)
+        size = 13
+        own = f"$1\r\n{WireKind.ENQUEUE}\r\n${len(o)}\r\n{o}\r\n${len(g)}\r\n{g}\r\n"
+    elif start and state is not None and sequence == attempts == 1 and not (create or by or changes):
+        o, g, r, t = str(origin), str(generation), str(run_token), str(ttl)
+        size = 21
+        own = (
+            f"$1\r\n{WireKind.TRANSITION}\r\n${len(o)}\r\n{o}\r\n${len(g)}\r\n{g}\r\n${len(r)}\r\n{r}\r\n"
+            f"$1\r\n1\r\n$1\r\n1\r\n$1\r\n0\r\n$1\r\n{state}\r\n$1\r\n1\r\n$1\r\n0\r\n${len(t)}\r\n{t}\r\n"
+        )
+    else:
+        return None
+    now, position = clock.texts()
+    number = str(len(fields))
+    head = f"$7\r\nEVALSHA\r\n$40\r\n{sha}\r\n$1\r\n1\r\n${len(key)}\r\n{key}\r\n${len(now)}\r\n{now}\r\n"
+    call = f"*{size + 2 * len(fields)}\r\n{head}{own}${len(number)}\r\n{number}\r\n"
+    for name, text in fields.items():
+        call += f"${len(name)}\r\n{name}\r\n${len(text)}\r\n{text}\r\n"
+    call += f"${len(position)}\r\n{position}\r\n{index}"
+    return call.encode() if call.isascii() else None
 
 
 def _change_arguments(changes: Changes) -> list[str]:
