@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from .. import _time as time
@@ -84,9 +84,9 @@ def list_jobs(arguments: Namespace) -> int:
     """Print a page of jobs."""
     store = store_of(arguments)
     terminal = terminal_of(sys.stdout)
-    found = page_of(store, arguments)
-    page = found.jobs
     with store_errors(store):
+        found = page_of(store, arguments)
+        page = found.jobs
         if arguments.json:
             for snapshot in page:
                 print(json.dumps({**snapshot.to_dict(), "cursor": snapshot.cursor}))
@@ -122,25 +122,28 @@ def list_jobs(arguments: Namespace) -> int:
     return COMPLETED
 
 
-def page_of(store: Store, arguments: Namespace, *, searched: int = sys.maxsize) -> StatePage:
+def page_of(store: Store, arguments: Namespace) -> StatePage:
     """Return the page of jobs that the arguments of ``list`` select.
 
-    Parameters:
-      store(Store)
-      arguments(Namespace)
-      searched(int): Maximum number of jobs that are read for a state that the store does not index.
+    Raises:
+      BackendError: When the store does not answer or cannot list.
     """
-    page = StatePage(arguments.state, arguments.limit, arguments.after, searched)
-    query = query_of(arguments)
-    with store_errors(store):
-        try:
-            while page.to_read:
-                query["state"] = page.read_from
-                found = StatusRegistry.list(**query, limit=page.to_read, after=page.read_after, backend=store.backend)
-                page.take(found)
-        except ValueError as e:
-            raise CommandError(f"--after: {e}") from e
+    page = StatePage(arguments.state, arguments.limit, arguments.after, sys.maxsize)
+    for _ in _read_parts(page, store, arguments):
+        pass
     return page
+
+
+def _read_parts(page: StatePage, store: Store, arguments: Namespace) -> Iterator[None]:
+    """Read the jobs of a page, in as many steps as the page needs calls of the store."""
+    query = query_of(arguments)
+    try:
+        while page.to_read:
+            query["state"] = page.read_from
+            page.take(StatusRegistry.list(**query, limit=page.to_read, after=page.read_after, backend=store.backend))
+            yield
+    except ValueError as e:
+        raise CommandError(f"--after: {e}") from e
 
 
 def count(arguments: Namespace) -> int:
@@ -148,8 +151,10 @@ def count(arguments: Namespace) -> int:
     store, state = store_of(arguments), arguments.state
     with store_errors(store):
         if state in AMONG:
-            found = Namespace(**{**vars(arguments), "limit": sys.maxsize, "after": None})
-            number = len(page_of(store, found).jobs)
+            page, number = StatePage(state, sys.maxsize, searched=sys.maxsize), 0
+            for _ in _read_parts(page, store, arguments):
+                number += len(page.jobs)
+                page.jobs.clear()
         else:
             number = StatusRegistry.count(**query_of(arguments), backend=store.backend)
     print(json.dumps({"count": number}) if arguments.json else number)

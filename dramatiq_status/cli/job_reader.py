@@ -26,8 +26,10 @@ _LAST_RETRY: Final = 5.0
 #: Factor by which a pause is longer than the one before.
 _BACK_OFF: Final = 1.5
 
-#: Seconds between two reads of the list whose jobs are watched.
+#: Seconds between two reads of the list whose jobs are watched, and this pause as a multiple of the time that the last
+#: read has taken.  The longer of the two applies: a list of stalled jobs may be read from a hundred thousand jobs.
 _LIST_AGAIN: Final = 1.0
+_LIST_REST: Final = 10
 
 #: Seconds after which an unknown job counts as vanished.
 _MISSING: Final = 1.0
@@ -123,7 +125,9 @@ class JobReader:
     def _read(self) -> JobsView:
         now = time.monotonic()
         if self._read_list is not None and now >= self._list_at:
-            self._listed, self._list_at = list(self._read_list()), now + _LIST_AGAIN
+            self._listed = list(self._read_list())
+            read_at = time.monotonic()
+            self._list_at = read_at + max(_LIST_AGAIN, _LIST_REST * (read_at - now))
         found, now = self._batch.read(), time.monotonic()
         for message_id, snapshot in found.children.items():
             if snapshot is not None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from .. import _time as time
 from ..registry import StatusRegistry
-from ..state_filter import MAX_SEARCHED
 from .commands import page_of, print_error, store_of
 from .exits import COMPLETED, INTERRUPTED, UNREACHABLE, worst
 from .job_reader import JobReader, JobsView
@@ -33,16 +32,18 @@ def watch_list(arguments: Namespace) -> int:
     new jobs is pressed.  Only the first page gets new jobs, and only an empty first page waits for jobs.
     """
     store = store_of(arguments)
-    ids = [snapshot.message_id for snapshot in page_of(store, arguments).jobs]
+
+    def read_list() -> list[str]:
+        return [snapshot.message_id for snapshot in page_of(store, arguments).jobs]
+
+    with store_errors(store):
+        ids = read_list()
     if not ids and arguments.after is not None:
         print_error("no jobs to watch.")
         return COMPLETED
     output = output_for(arguments, store.name, is_batch=False, heads=True)
     if not ids and isinstance(output, LineOutput):
         print_error("no jobs yet.")
-
-    def read_list() -> list[str]:
-        return [snapshot.message_id for snapshot in page_of(store, arguments, searched=MAX_SEARCHED).jobs]
 
     newer = read_list if arguments.after is None else None
     return watch_jobs(store, ids, output, read_list=newer, is_over=lambda view: False)[1]

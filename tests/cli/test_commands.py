@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from dramatiq_status import StatusRegistry
+from dramatiq_status import Snapshot, StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.cli.main import main
@@ -24,6 +25,7 @@ from dramatiq_status.cli.text import width
 from dramatiq_status.history import run_ended
 from dramatiq_status.record import COMPLETED, FAILED, FINISHED_AT, QUEUED, STARTED_AT, WORKING
 from dramatiq_status.testing.updates import enqueue, finish, life_to, named, outside, start, write
+from dramatiq_status.update import Kind, Update
 
 from ..recording import UNMEASURED, eventually
 from .terminals import COMMAND, environment, on_pipe, on_terminal, screen_of
@@ -252,6 +254,27 @@ def test_commands_take_short_ids(place: Place, capsys: pytest.CaptureFixture[str
     assert run(place, "get", IDS["failed"][:8]) == 2
     error = capsys.readouterr().err
     assert IDS["failed"] in error and other in error
+
+
+def test_a_count_keeps_only_some_jobs_in_memory(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a thousand cancelled jobs
+    ids = [str(number) for number in range(1_000)]
+    place.backend.update_many([(message_id, enqueue()) for message_id in ids])
+    place.backend.update_many([(message_id, Update(Kind.CANCEL)) for message_id in ids])
+    found, kept = StatusRegistry.list, []
+
+    def listed(*args: Any, **kwargs: Any) -> list[Snapshot]:
+        kept.append(sum(isinstance(one, Snapshot) for one in gc.get_objects()))
+        return found(*args, **kwargs)
+
+    monkeypatch.setattr(StatusRegistry, "list", listed)
+    # When they are counted
+    assert run(place, "count", "--state", "cancelled") == 0
+    # Then the count has read them part by part, and kept no more than two parts
+    assert json.loads(capsys.readouterr().out) == 1_000
+    assert len(kept) > 3 and max(kept) <= 500
 
 
 def test_cancelled_jobs_are_listed_and_counted(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,6 +279,23 @@ def test_an_empty_list_waits_for_its_first_jobs(store: SQLiteBackend) -> None:
         session.close()
 
 
+def test_a_list_finds_stalled_jobs_behind_many_others(store: SQLiteBackend) -> None:
+    # Given a job that runs, and a thousand others that have begun later
+    send(store, 1)
+    run_to(store, 1, 50)
+    others = [(id_of(number), update) for number in range(2, 1_100) for update in (enqueue(), start(1))]
+    store.update_many(others)
+    session = Session([*COMMAND, "list", "--watch", "--state", "stalled", "--url", f"sqlite:///{store.path}"])
+    try:
+        session.until(lambda: "no jobs yet" in session.text)
+        # When its worker is gone
+        store.update(id_of(1), write(1, 3, B="1"))
+        # Then the list of stalled jobs has it
+        session.until(lambda: re.search(r" Stalled +job_1 ", session.text))
+    finally:
+        session.close()
+
+
 def test_the_last_line_of_a_narrow_picture_counts_all_jobs(store: SQLiteBackend, watch: Watch) -> None:
     ids = [send(store, number) for number in (1, 2, 3)]
     run_to(store, 2, 40)
@@ -442,22 +459,35 @@ def test_no_animation_without_a_live_terminal(store: SQLiteBackend, watch: Watch
 # Outages
 
 
-def test_an_outage_is_one_line_until_the_store_is_back(watch: Watch) -> None:
+@pytest.mark.parametrize("is_list", [False, True], ids=["watch", "list --watch"])
+def test_an_outage_is_one_line_until_the_store_is_back(is_list: bool) -> None:
     # Given a job that is watched in a Redis of its own
-    with RedisServer() as server, closing(RedisBackend(url=server.url, timeout=20_000)) as backend:
+    with (
+        RedisServer() as server,
+        closing(RedisBackend(url=server.url, timeout=20_000)) as backend,
+        ExitStack() as stack,
+    ):
         message_id = send(backend, 1)
         run_to(backend, 1, 42)
-        session = watch(message_id, url=f"{server.url}?timeout=500")
+        command = ["list", "--watch"] if is_list else ["watch", message_id]
+        session = Session([*COMMAND, *command, "--url", f"{server.url}?timeout=500"])
+        stack.callback(session.close)
         session.until(lambda: "42%" in session.text)
         # When the server is frozen, one line shows that
         server.pause()
         session.until(lambda: "Offline" in session.text)
         assert session.text.count("does not answer") == 1 and "42%" in session.text
-        # When it is back, the line is removed
+        if is_list:
+            # A read of the list fails as well.
+            session.until(lambda: re.search("again in [2-9] s", session.text))
+        # When it is back, the line is removed, and changes are shown
         server.resume()
         session.until(lambda: "Offline" not in session.text)
         end(backend, 1)
-        assert session.end() == 0
+        session.until(lambda: "Completed" in session.text)
+        if is_list:
+            session.send("\x03")
+        assert session.end() == (130 if is_list else 0)
 
 
 _WORKER = """
