@@ -45,7 +45,7 @@ LOG_ENTRIES_PER_CALL: Final = 10_000
 CALLS_PER_PAGE: Final = 64
 
 #: Number of messages that are requested from a shard in addition to twice its share of a page.
-_EXTRA_MESSAGES: Final = 8
+_EXTRA_MESSAGES: Final = 6
 
 #: The script's arguments in place of a cursor, for the first page.
 _NEWEST: Final = ("", "")
@@ -309,7 +309,7 @@ class Operations:
         """Return the messages of a page.
 
         The first requests are for somewhat more than each shard's share: with 64 shards and a page of 50 messages, they
-        are for 8 messages of each shard.  If all 8 are on the page, the shard may have more, and a second request is
+        are for 6 messages of each shard.  If all 6 are on the page, the shard may have more, and a second request is
         for 50.
         """
         shards = self.keys.shards

@@ -87,6 +87,7 @@ for _, name in ipairs(names) do
       from = ttl ~= '' and now - ttl * 1000,
       -- Fields that are set below.  With all fields from the beginning, Lua makes the table in half the time.
       count = 0, at = 0, size = 0, list = false, next = 0, id = false, timestamp = 0, stale = false,
+      ended = false,
     }
   end
 end
@@ -209,16 +210,26 @@ local function pass_ties(set, from)
   return from
 end
 
--- Number of messages that the first ZREVRANGE of a set reads.
-local size = math.min(PIECE, math.ceil(limit / math.max(1, #sets)))
+-- Number of messages that the first read of a set returns: one more than the set's share of the page, because most sets
+-- would otherwise need a second read.
+local size = math.min(PIECE, math.ceil(limit / math.max(1, #sets)) + 1)
 
 -- Go on to the next message of a set: its `timestamp` and `id`. Returns whether there is one.
 local function advance(set)
   set.next = set.next + 2
   if not (set.list and set.list[set.next]) then
-    set.list = redis.pcall('ZREVRANGE', set.key, set.at, set.at + set.size - 1, 'WITHSCORES')
+    if set.ended then return false end
+    if set.at or set.list then
+      set.at = set.at or count_newer(set) + size
+      set.list = redis.pcall('ZREVRANGE', set.key, set.at, set.at + set.size - 1, 'WITHSCORES')
+      set.at = set.at + set.size
+    else
+      -- The first read behind a cursor.  To count the newer messages and to read at that index takes longer.
+      set.list = redis.pcall('ZREVRANGEBYSCORE', set.key, after, '-inf', 'WITHSCORES', 'LIMIT', 0, size)
+    end
     if set.list.err then skip_foreign(set.list) end
-    set.at, set.size, set.next = set.at + set.size, math.min(PIECE, 2 * set.size), 1
+    set.ended = #set.list < 2 * set.size
+    set.size, set.next = math.min(PIECE, 2 * set.size), 1
   end
   set.id, set.timestamp = set.list[set.next], tonumber(set.list[set.next + 1])
   return set.id and not (set.from and set.timestamp < set.from)
@@ -247,16 +258,15 @@ end
 
 for _, set in ipairs(sets) do
   set.size = size
-  if after ~= '' then set.at = count_newer(set) end
-  local place = set.at
-  local first, found = place == 0, advance(set)
+  if after ~= '' then set.at = false end
+  local found = advance(set)
   if found and set.timestamp == position and not precedes(after_id, set.id) then
-    set.at, set.list, first = pass_ties(set, place + 1), false, false
+    set.at, set.list, set.ended = pass_ties(set, count_newer(set) + 1), false, false
     found = advance(set)
   end
   if found then
     heap[#heap + 1] = set
-  elseif first and not set.list.err then
+  elseif after == '' and not set.list.err then
     forget(set)
   end
 end
