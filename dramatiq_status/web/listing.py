@@ -1,4 +1,4 @@
-"""Reads of the list and of the counts, which visitors at the same time share."""
+"""Reads of the list and of the counts, shared by all visitors within a second."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_KEPT: Final = 64
 #: Number of rows of a page.
 PAGE: Final = 50
 
-#: Maximum number of messages in a state that are read to count, for example, the cancelled ones among the failed ones.
+#: Maximum number of messages of a state that a count reads, for example to find cancelled ones among failed ones.
 MAX_READ: Final = 100
 
 STATES: Final = ("queued", "working", "failed", "completed")
