@@ -24,7 +24,7 @@ class Batch:
 
     Parameters:
       backend(StatusBackend)
-      chains(Iterable[Chain]): The messages, by ``chains_of``.
+      chains(Iterable[Chain]): The messages, as ``chains_of`` returns them.
       broker(Broker): Broker with dramatiq-abort; by default the default broker.
     """
 
@@ -70,8 +70,7 @@ class Batch:
         """Iterate over the roll-ups: first the present one, then one after every change of a message.  The iteration
         ends after the roll-up in which all messages are finished.
 
-        Parameters and errors are those of :meth:`wait`; by default it
-        goes on as long as the messages do.
+        Parameters and errors are those of :meth:`wait`, except that there is no `timeout` by default.
         """
         return self._follow(timeout, missing_timeout, self._backend.watch_interval)
 

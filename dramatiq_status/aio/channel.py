@@ -22,7 +22,7 @@ class AsyncChannel(Protocol):
     signal: CancelSignal | None
 
     async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
-        """Set fields, and the state if it is given by its stored number."""
+        """Set fields, and the state to a stored number; None keeps the state."""
 
     async def increment(self, n: int | float = 1) -> None:
         """Add to the progress."""

@@ -26,7 +26,7 @@ IDLE_TIMEOUT: Final = 30.0
 #: Whether a task can distinguish its time limit from another cancellation.
 _CAN_UNCANCEL: Final = sys.version_info >= (3, 11)
 
-#: Maximum size in bytes of requests that a caller sends itself: no write of them waits.
+#: Maximum size, in bytes, of requests that a caller sends itself.  A write of so few bytes does not wait.
 _SMALL: Final = 16_384
 
 
@@ -63,7 +63,7 @@ class _Call:
         return all(request.repeatable for request in self._requests)
 
     def restart(self) -> None:
-        """Send all requests next."""
+        """Prepare to send all requests again."""
         self.exchange = Exchange(self._requests, self._clock)
 
     @property
@@ -72,7 +72,7 @@ class _Call:
         return self.is_first and "READONLY" in str(self.exchange.refusal)
 
     def continue_exchange(self) -> None:
-        """Send the requests next whose scripts the server did not have."""
+        """Prepare to send again only the requests whose scripts the server did not have."""
         self.exchange = Exchange(self.exchange.unknown, self._clock)
 
     def finish(self) -> None:
@@ -155,7 +155,7 @@ class PipelinedConnection:
         return _CAN_UNCANCEL and self._is_free and self._lone is None and self._connection is not None
 
     async def _run_alone(self, connection: Any, call: _Call) -> None:
-        """Send a call and receive its replies.  A call that has to be sent again becomes the next of the task."""
+        """Send a call and receive its replies.  A call that has to be sent again becomes the next call of the task."""
         task: Any = asyncio.current_task()
         before = task.cancelling()
         self._lone, call.caller = call, task
@@ -335,7 +335,7 @@ class PipelinedConnection:
         )
 
     async def _settle(self, calls: list[_Call]) -> None:
-        """Send requests again that were not carried out."""
+        """Repeat the requests that were not carried out."""
         if any(call.exchange.refusal is not None for call in calls):
             # The server may no longer be the master.
             await self._disconnect(nowait=True)

@@ -40,7 +40,7 @@ class Connector:
     Parameters:
       kind(type): A class of connections of ``redis.asyncio``.
       parameters(dict[str, object])
-      timeout(float): Seconds that the server may take.
+      timeout(float): Seconds that the server may take to answer.
       locate(Callable): Finds the present address of a server; it may block.  None if the address is among the
         parameters.
     """
@@ -97,8 +97,8 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[
 
     An event loop that was blocked calls its timers first.  The work then has :data:`CATCH_UP` more seconds.
 
-    ``asyncio.wait_for`` before Python 3.12 loses a cancellation if the work ends at the same time
-    (bpo-37658), and the driver calls it, too: code that cancels a task would wait for its end forever.
+    ``asyncio.wait_for`` before Python 3.12 loses a cancellation if the work ends at the same time (bpo-37658), and the
+    driver calls ``asyncio.wait_for``, too.  With it, code that cancels a task might wait forever for the task's end.
 
     Parameters:
       seconds(float)
@@ -125,7 +125,7 @@ async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[
             task.cancel()
             await asyncio.wait((task,))
         if not task.cancelled():
-            # Otherwise asyncio would log it after this task was cancelled.
+            # Otherwise asyncio would log the exception of the work after the waiting task was cancelled.
             task.exception()
     if task.cancelled():
         raise no_answer(seconds)

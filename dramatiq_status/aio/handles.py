@@ -247,15 +247,15 @@ class Progress:
 
     @property
     def rate(self) -> Coroutine[Any, Any, float | None]:
-        """Units a second, exponentially smoothed, to be awaited; None while unknown."""
+        """The progress per second, exponentially smoothed, to be awaited; None while it is unknown."""
         return self._rate()
 
     async def set(self, *, progress: int | float | None = None, total: int | float | EllipsisType | None = ...) -> None:
-        """Set the count, the total, or both, with one update for the store.
+        """Set the progress, the total, or both, with one update for the store.
 
         Parameters:
           progress(int | float): By default it stays as it is.
-          total(int | float): By default it stays as it is; None for one that is unknown.
+          total(int | float): By default it stays as it is; None for an unknown total.
         """
         fields: Record = {}
         if progress is not None:
@@ -265,7 +265,7 @@ class Progress:
         await self._channel.write(fields)
 
     async def increment(self, n: int | float = 1) -> None:
-        """Add to the count, atomically."""
+        """Add to the progress, atomically."""
         await self._channel.increment(check_count("increment", n))
 
     async def decrement(self, n: int | float = 1) -> None:

@@ -102,7 +102,8 @@ class PendingDocument:
     def _apply(self, record: Record | None, expires_at: int, now: int, room: SizeLimits | None) -> bytes | None:
         self.outcomes, self.error = [], None
         dropped: dict[str, int] = {}
-        # The record to store: an update may remove it, and the next one of the same call finds none.
+        # The last record that an update has made.  It is stored even if it has expired at once, which is how an update
+        # removes a record: the next update of the same call then finds none.
         written: Record | None = None
         for update in self.updates:
             if expires_at <= now:

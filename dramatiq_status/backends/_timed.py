@@ -49,7 +49,8 @@ def half_of(deadline: float) -> float:
 
 
 def uninterrupted(work: Callable[[], T], deadline: float) -> T:
-    """Call a function on a thread that no time limit, abort or shutdown strikes: from a worker's thread, on a new one.
+    """Call a function on a thread that no time limit, abort or shutdown strikes.  A worker's thread starts a new thread
+    for this, and any other thread calls the function itself.
 
     A driver that is interrupted while it connects leaves an open socket behind.  When Python drops that socket later,
     on a worker's thread, it executes code for a warning, and ignores an interrupt that strikes there.

@@ -116,9 +116,9 @@ class CacheBackend(StatusBackend):
     - A read takes one call of the cache for each message, and an update two.  Only the cache's own time-outs limit
       their duration.
     - A time limit or an abort may interrupt the code of the cache in the middle of a call.  The backend then releases
-      its own locks, but some caches keep a lock forever: Django's ``cache``, which finds the object of the thread under
-      a lock in each call, and dogpile.cache's ``dbm`` with its file lock.  ``caches["default"]`` is the object of the
-      thread; threads can share such an object of a cache in memory or on disk.
+      its own locks, but some caches keep a lock forever: dogpile.cache's ``dbm`` with its file lock, and Django's
+      ``cache``, which takes a lock in each call to find the cache object of the thread.  ``caches["default"]`` is this
+      object itself.  Threads can share the object of a cache in memory or on disk.
     - Some caches hide errors: Django's cache in a database hides errors of writes, and django-redis hides all errors
       with ``IGNORE_EXCEPTIONS``.  Updates are lost in an outage that the cache hides.
 
@@ -163,7 +163,7 @@ class CacheBackend(StatusBackend):
         self._log_key = escape_namespace(self.namespace) + "%cancels"
 
     def __repr__(self) -> str:
-        # Without the cache, whose `repr` may contain a password.
+        # The cache is left out, because its `repr` may contain a password.
         return f"<{type(self).__name__} {self.namespace!r} in {type(self._cache).__name__}>"
 
     # Writing
@@ -242,7 +242,7 @@ class CacheBackend(StatusBackend):
                 raise
             error = StoreRefused(str(e))
             error.__cause__ = e.__cause__
-        # Raises another error if the cache does not answer at all.
+        # If the cache does not answer at all, this call raises the error of the outage instead.
         self._fetch(key, self.now())
         raise error
 
@@ -294,7 +294,7 @@ class CacheBackend(StatusBackend):
         try:
             return getattr(self._cache, name)(*args, **options)
         except Exception as e:
-            # Without the text of `e`, which may contain a URL with a password.  `e` is the cause of the new error.
+            # The text of `e`, the cause of the new error, is left out: it may contain a URL with a password.
             message = f"{self._name}.{name}() has failed with {_name_of(type(e))}"
             if self._on_error is not None:
                 try:
@@ -362,7 +362,7 @@ def _find_call_style(cache: Any) -> _CallStyle:
     gets = _signature_of(cache, "get", "key")
     sets = _signature_of(cache, "set", "key", "value")
     _signature_of(cache, "delete", "key")
-    # A document contains its expiry.  That of dogpile.cache counts from the last write, and may be much earlier.
+    # A document contains its expiry.  The expiry of dogpile.cache counts from the last write, and may be much earlier.
     options = {"expiration_time": math.inf} if "expiration_time" in gets.parameters else {}
     passes_on = any(found.kind in _ANYTHING for found in sets.parameters.values())
     if len(sets.parameters) == 2 and not passes_on:

@@ -51,7 +51,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
     - ``sqlite:///relative/path`` and ``sqlite:////absolute/path``.
     - ``memory://``, for one process.
 
-    Names, passwords and paths may be percent-encoded.  They have to be if they contain one of ``%/?#@:,``.
+    Names, passwords and paths may be percent-encoded.  They must be encoded if they contain one of ``%/?#@:,``.
 
     The query parameters of all URLs are ``namespace``, ``timeout`` and ``max_field_size``.  URLs of Redis also have
     ``max_listed`` and ``client_name``, and with TLS ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``,
@@ -59,7 +59,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
 
     Parameters:
       url(str): The URL; by default the value of the environment variable ``DRAMATIQ_STATUS_URL``.
-      **parameters: Parameters of the backend.  They replace those of the URL.
+      **parameters: Parameters of the backend.  They take precedence over the parameters in the URL.
 
     Raises:
       ValueError: When there is no URL, or a part of it is wrong.
@@ -90,8 +90,8 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
 
 
 def check_login(url: str) -> None:
-    """Refuse a URL with a ``@`` behind its host.  The text in front of it is part of a password that was not encoded.
-    It must not be used as a host, and no error may contain it.
+    """Refuse a URL with a ``@`` behind its host.  The text in front of this ``@`` is part of a password that was not
+    encoded.  This text must not be used as a host, and no error may contain it.
 
     Raises:
       ValueError: When the URL has such a ``@``.

@@ -72,8 +72,8 @@ def assert_status_sequence(
     >>> assert_status_sequence(message, ["queued", "working", "queued", "working", "completed"])
 
     The first run of this message was retried.  Each run is one ``working``, also a run so short that no reader has
-    seen it.  If a worker died, ``working`` follows ``working``.  Wait for the final state before: a worker changes the
-    state at any time.
+    seen it.  If a worker died, ``working`` follows ``working``.  Wait for the final state first, because a worker may
+    change the state at any time.
 
     Parameters:
       message(str | Message): The message or its id.

@@ -1,4 +1,4 @@
-"""The memcached backend: an item a message, rewritten by compare-and-set."""
+"""The memcached backend: an item for each message, rewritten by compare-and-set."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class MemcachedBackend(StatusBackend):
     key ``namespace%turn:...``, which lives for at most 2 seconds.
 
     Parameters:
-      client(pymemcache.Client): An optional ``Client``, ``PooledClient`` or ``HashClient``.  The backend takes its
-        addresses and connection parameters, and ignores `servers` and all connection parameters.
+      client(pymemcache.Client): An optional ``Client``, ``PooledClient`` or ``HashClient``.  The backend takes the
+        addresses and connection parameters of this client, and ignores `servers` and `parameters`.
       servers(str | tuple[str, int] | list): ``"host:port"``, a tuple of both, ``"unix:/path"``, or a list of these.
       namespace(str): Prefix of all keys.
       timeout(int): Maximum duration of a call, in milliseconds.
@@ -115,10 +115,10 @@ class MemcachedBackend(StatusBackend):
         # Returns the key of a message, and the server of that key.
         self._locate: Callable[[str], tuple[bytes, Server]] = lru_cache(LOCATIONS_CACHED)(self._find_location)
         self._items = ItemCache()
-        self._log_key: bytes = f"{prefix[:-1]}%cancels".encode()
         # No key of a message contains "%" behind its namespace.
+        self._log_key: bytes = f"{prefix[:-1]}%cancels".encode()
         self._rounds = Rounds(self._items, prefix[:-1] + "%turn:")
-        # Messages of which the log has a line about values that are not stored.
+        # Messages for which a line about a value that is not stored was logged.
         self._logged: OrderedDict[str, bool] = OrderedDict()
 
     # Writing

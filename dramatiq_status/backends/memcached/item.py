@@ -62,7 +62,7 @@ class CachedItem(NamedTuple):
         )
 
 
-#: Stands for a message that has no item.
+#: Cached item that stands for a message without an item.
 ABSENT: Final = CachedItem(None, 0, None)
 
 
@@ -174,7 +174,7 @@ def expiry_of(expires_at: int, now: int) -> int:
     """Return memcached's number for the time at which an item expires.
 
     The server's clock ticks once a second, so an item lives up to one second less than its time to live.
-    Therefore a time to live is one second longer.  A date is not rounded up: it is at least a month away, so a second
+    Therefore the returned time to live is one second longer.  A date is not: it is at least a month away, so a second
     does not matter.
 
     >>> expiry_of(1_790_000_000_000 + 1_500, 1_790_000_000_000)

@@ -27,7 +27,7 @@ ITEM_OVERHEAD: Final = 512
 #: Item size limit of a server that returns none, in bytes.
 DEFAULT_ITEM_SIZE: Final = 1_048_576
 
-#: Maximum size, in bytes, of the replies for many items up to which they are split in one step.
+#: Maximum size of the replies for many items that are split in one step, in bytes.
 _SPLIT_SIZE: Final = 1_048_576
 
 #: Maximum number of bytes that one system call receives: when an item is read, and when a value was sent.
@@ -94,7 +94,7 @@ class Credentials:
             if not isinstance(value, str):
                 raise TypeError(f"{name} must be a str, not {type(value).__name__}: pass both username and password.")
             if not value or not value.isprintable() or " " in value:
-                raise ValueError(f"{name} must not be empty, and hold neither spaces nor control characters.")
+                raise ValueError(f"{name} must not be empty, and must not contain spaces or control characters.")
         self.username = username
         self._password = password
 

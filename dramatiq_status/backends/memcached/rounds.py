@@ -27,8 +27,8 @@ PATIENT_CONFLICTS: Final = 3
 #: saves that writer a round trip for each update, and each turn costs all writers some round trips.
 TURN_AFTER: Final = 0.01
 
-#: Seconds between two attempts to take a turn, at first and after :data:`TURN_AGE` seconds.  Updates
-#: that have waited longest try most often.
+#: Seconds between two attempts to take a turn, at first and after :data:`TURN_AGE` seconds.  Updates that have waited
+#: longest try most often.
 TURN_INTERVAL: Final = 0.004
 SHORT_TURN_INTERVAL: Final = 0.0005
 TURN_AGE: Final = 0.1
@@ -84,9 +84,9 @@ class Rounds:
         """Carry out updates of messages to which other processes keep writing.
 
         A writer that has cached an item is always faster than one that reads it first.  If many writers read an item
-        and then write it, all except one have to read it again.  So the processes take turns.  With its turn, it
-        changes the cas before it
-        reads: the writer that has cached the item then has to read it as well, and waits for a turn of its own.
+        and then write it, all except one have to read it again.  So the processes take turns.  A process that has the
+        turn changes the cas before it reads.  Then the writer that has cached the item has to read it as well, and
+        waits for a turn of its own.
         """
         began = monotonic()
         give_up_at = began + patience

@@ -109,7 +109,7 @@ class Servers:
 
 
 def always() -> bool:
-    """Return True.  For exchanges that only read: they may always be repeated."""
+    """Return True: reads, and additions to the log of cancelled messages, may always be repeated."""
     return True
 
 

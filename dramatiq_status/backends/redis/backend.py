@@ -46,7 +46,7 @@ class RedisBackend(StatusBackend):
     the new master has it.  With ``min-replicas-to-write``, a master takes writes only while it has replicas, and a
     failover loses less.
 
-    **Cluster.** The CRC-32 of its id assigns a message to one of 64 shards.  A shard has one slot, so a message and the
+    **Cluster.** The CRC-32 of a message's id assigns it to one of 64 shards.  A shard has one slot: a message and the
     index that lists it are always on the same node.  Requests to different nodes run at the same time, with one script
     call for each shard.  While a slot moves, all reads and updates of its messages are exact.  While a node does not
     answer, reads have an error in the place of each of the node's messages, and the other messages are read as always.
@@ -58,8 +58,8 @@ class RedisBackend(StatusBackend):
 
     **Lists.** A page costs about the same wherever it is, and however many messages there are.  Its cost grows with the
     number of sets from which it is merged, by 5 to 20 microseconds of the server for each set.  There is a set for each
-    queue and actor that has messages in a state, and of finished messages for each `status_ttl`.  A filter excludes
-    sets.
+    state, queue and actor that messages have together, and for finished messages also for each `status_ttl`.  A filter
+    excludes sets.
 
     A list removes expired unfinished statuses from the index when it finds them.  A count looks for expired statuses
     among 1,000 unfinished ones, and is exact if there are no more.  If there are more, it looks at the oldest and at
@@ -77,7 +77,7 @@ class RedisBackend(StatusBackend):
       timeout(int): Maximum duration of a call, in milliseconds.  A request or a reply may take one second longer for
         every 500 kB.
       max_field_size(int): Maximum size of an encoded field, in bytes.
-      max_listed(int): About the maximum number of messages of each state, queue and actor that lists and counts
+      max_listed(int): Approximate maximum number of messages of each state, queue and actor that lists and counts
         include: the newest ones.  0 for no index.  The index takes about 150 bytes for each message, and some
         microseconds of the server when a message changes its state.
       **parameters: Connection parameters for :class:`redis.Redis`.
@@ -128,7 +128,7 @@ class RedisBackend(StatusBackend):
         self._attacher: RedisUpdateAttacher | None = None
 
     def __repr__(self) -> str:
-        # Not the client: it may show a password.
+        # The client is left out, because it may show a password.
         return f"<{type(self).__name__} {self.namespace!r}>"
 
     why_no_list = "it was made with max_listed=0."

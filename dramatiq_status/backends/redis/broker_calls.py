@@ -34,8 +34,8 @@ _EXEC: Final = pack("EXEC")
 #: Time-out of calls, in seconds, if the client has none: about 12 days.
 FOREVER: Final = 1_000_000.0
 
-#: Seconds after which an idle connection is checked before it is used.  A check takes a system call, for which other
-#: threads get the interpreter.  redis-py makes one for each call.
+#: Seconds after which an idle connection is checked before it is used.  A check takes a system call, during which other
+#: threads get the interpreter.  redis-py makes a check for each call.
 IDLE_CHECK: Final = 0.02
 
 #: redis-py's classes of connections.  A class of another package may do more than connect.

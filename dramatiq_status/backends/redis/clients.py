@@ -81,7 +81,7 @@ def _url_client(url: str) -> Any:
     except ValueError:
         client = None
     if client is None:
-        # Without the driver's message, which may quote a password.
+        # The driver's message is left out, because it may quote a password.
         raise ValueError(
             f"url, {mask(url)!r}, is wrong: write it like 'redis://[[user]:password@]host[:port][/db]', "
             "with names and passwords percent-encoded, or see backend_from_url."
@@ -93,9 +93,10 @@ def _url_client(url: str) -> Any:
 
 
 def _check_hostname(parameters: dict[str, Any]) -> None:
-    """Make the driver compare the name in a server's certificate with the host, unless the caller has chosen.
+    """Make the driver compare the name in a server's certificate with the host, unless the caller has set
+    ``ssl_check_hostname`` or requires no certificate.
 
-    It does so by default from redis-py 6.0 on; earlier ones and valkey-py do not.
+    redis-py does so by default from 6.0 on.  Earlier versions and valkey-py do not.
     """
     if parameters.get("ssl_cert_reqs", "required") not in (None, "none", CERT_NONE):
         parameters.setdefault("ssl_check_hostname", True)

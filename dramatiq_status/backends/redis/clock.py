@@ -38,7 +38,7 @@ class ServerClock:
 
         Parameters:
           reply(tuple[str, str]): Seconds and microseconds.
-          asked(float): When the request was packed, by the monotonic clock.
+          asked(float): Time at which the request was packed, by the monotonic clock.
         """
         seconds, microseconds = reply
         now = time.monotonic()

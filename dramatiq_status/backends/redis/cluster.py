@@ -67,7 +67,7 @@ class _NodeRequests:
     def __init__(self, node: Node, routes: list[_RoutedRequest]) -> None:
         self.node = node
         self.routes = routes
-        #: Why the last requests have no replies.
+        #: Error because of which the last requests have no replies; None for none.
         self.error: BaseException | None = None
         #: Whether the connection was established, so that the node may have received the requests.
         self.sent = False
@@ -180,7 +180,7 @@ class ClusterTransport:
         return "cluster is down" in str(failure) or not self._map.query(deadline)
 
     def subscribe(self, channels: Mapping[str, str]) -> RedisSubscription:
-        # Each node publishes the changes of all.
+        # Each node publishes the changes of all nodes.
         return self._connect(lambda connection: RedisSubscription(connection, channels, self._timeout))
 
     def locate(self) -> Address:
@@ -332,8 +332,8 @@ class ClusterTransport:
 
 
 def _redirect_of(request: Request) -> Exception | None:
-    """Return the first reply that redirects the request to another node, or says that the node cannot carry it out
-    yet.
+    """Return the first reply that redirects the request to another node, or is the error of a node that cannot carry
+    it out yet.
     """
     for reply in request.replies:
         if isinstance(reply, Exception) and str(reply).partition(" ")[0] in _REDIRECTS:
@@ -346,11 +346,11 @@ def _failed(request: Request, error: BackendError | None) -> Request:
 
     Parameters:
       request(Request)
-      error(BackendError): Why it could not be sent again; None if the time is over.
+      error(BackendError): Reason why it could not be sent again; None if the time is over.
     """
     redirect = _redirect_of(request)
-    # If the node has replied TRYAGAIN, the error names the moving slot, and not the failure of the next attempt. That
-    # error explains more.
+    # If the node has replied TRYAGAIN, the error names the moving slot.  That explains more than the failure of the
+    # next attempt.
     if redirect is not None and (error is None or str(redirect).startswith("TRYAGAIN")):
         error = refusal_of(redirect)
         if str(redirect).startswith("ASK"):

@@ -119,7 +119,7 @@ class ClusterMap:
         return node
 
     def _node_at(self, sender: Node, host: str | None, port: int) -> Node:
-        """Return the node at an address that another node has sent.  Without a host, it has the host of that node."""
+        """Return the node at an address that a node has sent.  An address without a host has the sender's host."""
         if not host or host == "?":
             return self._node((sender.address[0], port))
         return self._node(self._remap((host, port)) if self._remap else (host, port))
@@ -137,7 +137,9 @@ class ClusterMap:
 
     @property
     def is_down(self) -> bool:
-        """Whether all nodes have failed.  Then no node is blocked: a request that fails too early costs nothing."""
+        """Whether all nodes have failed.  Then requests are sent to blocked nodes as well: an attempt that comes too
+        early costs nothing.
+        """
         return all(node.has_failed for node in self.nodes.values())
 
     def available(self) -> list[Node]:

@@ -27,10 +27,10 @@ Address = tuple[str, int]
 class Connection:
     """A connection to a server.
 
-    The driver connects: it knows TLS, logins and Unix sockets.  If hiredis is installed, requests and replies then use
-    the socket without the driver, which saves a tenth of an update's time.
+    The driver connects: it supports TLS, logins and Unix sockets.  If hiredis is installed, requests and replies then
+    use the socket without the driver, which saves a tenth of an update's time.
 
-    A call has one deadline.  Only a system call that waits for long needs to know it.
+    A call has one deadline.  Only a system call that waits for long uses it.
 
     Parameters:
       make(Callable): Makes a connection of the driver's, not connected yet, for a deadline.
@@ -188,7 +188,8 @@ class Connection:
 def parameters_of(pool: Any) -> dict[str, Any]:
     """Return the parameters of the connections of one of the driver's pools.
 
-    redis-py 8 gets notifications of maintenance on its own connections, and only with parsers of RESP3.
+    Parameters for notifications of maintenance are left out, because redis-py 8 gets these notifications only on its
+    own connections, and only with parsers of RESP3.
     """
     return {name: value for name, value in pool.connection_kwargs.items() if not _MAINTENANCE.match(name)}
 

@@ -136,8 +136,8 @@ class Keys:
 
         Parameters:
           shard(int)
-          arriving(bool): Whether the call goes to a node that may lack parts of the index, so that the script has to
-            leave it alone.
+          arriving(bool): Whether the call goes to a node that may lack parts of the index.  The script then does not
+            use the index.
         """
         return (self._no_index if arriving else self._index)[shard]
 

@@ -129,7 +129,7 @@ class Operations:
         return OUTCOMES[number]
 
     def update_many(self, updates: Updates) -> Steps[list[Outcome]]:
-        """Carry out updates, in the order of those of each message."""
+        """Carry out updates.  The updates of each message keep their order."""
         if len(updates) == 1:
             # This takes half of the time that the code below takes.
             return [(yield from self.update(*updates[0], lenient=True))]
@@ -386,7 +386,7 @@ def absence(reply: Any) -> BackendError | None:
 
 
 def raise_if_all(found: list[FoundT]) -> list[FoundT]:
-    """Raise the first error if there is nothing else."""
+    """Raise the first error if all items are errors; otherwise return the items."""
     # Usually the last item is no error, so the check ends after one comparison.
     if found and isinstance(found[-1], BackendError) and all(isinstance(one, BackendError) for one in found):
         raise found[0]  # type: ignore[misc]

@@ -30,7 +30,7 @@ class WireKind:
     WITHDRAWAL: Final = "9"
 
 
-#: The script adds this number to an outcome whose message the index does not have.
+#: Number that the script adds to the outcome of an update whose message it could not add to the index.
 UNLISTED: Final = 20
 
 #: Outcomes by the numbers that the script returns.
@@ -104,7 +104,7 @@ class UpdateCall(ScriptCall):
             kind, enqueue_id, run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
             added = number_text(by) if by else "0"
             state_text = "" if state is None else str(state)
-            # The script moves the message in the index.
+            # With another actor or queue, the script moves the message in the index.
             is_renamed = ACTOR_NAME in fields or QUEUE_NAME in fields
             if changes is not None:
                 arguments += _change_arguments(changes)
@@ -203,7 +203,7 @@ def _pack_short(sha: str, key: str, update: Update, clock: ServerClock, index: s
 
 
 def _change_arguments(changes: Changes) -> list[str]:
-    """Make the arguments before those of an update that has changes."""
+    """Make the arguments of the changes of an update.  They come before the other arguments of the update."""
     arguments: list[str] = [WireKind.CHANGES, "1" if changes.to_total else "0"]
     arguments += (str(len(changes.deleted)), *changes.deleted, str(len(changes.counts)))
     for name, n in changes.counts.items():

@@ -1,4 +1,4 @@
-"""The index of messages whose slot was moving when they were updated, so that the script could not list them."""
+"""Additions to the index for messages that the script could not list, because their slot was moving."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class _KnownMaster(NamedTuple):
 
 
 class _HostClock(ServerClock):
-    """The clock of this host.  Sentinels have no command for theirs."""
+    """The clock of this host.  Sentinels have no command that returns the time of their own clock."""
 
     __slots__ = ()
 
@@ -51,9 +51,9 @@ class _HostClock(ServerClock):
 class MasterPool(ServerPool):
     """Connections to the present master.
 
-    A new connection queries the Sentinels for the master.  That is not enough: when the Sentinels replace a
-    master that has not failed, it takes writes for about ten seconds until they demote it, and all these
-    writes would be lost.  So the Sentinels are also queried once a second.
+    A new connection queries the Sentinels for the master.  That is not enough: when the Sentinels replace a master that
+    has not failed, the old master takes writes for about ten seconds until they demote it, and all these writes would
+    be lost.  So the Sentinels are also queried once a second.
 
     The driver (redis-py 6.4 and 7.1) would wait a whole time-out for each Sentinel, and its error would quote passwords
     if no Sentinel lists the master.
@@ -78,7 +78,7 @@ class MasterPool(ServerPool):
         now = time.monotonic()
         if deadline is None:
             deadline = now + self.timeout
-        # A new connection queries them in any case.
+        # A new connection queries the Sentinels in any case.
         if now >= self.ask_at and self.has_idle:
             _, not_answered = MASTER_TRUST
             self.ask_at = now + not_answered
@@ -98,7 +98,7 @@ class MasterPool(ServerPool):
     def locate(self, deadline: float) -> Address:
         """Query the Sentinels for the master, one after the other.
 
-        Each has half of the time that is left, so that there is time left for the next one, and for the master.
+        Each Sentinel has half of the time that is left, so that there is time for the next one, and for the master.
 
         Parameters:
           deadline(float): Deadline of the call, by the monotonic clock.

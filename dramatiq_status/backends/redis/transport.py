@@ -120,7 +120,7 @@ class ServerTransport:
         request = requests[0]
         if len(requests) > 1 or not self.clock.known:
             return self._run(requests, None, True)
-        # Most calls.  An exchange would cost an update another 3 %.
+        # Most calls have one request.  An exchange would cost an update another 3 %.
         packed = request.pack(self.clock)
         connection = self.pool.take()
         try:

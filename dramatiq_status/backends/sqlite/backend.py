@@ -84,11 +84,11 @@ class SQLiteBackend(StatusBackend):
     server and no package.
 
     The updates of a call are one transaction.  Only one process writes at a time, and the others wait for up to
-    `timeout`.  Readers never wait: the file is in WAL mode, with two more files beside it while it is in use.  It must
-    be on a disk of this host, and not on NFS, SMB or the like.
+    `timeout`.  Readers never wait, because the file is in WAL mode.  While the file is in use, there are two more files
+    beside it.  The file must be on a disk of this host, and not on NFS, SMB or the like.
 
-    What was stored survives a process that is killed.  It also survives a power failure, except for the last moments
-    before it: no call waits for the disk (``synchronous=NORMAL``).
+    Statuses survive a process that is killed.  They also survive a power failure, except for the writes of the last
+    moments before it, because no call waits for the disk (``synchronous=NORMAL``).
 
     Expired statuses are never shown.  Each change of a state deletes a few of their rows, and SQLite uses their space
     again.  The file itself does not shrink.

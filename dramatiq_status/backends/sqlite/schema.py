@@ -12,10 +12,10 @@ TABLE: Final = "dramatiq_status_1"
 
 #: Statements that create the table and its indexes.
 #:
-#: `position` orders the messages of a namespace by their last change of state.  An index contains all columns that
-#: a list selects by, so a page is read from its end, and no row is looked up that the page leaves out.  `actor` and
-#: `queue` are JSON texts, as in the record.  A list by both uses the index of the one that has fewer messages,
-#: because an index of both would make each change of a state a tenth slower.
+#: `position` orders the messages of a namespace by their last change of state.  An index contains all columns by which
+#: a list selects.  So SQLite reads a page from the end of the index, and looks up only the rows of the page.  `actor`
+#: and `queue` are JSON texts, as in the record.  A list by actor and queue uses the index in which fewer messages have
+#: the wanted value.  An index of both columns would make each change of a state a tenth slower.
 #:
 #: `listed_until` is the time at which a row expires for the indexes of lists: never before `expires_at`, and a little
 #: later while the message lives.  So these indexes stay unchanged by most updates that extend the time to live.

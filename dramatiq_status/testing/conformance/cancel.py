@@ -32,7 +32,7 @@ ROUNDS = 8
 
 
 class Cancels(StoreTests):
-    """Tests of cancelled messages: each race ends in one of the states that its order may lead to."""
+    """Tests of requests to cancel messages.  Each race ends in a state that follows from one of the possible orders."""
 
     def test_a_waiting_message_ends_at_once(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message that waits
@@ -216,7 +216,7 @@ class Cancels(StoreTests):
             assert record is not None and CANCEL_REQUESTED_AT in record
             assert requested is Outcome.REQUESTED
             assert started in (Outcome.APPLIED, Outcome.REQUESTED)
-            # And its end as cancelled is the end of the message, and that of the run before is not
+            # And only the end of the new run ends the message: the end of the earlier run is refused
             assert backend.update(one, finish(1, state=FAILED, c="true")) is Outcome.REFUSED
             assert backend.update(one, finish(2, state=FAILED, c="true")) is Outcome.APPLIED
             assert snapshot_of(backend, one).cancelled

@@ -51,8 +51,8 @@ class Outages(StoreTests):
         server, backend = outage
         backend.update(message_id, start(1))
         server.stop()
-        # When a caller uses it
-        # Then it raises BackendError
+        # When a caller reads, writes or deletes
+        # Then the call raises BackendError
         for call in (backend.read, lambda m: backend.update(m, enqueue()), backend.delete, lambda m: backend.read(m)):
             with pytest.raises(BackendError) as caught:
                 call(message_id)
@@ -67,7 +67,7 @@ class Outages(StoreTests):
         server.stop()
         for call in reads_of(backend, message_id):
             # When its status is read in any way
-            # Then it raises BackendError
+            # Then the call raises BackendError
             with pytest.raises(BackendError):
                 call()
 
@@ -79,7 +79,7 @@ class Outages(StoreTests):
             with refusal:
                 for call in reads_of(backend, message_id):
                     # When its status is read in any way
-                    # Then it raises BackendError
+                    # Then the call raises BackendError
                     with pytest.raises(BackendError, match=name):
                         call()
             # And after that its status is the same

@@ -98,7 +98,7 @@ class Pages(StoreTests):
         # When the last message of a page moves, and when it is deleted
         for change in (lambda: listing.update(last.message_id, start(1)), lambda: listing.delete(last.message_id)):
             change()
-            # Then the next page is the same
+            # Then the next page has the two messages below it
             found = listing.find(query, limit=2, after=cursor)
             assert [one.message_id for one in found] == [ids[2], ids[1]]
         # And when all messages before it were deleted as well

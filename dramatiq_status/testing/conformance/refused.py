@@ -52,7 +52,7 @@ class Refused(StoreTests):
             write_until(lambda: writer.breaker.health(0, 0).dropped > health.dropped)
             lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
             assert sum("refuses updates" in line and refused in line for line in lines) == 1
-        # When the store accepts it, then it has all values of the run
+        # When the store accepts the message again, then the record has all values of the run
         buffers[refused].write({":more": "3"})
         assert buffers[refused].flush(30)
         record = backend.read(refused)

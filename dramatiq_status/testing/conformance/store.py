@@ -78,8 +78,8 @@ class StoreTests:
         pytest.skip("Needs the hook refusals.")
 
     def refusing(self, backend: StatusBackend, message_id: str) -> AbstractContextManager[Any]:
-        """Return a context in which the store refuses this message. It must accept messages whose ids begin with
-        another letter.
+        """Return a context in which the store refuses this message.  The store must still accept messages whose ids
+        begin with another letter.
         """
         pytest.skip("Needs the hook refusing.")
 
@@ -124,7 +124,7 @@ def pages_of(backend: StatusBackend, query: Query, limit: int = 100) -> Iterator
 
 
 def write_later(backend: StatusBackend, message_id: str, update: Update) -> None:
-    """Carry out an update in a later millisecond than all earlier ones: the clock may order them."""
+    """Carry out an update in a later millisecond than all earlier updates: a store may order them by its clock."""
     begin = now_ms()
     while now_ms() <= begin + 1:
         time.sleep(0.001)

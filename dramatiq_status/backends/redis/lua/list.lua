@@ -7,18 +7,18 @@
 -- ARGV[1..3]: the state, the queue and the actor to look for, '' for all.
 -- ARGV[4]: maximum number of messages to return; 0 to count them.
 -- ARGV[5]: the position of the last message of the page before, '' for the first page.  A position is the timestamp in
---   microseconds at which a message came into its state.  The message may have expired or was deleted since.  For a
+--   microseconds at which a message came into its state.  The message may have expired or been deleted since.  For a
 --   count: number of unfinished messages among which to look for expired ones first.
 -- ARGV[6]: the id of the last message of the page before.
 -- ARGV[7]: the part of a message's key that comes before its id.
 -- ARGV[8]: '1' for whole records; '0' for none, on a node of a cluster; '2' for none, on a node of a cluster to which
 --   the slot is moving.
--- Returns the number; or 1 if another call finds more for the page, else 0, and for each message its position, its id
---   and its record (names and texts; empty if not asked for).  Returns the error TRYAGAIN while the slot moves, because
---   some keys of the slot are on another node.
+-- Returns the number of messages for a count.  For a page, returns 1 if another call finds more messages for it, else 0;
+--   and for each message its position, its id and its record (names and texts; empty without whole records).  Returns
+--   the error TRYAGAIN while the slot moves, because some keys of the slot are on another node.
 --
--- The script removes from the index each message that it finds without a record. The server executes nothing else in
--- the meantime.  So the work is bounded, and grows only with the number of sets.
+-- The script removes from the index each message that it finds without a record. While the script runs, the server
+-- executes nothing else.  So the work is bounded, and grows only with the number of sets.
 
 local call = redis.call
 local registry = KEYS[1]

@@ -1,5 +1,5 @@
--- Updates of every kind: `apply` in update.py, which has a function of the same name for most of these. A call with
--- shortcuts only does not need them.
+-- A function for each kind of update: the mirror of the functions of `apply` in update.py. A call whose updates all take
+-- shortcuts does not need these functions.
 local function define_kinds(record, moves)
   local read, renew, set_pairs = record.read, record.renew, record.set_pairs
   local move, rename = moves.move, moves.rename

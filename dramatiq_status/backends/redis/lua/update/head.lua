@@ -7,8 +7,8 @@
 -- ARGV[1]: the time in epoch milliseconds; '' for the server's own clock.
 -- ARGV[2..]: for each update its wire kind, the arguments of this kind (below), the number of its fields, and as many
 --   pairs of a stored name and a JSON text.
--- ARGV[#ARGV-3..#ARGV]: arguments of the index, where an update of another kind than WRITE, OUTSIDE and HEARTBEAT is
---   among them: the time in microseconds, '' for the server's own clock; the maximum number of messages of a set; the
+-- ARGV[#ARGV-3..#ARGV]: arguments of the index, if one of the updates is of another kind than WRITE, OUTSIDE and
+--   HEARTBEAT: the time in microseconds, '' for the server's own clock; the maximum number of messages of a set; the
 --   length of the part of a key before the message's id; the prefix of the index's keys, '' for no index.
 -- Returns the outcome of each update.  UNLISTED is added to the outcome if the message could not be added to the index,
 -- because keys of the index are already on the node to which the slot moves.
@@ -23,8 +23,8 @@
 -- Wire kinds, and the arguments of each (WireKind in protocol.py has the same).
 -- An enqueue: origin, generation.
 local ENQUEUE = '0'
--- A run's update with a transition, or with another actor or queue: origin, generation, run token (0: none), sequence, start (1 or 0), create (1 or 0),
--- state ('': none), attempts, increment, ttl.
+-- A run's update with a transition, or with another actor or queue: origin, generation, run token (0: none), sequence,
+-- start (1 or 0), create (1 or 0), state ('': none), attempts, increment, ttl.
 local TRANSITION = '1'
 -- An update from outside without a state, an actor and a queue: increment.
 local OUTSIDE = '2'
@@ -68,7 +68,7 @@ local DEFAULT_TOTAL = '100'
 
 -- Default of a record's live_ttl, in milliseconds.
 local LIVE_TTL = 604800000
--- The same as a command's argument: Redis takes 0.3 microseconds to write a number.
+-- This default as a command's argument: Redis takes 0.3 microseconds to write a number.
 local LIVE_TTL_TEXT = '604800000'
 -- Longest time to live, in milliseconds. PEXPIRE fails above it.
 local LONGEST_TTL = 3155760000000

@@ -1,5 +1,5 @@
--- The earlier runs of a message: history.py, which describes their fields. A call with shortcuts only does not need these
--- functions.
+-- The earlier runs of a message: the mirror of history.py, which describes their fields. A call whose updates all take
+-- shortcuts does not need these functions.
 local function define_history()
   -- Cut the stored text of an exception to its maximum size.
   local function cut_exception(text)

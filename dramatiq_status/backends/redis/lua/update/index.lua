@@ -11,7 +11,7 @@ local rounded = {}
 -- Whether the present message could not be added to the index.
 local unlisted = false
 
--- Add to a key of the index, and return the command's reply. A foreign value under the key is replaced.
+-- Add an entry to a key of the index, and return the command's reply. A foreign value under the key is replaced.
 local function add(command, key, ...)
   local added = redis.pcall(command, key, ...)
   if type(added) == 'table' and added.err:find('WRONGTYPE', 1, true) then
@@ -87,14 +87,15 @@ local function index(id, state, lives, queue, actor, ttl, since)
   end
 end
 
--- Define how messages leave and change sets. A call with shortcuts only does not need these functions.
+-- Define how messages leave and change sets. A call whose updates all take shortcuts does not need these functions.
 local function define_moves()
   -- Return the sets that may contain a message, each with the time to live in its name.
   local function sets_of(old)
     local prefix = ARGV[#ARGV]
     local queue, actor = old.queue or '', old.actor or ''
     if not old.finished then return {{prefix .. old.state .. '\n\n' .. queue .. '\n' .. actor, ''}} end
-    -- The record of a finished message does not have the time to live in the name. Few messages leave a final state.
+    -- The time to live in the name of its set is not in the record of a finished message, so all names are compared.
+    -- Few messages leave a final state.
     local found = {}
     for _, name in ipairs(redis.pcall('SMEMBERS', prefix)) do
       local state, ttl, its_queue, its_actor = name:match('^(.)\n(%d*)\n([^\n]*)\n([^\n]*)$')

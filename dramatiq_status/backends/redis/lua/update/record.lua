@@ -1,12 +1,13 @@
--- Reading and writing of records. A call with shortcuts only does not need these functions.
+-- Reading and writing of records. A call whose updates all take shortcuts does not need these functions.
 local function define_record()
   -- Limit a time to live to what PEXPIRE takes (`limited_ttl` in record.py).
   local function limited(ttl)
     return math.min(math.max(1, ttl), LONGEST_TTL)
   end
 
-  -- Whether the present ones of these texts are numbers in the sense of `is_sound` in record.py: the progress any
-  -- number, the others whole numbers of up to 15 digits. tonumber() accepts '0x10', ' 1' and 'nan' as well.
+  -- Whether these texts, except for missing ones, are numbers as `is_sound` in record.py requires: the progress may be
+  -- any number, and the others must be whole numbers of up to 15 digits. tonumber() accepts '0x10', ' 1' and 'nan' as
+  -- well.
   local function are_sound(version, generation, sequence, scheduled_at, live_ttl, progress, attempts)
     local whole = version .. ' ' .. generation .. ' ' .. (sequence or 0) .. ' ' .. (scheduled_at or 0) .. ' '
       .. (live_ttl or 0) .. ' ' .. (attempts or 0)
@@ -81,8 +82,8 @@ local function define_record()
 
   -- Remove what a key has, to make room for a new record. If the key has no value, the script does not call DEL. DEL
   -- would be its first write, and after the first write Redis no longer refuses the other writes of a script when it is
-  -- out of memory. The state of a record stays until it is replaced: on
-  -- a cluster, a key of a moving slot cannot be created again here once it is gone.
+  -- out of memory. The state of a record stays until it is replaced: on a cluster, a key of a moving slot cannot be
+  -- created again here once it is gone.
   local function clear(key)
     local names = redis.pcall('HKEYS', key)
     if is_foreign(names) or #names > 0 and call('HEXISTS', key, 's') == 0 then
