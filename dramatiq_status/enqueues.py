@@ -244,7 +244,8 @@ class Enqueues:
         """Take back ``queued`` of an enqueue of this thread that has ended in an error.
 
         The broker may have the message nevertheless.  The store therefore removes the record only if no run of it has
-        begun, and a run that begins later makes a new record.  A retry is not taken back: the end of the run follows.
+        begun, and a run that begins later makes a new record.  ``queued`` of a retry is not taken back, because the
+        acknowledgement of the run then writes the final state.
         """
         thread = self._deliveries.thread_state
         found, attached = thread.unconfirmed.get(message_id), thread.attached.pop(message_id, None)

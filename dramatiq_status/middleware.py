@@ -353,8 +353,8 @@ class _WatchedEnqueue:
     def __init__(self, broker: dramatiq.Broker) -> None:
         self._broker = broker
         self._own = broker.__dict__.get("enqueue")
-        #: The thread that has put this method in its place, perhaps in the middle of the broker's first enqueue, which
-        #: this method does not watch; None while the thread calls this method, perhaps in the middle of that enqueue.
+        #: Id of the thread that has replaced the broker's method, perhaps in the middle of the broker's first enqueue,
+        #: which is not watched.  It is None while that thread calls this object.
         self.first_thread: int | None = get_ident()
 
     def __call__(self, message: Any, *args: Any, **kwargs: Any) -> Any:

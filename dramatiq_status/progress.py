@@ -43,8 +43,8 @@ class Progress:
 
     @property
     def total(self) -> int | float | None:
-        """The total of the count, which is not negative; 100 until it is set.  A running message has 100 until its own
-        run sets it, while the store keeps the total of the run before.
+        """The total of the count, which is not negative; 100 until it is set.  For the running message, it is the total
+        that this run has set, or that was sent with the message, although the store keeps the total of the run before.
 
         None for an unknown total: the status then has no fraction, no percent and no time remaining.
         """

@@ -49,14 +49,14 @@ def _handles() -> tuple[type[Status], type[Progress], Callable[..., Channel]]:
 class StatusRegistry:
     """Registry that finds statuses by message id.
 
-    Every method takes a message id or a ``dramatiq.Message``.
+    A method that takes a message id also takes a ``dramatiq.Message``.
     Every method takes `backend`, or `broker` to use the backend of this broker's
     :class:`.StatusMiddleware`.  Without both it uses the default
     broker, as ``message.get_result()`` does.
 
     Every method raises ``RuntimeError`` when the broker has no such
     middleware, ``TypeError`` or ``ValueError`` for an object that is no
-    message id, and :class:`.BackendError` when the store does not answer.
+    message id.  A method that takes a round trip raises :class:`.BackendError` when the store does not answer.
     """
 
     @staticmethod
@@ -201,7 +201,7 @@ class StatusRegistry:
     ) -> Iterator[Snapshot]:
         """Iterate over the snapshots of a message: the present one,
         then one after every change, until the final one.  A
-        message also changes when it stalls, and when it no longer does.
+        message also changes when it stalls, and when it is no longer stalled.
 
         Of many changes within a short time (50 milliseconds, the
         backend's `watch_interval`) only the newest is yielded.  So a slow caller gets the newest

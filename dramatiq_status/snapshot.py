@@ -156,7 +156,7 @@ class Snapshot:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the message was cancelled, so that it was not run, or its actor has raised :class:`.Cancelled`."""
+        """Whether the message ended because it was cancelled or aborted, or its actor raised :class:`.Cancelled`."""
         return self.failed and bool(self._values.get(CANCELLED))
 
     @property
@@ -180,7 +180,7 @@ class Snapshot:
 
     @property
     def timeline(self) -> tuple[str, ...]:
-        """Events of the message in words, each with its duration.
+        """Events in the life of the message in words, with their durations.
 
         >>> snapshot.timeline
         ('enqueued', 'waited 2 s', 'run 1 failed after 12 s: OSError: gone', 'waited 30 s', 'run 2 running for 5 s')

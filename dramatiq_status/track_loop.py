@@ -106,8 +106,8 @@ class LoopCounter:
             self._shown = reached
 
 
-# The counters of the loops around the code of this context.  Weak references: a loop that is left early, or by an
-# exception, drops its counter without a call.
+# The counters of the loops around the code of this context.  The references are weak, because a loop that is left
+# early, or by an exception, drops its counter without a call.
 _counters: ContextVar[tuple[weakref.ref[LoopCounter], ...]] = ContextVar("dramatiq_status_loops", default=())
 
 

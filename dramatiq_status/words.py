@@ -156,7 +156,7 @@ class Step(NamedTuple):
       run(Run): None for a wait, and for runs that are left out.
       length(timedelta): None where a time is unknown, and for the end.
       text(str): The length in words: ``waited 30 s``, ``ran 12 s``, ``28 s so far``.
-      short(str): The length for a timeline to scale: ``waited 30 s``, ``run 1, 12 s``.
+      short(str): The length for a timeline that is drawn to scale: ``waited 30 s``, ``run 1, 12 s``.
       until(datetime): Time until which the broker delayed the message.
     """
 

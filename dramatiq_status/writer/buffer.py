@@ -427,7 +427,7 @@ class MessageBuffer:
         if self._merger is not None or len(operations) != WHOLE_RUN or list(outcomes) != [_APPLIED]:
             return False
         release_run(operations)
-        # In this order: after an interrupt between the two, the same update is sent again, and the store recognizes it.
+        # The order matters: after an interrupt between the two, the update is sent again, and the store recognizes it.
         self._whole = None
         remove_run(operations)
         return True

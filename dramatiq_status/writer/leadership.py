@@ -82,7 +82,8 @@ class Leadership:
                     confirmation.sleep(max(0.0, deadline - time.monotonic()))
         finally:
             if confirmation.stored is None or self.next_leader is confirmation or self._is_abandoned():
-                # The thread was interrupted, or its deadline is over.  The writer's thread sends the updates instead.
+                # The thread was interrupted, its deadline is over, or the store is down.  The writer's thread sends the
+                # updates instead.
                 self._release(confirmation)
 
     def _is_abandoned(self) -> bool:

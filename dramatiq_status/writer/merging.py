@@ -101,7 +101,7 @@ class Merger:
         if state.taken:
             self.state = state = self._merge_taken(state)
         if self.whole is not None and state.pending:
-            # In this order: after an interrupt between the two, the next call does it again.
+            # The order matters: after an interrupt between the two, the next call executes both again.
             state.pending[0].frozen, self._sequence = self.whole, self.whole.sequence
             self.whole = None
         return state
@@ -142,8 +142,8 @@ class Merger:
                 if not self._has_refused:
                     self._has_refused = True
                     logger.exception(
-                        "A %s that was written to message %r cannot be merged. It is dropped, and so is every other "
-                        "of this message that cannot be merged; all else is sent.",
+                        "A %s that was written to message %r cannot be merged and is dropped. Later operations on this "
+                        "message that cannot be merged are dropped without a log line. All others are sent.",
                         type(operation).__name__,
                         self.message_id,
                     )

@@ -195,7 +195,8 @@ class MergedState:
             if pending.reached:
                 # The total of the lost record is lost as well.
                 pending.set(pending.reached)
-            # If this update sets or deletes a field, its additions count from the new value, and are still needed.
+            # If this update or one before it sets or deletes a field, additions to the field count from the new value,
+            # and are still needed.
             replaced.update(pending.fields, pending.changes.deleted if pending.changes else ())
             if PROGRESS not in replaced:
                 pending.arguments.pop("increment", None)

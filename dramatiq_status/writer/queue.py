@@ -17,8 +17,8 @@ from .operations import Confirmation
 class SendQueue:
     """The buffers with something to send: at once, or later.
 
-    Only the leader calls its methods.  An interrupt may strike the leader between any two instructions: a buffer is
-    then in two places, and never in none.
+    Only the leader calls the methods that change it.  An interrupt may strike the leader between any two instructions:
+    a buffer is then in two places, and never in none.
 
     Parameters:
       breaker(CircuitBreaker)

@@ -139,7 +139,7 @@ class Sender:
             self._breaker.succeeded()
 
     def _fail(self, buffers: list[MessageBuffer], error: BackendError) -> None:
-        """Begin or continue an outage; or postpone or drop the one buffer that the store refuses while it is up.
+        """Begin or continue an outage, unless a marked buffer fails again while the store is up.
 
         A probe may fail because of a single message.  So after a failed probe, each probe sends one buffer, and a
         buffer that fails alone is marked and moved to the back of the queue.  When the store takes another buffer, the

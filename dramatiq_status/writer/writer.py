@@ -141,10 +141,10 @@ class Writer:
         deferred = list(self.deferred.items())
         for buffer, due in deferred:
             if due <= now:
-                # In this order: the buffer may be deferred again in between.
+                # The order matters: the buffer may be deferred again between the two.
                 self.deferred.pop(buffer, None)
                 self._queue.signals.append(buffer)
-        # One check more than needed, so that a job that starts soon after does not have to wake the thread.
+        # The thread checks once more than needed, so that a job that starts soon does not have to wake it.
         has_more, self._has_more = self._has_more, False
         if has_more:
             return now + CHECK_INTERVAL
@@ -202,7 +202,7 @@ class Writer:
 
         Parameters:
           confirmation(Confirmation)
-          timeout(float): Maximum number of seconds, by default of one call to the backend.
+          timeout(float): Maximum number of seconds; by default the time-out of the backend.
         """
         if self.breaker.down:
             return False
@@ -369,7 +369,7 @@ class Writer:
         """Sleep until there is something to do."""
         queue, wakeup = self._queue, self._wakeup
         while not queue.drains:
-            # First, so that a buffer that is deferred after the check below wakes this thread.
+            # This comes first, so that a buffer that is deferred after the check below wakes this thread.
             wakeup.wake_at = math.inf
             wakeup.is_asleep = True
             look_at = self._signal_due()
