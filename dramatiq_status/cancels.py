@@ -142,12 +142,14 @@ class CancelLogReader:
         if self._breaker.blocked:
             return
         try:
-            self._position, marks = self._backend.read_cancels(self._position)
+            position, marks = self._backend.read_cancels(self._position)
             self._writer.note_answer()
             if marks:
                 self.note(marks)
                 # A full log may have dropped earlier marks, so any running message may be cancelled.
                 self._mark_buffers(None if len(marks) >= MAX_MARKS else set(marks))
+            # At the end: if the store did not return the records of running messages, the marks are read again.
+            self._position = position
         except BackendError as e:
             # The writer begins an outage and logs it.
             if self._breaker.down:

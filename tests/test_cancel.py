@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -407,6 +408,42 @@ def test_a_running_message_sees_the_request_whose_mark_the_log_has_dropped(backe
         backend.update_many([(name, cancel()) for name in (message.message_id, *OTHERS)])
         # Then it sees the request
         assert StatusRegistry.wait(message, broker=broker).cancelled
+
+
+def test_a_running_message_sees_the_request_whose_record_could_not_be_read_at_first(
+    broker: StubBroker, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a message that runs, and a store that answers the first read of the message's record with an error
+    reasons: list[str | None] = []
+    failures = [BackendError("The store does not answer.")]
+    read_many = backend.read_many
+
+    def fail_once(message_ids: Sequence[str]) -> Any:
+        if failures and threading.current_thread().name == "dramatiq-status-cancels":
+            raise failures.pop()
+        return read_many(message_ids)
+
+    monkeypatch.setattr(backend, "read_many", fail_once)
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            time.sleep(0.001)
+            try:
+                current_status().check_cancelled()
+            except Cancelled as e:
+                reasons.append(e.reason)
+                raise
+
+    message = job.send()
+    with working(broker, threads=1):
+        wait_until_it_runs(message, broker)
+        # When it is cancelled
+        StatusRegistry.cancel(message, reason="user left", broker=broker)
+        # Then it sees the request and its reason
+        assert StatusRegistry.wait(message, broker=broker).cancelled
+    assert (reasons, failures) == (["user left"], [])
 
 
 def test_a_message_that_is_sent_after_a_full_log_was_read_takes_no_read(
