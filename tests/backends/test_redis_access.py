@@ -52,7 +52,7 @@ EVERYTHING: dict[str, Any] = {
 PERMITTED = (
     "+evalsha +script|load +time +hget +hmget +hgetall +hset +hsetnx +hdel +hkeys +hexists +exists +del "
     "+pexpire +pttl +publish +subscribe +ping +smembers +sadd +srem +zadd +zrem +zcard +zcount +zrange +zrevrange "
-    "+zscore +srandmember +unlink +zremrangebyscore +zremrangebyrank"
+    "+zrevrangebyscore +zscore +srandmember +unlink +zremrangebyscore +zremrangebyrank"
 )
 
 
