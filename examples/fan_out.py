@@ -82,7 +82,7 @@ def make_thumbnail(number: int, pause: int, parent_id: str) -> None:
     time.sleep(pause / 1000)
     if number % 20 == 19:
         raise BrokenPicture(f"picture {number}")
-    # The last line, because a message that fails after its increment counts again when it is retried.
+    # This is the last line, because a message that fails after its increment counts again when it is retried.
     StatusRegistry.progress(parent_id).increment()
 
 

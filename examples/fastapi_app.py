@@ -3,7 +3,7 @@
     dramatiq fastapi_app
     uvicorn fastapi_app:app
 
-REDIS_URL in the environment is the Redis of both; by default redis://127.0.0.1:6379/0.
+REDIS_URL in the environment is the URL of the Redis that both use; by default redis://127.0.0.1:6379/0.
 """
 
 import os

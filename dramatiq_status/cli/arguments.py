@@ -25,7 +25,9 @@ PROGRESS_OUTPUTS: Final = ("auto", "live", "plain", "json", "quiet")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Formatter of help for the width of the terminal.  argparse would import all formats of archives to find it."""
+    """Formatter of help for the width of the terminal.  argparse would find it with shutil, which imports
+    the modules of all archive formats.
+    """
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=columns_of(sys.stdout) - 2)

@@ -135,7 +135,7 @@ def page_of(store: Store, arguments: Namespace) -> StatePage:
 
 
 def _read_parts(page: StatePage, store: Store, arguments: Namespace) -> Iterator[None]:
-    """Read the jobs of a page, in as many steps as the page needs calls of the store."""
+    """Read the jobs of a page, in one step for each call of the store."""
     query = query_of(arguments)
     try:
         while page.to_read:
@@ -147,7 +147,7 @@ def _read_parts(page: StatePage, store: Store, arguments: Namespace) -> Iterator
 
 
 def count(arguments: Namespace) -> int:
-    """Print the number of jobs.  Jobs in a state that the store does not index are read."""
+    """Print the number of jobs.  In a state that the store does not index, jobs are read to count them."""
     store, state = store_of(arguments), arguments.state
     with store_errors(store):
         if state in AMONG:

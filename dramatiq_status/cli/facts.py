@@ -9,8 +9,8 @@ from ..snapshot import Snapshot
 from ..words import CANCELLED, COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
 from .text import clean, pad
 
-#: Other messages still increment the progress of a finished job if its status has changed at least _MOVED after its
-#: end, and less than _STILL ago.
+#: Shortest time from the end of a job to its last change, and longest time since this change, with which other
+#: messages count as still incrementing the progress of the job.
 _MOVED: Final = timedelta(milliseconds=300)
 _STILL: Final = timedelta(seconds=10)
 
@@ -85,7 +85,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
         clean(message_id),
         None if snapshot.percent is None else int(snapshot.percent),
         "its messages still run" if moves else clean(_text_of(step)),
-        # The reason of a cancellation is more useful than the count, and has its room.
+        # The reason of a cancellation is more useful than the count, and takes its place.
         ""
         if state == CANCELLED and step
         else count_of(snapshot.get("progress"), total, percent=snapshot.percent, is_over=snapshot.finished),

@@ -27,7 +27,8 @@ _LAST_RETRY: Final = 5.0
 _BACK_OFF: Final = 1.5
 
 #: Seconds between two reads of the list whose jobs are watched, and this pause as a multiple of the time that the last
-#: read has taken.  The longer of the two applies: a list of stalled jobs may be read from a hundred thousand jobs.
+#: read has taken.  The longer of the two applies, because a list of stalled jobs may need a read of a hundred
+#: thousand jobs.
 _LIST_AGAIN: Final = 1.0
 _LIST_REST: Final = 10
 

@@ -176,7 +176,7 @@ class LineOutput:
                 self._print_line(facts, now, is_over=is_over)
 
     def wants_new(self, view: JobsView) -> bool:
-        # Lines do not move.
+        # A new job moves no line that is printed already, so there is no need for a key.
         return view.added > 0
 
     def end(self, view: JobsView, note: str = "") -> None:

@@ -48,8 +48,8 @@ _REASONS: Final = 10
 
 
 class Slots:
-    """The jobs that have a row.  A slot gets another job only if its own job is queued, scheduled or over and has not
-    failed, and the other job has a lower rank.  So rows do not move.
+    """The jobs that have a row.  A slot gets another job only if the other job has a lower rank.  The slot's own job
+    must also be queued, scheduled, or over without a failure.  So rows do not move.
     """
 
     def __init__(self) -> None:

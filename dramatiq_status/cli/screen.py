@@ -1,4 +1,4 @@
-"""A picture in a terminal that changes in place, and leaves the terminal as it was."""
+"""A picture that changes in place in a terminal, and that leaves the terminal as it was."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Screen:
             signal.signal(number, handler)
 
     def draw(self, rows: Sequence[Sequence[Segment]], terminal: Terminal) -> None:
-        """Show rows in the place of those before; only rows that differ are written.
+        """Replace the rows that are shown.  Only rows that differ are written.
 
         Parameters:
           rows(Sequence[Sequence[Segment]]): Fewer than the terminal has.
@@ -80,7 +80,7 @@ class Screen:
         if self.size != self._size:
             self._size = self.size
             if self._drawn:
-                # After a change of size, each terminal leaves the old rows elsewhere.
+                # Where the old rows are after a change of size depends on the terminal.
                 written.append(_CLEAR_ALL)
                 self._drawn = []
         lines = [self._line(row, terminal) for row in rows]

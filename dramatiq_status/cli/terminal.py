@@ -24,7 +24,8 @@ from .text import columns_of
 #: A text and the name of its style; the empty name for none.
 Segment = tuple[str, str]
 
-#: ANSI codes (SGR) by the names of styles.  They use the sixteen colours of the terminal's theme, which fit its ground.
+#: ANSI codes (SGR) by the names of styles.  They use the sixteen colours of the terminal's theme, which fit
+#: its background.
 _STYLES: Final = {
     "bold": "1",
     "dim": "2",
@@ -54,7 +55,7 @@ _GLYPHS: Final = {
     UNKNOWN: ("?", "?"),
 }
 
-#: Characters of bars: done, half, rest; ghost, break; hatch.
+#: Characters of bars: the done part, its half cell, the rest; the part of an earlier run, its end; a stalled job.
 _BAR: Final = ("━", "╾", "─", "╌", "┃", "╱")  # noqa: RUF001
 _ASCII_BAR: Final = ("=", "=", ".", "-", "|", "/")
 

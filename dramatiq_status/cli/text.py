@@ -123,7 +123,7 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
 
 def columns_of(stream: TextIO, other: int = 80) -> int:
     """Return the width of the terminal that a stream belongs to, in cells; `other` where it is unknown."""
-    # This is shutil.get_terminal_size(), whose module would import all formats of archives.
+    # This is shutil.get_terminal_size(). The module shutil imports the modules of all archive formats.
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)

@@ -94,7 +94,7 @@ def copy_button(text: str, label: str) -> Markup:
 
 
 def confirmation(summary: object, text: str, button: str, action: str, *, in_row: bool = False) -> Markup:
-    """Make a button that shows a second button, which confirms the action; also without script.
+    """Make a button that shows a second button, which confirms the action.  It works without script, too.
 
     Parameters:
       summary(object): The first button.

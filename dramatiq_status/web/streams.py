@@ -31,7 +31,7 @@ HEADERS: Final = [
     (b"cache-control", b"no-store"),
     # nginx passes each event on at once.
     (b"x-accel-buffering", b"no"),
-    # Compressing middleware, such as Django's, would wait for more.
+    # Compressing middleware, such as Django's, would wait for more data.
     (b"content-encoding", b"identity"),
     (b"x-content-type-options", b"nosniff"),
 ]

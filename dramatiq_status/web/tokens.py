@@ -32,8 +32,8 @@ class TokenSigner:
     >>> app = status_app(authorize=deny_all, signer=signer)
 
     Parameters:
-      secret_key(str): A secret that all processes of the application share.  With several, the last one signs, and all
-        of them are accepted, so that a key can be replaced.
+      secret_key(str): A secret that all processes of the application share.  Of several secrets, the last one signs
+        tokens, and tokens of all are accepted, so that a secret can be replaced.
     """
 
     def __init__(self, secret_key: str | bytes | Iterable[str] | Iterable[bytes]) -> None:

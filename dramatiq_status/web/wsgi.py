@@ -35,7 +35,7 @@ Answer = tuple[bytes, int, dict[str, str]]
 
 
 class Request(Protocol):
-    """A request of Flask, of Django, or :class:`WSGIRequest`."""
+    """A request: Flask's, Django's, or a :class:`WSGIRequest`."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...

@@ -5,5 +5,5 @@ each command in a terminal of its own:
     python -m django rundramatiq
     python -m django runserver
 
-REDIS_URL in the environment is the Redis of both; by default redis://127.0.0.1:6379/0.
+REDIS_URL in the environment is the URL of the Redis that both use; by default redis://127.0.0.1:6379/0.
 """

@@ -1,4 +1,4 @@
-"""The settings: statuses need the middleware, the application, and the one dict."""
+"""The settings: statuses need the middleware, the application, and the dict DRAMATIQ_STATUS."""
 
 import os
 

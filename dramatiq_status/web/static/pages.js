@@ -109,7 +109,7 @@ async function renew() {
   renewing = true;
   while (stale) {
     stale = false;
-    // This request parses HTML and is no sink of Trusted Types.
+    // This request parses HTML, and Trusted Types do not forbid it.
     const request = new XMLHttpRequest();
     request.open("GET", location.href);
     request.responseType = "document";
