@@ -26,7 +26,7 @@ IDLE_TIMEOUT: Final = 30.0
 #: Whether a task can distinguish its time limit from another cancellation.
 _CAN_UNCANCEL: Final = sys.version_info >= (3, 11)
 
-#: Maximum size, in bytes, of requests that a caller sends itself.  A write of so few bytes does not wait.
+#: Maximum size, in bytes, of requests that a caller sends without the task.  A write of so few bytes does not wait.
 _SMALL: Final = 16_384
 
 
@@ -49,11 +49,11 @@ class _Call:
         self.seen = seen
         #: Whether the requests have their replies, or an error.
         self.is_done = False
-        #: Whether the requests were sent once only.
+        #: Whether the call was never restarted.
         self.is_first = True
         #: Gets a result when the call is done; None if no caller waits for that.
         self.waiter: asyncio.Future[None] | None = None
-        #: The task of the caller, if it sends and receives itself.
+        #: The task of the caller, if the caller sends the requests and receives the replies.
         self.caller: asyncio.Task[Any] | None = None
         self.exchange = Exchange(requests, clock)
 
@@ -99,9 +99,10 @@ class PipelinedConnection:
     """One connection for all calls of an event loop.
 
     Calls that are made while others are under way are sent together, by a task: 100 reads at once take 27 microseconds
-    each, and 51 with the driver's pool of connections.  A caller that is alone sends and receives itself: the task, and
-    a second one for its time limit, would make a call 1.5 times as long.  A caller that stops waiting disturbs no other
-    call. A connection that was idle for :data:`IDLE_TIMEOUT` seconds is closed.
+    each, and 51 with the driver's pool of connections.  If no other call is under way, the caller sends the requests
+    and receives the replies: the task, and a second one for its time limit, would make a call 1.5 times as long.  A
+    caller that stops waiting disturbs no other call.  A connection that was idle for :data:`IDLE_TIMEOUT` seconds is
+    closed.
 
     The deadline of a call includes the time before it is sent: earlier calls, connecting, and finding the server.  Each
     reply makes the deadlines of all calls a little later, because the server answers.
@@ -119,7 +120,7 @@ class PipelinedConnection:
         self._task: asyncio.Task[None] | None = None
         # Whether there are no calls, although the task may not have ended yet.
         self._is_free = True
-        # The call whose caller sends and receives itself.
+        # The call whose caller sends the requests and receives the replies, without the task.
         self._lone: _Call | None = None
         # The timer that closes an idle connection, and the end of the last calls by the loop's clock.
         self._timer: asyncio.TimerHandle | None = None
@@ -163,7 +164,7 @@ class PipelinedConnection:
             await self._send_and_receive(connection, [call])
         except BaseException as e:
             call.caller = None
-            # Only a call that was made to fail is done here: its failure has cancelled the task.
+            # If the call is done here, `_Call.fail` has failed it and cancelled this task.
             has_failed = call.is_done and task.uncancel() <= before and isinstance(e, asyncio.CancelledError)
             if not await self._drop_connection(e, [call], used=True) and not has_failed:
                 raise
@@ -262,7 +263,7 @@ class PipelinedConnection:
         loop = asyncio.get_running_loop()
         left = self._used_at + IDLE_TIMEOUT - loop.time()
         if left > 0 or self._lone is not None:
-            # A caller that sent and received itself has used the connection in the meantime.
+            # A caller has used the connection without the task in the meantime.
             self._timer = loop.call_later(left if left > 0 else IDLE_TIMEOUT, self._rest)
         else:
             self._is_free = False
@@ -310,7 +311,7 @@ class PipelinedConnection:
           used(bool): Whether the server may have closed an idle connection.
 
         Returns:
-          bool: Whether the error is the store's.
+          bool: Whether it is an error of the store.
         """
         await self._disconnect(nowait=True)
         failure = error_for(error)

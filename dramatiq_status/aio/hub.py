@@ -164,8 +164,8 @@ class WatchedMessage:
         #: Whether the hub has to subscribe to the message, and whether it has sent the request to subscribe.
         self.wanted: bool = False
         self.named: bool = False
-        #: Times of the message's entries in the list of messages to read.  A time before `far` is added as `near`, and
-        #: `far` stays where it is, so that the list stays short.
+        #: Times of the message's entries in the list of messages to read.  Example: an entry for 9:05 is `far`.  If the
+        #: message has to be read at 9:01, a second entry is added as `near`, and the first one stays for later.
         self.near: float = inf
         self.far: float = inf
 
@@ -392,7 +392,7 @@ class Hub:
         self._plan(watched)
 
     def _end_subscription(self) -> None:
-        """Read all watched messages again and again until there is a new subscription."""
+        """Poll all watched messages until there is a new subscription."""
         self._gone.clear()
         for watched in self._watched.values():
             watched.schedule.pushed = watched.named = False

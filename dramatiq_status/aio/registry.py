@@ -204,7 +204,7 @@ class StatusRegistry:
         """Count the statuses that :meth:`list` would list without a limit.
 
         Raises:
-          NotSupported: When the backend cannot list.  Its text has the reason.
+          NotSupported: When the backend cannot list.  The text of the error has the reason.
           BackendError: As for :meth:`list`.
         """
         query = make_query(state, actor_name, queue_name)
@@ -253,7 +253,7 @@ def _follow(
     def begin(now: float) -> MessageWatcher:
         return MessageWatcher(message_id, now, timeout=limit, missing_timeout=missing_limit, interval=interval)
 
-    # An unknown message is never shown.
+    # The watcher never yields None for an unknown message.
     return cast("AsyncGenerator[Snapshot, None]", watch_loop(backend, (message_id,), begin, itemgetter(0)))
 
 

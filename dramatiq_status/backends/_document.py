@@ -102,8 +102,8 @@ class PendingDocument:
     def _apply(self, record: Record | None, expires_at: int, now: int, room: SizeLimits | None) -> bytes | None:
         self.outcomes, self.error = [], None
         dropped: dict[str, int] = {}
-        # The last record that an update has made.  It is stored even if it has expired at once, which is how an update
-        # removes a record: the next update of the same call then finds none.
+        # The last record that an update has made.  An update removes a record by a time to live of 0.  The expired
+        # record is stored, and the next update of the same call finds none.
         written: Record | None = None
         for update in self.updates:
             if expires_at <= now:

@@ -71,7 +71,7 @@ class IdlePool(Generic[C]):
         return connection
 
     def give(self, connection: C) -> None:
-        """Give a connection back on which no reply is due."""
+        """Give back a connection on which no reply is due."""
         connection.used = monotonic()
         self._idle.append(connection)
 

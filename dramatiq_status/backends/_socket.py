@@ -20,13 +20,13 @@ T = TypeVar("T")
 #: signals do not prolong.
 FIRST_WAIT: Final = 0.004
 
-#: Errors of a socket whose time-out is over, be it the kernel's or Python's.
+#: Errors of a socket whose time-out is over: with the kernel's time-outs, and with Python's.
 TIME_OUTS: Final = (BlockingIOError, TimeoutError)
 
 
 def has_kernel_timeouts(found: Any) -> bool:
     """Whether the kernel keeps the time-outs of a socket, so that Python calls no ``poll()`` before each send and
-    receive.  The sockets of TLS and of gevent keep their own.
+    receive.  The sockets of TLS and of gevent have time-outs of their own.
     """
     return IS_SUPPORTED and type(found) is PLAIN_SOCKET
 

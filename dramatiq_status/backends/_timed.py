@@ -68,8 +68,8 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
 
     def run() -> Iterator[None]:
         try:
-            # Before 3.12, Python may raise an interrupt of the starting thread where the new thread begins, which is
-            # this line.
+            # The new thread begins at this line.  Before 3.12, Python may raise an interrupt of the starting thread
+            # here.
             yield
             results.append(work())
         except BaseException as e:

@@ -108,7 +108,7 @@ class CacheBackend(StatusBackend):
     - Workers and readers must share the cache.  A cache in the memory of a process is for a single process, and for
       tests.
     - A cache may forget a document early: Django's caches in memory and on disk keep 300 entries by default
-      (``MAX_ENTRIES``), those of cachelib 500 (``threshold``).  The next write of a running message restores its
+      (``MAX_ENTRIES``), and cachelib's caches 500 (``threshold``).  The next write of a running message restores its
       status.  The status of a finished message stays unknown.
     - If `set` takes no time to live (dogpile.cache), the cache keeps documents until it deletes them by its own rules.
       The backend ignores them after their time.  The ``expiration_time`` of a region of dogpile.cache does not count
@@ -117,8 +117,8 @@ class CacheBackend(StatusBackend):
       their duration.
     - A time limit or an abort may interrupt the code of the cache in the middle of a call.  The backend then releases
       its own locks, but some caches keep a lock forever: dogpile.cache's ``dbm`` with its file lock, and Django's
-      ``cache``, which takes a lock in each call to find the cache object of the thread.  ``caches["default"]`` is this
-      object itself.  Threads can share the object of a cache in memory or on disk.
+      ``cache``, which takes a lock in each call to find the cache object of the thread.  To avoid Django's lock, pass
+      this object itself, ``caches["default"]``.  Threads can share the object of a cache in memory or on disk.
     - Some caches hide errors: Django's cache in a database hides errors of writes, and django-redis hides all errors
       with ``IGNORE_EXCEPTIONS``.  Updates are lost in an outage that the cache hides.
 
@@ -142,7 +142,7 @@ class CacheBackend(StatusBackend):
       max_field_size(int): Maximum size of an encoded field, in bytes.
 
     Raises:
-      TypeError: When `cache` lacks one of these methods, or is a client that has a backend of its own.  If a proxy
+      TypeError: When `cache` lacks `get`, `set` or `delete`, or is a client that has a backend of its own.  If a proxy
         hides the cache, its first use raises :class:`.BackendError` instead.
 
     .. _cachelib: https://cachelib.readthedocs.io
@@ -349,7 +349,7 @@ def _is_djangos(cache: Any) -> bool:
 
 
 def _is_proxy(cache: Any) -> bool:
-    """Return whether reading the attributes of the cache would execute its code."""
+    """Whether reading the attributes of the cache would execute its code."""
     return hasattr(type(cache), "__getattr__") and None in (getattr_static(cache, name, None) for name in METHODS)
 
 

@@ -165,13 +165,13 @@ def timeless(record: Record | None) -> dict[str, Any] | None:
     }
     for name, value in found.items():
         if name.startswith(EARLIER_RUN) and value[1] is not None and value[1][1] == LOST:
-            # The time of its last heartbeat.
+            # A lost run ends at its last heartbeat.
             value[1][0] = "timestamp"
     return found
 
 
 def with_actor(update: Update, actor_name: str) -> Update:
-    """Return an update with the name of an actor if it may create a record, as an update of the middleware has it."""
+    """Add the name of an actor to an update if it may create a record: the middleware's updates have it as well."""
     if update.kind is not Kind.ENQUEUE and not update.create:
         return update
     return update._replace(fields={**update.fields, ACTOR_NAME: f'"{actor_name}"'})

@@ -118,7 +118,7 @@ class MemcachedBackend(StatusBackend):
         # No key of a message contains "%" behind its namespace.
         self._log_key: bytes = f"{prefix[:-1]}%cancels".encode()
         self._rounds = Rounds(self._items, prefix[:-1] + "%turn:")
-        # Messages for which a line about a value that is not stored was logged.
+        # Ids of messages for which `_log` has logged an error.
         self._logged: OrderedDict[str, bool] = OrderedDict()
 
     # Writing
@@ -184,7 +184,7 @@ class MemcachedBackend(StatusBackend):
         return read_log(None if found is None else found[0], position or 0)
 
     def _unavailable(self, count: int, error: BackendError, deadline: float) -> list[Outcome]:
-        """Return the outcomes of updates of which none has got an answer.  Raise the error, unless another server
+        """Return the outcomes of updates to which their server has not replied.  Raise the error if no other server
         answers.
         """
         if not self._servers.has_answer(deadline):

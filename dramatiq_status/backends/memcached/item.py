@@ -17,7 +17,7 @@ T = TypeVar("T")
 #: Maximum number of items that a process caches.
 MAX_CACHED: Final = 1024
 
-#: Maximum size of a cached value, in bytes, and maximum number of cached values that are larger.
+#: Size in bytes above which a cached value counts as large, and maximum number of large values that are cached.
 MAX_CACHED_SIZE: Final = 65_536
 MAX_CACHED_LARGE: Final = 16
 
@@ -174,8 +174,8 @@ def expiry_of(expires_at: int, now: int) -> int:
     """Return memcached's number for the time at which an item expires.
 
     The server's clock ticks once a second, so an item lives up to one second less than its time to live.
-    Therefore the returned time to live is one second longer.  A date is not: it is at least a month away, so a second
-    does not matter.
+    Therefore the returned time to live is one second longer.  A date is returned unchanged: it is at least a month
+    away, so a second does not matter.
 
     >>> expiry_of(1_790_000_000_000 + 1_500, 1_790_000_000_000)
     3

@@ -71,7 +71,7 @@ class Rounds:
             active = others[first : first + WRITES_PER_ROUND_TRIP]
             while active:
                 yield from self._round(connection, active)
-                # The others do not wait for messages to which other processes keep writing.
+                # The other messages do not wait for messages to which other processes keep writing.
                 contended += [found for found in active if found.conflicts >= PATIENT_CONFLICTS and not found.done]
                 active = [found for found in active if not found.done and found.conflicts < PATIENT_CONFLICTS]
         if contended:

@@ -63,7 +63,7 @@ class RedisBackend(StatusBackend):
 
     A list removes expired unfinished statuses from the index when it finds them.  A count looks for expired statuses
     among 1,000 unfinished ones, and is exact if there are no more.  If there are more, it looks at the oldest and at
-    some others, and counts the other expired statuses until a count or a list finds them.
+    some others.  Expired statuses at which it has not looked are counted until a count or a list finds them.
 
     Parameters:
       client(redis.Redis | redis.RedisCluster): An optional client, of redis-py or of valkey-py.  It determines how the
@@ -193,7 +193,9 @@ class RedisBackend(StatusBackend):
     # The broker
 
     def update_attacher(self, broker: Any) -> RedisUpdateAttacher | None:
-        """Return the broker's client, if :meth:`broker_client` of this backend has made it; otherwise None."""
+        """Return an attacher for the broker's client, if :meth:`broker_client` of this backend has made the client;
+        otherwise None.
+        """
         client: Any = getattr(broker, "client", None)
         found = self._attacher
         if found is not None and found.client is client:

@@ -231,7 +231,7 @@ class BrokerCalls:
             connection.send(packed)
             replies = connection.read_many(count)
         except BaseException as e:
-            # After an interrupt as well, the replies may still arrive.
+            # The replies may still arrive, also after an interrupt.
             connection.close()
             raise error_of(e) from e
         self._pool.give(connection)
@@ -280,7 +280,7 @@ def error_of(error: BaseException) -> BaseException:
 def refusal_of(reply: Exception) -> Exception:
     """Return the error that redis-py raises for a reply that is an error."""
     if isinstance(reply, redis.RedisError):
-        # The driver has read it.
+        # The driver has read the reply, and has made this error.
         return reply
     code, _, text = str(reply).partition(" ")
     kind = _ERRORS.get(code)

@@ -286,7 +286,7 @@ class ServerPool(IdlePool[Connection]):
 
 
 def address_of(connection: Any) -> Address:
-    """Connect a connection of the driver's, and return the address to which that has led.
+    """Connect a connection of the driver's, and return the host and port of its server.
 
     Raises:
       BackendError: When the server does not answer.

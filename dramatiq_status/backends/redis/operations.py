@@ -117,7 +117,7 @@ class Operations:
         return self._update_call(keys, keys.shard_of(message_id), ((message_id, update),), (0,))
 
     def complete(self, call: UpdateCall, *, lenient: bool = False) -> Steps[Outcome]:
-        """Carry out what is left of one update, after its request."""
+        """Return the outcome of one update after its request, and list the message if the script could not."""
         failure = call.error
         if failure is not None:
             if lenient and not isinstance(failure, StoreRefused) and not self._transport.is_down(failure):

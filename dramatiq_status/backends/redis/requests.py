@@ -252,7 +252,7 @@ class Exchange:
     # The clock that a reply to ``TIME`` will set; None if no reply is due.
     _clock: ServerClock | None = None
 
-    # Position of the request to which the next replies are; -1 for the commands before the first request.
+    # Position of the request to which the next replies belong; -1 for the commands before the first request.
     _next = 0
 
     def __init__(self, requests: Sequence[Request], clock: ServerClock) -> None:

@@ -13,7 +13,7 @@ from .driver import driver_of
 from .requests import Command
 from .transport import ServerTransport
 
-#: Seconds for which the master is assumed to stay the same: where a Sentinel has answered, and where none has.
+#: Seconds until the next query of the Sentinels: after a query with an answer, and after a query without one.
 MASTER_TRUST: Final = (1.0, 15.0)
 
 #: Flags in a Sentinel's reply about a master, by the names that the driver's check uses.

@@ -17,7 +17,7 @@ from .requests import failure_of
 PING_AFTER: Final = 5.0
 
 #: Maximum number of seconds that a system call waits.  Time limits, aborts and shutdowns strike a worker's thread only
-#: between two of them.
+#: between two system calls.
 LONGEST_WAIT: Final = 1.0
 
 

@@ -25,8 +25,8 @@ ROWS_PER_QUERY: Final = 900
 #: Number of expired rows that a call deletes for each message whose state it changes.
 SWEPT_PER_CHANGE: Final = 8
 
-#: Number of expired rows above which a call deletes no more rows than it changes messages.  Other writers wait while a
-#: call deletes.
+#: Maximum number of expired rows that a call deletes, because other writers wait in the meantime.  A call that changes
+#: the states of more messages may delete one row for each of them.
 MAX_SWEPT: Final = 200
 
 #: Share of the time to live by which the indexes of lists keep an unfinished message longer: one in this number.

@@ -19,8 +19,8 @@ has it:
 - the hook ``refusing`` makes the store refuse one message,
 - the hook ``too_large`` makes an update that is too large for the store.
 
-A backend without :meth:`.StatusBackend.find` does not list, and has to give the reason.  The tests of subscriptions
-are skipped if :meth:`.StatusBackend.subscribe` returns None.
+A backend without :meth:`.StatusBackend.find` does not list, and has to give the reason in ``why_no_list``.  The tests
+of subscriptions are skipped if :meth:`.StatusBackend.subscribe` returns None.
 
 If ``conftest.py`` registers the package before its import, a failed assert shows the values that it has compared:
 

@@ -145,7 +145,7 @@ class Batches(StoreTests):
     )
     def test_a_damaged_record_counts_as_missing(self, backend: StatusBackend, update: Update) -> None:
         for name, plant in self.damages().items():
-            # Given a value under the key of a record that is no record
+            # Given a value that is no record, under the key of a record
             message_id = uuid4().hex
             plant(backend, message_id)
             # When an update changes only a part of the record
@@ -155,7 +155,7 @@ class Batches(StoreTests):
     @pytest.mark.parametrize("update", [enqueue(step="1"), start(1, step="1")], ids=["enqueue", "start"])
     def test_a_damaged_record_is_replaced(self, backend: StatusBackend, update: Update) -> None:
         for name, plant in self.damages().items():
-            # Given a value under the key of a record that is no record
+            # Given a value that is no record, under the key of a record
             message_id = uuid4().hex
             plant(backend, message_id)
             # When an update creates the record

@@ -201,7 +201,7 @@ class Outcomes(StoreTests):
             finish(3, 1, create=create, state=FAILED),
         ]
         outcomes = [backend.update(message_id, update) for update in late]
-        # Then nothing of that is stored
+        # Then none of these updates is stored
         assert (outcomes, backend.read(message_id)) == ([Outcome.REFUSED] * 5, before)
 
     def test_an_update_that_is_sent_twice_counts_once(self, backend: StatusBackend, message_id: str) -> None:

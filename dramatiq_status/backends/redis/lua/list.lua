@@ -27,7 +27,8 @@ local limit, after, after_id = tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local position = tonumber(after)
 local before, whole, arriving = ARGV[7], ARGV[8] == '1', ARGV[8] == '2'
 
--- Whether the slot is moving to another node: this node then refuses keys that it does not have. No key has this name.
+-- Whether the slot is moving to another node. While it moves, this node refuses the names of keys that it does not have.
+-- No key has the name that this function passes.
 local function is_leaving()
   local found = redis.pcall('EXISTS', registry .. '?')
   if type(found) == 'number' then return false end
@@ -122,8 +123,8 @@ local function measure()
   return sum
 end
 
--- Remove the messages that have no record, of those from the position `first` to `last` of a set, where 0 is the
--- oldest. Return the number of removed messages.
+-- Look up the messages of a set from index `first` to index `last`, and remove those that have no record. The oldest
+-- message has the index 0. Return the number of removed messages.
 local function check(set, first, last)
   local ids, dropped = call('ZRANGE', set.key, first, last), 0
   for begin = 1, #ids, PIECE do

@@ -105,8 +105,9 @@ local function define_kinds(record, moves)
   -- updates.  `to_total`: whether to set the progress to the total.  `uncounted`: whether a count was left out.
   local deleted, counts, to_total, uncounted
 
-  -- Delete the fields of the present update's changes. Append the sums of its counts to the pairs to write, which have
-  -- the update's fields already, then the progress at its total. Return the new size of the list.
+  -- Delete the fields that the present update deletes. The list of pairs to write has the update's fields already. Append
+  -- the sums of its counts. If the update sets the progress to the total, append the progress, or a total that was
+  -- unknown. Return the new size of the list.
   local function add_changes(key, written, size)
     local set = {}
     for i = 1, size, 2 do set[written[i]] = written[i + 1] end

@@ -36,9 +36,9 @@ local WRITE = '4'
 local OUTSIDE_STATE = '5'
 -- The deletion of a message.
 local DELETE = '6'
--- Changes of the update that follows, which is a TRANSITION (it may have none) or an OUTSIDE_STATE (it may have no
--- state): whether to set the progress to the total (1 or 0), number of fields to delete, their stored names, number of
--- fields to count on, pairs of a stored name and a number.
+-- Changes of the update that follows, which is a TRANSITION or an OUTSIDE_STATE even if it has no state: whether to set
+-- the progress to the total (1 or 0), number of fields to delete, their stored names, number of fields to count on, pairs
+-- of a stored name and a number.
 local CHANGES = '7'
 -- A request to cancel the message: the key of the log of cancelled messages, '' for none; the message's mark.
 local CANCEL = '8'
