@@ -172,13 +172,22 @@ class CancelLogReader:
     def _mark_buffers(self, new: set[int] | None) -> None:
         """Note requests in the buffers of those running messages whose marks are in `new`; None stands for all running
         messages.
+
+        Raises:
+          BackendError: When the store does not return the records of all these messages.
         """
         running = list(self._writer.running)
         buffers = [buffer for buffer in running if new is None or mark_of(buffer.message_id) in new]
         if buffers:
+            failure = None
             for buffer, record in zip(buffers, self._backend.read_many([buffer.message_id for buffer in buffers])):
-                if isinstance(record, dict) and is_cancelled(record, buffer.enqueue_id.origin):
+                if isinstance(record, BackendError):
+                    failure = record
+                elif record is not None and is_cancelled(record, buffer.enqueue_id.origin):
                     buffer.cancel_reason, buffer.cancelled = reason_in(record), True
+            if failure is not None:
+                # The server of this record does not answer, while other servers do.
+                raise failure
 
 
 def reason_in(record: Record) -> str | None:

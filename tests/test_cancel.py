@@ -410,17 +410,22 @@ def test_a_running_message_sees_the_request_whose_mark_the_log_has_dropped(backe
         assert StatusRegistry.wait(message, broker=broker).cancelled
 
 
+@pytest.mark.parametrize("servers", [1, 2])
 def test_a_running_message_sees_the_request_whose_record_could_not_be_read_at_first(
-    broker: StubBroker, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+    broker: StubBroker, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch, servers: int
 ) -> None:
-    # Given a message that runs, and a store that answers the first read of the message's record with an error
+    # Given a message that runs, and a store that answers the first read of the message's record with an error. A store
+    # with several servers returns this error with the other records.
     reasons: list[str | None] = []
     failures = [BackendError("The store does not answer.")]
     read_many = backend.read_many
 
     def fail_once(message_ids: Sequence[str]) -> Any:
         if failures and threading.current_thread().name == "dramatiq-status-cancels":
-            raise failures.pop()
+            failure = failures.pop()
+            if servers == 1:
+                raise failure
+            return [failure for _ in message_ids]
         return read_many(message_ids)
 
     monkeypatch.setattr(backend, "read_many", fail_once)
