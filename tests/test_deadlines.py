@@ -142,6 +142,32 @@ def test_connecting_with_replies_byte_by_byte_ends_at_the_timeout(
         call(dripping)
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "ids"),
+    [("redis", 1, ["m"]), ("redis", len("*0\r\n"), ["unknown"] * 1500), ("memcached", 1, ["m"])],
+    ids=["bytes of redis", "replies of redis", "bytes of memcached"],
+)
+def test_replies_whose_parts_never_let_a_call_wait_for_long_end_at_the_timeout(
+    request: pytest.FixtureRequest, kind: str, size: int, ids: list[str]
+) -> None:
+    # Given a server that sends a byte, or a short reply, every two milliseconds
+    server = request.getfixturevalue(f"{kind}_server")
+    server.reset()
+    with Proxy(server.port) as proxy:
+        backend: StatusBackend
+        if kind == "redis":
+            backend = RedisBackend(host="127.0.0.1", port=proxy.port, timeout=TIMEOUT)
+        else:
+            backend = MemcachedBackend(servers=f"127.0.0.1:{proxy.port}", timeout=TIMEOUT)
+        with closing(backend):
+            answered(lambda: backend.update("m", enqueue()))
+            proxy.drip = (size, 0.002)
+            # When a call is made whose replies take seconds
+            # Then the call ends by its time-out
+            with in_time():
+                backend.read_many(ids)
+
+
 def test_subscribing_with_replies_byte_by_byte_ends_at_the_timeout(dripping: RedisBackend) -> None:
     with in_time():
         dripping.subscribe(["m"])

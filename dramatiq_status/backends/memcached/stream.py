@@ -120,6 +120,9 @@ class Stream:
     def receive(self) -> None:
         """Wait for more bytes."""
         try:
+            if monotonic() > self.deadline:
+                # If bytes arrive one by one, no system call waits for long enough to end the call.
+                raise TimeoutError
             received = self.socket.recv(_RECEIVE_SIZE)
         except TIME_OUTS:
             received = self._wait_longer(self.socket.recv, _RECEIVE_SIZE)

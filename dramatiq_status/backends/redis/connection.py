@@ -30,7 +30,8 @@ class Connection:
     The driver connects: it supports TLS, logins and Unix sockets.  If hiredis is installed, requests and replies then
     use the socket without the driver, which saves a tenth of an update's time.
 
-    A call has one deadline.  Only a system call that waits for long uses it.
+    A call has one deadline.  To save time, only two kinds of system calls use it: those that wait for long, and those
+    that receive a further part of the replies.
 
     Parameters:
       make(Callable): Makes a connection of the driver's, not connected yet, for a deadline.
@@ -94,8 +95,11 @@ class Connection:
         if sent < len(request):
             self._send_rest(memoryview(request)[sent:])
 
-    def read(self) -> Any:
+    def read(self, *, may_be_late: bool = False) -> Any:
         """Read one reply.
+
+        Parameters:
+          may_be_late(bool): Whether the deadline may be over, because the call has read other replies before.
 
         Returns:
           object: The reply; an exception if it is an error.
@@ -108,6 +112,9 @@ class Connection:
             if reply is not _INCOMPLETE:
                 return reply
             try:
+                if may_be_late and time.monotonic() > self.deadline:
+                    # If bytes arrive one by one, no system call waits for long enough to end the call.
+                    raise TimeoutError
                 data = self._socket.recv(_BUFFER_SIZE)
             except TIME_OUTS:
                 data = self._wait_longer(self._socket.recv, _BUFFER_SIZE)
@@ -116,6 +123,7 @@ class Connection:
             # A large reply may take the server longer than the time-out, so each part of it makes the deadline later.
             self.deadline += len(data) / MIN_BYTES_PER_SECOND
             reader.feed(data)
+            may_be_late = True
 
     def read_many(self, count: int) -> list[Any]:
         """Read some replies."""
@@ -128,7 +136,7 @@ class Connection:
         gets = self._reader.gets
         while len(replies) < count:
             reply = gets()
-            replies.append(self.read() if reply is _INCOMPLETE else reply)
+            replies.append(self.read(may_be_late=True) if reply is _INCOMPLETE else reply)
         return replies
 
     def is_stale(self) -> bool:
