@@ -39,7 +39,7 @@ class StartServer(Protocol):
     def __call__(self, server: ServerT) -> ServerT: ...
 
 
-# Most properties use real servers, whose time has no meaning.
+# Most property tests use real servers, so the duration of an example has no meaning.
 settings.register_profile("servers", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("servers")
 

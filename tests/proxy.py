@@ -25,7 +25,7 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         #: Bytes of a reply that are forwarded at once, and the seconds between two pieces; None for all at once.
         self.drip: tuple[int, float] | None = None
-        #: Bytes of replies that are forwarded before the proxy stops; None for no limit.
+        #: Number of bytes of replies after which the proxy forwards no more; None for no limit.
         self.stop_after: int | None = None
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -39,7 +39,7 @@ class Proxy:
         self._listener.close()
 
     def on_request(self, data: bytes) -> None:
-        """Call this with the bytes for the server, before they are forwarded."""
+        """Handle bytes for the server before they are forwarded. A subclass overrides this."""
 
     def _accept(self) -> None:
         while True:

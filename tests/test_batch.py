@@ -121,7 +121,7 @@ def test_a_batch_has_the_messages_of_groups_and_pipelines_in_order(broker: StubB
 
 @pytest.mark.parametrize("kind", ["group", "pipeline", "message", "id", "status", "snapshot"])
 def test_a_batch_of_one_message(backend: RecordingBackend, broker: StubBroker, work: Any, kind: str) -> None:
-    # Given one message, as an id, a message, a group or a pipeline
+    # Given one message, in each form that a batch takes
     message = work.send()
     given = {
         "group": lambda: group([message], broker=broker),
@@ -217,7 +217,7 @@ def test_the_state_of_a_batch(states: tuple[int | None, ...], expected: str | No
     assert (found.state, found.finished) == (expected, finished)
     names = ("queued", "working", "completed", "failed")
     assert [name for name in names if getattr(found, name)] == ([expected] if expected else [])
-    # And it counts the messages by state, without the unknown ones
+    # And it counts the messages by state, and unknown ones separately
     assert found.counts == {
         **{name: states.count(n) for n, name in enumerate(names)},
         "unknown": states.count(None),
@@ -400,7 +400,7 @@ def test_pipelines_with_an_unavailable_stage(states: tuple[Any, ...], missing: t
     # Given a pipeline of which one stage cannot be read
     # When it is rolled up
     found = chained(*states)
-    # Then only the last stage can be missing, and only if the stage before it has completed
+    # Then a stage is missing only if it follows a completed one, and no later stage may have a status
     assert (found.missing, found.finished) == (missing, False)
     assert found.unavailable == tuple(str(n) for n, state in enumerate(states) if state is AWAY)
 
@@ -528,7 +528,7 @@ def test_the_counts_of_a_batch_are_consistent(chains: list[list[tuple[int | None
     # And the batch is finished only if no message runs or is missing
     assert found.finished == (not (found.counts["queued"] or found.counts["working"] or found.missing))
     assert found.completed == (found.finished and not found.counts["failed"])
-    # And a message that was not waited for earlier is not waited for later
+    # And when all messages are completed, so is the batch
     backend_later = StubBackend()
     for chain_ids in ids:
         for message_id in chain_ids:
@@ -626,7 +626,7 @@ def test_a_pipeline_in_a_group(backend: RecordingBackend, broker: StubBroker, wo
 def test_a_batch_waits_for_a_pipeline_that_dramatiq_runs(
     broker: StubBroker, work: Any, deed: str, state: str, counts: dict[str, int]
 ) -> None:
-    # Given a pipeline whose first stage takes some time
+    # Given a pipeline whose first stage returns, is skipped, sets the state `failed`, or raises
     members = pipeline([work.message(deed), work.message(), work.message()], broker=broker)
     batch = StatusRegistry.batch(members)
     # When wait() is called while the pipeline runs

@@ -393,7 +393,7 @@ class Store(NamedTuple):
             self.backend.close()
         self.servers.pause()
         if self.kind == "sentinel":
-            # The time of the next attempt has come
+            # The next call queries the Sentinels again
             self.backend.transport.pool.ask_at = 0.0  # type: ignore[attr-defined]
 
 

@@ -313,7 +313,7 @@ def test_ids_from_the_queue_are_checked(
     assert {message_id for call in backend.calls for message_id, _ in call} == {good.message_id}
     snapshot = StatusRegistry.read(good, broker=broker)
     assert snapshot is not None and snapshot.completed and snapshot["name"] == "good"
-    # And one line of the log names it, in which its id is escaped
+    # And the log names it, in lines in which its id is escaped
     lines = [record.getMessage() for record in caplog.records if record.name == "dramatiq_status"]
     assert lines and all(line.startswith(f"Message {bad_id!r:.200}") and line.isprintable() for line in lines)
     assert "StatusMiddleware" not in caplog.text and "unexpected" not in caplog.text

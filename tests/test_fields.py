@@ -222,7 +222,7 @@ def test_a_list_that_contains_itself_raises() -> None:
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 950, 5_000, 100_000])
 def test_nesting_that_is_too_deep_raises(depth: int) -> None:
-    # Given lists in lists, nested deeper than each reader's decoder can read
+    # Given lists in lists, nested deeper than readers' decoders are sure to read
     value: list[Any] = []
     for _ in range(depth - 1):
         value = [value]

@@ -648,14 +648,14 @@ def test_a_run_has_a_thousand_fields_at_most() -> None:
         errors.append(raised_by(lambda: status.update(row1000=1)))
         errors.append(raised_by(lambda: status.increment("row1001")))
         errors.append(raised_by(lambda: status.update({f"more{n}": n for n in range(1001)})))
-        # Writes to existing fields do not count as further fields
+        # A write to an existing field, and a new field in the place of a deleted one, are allowed
         status["row0"] = "again"
         del status["row1"]
         status["row1000"] = 1000
 
     message = work.send()
     run(broker)
-    # Then the write of one field too many raises an error, and the other fields are stored
+    # Then each write with too many fields raises an error, and the other writes are stored
     assert [type(error) for error in errors] == [ValueError] * 3
     status = StatusRegistry.get(message, backend=backend)
     assert status.state == "completed"

@@ -339,7 +339,7 @@ def test_a_retry_that_is_skipped(position: str) -> None:
 
     message = job.send()
     run(broker)
-    # Then the snapshot has the first run and the skip apart
+    # Then the message was skipped, and its first run was retried
     found = read(message, backend)
     assert found.skipped and found.runs[0].outcome == "retried"
 

@@ -151,7 +151,7 @@ def test_messages_of_another_namespace_are_unknown(applications: list[Applicatio
     assert europe.read_many(asked) == [None] * len(asked)
     assert not any(StatusRegistry.delete(message_id, broker=europe.broker) for message_id in asked)
     assert all(shop.read_many(ids))
-    # And messages of the other one whose ids could make the same key are unknown to the first one
+    # And the first application does not find the other one's message by an id that could make the same key
     europe.send(ids[0], 5)
     europe.wait_until_running(1)
     assert shop.read_many([f"eu:{ids[0]}"]) == [None]

@@ -585,7 +585,7 @@ def test_a_late_enqueue_only_fills_gaps(history: list[Update], update: Update) -
     update = update._replace(enqueue_id=enqueue_id)
     # When it arrives
     applied = apply(record, update, NOW)
-    # Then all values of the record are unchanged, and so is its time to live
+    # Then all values except the version and its time are unchanged, and so is the time to live
     assert (applied.outcome, applied.ttl) == (Outcome.LATE, None)
     assert applied.record is not None
     # (The enqueue may have the end of the earlier run.)

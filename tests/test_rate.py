@@ -197,7 +197,7 @@ class Run:
     def write(self, **fields: str) -> None:
         names = {"progress": PROGRESS, "total": TOTAL}
         self.buffer.add(Write({names.get(name, f":{name}"): text for name, text in fields.items()}))
-        # The writer sends what was written.
+        # The writer merges the operations, as it does after a signal.
         self.buffer.collect(self.clock.now)
 
     def send(self, *, after: float = 0) -> Snapshot:
@@ -376,7 +376,7 @@ def test_a_slow_start_says_little_of_the_rest(clock: Clock, first: float) -> Non
     run.buffer.increment()
     snapshot = run.send(after=first)
     # When only the first item is done
-    # Then there is a rate, and the time that remains is not much longer than the time that has passed
+    # Then there is a rate, and the time that remains is unknown, because it would be absurdly long
     assert snapshot.rate == pytest.approx(1 / first, rel=0.001) and snapshot.time_remaining is None
     # When the other items follow
     longest = 0.0

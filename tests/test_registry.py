@@ -54,7 +54,7 @@ def test_many_statuses_are_read_in_order(backend: RecordingBackend, broker: Stub
 def test_watch_shows_every_state(backend: RecordingBackend, broker: StubBroker) -> None:
     go_on = threading.Event()
 
-    # Given a job that waits for the watcher in each step
+    # Given a job that waits until the watcher has received its field
     @dramatiq.actor(broker=broker)
     def work() -> None:
         current_status()["step"] = "seen"

@@ -46,7 +46,7 @@ class Subclass(StatusMiddleware):
 
 @pytest.mark.parametrize("kind", BROKERS)
 def test_a_second_middleware_is_refused_when_an_actor_is_declared(kind: str) -> None:
-    # Given a broker with two middlewares
+    # Given a broker with two instances of StatusMiddleware
     first = ours()
     for second in (ours(), Subclass(backend=StubBackend()), first):
         broker = BROKERS[kind](middleware=[first])
@@ -63,7 +63,7 @@ def test_a_second_middleware_is_refused_when_an_actor_is_declared(kind: str) -> 
 
 @pytest.mark.parametrize("declared", ["actor", "queue"])
 def test_a_second_middleware_is_refused_when_it_is_added(declared: str) -> None:
-    # Given a broker with one middleware and a declared queue or actor
+    # Given a broker with one StatusMiddleware, and with a declared queue or actor
     broker = StubBroker(middleware=[ours()])
     if declared == "actor":
         declare(broker)
@@ -76,7 +76,7 @@ def test_a_second_middleware_is_refused_when_it_is_added(declared: str) -> None:
 
 
 def test_a_second_middleware_is_refused_when_a_worker_starts() -> None:
-    # Given a broker to whose list of middleware other code has added a second one
+    # Given a broker to whose list of middleware other code has added a second StatusMiddleware
     broker = StubBroker(middleware=[ours()])
     declare(broker)
     broker.middleware.append(ours())
@@ -87,7 +87,7 @@ def test_a_second_middleware_is_refused_when_a_worker_starts() -> None:
 
 
 def test_a_second_middleware_is_refused_under_the_command(tmp_path: Path) -> None:
-    # Given an application that adds two middlewares
+    # Given an application that adds two instances of StatusMiddleware
     (tmp_path / "tasks.py").write_text(
         """
 import dramatiq
@@ -184,7 +184,7 @@ def test_readers_find_messages_during_a_move_to_another_store() -> None:
         snapshot = StatusRegistry.read(sent, backend=new)
         return StatusRegistry.read(sent, backend=old) if snapshot is None else snapshot
 
-    # When readers look into both stores, then they find each message before it runs and after
+    # When readers look into both stores, they find the message before it runs and after
     assert read().queued
     worker.queues["default"].put(sent.encode())
     run(worker)

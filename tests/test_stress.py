@@ -29,7 +29,7 @@ MESSAGES = int(os.environ.get("STRESS_MESSAGES", "20000"))
 PROCESSES = 3
 THREADS = 8
 
-#: Milliseconds until a message is finished, also if all others run before it.
+#: Maximum number of milliseconds until a message is finished, also if all others run before it.
 PATIENCE = 20_000 + 20 * MESSAGES
 
 

@@ -160,8 +160,8 @@ def test_an_empty_iterable(bar: Bar) -> None:
 
 
 @pytest.mark.parametrize("total", [2, 5])
-def test_a_wrong_length_hint_is_corrected_at_the_end(bar: Bar, total: int) -> None:
-    # Given a length hint that is wrong
+def test_a_wrong_total_is_corrected_at_the_end(bar: Bar, total: int) -> None:
+    # Given a total that is wrong
     # When the loop has ended
     assert len(list(track(generator(3), total=total))) == 3
     # Then the status has the number of items

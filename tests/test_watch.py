@@ -41,7 +41,7 @@ from .servers import RedisServer
 
 PROJECT = Path(__file__).parent.parent
 
-#: Milliseconds that are longer than any test takes.
+#: Time in milliseconds that is longer than any test.
 NEVER = 3_600_000
 
 
@@ -609,14 +609,14 @@ class TestRedis:
         next(snapshots)
         job.start()
         assert next(snapshots).working
-        # When the process forks, and the child watches a message of its own
+        # When the process forks, and the child changes the message and continues the watch
         if (child := os.fork()) == 0:
             try:
                 StatusRegistry.get(job.message_id, backend=told)["step"] = "child"
                 os._exit(0 if next(snapshots)["step"] == "child" else 1)
             except BaseException:
                 os._exit(2)
-        # Then both receive their changes
+        # Then both processes receive the change
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert next(snapshots)["step"] == "child"
         job.finish()

@@ -162,10 +162,10 @@ class TestManyWatchers:
             async with aclosing(aio.StatusRegistry.watch(first.message_id, backend=backend)) as snapshots:
                 assert (await anext(snapshots)).queued
                 await until(lambda: subscribed() == 2)
-            # When one of them is no longer watched
-            # Then the server publishes only changes of the other message to this connection
+            # When the first message is no longer watched
+            # Then the server publishes only changes of the second message to this connection
             await until(lambda: subscribed() == 1)
-            # And when the other one is watched again, the server publishes changes of both
+            # And when the first message is watched again, the server publishes changes of both
             again = asyncio.create_task(last_of(first, backend))
             await until(lambda: subscribed() == 2)
             await asyncio.to_thread(lambda: (first.finish(), second.finish()))
@@ -265,7 +265,7 @@ class TestManyWatchers:
             job = Job(jobs).enqueue()
             # When messages are watched in each loop, one of them not to its end
             in_loop(partial(main, job))
-            # Then all watches work, and the loops leave no connection behind
+            # Then all watches work, and no connection and no loop is left
             eventually(lambda: not connections(jobs))
             gc.collect()
             assert [reference() for reference in left] == [None] * len(left)
@@ -655,7 +655,7 @@ class TestOneLineForAll:
             ids = [job.message_id, *(f"unknown-{n}" for n in range(4_500)), job.message_id]
             # When all are read in one call
             found = await aio.StatusRegistry.read_many(ids, backend=backend)
-            # Then the call returns all of them
+            # Then the call returns a result for each id, in their order
             assert len(found) == 4_502 and found[0] == found[-1] and found[0] is not None and not any(found[1:-1])
 
         in_loop(main)
@@ -696,13 +696,13 @@ class TestOneLineForAll:
             in_loop(main)
 
     def test_parameters_that_an_event_loop_cannot_use_raise(self) -> None:
-        # Given a client that checks certificates in a way that redis.asyncio cannot
+        # Given a client with a check of certificates that redis.asyncio does not have
         def connector(**parameters: Any) -> Connector | None:
             pool = redis.ConnectionPool(connection_class=redis.SSLConnection, host="h", **parameters)
             return Connector.of(RedisBackend(client=redis.Redis(connection_pool=pool)).transport)
 
         # When an event loop looks for a connector
-        # Then it is given no connector, because this one would leave the check out
+        # Then there is no connector, because its connections would leave out this check
         assert connector(ssl_validate_ocsp=True) is None
         assert connector(ssl_ca_certs="x") is not None
 
@@ -779,7 +779,7 @@ class TestManyServers:
                 await until(lambda: [n for node in nodes for c in node.client_list() if (n := int(c["sub"]))] == [50])
                 # When they run and end
                 await asyncio.to_thread(lambda: [job.start().finish() for job in work])
-                # Then any node to which the loop has subscribed publishes all changes
+                # Then the one node to which the loop has subscribed publishes all changes
                 assert all(found.completed for found in await asyncio.gather(*watchers))
                 assert await aio.StatusRegistry.count(backend=backend) == 50
                 await aio.StatusRegistry.progress(work[0].message_id, backend=backend).increment()
@@ -801,7 +801,7 @@ class TestClosing:
             # When the backend is closed
             await aio.close(backend=backend)
             await aio.close(backend=backend)
-            # Then the task gets the error or the result
+            # Then both watchers raise BackendError
             for task in (watching, waiting):
                 with pytest.raises(BackendError, match="closed"):
                     await task
@@ -880,6 +880,6 @@ class TestClosing:
             loop.run_until_complete(aio.close(backend=backend))
             loop.close()
         # When another loop begins
-        # Then its watches work
+        # Then reads in this loop work, and reads outside of a loop, too
         assert in_loop(lambda: aio.StatusRegistry.read(job.message_id, backend=backend))
         assert StatusRegistry.read(job.message_id, backend=jobs)

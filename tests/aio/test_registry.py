@@ -35,7 +35,7 @@ from ..recording import PATIENCE, make_broker, run
 
 T = TypeVar("T")
 
-#: Milliseconds that are longer than any test takes.
+#: Time in milliseconds that is longer than any test.
 NEVER = 3_600_000
 
 #: More changes than the hub processes before other tasks run.

@@ -257,7 +257,7 @@ class TestDogpileMemory(CacheInterface):
 
 
 class TestDogpileDbm(CacheInterface):
-    # An interrupt can strike after its file lock was taken and before it has recorded that, or while
+    # An interrupt can strike after the file lock was taken and before dogpile.cache has recorded that, or while
     # dbm.dumb, all that some Pythons have, writes its index.
     test_an_interrupted_call_spoils_no_other = None  # type: ignore[assignment]
 
@@ -472,7 +472,7 @@ def test_a_proxy_is_used_at_the_first_call() -> None:
     with pytest.raises(BackendError, match=r"no cache behind the LateCache yet \(RuntimeError\)") as caught:
         backend.update("m", enqueue())
     assert "secret" not in str(caught.value)
-    # And with an object that is no cache, the error names that
+    # And with an object that is no cache, the error names the wrong method
     proxy.cache = shelf_with(set=lambda self, key, value, minutes: None)
     with pytest.raises(BackendError, match=r"set\(key, value, minutes\) takes no time to live"):
         backend.read("m")
@@ -486,7 +486,7 @@ def test_an_asynchronous_cache_raises_an_error() -> None:
     async def get(self: object, key: str) -> None: ...
 
     # When a backend is made of it
-    # Then the error names that
+    # Then the error names the coroutine
     with pytest.raises(TypeError, match=r"has a coroutine for get\(\)"):
         CacheBackend(shelf_with(get=get, set=SETS["ttl"][0]))
 

@@ -233,7 +233,7 @@ class TestRedis(RedisHooks, BackendConformance):
         before = calls_of(client, "evalsha")
         # When updates are written
         backend.update_many([(message_id, outside(step="1"))] * updates)
-        # Then each takes the expected number of round trips
+        # Then they take the expected number of script calls
         assert calls_of(client, "evalsha") - before == calls
 
     def test_many_more_reads_than_a_call_takes(self, backend: RedisBackend) -> None:
@@ -359,7 +359,7 @@ assert [found.message_id for found in StatusRegistry.list(backend=backend)] == [
 """
     # When statuses are written, read and watched
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    # Then redis-py's own parser is used, with either version of the protocol
+    # Then redis-py's own parser is used, with the version of the protocol that redis-py prefers
     assert ran.returncode == 0, ran.stderr
 
 

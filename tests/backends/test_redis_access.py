@@ -497,7 +497,7 @@ def test_statuses_are_sent_with_the_commands_of_a_broker(
 
         work.send(0)
         admin.config_resetstat()
-        # When messages are sent and run with them
+        # When messages are sent and run
         messages = [work.send(n) for n in range(5)]
         # Then each enqueue is one transaction with its status
         assert admin.info("commandstats")["cmdstat_multi"]["calls"] == 5

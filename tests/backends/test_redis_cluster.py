@@ -44,7 +44,7 @@ from .redis_hooks import RedisHooks
 #: Enough for a busy machine: most tests are not about time-outs.
 PATIENT = 20_000
 
-#: Milliseconds that are longer than any test takes.
+#: Time in milliseconds that is longer than any test.
 NEVER = 3_600_000
 
 #: Cases: the updates before, the update, and its outcome.  There is one for each kind of update.
@@ -411,7 +411,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
             # When all messages are written to and read
             outcomes = backend.update_many([(message_id, write(1, 2, increment=1)) for message_id in ids])
             found = backend.read_many(ids)
-            # Then messages on the other nodes are stored and read, and the others have errors in their places
+            # Then messages on the other nodes are stored and read, and those on this node have errors in their places
             assert outcomes == [Outcome.UNAVAILABLE if lost else Outcome.APPLIED for lost in gone]
             assert [isinstance(record, BackendError) for record in found] == gone and None not in found
             # And a read of one message on the missing node raises this error
@@ -440,7 +440,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
                     call()
         finally:
             redis_cluster.start()
-        # And when the node is back, its messages can be read
+        # And when the node is back, its messages can be updated
         assert eventually(lambda: backend.update_many([(lost, enqueue())]) == [Outcome.APPLIED])
 
     def test_a_cluster_that_is_down_fails_whole_calls(self, redis_cluster: RedisCluster, backend: RedisBackend) -> None:

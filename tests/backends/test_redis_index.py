@@ -288,7 +288,7 @@ def test_the_names_of_sets_come_back(backend: RedisBackend, client: redis.Redis)
 
 
 def test_names_of_deleted_sets_are_removed(backend: RedisBackend, client: redis.Redis) -> None:
-    # Given names of many deleted sets, for which no reader lists
+    # Given the names of many deleted sets, and no reader that lists
     registry = "dramatiq-status index:"
     backend.update_many([(f"m{n}", enqueue(Q=f'"tenant{n}"')) for n in range(300)])
     client.delete(*client.keys(registry + "?*"))

@@ -36,7 +36,7 @@ def make(sentinels: RedisSentinels, timeout: int = PATIENT, **parameters: Any) -
 
 @pytest.fixture
 def sentinels(redis_sentinels: RedisSentinels) -> RedisSentinels:
-    """Yield a master and its replica, both empty."""
+    """Return the Sentinels of a master and its replica, both empty."""
     redis_sentinels.reset()
     return redis_sentinels
 
@@ -125,7 +125,7 @@ def test_a_sentinel_that_does_not_run_raises_an_error() -> None:
 
 
 def test_errors_show_no_passwords_of_sentinels() -> None:
-    # Given Sentinels that do not answer: the errors of redis-py 6.4 and 7.1 then have the parameters
+    # Given Sentinels that do not answer: the errors of redis-py 6.4 and 7.1 then contain the parameters
     ports = [free_port(), free_port()]
     backend = RedisBackend(
         sentinels=[("127.0.0.1", port) for port in ports],

@@ -214,5 +214,5 @@ def test_the_first_call_queries_the_time_and_loads_the_script(proxy: RecordingPr
     with closing(RedisBackend(host="127.0.0.1", port=proxy.port, namespace="n", timeout=20_000)) as backend:
         # When it makes a call
         call(backend)
-    # Then it queries the time in the same round trip, and loads the script
+    # Then it queries the time in the same round trip, and loads the script if it calls one
     assert proxy.commands() == commands

@@ -264,7 +264,7 @@ def test_the_environment_variable_has_the_default_url(monkeypatch: pytest.Monkey
     backend = backend_from_url()
     # Then this URL is used
     assert isinstance(backend, SQLiteBackend) and backend.update("m", enqueue())
-    # And an error in it names the variable
+    # And the error of a wrong URL names the variable
     monkeypatch.setenv("DRAMATIQ_STATUS_URL", "redis://:s3cret@db/one")
     with pytest.raises(ValueError, match="in DRAMATIQ_STATUS_URL, 'redis://\\*\\*\\*@db/one', is wrong"):
         backend_from_url()

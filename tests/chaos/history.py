@@ -57,7 +57,7 @@ class Run:
 
     @property
     def state(self) -> str | None:
-        """The final state of the message after this run; None if the message runs again."""
+        """The final state of the message after this run; None if the run does not end the message."""
         if self.decision == "completed" and self.said is not None:
             return "failed"
         return self.decision if self.decision in ("completed", "failed") else None
@@ -96,7 +96,7 @@ class History:
 
     @property
     def final_runs(self) -> list[Run]:
-        """The runs after which Dramatiq did not run the message again."""
+        """The runs after which Dramatiq did not retry the message."""
         return [run for run in self.runs.values() if run.state is not None]
 
 
@@ -154,7 +154,7 @@ class World:
         return any(window.overlaps(begin, end) for window in self.losses)
 
     def troubled(self, pid: int, begin: float, end: float) -> bool:
-        """Return whether a process may not have reached the store during a whole time."""
+        """Return whether the store may have been out of a process's reach for a part of a time."""
         return any(window.overlaps(begin, end) for window in (*self.store_trouble, *self.trouble[pid]))
 
     def unsent(self, pid: int, moment: float) -> bool:

@@ -42,7 +42,7 @@ def one_run(job: dict[str, Any]) -> list[Fact]:
 
 
 def final() -> dict[str, Any]:
-    """The record of this message at the end."""
+    """The status of this message at the end."""
     return {"status": "completed", "run": "r1", "last": "r1", "begun": 7, "user": 7, "progress": 5, "attempts": 1}
 
 
@@ -51,7 +51,7 @@ def sight(at: float, **values: Any) -> Sight:
 
 
 def sights() -> list[Sight]:
-    """A sight of this message."""
+    """The sights of a reader of this message."""
     return [
         sight(1.3, status="queued"),
         sight(2.2, status="working", attempts=1, progress=2, run="r1"),

@@ -48,7 +48,7 @@ def test_the_dashboard_is_served_to_this_machine(tmp_path: Path) -> None:
         with served(url) as (process, port):
             status, text = ask(port, "GET", "/")
             assert (status, job.message_id in text) == (200, True)
-            # A request with the host name of another site is refused, and deletes no status
+            # A request with the host name of another site is refused, and so is a request to delete a status
             assert ask(port, "GET", "/", Host=f"evil.example:{port}")[0] == 400
             assert ask(port, "POST", f"/{job.message_id}/delete")[0] == 403
             process.send_signal(signal.SIGINT)

@@ -267,7 +267,8 @@ def test_an_empty_list_waits_for_its_first_jobs(store: SQLiteBackend) -> None:
         session.until(lambda: re.search(r" +12 jobs|job_\d+", session.text))
         session.send("n")
         session.until(lambda: " 12 jobs " in session.text and "more" in session.text)
-        # When it is stopped, its rows stay, without reasons, and without a total time, which is not that of the jobs
+        # When it is stopped, its rows stay, without reasons. The last line has no time, because the time of the list is
+        # not that of the jobs
         session.send("\x03")
         assert session.end() == 130
         assert session.lines[0].split() == ["State", "Job", "Progress", "Time"]

@@ -129,7 +129,7 @@ class Crew:
 
     @contextmanager
     def worker(self, who: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a worker of one process and one thread, which is killed at the end of the test."""
+        """Start a worker of one process and one thread, which is killed at the end of the block."""
         environment = {
             **os.environ,
             "CREW_NAME": self.name,

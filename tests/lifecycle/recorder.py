@@ -46,7 +46,7 @@ class Recorder(StatusBackend):
         raise NotImplementedError
 
     def sequence(self, message_id: str) -> str:
-        """Return the states, a letter each, without repetitions."""
+        """Return the states, a letter each; equal states in a row have one letter."""
         return "".join(LETTERS[int(state)] for state, _ in groupby(r[STATE] for r in self.records(message_id)))
 
     def history(self, message_id: str) -> list[Snapshot]:
@@ -62,7 +62,7 @@ class Recorder(StatusBackend):
 
 
 def _before_its_end(record: Record) -> Record:
-    """Return the record between the start and the end of a run that came in one update."""
+    """Return the record between the start and the end of a run, which came together in one update."""
     ended = (FINISHED_AT, SKIPPED, RESULT)
     return {**{name: text for name, text in record.items() if name not in ended}, STATE: str(WORKING)}
 

@@ -39,7 +39,7 @@ class Scenario:
     """One scenario.
 
     Parameters:
-      name: Number of the scenario, and a few words.
+      name: A few words, most of them after a number. Related scenarios have the same number.
       end: The expected end of the message if StatusMiddleware comes after the middleware `cause`.
       script: What the actor does, run by run.
       options: Options of the message.

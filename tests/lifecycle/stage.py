@@ -268,7 +268,7 @@ class Stage:
     # The actors
 
     def _play(self, *script: str) -> Any:
-        """Carry out the n-th part of the script in the n-th run, and the last part later.  Commas are between steps."""
+        """Carry out the n-th part of the script in the n-th run, and the last part later on.  Commas separate steps."""
         message = CurrentMessage.get_current_message()
         assert message is not None
         script = script or ("return",)

@@ -113,7 +113,7 @@ def test_a_coroutine_that_exceeds_its_time_limit_fails(stage: Stage) -> None:
 
 
 def write_in_every_way() -> None:
-    """Write to the status after the end of the run."""
+    """Make each kind of write, after the end of the run."""
     status, progress = current_status(), current_progress()
     status["late"] = True
     status.update(late=True, status="completed", progress=99)

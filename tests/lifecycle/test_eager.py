@@ -197,7 +197,7 @@ def test_a_retry_runs_inside_of_the_first_run(lenient: Eager) -> None:
     # When it is sent
     message = lenient.actor(flaky).send()
 
-    # Then the second run has completed the message: it was never `failed`, and the fields of the first run are gone
+    # Then the second run has completed the message: it was never `failed`, and the first run's progress is gone
     assert lenient.end(message.message_id) == ("wc", 2, None, False)
     assert lenient.read(message.message_id)["progress"] == 10
     assert lenient.bound == [message.message_id] * 2

@@ -151,12 +151,12 @@ def test_hooks_of_other_middleware_while_the_store_hangs(kind: str, start_server
     work.send()
     # Then the middleware before it waits for the store once, after the enqueue
     assert seen == [("before, in front", 0), ("before, behind", 0), ("after, behind", 0), ("after, in front", 1)]
-    # When the enqueue is tried again, the wait ends before the broker has the message
+    # When the next message tries the store again, the wait ends before the broker has this message
     seen.clear()
     ours._breaker.retry_at = 0
     work.send()
     assert seen == [("before, in front", 1), ("before, behind", 2), ("after, behind", 2), ("after, in front", 2)]
-    # And when the store answers again, all messages are stored
+    # And when the store answers again, the next message is stored
     server.resume()
     ours._breaker.retry_at = 0
     message = work.send()

@@ -299,7 +299,7 @@ def struck(redis_url: str) -> Iterator[Stage]:
 )
 def test_an_interrupt_after_the_actor_does_not_change_the_outcome(struck: Stage, case: Case) -> None:
     # Given a message whose actor has returned or raised
-    # When an interrupt strikes in our hook, before whichever line
+    # When an interrupt strikes before any line of a hook of this package
     lines = 0
     for aim, message_id in strikes(struck, case.hook, *case.script, every=EVERY, **case.options):
         # Then the message ends as it would have without the interrupt

@@ -266,8 +266,8 @@ def test_an_outage_ends_although_the_writer_has_nothing_to_send(site: Site, monk
         monkeypatch.setattr(site.backend, "update_many", fail_once)
         site.broker.enqueue(message)
         eventually(lambda: site.states([message]) == ["completed"])
-        # When it has no further job
-        # Then the worker finds that the store answers
+        # When the worker has no further job
+        # Then it finds that the store answers
         assert eventually(lambda: site.middleware.health().up)
         # And a message that is cancelled now does not run
         waiting = site.work.message(2)
@@ -313,7 +313,7 @@ def test_a_key_that_holds_no_status_stops_no_job(site: Site) -> None:
     # When they run, each of them twice
     with working(site.broker, threads=2):
         eventually(lambda: len(site.done) == 8 and not site.unfinished())
-        # Then the broker has no message left, and the other messages have their statuses
+        # Then the broker has no message left, and all messages have their statuses
         assert site.states(messages) == ["completed"] * 4
         assert [found and found.attempts for found in site.snapshots(messages)] == [2] * 4
 

@@ -141,7 +141,7 @@ def declared(broker: StubBroker, outcome: int = 5) -> dramatiq.Actor[[], int]:
 
 
 def test_the_stub_has_the_settings_of_the_middleware_that_it_replaces(broker: StubBroker) -> None:
-    # Given a middleware with settings, and an actor with its own ones
+    # Given a middleware with settings, and an actor that was declared with it
     load, before = declared(broker), list(broker.middleware)
     # When a message is processed in the block
     with stub_statuses(broker) as backend, working(broker):

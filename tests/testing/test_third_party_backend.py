@@ -235,7 +235,7 @@ def test_the_suite_passes_in_a_project_of_its_own(tmp_path: Path) -> None:
         text=True,
         timeout=100,
     )
-    # Then no test fails, and tests that the backend does not support are skipped with a reason
+    # Then no test fails, and tests of features that the backend lacks are skipped with a reason
     assert suite.returncode == 0, suite.stdout
     assert re.search(r" [1-9]\d\d passed, \d+ skipped", suite.stdout), suite.stdout
     reasons = {line.rpartition(": ")[2] for line in suite.stdout.splitlines() if line.startswith("SKIPPED")}

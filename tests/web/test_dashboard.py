@@ -112,7 +112,7 @@ def test_cancelled_jobs_are_told_from_failed_ones(site: Site, backend: RedisBack
 
 
 def box_of(page: str, state: str) -> list[str]:
-    """The words of the count of a state that are shown."""
+    """Return the words that the box of a state's count shows."""
     box = page.partition(f"{state}</span>")[2].partition("</div>")[0]
     return re.sub("<[^>]+>", " ", re.sub("<a [^>]*hidden.*?</a>", "", box)).split()
 

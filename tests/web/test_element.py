@@ -132,7 +132,7 @@ def test_each_state_has_its_look(tab: Tab, backend: RedisBackend) -> None:
         assert bars[0] == ["42", "42%, reading · 420 of 1,000"]
         assert bars[1] == [None, "Working, crawling · 1,284 so far"] or bars[1][1].startswith("Working, crawling")
         assert bars[1][0] is None
-        # All have the same height, and the style sheet has a rule for the state
+        # All have the same height, and a style sheet can select the state
         heights = tab.run("[...document.querySelectorAll('dramatiq-status')].map((one) => one.offsetHeight)")
         assert set(heights) == {52}
         assert tab.run("document.querySelector('dramatiq-status').matches(':state(working)')")
