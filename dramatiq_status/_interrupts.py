@@ -27,7 +27,7 @@ def may_be_interrupted() -> bool:
 
 
 class WeakList(Generic[T]):
-    """A list of objects that does not keep them alive, and leaves out those that are gone.
+    """A list that does not keep its objects alive.  An iteration leaves out the objects that are gone.
 
     It replaces a :class:`weakref.WeakSet`, which executes a function whenever it loses an object.
     """

@@ -25,7 +25,7 @@ _caught: dict[int, type[BaseException]] = {}
 _due: dict[int, type[BaseException]] = {}
 
 
-# Hooks before a fork: first the hooks that still need the connections to a store, then the hooks that close these.
+# Hooks before a fork: first the hooks that still need connections to a store, then the hooks that close connections.
 _flushes: list[Callable[[], None]] = []
 _befores: list[Callable[[], None]] = []
 

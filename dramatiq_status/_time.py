@@ -1,4 +1,4 @@
-"""The module `time`, with clocks that do not stand still when a test freezes the time.
+"""The module `time`, with two clocks that do not stand still when a test freezes the time.
 
 freezegun replaces ``time.monotonic`` in every module.  On a thread whose stack is short, the replacement still returns
 the real time.  A deadline by a frozen clock never passes, and code could compare times of a frozen clock with times of

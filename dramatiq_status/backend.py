@@ -93,8 +93,8 @@ class Subscription(Protocol):
     def close(self) -> None:
         """End the subscription.
 
-        When an actor leaves a watch before its end, the watch drops the subscription without a call of this method.
-        Python would ignore a time limit that strikes in the call.
+        When an actor leaves a watch before its end, the watch drops the subscription without a call of this method,
+        because Python would ignore a time limit that strikes in the call.
         """
 
 
@@ -267,8 +267,8 @@ class StatusBackend(abc.ABC):
 
         Returns:
           tuple[Any, Sequence[int]]: The position for the next call, and the marks that were added since `position`.  A
-          log may drop its oldest marks, but has to keep at least 8,192.  A worker that gets so many at once reads the
-          records of all messages that were enqueued before.
+          log may drop its oldest marks, but has to keep at least 8,192.  A worker that gets so many at once also reads
+          the record of each message that was enqueued before this call, or up to a minute after it.
         """
         return None, ()
 

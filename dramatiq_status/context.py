@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Classes of handles.  The search compares types, because isinstance() on a proxy of another library may execute its
-# code and raise.
+# Classes of handles.  `_detached_channel()` compares types, because isinstance() on a proxy of another library may
+# execute the proxy's code and raise an error.
 _HANDLES: Final = frozenset((Status, Progress, Track))
 
 
@@ -168,9 +168,9 @@ def current_progress() -> Progress:
 def _detached_channel() -> Channel:
     """Return the channel for detached handles of the calling function.
 
-    The channel is tied to the call of that function, by variables and loops of its frame.  A context, a thread or a
-    handle may outlive the call.  For example, an exception that a log keeps also keeps the handles of all functions in
-    its traceback.
+    The channel is tied to the call of that function, by variables and loops of its frame.  It is not tied to a context,
+    a thread or a handle, because these may outlive the call.  For example, an exception that a log keeps also keeps the
+    handles of all functions in its traceback.
     """
     # The caller of current_status(), current_progress() or track().
     frame = sys._getframe(2)

@@ -1,4 +1,4 @@
-"""A worker's deliveries of messages: their beginning, their outcome, and what both write."""
+"""A worker's deliveries of messages, and the writes at their beginning and at their end."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ class Deliveries:
         buffer, options = binding.delivery.buffer, given.options
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
-            # The record may contain the interval of the process that has enqueued the message. (The record may also
-            # contain the interval of a worker that died. This worker does not read the record. If its own interval is
-            # more than three times as long, the message counts as stalled.)
+            # This replaces the interval of the process that has enqueued the message, which the record may contain.
+            # (An interval of a worker that died is not replaced by the default interval, because this worker does not
+            # read the record. If the default is more than three times as long, the message counts as stalled.)
             fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
         retries = whole_number(options.get("retries"), 0)
         # Each redelivery adds 1 to the stored number of attempts, and a record holds numbers of at most 15 digits.

@@ -171,7 +171,7 @@ class Enqueues:
 
     def store_before_send(self, delivery: Delivery) -> None:
         """Wait until all writes of a run are stored, before the broker gets a message that the run sends. The actor of
-        that message may read them. In a coroutine, which must not block the event loop, do nothing.
+        that message may read them. Do nothing in a coroutine, which must not block the event loop, and in an outage.
         """
         if self._breaker.down or asyncio._get_running_loop() is not None:
             return

@@ -11,8 +11,8 @@ from .record import UPDATED_AT
 from .rollup import BatchSnapshot
 from .snapshot import Snapshot, values_of
 
-#: Number of consecutive reads that need not keep the interval: two at the beginning of a watch, and two for a short job
-#: that starts and ends.
+#: Number of reads in a row that need not wait for the backend's `watch_interval`: two at the beginning of a watch, and
+#: two for a short job that starts and ends.
 BURST: Final = 4
 
 #: Factor by which a pause is longer than the one before while nothing changes.

@@ -146,7 +146,7 @@ def complete_run(record: Record, enqueue: Record) -> None:
 
 
 def is_earlier_run(record: Record, run_token: int) -> bool:
-    """Whether a run has lost its message to the run of a record, or to a run before it."""
+    """Whether a run is an earlier run of a record, and has lost its message to a later run."""
     end = f',"{run_token}"]'
     runs = kept_runs(int(record.get(ATTEMPTS, "0")))
     return any(record.get(f"{EARLIER_RUN}{number}", "").endswith(end) for number in runs)

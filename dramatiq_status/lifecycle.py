@@ -1,8 +1,9 @@
 """The meaning of Dramatiq's hooks. The code here is pure: it calls neither a store nor a broker.
 
-Dramatiq has no hook for "this message is finished" or "this message will run again".  The order of its hooks decides,
-and only when a message is acknowledged or rejected.  Before that, an exception may still be retried, a retry may fail
-to be enqueued, and a skipped message may be rejected.  An acknowledgement on a delay queue ends nothing.
+Dramatiq has no hook for "this message is finished" or "this message will run again".  The order of its hooks decides
+which of the two is true, and only when a message is acknowledged or rejected.  Before that, an exception may still be
+retried, a retry may fail to be enqueued, and a skipped message may be rejected.  An acknowledgement on a delay queue
+does not end a message.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _through_interrupts(hook: F) -> F:
             try:
                 return hook(self, broker, message, **outcome)
             except Interrupt:
-                logger.debug("An interrupt came after the actor had returned; it is ignored.")
+                logger.debug("An interrupt came too late to stop the actor; it is ignored.")
 
     return wrapper  # type: ignore[return-value]
 
@@ -69,8 +69,8 @@ def _through_late_interrupts(hook: F) -> F:
     """Run a hook of an enqueue to its end, except where the actor itself sends the message.
 
     An interrupt that strikes before the actor has ended must stop the actor, and leaves the hook.  A later interrupt
-    strikes while a retry is enqueued. If it left the hook, the retry and the worker's thread would be lost.  The hook
-    then runs again from its start and must be idempotent, as for :func:`_through_interrupts`.
+    strikes while a retry is enqueued. If it left the hook, the retry and the worker's thread would be lost.  So the
+    hook runs again from its start, and must be idempotent, as for :func:`_through_interrupts`.
     """
 
     @functools.wraps(hook)
@@ -83,7 +83,7 @@ def _through_late_interrupts(hook: F) -> F:
                 delivery = None if binding is None else binding.delivery
                 if delivery is None or not (delivery.outcome_seen or exception_in_flight(delivery.message)):
                     raise
-                logger.debug("An interrupt came after the actor had returned; it is ignored.")
+                logger.debug("An interrupt came too late to stop the actor; it is ignored.")
 
     return wrapper  # type: ignore[return-value]
 
@@ -346,8 +346,8 @@ class StatusMiddleware(BackendOwner, Middleware):
 
 
 class _WatchedEnqueue:
-    """The method ``enqueue`` of a broker, which takes back ``queued`` when it ends in an error.  Dramatiq has no hook
-    for that.
+    """Replacement for the method ``enqueue`` of a broker.  It takes back ``queued`` when the method ends in an error,
+    because Dramatiq has no hook for such an error.
     """
 
     def __init__(self, broker: dramatiq.Broker) -> None:
@@ -383,7 +383,7 @@ _watched: weakref.WeakSet[dramatiq.Broker] = weakref.WeakSet()
 
 
 def _watch_enqueues(broker: dramatiq.Broker) -> None:
-    """Replace the method ``enqueue`` of a broker by one that takes back ``queued`` when it ends in an error."""
+    """Replace the method ``enqueue`` of a broker by a :class:`_WatchedEnqueue`."""
     if broker not in _watched:
         broker.__dict__["enqueue"] = _WatchedEnqueue(broker)
         _watched.add(broker)

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from .fraction import is_number
 
-#: Time constant of the exponential smoothing, in seconds. All measurements that are older have about a third (1/e) of
-#: the weight together.
+#: Time constant of the exponential smoothing, in seconds. All measurements that are older than this have about a third
+#: (1/e) of the weight together.
 TIME_CONSTANT: Final = 15.0
 
 #: Minimum number of seconds between two measurements.

@@ -55,7 +55,7 @@ class StatusRegistry:
     broker, as ``message.get_result()`` does.
 
     Every method raises ``RuntimeError`` when the broker has no such
-    middleware, ``TypeError`` or ``ValueError`` for an object that is no
+    middleware, and ``TypeError`` or ``ValueError`` for an object that is no
     message id.  A method that takes a round trip raises :class:`.BackendError` when the store does not answer.
     """
 

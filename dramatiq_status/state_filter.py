@@ -11,7 +11,7 @@ from typing import Final
 from .snapshot import Snapshot
 from .words import state_of
 
-#: By the state of such jobs: the states that stores index, in the order in which they are read.
+#: States that stores index, in the order in which they are read, by the state of the jobs to find among them.
 AMONG: Final[dict[str, tuple[str, ...]]] = {
     "cancelled": ("failed",),
     "stalled": ("working", "queued"),
@@ -30,8 +30,8 @@ def is_in(snapshot: Snapshot, state: str) -> bool:
 
 
 class StatePage:
-    """A page of the jobs in a state.  While :attr:`to_read` is not zero, the caller reads so many jobs in the state
-    :attr:`read_from`, after the cursor :attr:`read_after`, and passes them to :meth:`take`.
+    """A page of the jobs in a state.  While :attr:`to_read` is not zero, the caller reads this number of jobs in the
+    state :attr:`read_from`, after the cursor :attr:`read_after`, and passes them to :meth:`take`.
 
     Parameters:
       state(str): A state that stores index, or a key of :data:`AMONG`.
@@ -47,7 +47,7 @@ class StatePage:
         self.read_after: str | None = after
         self._state = state if state in AMONG else None
         self._states: tuple[str | None, ...] = AMONG.get(state or "", (state,))
-        # Position of the state that is read; after the last one where the list ends.
+        # Position of the present state in `_states`; the number of states when the list has ended.
         self._position = 0
         # The cursor of a page begins with the state that is read, except while the first state is read.
         read_from, dot, cursor = (after or "").partition(".")

@@ -271,8 +271,8 @@ class Status:
         """Get a field, or `default` where there is none of that name.
 
         Raises:
-          BackendError: As for :meth:`read`: `default` does not stand in for a
-            store that does not answer.
+          BackendError: As for :meth:`read`.  The method does not return `default` when the
+            store does not answer.
         """
         snapshot = self.read()
         return default if snapshot is None else snapshot.get(name, default)
@@ -284,12 +284,12 @@ class Status:
     def to_dict(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> dict[str, Any]:
-        """Get :meth:`.Snapshot.to_dict`; empty where the message is unknown."""
+        """Get the result of :meth:`.Snapshot.to_dict`; an empty dict where the message is unknown."""
         snapshot = self.read()
         return {} if snapshot is None else snapshot.to_dict(only=only, exclude=exclude, private=private)
 
     def to_json(self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True) -> str:
-        """Get :meth:`.Snapshot.to_json`; an empty object where the message is unknown."""
+        """Get the result of :meth:`.Snapshot.to_json`; the text of an empty object where the message is unknown."""
         return json.dumps(self.to_dict(only=only, exclude=exclude, private=private))
 
     def __reduce__(self) -> tuple[type[Status], tuple[Channel]]:

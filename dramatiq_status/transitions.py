@@ -65,8 +65,8 @@ OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
 
 
 def keep_time_of_rate(new: Record) -> None:
-    """Note the time of the run's last write, before the first write from outside since the run stored its rate.  The
-    write from outside replaces this time in UPDATED_AT.
+    """Copy the time of the run's last write from UPDATED_AT to RATE_WRITTEN_AT.  Do nothing if an earlier write
+    from outside has copied it since the run stored its rate.  The present write then replaces the time in UPDATED_AT.
     """
     if RATE in new and new.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
         since = new.get(UPDATED_AT, "")

@@ -102,7 +102,7 @@ class Kind(int, Enum):
     HEARTBEAT = 3
     #: A request to cancel the message, from any process.
     CANCEL = 4
-    #: An enqueue that has ended in an error. It removes its own record, unless a run has begun.
+    #: The withdrawal of an enqueue that has ended in an error. It removes the record, unless a run has begun.
     WITHDRAWAL = 5
 
 
@@ -270,8 +270,8 @@ def _apply_enqueue(record: Record | None, update: Update, now: int) -> Applied:
                 }
                 new = {**late, **record}
                 if RUN_ENDED in update.fields and update.enqueue_id.generation == int(record[GENERATION]):
-                    # The run that follows from this enqueue has begun before this enqueue arrived with the end of the
-                    # run before it.
+                    # The run that follows from this enqueue began before the enqueue arrived. The enqueue contains the
+                    # end of the previous run.
                     complete_run(new, update.fields)
                 return Applied(Outcome.LATE, touch(new, record, now) if new != record else record)
             if finished and CANCELLED in record:

@@ -2,7 +2,7 @@
 of many messages in one round trip.
 
 Each message has a buffer.  The operations on a buffer are merged into pending updates.  The leader, one thread at a
-time, collects the buffers with pending updates in a queue, and sends them.
+time, collects the buffers with pending updates in a queue, and sends the updates.
 """
 
 from __future__ import annotations

@@ -297,7 +297,7 @@ class MessageBuffer:
                 return None
             if merger.is_urgent or now >= self._due or pending[0].frozen is not None:
                 return 0.0
-            # Until then, an increment need not signal.
+            # Until they are due, an increment need not signal.
             self._is_signalled = True
             return self._due
 

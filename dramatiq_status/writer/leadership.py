@@ -94,7 +94,7 @@ class Leadership:
         return is_left and self._wakeup.is_asleep and not self.is_taken
 
     def _release(self, confirmation: Confirmation) -> None:
-        # The deque may contain the confirmation several times: once for each time that the thread went to sleep.
+        # The deque may contain the confirmation several times: once for each time that the thread began to wait.
         while confirmation in self.waiting:
             try:
                 self.waiting.remove(confirmation)

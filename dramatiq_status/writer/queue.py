@@ -125,7 +125,7 @@ class SendQueue:
     def move_behind(self, buffer: MessageBuffer, creator: MessageBuffer) -> None:
         """Move a buffer behind the buffer whose updates create the missing record.  Called on the writer's thread."""
         if self.later.pop(creator, None) is not None:
-            # Only its throttle holds it back.
+            # Only the throttle holds the creator back.
             self.ready[creator] = None
         elif creator not in self.ready:
             # The store has lost the record of a running message.

@@ -53,8 +53,8 @@ class Sender:
         if self._breaker.down:
             buffers = buffers[: 1 if self._probes_singly else MAX_PROBED]
         elif failed_alone := [buffer for buffer in buffers if buffer.failed_alone]:
-            # If the store refuses such a buffer again, no other buffer may fail with it. After each batch of other
-            # buffers, one of them is sent alone, so that it is sent even if there are always others.
+            # A call with a buffer that has failed alone may fail again, for all buffers of the call. So after each
+            # batch of other buffers, one such buffer is sent alone, even if there are always others to send.
             if len(failed_alone) < len(buffers):
                 others = [buffer for buffer in buffers if not buffer.failed_alone]
                 return self.send(others) and self.send(failed_alone[:1])

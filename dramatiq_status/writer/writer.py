@@ -393,7 +393,7 @@ _writers: weakref.WeakSet[Writer] = weakref.WeakSet()
 
 def _before_fork() -> None:
     if not ARE_THREADS_REAL:
-        # An interrupt strikes a greenlet that waits, and could not be raised again.
+        # Under gevent, an interrupt may strike while this hook waits, and could not be raised again.
         return
     try:
         for writer in list(_writers):
