@@ -48,7 +48,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def _waiting(options: Options, server: RedisServer) -> Table:
-    """Measure from a change in the store until a process that waits for it prints its line, and until it ends."""
+    """Measure the times from a change in the store until a waiting process prints its line, and until it ends."""
     names = ("a bare subscriber", "dramatiq-status wait")
     lines: dict[str, list[float]] = {name: [] for name in names}
     ends: dict[str, list[float]] = {name: [] for name in names}

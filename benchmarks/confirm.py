@@ -30,7 +30,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(name: str, url: str, broker_url: str, options: Options) -> Iterator[list[str]]:
-    """Measure one broker.  The modes take turns, in processes of their own.  Every second round runs backwards."""
+    """Measure one broker.  The modes take turns, in reverse order in every second round, each in its own process."""
     jobs = JOBS // 10 if options.quick else JOBS
     rates: dict[str, list[float]] = {mode: [] for mode in MODES}
     cpu: dict[str, list[float]] = {mode: [] for mode in MODES}

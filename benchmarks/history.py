@@ -22,10 +22,10 @@ from .common import Options, Table, placed, timed_rows
 #: Number of starts a round.
 STARTS = 200
 
-#: A present time, in epoch milliseconds: texts of the usual sizes.
+#: A time in epoch milliseconds, with as many digits as the present time.
 NOW = 1_795_479_267_029
 
-#: Texts of the script, and what the script without the history has in their places.
+#: Texts of the script, each with the text that replaces it in the script without the history.
 CUTS = (
     ("'C', 'S', 'x', 'N')", "'C')"),
     ("if earlier then", "if false then"),
@@ -50,7 +50,7 @@ class PlainCall(UpdateCall):
 
 
 class Case:
-    """Starts of the run of one number, of many messages a round.
+    """Starts of the same run, such as the second one, of many messages in each round.
 
     Parameters:
       server(RedisServer)

@@ -13,7 +13,7 @@ from dramatiq_status.backend import StatusBackend
 from .common import Options, Table, fresh_stores, running_job
 
 WRITERS = 2
-#: Number of jobs, to which both processes write one after the other.
+#: Number of jobs.  Both processes write to the first job at the same time, then to the second one, and so on.
 JOBS = 20
 #: Number of fields, and of increments, that each process writes to each job.
 WRITES = 100

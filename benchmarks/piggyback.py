@@ -103,7 +103,7 @@ def with_client(backend: RedisBackend) -> dramatiq.Broker:
 
 
 def worker_rows(setting: Setting, cases: dict[str, dict[str, str]], options: Options) -> Iterator[list[str]]:
-    """Measure the cases in turns, each in a process of its own.  Every second round runs backwards."""
+    """Measure the cases in turns, each in a process of its own.  Every second round takes them in reverse order."""
     jobs = setting.jobs // 10 if options.quick else setting.jobs
     rates: dict[str, list[float]] = {name: [] for name in cases}
     cpu: dict[str, list[float]] = {name: [] for name in cases}

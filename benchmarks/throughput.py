@@ -65,7 +65,7 @@ def run(options: Options) -> Iterator[Table]:
 
 
 def measure(server: RedisServer, setting: Setting, options: Options) -> dict[str, list[dict[str, float]]]:
-    """Measure the modes in turns, each time in a process of its own.  Every second round runs backwards."""
+    """Measure the modes in turns, in reverse order in every second round, each time in a process of its own."""
     measured: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     jobs = setting.jobs // 10 if options.quick else setting.jobs
     for round_ in range(options.rounds(setting.rounds)):

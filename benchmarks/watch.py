@@ -81,8 +81,8 @@ def run(options: Options) -> Iterator[Table]:
     yield Table(
         f"Watching {jobs} jobs of {changes} changes, one each {PAUSE * 1000:.0f} ms, from one process",
         rows,
-        "Changes come from another process. A watcher may be shown a change up to 50 ms late where another one "
-        "came just before.",
+        "The changes come from another process. A watcher may get a change up to 50 ms late if another change "
+        "came just before it.",
     )
 
 

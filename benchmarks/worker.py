@@ -110,8 +110,8 @@ def run(
     """Process messages.
 
     Parameters:
-      url: A Redis database, which is emptied: the store's unless `store` is given, the broker's unless
-        `broker_url` is.
+      url: A Redis database, which is emptied.  The store uses it unless `store` is given, and the broker uses it
+        unless `broker_url` is given.
       mode: "off", "on" for our middleware, "thread" for it with a :class:`ThreadWriter`, "results" for Dramatiq's own.
         "client" for our broker client without our middleware, "piggyback" for both, "piggyback+results" for all three,
         "prepared" for our broker client with :class:`PreparedCalls`, without our middleware.
