@@ -233,8 +233,7 @@ class Deliveries:
                 # This broker does not call `before_ack` and `before_nack`, or the final state was attached to one
                 # of its commands, and may not be stored.
                 self.settle(broker, message, rejected=rejected, may_attach=False)
-            if delivery.outcome_seen:
-                delivery.exception = delivery.result = None
+            delivery.exception = delivery.result = None
             bind(delivery.previous)
         else:
             resume(message.message_id)

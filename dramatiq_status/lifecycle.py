@@ -187,8 +187,6 @@ class ThreadState(threading.local):
         self.confirmation: Any = None
         #: Updates of enqueues that this thread has begun, by message id, that are attached to commands of the broker.
         self.attached: dict[str, Any] = {}
-        # Notes to drop at the end of a delivery.
-        self._notes = (self.enqueued, self.begun, self.attached, self.unconfirmed)
 
     def holds(self, message_id: Any) -> bool:
         """Whether this thread holds a delayed message with this id. The id of a message may be of any type."""
@@ -217,10 +215,11 @@ class ThreadState(threading.local):
 
     def forget(self) -> None:
         """Drop the notes about the enqueues of a delivery that has ended."""
+        self.enqueued.clear()
+        self.begun.clear()
         self.lost_run = None
-        for notes in self._notes:
-            if notes:
-                notes.clear()
+        self.attached.clear()
+        self.unconfirmed.clear()
 
 
 def is_delayed_copy(queue_name: str, options: Mapping[str, Any]) -> bool:

@@ -44,14 +44,8 @@ class AttachedBuffers:
 
     def collect(self) -> list[tuple[str, Update]]:
         now = time.monotonic()
-        collected: list[tuple[str, Update]] = []
-        self._taken = taken = []
-        for buffer in self._buffers:
-            updates = buffer.take(now)
-            taken.append((buffer, updates))
-            for update in updates:
-                collected.append((buffer.message_id, update))
-        return collected
+        self._taken = [(buffer, buffer.take(now)) for buffer in self._buffers]
+        return [(buffer.message_id, update) for buffer, updates in self._taken for update in updates]
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         self.may_be_stored = True
