@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from ...record import ACTOR_NAME, QUEUE_NAME
 from ...update import Kind, Outcome, Update, is_stored
 from .clock import ServerClock
 from .keys import Keys
-from .protocol import OUTCOMES, UNLISTED, UpdateCall
+from .protocol import OUTCOMES, UNLISTED, UpdateCall, renames
 from .requests import Command, Request, ScriptCall
 from .script import INDEX
 from .transport import Steps, Transport
@@ -58,17 +57,16 @@ def _unlisted_by(calls: Iterable[UpdateCall]) -> dict[str, bool]:
 
 def _changes_place(update: Update, outcome: Outcome) -> bool:
     """Whether an update may have changed the set or the position of its message in the index."""
-    is_renamed = ACTOR_NAME in update.fields or QUEUE_NAME in update.fields
     if outcome is Outcome.LATE:
-        return is_renamed
+        return renames(update.fields)
     if update.kind is Kind.CANCEL:
         # A running message stays where it is.
         return outcome is Outcome.APPLIED
     if outcome is Outcome.CANCELLED:
         # The message was dropped: its record has another time to live.
         return update.state is not None
-    moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None or is_renamed
-    return moves and is_stored(outcome)
+    moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
+    return (moves or renames(update.fields)) and is_stored(outcome)
 
 
 def _list_changed(
