@@ -26,14 +26,10 @@ from dramatiq.worker import Worker
 from dramatiq_status import StatusMiddleware
 from dramatiq_status.backends import backend_from_url
 from dramatiq_status.backends.redis import RedisBackend
-from dramatiq_status.backends.redis.broker_calls import HEAD, BrokerCalls, refusal_of
-from dramatiq_status.backends.redis.requests import pack
+from dramatiq_status.backends.redis.broker_calls import EXEC, HEAD, MULTI, BrokerCalls, refusal_of
 from dramatiq_status.record import ACTOR_NAME, COMPLETED, ENQUEUED_AT, FINISHED_AT, QUEUE_NAME, STARTED_AT
 from dramatiq_status.update import EnqueueId, Kind, Update
 from dramatiq_status.writer import Confirmation, MessageBuffer, Writer
-
-MULTI = pack("MULTI")
-EXEC = pack("EXEC")
 
 
 class ThreadWriter(Writer):

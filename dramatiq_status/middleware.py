@@ -358,8 +358,7 @@ class _WatchedEnqueue:
         self.first_thread: int | None = get_ident()
 
     def __call__(self, message: Any, *args: Any, **kwargs: Any) -> Any:
-        thread = self.first_thread
-        is_first = thread is not None and thread == get_ident()
+        is_first = self.first_thread == get_ident()
         # The method of the class is looked up each time: tests replace it.
         call = self._own or type(self._broker).enqueue.__get__(self._broker)
         try:
@@ -375,7 +374,7 @@ class _WatchedEnqueue:
             raise
         finally:
             if is_first:
-                self.first_thread = thread
+                self.first_thread = get_ident()
 
 
 #: Brokers whose enqueues are watched.

@@ -28,8 +28,10 @@ HEAD: Final = 9
 _ID_OPTION: Final = "redis_message_id"
 
 _TIME: Final = pack("TIME")
-_MULTI: Final = pack("MULTI")
-_EXEC: Final = pack("EXEC")
+
+#: Packed commands that begin and end a transaction.
+MULTI: Final = pack("MULTI")
+EXEC: Final = pack("EXEC")
 
 #: Time-out of calls, in seconds, if the client has none: about 12 days.
 FOREVER: Final = 1_000_000.0
@@ -201,7 +203,7 @@ class BrokerCalls:
             updates.send_separately()
             return self._exchange(command, 1)[0]
         all_replies = self._exchange(
-            b"".join((b"" if is_clock_known else _TIME, _MULTI, *packed, command, _EXEC)),
+            b"".join((b"" if is_clock_known else _TIME, MULTI, *packed, command, EXEC)),
             len(packed) + (3 if is_clock_known else 4),
         )
         if not is_clock_known and not isinstance(measured := all_replies.pop(0), Exception):
