@@ -18,9 +18,12 @@ LISTED = {"a": '"actor"', "Q": '"queue"', "E": "5"}
 
 ENQUEUED = enqueue(**LISTED, rows="1")
 
-#: What a record may have besides the fields of an enqueue.
+#: What a record may have besides the fields of an enqueue.  Its version is 2, unless it is given.
 FOUND: dict[str, Record] = {
     "as enqueued": {},
+    "as enqueued with a delay": {"v": "1", "D": "99", "L": "60000", "p": "7"},
+    "as enqueued with a broken delay": {"v": "1", "D": "x"},
+    "as enqueued in a second generation": {"v": "1", "n": "2", "N": "[8,1]", "x": '{"type":"E","message":""}'},
     "a lifetime": {"L": "60000"},
     "counts": {"p": "7"},
     "broken counts": {"p": "0.5"},
@@ -109,7 +112,7 @@ def check(backend: RedisBackend, found: Record, name: str, update: Update) -> No
     message_id = uuid4().hex
     backend.update(message_id, ENQUEUED)
     if found:
-        backend.client.hset(backend.keys.key_of(message_id), mapping=found)
+        backend.client.hset(backend.keys.key_of(message_id), mapping={"v": "2", **found})
     before = stored(backend, message_id)
     # When a run of it is stored
     outcome = backend.update(message_id, update)

@@ -62,9 +62,11 @@ local function index(id, state, lives, queue, actor, ttl, since)
     if not lives then
       -- Two significant digits: 86399999 becomes 87000000.  Otherwise each different time to live would have a set of its
       -- own.
-      local text = string.format('%.0f', ttl)
-      local unit = 10 ^ math.max(0, #text - 2)
-      lives = string.format('%.0f', math.ceil(ttl / unit) * unit)
+      lives = ttl .. ''
+      if not lives:find('^%d%d?0*$') then
+        local unit = 10 ^ (#lives - 2)
+        lives = string.format('%.0f', math.ceil(ttl / unit) * unit)
+      end
       rounded[ttl] = lives
     end
   end

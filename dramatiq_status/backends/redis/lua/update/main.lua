@@ -130,27 +130,26 @@ for i = 1, #KEYS do
     then
       -- The start of a run after its own enqueue, or its start and its end in one.
       local token, sequence, state, attempts = ARGV[at + 2], ARGV[at + 3], ARGV[at + 6], ARGV[at + 7]
-      local ends, old = state ~= ''
-      if ends and attempts == '1' then
-        old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'a', 'Q')
-      else
-        old = redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'a', 'Q', 'C', 'S', 'x', 'N')
-      end
-      local version, generation, scheduled_at = old[2], old[4], old[7]
-      local live_ttl, progress, earlier = old[8], old[9], old[10]
+      local ends, old = state ~= '', redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'D', 'L', 'a', 'Q')
+      local version, generation, scheduled_at, live_ttl, actor, queue = old[2], old[4], old[5], old[6], old[7], old[8]
+      -- Version 1 of a record has only the fields of the first enqueue: none of a run, and no request to cancel. To read
+      -- and to delete those as well would take the server a sixth more instructions.
+      local is_first, more = version == '1' and generation == '1', {}
+      if not is_first then more = redis.pcall('HMGET', key, 'r', 'q', 'p', 'A', 'C', 'S', 'x', 'N') end
+      local progress, earlier, exception = more[3], more[4], more[7]
       local numbers = (scheduled_at or '0') .. (live_ttl or '0') .. (progress or '0') .. (earlier or '0')
       if old[1] == QUEUED and version and old[3] == ARGV[at] and generation == ARGV[at + 1] and token ~= '0'
-        and not (old[5] or old[6] or not ends and old[13])
+        and not (more[1] or more[2] or not ends and more[5])
         and #version < 16 and #generation < 16 and #(scheduled_at or '0') < 16 and #(live_ttl or '0') < 16
         and #(progress or '0') < 16
         and version ~= '' and generation ~= '' and scheduled_at ~= '' and live_ttl ~= '' and progress ~= ''
         and not (version .. generation .. numbers):find('%D')
         -- Long exceptions are cut, and runs may be dropped from a history that is not small.
         and (not earlier and attempts == '1' or earlier and #earlier == 1 and earlier > '0' and earlier + 0 <= SMALL_HISTORY
-          and attempts - earlier == 1 and #(old[15] or '') <= MAX_EXCEPTION_SIZE)
+          and attempts - earlier == 1 and #(exception or '') <= MAX_EXCEPTION_SIZE)
       then
         done = true
-        local ttl, queue, actor = ARGV[at + 9], old[12], old[11]
+        local ttl = ARGV[at + 9]
         local old_set = '0\n\n' .. (queue or '') .. '\n' .. (actor or '')
         version = string.format('%d', version + 1)
         local new = ends and state or WORKING
@@ -160,18 +159,29 @@ for i = 1, #KEYS do
           size = 14
         end
         if earlier then
-          local ended, exception = old[16] or 'null', ''
-          if old[15] and ended:sub(-3) == HAS_FAILED then
+          local ended, last_exception = more[8] or 'null', ''
+          if exception and ended:sub(-3) == HAS_FAILED then
             if earlier == '1' then
-              written[size + 1], written[size + 2] = 'x1', old[15]
+              written[size + 1], written[size + 2] = 'x1', exception
               size = size + 2
             else
-              exception = ',' .. old[15]
+              last_exception = ',' .. exception
             end
           end
           written[size + 1] = 'h' .. earlier
-          written[size + 2] = '[' .. (old[14] or 'null') .. ',' .. ended .. ',' .. (scheduled_at or 'null') .. exception .. ']'
+          written[size + 2] = '[' .. (more[6] or 'null') .. ',' .. ended .. ',' .. (scheduled_at or 'null') .. last_exception .. ']'
           size = size + 2
+        end
+        -- The progress of the run before is deleted.
+        local of_run = earlier and 'p' or 'N'
+        if is_first then
+          if scheduled_at then call('HDEL', key, 'D') end
+        elseif not ends then
+          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run)
+        elseif state == COMPLETED then
+          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run, 'H', 'x', 'it')
+        else
+          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run, 'H')
         end
         scheduled_at = nil
         local first, last = at + 11, at + 10 + 2 * ARGV[at + 10]
@@ -195,15 +205,6 @@ for i = 1, #KEYS do
           end
         end
         at = last + 1
-        -- The progress of the run before is deleted.
-        local of_run = earlier and 'p' or 'N'
-        if not ends then
-          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run)
-        elseif state == COMPLETED then
-          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run, 'H', 'x', 'it')
-        else
-          call('HDEL', key, 'R', 'W', 'F', 'k', 'c', 'D', 'N', of_run, 'H')
-        end
         call('HSET', key, unpack(written, 1, size))
         if not ends then
           ttl = live_ttl or LIVE_TTL_TEXT
@@ -215,7 +216,7 @@ for i = 1, #KEYS do
         if ARGV[#ARGV] ~= '' then
           local id = key:sub(ARGV[#ARGV - 1] + 1)
           redis.pcall('ZREM', ARGV[#ARGV] .. old_set, id)
-          index(id, new, not ends and '' or nil, queue, actor, ttl + 0)
+          index(id, new, not ends and '' or nil, queue, actor, ends and ttl or ttl + 0)
         end
         publish('PUBLISH', key, version)
       end
