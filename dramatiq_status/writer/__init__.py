@@ -1,8 +1,8 @@
 """The writer of a process. It merges and throttles the writes to each message. One thread at a time sends the updates
 of many messages in one round trip.
 
-Each message has a buffer.  The operations on a buffer are merged into pending updates.  The leader, one thread at a
-time, collects the buffers with pending updates in a queue, and sends the updates.
+Each message has a buffer.  The operations on a buffer are merged into pending updates.  The thread that sends is the
+leader.  It collects the buffers with pending updates in a queue.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Backlog:
         self._noted[buffer] = None
 
     def update(self, buffer: MessageBuffer) -> None:
-        """Note a buffer that is measured already."""
+        """Note that a buffer may have changed, if it was measured."""
         if buffer in self._sizes:
             self._noted[buffer] = None
 

@@ -226,7 +226,7 @@ class MessageBuffer:
     # Writing in a process that was forked off
 
     def inherit(self) -> None:
-        """Write directly and from outside of the run: this process is a fork, and the run continues in the parent.
+        """Make later writes direct, and from outside of the run: this process is a fork, and the parent has the run.
 
         The parent sends its own earlier writes.
         """

@@ -53,7 +53,7 @@ class Heartbeats:
             return
         self.due_at = time.monotonic() + self._interval
         buffers = [buffer for buffer in list(self._running) if buffer.thread.is_alive() and not buffer.heartbeat_failed]
-        # A message that the store may refuse is sent alone, so that no other message looks stalled because of it.
+        # The heartbeat of a message that the store may refuse is sent alone, so that no other message looks stalled.
         self._send(
             [
                 [buffer for buffer in buffers if not buffer.failed_alone],

@@ -82,8 +82,8 @@ class Leadership:
                     confirmation.sleep(max(0.0, deadline - time.monotonic()))
         finally:
             if confirmation.stored is None or self.next_leader is confirmation or self._is_abandoned():
-                # The thread was interrupted, its deadline is over, or the store is down.  The writer's thread sends the
-                # updates instead.
+                # The thread was interrupted, its deadline is over, the store is down, or another thread stored its
+                # final state before it could lead.  The writer's thread sends the updates instead.
                 self._release(confirmation)
 
     def _is_abandoned(self) -> bool:
@@ -132,7 +132,7 @@ class Leadership:
             if confirmation.stored is None:
                 self.next_leader = confirmation
                 confirmation.wake()
-                # The writer's thread still has to send what is ready.
+                # If buffers are ready, the writer's thread is woken as well, to send them.
                 if not self._queue.ready:
                     return
                 break

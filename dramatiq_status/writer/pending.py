@@ -30,7 +30,7 @@ class PendingUpdate:
         self.arguments: dict[str, Any] = arguments
         self.fields: Record = arguments["fields"]
         self.confirmations: list[Confirmation] = list(confirmations)
-        #: The update, once it was sent.
+        #: The update as it is sent; None before.
         self.frozen: Update | None = None
         #: The fields that ``Changes.to_total`` sets, with the values that this process expects; empty without it.  An
         #: update applies ``to_total`` last, so later counts need another update.
@@ -71,7 +71,7 @@ class PendingUpdate:
             self.keep_counts(lambda name: name not in fields)
 
     def change(self, changes: Changes) -> None:
-        """Delete fields, then add to fields."""
+        """Delete fields, then add to fields, then set the progress to the total."""
         before = self.changes or Changes()
         counts = dict(before.counts)
         for name in changes.deleted:
@@ -171,7 +171,7 @@ class MergedState:
         return dropped
 
     def size(self, base: Record) -> int:
-        """Return the number of bytes of the texts of the pending updates, of all that is known, and of `base`."""
+        """Return the number of bytes of the texts of the pending updates, of the run's fields, and of `base`."""
         texts = [*self.known, *self.known.values(), *chain.from_iterable(base.items())]
         for pending in self.pending:
             fields = pending.fields if pending.frozen is None else pending.frozen.fields

@@ -155,7 +155,7 @@ class SendQueue:
                 self.backlog.note(buffer)
 
     def clear(self) -> None:
-        """Forget the buffers that are ready, one of which has raised an unexpected error."""
+        """Forget the buffers that are ready, because an unexpected error was raised for one of them."""
         for buffer in self.ready:
             buffer.failed_alone = False
             buffer.give_up()

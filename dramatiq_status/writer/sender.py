@@ -139,11 +139,11 @@ class Sender:
             self._breaker.succeeded()
 
     def _fail(self, buffers: list[MessageBuffer], error: BackendError) -> None:
-        """Begin or continue an outage, unless a marked buffer fails again while the store is up.
+        """Begin or continue an outage, unless a buffer that has failed alone fails again while the store is up.
 
         A probe may fail because of a single message.  So after a failed probe, each probe sends one buffer, and a
-        buffer that fails alone is marked and moved to the back of the queue.  When the store takes another buffer, the
-        outage is over.  If a marked buffer then fails again, no new outage begins.  Its updates are dropped if the
+        buffer that fails alone is moved to the back of the queue.  When the store takes another buffer, the outage is
+        over.  If a buffer that has failed alone then fails again, no new outage begins.  Its updates are dropped if the
         store has refused them, and postponed otherwise.
         """
         buffer, was_down = buffers[0], self._breaker.down
@@ -230,7 +230,7 @@ class Sender:
     def _settle_missing(
         self, buffer: MessageBuffer, updates: list[Update], outcomes: list[Outcome], creator: MessageBuffer | None
     ) -> None:
-        """Keep or drop updates from outside of a message without a record; on the writer's thread.
+        """Keep or drop the updates from outside that belong to a message without a record; on the writer's thread.
 
         The record may still arrive: from a buffer of this process, or within a short time from another process, whose
         store was slow or down.

@@ -118,7 +118,7 @@ class Writer:
         self._queue.signals.append(buffer)
         if self._thread is None:
             self._ensure_thread()
-        # A leader collects signals before it passes the leadership on.
+        # A leader that passes the leadership on wakes a thread that collects the signals.
         if self._wakeup.is_asleep and not self._leadership.is_taken:
             self._leadership.wake_thread()
 
@@ -176,7 +176,7 @@ class Writer:
         return buffer
 
     def _sweep(self) -> None:
-        """Remove the buffers that are gone.
+        """Remove the references to buffers that are gone.
 
         References with callbacks would remove them as well, but an interrupt that strikes in a callback is lost.
         """
@@ -380,7 +380,7 @@ class Writer:
             now = time.monotonic()
             if wake_at <= now:
                 break
-            # If another thread leads, it collects the signals.
+            # If another thread leads, it collects the signals, or wakes a thread that does.
             if not self._leadership.is_taken and (queue.is_backlogged or (queue.signals and not self.breaker.down)):
                 break
             wakeup.sleep(max(0.0, min(wake_at, look_at) - now))
