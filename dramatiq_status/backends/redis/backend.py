@@ -1,4 +1,4 @@
-"""The Redis backend: a hash for each message, and one script call for any number of updates."""
+"""The Redis backend: a hash for each message, and one script call for up to 128 updates."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ DEFAULT_MAX_LISTED: Final = 100_000
 class RedisBackend(StatusBackend):
     """A backend that stores statuses in Redis_ (or Valkey) 6.2 or newer.
 
-    Any number of updates takes one round trip, and so does any number of reads.  The timestamps that the server adds to
-    a record (``updated_at``, ``heartbeat_at``) are by the server's clock.
+    Up to 128 updates take one round trip, and so do up to 2,000 reads.  The timestamps that the server adds to a record
+    (``updated_at``, ``heartbeat_at``) are by the server's clock.
 
     The backend opens its own connections: as many as threads use it at the same time, without redis-py's retries.
     `timeout` is the time of a whole call.  It includes queries of Sentinels or of other nodes, connecting, sending, and
@@ -208,7 +208,8 @@ class RedisBackend(StatusBackend):
         return self._attacher
 
     def broker_client(self) -> BrokerClient:
-        """Make a client for Dramatiq's Redis broker, whose calls are faster than those of other clients.
+        """Make a client for Dramatiq's Redis broker.  It sends the updates of this backend in one transaction with the
+        broker's commands, and its calls are faster than those of other clients.
 
         >>> broker = RedisBroker(client=backend.broker_client())
 

@@ -79,7 +79,7 @@ class Attachment(NamedTuple):
 
 
 class RedisUpdateAttacher:
-    """A client of the broker that sends updates of a backend and a command of the broker in one transaction.
+    """An attacher of updates to commands of the broker.  The broker's client sends both in one transaction.
 
     Parameters:
       client(BrokerClient)
@@ -136,7 +136,7 @@ class BrokerCalls:
         # The last `execute_command` that was found, and whether it is redis-py's own.
         self._found: Any = None
         self._is_plain = False
-        #: Thread-local: updates that are attached to its next command of the broker, in the attribute ``attachment``.
+        #: Thread-local: the attribute ``attachment`` has the updates that are attached to the thread's next command.
         self.thread: threading.local = threading.local()
 
     def takes(self, client: Any, numkeys: int, arguments: tuple[Any, ...]) -> bool:

@@ -45,7 +45,7 @@ def make_access(
 ) -> ClientAccess:
     """Make a client and a transport.
 
-    Only this function distinguishes a single server, a master and a cluster.
+    This function and those that it calls choose between a single server, a master and a cluster.
 
     Parameters:
       timeout(float): Seconds that one call may take.

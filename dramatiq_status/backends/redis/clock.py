@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from ... import _time as time
 
-#: Seconds for which the measured offset of the server's clock is used.
+#: Seconds after which the offset of the server's clock is measured again.
 TRUST: Final = 300.0
 
 #: Maximum number of seconds from a request to its reply for which the measured offset counts as exact.

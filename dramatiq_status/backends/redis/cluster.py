@@ -25,7 +25,7 @@ _REDIRECTIONS: Final = 4
 #: Maximum number of times that a request is sent again because of a lost connection.
 _RETRIES: Final = 2
 
-#: Fraction of the time-out (one in this number) for the query whether another node answers, after a node has failed.
+#: Divisor of the time-out for the query whether another node answers, after a node has failed.
 _PROBE_FRACTION: Final = 4
 
 #: Codes of the errors of a node that cannot carry out a request yet.
@@ -138,7 +138,7 @@ class ClusterTransport:
       pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
       addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes.
       timeout(float): In seconds.
-      remap(Callable): Returns the address of a node for this host, for its address in the cluster.
+      remap(Callable): Takes the address of a node in the cluster, and returns the address that this host uses for it.
     """
 
     moves = True

@@ -42,7 +42,9 @@ class Node:
         self.forget()
 
     def forget(self) -> None:
-        """Leave the circuit breaker to the parent process: it has a lock, which another thread may hold at a fork."""
+        """Make a new circuit breaker.  A forked process must not use that of its parent, whose lock another thread may
+        hold at the fork.
+        """
         self.breaker: CircuitBreaker = CircuitBreaker("Redis at {}:{}".format(*self.address))
 
     def fail(self, error: BaseException) -> None:
@@ -68,7 +70,7 @@ class ClusterMap:
       pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
       addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes.
       timeout(float): In seconds.
-      remap(Callable): Returns the address of a node for this host, for its address in the cluster.
+      remap(Callable): Takes the address of a node in the cluster, and returns the address that this host uses for it.
     """
 
     def __init__(
@@ -197,7 +199,7 @@ class ClusterMap:
                         owners[shard] = owner
             self._owners = owners
             self._mapped = time.monotonic()
-            # While the owner of a shard does not answer, another node may become its owner.
+            # While the owner of a shard does not answer, another node may become the owner of the shard.
             self.stale = any(owner is None or owner.has_failed for owner in owners)
             return
         failure = node.failure
@@ -209,7 +211,7 @@ class ClusterMap:
             node.pool.close()
 
     def forget(self) -> None:
-        """Leave the circuit breakers of the nodes to the parent process."""
+        """Make new circuit breakers for the nodes, in a forked process."""
         for node in self.nodes.values():
             node.forget()
 

@@ -87,7 +87,7 @@ class Keys:
     #: Number of unfinished messages of a shard among which a count looks for expired ones.
     checked: int = _CHECKED
 
-    #: Whether the script that lists returns records.
+    #: Last argument of the list script: a value of :class:`ListMode`.
     list_mode: int = ListMode.RECORDS
 
     def __init__(self, namespace: str, max_listed: int) -> None:
@@ -101,8 +101,8 @@ class Keys:
         #: By shard, the part of an index's key that comes before the name of a set.  No record's key begins with it: in
         #: a record's key, the first ":" comes before the first space.
         self.indexes: list[str] = indexes
-        #: By shard, the key of the log of cancelled messages.  The channel of the log has the same name.  No set of the
-        #: index has it.
+        #: By shard, the key of the log of cancelled messages.  The channel of the log has the same name, and no set of
+        #: the index has this name.
         self.cancels: list[str] = [f"{index}cancels" for index in indexes]
         #: Maximum number of messages of a shard in each set of its index; 0 for no index.
         self.max_listed: int = -(-max_listed // len(prefixes))

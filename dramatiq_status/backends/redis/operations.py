@@ -41,7 +41,7 @@ READS_PER_CALL: Final = 2000
 #: Maximum number of entries of the log of cancelled messages that are read together.
 LOG_ENTRIES_PER_CALL: Final = 10_000
 
-#: Maximum number of calls for one page, each of which only removes expired messages from the index.
+#: Maximum number of calls to one shard for a page.  All but the last one only remove expired messages from the index.
 CALLS_PER_PAGE: Final = 64
 
 #: Number of messages that are requested from a shard in addition to twice its share of a page.
@@ -173,7 +173,7 @@ class Operations:
         """Complete the outcomes after calls have failed.
 
         Raises:
-          BackendError: When all calls have failed.
+          BackendError: When all calls have failed, because no server answers or a server has refused one of the calls.
         """
         refusal = next((failure for failure in failures if isinstance(failure, StoreRefused)), None)
         if outcomes.count(Outcome.UNAVAILABLE) == len(outcomes):

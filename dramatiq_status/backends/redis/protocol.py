@@ -69,7 +69,7 @@ class UpdateCall(ScriptCall):
 
     @property
     def repeatable(self) -> bool:  # type: ignore[override]
-        # An increment from outside has no sequence number by which the script would recognise its repetition.
+        # An increment from outside has no sequence number by which the script could recognize its repetition.
         outside = [update for _, update in self.updates if update.kind is Kind.OUTSIDE]
         return not any(update.increment or update.changes for update in outside)
 

@@ -116,7 +116,9 @@ def _list_changed(
 
 
 def _leaving(shard: int, index: str, names: Iterable[str], own: Mapping[str, str]) -> Iterable[Request]:
-    """Remove messages from all sets of the index except their own.  It is unknown which other set contains them."""
+    """Make the requests that remove messages from all sets of the index except their own.  It is unknown which other
+    set contains them.
+    """
     for other in names:
         ids = [message_id for message_id, name in own.items() if name != other]
         if ids:

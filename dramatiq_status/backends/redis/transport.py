@@ -50,7 +50,7 @@ class Transport(Protocol):
     def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
         """Send requests, and return a function that completes them as :meth:`run` does.
 
-        The time between the two does not count for the time-out.
+        The time from the return of this method to the call of that function does not count for the time-out.
 
         Raises:
           BackendError: When nothing could be sent.

@@ -1,6 +1,6 @@
--- Adds a message to one set of the index, or a name to the set of names: `index` and `keep` in update/index.lua for one
--- key. While a slot of a cluster moves, Redis locates the key of a script only if it has one key, and the update script
--- cannot announce the keys that it needs.
+-- Adds a message to one set of the index, or a name to the set of names.  It does for one key what `index` and `keep` in
+-- update/index.lua do. While a slot of a cluster moves, Redis locates the key of a script only if it has one key, and
+-- the update script cannot announce the keys that it needs.
 --
 -- KEYS[1]: the set; or the prefix of the index's keys, which is the set of the names of its sets.
 -- ARGV[1]: the message's id; or the name.

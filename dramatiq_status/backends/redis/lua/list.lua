@@ -8,7 +8,7 @@
 -- ARGV[4]: maximum number of messages to return; 0 to count them.
 -- ARGV[5]: the position of the last message of the page before, '' for the first page.  A position is the timestamp in
 --   microseconds at which a message came into its state.  The message may have expired or been deleted since.  For a
---   count: number of unfinished messages among which to look for expired ones first.
+--   count: number of unfinished messages among which to look for expired ones.
 -- ARGV[6]: the id of the last message of the page before.
 -- ARGV[7]: the part of a message's key that comes before its id.
 -- ARGV[8]: '1' for whole records; '0' for none, on a node of a cluster; '2' for none, on a node of a cluster to which
@@ -215,7 +215,7 @@ end
 -- would otherwise need a second read.
 local size = math.min(PIECE, math.ceil(limit / math.max(1, #sets)) + 1)
 
--- Go on to the next message of a set: its `timestamp` and `id`. Returns whether there is one.
+-- Go on to the next message of a set, and set its `timestamp` and `id`. Return whether there is one.
 local function advance(set)
   set.next = set.next + 2
   if not (set.list and set.list[set.next]) then
@@ -236,7 +236,7 @@ local function advance(set)
   return set.id and not (set.from and set.timestamp < set.from)
 end
 
--- The sets that have a message left, as a heap: on top the one with the newest.
+-- The sets that have a message left, as a heap. The set with the newest message is on top.
 local heap = {}
 
 local function is_newer(one, other)
