@@ -33,8 +33,8 @@ _befores: list[Callable[[], None]] = []
 def at_fork(*, flush: Callable[[], object] | None = None, **hooks: Callable[[], object]) -> None:
     """Register hooks as ``os.register_at_fork`` does; do nothing on Windows, where no process forks.
 
-    Python ignores what a hook raises.  A time limit that strikes in a hook of the parent is raised again after the
-    fork, and the hook begins again.
+    Python ignores what a hook raises.  If an interrupt strikes in a hook of the parent, the hook begins again, and the
+    interrupt is raised again after the fork.
 
     Parameters:
       flush(Callable): Called before a fork, and before all functions that are passed as ``before``, even if they were

@@ -63,7 +63,7 @@ class Listed(NamedTuple):
 
     Parameters:
       message_id(str)
-      record(Record): None if it is damaged, or has changed since its message was found.
+      record(Record): None if it is damaged or missing, or no longer matches the query.
       position(int): Position of the message in the list, see :class:`.Cursor`.
     """
 
@@ -166,12 +166,13 @@ class StatusBackend(abc.ABC):
           list[Outcome]: Outcomes in the order of the updates.  ``Outcome.REFUSED`` also stands for an update that
           is too large for the store, and ``Outcome.UNSTORABLE`` for a message that the store refuses while it
           accepts others.  The server of an update with ``Outcome.UNAVAILABLE`` did not answer, while others did. The
-          update may have been carried out or not, and it is safe to send it again.
+          update may have been carried out or not.  If it is sent again, it counts once, unless it is an increment from
+          outside of a run.
 
         Raises:
           StoreRefused: When the store refuses one of the messages, and has carried out no update.  The
             writer then sends the updates one by one, and drops those that the store refuses while it accepts others.
-          BackendError: When the store does not answer, and has carried out no update.
+          BackendError: When the store does not answer.  Each of the updates may have been carried out or not.
           ValueError: When an update cannot be encoded, and none was carried out.  The writer then sends the updates
             one by one.
         """
@@ -295,8 +296,8 @@ class StatusBackend(abc.ABC):
         return None
 
     def update_attacher(self, broker: Any) -> UpdateAttacher | None:
-        """Return the broker's client, if it can send updates in one transaction with the broker's commands; otherwise
-        None.  The default implementation returns None.
+        """Return an attacher for the broker's client, if this client can send updates in one transaction with the
+        broker's commands; otherwise None.  The default implementation returns None.
         """
         return None
 

@@ -73,7 +73,8 @@ class CancelRequest:
         """Return the meanings of the outcomes by message ids; None for unknown messages.
 
         Raises:
-          BackendError: When a server of the store did not answer.  To cancel all messages again is safe.
+          BackendError: When a server of the store did not answer, or has refused a message.  To cancel all messages
+            again is safe.
         """
         found: dict[str, Cancellation | None] = {}
         unanswered = 0

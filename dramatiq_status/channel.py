@@ -60,7 +60,7 @@ class Channel(Protocol):
 
 
 class CancelSignal(Protocol):
-    """An object whose attribute changes when a request to cancel the running message is found."""
+    """An object whose attribute ``cancelled`` becomes true when a request to cancel the running message is found."""
 
     cancelled: bool
     cancel_reason: str | None
@@ -363,7 +363,7 @@ def check_outcome(message_id: str, update: Update, outcome: Outcome) -> None:
 
     Raises:
       StatusMissing: When the message is unknown.
-      ValueError: When the update adds to a field that holds no number.
+      ValueError: When the update adds to a field that holds no number, or the sum is not below 2**53.
     """
     if outcome is Outcome.MISSING:
         raise StatusMissing(message_id)

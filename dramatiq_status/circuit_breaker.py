@@ -28,7 +28,7 @@ class Health(NamedTuple):
     """State of the status store as one process sees it, and counters of that process since it has started.
 
     Parameters:
-      up(bool): Whether the last call to the store succeeded.
+      up(bool): False during an outage, and true at all other times.
       down_since(datetime): When the present outage began, in UTC; None while the store is up.
       pending_messages(int): Number of messages with updates that are not stored yet.
       pending_updates(int): Number of those updates.
@@ -60,9 +60,9 @@ class CircuitBreaker:
         self._pause = 0.0
         self._failures = 0
         self._dropped = 0
-        #: Whether the last call failed.
+        #: Whether an outage has begun and not ended.
         self.down: bool = False
-        #: Whether the last call failed because the store has answered that it refuses updates.
+        #: Whether the last call of the outage failed because the store has answered that it refuses updates.
         self.refuses: bool = False
         #: Time of the next attempt, by the monotonic clock.
         self.retry_at: float = 0.0
@@ -141,7 +141,9 @@ class CircuitBreaker:
 
     @property
     def was_given_up(self) -> bool:
-        """Whether a process that ends has waited for the end of this outage without success."""
+        """Whether this process has waited without success for the end of this outage, when a worker or the process
+        itself ended.
+        """
         return self.down and self._given_up
 
     def gave_up(self, updates: int, messages: int, seconds: float) -> None:

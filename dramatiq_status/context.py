@@ -104,7 +104,7 @@ def current_binding() -> Binding | None:
 
 
 def note_write(buffer: MessageBuffer) -> None:
-    """Make the acknowledgement of the running message, if there is one, wait for a write to another message."""
+    """If a message runs in this context, make its acknowledgement wait for a write to another message."""
     binding = _binding.get()
     if binding is not None and binding.delivery is not None:
         binding.delivery.note(buffer)

@@ -45,8 +45,8 @@ from .writer import AttachedBuffers, Confirmation, Finish, MessageBuffer, Start,
 _MAX_RETRIES: Final = 10**9
 
 
-#: Seconds from the start of a run until the writer sends it.  If the acknowledgement comes earlier, the start is sent
-#: in one transaction with it.
+#: Seconds from the start of a run until the writer sends the update of this start.  If the acknowledgement comes
+#: earlier, the update is sent in one transaction with the acknowledgement.
 _START_AFTER: Final = 0.002
 
 #: Seconds after which the writer sends a final state that was not sent with an acknowledgement.
@@ -139,13 +139,13 @@ class Deliveries:
         return None if self._writer.breaker.refuses else self._backend.update_attacher(broker)
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool, may_attach: bool = True) -> None:
-        """Write the outcome of a message, before the broker acknowledges or rejects the message.
+        """Write the final state of a message, before the broker acknowledges or rejects the message.
 
         Parameters:
           broker(Broker)
           message(Message)
           rejected(bool)
-          may_attach(bool): Whether the outcome may be sent with the broker's next command.
+          may_attach(bool): Whether the final state may be sent with the broker's next command.
         """
         delivery = self.find_delivery(message)
         if delivery is None:
@@ -208,8 +208,8 @@ class Deliveries:
                 # of an unknown actor without an exception.
                 exception = sys.exc_info()[1] if delivery.run_token else ActorNotFound(message.actor_name)  # type: ignore[no-untyped-call]
             if isinstance(exception, Cancelled):
-                # Some brokers, such as dramatiq-eager-broker, do not handle a request to skip a message. Its exception
-                # then arrives here.
+                # Some brokers, such as dramatiq-eager-broker, do not skip a message whose actor raises this exception.
+                # The exception then arrives here.
                 fields[CANCELLED] = "true"
             elif exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
@@ -295,7 +295,7 @@ class Deliveries:
         return Binding(None, self._writer, delivery)
 
 
-#: All deliveries of this process.
+#: The objects of class `Deliveries` in this process.
 _deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
 
 
@@ -314,7 +314,7 @@ def unwrapped(message: Any) -> Any:
 
 
 def exception_in_flight(message: Any) -> BaseException | None:
-    """Return the exception of a message.  Dramatiq sets it before it calls the first hook."""
+    """Return the exception of a message.  Dramatiq sets it before it calls the first hook after the actor."""
     found = getattr(message, "_exception", None)
     return found if isinstance(found, BaseException) else None
 

@@ -28,7 +28,7 @@ _ENQUEUE: Final = Kind.ENQUEUE
 
 
 class _AttachedUpdate:
-    """The attached update of an enqueue outside of a worker."""
+    """The update of an enqueue outside of a worker.  It is attached to the broker's command, or sent after it."""
 
     #: Whether the transaction with the update was carried out.
     may_be_stored = False
@@ -206,6 +206,7 @@ class Enqueues:
         """Send `queued` before the broker gets the message; the reply is read after the broker has the message, so that
         the two round trips overlap.
         """
+        # A reply is still pending if the broker has refused the last enqueue of this thread.
         self._complete_pending()
         if self._breaker.blocked:
             self._breaker.dropped()
@@ -271,7 +272,6 @@ class Enqueues:
             del thread.unconfirmed[message_id]
 
     def _complete_pending(self) -> None:
-        # A reply is pending if the broker has refused the last enqueue of this thread.
         pending, self._deliveries.thread_state.pending_enqueue = self._deliveries.thread_state.pending_enqueue, None
         if pending is not None:
             try:

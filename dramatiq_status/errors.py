@@ -39,7 +39,7 @@ class StatusTimeout(StatusError, TimeoutError):
 
 class BackendError(StatusError):
     """Raised when a store cannot be reached, takes too long or answers with an error.  Its ``__cause__`` is the
-    exception of the driver.
+    exception of the driver, if a driver has raised one.
     """
 
 

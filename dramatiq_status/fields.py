@@ -55,8 +55,8 @@ MAX_NAME_SIZE: Final = 255
 #: Maximum number of fields that a run writes, and of fields that are sent with a message.
 MAX_FIELDS: Final = 1000
 
-#: Maximum number of levels of nested lists and dicts.  A reader's decoder supports a few hundred, less the depth of
-#: its own stack.
+#: Maximum number of levels of nested lists and dicts.  A reader's decoder supports a few hundred levels minus the depth
+#: of the stack from which the reader calls it.
 MAX_DEPTH: Final = 100
 
 #: Maximum of a progress and of a total.  Redis' script counts in doubles, which are exact up to here.

@@ -112,7 +112,7 @@ class Deadlines:
             raise StatusTimeout(f"{self._what} was not finished within {self._timeout} milliseconds.")
 
     def time_left(self, now: float) -> float:
-        """Return the seconds until the last read; infinite for no limit."""
+        """Return the seconds until the last read before the watcher gives up; infinite for no limit."""
         end = self._deadline
         if self._missing_since is not None:
             end = min(end, self._missing_since + self._missing_timeout)
@@ -272,7 +272,7 @@ class PollSchedule:
     def observe(self, version: int, *, finished: bool = False) -> None:
         """Note the version that was read; 0 for none.
 
-        A finished message rarely changes: only if it is enqueued again.
+        A finished message rarely changes, so it is read again only at long intervals.
         """
         if version != self._seen or self._failing:
             self._pause = self._shortest

@@ -1,4 +1,4 @@
-"""Progress by total, as a fraction and as a percentage."""
+"""The progress divided by the total, as a fraction and as a percentage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def number_in(value: Any) -> int | float | None:
 
 
 def fraction_of(progress: Any, total: Any) -> float | None:
-    """Return progress by total, from 0.0 to 1.0.  Return None if one of them is unknown.
+    """Return the progress divided by the total, from 0.0 to 1.0.  Return None if one of the two is unknown.
 
     >>> fraction_of(1, 2), fraction_of(None, 2), fraction_of(0, 0), fraction_of(250, None), fraction_of(250, 100)
     (0.5, None, 1.0, None, 1.0)

@@ -171,8 +171,8 @@ class ThreadState(threading.local):
         self.delayed: dict[str, int] = {}
         #: Ids of the messages that were enqueued since the last acknowledgement, except the one being processed.
         self.enqueued: set[str] = set()
-        #: Enqueues that this thread has begun and not completed, by message id. An entry stays if enqueues are nested,
-        #: or if the broker has refused the message.
+        #: Enqueues that this thread has begun and not completed, by message id. There are several if enqueues are
+        #: nested, or if the broker has refused messages.
         self.begun: dict[str, BegunEnqueue] = {}
         #: Id of each of these enqueues, and the buffer with its `queued`; None where `queued` was sent directly. If the
         #: enqueue ends in an error, `queued` is withdrawn.
@@ -185,7 +185,8 @@ class ThreadState(threading.local):
         self.lost_run: tuple[str, str] | None = None
         #: Confirmation of the last enqueue of this thread through the writer.
         self.confirmation: Any = None
-        #: Updates of enqueues that this thread has begun, by message id, that are attached to commands of the broker.
+        #: By message id, updates of enqueues that this thread has begun. They are attached to a command of the broker,
+        #: or are sent after an enqueue that is not watched.
         self.attached: dict[str, Any] = {}
 
     def holds(self, message_id: Any) -> bool:

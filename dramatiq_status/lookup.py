@@ -78,7 +78,7 @@ def raise_first(found: Iterable[Snapshot | BackendError | None]) -> list[Snapsho
 def find_backend(backend: StatusBackend | None, broker: dramatiq.Broker | None) -> StatusBackend:
     if backend is not None:
         return backend
-    # This module loads the writer, which the command line does not need, because it passes a backend.
+    # The module of the context loads the writer. The command line does not need the writer, and passes a backend.
     from .context import current_binding
 
     binding = current_binding()

@@ -106,14 +106,14 @@ class StatusMiddleware(BackendOwner, Middleware):
         runs, in addition to the message's delay.  Every write and every
         heartbeat starts this time again.  By default 7 days.
       status_throttle(int): Shortest time between two throttled
-        writes of a message, in milliseconds.  An earlier write is kept,
-        and sent when the time is over, or with the next write.
+        writes of a message, in milliseconds.  A throttled write that comes sooner is kept,
+        and sent when the time is over, or with the next write that is not throttled.
       includes(Iterable[str]): Further values to store: ``"message"`` (args
         and kwargs), ``"traceback"``, ``"result"``.  An actor's ``status_includes`` replaces
         this set; a message's ``status_includes`` may leave out some of it, and cannot add to it.
       describe_exception(Callable): Takes the exception of a failed run, and returns a dict with its ``"type"`` and its
         ``"message"``, to store as ``exception``; None to store no exception.  A stored traceback then ends with this
-        description.  By default it has the type and the text of the exception.
+        description.  By default, the description has the type and the text of the exception.
       track_status(bool): Whether to track messages of actors that do not set
         ``track_status``.
       heartbeat_interval(int): Milliseconds between heartbeats of the running

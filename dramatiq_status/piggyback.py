@@ -26,7 +26,7 @@ class AttachedUpdates(Protocol):
 
 
 class UpdateAttacher(Protocol):
-    """A client of the broker that can add updates to the transaction of a command."""
+    """An object that attaches updates to commands of the broker."""
 
     def attach(self, message: Any, updates: AttachedUpdates) -> bool:
         """Attach updates to the broker's next command about a message: an enqueue, an acknowledgement or a rejection.

@@ -39,9 +39,9 @@ class BatchSnapshot:
         queued; ``completed`` if all messages are completed; else ``working``.  None if all messages
         are unknown or unavailable.  A batch without messages is ``completed``.
       progress(float): Mean of the messages' progress, from 0.0 to
-        1.0.  A completed message counts as 1, whatever progress it has reported, and
-        an unknown one as 0.  A failed message keeps its progress.  So does an
-        unavailable one that the batch has read before.
+        1.0.  A completed message counts as 1, whatever progress it has reported.  So does an unknown stage of a
+        pipeline before a known one.  A failed message keeps its progress.  So does an
+        unknown or unavailable one that the batch has read before.  Any other counts as 0.
       finished(bool): Whether all messages are completed or failed.  The stages of a pipeline after one
         that failed or was skipped do not count.  A batch with
         unavailable messages is not finished.
@@ -64,7 +64,7 @@ class BatchSnapshot:
     @property
     def children(self) -> Mapping[str, Snapshot | None]:
         """Snapshots by message id, in the order of the batch's messages.  An unknown or ``unavailable``
-        message has None.
+        message has None, unless the batch has read it as finished.
         """
         return MappingProxyType(self._children)
 
@@ -102,7 +102,9 @@ class BatchSnapshot:
 
     @property
     def percent(self) -> float:
-        """The progress from 0.0 to 100.0, rounded down to one decimal place.  Only a batch that is done has 100."""
+        """The progress from 0.0 to 100.0, rounded down to one decimal place.  It is 100 only if each message counts
+        as 1 in :attr:`progress`.
+        """
         return percent_of(self.progress)
 
     def to_dict(
@@ -210,8 +212,8 @@ class Rollup:
 def _look_along(
     chain: Chain, children: Mapping[str, Snapshot | None], unavailable: Set[str], passed: set[str]
 ) -> tuple[str, ...]:
-    """Return the id of the stage of a pipeline that should have a status and has none, or an empty tuple. Add the
-    unknown stages before a known one to `passed`.
+    """Return a tuple with the id of the stage of a pipeline that should have a status and has none; an empty tuple if
+    there is no such stage. Add the unknown stages before a known one to `passed`.
     """
     known = [index for index, message_id in enumerate(chain) if children[message_id] is not None]
     last = known[-1] if known else -1

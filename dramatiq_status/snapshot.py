@@ -130,8 +130,8 @@ class Snapshot:
         """Whether the message is ``working`` and three heartbeats in a row are missing, or is ``queued`` and overdue.
 
         A message without heartbeats has lost its worker, or the worker has lost its connection to the store.  A
-        queued message is overdue if it has been due for a day, and no writer has changed its status in that day.  Its
-        queue has no worker, or its final state could not be stored.
+        queued message is overdue if it has been due for a day, and no writer has changed its status in that day.  The
+        queue then has no worker, or a later state of the message could not be stored.
 
         The worker sends heartbeats on a separate thread, which needs the interpreter.  A job looks stalled while
         a call into C keeps the interpreter lock for three intervals (45 seconds, unless ``heartbeat_interval`` is
@@ -204,7 +204,7 @@ class Snapshot:
 
     @property
     def progress(self) -> float | None:
-        """Progress by total, from 0.0 to 1.0; None if no progress was reported, or if the total is unknown."""
+        """Progress divided by the total, from 0.0 to 1.0; None if no progress was reported, or the total is unknown."""
         return fraction_of(self._values.get(PROGRESS), self._values.get(TOTAL, DEFAULT_TOTAL))
 
     @property
@@ -214,7 +214,7 @@ class Snapshot:
 
     @property
     def percent(self) -> float | None:
-        """Progress by total, from 0.0 to 100.0, rounded down to one decimal place.  Only a complete one has 100."""
+        """The progress in percent, from 0.0 to 100.0, rounded down to one decimal place: 100 only at the total."""
         fraction = self.progress
         return None if fraction is None else percent_of(fraction)
 

@@ -11,7 +11,8 @@ from typing import Final
 from .snapshot import Snapshot
 from .words import state_of
 
-#: States that stores index, in the order in which they are read, by the state of the jobs to find among them.
+#: States that stores do not index.  For each, the indexed states among whose jobs it is found, in the order in which
+#: they are read.
 AMONG: Final[dict[str, tuple[str, ...]]] = {
     "cancelled": ("failed",),
     "stalled": ("working", "queued"),

@@ -65,8 +65,8 @@ OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
 
 
 def keep_time_of_rate(new: Record) -> None:
-    """Copy the time of the run's last write from UPDATED_AT to RATE_WRITTEN_AT.  Do nothing if an earlier write
-    from outside has copied it since the run stored its rate.  The present write then replaces the time in UPDATED_AT.
+    """Copy the time of the run's last write from UPDATED_AT to RATE_WRITTEN_AT, before a write from outside replaces
+    UPDATED_AT.  Do nothing if an earlier write from outside has copied it since the run stored its rate.
     """
     if RATE in new and new.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
         since = new.get(UPDATED_AT, "")
@@ -74,8 +74,9 @@ def keep_time_of_rate(new: Record) -> None:
 
 
 def is_outdated(record: Record, fields: Record) -> bool:
-    """Return whether the run that starts with these fields started before the run of a record.  The store may receive
-    the start of the older run later, because the writer delays starts by a few milliseconds.
+    """Return whether the run that starts with these fields started before the run of a record, or in the same
+    millisecond.  The store may receive the start of the older run later, because the writer delays starts by a few
+    milliseconds.
     """
     started_at = whole_number_in(fields.get(STARTED_AT, ""), 0)
     return 0 < started_at <= whole_number_in(record.get(STARTED_AT, ""), 0)
@@ -93,7 +94,7 @@ def cancel_waiting(new: Record, now: int) -> None:
 
 
 def count_fields(new: Record, counts: Mapping[str, int | float]) -> bool:
-    """Add numbers to fields.  Return whether each of them holds a number, and the sum is not too large."""
+    """Add numbers to fields.  Return whether each field holds a number, and no sum is too large."""
     is_counted = True
     for name, n in counts.items():
         text = count_on(new.get(name), n)

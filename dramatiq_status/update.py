@@ -116,12 +116,12 @@ class Outcome(int, Enum):
     LATE = 2
     #: The update, or a later one of its run, was stored before.
     DUPLICATE = 3
-    #: The run does not own the status any more, or the message is finished.  Nothing is stored.
+    #: The run no longer owns the status, the message is finished, or a withdrawal comes too late.  Nothing is stored.
     REFUSED = 4
     #: The store has no record of the message, and the update cannot create one.  Nothing is stored.
     MISSING = 5
     #: The server of the record does not answer, while other servers of the store do.  It is unknown whether the update
-    #: was stored. It is safe to send it again.
+    #: was stored. If it is sent again, it counts once, unless it is an increment from outside of a run.
     UNAVAILABLE = 6
     #: The update is stored, except additions to fields that hold no number, and additions whose sum is not below 2**53.
     UNCOUNTED = 7
