@@ -60,7 +60,7 @@ __all__ = [
     "track",
 ]
 
-# The module of each name.
+# The module of each name, except the names of `errors`.
 _MODULES = {
     "Batch": "batch",
     "BatchSnapshot": "rollup",

@@ -179,7 +179,7 @@ class StatusBackend(abc.ABC):
 
     @abc.abstractmethod
     def read_many(self, message_ids: Sequence[str]) -> Sequence[Record | BackendError | None]:
-        """Read records in one round trip.
+        """Read records in as few round trips as possible.  Redis needs one for 2,000 records.
 
         Returns:
           Sequence[Record | None | BackendError]: Records in the order of the ids.  None stands for

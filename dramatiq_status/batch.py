@@ -49,7 +49,7 @@ class Batch:
         return self._rollup.message_ids
 
     def read(self) -> BatchSnapshot:
-        """Read all statuses; one round trip.
+        """Read all statuses in as few round trips as possible: Redis needs one for 2,000.
 
         Raises:
           BackendError: When the store does not answer.  When it answers for some of
@@ -101,7 +101,8 @@ class Batch:
     def cancel(
         self, reason: str | None = None, *, force_after: int | timedelta | None = None
     ) -> dict[str, Cancellation | None]:
-        """Cancel all messages, as :meth:`.StatusRegistry.cancel` cancels one; one round trip.
+        """Cancel all messages, as :meth:`.StatusRegistry.cancel` cancels one, in as few round trips as possible.  Redis
+        needs one for 128 messages.
 
         The later stages of a pipeline have no status before they are sent.  They are not sent if an earlier stage ends
         as cancelled.
@@ -109,7 +110,7 @@ class Batch:
         Parameters:
           reason(str): Text for people, at most 1,024 bytes as JSON.
           force_after(int): Milliseconds after which dramatiq-abort interrupts each run that has not ended by itself, as
-            for :meth:`.StatusRegistry.cancel`.  The calls of dramatiq-abort come after the round trip, one for each
+            for :meth:`.StatusRegistry.cancel`.  The calls of dramatiq-abort come after these round trips, one for each
             message that runs.
 
         Returns:

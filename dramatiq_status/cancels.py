@@ -148,10 +148,10 @@ class CancelLogReader:
                 self.note(marks)
                 # A full log may have dropped earlier marks, so any running message may be cancelled.
                 self._mark_buffers(None if len(marks) >= MAX_MARKS else set(marks))
-            # At the end: if the store did not return the records of running messages, the marks are read again.
+            # This comes last: if the store did not return the records of running messages, the marks are read again.
             self._position = position
         except BackendError as e:
-            # The writer begins an outage and logs it.
+            # Only the writer begins an outage, and logs it.
             if self._breaker.down:
                 self._breaker.failed(e)
             logger.debug("The log of cancelled messages could not be read: %s", e)

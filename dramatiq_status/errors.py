@@ -21,8 +21,8 @@ class StatusError(Exception):
 
 
 class StatusMissing(StatusError, LookupError):
-    """Raised by a read or a write of a status when the store has no record of the message: it was never
-    enqueued with status tracking, or its record has expired or was deleted.
+    """Raised by a write from outside of a worker, a request to cancel, a wait or a watch when the store has no record
+    of the message: it was never enqueued with status tracking, or its record has expired or was deleted.
     """
 
     def __init__(self, message_id: str) -> None:

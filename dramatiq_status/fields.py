@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from .record import PROGRESS, STATES, TOTAL, UNKNOWN_TOTAL, USER_PREFIX, Record, State, number_text
 
-#: Names that users may not write: fields that the library writes for every message, and values that readers derive.
+#: Names that users may not write: fields that only the library writes, and values that readers derive.
 RESERVED: Final = frozenset(
     (
         "message_id",
@@ -52,7 +52,7 @@ RESERVED: Final = frozenset(
 #: Maximum size of the name of a field, in UTF-8 bytes.
 MAX_NAME_SIZE: Final = 255
 
-#: Maximum number of fields that a run writes, and of fields that are sent with a message.
+#: Maximum number of fields that a run writes, that one call writes, and that are sent with a message.
 MAX_FIELDS: Final = 1000
 
 #: Maximum number of levels of nested lists and dicts.  A reader's decoder supports a few hundred levels minus the depth

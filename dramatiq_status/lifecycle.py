@@ -70,7 +70,7 @@ class Delivery:
     exception: BaseException | None = None
     result: Any = None
     skipped: bool = False
-    #: Whether the message ends because it was cancelled: the actor has raised :class:`.Cancelled`, or was not run.
+    #: Whether the message ends as cancelled: the actor has raised :class:`.Cancelled`, was aborted, or was not run.
     cancelled: bool = False
     #: Whether the message was enqueued again during this delivery.
     requeued: bool = False

@@ -117,8 +117,8 @@ class StatusMiddleware(BackendOwner, Middleware):
       track_status(bool): Whether to track messages of actors that do not set
         ``track_status``.
       heartbeat_interval(int): Milliseconds between heartbeats of the running
-        messages of a worker, which sends all of them in one
-        round trip.  A message without a heartbeat for three intervals is :attr:`.Snapshot.stalled`, so three intervals
+        messages of a worker, which sends all of them
+        together.  A message without a heartbeat for three intervals is :attr:`.Snapshot.stalled`, so three intervals
         should be longer than any call into C that keeps the interpreter lock.  By default 15 seconds.
       max_pending(int): Maximum number of messages whose updates a worker keeps in
         memory while the store is down; at least 1.  By default 10,000.

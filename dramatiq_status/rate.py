@@ -60,7 +60,8 @@ class RateMeter:
         self._weight = 0.0
 
     def observe(self, count: int | float, at: float) -> None:
-        """Take a measurement.  The first one begins the measurement if :meth:`begin` has not.
+        """Take a measurement, unless the last one is less than :data:`MIN_INTERVAL` old.  The first one begins the
+        measurement if :meth:`begin` has not.
 
         Parameters:
           count(int | float): Progress.
@@ -125,7 +126,7 @@ def slowed(rate: float, silence: float, patience: float = TIME_CONSTANT) -> floa
 
 
 def rate_in(stored: Any, silence: float) -> float | None:
-    """Return the present rate.
+    """Return the present rate; None if the stored value is no rate.
 
     Parameters:
       stored: The decoded rate of a record; another program may have written any value.

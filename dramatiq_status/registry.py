@@ -79,9 +79,8 @@ class StatusRegistry:
     ) -> Progress:
         """Return a handle of a message's progress, with which other messages can increment it.  It takes no round trip.
 
-        Increments are atomic in the store.  They are stored
-        after the message is finished as well, until its status expires, and
-        change neither its state nor its expiry.
+        Increments are atomic in the store.  After the message is finished, they are stored as well, until
+        its status expires, and change neither its state nor its expiry.
         """
         _, progress, open_channel = _handles()
         return progress(open_channel(message_id, backend, broker))
@@ -130,7 +129,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> list[Snapshot | None] | list[Snapshot | BackendError | None]:
-        """Read many statuses; one round trip.
+        """Read many statuses in as few round trips as possible: Redis needs one for 2,000.
 
         Parameters:
           message_ids(Iterable[str | Message])

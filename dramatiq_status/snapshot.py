@@ -102,7 +102,7 @@ class Snapshot:
 
     @property
     def completed(self) -> bool:
-        """Whether the message was processed, or a middleware skipped it without rejecting it."""
+        """Whether the message was processed and has not failed, or a middleware skipped it without rejecting it."""
         return bool(self._values[STATE] == COMPLETED)
 
     @property

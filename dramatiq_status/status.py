@@ -114,7 +114,7 @@ class Status:
         self._channel.write(fields, state=state)
 
     def update(self, fields: Mapping[str, Any] | None = None, /, *, force: bool = False, **more: Any) -> None:
-        """Set many fields at once; one update for the store.
+        """Set many fields at once, throttled by ``status_throttle``; one update for the store.
 
         A ``progress`` of 0, or one below the current progress, begins the measurement of the rate again.  In a running
         message, ``status="failed"`` (or ``"completed"``)

@@ -326,7 +326,7 @@ class Writer:
         queue, leadership = self._queue, self._leadership
         while True:
             self._wait_for_work()
-            # A later drain has to wait for another round.
+            # A later drain has to wait for the next pass of this loop.
             drains = list(queue.drains)
             sent = True
             with leadership.lock:

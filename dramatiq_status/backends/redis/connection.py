@@ -265,7 +265,7 @@ class ServerPool(IdlePool[Connection]):
         """Take the connection that was used last, or a new one, which is not connected yet.
 
         Parameters:
-          deadline(float): Deadline of the call, by the monotonic clock; by default after the time-out.
+          deadline(float): Deadline of the call, by the monotonic clock; by default the present time plus the time-out.
         """
         now = time.monotonic()
         connection = self.take_idle(now) or self.new()

@@ -177,7 +177,7 @@ class ServerTransport:
 
         Parameters:
           requests(Sequence[Request])
-          deadline(float): Deadline of the call, by the monotonic clock; None for after the time-out.
+          deadline(float): Deadline of the call, by the monotonic clock; None for the present time plus the time-out.
           first(bool): Whether they may be sent again over a new connection.
         """
         exchange = Exchange(requests, self.clock)

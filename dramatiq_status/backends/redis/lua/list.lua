@@ -143,9 +143,9 @@ local function check(set, first, last)
   return dropped
 end
 
--- Remove unfinished messages that have expired. No set shows which these are, because a heartbeat renews a record's
--- expiry. Where a set has more messages than the call may check, it checks some of the oldest and as many others, and
--- then more of the oldest as long as all of these have expired.
+-- Remove unfinished messages that have expired, and return their number. No set shows which these are, because a
+-- heartbeat renews a record's expiry. Where a set has more messages than the call may check, it checks some of the
+-- oldest and as many others, and then more of the oldest as long as all of these have expired.
 local function clean()
   local live, sum, dropped, checked = {}, 0, 0, tonumber(after)
   local left = checked
