@@ -199,7 +199,7 @@ class StatusBackend(abc.ABC):
         """
 
     def update(self, message_id: str, update: Update) -> Outcome:
-        """Carry out an update, in one round trip if no other writer changes the record at the same time."""
+        """Carry out one update, as :meth:`update_many` does."""
         return self.update_many(((message_id, update),))[0]
 
     def read(self, message_id: str) -> Record | None:

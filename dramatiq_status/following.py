@@ -222,8 +222,8 @@ class BatchWatcher(Deadlines):
 
 
 class PollSchedule:
-    """Times of the reads of a message: after each change that the store publishes, at growing intervals where the store
-    publishes nothing, and at long intervals while the store does not answer.
+    """Times of the reads of a message: after each change that the store publishes, and at long intervals; at growing
+    intervals where the store publishes nothing, and while it does not answer.
 
     It neither reads the store nor sleeps, and takes timestamps in seconds.
 

@@ -80,7 +80,7 @@ class MessageBuffer:
     # The frozen update of a run that has ended before any of its operations was merged; the operations stay in the
     # buffer until the update is stored.  None without such a run.
     _whole: Update | None = None
-    # Whether the writer has a signal that there is something to send.
+    # Whether an increment need not signal: the writer has a signal, or sends the operations when they are due.
     _is_signalled = False
     # Time from which throttled operations are due.
     _due = 0.0
@@ -312,8 +312,9 @@ class MessageBuffer:
     def take(self, now: float) -> list[Update]:
         """Freeze the pending updates and return them.  The caller sends them, and then calls :meth:`settle`.
 
-        While frozen updates have no outcome, later operations are merged into one more update.  So a message has at
-        most two pending updates, however long an outage lasts.  A closed buffer gets no later operations.
+        While frozen updates have no outcome, later operations are merged into one more update.  So most messages have
+        at most two pending updates, however long an outage lasts.  Only an update with a state, an enqueue or
+        ``to_total`` takes no later operations.  A closed buffer gets no later operations.
         """
         with self._lock:
             run = self._freeze_run()

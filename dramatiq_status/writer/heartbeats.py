@@ -14,7 +14,7 @@ from .queue import SendQueue
 
 
 class Heartbeats:
-    """Sender of the heartbeats of all running messages, in one call of the backend.  The writer's thread calls it.
+    """Sender of the heartbeats of all running messages, in one call of the backend, on the writer's thread.
 
     Parameters:
       backend(StatusBackend)

@@ -98,8 +98,8 @@ class PendingUpdate:
 class MergedState:
     """The result of all operations of a message so far.
 
-    A thread replaces it as a whole, so that an interrupt leaves the old state or the new one.  Only its pending updates
-    change in place, when the writer freezes or removes them.
+    A thread that merges operations replaces it as a whole, so that an interrupt leaves the old state or the new one.
+    The writer changes it in place only when it freezes or removes pending updates.
 
     Parameters:
       template(dict): Arguments of all its updates: their kind, enqueue and run.

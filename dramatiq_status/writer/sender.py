@@ -19,7 +19,7 @@ MAX_PROBED: Final = 16
 
 
 class Sender:
-    """Sender of the updates of message buffers.  Only the leader calls it.
+    """Sender of the updates of message buffers.  Only the leader calls it; any thread may call :meth:`succeed`.
 
     Each step may be interrupted and done again: a buffer keeps its updates until their outcomes are known, and an
     update of a run counts once however often it is sent.
@@ -83,7 +83,8 @@ class Sender:
         return True
 
     def _send_singly(self, taken: list[tuple[MessageBuffer, list[Update]]]) -> bool:
-        """Send each update alone, because one of them cannot be stored, and drop that one.
+        """Send each update alone, because one of them cannot be stored, and drop that one.  An update that the store
+        refuses is dropped only when it is refused again.
 
         If the store refuses all updates, the cause may be the store itself, so an outage begins.
         """
