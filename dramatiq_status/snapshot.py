@@ -214,7 +214,7 @@ class Snapshot:
 
     @property
     def percent(self) -> float | None:
-        """The progress in percent, from 0.0 to 100.0, rounded down to one decimal place: 100 only at the total."""
+        """The progress in percent, 0.0 to 100.0, rounded down to one decimal place; 100 if it reaches the total."""
         fraction = self.progress
         return None if fraction is None else percent_of(fraction)
 

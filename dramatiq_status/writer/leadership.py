@@ -1,8 +1,8 @@
 """The leadership: one thread at a time sends the updates of all messages.
 
 The leader is the writer's thread, or a worker's thread that has to wait for a final state in any case.  Such a worker's
-thread sends the updates of all messages itself. If it handed its update to the writer's thread, the switch between the
-threads would take longer than the round trip.  This is group commit, as databases do it.
+thread sends the updates of all runs and enqueues itself. If it handed its update to the writer's thread, the switch
+between the threads would take longer than the round trip.  This is group commit, as databases do it.
 """
 
 from __future__ import annotations
