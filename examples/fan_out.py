@@ -3,12 +3,12 @@
     dramatiq examples.fan_out --processes 2 --threads 4             # in a terminal of its own
     python examples/fan_out.py follow "$(python examples/fan_out.py send 200)"
 
-All commands read these variables of the environment, here with their defaults:
+All commands read these environment variables. Behind each semicolon is the default:
 
-    REDIS_URL         the broker's Redis; redis://127.0.0.1:6379/0
-    STATUS_STORE      where statuses are kept, "redis" or "memcached"; redis
-    STATUS_URL        the Redis of the statuses; redis://127.0.0.1:6379/1
-    MEMCACHED_SERVER  the memcached of the statuses, host:port; 127.0.0.1:11211
+    REDIS_URL         URL of the broker's Redis; redis://127.0.0.1:6379/0
+    STATUS_STORE      store of the statuses, redis or memcached; redis
+    STATUS_URL        URL of the statuses' Redis; redis://127.0.0.1:6379/1
+    MEMCACHED_SERVER  address of the statuses' memcached, host:port; 127.0.0.1:11211
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class BrokenPicture(Exception):
 def make_thumbnails(pictures: int, pause: int) -> None:
     """Send a message for each picture.
 
-    This job is completed as soon as all messages are sent.  Its bar moves on after that, until its status expires, so
-    `status_ttl` has to be longer than the time that all children take.
+    This job is completed as soon as all messages are sent.  Its bar moves until its status expires, so `status_ttl` has
+    to be longer than the time that all children take.
 
     Parameters:
       pictures(int): Number of pictures.
@@ -64,7 +64,7 @@ def make_thumbnails(pictures: int, pause: int) -> None:
     """
     status = current_status()
     children = [make_thumbnail.message(number, pause, status.message_id) for number in range(pictures)]
-    # Both are written before the first message is sent, so that no reader sees a bar without a total.
+    # Write the total and the field before the first message is sent, so that no reader sees a bar without a total.
     current_progress().total = pictures
     status["children"] = [child.message_id for child in children]
     dramatiq.group(children).run()
@@ -95,7 +95,7 @@ def send(pictures: int, pause: int) -> None:
 
 
 def follow(parent_id: str) -> None:
-    """Print a line for each change, and at the end the sums as JSON."""
+    """Print a line for each change, and at the end the numbers of pictures and of messages as JSON."""
     parent = StatusRegistry.wait(parent_id, timeout=60_000)
     if parent.failed:
         raise SystemExit(f"The messages were not sent: {parent.exception}")

@@ -1,9 +1,9 @@
-"""A page that enqueues a job and shows its bar.  In this directory, each command in a terminal of its own:
+"""A page that enqueues a job and shows its bar.  Run each command in this directory, in a terminal of its own:
 
     dramatiq fastapi_app
     uvicorn fastapi_app:app
 
-REDIS_URL in the environment is the URL of the Redis that both use; by default redis://127.0.0.1:6379/0.
+The environment variable REDIS_URL has the URL of the Redis server that both use; by default redis://127.0.0.1:6379/0.
 """
 
 import os

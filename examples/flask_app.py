@@ -1,9 +1,9 @@
-"""A page that enqueues a job and shows its bar.  In this directory, each command in a terminal of its own:
+"""A page that enqueues a job and shows its bar.  Run each command in this directory, in a terminal of its own:
 
     dramatiq flask_app
     flask --app flask_app run
 
-REDIS_URL in the environment is the URL of the Redis that both use; by default redis://127.0.0.1:6379/0.
+The environment variable REDIS_URL has the URL of the Redis server that both use; by default redis://127.0.0.1:6379/0.
 """
 
 import os
@@ -23,7 +23,7 @@ broker = RedisBroker(url=REDIS_URL)
 broker.add_middleware(StatusMiddleware(backend=RedisBackend(url=REDIS_URL)))
 dramatiq.set_broker(broker)
 app = Flask(__name__)
-# Every visitor may read every status: a real application compares, say, status["user_id"] with its session's user.
+# Every visitor may read every status. A real application compares a field with the session's user.
 jobs = StatusViews(authorize=lambda request, status: "read")
 
 

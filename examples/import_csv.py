@@ -4,12 +4,12 @@
     dramatiq examples.import_csv --processes 1 --threads 1          # in a terminal of its own
     python examples/import_csv.py follow "$(python examples/import_csv.py send)"
 
-All commands read these variables of the environment, here with their defaults:
+All commands read these environment variables. Behind each semicolon is the default:
 
-    REDIS_URL         the broker's Redis; redis://127.0.0.1:6379/0
-    STATUS_STORE      where statuses are kept, "redis" or "memcached"; redis
-    STATUS_URL        the Redis of the statuses; redis://127.0.0.1:6379/1
-    MEMCACHED_SERVER  the memcached of the statuses, host:port; 127.0.0.1:11211
+    REDIS_URL         URL of the broker's Redis; redis://127.0.0.1:6379/0
+    STATUS_STORE      store of the statuses, redis or memcached; redis
+    STATUS_URL        URL of the statuses' Redis; redis://127.0.0.1:6379/1
+    MEMCACHED_SERVER  address of the statuses' memcached, host:port; 127.0.0.1:11211
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ dramatiq.set_broker(broker)
 def import_csv(path: str, database: str, pause: int = 0) -> None:
     """Import the orders of a CSV file into a SQLite database.
 
-    Running it again does no harm: orders are replaced by their number.
+    Importing a file again does no harm: each order replaces the one with the same number.
 
     Parameters:
       path(str): The CSV file.
@@ -137,7 +137,7 @@ def send(path: Path, database: Path | None, pause: int) -> None:
 
 
 def follow(message_id: str) -> None:
-    """Print a line for each change, and all that is stored at the end as JSON."""
+    """Print a line for each change, and at the end the whole status as JSON."""
     snapshot = None
     for snapshot in StatusRegistry.watch(message_id):
         print(describe(snapshot), flush=True)

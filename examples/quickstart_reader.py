@@ -1,4 +1,4 @@
-"""The reader of `quickstart.py`, which starts it: it shows jobs of another process until they are finished.
+"""The reader that `quickstart.py` starts.  It shows the jobs of that process until they are finished.
 
 python examples/quickstart_reader.py FILE MESSAGE_ID ...
 """
@@ -38,7 +38,7 @@ def describe(snapshot: Snapshot) -> str:
 
 def fit(line: str) -> str:
     """Cut a line that is wider than the terminal, because a broken line cannot be overwritten."""
-    # Python 3.10 has 0 columns for a terminal that does not report its size.
+    # Python 3.10 returns 0 columns for a terminal that does not report its size.
     width = (shutil.get_terminal_size().columns or 80) - 1
     return line if len(line) <= width else line[: max(0, width - 3)] + "..."
 

@@ -1,5 +1,5 @@
-"""A backend of your own, with the standard library alone: each status is a file in a directory, which any number of
-processes of one host use together.
+"""A backend that needs only the standard library.  It stores each status in a file of a directory, which any number of
+processes of one host may use.
 
 `apply` defines what an update does to a record. The backend loads the record, calls `apply`, and stores the result,
 while no other process writes. The conformance suite tests that a backend keeps all promises. A test class inherits it:
@@ -11,7 +11,7 @@ while no other process writes. The conformance suite tests that a backend keeps 
     class TestDirectoryBackend(BackendConformance):
         @pytest.fixture
         def backend(self, tmp_path):
-            return DirectoryBackend(tmp_path, timeout=20_000)  # a busy machine shall not fail a test
+            return DirectoryBackend(tmp_path, timeout=20_000)  # so that no test fails on a busy machine
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class DirectoryBackend(StatusBackend):
     """Backend that keeps statuses in files of a directory, on a disk of this host.  It needs ``fcntl``.
 
     Parameters:
-      path(str | os.PathLike): The directory.  It is created if it does not exist.  Only its owner can read it.
+      path(str | os.PathLike): The directory.  If it does not exist, it is created, and only its owner can read it.
       **parameters: `namespace`, `timeout` and `max_field_size`, as for every backend.
     """
 
@@ -72,7 +72,7 @@ class DirectoryBackend(StatusBackend):
             return found
 
     def sweep(self) -> None:
-        """Delete the files of expired statuses.  Call it once a day, for example: all other calls leave these files."""
+        """Delete the files of expired statuses.  Call it once a day, for example, because reads leave these files."""
         with self._locked():
             for file in self.path.glob("*.status"):
                 if _load(file, self.now())[0] is None:
@@ -89,7 +89,7 @@ class DirectoryBackend(StatusBackend):
         """
         deadline = time.monotonic() + self.timeout / 1000
         with _translated_errors(), ExitStack() as stack:
-            # The next writer holds this lock while it waits, so that a busy writer does not come first each time.
+            # The writer whose turn is next holds this lock while it waits, so that no other writer can overtake it.
             with self._lock("next", deadline):
                 stack.enter_context(self._lock("lock", deadline))
             yield

@@ -34,5 +34,5 @@ DRAMATIQ_BROKER = {
         "dramatiq_status.StatusMiddleware",
     ],
 }
-# The page that shows a bar signs a token for its visitor; users read their own jobs, and staff read all.
+# The tag of the bar signs a token for the visitor of the page. Users read their own jobs, and staff read all jobs.
 DRAMATIQ_STATUS = {"AUTHORIZE": "dramatiq_status.web.django.owner_or_staff", "TOKENS": True}
