@@ -24,10 +24,10 @@ from .store import Store
 from .terminal import Segment, Terminal, terminal_of
 from .text import clean, cut, pad, width
 
-#: Milliseconds for which the command waits until the jobs that run have seen the request.
+#: Maximum number of milliseconds that the command waits for running jobs to see the request.
 _SEEN_WITHIN: Final = 2_000
 
-#: Widest column of jobs, in cells.
+#: Maximum width of the column of jobs, in cells.
 _WIDEST: Final = 40
 
 #: Minimum width of a terminal on which a row has the word of a state, in cells.
@@ -82,7 +82,7 @@ def cancel(arguments: Namespace) -> int:
 
 
 def _follow(store: Store, ids: list[str], *, until_over: bool) -> None:
-    """Wait until jobs have seen the request, for a short time, or until they have ended."""
+    """Wait at most 2 seconds for jobs to see the request.  With ``until_over``, wait until the jobs have ended."""
     if not ids:
         return
     try:

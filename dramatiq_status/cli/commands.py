@@ -72,7 +72,7 @@ def wait(arguments: Namespace) -> int:
                     )
         except StatusMissing:
             pass
-        # The status of a job may have expired or been deleted, or may never have existed.
+        # This read also finds the jobs whose status has expired, was deleted or never existed.
         seen = read_jobs(store, ids)
     for message_id, snapshot in seen.items():
         if snapshot is None:
@@ -126,7 +126,9 @@ def page_of(store: Store, arguments: Namespace) -> StatePage:
     """Return the page of jobs that the arguments of ``list`` select.
 
     Raises:
-      BackendError: When the store does not answer or cannot list.
+      BackendError: When the store does not answer.
+      NotSupported: When the store cannot list.
+      CommandError: When ``--after`` is no cursor.
     """
     page = StatePage(arguments.state, arguments.limit, arguments.after, sys.maxsize)
     for _ in _read_parts(page, store, arguments):
@@ -171,7 +173,7 @@ def delete(arguments: Namespace) -> int:
             print_error(unknown_job(store, message_id))
     if known and not arguments.yes:
         if not sys.stdin.isatty():
-            raise CommandError("delete needs a terminal for its question. Give --yes to delete without one.")
+            raise CommandError("delete needs a terminal for its question. Give --yes to delete without a question.")
         what = "1 status" if len(known) == 1 else f"{len(known)} statuses"
         print(
             f"Delete {what} in {store.name}? The jobs stay in their queues. [y/N] ", end="", file=sys.stderr, flush=True
@@ -186,7 +188,7 @@ def delete(arguments: Namespace) -> int:
     return UNKNOWN if len(known) < len(found) else COMPLETED
 
 
-#: Abilities of stores that :func:`where` names.
+#: Abilities of all stores, as :func:`where` names them.
 _ABILITIES: Final = ("get", "wait", "cancel", "delete")
 
 

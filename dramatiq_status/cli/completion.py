@@ -75,7 +75,7 @@ _Commands = dict[str, tuple[str, list[_Option]]]
 
 
 def _commands() -> Iterator[tuple[str, tuple[str, list[_Option]]]]:
-    """Find the commands in the parser, each with its help and its options."""
+    """Find the commands in the parser, each with its description and its options."""
     (choices,) = (action for action in make_parser()._actions if isinstance(action.choices, dict))
     parsers: Any = choices.choices
     for name, parser in parsers.items():

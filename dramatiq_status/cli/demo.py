@@ -29,7 +29,7 @@ from .store import VARIABLE, Store
 from .terminal import terminal_of
 from .watch import watch_jobs
 
-#: Threads of the worker: one for each job, and some for the messages of the last job.
+#: Number of threads of the worker: one for each job, and three more for the messages of the last job.
 _THREADS: Final = 8
 
 _INTRODUCTION: Final = "Five jobs, a worker and a store in a file; no server. In another terminal:"
@@ -88,13 +88,13 @@ def demo(arguments: Namespace) -> int:
 
 
 def _is_over(view: JobsView) -> bool:
-    """Whether all jobs are finished, and all messages of the last job have incremented its progress."""
+    """Return whether all jobs are over, and all messages of the last job have incremented its progress."""
     *_, (_, last) = view.jobs
     return view.is_over and last is not None and last.get("progress", 0) >= CHILDREN
 
 
 def print_next_commands(url: str, *, is_kept: bool) -> None:
-    """Print what to do next: a command and its text on one line, or on two where it has no room."""
+    """Print what to do next: each command with its text on the same line, or below if the line has no room."""
     terminal = terminal_of(sys.stderr)
     print(terminal.paint([("\n What next", "bold")]), file=sys.stderr)
     for command, text in NEXT:

@@ -24,7 +24,7 @@ _BAR: Final = 41
 #: Minimum number of cells for a text about a step; with fewer, the text is left out instead of cut.
 _LEAST: Final = 16
 
-#: Maximum number of children that have a row, and of items of a list or an object that are shown.
+#: Maximum number of children that have a row, and of items of a list or an object whose items are shown.
 _ROWS: Final = 12
 _ITEMS: Final = 10
 
@@ -40,7 +40,7 @@ _STYLES: Final = {COMPLETED: "good", WORKING: "working", STALLED: ""}
 
 _JOINT: Final = " · "
 
-#: Longest value that is printed whole, in characters.
+#: Maximum length of a value that is printed whole, in characters.
 _WHOLE: Final = 2000
 
 Row = list[Segment]
@@ -247,6 +247,6 @@ def _value(name: str, value: Any, terminal: Terminal, depth: int, *, quoted: boo
 
 
 def _frames(text: Any, reason: str) -> list[str]:
-    """Return the last lines of a traceback, without its head, and without the reason that stands above it."""
+    """Return the last 12 lines of a traceback, without its head, and without the reason that is printed above it."""
     lines = text.rstrip().split("\n") if isinstance(text, str) else []
     return [line for line in lines if not line.startswith("Traceback (") and clean(line) != reason][-12:]

@@ -48,7 +48,7 @@ exit status of cancel:
 
 _FIRST: Final = "exit status, the first of these that is true of a job:"
 
-#: Texts about the exit statuses of a command in its ``--help``.
+#: By command: the text about its exit statuses in its ``--help``.
 EXPLANATIONS: Final = {
     "get": f"{_FIRST}\n{_OF_JOBS.replace(', or not within --timeout', '')}{_OTHERS}",
     "wait": f"{_FIRST}\n{_OF_JOBS.replace(', or not', '')}{_OTHERS}",
@@ -73,7 +73,7 @@ class CommandError(Exception):
 
 
 def worst(statuses: Iterable[int]) -> int:
-    """Return the exit status of many jobs.
+    """Return the exit status for many jobs: the first in ``_BY_RANK`` that one of the jobs has, or 0 without jobs.
 
     >>> worst([0, 4, 1]), worst([])
     (1, 0)

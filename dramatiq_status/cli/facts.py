@@ -9,21 +9,21 @@ from ..snapshot import Snapshot
 from ..words import CANCELLED, COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
 from .text import clean, pad
 
-#: Shortest time from the end of a job to its last change, and longest time since this change, with which other
+#: Minimum time from the end of a job to its last change, and maximum time since this change.  If both are kept, other
 #: messages count as still incrementing the progress of the job.
 _MOVED: Final = timedelta(milliseconds=300)
 _STILL: Final = timedelta(seconds=10)
 
 
 class Facts(NamedTuple):
-    """The texts about one job.  All are clean; a text is empty where the store does not have the fact.
+    """The texts about one job.  Each is harmless for a terminal, and empty if there is nothing to show.
 
     Parameters:
       state(str): One of :data:`.words.STATES`.
       name(str): The field ``label`` of the job, or else its actor's name.
       message_id(str)
-      percent(int): From 0 to 100; None without a total.
-      step(str)
+      percent(int): From 0 to 100; None if the progress or the total is unknown.
+      step(str): The field ``step`` of an unfinished job, the reason of a cancellation, or ``its messages still run``.
       done(str): ``48 of 60``, or ``1,284 so far``.
       rate(str): ``1.7/s``.
       reason(str): Type and message of the last exception of a job that failed or waits for its retry.
@@ -74,7 +74,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
         return Facts(UNKNOWN, "", clean(message_id))
     state = state_of(snapshot)
     is_over = snapshot.finished or state == RETRYING
-    # If no total was set, the progress ends at 100, and the percentage already shows it.
+    # If no total was set, the total is 100, and the percentage already shows the progress.
     total = snapshot.get("total") if "total" in snapshot else None
     moves = _has_moved_since_end(snapshot, now)
     exception = snapshot.exception if is_over and state not in (COMPLETED, CANCELLED) else None
@@ -98,7 +98,7 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
 
 
 def _has_moved_since_end(snapshot: Snapshot, now: datetime) -> bool:
-    """Return whether a completed job's bar has moved since its end, a short time ago, and is not full."""
+    """Return whether the progress of a completed job is below 100 %, and has changed after its end and just now."""
     end, last = snapshot.finished_at, snapshot.updated_at
     if not snapshot.completed or snapshot.percent in (None, 100.0) or end is None or last is None:
         return False

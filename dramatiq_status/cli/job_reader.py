@@ -59,7 +59,7 @@ class JobsView(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether no job can change any more."""
+        """Whether the store answers, and each job is finished or has vanished."""
         children = self.found.children.items()
         return not self.problem and all(
             message_id in self.vanished or (snapshot is not None and snapshot.finished)
@@ -68,7 +68,7 @@ class JobsView(NamedTuple):
 
     @property
     def jobs(self) -> Sequence[tuple[str, Snapshot | None]]:
-        """The ids in their order, each with its snapshot; None for a vanished job."""
+        """The ids in their order, each with its last snapshot; None for a job that has vanished or was never found."""
         return [
             (i, None if i in self.vanished else snapshot or self.known.get(i))
             for i, snapshot in self.found.children.items()

@@ -16,7 +16,7 @@ from .exits import COMPLETED, FAILED, UNFINISHED, UNKNOWN, UNREACHABLE, CommandE
 from .store import Store
 from .text import did_you_mean
 
-#: Maximum number of children that are read.
+#: Maximum number of a job's children that are read.
 _CHILDREN: Final = 500
 
 
@@ -47,7 +47,7 @@ def read_jobs(store: Store, ids: Sequence[str]) -> dict[str, Snapshot | None]:
       dict[str, Snapshot | None]: By full id; None for an unknown job, under the id that was given.
 
     Raises:
-      CommandError: When an id is invalid, or a short id is ambiguous.
+      CommandError: When an id is invalid, a short id is ambiguous, or the store does not answer.
     """
     given = list(dict.fromkeys(ids))
     with store_errors(store):
@@ -100,7 +100,7 @@ def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
 
 
 def unknown_job(store: Store, message_id: str) -> str:
-    """Return the line about a job that has no status, with the id of a job that it resembles."""
+    """Return the line about an id without a status, with the id of a job that resembles it."""
     try:
         listed = _newest(store) if len(message_id) >= SHORTEST else []
     except BackendError:

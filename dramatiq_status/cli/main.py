@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Parameters:
       arguments(Sequence[str]): By default the arguments of the process.
+
+    Raises:
+      SystemExit: When an argument is wrong, or after ``--help``.
     """
     if arguments is None:
         arguments = sys.argv[1:]
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(script_for(parsed.shell), end="")
         return 0
     try:
-        # This imports Dramatiq.  The import takes longer than all else, so Ctrl-C may come during it.
+        # _function_of() imports Dramatiq.  The import takes longer than all else, so Ctrl-C may come during it.
         command = "list --watch" if parsed.command == "list" and parsed.watch else parsed.command
         function = _function_of(command)
         if not gc.isenabled():

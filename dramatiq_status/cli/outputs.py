@@ -20,10 +20,10 @@ from .picture import Picture, PictureOptions, facts_in, totals_of
 from .screen import Screen
 from .terminal import terminal_of
 
-#: Seconds between two pictures, and between two steps of a moving segment.
+#: Seconds between two pictures, and between two steps of the moving segment in a bar without a total.
 FRAME: Final = 0.1
 
-#: Seconds after which a line repeats an unchanged job.
+#: Seconds after which an unchanged job gets another line.
 _REPEAT: Final = 30.0
 
 #: Percent between two lines of a job.
@@ -137,7 +137,7 @@ class _PrintedLine:
 
 
 class LineOutput:
-    """A line for each change of a state, each tenth of a bar, and every 30 seconds.
+    """A line for each change of a state, each new attempt, each tenth of a bar, and for every 30 seconds until the end.
 
     Parameters:
       store(str): Name of the store.

@@ -48,8 +48,9 @@ _REASONS: Final = 10
 
 
 class Slots:
-    """The jobs that have a row.  A slot gets another job only if the other job has a lower rank.  The slot's own job
-    must also be queued, scheduled, or over without a failure.  So rows do not move.
+    """The jobs that have a row.  So that rows do not move, a row keeps its job while the number of rows stays the same.
+    It gets another job only if its own job is queued, scheduled, or over without a failure, and if the other job has a
+    lower rank.
     """
 
     def __init__(self) -> None:
@@ -93,11 +94,11 @@ class PictureOptions(NamedTuple):
       rows(int): Height of the terminal.
       now(datetime)
       elapsed(float): Seconds since the watch began.
-      phase(int): Position of the segment of bars without a total.
+      phase(int): Position of the moving segment of bars without a total.
       retry_in(float): Seconds until the store is tried again.
       clock(bool): Whether the total shows the elapsed time.
       with_keys(bool): Whether the terminal's keys can be read.
-      is_last(bool): Whether this is the last picture, whose countdowns do not run on.
+      is_last(bool): Whether this is the last picture, which shows no countdowns.
     """
 
     terminal: Terminal
@@ -116,7 +117,7 @@ class Picture:
 
     Parameters:
       store(str): Name of the store, for the line about an outage.
-      is_batch(bool): Whether the total has a bar.
+      is_batch(bool): Whether the total has a bar even if each job has a row.
       heads(bool): Whether the columns have heads.
     """
 
@@ -155,8 +156,8 @@ class Picture:
 
     def end(self, view: JobsView, options: PictureOptions, note: str = "") -> list[Row]:
         """Return the rows of the last picture.  If not all jobs have room, only failed, unknown and stalled jobs have
-        rows.  Reasons that were cut stand below the rows.  The picture of a list stays as it was, because some of the
-        list's jobs have not ended.
+        rows.  Reasons that were cut stand below the rows.  The picture of a list stays as it was, because jobs of a
+        list may not have ended.
         """
         options = options._replace(is_last=True, with_keys=False)
         notes: list[Row] = [[(f" {line}", "dim")] for line in wrapped(note, options.terminal.width - 1)] if note else []
@@ -273,7 +274,7 @@ def _time_that_stays(time: str, snapshot: Snapshot | None, now: datetime) -> str
 
 
 def _reason(facts: Facts, snapshot: Snapshot | None, terminal: Terminal) -> list[Row]:
-    """Lay out a whole reason, and the job that it belongs to."""
+    """Lay out a reason on several lines, and below it the job that it belongs to."""
     kind, cells = facts.reason.partition(": ")[0], terminal.width
     head, *others = wrapped(facts.reason, cells - 1, terminal.ellipsis)
     rows: list[Row] = [

@@ -14,13 +14,13 @@ from .text import cut, pad, pad_left, width
 #: Number of characters of a message id in a row.
 SHORT_ID: Final = 8
 
-#: Widest column of jobs, in cells, on terminals of up to 80 cells.
+#: Maximum width of the column of jobs on terminals of up to 80 cells, in cells.
 _WIDEST_JOB: Final = 24
 
 #: Minimum number of cells of a row beside its job: glyph and gap, a percentage, and "silent for 2 min".
 _LEAST: Final = 25
 
-#: Widest column of queues, in cells.
+#: Maximum width of the column of queues, in cells.
 _WIDEST_QUEUE: Final = 20
 
 #: Width of the column of states, in cells.
@@ -99,7 +99,7 @@ def _layout_of(jobs: Sequence[Job], terminal: Terminal, *, heads: bool) -> _Layo
 
 
 def has_bar(facts: Facts) -> bool:
-    """Whether a job has a bar: it is unfinished and runs or has run, or other messages still increment its progress."""
+    """Return whether a job has a bar: it runs, or waits for a retry, or other messages still increment its progress."""
     return facts.moves or facts.state in _WITH_BAR
 
 
@@ -257,7 +257,7 @@ def bar_of(
     """Draw a bar.
 
     Parameters:
-      facts(Facts): Of an unfinished job that runs or has run.
+      facts(Facts): Facts about a job that :func:`has_bar`, or about the total of a batch.
       cells(int): Width of the bar.
       terminal(Terminal)
       phase(int): Position of the moving segment; None for the middle.

@@ -27,8 +27,8 @@ class Screen:
     """A part of a terminal's screen whose rows are redrawn in place, from the cursor's line on.  The cursor stays on
     the free line below them.
 
-    While it is open, the terminal shows no cursor and does not echo keys.  A stop by Ctrl-Z, a signal that ends the
-    process, and the end of the context restore both.
+    While it is open, the terminal shows no cursor, does not wrap long lines and does not echo keys.  A stop by Ctrl-Z,
+    SIGTERM, SIGHUP and the end of the context restore this.
 
     Parameters:
       descriptor(int): File descriptor of the terminal.
@@ -160,7 +160,7 @@ class Screen:
         try:
             return os.tcgetpgrp(self._descriptor) == os.getpgrp()
         except OSError:
-            # It is not the terminal that controls this process.
+            # The descriptor's terminal is not the one that controls this process.
             return True
 
     def _write(self, text: str) -> None:

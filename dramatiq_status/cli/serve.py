@@ -17,8 +17,11 @@ def serve(arguments: Namespace, store: Store) -> int:
     """Serve the dashboard until a signal ends the process.
 
     Visitors need no password.  A server that other machines can reach therefore needs the option `--allow-all`.  On the
-    loopback address, the server refuses the names of other hosts, because a page of another site could let its own name
-    resolve to this address.
+    loopback address, the server refuses requests with another host name, because a page of another site could let its
+    own name resolve to this address.
+
+    Raises:
+      CommandError: When the extra ``web`` is not installed, ``--allow-all`` is missing, or the address is taken.
     """
     try:
         import uvicorn
@@ -45,7 +48,7 @@ def serve(arguments: Namespace, store: Store) -> int:
     config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", lifespan="off")
     try:
         listening = config.bind_socket()
-        # Connections that arrive before the event loop runs wait in the backlog.
+        # Connections that arrive before the event loop runs wait in the socket's queue.
         listening.listen(config.backlog)
     except (SystemExit, OSError):
         raise CommandError(f"{arguments.host}:{arguments.port} is taken, or is no address of this machine.") from None

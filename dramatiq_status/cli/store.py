@@ -28,7 +28,7 @@ class StoreRule(NamedTuple):
     Parameters:
       name(str): Name of the option, the variable or the file.
       kind(str): ``"url"`` or ``"broker"``.
-      value(str): Empty where the rule names no store.
+      value(str): The URL, or the broker as ``MODULE[:ATTRIBUTE]``; empty if the rule names no store.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Store(NamedTuple):
 
     Parameters:
       backend(StatusBackend)
-      name(str): Its URL without a login, or the backend's repr for the store of a broker; clean.
+      name(str): The store's URL without a login, or the repr of a broker's backend, made harmless by :func:`.clean`.
       rule(str): The rule that has found it.
     """
 
@@ -71,7 +71,8 @@ def find_store(url: str | None, broker: str | None, namespace: str | None) -> St
     """Make the backend of the first rule that names a store.
 
     Raises:
-      CommandError: When no rule names a store, or the store's URL or broker is wrong.
+      CommandError: When no rule names a store, the store's URL or broker is wrong, ``pyproject.toml`` cannot be read,
+        or a namespace is given for the store of a broker.
     """
     section = _section_of(Path("pyproject.toml"))
     found = next((rule for rule in store_rules(url, broker, section) if rule.value), None)
@@ -80,7 +81,7 @@ def find_store(url: str | None, broker: str | None, namespace: str | None) -> St
     namespace = namespace or section.get("namespace")
     if found.kind == "broker":
         if namespace is not None:
-            raise CommandError(f"--namespace does not go with {found.name}: the broker's backend has its own.")
+            raise CommandError(f"a namespace does not go with {found.name}: the broker's backend has its own.")
         backend = _backend_of_broker(found)
         return Store(backend, clean(repr(backend)), found.name)
     from ..backends.url import backend_from_url, mask
@@ -96,7 +97,8 @@ def _backend_of_broker(rule: StoreRule) -> StatusBackend:
     """Import a broker and return the backend of its middleware."""
     module_name, _, attribute = rule.value.partition(":")
     where = f"{rule.name} {rule.value}"
-    # The `dramatiq` command adds the working directory, too.  For a script, Python adds only the script's directory.
+    # The `dramatiq` command adds the working directory to sys.path, too.  For a script, Python adds only the script's
+    # directory.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     _check_module(module_name, where)
@@ -118,7 +120,9 @@ def _backend_of_broker(rule: StoreRule) -> StatusBackend:
 
 
 def _check_module(name: str, where: str) -> None:
-    """Raise an error if a module does not exist.  A module whose import fails is found, and raises its error later."""
+    """Raise an error if a module or one of its packages does not exist.  The search imports the packages.  It does not
+    import the module, so errors of the module are raised later.
+    """
     package = ""
     for part in name.split("."):
         package = f"{package}.{part}".lstrip(".")
@@ -133,7 +137,7 @@ def _check_module(name: str, where: str) -> None:
         spec = find_spec(parent) if parent else None
         places = [os.getcwd()] if spec is None else list(spec.submodule_search_locations or ())
         hint = did_you_mean(package, [f"{parent}.{found.name}".lstrip(".") for found in iter_modules(places)])
-        raise CommandError(f"{where}: no module {package!r} here{hint} Run it in the directory that has {folder}.")
+        raise CommandError(f"{where}: no module {package!r} here{hint} Run it in the directory that contains {folder}.")
 
 
 def _section_of(path: Path) -> dict[str, str]:

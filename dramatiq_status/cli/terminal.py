@@ -21,7 +21,7 @@ from ..words import (
 )
 from .text import columns_of
 
-#: A text and the name of its style; the empty name for none.
+#: A text and the name of its style; the name is empty for a text without a style.
 Segment = tuple[str, str]
 
 #: ANSI codes (SGR) by the names of styles.  They use the sixteen colours of the terminal's theme, which fit
@@ -68,7 +68,7 @@ class Terminal(NamedTuple):
     Parameters:
       live(bool): Whether the stream is a terminal.
       width(int): In cells.
-      colours(str): ``"all"``, ``"plain"`` for bold and dim alone, or ``"none"``.
+      colours(str): ``"all"``, ``"plain"`` for bold, dim and reverse video alone, or ``"none"``.
       unicode(bool): Whether it can show all glyphs.
     """
 

@@ -16,7 +16,7 @@ _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 
 ELLIPSIS: Final = "…"
 
-#: Maximum size of a wrapped text that has more than three lines, in cells.
+#: Maximum size of a wrapped text that needs more than three lines, in cells.
 _WRAPPED: Final = 240
 
 
@@ -77,8 +77,8 @@ def cut(text: str, cells: int, ellipsis: str = ELLIPSIS) -> str:
 
 
 def wrapped(text: str, cells: int, ellipsis: str = ELLIPSIS) -> list[str]:
-    """Break a clean text into lines at its spaces.  A word is broken only if it is longer than a line.  A text that is
-    longer than three lines of 80 cells is cut.
+    """Break a clean text into lines at its spaces.  A word is broken only if it is longer than a line.  A text that
+    needs more than three lines, and more than 240 cells, is cut.
 
     Parameters:
       text(str)
@@ -123,7 +123,7 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
 
 def columns_of(stream: TextIO, other: int = 80) -> int:
     """Return the width of the terminal that a stream belongs to, in cells; `other` where it is unknown."""
-    # This is shutil.get_terminal_size(). The module shutil imports the modules of all archive formats.
+    # shutil.get_terminal_size() does the same, but the module shutil imports the modules of all archive formats.
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)

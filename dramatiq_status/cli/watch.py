@@ -1,4 +1,4 @@
-"""The command ``watch``: shows jobs until all are over."""
+"""The commands ``watch`` and ``list --watch``, which show jobs until all are over, or until Ctrl-C."""
 
 from __future__ import annotations
 
