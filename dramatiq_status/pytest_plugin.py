@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def status_broker() -> dramatiq.Broker:
-    """The broker whose statuses :func:`status_backend` keeps in memory: the default broker.
+    """Return the broker whose statuses :func:`status_backend` keeps in memory: the default broker.
 
     Where the tests have a broker of their own, define this fixture in ``conftest.py``:
 
@@ -33,10 +33,10 @@ def status_broker() -> dramatiq.Broker:
 
 @pytest.fixture
 def status_backend(status_broker: dramatiq.Broker) -> Iterator[StubBackend]:
-    """Store in memory for the statuses of a test, whatever store the broker has.
+    """Keep the statuses of a test in memory, whatever store the broker has.
 
-    It is a :class:`.StubBackend`, and empty when the test begins.  See
-    :func:`dramatiq_status.testing.stub_statuses`.  A worker has to start after it:
+    The fixture is a :class:`.StubBackend`, which is empty when the test begins.  See
+    :func:`dramatiq_status.testing.stub_statuses`.  A worker has to start after this fixture:
 
     >>> @pytest.fixture
     ... def stub_worker(status_broker, status_backend):

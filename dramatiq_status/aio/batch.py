@@ -18,7 +18,7 @@ from .watch import last, watch_loop
 
 
 class Batch:
-    """Messages that belong together, as :class:`dramatiq_status.Batch`, to be awaited.
+    """Messages that belong together: :class:`dramatiq_status.Batch` with methods to await.
 
     All watches share the subscription of the loop.  After a change, a watch reads only the message that has changed.
 

@@ -28,7 +28,7 @@ class AsyncChannel(Protocol):
         """Add to the progress."""
 
     async def change(self, changes: Changes, *, urgent: bool = True) -> None:
-        """Delete fields, count on fields, and set the progress to the total."""
+        """Delete fields, add numbers to fields, and set the progress to the total."""
 
     async def read(self) -> Snapshot | None:
         """Read the status."""
@@ -43,7 +43,7 @@ class AsyncChannel(Protocol):
         """Delete the status."""
 
     def is_cancelled(self) -> bool | None:
-        """Whether the running message was asked to stop.  None if the caller has to read the status."""
+        """Return whether the running message was asked to stop; None if the caller has to read the status."""
 
 
 class OutsideChannel(LiveChannel):

@@ -91,7 +91,7 @@ class _Call:
             self.finish()
 
     def is_over(self) -> bool:
-        """Whether the call is done, or its caller no longer waits."""
+        """Return whether the call is done, or its caller no longer waits."""
         return self.is_done or (self.waiter is not None and self.waiter.done())
 
 
@@ -104,8 +104,8 @@ class PipelinedConnection:
     caller that stops waiting disturbs no other call.  A connection that was idle for :data:`IDLE_TIMEOUT` seconds is
     closed.
 
-    The deadline of a call includes the time before it is sent: earlier calls, connecting, and finding the server.  Each
-    reply makes the deadlines of all calls a little later, because the server answers.
+    The time limit of a call includes the time before it is sent: earlier calls, connecting, and finding the server.
+    Each reply makes the deadlines of all calls a little later, because the server answers.
 
     Parameters:
       connector(Connector): Connects to the server.
@@ -222,7 +222,7 @@ class PipelinedConnection:
         return self._later(call.deadline, call.seen)
 
     def _later(self, deadline: float, seen: int) -> float:
-        """Return the later deadline of a call, by the loop's clock.
+        """Return the deadline of a call after the replies that have arrived since, by the loop's clock.
 
         A server that stops replying gets no more than the time-out after its last reply.
         """
@@ -308,10 +308,10 @@ class PipelinedConnection:
         Parameters:
           error(BaseException)
           calls(list[_Call])
-          used(bool): Whether the server may have closed an idle connection.
+          used(bool): Whether the connection was open before, so that the server may have closed it while it was idle.
 
         Returns:
-          bool: Whether it is an error of the store.
+          bool: Whether `error` is an error of the store.
         """
         await self._disconnect(nowait=True)
         failure = error_for(error)

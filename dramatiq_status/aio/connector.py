@@ -12,7 +12,7 @@ from ..backends.redis.driver import driver_of, errors
 from ..backends.redis.requests import failure_of
 from ..backends.redis.transport import Transport
 
-#: Classes of connections that ``redis.asyncio`` has under the same names.
+#: Names of the driver's classes of connections that ``redis.asyncio`` has as well.
 _KINDS: Final = frozenset(("Connection", "SSLConnection", "UnixDomainSocketConnection"))
 
 #: Prefix of the names of classes that query Sentinels for the master.
@@ -95,7 +95,8 @@ class Connector:
 async def within(seconds: float, work: Coroutine[Any, Any, T], later: Callable[[float], float] = lambda end: end) -> T:
     """Wait for some work, for at most `seconds`.
 
-    An event loop that was blocked calls its timers first.  The work then has :data:`CATCH_UP` more seconds.
+    After an event loop was blocked, it may call its timers before it reads the replies that have arrived in the
+    meantime.  The work then has :data:`CATCH_UP` more seconds.
 
     ``asyncio.wait_for`` before Python 3.12 loses a cancellation if the work ends at the same time (bpo-37658), and the
     driver calls ``asyncio.wait_for``, too.  With it, code that cancels a task might wait forever for the task's end.

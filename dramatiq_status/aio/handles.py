@@ -99,7 +99,7 @@ class Status:
         await self._channel.write(encoded, state=state, urgent=force)
 
     async def increment(self, name: str, n: int | float = 1) -> None:
-        """Add to a field that holds a number, as :meth:`dramatiq_status.Status.increment`."""
+        """Add to a field that holds a number, as :meth:`dramatiq_status.Status.increment` does."""
         stored, n = count_name(name), check_count(name, n)
         if stored == PROGRESS:
             await self._channel.increment(n)
@@ -107,7 +107,7 @@ class Status:
             await self._channel.change(Changes({stored: check_total(n) if stored == TOTAL else n}), urgent=False)
 
     async def unset(self, *names: str) -> None:
-        """Delete fields, as :meth:`dramatiq_status.Status.unset`."""
+        """Delete fields, as :meth:`dramatiq_status.Status.unset` does."""
         if names:
             await self._channel.change(Changes(deleted=deleted_names(names)))
 
@@ -120,7 +120,7 @@ class Status:
         return await self._channel.flush()
 
     async def check_cancelled(self) -> None:
-        """Stop here if the message was cancelled, as :meth:`dramatiq_status.Status.check_cancelled`."""
+        """Stop here if the message was cancelled, as :meth:`dramatiq_status.Status.check_cancelled` does."""
         channel = self._channel
         found = channel.is_cancelled()
         if found is None:
@@ -145,7 +145,8 @@ class Status:
         """
         return await self._channel.read()
 
-    # The attributes of a snapshot, as awaitables.  Each access is a round trip.
+    # The attributes of a snapshot, as awaitables.  Each access is a round trip, except to `cancelled` of the running
+    # message.
 
     state: AsyncStatusAttribute[State | None] = AsyncStatusAttribute(None)
     queued: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)
@@ -197,14 +198,14 @@ class Status:
     async def to_dict(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> dict[str, Any]:
-        """Get :meth:`.Snapshot.to_dict`; empty where the message is unknown."""
+        """Read the status, and return :meth:`.Snapshot.to_dict`; an empty dict if the message is unknown."""
         snapshot = await self.read()
         return {} if snapshot is None else snapshot.to_dict(only=only, exclude=exclude, private=private)
 
     async def to_json(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> str:
-        """Get :meth:`.Snapshot.to_json`; an empty object where the message is unknown."""
+        """Read the status, and return :meth:`.Snapshot.to_json`; an empty object if the message is unknown."""
         return json.dumps(await self.to_dict(only=only, exclude=exclude, private=private))
 
     def __reduce__(self) -> tuple[type[Status], tuple[AsyncChannel]]:
@@ -218,7 +219,7 @@ class Status:
 
 
 class Progress:
-    """The progress of a message, as :class:`dramatiq_status.Progress`, to be awaited.
+    """The progress of a message: :class:`dramatiq_status.Progress` with methods and attributes to await.
 
     Increments are atomic in the store.  Errors are those of :class:`Status`.
     """
@@ -273,15 +274,15 @@ class Progress:
         await self._channel.increment(-check_count("decrement", n))
 
     async def add_total(self, n: int | float) -> None:
-        """Add to the total, as :meth:`dramatiq_status.Progress.add_total`."""
+        """Add to the total, as :meth:`dramatiq_status.Progress.add_total` does."""
         await self._channel.change(Changes({TOTAL: check_total(n)}), urgent=False)
 
     async def finish(self) -> None:
-        """Set the progress to the total, as :meth:`dramatiq_status.Progress.finish`."""
+        """Set the progress to the total, as :meth:`dramatiq_status.Progress.finish` does."""
         await self._channel.change(Changes(to_total=True))
 
     async def flush(self) -> bool:
-        """Wait until all that was written is stored, as :meth:`Status.flush`.
+        """Wait until all that was written is stored, as :meth:`Status.flush` does.
 
         Returns:
           bool: False where the store is down, or took longer than the

@@ -135,7 +135,7 @@ class RedisSubscription:
                     reply = await self._connection.read_response(timeout=self._timeout)
             except errors() as e:
                 if isinstance(e, response_errors()) and "unsubscribe" in str(e):
-                    # The server user may lack the permission to unsubscribe.  The subscription then stays as it is.
+                    # The login may lack the permission to unsubscribe.  The subscription then stays as it is.
                     continue
                 raise error_for(e) from e
             if reply is None:

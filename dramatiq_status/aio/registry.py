@@ -43,8 +43,9 @@ class StatusRegistry:
     :meth:`batch` take no round trip, and return handles whose methods are coroutines.
 
     A :class:`.RedisBackend` has two connections for an event loop, by ``redis.asyncio``: one for reads and writes,
-    and one for the changes of all watched messages.  They are closed with the loop, or by
-    :func:`dramatiq_status.aio.close`.  Other backends run in threads, which poll all watched messages together.
+    and one for the changes of all watched messages.  On a cluster, it has only the second one, and threads read and
+    write.  The connections are closed with the loop, or by :func:`dramatiq_status.aio.close`.  Other backends run in
+    threads, which poll all watched messages together.
     """
 
     @staticmethod

@@ -32,7 +32,7 @@ async def watch_loop(
       message_ids(Sequence[str])
       begin(Callable): Makes the watcher.  It is called with the present time.
       take(Callable): Makes the value to yield from the snapshots of the messages.  A message that could not be read has
-        an error in its place.  If all messages have errors, it is not called.
+        an error in its place.  If all messages have errors, `take` is not called.
     """
     clock = asyncio.get_running_loop().time
     watcher = begin(clock())

@@ -265,8 +265,8 @@ def room_in(limit: int) -> int:
 
 
 def counts_twice(update: Update) -> bool:
-    """Whether an update that arrives twice would count twice.  An increment from outside would, because it has no
-    sequence number.
+    """Return whether an update that arrives twice would count twice.  An increment from outside would, because it has
+    no sequence number.
     """
     return bool(update.increment or update.changes) and update.kind is _OUTSIDE
 

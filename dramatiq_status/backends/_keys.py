@@ -8,7 +8,7 @@ from typing import Final
 #: Maximum size of a key in memcached, in bytes.
 MAX_KEY_SIZE: Final = 250
 
-#: Mark behind the prefix of a key that contains a hash instead of the message id, and the length of the hash.
+#: Character behind the prefix of a key that contains a hash instead of the message id, and the length of the hash.
 HASHED: Final = "#"
 HASH_SIZE: Final = 64
 

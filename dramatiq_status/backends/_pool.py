@@ -23,7 +23,7 @@ class Poolable(Protocol):
     used: float
 
     def is_stale(self) -> bool:
-        """Whether the server has closed the connection, or has sent something without a request."""
+        """Return whether the server has closed the connection, or has sent something without a request."""
 
     def close(self) -> None:
         """Close the connection, even if a reply is still due."""

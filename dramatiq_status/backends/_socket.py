@@ -25,8 +25,8 @@ TIME_OUTS: Final = (BlockingIOError, TimeoutError)
 
 
 def has_kernel_timeouts(found: Any) -> bool:
-    """Whether the kernel keeps the time-outs of a socket, so that Python calls no ``poll()`` before each send and
-    receive.  The sockets of TLS and of gevent have time-outs of their own.
+    """Return whether the kernel keeps the time-outs of a socket, so that Python calls no ``poll()`` before each send
+    and receive.  The sockets of TLS and of gevent have time-outs of their own.
     """
     return IS_SUPPORTED and type(found) is PLAIN_SOCKET
 
@@ -68,7 +68,7 @@ def _interval(seconds: float) -> bytes:
 
 
 def takes_timeouts() -> bool:
-    """Whether the kernel stores time-outs in the expected form: it returns a time-out as it was set."""
+    """Return whether the kernel stores time-outs in the expected form: it returns a time-out as it was set."""
     interval = _interval(1.5)
     try:
         with PLAIN_SOCKET() as plain:

@@ -199,7 +199,7 @@ class CacheBackend(StatusBackend):
             with _lock_of(self._log_key):
                 self._store(self._log_key, add_to_log(self._read_log(), message_ids).encode(), LOG_TTL)
         except BackendError as e:
-            logger.info("Workers find late that messages were cancelled: %s", e)
+            logger.info("The log of cancelled messages was not written, so workers find requests late: %s", e)
 
     def read_cancels(self, position: Any) -> tuple[int, list[int]]:
         return read_log(self._read_log(), position or 0)
@@ -264,7 +264,7 @@ class CacheBackend(StatusBackend):
         return found
 
     def _fetch(self, key: str, now: int) -> tuple[Record | None, int]:
-        """Read a record, None for none, and the time at which it expires."""
+        """Read a record, and the time at which it expires.  Return None as the record if there is none."""
         try:
             value = self._call("get", key, **self._known_call_style().get_options)
         except BackendError as e:
@@ -349,7 +349,7 @@ def _is_djangos(cache: Any) -> bool:
 
 
 def _is_proxy(cache: Any) -> bool:
-    """Whether reading the attributes of the cache would execute its code."""
+    """Return whether reading the attributes of the cache would execute its code."""
     return hasattr(type(cache), "__getattr__") and None in (getattr_static(cache, name, None) for name in METHODS)
 
 

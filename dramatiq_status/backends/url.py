@@ -20,7 +20,7 @@ _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:\[\]\s]+)(?::(?P<port>\d{1,
 
 
 class _Address(NamedTuple):
-    """The parts of a URL that the stores read."""
+    """The parts of a URL between its scheme and its query, decoded."""
 
     hosts: list[tuple[str, int]]
     username: str | None
@@ -62,6 +62,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
       **parameters: Parameters of the backend.  They take precedence over the parameters in the URL.
 
     Raises:
+      TypeError: When `url` is not a str.
       ValueError: When there is no URL, or a part of it is wrong.
       ImportError: When the store's client is not installed.
     """

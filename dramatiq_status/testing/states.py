@@ -82,8 +82,8 @@ def assert_status_sequence(
       broker(Broker): By default the default broker.
 
     Raises:
-      AssertionError: When the states are others, or the store has left out some of many runs.  The error has the runs
-        and the last exception.
+      AssertionError: When the message has had other states, or the store has left out some of many runs.  The error has
+        the runs and the last exception.
       StatusMissing: When the message is unknown.
     """
     expected = [State(state) for state in states]
@@ -115,6 +115,6 @@ def _described(snapshot: Snapshot, trouble: str) -> str:
     text = (
         f"Message {snapshot.message_id!r} of actor {snapshot.actor_name!r} {trouble}: {'; '.join(snapshot.timeline)}."
     )
-    # It is stored with includes={"traceback"}.
+    # Only the setting includes={"traceback"} stores it.
     traceback = snapshot.get("traceback")
     return text if traceback is None else f"{text}\n{traceback}"

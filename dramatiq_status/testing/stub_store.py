@@ -17,7 +17,7 @@ def stub_statuses(broker: dramatiq.Broker | None = None) -> Iterator[StubBackend
 
     In the block, the broker's :class:`.StatusMiddleware` is replaced by one with the same settings and an empty
     :class:`.StubBackend`.  A broker without a :class:`.StatusMiddleware` gets one.  Start the broker's workers in the
-    block.  The fixture ``status_backend`` of pytest is this function.  Call the function itself where there are no
+    block.  The pytest fixture ``status_backend`` calls this function.  Call the function itself where there are no
     fixtures:
 
     >>> with stub_statuses() as backend:

@@ -107,7 +107,7 @@ def outside(*, increment: int | float = 0, state: int | None = None, ttl: int = 
 
 
 def counting(update: Update, **counts: int | float) -> Update:
-    """Return an update with counts added."""
+    """Return an update that adds numbers to fields as well."""
     return update._replace(changes=Changes({_stored(name): n for name, n in counts.items()}))
 
 
@@ -149,7 +149,7 @@ def fold(updates: list[Update], now: int = 1000) -> Record | None:
 
 
 def timeless(record: Record | None) -> dict[str, Any] | None:
-    """Decode a record, and replace the timestamps of the store's clock."""
+    """Decode a record, and replace the timestamps of the store's clock by the text ``timestamp``."""
     if record is None:
         return None
     timestamps = {UPDATED_AT, HEARTBEAT_AT}

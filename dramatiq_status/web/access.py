@@ -58,14 +58,14 @@ class AccessCheck:
         self._in_loop = authorize is allow_all or iscoroutinefunction(authorize)
 
     async def check(self, request: Request, snapshot: Snapshot | None) -> Access:
-        """Decide about one status, or about the dashboard; the request's header may carry a token."""
+        """Return the access to one status, or to the dashboard; the request's header may carry a token."""
         tokens = (request.headers.get(TOKEN_HEADER),)
         return (await self.check_many(request, (snapshot,), tokens))[0]
 
     async def check_many(
         self, request: Request, snapshots: Sequence[Snapshot | None], tokens: Sequence[str | None] = ()
     ) -> list[Access]:
-        """Decide about many statuses.
+        """Return the access to many statuses.
 
         Parameters:
           request(Request)
@@ -91,7 +91,11 @@ class AccessCheck:
 
 
 def access_of(granted: object) -> Access:
-    """Check what `authorize` has returned."""
+    """Convert what `authorize` has returned.
+
+    Raises:
+      TypeError: When it is no level of access.
+    """
     try:
         return Access(granted)
     except ValueError:
@@ -99,7 +103,7 @@ def access_of(granted: object) -> Access:
 
 
 def is_own_origin(request: Request) -> bool:
-    """Whether a request that changes something comes from a page of this site, or from a program that is no browser.
+    """Return whether a request comes from a page of this site, or from a program that is no browser.
 
     Browsers send ``Sec-Fetch-Site``; older ones send only ``Origin``; other programs send neither.
     """

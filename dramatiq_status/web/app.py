@@ -99,7 +99,10 @@ def status_app(
       title(str): Name of the application on the dashboard.
       trace_url(str): Template of a link to a job's trace, with names of fields in braces:
         ``"https://traces.example.com/{trace_id}"``.
-      sentry_url(str): Template of a link to Sentry.
+      sentry_url(str): Template of a link to Sentry, with names of fields in braces.
+
+    Raises:
+      TypeError: When `authorize` is no function, or `fields` is a single string.
     """
     links = {"Trace": trace_url, "Sentry": sentry_url}
     return StatusApp(

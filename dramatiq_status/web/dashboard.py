@@ -177,7 +177,7 @@ def _query_of(question: ListRequest, **changes: str | None) -> str:
 
 
 def _among(state: str, number: int | None, question: ListRequest) -> Markup:
-    """Link the list of the jobs in a state that the store does not index, with their number where it is known."""
+    """Make a link to the list of jobs in a state that the store does not index, with their number if it is known."""
     current = question.state == state
     return tag(
         "a",

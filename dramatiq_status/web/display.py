@@ -51,13 +51,14 @@ class StatusDisplay:
     """The texts and the bar of one status.
 
     Parameters:
-      state(str): The state, or retrying or stalled.
-      glyph(str): The state, or scheduled.
-      facts(str): Step and count, or the queue of a waiting job.
+      state(str): The state, or cancelled, retrying or stalled.
+      glyph(str): As `state`, or scheduled.
+      facts(str): Step, count and rate; the queue of a queued job; the start of a scheduled one; the reason of a
+        cancellation.
       next(str): Remaining time, retry, or other time that matters.
-      percent(float): Percentage at which the bar ends; None if it is unknown.
+      percent(float): Percentage at which the bar ends; None if it is unknown, and for a queued or scheduled job.
       sweep(bool): Whether the job runs and its total is unknown.
-      error(tuple[str, str]): Type and text of the exception.
+      error(tuple[str, str]): Type and text of the exception of a job that failed or waits for a retry, else None.
     """
 
     state: str

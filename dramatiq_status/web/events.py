@@ -80,7 +80,7 @@ class EventViews:
 
 
 class MessageEvents:
-    """The events of one stream: its messages, and the version of each message that the client has.
+    """The events of one stream, about the messages that it follows.
 
     Parameters:
       site(Site)
@@ -170,7 +170,7 @@ class MessageEvents:
             followed.access = level
 
     async def check_again(self) -> bytes | None:
-        """Check the access again; return the last events if the visitor has lost it to a message, else None."""
+        """Check the access again; return the last events if the visitor may no longer read a status, else None."""
         open_ones = {message_id: one for message_id, one in self._messages.items() if not one.over}
         await self.check(open_ones.values())
         refused = [message_id for message_id, one in open_ones.items() if one.access is Access.NONE]

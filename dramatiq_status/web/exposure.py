@@ -12,7 +12,7 @@ from ..snapshot import Snapshot
 #: Name that stands for all fields that the application's code writes.
 ALL: Final = "*"
 
-#: Name of the text of an exception; the exception's type always leaves the server.
+#: Name that stands for the text of an exception.  The exception's type always leaves the server.
 EXCEPTION_MESSAGE: Final = "exception.message"
 
 _INCLUDED: Final = ("args", "kwargs", "traceback")

@@ -144,7 +144,7 @@ class JobPage:
         if status_code == 403:
             return self._empty("refused", "No access", REFUSED, status_code)
         site = self._site
-        text = "It was never sent with the middleware, or its status has expired, or it is in another store."
+        text = "The job was never sent with the middleware, or its status has expired or is in another store."
         links = [link("All jobs", "./")]
         if len(message_id) < 36:
             try:
@@ -168,7 +168,8 @@ class JobPage:
         return page(self._site, title, tag("h1", title, class_="sr"), content, crumb="", status_code=status_code)
 
     async def _by_short_id(self, request: Request, short_id: str) -> list[Snapshot]:
-        """Return the newest jobs whose ids begin with a short id, without jobs that the visitor may not see.
+        """Search the newest 1,000 jobs for ids that begin with a short id, and return those that the visitor may see.
+        Return an empty list if the store does not answer.
 
         Raises:
           NotSupported: When the store cannot list.
@@ -186,7 +187,7 @@ class JobPage:
 
 
 def _fill(template: str, snapshot: Snapshot) -> str | None:
-    """Fill in a template of a URL; None where a field that it names is not there."""
+    """Fill in a template of a URL; return None if a field that it names is neither a text nor a number."""
     missing = False
 
     def value_of(match: re.Match[str]) -> str:

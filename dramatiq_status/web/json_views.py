@@ -41,7 +41,9 @@ class JSONViews:
         return JSON(self._site.exposure.to_json(snapshot), headers=headers)
 
     async def batch(self, request: Request) -> Response:
-        """Answer with the roll-up of many statuses; a status that the visitor may not read counts as unknown."""
+        """Answer with the roll-up of many statuses, without those that the visitor may not read; ``refused`` has their
+        ids.
+        """
         site = self._site
         values = request.query_params.getlist("ids")
         ids = list(dict.fromkeys(text for value in values for text in value.split(",") if text))
@@ -89,7 +91,7 @@ class JSONViews:
         """Read the status that an action changes.
 
         Raises:
-          HTTPException: 403 for the page of another site, and for a visitor who may not write.
+          HTTPException: 404 when it is unknown; 403 for the page of another site, and for a visitor who may not write.
         """
         if not is_own_origin(request):
             raise HTTPException(403, "Requests from pages of other sites may not change statuses.")

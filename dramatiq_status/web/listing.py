@@ -49,8 +49,8 @@ class Counts:
     """Numbers of statuses by state, and the newest statuses."""
 
     by_state: dict[str, int]
-    #: For each state, numbers by the keys of :data:`AMONG` whose messages are in it; None if at least :data:`MAX_READ`
-    #: messages have the state.
+    #: For each state except ``completed``, numbers of its messages by the keys of :data:`AMONG`, for example of the
+    #: cancelled ones among the failed ones; None if at least :data:`MAX_READ` messages have the state.
     among: dict[str, dict[str, int | None]]
     #: The newest status that has failed and was not cancelled, and the newest completed one.
     newest: dict[str, Snapshot | None]
@@ -60,7 +60,7 @@ class Counts:
         return sum(self.by_state.values())
 
     def number_of(self, state: str) -> int | None:
-        """Return the number of statuses in a state, or with a key of :data:`AMONG`; None where it is unknown."""
+        """Return the number of statuses in one of :data:`STATES` or of :data:`AMONG`; None if it is unknown."""
         if state in self.by_state:
             return self.by_state[state]
         numbers = [self.among[one][state] for one in AMONG[state]]

@@ -1,4 +1,4 @@
-"""HTML that is escaped unless it was made here."""
+"""HTML.  The functions of this module escape each text that none of them has made."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def page(
       site(Site)
       title(str): The title of the window.
       *main: The content.
-      crumb(str): The name of the page, where it is not the list.
-      live(bool): Whether changes arrive as they happen.
+      crumb(str): None for the list.  Any text makes the word "Jobs" at the top a link to the list.
+      live(bool): Whether the page says that changes arrive as they happen.
       root(str): The dashboard's URL, relative to the page.
       search(bool): Whether the top has the box that opens a job.
       status_code(int)
@@ -85,7 +85,7 @@ def page(
 def search_box(
     root: str, label: str = "Find a job", hint: str = "Job id, or actor:NAME state:failed", name: str = "q"
 ) -> Markup:
-    """Make the box that opens a job by its id."""
+    """Make the box that opens a job by its id, or a list by filters."""
     return tag(
         "form",
         icon("search"),

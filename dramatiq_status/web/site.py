@@ -86,6 +86,6 @@ def error(status_code: int, detail: str, headers: dict[str, str] | None = None) 
 
 
 def is_tagged(request_tags: Iterable[str], tag: str) -> bool:
-    """Whether the values of ``If-None-Match`` name a tag; proxies may have made it a weak one."""
+    """Return whether the values of ``If-None-Match`` name a tag; proxies may have made it a weak one."""
     found = ",".join(request_tags)
     return found.strip() == "*" or tag in [one.strip().removeprefix("W/").strip('"') for one in found.split(",")]

@@ -74,7 +74,7 @@ class Streams:
 
 
 def _server_ends() -> bool:
-    """Whether uvicorn has received a signal to end.
+    """Return whether uvicorn has received a signal to end.
 
     uvicorn waits until open responses end, and does not notify the application.  Its handler of the signal is a method
     of the server, whose `should_exit` is then true.
@@ -111,7 +111,7 @@ class EventStream:
         self._next: asyncio.Task[bytes] | None = None
         self._receive: Receive
         self._leaving: asyncio.Task[Message] | None = None
-        #: Time of the stream's next task if no event arrives, by the loop's clock.
+        #: Time at which the stream wakes if no event arrives, by the loop's clock.
         self.alarm: float = 0.0
 
     def wake(self, _: object = None) -> None:
@@ -127,12 +127,15 @@ class EventStream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Store the stream in the scope.  The application runs it after Starlette has routed the request.
 
-        While a stream is open, the calls of Starlette's middleware and routes would take several KiB of memory.
+        If the route ran the stream, the open calls of Starlette's middleware and routes would take several KiB of
+        memory for each stream.
         """
         scope[STREAM] = self
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, until the source or the server ends, the client leaves, or the stream is too old."""
+        """Send the response, until the source or the server ends, the client leaves, the visitor loses the access, or
+        the stream is too old.
+        """
         self._receive = receive
         self._listen()
         self._streams.add(self)

@@ -94,7 +94,7 @@ def _words(step: Step, snapshot: Snapshot, display: StatusDisplay, now: datetime
 
 
 def clock(then: datetime, now: datetime) -> Markup:
-    """Make a time of the day, with its date if it is far away."""
+    """Make a time of the day, with its date if the time is 12 hours or more away."""
     text = f"{then:%H:%M:%S}" if abs((now - then).total_seconds()) < 43_200 else f"{then:%d %b, %H:%M}"
     # The script writes the time of the visitor's zone in its place.
     text = join(text, tag("span", " UTC", class_="utc"))

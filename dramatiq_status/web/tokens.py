@@ -52,6 +52,10 @@ class TokenSigner:
         Parameters:
           messages(str | Message): A message, its id, or an iterable of these.
           expires_in(int): Milliseconds for which the token is valid.
+
+        Raises:
+          TypeError: When a message is neither a message nor an id, or `expires_in` is no duration.
+          ValueError: When an id is invalid, or `expires_in` is negative or too long.
         """
         if isinstance(messages, (str, dramatiq.Message)):
             messages = [messages]
@@ -60,7 +64,7 @@ class TokenSigner:
         return str(self._serializer.dumps([expires_at, *ids]))
 
     def allows(self, token: str, message_id: str) -> bool:
-        """Whether a token is genuine, is for this message and has not expired."""
+        """Return whether a token is genuine, is for this message and has not expired."""
         if len(token) > MAX_SIZE:
             return False
         try:

@@ -79,7 +79,8 @@ class StatusViews:
         ``"write"``.
       backend(StatusBackend): By default that of `broker`.
       broker(Broker): By default the default broker.
-      fields(Iterable[str]): As for :func:`dramatiq_status.web.status_app`.
+      fields(Iterable[str]): Names of the fields that leave the server, as :func:`dramatiq_status.web.status_app`
+        describes.
       signer(TokenSigner): Checks read tokens; by default none are accepted.
     """
 

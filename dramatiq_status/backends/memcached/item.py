@@ -25,7 +25,7 @@ MAX_CACHED_LARGE: Final = 16
 #: to the item.  A wrong assumption costs a third round trip; a right one saves the first of two.
 OUTSIDE_TRUST: Final = 1000
 
-#: Seconds for which a process expects that an item is still contended.
+#: Seconds for which a process expects that other processes still write to an item.
 CONTENDED_FOR: Final = 0.2
 
 #: Maximum number of seconds in a time to live.  Memcached takes a larger number for a date, and its dates end in 2038.
@@ -54,7 +54,7 @@ class CachedItem(NamedTuple):
     written_at: int = 0
 
     def serves(self, update: Update, server: str, now: int) -> bool:
-        """Whether an update may be applied to this cached item without reading the item first."""
+        """Return whether an update may be applied to this cached item without reading the item first."""
         return (
             self.server == server
             and self.expires_at > now
@@ -152,7 +152,7 @@ class PendingItem(PendingDocument):
         self.sent = False
 
     def needs_turn(self, now: float) -> bool:
-        """Whether this process has to take a turn before it reads the item."""
+        """Return whether this process has to take a turn before it reads the item."""
         return self.item is None and not self.has_turn and now < self.turn_until
 
     def fail(self, outcome: Outcome, error: BackendError) -> None:
@@ -160,7 +160,7 @@ class PendingItem(PendingDocument):
         self.done, self.outcomes, self.error = True, [outcome] * len(self.updates), error
 
     def is_worth_caching(self, cas: int | None) -> bool:
-        """Whether this process will probably write to the item again, now that the server has stored it."""
+        """Return whether this process will probably write to the item again, now that the server has stored it."""
         # The next writer after an enqueue is a worker, and a finished message has no next writer.
         return (
             cas is not None

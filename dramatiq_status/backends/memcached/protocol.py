@@ -1,8 +1,8 @@
 """The text protocols of memcached: commands and their replies.
 
-The backend uses pymemcache only to connect.  pymemcache 4.0 has ``raw_command`` for the meta commands, which loses step
-with replies of more than 4 KB and checks nothing.  After an interrupt in the middle of a call, it continues with a
-connection on which a reply is still due.
+The backend uses pymemcache only to connect.  For the meta commands, pymemcache 4.0 has ``raw_command``, which loses
+step with replies of more than 4 KB and checks nothing.  After an interrupt in the middle of a call, pymemcache
+continues with a connection on which a reply is still due.
 """
 
 from __future__ import annotations

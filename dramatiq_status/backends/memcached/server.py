@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def has_hung_up(error: BaseException) -> bool:
-    """Whether an exception means that the server has closed the connection."""
+    """Return whether an exception means that the server has closed the connection."""
     return isinstance(error, _HANG_UPS)
 
 

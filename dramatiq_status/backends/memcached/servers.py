@@ -26,7 +26,7 @@ class Servers:
     """One server or many.
 
     Parameters:
-      hasher(Any): Returns the node of a key.
+      hasher(Any): Object whose ``get_node`` returns the node of a key.
       clients(dict): The nodes, and a client of pymemcache for each.
       timeout(float): Seconds for each call.
       meta(bool): See :class:`.Connection`.
@@ -78,7 +78,7 @@ class Servers:
         return [exchange.error for exchange in running]
 
     def has_answer(self, deadline: float) -> bool:
-        """Whether one of many servers answers, although another one has failed.
+        """Return whether one of many servers answers, although another one has failed.
 
         If no server has answered in the last :data:`ANSWER_TRUST` seconds, send a request to each server and wait for
         the first reply.

@@ -152,7 +152,7 @@ class Stream:
     # The end
 
     def is_stale(self) -> bool:
-        """Whether the server has closed the connection, or has sent something unexpected."""
+        """Return whether the server has closed the connection, or has sent something unexpected."""
         timeout = self.socket.gettimeout()
         self.socket.settimeout(0)
         try:

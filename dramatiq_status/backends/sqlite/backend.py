@@ -113,7 +113,9 @@ class SQLiteBackend(StatusBackend):
       max_field_size(int): Maximum size of an encoded field, in bytes.
 
     Raises:
-      ValueError: When `path` is ``:memory:``, or in a directory that does not exist.
+      TypeError: When `path` is neither a str nor an os.PathLike.
+      ValueError: When `path` is empty, ``:memory:``, a ``file:`` URI or a directory, or in a directory that does not
+        exist.
 
     .. _SQLite: https://sqlite.org
     """

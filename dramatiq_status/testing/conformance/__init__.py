@@ -1,7 +1,7 @@
 """Tests of the promises of :class:`.StatusBackend`, for every backend.
 
-They need pytest; the other modules of the package do not.  The test class of a backend inherits from
-:class:`BackendConformance` and has the fixture ``backend``:
+They need pytest.  The test class of a backend inherits from :class:`BackendConformance` and has the fixture
+``backend``:
 
 >>> class TestMyBackend(BackendConformance):
 ...     @pytest.fixture

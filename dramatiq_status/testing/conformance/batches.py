@@ -149,7 +149,7 @@ class Batches(StoreTests):
             message_id = uuid4().hex
             plant(backend, message_id)
             # When an update changes only a part of the record
-            # Then the record is missing
+            # Then its outcome is that of a missing record
             assert backend.update(message_id, update) is Outcome.MISSING, name
 
     @pytest.mark.parametrize("update", [enqueue(step="1"), start(1, step="1")], ids=["enqueue", "start"])
@@ -160,6 +160,6 @@ class Batches(StoreTests):
             plant(backend, message_id)
             # When an update creates the record
             outcome = backend.update(message_id, update)
-            # Then the record has nothing else
+            # Then the record has only the values of this update
             assert outcome is Outcome.APPLIED, name
             assert timeless(backend.read(message_id)) == timeless(fold([update])), name

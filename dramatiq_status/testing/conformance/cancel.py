@@ -65,7 +65,7 @@ class Cancels(StoreTests):
         backend.update_many([(message_id, enqueue()), (message_id, cancel())])
         # When two workers begin to run it and write to it
         outcomes = backend.update_many([(message_id, start(1)), (message_id, write(1, 2)), (message_id, start(2))])
-        # Then both starts are refused, and it stays cancelled
+        # Then all three updates are refused, and the message stays cancelled
         assert outcomes == [Outcome.CANCELLED, Outcome.REFUSED, Outcome.CANCELLED]
         assert snapshot_of(backend, message_id).cancelled
 
@@ -144,7 +144,7 @@ class Cancels(StoreTests):
         # When it is cancelled
         with pytest.raises(BackendError):
             backend.update(message_id, cancel())
-        # Then nothing is half done: the store has carried out the whole request or nothing, and takes it again
+        # Then the store has carried out the whole request or nothing of it, and it accepts the request again
         server.resume()
         record = wait_until_up(backend, message_id)
         assert (CANCELLED in record) == (CANCEL_REQUESTED_AT in record) == (record[STATE] == str(FAILED))
@@ -159,7 +159,7 @@ class Cancels(StoreTests):
             backend.update(one, first)
             # When two processes cancel it
             outcomes = race(backend, one, cancel(cr='"a"'), cancel(cr='"b"'))
-            # Then the first request counts, and both have the same answer
+            # Then one request counts, and the other one changes nothing
             record = backend.read(one)
             assert record is not None and record[CANCEL_REASON] in ('"a"', '"b"') and CANCEL_REQUESTED_AT in record
             ended = [Outcome.APPLIED, Outcome.CANCELLED]
@@ -186,7 +186,7 @@ class Cancels(StoreTests):
             backend.update(one, start(1))
             # When it is cancelled while it completes
             requested, ended = race(backend, one, cancel(), finish(1))
-            # Then it is completed, and has the request if it came first
+            # Then it is completed, and its record has the request if the request came first
             snapshot = snapshot_of(backend, one)
             assert (snapshot.state, snapshot.cancelled, ended) == ("completed", False, Outcome.APPLIED)
             asked = snapshot.cancel_requested_at is not None
@@ -211,7 +211,7 @@ class Cancels(StoreTests):
             backend.update(one, start(1))
             # When it is cancelled while another worker starts it
             requested, started = race(backend, one, cancel(), start(2))
-            # Then the new run owns the status, and the request stays for it
+            # Then the new run owns the status, and the record keeps the request
             record = backend.read(one)
             assert record is not None and CANCEL_REQUESTED_AT in record
             assert requested is Outcome.REQUESTED
@@ -232,7 +232,7 @@ class Cancels(StoreTests):
 
 
 def snapshot_of(backend: StatusBackend, message_id: str) -> Snapshot:
-    """Read a status that has to be there."""
+    """Read a status, and assert that there is one."""
     snapshot = take_snapshot(message_id, backend.read(message_id), backend.now())
     assert snapshot is not None
     return snapshot

@@ -22,7 +22,7 @@ from .store import StoreTests, read_many, together
 #: Number of writes of each of two threads that write at the same time.
 WRITES = 2_000
 
-#: Number of interrupts of a client, and maximum number of its calls.
+#: Number of interrupts of a thread that calls a backend, and maximum number of its calls.
 INTERRUPTS, INTERRUPTED_CALLS = 300, 20_000
 
 
@@ -101,7 +101,7 @@ class Concurrency(StoreTests):
 
         # When batches have updates of this message and of others
         together(write_on, count)
-        # Then each update counts once, even if it was sent again because the store was unavailable for it
+        # Then each update counts once, even if it was sent again after the outcome UNAVAILABLE
         record = backend.read(message_id)
         assert record is not None and record[PROGRESS] == "50"
 
@@ -213,8 +213,8 @@ class Concurrency(StoreTests):
 
 
 def count_in_batches(backend: StatusBackend, message_id: str, update: Update, *, batches: int) -> None:
-    """Send an update in batches with updates of other messages, and send the unavailable ones again, as the writer
-    does.  Check the sums of the others.
+    """Send an update in batches with updates of other messages.  Send the updates with the outcome UNAVAILABLE again,
+    as the writer does.  Check the sums of the other messages.
     """
     ids = [uuid4().hex for _ in range(5)]
     backend.update_many([(other, start(1)) for other in ids])

@@ -209,14 +209,14 @@ class Lists(StoreTests):
     def test_a_write_without_a_state_changes_actor_and_queue(
         self, listing: StatusBackend, message_id: str, kind: str
     ) -> None:
-        # Given a running message of an actor and a queue, and a newer message of others
+        # Given a running message of an actor and a queue, and a newer message of another actor and queue
         actor, queue, newer = uuid4().hex, uuid4().hex, uuid4().hex
         a, q = f'"{actor}"', f'"{queue}"'
         listing.update(message_id, start(1, a=f'"not {actor}"', Q=f'"not {queue}"'))
         write_later(listing, newer, start(1, a=a, Q=q))
-        # When a write has the names of the others, and no state
+        # When a write has the names of the newer message's actor and queue, and no state
         write_later(listing, message_id, write(1, 2, a=a, Q=q) if kind == "run" else outside(a=a, Q=q))
-        # Then lists of the others have it, below the newer one, and lists of the former names do not
+        # Then lists by these names have it, below the newer one, and lists by the former names do not
         for query in (Query(actor_name=actor), Query(queue_name=queue)):
             assert (listed(listing, query), listing.count(query)) == ([newer, message_id], 2)
         for query in (Query(actor_name=f"not {actor}"), Query(queue_name=f"not {queue}")):

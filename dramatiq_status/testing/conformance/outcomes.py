@@ -169,6 +169,7 @@ class Outcomes(StoreTests):
     def test_a_progress_from_before_the_first_run_stays(self, backend: StatusBackend, message_id: str) -> None:
         # Given a message whose progress another message has incremented before its first run
         backend.update_many([(message_id, enqueue()), (message_id, outside(increment=3))])
+        # When its first run increments the progress, too
         backend.update_many([(message_id, start(1, create=False)), (message_id, write(1, 2, increment=2))])
         # Then both increments count
         assert backend.read(message_id)[PROGRESS] == "5"  # type: ignore[index]

@@ -101,7 +101,7 @@ class Pages(StoreTests):
             # Then the next page has the two messages below it
             found = listing.find(query, limit=2, after=cursor)
             assert [one.message_id for one in found] == [ids[2], ids[1]]
-        # And when all messages before it were deleted as well
+        # And the next page stays the same if the message above is deleted as well
         listing.delete(ids[4])
         assert [one.message_id for one in listing.find(query, limit=9, after=cursor)] == ids[2::-1]
 

@@ -47,7 +47,7 @@ class Refused(StoreTests):
             write_until(lambda: all(HEARTBEAT_AT in (answered(found) or {}) for found in backend.read_many(others)))
             health = writer.breaker.health(*writer.count_unsent())
             assert health.up and health.failures
-            # When the run writes another field, then that is dropped as well, and the message is logged once
+            # When the run writes another field, then this write is dropped as well, and the log names the message once
             buffers[refused].write({":step": "2"})
             write_until(lambda: writer.breaker.health(0, 0).dropped > health.dropped)
             lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]

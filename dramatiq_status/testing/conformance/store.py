@@ -1,4 +1,4 @@
-"""Fixtures and hooks of a backend's test class, and helpers of several chapters."""
+"""Fixtures and hooks of a backend's test class, and helpers of several test modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...update import Update
 
 
 class PausableServer(Protocol):
-    """Server that no other test uses."""
+    """Server that no other test uses.  After ``pause()`` it sends no replies, and after ``resume()`` it sends them."""
 
     def start(self) -> Any: ...
     def stop(self) -> Any: ...
@@ -28,7 +28,7 @@ class PausableServer(Protocol):
 
 
 class StoreTests:
-    """Base class of the chapters.  A subclass has the fixture ``backend``."""
+    """Base class of the test classes.  A subclass has the fixture ``backend``."""
 
     #: Maximum number of milliseconds by which a time to live is shorter than expected: the duration of the test, and
     #: the rounding of the store.
@@ -39,22 +39,24 @@ class StoreTests:
 
     @pytest.fixture
     def message_id(self) -> str:
-        """Id of a message that no other test uses."""
+        """Return the id of a message that no other test uses."""
         return uuid4().hex
 
     @pytest.fixture
     def make_backend(self) -> Callable[..., StatusBackend]:
-        """Make another backend for the store of ``backend``.  Takes the parameter `namespace`."""
+        """Return a function that makes another backend for the store of ``backend``.  The function has the optional
+        parameter `namespace`.
+        """
         pytest.skip("Needs the fixture make_backend.")
 
     @pytest.fixture
     def outage(self) -> tuple[PausableServer, StatusBackend]:
-        """Running server that no other test uses, and a backend that uses it, with a short time-out."""
+        """Return a running server that no other test uses, and a backend that uses it, with a short time-out."""
         pytest.skip("Needs the fixture outage.")
 
     @pytest.fixture
     def listing(self, backend: StatusBackend) -> StatusBackend:
-        """``backend`` if it lists; otherwise the test is skipped."""
+        """Return ``backend`` if it lists; otherwise skip the test."""
         if type(backend).find is StatusBackend.find:
             pytest.skip("This backend does not list.")
         return backend

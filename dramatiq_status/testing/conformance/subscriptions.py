@@ -22,7 +22,7 @@ class Subscriptions(StoreTests):
 
     @pytest.fixture
     def subscription(self, backend: StatusBackend, message_id: str) -> Iterator[Subscription]:
-        """Subscription to a queued message, if the backend has subscriptions; otherwise the test is skipped."""
+        """Yield a subscription to a queued message if the backend has subscriptions; otherwise skip the test."""
         backend.update(message_id, enqueue())
         found = backend.subscribe((message_id,))
         if found is None:
@@ -41,7 +41,7 @@ class Subscriptions(StoreTests):
         ):
             # When the message changes
             backend.update(message_id, update)
-            # Then the subscription receives its version
+            # Then the subscription receives the new version
             record = backend.read(message_id)
             assert record is not None
             assert receives(subscription, message_id, int(record[VERSION])), update
@@ -89,7 +89,7 @@ class Subscriptions(StoreTests):
 
 
 def receives(subscription: Subscription, message_id: str, version: int) -> bool:
-    """Whether a subscription receives a version of a message in time, and no change of another message."""
+    """Return whether a subscription receives a version of a message in time, and no change of another message."""
     deadline = time.monotonic() + CHANGE_TIMEOUT
     while (left := deadline - time.monotonic()) > 0:
         changes = subscription.wait(left)

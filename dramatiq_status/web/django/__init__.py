@@ -8,7 +8,7 @@ The settings are one dict:
 
 - ``AUTHORIZE``: a function of the request and a :class:`.Snapshot` that returns ``"none"``, ``"read"`` or ``"write"``,
   or the dotted path of one.  It is required.
-- ``FIELDS``: as `fields` of :func:`dramatiq_status.web.status_app`.
+- ``FIELDS``: names of the fields that leave the server, as :func:`dramatiq_status.web.status_app` describes.
 - ``TOKENS``: whether ``{% dramatiq_status message_id %}`` signs a read token for the visitor of the page, with Django's
   ``SECRET_KEY``.  The default is False.
 - ``TOKEN_EXPIRY``: milliseconds for which a token is valid; the default is an hour.
@@ -28,7 +28,9 @@ __all__ = [
 
 
 def owner_or_staff(request: Any, snapshot: Snapshot) -> str:
-    """Let users read the messages whose field ``user_id`` is their key, and staff read all."""
+    """Let users read the messages whose field ``user_id`` is their primary key, and staff read all.  Users that are
+    logged out or inactive read none.
+    """
     user = request.user
     if not user.is_authenticated or not user.is_active:
         return "none"

@@ -75,7 +75,7 @@ export interface Detail {
 export interface DramatiqStatusEvents {
   /** There is a new snapshot. */
   status: CustomEvent<Detail>;
-  /** The job has ended.  This event is sent exactly once, also on a page that was loaded after the end. */
+  /** The job has ended.  Either `completed` or `failed` is sent, exactly once, also on a page that was loaded after the end. */
   completed: CustomEvent<Detail>;
   failed: CustomEvent<Detail>;
   /** The state has become offline, refused or unknown, or is none of these any more. */
@@ -92,7 +92,7 @@ export const texts: Record<
   string
 >;
 
-/** Format a duration in seconds: two units at most, seconds only below 20 minutes; with `exact` tenths below 10 seconds. */
+/** Format a duration in seconds: two units at most, seconds only below 20 minutes; with `exact` tenths below 10 seconds; with `long` the units as words. */
 export function duration(seconds: number, lang?: string, own?: typeof texts, exact?: boolean, long?: "long"): string;
 
 /** A message that is watched. */

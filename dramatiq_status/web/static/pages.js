@@ -1,4 +1,4 @@
-// Additions to the pages, which also work without script: rows that change in place, "7 new", ages, keys, copying.
+// Additions to the pages, which also work without script: rows that change in place, the number of new jobs, ages, keys, copying.
 import { duration, texts } from "./dramatiq-status.js";
 
 const $ = (selector, from = document) => from.querySelector(selector);
@@ -249,7 +249,7 @@ addEventListener("submit", async (event) => {
     const answer = await fetch(form.action, { method: "POST", headers: { Accept: "application/json" } });
     if (answer.ok) {
       say({ requested: "Asked to stop", cancelled: "Cancelled", finished: "It had ended before." }[(await answer.json()).cancellation]);
-      // The row's change may have removed it already.
+      // The row's change may have removed the form already.
       link.focus({ preventScroll: true });
       details.remove();
     } else say(answer.status === 403 ? "You may not change this status." : "This did not work.");

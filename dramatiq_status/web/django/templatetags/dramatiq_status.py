@@ -15,7 +15,7 @@ register: Any = template.Library()
 
 @register.simple_tag  # type: ignore[misc,untyped-decorator,unused-ignore]
 def dramatiq_status(message_id: Any, **attributes: Any) -> Any:
-    """Make the element; further arguments are its attributes, as ``label="Orders"``."""
+    """Make the script and the element; further arguments are the element's attributes, such as ``label="Orders"``."""
     message_id = str(getattr(message_id, "message_id", message_id))
     script = reverse("dramatiq_status:status", args=("dramatiq-status.js",))
     token = sign(message_id)
