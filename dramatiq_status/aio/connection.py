@@ -222,7 +222,7 @@ class PipelinedConnection:
         return self._later(call.deadline, call.seen)
 
     def _later(self, deadline: float, seen: int) -> float:
-        """Return the deadline of a call after the replies that have arrived since, by the loop's clock.
+        """Return the deadline of a call after the replies that have arrived since it was made, by the loop's clock.
 
         A server that stops replying gets no more than the time-out after its last reply.
         """

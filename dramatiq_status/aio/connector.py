@@ -72,7 +72,7 @@ class Connector:
         return Connector(kind, parameters, pool.timeout, transport.locate if transport.moves else None)
 
     async def connect(self) -> Any:
-        """Connect.
+        """Connect, and return the connection.
 
         Raises:
           BackendError: When the server does not answer, or answers with an error.

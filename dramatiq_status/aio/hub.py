@@ -47,8 +47,8 @@ class AsyncSubscription(Protocol):
         """Wait for the next change.
 
         Returns:
-          tuple[str, int | None]: A message and its new version, 0 when it was deleted; None when the subscription to it
-            has begun.
+          tuple[str, int | None]: The id of a message, and its new version: 0 when its status was deleted, None when the
+            subscription to it has begun.
 
         Raises:
           BackendError: When the connection was lost.

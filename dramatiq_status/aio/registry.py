@@ -45,7 +45,7 @@ class StatusRegistry:
     A :class:`.RedisBackend` has two connections for an event loop, by ``redis.asyncio``: one for reads and writes,
     and one for the changes of all watched messages.  On a cluster, it has only the second one, and threads read and
     write.  The connections are closed with the loop, or by :func:`dramatiq_status.aio.close`.  Other backends run in
-    threads, which poll all watched messages together.
+    threads, and the hub polls all watched messages together.
     """
 
     @staticmethod

@@ -15,7 +15,7 @@ _lock = Lock()
 
 
 async def async_backend(backend: StatusBackend) -> AsyncBackend:
-    """Return the asynchronous backend of the running loop."""
+    """Return the asynchronous side of a backend for the running loop.  The first call makes it."""
     loop = asyncio.get_running_loop()
     here = _open.get(loop)
     if here is None:

@@ -138,7 +138,9 @@ class PendingDocument:
         room: SizeLimits,
         dropped: dict[str, int],
     ) -> Applied:
-        """Leave out the largest of an update's fields that do not fit; add their sizes to `dropped`."""
+        """Apply an update without its largest fields, so that the document fits, and add the sizes of these fields to
+        `dropped`.  With `whole`, refuse the update instead.
+        """
         large = too_large(record, update, applied.record or {}, now, room)
         if large and self.whole:
             dropped.update(large)

@@ -142,8 +142,8 @@ class CacheBackend(StatusBackend):
       max_field_size(int): Maximum size of an encoded field, in bytes.
 
     Raises:
-      TypeError: When `cache` lacks `get`, `set` or `delete`, or is a client that has a backend of its own.  If a proxy
-        hides the cache, its first use raises :class:`.BackendError` instead.
+      TypeError: When `cache` lacks `get`, `set` or `delete`, takes a time to live under another name, or is a client
+        that has a backend of its own.  If a proxy hides the cache, its first use raises :class:`.BackendError` instead.
 
     .. _cachelib: https://cachelib.readthedocs.io
     .. _dogpile.cache: https://dogpilecache.sqlalchemy.org
@@ -199,7 +199,7 @@ class CacheBackend(StatusBackend):
             with _lock_of(self._log_key):
                 self._store(self._log_key, add_to_log(self._read_log(), message_ids).encode(), LOG_TTL)
         except BackendError as e:
-            logger.info("The log of cancelled messages was not written, so workers find requests late: %s", e)
+            logger.info("The log of cancelled messages was not written, so workers stop messages late: %s", e)
 
     def read_cancels(self, position: Any) -> tuple[int, list[int]]:
         return read_log(self._read_log(), position or 0)

@@ -39,8 +39,8 @@ def command_in(arguments: Sequence[str]) -> str | None:
 
 
 def unknown_command(arguments: Sequence[str]) -> str | None:
-    """Return an error text if the first argument that is no option is no command, with a command that it resembles.
-    Return None if it is a command, or if all arguments are options.
+    """Return the error text for a first word that is no command, with a similar command.  The first word is the first
+    argument that is no option.  Return None if it is a command, or if there is none.
     """
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first is None or first in _COMMANDS:

@@ -149,7 +149,7 @@ def _read_parts(page: StatePage, store: Store, arguments: Namespace) -> Iterator
 
 
 def count(arguments: Namespace) -> int:
-    """Print the number of jobs.  In a state that the store does not index, jobs are read to count them."""
+    """Print the number of jobs.  To count the jobs in a state that the store does not index, read them."""
     store, state = store_of(arguments), arguments.state
     with store_errors(store):
         if state in AMONG:

@@ -9,7 +9,7 @@ from ..snapshot import Snapshot
 from ..words import CANCELLED, COMPLETED, RETRYING, UNKNOWN, attempt_of, count_of, rate_of, state_of, time_of
 from .text import clean, pad
 
-#: Minimum time from the end of a job to its last change, and maximum time since this change.  If both are kept, other
+#: Minimum time from the end of a job to its last change, and maximum time since this change.  Within both limits, other
 #: messages count as still incrementing the progress of the job.
 _MOVED: Final = timedelta(milliseconds=300)
 _STILL: Final = timedelta(seconds=10)
@@ -98,7 +98,9 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
 
 
 def _has_moved_since_end(snapshot: Snapshot, now: datetime) -> bool:
-    """Return whether the progress of a completed job is below 100 %, and has changed after its end and just now."""
+    """Return whether the progress of a completed job is below 100 %, and has changed after the job's end and a short
+    time ago.
+    """
     end, last = snapshot.finished_at, snapshot.updated_at
     if not snapshot.completed or snapshot.percent in (None, 100.0) or end is None or last is None:
         return False

@@ -137,7 +137,8 @@ class _PrintedLine:
 
 
 class LineOutput:
-    """A line for each change of a state, each new attempt, each tenth of a bar, and for every 30 seconds until the end.
+    """A line for each change of a state, each new attempt and each tenth of a bar, and a line every 30 seconds for each
+    job that is not over.
 
     Parameters:
       store(str): Name of the store.

@@ -48,9 +48,9 @@ _REASONS: Final = 10
 
 
 class Slots:
-    """The jobs that have a row.  So that rows do not move, a row keeps its job while the number of rows stays the same.
-    It gets another job only if its own job is queued, scheduled, or over without a failure, and if the other job has a
-    lower rank.
+    """The jobs that have a row.  So that rows do not move, a row gets another job only if its own job is queued,
+    scheduled, or over without a failure, and if the other job has a lower rank.  If the number of rows changes, or if a
+    job with a row is gone, the jobs of all rows are chosen again.
     """
 
     def __init__(self) -> None:

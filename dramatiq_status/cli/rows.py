@@ -257,7 +257,7 @@ def bar_of(
     """Draw a bar.
 
     Parameters:
-      facts(Facts): Facts about a job that :func:`has_bar`, or about the total of a batch.
+      facts(Facts): A job for which :func:`has_bar` is true, or the total of a batch.
       cells(int): Width of the bar.
       terminal(Terminal)
       phase(int): Position of the moving segment; None for the middle.

@@ -66,7 +66,7 @@ def watch_jobs(
       output(WatchOutput)
       timeout(float): Longest time in seconds; None for no limit.
       read_list(Callable): Reads the ids of the list whose jobs are watched.
-      is_over(Callable): Whether a view is the last one.
+      is_over(Callable): Returns whether a view is the last one.
 
     Returns:
       tuple[JobsView, int]: The last view, and the exit status.

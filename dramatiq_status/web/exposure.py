@@ -21,7 +21,7 @@ _INCLUDED: Final = ("args", "kwargs", "traceback")
 class Exposure:
     """The selection of the fields that leave the server.
 
-    The library's own fields leave it, except ``args``, ``kwargs``, ``traceback`` and the text of the exception.
+    The library's own fields leave the server, except ``args``, ``kwargs``, ``traceback`` and the text of the exception.
 
     Parameters:
       fields(Iterable[str]): Names of further fields.  ``"*"`` stands for all fields that the application's code

@@ -169,7 +169,7 @@ class JobPage:
 
     async def _by_short_id(self, request: Request, short_id: str) -> list[Snapshot]:
         """Search the newest 1,000 jobs for ids that begin with a short id, and return those that the visitor may see.
-        Return an empty list if the store does not answer.
+        Return an empty list if the visitor may not see the dashboard, or if the store does not answer.
 
         Raises:
           NotSupported: When the store cannot list.

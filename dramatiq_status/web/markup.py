@@ -1,4 +1,4 @@
-"""HTML.  The functions of this module escape each text that none of them has made."""
+"""HTML.  The functions of this module escape all texts except :class:`Markup`."""
 
 from __future__ import annotations
 

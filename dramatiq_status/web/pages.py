@@ -43,7 +43,7 @@ def page(
       title(str): The title of the window.
       *main: The content.
       crumb(str): None for the list.  Any text makes the word "Jobs" at the top a link to the list.
-      live(bool): Whether the page says that changes arrive as they happen.
+      live(bool): Whether the top has the word "Live": changes arrive as they happen.
       root(str): The dashboard's URL, relative to the page.
       search(bool): Whether the top has the box that opens a job.
       status_code(int)

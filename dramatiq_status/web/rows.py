@@ -35,7 +35,7 @@ def reason(error: tuple[str, str]) -> Markup:
 def bar(
     message_id: str, name: str, display: StatusDisplay, *, variant: str, root: str = "", label: str | None = None
 ) -> Markup:
-    """Make an element, with a plain bar in it for pages without script."""
+    """Make the element ``<dramatiq-status>``, with a plain bar in it for pages without script."""
     slim = variant in ("row", "compact")
     value = "" if display.percent is None else f"{int(display.percent)}%"
     rect = {"width": f"{36 if display.sweep else display.percent or 0:g}%", "height": "100%"}

@@ -167,7 +167,7 @@ class MemcachedBackend(StatusBackend):
                     break
         except BackendError as e:
             # The messages are cancelled.  Without the log, workers find that in the outcomes of their writes.
-            logger.info("The log of cancelled messages was not written, so workers find requests late: %s", e)
+            logger.info("The log of cancelled messages was not written, so workers stop messages late: %s", e)
 
     def _log_over(self, connection: Connection, message_ids: list[str]) -> bool:
         """Add messages to the log, and return whether no other process has written to it at the same time."""
