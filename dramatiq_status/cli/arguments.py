@@ -120,7 +120,7 @@ def _add_count(parser: argparse.ArgumentParser) -> None:
 def _add_list(parser: argparse.ArgumentParser) -> None:
     _add_count(parser)
     parser.add_argument("--limit", type=limit, default=50, help="number of jobs, from 1 to 1,000; by default 50")
-    parser.add_argument("--after", metavar="CURSOR", help="begin behind this cursor, which the previous page printed")
+    parser.add_argument("--after", metavar="CURSOR", help="begin behind this cursor, the end of the previous page")
     parser.add_argument(
         "--watch",
         action="store_true",

@@ -32,7 +32,7 @@ def store_errors(store: Store) -> Iterator[None]:
     except NotSupported:
         raise CommandError(
             f"{store.name} cannot list: {store.backend.why_no_list} "
-            "Give full ids to get or wait, or use Redis or SQLite."
+            "Commands with full ids work. To list, use Redis or SQLite."
         ) from None
     except BackendError as e:
         raise CommandError(

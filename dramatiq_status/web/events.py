@@ -221,7 +221,7 @@ async def _read_body(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY:
-            raise HTTPException(413, f"The body has at most {MAX_BODY} bytes.")
+            raise HTTPException(413, f"A body has at most {MAX_BODY} bytes.")
     return bytes(body)
 
 
