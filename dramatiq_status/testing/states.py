@@ -89,8 +89,7 @@ def assert_status_sequence(
     expected = [State(state) for state in states]
     snapshot = StatusRegistry.read(message, backend=backend, broker=broker)
     if snapshot is None:
-        message_id = message if isinstance(message, str) else message.message_id
-        raise StatusMissing(f"Message {message_id!r} has no status: it was not tracked, or its status has expired.")
+        raise StatusMissing(message if isinstance(message, str) else message.message_id)
     found = _states_of(snapshot)
     if found != expected:
         had = f"has had the states {_listed(found)} and not {_listed(expected)}"

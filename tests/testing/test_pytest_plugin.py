@@ -152,8 +152,9 @@ def test_the_stub_has_the_settings_of_the_middleware_that_it_replaces(broker: St
     # Then the usual middleware is back, and its store has no status of the message
     assert [middleware for middleware in broker.middleware if isinstance(middleware, StatusMiddleware)] == before[-1:]
     assert StatusRegistry.read(message) is None
-    with pytest.raises(StatusMissing, match=f"{message.message_id}' has no status"):
+    with pytest.raises(StatusMissing, match=f"^There is no status for message '{message.message_id}': ") as caught:
         assert_status_sequence(message, ["queued"])
+    assert caught.value.message_id == message.message_id
 
 
 def test_a_broker_without_a_status_middleware_gets_one_for_the_block() -> None:
