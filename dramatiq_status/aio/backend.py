@@ -32,15 +32,15 @@ class AsyncBackend:
         return answered((await self.snapshots((message_id,)))[0])
 
     async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
-        """Read statuses, with an error in the place of each that could not be read; one round trip."""
+        """Read statuses in as few round trips as possible.  Each that could not be read has an error in its place."""
         return await asyncio.to_thread(self.backend.snapshots, message_ids)
 
     async def update(self, message_id: str, update: Update) -> Outcome:
-        """Carry out one update."""
+        """Carry out one update; one round trip, or two or more with memcached and caches."""
         return await asyncio.to_thread(self.backend.update, message_id, update)
 
     async def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
-        """Carry out updates; one round trip."""
+        """Carry out updates in as few round trips as possible."""
         return await asyncio.to_thread(self.backend.update_many, updates)
 
     async def delete(self, message_id: str) -> bool:

@@ -39,7 +39,7 @@ class Batch:
         return self._rollup.message_ids
 
     async def read(self) -> BatchSnapshot:
-        """Read all statuses; one round trip, however many they are.
+        """Read all statuses in as few round trips as possible: Redis needs one for 2,000.
 
         Raises:
           BackendError: When the store does not answer.
@@ -77,7 +77,7 @@ class Batch:
     async def cancel(
         self, reason: str | None = None, *, force_after: int | timedelta | None = None
     ) -> dict[str, Cancellation | None]:
-        """Cancel all messages; one round trip.
+        """Cancel all messages in as few round trips as possible.  Redis needs one for 128 messages.
 
         Parameters and errors are those of :meth:`dramatiq_status.Batch.cancel`.
         """

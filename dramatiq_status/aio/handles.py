@@ -56,8 +56,8 @@ class Status:
     (<State.QUEUED: 'queued'>, 'reading')
 
     Each read of an attribute or a field takes one round trip.  :meth:`read` reads all of them in one.  A read raises
-    :class:`.BackendError` when the store does not answer.  Writes of the running message go through its worker, and
-    never raise an error of the store.  Each other write takes one round trip.  It raises :class:`.StatusMissing` for an
+    :class:`.BackendError` when the store does not answer.  Writes inside a worker go through its writer, and raise no
+    error of the store.  Each write outside of a worker takes one round trip.  It raises :class:`.StatusMissing` for an
     unknown message, and :class:`.BackendError`.
 
     Python cannot await an assignment or a truth test.  So :meth:`update` sets fields, and :meth:`read` returns None for
@@ -81,7 +81,7 @@ class Status:
     # Writing
 
     async def update(self, fields: Mapping[str, Any] | None = None, /, *, force: bool = False, **more: Any) -> None:
-        """Set many fields at once; one update for the store.
+        """Set many fields at once, throttled by ``status_throttle``; one update for the store.
 
         Parameters:
           fields(Mapping[str, Any]): Fields by name.
@@ -134,6 +134,9 @@ class Status:
 
         Returns:
           bool: Whether there was one.
+
+        Raises:
+          BackendError: When the store does not answer.
         """
         return await self._channel.delete()
 

@@ -64,7 +64,7 @@ class Store(Protocol):
     backend: StatusBackend
 
     async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
-        """Read statuses, with an error in the place of each that could not be read; one round trip."""
+        """Read statuses in as few round trips as possible.  Each that could not be read has an error in its place."""
 
     async def subscribe(self) -> AsyncSubscription | None:
         """Connect a subscription, to no message yet; None if the store publishes no changes."""

@@ -113,7 +113,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> list[Snapshot | None] | list[Snapshot | BackendError | None]:
-        """Read many statuses; one round trip.
+        """Read many statuses in as few round trips as possible: Redis needs one for 2,000.
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.read_many`.
 

@@ -41,7 +41,7 @@ def store_errors(store: Store) -> Iterator[None]:
 
 
 def read_jobs(store: Store, ids: Sequence[str]) -> dict[str, Snapshot | None]:
-    """Read jobs by their full or short ids, in one round trip if all ids are full.
+    """Read jobs by their full or short ids, with one call of the store if all ids are full.
 
     Returns:
       dict[str, Snapshot | None]: By full id; None for an unknown job, under the id that was given.

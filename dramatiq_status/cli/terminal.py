@@ -95,7 +95,7 @@ class Terminal(NamedTuple):
         return "·" if self.unicode else "-"
 
     def paint(self, segments: Iterable[Segment]) -> str:
-        """Write styled texts as one line."""
+        """Return styled texts as one line, with the codes of their styles."""
         line = "".join(self._painted(text, style) for text, style in segments)
         return line if self.unicode else line.replace("·", self.dot)
 

@@ -95,7 +95,9 @@ class MessageEvents:
         self._messages = messages
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield events: first the statuses that the client has not seen, then the changes, then the event ``end``."""
+        """Yield events: first the statuses that the client has not seen, then the changes, then the event ``end``.  If
+        the store does not answer, end without this event.
+        """
         yield b"retry: 2000\n\n" + b"".join(self._first())
         ids = [message_id for message_id, followed in self._messages.items() if not followed.over]
         if ids:

@@ -53,7 +53,8 @@ def encode(value: object) -> str:
 
 
 def tag_of(snapshot: Snapshot) -> str:
-    """Return a text that changes whenever a reader would see another status.
+    """Return a text that changes with each change of a status except a heartbeat, and when the message stalls or
+    becomes due.
 
     The version alone does not suffice: a record that was lost and restored may have any version, and a message stalls
     or becomes due without a write.

@@ -55,7 +55,7 @@ class TokenSigner:
 
         Raises:
           TypeError: When a message is neither a message nor an id, or `expires_in` is no duration.
-          ValueError: When an id is invalid, or `expires_in` is negative or too long.
+          ValueError: When an id is invalid, or `expires_in` is negative, too long or no whole number.
         """
         if isinstance(messages, (str, dramatiq.Message)):
             messages = [messages]

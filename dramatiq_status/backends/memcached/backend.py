@@ -124,7 +124,9 @@ class MemcachedBackend(StatusBackend):
     # Writing
 
     def update(self, message_id: str, update: Update) -> Outcome:
-        """Carry out one update.  It takes one round trip if this process was the last to write to the message."""
+        """Carry out one update.  It takes one round trip if this process has cached the item of the message, and no
+        other writer has changed the item since.
+        """
         outcome = self._update_cached(message_id, update)
         if outcome is None:
             whole = update.kind is Kind.OUTSIDE

@@ -175,7 +175,7 @@ def expiry_of(expires_at: int, now: int) -> int:
 
     The server's clock ticks once a second, so an item lives up to one second less than its time to live.
     Therefore the returned time to live is one second longer.  A date is returned unchanged: it is at least a month
-    away, so a second does not matter.
+    away, so a second does not matter.  An item that expires after 2038 gets the longest time to live, 30 days.
 
     >>> expiry_of(1_790_000_000_000 + 1_500, 1_790_000_000_000)
     3

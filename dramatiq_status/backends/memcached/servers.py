@@ -65,7 +65,8 @@ class Servers:
         return sorted(groups.items(), key=lambda group: group[0].is_down)
 
     def run(self, exchanges: Sequence[Exchange]) -> list[BackendError | None]:
-        """Carry out exchanges with several servers at the same time, for at most the time of one call.
+        """Carry out exchanges with several servers at the same time.  Each part of an exchange, up to a call of
+        :meth:`.Stream.renew`, takes at most the time of one call.
 
         Returns:
           list[BackendError | None]: The error of each exchange, None for none.

@@ -83,9 +83,9 @@ class SQLiteBackend(StatusBackend):
     """A backend that stores statuses in a SQLite_ file, which any number of processes of one host share.  It needs no
     server and no package.
 
-    The updates of a call are one transaction.  Only one process writes at a time, and the others wait for up to
-    `timeout`.  Readers never wait, because the file is in WAL mode.  While the file is in use, there are two more files
-    beside it.  The file must be on a disk of this host, and not on NFS, SMB or the like.
+    The updates of a call are one transaction.  Only one thread of one process writes at a time, and the others wait for
+    up to `timeout`.  Readers never wait, because the file is in WAL mode.  While the file is in use, there are two more
+    files beside it.  The file must be on a disk of this host, and not on NFS, SMB or the like.
 
     Statuses survive a process that is killed.  They also survive a power failure, except for the writes of the last
     moments before it, because no call waits for the disk (``synchronous=NORMAL``).
@@ -109,7 +109,7 @@ class SQLiteBackend(StatusBackend):
       path(str | os.PathLike): The file.  The backend creates it if there is none.  The file may have other tables as
         well, but a file of its own is better.
       namespace(str): Separates the rows of this backend from those of others.
-      timeout(int): Milliseconds that a call may wait for other processes.
+      timeout(int): Milliseconds that a call may wait for other writers.
       max_field_size(int): Maximum size of an encoded field, in bytes.
 
     Raises:
