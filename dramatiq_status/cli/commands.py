@@ -45,7 +45,7 @@ def get(arguments: Namespace) -> int:
 
 
 def wait(arguments: Namespace) -> int:
-    """Wait for jobs, and print each when it has ended."""
+    """Wait for jobs, and print each when it has ended.  With ``--any``, end after the first."""
     store = store_of(arguments)
     ids = full_ids(store, arguments.ids)
     timeout = None if arguments.timeout is None else int(arguments.timeout * 1000)

@@ -99,7 +99,9 @@ def _layout_of(jobs: Sequence[Job], terminal: Terminal, *, heads: bool) -> _Layo
 
 
 def has_bar(facts: Facts) -> bool:
-    """Return whether a job has a bar: it runs, or waits for a retry, or other messages still increment its progress."""
+    """Return whether a job has a bar: it is working, has stalled or waits for a retry, or other messages still
+    increment its progress.
+    """
     return facts.moves or facts.state in _WITH_BAR
 
 

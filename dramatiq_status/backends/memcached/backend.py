@@ -53,9 +53,9 @@ class MemcachedBackend(StatusBackend):
     An enqueue takes one round trip.  The first update by another process, for example by the worker, takes two, because
     it reads the item.  The next updates by the same process take one each, if the server has the meta commands (1.6.10
     and newer).  If another process has written in between, an update takes two more.  Without meta commands, every
-    update takes two (``gets`` and ``cas``).  The backend does not use meta commands with a server that evicts nothing
-    (``-M``).  The updates of many messages share round trips.  Reading takes one round trip for each server and for up
-    to 500 messages.
+    update except the first enqueue takes two (``gets`` and ``cas``).  The backend does not use meta commands with a
+    server that evicts nothing (``-M``).  The updates of many messages share round trips.  Reading takes one round trip
+    for each server and for up to 500 messages.
 
     Memcached is a cache: it may forget a status too early, when its memory is full or when it is restarted.  The next
     write of the running message restores the status.

@@ -125,7 +125,7 @@ async function renew() {
   renewing = false;
 }
 document.addEventListener("visibilitychange", () => { if (stale) renew(); });
-// Without a change of the status, the page is read again every 10 seconds, so that its times go on.
+// Without a change of the status, the page is read again every 10 seconds until the job ends, so that its times go on.
 setInterval(() => { if ($(".job-head") && $("dramatiq-status[variant=big]").snapshot?.finished === false) renew(); }, 10000);
 
 // Change a node into another one.  Nodes that are in both stay, with what a visitor has opened, selected or focused.
@@ -175,7 +175,7 @@ function age() {
 }
 setInterval(() => document.hidden || age(), 5000);
 
-// ---- The counts and the number of new jobs: read every 3 seconds while the page is visible
+// ---- The counts and the number of new jobs: read every 3 seconds while the page is visible, and less often after errors
 const shown = new Set(all("#rows tr").map((row) => row.dataset.id));
 let seen = new Date(), pause = 3000, timer;
 async function refresh() {
