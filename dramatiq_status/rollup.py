@@ -103,7 +103,7 @@ class BatchSnapshot:
     @property
     def percent(self) -> float:
         """The progress from 0.0 to 100.0, rounded down to one decimal place.  It is 100 only if each message counts
-        as 1 in :attr:`progress`.
+        as 1 in ``progress``.
         """
         return percent_of(self.progress)
 
