@@ -184,7 +184,7 @@ class CancelLogReader:
                 if isinstance(record, BackendError):
                     failure = record
                 elif record is not None and is_cancelled(record, buffer.enqueue_id.origin):
-                    buffer.cancel_reason, buffer.cancelled = reason_in(record), True
+                    buffer.cancel_reason, buffer.is_reason_read, buffer.cancelled = reason_in(record), True, True
             if failure is not None:
                 # The server of this record does not answer, while other servers do.
                 raise failure

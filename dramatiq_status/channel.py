@@ -58,12 +58,14 @@ class Channel(Protocol):
     def is_cancelled(self) -> bool | None:
         """Return whether the running message has a request to cancel it; None if the caller has to read the status."""
 
+    def cancel_reason(self) -> str | None:
+        """Return the reason of the request that :meth:`is_cancelled` has found; it may wait for the store."""
+
 
 class CancelSignal(Protocol):
     """An object whose attribute ``cancelled`` becomes true when a request to cancel the running message is found."""
 
     cancelled: bool
-    cancel_reason: str | None
 
 
 class LiveChannel:
@@ -77,6 +79,9 @@ class LiveChannel:
     signal: CancelSignal | None = None
 
     def is_cancelled(self) -> bool | None:
+        return None
+
+    def cancel_reason(self) -> str | None:
         return None
 
     def __deepcopy__(self: T, memo: object) -> T:
@@ -161,6 +166,18 @@ class RunChannel(LiveChannel):
             self.is_seen = True
             buffer.write({CANCEL_SEEN_AT: str(now_ms())})
         return buffer.cancelled
+
+    def cancel_reason(self) -> str | None:
+        buffer = self._buffer
+        if not buffer.is_reason_read:
+            try:
+                snapshot = self.read()
+            except BackendError:
+                # The run ends without a reason. In an outage that this process has noted, the read has not waited.
+                snapshot = None
+            buffer.cancel_reason = None if snapshot is None else snapshot.cancel_reason
+            buffer.is_reason_read = True
+        return buffer.cancel_reason
 
 
 class BufferChannel(LiveChannel):
@@ -301,6 +318,9 @@ class DetachedChannel:
     def is_cancelled(self) -> bool | None:
         return False
 
+    def cancel_reason(self) -> str | None:
+        return None
+
     def _apply(self, update: Update) -> None:
         # A record is replaced and never changed, so that a reader needs no lock.
         with self._lock:
@@ -334,7 +354,7 @@ def check_cancelled(channel: Channel) -> None:
     if cancelled is None:
         check_snapshot(channel.read())
     elif cancelled:
-        raise Cancelled(None if channel.signal is None else channel.signal.cancel_reason)
+        raise Cancelled(channel.cancel_reason())
 
 
 def check_snapshot(snapshot: Snapshot | None) -> None:

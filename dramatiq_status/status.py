@@ -190,7 +190,9 @@ class Status:
         return self._channel.flush()
 
     def check_cancelled(self) -> None:
-        """Raise :class:`.Cancelled` if the message was cancelled.  For the running message it takes no round trip.
+        """Raise :class:`.Cancelled`, with the reason, if the message was cancelled.  For the running message it takes
+        no round trip, unless the worker has found the request in the outcome of an update and not in the log of
+        cancelled messages.  It then reads the reason once; if the store does not answer, the reason is None.
 
         >>> while more_work():
         ...     current_status().check_cancelled()

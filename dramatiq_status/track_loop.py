@@ -132,7 +132,6 @@ class _NoSignal:
     """The signal of a loop that does not check for requests to cancel."""
 
     cancelled = False
-    cancel_reason: str | None = None
 
 
 _NO_SIGNAL: Final = _NoSignal()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,6 +32,7 @@ from dramatiq_status import (
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import RedisBackend
 from dramatiq_status.cancel_log import MAX_MARKS
+from dramatiq_status.options import enqueue_id_of
 from dramatiq_status.testing import bound_status
 from dramatiq_status.testing.updates import cancel, enqueue, finish, start
 
@@ -608,3 +609,153 @@ def test_an_event_loop_cancels_a_batch_on_redis_in_one_round_trip(redis_url: str
     assert found == {"waiting": CANCELLED, "running": REQUESTED, "unknown": None}
     assert backend.client.info("commandstats")["cmdstat_evalsha"]["calls"] == calls_before + 1
     backend.close()
+
+
+# The reason of a request that the worker finds in the outcome of an update
+
+
+def check(reasons: list[str | None]) -> None:
+    """Run until the running message is cancelled, and note the reason."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        time.sleep(0.001)
+        try:
+            current_status().check_cancelled()
+        except Cancelled as e:
+            reasons.append(e.reason)
+            raise
+
+
+@pytest.mark.parametrize("found_by", ["heartbeat", "start", "refused start"])
+def test_a_run_has_the_reason_of_a_request_that_the_log_does_not_have(
+    every_backend: StatusBackend, monkeypatch: pytest.MonkeyPatch, found_by: str
+) -> None:
+    # Given a store that loses its log of cancelled messages
+    monkeypatch.setattr(every_backend, "read_cancels", lambda position: (position, ()))
+    broker = make_broker(every_backend, heartbeat_interval=20 if found_by == "heartbeat" else 3_600_000)
+    reasons: list[str | None] = []
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        check(reasons)
+
+    # And a message that waits, runs, or has run in a worker that was killed
+    message = job.send()
+    if found_by == "start":
+        every_backend.update(message.message_id, start(1, *enqueue_id_of(message.options)))
+    # When it is cancelled, and runs
+    if found_by != "heartbeat":
+        StatusRegistry.cancel(message, "user left", broker=broker)
+    with working(broker, threads=1):
+        if found_by == "heartbeat":
+            wait_until_it_runs(message, broker)
+            StatusRegistry.cancel(message, "user left", broker=broker)
+        eventually(lambda: reasons)
+        broker.join("default")
+    # Then its run ends with the reason
+    found = StatusRegistry.read(message, broker=broker)
+    assert reasons == ["user left"] and found is not None and found.cancelled
+
+
+@pytest.mark.parametrize("how", ["track", "async track", "async check"])
+def test_loops_and_coroutines_have_the_reason_of_a_request_that_the_log_does_not_have(
+    backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    # Given a store that loses its log of cancelled messages
+    monkeypatch.setattr(backend, "read_cancels", lambda position: (position, ()))
+    broker = make_broker(backend, heartbeat_interval=20, asyncio=True)
+    reasons: list[str | None] = []
+
+    async def items() -> AsyncIterator[int]:
+        for item in range(int(PATIENCE * 1000)):
+            await asyncio.sleep(0.001)
+            yield item
+
+    @dramatiq.actor(broker=broker)
+    async def job() -> None:
+        status = aio.StatusRegistry.get(current_status().message_id, broker=broker)
+        try:
+            if how == "track":
+                for _ in track(range(int(PATIENCE * 1000))):
+                    await asyncio.sleep(0.001)
+            elif how == "async track":
+                async for _ in track(items()):
+                    pass
+            else:
+                async for _ in items():
+                    await status.check_cancelled()
+        except Cancelled as e:
+            reasons.append(e.reason)
+            raise
+
+    message = job.send()
+    with working(broker, threads=1):
+        wait_until_it_runs(message, broker)
+        # When a running message is cancelled
+        StatusRegistry.cancel(message, "user left", broker=broker)
+        # Then its run ends with the reason
+        assert StatusRegistry.wait(message, broker=broker).cancelled
+    assert reasons == ["user left"]
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_an_outage_does_not_delay_a_run_that_ends_as_cancelled(
+    broker: StubBroker, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch, is_down: bool
+) -> None:
+    # Given a store that fails, before or after the worker has noted an outage
+    monkeypatch.setattr(backend, "read_cancels", lambda position: (position, ()))
+    reads: list[str] = []
+    reasons: list[str | None] = []
+    store = Broken(backend)
+    store.down = False
+
+    def fail(message_id: str) -> Any:
+        reads.append(message_id)
+        raise BackendError("The store does not answer.")
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        message_id = current_status().message_id
+        (buffer,) = status_middleware(broker)._writer.running
+        eventually(lambda: buffer.cancelled)
+        monkeypatch.setattr(backend, "snapshot", fail)
+        store.down = is_down
+        if is_down:
+            current_status()["step"] = 1
+            eventually(lambda: status_middleware(broker)._breaker.down)
+        # When it checks twice whether it was cancelled
+        for _ in range(2):
+            with pytest.raises(Cancelled) as caught:
+                current_status().check_cancelled()
+            reasons.append(caught.value.reason)
+        assert reads == ([] if is_down else [message_id])
+        store.down = False
+
+    message = job.send()
+    StatusRegistry.cancel(message, "user left", broker=broker)
+    with working(broker, threads=1):
+        eventually(lambda: len(reasons) == 2)
+    # Then it has no reason, after at most one read
+    assert reasons == [None, None] and len(reads) == (0 if is_down else 1)
+
+
+def test_a_request_without_a_reason_takes_no_read(
+    broker: StubBroker, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an actor that checks
+    reasons: list[str | None] = []
+    reads: list[str] = []
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        check(reasons)
+
+    message = job.send()
+    with working(broker, threads=1):
+        wait_until_it_runs(message, broker)
+        monkeypatch.setattr(backend, "snapshot", reads.append)
+        # When its message is cancelled without a reason, and the worker finds the request in the log
+        StatusRegistry.cancel(message, broker=broker)
+        eventually(lambda: reasons)
+    # Then the actor ends without a read of its status
+    assert (reasons, reads) == ([None], [])

@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from ..backend import StatusBackend
-from ..channel import CancelSignal, Channel, LiveChannel, check_outcome, counts_of, outside_change
+from ..channel import Channel, LiveChannel, check_outcome, counts_of, outside_change
 from ..fields import check_count
 from ..record import Counts, Record
 from ..snapshot import Snapshot
@@ -19,7 +19,6 @@ class AsyncChannel(Protocol):
 
     message_id: str
     max_field_size: int
-    signal: CancelSignal | None
 
     async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         """Set fields, and the state to a stored number; None keeps the state."""
@@ -43,7 +42,10 @@ class AsyncChannel(Protocol):
         """Delete the status."""
 
     def is_cancelled(self) -> bool | None:
-        """Return whether the running message was asked to stop; None if the caller has to read the status."""
+        """Return whether the running message has a request to cancel it; None if the caller has to read the status."""
+
+    def cancel_reason(self) -> str | None:
+        """Return the reason of the request that :meth:`is_cancelled` has found; it may wait for the store."""
 
 
 class OutsideChannel(LiveChannel):
@@ -88,11 +90,13 @@ class InsideChannel(LiveChannel):
     def __init__(self, channel: Channel) -> None:
         self.message_id: str = channel.message_id
         self.max_field_size: int = channel.max_field_size
-        self.signal: CancelSignal | None = channel.signal
         self._channel = channel
 
     def is_cancelled(self) -> bool | None:
         return self._channel.is_cancelled()
+
+    def cancel_reason(self) -> str | None:
+        return self._channel.cancel_reason()
 
     async def write(self, fields: Record, *, state: int | None = None, urgent: bool = True) -> None:
         await asyncio.to_thread(self._channel.write, fields, state=state, urgent=urgent)

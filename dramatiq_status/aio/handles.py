@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
@@ -126,7 +127,7 @@ class Status:
         if found is None:
             check_snapshot(await channel.read())
         elif found:
-            raise Cancelled(None if channel.signal is None else channel.signal.cancel_reason)
+            raise Cancelled(await asyncio.to_thread(channel.cancel_reason))
 
     async def delete(self) -> bool:
         """Delete the status.  The message itself is not touched; if it

@@ -54,9 +54,11 @@ class MessageBuffer:
         sent with it.
     """
 
-    #: Whether this process has found a request to cancel the run, and its reason.
+    #: Whether this process has found a request to cancel the run.
     cancelled: bool = False
+    #: Reason of the request, and whether it was read from the record: the outcome of an update does not contain it.
     cancel_reason: str | None = None
+    is_reason_read: bool = False
     #: The final state that the run has set itself; None for none.
     requested_state: int | None = None
     #: Whether it takes no more writes.
