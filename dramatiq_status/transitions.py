@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from .record import (
+    CANCEL_REASON,
     CANCELLED,
     COMPLETED,
     EXCEPTION,
@@ -85,6 +86,16 @@ def is_outdated(record: Record, fields: Record) -> bool:
 def is_owner(record: Record, run_token: int) -> bool:
     """Return whether a run owns the status of a record: it has started last."""
     return record.get(RUN_TOKEN) == str(run_token)
+
+
+def check_request(fields: Record) -> None:
+    """Check the fields of a request to cancel a message.
+
+    Raises:
+      ValueError: When a field is not the reason.
+    """
+    if fields.keys() - {CANCEL_REASON}:
+        raise ValueError(f"A request to cancel a message sets no fields except its reason, not {sorted(fields)}.")
 
 
 def cancel_waiting(new: Record, now: int) -> None:

@@ -45,6 +45,7 @@ from .transitions import (
     OUTDATED,
     WRITTEN_BY_REQUEUE,
     cancel_waiting,
+    check_request,
     count_fields,
     finish,
     is_outdated,
@@ -54,17 +55,7 @@ from .transitions import (
     touch,
 )
 
-__all__ = [
-    "Applied",
-    "Changes",
-    "EnqueueId",
-    "Kind",
-    "Outcome",
-    "Update",
-    "apply",
-    "is_moved",
-    "is_stored",
-]
+__all__ = ["Applied", "Changes", "EnqueueId", "Kind", "Outcome", "Update", "apply", "is_moved", "is_stored"]
 
 
 class EnqueueId(NamedTuple):
@@ -172,7 +163,7 @@ class Update(NamedTuple):
       state(int): Stored number of the state that the message enters; None to keep its state.
       attempts(int): Minimum number of runs that the record shows after this update, if `start` is set or the update
         creates the record.
-      fields(Record): Fields to set: JSON texts by stored names.
+      fields(Record): Fields to set: JSON texts by stored names.  A request to cancel sets its reason only.
       increment(int | float): Number to add to the progress, after `fields` are set.
       ttl(int): Time to live of the record in milliseconds, if `state` is a final state.  In an update from outside,
         the record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
@@ -243,6 +234,9 @@ def apply(record: Record | None, update: Update, now: int) -> Applied:
 
     Returns:
       Applied: Outcome, new record and its time to live.
+
+    Raises:
+      ValueError: When a request to cancel sets another field than its reason.
     """
     if update.kind is _RUN:
         return _apply_run(record, update, now)
@@ -398,6 +392,7 @@ def _apply_outside(record: Record | None, update: Update, now: int) -> Applied:
 
 
 def _apply_cancel(record: Record | None, update: Update, now: int) -> Applied:
+    check_request(update.fields)
     if record is None:
         return Applied(Outcome.MISSING, None)
     if is_finished(record):

@@ -167,7 +167,7 @@ def test_an_increment_from_outside_is_not_repeatable() -> None:
     [
         *(outside(step='"é"'), outside(increment=0.5), outside(), outside(step="1", increment=-2, state=3)),
         *(enqueue(step="1"), write(1, 2, step="1"), write(1, 2, state=2), deleting(outside(), "step"), heartbeat(5)),
-        *(counting(write(1, 2), rows=2), cancel(step="1")),
+        *(counting(write(1, 2), rows=2), cancel(cr='"user left"')),
         # An enqueue, and a whole run
         *(enqueue(), enqueue(step='"é"'), enqueue(step="0", rows="[1, 2]"), start(3, create=False)._replace(state=2)),
         *(

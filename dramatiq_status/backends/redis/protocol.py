@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ...cancel_log import mark_of, text_of
 from ...record import ACTOR_NAME, QUEUE_NAME, Record, number_text
+from ...transitions import check_request
 from ...update import Changes, Kind, Outcome, Update
 from .clock import ServerClock
 from .keys import Keys
@@ -113,6 +114,7 @@ class UpdateCall(ScriptCall):
                 may_move = True
                 arguments += (WireKind.ENQUEUE, str(enqueue_id.origin), str(enqueue_id.generation))
             elif kind is Kind.CANCEL:
+                check_request(fields)
                 may_move = True
                 log = "" if self.arriving else self._names.cancels[self.shard]
                 arguments += (WireKind.CANCEL, log, text_of(mark_of(message_id)))

@@ -100,6 +100,21 @@ class Cancels(StoreTests):
         for state in (QUEUED, FAILED):
             assert listed(listing, Query(state, actor)) == ([message_id] if state == FAILED else [])
 
+    @pytest.mark.parametrize("name", ["a", "Q", "L", "D", "p", "step"])
+    def test_a_request_sets_no_field_except_the_reason(
+        self, backend: StatusBackend, message_id: str, name: str
+    ) -> None:
+        # Given a message that waits, and one that runs
+        running = f"{message_id}-running"
+        backend.update_many([(message_id, enqueue(a='"actor"')), (running, start(1, a='"actor"'))])
+        before = [backend.read(message_id), backend.read(running)]
+        # When a request to cancel them has another field than the reason
+        for one in (message_id, running):
+            with pytest.raises(ValueError, match="reason"):
+                backend.update(one, cancel(**{name: "5", "cr": '"user left"'}))
+        # Then it is an error, and nothing has changed
+        assert [backend.read(message_id), backend.read(running)] == before
+
     def test_workers_read_which_messages_were_cancelled(self, backend: StatusBackend, message_id: str) -> None:
         if type(backend).read_cancels is StatusBackend.read_cancels:
             pytest.skip("This backend has no log of cancelled messages.")
