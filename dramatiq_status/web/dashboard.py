@@ -91,6 +91,7 @@ class Dashboard:
         found = {
             "counts": counts.by_state,
             "among": counts.among,
+            "partly_read": sorted(counts.partly_read),
             "jobs": jobs,
             "next": after,
         }
@@ -176,15 +177,22 @@ def _query_of(question: ListRequest, **changes: str | None) -> str:
     return "?" + found if found else "./"
 
 
-def _among(state: str, number: int | None, question: ListRequest) -> Markup:
-    """Make a link to the list of jobs in a state that the store does not index, with their number if it is known."""
+def _number(number: int, is_minimum: bool) -> str:
+    """Write a number of jobs: ``100+`` for a minimum of 100."""
+    return f"{number:,}{'+' if is_minimum else ''}"
+
+
+def _among(state: str, number: int, is_minimum: bool, question: ListRequest) -> Markup:
+    """Make a link to the list of jobs in a state that the store does not index, with their number.  A minimum of 0 is
+    not shown.
+    """
     current = question.state == state
     return tag(
         "a",
-        f"{number:,} {state}" if number else state,
+        f"{_number(number, is_minimum)} {state}" if number else state,
         # Only a link with a number has the colour of its state.
         class_=f"s-{state}" if number else None,
-        hidden=number == 0 and not current,
+        hidden=not (number or is_minimum or current),
         href=_query_of(question, state=None if current else state),
         aria_current="true" if current else None,
         data_name=state,
@@ -201,7 +209,8 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
             seconds = seconds_since(newest.finished_at, now)
             moment = newest.finished_at.isoformat(timespec="seconds")
             below = [tag("span", "newest ", tag("time", age(seconds), datetime=moment))]
-        below += [_among(name, number, question) for name, number in counts.among.get(state, {}).items()]
+        is_minimum = state in counts.partly_read
+        below += [_among(name, number, is_minimum, question) for name, number in counts.among.get(state, {}).items()]
         current = question.state == state
         top = tag(
             "a",
@@ -261,11 +270,12 @@ def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Mark
         summary = tag("summary", title, icon("down"))
         chips.append(tag("details", summary, tag("div", form, *links, class_="pop"), class_="chip", name="filters"))
     new = tag("a", icon("up"), tag("span", ""), class_="new", id="new", href=_query_of(question), hidden=True)
-    count = counts.number_of(question.state) if question.state else counts.total
-    if question.actor or question.queue or count is None:
+    count, is_minimum = counts.number_of(question.state) if question.state else (counts.total, False)
+    if question.actor or question.queue or (is_minimum and not count):
         total = "last changed first"
     else:
-        total = f"{count:,} job{'' if count == 1 else 's'}{', last changed first' if shown else ''}"
+        number = _number(count, is_minimum)
+        total = f"{number} job{'' if number == '1' else 's'}{', last changed first' if shown else ''}"
     return tag("div", *chips, tag("span", class_="spring"), new, tag("span", total, class_="total"), class_="tools")
 
 

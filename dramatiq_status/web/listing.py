@@ -50,8 +50,10 @@ class Counts:
 
     by_state: dict[str, int]
     #: For each state except ``completed``, numbers of its messages by the keys of :data:`AMONG`, for example of the
-    #: cancelled ones among the failed ones; None if at least :data:`MAX_READ` messages have the state.
-    among: dict[str, dict[str, int | None]]
+    #: cancelled ones among the failed ones.
+    among: dict[str, dict[str, int]]
+    #: States with more than :data:`MAX_READ` messages, of which the newest were read: their numbers are minimums.
+    partly_read: frozenset[str]
     #: The newest status that has failed and was not cancelled, and the newest completed one.
     newest: dict[str, Snapshot | None]
 
@@ -59,12 +61,12 @@ class Counts:
     def total(self) -> int:
         return sum(self.by_state.values())
 
-    def number_of(self, state: str) -> int | None:
-        """Return the number of statuses in one of :data:`STATES` or of :data:`AMONG`; None if it is unknown."""
+    def number_of(self, state: str) -> tuple[int, bool]:
+        """Return the number of statuses in one of :data:`STATES` or of :data:`AMONG`, and whether it is a minimum."""
         if state in self.by_state:
-            return self.by_state[state]
-        numbers = [self.among[one][state] for one in AMONG[state]]
-        return None if None in numbers else sum(filter(None, numbers))
+            return self.by_state[state], False
+        states = AMONG[state]
+        return sum(self.among[one][state] for one in states), not self.partly_read.isdisjoint(states)
 
 
 class Listing:
@@ -114,20 +116,18 @@ class Listing:
             self._list(1, "completed", None, None, None),
             *(StatusRegistry.count(state, backend=site.backend, broker=site.broker) for state in STATES),
         )
+        by_state = dict(zip(STATES, numbers))
         read = {"queued": queued, "working": working, "failed": failed}
         among = {
-            state: {
-                name: sum(is_in(one, name) for one in found) if len(found) < MAX_READ else None
-                for name, states in AMONG.items()
-                if state in states
-            }
+            state: {name: sum(is_in(one, name) for one in found) for name, states in AMONG.items() if state in states}
             for state, found in read.items()
         }
+        partly_read = frozenset(state for state, found in read.items() if MAX_READ <= len(found) < by_state[state])
         newest = {
             "failed": next((one for one in failed if not one.cancelled), None),
             "completed": completed[0] if completed else None,
         }
-        return Counts(dict(zip(STATES, numbers)), among, newest)
+        return Counts(by_state, among, partly_read, newest)
 
     async def _once(self, key: object, read: Callable[[], Awaitable[Any]]) -> Any:
         loop = asyncio.get_running_loop()

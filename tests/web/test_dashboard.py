@@ -35,6 +35,7 @@ from dramatiq_status.record import (
 from dramatiq_status.testing.updates import enqueue
 from dramatiq_status.testing.updates import start as start_run
 from dramatiq_status.web import allow_all, status_app
+from dramatiq_status.web.listing import MAX_READ
 
 from ..conftest import StartServer
 from ..jobs import Job
@@ -134,6 +135,29 @@ def test_stalled_jobs_are_counted_below_the_states_that_they_have(
     eventually(lambda: "3 jobs" in site.get("/a/b/?state=stalled").body.decode())
     among = site.get("/a/b/list.json").json()["among"]
     assert (among["queued"]["stalled"], among["working"]["stalled"]) == (2, 1)
+
+
+def test_a_state_with_more_jobs_than_are_read_has_minimums(
+    tab: Tab, site: Site, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dramatiq_status.snapshot.QUEUE_PATIENCE", -1_000)
+    monkeypatch.setattr("dramatiq_status.web.listing.SHARED_FOR", 0.0)
+    # Given as many stalled jobs as are read for their number
+    for _ in range(MAX_READ):
+        Job(backend).enqueue()
+    tab.open(f"{site.url}/a/b/")
+    assert box_of(site.get("/a/b/").body.decode(), "Queued") == ["100", "100", "stalled"]
+    # When there is one more
+    Job(backend).enqueue()
+    # Then the page shows a minimum
+    assert box_of(site.get("/a/b/").body.decode(), "Queued")[:3] == ["101", "100+", "stalled"]
+    assert "100+ jobs, last changed first" in site.get("/a/b/?state=stalled").body.decode()
+    assert site.get("/a/b/list.json").json()["partly_read"] == ["queued"]
+    # And a page that is open shows it, too
+    tab.until("() => document.querySelector('[data-below=queued] [data-name=stalled]').textContent === '100+ stalled'")
+    # And none of the newest jobs waits for a retry, so that the minimum of such jobs is not shown
+    assert box_of(site.get("/a/b/").body.decode(), "Queued")[3:] == ["retrying", "scheduled"]
+    assert '<span class="total">last changed first</span>' in site.get("/a/b/?state=retrying").body.decode()
 
 
 @pytest.mark.parametrize(

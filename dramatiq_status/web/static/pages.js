@@ -184,13 +184,14 @@ async function refresh() {
   try {
     const response = await fetch("list.json" + location.search, { cache: "no-store" });
     if (!response.ok) throw response.headers.get("Retry-After");
-    const { counts, among, jobs } = await response.json();
+    const { counts, among, partly_read, jobs } = await response.json();
     for (const state in counts) for (const node of all(`[data-count="${state}"]`)) node.textContent = counts[state].toLocaleString("en");
     for (const link of all("[data-name]")) {
-      const { name } = link.dataset, number = among[link.parentNode.dataset.below][name];
-      link.hidden = number === 0 && !link.ariaCurrent;
+      const { name } = link.dataset, state = link.parentNode.dataset.below, number = among[state][name];
+      const isMinimum = partly_read.includes(state);
+      link.hidden = !(number || isMinimum || link.ariaCurrent);
       link.className = number ? "s-" + name : "";
-      link.textContent = number ? `${number.toLocaleString("en")} ${name}` : name;
+      link.textContent = number ? `${number.toLocaleString("en")}${isMinimum ? "+" : ""} ${name}` : name;
     }
     const added = jobs.filter((job) => !shown.has(job.id)).length, chip = $("#new");
     if (!new URLSearchParams(location.search).has("after")) {
