@@ -19,7 +19,7 @@ import dramatiq
 import pytest
 from dramatiq.middleware import TimeLimitExceeded
 
-from dramatiq_status import BackendError, Snapshot, StatusRegistry, current_progress, current_status
+from dramatiq_status import BackendError, Snapshot, Status, StatusRegistry, current_progress, current_status
 from dramatiq_status._process import note_interrupt, raise_thread_exception
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBackend
@@ -148,6 +148,32 @@ def test_a_child_writes_from_outside(backend: StatusBackend) -> None:
     # Then all writes are stored, and only the parent sets the final state
     assert dict(snapshot.fields) == {"field": "child", "one": 1, "parent": True}
     assert (snapshot.state, snapshot["progress"], snapshot.attempts) == ("completed", 13, 1)
+
+
+def test_a_child_sets_a_state_by_handles_of_the_registry_only(backend: StatusBackend) -> None:
+    backend.update_many([(other, Update(Kind.ENQUEUE, EnqueueId(1, 1))) for other in ("first", "second")])
+    states = fork.Queue()
+
+    # Given a job whose child sets the state of the running message, and of two others
+    def child(first: Status) -> None:
+        own, second = current_status(), StatusRegistry.get("second", backend=backend)
+        for status in (own, first, second, StatusRegistry.get(own.message_id, backend=backend)):
+            status.update(status="failed")
+            states.put(str(StatusRegistry.get(status.message_id, backend=backend).state))
+        states.close()
+        states.join_thread()
+
+    def job() -> None:
+        first = StatusRegistry.get("first", backend=backend)
+        # The child inherits the writer's buffer for this message.
+        first["step"] = 1
+        first.flush()
+        fork_off(lambda: child(first))
+
+    # When it runs
+    perform(backend, job)
+    # Then the handle of the run has no effect, and all others have
+    assert [states.get(timeout=PATIENCE) for _ in range(4)] == ["working", "failed", "failed", "failed"]
 
 
 def test_a_child_sends_a_message(backend: StatusBackend) -> None:
