@@ -1,4 +1,9 @@
-"""Additions to the index for messages that the script could not list, because their slot was moving."""
+"""Additions to the index for messages that the script could not list, because their slot was moving.
+
+An update that changes the actor or the queue of a message, and not its state, keeps the position of the message in
+lists.  Here it does not: the message gets a new position.  Only code that calls a backend itself can send such an
+update.  The middleware sends the actor and the queue with enqueues, and with updates that create a record.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +55,12 @@ def _unlisted_by(calls: Iterable[UpdateCall]) -> dict[str, bool]:
     for call in calls:
         for (message_id, update), number in zip(call.updates, call.reply):
             outcome = OUTCOMES[number]
-            if number >= UNLISTED or (call.arriving and _changes_place(update, outcome)):
+            if number >= UNLISTED or (call.arriving and _may_move(update, outcome)):
                 unlisted[message_id] = outcome is Outcome.LATE and unlisted.get(message_id, True)
     return unlisted
 
 
-def _changes_place(update: Update, outcome: Outcome) -> bool:
+def _may_move(update: Update, outcome: Outcome) -> bool:
     """Whether an update may have changed the set or the position of its message in the index."""
     if outcome is Outcome.LATE:
         return renames(update.fields)
@@ -102,9 +107,9 @@ def _list_changed(
             listed[message_id] = names[state.shard][message_id] = name
             changed[message_id] = stays = unlisted[message_id]
             index, size = keys.indexes[state.shard], keys.max_listed
-            moment = transport.clock.now() * 1000
+            position = transport.clock.now() * 1000
             requests += (
-                _IndexCall(state.shard, index + name, message_id, moment, lives, size, "NX" if stays else "CH"),
+                _IndexCall(state.shard, index + name, message_id, position, lives, size, "NX" if stays else "CH"),
                 _IndexCall(state.shard, index, name, "", lives, size, ""),
             )
     for shard, found in sets.items():
