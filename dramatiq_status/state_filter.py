@@ -73,7 +73,7 @@ class StatePage:
 
     def take(self, found: Sequence[Snapshot]) -> None:
         """Take the jobs that were read."""
-        asked, self.to_read = self.to_read, 0
+        requested, self.to_read = self.to_read, 0
         self._left -= len(found)
         for snapshot in found:
             self.read_after = snapshot.cursor
@@ -81,7 +81,7 @@ class StatePage:
                 self.jobs.append(snapshot)
                 if len(self.jobs) == self._limit:
                     return
-        if len(found) < asked:
+        if len(found) < requested:
             self._position, self.read_after = self._position + 1, None
             if self._position == len(self._states):
                 return

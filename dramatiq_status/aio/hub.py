@@ -152,7 +152,7 @@ class LatestSlot:
 class WatchedMessage:
     """A message and its watchers."""
 
-    __slots__ = ("asked", "far", "message_id", "named", "near", "schedule", "slots", "wanted")
+    __slots__ = ("far", "message_id", "must_read", "named", "near", "schedule", "slots", "wanted")
 
     def __init__(self, message_id: str, schedule: PollSchedule) -> None:
         self.message_id: str = message_id
@@ -160,7 +160,7 @@ class WatchedMessage:
         #: Slots of its watchers, in the order of their creation.
         self.slots: dict[LatestSlot, None] = {}
         #: Whether to read it at once.
-        self.asked: bool = True
+        self.must_read: bool = True
         #: Whether the hub has to subscribe to the message, and whether it has sent the request to subscribe.
         self.wanted: bool = False
         self.named: bool = False
@@ -170,7 +170,7 @@ class WatchedMessage:
         self.far: float = inf
 
     def due(self) -> float:
-        return -inf if self.asked else self.schedule.due()
+        return -inf if self.must_read else self.schedule.due()
 
 
 class Hub:
@@ -234,7 +234,7 @@ class Hub:
         """Read a watched message at once, and fill the slots of its watchers."""
         watched = self._watched.get(message_id)
         if watched is not None:
-            watched.asked = True
+            watched.must_read = True
             self._plan(watched)
 
     async def leave(self, slot: LatestSlot) -> None:
@@ -304,7 +304,7 @@ class Hub:
     async def _read(self, messages: list[WatchedMessage]) -> None:
         now = asyncio.get_running_loop().time()
         for watched in messages:
-            watched.asked = False
+            watched.must_read = False
             watched.schedule.begin_read(now)
         ids = [watched.message_id for watched in messages]
         try:
@@ -386,7 +386,7 @@ class Hub:
         if version is None:
             watched.schedule.pushed = True
             # The message may have changed before the subscription began.
-            watched.asked = True
+            watched.must_read = True
         else:
             watched.schedule.publish(version)
         self._plan(watched)

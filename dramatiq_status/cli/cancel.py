@@ -63,16 +63,20 @@ def cancel(arguments: Namespace) -> int:
     with store_errors(store):
         batch = StatusRegistry.batch(list(known), backend=store.backend)
         try:
-            answers = batch.cancel(arguments.reason)
+            cancellations = batch.cancel(arguments.reason)
         except ValueError as e:
             raise CommandError(f"--reason: {e}") from e
-        asked = [message_id for message_id, answer in answers.items() if answer is Cancellation.REQUESTED]
-        _follow(store, asked, until_over=arguments.wait)
+        requested = [
+            message_id for message_id, cancellation in cancellations.items() if cancellation is Cancellation.REQUESTED
+        ]
+        _follow(store, requested, until_over=arguments.wait)
         after = batch.read().children
     results = {
-        message_id: _Result(answer, after.get(message_id) or known[message_id], answer is Cancellation.REQUESTED)
-        for message_id, answer in answers.items()
-        if answer is not None
+        message_id: _Result(
+            cancellation, after.get(message_id) or known[message_id], cancellation is Cancellation.REQUESTED
+        )
+        for message_id, cancellation in cancellations.items()
+        if cancellation is not None
     }
     for message_id in before:
         if message_id not in results:
@@ -113,8 +117,8 @@ def _print(results: Mapping[str, _Result], *, as_json: bool) -> None:
             )
     if len(results) > 1:
         found = [result.status for result in results.values()]
-        told = ((COMPLETED, "cancelled"), (UNFINISHED, "asked to stop"), (FAILED, "were over"))
-        counts = [f"{found.count(status):,} {text}" for status, text in told if status in found]
+        texts = ((COMPLETED, "cancelled"), (UNFINISHED, "asked to stop"), (FAILED, "were over"))
+        counts = [f"{found.count(status):,} {text}" for status, text in texts if status in found]
         if terminal.live:
             print(terminal.paint([(f"\n {pad(f'{len(results):,} jobs', 12)}", "bold"), (", ".join(counts), "")]))
         else:
@@ -128,13 +132,13 @@ def _job_of(facts: Facts) -> str:
 def _rows_of(facts: Facts, result: _Result, column: int, terminal: Terminal) -> Iterator[list[Segment]]:
     head = [*mark_of(facts.state, terminal, with_word=terminal.width >= _WITH_WORD)]
     job = cut(_job_of(facts), min(column, terminal.width - sum(width(text) for text, _ in head)), terminal.ellipsis)
-    told = _result_text(result, present())
+    result_text = _result_text(result, present())
     room = terminal.width - sum(width(text) for text, _ in head) - column - 2
-    if width(told) <= room:
-        yield [*head, (pad(job, column), ""), (f"  {told}", "dim")]
+    if width(result_text) <= room:
+        yield [*head, (pad(job, column), ""), (f"  {result_text}", "dim")]
     else:
         yield [*head, (job, "")]
-        yield [("   ", ""), (cut(told, terminal.width - 3, terminal.ellipsis), "dim")]
+        yield [("   ", ""), (cut(result_text, terminal.width - 3, terminal.ellipsis), "dim")]
     if result.status == UNFINISHED and result.snapshot.cancel_seen_at is None and terminal.width >= _WITH_WORD:
         yield from ([(" " * 13, ""), (line, "dim")] for line in _ADVICE)
 
@@ -156,9 +160,9 @@ def _result_text(result: _Result, now: datetime) -> str:
             return f"asked to stop, seen after {measured(seen - since)}"
         return "asked to stop" if since is None else f"asked to stop, not seen for {duration(now - since)}"
     if not result.was_running:
-        told = "will not run" if not job.attempts else "will not run again"
+        text = "will not run" if not job.attempts else "will not run again"
     elif since is None or end is None:
-        told = "stopped"
+        text = "stopped"
     else:
-        told = f"stopped after {measured(end - since)}"
-    return ", ".join(filter(None, (told, clean(job.cancel_reason or ""))))
+        text = f"stopped after {measured(end - since)}"
+    return ", ".join(filter(None, (text, clean(job.cancel_reason or ""))))

@@ -55,11 +55,11 @@ def demo(arguments: Namespace) -> int:
     broker = StubBroker(middleware=[*(make() for make in dramatiq.middleware.default_middleware)])
     broker.add_middleware(StatusMiddleware(backend=backend))
     worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=_THREADS)
-    is_talking = arguments.progress != "quiet"
+    is_verbose = arguments.progress != "quiet"
     try:
         ids = [broker.enqueue(message).message_id for message in declare(broker)]
         with _page(url) if arguments.web else _nothing():
-            if is_talking:
+            if is_verbose:
                 for line in wrap(_INTRODUCTION, terminal_of(sys.stderr).width - 1):
                     _print_note(line)
                 _print_note(f"  export {VARIABLE}={url}\n   dramatiq-status watch {ids[0]}\n")
@@ -69,7 +69,7 @@ def demo(arguments: Namespace) -> int:
             _, status = watch_jobs(store, ids, output, is_over=_is_over)
             if status == INTERRUPTED:
                 return INTERRUPTED
-            if is_talking:
+            if is_verbose:
                 print_next_commands(url, is_kept=arguments.keep)
             if arguments.web:
                 _print_note("The page stays until Ctrl-C.")

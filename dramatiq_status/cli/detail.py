@@ -112,11 +112,11 @@ def _head(facts: Facts, terminal: Terminal) -> Iterator[Row]:
         right = _INDENT + _BAR + width(percent) + width(facts.time)
         gap = max(2, min(terminal.width, 80) - right)
         yield [(" " * _INDENT, ""), *bar_of(facts, _BAR, terminal), (percent, ""), (" " * gap + facts.time, "")]
-        told = facts.detail
+        details = facts.detail
     else:
-        told = _JOINT.join(filter(None, (facts.detail, facts.time)))
-    if told:
-        yield [(" " * _INDENT, ""), (cut(told, terminal.width - _INDENT, terminal.ellipsis), "dim")]
+        details = _JOINT.join(filter(None, (facts.detail, facts.time)))
+    if details:
+        yield [(" " * _INDENT, ""), (cut(details, terminal.width - _INDENT, terminal.ellipsis), "dim")]
 
 
 def _timeline(snapshot: Snapshot, facts: Facts, terminal: Terminal, now: datetime) -> Iterator[Row]:
@@ -130,8 +130,8 @@ def _timeline(snapshot: Snapshot, facts: Facts, terminal: Terminal, now: datetim
     for step in steps:
         row: Row = [("   ", "")]
         if terminal.width < _NARROW:
-            told = ", ".join(filter(None, (step.title, step.text)))
-            head, *others = _wrapped(told, 5, terminal)
+            whole = ", ".join(filter(None, (step.title, step.text)))
+            head, *others = _wrapped(whole, 5, terminal)
             yield [*row, (terminal.glyph(step.state), style_of(step.state)), (f" {head}", "")]
             yield from ([("     ", ""), (line, "")] for line in others)
             continue
@@ -140,10 +140,10 @@ def _timeline(snapshot: Snapshot, facts: Facts, terminal: Terminal, now: datetim
         row += [(terminal.glyph(step.state), style_of(step.state)), (f" {pad(step.title, titles)}", "")]
         room = max(0, terminal.width - sum(width(text) for text, _ in row) - 2)
         row.append((f"  {pad(cut(step.text, room, terminal.ellipsis), min(texts, room))}", ""))
-        told = _step_details(step, snapshot, facts)
+        details = _step_details(step, snapshot, facts)
         room = terminal.width - sum(width(text) for text, _ in row) - 2
-        if room >= _LEAST or width(told) <= room:
-            row.append((f"  {cut(told, room, terminal.ellipsis)}", "dim"))
+        if room >= _LEAST or width(details) <= room:
+            row.append((f"  {cut(details, room, terminal.ellipsis)}", "dim"))
         yield stripped(row)
 
 

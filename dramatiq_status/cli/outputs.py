@@ -45,7 +45,7 @@ class WatchOutput(Protocol):
     def show(self, view: JobsView) -> None:
         """Show a view, which may be the same as before."""
 
-    def wants_new(self, view: JobsView) -> bool:
+    def adds_new(self, view: JobsView) -> bool:
         """Return whether to watch the new jobs of a list from now on."""
 
     def end(self, view: JobsView, note: str = "") -> None:
@@ -101,7 +101,7 @@ class LiveOutput:
         options = self._options(view)
         self._screen.draw(self._picture.draw(view, options), options.terminal)
 
-    def wants_new(self, view: JobsView) -> bool:
+    def adds_new(self, view: JobsView) -> bool:
         # A key that was pressed before there were new jobs has no effect.  An empty list shows new jobs
         # without a key, because no row moves.
         keys = self._screen.keys()
@@ -176,7 +176,7 @@ class LineOutput:
                 self._printed[message_id] = line
                 self._print_line(facts, now, is_over=is_over)
 
-    def wants_new(self, view: JobsView) -> bool:
+    def adds_new(self, view: JobsView) -> bool:
         # A new job moves no line that is printed already, so there is no need for a key.
         return view.added > 0
 

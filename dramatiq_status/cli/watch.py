@@ -87,7 +87,7 @@ def watch_jobs(
                         note = f"not all jobs are over after {timeout:g} s; they go on"
                         break
                     output.show(view)
-                    if output.wants_new(view):
+                    if output.adds_new(view):
                         reader.renew()
                     # A change within the time of a frame waits for the next frame.
                     pause = time.monotonic() + min(left, 0.1)

@@ -60,23 +60,23 @@ class Dashboard:
         except HTTPException as e:
             return self._refused(e)
         try:
-            question, (shown, after), writable, counts = await self._read(request)
+            wanted, (shown, after), writable, counts = await self._read(request)
         except HTTPException as e:
             return self._no_such_list(request, e.detail)
         except NotSupported as e:
             return self._without_list(str(e))
         except BackendError:
             return self._unavailable(request)
-        names = WORDS.get(question.state or "", "All")
+        names = WORDS.get(wanted.state or "", "All")
         return page(
             self._site,
-            f"{names if question.state else 'Jobs'} · {self._site.title}",
+            f"{names if wanted.state else 'Jobs'} · {self._site.title}",
             tag("h1", f"Jobs of {self._site.title}", class_="sr"),
             tag("div", Markup(_BANNER), id="banner", hidden=True),
-            _counts(counts, question),
-            _tools(question, shown, counts),
-            _table(self._site, shown, writable) if shown else _nothing(question, counts, after),
-            _pages(question, after),
+            _counts(counts, wanted),
+            _tools(wanted, shown, counts),
+            _table(self._site, shown, writable) if shown else _nothing(wanted, counts, after),
+            _pages(wanted, after),
             live=True,
         )
 
@@ -101,18 +101,18 @@ class Dashboard:
         """Read a page of the list.  The third value has the ids of the messages that the visitor may change."""
         query = request.query_params
         values = [query.get(name) or None for name in ("state", "actor", "queue", "after")]
-        question = ListRequest(*values)
-        if question.state is not None and question.state not in _STATES:
+        wanted = ListRequest(*values)
+        if wanted.state is not None and wanted.state not in _STATES:
             raise HTTPException(400, f"state must be one of {', '.join(_STATES)}.")
         try:
-            found, after = await self._listing.page(question)
+            found, after = await self._listing.page(wanted)
         except (ValueError, TypeError) as e:
             raise HTTPException(400, str(e)) from None
         counts = await self._listing.counts()
         levels = await self._site.access_check.check_many(request, found)
         writable = frozenset(one.message_id for one, level in zip(found, levels) if level is Access.WRITE)
         shown = [one for one, level in zip(found, levels) if level is not Access.NONE]
-        return question, ListPage(shown, after), writable, counts
+        return wanted, ListPage(shown, after), writable, counts
 
     def _without_list(self, why: str) -> Response:
         box = search_box("./", "Open a job by its id", "Job id", name="q2")
@@ -171,8 +171,8 @@ def _target_of(text: str) -> str:
     return "./" + quote(text, safe="")
 
 
-def _query_of(question: ListRequest, **changes: str | None) -> str:
-    values = {**question._asdict(), "after": None, **changes}
+def _query_of(wanted: ListRequest, **changes: str | None) -> str:
+    values = {**wanted._asdict(), "after": None, **changes}
     found = urlencode({name: value for name, value in values.items() if value})
     return "?" + found if found else "./"
 
@@ -182,24 +182,24 @@ def _number(number: int, is_minimum: bool) -> str:
     return f"{number:,}{'+' if is_minimum else ''}"
 
 
-def _among(state: str, number: int, is_minimum: bool, question: ListRequest) -> Markup:
+def _among(state: str, number: int, is_minimum: bool, wanted: ListRequest) -> Markup:
     """Make a link to the list of jobs in a state that the store does not index, with their number.  A minimum of 0 is
     not shown.
     """
-    current = question.state == state
+    current = wanted.state == state
     return tag(
         "a",
         f"{_number(number, is_minimum)} {state}" if number else state,
         # Only a link with a number has the colour of its state.
         class_=f"s-{state}" if number else None,
         hidden=not (number or is_minimum or current),
-        href=_query_of(question, state=None if current else state),
+        href=_query_of(wanted, state=None if current else state),
         aria_current="true" if current else None,
         data_name=state,
     )
 
 
-def _counts(counts: Counts, question: ListRequest) -> Markup:
+def _counts(counts: Counts, wanted: ListRequest) -> Markup:
     now = utc_now()
     boxes = []
     for state in STATES:
@@ -207,50 +207,50 @@ def _counts(counts: Counts, question: ListRequest) -> Markup:
         below: list[Any] = []
         if newest is not None and newest.finished_at is not None:
             seconds = seconds_since(newest.finished_at, now)
-            moment = newest.finished_at.isoformat(timespec="seconds")
-            below = [tag("span", "newest ", tag("time", age(seconds), datetime=moment))]
+            finished_at = newest.finished_at.isoformat(timespec="seconds")
+            below = [tag("span", "newest ", tag("time", age(seconds), datetime=finished_at))]
         is_minimum = state in counts.partly_read
-        below += [_among(name, number, is_minimum, question) for name, number in counts.among.get(state, {}).items()]
-        current = question.state == state
+        below += [_among(name, number, is_minimum, wanted) for name, number in counts.among.get(state, {}).items()]
+        current = wanted.state == state
         top = tag(
             "a",
             icon(state, f"s-{state}"),
             tag("span", WORDS[state], class_="of"),
             tag("span", f"{counts.by_state[state]:,}", class_="n", data_count=state),
-            href=_query_of(question, state=None if current else state),
+            href=_query_of(wanted, state=None if current else state),
             aria_current="true" if current else None,
         )
         boxes.append(tag("div", top, tag("span", *below, class_="sub", data_below=state), class_="count"))
     return tag("nav", *boxes, class_="counts", aria_label="Jobs by state")
 
 
-def _chip(question: ListRequest, name: str, title: str) -> Markup:
+def _chip(wanted: ListRequest, name: str, title: str) -> Markup:
     """Show a filter that is set, and the link that removes it."""
-    value = getattr(question, name)
+    value = getattr(wanted, name)
     remove = tag(
         "a",
         icon("x"),
         class_="icon-btn",
-        href=_query_of(question, **{name: None}),
+        href=_query_of(wanted, **{name: None}),
         aria_label=f"Remove the filter {title} {value}",
     )
     return tag("span", tag("span", tag("span", title, class_="k"), " ", value), remove, class_="chip set")
 
 
-def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Markup:
-    chips = [_chip(question, "state", "State")] if question.state in AMONG else []
+def _tools(wanted: ListRequest, shown: list[Snapshot], counts: Counts) -> Markup:
+    chips = [_chip(wanted, "state", "State")] if wanted.state in AMONG else []
     for name, attribute in (("actor", "actor_name"), ("queue", "queue_name")):
-        value = getattr(question, name)
+        value = getattr(wanted, name)
         title = name.capitalize()
         if value:
-            chips.append(_chip(question, name, title))
+            chips.append(_chip(wanted, name, title))
             continue
         # Offer the names on this page, because the store cannot list all names without reading all statuses.
         seen = sorted({getattr(one, attribute) for one in shown if getattr(one, attribute)})
         kept = [
-            tag("input", type="hidden", name=other, value=getattr(question, other))
+            tag("input", type="hidden", name=other, value=getattr(wanted, other))
             for other in ("state", "actor", "queue")
-            if other != name and getattr(question, other)
+            if other != name and getattr(wanted, other)
         ]
         form = tag(
             "form",
@@ -266,12 +266,12 @@ def _tools(question: ListRequest, shown: list[Snapshot], counts: Counts) -> Mark
             action="./",
             method="get",
         )
-        links = [tag("a", tag("span", one), href=_query_of(question, **{name: one})) for one in seen[:12]]
+        links = [tag("a", tag("span", one), href=_query_of(wanted, **{name: one})) for one in seen[:12]]
         summary = tag("summary", title, icon("down"))
         chips.append(tag("details", summary, tag("div", form, *links, class_="pop"), class_="chip", name="filters"))
-    new = tag("a", icon("up"), tag("span", ""), class_="new", id="new", href=_query_of(question), hidden=True)
-    count, is_minimum = counts.number_of(question.state) if question.state else (counts.total, False)
-    if question.actor or question.queue or (is_minimum and not count):
+    new = tag("a", icon("up"), tag("span", ""), class_="new", id="new", href=_query_of(wanted), hidden=True)
+    count, is_minimum = counts.number_of(wanted.state) if wanted.state else (counts.total, False)
+    if wanted.actor or wanted.queue or (is_minimum and not count):
         total = "last changed first"
     else:
         number = _number(count, is_minimum)
@@ -298,16 +298,16 @@ def _table(site: Site, shown: list[Snapshot], writable: frozenset[str]) -> Marku
     return tag("div", table, class_="list")
 
 
-def _nothing(question: ListRequest, counts: Counts, after: str | None) -> Markup:
+def _nothing(wanted: ListRequest, counts: Counts, after: str | None) -> Markup:
     if after:
-        older = link("Older jobs", _query_of(question, after=after))
-        if question.state not in AMONG:
+        older = link("Older jobs", _query_of(wanted, after=after))
+        if wanted.state not in AMONG:
             return empty("refused", "No jobs that you may see on this page", "There are older jobs.", older)
-        state, read = question.state, f"{MAX_SEARCHED:,} {' and '.join(AMONG[question.state])} jobs"
+        state, read = wanted.state, f"{MAX_SEARCHED:,} {' and '.join(AMONG[wanted.state])} jobs"
         return empty(
             "search", f"No {state} jobs so far", f"This page has looked at {read}. There are older ones.", older
         )
-    if not any(question):
+    if not any(wanted):
         if counts.total:
             return empty("refused", "No jobs that you may see", "There are jobs, but you may not see any of them.")
         return empty(
@@ -316,29 +316,29 @@ def _nothing(question: ListRequest, counts: Counts, after: str | None) -> Markup
             "A job appears here as soon as it is sent. If you have sent some, this page may "
             "look at another store or namespace than your workers.",
         )
-    if question.after:
-        return empty("search", "No older jobs", "The list ends here.", link("Newest", _query_of(question)))
-    what = f"No {question.state or ''} jobs".replace("  ", " ")
-    what += f" of {question.actor}" if question.actor else ""
-    what += f" in {question.queue}" if question.queue else ""
+    if wanted.after:
+        return empty("search", "No older jobs", "The list ends here.", link("Newest", _query_of(wanted)))
+    what = f"No {wanted.state or ''} jobs".replace("  ", " ")
+    what += f" of {wanted.actor}" if wanted.actor else ""
+    what += f" in {wanted.queue}" if wanted.queue else ""
     wider = []
-    if question.queue and (question.actor or question.state):
-        wider.append(link("All queues", _query_of(question, queue=None)))
-    elif question.actor and question.state:
-        wider.append(link("All states", _query_of(question, state=None)))
+    if wanted.queue and (wanted.actor or wanted.state):
+        wider.append(link("All queues", _query_of(wanted, queue=None)))
+    elif wanted.actor and wanted.state:
+        wider.append(link("All states", _query_of(wanted, state=None)))
     return empty("search", what, "Statuses are kept for a while after a job has ended.", *wider, link("All jobs", "./"))
 
 
-def _pages(question: ListRequest, after: str | None) -> Markup:
+def _pages(wanted: ListRequest, after: str | None) -> Markup:
     keys = [
         tag("span", *(join(" " if i else "", tag("kbd", one)) for i, one in enumerate(key.split())), " ", text)
         for key, text in _KEYS
     ]
     links = []
-    if question.after:
-        links.append(tag("a", "Newest", class_="btn small", href=_query_of(question)))
+    if wanted.after:
+        links.append(tag("a", "Newest", class_="btn small", href=_query_of(wanted)))
     if after is not None:
-        older = _query_of(question, after=after)
+        older = _query_of(wanted, after=after)
         links.append(tag("a", "Older", class_="btn small", rel="next", href=older))
     return tag(
         "nav",

@@ -98,8 +98,8 @@ def display_of(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, with
     upcoming = time_of(word, snapshot, now)
     count = count_of(shown.get("progress"), shown.get("total"), percent=percent, is_over=snapshot.finished)
     step = shown.get("step")
-    asked = "" if snapshot.cancel_requested_at is None else "asked to stop"
-    facts = [asked, "" if step is None else str(step), count]
+    request = "" if snapshot.cancel_requested_at is None else "asked to stop"
+    facts = [request, "" if step is None else str(step), count]
     exception = shown.get("exception")
     if word in (FAILED, RETRYING) and isinstance(exception, dict):
         error = (str(exception.get("type", "")), str(exception.get("message", "")))

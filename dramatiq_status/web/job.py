@@ -112,11 +112,11 @@ class JobPage:
         acts.append(tag("a", "JSON", class_="btn small", href=f"{own}.json"))
         if access is Access.WRITE and not snapshot.finished and snapshot.cancel_requested_at is None:
             waits = "It will not run again." if snapshot.attempts else "It will not run."
-            told = "A job that runs is asked to stop." if snapshot.working else waits
-            acts.append(confirmation("Cancel…", told, "Cancel job", f"{own}/cancel"))
+            consequence = "A job that runs is asked to stop." if snapshot.working else waits
+            acts.append(confirmation("Cancel…", consequence, "Cancel job", f"{own}/cancel"))
         if access is Access.WRITE:
-            told = "Only the status is deleted." if snapshot.finished else "The job itself goes on."
-            acts.append(confirmation("Delete…", told, "Delete status", f"{own}/delete"))
+            consequence = "Only the status is deleted." if snapshot.finished else "The job itself goes on."
+            acts.append(confirmation("Delete…", consequence, "Delete status", f"{own}/delete"))
         return tag(
             "div",
             tag("h1", name_of(snapshot, shown)),

@@ -81,14 +81,14 @@ class Listing:
         self._kept: OrderedDict[object, tuple[float, asyncio.Task[Any]]] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def page(self, question: ListRequest) -> ListPage:
+    async def page(self, wanted: ListRequest) -> ListPage:
         """List one page.  A page of jobs in a state that the store does not index may have fewer jobs than others.
 
         Raises:
           NotSupported: When the store cannot list.
           ValueError: When a filter or the cursor is invalid.
         """
-        found: ListPage = await self._once(question, lambda: self._page(question))
+        found: ListPage = await self._once(wanted, lambda: self._page(wanted))
         return found
 
     async def counts(self) -> Counts:
@@ -96,8 +96,8 @@ class Listing:
         found: Counts = await self._once("counts", self._count)
         return found
 
-    async def _page(self, question: ListRequest) -> ListPage:
-        state, actor, queue, after = question
+    async def _page(self, wanted: ListRequest) -> ListPage:
+        state, actor, queue, after = wanted
         page = StatePage(state, PAGE, after)
         while page.to_read:
             page.take(await self._list(page.to_read, page.read_from, actor, queue, page.read_after))
@@ -134,8 +134,8 @@ class Listing:
         if self._loop is not loop:
             self._kept.clear()
             self._loop = loop
-        asked_at, task = self._kept.get(key, (0.0, None))
-        if task is None or (task.done() and loop.time() - asked_at > SHARED_FOR):
+        read_at, task = self._kept.get(key, (0.0, None))
+        if task is None or (task.done() and loop.time() - read_at > SHARED_FOR):
             task = asyncio.ensure_future(read())
             assert task is not None
             self._kept[key] = loop.time(), task

@@ -122,7 +122,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
     actor = snapshot.actor_name if label_of(shown) else None
     short = message_id[:8]
     failed, live = display.state == "failed", not snapshot.finished
-    scheduled, asked = display.glyph == "scheduled", snapshot.cancel_requested_at is not None
+    scheduled, is_requested = display.glyph == "scheduled", snapshot.cancel_requested_at is not None
     mark = join(icon("cancelled"), tag("span", f"Cancel {name} {short}", class_="sr"))
     cancel = confirmation(mark, f"Cancel {short}?", "Cancel job", f"{quote(message_id, safe='')}/cancel", in_row=True)
     if live:
@@ -152,7 +152,7 @@ def row(snapshot: Snapshot, shown: dict[str, Any], now: datetime, *, may_write: 
                 tag("span", actor, class_="actor", title=actor) if actor else "",
                 tag("code", short),
                 copy_button(message_id, f"Copy the id {short}"),
-                cancel if live and may_write and not asked else "",
+                cancel if live and may_write and not is_requested else "",
                 class_="job",
             ),
             role="cell",

@@ -307,19 +307,19 @@ class Merger:
         state = self.state
         # `list[PendingUpdate]()` would take ten times as long.
         left: list[PendingUpdate] = []
-        unanswered: list[PendingUpdate] = []
-        answers = dict(zip(map(id, updates), outcomes))
+        without_outcome: list[PendingUpdate] = []
+        outcome_by_id = dict(zip(map(id, updates), outcomes))
         for pending in state.pending:
-            outcome = answers.get(id(pending.frozen))
+            outcome = outcome_by_id.get(id(pending.frozen))
             if outcome is None:
-                unanswered.append(pending)
+                without_outcome.append(pending)
             elif outcome is not _APPLIED and is_left(pending, outcome):
                 left.append(pending)
             elif left:
                 left[-1].confirmations += pending.confirmations
             else:
                 pending.release(True)
-        state.pending = left + unanswered
+        state.pending = left + without_outcome
         return bool(left) or self.is_held
 
     def complete(self, first: PendingUpdate) -> None:

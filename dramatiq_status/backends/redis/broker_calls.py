@@ -191,7 +191,7 @@ class BrokerCalls:
         If the server refuses the transaction before it carries it out, the command is sent again without the updates.
         """
         _, updates, operations = attachment
-        clock, asked = operations.clock, time.monotonic()
+        clock, packed_at = operations.clock, time.monotonic()
         # A script that gets the time as an argument takes less time of the server.
         is_clock_known = clock.known
         try:
@@ -207,7 +207,7 @@ class BrokerCalls:
             len(packed) + (3 if is_clock_known else 4),
         )
         if not is_clock_known and not isinstance(measured := all_replies.pop(0), Exception):
-            clock.set(measured, asked)
+            clock.set(measured, packed_at)
         replies = all_replies[-1]
         if isinstance(all_replies[0], Exception):
             # The user has no permission for transactions. The server has carried out the commands one by one.
@@ -252,13 +252,13 @@ class BrokerCalls:
         self._pool.close()
 
 
-def _outcomes_of(answers: list[Any]) -> list[Outcome] | None:
+def _outcomes_of(replies: list[Any]) -> list[Outcome] | None:
     """Return the outcomes of the updates of script calls; None if the server has refused one of the calls."""
     outcomes: list[Outcome] = []
-    for answer in answers:
-        if isinstance(answer, Exception):
+    for reply in replies:
+        if isinstance(reply, Exception):
             return None
-        outcomes += [OUTCOMES[number] for number in answer]
+        outcomes += [OUTCOMES[number] for number in reply]
     return outcomes
 
 

@@ -124,8 +124,8 @@ def _master_client(
     # Make a connection to a Sentinel now, so that a wrong parameter raises its error here. In the first call, it would
     # look like an outage.
     ServerPool(sentinel.sentinels[0].connection_pool, timeout)
-    for asked in sentinel.sentinels:
-        quieten(asked)
+    for client in sentinel.sentinels:
+        quieten(client)
     return quieten(sentinel.master_for(service_name))
 
 

@@ -33,18 +33,18 @@ class ServerClock:
         """
         return time.monotonic() < self._known_until
 
-    def set(self, reply: Any, asked: float) -> None:
+    def set(self, reply: Any, packed_at: float) -> None:
         """Measure the offset by a reply to ``TIME``, which has just arrived.
 
         Parameters:
           reply(tuple[str, str]): Seconds and microseconds.
-          asked(float): Time at which the request was packed, by the monotonic clock.
+          packed_at(float): Time at which the request was packed, by the monotonic clock.
         """
         seconds, microseconds = reply
         now = time.monotonic()
-        # The server has read its clock between `asked` and `now`. Their mean is the best guess of that time.
-        self._offset = int(seconds) + int(microseconds) / 1_000_000 - (asked + now) / 2
-        if now - asked < QUICK:
+        # The server has read its clock between `packed_at` and `now`. Their mean is the best guess of that time.
+        self._offset = int(seconds) + int(microseconds) / 1_000_000 - (packed_at + now) / 2
+        if now - packed_at < QUICK:
             self._known_until = now + TRUST
 
     def now(self) -> int:

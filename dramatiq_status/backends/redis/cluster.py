@@ -166,11 +166,11 @@ class ClusterTransport:
 
     def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
         deadline = time.monotonic() + self._timeout
-        flights = self._send([_RoutedRequest(request) for request in requests], deadline)
+        groups = self._send([_RoutedRequest(request) for request in requests], deadline)
         left = deadline - time.monotonic()
 
         def complete() -> Sequence[Request]:
-            return self._complete(flights, time.monotonic() + left)
+            return self._complete(groups, time.monotonic() + left)
 
         return complete
 
@@ -211,40 +211,40 @@ class ClusterTransport:
 
     def _send(self, routes: Sequence[_RoutedRequest], deadline: float) -> list[_NodeRequests]:
         self._map.renew(deadline)
-        groups: dict[Node, list[_RoutedRequest]] = {}
+        routes_by_node: dict[Node, list[_RoutedRequest]] = {}
         for route in routes:
-            groups.setdefault(route.node or self._map.owner(route.request.shard), []).append(route)
-        flights = [_NodeRequests(node, group) for node, group in groups.items()]
+            routes_by_node.setdefault(route.node or self._map.owner(route.request.shard), []).append(route)
+        groups = [_NodeRequests(node, on_node) for node, on_node in routes_by_node.items()]
         # Nodes that take the longest to fail come last.
-        flights.sort(key=lambda flight: (flight.node.has_failed, not flight.node.pool.has_idle))
+        groups.sort(key=lambda group: (group.node.has_failed, not group.node.pool.has_idle))
         try:
-            for flight in flights:
-                if flight.node.is_blocked and not self._map.is_down:
-                    flight.error = flight.node.failure
+            for group in groups:
+                if group.node.is_blocked and not self._map.is_down:
+                    group.error = group.node.failure
                 else:
-                    flight.send(deadline, last=flight is flights[-1])
+                    group.send(deadline, last=group is groups[-1])
         except BaseException:
-            _close(flights)
+            _close(groups)
             raise
-        return flights
+        return groups
 
-    def _complete(self, flights: list[_NodeRequests], deadline: float) -> Sequence[Request]:
+    def _complete(self, groups: list[_NodeRequests], deadline: float) -> Sequence[Request]:
         pause, longest = _PAUSES
         done: list[Request] = []
         while True:
             try:
-                for flight in flights:
-                    deadline = flight.receive(deadline)
-                    if flight.error is None:
-                        self._map.answered(flight.node)
+                for group in groups:
+                    deadline = group.receive(deadline)
+                    if group.error is None:
+                        self._map.answered(group.node)
             except BaseException:
                 # An interrupt: the number of replies that are still to come is unknown.
-                _close(flights)
+                _close(groups)
                 raise
             again: list[_RoutedRequest] = []
             wait = False
-            for flight in flights:
-                wait |= self._process_replies(flight, deadline, done, again)
+            for group in groups:
+                wait |= self._process_replies(group, deadline, done, again)
             if not again:
                 return done
             if time.monotonic() + pause > deadline:
@@ -253,12 +253,12 @@ class ClusterTransport:
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
             try:
-                flights = self._send(again, deadline)
+                groups = self._send(again, deadline)
             except BackendError as e:
                 return [*done, *(_failed(route.request, e) for route in again)]
 
     def _process_replies(
-        self, flight: _NodeRequests, deadline: float, done: list[Request], again: list[_RoutedRequest]
+        self, group: _NodeRequests, deadline: float, done: list[Request], again: list[_RoutedRequest]
     ) -> bool:
         """Sort requests that have come back into those that are done and those to send again.
 
@@ -266,17 +266,17 @@ class ClusterTransport:
           bool: Whether to wait before they are sent again.
         """
         wait = False
-        for route in flight.routes[: flight.answered]:
+        for route in group.routes[: group.answered]:
             request = route.request
             word, _, rest = str(_redirect_of(request) or "").partition(" ")
             if word == "ASK":
                 # The slot is moving, and keys of the request are not on this node any more, or were never there.
                 parts = route.split()
                 if len(parts) == 1:
-                    route.node, request.arriving = self._map.node_of(flight.node, rest), True
+                    route.node, request.arriving = self._map.node_of(group.node, rest), True
                 again += parts
             elif word == "MOVED":
-                self._map.move(request.shard, self._map.node_of(flight.node, rest))
+                self._map.move(request.shard, self._map.node_of(group.node, rest))
                 route.send_home()
                 again.append(route)
             elif word:
@@ -293,38 +293,38 @@ class ClusterTransport:
                 continue
             route.redirections += 1
             wait |= route.redirections > _REDIRECTIONS
-        if flight.error is not None:
-            self._process_failure(flight, flight.error, deadline, done, again)
+        if group.error is not None:
+            self._process_failure(group, group.error, deadline, done, again)
         return wait
 
     def _process_failure(
         self,
-        flight: _NodeRequests,
+        group: _NodeRequests,
         error: BaseException,
         deadline: float,
         done: list[Request],
         again: list[_RoutedRequest],
     ) -> None:
         """Sort requests whose replies were lost."""
-        node = flight.node
+        node = group.node
         hung_up = isinstance(error, hang_ups())
-        if flight.used and hung_up:
+        if group.used and hung_up:
             # The node has closed a connection that was idle.  The other idle connections have been idle for longer, so
             # the node has probably closed them too.
             node.pool.close()
         elif not node.is_blocked:
             node.fail(error)
-        if not flight.used:
+        if not group.used:
             self._map.stale = True
             if hung_up:
                 self._map.refresh(deadline)
         failure = error if isinstance(error, BackendError) else failure_of(error)
-        for route in flight.routes[flight.answered :]:
+        for route in group.routes[group.answered :]:
             request = _failed(route.request, failure)
             route.send_home()
             route.retries += 1
-            may_repeat = not flight.sent or (hung_up and request.repeatable)
-            elsewhere = flight.used or self._map.owner(request.shard) is not node
+            may_repeat = not group.sent or (hung_up and request.repeatable)
+            elsewhere = group.used or self._map.owner(request.shard) is not node
             if may_repeat and elsewhere and route.retries <= _RETRIES:
                 again.append(route)
             else:
@@ -362,6 +362,6 @@ def _failed(request: Request, error: BackendError | None) -> Request:
     return request
 
 
-def _close(flights: Iterable[_NodeRequests]) -> None:
-    for flight in flights:
-        flight.close()
+def _close(groups: Iterable[_NodeRequests]) -> None:
+    for group in groups:
+        group.close()

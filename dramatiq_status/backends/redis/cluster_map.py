@@ -186,7 +186,7 @@ class ClusterMap:
             if time.monotonic() > deadline:
                 break
             try:
-                ranges = node.transport.ask(Command(0, "CLUSTER", "SLOTS"), half_of(deadline))
+                ranges = node.transport.query(Command(0, "CLUSTER", "SLOTS"), half_of(deadline))
             except BackendError as e:
                 node.fail(e.__cause__ or e)
                 continue

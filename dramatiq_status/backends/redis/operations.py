@@ -330,7 +330,7 @@ class Operations:
         lists = {}
         for _ in range(CALLS_PER_PAGE):
             unfinished = []
-            for call in (yield from self._ask(wanted, shards, limit, *(after or _NEWEST))):
+            for call in (yield from self._call_list(wanted, shards, limit, *(after or _NEWEST))):
                 more, page = call.reply
                 lists[call.shard] = [(Cursor(int(position), message_id), reply) for position, message_id, reply in page]
                 if more:
@@ -342,10 +342,10 @@ class Operations:
 
     def count(self, query: Query) -> Steps[int]:
         """Count statuses."""
-        calls = yield from self._ask(wanted_by(query), self.keys.shards, 0, self.keys.checked, "")
+        calls = yield from self._call_list(wanted_by(query), self.keys.shards, 0, self.keys.checked, "")
         return sum(call.reply for call in calls)
 
-    def _ask(self, wanted: Record, shards: Sequence[int], *arguments: Any) -> Steps[Sequence[Request]]:
+    def _call_list(self, wanted: Record, shards: Sequence[int], *arguments: Any) -> Steps[Sequence[Request]]:
         """Call the list script for each of these shards.
 
         Raises:

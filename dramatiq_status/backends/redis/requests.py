@@ -266,7 +266,7 @@ class Exchange:
         head: list[bytes] = []
         if not clock.known:
             self._clock = clock
-            self._asked = time.monotonic()
+            self._packed_at = time.monotonic()
             head.append(_TIME)
         for script in dict.fromkeys([request.script for request in requests if request.unknown]):
             if script is not None:
@@ -307,7 +307,7 @@ class Exchange:
         for reply in replies:
             self._check(reply)
         if self._clock is not None and self._head_refusal is None:
-            self._clock.set(replies[0], self._asked)
+            self._clock.set(replies[0], self._packed_at)
 
     def _check(self, reply: Any) -> None:
         if isinstance(reply, Exception):

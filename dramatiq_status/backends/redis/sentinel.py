@@ -72,16 +72,16 @@ class MasterPool(ServerPool):
         ]
         self._address: Address | None = None
         #: Time of the next query of the Sentinels, by the monotonic clock.
-        self.ask_at: float = 0.0
+        self.query_at: float = 0.0
 
     def take(self, deadline: float | None = None) -> Connection:
         now = time.monotonic()
         if deadline is None:
             deadline = now + self.timeout
         # A new connection queries the Sentinels in any case.
-        if now >= self.ask_at and self.has_idle:
+        if now >= self.query_at and self.has_idle:
             _, not_answered = MASTER_TRUST
-            self.ask_at = now + not_answered
+            self.query_at = now + not_answered
             try:
                 self.locate(deadline)
             except self._unknown:
@@ -107,26 +107,26 @@ class MasterPool(ServerPool):
           MasterNotFoundError: The driver's error, when no Sentinel names a master.
         """
         for sentinel in self.sentinels:
-            address = self._ask(sentinel, half_of(deadline))
+            address = self._query(sentinel, half_of(deadline))
             if address is not None:
                 self.sentinels = [sentinel, *(other for other in self.sentinels if other is not sentinel)]
                 answered, _ = MASTER_TRUST
-                self.ask_at = time.monotonic() + answered
+                self.query_at = time.monotonic() + answered
                 if address != self._address:
                     self._address = address
                     self.close()
                 return address
-        asked = [one.pool.parameters for one in self.sentinels]
-        hosts = ", ".join(f"{parameters.get('host')}:{parameters.get('port')}" for parameters in asked)
+        all_parameters = [one.pool.parameters for one in self.sentinels]
+        hosts = ", ".join(f"{parameters.get('host')}:{parameters.get('port')}" for parameters in all_parameters)
         raise self._unknown(
             f"no Sentinel names a master {self._service!r}: those at {hosts} "
             f"do not answer, refuse the login, or see none."
         )
 
-    def _ask(self, sentinel: ServerTransport, deadline: float) -> Address | None:
+    def _query(self, sentinel: ServerTransport, deadline: float) -> Address | None:
         own = time.monotonic() + sentinel.pool.timeout
         try:
-            replies = sentinel.ask(Command(0, "SENTINEL", "MASTERS"), min(deadline, own))
+            replies = sentinel.query(Command(0, "SENTINEL", "MASTERS"), min(deadline, own))
         except BackendError:
             return None
         for reply in replies:

@@ -133,7 +133,7 @@ class ServerTransport:
         self.pool.give(connection)
         return requests
 
-    def ask(self, request: Request, deadline: float) -> Any:
+    def query(self, request: Request, deadline: float) -> Any:
         """Return the reply to one request.
 
         Parameters:

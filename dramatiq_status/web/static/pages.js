@@ -3,7 +3,7 @@ import { duration, texts } from "./dramatiq-status.js";
 
 const $ = (selector, from = document) => from.querySelector(selector);
 const all = (selector, from = document) => [...from.querySelectorAll(selector)];
-const say = (text) => { $("#polite").textContent = text; };
+const announce = (text) => { $("#polite").textContent = text; };
 const make = (name, attributes = {}, ...children) => {
   const node = document.createElement(name);
   for (const key in attributes) node.setAttribute(key, attributes[key]);
@@ -30,8 +30,8 @@ function change(row, { snapshot, state }) {
     row.dataset.s = state;
   }
   // The row stays, even if the job no longer matches the filter.
-  const asked = new URLSearchParams(location.search).get("state");
-  row.classList.toggle("gone", !!asked && ![snapshot.status, state, snapshot.scheduled && "scheduled"].includes(asked));
+  const filter = new URLSearchParams(location.search).get("state");
+  row.classList.toggle("gone", !!filter && ![snapshot.status, state, snapshot.scheduled && "scheduled"].includes(filter));
   const working = state === "working", { attempts, duration: seconds } = snapshot;
   set("rate", working && snapshot.rate > 0 ? number(snapshot.rate) + "/s" : "");
   set("try", attempts ? String(attempts) : "");
@@ -230,7 +230,7 @@ async function copy(button) {
   const use = $("use", button);
   use.setAttribute("href", "#i-check");
   button.classList.add("done");
-  say("Copied");
+  announce("Copied");
   setTimeout(() => { use.setAttribute("href", "#i-copy"); button.classList.remove("done"); }, 1200);
 }
 document.addEventListener("click", (event) => {
@@ -249,12 +249,12 @@ addEventListener("submit", async (event) => {
   try {
     const answer = await fetch(form.action, { method: "POST", headers: { Accept: "application/json" } });
     if (answer.ok) {
-      say({ requested: "Asked to stop", cancelled: "Cancelled", finished: "It had ended before." }[(await answer.json()).cancellation]);
+      announce({ requested: "Asked to stop", cancelled: "Cancelled", finished: "It had ended before." }[(await answer.json()).cancellation]);
       // The row's change may have removed the form already.
       link.focus({ preventScroll: true });
       details.remove();
-    } else say(answer.status === 403 ? "You may not change this status." : "This did not work.");
-  } catch { say("The server does not answer."); }
+    } else announce(answer.status === 403 ? "You may not change this status." : "This did not work.");
+  } catch { announce("The server does not answer."); }
   button.disabled = false;
 });
 
