@@ -1,7 +1,7 @@
 """Instructions of the client's process and of the Redis server: ``python -m benchmarks.instructions``.
 
-Callgrind counts them.  Two counts of the same code differ by about 1 %, also beside other work, so a count shows
-differences that the times of a few rounds cannot.  But some instructions take longer than others, and those of the
+Callgrind counts them.  Two counts of the same code differ by 1 to 7 %, also beside other work, so a count shows what the
+times of a few rounds cannot.  But some instructions take longer than others, and those of the
 kernel are not counted.  It needs ``valgrind``.
 """
 
@@ -70,7 +70,7 @@ def cases(url: str) -> dict[str, dict[str, Case]]:
         "tracking on, our client": RedisBroker(client=backend.broker_client(), namespace="tracked"),
     }
     for name in ("tracking on", "tracking on, our client"):
-        brokers[name].add_middleware(StatusMiddleware(backend=RedisBackend(url=url, timeout=60_000)))
+        brokers[name].add_middleware(StatusMiddleware(backend=backend))
     actors = {name: declare(broker) for name, broker in brokers.items()}
     message_id = actors["tracking on, our client"].send(0).message_id
 
