@@ -156,13 +156,7 @@ class ClusterTransport:
         return self._map.clock
 
     def run(self, requests: Sequence[Request]) -> Sequence[Request]:
-        try:
-            complete = self.begin(requests)
-        except BackendError as e:
-            for request in requests:
-                request.error = e
-            return requests
-        return complete()
+        return self.begin(requests)()
 
     def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
         deadline = time.monotonic() + self._timeout
@@ -201,7 +195,7 @@ class ClusterTransport:
             try:
                 return use(node.pool.fresh(half_of(deadline)))
             except BackendError as e:
-                node.fail(e)
+                node.fail(e.__cause__ or e)
         return use(nodes[-1].pool.fresh(deadline))
 
     def close(self) -> None:
@@ -210,7 +204,7 @@ class ClusterTransport:
     # Sending and receiving
 
     def _send(self, routes: Sequence[_RoutedRequest], deadline: float) -> list[_NodeRequests]:
-        self._map.renew(deadline)
+        any_answers = self._map.renew(deadline)
         routes_by_node: dict[Node, list[_RoutedRequest]] = {}
         for route in routes:
             routes_by_node.setdefault(route.node or self._map.owner(route.request.shard), []).append(route)
@@ -219,8 +213,8 @@ class ClusterTransport:
         groups.sort(key=lambda group: (group.node.has_failed, not group.node.pool.has_idle))
         try:
             for group in groups:
-                if group.node.is_blocked and not self._map.is_down:
-                    group.error = group.node.failure
+                if not any_answers or (group.node.is_blocked and not self._map.is_down):
+                    group.error = failure_of(group.node.failure)
                 else:
                     group.send(deadline, last=group is groups[-1])
         except BaseException:
@@ -252,10 +246,7 @@ class ClusterTransport:
             if wait:
                 time.sleep(pause)
                 pause = min(2 * pause, longest)
-            try:
-                groups = self._send(again, deadline)
-            except BackendError as e:
-                return [*done, *(_failed(route.request, e) for route in again)]
+            groups = self._send(again, deadline)
 
     def _process_replies(
         self, group: _NodeRequests, deadline: float, done: list[Request], again: list[_RoutedRequest]
@@ -317,7 +308,7 @@ class ClusterTransport:
         if not group.used:
             self._map.stale = True
             if hung_up:
-                self._map.refresh(deadline)
+                self._map.renew(deadline)
         failure = error if isinstance(error, BackendError) else failure_of(error)
         for route in group.routes[group.answered :]:
             request = _failed(route.request, failure)

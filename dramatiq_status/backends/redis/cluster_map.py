@@ -151,34 +151,19 @@ class ClusterMap:
 
     # Maps
 
-    def renew(self, deadline: float) -> None:
+    def renew(self, deadline: float) -> bool:
         """Make a new map if the present one may be out of date.
 
         Parameters:
           deadline(float): Deadline of the call, by the monotonic clock.
 
-        Raises:
-          BackendError: When no node answers.
+        Returns:
+          bool: False when a new map is needed, and no node has answered.
         """
-        now = time.monotonic()
-        if self.stale and now - self._mapped > _MAP_TRUST and now < deadline:
-            self._make(deadline)
+        return not self.stale or time.monotonic() - self._mapped < _MAP_TRUST or self.query(deadline)
 
     def query(self, deadline: float) -> bool:
-        """Make a new map, and return whether a node has answered."""
-        try:
-            self._make(deadline)
-        except BackendError:
-            return False
-        return True
-
-    def refresh(self, deadline: float) -> None:
-        """Make a new map unless the present one is less than :data:`_MAP_TRUST` seconds old."""
-        if time.monotonic() - self._mapped > _MAP_TRUST:
-            self.query(deadline)
-
-    def _make(self, deadline: float) -> None:
-        """Query one node after the other for the map.
+        """Query one node after the other for a new map, and return whether one has answered.
 
         Each node has half of the time that is left, so that there is time left for the next one.
         """
@@ -201,9 +186,8 @@ class ClusterMap:
             self._mapped = time.monotonic()
             # While the owner of a shard does not answer, another node may become the owner of the shard.
             self.stale = any(owner is None or owner.has_failed for owner in owners)
-            return
-        failure = node.failure
-        raise BackendError(f"Redis: no node of the cluster answers: {type(failure).__name__}: {failure}") from failure
+            return True
+        return False
 
     def close(self) -> None:
         """Close the idle connections."""
