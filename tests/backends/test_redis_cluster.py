@@ -129,7 +129,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         backend = RedisBackend(cluster_nodes=redis_cluster.addresses, timeout=PATIENT)
         backend.read_many([str(n) for n in range(200)])
         nodes = backend.transport._map.nodes.values()
-        used = open_sockets(*(link._connection._sock.fileno() for node in nodes for link in node.pool._idle))
+        used = open_sockets(*(link._connection._sock.fileno() for node in nodes for link in node._idle))
         assert len(used) == 3
         # When the last reference to the backend is gone
         del backend, nodes

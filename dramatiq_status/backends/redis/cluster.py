@@ -91,7 +91,7 @@ class _NodeRequests:
         """
         exchange = self._exchange = Exchange([route.request for route in self.routes], self.node.clock)
         try:
-            connection = self._connection = self.node.pool.take(deadline if last else half_of(deadline))
+            connection = self._connection = self.node.take(deadline if last else half_of(deadline))
             self.used = connection.used > 0
             connection.connect()
             self.sent = True
@@ -117,7 +117,7 @@ class _NodeRequests:
             self._fail(e)
         else:
             self._connection = None
-            self.node.pool.give(connection)
+            self.node.give(connection)
         return connection.deadline
 
     def _fail(self, error: BaseException) -> None:
@@ -149,7 +149,7 @@ class ClusterTransport:
     ) -> None:
         self._timeout = timeout
         self._map = ClusterMap(pool, addresses, timeout, remap)
-        self.pool: ServerPool = self._map.pool
+        self.pool: ServerPool = self._map.first[0]
 
     @property
     def clock(self) -> ServerClock:
@@ -190,13 +190,13 @@ class ClusterTransport:
         deadline = time.monotonic() + self._timeout
         nodes = self._map.available()
         random.shuffle(nodes)
-        nodes.sort(key=lambda node: node.has_failed)
+        nodes.sort(key=lambda node: node.breaker.down)
         for node in nodes[:-1]:
             try:
-                return use(node.pool.fresh(half_of(deadline)))
+                return use(node.fresh(half_of(deadline)))
             except BackendError as e:
                 node.fail(e.__cause__ or e)
-        return use(nodes[-1].pool.fresh(deadline))
+        return use(nodes[-1].fresh(deadline))
 
     def close(self) -> None:
         self._map.close()
@@ -210,10 +210,10 @@ class ClusterTransport:
             routes_by_node.setdefault(route.node or self._map.owner(route.request.shard), []).append(route)
         groups = [_NodeRequests(node, on_node) for node, on_node in routes_by_node.items()]
         # Nodes that take the longest to fail come last.
-        groups.sort(key=lambda group: (group.node.has_failed, not group.node.pool.has_idle))
+        groups.sort(key=lambda group: (group.node.breaker.down, not group.node.has_idle))
         try:
             for group in groups:
-                if not any_answers or (group.node.is_blocked and not self._map.is_down):
+                if not any_answers or (group.node.breaker.blocked and not self._map.is_down):
                     group.error = failure_of(group.node.failure)
                 else:
                     group.send(deadline, last=group is groups[-1])
@@ -302,8 +302,8 @@ class ClusterTransport:
         if group.used and hung_up:
             # The node has closed a connection that was idle.  The other idle connections have been idle for longer, so
             # the node has probably closed them too.
-            node.pool.close()
-        elif not node.is_blocked:
+            node.close()
+        elif not node.breaker.blocked:
             node.fail(error)
         if not group.used:
             self._map.stale = True

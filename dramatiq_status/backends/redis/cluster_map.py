@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from ... import _time as time
-from ..._interrupts import WeakList
-from ..._process import at_fork
 from ...circuit_breaker import CircuitBreaker
 from ...errors import BackendError
 from .._timed import half_of
@@ -24,43 +22,32 @@ _MAP_TRUST: Final = 0.1
 _SLOTS: Final = tuple(map(slot_of, TAGS))
 
 
-class Node:
-    """A node of a cluster.
+class Node(ServerPool):
+    """Connections to a node of a cluster, and whether it answers.
 
     Parameters:
       address(tuple[str, int]): Its host and port.
-      pool(ServerPool): Connections to it.
+      pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
+      timeout(float): Seconds that one call may take.
     """
 
-    def __init__(self, address: Address, pool: ServerPool) -> None:
+    def __init__(self, address: Address, pool: Any, timeout: float) -> None:
         self.address = address
-        self.pool = pool
+        super().__init__(pool, timeout, address)
         self.clock: ServerClock = ServerClock()
-        self.transport: ServerTransport = ServerTransport(pool, self.clock)
         #: The last error of a connection.
         self.failure: BaseException = ConnectionError()
         self.forget()
 
     def forget(self) -> None:
-        """Make a new circuit breaker.  A forked process must not use that of its parent, whose lock another thread may
-        hold at the fork.
-        """
+        super().forget()
+        #: Its circuit breaker.  A child process makes a new one, because another thread may hold the lock of this one.
         self.breaker: CircuitBreaker = CircuitBreaker("Redis at {}:{}".format(*self.address))
 
     def fail(self, error: BaseException) -> None:
         """Note that the node did not answer."""
         self.failure = error
         self.breaker.failed(error)
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether the node did not answer the last time."""
-        return self.breaker.down
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the node has failed so recently that no request is sent to it."""
-        return self.breaker.blocked
 
 
 class ClusterMap:
@@ -81,24 +68,19 @@ class ClusterMap:
         self._remap = remap
         self.nodes: dict[Address, Node] = {}
         self._owners: list[Node | None] = [None] * SHARDS
-        self._first = [self._node(address) for address in addresses]
+        #: The nodes with the given addresses.
+        self.first: list[Node] = [self._node(address) for address in addresses]
         #: Whether the map may be out of date.
         self.stale: bool = True
         # Time of the last map, by the monotonic clock.
         self._mapped = float("-inf")
         #: The clock of the node that has answered last.
-        self.clock: ServerClock = self._first[0].clock
-        _all.add(self)
-
-    @property
-    def pool(self) -> ServerPool:
-        """Connections to one of the nodes."""
-        return self._first[0].pool
+        self.clock: ServerClock = self.first[0].clock
 
     def owner(self, shard: int) -> Node:
         """Return the node that owns a shard."""
         # For a shard without a known owner, any node will do: it redirects the request, or refuses it.
-        return self._owners[shard] or self._first[0]
+        return self._owners[shard] or self.first[0]
 
     def move(self, shard: int, node: Node) -> None:
         """Note that a shard has moved to a node."""
@@ -117,7 +99,7 @@ class ClusterMap:
     def _node(self, address: Address) -> Node:
         node = self.nodes.get(address)
         if node is None:
-            node = self.nodes[address] = Node(address, ServerPool(self._pool, self._timeout, address))
+            node = self.nodes[address] = Node(address, self._pool, self._timeout)
         return node
 
     def _node_at(self, sender: Node, host: str | None, port: int) -> Node:
@@ -142,12 +124,12 @@ class ClusterMap:
         """Whether all nodes have failed.  Then requests are sent to blocked nodes as well: an attempt that comes too
         early costs nothing.
         """
-        return all(node.has_failed for node in self.nodes.values())
+        return all(node.breaker.down for node in self.nodes.values())
 
     def available(self) -> list[Node]:
         """Return the nodes that are not blocked, or all nodes if all are blocked.  Nodes with shards come first."""
-        nodes = [node for node in dict.fromkeys([*self._owners, *self._first, *self.nodes.values()]) if node]
-        return [node for node in nodes if not node.is_blocked] or nodes
+        nodes = [node for node in dict.fromkeys([*self._owners, *self.first, *self.nodes.values()]) if node]
+        return [node for node in nodes if not node.breaker.blocked] or nodes
 
     # Maps
 
@@ -167,11 +149,11 @@ class ClusterMap:
 
         Each node has half of the time that is left, so that there is time left for the next one.
         """
-        for node in sorted(self.available(), key=lambda node: node.has_failed):
+        for node in sorted(self.available(), key=lambda node: node.breaker.down):
             if time.monotonic() > deadline:
                 break
             try:
-                ranges = node.transport.query(Command(0, "CLUSTER", "SLOTS"), half_of(deadline))
+                ranges = ServerTransport(node, node.clock).query(Command(0, "CLUSTER", "SLOTS"), half_of(deadline))
             except BackendError as e:
                 node.fail(e.__cause__ or e)
                 continue
@@ -185,27 +167,11 @@ class ClusterMap:
             self._owners = owners
             self._mapped = time.monotonic()
             # While the owner of a shard does not answer, another node may become the owner of the shard.
-            self.stale = any(owner is None or owner.has_failed for owner in owners)
+            self.stale = any(owner is None or owner.breaker.down for owner in owners)
             return True
         return False
 
     def close(self) -> None:
         """Close the idle connections."""
         for node in list(self.nodes.values()):
-            node.pool.close()
-
-    def forget(self) -> None:
-        """Make new circuit breakers for the nodes, in a forked process."""
-        for node in self.nodes.values():
-            node.forget()
-
-
-_all: Final = WeakList[ClusterMap]()
-
-
-def _forget_all() -> None:
-    for cluster_map in _all:
-        cluster_map.forget()
-
-
-at_fork(after_in_child=_forget_all)
+            node.close()
