@@ -67,6 +67,7 @@ class _NodeRequests:
     def __init__(self, node: Node, routes: list[_RoutedRequest]) -> None:
         self.node = node
         self.routes = routes
+        self.exchange = Exchange([route.request for route in routes], node.clock)
         #: Error because of which the last requests have no replies; None for none.
         self.error: BaseException | None = None
         #: Whether the connection was established, so that the node may have received the requests.
@@ -74,12 +75,6 @@ class _NodeRequests:
         #: Whether the connection was taken from the pool of idle connections.
         self.used = False
         self._connection: Connection | None = None
-        self._exchange: Exchange | None = None
-
-    @property
-    def answered(self) -> int:
-        """Number of requests that were answered."""
-        return self._exchange.answered if self._exchange else 0
 
     def send(self, deadline: float, *, last: bool) -> None:
         """Send all requests.  An error of the connection is kept for later.
@@ -89,14 +84,13 @@ class _NodeRequests:
           last(bool): Whether nothing is sent to other nodes after this.  Otherwise, connecting to the node takes at
             most half of the time.
         """
-        exchange = self._exchange = Exchange([route.request for route in self.routes], self.node.clock)
         try:
             connection = self._connection = self.node.take(deadline if last else half_of(deadline))
             self.used = connection.used > 0
             connection.connect()
             self.sent = True
             connection.deadline = deadline
-            connection.send(exchange.packed)
+            connection.send(self.exchange.packed)
         except errors() as e:
             self._fail(e)
 
@@ -106,8 +100,8 @@ class _NodeRequests:
         Returns:
           float: The deadline, which large replies make later.
         """
-        connection, exchange = self._connection, self._exchange
-        if connection is None or exchange is None:
+        connection, exchange = self._connection, self.exchange
+        if connection is None:
             return deadline
         connection.deadline = deadline
         try:
@@ -123,6 +117,12 @@ class _NodeRequests:
     def _fail(self, error: BaseException) -> None:
         self.error = error
         self.close()
+        if self.used and isinstance(error, hang_ups()):
+            # The node has closed a connection that was idle.  The other idle connections have been idle for longer, so
+            # the node has probably closed them too.
+            self.node.close()
+        else:
+            self.node.fail(error)
 
     def close(self) -> None:
         """Close the connection if replies are missing."""
@@ -257,7 +257,7 @@ class ClusterTransport:
           bool: Whether to wait before they are sent again.
         """
         wait = False
-        for route in group.routes[: group.answered]:
+        for route in group.routes[: group.exchange.answered]:
             request = route.request
             word, _, rest = str(_redirect_of(request) or "").partition(" ")
             if word == "ASK":
@@ -297,25 +297,18 @@ class ClusterTransport:
         again: list[_RoutedRequest],
     ) -> None:
         """Sort requests whose replies were lost."""
-        node = group.node
         hung_up = isinstance(error, hang_ups())
-        if group.used and hung_up:
-            # The node has closed a connection that was idle.  The other idle connections have been idle for longer, so
-            # the node has probably closed them too.
-            node.close()
-        elif not node.breaker.blocked:
-            node.fail(error)
         if not group.used:
             self._map.stale = True
             if hung_up:
                 self._map.renew(deadline)
         failure = error if isinstance(error, BackendError) else failure_of(error)
-        for route in group.routes[group.answered :]:
+        for route in group.routes[group.exchange.answered :]:
             request = _failed(route.request, failure)
             route.send_home()
             route.retries += 1
             may_repeat = not group.sent or (hung_up and request.repeatable)
-            elsewhere = group.used or self._map.owner(request.shard) is not node
+            elsewhere = group.used or self._map.owner(request.shard) is not group.node
             if may_repeat and elsewhere and route.retries <= _RETRIES:
                 again.append(route)
             else:
