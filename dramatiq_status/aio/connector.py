@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from inspect import signature
 from typing import Any, Final, TypeVar
 
-from ..backends.redis.connection import Address
+from ..backends.redis.connection import Address, address_of
 from ..backends.redis.driver import driver_of, errors
 from ..backends.redis.requests import failure_of
 from ..backends.redis.transport import Transport
@@ -69,7 +70,9 @@ class Connector:
                     parameters[name] = value
                 elif value:
                     return None
-        return Connector(kind, parameters, pool.timeout, transport.locate if transport.moves else None)
+        return Connector(
+            kind, parameters, pool.timeout, partial(transport.connect, address_of) if transport.moves else None
+        )
 
     async def connect(self) -> Any:
         """Connect, and return the connection.

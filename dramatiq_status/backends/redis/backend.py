@@ -229,11 +229,14 @@ class RedisBackend(StatusBackend):
 
     def subscribe(self, message_ids: Sequence[str]) -> RedisSubscription:
         """Subscribe to changes, over a connection that lasts as long as the subscription."""
-        return self.transport.subscribe(self.keys.channels(message_ids))
+        return self._subscribe(self.keys.channels(message_ids))
 
     def subscribe_cancels(self) -> RedisSubscription:
         """Subscribe to the log of cancelled messages, over a connection that lasts as long as the subscription."""
-        return self.transport.subscribe({key: key for key in self.keys.cancels})
+        return self._subscribe({key: key for key in self.keys.cancels})
+
+    def _subscribe(self, channels: Mapping[str, str]) -> RedisSubscription:
+        return self.transport.connect(lambda connection: RedisSubscription(connection, channels, self.timeout / 1000))
 
     def close(self) -> None:
         self.transport.close()

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 from ... import _time as time
 from ...errors import BackendError
 from .._timed import half_of
 from .clock import ServerClock
 from .cluster_map import ClusterMap, Node
-from .connection import Address, Connection, ServerPool, address_of
+from .connection import Address, Connection, ServerPool
 from .driver import errors, hang_ups
 from .requests import Exchange, Request, failure_of, refusal_of
-from .subscription import RedisSubscription
+from .transport import T
 
 #: Seconds before a request is sent again to a node that could not carry it out yet: the first time, and at most.
 _PAUSES: Final = (0.002, 0.05)
@@ -32,8 +32,6 @@ _PROBE_FRACTION: Final = 4
 _LATER: Final = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
 
 _REDIRECTS: Final = ("ASK", "MOVED", *_LATER)
-
-T = TypeVar("T")
 
 
 class _RoutedRequest:
@@ -173,20 +171,8 @@ class ClusterTransport:
         deadline = time.monotonic() + self._timeout / _PROBE_FRACTION
         return "cluster is down" in str(failure) or not self._map.query(deadline)
 
-    def subscribe(self, channels: Mapping[str, str]) -> RedisSubscription:
-        # Each node publishes the changes of all nodes.
-        return self._connect(lambda connection: RedisSubscription(connection, channels, self._timeout))
-
-    def locate(self) -> Address:
-        return self._connect(address_of)
-
-    def _connect(self, use: Callable[[Any], T]) -> T:
-        """Connect to any node that answers.
-
-        Parameters:
-          use(Callable): Takes a connection that is not connected yet.  It raises a :class:`.BackendError` if it cannot
-            connect.
-        """
+    def connect(self, use: Callable[[Any], T]) -> T:
+        # Any node will do: each of them publishes the changes of all nodes.
         deadline = time.monotonic() + self._timeout
         nodes = self._map.available()
         random.shuffle(nodes)

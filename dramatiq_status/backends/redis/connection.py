@@ -252,15 +252,6 @@ class ServerPool(IdlePool[Connection]):
             # Otherwise redis-py 8 searches all installed packages for its own version, for each connection.
             self.parameters["driver_info"] = made.driver_info
 
-    def locate(self, deadline: float) -> Address:
-        """Find the present address of the server: connect to it.
-
-        Raises:
-          BackendError: When the server does not answer.
-          Exception: One of :func:`errors`, when the address of the server cannot be found.
-        """
-        return address_of(self.fresh(deadline))
-
     def take(self, deadline: float | None = None) -> Connection:
         """Take the connection that was used last, or a new one, which is not connected yet.
 
@@ -281,9 +272,6 @@ class ServerPool(IdlePool[Connection]):
 
         Parameters:
           deadline(float): Deadline for connecting, by the monotonic clock, until the caller sets another one.
-
-        Raises:
-          Exception: One of :func:`errors`, when the address of the server cannot be found.
         """
         connection = self._make()
         connection.deadline = deadline

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from copy import copy
+from typing import Any, Final
 
 from ... import _time as time
 from ...errors import BackendError
-from .._timed import half_of, timed
+from .._timed import half_of
 from .clock import ServerClock
 from .connection import Address, Connection, ServerPool
 from .driver import driver_of
@@ -26,18 +27,6 @@ _FLAGS: Final = {
     "is_disconnected": "disconnected",
     "is_master_down": "master_down",
 }
-
-
-class _KnownMaster(NamedTuple):
-    """A stand-in for the pool of the driver's Sentinel connection: it returns a known address of the master."""
-
-    address: Address
-    service_name: str
-    check_connection: bool
-    is_master: bool = True
-
-    def get_master_address(self) -> Address:
-        return self.address
 
 
 class _HostClock(ServerClock):
@@ -60,9 +49,7 @@ class MasterPool(ServerPool):
     """
 
     def __init__(self, pool: Any, timeout: float) -> None:
-        self._check_connection = bool(getattr(pool, "check_connection", False))
         super().__init__(pool, timeout)
-        self.parameters.pop("connection_pool")
         self._manager = pool.sentinel_manager
         self._service = pool.service_name
         self._unknown = driver_of(pool.connection_class).find("sentinel", "MasterNotFoundError")
@@ -90,9 +77,10 @@ class MasterPool(ServerPool):
         return super().take(deadline)
 
     def fresh(self, deadline: float) -> Any:
-        location = _KnownMaster(self.locate(deadline), self._service, self._check_connection)
-        connection = timed(self.kind)(**self.parameters, connection_pool=location)
-        connection.deadline = deadline
+        connection = super().fresh(deadline)
+        # When the driver connects, it asks a part of its pool for the address.
+        connection.connection_pool = located = copy(connection.connection_pool)
+        located.get_master_address = lambda: self.locate(deadline)
         return connection
 
     def locate(self, deadline: float) -> Address:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ... import _time as time
 from ...errors import BackendError
 from .clock import ServerClock
-from .connection import Address, Connection, ServerPool
+from .connection import Connection, ServerPool
 from .driver import errors, hang_ups
 from .requests import Exchange, Request, failure_of
-from .subscription import RedisSubscription
 
 T = TypeVar("T")
 
@@ -25,7 +24,7 @@ class Transport(Protocol):
     #: Connections to a server.  Connections to other servers differ only in the address.
     pool: ServerPool
 
-    #: Whether the address of a server has to be found by :meth:`locate`: the parameters of connections lack it, or it
+    #: Whether the address of a server is known only after :meth:`connect`: the parameters of connections lack it, or it
     #: may change.
     moves: bool
 
@@ -56,11 +55,12 @@ class Transport(Protocol):
           BackendError: When nothing could be sent.
         """
 
-    def subscribe(self, channels: Mapping[str, str]) -> RedisSubscription:
-        """Subscribe to channels.
+    def connect(self, use: Callable[[Any], T]) -> T:
+        """Connect to a server that answers.  This may take as long as a call.
 
         Parameters:
-          channels(Mapping[str, str]): Message ids by the names of their channels.
+          use(Callable): Takes a connection of the driver's without other users, connects it, and returns a result.  It
+            raises a :class:`.BackendError` if the connection cannot connect.
 
         Raises:
           BackendError: When no server answers.
@@ -71,13 +71,6 @@ class Transport(Protocol):
 
         Parameters:
           failure(BackendError): The error of one of these requests.
-        """
-
-    def locate(self) -> Address:
-        """Return the host and port of a server that answers.  This may take as long as a call.
-
-        Raises:
-          BackendError: When no server answers.
         """
 
     def close(self) -> None:
@@ -263,18 +256,8 @@ class ServerTransport:
             self.pool.close()
         return outdated
 
-    def subscribe(self, channels: Mapping[str, str]) -> RedisSubscription:
-        try:
-            connection = self.pool.fresh(time.monotonic() + self.pool.timeout)
-        except errors() as e:
-            raise failure_of(e) from e
-        return RedisSubscription(connection, channels, self.pool.timeout)
-
-    def locate(self) -> Address:
-        try:
-            return self.pool.locate(time.monotonic() + self.pool.timeout)
-        except errors() as e:
-            raise failure_of(e) from e
+    def connect(self, use: Callable[[Any], T]) -> T:
+        return use(self.pool.fresh(time.monotonic() + self.pool.timeout))
 
     def is_down(self, failure: BackendError) -> bool:
         return True
