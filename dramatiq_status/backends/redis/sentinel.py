@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from typing import Any, Final
 
@@ -16,17 +17,6 @@ from .transport import ServerTransport
 
 #: Seconds until the next query of the Sentinels: after a query with an answer, and after a query without one.
 MASTER_TRUST: Final = (1.0, 15.0)
-
-#: Flags in a Sentinel's reply about a master, by the names that the driver's check uses.
-_FLAGS: Final = {
-    "is_master": "master",
-    "is_slave": "slave",
-    "is_sdown": "s_down",
-    "is_odown": "o_down",
-    "is_sentinel": "sentinel",
-    "is_disconnected": "disconnected",
-    "is_master_down": "master_down",
-}
 
 
 class _HostClock(ServerClock):
@@ -118,21 +108,20 @@ class MasterPool(ServerPool):
         except BackendError:
             return None
         for reply in replies:
-            state = _state_of(reply)
-            if state["name"] == self._service and self._manager.check_master_state(state, self._service):
-                return getattr(self._manager, "_force_master_ip", None) or state["ip"], state["port"]
+            state = dict(zip(reply[::2], reply[1::2]))
+            if state["name"] == self._service and self._is_usable(state):
+                return getattr(self._manager, "_force_master_ip", None) or state["ip"], int(state["port"])
         return None
+
+    def _is_usable(self, state: Mapping[str, str]) -> bool:
+        """Whether a Sentinel sees the master and enough other Sentinels, as the driver checks it."""
+        flags = state["flags"].split(",")
+        others = int(state["num-other-sentinels"])
+        is_up = "master" in flags and "s_down" not in flags and "o_down" not in flags
+        return is_up and others >= self._manager.min_other_sentinels
 
 
 def _transport_to(pool: Any, timeout: float) -> ServerTransport:
     """Make a transport to a Sentinel.  It keeps the time-out that was set for the Sentinel, if that is shorter."""
     own = pool.connection_kwargs.get("socket_timeout")
     return ServerTransport(ServerPool(pool, min(timeout, own) if own else timeout), _HostClock())
-
-
-def _state_of(reply: list[str]) -> dict[str, Any]:
-    """Return a Sentinel's reply about a master as the driver's :meth:`check_master_state` takes it."""
-    state: dict[str, Any] = dict(zip(reply[::2], reply[1::2]))
-    flags = state["flags"].split(",")
-    numbers = {name: int(text) for name, text in state.items() if name != "name" and text.isdecimal()}
-    return {**state, **numbers, **{name: flag in flags for name, flag in _FLAGS.items()}}
