@@ -50,9 +50,6 @@ class Transport(Protocol):
         """Send requests, and return a function that completes them as :meth:`run` does.
 
         The time from the return of this method to the call of that function does not count for the time-out.
-
-        Raises:
-          BackendError: When nothing could be sent.
         """
 
     def connect(self, use: Callable[[Any], T]) -> T:
@@ -143,22 +140,15 @@ class ServerTransport:
         exchange = None if len(requests) == 1 and self.clock.known else Exchange(requests, self.clock)
         packed = requests[0].pack(self.clock) if exchange is None else exchange.packed
         connection = self.pool.take()
-        error: BaseException | None = None
         try:
             connection.send(packed)
         except BaseException as e:
-            connection.close()
-            if not self._is_outdated(connection, e, requests):
-                if isinstance(e, errors()):
-                    raise failure_of(e) from e
-                raise
-            error = e
+            done = self._fail(connection, e, requests, True)
+            return lambda: done
         left = connection.deadline - time.monotonic()
 
         def complete() -> Sequence[Request]:
             connection.deadline = time.monotonic() + left
-            if error is not None:
-                return self._run(requests, connection.deadline, False)
             if exchange is None:
                 return self._receive_one(connection, requests)
             return self._receive(connection, exchange, True)
