@@ -34,30 +34,17 @@ class Connection:
     that receive a further part of the replies.
 
     Parameters:
-      make(Callable): Makes a connection of the driver's, not connected yet, for a deadline.
-      timeout(float): Seconds that one call may take.
-      decodes(bool): Whether replies are texts, and not bytes.
+      pool(ServerPool): Makes the driver's connection, and has the time-out of calls.
     """
 
-    __slots__ = (
-        "_connection",
-        "_make",
-        "_reader",
-        "_socket",
-        "_timeout",
-        "deadline",
-        "decodes",
-        "used",
-    )
+    __slots__ = ("_connection", "_pool", "_reader", "_socket", "deadline", "used")
 
-    def __init__(self, make: Callable[[float], Any], timeout: float, *, decodes: bool = True) -> None:
-        self.decodes: bool = decodes
+    def __init__(self, pool: ServerPool) -> None:
         #: Time of the end of the last call, by the monotonic clock; 0 before the first.
         self.used: float = 0.0
         #: Deadline of the present call, by the monotonic clock.
         self.deadline: float = 0.0
-        self._make = make
-        self._timeout = timeout
+        self._pool = pool
         self._connection: Any = None
         self._socket: Any = None
         self._reader: Any = None
@@ -71,11 +58,12 @@ class Connection:
             found = getattr(connection, "_sock", None)
             self._socket = getattr(found, "socket", found)
             limit_first_wait(self._socket)
-            decoding = {"encoding": "utf-8", "errors": "replace"} if self.decodes else {}
+            is_decoded = self._pool.parameters["decode_responses"]
+            decoding = {"encoding": "utf-8", "errors": "replace"} if is_decoded else {}
             self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE, **decoding)
 
     def _open(self) -> Any:
-        connection = self._make(self.deadline)
+        connection = self._pool.fresh(self.deadline)
         connection.connect()
         return connection
 
@@ -186,11 +174,11 @@ class Connection:
     def _wait_longer(self, call: Callable[[Any], Any], argument: Any) -> Any:
         """Call a method of the socket, and wait until the deadline."""
         # A server that stops in the middle of a large reply gets at most one more time-out.
-        self.deadline = min(self.deadline, time.monotonic() + self._timeout)
+        self.deadline = min(self.deadline, time.monotonic() + self._pool.timeout)
         try:
             return wait_longer(self._socket, time_left(self.deadline), call, argument)
         except TimeoutError:
-            raise TimeoutError(f"no answer within {self._timeout * 1000:.0f} milliseconds.") from None
+            raise TimeoutError(f"no answer within {self._pool.timeout * 1000:.0f} milliseconds.") from None
 
 
 def parameters_of(pool: Any) -> dict[str, Any]:
@@ -237,8 +225,6 @@ class ServerPool(IdlePool[Connection]):
             "protocol": 2,
             **others,
         }
-        #: Whether the address of the server may change, because Sentinels name it.
-        self.moves: bool = "connection_pool" in self.parameters
         if address is not None:
             self.parameters["host"], self.parameters["port"] = address
         try:
@@ -259,13 +245,9 @@ class ServerPool(IdlePool[Connection]):
           deadline(float): Deadline of the call, by the monotonic clock; by default the present time plus the time-out.
         """
         now = time.monotonic()
-        connection = self.take_idle(now) or self.new()
+        connection = self.take_idle(now) or Connection(self)
         connection.deadline = now + self.timeout if deadline is None else deadline
         return connection
-
-    def new(self) -> Connection:
-        """Make a connection that is not connected yet."""
-        return Connection(self.fresh, self.timeout, decodes=self.parameters["decode_responses"])
 
     def fresh(self, deadline: float) -> Any:
         """Make a connection of the driver's for the caller alone.  It is not connected yet.

@@ -104,7 +104,8 @@ class ServerTransport:
     def __init__(self, pool: ServerPool, clock: ServerClock | None = None) -> None:
         self.pool = pool
         self.clock: ServerClock = clock or ServerClock()
-        self.moves: bool = pool.moves
+        # A connection that queries Sentinels for the address has this parameter.
+        self.moves: bool = "connection_pool" in pool.parameters
 
     def run(self, requests: Sequence[Request]) -> Sequence[Request]:
         request = requests[0]
