@@ -11,28 +11,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ...update import Kind, Outcome, Update, is_stored
-from .clock import ServerClock
 from .keys import Keys
 from .protocol import OUTCOMES, UNLISTED, UpdateCall, renames
-from .requests import Command, Request, ScriptCall
+from .requests import Command, Request
 from .script import INDEX
 from .transport import Steps, Transport
 
 #: Maximum number of times that a message is listed again while its state goes on changing.
 _LISTINGS: Final = 4
-
-
-class _IndexCall(ScriptCall):
-    """A call of the script that adds an entry to one key of the index."""
-
-    script = INDEX
-
-    def __init__(self, shard: int, key: str, *arguments: Any) -> None:
-        super().__init__(shard, [key])
-        self._arguments = arguments
-
-    def arguments(self, clock: ServerClock) -> tuple[Any, ...]:
-        return self._arguments
 
 
 def relist(keys: Keys, transport: Transport, calls: Iterable[UpdateCall]) -> Steps[None]:
@@ -109,8 +95,8 @@ def _list_changed(
             index, size = keys.indexes[state.shard], keys.max_listed
             position = transport.clock.now() * 1000
             requests += (
-                _IndexCall(state.shard, index + name, message_id, position, lives, size, "NX" if stays else "CH"),
-                _IndexCall(state.shard, index, name, "", lives, size, ""),
+                _index_call(state.shard, index + name, message_id, position, lives, size, "NX" if stays else "CH"),
+                _index_call(state.shard, index, name, "", lives, size, ""),
             )
     for shard, found in sets.items():
         if found.error is None:
@@ -118,6 +104,13 @@ def _list_changed(
     if requests:
         yield requests
     return changed
+
+
+def _index_call(shard: int, key: str, *arguments: Any) -> Command:
+    """Make a call of the script that adds an entry to one key of the index."""
+    call = Command(shard, "EVALSHA", INDEX.sha, 1, key, *arguments)
+    call.script = INDEX
+    return call
 
 
 def _leaving(shard: int, index: str, names: Iterable[str], own: Mapping[str, str]) -> Iterable[Request]:
