@@ -40,10 +40,10 @@ class _Call:
       seen(int): Number of replies that had arrived before the call was made.
     """
 
-    __slots__ = ("_clock", "_requests", "caller", "deadline", "exchange", "is_done", "is_first", "seen", "waiter")
+    __slots__ = ("_clock", "caller", "deadline", "exchange", "is_done", "is_first", "requests", "seen", "waiter")
 
     def __init__(self, requests: Sequence[Request], clock: ServerClock, deadline: float, seen: int) -> None:
-        self._requests = requests
+        self.requests = requests
         self._clock = clock
         self.deadline = deadline
         self.seen = seen
@@ -58,22 +58,13 @@ class _Call:
         self.exchange = Exchange(requests, clock)
 
     @property
-    def is_repeatable(self) -> bool:
-        """Whether the server may execute all requests twice."""
-        return all(request.repeatable for request in self._requests)
-
-    def restart(self) -> None:
-        """Prepare to send all requests again."""
-        self.exchange = Exchange(self._requests, self._clock)
-
-    @property
     def must_repeat(self) -> bool:
         """Whether to send all requests again, because the server is no longer the master."""
         return self.is_first and "READONLY" in str(self.exchange.refusal)
 
-    def continue_exchange(self) -> None:
-        """Prepare to send again only the requests whose scripts the server did not have."""
-        self.exchange = Exchange(self.exchange.unknown, self._clock)
+    def restart(self, requests: Sequence[Request]) -> None:
+        """Prepare to send requests again: all of them, or only those whose scripts the server did not have."""
+        self.exchange = Exchange(requests, self._clock)
 
     def finish(self) -> None:
         """Wake the caller."""
@@ -84,7 +75,7 @@ class _Call:
     def fail(self, failure: BackendError) -> None:
         """Wake the caller with an error instead of the replies."""
         if not self.is_done:
-            for request in self._requests:
+            for request in self.requests:
                 request.error = failure
             if self.caller is not None:
                 self.caller.cancel()
@@ -317,7 +308,7 @@ class PipelinedConnection:
         failure = error_for(error)
         closed = used and isinstance(error, hang_ups())
         for call in reversed([call for call in calls if not call.is_over()]):
-            if closed and call.is_first and call.is_repeatable:
+            if closed and call.is_first and all(request.repeatable for request in call.requests):
                 self._repeat(call)
             else:
                 call.fail(
@@ -344,14 +335,14 @@ class PipelinedConnection:
             if call.must_repeat:
                 self._repeat(call)
             elif call.exchange.unknown:
-                call.continue_exchange()
+                call.restart(call.exchange.unknown)
                 self._is_free = False
                 self._calls.append(call)
 
     def _repeat(self, call: _Call) -> None:
         self._is_free = False
         call.is_first = False
-        call.restart()
+        call.restart(call.requests)
         self._calls.appendleft(call)
 
     async def _receive(self, connection: Any, exchange: Exchange) -> None:
