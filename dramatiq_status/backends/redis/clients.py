@@ -68,7 +68,9 @@ def make_access(
         client = quieten(_url_client(url) if url else DRIVER.client(**parameters))
     if cluster_nodes is not None or hasattr(client, "nodes_manager"):
         return ClientAccess(client, _cluster_transport(client, cluster_nodes, timeout), ShardedKeys)
-    return ClientAccess(client, _server_transport(client, timeout), Keys)
+    pool = client.connection_pool
+    kind = MasterPool if getattr(pool, "is_master", False) else ServerPool
+    return ClientAccess(client, ServerTransport(kind(pool, timeout)), Keys)
 
 
 def _url_client(url: str) -> Any:
@@ -139,13 +141,6 @@ def _node_client(cluster_nodes: Sequence[Address], parameters: Mapping[str, Any]
     return quieten(DRIVER.client(host=host, port=port, **parameters))
 
 
-def _server_transport(client: Any, timeout: float) -> Transport:
-    """Make a transport to the server of a client, or to the master that the client's Sentinels name."""
-    pool = client.connection_pool
-    kind = MasterPool if getattr(pool, "is_master", False) else ServerPool
-    return ServerTransport(kind(pool, timeout))
-
-
 def _cluster_transport(client: Any, addresses: Sequence[Address] | None, timeout: float) -> Transport:
     """Make a transport to the nodes of a cluster.
 
@@ -154,8 +149,9 @@ def _cluster_transport(client: Any, addresses: Sequence[Address] | None, timeout
       addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes; None for the nodes of the cluster client.
       timeout(float): In seconds.
     """
-    # Import the cluster's module only for a cluster, because most stores are not clusters.
+    # Import the cluster's modules only for a cluster, because most stores are not clusters.
     from .cluster import ClusterTransport
+    from .cluster_map import ClusterMap
 
     remap = None
     if addresses is None:
@@ -163,4 +159,4 @@ def _cluster_transport(client: Any, addresses: Sequence[Address] | None, timeout
         remap = getattr(client.nodes_manager, "address_remap", None)
         connection = getattr(client, "get_redis_connection", None) or client.get_valkey_connection
         client = connection(client.get_default_node())
-    return ClusterTransport(client.connection_pool, addresses, timeout, remap)
+    return ClusterTransport(ClusterMap(client.connection_pool, addresses, timeout, remap))

@@ -11,7 +11,7 @@ from ...errors import BackendError
 from .._timed import half_of
 from .clock import ServerClock
 from .cluster_map import ClusterMap, Node
-from .connection import Address, Connection, ServerPool
+from .connection import Connection, ServerPool
 from .driver import errors, hang_ups
 from .requests import Exchange, Request, failure_of, refusal_of
 from .transport import T
@@ -133,21 +133,15 @@ class ClusterTransport:
     """The transport to the nodes of a cluster.
 
     Parameters:
-      pool(redis.ConnectionPool): A pool of the driver's, with the parameters of connections.
-      addresses(Sequence[tuple[str, int]]): Hosts and ports of some nodes.
-      timeout(float): In seconds.
-      remap(Callable): Takes the address of a node in the cluster, and returns the address that this host uses for it.
+      cluster_map(ClusterMap): The nodes.
     """
 
     moves = True
     pipelines = False
 
-    def __init__(
-        self, pool: Any, addresses: Sequence[Address], timeout: float, remap: Callable[[Address], Address] | None = None
-    ) -> None:
-        self._timeout = timeout
-        self._map = ClusterMap(pool, addresses, timeout, remap)
-        self.pool: ServerPool = self._map.first[0]
+    def __init__(self, cluster_map: ClusterMap) -> None:
+        self._map = cluster_map
+        self.pool: ServerPool = cluster_map.first[0]
 
     @property
     def clock(self) -> ServerClock:
@@ -157,7 +151,7 @@ class ClusterTransport:
         return self.begin(requests)()
 
     def begin(self, requests: Sequence[Request]) -> Callable[[], Sequence[Request]]:
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.pool.timeout
         groups = self._send([_RoutedRequest(request) for request in requests], deadline)
         left = deadline - time.monotonic()
 
@@ -168,12 +162,12 @@ class ClusterTransport:
 
     def is_down(self, failure: BackendError) -> bool:
         # The operation has taken its time already, so this query gets only a fraction of the time-out.
-        deadline = time.monotonic() + self._timeout / _PROBE_FRACTION
+        deadline = time.monotonic() + self.pool.timeout / _PROBE_FRACTION
         return "cluster is down" in str(failure) or not self._map.query(deadline)
 
     def connect(self, use: Callable[[Any], T]) -> T:
         # Any node will do: each of them publishes the changes of all nodes.
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.pool.timeout
         nodes = self._map.available()
         random.shuffle(nodes)
         nodes.sort(key=lambda node: node.breaker.down)
