@@ -230,7 +230,7 @@ class ServerPool(IdlePool[Connection]):
         try:
             # Make one connection object now, so that a wrong parameter raises its error here. In the first call, it
             # would look like an outage.
-            made = self._make()
+            made = self.fresh(deadline=0.0)
         except (TypeError, ValueError, driver.error) as e:
             kind = TypeError if isinstance(e, TypeError) else ValueError
             raise kind(f"A connection parameter, passed or in the URL, is wrong: {e}") from None
@@ -255,12 +255,9 @@ class ServerPool(IdlePool[Connection]):
         Parameters:
           deadline(float): Deadline for connecting, by the monotonic clock, until the caller sets another one.
         """
-        connection = self._make()
+        connection = timed(self.kind)(**self.parameters)
         connection.deadline = deadline
         return connection
-
-    def _make(self) -> Any:
-        return timed(self.kind)(**self.parameters)
 
 
 def address_of(connection: Any) -> Address:
