@@ -31,13 +31,10 @@ class Driver:
         #: The class of errors with which a server has replied.
         self.response_error: type[Exception] = exceptions.ResponseError
         self.connection_error: type[Exception] = exceptions.ConnectionError
+        #: The class of clients of one server.
+        self.client: Any = self.find("client", PACKAGES[package])
         #: A policy without retries.
         self.no_retry: Any = self.find("retry", "Retry")(self.find("backoff", "NoBackoff")(), 0)
-
-    @property
-    def client(self) -> Any:
-        """The class of clients of one server."""
-        return self.find("client", PACKAGES[self.package])
 
     def find(self, module: str, name: str) -> Any:
         """Return a class by its module and name."""
