@@ -129,7 +129,8 @@ class PipelinedConnection:
         deadline = loop.time() + self._connector.timeout
         call = _Call(requests, self._clock, deadline, self._replies)
         self._limit(call)
-        if self._may_be_alone and len(call.exchange.packed) <= _SMALL:
+        may_be_alone = _CAN_UNCANCEL and self._is_free and self._lone is None and self._connection is not None
+        if may_be_alone and len(call.exchange.packed) <= _SMALL:
             await self._run_alone(self._connection, call)
             if call.is_done:
                 return requests
@@ -141,10 +142,6 @@ class PipelinedConnection:
             self._start(self._work())
         await call.waiter
         return requests
-
-    @property
-    def _may_be_alone(self) -> bool:
-        return _CAN_UNCANCEL and self._is_free and self._lone is None and self._connection is not None
 
     async def _run_alone(self, connection: Any, call: _Call) -> None:
         """Send a call and receive its replies.  A call that has to be sent again becomes the next call of the task."""
