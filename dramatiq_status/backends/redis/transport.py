@@ -228,7 +228,11 @@ class ServerTransport:
             connection is never used again.
         """
         connection.close()
-        if first and self._is_outdated(connection, error, requests):
+        is_outdated = connection.used > 0 and isinstance(error, hang_ups())
+        if first and is_outdated and all(request.repeatable for request in requests):
+            # The server has closed an idle connection.  The other idle connections have been idle for longer, so the
+            # server has probably closed them too.
+            self.pool.close()
             return self._run(requests, connection.deadline, False)
         if not isinstance(error, errors()):
             raise error
@@ -236,16 +240,6 @@ class ServerTransport:
         for request in requests:
             request.error = failure
         return requests
-
-    def _is_outdated(self, connection: Connection, error: BaseException, requests: Sequence[Request]) -> bool:
-        """Whether the server has closed an idle connection, and the requests may be sent again."""
-        outdated = (
-            connection.used > 0 and isinstance(error, hang_ups()) and all(request.repeatable for request in requests)
-        )
-        if outdated:
-            # The other idle connections have been idle for longer, so the server has probably closed them too.
-            self.pool.close()
-        return outdated
 
     def connect(self, use: Callable[[Any], T]) -> T:
         return use(self.pool.fresh(time.monotonic() + self.pool.timeout))
