@@ -28,10 +28,8 @@ _RETRIES: Final = 2
 #: Divisor of the time-out for the query whether another node answers, after a node has failed.
 _PROBE_FRACTION: Final = 4
 
-#: Codes of the errors of a node that cannot carry out a request yet.
-_LATER: Final = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
-
-_REDIRECTS: Final = ("ASK", "MOVED", *_LATER)
+#: Codes of the errors with which a node redirects a request, and of those of a node that cannot carry it out yet.
+_REDIRECTS: Final = ("ASK", "MOVED", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
 
 
 class _RoutedRequest:
