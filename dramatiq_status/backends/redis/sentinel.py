@@ -68,7 +68,7 @@ class MasterPool(ServerPool):
 
     def fresh(self, deadline: float) -> Any:
         connection = super().fresh(deadline)
-        # When the driver connects, it asks a part of its pool for the address.
+        # When the driver connects, it gets the address from a method of its pool.
         connection.connection_pool = located = copy(connection.connection_pool)
         located.get_master_address = lambda: self.locate(deadline)
         return connection
