@@ -15,6 +15,7 @@ from dramatiq_status.backends.redis.script import UPDATE
 from dramatiq_status.errors import BackendError
 from dramatiq_status.testing.conformance.cases import CASES
 from dramatiq_status.testing.updates import cancel, counting, deleting, enqueue, heartbeat, outside, start, write
+from dramatiq_status.update import EnqueueId
 
 from .redis_hooks import FixedClock
 
@@ -174,6 +175,14 @@ def test_an_increment_from_outside_is_not_repeatable() -> None:
             start(3, step='"é"', create=False)._replace(state=3),
             start(3, rows="1", create=False)._replace(state=2, ttl=1),
         ),
+        # The same with values that are long, large or many
+        *(
+            enqueue(step="9" * 1023),
+            enqueue(step="9" * 1024),
+            enqueue(**{f"step{number}": "1" for number in range(130)}),
+        ),
+        *(enqueue()._replace(enqueue_id=EnqueueId(7, generation)) for generation in (255, 256)),
+        start(3, rows="9" * 1024, create=False)._replace(state=2),
         # Almost a whole run
         *(start(3)._replace(state=2), start(3, create=False)._replace(state=2, increment=2)),
         *(start(3, create=False, sequence=2)._replace(state=2), start(3, create=False, attempts=2)._replace(state=2)),

@@ -58,5 +58,5 @@ class ServerClock:
         now = time.monotonic()
         if now >= self._known_until:
             return "", ""
-        microseconds = int((now + self._offset) * 1_000_000)
-        return str(microseconds // 1000), str(microseconds)
+        microseconds = str(int((now + self._offset) * 1_000_000))
+        return microseconds[:-3], microseconds

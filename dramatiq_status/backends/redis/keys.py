@@ -110,9 +110,10 @@ class Keys:
         self._no_index: list[IndexArguments] = [(*size, "") for size in sizes]
         listed = [(*size, index) for size, index in zip(sizes, indexes)]
         self._index: list[IndexArguments] = listed if max_listed else self._no_index
-        #: By shard, the arguments of the index as the last part of a packed call.
+        #: By shard, the arguments of the index as a part of a packed call.  It begins with the end of the part
+        #: before it.
         self.packed_indexes: list[str] = [
-            "".join([f"${len(text.encode())}\r\n{text}\r\n" for text in arguments]) for arguments in self._index
+            "".join([f"\r\n${len(text.encode())}\r\n{text}" for text in arguments]) for arguments in self._index
         ]
 
     def shard_of(self, message_id: str) -> int:

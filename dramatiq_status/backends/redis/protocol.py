@@ -45,6 +45,30 @@ _OUTSIDE: Final = Kind.OUTSIDE
 Updates = Sequence[tuple[str, Update]]
 
 
+def _packed(text: str) -> str:
+    return f"\r\n${len(text)}\r\n{text}"
+
+
+# Parts of packed calls.  Each part begins with the end of the part before it.  To look a part up takes a fifth of the
+# time of formatting it.
+
+#: Sizes of texts.
+_SIZES: Final = [f"\r\n${size}\r\n" for size in range(1024)]
+
+#: Whole numbers.
+_NUMBERS: Final = [_packed(str(number)) for number in range(256)]
+
+#: Beginnings of calls with one key, by the number of their words.
+_CALLS: Final = [f"*{size}{_packed('EVALSHA')}{_packed(UPDATE.sha)}{_packed('1')}" for size in range(256)]
+
+_ENQUEUE_KIND: Final = _packed(WireKind.ENQUEUE)
+_TRANSITION_KIND: Final = _packed(WireKind.TRANSITION)
+_OUTSIDE_KIND: Final = _packed(WireKind.OUTSIDE)
+
+#: Sequence number, start, creation, state, attempts and increment of a run that has one update, by its final state.
+_WHOLE_RUNS: Final = ["".join(map(_packed, ("1", "1", "0", state, "1", "0"))) for state in "0123"]
+
+
 class UpdateCall(ScriptCall):
     """A call that applies updates of messages of one shard.
 
@@ -76,9 +100,7 @@ class UpdateCall(ScriptCall):
 
     def pack(self, clock: ServerClock) -> bytes:
         if len(self.updates) == 1 and not self.arriving:
-            packed = _pack_short(
-                self.script.sha, self.keys[0], self.updates[0][1], clock, self._names.packed_indexes[self.shard]
-            )
+            packed = _pack_short(self.keys[0], self.updates[0][1], clock, self._names.packed_indexes[self.shard])
             if packed is not None:
                 return packed
         # Texts need no conversion, which would take a third of the time.
@@ -166,39 +188,42 @@ def renames(fields: Record) -> bool:
     return ACTOR_NAME in fields or QUEUE_NAME in fields
 
 
-def _pack_short(sha: str, key: str, update: Update, clock: ServerClock, index: str) -> bytes | None:
+def _pack_short(key: str, update: Update, clock: ServerClock, index: str) -> bytes | None:
     """Pack a call for an enqueue, for the start and the end of a run in one update, or for fields and an increment from
-    outside; None for other updates, and for texts other than ASCII.
+    outside; None for other updates, and for texts that are long or other than ASCII.
 
     A short job has only the first two, and a handle outside of a worker mostly the third.  To list the arguments of the
-    first two and to pack them with hiredis takes 4.1 microseconds instead of 2.7.
+    first two and to pack them with hiredis takes twice as long.
     """
     kind, (origin, generation), run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
-    if kind is _ENQUEUE:
-        o, g = str(origin), str(generation)
-        size = 13
-        own = f"$1\r\n{WireKind.ENQUEUE}\r\n${len(o)}\r\n{o}\r\n${len(g)}\r\n{g}\r\n"
-    elif start and state is not None and sequence == attempts == 1 and not (create or by or changes):
-        o, g, r, t = str(origin), str(generation), str(run_token), str(ttl)
-        size = 21
-        own = (
-            f"$1\r\n{WireKind.TRANSITION}\r\n${len(o)}\r\n{o}\r\n${len(g)}\r\n{g}\r\n${len(r)}\r\n{r}\r\n"
-            f"$1\r\n1\r\n$1\r\n1\r\n$1\r\n0\r\n$1\r\n{state}\r\n$1\r\n1\r\n$1\r\n0\r\n${len(t)}\r\n{t}\r\n"
-        )
-    elif kind is _OUTSIDE and state is None and changes is None and not renames(fields):
-        added = number_text(by) if by else "0"
-        size, index = 8, ""
-        own = f"$1\r\n{WireKind.OUTSIDE}\r\n${len(added)}\r\n{added}\r\n"
-    else:
+    try:
+        if kind is _ENQUEUE:
+            o = str(origin)
+            size, own = 13, [_ENQUEUE_KIND, _SIZES[len(o)], o, _NUMBERS[generation]]
+        elif start and state is not None and sequence == attempts == 1 and not (create or by or changes):
+            o, r, t = str(origin), str(run_token), str(ttl)
+            size, own = 21, [_TRANSITION_KIND, _SIZES[len(o)], o, _NUMBERS[generation], _SIZES[len(r)], r]
+            own += (_WHOLE_RUNS[state], _SIZES[len(t)], t)
+        elif kind is _OUTSIDE and state is None and changes is None and not renames(fields):
+            added = number_text(by) if by else "0"
+            size, own, index = 8, [_OUTSIDE_KIND, _SIZES[len(added)], added], ""
+        else:
+            return None
+        now, position = clock.texts()
+        parts = [_CALLS[size + 2 * len(fields)], _SIZES[len(key)], key, _SIZES[len(now)], now, *own]
+        parts.append(_NUMBERS[len(fields)])
+        for name, text in fields.items():
+            # To add the four as one tuple takes longer.
+            parts.append(_SIZES[len(name)])
+            parts.append(name)
+            parts.append(_SIZES[len(text)])
+            parts.append(text)
+        if index:
+            parts += (_SIZES[len(position)], position, index)
+    except IndexError:
         return None
-    now, position = clock.texts()
-    number = str(len(fields))
-    head = f"$7\r\nEVALSHA\r\n$40\r\n{sha}\r\n$1\r\n1\r\n${len(key)}\r\n{key}\r\n${len(now)}\r\n{now}\r\n"
-    call = f"*{size + 2 * len(fields)}\r\n{head}{own}${len(number)}\r\n{number}\r\n"
-    for name, text in fields.items():
-        call += f"${len(name)}\r\n{name}\r\n${len(text)}\r\n{text}\r\n"
-    if index:
-        call += f"${len(position)}\r\n{position}\r\n{index}"
+    parts.append("\r\n")
+    call = "".join(parts)
     return call.encode() if call.isascii() else None
 
 
