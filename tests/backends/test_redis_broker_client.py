@@ -84,6 +84,28 @@ def test_each_command_has_the_effect_that_it_has_through_redis_py(
     assert set(calls) == {"enqueue", "fetch", "qsize", "ack", "nack", "requeue", "purge"}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("dramatiq", "ack", 1_700_000_000_000, "default", "broker", 60_000, 604_800_000, 0, 4000, "id"),
+        ("dramatiq", "enqueue", 7, "é", "broker", 60_000, 604_800_000, 1, 4000, "id", b"\xff" * 2000),
+        ("dramatiq", "fetch", 7, "default", "broker", 60_000, 604_800_000, 1, 4000, 16),
+        ("dramatiq", "qsize", 7, "default", "broker", 60_000, 604_800_000, 0, 4000),
+        # Other classes
+        ("dramatiq", "fetch", 7, "default", "broker", 60_000, 604_800_000, 1, 4000, 0.5),
+        ("dramatiq", "ack", 7, b"\xff", "broker", 1e3, 604_800_000, 0, 4000, "id"),
+        ("dramatiq", "ack", b"7", "default", "broker", 60_000, 604_800_000, 0, 4000, "id"),
+    ],
+)
+def test_calls_are_packed_as_redis_py_packs_them(redis_url: str, arguments: tuple[Any, ...]) -> None:
+    client = RedisBackend(url=redis_url).broker_client()
+    assert client.broker_calls is not None
+    expected = b"".join(redis.Connection().pack_command("EVALSHA", "0" * 40, 1, *arguments))
+    # The second call finds the parts that it has in common with the first one.
+    for _ in range(2):
+        assert client.broker_calls._pack("0" * 40, arguments) == expected
+
+
 def test_a_client_serves_the_results_and_other_calls_as_well(redis_url: str, calls: list[str]) -> None:
     # Given a broker whose client the results use, too
     broker = make_broker(redis_url)

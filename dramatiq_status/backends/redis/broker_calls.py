@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from types import FunctionType
 from typing import Any, Final, NamedTuple
@@ -16,13 +17,16 @@ from ...update import Outcome
 from .connection import Connection, ServerPool, parameters_of
 from .operations import Operations
 from .protocol import OUTCOMES
-from .requests import hiredis, pack
+from .requests import pack
 
 #: Commands of the broker's script, which are its first arguments.
 COMMANDS: Final = frozenset({"ack", "enqueue", "fetch", "nack", "purge", "qsize", "requeue"})
 
 #: Number of the keys and arguments that each call of the broker's script has, before those of its command.
 HEAD: Final = 9
+
+#: Position of the time among these.
+_TIME_AT: Final = 2
 
 #: Option of a message with the id that the broker's commands have as their first argument.
 _ID_OPTION: Final = "redis_message_id"
@@ -46,8 +50,8 @@ _KINDS: Final = (redis.Connection, redis.SSLConnection, redis.UnixDomainSocketCo
 #: Parameters of connections that change replies, or the time at which a connection has to log in again.
 _UNUSUAL: Final = ("decode_responses", "credential_provider", "cache", "cache_config")
 
-#: Classes of arguments that hiredis packs as redis-py does.
-_TEXTS: Final = frozenset((str, bytes))
+#: Classes of arguments that :func:`_packed` packs as redis-py does.
+_USUAL: Final = frozenset((str, bytes, int))
 
 #: Classes of the server's errors by their codes.  The text of redis-py's error does not contain the code.
 _ERRORS: Final = {
@@ -177,13 +181,19 @@ class BrokerCalls:
     def _pack(self, sha: str, arguments: tuple[Any, ...]) -> bytes:
         """Pack a call of the broker's script.
 
-        The method of redis-py, which is used for unusual arguments, takes 3.6 microseconds instead of 2.2.
+        The method of redis-py, which is used for unusual arguments, takes four times as long.
         """
-        texts = [str(found) if found.__class__ is int else found for found in arguments]
-        if hiredis is not None and _TEXTS.issuperset(map(type, texts)):
-            packed: bytes = hiredis.pack_command(("EVALSHA", sha, "1", *texts))
-            return packed
-        return b"".join(self._pack_command("EVALSHA", sha, "1", *texts))
+        time, own = str(arguments[_TIME_AT]).encode(), arguments[HEAD:]
+        around = _pack_around(sha, len(arguments), len(time), *arguments[:_TIME_AT], *arguments[_TIME_AT + 1 : HEAD])
+        if around is None or arguments[_TIME_AT].__class__ is not int or not _USUAL.issuperset(map(type, own)):
+            return b"".join(self._pack_command("EVALSHA", sha, "1", *arguments))
+        packed = [around[0], time, around[1]]
+        for argument in own:
+            text = argument if argument.__class__ is bytes else str(argument).encode()
+            packed.append(b"\r\n$%d\r\n" % len(text))
+            packed.append(text)
+        packed.append(b"\r\n")
+        return b"".join(packed)
 
     def _call_together(self, command: bytes, attachment: Attachment) -> Any:
         """Send updates and a command of the broker as one transaction, and return the reply to the command.
@@ -250,6 +260,24 @@ class BrokerCalls:
     def close(self) -> None:
         """Close the idle connections."""
         self._pool.close()
+
+
+@functools.lru_cache(maxsize=256)
+def _pack_around(sha: str, number: int, time_size: int, *arguments: Any) -> tuple[bytes, bytes] | None:
+    """Pack the parts of a call that come before and after the time; None for unusual arguments.
+
+    Most calls of a broker have the same parts.  `number` is that of all arguments of the call.
+    """
+    if not _USUAL.issuperset(map(type, arguments)):
+        return None
+    before = b"".join(map(_packed, ("EVALSHA", sha, 1, *arguments[:_TIME_AT])))
+    after = b"".join(map(_packed, arguments[_TIME_AT:]))
+    return b"*%d%b\r\n$%d\r\n" % (number + 3, before, time_size), after
+
+
+def _packed(argument: Any) -> bytes:
+    text = argument if argument.__class__ is bytes else str(argument).encode()
+    return b"\r\n$%d\r\n%b" % (len(text), text)
 
 
 def _outcomes_of(replies: list[Any]) -> list[Outcome] | None:
