@@ -186,7 +186,7 @@ class Deliveries:
         if attacher is None or not buffer.can_take_all():
             return False
         self._writer.put_later(buffer, _FINISH_AFTER)
-        return attacher.attach(message, AttachedBuffers(self._writer, buffer))
+        return attacher.attach(unwrapped(message), AttachedBuffers(self._writer, buffer))
 
     def _finish(self, delivery: Delivery, message: Any, decision: Decision) -> Finish:
         settings, state = delivery.settings, COMPLETED if decision is Decision.COMPLETED else FAILED

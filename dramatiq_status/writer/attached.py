@@ -44,8 +44,14 @@ class AttachedBuffers:
 
     def collect(self) -> list[tuple[str, Update]]:
         now = time.monotonic()
-        self._taken = [(buffer, buffer.take(now)) for buffer in self._buffers]
-        return [(buffer.message_id, update) for buffer, updates in self._taken for update in updates]
+        found = []
+        self._taken = []
+        for buffer in self._buffers:
+            updates = buffer.take(now)
+            self._taken.append((buffer, updates))
+            for update in updates:
+                found.append((buffer.message_id, update))
+        return found
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:
         self.may_be_stored = True

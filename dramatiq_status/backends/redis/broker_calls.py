@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from types import FunctionType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import redis
 from redis import exceptions
@@ -14,7 +14,7 @@ from ... import _time as time
 from ..._log import logger
 from ...piggyback import AttachedUpdates
 from ...update import Outcome
-from .connection import Connection, ServerPool, parameters_of
+from .connection import ServerPool, parameters_of
 from .operations import Operations
 from .protocol import OUTCOMES
 from .requests import pack
@@ -68,18 +68,15 @@ _ERRORS: Final = {
 }
 
 
-class Attachment(NamedTuple):
-    """Updates that are attached to the next command of the broker about a message, on the same thread.
+#: Updates that are attached to the next command of the broker about a message, on the same thread: the broker's own id
+#: of the message, the updates, and the operations of the backend that make their requests.
+Attachment = tuple[str, AttachedUpdates, Operations]
 
-    Parameters:
-      id(str): The broker's own id of the message.
-      updates(AttachedUpdates)
-      operations(Operations): Operations of the backend that make the requests of the updates.
-    """
 
-    id: str
-    updates: AttachedUpdates
-    operations: Operations
+class ThreadAttachment(threading.local):
+    """The attachment of each thread."""
+
+    attachment: Attachment | None = None
 
 
 class RedisUpdateAttacher:
@@ -98,7 +95,7 @@ class RedisUpdateAttacher:
         client, broker_id = self.client, message.options.get(_ID_OPTION)
         if broker_id is None or not client.broker_calls.is_open(client):
             return False
-        client.broker_calls.thread.attachment = Attachment(broker_id, updates, self._operations)
+        client.broker_calls.thread.attachment = broker_id, updates, self._operations
         return True
 
 
@@ -132,6 +129,7 @@ class BrokerCalls:
             socket_connect_timeout=getattr(sample, "socket_connect_timeout", timeout),
             decode_responses=False,
         )
+        self._pool.idle_check = IDLE_CHECK
         self._pack_command = sample.pack_command
         retry = parameters.get("retry")
         retries = bool(parameters.get("retry_on_timeout") or parameters.get("retry_on_error"))
@@ -140,8 +138,8 @@ class BrokerCalls:
         # The last `execute_command` that was found, and whether it is redis-py's own.
         self._found: Any = None
         self._is_plain = False
-        #: Thread-local: the attribute ``attachment`` has the updates that are attached to the thread's next command.
-        self.thread: threading.local = threading.local()
+        #: Attachment of each thread.
+        self.thread: ThreadAttachment = ThreadAttachment()
 
     def takes(self, client: Any, numkeys: int, arguments: tuple[Any, ...]) -> bool:
         """Whether a script call is one of the broker's, and no other package has replaced the client's
@@ -168,8 +166,8 @@ class BrokerCalls:
           redis.RedisError: When the server does not answer, or answers with an error.
         """
         command = self._pack(sha, arguments)
-        attachment: Attachment | None = getattr(self.thread, "attachment", None)
-        if attachment is not None and len(arguments) > HEAD and arguments[HEAD] == attachment.id:
+        attachment = self.thread.attachment
+        if attachment is not None and len(arguments) > HEAD and arguments[HEAD] == attachment[0]:
             reply = self._call_together(command, attachment)
             self.thread.attachment = None
         else:
@@ -201,22 +199,23 @@ class BrokerCalls:
         If the server refuses the transaction before it carries it out, the command is sent again without the updates.
         """
         _, updates, operations = attachment
-        clock, packed_at = operations.clock, time.monotonic()
+        clock = operations.clock
         # A script that gets the time as an argument takes less time of the server.
-        is_clock_known = clock.known
+        packed_at = None if clock.known else time.monotonic()
+        packed = [MULTI] if packed_at is None else [_TIME, MULTI]
         try:
-            packed = [request.pack(clock) for request in operations.requests_of(updates.collect())]
+            for request in operations.requests_of(updates.collect()):
+                packed.append(request.pack(clock))
+            is_alone = packed[-1] is MULTI
         except Exception:
             logger.exception("The status of a message is not sent with the broker's command.")
-            packed = []
-        if not packed:
+            is_alone = True
+        if is_alone:
             updates.send_separately()
             return self._exchange(command, 1)[0]
-        all_replies = self._exchange(
-            b"".join((b"" if is_clock_known else _TIME, MULTI, *packed, command, EXEC)),
-            len(packed) + (3 if is_clock_known else 4),
-        )
-        if not is_clock_known and not isinstance(measured := all_replies.pop(0), Exception):
+        packed += (command, EXEC)
+        all_replies = self._exchange(b"".join(packed), len(packed))
+        if packed_at is not None and not isinstance(measured := all_replies.pop(0), Exception):
             clock.set(measured, packed_at)
         replies = all_replies[-1]
         if isinstance(all_replies[0], Exception):
@@ -238,7 +237,7 @@ class BrokerCalls:
 
     def _exchange(self, packed: bytes, count: int) -> list[Any]:
         """Send commands, and return their replies."""
-        connection = self._take()
+        connection = self._pool.take()
         try:
             connection.send(packed)
             replies = connection.read_many(count)
@@ -248,14 +247,6 @@ class BrokerCalls:
             raise error_of(e) from e
         self._pool.give(connection)
         return replies
-
-    def _take(self) -> Connection:
-        """Take a connection that the server has not closed."""
-        connection = self._pool.take()
-        while connection.used and time.monotonic() - connection.used > IDLE_CHECK and connection.is_stale():
-            connection.close()
-            connection = self._pool.take()
-        return connection
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -286,7 +277,8 @@ def _outcomes_of(replies: list[Any]) -> list[Outcome] | None:
     for reply in replies:
         if isinstance(reply, Exception):
             return None
-        outcomes += [OUTCOMES[number] for number in reply]
+        for number in reply:
+            outcomes.append(OUTCOMES[number])
     return outcomes
 
 
