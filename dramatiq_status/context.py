@@ -8,7 +8,7 @@ forks inherits the binding, and writes from outside of a worker.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -93,14 +93,11 @@ class SuspendedBinding(NamedTuple):
 _binding: ContextVar[Binding | None] = ContextVar("dramatiq_status", default=None)
 
 
-def bind(binding: Binding | None) -> None:
-    """Bind the handles of a message to this context; None to unbind."""
-    _binding.set(binding)
+#: Bind the handles of a message to this context; None to unbind.
+bind: Final[Callable[[Binding | None], object]] = _binding.set
 
-
-def current_binding() -> Binding | None:
-    """Return the binding of this context; None without one."""
-    return _binding.get()
+#: Return the binding of this context; None without one.
+current_binding: Final[Callable[[], Binding | None]] = _binding.get
 
 
 def note_write(buffer: MessageBuffer) -> None:

@@ -74,10 +74,10 @@ def _through_late_interrupts(hook: F) -> F:
     """
 
     @functools.wraps(hook)
-    def wrapper(self: StatusMiddleware, *args: Any, **kwargs: Any) -> None:
+    def wrapper(self: StatusMiddleware, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         while True:
             try:
-                return hook(self, *args, **kwargs)
+                return hook(self, broker, message, delay)
             except Interrupt:
                 binding = self._deliveries.binding()
                 delivery = None if binding is None else binding.delivery

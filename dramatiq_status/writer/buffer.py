@@ -305,9 +305,9 @@ class MessageBuffer:
 
     def can_take_all(self) -> bool:
         """Whether :meth:`take` would return all updates: none waits for the outcome of an earlier one."""
+        if self._merger is None:
+            return True
         with self._lock:
-            if self._merger is None:
-                return True
             pending = self._merge().pending
             return not pending or pending[0].frozen is None or pending[-1].frozen is not None or self.closed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from itertools import repeat, starmap
+from itertools import repeat
 from typing import NamedTuple
 
 from ..record import Record
@@ -107,4 +107,4 @@ def pop_first(operations: deque[Operation], number: int) -> Iterator[Operation]:
 
     A caller passes the iterator to one call into C: an interrupt strikes before that call or after it.
     """
-    return starmap(operations.popleft, repeat((), number))
+    return map(deque.popleft, repeat(operations, number))

@@ -40,4 +40,4 @@ def release_run(operations: deque[Operation]) -> None:
 
 def remove_run(operations: deque[Operation]) -> None:
     """Remove the operations of a run."""
-    deque(pop_first(operations, WHOLE_RUN), maxlen=0)
+    list(pop_first(operations, WHOLE_RUN))
