@@ -18,7 +18,7 @@ from .cancels import CancelLogReader, reason_in
 from .context import Binding, bind, current_binding, resume, suspend
 from .errors import Cancelled
 from .history import run_ended, run_lost
-from .lifecycle import Decision, Delivery, ThreadState, is_delayed_copy, whole_number
+from .lifecycle import Decision, Delivery, ThreadState, ThreadStates, is_delayed_copy, whole_number
 from .message_fields import MessageFields
 from .options import HEARTBEAT_OPTION, Options, Settings, enqueue_id_of, new_token
 from .piggyback import UpdateAttacher
@@ -74,7 +74,7 @@ class Deliveries:
         cancels: CancelLogReader,
         heartbeat_interval: int,
     ) -> None:
-        self.thread_state: ThreadState = ThreadState()
+        self._threads = ThreadStates()
         self._backend = backend
         self._writer = writer
         self._options = options
@@ -83,15 +83,19 @@ class Deliveries:
         self._heartbeat_interval = heartbeat_interval
         _deliveries.add(self)
 
+    @property
+    def thread_state(self) -> ThreadState:
+        """The state of this thread."""
+        return self._threads.own
+
     def begin(self, broker: dramatiq.Broker, message: Any) -> None:
         """Write ``working`` and bind the handles, before a worker processes the message.
 
         Raises:
           Cancelled: When the message was cancelled, so that no worker may run it.
         """
-        thread, given = self.thread_state, unwrapped(message)
-        previous = current_binding()
-        if previous is not None and thread.worker:
+        given, previous = unwrapped(message), current_binding()
+        if previous is not None and self.thread_state.worker:
             # The hooks at the end of an earlier delivery were not called.
             _abandon(previous)
             previous = None
@@ -111,7 +115,7 @@ class Deliveries:
         if record is not None:
             # Dramatiq then skips the message.  The hook `after_skip_message` opens a delivery without a run.
             if record[STATE] == str(WORKING):
-                thread.lost_run = given.message_id, run_lost(record.get(HEARTBEAT_AT))
+                self.thread_state.lost_run = given.message_id, run_lost(record.get(HEARTBEAT_AT))
             raise Cancelled(reason_in(record))
         binding = self._open(message, given, settings, previous, enqueue_id, new_token())
         assert binding.delivery is not None
@@ -302,7 +306,7 @@ _deliveries: weakref.WeakSet[Deliveries] = weakref.WeakSet()
 def _forget_threads() -> None:
     # A pending reply arrives at a socket that both processes have. The parent reads it.
     for deliveries in list(_deliveries):
-        deliveries.thread_state = ThreadState()
+        deliveries._threads = ThreadStates()
 
 
 at_fork(after_in_child=_forget_threads)

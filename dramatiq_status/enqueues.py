@@ -15,7 +15,7 @@ from .context import Binding
 from .deliveries import Deliveries, exception_in_flight
 from .errors import BackendError, StoreRefused
 from .history import run_ended
-from .lifecycle import BegunEnqueue, Delivery, whole_number
+from .lifecycle import BegunEnqueue, Delivery, ThreadState, whole_number
 from .message_fields import MessageFields
 from .options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION, Settings, enqueue_id_of, next_enqueue_id
 from .piggyback import UpdateAttacher
@@ -77,6 +77,7 @@ class Enqueues:
 
     def begin(
         self,
+        thread: ThreadState,
         broker: dramatiq.Broker,
         message: Any,
         delay: int | None,
@@ -89,6 +90,7 @@ class Enqueues:
         """Write ``queued``, before the broker gets a message.
 
         Parameters:
+          thread(ThreadState): State of this thread.
           broker(Broker)
           message(Message)
           delay(int): In milliseconds; None for no delay.
@@ -101,8 +103,8 @@ class Enqueues:
         Returns:
           bool: Whether ``queued`` and all earlier writes of the run are sent with the broker's command.
         """
-        thread, message_id = self._deliveries.thread_state, message.message_id
-        enqueue_id = self._begin_enqueue(message)
+        message_id = message.message_id
+        enqueue_id = self._begin_enqueue(thread, message)
         message.options[ENQUEUE_ID_OPTION] = list(enqueue_id)
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL:
             message.options[HEARTBEAT_OPTION] = self._heartbeat_interval
@@ -119,14 +121,14 @@ class Enqueues:
             update = Update(_ENQUEUE, enqueue_id, 0, 0, False, False, None, 1, fields)
             thread.unconfirmed[message_id] = enqueue_id, None
             attached = _AttachedUpdate(message_id, update)
-            if self._attach(attacher, message, attached):
+            if self._attach(thread, attacher, message, attached):
                 return True
             if not is_watched:
                 thread.attached[message_id] = attached
                 return False
             # An earlier enqueue of this message, which was not watched, may have ended in an error.
             thread.attached.pop(message_id, None)
-            self._enqueue_directly(message, update)
+            self._enqueue_directly(thread, message, update)
             return False
         delivery = None if binding is None else binding.delivery
         own = None if delivery is None else delivery.buffer
@@ -155,18 +157,22 @@ class Enqueues:
         buffer.add(confirmation, deferred=True)
         thread.confirmation = confirmation
         buffers = [buffer] if own is None or own is buffer else [own, buffer]
-        is_attached = self._attach(attacher, message, AttachedBuffers(self._writer, *buffers))
+        is_attached = self._attach(thread, attacher, message, AttachedBuffers(self._writer, *buffers))
         if not is_attached:
             self._writer.put(buffer)
         return is_attached
 
     def _attach(
-        self, attacher: UpdateAttacher | None, message: Any, attached: _AttachedUpdate | AttachedBuffers
+        self,
+        thread: ThreadState,
+        attacher: UpdateAttacher | None,
+        message: Any,
+        attached: _AttachedUpdate | AttachedBuffers,
     ) -> bool:
         """Attach ``queued`` to the broker's command.  Return whether that was possible."""
         if attacher is None or not attacher.attach(message, attached):
             return False
-        self._deliveries.thread_state.attached[message.message_id] = attached
+        thread.attached[message.message_id] = attached
         return True
 
     def store_before_send(self, delivery: Delivery) -> None:
@@ -185,16 +191,17 @@ class Enqueues:
         ]
         if any(confirmation.stored is None for confirmation in written):
             # The writer sends these writes in the same round trip as `queued`.
-            queued = self._deliveries.thread_state.confirmation
+            thread = self._deliveries.thread_state
+            queued = thread.confirmation
             self._writer.confirm_others((), written if queued is None else [*written, queued], self._writer.deadline())
             if queued is not None and queued.stored is None:
                 # The time-out is over: after_enqueue does not wait for a second one.
-                self._deliveries.thread_state.confirmation = None
+                thread.confirmation = None
         delivery.confirming = set()
 
-    def _begin_enqueue(self, message: Any) -> EnqueueId:
+    def _begin_enqueue(self, thread: ThreadState, message: Any) -> EnqueueId:
         """Return the id of an enqueue that begins.  If the broker tries again, it is the id of the first try."""
-        thread, message_id, carried = self._deliveries.thread_state, message.message_id, enqueue_id_of(message.options)
+        message_id, carried = message.message_id, enqueue_id_of(message.options)
         begun = thread.begun.get(message_id)
         if begun is not None and begun.is_repeated_by(message.message_timestamp, carried):
             return begun.enqueue_id
@@ -202,34 +209,33 @@ class Enqueues:
         thread.begin(message_id, BegunEnqueue(message.message_timestamp, carried, enqueue_id))
         return enqueue_id
 
-    def _enqueue_directly(self, message: Any, update: Update) -> None:
+    def _enqueue_directly(self, thread: ThreadState, message: Any, update: Update) -> None:
         """Send `queued` before the broker gets the message; the reply is read after the broker has the message, so that
         the two round trips overlap.
         """
         # A reply is still pending if the broker has refused the last enqueue of this thread.
-        self._complete_pending()
+        self._complete_pending(thread)
         if self._breaker.blocked:
             self._breaker.dropped()
             return
         try:
-            self._deliveries.thread_state.pending_enqueue = self._backend.begin_update(message.message_id, update)
+            thread.pending_enqueue = self._backend.begin_update(message.message_id, update)
         except BackendError as e:
             self._fail(e)
         except (TypeError, ValueError) as e:
             logger.error("The status of message %r cannot be stored: %s", message.message_id, e)
 
-    def complete(self, message: Any, binding: Binding | None) -> None:
+    def complete(self, thread: ThreadState, message: Any, binding: Binding | None) -> None:
         """Wait until the last enqueue of this thread is stored."""
-        thread = self._deliveries.thread_state
         attached = thread.attached.get(message.message_id) if isinstance(message.message_id, str) else None
         if isinstance(attached, _AttachedUpdate):
             if not attached.may_be_stored:
-                self._enqueue_directly(message, attached.update)
+                self._enqueue_directly(thread, message, attached.update)
         elif attached is not None and thread.confirmation is not None and thread.confirmation.stored is None:
             attached.send_separately()
         if attached is not None:
             del thread.attached[message.message_id]
-        self._complete_pending()
+        self._complete_pending(thread)
         if thread.confirmation is not None:
             if asyncio._get_running_loop() is None:
                 self._writer.wait(thread.confirmation)
@@ -258,7 +264,7 @@ class Enqueues:
             thread.confirmation = None
             return
         enqueue_id, buffer = found
-        self._complete_pending()
+        self._complete_pending(thread)
         blocks = buffer is not None and asyncio._get_running_loop() is not None
         if buffer is None:
             buffer = self._writer.begin_enqueue(message_id)
@@ -271,8 +277,8 @@ class Enqueues:
         if not blocks and self._writer.wait(confirmation):
             del thread.unconfirmed[message_id]
 
-    def _complete_pending(self) -> None:
-        pending, self._deliveries.thread_state.pending_enqueue = self._deliveries.thread_state.pending_enqueue, None
+    def _complete_pending(self, thread: ThreadState) -> None:
+        pending, thread.pending_enqueue = thread.pending_enqueue, None
         if pending is not None:
             try:
                 pending()

@@ -254,6 +254,7 @@ class StatusMiddleware(BackendOwner, Middleware):
         if "options" in message.options:
             self._options.warn_of_nested(message)
         is_attached = settings.tracked and self._enqueues.begin(
+            thread,
             broker,
             message,
             delay,
@@ -278,7 +279,7 @@ class StatusMiddleware(BackendOwner, Middleware):
             binding.delivery.requeued = True
         elif thread.worker and isinstance(message_id, str):
             thread.enqueued.add(message_id)
-        self._enqueues.complete(message, binding)
+        self._enqueues.complete(thread, message, binding)
 
     def withdraw_enqueue(self, message: Any) -> None:
         """Take back ``queued`` of a message whose enqueue has ended in an error.  A message that the broker has refused

@@ -11,6 +11,7 @@ from dramatiq_status.lifecycle import (
     Decision,
     Delivery,
     ThreadState,
+    ThreadStates,
     is_delayed_copy,
     queue_of,
 )
@@ -134,13 +135,14 @@ def test_exceptions_are_described(exception: BaseException, expected: dict[str, 
 
 def test_each_thread_has_its_own_state() -> None:
     # Given the state of one thread
-    state = ThreadState()
+    states = ThreadStates()
+    state = states.own
     state.worker = True
     state.hold("id")
     state.enqueued.add("id")
     seen: list[object] = []
     # When another thread reads its own
-    thread = threading.Thread(target=lambda: seen.extend((state.worker, state.delayed, state.enqueued)))
+    thread = threading.Thread(target=lambda: seen.extend((states.own.worker, states.own.delayed, states.own.enqueued)))
     thread.start()
     thread.join()
     # Then it finds no value of the first one
