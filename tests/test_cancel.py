@@ -41,6 +41,18 @@ from .recording import PATIENCE, Broken, RecordingBackend, eventually, make_brok
 CANCELLED, REQUESTED, FINISHED = Cancellation.CANCELLED, Cancellation.REQUESTED, Cancellation.FINISHED
 
 
+def run_until_cancelled(reasons: list[str | None]) -> None:
+    """Run until the running message is cancelled, and append the reason."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        time.sleep(0.001)
+        try:
+            current_status().check_cancelled()
+        except Cancelled as e:
+            reasons.append(e.reason)
+            raise
+
+
 @pytest.fixture
 def backend() -> RecordingBackend:
     return RecordingBackend()
@@ -433,14 +445,7 @@ def test_a_running_message_sees_the_request_whose_record_could_not_be_read_at_fi
 
     @dramatiq.actor(broker=broker)
     def job() -> None:
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            time.sleep(0.001)
-            try:
-                current_status().check_cancelled()
-            except Cancelled as e:
-                reasons.append(e.reason)
-                raise
+        run_until_cancelled(reasons)
 
     message = job.send()
     with working(broker, threads=1):
@@ -614,18 +619,6 @@ def test_an_event_loop_cancels_a_batch_on_redis_in_one_round_trip(redis_url: str
 # The reason of a request that the worker finds in the outcome of an update
 
 
-def check(reasons: list[str | None]) -> None:
-    """Run until the running message is cancelled, and note the reason."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        time.sleep(0.001)
-        try:
-            current_status().check_cancelled()
-        except Cancelled as e:
-            reasons.append(e.reason)
-            raise
-
-
 @pytest.mark.parametrize("found_by", ["heartbeat", "start", "refused start"])
 def test_a_run_has_the_reason_of_a_request_that_the_log_does_not_have(
     every_backend: StatusBackend, monkeypatch: pytest.MonkeyPatch, found_by: str
@@ -637,7 +630,7 @@ def test_a_run_has_the_reason_of_a_request_that_the_log_does_not_have(
 
     @dramatiq.actor(broker=broker)
     def job() -> None:
-        check(reasons)
+        run_until_cancelled(reasons)
 
     # And a message that waits, runs, or has run in a worker that was killed
     message = job.send()
@@ -748,7 +741,7 @@ def test_a_request_without_a_reason_takes_no_read(
 
     @dramatiq.actor(broker=broker)
     def job() -> None:
-        check(reasons)
+        run_until_cancelled(reasons)
 
     message = job.send()
     with working(broker, threads=1):
