@@ -104,6 +104,9 @@ def test_calls_are_packed_as_redis_py_packs_them(redis_url: str, arguments: tupl
     # The second call finds the parts that it has in common with the first one.
     for _ in range(2):
         assert client.broker_calls._pack("0" * 40, arguments) == expected
+    # And an argument that redis-py refuses is refused
+    with pytest.raises(redis.DataError):
+        client.broker_calls._pack("0" * 40, (*arguments, True))
 
 
 def test_a_client_serves_the_results_and_other_calls_as_well(redis_url: str, calls: list[str]) -> None:
