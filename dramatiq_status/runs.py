@@ -107,22 +107,28 @@ def runs_in(values: Mapping[str, Any]) -> tuple[Run, ...]:
     runs = [run for number in kept_runs(attempts) if (run := _earlier_run(values, number))]
     ended, exception, outcome = values.get(RUN_ENDED), values.get(EXCEPTION), _end_in(values)
     if isinstance(ended, list) and len(ended) == 2:
-        ended_at, outcome = ended[0], _OUTCOMES[ended[1]] if ended[1] in (RETRIED, LOST) else RunOutcome.REQUEUED
+        outcome = _OUTCOMES[ended[1]] if ended[1] in (RETRIED, LOST) else RunOutcome.REQUEUED
     elif outcome is None and values[STATE] != WORKING:
-        ended_at, outcome = None, RunOutcome.REQUEUED
-    else:
-        ended_at = values.get(FINISHED_AT)
+        outcome = RunOutcome.REQUEUED
     runs.append(
         Run(
             attempts,
             datetime_of(values.get(STARTED_AT)),
-            datetime_of(ended_at),
+            datetime_of(last_end_in(values)),
             outcome,
             _exception_in(exception) if outcome in (RunOutcome.RETRIED, RunOutcome.FAILED) else None,
             datetime_of(values.get(SCHEDULED_AT)),
         )
     )
     return tuple(runs)
+
+
+def last_end_in(values: Mapping[str, Any]) -> Any:
+    """Return the timestamp of the end of the last run, which is not that of the message if a retry was cancelled; None
+    if the run has not ended, or has ended without a trace.
+    """
+    ended = values.get(RUN_ENDED)
+    return ended[0] if isinstance(ended, list) and len(ended) == 2 else values.get(FINISHED_AT)
 
 
 def _end_in(values: Mapping[str, Any]) -> RunOutcome | None:

@@ -49,7 +49,7 @@ from .record import (
     WORKING,
     State,
 )
-from .runs import Run, runs_in, timeline_of
+from .runs import Run, last_end_in, runs_in, timeline_of
 from .times import datetime_of, timestamp_of
 
 
@@ -301,14 +301,14 @@ class Snapshot:
 
     @property
     def duration(self) -> timedelta | None:
-        """Duration of the last run, until now if it has not ended; None while the message is queued.
+        """Duration of the last run, until the time of this snapshot if the run has not ended.
 
-        It is never negative, although the two timestamps may come from two hosts.
+        None while the message is queued.  It is never negative, although the two timestamps may come from two hosts.
         """
         begin = timestamp_of(self._values.get(STARTED_AT))
         if begin is None or self.queued:
             return None
-        end = timestamp_of(self._values.get(FINISHED_AT)) or self._now
+        end = timestamp_of(last_end_in(self._values)) or self._now
         return timedelta(milliseconds=max(0, end - begin))
 
     @property

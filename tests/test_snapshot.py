@@ -51,6 +51,8 @@ from dramatiq_status.record import (
     is_sound,
 )
 from dramatiq_status.snapshot import Snapshot
+from dramatiq_status.testing.updates import enqueue, start
+from dramatiq_status.update import Kind, Update, apply
 
 #: 2026-11-24 03:00:00.123 UTC, in epoch milliseconds.
 NOW = 1_795_489_200_123
@@ -262,6 +264,20 @@ def test_timestamps_of_any_time_come_back(milliseconds: int) -> None:
 def test_a_duration_is_never_negative(state: str, fields: dict[str, int], expected: int | None) -> None:
     duration = snap(state, {name: str(value) for name, value in fields.items()}).duration
     assert duration == (None if expected is None else timedelta(milliseconds=expected))
+
+
+def test_the_duration_of_a_message_that_was_cancelled_before_its_retry_is_that_of_its_run() -> None:
+    # Given a message whose run of 1 second has failed, and that waits for its retry
+    record = apply(None, enqueue(), 1_000).record
+    record = apply(record, start(9, S="2000"), 2_000).record
+    record = apply(record, enqueue(generation=2, N="[3000,1]", D="200000"), 3_000).record
+    # When it is cancelled later
+    record = apply(record, Update(Kind.CANCEL), 100_000).record
+    # Then the time between the two is not part of the duration
+    assert record is not None
+    found = take_snapshot("m", record, 200_000)
+    assert found is not None
+    assert (found.cancelled, found.duration, found.runs[-1].duration) == (True, *[timedelta(seconds=1)] * 2)
 
 
 def moving(rate: str, **fields: str) -> Record:
