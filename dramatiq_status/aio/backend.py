@@ -44,7 +44,7 @@ class AsyncBackend:
         return await asyncio.to_thread(self.backend.update_many, updates)
 
     async def delete(self, message_id: str) -> bool:
-        """Delete a record; one round trip."""
+        """Delete a record; one round trip, or two with caches."""
         return await asyncio.to_thread(self.backend.delete, message_id)
 
     async def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:

@@ -20,7 +20,7 @@ from .watch import last, watch_loop
 class Batch:
     """Messages that belong together: :class:`dramatiq_status.Batch` with methods to await.
 
-    All watches share the subscription of the loop.  After a change, a watch reads only the message that has changed.
+    All watches share the subscription of the loop.  After a change, the hub reads only the message that has changed.
 
     Parameters:
       backend(StatusBackend)
@@ -67,8 +67,8 @@ class Batch:
         timeout: int | timedelta | None = None,
         missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
     ) -> AsyncGenerator[BatchSnapshot, None]:
-        """Iterate over the roll-ups: first the present one, then one after every change of a message.  The iteration
-        ends after the roll-up in which all messages are finished.
+        """Iterate over the snapshots of the batch: first the present one, then one after every change of a message.
+        The iteration ends after the snapshot in which all messages are finished.
 
         Parameters and errors are those of :meth:`wait`, except that there is no `timeout` by default.
         """
@@ -77,7 +77,7 @@ class Batch:
     async def cancel(
         self, reason: str | None = None, *, force_after: int | timedelta | None = None
     ) -> dict[str, Cancellation | None]:
-        """Cancel all messages in as few round trips as possible.  Redis needs one for 128 messages.
+        """Cancel all messages in as few round trips as possible.  Redis needs one for up to 128 messages.
 
         Parameters and errors are those of :meth:`dramatiq_status.Batch.cancel`.
         """

@@ -23,10 +23,11 @@ MIN_REPLIES_PER_SECOND: Final = 1000
 #: Seconds after which an idle connection is closed.
 IDLE_TIMEOUT: Final = 30.0
 
-#: Whether a task can distinguish its time limit from another cancellation.
+#: Whether a task can distinguish its time-out from another cancellation.
 _CAN_UNCANCEL: Final = sys.version_info >= (3, 11)
 
-#: Maximum size, in bytes, of requests that a caller sends without the task.  A write of so few bytes does not wait.
+#: Maximum size, in bytes, of requests that a caller sends without the task of the connection.  A write of so few
+#: bytes does not wait.
 _SMALL: Final = 16_384
 
 
@@ -91,11 +92,11 @@ class PipelinedConnection:
 
     Calls that are made while others are under way are sent together, by a task: 100 reads at once take 27 microseconds
     each, and 51 with the driver's pool of connections.  If no other call is under way, the caller sends the requests
-    and receives the replies: the task, and a second one for its time limit, would make a call 1.5 times as long.  A
+    and receives the replies: the task, and a second one for its time-out, would make a call 1.5 times as long.  A
     caller that stops waiting disturbs no other call.  A connection that was idle for :data:`IDLE_TIMEOUT` seconds is
     closed.
 
-    The time limit of a call includes the time before it is sent: earlier calls, connecting, and finding the server.
+    The time-out of a call includes the time before it is sent: earlier calls, connecting, and finding the server.
     Each reply makes the deadlines of all calls a little later, because the server answers.
 
     Parameters:
@@ -113,7 +114,7 @@ class PipelinedConnection:
         self._is_free = True
         # The call whose caller sends the requests and receives the replies, without the task.
         self._lone: _Call | None = None
-        # The timer that closes an idle connection, and the end of the last calls by the loop's clock.
+        # The timer that closes an idle connection, and the time by the loop's clock at which the last calls ended.
         self._timer: asyncio.TimerHandle | None = None
         self._used_at = 0.0
         # Calls in the order of their deadlines, including calls that are done, and the timer that ends the first.
@@ -144,7 +145,7 @@ class PipelinedConnection:
         return requests
 
     async def _run_alone(self, connection: Any, call: _Call) -> None:
-        """Send a call and receive its replies.  A call that has to be sent again becomes the next call of the task."""
+        """Send a call and receive its replies.  If the call has to be sent again, the task sends it."""
         task: Any = asyncio.current_task()
         before = task.cancelling()
         self._lone, call.caller = call, task
@@ -210,9 +211,10 @@ class PipelinedConnection:
         return self._later(call.deadline, call.seen)
 
     def _later(self, deadline: float, seen: int) -> float:
-        """Return the deadline of a call after the replies that have arrived since it was made, by the loop's clock.
+        """Return the deadline of a call, by the loop's clock.
 
-        A server that stops replying gets no more than the time-out after its last reply.
+        Each reply since the call was made has put the deadline off.  A server that stops replying gets no more than the
+        time-out after its last reply.
         """
         granted = deadline + (self._replies - seen) / MIN_REPLIES_PER_SECOND
         return max(deadline, min(granted, self._replied_at + self._connector.timeout))

@@ -19,8 +19,8 @@ _KINDS: Final = frozenset(("Connection", "SSLConnection", "UnixDomainSocketConne
 #: Prefix of the names of classes that query Sentinels for the master.
 _BY_SENTINEL: Final = "SentinelManaged"
 
-#: Connection parameters to copy from the backend: the address and the login.  Parameters that begin with "ssl_" are
-#: copied as well.
+#: Connection parameters to copy from the backend: the address, the login, and options of the socket, the protocol and
+#: the encoding.  Parameters that begin with "ssl_" are copied as well.
 _PARAMETERS: Final = frozenset(
     (
         *("host", "port", "path", "db", "username", "password", "client_name", "credential_provider"),

@@ -58,8 +58,8 @@ class Status:
 
     Each read of an attribute or a field takes one round trip.  :meth:`read` reads all of them in one.  A read raises
     :class:`.BackendError` when the store does not answer.  Writes inside a worker go through its writer, and raise no
-    error of the store.  Each write outside of a worker takes one round trip.  It raises :class:`.StatusMissing` for an
-    unknown message, and :class:`.BackendError`.
+    error of the store.  Each write outside of a worker takes one round trip, or more with memcached and caches.  It
+    raises :class:`.StatusMissing` for an unknown message, and :class:`.BackendError`.
 
     Python cannot await an assignment or a truth test.  So :meth:`update` sets fields, and :meth:`read` returns None for
     an unknown message.
@@ -82,7 +82,7 @@ class Status:
     # Writing
 
     async def update(self, fields: Mapping[str, Any] | None = None, /, *, force: bool = False, **more: Any) -> None:
-        """Set many fields at once, throttled by ``status_throttle``; one update for the store.
+        """Set many fields with one update.  Inside a worker, ``status_throttle`` throttles it.
 
         Parameters:
           fields(Mapping[str, Any]): Fields by name.
@@ -202,14 +202,14 @@ class Status:
     async def to_dict(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> dict[str, Any]:
-        """Read the status, and return :meth:`.Snapshot.to_dict`; an empty dict if the message is unknown."""
+        """Read the status, and return what :meth:`.Snapshot.to_dict` returns; ``{}`` for an unknown message."""
         snapshot = await self.read()
         return {} if snapshot is None else snapshot.to_dict(only=only, exclude=exclude, private=private)
 
     async def to_json(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> str:
-        """Read the status, and return :meth:`.Snapshot.to_json`; an empty object if the message is unknown."""
+        """Read the status, and return what :meth:`.Snapshot.to_json` returns; ``{}`` for an unknown message."""
         return json.dumps(await self.to_dict(only=only, exclude=exclude, private=private))
 
     def __reduce__(self) -> tuple[type[Status], tuple[AsyncChannel]]:

@@ -163,7 +163,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Batch:
-        """Get the roll-up of messages that belong together; no round trip yet.
+        """Return a batch of messages that belong together.  This takes no round trip.
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.batch`.
         """
@@ -220,7 +220,11 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Cancellation:
-        """Cancel a message; one round trip."""
+        """Cancel a message; one round trip, or more with memcached and caches.  With `force_after`, dramatiq-abort
+        takes further ones.
+
+        Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.cancel`.
+        """
         batch = Batch(find_backend(backend, broker), [(check_message_id(message_id),)], broker)
         return result_of_one(await batch.cancel(reason, force_after=force_after))
 

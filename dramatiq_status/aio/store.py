@@ -41,8 +41,8 @@ async def close_backend(backend: StatusBackend) -> None:
 async def _guard(backend: StatusBackend, made: AsyncBackend) -> AsyncGenerator[None, None]:
     """Wait for the end of the loop.
 
-    Before a loop is closed, it closes the asynchronous generators that it has begun (``shutdown_asyncgens``).  asyncio
-    has no other hook for the end of a loop.
+    Before ``asyncio.run`` closes its loop, it closes the asynchronous generators that the loop has begun
+    (``shutdown_asyncgens``).  asyncio has no other hook for the end of a loop.
     """
     try:
         yield

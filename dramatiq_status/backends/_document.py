@@ -257,7 +257,7 @@ def note_truncated(record: Record, update: Update, dropped: Collection[str]) -> 
 
 
 def public_name(stored: str) -> str:
-    """Return the user's name of a stored field."""
+    """Return the public name of a stored field."""
     return stored[len(USER_PREFIX) :] if stored.startswith(USER_PREFIX) else _NAMES.get(stored, stored)
 
 

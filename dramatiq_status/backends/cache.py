@@ -45,7 +45,7 @@ OWN_BACKENDS: Final = {"redis": "RedisBackend", "valkey": "RedisBackend", "pymem
 #: Names of the time-to-live parameter, by packages whose `set` passes all its arguments to another cache.
 PASSING_ON: Final = {"flask_caching": "timeout"}
 
-#: Maximum size of a document.  The backend cannot query the limit of a cache.
+#: Maximum size of a document, in bytes: none, because the backend cannot query the limit of a cache.
 _NO_LIMIT: Final = 2**63
 
 #: Locks for updates, by the hash of the key.  All backends of a process share them, because two caches, or two objects
@@ -56,8 +56,8 @@ _LOCKS: Final = [Lock() for _ in range(256)]
 class _Errors:
     """The errors of a call for many messages.
 
-    A cache may distribute the messages over several servers.  So after a failure, the backend tries the other messages
-    until the time-out of the call is over.
+    A cache may distribute the messages over several servers.  So after a failure, the backend tries the other
+    messages.  It stops at the first error after the time-out of the call.
 
     Parameters:
       timeout(int): In milliseconds.
@@ -137,8 +137,8 @@ class CacheBackend(StatusBackend):
         broken.  Django itself closes them only at the beginning and the end of a request, and the writer's thread has
         no requests.
       namespace(str): Prefix of all keys.
-      timeout(int): Maximum number of milliseconds that a worker waits until a final state is stored, and that a call
-        with many messages goes on after its first error.
+      timeout(int): Maximum number of milliseconds that a worker waits until a final state is stored.  A call with
+        many messages ends at the first error after this time.
       max_field_size(int): Maximum size of an encoded field, in bytes.
 
     Raises:

@@ -51,7 +51,8 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
     - ``sqlite:///relative/path`` and ``sqlite:////absolute/path``.
     - ``memory://``, for one process.
 
-    Names, passwords and paths may be percent-encoded.  They must be encoded if they contain one of ``%/?#@:,``.
+    Names, passwords and paths may be percent-encoded.  A name or a password must be encoded if it contains one of
+    ``%/?#@:,``, and a path if it contains one of ``%?#``.
 
     The query parameters of all URLs are ``namespace``, ``timeout`` and ``max_field_size``.  URLs of Redis also have
     ``max_listed`` and ``client_name``, and with TLS ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile``,
@@ -255,7 +256,7 @@ def _read_db(text: str) -> int:
 
 
 def _move_sentinel_parameters(parameters: dict[str, Any]) -> None:
-    """Move the parameters of connections to Sentinels into ``sentinel_kwargs``."""
+    """Move the login for Sentinels into ``sentinel_kwargs``, and copy the TLS parameters there."""
     own = {
         name.removeprefix("sentinel_"): parameters.pop(name)
         for name in ("sentinel_username", "sentinel_password")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .broker_calls import RedisUpdateAttacher
     from .broker_client import BrokerClient
 
-#: Maximum number of messages of one state, queue and actor that can be listed.
+#: Default of `max_listed`.
 DEFAULT_MAX_LISTED: Final = 100_000
 
 
@@ -40,11 +40,11 @@ class RedisBackend(StatusBackend):
     `timeout` is the time of a whole call.  It includes queries of Sentinels or of other nodes, connecting, sending, and
     reading all replies, and a second attempt over a new connection.  The backend may be used after a fork.
 
-    **Sentinels.** A new connection queries the Sentinels for the present master, and the backend queries them once a
-    second.  A failover loses the updates that the old master had not sent to its replicas.  A running job restores its
-    status with its next write if the new master does not have it.  The status of a job that had just finished stays as
-    the new master has it.  With ``min-replicas-to-write``, a master takes writes only while it has replicas, and a
-    failover loses less.
+    **Sentinels.** A new connection queries the Sentinels for the present master.  While calls go on, the backend also
+    queries them once a second, or 15 seconds after a query without an answer.  A failover loses the updates that the
+    old master had not sent to its replicas.  A running job restores its status with its next write if the new master
+    does not have it.  The status of a job that had just finished stays as the new master has it.  With
+    ``min-replicas-to-write``, a master takes writes only while it has replicas, and a failover loses less.
 
     **Cluster.** The CRC-32 of a message's id assigns it to one of 64 shards.  A shard has one slot: a message and the
     index that lists it are always on the same node.  Requests to different nodes run at the same time, with one script
@@ -62,12 +62,14 @@ class RedisBackend(StatusBackend):
     excludes sets.
 
     A list removes expired unfinished statuses from the index when it finds them.  A count looks for expired statuses
-    among 1,000 unfinished ones, and is exact if there are no more.  If there are more, it looks at the oldest and at
-    some others.  Expired statuses at which it has not looked are counted until a count or a list finds them.
+    among 1,000 unfinished ones, and on a cluster among 64 of each shard.  It is exact if there are no more.  If there
+    are more, it looks at the oldest and at some others.  Expired statuses at which it has not looked are counted until
+    a count or a list finds them.
 
     Parameters:
       client(redis.Redis | redis.RedisCluster): An optional client, of redis-py or of valkey-py.  It determines how the
-        backend connects: the backend ignores the parameters up to `namespace`, and all connection parameters.
+        backend connects: the backend ignores `url`, the parameters for Sentinels, and all connection parameters.  With
+        `cluster_nodes`, it must be a client of one node: the backend uses its login and its options for all nodes.
       url(str): An optional connection URL.  It takes precedence over connection parameters.
       sentinels(Sequence[tuple[str, int]]): Hosts and ports of Sentinels, in place of a URL.
       service_name(str): The Sentinels' name of the master.

@@ -28,7 +28,7 @@ HEAD: Final = 9
 #: Position of the time among these.
 _TIME_AT: Final = 2
 
-#: Option of a message with the id that the broker's commands have as their first argument.
+#: Option of a message with the broker's own id of the message, the first argument of the broker's commands.
 _ID_OPTION: Final = "redis_message_id"
 
 _TIME: Final = pack("TIME")
@@ -219,7 +219,7 @@ class BrokerCalls:
             clock.set(measured, packed_at)
         replies = all_replies[-1]
         if isinstance(all_replies[0], Exception):
-            # The user has no permission for transactions. The server has carried out the commands one by one.
+            # The login has no permission for transactions. The server has carried out the commands one by one.
             replies = all_replies[1:-1]
         if isinstance(replies, Exception):
             updates.send_separately()

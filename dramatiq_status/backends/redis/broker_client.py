@@ -57,7 +57,7 @@ class BrokerClient(redis.Redis):
         except TimeoutError:
             pass
         except ConnectionError:
-            # The server has probably closed all connections.  The first retry also sends the status.
+            # The server has probably closed all connections.  The first retry also sends the attached updates.
             calls.close()
             with suppress(ConnectionError, TimeoutError):
                 return calls.call(sha, keys_and_args)

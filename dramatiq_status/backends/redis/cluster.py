@@ -33,7 +33,7 @@ _REDIRECTS: Final = ("ASK", "MOVED", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MAST
 
 
 class _RoutedRequest:
-    """A request, the node to which it is sent next, and the number of attempts."""
+    """A request, the node to which it is sent next, and the numbers of its redirections and retries."""
 
     __slots__ = ("node", "redirections", "request", "retries")
 

@@ -1,4 +1,4 @@
-"""The names of all keys, and the shards over which a cluster spreads them."""
+"""The names of all keys, and the shards over which the backend spreads messages on a cluster."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 from zlib import crc32
 
-#: Number of shards over which a cluster spreads messages.  The keys of a shard share a slot, and so a node: records of
-#: messages, and the index that lists these messages.
+#: Number of shards over which the backend spreads messages on a cluster.  The keys of a shard share a slot, and so a
+#: node: records of messages, and the index that lists these messages.
 SHARDS: Final = 64
 
 #: Number of slots of a cluster.
@@ -39,7 +39,7 @@ def slot_of(tag: str) -> int:
 def shard_of(message_id: str) -> int:
     """Return the shard of a message: the CRC-32 of its id, modulo the number of shards.
 
-    This must never change: stored messages would no longer be found.
+    This must never change: the stored statuses would no longer be found.
 
     >>> shard_of("0e1ee3ff-0e0e-4a5c-9d7a-0d1c4a3c9c3c") < SHARDS
     True
@@ -68,9 +68,9 @@ TAGS: Final = tuple(_make_tags())
 class ListMode:
     """Values of the last argument of the list script."""
 
-    #: It returns ids, because the records are on several nodes.
+    #: The script returns ids, because the records of a page are on several nodes.
     IDS: Final = 0
-    #: It returns records.
+    #: The script returns records.
     RECORDS: Final = 1
     #: The slot is moving to this node: the script refuses to list.
     ARRIVING: Final = 2
@@ -110,8 +110,8 @@ class Keys:
         self._no_index: list[IndexArguments] = [(*size, "") for size in sizes]
         listed = [(*size, index) for size, index in zip(sizes, indexes)]
         self._index: list[IndexArguments] = listed if max_listed else self._no_index
-        #: By shard, the arguments of the index as a part of a packed call.  It begins with the end of the part
-        #: before it.
+        #: By shard, the arguments of the index as a part of a packed call.  It begins with the CR and LF
+        #: that end the part before it.
         self.packed_indexes: list[str] = [
             "".join([f"\r\n${len(text.encode())}\r\n{text}" for text in arguments]) for arguments in self._index
         ]

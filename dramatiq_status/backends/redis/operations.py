@@ -4,7 +4,7 @@ A generator yields requests, gets them back with their replies, and returns the 
 code serves threads and event loops, and single servers and clusters: a single server is a cluster with one shard.
 
 No generator has a ``try`` around a ``yield``.  An interrupt leaves the generator at its ``yield``, and Python drops it
-there.  The drop would execute the code of the ``try``, and Python would ignore another interrupt that strikes there.
+there.  The drop would execute an ``except`` or a ``finally``, and Python would ignore another interrupt there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ READS_PER_CALL: Final = 2000
 #: Maximum number of entries of the log of cancelled messages that are read together.
 LOG_ENTRIES_PER_CALL: Final = 10_000
 
-#: Maximum number of calls to one shard for a page.  All but the last one only remove expired messages from the index.
+#: Maximum number of calls to one shard for a list of its messages; a page needs one or two lists.  All calls but the
+#: last only remove expired messages from the index.
 CALLS_PER_PAGE: Final = 64
 
 #: Number of messages that are requested from a shard in addition to twice its share of a page.
@@ -57,7 +58,7 @@ class ListCall(ScriptCall):
     Parameters:
       keys(Keys)
       shard(int)
-      wanted(Record): Fields of the records to list.
+      wanted(Record): State, queue and actor of the messages to list; one that is missing stands for all.
       *arguments: The script's ``ARGV[4]`` to ``ARGV[6]``.
     """
 
@@ -117,7 +118,7 @@ class Operations:
         return self._update_call(keys, keys.shard_of(message_id), ((message_id, update),), (0,))
 
     def complete(self, call: UpdateCall, *, lenient: bool = False) -> Steps[Outcome]:
-        """Return the outcome of one update after its request, and list the message if the script could not."""
+        """Return the outcome of one update after its request.  Add the message to the index if the script could not."""
         failure = call.error
         if failure is not None:
             if lenient and not isinstance(failure, StoreRefused) and not self._transport.is_down(failure):
@@ -300,7 +301,7 @@ class Operations:
         found: list[Listed] = []
         for cursor, reply in page:
             record = answered(to_record(reply or read[cursor.message_id]))
-            # It may have changed since it was listed.
+            # The record may have changed since the script listed the message.
             is_wanted = record is not None and wanted.items() <= record.items()
             found.append(Listed(cursor.message_id, record if is_wanted else None, cursor.position))
         return found
@@ -326,7 +327,7 @@ class Operations:
     def _lists(
         self, wanted: Record, shards: Sequence[int], limit: int, after: Cursor | None
     ) -> Steps[dict[int, list[_Entry]]]:
-        """Return the newest messages of each shard, of those that come after a cursor."""
+        """Return, by shard, the newest messages that come after a cursor."""
         lists = {}
         for _ in range(CALLS_PER_PAGE):
             unfinished = []
@@ -375,8 +376,8 @@ def absence(reply: Any) -> BackendError | None:
     """Return the meaning of a reply without a record.
 
     Returns:
-      BackendError: When the server could not read it; None when the message is unknown, or when another program has
-        stored the value under its key.
+      BackendError: When the server could not read the record; None when the message is unknown, or when another program
+        has stored a value of another type under its key.
     """
     if isinstance(reply, BackendError):
         return reply

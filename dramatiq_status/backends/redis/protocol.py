@@ -49,8 +49,8 @@ def _packed(text: str) -> str:
     return f"\r\n${len(text)}\r\n{text}"
 
 
-# Parts of packed calls.  Each part begins with the end of the part before it.  To look a part up takes a fifth of the
-# time of formatting it.
+# Parts of packed calls.  Each part but the first begins with the CR and LF that end the part before it.  To look a part
+# up takes a fifth of the time of formatting it.
 
 #: Sizes of texts.
 _SIZES: Final = [f"\r\n${size}\r\n" for size in range(1024)]
@@ -192,8 +192,8 @@ def _pack_short(key: str, update: Update, clock: ServerClock, index: str) -> byt
     """Pack a call for an enqueue, for the start and the end of a run in one update, or for fields and an increment from
     outside; None for other updates, and for texts that are long or other than ASCII.
 
-    A short job has only the first two, and a handle outside of a worker mostly the third.  To list the arguments of the
-    first two and to pack them with hiredis takes twice as long.
+    A short job has only the first two, and a handle outside of a worker mostly sends the third.  To list the arguments
+    of the first two and to pack them with hiredis takes twice as long.
     """
     kind, (origin, generation), run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
     try:

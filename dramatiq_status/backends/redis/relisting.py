@@ -1,4 +1,4 @@
-"""Additions to the index for messages that the script could not list, because their slot was moving.
+"""Additions of messages that the script could not add to the index, because their slot was moving.
 
 An update that changes the actor or the queue of a message, and not its state, keeps the position of the message in
 lists.  Here it does not: the message gets a new position.  Only code that calls a backend itself can send such an
@@ -17,12 +17,12 @@ from .requests import Command, Request
 from .script import INDEX
 from .transport import Steps, Transport
 
-#: Maximum number of times that a message is listed again while its state goes on changing.
+#: Maximum number of times that a message is added to the index while its state goes on changing.
 _LISTINGS: Final = 4
 
 
 def relist(keys: Keys, transport: Transport, calls: Iterable[UpdateCall]) -> Steps[None]:
-    """List the messages that the script could not list, key by key.
+    """Add to the index the messages that the script could not add, key by key.
 
     If a request fails, lists lack the message.
     """
@@ -31,12 +31,12 @@ def relist(keys: Keys, transport: Transport, calls: Iterable[UpdateCall]) -> Ste
     for _ in range(_LISTINGS):
         if not unlisted:
             return
-        # A state may change after it was read, and another process may list the message before this one does.
+        # A state may change after it was read, and another process may add the message before this one does.
         unlisted = yield from _list_changed(keys, transport, unlisted, listed)
 
 
 def _unlisted_by(calls: Iterable[UpdateCall]) -> dict[str, bool]:
-    """Return the messages that calls did not list, and for each whether it keeps its position in the index."""
+    """Return the messages that calls did not add to the index, and for each whether it keeps its position."""
     unlisted: dict[str, bool] = {}
     for call in calls:
         for (message_id, update), number in zip(call.updates, call.reply):
@@ -63,16 +63,16 @@ def _may_move(update: Update, outcome: Outcome) -> bool:
 def _list_changed(
     keys: Keys, transport: Transport, unlisted: Mapping[str, bool], listed: dict[str, str]
 ) -> Steps[dict[str, bool]]:
-    """List each message that belongs in another set than the one in which it was listed.
+    """Add each message that belongs in another set than the one to which it was added.
 
     Parameters:
       keys(Keys)
       transport(Transport)
       unlisted(Mapping[str, bool]): Messages, and whether each keeps its position.
-      listed(dict[str, str]): Sets in which the messages were listed; this function updates it.
+      listed(dict[str, str]): Sets to which the messages were added; this function updates it.
 
     Returns:
-      dict[str, bool]: Messages that this call has listed.
+      dict[str, bool]: Messages that this call has added.
     """
 
     def command(message_id: str, name: str, *arguments: str) -> Command:

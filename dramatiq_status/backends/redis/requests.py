@@ -47,7 +47,7 @@ def coded(error: Exception) -> Exception:
 def failure_of(error: BaseException) -> BackendError:
     """Make a :class:`.BackendError` of an error of the driver, or of the server."""
     text = str(error)
-    # The connection's user may have the permission for other keys. The code is in the text, or the class stands for it.
+    # The login may have the permission for other keys. The code is in the text, or the class stands for it.
     is_refusal = "NOPERM" in (text[:6], _CODES.get(type(error).__name__)) and " key" in text
     failure = (StoreRefused if is_refusal else BackendError)(f"Redis: {type(error).__name__}: {text}")
     failure.__cause__ = error

@@ -32,7 +32,7 @@ class MasterPool(ServerPool):
 
     A new connection queries the Sentinels for the master.  That is not enough: when the Sentinels replace a master that
     has not failed, the old master takes writes for about ten seconds until they demote it, and all these writes would
-    be lost.  So the Sentinels are also queried once a second.
+    be lost.  So a call that finds an idle connection also queries the Sentinels, at most once a second.
 
     The driver (redis-py 6.4 and 7.1) would wait a whole time-out for each Sentinel, and its error would quote passwords
     if no Sentinel lists the master.

@@ -13,7 +13,7 @@
 -- Returns the outcome of each update.  UNLISTED is added to the outcome if the message could not be added to the index,
 -- because keys of the index are already on the node to which the slot moves.
 --
--- Each change of a version is published on the channel with the key's name; 0 for a delete.
+-- The script publishes each new version on the channel with the key's name, and 0 for a delete.
 -- Numbers are compared as numbers and tokens as texts. Other texts are never decoded.
 --
 -- A script call with one write takes the server 16.5 microseconds, and 25 to 30 without the shortcuts in main.lua.
@@ -37,8 +37,8 @@ local OUTSIDE_STATE = '5'
 -- The deletion of a message.
 local DELETE = '6'
 -- Changes of the update that follows, which is a TRANSITION or an OUTSIDE_STATE even if it has no state: whether to set
--- the progress to the total (1 or 0), number of fields to delete, their stored names, number of fields to count on, pairs
--- of a stored name and a number.
+-- the progress to the total (1 or 0), number of fields to delete, their stored names, number of fields to increment,
+-- pairs of a stored name and an increment.
 local CHANGES = '7'
 -- A request to cancel the message: the key of the log of cancelled messages, '' for none; the message's mark.
 local CANCEL = '8'
@@ -54,7 +54,7 @@ local MISSING = 5
 local UNCOUNTED = 7
 local CANCELLED = 9
 local REQUESTED = 10
--- Added to the outcome of an update whose message could not be added to the index.
+-- Number that the script adds to the outcome of an update whose message it could not add to the index.
 local UNLISTED = 20
 
 -- States. Those after WORKING are final.
@@ -70,7 +70,7 @@ local DEFAULT_TOTAL = '100'
 local LIVE_TTL = 604800000
 -- This default as a command's argument: Redis takes 0.3 microseconds to write a number.
 local LIVE_TTL_TEXT = '604800000'
--- Longest time to live, in milliseconds. PEXPIRE fails above it.
+-- Longest time to live, in milliseconds: a hundred years. PEXPIRE fails if the sum with the present time overflows.
 local LONGEST_TTL = 3155760000000
 -- Maximum number of marks in the log of cancelled messages, and milliseconds for which it is kept.
 local MAX_LOGGED = 100000
@@ -87,7 +87,7 @@ local HAS_FAILED = ',1]'
 local LOST = '2'
 
 local call = redis.call
--- A user without the right to publish can still store statuses.
+-- A login without the permission to publish can still store statuses.
 local publish = redis.pcall
 
 -- Return whether a reply is the error for a key that holds another type of value. Every other error is raised: a record

@@ -1,6 +1,6 @@
 -- The index: sorted sets of message ids, one for each state, time to live (of finished messages), queue and actor.
 -- A message's score, its position, is the time in microseconds at which it came into the state. So expired messages
--- are the oldest of their set.
+-- are the oldest of a set of finished messages.
 -- Each command of a script takes about a microsecond. The script therefore renews a set's expiry and limits its size
 -- only from time to time.
 
@@ -21,7 +21,7 @@ local function add(command, key, ...)
   return added
 end
 
--- Renew the expiry of a set, in milliseconds, and of the set of all sets' names.
+-- Renew the expiry of a set and of the set of all names, and add the name to the latter. life: in milliseconds.
 local function keep(set, name, life)
   local prefix = ARGV[#ARGV]
   call('PEXPIRE', set, life)
@@ -96,8 +96,8 @@ local function define_moves()
     local prefix = ARGV[#ARGV]
     local queue, actor = old.queue or '', old.actor or ''
     if not old.finished then return {{prefix .. old.state .. '\n\n' .. queue .. '\n' .. actor, ''}} end
-    -- The time to live in the name of its set is not in the record of a finished message, so all names are compared.
-    -- Few messages leave a final state.
+    -- The record of a finished message does not have the time to live that is in the name of the message's set, so all
+    -- names are compared. Few messages leave a final state.
     local found = {}
     for _, name in ipairs(redis.pcall('SMEMBERS', prefix)) do
       local state, ttl, its_queue, its_actor = name:match('^(.)\n(%d*)\n([^\n]*)\n([^\n]*)$')

@@ -1,5 +1,5 @@
--- The loop over the updates, with shortcuts for the most frequent ones: writes, enqueues, and jobs that have ended before
--- their start was sent.
+-- The loop over the updates, with shortcuts for the most frequent ones: writes, enqueues, and starts of runs, alone or
+-- with the end of the run.
 --
 -- Each function definition costs a call about 0.4 microseconds.  So the shortcuts are not functions, and the other
 -- functions are defined when they are first used.
@@ -144,7 +144,7 @@ for i = 1, #KEYS do
         and #(progress or '0') < 16
         and version ~= '' and generation ~= '' and scheduled_at ~= '' and live_ttl ~= '' and progress ~= ''
         and not (version .. generation .. numbers):find('%D')
-        -- Long exceptions are cut, and runs may be dropped from a history that is not small.
+        -- The functions of history.lua cut long exceptions, and drop runs from a history that is not small.
         and (not earlier and attempts == '1' or earlier and #earlier == 1 and earlier > '0' and earlier + 0 <= SMALL_HISTORY
           and attempts - earlier == 1 and #(exception or '') <= MAX_EXCEPTION_SIZE)
       then
