@@ -102,8 +102,8 @@ class StatusBackend(abc.ABC):
     """ABC for status backends.
 
     A backend stores one record a message, and changes it only by
-    :func:`dramatiq_status.update.apply`.  Each change is atomic: an update with ``Outcome.APPLIED`` is not lost to
-    another writer, in this process or in another one.  Any number of threads may call the methods at once.
+    :func:`dramatiq_status.update.apply`.  Each change is atomic: an update with ``Outcome.APPLIED`` is not lost if
+    another thread or another process writes at the same time.  Any number of threads may call the methods at once.
 
     A method raises :class:`.BackendError` when the store cannot be reached, takes longer than `timeout` or answers with
     an error.  For wrong input, it raises ``TypeError`` or ``ValueError``.  A method that the store cannot offer raises
@@ -260,8 +260,9 @@ class StatusBackend(abc.ABC):
         """Read the log of cancelled messages (``cancel_log.py``), to which :meth:`update_many` has added the messages
         of all ``Kind.CANCEL`` updates that it has accepted.
 
-        A worker calls this once a second, so it must be cheap while nothing is added.  A backend without a log returns
-        no marks.  Its workers then find a request in the outcome of their next write to the message, or of a heartbeat.
+        A worker calls this every :attr:`cancel_interval`, and after each change that :meth:`subscribe_cancels`
+        publishes, so it must be cheap while nothing is added.  A backend without a log returns no marks.  Its workers
+        then find a request in the outcome of their next write to the message, or of a heartbeat.
 
         Parameters:
           position: Position that the last call has returned; None for the first call.

@@ -90,7 +90,7 @@ class Batch:
         timeout: int | timedelta | None = None,
         missing_timeout: int | timedelta = DEFAULT_MISSING_TIMEOUT,
     ) -> Iterator[BatchSnapshot]:
-        """Iterate over roll-ups: the present one, then one after
+        """Iterate over the snapshots of the batch: the present one, then one after
         every change of a message, until the final one.
 
         Parameters and errors are those of :meth:`wait`.  By default there is no limit
@@ -119,6 +119,8 @@ class Batch:
         Raises:
           BackendError: When the store does not answer for some of the messages.  No run is interrupted.  To cancel
             them again is safe.
+          TypeError: When the reason is not a string, or `force_after` is neither a number nor a timedelta.
+          ValueError: When the reason takes more than 1,024 bytes, or `force_after` is negative, not whole or too large.
           StatusSetupError: When `force_after` is set and the broker has no ``Abortable``; nothing is cancelled.
         """
         request = CancelRequest(self.message_ids, reason, force_after, self._broker)

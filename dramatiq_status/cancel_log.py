@@ -25,7 +25,8 @@ MAX_MARKS: Final = 8192
 #: Maximum number of marks in other logs.
 MAX_LOGGED: Final = 100_000
 
-#: Time to live of the log after the last request, in milliseconds: 30 days, longer than Dramatiq's longest delay.
+#: Time to live of the log after the last request, in milliseconds: 30 days. Dramatiq's default
+#: for the longest delay of a retry is 7 days.
 LOG_TTL: Final = 2_592_000_000
 
 #: Number of characters of a mark in a log.
@@ -43,7 +44,7 @@ def mark_of(message_id: str) -> int:
 
 
 def text_of(mark: int) -> str:
-    """Write a mark in a log."""
+    """Return the text of a mark, as a log contains it."""
     return f"{mark:08x}"
 
 

@@ -31,7 +31,7 @@ class CancelLogReader:
 
     Parameters:
       backend(StatusBackend)
-      breaker(CircuitBreaker): While the store is down, each read is an attempt to end the outage.
+      breaker(CircuitBreaker): While the store is down, a read that succeeds ends the outage.
       writer(Writer): Owner of the buffers of the messages that run in this process.
     """
 
@@ -87,8 +87,8 @@ class CancelLogReader:
         Parameters:
           message_id(str)
           enqueue_id(EnqueueId)
-          enqueued_at(int): Time at which the message was made, in epoch milliseconds.  Another program may have made
-            any value.
+          enqueued_at(int): Time at which the message was made, in epoch milliseconds.  It comes from the
+            message, so another program may have given it any value.
         """
         if not (self._marks or self._older) or self._breaker.down or not isinstance(message_id, str):
             return None

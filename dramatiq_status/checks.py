@@ -101,7 +101,7 @@ def check_duration(name: str, value: int | timedelta, *, minimum: int = 0, maxim
 
     Raises:
       TypeError: When the value is neither a number nor a timedelta.
-      ValueError: When the value is not whole, less than `minimum` or more than `maximum`.
+      ValueError: When the value is not whole, is less than `minimum` or is more than `maximum`.
     """
     if isinstance(value, timedelta):
         value = round(value / timedelta(milliseconds=1))
@@ -140,7 +140,7 @@ def check_number(name: str, value: int, *, minimum: int = 0) -> int:
 
     Raises:
       TypeError: When the value is no number.
-      ValueError: When the value is not whole, less than `minimum`, or has more than 15 digits.
+      ValueError: When the value is not whole, is less than `minimum`, or has more than 15 digits.
     """
     number = plain_number(value)
     if number is None:

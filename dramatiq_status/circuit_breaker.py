@@ -14,8 +14,8 @@ from . import _time as time
 from ._log import logger
 from .errors import StoreRefused
 
-#: FIRST_PAUSE: Seconds from the first failure of an outage to the next attempt. LONGEST_PAUSE: Maximum seconds between
-#: two attempts.
+#: FIRST_PAUSE: Seconds from the first failure of an outage until the store is tried again. LONGEST_PAUSE: Maximum
+#: number of seconds between two such tries.
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 
@@ -64,7 +64,7 @@ class CircuitBreaker:
         self.down: bool = False
         #: Whether the last call of the outage failed because the store has answered that it refuses updates.
         self.refuses: bool = False
-        #: Time of the next attempt, by the monotonic clock.
+        #: Time at which to try the store again, by the monotonic clock.
         self.retry_at: float = 0.0
         self._ended = -math.inf
         self._given_up = False
@@ -141,8 +141,8 @@ class CircuitBreaker:
 
     @property
     def was_given_up(self) -> bool:
-        """Whether this process has waited without success for the end of this outage, when a worker or the process
-        itself ended.
+        """Whether a worker that ended, or this process at its end, has waited without success for the end of this
+        outage.
         """
         return self.down and self._given_up
 

@@ -1,8 +1,8 @@
 """The binding of the running message, for :func:`current_status`, :func:`current_progress` and :func:`track`.
 
 A context variable holds the binding.  Coroutines, tasks and ``asyncio.to_thread``
-inherit it.  A thread that the actor starts does not inherit it: pass a handle to the thread. A process that the actor
-forks inherits the binding, and writes from outside of a worker.
+inherit it.  By default, a thread that the actor starts does not inherit it: pass a handle to the thread. A process that
+the actor forks inherits the binding, and writes from outside of a worker.
 """
 
 from __future__ import annotations
@@ -199,15 +199,15 @@ def track(
     progress where it was.  The item at which the loop was left is not counted.
 
     Inside the loop, another ``track`` of the same message divides the
-    current item: the bar moves by parts of the item, and never back.  Each of several loops, one after the
-    other, begins at 0.  A message has one bar: threads or tasks that run side by side
+    current item: the progress moves by parts of the item, and never back.  Each of several loops, one after the
+    other, begins at 0.  A message has one progress: threads or tasks that run side by side
     should set a total and increment :func:`current_progress`.
 
     Parameters:
       iterable(Iterable[T] | AsyncIterable[T])
       total(int | float): By default ``len(iterable)``, or its length
         hint, when the loop begins.  If the iterable has no length, a total that was set earlier
-        stays until the end.  Otherwise the total is unknown until the end.
+        stays until the end.  If no total was set either, the total is unknown until the end.
       cancellable(bool): Whether the loop raises :class:`.Cancelled` at the next item when the message is cancelled.
       **fields: Fields to set when the loop begins, in the same update.  With
         ``progress``, the loop counts from that value, for a job that resumes
@@ -220,7 +220,7 @@ def track(
       Cancelled: In the loop, when the message is cancelled.
       TypeError: When `iterable` is not iterable, a total is no number, or a
         value is not JSON.
-      ValueError: When a name is reserved, a total is negative, or a
+      ValueError: When a name is reserved or is ``status``, a total or a ``progress`` is negative, or a
         value is NaN, infinite or too large.
     """
     if not any(hasattr(iterable, name) for name in ("__iter__", "__aiter__", "__getitem__")):

@@ -34,7 +34,7 @@ class StatusMissing(StatusError, LookupError):
 
 
 class StatusTimeout(StatusError, TimeoutError):
-    """Raised when a wait for the end of a message takes longer than its time-out."""
+    """Raised when a wait or a watch takes longer than its `timeout`."""
 
 
 class BackendError(StatusError):

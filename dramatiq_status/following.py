@@ -22,7 +22,7 @@ FoundT_contra = TypeVar("FoundT_contra", contravariant=True)
 
 
 class Watcher(Protocol[FoundT_contra]):
-    """Decisions of :func:`.watch_loop`.  A watcher neither reads the store nor sleeps."""
+    """Decisions of :func:`.watch_loop`.  This object neither reads the store nor sleeps."""
 
     finished: bool
     answering: bool
@@ -185,7 +185,7 @@ class BatchWatcher(Deadlines):
         self._seen: list[Any] | None = None
 
     def observe(self, snapshot: BatchSnapshot, now: float) -> bool:
-        """Note a roll-up of the statuses in the store.
+        """Note a snapshot of the batch.
 
         Returns:
           bool: Whether to show it, because it differs from the last one that was shown.

@@ -1,9 +1,9 @@
 """The meaning of Dramatiq's hooks. The code here is pure: it calls neither a store nor a broker.
 
 Dramatiq has no hook for "this message is finished" or "this message will run again".  The order of its hooks decides
-which of the two is true, and only when a message is acknowledged or rejected.  Before that, an exception may still be
-retried, a retry may fail to be enqueued, and a skipped message may be rejected.  An acknowledgement on a delay queue
-does not end a message.
+which of the two is true, and only when a message is acknowledged or rejected.  Before that, a message whose actor
+has raised an exception may still be retried, a retry may fail to be enqueued, and a skipped message may be rejected.
+An acknowledgement on a delay queue does not end a message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .update import NO_ENQUEUE_ID, EnqueueId
 #: Maximum number of notes per thread about enqueues that have begun and are not completed.
 _MAX_BEGUN: Final = 16
 
-#: Maximum number of references to other messages' buffers without a sweep.
+#: Number of references to other messages' buffers above which the references to deleted buffers are first removed.
 _MIN_SWEEP: Final = 256
 
 #: End of the names of Dramatiq's delay queues.
@@ -226,7 +226,8 @@ class ThreadState:
 class ThreadStates(threading.local):
     """The state of each thread.
 
-    To read an attribute of a thread-local object takes seven times as long as to read another one.  So it has only one.
+    To read an attribute of a thread-local object takes seven times as long as to read an attribute of another object.
+    So this object has only one attribute.
     """
 
     def __init__(self) -> None:

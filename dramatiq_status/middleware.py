@@ -1,4 +1,4 @@
-"""Dramatiq's hooks.  ``enqueues`` and ``deliveries`` define what each of them writes."""
+"""Dramatiq's hooks.  The modules ``enqueues`` and ``deliveries`` define what each hook writes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _through_late_interrupts(hook: F) -> F:
 class StatusMiddleware(BackendOwner, Middleware):
     """A middleware that records the status of every message.
 
-    Add it last.  It works in other places of the list as well, except that a message is shown as
+    Add it last.  It works in other places of the broker's list of middleware as well, except that a message is shown as
     ``working`` for a moment when a later middleware skips it.
 
     >>> broker.add_middleware(StatusMiddleware(backend=RedisBackend(url="redis://127.0.0.1:6379/1")))
@@ -107,13 +107,15 @@ class StatusMiddleware(BackendOwner, Middleware):
         heartbeat starts this time again.  By default 7 days.
       status_throttle(int): Shortest time between two throttled
         writes of a message, in milliseconds.  A throttled write that comes sooner is kept,
-        and sent when the time is over, or with the next write that is not throttled.
+        and sent when the time is over, or with the next write that is not throttled.  By default 0: no write is
+        throttled.
       includes(Iterable[str]): Further values to store: ``"message"`` (args
         and kwargs), ``"traceback"``, ``"result"``.  An actor's ``status_includes`` replaces
         this set; a message's ``status_includes`` may leave out some of it, and cannot add to it.
       describe_exception(Callable): Takes the exception of a failed run, and returns a dict with its ``"type"`` and its
-        ``"message"``, to store as ``exception``; None to store no exception.  A stored traceback then ends with this
-        description.  By default, the description has the type and the text of the exception.
+        ``"message"``, to store as ``exception``.  If it returns None, or if this parameter is None, no exception is
+        stored.  A stored traceback ends with this description.  By default, the description has the type and the text
+        of the exception.
       track_status(bool): Whether to track messages of actors that do not set
         ``track_status``.
       heartbeat_interval(int): Milliseconds between heartbeats of the running
@@ -123,7 +125,7 @@ class StatusMiddleware(BackendOwner, Middleware):
       max_pending(int): Maximum number of messages whose updates a worker keeps in
         memory while the store is down; at least 1.  By default 10,000.
       max_pending_bytes(int): Maximum number of bytes of the fields of these messages; at
-        least 1.  By default 64 MiB.  Where an outage exceeds one of the two limits, the updates of the
+        least 1.  By default 64 MiB.  Where the backlog of an outage exceeds one of the two limits, the updates of the
         messages that finished first are dropped first.
     """
 
@@ -282,8 +284,8 @@ class StatusMiddleware(BackendOwner, Middleware):
         self._enqueues.complete(thread, message, binding)
 
     def withdraw_enqueue(self, message: Any) -> None:
-        """Take back ``queued`` of a message whose enqueue has ended in an error.  A message that the broker has refused
-        is then unknown, like a message that was never sent.
+        """Take back ``queued`` of a message whose enqueue has ended in an error, unless the enqueue is a retry.  A
+        message that the broker has refused is then unknown, like a message that was never sent.
         """
         message_id = getattr(message, "message_id", None)
         if isinstance(message_id, str):

@@ -12,14 +12,14 @@ from .update import Changes
 
 
 class Progress:
-    """A live handle of one message's progress: a count and its total.
+    """A live handle of one message's progress and total.
 
     For the running message (:func:`.current_progress`) it has the values that this run has
     written, without a round trip.  For another message
     (:meth:`.StatusRegistry.progress`) every read takes one round trip.
 
-    Writes of the running message never block, and never raise an error of the
-    store.  From outside of a worker each write takes one round trip.  It
+    Writes from inside of a run, to its own message or to another one of the same store, never block, and never raise an
+    error of the store.  From outside of a worker each write takes one round trip.  It
     raises :class:`.StatusMissing` for an unknown message, and
     :class:`.BackendError`.
 
@@ -34,7 +34,7 @@ class Progress:
 
     @property
     def progress(self) -> int | float:
-        """The count; 0 before the first report."""
+        """The progress; 0 before the first report."""
         return self._channel.counts().progress or 0
 
     @progress.setter
@@ -43,7 +43,7 @@ class Progress:
 
     @property
     def total(self) -> int | float | None:
-        """The total of the count, which is not negative; 100 until it is set.  For the running message, it is the total
+        """The total, which is not negative; 100 until it is set.  For the running message, it is the total
         that this run has set, or that was sent with the message, although the store keeps the total of the run before.
 
         None for an unknown total: the status then has no fraction, no percent and no time remaining.
@@ -55,16 +55,16 @@ class Progress:
         self._channel.write({TOTAL: encode_total(value)})
 
     def increment(self, n: int | float = 1) -> None:
-        """Add to the count, atomically; throttled by ``status_throttle``."""
+        """Add to the progress, atomically; throttled by ``status_throttle``."""
         self._increment(n)
 
     def decrement(self, n: int | float = 1) -> None:
-        """Subtract from the count, atomically; throttled by ``status_throttle``."""
+        """Subtract from the progress, atomically; throttled by ``status_throttle``."""
         self._increment(-check_count("decrement", n))
 
     def add_total(self, n: int | float) -> None:
         """Add to the total, atomically in the store; throttled by ``status_throttle``.
-        A message that finds more work adds it to its parent's total, for example.
+        For example, a message that finds more work adds it to the total of the message that has enqueued it.
 
         A total that was never set, or is unknown, counts from 0.  A retry keeps the total: an actor that adds to its
         own total sets it to None first.
@@ -76,13 +76,13 @@ class Progress:
         self._channel.change(Changes({TOTAL: check_total(n)}), urgent=False)
 
     def finish(self) -> None:
-        """Set the count to the total that the store has, atomically: other messages may have added to it, and a retry
-        keeps the total of the run before.  If the total is unknown, set it to the count.
+        """Set the progress to the total that the store has, atomically: other messages may have added to it, and a
+        retry keeps the total of the run before.  If the total is unknown, set it to the progress.
         """
         self._channel.change(Changes(to_total=True))
 
     def flush(self) -> bool:
-        """Wait until all that was written is stored, as :meth:`.Status.flush`.
+        """Wait until all that was written is stored, as :meth:`.Status.flush` does.
 
         Returns:
           bool: False when the store is down, or takes longer than the
@@ -92,7 +92,7 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """The count divided by the total, from 0.0 to 1.0; None before the first report and without a total."""
+        """The progress divided by the total, from 0.0 to 1.0; None before the first report and without a total."""
         counts = self._channel.counts()
         return fraction_of(counts.progress, counts.total)
 
@@ -102,7 +102,7 @@ class Progress:
         return self._channel.counts().rate
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the count, the total, the fraction and the rate by their names."""
+        """Return the progress, the total, the fraction and the rate by their names."""
         return dict_of(self._channel.counts())
 
     def __reduce__(self) -> tuple[type[Progress], tuple[Channel]]:
@@ -113,7 +113,7 @@ class Progress:
 
 
 def dict_of(counts: Counts) -> dict[str, Any]:
-    """Return the count, the total, the fraction and the rate by their names."""
+    """Return the progress, the total, the fraction and the rate by their names."""
     return {
         "progress": counts.progress or 0,
         "total": counts.total,

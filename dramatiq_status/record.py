@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 #: A status in a store: JSON texts by stored names.
 Record = dict[str, str]
 
-#: Time to live of the status of a message that waits or runs, in milliseconds: seven days, as long as
-#: the longest delay that Dramatiq allows.
+#: Time to live of the status of a message that waits or runs, in milliseconds: seven days, which is
+#: Dramatiq's default for the longest delay of a retry.
 DEFAULT_LIVE_TTL: Final = 604_800_000
 
 #: Time to live of the status of a finished message, in milliseconds.
@@ -100,8 +100,8 @@ RESULT: Final = USER_PREFIX + "result"
 #: Only stores that limit the size of a record write it.
 TRUNCATED: Final = "d"
 
-#: Value of RATE_WRITTEN_AT while no other writer has written since the run stored its rate.  The first write from
-#: outside replaces it with the time of the run's last write.
+#: Value of RATE_WRITTEN_AT while no write from outside has been stored since the run stored its rate.  The first such
+#: write replaces it with the time of the run's last write.
 STILL_CURRENT: Final = "null"
 
 

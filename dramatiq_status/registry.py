@@ -205,8 +205,8 @@ class StatusRegistry:
         Of many changes within a short time (50 milliseconds, the
         backend's `watch_interval`) only the newest is yielded.  So a slow caller gets the newest
         snapshot next.  With Redis each watcher has a
-        connection of its own until it is closed.  In :mod:`dramatiq_status.aio` all watchers of a process
-        share one connection.
+        connection of its own, until its iterator ends or is closed.  In :mod:`dramatiq_status.aio` all watchers of a
+        process share one connection.
 
         Parameters and errors are those of :meth:`wait`.  By default there is no limit of time.
         """
@@ -281,7 +281,9 @@ class StatusRegistry:
 
         Raises:
           NotSupported: When the backend cannot list.  Its text has the reason.
-          ValueError: When `after` is no cursor, or a snapshot that is not from a list.
+          TypeError: When a name is not a string, `limit` is no number, or `after` is neither a snapshot nor a string.
+          ValueError: When the state is unknown, `limit` is not a whole number from 1 to 1,000, or `after` is no cursor,
+            or a snapshot that is not from a list.
           BackendError: When a part of the store does not answer, or while a
             slot of a Redis Cluster is on its way to another node.
         """
@@ -311,6 +313,8 @@ class StatusRegistry:
 
         Raises:
           NotSupported: When the backend cannot list.  Its text has the reason.
+          TypeError: When a name is not a string.
+          ValueError: When the state is unknown.
           BackendError: As for :meth:`list`.
         """
         return find_backend(backend, broker).count(make_query(state, actor_name, queue_name))
@@ -324,7 +328,8 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Cancellation:
-        """Cancel a message; one round trip.
+        """Cancel a message; one round trip.  With `force_after`, dramatiq-abort then makes a call of its own if the
+        message runs.
 
         A message that waits, is delayed or waits for a retry ends at once, as ``failed`` with
         :attr:`.Snapshot.cancelled`, and is not run. The message itself stays in its queue until a worker gets and drops
@@ -342,6 +347,8 @@ class StatusRegistry:
 
         Raises:
           StatusMissing: When the message is unknown.
+          TypeError: When the reason is not a string, or `force_after` is neither a number nor a timedelta.
+          ValueError: When the reason takes more than 1,024 bytes, or `force_after` is negative, not whole or too large.
           StatusSetupError: When `force_after` is set and the broker has no ``Abortable``; nothing is cancelled.
         """
         from .batch import Batch

@@ -35,13 +35,14 @@ class BatchSnapshot:
     servers) and others do.
 
     Parameters:
-      state(State): ``failed`` if a message failed; ``queued`` if all known messages are
-        queued; ``completed`` if all messages are completed; else ``working``.  None if all messages
-        are unknown or unavailable.  A batch without messages is ``completed``.
+      state(State): ``failed`` if a message failed; ``completed`` if `finished` is true and no message failed;
+        ``queued`` if all known messages are queued, and no unknown stage of a pipeline is before a known one; else
+        ``working``.  None if all messages are unknown or unavailable.  A batch without messages is ``completed``.
       progress(float): Mean of the messages' progress, from 0.0 to
         1.0.  A completed message counts as 1, whatever progress it has reported.  So does an unknown stage of a
         pipeline before a known one.  A failed message keeps its progress.  So does an
-        unknown or unavailable one that the batch has read before.  Any other counts as 0.
+        unknown or unavailable one that the batch has read before.  Any other unknown
+        or unavailable message counts as 0.
       finished(bool): Whether all messages are completed or failed.  The stages of a pipeline after one
         that failed or was skipped do not count.  A batch with
         unavailable messages is not finished.
@@ -87,7 +88,7 @@ class BatchSnapshot:
 
     @property
     def completed(self) -> bool:
-        """Whether all messages are completed."""
+        """Whether the batch is finished and no message has failed."""
         return self.state is State.COMPLETED
 
     @property
@@ -110,9 +111,9 @@ class BatchSnapshot:
     def to_dict(
         self, *, only: Iterable[str] | None = None, exclude: Iterable[str] = (), private: bool = True
     ) -> dict[str, Any]:
-        """Return the roll-up and the children's fields as JSON values.
+        """Return the values of the batch and of its messages as JSON values.
 
-        Parameters are those of :meth:`.Snapshot.to_dict`, and apply to each child.
+        Parameters are those of :meth:`.Snapshot.to_dict`, and apply to each message.
         """
         return {
             "status": None if self.state is None else self.state.value,
@@ -141,8 +142,8 @@ class BatchSnapshot:
 
 
 class Rollup:
-    """Calculation of roll-ups of a batch.  It keeps the final snapshots for the next roll-up.  It does not read the
-    store.
+    """Calculation of the snapshots of a batch.  It keeps the final snapshots of the messages for the next roll-up.  It
+    does not read the store.
 
     Parameters:
       chains(Iterable[Chain]): The messages.
@@ -160,7 +161,7 @@ class Rollup:
         self._reached: dict[str, float] = {}
 
     def take(self, snapshots: Iterable[Snapshot | BackendError | None]) -> BatchSnapshot:
-        """Roll up.
+        """Calculate the snapshot of the batch.
 
         Parameters:
           snapshots(Iterable[Snapshot | None | BackendError]): One for each of :attr:`message_ids`.

@@ -102,7 +102,7 @@ class Snapshot:
 
     @property
     def completed(self) -> bool:
-        """Whether the message was processed and has not failed, or a middleware skipped it without rejecting it."""
+        """Whether the message was processed and has not failed, or was skipped and not rejected."""
         return bool(self._values[STATE] == COMPLETED)
 
     @property
@@ -130,10 +130,10 @@ class Snapshot:
         """Whether the message is ``working`` and three heartbeats in a row are missing, or is ``queued`` and overdue.
 
         A message without heartbeats has lost its worker, or the worker has lost its connection to the store.  A
-        queued message is overdue if it has been due for a day, and no writer has changed its status in that day.  The
+        queued message is overdue if it has been due for a day, and its status has not changed in that day.  The
         queue then has no worker, or a later state of the message could not be stored.
 
-        The worker sends heartbeats on a separate thread, which needs the interpreter.  A job looks stalled while
+        The worker sends heartbeats on a separate thread, which needs the interpreter.  A message looks stalled while
         a call into C keeps the interpreter lock for three intervals (45 seconds, unless ``heartbeat_interval`` is
         set), and under gevent while it does not yield for this time.  Busy Python code does not look stalled.  A
         stalled message may still continue, and runs again when the broker delivers it again.
@@ -151,7 +151,7 @@ class Snapshot:
 
     @property
     def skipped(self) -> bool:
-        """Whether a middleware skipped the message."""
+        """Whether a middleware skipped the message, or its actor raised Dramatiq's ``SkipMessage``."""
         return bool(self._values.get(SKIPPED))
 
     @property
@@ -266,7 +266,7 @@ class Snapshot:
 
     @property
     def scheduled_at(self) -> datetime | None:
-        """Time at which the broker delivers a delayed message."""
+        """Time at which the broker delivers a delayed message; None when the message runs or has ended."""
         return self._datetime(SCHEDULED_AT)
 
     @property
@@ -286,7 +286,7 @@ class Snapshot:
 
     @property
     def heartbeat_at(self) -> datetime | None:
-        """Time of the last heartbeat of the worker."""
+        """Time of the message's last heartbeat, or of the start of its run if there was none; None unless it runs."""
         return self._datetime(HEARTBEAT_AT)
 
     @property

@@ -70,11 +70,11 @@ class CancelledAttribute(StatusAttribute[bool]):
 
 
 class Status:
-    """A live handle of one message's status.  Each read of an attribute or a field takes one round trip.
-    :meth:`read` reads all of them in one.
+    """A live handle of one message's status.  Each read of an attribute or a field takes one round trip,
+    except ``message_id``, and ``cancelled`` of the running message.  :meth:`read` reads all of them in one.
 
-    For the running message (:func:`.current_status`)
-    writes never block, and never raise an error of the store.  A read
+    For the running message (:func:`.current_status`), and inside of a run for another message of the same store, writes
+    never block, and never raise an error of the store.  A read
     first waits until all earlier writes are stored.  It raises
     :class:`.BackendError` when the store does not answer, so a field
     that cannot be read never seems to be missing.  From outside of a
@@ -82,7 +82,7 @@ class Status:
     it returns.  It raises :class:`.StatusMissing` for an unknown
     message, and :class:`.BackendError`.
 
-    Fields are merged one by one, so that writers do not overwrite the fields of each other.
+    Fields are merged one by one, so that two processes do not overwrite each other's fields.
     Any number of threads may share a handle.  A pickled handle contains only its message id. Unpickling it calls
     :meth:`.StatusRegistry.get` in the other process. A pickled detached handle contains its values.
     """
@@ -107,8 +107,9 @@ class Status:
 
         Raises:
           TypeError: When the name is not a string or the value is not JSON.
-          ValueError: When the name is reserved, the state is unknown, or
-            the value is NaN, infinite or too large.
+          ValueError: When the name is reserved, the state is unknown or is ``queued`` while the message runs, a total
+            is negative, the value is NaN, infinite, too large or nested too deeply, or the run would have more than
+            1,000 fields.
         """
         fields, state = encode_fields({name: value}, max_size=self._channel.max_field_size)
         self._channel.write(fields, state=state)
@@ -127,8 +128,9 @@ class Status:
 
         Raises:
           TypeError: When a name is not a string or a value is not JSON.
-          ValueError: When a name is reserved, the state is unknown, or a
-            value is NaN, infinite or too large.
+          ValueError: When a name is reserved, the state is unknown or is ``queued`` while the message runs, a total is
+            negative, a value is NaN, infinite, too large or nested too deeply, or the update or the run would have more
+            than 1,000 fields.
         """
         if fields is not None:
             more = {**fields, **more}
@@ -146,11 +148,11 @@ class Status:
 
         Parameters:
           name(str): Name of a field, ``progress`` and ``total`` included.
-          n(int | float): Number to add; it may be negative.
+          n(int | float): Number to add.  It may be negative, except for ``total``.
 
         Raises:
           TypeError: When the name is not a string or `n` is no number.
-          ValueError: When the name is reserved, or `n` is NaN, infinite or too large.
+          ValueError: When the name is reserved, or `n` is NaN, infinite, too large, or negative for ``total``.
         """
         stored, n = count_name(name), check_count(name, n)
         if stored == PROGRESS:
@@ -225,7 +227,7 @@ class Status:
         """
         return self._channel.read()
 
-    # The attributes of a snapshot.  Each access is a round trip.
+    # The attributes of a snapshot.  Each access takes a round trip, except ``cancelled`` of the running message.
 
     state: StatusAttribute[State | None] = StatusAttribute(None)
     queued: StatusAttribute[bool] = StatusAttribute(False)

@@ -24,7 +24,7 @@ PARTS: Final = 1024
 
 class LoopCounter:
     """The count of the items of one loop.  It increments the progress of the message.  Inside of another loop of the
-    same message, it moves the bar by parts of the outer loop's present item.
+    same message, it moves the progress by parts of the outer loop's present item.
     """
 
     __slots__ = (
@@ -60,8 +60,8 @@ class LoopCounter:
                 fields[TOTAL] = encode_total(total)
                 channel.tracked_total = total
         elif self._outer._thread != self._thread:
-            # The items of a loop in another thread do not move the bar: that would need a lock, which an interrupt
-            # could leave locked.
+            # The items of a loop in another thread do not move the progress: that would need a lock, which an
+            # interrupt could leave locked.
             self._total = None
         elif total:
             self._outer._grow(done / total)
@@ -210,7 +210,7 @@ def _length_of(iterable: object) -> int | None:
     try:
         length = length_hint(iterable, -1)
     except Exception:
-        # The loop raises the error if it needs the length.
+        # The iterator raises the error itself if it needs the length.
         return None
     # A length that is too large to be counted has no meaning as a total.
     return length if 0 <= length <= MAX_COUNT else None

@@ -87,7 +87,7 @@ class Kind(int, Enum):
     ENQUEUE = 0
     #: A run of the message, or the end of a message that has never run.
     RUN = 1
-    #: Any other writer, in any process.
+    #: A write from outside of the message's run, from any process.
     OUTSIDE = 2
     #: The heartbeat of a worker that runs the message.
     HEARTBEAT = 3
@@ -140,7 +140,7 @@ class Changes(NamedTuple):
         from 0.  The progress is not among them: it has its own increment.
       deleted(frozenset[str]): Stored names of fields to delete.
       to_total(bool): Whether to set the progress to the total that the record has, see ``at_total()``.  Only the
-        store has this total: other writers may have added to it, and a retry keeps the total of the run before.
+        store has this total: other messages may have added to it, and a retry keeps the total of the run before.
     """
 
     counts: Mapping[str, int | float] = {}

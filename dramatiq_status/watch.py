@@ -16,7 +16,7 @@ from .snapshot import Snapshot
 #: Version that stands for a change that may have happened before a subscription began.
 UNKNOWN_VERSION: Final = -1
 
-#: Seconds between two attempts to subscribe.
+#: Seconds from a subscription that failed until the next try.
 SUBSCRIBE_INTERVAL: Final = 1.0
 
 FoundT = TypeVar("FoundT")
@@ -60,7 +60,8 @@ def follow(
 def watch_loop(
     backend: StatusBackend, message_ids: Sequence[str], watcher: Watcher[FoundT], read: Callable[[], FoundT]
 ) -> Iterator[FoundT]:
-    """Read messages again and again, and yield what their watcher selects, until the watcher is finished or raises.
+    """Read messages again and again, and yield what their watcher selects, until the watcher is finished or raises
+    an error.
 
     Parameters:
       backend(StatusBackend)

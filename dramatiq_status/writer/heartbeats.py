@@ -14,7 +14,8 @@ from .queue import SendQueue
 
 
 class Heartbeats:
-    """Sender of the heartbeats of all running messages, in one call of the backend, on the writer's thread.
+    """Sender of the heartbeats of all running messages, on the writer's thread.  One call of the backend sends them,
+    except that a message whose updates have failed alone has a call of its own.
 
     Parameters:
       backend(StatusBackend)

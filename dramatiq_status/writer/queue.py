@@ -39,7 +39,7 @@ class SendQueue:
         #: The earliest of these times.
         self.next_due: float = math.inf
         self.backlog: Backlog = Backlog(max_pending, max_pending_bytes, self.is_waiting)
-        #: Confirmations of drains.  While there is one, throttled buffers are sent at once.
+        #: Confirmations for which :meth:`.Writer.drain` waits.  While there is one, throttled buffers are sent at once.
         self.drains: deque[Confirmation] = deque()
         # Whether it was logged that the backlog is full.
         self._is_full = False
@@ -114,7 +114,7 @@ class SendQueue:
             self.next_due = min(self.next_due, due)
 
     def remove(self, buffer: MessageBuffer) -> None:
-        """Remove a buffer without further updates."""
+        """Remove a buffer that has no further updates to send at once."""
         self.ready.pop(buffer, None)
 
     def move_to_back(self, buffer: MessageBuffer) -> None:

@@ -14,7 +14,8 @@ from ..update import Outcome, Update
 from .buffer import MessageBuffer
 from .queue import SendQueue
 
-#: Maximum number of buffers in the first probe of an outage.  Each later probe sends one buffer.
+#: Maximum number of buffers in the first probe of an outage: a call that tries the store again.  Each later probe sends
+#: one buffer.
 MAX_PROBED: Final = 16
 
 
@@ -54,7 +55,7 @@ class Sender:
             buffers = buffers[: 1 if self._probes_singly else MAX_PROBED]
         elif failed_alone := [buffer for buffer in buffers if buffer.failed_alone]:
             # A call with a buffer that has failed alone may fail again, for all buffers of the call. So after each
-            # batch of other buffers, one such buffer is sent alone, even if there are always others to send.
+            # call with other buffers, one such buffer is sent alone, even if there are always others to send.
             if len(failed_alone) < len(buffers):
                 others = [buffer for buffer in buffers if not buffer.failed_alone]
                 return self.send(others) and self.send(failed_alone[:1])
@@ -103,7 +104,7 @@ class Sender:
                     refused[buffer] = e
                     break
                 except BackendError as e:
-                    # The stored updates of the batch must not be sent again.
+                    # The updates of this buffer that are stored must not be sent again.
                     buffer.settle(updates, outcomes)
                     self._fail([buffer], e)
                     return False
@@ -242,7 +243,8 @@ class Sender:
         if buffer.missing_since is None:
             buffer.missing_since = now
         missing = now - buffer.missing_since
-        # A worker that ends does not wait for an unknown message, except after the message's server was away.
+        # A worker that ends does not wait for an unknown message, except soon after an outage, or if the message's
+        # server did not answer before.
         is_recent = self._breaker.recovering or (missing < RECOVERY and (buffer.unavailable or not self._queue.drains))
         # Updates of known messages do not make room for those of unknown ones.
         is_kept = is_recent and (buffer in backlog or backlog.has_room)

@@ -94,8 +94,8 @@ class Writer:
         self.deferred: dict[MessageBuffer, float] = {}
         # Whether a buffer was added to `deferred` since the last check of the thread.
         self._has_more = False
-        # Buffers of messages that this process does not run, by message id, and the number of references above which to
-        # remove the references to buffers that are gone.
+        # Buffers of writes from outside of the messages' runs, by message id, and the number of references above which
+        # to remove the references to buffers that are gone.
         self._outside: dict[str, weakref.ref[MessageBuffer]] = {}
         self._sweep_at = _MIN_SWEEP
         self._queue = SendQueue(self.breaker, self._max_pending, self._max_pending_bytes)
