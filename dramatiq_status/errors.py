@@ -58,8 +58,8 @@ class Cancelled(StatusError, SkipMessage):
     may raise it itself.
 
     When it leaves the actor, the message ends as cancelled.  It is a subclass of Dramatiq's SkipMessage.  So no
-    middleware retries the message, and Dramatiq stores no result, calls no callback and enqueues no next stage of a
-    pipeline.
+    middleware retries the message.  Dramatiq calls no callback and enqueues no next stage of a pipeline.  Dramatiq's
+    ``Results`` stores None.
     """
 
     def __init__(self, reason: str | None = None) -> None:

@@ -51,8 +51,8 @@ class StatusRegistry:
 
     A method that takes a message id also takes a ``dramatiq.Message``.
     Every method takes `backend`, or `broker` to use the backend of this broker's
-    :class:`.StatusMiddleware`.  Without both it uses the default
-    broker, as ``message.get_result()`` does.
+    :class:`.StatusMiddleware`.  Without both it uses, inside an actor, the backend
+    of the running message, and elsewhere that of the default broker.
 
     Every method raises ``RuntimeError`` when the broker has no such
     middleware, and ``TypeError`` or ``ValueError`` for an object that is no
@@ -205,8 +205,8 @@ class StatusRegistry:
         Of many changes within a short time (50 milliseconds, the
         backend's `watch_interval`) only the newest is yielded.  So a slow caller gets the newest
         snapshot next.  With Redis each watcher has a
-        connection of its own, until its iterator ends or is closed.  In :mod:`dramatiq_status.aio` all watchers of a
-        process share one connection.
+        connection of its own, until its iterator ends or is closed.  In :mod:`dramatiq_status.aio` all watchers of an
+        event loop that use one backend share one connection.
 
         Parameters and errors are those of :meth:`wait`.  By default there is no limit of time.
         """

@@ -59,7 +59,11 @@ def test_the_pages_have_the_times_of_the_code() -> None:
     assert "once a second" in text_of("how-it-works") and StatusBackend.cancel_interval == 1000
     assert "tries for five seconds" in text_of("explanation/guarantees") and writer.EXIT_TIMEOUT == 5
     assert (
-        "sent earlier, or up to a minute later" in text_of("explanation/guarantees") and cancels._CLOCK_SKEW == 60_000
+        "before this read of the log, or up to a minute after it" in text_of("explanation/guarantees")
+        and cancels._CLOCK_SKEW == 60_000
     )
     missed = record.STALLED_AFTER * record.DEFAULT_HEARTBEAT_INTERVAL
-    assert f"({missed // 1000} seconds)" in text_of("explanation/states") and record.QUEUE_PATIENCE == 86_400_000
+    assert (
+        f"({missed // 1000} seconds by default)" in text_of("explanation/states")
+        and record.QUEUE_PATIENCE == 86_400_000
+    )
