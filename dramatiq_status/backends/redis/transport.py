@@ -50,6 +50,9 @@ class Transport(Protocol):
         """Send requests, and return a function that completes them as :meth:`run` does.
 
         The time from the return of this method to the call of that function does not count for the time-out.
+
+        Raises:
+          BackendError: When the only server does not take the first request.
         """
 
     def connect(self, use: Callable[[Any], T]) -> T:
@@ -145,6 +148,8 @@ class ServerTransport:
             connection.send(packed)
         except BaseException as e:
             done = self._fail(connection, e, requests, True)
+            if (failure := done[0].error) is not None:
+                raise failure from e
             return lambda: done
         left = connection.deadline - time.monotonic()
 

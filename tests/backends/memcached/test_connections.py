@@ -128,7 +128,7 @@ def test_a_server_that_answers_a_byte_at_a_time(
 
 def test_a_connection_with_unexpected_bytes_is_not_used(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an idle connection with bytes that are no reply to a request
-    monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends._pool.IdlePool.idle_check", -1.0)
     backend = make()
     backend.update("a", enqueue())
     connection = server_of(backend).connect(time.monotonic() + 20)
@@ -144,7 +144,7 @@ def test_an_idle_connection_is_used_again_after_its_check(
     wire: Wire, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a connection that was idle for a while
-    monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends._pool.IdlePool.idle_check", -1.0)
     backend = make(servers=wire.address)
     backend.update("a", enqueue())
     # When it is checked and used

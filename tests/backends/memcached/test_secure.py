@@ -113,7 +113,7 @@ def test_an_idle_tls_connection_is_used_again(
     tls_server: TlsMemcachedServer, make: Make, message_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a connection that is checked before each use
-    monkeypatch.setattr("dramatiq_status.backends._pool.IDLE_CHECK", -1.0)
+    monkeypatch.setattr("dramatiq_status.backends._pool.IdlePool.idle_check", -1.0)
     backend = make(servers=tls_server.address, tls_context=tls_server.context)
     backend.update(message_id, start(1))
     first = server_of(backend).take_idle(time.monotonic())
