@@ -181,17 +181,11 @@ class BrokerCalls:
 
         The method of redis-py, which is used for unusual arguments, takes four times as long.
         """
-        time, own = str(arguments[_TIME_AT]).encode(), arguments[HEAD:]
-        around = _pack_around(sha, len(arguments), len(time), *arguments[:_TIME_AT], *arguments[_TIME_AT + 1 : HEAD])
+        now, own = str(arguments[_TIME_AT]).encode(), arguments[HEAD:]
+        around = _pack_around(sha, len(arguments), len(now), *arguments[:_TIME_AT], *arguments[_TIME_AT + 1 : HEAD])
         if around is None or arguments[_TIME_AT].__class__ is not int or not _USUAL.issuperset(map(type, own)):
             return b"".join(self._pack_command("EVALSHA", sha, "1", *arguments))
-        packed = [around[0], time, around[1]]
-        for argument in own:
-            text = argument if argument.__class__ is bytes else str(argument).encode()
-            packed.append(b"\r\n$%d\r\n" % len(text))
-            packed.append(text)
-        packed.append(b"\r\n")
-        return b"".join(packed)
+        return b"".join((around[0], now, around[1], *map(_packed, own), b"\r\n"))
 
     def _call_together(self, command: bytes, attachment: Attachment) -> Any:
         """Send updates and a command of the broker as one transaction, and return the reply to the command.
