@@ -41,16 +41,22 @@ from .recording import PATIENCE, Broken, RecordingBackend, eventually, make_brok
 CANCELLED, REQUESTED, FINISHED = Cancellation.CANCELLED, Cancellation.REQUESTED, Cancellation.FINISHED
 
 
-def run_until_cancelled(reasons: list[str | None]) -> None:
-    """Run until the running message is cancelled, and append the reason."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        time.sleep(0.001)
-        try:
-            current_status().check_cancelled()
-        except Cancelled as e:
-            reasons.append(e.reason)
-            raise
+def checking_job(broker: dramatiq.Broker) -> tuple[dramatiq.Actor[[], None], list[str | None]]:
+    """Declare an actor that runs until its message is cancelled, and return it and the list of the reasons."""
+    reasons: list[str | None] = []
+
+    @dramatiq.actor(broker=broker)
+    def job() -> None:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            time.sleep(0.001)
+            try:
+                current_status().check_cancelled()
+            except Cancelled as e:
+                reasons.append(e.reason)
+                raise
+
+    return job, reasons
 
 
 @pytest.fixture
@@ -429,7 +435,6 @@ def test_a_running_message_sees_the_request_whose_record_could_not_be_read_at_fi
 ) -> None:
     # Given a message that runs, and a store that answers the first read of the message's record with an error. A store
     # with several servers returns this error with the other records.
-    reasons: list[str | None] = []
     failures = [BackendError("The store does not answer.")]
     read_many = backend.read_many
 
@@ -443,10 +448,7 @@ def test_a_running_message_sees_the_request_whose_record_could_not_be_read_at_fi
 
     monkeypatch.setattr(backend, "read_many", fail_once)
 
-    @dramatiq.actor(broker=broker)
-    def job() -> None:
-        run_until_cancelled(reasons)
-
+    job, reasons = checking_job(broker)
     message = job.send()
     with working(broker, threads=1):
         wait_until_it_runs(message, broker)
@@ -626,12 +628,7 @@ def test_a_run_has_the_reason_of_a_request_that_the_log_does_not_have(
     # Given a store that loses its log of cancelled messages
     monkeypatch.setattr(every_backend, "read_cancels", lambda position: (position, ()))
     broker = make_broker(every_backend, heartbeat_interval=20 if found_by == "heartbeat" else 3_600_000)
-    reasons: list[str | None] = []
-
-    @dramatiq.actor(broker=broker)
-    def job() -> None:
-        run_until_cancelled(reasons)
-
+    job, reasons = checking_job(broker)
     # And a message that waits, runs, or has run in a worker that was killed
     message = job.send()
     if found_by == "start":
@@ -736,13 +733,8 @@ def test_a_request_without_a_reason_takes_no_read(
     broker: StubBroker, backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an actor that checks
-    reasons: list[str | None] = []
     reads: list[str] = []
-
-    @dramatiq.actor(broker=broker)
-    def job() -> None:
-        run_until_cancelled(reasons)
-
+    job, reasons = checking_job(broker)
     message = job.send()
     with working(broker, threads=1):
         wait_until_it_runs(message, broker)
