@@ -481,6 +481,16 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # Then the outcomes of the updates that were carried out are returned, and these updates are not sent again
         assert outcomes == [Outcome.UNAVAILABLE if lost else Outcome.APPLIED for lost in there]
 
+    def test_a_call_that_reached_no_node_says_that_none_has_answered(
+        self, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a call whose time is over before all nodes were queried for the map
+        monkeypatch.setattr(backend.transport._map, "renew", lambda deadline: False)
+        # When it fails for a node that was not queried
+        # Then the error has a text
+        with pytest.raises(BackendError, match="no node of the cluster has answered"):
+            backend.read("m")
+
     def test_a_user_who_may_not_load_scripts(self, redis_cluster: RedisCluster, client: redis.RedisCluster) -> None:
         with ExitStack() as stack:
             # Given a user without the right to a command that the backend needs

@@ -35,8 +35,9 @@ class Node(ServerPool):
         self.address = address
         super().__init__(pool, timeout, address)
         self.clock: ServerClock = ServerClock()
-        #: The last error of a connection.
-        self.failure: BaseException = ConnectionError()
+        #: The last error of a connection.  Before the first one, it is the error of calls that had no time left for
+        #: this node.
+        self.failure: BaseException = ConnectionError("no node of the cluster has answered.")
         self.forget()
 
     def forget(self) -> None:
