@@ -6,6 +6,7 @@ import gc
 import itertools
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -480,6 +481,15 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         outcomes = backend.update_many([(message_id, outside(increment=1)) for message_id in ids])
         # Then the outcomes of the updates that were carried out are returned, and these updates are not sent again
         assert outcomes == [Outcome.UNAVAILABLE if lost else Outcome.APPLIED for lost in there]
+
+    def test_a_call_whose_time_is_over_does_not_take_all_nodes_for_down(self, backend: RedisBackend) -> None:
+        # Given a cluster that answers, and a map that is out of date
+        assert backend.read("m") is None
+        cluster_map = backend.transport._map
+        cluster_map.stale, cluster_map._mapped = True, float("-inf")
+        # When a call needs the map after its deadline, because a node has replied that it cannot carry the request out yet
+        # Then it uses the present map: its error is still the reply of the nodes
+        assert cluster_map.renew(time.monotonic() - 1)
 
     def test_a_call_that_reached_no_node_says_that_none_has_answered(
         self, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch

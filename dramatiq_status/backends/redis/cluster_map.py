@@ -141,9 +141,10 @@ class ClusterMap:
           deadline(float): Deadline of the call, by the monotonic clock.
 
         Returns:
-          bool: False when a new map is needed, and no node has answered.
+          bool: False when a new map is needed, and no node has answered.  After the deadline, the present map is used.
         """
-        return not self.stale or time.monotonic() - self._mapped < _MAP_TRUST or self.query(deadline)
+        now = time.monotonic()
+        return not self.stale or now - self._mapped < _MAP_TRUST or now > deadline or self.query(deadline)
 
     def query(self, deadline: float) -> bool:
         """Query one node after the other for a new map, and return whether one has answered.
