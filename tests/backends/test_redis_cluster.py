@@ -487,7 +487,7 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         assert backend.read("m") is None
         cluster_map = backend.transport._map
         cluster_map.stale, cluster_map._mapped = True, float("-inf")
-        # When a call needs the map after its deadline, because a node has replied that it cannot carry the request out yet
+        # When a call needs the map after its deadline, because a node could not carry out its request before
         # Then it uses the present map: its error is still the reply of the nodes
         assert cluster_map.renew(time.monotonic() - 1)
 
