@@ -394,7 +394,7 @@ class Store(NamedTuple):
         self.servers.pause()
         if self.kind == "sentinel":
             # The next call queries the Sentinels again
-            self.backend.transport.pool.ask_at = 0.0  # type: ignore[attr-defined]
+            self.backend.transport.pool.query_at = 0.0  # type: ignore[attr-defined]
 
 
 @pytest.fixture(params=["redis", "sentinel", "cluster"])

@@ -28,6 +28,9 @@ PRIVATE_ELSEWHERE: dict[str, str] = {
     "backends.memcached.stream: _connect": "pymemcache has no public way to connect",
 }
 
+#: Attributes that tests set and only other packages read: uvicorn, Dramatiq and dramatiq-abort.
+READ_BY_OTHERS = {"fail_fast_default", "force_exit", "interval", "should_exit", "wait_timeout"}
+
 
 class Import(NamedTuple):
     """An import of a module of the package.
@@ -227,6 +230,23 @@ def _names_defined_in(tree: ast.Module) -> Iterator[str]:
 def test_no_file_is_too_long() -> None:
     lines = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_attributes_that_tests_set_are_read() -> None:
+    # Given all attributes in the package and in the tests
+    of_tests = [ast.parse(path.read_text()) for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    nodes = [node for tree in (*trees().values(), *of_tests) for node in ast.walk(tree)]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Store)}
+    # When a test sets one on an object of another module
+    found = {
+        node.attr
+        for tree in of_tests
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    }
+    # Then some code reads it: without that, the attribute has another name now, and the test has no effect
+    assert found - read == READ_BY_OTHERS
 
 
 def test_all_words_of_the_glossary_are_used() -> None:

@@ -223,7 +223,7 @@ def test_a_planned_failover(sentinels: RedisSentinels) -> None:
         client.execute_command("SENTINEL FAILOVER", sentinels.service_name)
     sentinels.wait_for_failover(old)
     # Then it uses the new master after its next query of the Sentinels, long before the old master is demoted
-    backend.transport.pool.ask_at = 0.0
+    backend.transport.pool.query_at = 0.0
     assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED
     new = RedisBackend(url=sentinels.master.url, timeout=PATIENT)
     record = new.read("m")
@@ -238,7 +238,7 @@ def test_sentinels_that_are_gone(sentinels: RedisSentinels) -> None:
     backend.update("m", start(1))
     # When no Sentinel answers any more
     backend.transport.pool.sentinels.clear()
-    backend.transport.pool.ask_at = 0.0
+    backend.transport.pool.query_at = 0.0
     # Then the backend goes on with the last known master
     assert backend.update("m", write(1, 2, step="2")) is Outcome.APPLIED
     backend.close()
@@ -306,6 +306,8 @@ def test_a_failover_loses_what_the_replica_lacks_except_of_running_jobs(sentinel
         running, finished = work.send(True), work.send(False)
         eventually(lambda: StatusRegistry.get(finished, backend=backend).completed)
         assert written.wait(PATIENCE)
+        # And the worker has the reply to the final state: without it, the worker would send the state again
+        eventually(lambda: broker.queues[work.queue_name].unfinished_tasks == 1)
         old.kill()
         sentinels.wait_for_failover(old)
         # Then the status of the running job is complete again after its next heartbeat
