@@ -2,7 +2,7 @@
 
 Dramatiq raises these interrupts asynchronously in its workers' threads, between any two instructions of Python.
 Python ignores an exception that is raised while it drops an object: in ``__del__``, in the callback of a weak
-reference, or in a generator that a loop has left.  An interrupt that strikes there is lost, and its job goes on
+reference, or in a generator that a loop has left.  An interrupt that strikes there is lost, and the run goes on
 forever.  Therefore no object of this package executes a function when it is dropped on such a thread.
 """
 

@@ -97,8 +97,8 @@ def _raise(thread: int) -> None:
 
 
 def drop_interrupt() -> None:
-    """Drop the interrupt that would be raised again in this thread.  The interrupted job has ended, and the interrupt
-    would strike the next job.
+    """Drop the interrupt that would be raised again in this thread.  The interrupted run has ended, and the interrupt
+    would strike the next run.
     """
     if _due:
         _due.pop(threading.get_ident(), None)

@@ -25,8 +25,8 @@ __all__ = [
     "Subscription",
 ]
 
-#: Default of `timeout`, in milliseconds.  It is short on purpose: when the store stops answering, one job or enqueue
-#: waits this long.  While the store is down, later ones do not wait.
+#: Default of `timeout`, in milliseconds.  It is short on purpose: when the store stops answering, one run or enqueue
+#: waits this long.  In an outage, later runs and enqueues do not wait.
 DEFAULT_TIMEOUT: Final = 500
 
 #: Default of `max_field_size`, in bytes.
@@ -93,15 +93,15 @@ class Subscription(Protocol):
     def close(self) -> None:
         """End the subscription.
 
-        When an actor leaves a watch before its end, the watch drops the subscription without a call of this method,
-        because Python would ignore a time limit that strikes in the call.
+        When an actor leaves a watch early, the watch drops the subscription without a call of this method, because
+        Python would ignore an interrupt that strikes in the call.
         """
 
 
 class StatusBackend(abc.ABC):
     """ABC for status backends.
 
-    A backend stores one record a message, and changes it only by
+    A backend stores one record for each message, and changes it only by
     :func:`dramatiq_status.update.apply`.  Each change is atomic: an update with ``Outcome.APPLIED`` is not lost if
     another thread or another process writes at the same time.  Any number of threads may call the methods at once.
 
@@ -297,8 +297,8 @@ class StatusBackend(abc.ABC):
         return None
 
     def update_attacher(self, broker: Any) -> UpdateAttacher | None:
-        """Return an attacher for the broker's client, if this client can send updates in one transaction with the
-        broker's commands; otherwise None.  The default implementation returns None.
+        """Return an update attacher for the broker's client, if this client can send updates in one transaction with
+        the broker's commands; otherwise None.  The default implementation returns None.
         """
         return None
 

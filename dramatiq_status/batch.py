@@ -110,11 +110,11 @@ class Batch:
         Parameters:
           reason(str): Text for people, at most 1,024 bytes as JSON.
           force_after(int): Milliseconds after which dramatiq-abort interrupts each run that has not ended by itself, as
-            for :meth:`.StatusRegistry.cancel`.  The calls of dramatiq-abort come after these round trips, one for each
-            message that runs.
+            for :meth:`.StatusRegistry.cancel`.  After the round trips to the store, dramatiq-abort is called once for
+            each message that runs.
 
         Returns:
-          dict[str, Cancellation | None]: By message ids; None for an unknown message.
+          dict[str, Cancellation | None]: Results by message ids; None for an unknown message.
 
         Raises:
           BackendError: When the store does not answer for some of the messages.  No run is interrupted.  To cancel

@@ -21,7 +21,7 @@ MAX_REASON_SIZE: Final = 1024
 
 
 class Cancellation(str, Enum):
-    """Result of a request to cancel a message.  It equals its name: ``Cancellation.CANCELLED == "cancelled"``."""
+    """Result of a request to cancel a message.  It equals its text: ``Cancellation.CANCELLED == "cancelled"``."""
 
     #: The message has ended. It was waiting and will not run, or it was cancelled before.
     CANCELLED = "cancelled"

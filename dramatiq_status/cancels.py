@@ -1,4 +1,4 @@
-"""The thread on which a worker reads which messages were cancelled."""
+"""The thread on which a worker reads the log of cancelled messages."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class CancelLogReader:
         _all_readers.add(self)
 
     def begin_again(self) -> None:
-        """Return to the state without a worker, in which a forked process begins as well."""
+        """Reset the reader to its state before the first worker boots.  A forked process begins in this state."""
         # Marks that were read. When there are many, the older half is dropped.
         self._marks: set[int] = set()
         self._older: set[int] = set()

@@ -29,7 +29,7 @@ class Channel(Protocol):
     max_field_size: int
     #: The total that a loop of :func:`.track` has set last; None if no loop has set one.
     tracked_total: int | float | None
-    #: Whether the values belong to one call of a function without a worker.
+    #: Whether the values belong to one call of a function outside of a worker.
     of_one_call: bool
     #: Object with the flag that a loop of :func:`.track` checks at each item; None if loops check nothing.
     signal: CancelSignal | None
@@ -366,7 +366,7 @@ def check_snapshot(snapshot: Snapshot | None) -> None:
 
 
 def _check_requested_state(state: int) -> None:
-    """Check the state that a run sets itself."""
+    """Check a state that code inside the run sets."""
     if state == QUEUED:
         raise ValueError(
             "Field 'status' cannot be 'queued' while the message runs: raise dramatiq.Retry to run it again."
@@ -379,7 +379,7 @@ def outside_change(changes: Changes) -> Update:
 
 
 def check_outcome(message_id: str, update: Update, outcome: Outcome) -> None:
-    """Check the outcome of an update from outside.
+    """Check the outcome of an update from outside of a run.
 
     Raises:
       StatusMissing: When the message is unknown.

@@ -20,7 +20,7 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 
 #: Seconds from the end of an outage during which other processes may still be sending the updates that they kept. In
-#: this time the writer keeps an update from outside for a message that has no record yet.
+#: this time the writer keeps an update from outside of a run for a message that has no record yet.
 RECOVERY: Final = 2 * LONGEST_PAUSE
 
 
@@ -29,7 +29,7 @@ class Health(NamedTuple):
 
     Parameters:
       up(bool): False during an outage, and true at all other times.
-      down_since(datetime): When the present outage began, in UTC; None while the store is up.
+      down_since(datetime): Time at which the present outage began, in UTC; None while the store is up.
       pending_messages(int): Number of messages with updates that are not stored yet.
       pending_updates(int): Number of those updates.
       dropped(int): Number of updates that were dropped.
@@ -116,7 +116,7 @@ class CircuitBreaker:
             self._failures += 1
             self._all_failures += 1
             if began or now >= self.retry_at:
-                # Calls that fail at the same time are one attempt.
+                # Calls that fail at the same time count as one try.
                 self.retry_at = now + self._pause
                 self._pause = min(self._pause * 2, LONGEST_PAUSE)
         if began:

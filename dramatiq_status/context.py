@@ -32,7 +32,7 @@ _HANDLES: Final = frozenset((Status, Progress, Track))
 
 
 class Binding:
-    """The handles of a message.  Many jobs use none, so a handle of the running message is made at its first use.
+    """The handles of a message.  Many runs use none, so a handle of the running message is made at its first use.
 
     Parameters:
       channel(Channel): Channel of the handles; None for the channel of the delivery.
@@ -101,15 +101,15 @@ current_binding: Final[Callable[[], Binding | None]] = _binding.get
 
 
 def note_write(buffer: MessageBuffer) -> None:
-    """If a message runs in this context, make its acknowledgement wait for a write to another message."""
+    """Make the acknowledgement of this context's message, if there is one, wait for a write to another message."""
     binding = _binding.get()
     if binding is not None and binding.delivery is not None:
         binding.delivery.note(buffer)
 
 
 def _reset_in_child() -> None:
-    # A process that an actor has forked is no worker: its handles write from outside (see `MessageBuffer.inherit`), and
-    # so do handles that it gets from the registry.
+    # A process that an actor has forked is no worker: its handles write from outside of the run (see
+    # `MessageBuffer.inherit`), and so do handles that it gets from the registry.
     binding = _binding.get()
     if binding is not None:
         bind(Binding(binding.channel))
@@ -209,8 +209,8 @@ def track(
         hint, when the loop begins.  If the iterable has no length, a total that was set earlier
         stays until the end.  If no total was set either, the total is unknown until the end.
       cancellable(bool): Whether the loop raises :class:`.Cancelled` at the next item when the message is cancelled.
-      **fields: Fields to set when the loop begins, in the same update.  With
-        ``progress``, the loop counts from that value, for a job that resumes
+      **fields: Fields to set when the loop begins, in one update with the total.  With
+        ``progress``, the loop counts from that value, for a run that resumes
         earlier work.
 
     Returns:

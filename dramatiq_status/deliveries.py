@@ -139,7 +139,7 @@ class Deliveries:
             self._writer.put_later(buffer, _START_AFTER)
 
     def update_attacher(self, broker: dramatiq.Broker) -> UpdateAttacher | None:
-        """Return the attacher of a broker; None if it has none, and while the store refuses updates."""
+        """Return the update attacher of a broker; None if it has none, and while the store refuses updates."""
         return None if self._writer.breaker.refuses else self._backend.update_attacher(broker)
 
     def settle(self, broker: dramatiq.Broker, message: Any, *, rejected: bool, may_attach: bool = True) -> None:

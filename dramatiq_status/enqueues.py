@@ -139,8 +139,8 @@ class Enqueues:
             # message.
             attacher = None
         if delivery is not None and delivery.message_id == message_id:
-            # If a tracing middleware comes first in the list, Dramatiq enqueues the retry before it calls
-            # `after_process_message` of this middleware.
+            # If a tracing middleware comes first in the broker's list of middleware, Dramatiq enqueues the retry before
+            # it calls `after_process_message` of this middleware.
             exception = delivery.exception or exception_in_flight(delivery.message)
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))
@@ -250,9 +250,9 @@ class Enqueues:
     def withdraw(self, message_id: str) -> None:
         """Take back ``queued`` of an enqueue of this thread that has ended in an error.
 
-        The broker may have the message nevertheless.  The store therefore removes the record only if no run of it has
-        begun, and a run that begins later makes a new record.  ``queued`` of a retry is not taken back, because the
-        acknowledgement of the run then writes the final state.
+        The broker may have the message nevertheless.  The store therefore removes the record only if no run of
+        the message has begun, and a run that begins later makes a new record.  ``queued`` of a retry is not taken back,
+        because the acknowledgement of the run then writes the final state.
         """
         thread = self._deliveries.thread_state
         found, attached = thread.unconfirmed.get(message_id), thread.attached.pop(message_id, None)

@@ -12,7 +12,7 @@ from .rollup import BatchSnapshot
 from .snapshot import Snapshot, values_of
 
 #: Number of reads in a row that need not wait for the backend's `watch_interval`: two at the beginning of a watch, and
-#: two for a short job that starts and ends.
+#: two for a short run that starts and ends.
 BURST: Final = 4
 
 #: Factor by which a pause is longer than the one before while nothing changes.
@@ -222,10 +222,10 @@ class BatchWatcher(Deadlines):
 
 
 class PollSchedule:
-    """Times of the reads of a message: after each change that the store publishes, and at long intervals; at growing
-    intervals where the store publishes nothing, and while it does not answer.
+    """Times of the reads of a message.  If the store publishes changes, the watcher reads after each change, and at
+    long intervals.  If the store publishes nothing, or does not answer, the intervals grow.
 
-    It neither reads the store nor sleeps, and takes timestamps in seconds.
+    This object neither reads the store nor sleeps, and takes timestamps in seconds.
 
     Parameters:
       backend(StatusBackend): Defines the intervals.

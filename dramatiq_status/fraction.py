@@ -31,7 +31,7 @@ def fraction_of(progress: Any, total: Any) -> float | None:
     if not isinstance(total, (int, float)):
         total = DEFAULT_TOTAL
     if total <= 0:
-        # A job without any work is done.
+        # A message without any work is done.
         return 1.0
     try:
         return float(min(1.0, max(0.0, progress / total)))

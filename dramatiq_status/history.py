@@ -2,7 +2,7 @@
 
 A record keeps the last run in separate fields, such as STARTED_AT and EXCEPTION. When a run begins, the run before it,
 the third for example, gets a field of its own, ``h3`` (:data:`.record.EARLIER_RUN`). So a store adds a run without
-decoding the runs before. The field contains ``[started_at, end, scheduled_at]``. The end is the text of
+decoding the earlier runs. The field contains ``[started_at, end, scheduled_at]``. The end is the text of
 :data:`.record.RUN_ENDED`: ``[ended_at, outcome]``, or null while it is unknown.
 
 A failed run has its exception as a fourth item. Only the exception of the first run has a field of its own

@@ -47,7 +47,7 @@ def type_and_text(exception: BaseException) -> dict[str, str]:
     try:
         message = str(exception)
     except Exception:
-        # The job has failed already: an error in its exception needs no log line.
+        # The run has failed already: an error in its exception needs no log line.
         message = "<str() of the exception failed>"
     return {"type": type(exception).__name__, "message": message}
 
@@ -205,7 +205,7 @@ class MessageFields:
                 else:
                     text = _described_traceback(exception, described)
             except Exception as e:
-                # The error comes from the exception object, for example from its __str__(). The job has failed already.
+                # The error comes from the exception object, for example from its __str__(). The run has failed already.
                 logger.warning("The traceback of a failed message cannot be formatted: %s", e)
             else:
                 # If the traceback is too long, keep its end: it contains the exception and the line that raised it.

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import dramatiq
 from dramatiq.middleware import Middleware
 
-from . import opening  # noqa: F401 - a job can pickle its handles
+from . import opening  # noqa: F401 - an actor can pickle its handles
 from ._log import logger
 from ._process import drop_interrupt
 from .aborts import is_abort
@@ -119,7 +119,7 @@ class StatusMiddleware(BackendOwner, Middleware):
       track_status(bool): Whether to track messages of actors that do not set
         ``track_status``.
       heartbeat_interval(int): Milliseconds between heartbeats of the running
-        messages of a worker, which sends all of them
+        messages of a worker.  The worker sends these heartbeats
         together.  A message without a heartbeat for three intervals is :attr:`.Snapshot.stalled`, so three intervals
         should be longer than any call into C that keeps the interpreter lock.  By default 15 seconds.
       max_pending(int): Maximum number of messages whose updates a worker keeps in

@@ -14,8 +14,8 @@ class AttachedUpdates(Protocol):
     """Updates that a hook has prepared for the next command of the broker on the same thread."""
 
     def collect(self) -> Sequence[tuple[str, Update]]:
-        """Return the message ids and updates to add to the transaction, in order.  Return none if they were already
-        sent.
+        """Return the message ids and updates to add to the transaction, in order.  Return an empty sequence if they
+        were already sent.
         """
 
     def settle(self, outcomes: Sequence[Outcome]) -> None:

@@ -15,7 +15,7 @@ TIME_CONSTANT: Final = 15.0
 MIN_INTERVAL: Final = 0.25
 
 #: Seconds of measuring after which a rate may be extrapolated without a limit. It must also have two measurements,
-#: because the first one includes the preparations of a job.
+#: because the first one includes the preparations of a run.
 TRUSTED_AFTER: Final = TIME_CONSTANT / 2
 
 #: Longest remaining time that is extrapolated from a rate before TRUSTED_AFTER, as a multiple of the time for which the
@@ -112,7 +112,7 @@ def slowed(rate: float, silence: float, patience: float = TIME_CONSTANT) -> floa
     """Return the rate after a number of seconds without progress.
 
     The rate does not fall until the progress is overdue.  Then it falls as if the next step came now, so that the
-    rate of a job that hangs approaches 0.
+    rate of a run that hangs approaches 0.
 
     Parameters:
       rate(float): Units a second.

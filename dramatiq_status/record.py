@@ -100,13 +100,13 @@ RESULT: Final = USER_PREFIX + "result"
 #: Only stores that limit the size of a record write it.
 TRUNCATED: Final = "d"
 
-#: Value of RATE_WRITTEN_AT while no write from outside has been stored since the run stored its rate.  The first such
-#: write replaces it with the time of the run's last write.
+#: Value of RATE_WRITTEN_AT while no write from outside of the run has been stored since the run stored its rate.  The
+#: first such write replaces it with the time of the run's last write.
 STILL_CURRENT: Final = "null"
 
 
 class State(str, Enum):
-    """State of a message.  A state equals its name: ``State.WORKING == "working"``."""
+    """State of a message.  A state equals its text: ``State.WORKING == "working"``."""
 
     QUEUED = "queued"
     WORKING = "working"
@@ -160,7 +160,7 @@ FAILED: Final = 3
 
 
 def to_document(record: Record) -> str:
-    """Write a record as one text, for stores that keep one value a message.
+    """Write a record as one text, for stores that keep one value for each message.
 
     The text has each name and each JSON text on a line of its own: neither contains a line break.
     """
@@ -221,7 +221,7 @@ class Counts(NamedTuple):
     Parameters:
       progress(int | float): Number of units done; None if no progress was reported.
       total(int | float): 100 if no total was set; None if the total is unknown.
-      rate(float): Units a second; None while unknown.
+      rate(float): Units a second; None while it is unknown.
       set(bool): Whether a total was set.  An unknown total counts as set.
     """
 

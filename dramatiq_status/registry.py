@@ -51,8 +51,8 @@ class StatusRegistry:
 
     A method that takes a message id also takes a ``dramatiq.Message``.
     Every method takes `backend`, or `broker` to use the backend of this broker's
-    :class:`.StatusMiddleware`.  Without both it uses, inside an actor, the backend
-    of the running message, and elsewhere that of the default broker.
+    :class:`.StatusMiddleware`.  Without these parameters it uses the backend
+    of the default broker, also inside an actor.
 
     Every method raises ``RuntimeError`` when the broker has no such
     middleware, and ``TypeError`` or ``ValueError`` for an object that is no
@@ -340,7 +340,7 @@ class StatusRegistry:
           message_id(str | Message)
           reason(str): Text for people, at most 1,024 bytes as JSON.
           force_after(int): Milliseconds after which dramatiq-abort interrupts a run that has not ended by itself.  By
-            default, no run is interrupted.  It needs ``Abortable`` on the broker, here and in the workers.
+            default, no run is interrupted.  It needs ``Abortable`` on the broker, in this process and in the workers.
 
         Returns:
           Cancellation

@@ -21,7 +21,7 @@ UNAVAILABLE: Final = "unavailable"
 # Largest progress of a batch while the progress of a message is less than 1: a sum of many fractions may be rounded up.
 _LESS_THAN_ALL: Final = math.nextafter(1.0, 0.0)
 
-#: Messages of which each is enqueued when the one before it has been processed.
+#: Ids of the messages of a pipeline, in the order of its stages; or the id of a single message.
 Chain = tuple[str, ...]
 
 

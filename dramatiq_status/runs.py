@@ -29,7 +29,7 @@ from .times import datetime_of, duration, json_time, measured
 
 
 class RunOutcome(str, Enum):
-    """Outcome of a run. An outcome equals its name: ``RunOutcome.RETRIED == "retried"``."""
+    """Outcome of a run. An outcome equals its text: ``RunOutcome.RETRIED == "retried"``."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -124,8 +124,8 @@ def runs_in(values: Mapping[str, Any]) -> tuple[Run, ...]:
 
 
 def last_end_in(values: Mapping[str, Any]) -> Any:
-    """Return the timestamp of the end of the last run, which is not that of the message if a retry was cancelled; None
-    if the run has not ended, or has ended without a trace.
+    """Return the timestamp of the end of the last run; None if the run has not ended, or has ended without a trace.
+    If a retry was cancelled, the message has ended later than its last run.
     """
     ended = values.get(RUN_ENDED)
     return ended[0] if isinstance(ended, list) and len(ended) == 2 else values.get(FINISHED_AT)

@@ -87,7 +87,7 @@ class Snapshot:
 
     @property
     def state(self) -> State:
-        """State of the message.  It equals its name."""
+        """State of the message.  It equals its text, such as ``"working"``."""
         return STATES[self._values[STATE]]
 
     @property
@@ -220,11 +220,11 @@ class Snapshot:
 
     @property
     def rate(self) -> float | None:
-        """Units of progress a second, exponentially smoothed; None while unknown.
+        """Units of progress a second, exponentially smoothed; None while it is unknown.
 
         The run measures its own increments, without those of other messages.  The rate falls without progress.
         """
-        # Time of the run's last write.  Writes from outside do not count as progress of the run.
+        # Time of the run's last write.  Writes from outside of it do not count as its progress.
         since = timestamp_of(self._values.get(RATE_WRITTEN_AT))
         if since is None:
             since = timestamp_of(self._values.get(UPDATED_AT))
@@ -236,7 +236,7 @@ class Snapshot:
 
         It is None if the message does not run or is stalled, and while the rate is unknown or 0.  In the first
         seconds of a measurement it is None if it would be more than 20 times as long as the measurement, because a
-        job may start slowly.
+        run may start slowly.
         """
         rate, done = self.rate, number_in(self._values.get(PROGRESS))
         total = number_in(self._values.get(TOTAL, DEFAULT_TOTAL))
@@ -261,7 +261,7 @@ class Snapshot:
 
     @property
     def enqueued_at(self) -> datetime | None:
-        """Time at which the message was first enqueued."""
+        """Time at which the message was made; a later stage of a pipeline is enqueued later than that."""
         return self._datetime(ENQUEUED_AT)
 
     @property

@@ -11,8 +11,7 @@ from typing import Final
 from .snapshot import Snapshot
 from .words import state_of
 
-#: States that stores do not index.  For each, the indexed states among whose jobs it is found, in the order in which
-#: they are read.
+#: States that stores do not index.  Each has the indexed states whose jobs are searched for it, in this order.
 AMONG: Final[dict[str, tuple[str, ...]]] = {
     "cancelled": ("failed",),
     "stalled": ("working", "queued"),
@@ -61,7 +60,7 @@ class StatePage:
 
     @property
     def read_from(self) -> str | None:
-        """The state to read; None for all."""
+        """The state to read; None for all states."""
         return self._states[self._position]
 
     @property

@@ -71,7 +71,7 @@ class CancelledAttribute(StatusAttribute[bool]):
 
 class Status:
     """A live handle of one message's status.  Each read of an attribute or a field takes one round trip,
-    except ``message_id``, and ``cancelled`` of the running message.  :meth:`read` reads all of them in one.
+    except ``message_id``, and ``cancelled`` of the running message.  :meth:`read` reads all of them in one round trip.
 
     For the running message (:func:`.current_status`), and inside of a run for another message of the same store, writes
     never block, and never raise an error of the store.  A read
@@ -161,7 +161,7 @@ class Status:
             self._channel.change(Changes({stored: check_total(n) if stored == TOTAL else n}), urgent=False)
 
     def unset(self, *names: str) -> None:
-        """Delete fields, not throttled; one update for the store.  ``del status["step"]`` deletes one.
+        """Delete fields, not throttled; one update for the store.  ``del status["step"]`` deletes one field.
 
         It is no error if a field is missing.  A deleted field that was given when the message was sent does not come
         back with a retry.

@@ -247,7 +247,7 @@ class _AsyncItems(AsyncIterator[T]):
             counter.finish()
             raise
         except BaseException:
-            # The exception may keep the counter. A caller that has only cancelled its wait may continue the loop.
+            # The exception may keep the counter alive. If only the wait was cancelled, the loop may continue.
             counter.open = False
             raise
         if self._track.is_cancelled:

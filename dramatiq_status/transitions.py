@@ -66,8 +66,8 @@ OUTDATED: Final = WRITTEN_BY_REQUEUE | {PROGRESS}
 
 
 def keep_time_of_rate(new: Record) -> None:
-    """Copy the time of the run's last write from UPDATED_AT to RATE_WRITTEN_AT, before a write from outside replaces
-    UPDATED_AT.  Do nothing if an earlier write from outside has copied it since the run stored its rate.
+    """Copy the time of the run's last write from UPDATED_AT to RATE_WRITTEN_AT, before a write from outside of the run
+    replaces UPDATED_AT.  Do nothing if an earlier such write has copied it since the run stored its rate.
     """
     if RATE in new and new.get(RATE_WRITTEN_AT, STILL_CURRENT) == STILL_CURRENT:
         since = new.get(UPDATED_AT, "")
@@ -127,7 +127,7 @@ def finish(new: Record, state: int) -> None:
 
 
 def status_ttl_of(record: Record, default: int) -> int:
-    """Return the time to live of a record that is finished from outside, in milliseconds."""
+    """Return the time to live, in milliseconds, of a record that is finished from outside of a run."""
     own = record.get(STATUS_TTL, "")
     return limited_ttl(int(own) if len(own) < 16 and own.isdecimal() and own.isascii() else default)
 

@@ -165,11 +165,11 @@ class Update(NamedTuple):
         creates the record.
       fields(Record): Fields to set: JSON texts by stored names.  A request to cancel sets its reason only.
       increment(int | float): Number to add to the progress, after `fields` are set.
-      ttl(int): Time to live of the record in milliseconds, if `state` is a final state.  In an update from outside,
-        the record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
+      ttl(int): Time to live of the record in milliseconds, if `state` is a final state.  In an update from outside of
+        a run, the record's own ``status_ttl`` has priority, and a finished record keeps its expiry.
       changes(Changes): Deletions to carry out before `fields` are set, numbers to add to fields after that, and whether
-        to set the progress to the total at the end; None for no changes.  Only updates of runs and from outside have
-        changes.
+        to set the progress to the total at the end; None for no changes.  Only updates of the kinds ``RUN`` and
+        ``OUTSIDE`` have changes.
     """
 
     kind: Kind

@@ -15,8 +15,8 @@ MAX_UNMEASURED: Final = 16
 class Backlog:
     """The buffers that wait because the store does not take their updates, and the number of bytes in them.
 
-    Each thread that sends may note a buffer.  An interrupt may strike it there, so only the writer's own thread, which
-    no interrupt strikes, measures the noted buffers and updates the sum.
+    Each thread that sends may note a buffer.  An interrupt may strike such a thread, so only the writer's own thread,
+    which no interrupt strikes, measures the noted buffers and updates the sum.
 
     Parameters:
       max_buffers(int): Maximum number of buffers.

@@ -47,7 +47,7 @@ class MessageBuffer:
       writer(Writer)
       message_id(str)
       kind(Kind): The kind of its updates.
-      run_token(int): The token of the run; 0 for writes from outside.
+      run_token(int): The token of the run; 0 for writes from outside of a run.
       enqueue_id(EnqueueId): The enqueue that led to the run.
       throttle(int): Minimum number of milliseconds between two throttled writes.
       base(Callable): Returns the fields of the message when its run begins: its attributes, and the fields that were
@@ -59,7 +59,7 @@ class MessageBuffer:
     #: Reason of the request, and whether it was read from the record: the outcome of an update does not contain it.
     cancel_reason: str | None = None
     is_reason_read: bool = False
-    #: The final state that the run has set itself; None for none.
+    #: The requested state of the run; None for none.
     requested_state: int | None = None
     #: Whether it takes no more writes.
     closed: bool = False
@@ -67,13 +67,13 @@ class MessageBuffer:
     repeatable = False
     #: Time since which the store has no record for the writes from outside, by the monotonic clock; None if it has one.
     missing_since: float | None = None
-    #: Whether its server, one of many, has not answered since its updates were last stored.
+    #: Whether the message's server, one of many, has not answered since the updates were last stored.
     unavailable: bool = False
     #: Whether a call with this buffer alone has failed since its updates were last stored.
     failed_alone: bool = False
     #: Whether the heartbeat has failed as well, so that the writer sends no further heartbeats of this message.
     heartbeat_failed: bool = False
-    #: Earliest time to send again, by the monotonic clock, if its server, one of many, did not answer.
+    #: Earliest time to send again, by the monotonic clock, if the message's server, one of many, did not answer.
     retry_at: float = 0.0
     #: Whether this process was forked off, while the run continues in the parent.
     is_forked: bool = False
@@ -186,7 +186,7 @@ class MessageBuffer:
         self._writer.running.pop(self, None)
 
     def restore(self) -> None:
-        """Restore the record of a running message, which the store has lost, by a write."""
+        """Restore the lost record of a running message by a write."""
         self.add(Write({}))
 
     def flush(self, timeout: float | None = None) -> bool:
@@ -335,7 +335,7 @@ class MessageBuffer:
         Parameters:
           updates(Sequence[Update]): They were returned by :meth:`take`.
           outcomes(Sequence[Outcome]): One for each update; the last ones may be missing.
-          keep_missing(bool): Whether to send updates from outside again where there is no record yet.
+          keep_missing(bool): Whether updates from outside of a run are sent again if the message has no record yet.
 
         Returns:
           bool: Whether updates are left to be sent at once.
@@ -379,7 +379,7 @@ class MessageBuffer:
     def give_up(self) -> None:
         """Wake the threads that wait for the pending updates."""
         with self._lock:
-            # Without a record there is nothing to wait for.
+            # Without a record, the wait ends as if the updates were stored.
             self._begin_merging().state.release(self.missing_since is not None)
 
     def drop(self) -> int:

@@ -105,7 +105,7 @@ class Leadership:
         self._wakeup.call()
 
     def _lead(self) -> None:
-        """Send on a worker's thread."""
+        """Lead on a worker's thread: send updates, and pass on the leadership."""
         with self.lock:
             self._send_repeatable()
         self.pass_on()

@@ -109,7 +109,7 @@ class Merger:
     def _merge_taken(self, state: MergedState) -> MergedState:
         """Return a state that contains the operations that `state` has taken.
 
-        An operation that cannot be merged is dropped alone.  After an interrupt, the next call does all of it again.
+        An operation that cannot be merged is dropped alone.  After an interrupt, the next call merges them all again.
         """
         while state.taken:
             copy = state.copy()
@@ -261,7 +261,7 @@ class Merger:
         return at_total(state.known.get(PROGRESS), state.known.get(TOTAL) or self.base.get(TOTAL))
 
     def all_fields(self, state: MergedState) -> Record:
-        """Return the base without the fields that the run has deleted, and the fields that it has written."""
+        """Return the fields that the run has written, and the other fields of the base, except the deleted ones."""
         base = self.base
         if state.deleted:
             base = {name: text for name, text in base.items() if name not in state.deleted}
@@ -380,8 +380,8 @@ class Merger:
         before = number_of(known.get(PROGRESS, "0"))
         if PROGRESS in fields:
             count = number_of(fields[PROGRESS])
-            # A progress that is set directly after the total is the point where the job continues. It was not reached
-            # in this run, so it is not measured.
+            # A progress that is set directly after the total is the point where the run continues earlier work. It was
+            # not reached in this run, so it is not measured.
             continues, self._total_at = now - self._total_at < MIN_INTERVAL, -math.inf
             if has_begun and 0 < count >= before and not continues:
                 return

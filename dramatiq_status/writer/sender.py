@@ -232,10 +232,10 @@ class Sender:
     def _settle_missing(
         self, buffer: MessageBuffer, updates: list[Update], outcomes: list[Outcome], creator: MessageBuffer | None
     ) -> None:
-        """Keep or drop the updates from outside that belong to a message without a record; on the writer's thread.
+        """Keep or drop updates from outside of a run to a message without a record; on the writer's thread.
 
-        The record may still arrive: from a buffer of this process, or within a short time from another process, whose
-        store was slow or down.
+        The record may still arrive: from a buffer of this process, or within a short time from another process, for
+        which the store was slow or down.
         """
         backlog = self._queue.backlog
         backlog.measure()

@@ -19,7 +19,7 @@ _RUN: Final = Kind.RUN
 def whole_run(operations: Sequence[Operation], enqueue_id: EnqueueId, run_token: int) -> Update | None:
     """Make the one update of a run that has written nothing between its start and its end; None for other operations.
 
-    Most short jobs are such runs.  To merge the operations takes three times as long.
+    Most short runs write nothing.  To merge the operations takes three times as long.
     """
     if len(operations) != WHOLE_RUN:
         return None

@@ -5,9 +5,9 @@ writer's thread sends such updates, because no interrupt strikes that thread.  I
 has carried out an increment and before its reply arrives, the writer sends the increment again, and it counts twice. If
 the writer did not send it again, an increment that the store has not received would be lost.
 
-A process that was forked off in the middle of a job also writes to that job from outside.  It writes at once, on the
-thread that writes, because the process may be killed at any moment.  Before the fork, the writer stores what the
-running messages have written, so that the writes of the child come after it.
+A process that was forked off in the middle of a run also writes to the message of this run, from outside of the run.
+It writes at once, on the thread that writes, because the process may be killed at any moment.  Before the fork, the
+writer stores what the running messages have written, so that the writes of the child come after it.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Writer:
         """Send the updates of a buffer after some time, unless they are sent with a command of the broker before.
 
         While messages run, the writer's thread checks every :data:`CHECK_INTERVAL` seconds for the buffers whose time
-        has come.  So a short job does not wake it.
+        has come.  So a short run does not wake it.
         """
         self.deferred[buffer] = due = time.monotonic() + seconds
         self._has_more = True
@@ -144,7 +144,7 @@ class Writer:
                 # The order matters: the buffer may be deferred again between the two.
                 self.deferred.pop(buffer, None)
                 self._queue.signals.append(buffer)
-        # The thread checks once more than needed, so that a job that starts soon does not have to wake it.
+        # The thread checks once more than needed, so that a run that starts soon does not have to wake it.
         has_more, self._has_more = self._has_more, False
         if has_more:
             return now + CHECK_INTERVAL
@@ -271,7 +271,7 @@ class Writer:
         the process ends.
 
         The writer's thread ends if everything is sent and no message runs in this process any more, and starts
-        again with the next write.  Otherwise it goes on: a process may have other workers, jobs that outlive the end of
+        again with the next write.  Otherwise it goes on: a process may have other workers, runs that outlive the end of
         their worker, and a store that comes back.
 
         Returns:
@@ -316,8 +316,8 @@ class Writer:
                 try:
                     thread.start()
                 except RuntimeError as e:
-                    # The interpreter is shutting down, or cannot start more threads.  That must not raise an error in a
-                    # job.
+                    # The interpreter is shutting down, or cannot start more threads.  That must not raise an error in
+                    # an actor.
                     logger.error("The status writer cannot start its thread: %s", e)
                     return
                 self._thread = thread
