@@ -8,7 +8,7 @@ from typing import Final
 
 from .buffer import MessageBuffer
 
-#: Number of noted buffers, or of signals, above which the writer's thread is woken to measure the backlog.
+#: Maximum number of noted buffers, or of signals, until the writer's thread is woken to measure the backlog.
 MAX_UNMEASURED: Final = 16
 
 
