@@ -13,7 +13,7 @@ from .backend import StatusBackend
 from .errors import StatusOptionError
 from .fields import MAX_FIELDS, encode_fields, encode_value, plain_value
 from .lifecycle import name_of, queue_of, whole_number
-from .options import Settings
+from .options import ENQUEUED_AT_OPTION, Settings
 from .record import (
     ACTOR_NAME,
     ARGS,
@@ -137,7 +137,7 @@ class MessageFields:
         if actor_name.__class__ is not str or queue_name.__class__ is not str:
             actor_name, queue_name = name_of(actor_name), name_of(queue_name)
         fields = {**_names(actor_name, queue_name), **self._extra}
-        enqueued_at = whole_number(message.message_timestamp, -1)
+        enqueued_at = whole_number(message.options.get(ENQUEUED_AT_OPTION, message.message_timestamp), -1)
         if enqueued_at >= 0:
             fields[ENQUEUED_AT] = str(enqueued_at)
         if settings.status_ttl != DEFAULT_STATUS_TTL:

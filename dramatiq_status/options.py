@@ -20,11 +20,13 @@ from .update import NO_ENQUEUE_ID, EnqueueId
 #: Names that ``includes`` may contain.
 INCLUDES: Final = frozenset(("message", "traceback", "result"))
 
-#: Message options of this package: the enqueue id of the message, and the heartbeat interval of the process that
-#: enqueued it. The interval is left out if it is the default.  The values are plain JSON (two whole numbers in a list,
-#: and a whole number), because an encoder may not support other types, and a worker may lack this package.
+#: Message options of this package: the enqueue id of the message, the heartbeat interval of the process that enqueued
+#: it, and the time of its first enqueue in epoch milliseconds.  The interval is left out if it is the default, and the
+#: time if the message was made just before its enqueue.  The values are plain JSON (two whole numbers in a list, and
+#: whole numbers), because an encoder may not support other types, and a worker may lack this package.
 ENQUEUE_ID_OPTION: Final = "status_enqueue_id"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
+ENQUEUED_AT_OPTION: Final = "status_enqueued_at"
 
 #: Source of tokens of runs and origins of enqueue ids.  Tokens only have to differ from each other. This generator
 #: takes no system call for a token.

@@ -261,7 +261,7 @@ class Snapshot:
 
     @property
     def enqueued_at(self) -> datetime | None:
-        """Time at which the message was made; a later stage of a pipeline is enqueued later than that."""
+        """Time at which the message was first enqueued."""
         return self._datetime(ENQUEUED_AT)
 
     @property

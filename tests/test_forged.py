@@ -26,7 +26,7 @@ from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import CacheBackend, MemcachedBackend, RedisBackend, SQLiteBackend
 from dramatiq_status.cursor import Cursor, encode
 from dramatiq_status.decoding import take_snapshot
-from dramatiq_status.options import ENQUEUE_ID_OPTION, HEARTBEAT_OPTION
+from dramatiq_status.options import ENQUEUE_ID_OPTION, ENQUEUED_AT_OPTION, HEARTBEAT_OPTION
 from dramatiq_status.record import ATTEMPTS, ENQUEUED_AT, PROGRESS
 from dramatiq_status.update import Changes, Kind, Outcome, Update
 
@@ -486,6 +486,7 @@ options = st.fixed_dictionaries(
             [[LONG, 1], [1, LONG], LONG, [5, 10**15 - 1], "x", [[1], 1], {"1": 1}, [0.5, 1]]
         ),
         HEARTBEAT_OPTION: st.sampled_from([LONG, -1, 0, "x", [1]]),
+        ENQUEUED_AT_OPTION: st.sampled_from([LONG, -1, "x", [1]]),
         "status": st.sampled_from(
             [{"progress": LONG}, {"x": LONG}, {"total": "x", 5: 5}, [1], LONG, {"status": "completed"}]
         ),

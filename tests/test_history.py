@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from datetime import timedelta
+import time
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import dramatiq
@@ -23,7 +24,7 @@ from dramatiq_status.record import EXCEPTION, FINISHED_AT, RUN_ENDED, SCHEDULED_
 from dramatiq_status.testing.updates import enqueue, finish, fold, heartbeat, named, start
 from dramatiq_status.times import datetime_of, duration, measured
 
-from .recording import PATIENCE, eventually, run, working
+from .recording import PATIENCE, eventually, make_broker, run, working
 
 NOW = 1_795_479_267_029
 EMPTY = '{"type":"E","message":""}'
@@ -321,6 +322,32 @@ def test_a_message_that_its_own_run_puts_back(every_backend: StatusBackend, posi
     run(broker, threads=1)
     assert len(runs) == 2
     assert [(r.outcome, r.exception) for r in read(message, every_backend).runs][-1] == ("completed", None)
+
+
+def test_a_later_stage_of_a_pipeline_is_enqueued_when_the_earlier_stage_has_ended(every_backend: StatusBackend) -> None:
+    # Given a pipeline, whose messages are all made before the first one is sent
+    broker = make_broker(every_backend)
+    ends: list[datetime] = []
+
+    @dramatiq.actor(broker=broker, max_retries=1)
+    def stage(*numbers: int) -> None:
+        if not ends:
+            time.sleep(0.3)
+            ends.append(datetime.now(timezone.utc))
+        elif len(ends) == 1:
+            ends.append(datetime.now(timezone.utc))
+            raise RuntimeError
+
+    first, second = stage.message(), stage.message_with_options(pipe_ignore=True)
+    dramatiq.pipeline([first, second], broker=broker).run()
+    # When both stages run, and the second one is retried
+    run(broker)
+    # Then the second stage was enqueued after the end of the first one
+    earlier, later = read(first, every_backend), read(second, every_backend)
+    assert later.completed and later.attempts == 2
+    assert later.enqueued_at is not None and later.started_at is not None and earlier.enqueued_at is not None
+    assert earlier.enqueued_at < ends[0] - timedelta(milliseconds=250)
+    assert ends[0] - timedelta(milliseconds=1) <= later.enqueued_at <= ends[1]
 
 
 def test_a_retry_that_is_skipped(position: str) -> None:
