@@ -90,7 +90,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"T|Chain|Record|Request|Authorize|Describe|Group|BrokerClient"),
 ]
 
-#: Modules with public names, in the order in which a reference like ``.StatusRegistry`` looks for them.
+#: Modules with public names, in the order of the search for the name of a reference such as ``.StatusRegistry``.
 PUBLIC = ("", ".backends", ".web", ".testing", ".errors", ".backend", ".update", ".cursor", ".circuit_breaker")
 HOMES: dict[str, str] = {}
 for _module in PUBLIC:

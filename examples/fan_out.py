@@ -55,8 +55,8 @@ class BrokenPicture(Exception):
 def make_thumbnails(pictures: int, pause: int) -> None:
     """Send a message for each picture.
 
-    This job is completed as soon as all messages are sent.  Its bar moves until its status expires, so `status_ttl` has
-    to be longer than the time that all children take.
+    This job is completed as soon as all messages are sent.  Its bar then moves on until the last child has ended.  So
+    `status_ttl` has to be longer than the time that all children take.
 
     Parameters:
       pictures(int): Number of pictures.

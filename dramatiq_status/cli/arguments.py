@@ -143,7 +143,7 @@ def _add_delete(parser: argparse.ArgumentParser) -> None:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_store(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; by default 127.0.0.1")
+    parser.add_argument("--host", default="127.0.0.1", help="address of the server; by default 127.0.0.1")
     parser.add_argument("--port", type=port, default=8000, help="port; by default 8000, 0 for any free one")
     parser.add_argument(
         "--allow-all", action="store_true", help="allow a --host that other machines reach; their visitors see all jobs"

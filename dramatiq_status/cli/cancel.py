@@ -145,7 +145,7 @@ def _rows_of(facts: Facts, result: _Result, column: int, terminal: Terminal) -> 
 
 _ADVICE: Final = (
     "track() and check_cancelled() stop a job. This job may not",
-    "have called them yet, or may never do so. --wait waits.",
+    "have called them yet, or may never do so. --wait waits for it.",
 )
 
 

@@ -19,7 +19,7 @@ _BEAT: Final = 0.05
 
 
 class CardDeclined(Exception):
-    """The failure of the job that fails for good."""
+    """The failure of the job that is not retried."""
 
 
 class ShopError(Exception):
@@ -59,7 +59,7 @@ def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
 
     @dramatiq.actor(broker=broker, max_retries=0, status_throttle=50)
     def charge_card() -> None:
-        # The total is unknown, and the job fails for good.
+        # The total is unknown, and the job fails without a retry.
         current_progress().total = None
         for _ in range(25):
             time.sleep(2 * _BEAT)

@@ -42,7 +42,7 @@ EXPLANATION: Final = f"""\
 exit status of get, wait and watch, the first of these that is true of a job:
 {_OF_JOBS}\
 exit status of cancel:
-  5, 3  as above
+  5, 3  as for get, wait and watch
 {_OF_CANCEL}\
 {_OTHERS}"""
 

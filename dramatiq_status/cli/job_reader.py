@@ -15,7 +15,7 @@ from ..rollup import BatchSnapshot
 from ..snapshot import Snapshot
 from .jobs import present
 
-#: Seconds between two reads: while jobs change, and at most while no job changes.
+#: Seconds between two reads while jobs change, and maximum number of seconds between two reads while no job changes.
 _SHORTEST: Final = 0.1
 _LONGEST: Final = 0.5
 

@@ -110,7 +110,7 @@ class LiveOutput:
     def end(self, view: JobsView, note: str = "") -> None:
         options = self._options(view)
         rows = self._picture.end(view, options, note)
-        # The last picture may be taller than the screen, and its reasons wider.
+        # The last picture may be taller than the screen, and its reasons may be wider.
         self._screen.draw([], options.terminal)
         self._screen.restore()
         for row in rows:

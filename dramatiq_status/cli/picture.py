@@ -274,7 +274,7 @@ def _time_that_stays(time: str, snapshot: Snapshot | None, now: datetime) -> str
 
 
 def _reason(facts: Facts, snapshot: Snapshot | None, terminal: Terminal) -> list[Row]:
-    """Lay out a reason on several lines, and below it the job that it belongs to."""
+    """Lay out a reason on several lines, and below it the job to which it belongs."""
     kind, cells = facts.reason.partition(": ")[0], terminal.width
     head, *others = wrapped(facts.reason, cells - 1, terminal.ellipsis)
     rows: list[Row] = [

@@ -137,7 +137,7 @@ def _check_module(name: str, where: str) -> None:
         spec = find_spec(parent) if parent else None
         places = [os.getcwd()] if spec is None else list(spec.submodule_search_locations or ())
         hint = did_you_mean(package, [f"{parent}.{found.name}".lstrip(".") for found in iter_modules(places)])
-        raise CommandError(f"{where}: no module {package!r} here{hint} Run it in the directory that contains {folder}.")
+        raise CommandError(f"{where}: no module {package!r} here{hint} Run the command in the directory of {folder}.")
 
 
 def _section_of(path: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ _WRAPPED: Final = 240
 def clean(text: str) -> str:
     r"""Escape all characters that would move the cursor, change colours, or hide or reorder other characters.
 
-    All output for people passes this function.
+    All output for people passes through this function.
 
     >>> clean("\x1b[31mred\nrtl: \u202e")
     '\\x1b[31mred\\nrtl: \\u202e'
@@ -122,8 +122,8 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
 
 
 def columns_of(stream: TextIO, other: int = 80) -> int:
-    """Return the width of the terminal that a stream belongs to, in cells; `other` where it is unknown."""
-    # shutil.get_terminal_size() does the same, but the module shutil imports the modules of all archive formats.
+    """Return the width of the terminal to which a stream belongs, in cells; `other` where it is unknown."""
+    # shutil.get_terminal_size() returns it, too, but the module shutil imports the modules of all archive formats.
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)

@@ -101,7 +101,7 @@ def test_a_running_job_that_checks_ends_and_another_one_runs_on(shop: Shop) -> N
     lines = screen_of(terminal)
     assert terminal.status == 4
     assert lines[0].startswith(f" ◒ Working   is_deaf {deaf[:8]}  asked to stop, not seen for ")
-    assert "--wait waits." in lines[2]
+    assert "--wait waits for it." in lines[2]
     # And with --wait the command ends after the job
     threading.Timer(0.5, shop.may_end.set).start()
     done = on_pipe("cancel", deaf, "--wait", "--url", shop.url)

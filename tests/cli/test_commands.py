@@ -144,7 +144,7 @@ def test_wrong_arguments_end_with_status_2(place: Place) -> None:
         (["\x1b[31m"], 2, "\\x1b[31m is no command. See: dramatiq-status --help"),
         (["get", IDS["queued"][:7] + "x"], 3, f"; did you mean {IDS['queued'][:8]}?"),
         (["get", "zzzzzzzz"], 3, "or its status has expired. See: dramatiq-status list"),
-        (["where", "--broker", "tests.jbs"], 2, "no module 'tests.jbs' here; did you mean tests.jobs? Run it"),
+        (["where", "--broker", "tests.jbs"], 2, "no module 'tests.jbs' here; did you mean tests.jobs? Run the command"),
     ],
 )
 def test_mistakes_have_a_hint(
