@@ -21,7 +21,7 @@ _NAMES: Final = 14
 _INDENT: Final = 13
 _BAR: Final = 41
 
-#: Minimum number of cells for a text about a step; with fewer, the text is left out instead of cut.
+#: Minimum number of cells for a text about a step; with fewer, the text is left out instead of being cut.
 _LEAST: Final = 16
 
 #: Maximum number of children that have a row, and of items of a list or an object whose items are shown.

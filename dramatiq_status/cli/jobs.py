@@ -36,7 +36,7 @@ def store_errors(store: Store) -> Iterator[None]:
         ) from None
     except BackendError as e:
         raise CommandError(
-            f"{store.name} does not answer ({e}). Start it, or name another with --url.", UNREACHABLE
+            f"{store.name} does not answer ({e}). Start it, or name another store with --url.", UNREACHABLE
         ) from e
 
 
@@ -94,7 +94,7 @@ def _only(prefix: str, listed: Sequence[Snapshot]) -> Snapshot | None:
         names = ", ".join(f"{c.message_id} ({c.actor_name or ''})" for c in candidates[:5])
         more = f" and {len(candidates) - 5} more" if len(candidates) > 5 else ""
         raise CommandError(
-            f"The ids of {len(candidates)} jobs begin with {prefix}: {names}{more}. Give more of the id."
+            f"The ids of {len(candidates)} jobs begin with {prefix}: {names}{more}. Give more characters of the id."
         )
     return candidates[0] if candidates else None
 

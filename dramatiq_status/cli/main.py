@@ -1,4 +1,4 @@
-"""The entry point: parses the arguments, runs the command, and turns errors into lines and exit statuses."""
+"""The entry point: it parses the arguments, runs the command, and turns errors into lines and exit statuses."""
 
 from __future__ import annotations
 
