@@ -101,8 +101,8 @@ class Subscription(Protocol):
 class StatusBackend(abc.ABC):
     """ABC for status backends.
 
-    A backend stores one record for each message, and changes it only by
-    :func:`dramatiq_status.update.apply`.  Each change is atomic: an update with ``Outcome.APPLIED`` is not lost if
+    A backend stores one record for each message, and changes it only as
+    :func:`dramatiq_status.update.apply` does.  Each change is atomic: an update with ``Outcome.APPLIED`` is not lost if
     another thread or another process writes at the same time.  Any number of threads may call the methods at once.
 
     A method raises :class:`.BackendError` when the store cannot be reached, takes longer than `timeout` or answers with
@@ -257,8 +257,8 @@ class StatusBackend(abc.ABC):
         raise self.cannot_list()
 
     def read_cancels(self, position: Any) -> tuple[Any, Sequence[int]]:
-        """Read the log of cancelled messages (``cancel_log.py``), to which :meth:`update_many` has added the messages
-        of all ``Kind.CANCEL`` updates that it has accepted.
+        """Read the log of cancelled messages (``cancel_log.py``).  :meth:`update_many` adds the message of each
+        ``Kind.CANCEL`` update that it accepts.
 
         A worker calls this every :attr:`cancel_interval`, and after each change that :meth:`subscribe_cancels`
         publishes, so it must be cheap while nothing is added.  A backend without a log returns no marks.  Its workers

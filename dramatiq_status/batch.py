@@ -27,7 +27,7 @@ class Group(Protocol):
 
 
 class Batch:
-    """Messages that belong together.  :meth:`.StatusRegistry.batch` makes it.
+    """Messages that belong together.  :meth:`.StatusRegistry.batch` makes a batch of them.
 
     A batch keeps the final snapshots that it has read.  So a finished message still counts
     after its status has expired.

@@ -18,7 +18,7 @@ from .record import CANCEL_REASON, Record
 from .update import EnqueueId
 from .writer import Writer
 
-#: Maximum number of seconds that a worker that ends waits for the thread.
+#: Maximum number of seconds for which `stop()` waits for the thread.
 _JOIN_TIMEOUT: Final = 1.0
 
 #: Maximum number of milliseconds by which the clocks of two hosts are assumed to differ.

@@ -19,8 +19,8 @@ from .errors import StoreRefused
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 2.0
 
-#: Seconds from the end of an outage during which other processes may still be sending the updates that they kept. In
-#: this time the writer keeps an update from outside of a run for a message that has no record yet.
+#: Seconds from the end of an outage until other processes have sent the updates that they kept. In this time the writer
+#: keeps an update from outside of a run for a message that has no record yet.
 RECOVERY: Final = 2 * LONGEST_PAUSE
 
 

@@ -206,8 +206,8 @@ def track(
     Parameters:
       iterable(Iterable[T] | AsyncIterable[T])
       total(int | float): By default ``len(iterable)``, or its length
-        hint, when the loop begins.  If the iterable has no length, a total that was set earlier
-        stays until the end.  If no total was set either, the total is unknown until the end.
+        hint, when the loop begins.  If the iterable has no length, a total that was set earlier, except by a
+        loop, stays until the end.  Without such a total, the total is unknown until the end.
       cancellable(bool): Whether the loop raises :class:`.Cancelled` at the next item when the message is cancelled.
       **fields: Fields to set when the loop begins, in one update with the progress.  With
         ``progress``, the loop counts from that value, for a run that resumes

@@ -156,7 +156,7 @@ class Enqueues:
                 fields[RUN_ENDED] = run_ended(now_ms(), failed=exception is not None)
             buffer = delivery.buffer
         else:
-            # A withdrawal of the same message that is not stored yet must not take back this enqueue.
+            # An unstored withdrawal of the same message must not take back this enqueue.
             attacher = attacher if withdrawn is None else None
             buffer = withdrawn or self._writer.begin_enqueue(message_id)
             thread.unconfirmed[message_id] = enqueue_id, buffer

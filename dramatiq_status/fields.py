@@ -125,7 +125,7 @@ def user_name(name: Any) -> str:
         raise TypeError(f"Field names must be strings, not {type(name).__name__}: {name!r}.")
     if name in RESERVED:
         raise ValueError(
-            f"Field {name!r} is written by dramatiq-status itself: choose another name. The others that it writes "
+            f"Field {name!r} belongs to dramatiq-status: choose another name. The other names that belong to it "
             f"are {', '.join(sorted(RESERVED - {name}))}."
         )
     if not name:
@@ -246,8 +246,8 @@ def plain_number(value: Any) -> int | float | None:
     """Convert a number of any type into a plain int or float.
 
     Numbers are instances of :class:`numbers.Real` or :class:`decimal.Decimal`, and objects with ``__index__``,
-    except bools.  An exact whole number becomes an int.  Every other number becomes a float, which is infinite if the
-    number is too large.
+    except bools.  A whole number becomes an int, unless it is a float.  Every other number becomes a float,
+    which is infinite if the number is too large.
 
     >>> plain_number(Fraction(4, 2)), plain_number(numpy.float64(2.5)), plain_number(Decimal("NaN")), plain_number("2")
     (2, 2.5, nan, None)

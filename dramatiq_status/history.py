@@ -124,7 +124,7 @@ def keep_run(record: Record, attempts: int, *, requeued: bool) -> None:
 
 def complete_run(record: Record, enqueue: Record) -> None:
     """Complete the end of an earlier run, when the enqueue with which the run has ended arrives after the start
-    of the next run. Lost runs of later deliveries of the same enqueue may stand between the two runs.
+    of a later run. Lost runs of this enqueue may stand between the earlier run and the present one.
 
     >>> record = {"A": "2", "h1": "[5,null,null]"}
     >>> complete_run(record, {"N": "[9,0]"})

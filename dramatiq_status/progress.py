@@ -44,7 +44,7 @@ class Progress:
     @property
     def total(self) -> int | float | None:
         """The total, which is not negative; 100 until it is set.  For the running message, it is the total
-        that this run has set, or that was sent with the message, although the store keeps the total of the run before.
+        that this run has set, or that was sent with the message.  The store may still have the total of the run before.
 
         None for an unknown total: the status then has no fraction, no percent and no time remaining.
         """
@@ -92,7 +92,7 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """The progress divided by the total, from 0.0 to 1.0; None before the first report and without a total."""
+        """The progress divided by the total, from 0.0 to 1.0; None before the first report and for an unknown total."""
         counts = self._channel.counts()
         return fraction_of(counts.progress, counts.total)
 

@@ -45,7 +45,7 @@ class RateMeter:
         return self._at is not None
 
     def begin(self, count: int | float, at: float | None) -> None:
-        """Begin the measurement, and drop all earlier ones.
+        """Begin to measure, and drop all earlier measurements.
 
         Parameters:
           count(int | float): Progress at the beginning.
@@ -60,8 +60,8 @@ class RateMeter:
         self._weight = 0.0
 
     def observe(self, count: int | float, at: float) -> None:
-        """Take a measurement, unless the last one is less than :data:`MIN_INTERVAL` old.  The first one begins the
-        measurement if :meth:`begin` has not.
+        """Take a measurement, unless the last one is less than :data:`MIN_INTERVAL` old.  If :meth:`begin` got no time,
+        the first call only begins to measure.
 
         Parameters:
           count(int | float): Progress.

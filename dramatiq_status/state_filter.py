@@ -41,7 +41,7 @@ class StatePage:
     """
 
     def __init__(self, state: str | None, limit: int, after: str | None = None, searched: int = MAX_SEARCHED) -> None:
-        #: The jobs of the page, last changed first in each state that is read.
+        #: The jobs of the page, newest first in each state that is read.
         self.jobs: list[Snapshot] = []
         #: Cursor of the job after which the caller reads; None to read from the beginning.
         self.read_after: str | None = after

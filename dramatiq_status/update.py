@@ -62,8 +62,8 @@ class EnqueueId(NamedTuple):
     """Id of an enqueue of a message.  It orders the message's transitions without a clock.
 
     The first enqueue of a message draws a random origin and has generation 1.  Each enqueue that
-    follows from it, such as a retry, has the same origin and the next generation.  When the same message is enqueued
-    from the beginning again, it gets another origin.
+    follows from it, such as a retry, has the same origin and the next generation.  A message that is made again with
+    the same id gets another origin.
 
     Parameters:
       origin(int): Random number; 0 for a message that a process without the middleware has enqueued.

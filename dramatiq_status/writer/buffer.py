@@ -154,7 +154,7 @@ class MessageBuffer:
             return
         if self.closed:
             if self.is_first("closed"):
-                logger.warning("Message %r is finished. Later writes of its run are dropped.", self.message_id)
+                logger.warning("The run of message %r has ended. Its later writes are dropped.", self.message_id)
             return
         self.add(Write(fields, increment, urgent, state, changes))
 

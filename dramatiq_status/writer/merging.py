@@ -81,7 +81,7 @@ class Merger:
             try:
                 self._base = self._make_base()
             except Exception:
-                # Another program may have made the message. Its other updates are still sent.
+                # Another program may have made the message. The updates of the message are still sent.
                 logger.exception(
                     "The fields of message %r cannot be encoded. Its status is stored without them.", self.message_id
                 )

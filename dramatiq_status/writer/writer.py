@@ -40,7 +40,7 @@ DEFAULT_MAX_PENDING: Final = 10_000
 #: Maximum number of bytes of these updates.
 DEFAULT_MAX_PENDING_BYTES: Final = 64 * 2**20
 
-#: Maximum number of seconds that a process that ends waits for its last updates.
+#: Maximum number of seconds that a process waits for its last updates when it ends.
 EXIT_TIMEOUT: Final = 5.0
 
 #: Seconds between two checks of the writer's thread for deferred buffers that are due.
@@ -118,7 +118,7 @@ class Writer:
         self._queue.signals.append(buffer)
         if self._thread is None:
             self._ensure_thread()
-        # A leader that passes the leadership on wakes a thread that collects the signals.
+        # When a leader passes on the leadership, it wakes a thread that collects the signals.
         if self._wakeup.is_asleep and not self._leadership.is_taken:
             self._leadership.wake_thread()
 
@@ -215,7 +215,7 @@ class Writer:
     def confirm_others(
         self, buffers: Iterable[MessageBuffer], confirmations: Iterable[Confirmation], deadline: float
     ) -> None:
-        """Wait until the deadline for the writes to these buffers and for these confirmations.  While the store is
+        """Wait for the writes to these buffers and for these confirmations, until the deadline.  While the store is
         down, do not wait.
 
         The writer's thread sends the writes: an interrupt that strikes an acknowledging thread while it sends

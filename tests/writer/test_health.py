@@ -89,7 +89,7 @@ def test_a_message_logs_each_trouble_once(caplog: pytest.LogCaptureFixture) -> N
     for n in range(20):
         handles[0]["n"] = n
     assert caplog.text.count("cannot be stored") == 2, "one line that says it twice"
-    assert caplog.text.count("is finished") == 1
+    assert caplog.text.count("has ended") == 1
 
 
 def test_wrong_fields_of_a_message_are_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
