@@ -90,7 +90,7 @@ TRACEBACK: Final = "it"
 EARLIER_RUN: Final = "h"
 #: Stored name of the exception of the first run, from the second run on.
 FIRST_EXCEPTION: Final = "x1"
-#: Stored name of the end of a run that has requeued its message: time and outcome.
+#: Stored name of the end of a run that has requeued its message or was lost: time and outcome.
 RUN_ENDED: Final = "N"
 
 #: Stored name of the user's field ``result``, which the middleware writes as well.
