@@ -28,15 +28,17 @@ class AsyncBackend:
         self.hub: Hub = Hub(self)
 
     async def snapshot(self, message_id: str) -> Snapshot | None:
-        """Read one status; one round trip."""
+        """Read one status in one round trip."""
         return answered((await self.snapshots((message_id,)))[0])
 
     async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
-        """Read statuses in as few round trips as possible.  Each that could not be read has an error in its place."""
+        """Read statuses in as few round trips as possible.  Each status that could not be read has an error in
+        its place.
+        """
         return await asyncio.to_thread(self.backend.snapshots, message_ids)
 
     async def update(self, message_id: str, update: Update) -> Outcome:
-        """Carry out one update; one round trip, or two or more with memcached and caches."""
+        """Carry out one update in one round trip, or in two or more with memcached and caches."""
         return await asyncio.to_thread(self.backend.update, message_id, update)
 
     async def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:
@@ -44,7 +46,7 @@ class AsyncBackend:
         return await asyncio.to_thread(self.backend.update_many, updates)
 
     async def delete(self, message_id: str) -> bool:
-        """Delete a record; one round trip, or two with caches."""
+        """Delete a record in one round trip, or in two with caches."""
         return await asyncio.to_thread(self.backend.delete, message_id)
 
     async def find(self, query: Query, *, limit: int, after: Cursor | None) -> list[Listed]:
@@ -56,7 +58,7 @@ class AsyncBackend:
         return await asyncio.to_thread(self.backend.count, query)
 
     async def subscribe(self) -> AsyncSubscription | None:
-        """Connect a subscription, to no message yet; None if the store publishes no changes."""
+        """Connect a subscription, to no message yet.  Return None if the store publishes no changes."""
         return None
 
     async def close(self) -> None:

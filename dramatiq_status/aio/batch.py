@@ -39,7 +39,7 @@ class Batch:
         return self._rollup.message_ids
 
     async def read(self) -> BatchSnapshot:
-        """Read all statuses in as few round trips as possible: Redis needs one for 2,000.
+        """Read all statuses in as few round trips as possible: Redis needs one for 2,000 statuses.
 
         Raises:
           BackendError: When the store does not answer.

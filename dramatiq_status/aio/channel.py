@@ -45,7 +45,7 @@ class AsyncChannel(Protocol):
         """Return whether the running message has a request to cancel it; None if the caller has to read the status."""
 
     def cancel_reason(self) -> str | None:
-        """Return the reason of the request that :meth:`is_cancelled` has found; it may wait for the store."""
+        """Return the reason of the request that :meth:`is_cancelled` has found.  This may wait for the store."""
 
 
 class OutsideChannel(LiveChannel):

@@ -56,7 +56,7 @@ class Connector:
 
     @staticmethod
     def of(transport: Transport) -> Connector | None:
-        """Make a connector; None if ``redis.asyncio`` cannot connect as a transport does."""
+        """Make a connector.  Return None if ``redis.asyncio`` cannot connect as a transport does."""
         pool = transport.pool
         name = pool.kind.__name__.removeprefix(_BY_SENTINEL)
         if name not in _KINDS:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class AsyncStatusAttribute(StatusAttribute[T]):
-    """Attribute of a handle that reads the status, to be awaited."""
+    """Attribute of a handle, to be awaited.  It reads the status."""
 
     @overload  # type: ignore[override]
     def __get__(self, handle: None, owner: type) -> AsyncStatusAttribute[T]: ...
@@ -134,7 +134,7 @@ class Status:
         runs, its next write brings the status back.
 
         Returns:
-          bool: Whether there was one.
+          bool: Whether there was a status.
 
         Raises:
           BackendError: When the store does not answer.
@@ -144,13 +144,11 @@ class Status:
     # Reading
 
     async def read(self) -> Snapshot | None:
-        """Read everything in one round trip; None where the message is
-        unknown or its status has expired.
-        """
+        """Read the whole status in one round trip.  Return None if the message is unknown or its status has expired."""
         return await self._channel.read()
 
-    # The attributes of a snapshot, as awaitables.  Each access is a round trip, except to `cancelled` of the running
-    # message.
+    # The attributes of a snapshot, as awaitables.  Each access takes a round trip, except for `cancelled` of the
+    # running message.
 
     state: AsyncStatusAttribute[State | None] = AsyncStatusAttribute(None)
     queued: AsyncStatusAttribute[bool] = AsyncStatusAttribute(False)

@@ -38,7 +38,9 @@ class AsyncSubscription(Protocol):
     """A subscription to the changes of any number of messages."""
 
     async def add(self, message_ids: Sequence[str]) -> None:
-        """Subscribe to more messages.  :meth:`receive` returns when the subscription to each has begun."""
+        """Subscribe to more messages.  :meth:`receive` returns once for each of them, when the subscription to
+        it has begun.
+        """
 
     async def remove(self, message_ids: Sequence[str]) -> None:
         """Unsubscribe from messages."""
@@ -64,10 +66,12 @@ class Store(Protocol):
     backend: StatusBackend
 
     async def snapshots(self, message_ids: Sequence[str]) -> Sequence[Snapshot | BackendError | None]:
-        """Read statuses in as few round trips as possible.  Each that could not be read has an error in its place."""
+        """Read statuses in as few round trips as possible.  Each status that could not be read has an error in
+        its place.
+        """
 
     async def subscribe(self) -> AsyncSubscription | None:
-        """Connect a subscription, to no message yet; None if the store publishes no changes."""
+        """Connect a subscription, to no message yet.  Return None if the store publishes no changes."""
 
 
 class AutoResetEvent:

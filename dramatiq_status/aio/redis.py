@@ -91,7 +91,9 @@ class AsyncRedis(AsyncCluster):
 
 
 def make(backend: StatusBackend) -> AsyncBackend | None:
-    """Make the asynchronous side of a Redis backend; None if ``redis.asyncio`` cannot connect as the backend does."""
+    """Make the asynchronous side of a Redis backend.  Return None if ``redis.asyncio`` cannot connect as the backend
+    does.
+    """
     if not isinstance(backend, RedisBackend):
         return None
     connector = Connector.of(backend.transport)

@@ -77,7 +77,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Snapshot | None:
-        """Read a status; one round trip.
+        """Read a status in one round trip.
 
         Returns:
           Snapshot: None where the message is unknown or its status has expired.
@@ -113,12 +113,12 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> list[Snapshot | None] | list[Snapshot | BackendError | None]:
-        """Read many statuses in as few round trips as possible: Redis needs one for 2,000.
+        """Read many statuses in as few round trips as possible: Redis needs one for 2,000 statuses.
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.read_many`.
 
         Returns:
-          list[Snapshot | None]: One for each id, in their order.
+          list[Snapshot | None]: One item for each id, in the order of the ids.
         """
         ids, backend = check_message_ids(message_ids), find_backend(backend, broker)
         found = await (await async_backend(backend)).snapshots(ids) if ids else ()
@@ -220,8 +220,8 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Cancellation:
-        """Cancel a message; one round trip, or more with memcached and caches.  With `force_after`, dramatiq-abort
-        takes further ones.
+        """Cancel a message in one round trip, or in more with memcached and caches.  With `force_after`, dramatiq-abort
+        takes further round trips.
 
         Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.cancel`.
         """
@@ -235,10 +235,10 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> bool:
-        """Delete a status; one round trip.  The message is not touched.
+        """Delete a status in one round trip.  The message is not touched.
 
         Returns:
-          bool: Whether there was one.
+          bool: Whether there was a status.
         """
         message_id = check_message_id(message_id)
         return await (await async_backend(find_backend(backend, broker))).delete(message_id)

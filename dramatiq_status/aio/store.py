@@ -57,7 +57,7 @@ async def _guard(backend: StatusBackend, made: AsyncBackend) -> AsyncGenerator[N
 
 
 def _make(backend: StatusBackend) -> AsyncBackend:
-    # The driver may not be installed.  If the module of the Redis backend was imported, it is.
+    # The driver may not be installed.  If the module of the Redis backend was imported, the driver is installed.
     if "dramatiq_status.backends.redis.backend" in sys.modules:
         from . import redis
 

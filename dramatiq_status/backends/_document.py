@@ -46,7 +46,7 @@ _NAMES: Final = {ARGS: "args", KWARGS: "kwargs", TRACEBACK: "traceback", EXCEPTI
 
 
 class PendingDocument:
-    """The updates of one message in a call, which are stored with one write.
+    """The updates of one message in a call.  One write stores all of them.
 
     Parameters:
       message_id(str)
@@ -59,7 +59,7 @@ class PendingDocument:
       outcomes(list): Outcomes of the updates, after :meth:`apply`.
       record(Record): The record after all updates.
       expires_at(int): Time at which the record expires, in epoch milliseconds.
-      error(Exception): Error that names the fields that were left out, or the reason why nothing was stored.
+      error(Exception): Error that names the dropped fields, or the reason why nothing was stored.
       refused(bool): Whether the server has refused a value because it has no memory.
     """
 
@@ -267,8 +267,8 @@ def room_in(limit: int) -> int:
 
 
 def counts_twice(update: Update) -> bool:
-    """Return whether an update that arrives twice would count twice.  An increment from outside would, because it has
-    no sequence number.
+    """Return whether an update that arrives twice would count twice.  An increment from outside of a run counts
+    twice, because it has no sequence number.
     """
     return bool(update.increment or update.changes) and update.kind is _OUTSIDE
 

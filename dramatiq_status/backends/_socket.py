@@ -50,7 +50,7 @@ def wait_longer(found: Any, seconds: float, call: Callable[[Any], T], argument: 
     Parameters:
       found(socket.socket): The socket.  After an error, it has to be closed.
       seconds(float): Maximum number of seconds to wait, not 0.
-      call(Callable): Its method ``recv`` or ``send``.
+      call(Callable): The socket's method ``recv`` or ``send``.
       argument(object): The argument of the method.
 
     Raises:

@@ -44,7 +44,7 @@ def time_left(deadline: float) -> float:
 
 
 def half_of(deadline: float) -> float:
-    """Return a deadline for one server that leaves half of the time for the other servers."""
+    """Return a deadline for one server.  It leaves half of the time for the other servers."""
     return deadline - max(deadline - time.monotonic(), 0) / 2
 
 
@@ -68,7 +68,7 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
 
     def run() -> Iterator[None]:
         try:
-            # The new thread begins at this line.  Before 3.12, Python may raise an interrupt of the starting thread
+            # The new thread begins at this line.  Before 3.12, Python may raise an interrupt of the worker's thread
             # here.
             yield
             results.append(work())
@@ -179,7 +179,7 @@ class _Timed:
 
 @cache
 def timed(kind: type) -> Any:
-    """Derive a class of connections that have a deadline from one of the driver's classes."""
+    """Return a subclass of one of the driver's classes of connections.  Its connections have a deadline."""
     made = type(kind.__name__, (_Timed, kind), {"__module__": kind.__module__})
     return _with_c_finalizer(made, _DO_NOTHING)
 

@@ -111,10 +111,10 @@ class CacheBackend(StatusBackend):
       (``MAX_ENTRIES``), and cachelib's caches 500 (``threshold``).  The next write of a running message restores its
       status.  The status of a finished message stays unknown.
     - If `set` takes no time to live (dogpile.cache), the cache keeps documents until it deletes them by its own rules.
-      The backend ignores them after their time.  The ``expiration_time`` of a region of dogpile.cache does not count
-      for statuses.
-    - A read takes one call of the cache for each message, and an update two.  Only the cache's own time-outs limit
-      their duration.
+      The backend ignores them after their time to live.  The ``expiration_time`` of a region of dogpile.cache does not
+      count for statuses.
+    - For each message, a read takes one call of the cache, and an update takes two calls.  Only the cache's own
+      time-outs limit their duration.
     - A time limit or an abort may interrupt the code of the cache in the middle of a call.  The backend then releases
       its own locks, but some caches keep a lock forever: dogpile.cache's ``dbm`` with its file lock, and Django's
       ``cache``, which takes a lock in each call to find the cache object of the thread.  To avoid Django's lock, pass
@@ -126,8 +126,8 @@ class CacheBackend(StatusBackend):
     may create the backend.
 
     All times and expiries come from the clock of the host that writes.  A reader compares an expiry with its own clock.
-    The time to live of a document in the cache is rounded up to seconds, plus one, because some caches round down.  The
-    document itself contains its expiry in milliseconds.
+    The time to live of a document in the cache is rounded up to seconds, plus one second, because some caches round
+    down.  The document itself contains its expiry in milliseconds.
 
     Parameters:
       cache: The cache.  The time to live of its `set`, in seconds, is called ``timeout``, ``ttl``, ``expire`` or
@@ -236,7 +236,7 @@ class CacheBackend(StatusBackend):
             # Some caches reject bytes.  All known caches accept a str.
             if self._call("set", key, value.decode(), **options) is not False:
                 return
-            error = StoreRefused(f"{self._name} did not store a value; its own log may say why.")
+            error = StoreRefused(f"{self._name} did not store a value; its own log may contain the reason.")
         except BackendError as e:
             if isinstance(e.__cause__, OSError):
                 raise

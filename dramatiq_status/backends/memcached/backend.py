@@ -25,8 +25,8 @@ from .rounds import Rounds
 from .server import Server, has_hung_up
 from .servers import Servers, always, nodes_at, nodes_of
 
-#: Maximum number of messages that are read in one round trip.  The buffers of the sockets have room for their requests,
-#: as for :data:`.WRITES_PER_ROUND_TRIP`.
+#: Maximum number of messages that are read in one round trip.  The buffers of the sockets have room for the
+#: requests for this many items, see :data:`.WRITES_PER_ROUND_TRIP`.
 READS_PER_ROUND_TRIP: Final = 500
 
 #: Maximum number of messages of which a process caches the key and the server.  Without the cache, pymemcache's hash
@@ -168,7 +168,7 @@ class MemcachedBackend(StatusBackend):
                 if server.call(self._log_over, cancelled, may_repeat=always):
                     break
         except BackendError as e:
-            # The messages are cancelled.  Without the log, workers find that in the outcomes of their writes.
+            # The messages are cancelled.  Without the log, workers find the requests in the outcomes of their writes.
             logger.info("The log of cancelled messages was not written, so workers stop messages late: %s", e)
 
     def _log_over(self, connection: Connection, message_ids: list[str]) -> bool:
@@ -244,7 +244,7 @@ class MemcachedBackend(StatusBackend):
         return outcomes, [error for error in errors if error is not None], problems
 
     def _exchange_of(self, server: Server, documents: list[PendingItem]) -> Exchange:
-        """Make the exchange with a server that carries out updates of its messages."""
+        """Make the exchange that carries out updates of the messages of a server."""
 
         def may_repeat() -> bool:
             if any(document.sent and any(map(counts_twice, document.updates)) for document in documents):

@@ -125,7 +125,7 @@ class Connection(Stream):
     Attributes:
       meta(bool): Whether the connection uses the meta commands.
       server(str): Identifies the server and its start.  A server that is restarted counts its cas numbers from the
-        beginning, so a cas is worthless for another start of it.
+        beginning, so a cas is valid only until the next start.
       max_value_size(int): Maximum size of a value, in bytes.
     """
 

@@ -91,7 +91,7 @@ class Rounds:
         began = monotonic()
         give_up_at = began + patience
         for document in documents:
-            # Without meta commands, no writer caches an item, so there is none to wait for.
+            # Without meta commands, no writer caches an item, so the update does not wait.
             document.retry_at = began + (random.uniform(0.5, 1.0) * TURN_AFTER if connection.meta else 0.0)
             # The process that has the turn may have been killed: later, the update tries without a turn.
             document.turn_until = began + patience / 2
@@ -194,8 +194,8 @@ class Rounds:
             document.reread()
 
     def _assumed_item(self, document: PendingItem, connection: Connection, now: int) -> CachedItem | None:
-        """Return the cached item of a message, or the assumption that a new message has none.  Return None if the item
-        has to be read.
+        """Return the cached item of a message, or :data:`.ABSENT` for a new message.  Return None if the item has to be
+        read.
 
         A wrong guess does no harm, because the server refuses its cas.
         """

@@ -66,7 +66,8 @@ class Server(IdlePool[Connection]):
         Parameters:
           use(Callable): The function.
           *arguments: Its arguments after the connection.
-          may_repeat(Callable): Returns whether the function may be called a second time; None if it always may.
+          may_repeat(Callable): Returns whether the function may be called a second time; None if this is always
+            allowed.
 
         Raises:
           BackendError: When the server does not answer, or answers with an error.

@@ -30,7 +30,7 @@ class Stream:
     Attributes:
       timeout(float): Seconds for each call.
       deadline(float): End of the current call, by the monotonic clock.  Large requests and replies make it later.
-      used(float): Time at which it was last given back to the pool, by the monotonic clock; 0 before.
+      used(float): Time at which it was last given back to the pool, by the monotonic clock; 0 before the first time.
       socket(socket.socket): The socket.
       received(bytes): Received bytes.
       position(int): Number of these bytes that were read.

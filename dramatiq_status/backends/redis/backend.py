@@ -36,9 +36,10 @@ class RedisBackend(StatusBackend):
     Up to 128 updates take one round trip, and so do up to 2,000 reads.  The timestamps that the server adds to a record
     (``updated_at``, ``heartbeat_at``) are by the server's clock.
 
-    The backend opens its own connections: as many as threads use it at the same time, without redis-py's retries.
-    `timeout` is the time of a whole call.  It includes queries of Sentinels or of other nodes, connecting, sending, and
-    reading all replies, and a second attempt over a new connection.  The backend may be used after a fork.
+    The backend opens its own connections, one for each thread that uses it at the same time.  They have none of
+    redis-py's retries.  `timeout` is the time of a whole call.  It includes queries of Sentinels or of other nodes,
+    connecting, sending, and reading all replies, and a second attempt over a new connection.  The backend may be used
+    after a fork.
 
     **Sentinels.** A new connection queries the Sentinels for the present master.  While calls go on, the backend also
     queries them once a second, or 15 seconds after a query without an answer.  A failover loses the updates that the
@@ -56,15 +57,15 @@ class RedisBackend(StatusBackend):
     Changes are published to the whole cluster, because sharded channels exist only from Redis 7.0 on, and move with
     their slots.
 
-    **Lists.** A page costs about the same wherever it is, and however many messages there are.  Its cost grows with the
-    number of sets from which it is merged, by 5 to 20 microseconds of the server for each set.  There is a set for each
+    **Lists.** The cost of a page hardly depends on its place and on the number of messages.  It grows with the number
+    of sets from which the page is merged, by 5 to 20 microseconds of the server for each set.  There is a set for each
     state, queue and actor that messages have together, and for finished messages also for each `status_ttl`.  A filter
     excludes sets.
 
     A list removes expired unfinished statuses from the index when it finds them.  A count looks for expired statuses
-    among 1,000 unfinished ones, and on a cluster among 64 of each shard.  It is exact if there are no more.  If there
-    are more, it looks at the oldest and at some others.  Expired statuses at which it has not looked are counted until
-    a count or a list finds them.
+    among 1,000 unfinished ones, and on a cluster among 64 of each shard.  It is exact if there are no more
+    unfinished statuses.  If there are more, it looks at the oldest and at some others.  Expired statuses at which it
+    has not looked are counted until a count or a list finds them.
 
     Parameters:
       client(redis.Redis | redis.RedisCluster): An optional client, of redis-py or of valkey-py.  It determines how the

@@ -25,7 +25,7 @@ COMMANDS: Final = frozenset({"ack", "enqueue", "fetch", "nack", "purge", "qsize"
 #: Number of the keys and arguments that each call of the broker's script has, before those of its command.
 HEAD: Final = 9
 
-#: Position of the time among these.
+#: Position of the time among these keys and arguments.
 _TIME_AT: Final = 2
 
 #: Option of a message with the broker's own id of the message, the first argument of the broker's commands.
@@ -106,7 +106,7 @@ class BrokerCalls:
       pool(redis.ConnectionPool): Pool with the parameters of connections.
 
     Raises:
-      ValueError: When connections with these parameters do more than this package's connections can.
+      ValueError: When connections with these parameters do more than this package's connections can do.
     """
 
     def __init__(self, pool: redis.ConnectionPool) -> None:
@@ -142,13 +142,13 @@ class BrokerCalls:
         self.thread: ThreadAttachment = ThreadAttachment()
 
     def takes(self, client: Any, numkeys: int, arguments: tuple[Any, ...]) -> bool:
-        """Whether a script call is one of the broker's, and no other package has replaced the client's
+        """Return whether a script call is one of the broker's, and no other package has replaced the client's
         `execute_command`.
         """
         return numkeys == 1 and len(arguments) >= HEAD and arguments[1] in COMMANDS and self.is_open(client)
 
     def is_open(self, client: Any) -> bool:
-        """Whether no other package has replaced the client's `execute_command`."""
+        """Return whether no other package has replaced the client's `execute_command`."""
         found = type(client).execute_command
         if found is not self._found:
             self._is_plain, self._found = _is_plain(found), found
@@ -249,7 +249,7 @@ class BrokerCalls:
 
 @functools.lru_cache(maxsize=256)
 def _pack_around(sha: str, number: int, time_size: int, *arguments: Any) -> tuple[bytes, bytes] | None:
-    """Pack the parts of a call that come before and after the time; None for unusual arguments.
+    """Pack the parts of a call that come before and after the time.  Return None for unusual arguments.
 
     Most calls of a broker have the same parts.  `number` is that of all arguments of the call.
     """
@@ -277,7 +277,7 @@ def _outcomes_of(replies: list[Any]) -> list[Outcome] | None:
 
 
 def _is_plain(found: Any) -> bool:
-    """Whether this is redis-py's own `execute_command`, and not one that another package has put in its place."""
+    """Return whether this is redis-py's own `execute_command`, and not one of another package."""
     return (
         type(found) is FunctionType
         and found.__module__ == "redis.client"

@@ -34,8 +34,8 @@ class BrokerClient(redis.Redis):
     """A client of redis-py for Dramatiq's Redis broker: see :meth:`.RedisBackend.broker_client`.
 
     The broker's calls of its script use connections of this package.  They need half of the processor time of
-    redis-py's, and have the same time-outs, retries and errors.  Everything else goes through redis-py: all other
-    commands, pipelines and subscriptions, and the broker's calls as well if
+    redis-py's connections, with the same time-outs, retries and errors.  Everything else goes through redis-py: all
+    other commands, pipelines and subscriptions, and the broker's calls as well if
 
     - the connections come from a pool of another class than ``redis.ConnectionPool``, such as those of Sentinels,
     - the parameters contain ``decode_responses``, a ``credential_provider`` or a cache,

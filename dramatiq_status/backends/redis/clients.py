@@ -98,7 +98,7 @@ def _check_hostname(parameters: dict[str, Any]) -> None:
     """Make the driver compare the name in a server's certificate with the host, unless the caller has set
     ``ssl_check_hostname`` or requires no certificate.
 
-    redis-py does so by default from 6.0 on.  Earlier versions and valkey-py do not.
+    redis-py makes this comparison by default from 6.0 on.  Earlier versions and valkey-py do not make it by default.
     """
     if parameters.get("ssl_cert_reqs", "required") not in (None, "none", CERT_NONE):
         parameters.setdefault("ssl_check_hostname", True)

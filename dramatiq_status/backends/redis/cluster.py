@@ -28,7 +28,7 @@ _RETRIES: Final = 2
 #: Divisor of the time-out for the query whether another node answers, after a node has failed.
 _PROBE_FRACTION: Final = 4
 
-#: Codes of the errors with which a node redirects a request, and of those of a node that cannot carry it out yet.
+#: Codes of the errors of a node that redirects a request, or that cannot carry it out yet.
 _REDIRECTS: Final = ("ASK", "MOVED", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
 
 
@@ -48,7 +48,7 @@ class _RoutedRequest:
         self.node, self.request.arriving = None, False
 
     def split(self) -> Sequence[_RoutedRequest]:
-        """Return the routes of requests with one key each; this route alone if its request has one key."""
+        """Return a route for each key of the request; only this route if the request has one key."""
         parts = self.request.split()
         if len(parts) == 1:
             return (self,)
@@ -229,7 +229,7 @@ class ClusterTransport:
     def _process_replies(
         self, group: _NodeRequests, deadline: float, done: list[Request], again: list[_RoutedRequest]
     ) -> bool:
-        """Sort requests that have come back into those that are done and those to send again.
+        """Append each request to `done`, or to `again` if it has to be sent again.
 
         Returns:
           bool: Whether to wait before they are sent again.
@@ -274,7 +274,7 @@ class ClusterTransport:
         done: list[Request],
         again: list[_RoutedRequest],
     ) -> None:
-        """Sort requests whose replies were lost."""
+        """Append each request whose reply was lost to `done`, or to `again`."""
         hung_up = isinstance(error, hang_ups())
         if not group.used:
             self._map.stale = True

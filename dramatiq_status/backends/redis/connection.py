@@ -1,4 +1,4 @@
-"""Connections to a server that stay open, and that use the socket without the driver where they can."""
+"""Connections that stay open, and use the socket without the driver where they can."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Connection:
     __slots__ = ("_connection", "_pool", "_reader", "_socket", "deadline", "used")
 
     def __init__(self, pool: ServerPool) -> None:
-        #: Time of the end of the last call, by the monotonic clock; 0 before the first.
+        #: Time of the end of the last call, by the monotonic clock; 0 before the first call.
         self.used: float = 0.0
         #: Deadline of the present call, by the monotonic clock.
         self.deadline: float = 0.0
@@ -128,7 +128,7 @@ class Connection:
         return replies
 
     def is_stale(self) -> bool:
-        """Whether the server has closed the connection, or has sent something without a request."""
+        """Return whether the server has closed the connection, or has sent something without a request."""
         if has_kernel_timeouts(self._socket):
             try:
                 self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 from zlib import crc32
 
-#: Number of shards over which the backend spreads messages on a cluster.  The keys of a shard share a slot, and so a
-#: node: records of messages, and the index that lists these messages.
+#: Number of shards over which the backend spreads messages on a cluster.  The keys of a shard are records
+#: of messages, and the index that lists these messages.  They share a slot, and so they are on one node.
 SHARDS: Final = 64
 
 #: Number of slots of a cluster.

@@ -41,8 +41,8 @@ READS_PER_CALL: Final = 2000
 #: Maximum number of entries of the log of cancelled messages that are read together.
 LOG_ENTRIES_PER_CALL: Final = 10_000
 
-#: Maximum number of calls to one shard for a list of its messages; a page needs one or two lists.  All calls but the
-#: last only remove expired messages from the index.
+#: Maximum number of calls to one shard for a list of its messages; a page needs one or two lists.  All calls except
+#: the last one only remove expired messages from the index.
 CALLS_PER_PAGE: Final = 64
 
 #: Number of messages that are requested from a shard in addition to twice its share of a page.
@@ -118,7 +118,9 @@ class Operations:
         return self._update_call(keys, keys.shard_of(message_id), ((message_id, update),), (0,))
 
     def complete(self, call: UpdateCall, *, lenient: bool = False) -> Steps[Outcome]:
-        """Return the outcome of one update after its request.  Add the message to the index if the script could not."""
+        """Return the outcome of one update after its request.  Add the message to the index if the script could
+        not add it.
+        """
         failure = call.error
         if failure is not None:
             if lenient and not isinstance(failure, StoreRefused) and not self._transport.is_down(failure):
@@ -235,7 +237,7 @@ class Operations:
         )
 
     def _read(self, message_ids: Sequence[str]) -> Steps[list[Any]]:
-        """Read records, and return for each its names and texts in turn, nothing, or an error."""
+        """Read records, and return for each of them its names and texts in turn, nothing, or an error."""
         found: list[Any] = []
         for first in range(0, len(message_ids), READS_PER_CALL):
             ids = message_ids[first : first + READS_PER_CALL]
@@ -359,7 +361,7 @@ class Operations:
         return calls
 
 
-#: A message of a page, and its names and texts in turn; none if they have to be read.
+#: A message of a page, and the names and texts of its record in turn; no texts if the record has to be read.
 _Entry = tuple[Cursor, Sequence[str]]
 
 

@@ -17,7 +17,7 @@ from .script import UPDATE
 
 
 class WireKind:
-    """Kinds of updates on the wire.  ``head.lua`` has the same names and numbers, and the arguments of each."""
+    """Kinds of updates on the wire.  ``head.lua`` has the same names and numbers, and the arguments of each kind."""
 
     ENQUEUE: Final = "0"
     TRANSITION: Final = "1"
@@ -182,7 +182,7 @@ class DeleteCall(ScriptCall):
 
 
 def renames(fields: Record) -> bool:
-    """Whether an update sets the actor or the queue of a message, so that the script may move the message in the
+    """Return whether an update sets the actor or the queue of a message, so that the script may move the message in the
     index.
     """
     return ACTOR_NAME in fields or QUEUE_NAME in fields
@@ -190,10 +190,10 @@ def renames(fields: Record) -> bool:
 
 def _pack_short(key: str, update: Update, clock: ServerClock, index: str) -> bytes | None:
     """Pack a call for an enqueue, for the start and the end of a run in one update, or for fields and an increment from
-    outside; None for other updates, and for texts that are long or other than ASCII.
+    outside.  Return None for other updates, and for texts that are long or other than ASCII.
 
-    A short job has only the first two, and a handle outside of a worker mostly sends the third.  To list the arguments
-    of the first two and to pack them with hiredis takes twice as long.
+    A short job has only the first two of these updates, and a handle outside of a worker mostly sends the third.  To
+    list the arguments of the first two updates and to pack them with hiredis takes twice as long.
     """
     kind, (origin, generation), run_token, sequence, start, create, state, attempts, fields, by, ttl, changes = update
     try:
@@ -213,7 +213,7 @@ def _pack_short(key: str, update: Update, clock: ServerClock, index: str) -> byt
         parts = [_CALLS[size + 2 * len(fields)], _SIZES[len(key)], key, _SIZES[len(now)], now, *own]
         parts.append(_NUMBERS[len(fields)])
         for name, text in fields.items():
-            # To add the four as one tuple takes longer.
+            # To add the four texts as one tuple takes longer.
             parts.append(_SIZES[len(name)])
             parts.append(name)
             parts.append(_SIZES[len(text)])

@@ -1,8 +1,8 @@
 """Additions of messages that the script could not add to the index, because their slot was moving.
 
 An update that changes the actor or the queue of a message, and not its state, keeps the position of the message in
-lists.  Here it does not: the message gets a new position.  Only code that calls a backend itself can send such an
-update.  The middleware sends the actor and the queue with enqueues, and with updates that create a record.
+lists.  Here the message gets a new position.  Only code that calls a backend itself can send such an update.  The
+middleware sends the actor and the queue with enqueues, and with updates that create a record.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def relist(keys: Keys, transport: Transport, calls: Iterable[UpdateCall]) -> Ste
     for _ in range(_LISTINGS):
         if not unlisted:
             return
-        # A state may change after it was read, and another process may add the message before this one does.
+        # A state may change after it was read, and another process may add the message first.
         unlisted = yield from _list_changed(keys, transport, unlisted, listed)
 
 
@@ -47,7 +47,7 @@ def _unlisted_by(calls: Iterable[UpdateCall]) -> dict[str, bool]:
 
 
 def _may_move(update: Update, outcome: Outcome) -> bool:
-    """Whether an update may have changed the set or the position of its message in the index."""
+    """Return whether an update may have changed the set or the position of its message in the index."""
     if outcome is Outcome.LATE:
         return renames(update.fields)
     if update.kind is Kind.CANCEL:

@@ -87,7 +87,7 @@ class Request:
     #: The script that it calls.
     script: Script | None = None
 
-    #: Whether the server may execute it twice, after the reply to the first time was lost.
+    #: Whether the server may execute it again, after its reply was lost.
     repeatable: bool = True
 
     #: Number of its replies.
@@ -141,7 +141,7 @@ class Request:
         """Return the first reply.
 
         Raises:
-          BackendError: When there is none, or when it is an error.
+          BackendError: When there is no reply, or when it is an error.
         """
         if self.error is not None:
             raise self.error
@@ -188,12 +188,12 @@ class ScriptCall(Request):
 
 
 class ReadRequest(Request):
-    """Reads of records: a command each.
+    """Reads of records, each with one command.
 
     Parameters:
       shard(int)
       keys(Sequence[str])
-      positions(Sequence[int]): Positions of the records among all that the operation reads.
+      positions(Sequence[int]): Positions of the records among all records that the operation reads.
     """
 
     size: int
@@ -231,7 +231,7 @@ class Exchange:
 
     Parameters:
       requests(Sequence[Request])
-      clock(ServerClock): Clock of the server.  The exchange measures it when that is due.
+      clock(ServerClock): Clock of the server.  The exchange measures it if it is not known.
     """
 
     #: Packed commands of the exchange, to send to the server.

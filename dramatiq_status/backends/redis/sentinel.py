@@ -98,7 +98,7 @@ class MasterPool(ServerPool):
         hosts = ", ".join(f"{parameters.get('host')}:{parameters.get('port')}" for parameters in all_parameters)
         raise self._unknown(
             f"no Sentinel names a master {self._service!r}: those at {hosts} "
-            f"do not answer, refuse the login, or see none."
+            f"do not answer, refuse the login, or find no such master."
         )
 
     def _query(self, sentinel: ServerTransport, deadline: float) -> Address | None:
@@ -114,7 +114,7 @@ class MasterPool(ServerPool):
         return None
 
     def _is_usable(self, state: Mapping[str, str]) -> bool:
-        """Whether a Sentinel sees the master and enough other Sentinels, as the driver checks it."""
+        """Return whether the master is up and the Sentinel lists enough other Sentinels, as the driver checks it."""
         flags = state["flags"].split(",")
         others = int(state["num-other-sentinels"])
         is_up = "master" in flags and "s_down" not in flags and "o_down" not in flags

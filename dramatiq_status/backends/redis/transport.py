@@ -67,7 +67,7 @@ class Transport(Protocol):
         """
 
     def is_down(self, failure: BackendError) -> bool:
-        """Whether no server answers.  This is checked after all requests of an operation have failed.
+        """Return whether no server answers.  This is checked after all requests of an operation have failed.
 
         Parameters:
           failure(BackendError): The error of one of these requests.

@@ -29,7 +29,7 @@ SWEPT_PER_CHANGE: Final = 8
 #: the states of more messages may delete one row for each of them.
 MAX_SWEPT: Final = 200
 
-#: Share of the time to live by which the indexes of lists keep an unfinished message longer: one in this number.
+#: Divisor of the time to live of an unfinished message: the indexes of lists keep the message longer by the quotient.
 #: Example: with a time to live of a week, the indexes keep the message for 2.6 hours more.
 LISTING_MARGIN: Final = 64
 
@@ -93,8 +93,8 @@ class SQLiteBackend(StatusBackend):
     Expired statuses are never shown.  Each change of a state deletes a few of their rows, and SQLite uses their space
     again.  The file itself does not shrink.
 
-    A page of a list takes the same time wherever it is, however many statuses there are.  A count of 100,000 takes
-    about 10 milliseconds.  Expired rows that are not deleted yet also take time.
+    The time for a page of a list depends neither on its place nor on the number of statuses.  A count of 100,000
+    statuses takes about 10 milliseconds.  Expired rows that are not deleted yet also take time.
 
     All times and expiries come from the clock of the host.  A process whose time is frozen by freezegun also uses the
     clock of the host.  So it finds the statuses of other processes, and does not delete them as expired.

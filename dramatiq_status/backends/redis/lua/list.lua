@@ -27,8 +27,8 @@ local limit, after, after_id = tonumber(ARGV[4]), ARGV[5], ARGV[6]
 local position = tonumber(after)
 local before, whole, arriving = ARGV[7], ARGV[8] == '1', ARGV[8] == '2'
 
--- Whether the slot is moving to another node. While it moves, this node refuses the names of keys that it does not have.
--- No key has the name that this function passes.
+-- Return whether the slot is moving to another node. While it moves, this node refuses the names of keys that it does
+-- not have. No key has the name that this function passes.
 local function is_leaving()
   local found = redis.pcall('EXISTS', registry .. '?')
   if type(found) == 'number' then return false end
@@ -54,7 +54,7 @@ local function text_of(timestamp)
   return string.format('%.0f', timestamp)
 end
 
--- Whether a score is a timestamp, as the index has them: another program may have stored an infinite one.
+-- Return whether a score is a timestamp, as the index has them: another program may have stored an infinite one.
 local function is_timestamp(score)
   return score >= 0 and score < 9007199254740992 and score % 1 == 0
 end
@@ -143,9 +143,9 @@ local function check(set, first, last)
   return dropped
 end
 
--- Remove unfinished messages that have expired, and return their number. No set shows which these are, because a
--- heartbeat renews a record's expiry. Where a set has more messages than the call may check, it checks some of the
--- oldest and as many others, and then more of the oldest as long as all of these have expired.
+-- Remove unfinished messages that have expired, and return their number. No set shows which messages have expired,
+-- because a heartbeat renews a record's expiry. Where a set has more messages than the call may check, it checks some
+-- of the oldest and as many others, and then more of the oldest as long as all of these have expired.
 local function clean()
   local live, sum, dropped, checked = {}, 0, 0, tonumber(after)
   local left = checked
@@ -182,7 +182,7 @@ if limit == 0 then
   return sum - clean()
 end
 
--- Whether an id comes before another id with the same timestamp.  Ids are ordered by their bytes, descending, as
+-- Return whether an id comes before another id with the same timestamp.  Ids are ordered by their bytes, descending, as
 -- ZREVRANGE orders them. Lua would order them by the server's locale.
 local function precedes(one, other)
   for place = 1, math.min(#one, #other) do

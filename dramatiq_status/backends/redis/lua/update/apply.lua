@@ -125,7 +125,7 @@ local function define_kinds(record, moves)
       end
     end
     if to_total then
-      -- `at_total` in record.py.
+      -- The mirror of `at_total` in record.py.
       local total = set.t or call('HGET', key, 't')
       if total and (total == 'null' or not record.number_in(total)) then
         written[size + 1], written[size + 2] = 't', set.p or call('HGET', key, 'p') or '0'

@@ -1,4 +1,4 @@
--- Requests to cancel messages: `_apply_cancel` in update.py. Other calls do not need these functions.
+-- Requests to cancel messages: the mirror of `_apply_cancel` in update.py. Other calls do not need these functions.
 local function define_cancel(record, moves)
   -- End a message that waits. Its record lives for `ttl` milliseconds.
   local function cancel_waiting(key, old, new, ttl)

@@ -20,7 +20,7 @@
 
 -- The client replaces the names of these constants by their values when it loads the script (Script.load in script.py).
 
--- Wire kinds, and the arguments of each (WireKind in protocol.py has the same).
+-- Wire kinds, and the arguments of each (WireKind in protocol.py has the same names and numbers).
 -- An enqueue: origin, generation.
 local ENQUEUE = '0'
 -- A run's update with a transition, or with another actor or queue: origin, generation, run token (0: none), sequence,
@@ -45,7 +45,7 @@ local CANCEL = '8'
 -- The end of an enqueue in an error: origin, generation.
 local WITHDRAWAL = '9'
 
--- Outcomes (Outcome in update.py has the same).
+-- Outcomes (Outcome in update.py has the same names and numbers).
 local APPLIED = 1
 local LATE = 2
 local DUPLICATE = 3
@@ -72,13 +72,13 @@ local LIVE_TTL = 604800000
 local LIVE_TTL_TEXT = '604800000'
 -- Longest time to live, in milliseconds: a hundred years. PEXPIRE fails if the sum with the present time overflows.
 local LONGEST_TTL = 3155760000000
--- Maximum number of marks in the log of cancelled messages, and milliseconds for which it is kept.
+-- Maximum number of marks in the log of cancelled messages, and its time to live in milliseconds.
 local MAX_LOGGED = 100000
 local LOG_TTL = 2592000000
 -- Magnitude below which Lua's numbers count exactly: 2^53.
 local EXACT = 9007199254740992
 
--- The history of runs (history.py has the same).
+-- The history of runs (history.py has the same constants).
 local MAX_RUNS = 10
 local MAX_HISTORY_SIZE = 4096
 local SMALL_HISTORY = 7

@@ -58,7 +58,7 @@ local function define_history()
     end
     local text = (started_at or 'null') .. ',' .. ended .. ',' .. (old.scheduled_at or 'null')
     if old.token and not requeued then
-      -- Without an enqueue that has ended it, the exception in the record may be that of an earlier run.
+      -- If no enqueue has ended the run, the exception in the record may be the one of an earlier run.
       text, exception = text .. ',"' .. old.token .. '"', nil
     end
     for number = math.max(2, last - MAX_RUNS + 1), math.min(attempts - MAX_RUNS, last) do

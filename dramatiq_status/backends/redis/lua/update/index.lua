@@ -6,7 +6,7 @@
 
 -- Position of the last message that came into a state in this call.
 local position
--- Times to live, rounded up, by exact ones.
+-- Times to live, rounded up, by the exact times to live.
 local rounded = {}
 -- Whether the present message could not be added to the index.
 local unlisted = false
@@ -21,7 +21,8 @@ local function add(command, key, ...)
   return added
 end
 
--- Renew the expiry of a set and of the set of all names, and add the name to the latter. life: in milliseconds.
+-- Renew the expiry of a set and of the set of all names, and add the name to the latter.
+-- life: time until the new expiry, in milliseconds.
 local function keep(set, name, life)
   local prefix = ARGV[#ARGV]
   call('PEXPIRE', set, life)

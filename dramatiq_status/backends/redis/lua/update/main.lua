@@ -128,12 +128,12 @@ for i = 1, #KEYS do
     if kind == TRANSITION and ARGV[at + 4] == '1' and (ARGV[at + 6] == '' or ARGV[at + 6] > WORKING)
       and ARGV[at + 8] == '0' and ARGV[at + 10] + 0 < 1000
     then
-      -- The start of a run after its own enqueue, or its start and its end in one.
+      -- The start of a run after its own enqueue, or its start and its end in one update.
       local token, sequence, state, attempts = ARGV[at + 2], ARGV[at + 3], ARGV[at + 6], ARGV[at + 7]
       local ends, old = state ~= '', redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'D', 'L', 'a', 'Q')
       local version, generation, scheduled_at, live_ttl, actor, queue = old[2], old[4], old[5], old[6], old[7], old[8]
       -- Version 1 of a record has only the fields of the first enqueue: none of a run, and no request to cancel. To read
-      -- and to delete those as well would take the server a sixth more instructions.
+      -- and to delete fields of a run as well would take the server a sixth more instructions.
       local is_first, more = version == '1' and generation == '1', {}
       if not is_first then more = redis.pcall('HMGET', key, 'r', 'q', 'p', 'A', 'C', 'S', 'x', 'N') end
       local progress, earlier, exception = more[3], more[4], more[7]
@@ -172,7 +172,7 @@ for i = 1, #KEYS do
           written[size + 2] = '[' .. (more[6] or 'null') .. ',' .. ended .. ',' .. (scheduled_at or 'null') .. last_exception .. ']'
           size = size + 2
         end
-        -- The progress of the run before is deleted.
+        -- The progress of the earlier run is deleted.
         local of_run = earlier and 'p' or 'N'
         if is_first then
           if scheduled_at then call('HDEL', key, 'D') end

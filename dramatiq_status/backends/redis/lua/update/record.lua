@@ -5,9 +5,9 @@ local function define_record()
     return math.min(math.max(1, ttl), LONGEST_TTL)
   end
 
-  -- Whether these texts, except for missing ones, are numbers as `is_sound` in record.py requires: the progress may be
-  -- any number, and the others must be whole numbers of up to 15 digits. tonumber() accepts '0x10', ' 1' and 'nan' as
-  -- well.
+  -- Return whether these texts, except for missing ones, are numbers as `is_sound` in record.py requires: the progress
+  -- may be any number, and the others must be whole numbers of up to 15 digits. tonumber() accepts '0x10', ' 1' and
+  -- 'nan' as well.
   local function are_sound(version, generation, sequence, scheduled_at, live_ttl, progress, attempts)
     local whole = version .. ' ' .. generation .. ' ' .. (sequence or 0) .. ' ' .. (scheduled_at or 0) .. ' '
       .. (live_ttl or 0) .. ' ' .. (attempts or 0)
@@ -16,7 +16,7 @@ local function define_record()
       and (not progress or progress:find('^%-?%d+%.?%d*[eE]?[+-]?%d*$') and math.abs(tonumber(progress) or math.huge) < math.huge)
   end
 
-  -- The value of W after a write from outside: the time of the run's last write.
+  -- Return the value of W after a write from outside: the time of the run's last write.
   local function rate_written_at(updated_at)
     return updated_at and updated_at:find('^%d+$') and updated_at or '0'
   end
@@ -38,7 +38,7 @@ local function define_record()
     return string.format('%.17g', number)
   end
 
-  -- Read a number to count on; 0 where there is none, nil for other values (`count_on` in record.py).
+  -- Read the number to which a count is added; 0 where there is none, nil for other values (`count_on` in record.py).
   local function number_in(text)
     if not text or text == 'null' then return 0 end
     if #text > 40 or not (text:find('^%-?%d+$') or text:find('^%-?%d+%.%d+$') or text:find('^%-?%d+[eE][+-]?%d+$')
@@ -99,7 +99,7 @@ local function define_record()
     end
   end
 
-  -- Whether a user's field was deleted. An enqueue does not bring it back (DELETED_PREFIX in record.py).
+  -- Return whether a user's field was deleted. An enqueue does not bring it back (DELETED_PREFIX in record.py).
   local function is_deleted(key, name)
     return name:sub(1, 1) == ':' and call('HEXISTS', key, '-' .. name) == 1
   end
