@@ -29,7 +29,7 @@ ROUNDS = 30
 #: Number of jobs for which each process waits, one after the other.
 WAITS = 12
 
-#: A process without this package that subscribes to a channel, and ends with the first message.
+#: Program without this package: it subscribes to a channel, and ends with the first message.
 BARE = """
 import sys, redis
 subscriber = redis.Redis.from_url(sys.argv[1]).pubsub()

@@ -25,7 +25,7 @@ UPDATES = 128
 READS = 1000
 PAGE = 50
 
-#: One table for each kind of call: its base, and the calls of a round.
+#: Tables by title: the base, and the number of calls of a round.
 TABLES = {
     "One update of one job, two fields": ("RedisCluster, pipeline of HSET, EXPIRE", 50),
     f"{UPDATES} updates of as many jobs": (f"RedisCluster, pipeline of {UPDATES} HSET, EXPIRE", 2),

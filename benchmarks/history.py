@@ -116,7 +116,7 @@ def run(options: Options) -> Iterator[Table]:
                 for _ in range(options.rounds(15)):
                     for name, case in cases.items():
                         of_script[name].append(case.script())
-                    # One start of each in turns, and the median of many: other work on the machine disturbs both.
+                    # The cases start messages in turns, so that other work on the machine disturbs both.
                     trips = list(zip(*(case.callers() for case in cases.values())))
                     for name, series in zip(cases, zip(*trips)):
                         of_caller[name].append(median(series))

@@ -1,8 +1,8 @@
 """Instructions of the client's process and of the Redis server: ``python -m benchmarks.instructions``.
 
 Callgrind counts them.  Two counts of the same code differ by 1 to 7 %, also beside other work, so a count shows what
-the times of a few rounds cannot.  But some instructions take longer than others, and the kernel's are not counted.  It
-needs ``valgrind``.
+the times of a few rounds cannot show.  But some instructions take longer than others, and the kernel's are not counted.
+It needs ``valgrind``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .enqueue import declare
 WARM_UP: Final = 50
 
 #: Limits in seconds that a program exceeds under callgrind.  Each job would count as a long one, whose start is sent
-#: before its end, and each reply as too late to measure the server's clock by it.
+#: before its end, and each reply as too late for a measurement of the server's clock.
 LIMITS: Final = ("dramatiq_status.deliveries._START_AFTER", "dramatiq_status.backends.redis.clock.QUICK")
 
 FIELDS: Final = {"stage": "loading", "rows": 120, "user": "u-17"}
@@ -126,7 +126,7 @@ def measure(server_pid: int, directory: Path, url: str, calls: int) -> dict[str,
         for name, call in table.items():
             for _ in range(WARM_UP):
                 call()
-            # The second of two counts in a row is what a count itself takes.
+            # The second of two counts in a row has only the instructions of a count itself.
             ours, servers = [(count(pid, directory), count(pid, directory))[1] for pid in (os.getpid(), server_pid)]
             for _ in range(calls):
                 call()

@@ -18,7 +18,7 @@ from .enqueue import declare, measure, tracked
 from .throughput import CPU_BOUND, work
 from .worker import PreparedCalls
 
-#: Cases of one Redis database for both: the mode of the worker, by the name of the case.
+#: Modes of the worker by the name of the case, with queues and statuses in one Redis database.
 MODES = {
     "tracking off": "off",
     "tracking off, our client": "client",

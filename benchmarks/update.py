@@ -112,7 +112,7 @@ def memcached_cases(server: MemcachedServer) -> dict[str, Case]:
 
 
 def _compare_and_set(server: MemcachedServer, message_id: str) -> Case:
-    """Return an update of a copy of a document in two round trips of the driver."""
+    """Return a case that updates a copy of a document by pymemcache, in two round trips."""
     client = pymemcache.Client(server.address, no_delay=True)
     client.set("document", client.get(f"dramatiq-status:{message_id}"), expire=604_800)
     steps = count()

@@ -149,7 +149,7 @@ class Costs:
         found = self._client.client_list()
         heard = sum(int(client["sub"]) > 0 for client in found)
         self._heard = max(self._heard, heard)
-        # Except for the connection of this query, and that of the process that changes the jobs.
+        # The connections of this query and of the process that changes the jobs do not count.
         self._asked = max(self._asked, len(found) - heard - 2)
 
     def result(self, seen: int, latencies: list[float]) -> Result:

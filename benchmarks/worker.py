@@ -1,4 +1,4 @@
-"""A worker process to measure: ``python -m benchmarks.worker`` with the parameters as JSON; prints its figures as JSON.
+"""A worker process to measure: ``python -m benchmarks.worker`` takes parameters and prints figures as JSON.
 
 It enqueues the messages, starts a worker, and measures the time from the first message to the last acknowledgement.
 """
@@ -136,7 +136,7 @@ def run(
     stopwatch = Stopwatch(jobs)
     broker.add_middleware(stopwatch)
 
-    # RabbitMQ gives messages that a process did not acknowledge to the next process, except in another queue.
+    # Each process has its own queue: RabbitMQ delivers what a process did not acknowledge to the next one.
     @dramatiq.actor(broker=broker, queue_name=f"jobs-{os.getpid()}", **options)
     def job() -> None:
         if sleep:

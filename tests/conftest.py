@@ -1,4 +1,4 @@
-"""Fixtures for all tests: real servers, one of a kind for the whole run, clean for every test that asks by URL."""
+"""Fixtures for all tests. There is one real server of each kind for the whole run, and a fixture of a URL resets it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .servers import (
     Servers,
 )
 
-# Its asserts then show the compared values, as the asserts of test files do.
+# The asserts of this package then show the compared values, as the asserts of test files do.
 pytest.register_assert_rewrite("dramatiq_status.testing.conformance")
 
 ServerT = TypeVar("ServerT", bound="Server | Servers")
@@ -72,7 +72,7 @@ def interruptible() -> Iterator[None]:
 
 
 def started(server: ServerT) -> ServerT:
-    """Start it. Where its program is missing the test is skipped, or fails under CI=true."""
+    """Start a server. If its program is missing, the test is skipped, or fails under CI=true."""
     try:
         return server.start()
     except ServerMissing as missing:
@@ -90,14 +90,14 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="session")
 def redis_cluster() -> Iterator[RedisCluster]:
-    """Three nodes, with the data of earlier tests: see `reset`."""
+    """Yield three nodes, with the data of earlier tests: see `reset`."""
     with started(RedisCluster()) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def redis_sentinels() -> Iterator[RedisSentinels]:
-    """A master, its replica and three Sentinels, with the data of earlier tests: see `reset`."""
+    """Yield a master, its replica and three Sentinels, with the data of earlier tests: see `reset`."""
     with started(RedisSentinels()) as sentinels:
         yield sentinels
 
@@ -116,27 +116,27 @@ def rabbitmq_server() -> Iterator[RabbitmqServer]:
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """An empty Redis database, no scripts loaded."""
+    """Return the URL of an empty Redis database without scripts."""
     redis_server.reset()
     return redis_server.url
 
 
 @pytest.fixture
 def redis_broker_url(redis_url: str, redis_server: RedisServer) -> str:
-    """Another empty database of the server of `redis_url`, for a broker beside the statuses."""
+    """Return the URL of another empty database of the server of `redis_url`, for a broker beside the statuses."""
     return redis_server.database(1)
 
 
 @pytest.fixture
 def memcached_url(memcached_server: MemcachedServer) -> str:
-    """An empty memcached."""
+    """Return the URL of an empty memcached."""
     memcached_server.reset()
     return memcached_server.url
 
 
 @pytest.fixture
 def rabbitmq_url(rabbitmq_server: RabbitmqServer) -> str:
-    """A running RabbitMQ, with the queues of earlier tests: use your own names."""
+    """Return the URL of a running RabbitMQ with the queues of earlier tests. A test uses its own names of queues."""
     rabbitmq_server.reset()
     return rabbitmq_server.url
 
@@ -157,21 +157,21 @@ def _make_backend(request: pytest.FixtureRequest, tmp_path: Path) -> StatusBacke
 
 @pytest.fixture(params=["stub", "redis", "memcached", "sqlite", "cache"])
 def every_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
-    """An empty store of each kind, one after the other."""
+    """Yield the backend of an empty store of each kind, one after the other."""
     with closing(_make_backend(request, tmp_path)) as made:
         yield made
 
 
 @pytest.fixture(params=["redis", "memcached", "sqlite"])
 def shared_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
-    """An empty store of each kind that processes can share, one after the other."""
+    """Yield the backend of an empty store of each kind that processes can share, one after the other."""
     with closing(_make_backend(request, tmp_path)) as made:
         yield made
 
 
 @pytest.fixture(params=["stub", "memcached", "redis"])
 def polled_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
-    """An empty store of each kind, one after the other, which watchers poll often unless it publishes changes."""
+    """Yield the backend of an empty store of each kind. Watchers poll it often unless it publishes changes."""
     with closing(_make_backend(request, tmp_path)) as made:
         made.poll_interval = (1, 20)
         yield made
@@ -179,7 +179,7 @@ def polled_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[S
 
 @pytest.fixture
 def start_server() -> Iterator[StartServer]:
-    """Starts a server for this test alone: `start_server(RedisServer("--maxmemory", "2mb"))`; it ends with the test."""
+    """Yield a function that starts a server for one test: `start_server(RedisServer("--maxmemory", "2mb"))`."""
     with ExitStack() as stack:
 
         def start(server: ServerT) -> ServerT:

@@ -63,7 +63,7 @@ class RecordingBackend(StubBackend):
             assert self._called.wait_for(predicate, PATIENCE), "It did not happen in time."
 
     def updates(self, message_id: str | None = None, *kinds: Kind) -> list[Update]:
-        """The updates that were carried out, of one message or all, of some kinds or all."""
+        """Return the updates that were carried out, of one message or all, of some kinds or all."""
         return [
             update
             for call in list(self.calls)
@@ -140,7 +140,7 @@ def make_stub_broker(*middleware: Middleware) -> StubBroker:
 
 @contextmanager
 def working(broker: dramatiq.Broker, *, threads: int = 2) -> Iterator[dramatiq.Worker]:
-    """A worker in this process for the length of the block."""
+    """Run a worker in this process for the length of a ``with`` block."""
     worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=threads)
     worker.start()
     try:

@@ -1,11 +1,10 @@
-"""Real servers for tests: each a process on a loopback port of its own, gone when the tests are.
+"""Real servers for tests: each is a process on a loopback port of its own, and ends with the tests.
 
     >>> with RedisServer("--maxmemory", "2mb") as server:
     ...     redis.Redis.from_url(server.url)
 
-A server that was started here does not outlive the process that started it, however that ends: `close()` and
-`atexit` for the usual ways, the kernel's parent-death signal for a crash, a SIGKILL or the hard exit of
-pytest-timeout.
+A server does not outlive the process that started it. In the usual cases, `close()` or `atexit` ends the server. After
+a crash, a SIGKILL or the hard exit of pytest-timeout, the kernel's parent-death signal ends it.
 """
 
 from __future__ import annotations
@@ -58,25 +57,25 @@ AT_ONCE = ("--repl-diskless-sync-delay", "0")
 #: Number of slots of a Redis Cluster.
 SLOTS = 16_384
 
-# NOTE: the parent-death signal is sent when the *thread* that started the process ends, so all are started from one
-# that lives as long as the interpreter. A test may thus restart a server from a thread of its own.
+# NOTE: the parent-death signal is sent when the *thread* that started the process ends, so all servers are started from
+# one thread that lives as long as the interpreter. A test may thus restart a server from a thread of its own.
 _launcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="server-launcher")
 _running: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
 class ServerMissing(LookupError):
-    """Raised when a server's program is not installed; names the way to install it."""
+    """Error of a server whose program is not installed. It names the way to install the program."""
 
 
 class ServerFailed(RuntimeError):
-    """Raised when a server did not start, or not in time; ends with the server's log."""
+    """Error of a server that did not start, or not in time. It ends with the server's log."""
 
 
 def free_port(*, margin: int = 0) -> int:
     """Find a TCP port on 127.0.0.1 on which no process listens now.
 
-    The kernel does not give this port to clients: while a server is down, any connection of a client could take its
-    port, even a connection to that port itself.
+    The kernel does not give this port to clients. Otherwise, while a server is down, any connection of a client could
+    take its port, even a connection to that port itself.
 
     Parameters:
       margin: Minimum distance below the ports of clients.
@@ -337,7 +336,7 @@ class RedisServer(Server):
         return self.database(0)
 
     def database(self, number: int) -> str:
-        """The URL of one of its 16 databases; `url` is that of number 0."""
+        """Return the URL of one of the 16 databases; `url` is that of number 0."""
         return f"redis://127.0.0.1:{self.port}/{number}"
 
     def reset(self) -> None:
@@ -369,7 +368,7 @@ class ValkeyServer(RedisServer):
 
 
 class _ClusterNode(RedisServer):
-    """A Redis that takes part in a cluster, with a free port for the cluster's own talk too."""
+    """A Redis that takes part in a cluster, with a free port for the connections between the nodes, too."""
 
     def start(self) -> _ClusterNode:
         if self._port is None:
@@ -384,7 +383,7 @@ class _ClusterNode(RedisServer):
 
 
 def _free_cluster_port() -> int:
-    """Find a port that is free together with the one on which the nodes of a cluster talk."""
+    """Find a port that is free together with the port for connections between the nodes."""
     while True:
         port = free_port(margin=BUS)
         with socket.socket() as probe:
@@ -480,11 +479,11 @@ class RedisCluster(Servers):
             node.reset()
 
     def client(self, number: int) -> redis.Redis:
-        """A client of one node, without the map of the cluster."""
+        """Return a client of one node, without the map of the cluster."""
         return redis.Redis(port=self.nodes[number].port, decode_responses=True, socket_timeout=60)
 
     def owner(self, slot: int) -> int:
-        """The number of the node that has a slot."""
+        """Return the number of the node that has a slot."""
         return self._moved.get(slot, slot * 3 // SLOTS)
 
     def begin_move(self, slot: int, target: int) -> None:
@@ -497,7 +496,7 @@ class RedisCluster(Servers):
             client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", self._ids[target])
 
     def move_keys(self, slot: int, target: int, *keys: str) -> bool:
-        """Move these keys of a slot that is moving, or some; False where there is none left."""
+        """Move these keys of a slot that is moving, by default up to ten. Return False if it has no keys."""
         with self.client(self.owner(slot)) as client:
             found = keys or client.execute_command("CLUSTER GETKEYSINSLOT", slot, 10)
             if found:
@@ -513,12 +512,12 @@ class RedisCluster(Servers):
                 client.execute_command("CLUSTER SETSLOT", slot, "NODE", self._ids[target])
         self._moved[slot] = target
         self._moving.pop(slot, None)
-        _wait_until(self._agrees, "The nodes do not agree who has what")
+        _wait_until(self._agrees, "The nodes do not agree on the owners of the slots")
 
     def _agrees(self) -> bool:
-        """Whether all nodes have the epochs of all others, and no two epochs are equal.
+        """Return whether all nodes have the epochs of all others, and no two epochs are equal.
 
-        A slot that moves on before that may fall back to the node that it came from, which empties it.
+        A slot that moves again before that may fall back to the node from which it came, and is then empty.
         """
         views = [
             {line.split()[0]: line.split()[6] for line in node.ask(b"CLUSTER NODES\r\n").splitlines() if b":" in line}
@@ -543,7 +542,7 @@ class RedisCluster(Servers):
 
 
 class _Sentinel(RedisServer):
-    """Watches over a master.
+    """A Sentinel that watches over a master.
 
     Parameters:
       master: The port of the master.
@@ -688,7 +687,7 @@ class MemcachedServer(Server):
 
 
 class LoginMemcachedServer(MemcachedServer):
-    """Memcached that asks for a login: `username` and `password`."""
+    """Memcached that requires a login: `username` and `password`."""
 
     username = "bob"
     password = "sesame-3141"
@@ -701,11 +700,11 @@ class LoginMemcachedServer(MemcachedServer):
 
 
 class TlsMemcachedServer(MemcachedServer):
-    """Memcached that speaks TLS only, with a certificate of its own for 127.0.0.1."""
+    """Memcached that accepts only TLS, with a certificate of its own for 127.0.0.1."""
 
     @property
     def context(self) -> ssl.SSLContext:
-        """What trusts its certificate."""
+        """The TLS context that trusts this server's certificate."""
         return ssl.create_default_context(cafile=str(self.directory / "certificate.pem"))
 
     def ask(self, request: bytes, *, timeout: float = 5.0) -> bytes:
@@ -813,7 +812,7 @@ class RabbitmqServer(Server):
             "RABBITMQ_NODENAME": f"test-{self.port}@localhost",
             "RABBITMQ_DIST_PORT": str(self._dist_port),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                # Few schedulers: the machine is the tests' too.
+                # Few schedulers, because the tests use the same machine.
                 "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} +S 2:2"
             ),
             "RABBITMQ_CONF_ENV_FILE": str(self.directory / "rabbitmq-env.conf"),

@@ -117,7 +117,7 @@ def to_total(update: Update) -> Update:
 
 
 def deleting(update: Update, *names: str) -> Update:
-    """Return an update with deletions of users' fields added, and with their deletion marks."""
+    """Return an update that also deletes users' fields, with their deletion marks."""
     stored = frozenset(map(_stored, names))
     fields = {**update.fields, **deletion_marks(stored)}
     return update._replace(fields=fields, changes=(update.changes or Changes())._replace(deleted=stored))
@@ -171,7 +171,7 @@ def timeless(record: Record | None) -> dict[str, Any] | None:
 
 
 def with_actor(update: Update, actor_name: str) -> Update:
-    """Add the name of an actor to an update if it may create a record: the middleware's updates have it as well."""
+    """Add the name of an actor to an update that may create a record, as the middleware does."""
     if update.kind is not Kind.ENQUEUE and not update.create:
         return update
     return update._replace(fields={**update.fields, ACTOR_NAME: f'"{actor_name}"'})

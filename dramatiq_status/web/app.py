@@ -63,7 +63,7 @@ class StatusApp:
             await stream.run(scope, receive, send)
 
     def end_streams(self) -> None:
-        """End all open streams, from the event loop, for a server that waits for open responses before it ends.
+        """End all open streams, for a server that waits for open responses before it ends.  Call it in the event loop.
 
         Under uvicorn, streams end by themselves.
         """

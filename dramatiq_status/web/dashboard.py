@@ -167,7 +167,7 @@ def _target_of(text: str) -> str:
         filters[name] = value
     else:
         return "?" + urlencode(filters) if filters else "./"
-    # Quoted, so that the text of a user cannot lead to another folder.
+    # The text is quoted, so that it cannot lead to another folder.
     return "./" + quote(text, safe="")
 
 

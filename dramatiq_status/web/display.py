@@ -52,7 +52,7 @@ class StatusDisplay:
 
     Parameters:
       state(str): The state, or cancelled, retrying or stalled.
-      glyph(str): As `state`, or scheduled.
+      glyph(str): The value of `state`, or scheduled.
       facts(str): Step, count and rate; the queue of a queued job; the start of a scheduled one; the reason of a
         cancellation.
       next(str): Remaining time, retry, or other time that matters.

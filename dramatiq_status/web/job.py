@@ -153,7 +153,7 @@ class JobPage:
             except NotSupported:
                 found, text = [], "No job has this id. This store finds jobs by their full ids only."
             if len(found) == 1:
-                # Quoted, so that an id cannot lead to another folder.
+                # The id is quoted, so that it cannot lead to another folder.
                 return RedirectResponse("./" + quote(found[0].message_id, safe=""), 303)
             if found:
                 text = f"{len(found):,} jobs have ids that begin with {message_id}. Give more of an id, or open a job:"

@@ -29,7 +29,7 @@ STATES: Final = ("queued", "working", "failed", "completed")
 
 
 class ListPage(NamedTuple):
-    """A page of the list, and the cursor of the next one; None where the list ends."""
+    """A page of the list, and the cursor at its end; None where the list ends."""
 
     jobs: list[Snapshot]
     next: str | None

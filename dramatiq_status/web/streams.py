@@ -23,7 +23,7 @@ MAX_AGE: Final = 600.0
 #: Seconds between two checks of the server and of the streams' times.
 TICK: Final = 0.1
 
-#: Key in the scope under which a routed request stores its stream.
+#: Key under which a stream stores itself in the scope of its request.
 STREAM: Final = "dramatiq_status.web.stream"
 
 HEADERS: Final = [
@@ -56,7 +56,7 @@ class Streams:
         self._open.pop(stream, None)
 
     def end(self) -> None:
-        """End all streams; their clients resume, here or at the next process."""
+        """End all streams.  Their clients resume, at this process or at another one."""
         for stream in list(self._open):
             stream.end()
 
@@ -193,7 +193,7 @@ class EventStream:
             comment_at = loop.time() + COMMENT_INTERVAL
 
     def _listen(self, received: asyncio.Task[Message] | None = None) -> None:
-        """Wait for the client to leave; a task that only receives costs less memory than a loop."""
+        """Wait until the client leaves.  A task that only calls `receive` takes less memory than a loop."""
         if received is not None and _is_last(received):
             self.end()
             return

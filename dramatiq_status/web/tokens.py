@@ -24,7 +24,7 @@ _SALT: Final = "dramatiq_status.web.tokens"
 class TokenSigner:
     """Signer of read tokens; it also checks them.
 
-    A token permits reading the statuses of the messages that it was signed for, whatever `authorize` returns.  It
+    A token permits reading the statuses of the messages for which it was signed, whatever `authorize` returns.  It
     travels in the header ``X-Status-Token`` or in the body of ``POST /events``, never in a URL.
 
     >>> signer = TokenSigner(SECRET_KEY)
@@ -38,7 +38,7 @@ class TokenSigner:
 
     def __init__(self, secret_key: str | bytes | Iterable[str] | Iterable[bytes]) -> None:
         if not secret_key:
-            raise ValueError("secret_key must not be empty: anyone could sign tokens.")
+            raise ValueError("secret_key must not be empty: a client could sign tokens with an empty one.")
         self._serializer = URLSafeSerializer(secret_key, salt=_SALT)
 
     def sign(
@@ -54,7 +54,7 @@ class TokenSigner:
           expires_in(int): Milliseconds for which the token is valid.
 
         Raises:
-          TypeError: When a message is neither a message nor an id, or `expires_in` is no duration.
+          TypeError: When `messages` has a value that is neither a message nor an id, or `expires_in` is no duration.
           ValueError: When an id is invalid, or `expires_in` is negative, too long or no whole number.
         """
         if isinstance(messages, (str, dramatiq.Message)):

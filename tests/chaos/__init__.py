@@ -2,6 +2,7 @@
 
     python -m tests.chaos --seconds 60 --seed 7 --store redis --broker redis
 
-``plan`` draws jobs and faults, ``app`` is what the workers run, ``servers`` and ``crew`` carry out faults, ``watcher``
-records what readers see, ``facts`` holds what happened, ``checker`` compares both, ``runner`` brings them together.
+``plan`` draws jobs and faults, and ``runner`` carries out the plan. The workers run ``app``. ``servers`` and ``crew``
+carry out faults. ``watcher`` records what readers see, and ``facts`` records what the processes do. ``history`` orders
+these facts by message, and ``checker`` compares them with what the readers saw.
 """

@@ -93,9 +93,9 @@ class Notes(threading.local):
 
 
 class Witness(Middleware):
-    """Writes down each delivery, and what Dramatiq decided. It stands ahead of the middleware under test.
+    """Middleware that records deliveries and decisions of Dramatiq. It stands ahead of the middleware under test.
 
-    A decision is written before the middleware under test stores it, so a reader that sees a final state finds it.
+    A decision is recorded before the middleware under test stores it, and so before a reader can see the final state.
     """
 
     def __init__(self, facts: FactFile) -> None:
@@ -111,7 +111,7 @@ class Witness(Middleware):
 
     def before_enqueue(self, broker: dramatiq.Broker, message: Any, delay: int | None) -> None:
         if delay is not None or not self._notes.delayed[message.message_id]:
-            # A retry keeps it; a message that its sender or a group enqueues again has another one.
+            # A retry keeps its root; a message that its sender or a group enqueues again has another root.
             root = message.options.setdefault("chaos_root", uuid4().hex[:12])
             self._facts.write("enqueuing", id=message.message_id, origin=root)
             run = self._notes.run
@@ -235,7 +235,7 @@ def unwatch_logs() -> None:
 
 
 def make_broker(broker_url: str, store_url: str, oracle_url: str, facts: FactFile) -> dramatiq.Broker:
-    """Return the same broker to the workers and to the runner. In one Redis, statuses piggyback."""
+    """Make the broker of the workers and of the runner. Statuses piggyback if broker and store are one Redis."""
     backend = backend_from_url(store_url)
     middleware = [
         AgeLimit(),

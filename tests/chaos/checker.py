@@ -1,4 +1,4 @@
-"""Compares what readers saw, and the final records, with the recorded events, and returns contradictions.  Pure."""
+"""Compares what readers saw, and the final records, with the recorded events, and returns contradictions."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class Finding:
 
 
 class Checker:
-    """Checks all messages of a run.
+    """Checker of all messages of a run.
 
     Parameters:
-      world: What happened.
-      finals: What is stored in the end, by message.
-      sights: What was seen, by message.
+      world: The recorded events.
+      finals: The stored statuses at the end, by message.
+      sights: The sights of the readers, by message.
       faults: The faults and their times, for timelines.
-      zero: Epoch seconds that timelines count from.
+      zero: Epoch seconds at which timelines begin.
       ignored: Findings that are counted, and not returned.
     """
 
@@ -260,7 +260,7 @@ class Checker:
         return min((run.decided or 0 for run in history.final_runs), default=0)
 
     def _runs_behind_end(self, history: History, moment: float) -> list[Run]:
-        """Return the runs that had begun by a time, and that went on after another run had been the last one."""
+        """Return the runs that had begun by a time, and that went on after the message had ended."""
         end = self._first_end(history)
         return [
             run

@@ -1,4 +1,4 @@
-"""The workers: several of the ``dramatiq`` command, ended, frozen and started again."""
+"""The workers: several ``dramatiq`` commands. Faults end or freeze them, and the crew starts them again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Crew:
       processes: Number of processes of each.
       threads: Number of threads of each process.
       environment: Added to that of the workers.
-      log: The file that their output goes to.
+      log: The file of their output.
       tell: Callback for events of processes: ``tell("died", pids=[...])``.
     """
 

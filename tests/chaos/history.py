@@ -1,4 +1,4 @@
-"""The recorded events of a run, ordered by message and delivery, and the times of trouble.  Pure."""
+"""The recorded events of a run, ordered by message and delivery, and the times of trouble."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from .facts import Fact
 
-#: Seconds around a fault in which its consequences are looked for: connections time out, the circuit breaker waits.
+#: Seconds before and after a fault in which it may have consequences: connections time out, the circuit breaker waits.
 BEFORE: Final = 0.5
 AFTER: Final = 5.0
 
@@ -51,7 +51,7 @@ class Run:
     decision: str | None = None
     exception: str | None = None
     skipped: bool = False
-    #: Whether a retry was enqueued that the broker did not confirm, and may have or not.
+    #: Whether the broker did not confirm a retry, and may have it or not.
     unsure: bool = False
     acked: float | None = None
 
@@ -101,7 +101,7 @@ class History:
 
 
 class World:
-    """All histories, and what went wrong when.
+    """The histories of all messages, and the times of trouble.
 
     Parameters:
       facts: All facts, the earliest first.
@@ -113,7 +113,7 @@ class World:
         self.histories: dict[str, History] = {}
         #: Runs of children that increment a parent's progress, by the id of the parent.
         self.counts: defaultdict[str, list[Run]] = defaultdict(list)
-        #: Times of trouble with the store, for all and by process.
+        #: Times of trouble with the store: for all processes, and by process.
         self.store_trouble: list[Window] = []
         self.trouble: defaultdict[int, list[Window]] = defaultdict(list)
         self.frozen: defaultdict[int, list[Window]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The plan of a run: its jobs and its faults, all from one seed. Pure."""
+"""The plan of a run: its jobs and its faults, all from one seed."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class Job:
       shape: How it is sent: alone, with children, as a group, as a pipeline.
       actor: The actor that runs it.
       end: How its first runs end.
-      failures: Number of runs that end so; those that follow return.
+      failures: Number of runs that end so; the later runs return.
       steps: Number of increments.
       pause: Milliseconds of sleep a step.
-      delay: Milliseconds for which the broker holds it back; None for none.
-      children: Number of messages that it sends, each of which counts on its bar.
+      delay: Milliseconds for which the broker holds it back; None for no delay.
+      children: Number of messages that it sends; each of them increments its progress.
       result: Whether its result is stored.
       throttle: Milliseconds between two throttled writes.
       notify: Whether it is interrupted when its worker is terminated.
@@ -84,7 +84,7 @@ class Job:
     notify: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the message carries."""
+        """Return the argument of the message."""
         return asdict(self)
 
 
@@ -98,7 +98,7 @@ class Fault:
       member: Number of the worker, or of the server.
       kind: What happens to it.
       seconds: Duration; 0 for a fault at one time only.
-      amount: Seconds of delay, if that is what the fault is.
+      amount: Seconds of delay, for a fault that delays.
     """
 
     at: float
@@ -129,12 +129,12 @@ def make_plan(
     Parameters:
       seed: The same seed and parameters give the same plan.
       seconds: Seconds in which jobs are sent and faults begin.
-      jobs: Number of jobs that are sent; their children come on top.
+      jobs: Number of jobs that are sent, without their children.
       workers: Number of workers.
       store: Kind of store.
       broker: Kind of broker.
       fault_every: Mean seconds between two faults.
-      quiet: Targets that are left alone.
+      quiet: Targets without faults.
     """
     jobs_random, faults_random = Random(f"jobs {seed}"), Random(f"faults {seed}")
     return Plan(

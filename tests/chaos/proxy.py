@@ -8,10 +8,10 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Listens on a loopback port of its own and passes everything on, from a thread with an event loop.
+    """Proxy that listens on a loopback port of its own, on a thread with an event loop.
 
     Parameters:
-      target: The port that it passes connections to.
+      target: The port to which it passes connections.
     """
 
     def __init__(self, target: int) -> None:
@@ -23,7 +23,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="chaos-proxy", daemon=True)
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
-        #: The port that it listens on.
+        #: The port on which it listens.
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     def cut(self) -> None:

@@ -35,8 +35,8 @@ _STRANGE: Final = re.compile(r"Exception ignored in|Fatal Python error|of <.*Sta
 #: Number of messages that are read at once in the end.
 _CHUNK: Final = 500
 
-#: Seconds without a fact after which nothing more is expected to happen before the workers are started again. Longer
-#: than any delay, and than the time in which the Redis broker takes a silent worker for dead.
+#: Seconds without a fact after which the runner restarts the workers. This is longer than any delay, and longer than
+#: the time after which the Redis broker takes a silent worker for dead.
 IDLE: Final = 4.0
 
 #: Seconds between two writes from outside.
@@ -59,8 +59,8 @@ class Settings:
       fault_every: Mean seconds between two faults.
       settle: Seconds in which the broker must be done with everything, after the last fault.
       quiet: Targets without faults: ``worker``, ``store``, ``broker``.
-      ignored: Findings that do not count, by what they say is wrong.
-      keep: Directory that facts and the workers' output are copied to.
+      ignored: Names of findings that do not count.
+      keep: Directory for a copy of the facts and of the workers' output.
     """
 
     seconds: float = 60.0
@@ -80,7 +80,7 @@ class Settings:
 
 @dataclass
 class Report:
-    """What a run did and found."""
+    """Figures and findings of a run."""
 
     findings: list[Finding]
     #: Figures by name.

@@ -17,9 +17,9 @@ from ..servers import AT_ONCE, MemcachedServer, RabbitmqServer, RedisCluster, Re
 from .plan import Fault
 from .proxy import Proxy
 
-#: Makes a Redis keep its data over a restart and a crash.  With "no", the kernel has the data before the client has the
-#: reply, so that only a crash of the host loses it.  With "everysec", a killed server loses up to two seconds while the
-#: disk is slow.
+#: Arguments of a Redis that keeps its data over a restart and a crash.  With "no", the kernel has the data before the
+#: client has the reply, so that only a crash of the host loses it.  With "everysec", a killed server loses up to two
+#: seconds while the disk is slow.
 PERSISTENT: Final = ("--appendonly", "yes", "--appendfsync", "no")
 
 #: Number of slots that one fault moves to other nodes.
@@ -29,7 +29,7 @@ MOVED_SLOTS: Final = 8
 class Target(Protocol):
     """A store or a broker."""
 
-    #: Where clients find it.
+    #: URL for clients.
     url: str
 
     def begin(self, fault: Fault) -> None:
@@ -39,14 +39,14 @@ class Target(Protocol):
         """Let a fault end."""
 
     def close(self) -> None:
-        """End it for good."""
+        """End it forever."""
 
 
 class Proxied:
     """Servers, each behind a proxy.
 
     Parameters:
-      servers: What is behind the proxies.
+      servers: The servers behind the proxies.
     """
 
     url = ""
@@ -103,7 +103,7 @@ class RedisTarget(Proxied):
         self.url = f"redis://127.0.0.1:{self.proxies[0].port}/0"
 
     def unfinished(self) -> int:
-        """Return the number of messages that the broker in it is not done with."""
+        """Return the number of messages that the broker in it still has."""
         with redis.Redis(port=self.servers[0].port) as client:
             return sum(int(client.hlen(f"dramatiq:{name}.msgs")) for name in ("default", "default.DQ"))  # type: ignore[arg-type]
 
@@ -201,7 +201,7 @@ class ClusterTarget:
 
 
 class SentinelTarget:
-    """A master and a replica with Sentinels; its faults befall whichever is the master."""
+    """A master and a replica with Sentinels. Each fault is a fault of the present master."""
 
     def __init__(self) -> None:
         self.sentinels = RedisSentinels()

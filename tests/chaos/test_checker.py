@@ -28,7 +28,7 @@ def decided(t: float, decision: str, message_id: str = "m", *, run: str = "r1", 
 
 
 def one_run(job: dict[str, Any]) -> list[Fact]:
-    """The facts of a message that was completed at once."""
+    """Return the facts of a message that was completed at once."""
     return [
         fact(1.0, "planned", job=job),
         fact(1.1, "enqueuing", origin="a"),
@@ -42,7 +42,7 @@ def one_run(job: dict[str, Any]) -> list[Fact]:
 
 
 def final() -> dict[str, Any]:
-    """The status of this message at the end."""
+    """Return the status of this message at the end."""
     return {"status": "completed", "run": "r1", "last": "r1", "begun": 7, "user": 7, "progress": 5, "attempts": 1}
 
 
@@ -51,7 +51,7 @@ def sight(at: float, **values: Any) -> Sight:
 
 
 def sights() -> list[Sight]:
-    """The sights of a reader of this message."""
+    """Return the sights of a reader of this message."""
     return [
         sight(1.3, status="queued"),
         sight(2.2, status="working", attempts=1, progress=2, run="r1"),

@@ -29,10 +29,10 @@ WATCH_TIMEOUT: Final = 30_000
 
 @dataclass(frozen=True)
 class Sight:
-    """What one reader saw of one message.
+    """Result of one read of one message by one reader.
 
     Parameters:
-      at: Epoch seconds after the read; for what is shown, an upper bound.
+      at: Epoch seconds after the read. The values are not newer.
       asked: Epoch seconds before the read.
       reader: The reader.
       values: The status as a dict; None for an unknown message.
@@ -51,7 +51,7 @@ _SHOWN: Final = ("status", "progress", "total", "attempts", "run", "last", "exce
 
 
 class Watcher:
-    """Watches messages until they are finished, and some time longer.
+    """Watcher of messages, until they are finished and some time longer.
 
     Parameters:
       broker: The broker with the middleware under test.

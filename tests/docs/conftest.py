@@ -28,7 +28,7 @@ from .pages import ROOT
 
 @pytest.fixture
 def broker() -> StubBroker:
-    """The default broker, in memory as its statuses are."""
+    """Return the default broker. It keeps its messages and its statuses in memory."""
     broker = make_stub_broker()
     broker.add_middleware(AsyncIO())
     broker.add_middleware(StatusMiddleware(backend=StubBackend()))
@@ -38,14 +38,14 @@ def broker() -> StubBroker:
 
 @pytest.fixture
 def stub_worker(broker: StubBroker, status_backend: StubBackend) -> Iterator[dramatiq.Worker]:
-    """A running worker of the default broker."""
+    """Yield a running worker of the default broker."""
     with working(broker) as worker:
         yield worker
 
 
 @pytest.fixture
 def orders() -> dict[str, Any]:
-    """Functions of the example application of the pages."""
+    """Return the functions of the example application of the pages."""
     names = ("insert", "check", "index", "shrink", "fetch")
     return {
         "read_rows": lambda path: list(range(100)),
@@ -56,8 +56,8 @@ def orders() -> dict[str, Any]:
 
 @pytest.fixture
 def running_job(broker: StubBroker) -> Iterator[dict[str, Any]]:
-    """A job of the actor ``import_rows`` at 42 of 100: its ``message``, its ``message_id``, and ``finish()``, which
-    lets it end.
+    """Yield a job of the actor ``import_rows`` at 42 of 100: its ``message``, its ``message_id``, and the function
+    ``finish``, which ends the job.
     """
     go_on = threading.Event()
 
@@ -81,7 +81,7 @@ def running_job(broker: StubBroker) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def retried_snapshot() -> Snapshot:
-    """A job whose first run has failed, and whose second run has gone on for 5 seconds."""
+    """Return a job whose first run has failed, and whose second run has gone on for 5 seconds."""
     gone = json.dumps({"type": "OSError", "message": "gone"}, separators=(",", ":"))
     updates = [
         enqueue(**{ENQUEUED_AT: str(NOW)}),
@@ -106,5 +106,5 @@ def fresh_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."]
     subprocess.run([*pip, *build], cwd=source, check=True)
     monkeypatch.setenv("PIP_FIND_LINKS", str(source / "dist"))
-    # It takes seconds, and Python compiles what it imports.
+    # To compile all modules takes seconds, and Python compiles each module that it imports.
     monkeypatch.setenv("PIP_NO_COMPILE", "1")

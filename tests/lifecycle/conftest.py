@@ -12,7 +12,7 @@ from dramatiq_status.backends import MemcachedBackend, RedisBackend
 
 @pytest.fixture(params=["redis", "memcached"])
 def store(request: pytest.FixtureRequest) -> Iterator[StatusBackend]:
-    """A store behind a socket, with a time-out that is long enough for a busy machine."""
+    """Yield the backend of a store behind a socket, with a time-out that is long enough for a busy machine."""
     backend: StatusBackend
     if request.param == "redis":
         backend = RedisBackend(url=request.getfixturevalue("redis_url"), timeout=20_000)

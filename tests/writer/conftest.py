@@ -16,7 +16,7 @@ from .support import MakeWriter
 
 @pytest.fixture
 def make_writer() -> Iterator[MakeWriter]:
-    """Makes writers that are drained after the test."""
+    """Yield a function that makes writers, which are drained after the test."""
     made: list[Writer] = []
 
     def make(backend: StatusBackend) -> Writer:
@@ -30,6 +30,6 @@ def make_writer() -> Iterator[MakeWriter]:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets writers try a store that is down a thousand times a second."""
+    """Let writers try a store that is down a thousand times a second."""
     monkeypatch.setattr("dramatiq_status.circuit_breaker.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("dramatiq_status.circuit_breaker.LONGEST_PAUSE", 0.001)

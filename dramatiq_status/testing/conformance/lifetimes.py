@@ -16,7 +16,7 @@ from .store import StoreTests
 DAY = 86_400_000
 
 
-#: Updates that renew the expiry of an unfinished record: given updates, and the one that renews.
+#: Cases by names: updates that make a record, and one that renews the expiry.
 RENEWING: dict[str, tuple[list[Update], Update]] = {
     "requeue": ([enqueue(), start(1)], enqueue(generation=2)),
     "start": ([enqueue()], start(1)),
@@ -28,7 +28,7 @@ RENEWING: dict[str, tuple[list[Update], Update]] = {
     "outside, a state after the end": ([start(1), finish(1)], outside(state=WORKING)),
 }
 
-#: Updates that do not change the expiry: given updates, and the one that does not.
+#: Cases by names: updates that make a record, and one that keeps the expiry.
 NOT_RENEWING: dict[str, tuple[list[Update], Update]] = {
     "outside, after the end": ([start(1), finish(1)], outside(step="1")),
     "outside, a count after the end": ([start(1), finish(1)], counting(outside(), rows=1)),
@@ -49,7 +49,7 @@ class Lifetimes(StoreTests):
         assert expected - self.ttl_tolerance <= found <= expected + self.ttl_resolution + above
 
     def test_a_queued_message_has_the_default_live_ttl(self, backend: StatusBackend, message_id: str) -> None:
-        # Given a message without a live time to live of its own
+        # Given a message without a ``live_ttl`` of its own
         # When it is enqueued
         backend.update(message_id, enqueue())
         # Then its record has the default of a week
@@ -57,7 +57,7 @@ class Lifetimes(StoreTests):
 
     @pytest.mark.parametrize("live_ttl", [60_000, DAY, 40 * DAY], ids=["minute", "day", "more than 30 days"])
     def test_a_message_has_its_own_live_ttl(self, backend: StatusBackend, message_id: str, live_ttl: int) -> None:
-        # Given a message with a live time to live of its own
+        # Given a message with a ``live_ttl`` of its own
         # When it is enqueued
         backend.update(message_id, enqueue(L=str(live_ttl)))
         # Then its record has this time to live
@@ -94,7 +94,7 @@ class Lifetimes(StoreTests):
         # Given a message whose delay has ended a day ago
         # When it is enqueued
         backend.update(message_id, enqueue(L="60000", D=str(backend.now() - DAY)))
-        # Then its record has its live time to live
+        # Then its record has its ``live_ttl``
         self._check_ttl(backend, message_id, 60_000)
 
     def test_a_finished_message_has_the_ttl_of_its_end(self, backend: StatusBackend, message_id: str) -> None:

@@ -19,7 +19,7 @@ from ...update import EnqueueId, Kind, Update
 from ..updates import counting, enqueue, finish, heartbeat, life_to, outside, start, with_actor, write
 from .store import StoreTests, listed, write_later
 
-#: Updates that give a message the highest position of a list: given updates, and the one that does.
+#: Cases by names: updates that make a record, and one that moves the message to the top of lists.
 MOVING: dict[str, tuple[list[Update], Update]] = {
     "requeue": ([enqueue(), start(1)], enqueue(generation=2)),
     "requeue of a waiting message": ([enqueue()], enqueue(generation=2)),
@@ -33,7 +33,7 @@ MOVING: dict[str, tuple[list[Update], Update]] = {
     "outside, a state after the end": ([start(1), finish(1)], outside(state=WORKING)),
 }
 
-#: Updates that do not change the position of a message in a list: given updates, and the one that does not.
+#: Cases by names: updates that make a record, and one that keeps the position of the message in lists.
 NOT_MOVING: dict[str, tuple[list[Update], Update]] = {
     "write": ([start(1)], write(1, 2, step="1")),
     "whole write": ([start(1)], write(1, 2, create=True, step="1")),

@@ -81,7 +81,7 @@ class StoreTests:
 
     def refusing(self, backend: StatusBackend, message_id: str) -> AbstractContextManager[Any]:
         """Return a context in which the store refuses this message.  The store must still accept messages whose ids
-        begin with another letter.
+        begin with another character.
         """
         pytest.skip("Needs the hook refusing.")
 

@@ -43,7 +43,7 @@ def user_of(request: Any) -> Any:
     >>> def authorize(request, snapshot):
     ...     return "read" if user_of(request).is_staff else "none"
 
-    It reads the session, and the user from the database: `authorize` must be a function, not a coroutine function.
+    It reads the session, and the user from the database, so `authorize` must be a function, not a coroutine function.
     """
     # Django imports this module before its models are there.
     from django.conf import settings

@@ -1,4 +1,4 @@
-"""The view, configured by the settings."""
+"""The view, which the setting ``DRAMATIQ_STATUS`` configures."""
 
 from __future__ import annotations
 

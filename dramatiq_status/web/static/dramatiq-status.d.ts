@@ -11,16 +11,17 @@
  *
  * Slots: `label`, and `after` below the bar.  Parts: head, glyph, label, value, bar, fill, mark, detail, text, next.
  * States, as in `:state(working)`: loading, queued, working, retrying, stalled, failed, cancelled, completed, offline, unknown, refused.
- * Colours and sizes: `--ds-*`, as `--ds-working-fill` and `--ds-bar`.
+ * Colours and sizes: `--ds-*`, such as `--ds-working-fill` and `--ds-bar`.
  *
- * Transport: all elements of a page share one stream; a hidden page has none and polls every 30 seconds.  A browser has
- * six connections to a host over HTTP/1.1, for all its tabs, so at most four tabs have a stream, and the others poll.
+ * Transport: the elements of a page share one stream for each application; a hidden page has none and polls every 30
+ * seconds.  A browser has six connections to a host over HTTP/1.1, for all its tabs, so at most four tabs have a stream,
+ * and the others poll.
  * The element shows a lost connection only if the next attempt fails as well.
  */
 export class DramatiqStatus extends HTMLElement {
   /** The status as the server has sent it last, or null. */
   readonly snapshot: Snapshot | null;
-  /** What the element shows at present. */
+  /** The state that the element shows at present. */
   readonly state: State | undefined;
   /** Texts of this element in place of those of `texts`. */
   texts: Partial<typeof texts>;

@@ -52,7 +52,7 @@ def wire(server: MemcachedServer) -> Iterator[Wire]:
 
 @pytest.fixture
 def wired(wire: Wire, make: Make) -> MemcachedBackend:
-    """A backend behind `wire` that is connected."""
+    """Return a connected backend behind `wire`."""
     backend = make(servers=wire.address)
     backend.read("warm")
     return backend
