@@ -29,7 +29,7 @@ ROUNDS = 30
 #: Number of jobs for which each process waits, one after the other.
 WAITS = 12
 
-#: Program without this package: it subscribes to a channel, and ends with the first message.
+#: Program that subscribes to a channel by redis-py alone, and ends with the first message.
 BARE = """
 import sys, redis
 subscriber = redis.Redis.from_url(sys.argv[1]).pubsub()

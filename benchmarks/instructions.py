@@ -30,7 +30,7 @@ from tests.servers import RedisServer, ServerMissing
 from .common import ROOT, Case, Table, versions
 from .enqueue import declare
 
-#: Calls of each case before those that are counted.
+#: Number of calls of each case before the counted calls.
 WARM_UP: Final = 50
 
 #: Limits in seconds that a program exceeds under callgrind.  Each job would count as a long one, whose start is sent

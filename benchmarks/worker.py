@@ -136,7 +136,7 @@ def run(
     stopwatch = Stopwatch(jobs)
     broker.add_middleware(stopwatch)
 
-    # Each process has its own queue: RabbitMQ delivers what a process did not acknowledge to the next one.
+    # Each process has its own queue, because RabbitMQ delivers unacknowledged messages to the queue's next process.
     @dramatiq.actor(broker=broker, queue_name=f"jobs-{os.getpid()}", **options)
     def job() -> None:
         if sleep:

@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def interruptible() -> Iterator[None]:
     """Let the processes that tests start be interrupted.
 
-    A process that a shell has put into the background ignores Ctrl-C, and so do the processes that it starts.
+    A process that a shell has put into the background ignores Ctrl-C. Its child processes inherit this.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:

@@ -308,7 +308,7 @@ class Server:
         raise ServerFailed(f"{self.package} did not answer within {self.start_timeout} s:\n{self._log_tail()}")
 
     def _listens(self) -> bool:
-        """Return whether this process listens on the port, and not a server of another test run."""
+        """Return whether the process of this server listens on the port, and not a server of another test run."""
         try:
             own = {os.readlink(descriptor) for descriptor in Path(f"/proc/{self.pid}/fd").iterdir()}
             sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]

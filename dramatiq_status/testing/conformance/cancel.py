@@ -214,7 +214,7 @@ class Cancels(StoreTests):
             backend.update(one, start(1))
             # When it is cancelled while its retry is enqueued
             requested, _ = race(backend, one, cancel(), enqueue(generation=2, D="9", N="[8,1]"))
-            # Then it has ended as cancelled, whichever of the two came first
+            # Then it has ended as cancelled, in both orders
             snapshot = snapshot_of(backend, one)
             assert (snapshot.state, snapshot.cancelled, snapshot.scheduled_at) == ("failed", True, None)
             assert requested in (Outcome.APPLIED, Outcome.REQUESTED)
