@@ -37,8 +37,8 @@ __all__ = [
 
 @contextmanager
 def bound_status(message_id: str | None = None) -> Iterator[Status]:
-    """Bind detached handles in a ``with`` block, so that a test can call the function of an actor and check the fields
-    that it has written.
+    """Bind handles in a ``with`` block, so that a test can call the function of an actor and check the fields that it
+    has written.
 
     ``current_status()`` and ``current_progress()`` return handles of the same values everywhere in the block.  As in
     a worker, a thread that the function starts has no handle unless the function passes one.
