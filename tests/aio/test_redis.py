@@ -95,7 +95,7 @@ class TestManyWatchers:
             # Then each watcher has received the end of its own job
             assert Counter(ended) == {(job.message_id, State.COMPLETED, index): 10 for index, job in enumerate(work)}
             # And the connection of the subscription is closed
-            await until(lambda: connections(jobs) == {"asks": 1})
+            await until(lambda: not connections(jobs)["listens"])
 
         def run_all(work: list[Job]) -> None:
             for job in work:
@@ -184,7 +184,7 @@ class TestManyWatchers:
                 break
             # When its generator is gone
             # Then its subscription is closed
-            await until(lambda: connections(jobs) == {"asks": 1})
+            await until(lambda: not connections(jobs)["listens"])
 
         in_loop(main)
 
@@ -841,7 +841,8 @@ class TestClosing:
             async def watch():
                 try:
                     await aio.StatusRegistry.wait("m", timeout=300, backend=backend)
-                except StatusTimeout:
+                except (StatusTimeout, BackendError):
+                    # On a busy machine, the first read may come after the end of the server.
                     pass
 
             async def read():
