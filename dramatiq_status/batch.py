@@ -1,4 +1,4 @@
-"""Messages that belong together, as one handle."""
+"""Batches: messages that belong together."""
 
 from __future__ import annotations
 

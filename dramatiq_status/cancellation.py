@@ -84,8 +84,8 @@ class CancelRequest:
             found[message_id] = None if is_missing else _CANCELLATIONS.get(outcome, Cancellation.FINISHED)
         if unanswered:
             raise BackendError(
-                f"The status store did not answer for {unanswered} of {len(found)} messages to cancel, and has "
-                f"answered for the others. To cancel all of them again is safe."
+                f"The status store did not answer, or has refused the request, for {unanswered} of {len(found)} "
+                f"messages to cancel. To cancel all of them again is safe."
             )
         return found
 

@@ -173,7 +173,8 @@ class RunChannel(LiveChannel):
             try:
                 snapshot = self.read()
             except BackendError:
-                # The run ends without a reason. In an outage that this process has noted, the read has not waited.
+                # `Cancelled` is then raised without a reason. In an outage that this process has noted, the read has
+                # not waited.
                 snapshot = None
             buffer.cancel_reason = None if snapshot is None else snapshot.cancel_reason
             buffer.is_reason_read = True

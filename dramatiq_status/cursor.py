@@ -53,4 +53,4 @@ def decode(text: str) -> Cursor:
             cursor = Cursor(int(found[1]), found[2])
             if cursor.position < MAX_POSITION and encode(cursor) == text:
                 return cursor
-    raise ValueError("It is no cursor.")
+    raise ValueError("The text is no cursor.")

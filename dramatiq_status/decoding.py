@@ -37,8 +37,8 @@ _new_snapshot: Callable[[type[Snapshot]], Snapshot] = object.__new__
 MAX_SHAPES: Final = 256
 MAX_SHAPE_SIZE: Final = 512
 
-# Shape of the records that have the same names in the same order: number of names, dict with these keys, position of
-# the state, positions of the values that must be ints, and position of the progress.
+# Shape of the records that have the same names in the same order: number of names, dict with these names as keys,
+# position of the state, positions of the values that must be ints, and position of the progress.
 _Shape = tuple[int, dict[str, Any], int, tuple[int, ...], "int | None"]
 
 _NEEDED: Final = frozenset((STATE, VERSION, ORIGIN, GENERATION))

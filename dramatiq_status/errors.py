@@ -28,7 +28,7 @@ class StatusMissing(StatusError, LookupError):
     def __init__(self, message_id: str) -> None:
         super().__init__(
             f"There is no status for message {message_id!r}: it was never enqueued with status tracking, "
-            f"has expired or was deleted."
+            f"or its status has expired or was deleted."
         )
         self.message_id = message_id
 

@@ -174,8 +174,8 @@ class ThreadState:
         #: Enqueues that this thread has begun and not completed, by message id. There are several if enqueues are
         #: nested, or if the broker has refused messages.
         self.begun: dict[str, BegunEnqueue] = {}
-        #: Id of each of these enqueues, and the buffer with its `queued`; None where `queued` does not go through the
-        #: writer. If the enqueue ends in an error, `queued` is withdrawn.
+        #: Id of each of these enqueues, except a retry of the running message, and the buffer with its `queued`; None
+        #: where `queued` does not go through the writer. If the enqueue ends in an error, `queued` is withdrawn.
         self.unconfirmed: dict[str, tuple[EnqueueId, Any]] = {}
         #: Callable that waits for the reply to the last enqueue that this thread sent directly to the store; None if no
         #: reply is pending.

@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
     @property
     def duration(self) -> timedelta | None:
-        """Time from the start to the end; None while the message runs, and where a time is unknown."""
+        """Time from the start to the end; None while the run continues, and where a time is unknown."""
         if self.started_at is None or self.ended_at is None:
             return None
         return max(timedelta(0), self.ended_at - self.started_at)

@@ -88,7 +88,7 @@ class LoopCounter:
             self._channel.write({TOTAL: encode_total(self._done), PROGRESS: encode_count("progress", self._done)})
 
     def _total_is_users(self) -> bool:
-        """Whether the present total was set by the actor or by the sender, and not by a loop."""
+        """Whether the present total was set by the actor or sent with the message, and not set by a loop."""
         counts = self._channel.counts()
         return counts.set and counts.total is not None and counts.total != self._channel.tracked_total
 

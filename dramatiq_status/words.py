@@ -153,7 +153,7 @@ class Step(NamedTuple):
       state(str): One of :data:`STATES`, for the glyph.
       title(str): ``Run 1 failed``.
       at(datetime): Time at which the step began; None where it is unknown.
-      run(Run): None for a wait, and for runs that are left out.
+      run(Run): None for a wait, for the end, and for runs that are left out.
       length(timedelta): None where a time is unknown, and for the end.
       text(str): The length in words: ``waited 30 s``, ``ran 12 s``, ``28 s so far``.
       short(str): The length for a timeline that is drawn to scale: ``waited 30 s``, ``run 1, 12 s``.

@@ -326,8 +326,8 @@ class Merger:
         """Replace a frozen update of the run, and the frozen updates after it, by updates with all fields of the base
         and of the run.  The new updates create the lost record again.  Their progress already includes the increments.
 
-        An earlier call may have timed out, and the store may still get the replaced updates.  So the new ones have new
-        sequence numbers: with the old ones, the store would take them for repetitions.
+        An earlier call may have timed out, and the store may still get the replaced updates.  So the new updates
+        have new sequence numbers: with the old numbers, the store would take the new updates for repetitions.
         """
         state = self.state
         state.absorb_counts()

@@ -283,7 +283,7 @@ class Writer:
             self._ensure_thread()
         thread = self._thread
         if thread is None:
-            # The thread could not be started.
+            # There is nothing to send, or the thread could not be started.
             return not queue.signals and queue.is_empty
         for buffer in list(self.deferred):
             self.deferred.pop(buffer, None)
