@@ -50,7 +50,7 @@ class _Call:
         self.seen = seen
         #: Whether the requests have their replies, or an error.
         self.is_done = False
-        #: Whether the call was never restarted.
+        #: Whether the call as a whole was never repeated.
         self.is_first = True
         #: Gets a result when the call is done; None if no caller waits for that.
         self.waiter: asyncio.Future[None] | None = None

@@ -201,7 +201,7 @@ class Hub:
         #: Set when the first message needs a subscription.
         self._subscription_needed = AutoResetEvent()
         self._subscription: AsyncSubscription | None = None
-        #: Watched messages to subscribe to, and ids of messages to unsubscribe from.
+        #: Watched messages that need a subscription, and ids of messages whose subscription has to end.
         self._unnamed: dict[WatchedMessage, None] = {}
         self._gone: dict[str, None] = {}
 
@@ -216,7 +216,7 @@ class Hub:
         """
         for task in self._tasks:
             if task.done():
-                # The failed task belongs to earlier watches: end them now, so that it does not end the new watch.
+                # The failed task belongs to earlier watches.  End them now, so that it does not end the new watch.
                 self._ended(task)
         if not self._tasks:
             self._begin()

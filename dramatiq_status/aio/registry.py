@@ -55,7 +55,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Status:
-        """Return a live handle.  It takes no round trip: the message may be unknown."""
+        """Return a live handle.  This takes no round trip, so the message may be unknown."""
         return Status(_channel(message_id, backend, broker))
 
     @staticmethod
@@ -235,7 +235,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> bool:
-        """Delete a status in one round trip.  The message is not touched.
+        """Delete a status in one round trip, or in two with caches.  The message is not touched.
 
         Returns:
           bool: Whether there was a status.

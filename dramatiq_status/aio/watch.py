@@ -60,7 +60,7 @@ async def watch_loop(
                     await wake_up.wait(time_left)
                     continue
                 if not watcher.answering:
-                    # The store does not answer: raise the time-out without a last read.
+                    # The store does not answer, so raise the time-out without a last read.
                     watcher.check(clock())
                 for message_id in message_ids:
                     hub.read_now(message_id)

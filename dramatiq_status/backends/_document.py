@@ -1,4 +1,7 @@
-"""Documents: records as texts, in memcached and in caches, and the pending updates of a document.  Pure."""
+"""Documents: records as texts, in memcached and in caches, and the pending updates of a document.
+
+No code here calls a store.
+"""
 
 from __future__ import annotations
 

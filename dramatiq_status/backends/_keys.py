@@ -1,4 +1,7 @@
-"""Keys of messages in memcached and in caches.  A cache may store its values in memcached.  Pure."""
+"""Keys of messages in memcached and in caches.  A cache may store its values in memcached.
+
+No code here calls a store.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ HASH_SIZE: Final = 64
 def key_of(prefix: str, message_id: str, max_size: int = MAX_KEY_SIZE) -> str:
     """Return the key of a message: its prefix and the message id, or a hash of an id that cannot be part of a key.
 
-    Such an id is too long, is not ASCII, or contains spaces or control characters.  An id that looks like a hash is
-    hashed as well, so that two ids never have the same key.
+    Such an id is too long, is not ASCII, or contains spaces or control characters.  An id that begins with
+    :data:`HASHED` is hashed as well, so that two ids never have the same key.
 
     Parameters:
       prefix(str): Prefix.  It must consist of characters that memcached allows in a key.

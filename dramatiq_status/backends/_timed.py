@@ -68,8 +68,8 @@ def uninterrupted(work: Callable[[], T], deadline: float) -> T:
 
     def run() -> Iterator[None]:
         try:
-            # The new thread begins at this line.  Before 3.12, Python may raise an interrupt of the worker's thread
-            # here.
+            # The new thread begins at this line.  Before 3.12, Python may raise in it an interrupt that was meant for
+            # the worker's thread.
             yield
             results.append(work())
         except BaseException as e:

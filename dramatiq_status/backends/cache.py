@@ -273,7 +273,7 @@ class CacheBackend(StatusBackend):
             raise
         if isinstance(value, str):
             value = value.encode("utf-8", "surrogatepass")
-        # Any other value is one of another program, or the cache's sign for a missing key.
+        # Any other value comes from another program, or is the cache's sign for a missing key.
         return from_value(value, None, now) if isinstance(value, bytes) else (None, 0)
 
     # The cache

@@ -83,7 +83,7 @@ def backend_from_url(url: str | None = None, **parameters: Any) -> StatusBackend
     except ValueError as e:
         problem = str(e)
     if problem:
-        # Raised outside of the `except`.  Inside, the context of the new error would contain a password.
+        # The error is raised outside of the `except`.  Inside, its context would contain a password.
         raise ValueError(f"{where}, {mask(url)!r}, is wrong: {problem}")
     from .. import backends
 

@@ -1,4 +1,7 @@
-"""The items of memcached that a process has cached, and the pending updates of one item.  Pure."""
+"""The items of memcached that a process has cached, and the pending updates of one item.
+
+No code here calls a store.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ MAX_CACHED: Final = 1024
 MAX_CACHED_SIZE: Final = 65_536
 MAX_CACHED_LARGE: Final = 16
 
-#: Milliseconds after a write from outside in which the next write from outside assumes that nothing else has written
-#: to the item.  A wrong assumption costs a third round trip; a right one saves the first of two.
+#: Milliseconds after a write by this process in which its next write from outside of a run assumes that no other
+#: process has written to the item.  A wrong assumption costs a third round trip; a right one saves the first of two.
 OUTSIDE_TRUST: Final = 1000
 
 #: Seconds for which a process expects that other processes still write to an item.

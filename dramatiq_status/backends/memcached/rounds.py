@@ -93,7 +93,7 @@ class Rounds:
         for document in documents:
             # Without meta commands, no writer caches an item, so the update does not wait.
             document.retry_at = began + (random.uniform(0.5, 1.0) * TURN_AFTER if connection.meta else 0.0)
-            # The process that has the turn may have been killed: later, the update tries without a turn.
+            # The process that has the turn may have been killed, so later the update tries without a turn.
             document.turn_until = began + patience / 2
         while documents:
             now = monotonic()

@@ -47,11 +47,11 @@ class RedisBackend(StatusBackend):
     does not have it.  The status of a job that had just finished stays as the new master has it.  With
     ``min-replicas-to-write``, a master takes writes only while it has replicas, and a failover loses less.
 
-    **Cluster.** The CRC-32 of a message's id assigns it to one of 64 shards.  A shard has one slot: a message and the
-    index that lists it are always on the same node.  Requests to different nodes run at the same time, with one script
+    **Cluster.** The CRC-32 of a message's id assigns it to one of 64 shards.  A shard has one slot, so a message and
+    the index that lists it are always on one node.  Requests to different nodes run at the same time, with one script
     call for each shard.  While a slot moves, all reads and updates of its messages are exact.  While a node does not
     answer, reads have an error in the place of each of the node's messages, and the other messages are read as always.
-    The client merges a page of a list from the replies of all nodes, in two or three round trips.  Lists and counts
+    The backend merges a page of a list from the replies of all nodes, in two or three round trips.  Lists and counts
     raise :class:`.BackendError` if a shard does not answer, or if its slot is moving for longer than `timeout`.  The
     shards have equal parts of `max_listed`, and the clocks of their nodes decide which messages are the newest.
     Changes are published to the whole cluster, because sharded channels exist only from Redis 7.0 on, and move with

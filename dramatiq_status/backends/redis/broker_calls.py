@@ -28,7 +28,7 @@ HEAD: Final = 9
 #: Position of the time among these keys and arguments.
 _TIME_AT: Final = 2
 
-#: Option of a message with the broker's own id of the message, the first argument of the broker's commands.
+#: Name of the option with the broker's own id of a message.  This id is the first argument of the broker's commands.
 _ID_OPTION: Final = "redis_message_id"
 
 _TIME: Final = pack("TIME")
@@ -251,7 +251,7 @@ class BrokerCalls:
 def _pack_around(sha: str, number: int, time_size: int, *arguments: Any) -> tuple[bytes, bytes] | None:
     """Pack the parts of a call that come before and after the time.  Return None for unusual arguments.
 
-    Most calls of a broker have the same parts.  `number` is that of all arguments of the call.
+    Most calls of a broker have the same parts.  `number` is the number of all arguments of the call.
     """
     if not _USUAL.issuperset(map(type, arguments)):
         return None

@@ -210,7 +210,7 @@ class ClusterTransport:
                     if group.error is None:
                         self._map.answered(group.node)
             except BaseException:
-                # An interrupt: the number of replies that are still to come is unknown.
+                # After an interrupt, the number of replies that are still to come is unknown.
                 _close(groups)
                 raise
             again: list[_RoutedRequest] = []

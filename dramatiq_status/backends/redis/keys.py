@@ -72,7 +72,7 @@ class ListMode:
     IDS: Final = 0
     #: The script returns records.
     RECORDS: Final = 1
-    #: The slot is moving to this node: the script refuses to list.
+    #: The slot is moving to this node, so the script refuses to list.
     ARRIVING: Final = 2
 
 

@@ -49,8 +49,8 @@ def _packed(text: str) -> str:
     return f"\r\n${len(text)}\r\n{text}"
 
 
-# Parts of packed calls.  Each part but the first begins with the CR and LF that end the part before it.  To look a part
-# up takes a fifth of the time of formatting it.
+# Parts of packed calls.  Each part except the first begins with the CR and LF that end the part before it.  To look a
+# part up takes a fifth of the time of formatting it.
 
 #: Sizes of texts.
 _SIZES: Final = [f"\r\n${size}\r\n" for size in range(1024)]
@@ -65,7 +65,8 @@ _ENQUEUE_KIND: Final = _packed(WireKind.ENQUEUE)
 _TRANSITION_KIND: Final = _packed(WireKind.TRANSITION)
 _OUTSIDE_KIND: Final = _packed(WireKind.OUTSIDE)
 
-#: Sequence number, start, creation, state, attempts and increment of a run that has one update, by its final state.
+#: Arguments of a run that has one update, by its final state: sequence number, start, creation, state, attempts and
+#: increment.
 _WHOLE_RUNS: Final = ["".join(map(_packed, ("1", "1", "0", state, "1", "0"))) for state in "0123"]
 
 
@@ -94,7 +95,7 @@ class UpdateCall(ScriptCall):
 
     @property
     def repeatable(self) -> bool:  # type: ignore[override]
-        # An increment from outside has no sequence number by which the script could recognize its repetition.
+        # An increment from outside of a run has no sequence number by which the script could recognize its repetition.
         outside = [update for _, update in self.updates if update.kind is Kind.OUTSIDE]
         return not any(update.increment or update.changes for update in outside)
 
@@ -190,7 +191,7 @@ def renames(fields: Record) -> bool:
 
 def _pack_short(key: str, update: Update, clock: ServerClock, index: str) -> bytes | None:
     """Pack a call for an enqueue, for the start and the end of a run in one update, or for fields and an increment from
-    outside.  Return None for other updates, and for texts that are long or other than ASCII.
+    outside of a run.  Return None for other updates, and for texts that are long or other than ASCII.
 
     A short job has only the first two of these updates, and a handle outside of a worker mostly sends the third.  To
     list the arguments of the first two updates and to pack them with hiredis takes twice as long.

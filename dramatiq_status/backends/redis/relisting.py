@@ -54,7 +54,7 @@ def _may_move(update: Update, outcome: Outcome) -> bool:
         # A running message stays where it is.
         return outcome is Outcome.APPLIED
     if outcome is Outcome.CANCELLED:
-        # The message was dropped: its record has another time to live.
+        # The message was dropped, so its record has another time to live.
         return update.state is not None
     moves = update.kind is Kind.ENQUEUE or update.start or update.create or update.state is not None
     return (moves or renames(update.fields)) and is_stored(outcome)

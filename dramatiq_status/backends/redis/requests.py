@@ -65,7 +65,7 @@ def pack(*command: Any) -> bytes:
     Raises:
       ValueError: When an argument cannot be sent: a number of thousands of digits, or a lone surrogate.
     """
-    # Only texts: hiredis crashes the process at an int of more than 4,300 digits.
+    # hiredis gets only texts, because it crashes the process at an int of more than 4,300 digits.
     return pack_texts(tuple([argument if argument.__class__ is str else str(argument) for argument in command]))
 
 
@@ -112,7 +112,7 @@ class Request:
         """Pack the request.
 
         Parameters:
-          clock(ServerClock): Clock of the server that it goes to.
+          clock(ServerClock): Clock of the server to which the request goes.
         """
         raise NotImplementedError
 

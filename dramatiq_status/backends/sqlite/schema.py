@@ -18,9 +18,9 @@ TABLE: Final = "dramatiq_status_1"
 #: the wanted value.  An index of both columns would make each change of a state a tenth slower.
 #:
 #: `listed_until` is the time at which a row expires for the indexes of lists: never before `expires_at`, and a little
-#: later while the message lives.  So these indexes stay unchanged by most updates that extend the time to live.
-#: Otherwise an update would take 1.5 times as long.  Rows with ``expires_at <= now < listed_until`` are few.  The
-#: index ``_expiry`` contains only such rows.
+#: later while the message is unfinished.  So these indexes stay unchanged by most updates that extend the time to live.
+#: Otherwise an update would take 1.5 times as long.  Rows with ``expires_at <= now < listed_until`` are few.
+#: Queries find them in the index ``_expiry``.
 SCHEMA: Final = (
     f"""
     CREATE TABLE IF NOT EXISTS {TABLE} (
@@ -44,7 +44,8 @@ SCHEMA: Final = (
     f"CREATE INDEX IF NOT EXISTS {TABLE}_queues ON {TABLE} (namespace, queue, state, position, actor, listed_until)",
 )
 
-#: The log of cancelled messages.  Its positions are never used again, even if all rows are deleted.
+#: Name of the table with the log of cancelled messages.  Its positions are never used again, even if all rows are
+#: deleted.
 LOG: Final = TABLE + "_cancels"
 CREATE_LOG: Final = f"""
     CREATE TABLE IF NOT EXISTS {LOG} (

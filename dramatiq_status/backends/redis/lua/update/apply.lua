@@ -106,8 +106,8 @@ local function define_kinds(record, moves)
   local deleted, counts, to_total, uncounted
 
   -- Delete the fields that the present update deletes. The list of pairs to write has the update's fields already. Append
-  -- the sums of its counts. If the update sets the progress to the total, append the progress, or a total that was
-  -- unknown. Return the new size of the list.
+  -- the sums of its counts. If the update sets the progress to the total, append the total as the progress; if the
+  -- total is unknown, append the progress as the total. Return the new size of the list.
   local function add_changes(key, written, size)
     local set = {}
     for i = 1, size, 2 do set[written[i]] = written[i + 1] end
@@ -172,7 +172,7 @@ local function define_kinds(record, moves)
     return text and #text < 16 and text:find('^%d+$') and text + 0 or 0
   end
 
-  -- Return whether a run started before the run of a record.
+  -- Return whether a run started before the run of a record, or in the same millisecond.
   local function is_outdated(key)
     local started_at
     for i = at + 1, at + 2 * ARGV[at], 2 do
@@ -182,7 +182,7 @@ local function define_kinds(record, moves)
     return started_at > 0 and started_at <= whole_number_in(call('HGET', key, 'S'))
   end
 
-  -- Return whether a run may write, as an outcome.
+  -- Return APPLIED if a run may write to a record; otherwise return the outcome of the refused update.
   local function standing(key, old, origin, generation, token, sequence, start, state)
     if not old.state then return MISSING end
     if token ~= '0' and old.token == token then

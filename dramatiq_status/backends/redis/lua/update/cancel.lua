@@ -25,7 +25,7 @@ local function define_cancel(record, moves)
     local version = old.version + 1
     local known = call('HMGET', key, 'R', 'W', 'U')
     if old.state == WORKING and known[1] and (not known[2] or known[2] == 'null') then
-      -- The first write from outside since the run stored its rate.
+      -- The first write from outside of the run since the run stored its rate.
       call('HSET', key, 'W', record.rate_written_at(known[3]))
     end
     if count + 0 > 0 then call('HSET', key, unpack(ARGV, first, last)) end

@@ -8,7 +8,7 @@ local function define_history()
     local kept = MAX_EXCEPTION_SIZE - 5
     local message = text:find('","message":"', 1, true)
     if message and message + 12 > kept then
-      -- The type leaves no room for the message: cut before the message, or within the type.
+      -- The type leaves no room for the message, so cut before the message, or within the type.
       kept = math.min(kept, message - 1)
     end
     -- Do not cut within an escape sequence.  The longest one has six characters.  A backslash begins an escape sequence
@@ -53,7 +53,7 @@ local function define_history()
     end
     local ended = run_ended
     if not ended then
-      -- The end of a lost run is unknown: its last heartbeat stands for it.
+      -- The end of a lost run is unknown, so its last heartbeat stands for it.
       ended = old.state == WORKING and not requeued and '[' .. (heartbeat_at or 'null') .. ',' .. LOST .. ']' or 'null'
     end
     local text = (started_at or 'null') .. ',' .. ended .. ',' .. (old.scheduled_at or 'null')

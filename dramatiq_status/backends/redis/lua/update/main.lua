@@ -37,7 +37,7 @@ for i = 1, #KEYS do
         or #text > 15 and (#version > 15 or #generation > 15 or #(old[6] or '') > 15 or #(progress or '') > 15 or #(old[10] or '') > 15)
         or version == '' or generation == '' or old[6] == '' or progress == '' or old[10] == ''
       then
-        -- The values are not just short whole numbers: check them one by one.
+        -- The values are not just short whole numbers, so check them one by one.
         record = record or define_record()
         sound = record.are_sound(version, generation, old[6], old[7], old[8], progress, old[10])
       end
@@ -55,7 +55,7 @@ for i = 1, #KEYS do
     end
     if outcome == APPLIED then
       if old[11] and (not old[12] or old[12] == 'null') then
-        -- The first write from outside since the run stored its rate.
+        -- The first write from outside of the run since the run stored its rate.
         record = record or define_record()
         call('HSET', key, 'W', record.rate_written_at(call('HGET', key, 'U')))
       end

@@ -16,7 +16,7 @@ local function define_record()
       and (not progress or progress:find('^%-?%d+%.?%d*[eE]?[+-]?%d*$') and math.abs(tonumber(progress) or math.huge) < math.huge)
   end
 
-  -- Return the value of W after a write from outside: the time of the run's last write.
+  -- Return the value of W after a write from outside of the run: the time of the run's last write.
   local function rate_written_at(updated_at)
     return updated_at and updated_at:find('^%d+$') and updated_at or '0'
   end
@@ -59,7 +59,7 @@ local function define_record()
   end
 
   -- Read the library's own fields of a record. The result is empty where the key has no sound record (`is_sound` in
-  -- record.py). `is_retry`: whether to read the fields of the last run as well, from which its history is made.
+  -- record.py). `is_retry`: whether to read also the fields from which the history of the last run is made.
   local function read(key, is_retry)
     local found = is_retry
       and redis.pcall('HMGET', key, 's', 'v', 'e', 'n', 'r', 'q', 'D', 'L', 'p', 'A', 'T', 'a', 'Q', 'c', 'C', 'S', 'H', 'x', 'N')
