@@ -337,7 +337,7 @@ class Hub:
     # Subscribing
 
     async def _subscribe(self) -> None:
-        """Subscribe to the messages that are watched, and unsubscribe from those that are no longer watched."""
+        """Subscribe to watched messages, and unsubscribe from messages that are no longer watched."""
         subscription = self._subscription
         if subscription is None:
             return

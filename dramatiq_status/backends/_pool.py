@@ -39,7 +39,7 @@ class IdlePool(Generic[C]):
       at the same time.
     - A call that raises an exception closes its connection and does not give it back.  After an interrupt (a time
       limit, an abort, a shutdown), a reply may still be due, and the next call would read it.
-    - A caller that repeats a call because the server has closed an idle connection closes all others, which are older.
+    - If the server has closed an idle connection, the caller closes all others, which are older, and repeats the call.
     - A child process leaves the connections to its parent.
 
     It takes no locks, because a deque needs none.  The pool of redis-py takes locks, and makes system calls for each

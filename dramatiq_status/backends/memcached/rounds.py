@@ -23,8 +23,8 @@ WRITES_PER_ROUND_TRIP: Final = 128
 #: Compare-and-set conflicts after which an update takes a turn before it reads again.
 PATIENT_CONFLICTS: Final = 3
 
-#: Seconds that an update waits, before it takes a turn, for a writer that has cached the contended item.  The cache
-#: saves that writer a round trip for each update, and each turn costs all writers some round trips.
+#: Maximum number of seconds that an update waits before it takes a turn, so that a writer with the item in its cache
+#: goes first.  The cache saves that writer a round trip for each update, and a turn costs all writers some round trips.
 TURN_AFTER: Final = 0.01
 
 #: Seconds between two attempts to take a turn, at first and after :data:`TURN_AGE` seconds.  Updates that have waited

@@ -190,7 +190,7 @@ class BrokerCalls:
     def _call_together(self, command: bytes, attachment: Attachment) -> Any:
         """Send updates and a command of the broker as one transaction, and return the reply to the command.
 
-        If the server refuses the transaction before it carries it out, the command is sent again without the updates.
+        If the server refuses the whole transaction, the command is sent again without the updates.
         """
         _, updates, operations = attachment
         clock = operations.clock
