@@ -111,7 +111,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     sending = commands.add_parser("send", help="enqueue the job and print the message id")
     sending.add_argument("pictures", nargs="?", type=int, default=200)
-    sending.add_argument("--pause", type=int, default=100, help="milliseconds that each picture takes; 100")
+    sending.add_argument("--pause", type=int, default=100, help="milliseconds that each picture takes; by default 100")
     following = commands.add_parser("follow", help="print the progress until all pictures are done")
     following.add_argument("parent_id")
     arguments = vars(parser.parse_args())

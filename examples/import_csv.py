@@ -165,7 +165,7 @@ def main() -> None:
     sending = commands.add_parser("send", help="enqueue the import and print the message id")
     sending.add_argument("path", nargs="?", type=Path, default=DEFAULT_PATH)
     sending.add_argument("database", nargs="?", type=Path, help="the SQLite file; by default beside the CSV file")
-    sending.add_argument("--pause", type=int, default=40, help="milliseconds to rest after each batch; 40")
+    sending.add_argument("--pause", type=int, default=40, help="milliseconds to rest after each batch; by default 40")
     following = commands.add_parser("follow", help="print the status until the import is finished")
     following.add_argument("message_id")
     arguments = vars(parser.parse_args())

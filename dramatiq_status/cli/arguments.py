@@ -105,7 +105,7 @@ def _add_wait(parser: argparse.ArgumentParser) -> None:
 def _add_watch(parser: argparse.ArgumentParser) -> None:
     _add_get(parser)
     _add_timeout(parser)
-    parser.add_argument("--batch", action="store_true", help="the jobs belong together: show a bar of the total")
+    parser.add_argument("--batch", action="store_true", help="show a bar of the total, for jobs that belong together")
     _add_progress(parser)
 
 
@@ -218,7 +218,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], N
     "delete": ("delete the statuses of jobs; the jobs themselves stay in their queues", "", _add_delete),
     "where": ("show which store was found, by which rule, and what it can do", "", _add_where),
     "serve": ("serve the dashboard for this machine's browsers", "", _add_serve),
-    "demo": ("show five jobs that run here: no server is needed", _DEMO, _add_demo),
+    "demo": ("show five jobs that run here; no server is needed", _DEMO, _add_demo),
     "completion": (
         "print a script with which a shell completes commands",
         "Prints a script with which a shell completes commands, options and their values.",

@@ -39,7 +39,7 @@ class _Result(NamedTuple):
 
     Parameters:
       cancellation(Cancellation)
-      snapshot(Snapshot): The job afterwards.
+      snapshot(Snapshot): The job after the request.
       was_running(bool): Whether the job was running when it was cancelled.
     """
 

@@ -24,14 +24,15 @@ _BAR: Final = 41
 #: Minimum number of cells for a text about a step; with fewer, the text is left out instead of being cut.
 _LEAST: Final = 16
 
-#: Maximum number of children that have a row, and of items of a list or an object whose items are shown.
+#: Maximum number of children that have a row, and maximum number of items of a list or a dict that has a row for each
+#: item.
 _ROWS: Final = 12
 _ITEMS: Final = 10
 
 #: Width of a terminal below which long texts have lines of their own, in cells.
 _NARROW: Final = 40
 
-#: Minimum width of a terminal for two times in a row, and minimum room for a cut value and its size, in cells.
+#: Minimum width of a terminal on which a row shows two times, and minimum room for a cut value and its size, in cells.
 _TWO_TIMES: Final = 60
 _CUT: Final = 45
 

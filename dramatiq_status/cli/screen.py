@@ -14,7 +14,7 @@ from typing import Any, Final
 from .terminal import Segment, Terminal
 from .text import width
 
-#: _BEGIN hides the cursor and switches line wrapping off; _END switches both on again.
+#: Codes that hide the cursor and switch line wrapping off, and codes that show the cursor and switch it on again.
 _BEGIN: Final = "\x1b[?25l\x1b[?7l"
 _END: Final = "\x1b[?7h\x1b[?25h"
 
