@@ -363,7 +363,7 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> bool:
-        """Delete a status; one round trip.  The message itself stays in its queue.
+        """Delete a status in one round trip, or in two with caches.  The message itself stays in its queue.
 
         Returns:
           bool: Whether the message had a status.

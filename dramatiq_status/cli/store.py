@@ -105,7 +105,7 @@ def _backend_of_broker(rule: StoreRule) -> StatusBackend:
     try:
         module = importlib.import_module(module_name)
     except Exception as e:
-        raise CommandError(f"{where}: the import failed with {type(e).__name__}: {e}") from e
+        raise _import_failed(where, e) from e
     from dramatiq import Broker, get_broker
 
     from ..lookup import find_backend
@@ -129,8 +129,11 @@ def _check_module(name: str, where: str) -> None:
         try:
             if find_spec(package) is not None:
                 continue
-        except (ImportError, ValueError):
+        except ValueError:
             pass
+        except Exception as e:
+            if not isinstance(e, ModuleNotFoundError) or e.name != package:
+                raise _import_failed(where, e) from e
         from pkgutil import iter_modules
 
         parent, folder = package.rpartition(".")[0], name.partition(".")[0]
@@ -138,6 +141,10 @@ def _check_module(name: str, where: str) -> None:
         places = [os.getcwd()] if spec is None else list(spec.submodule_search_locations or ())
         hint = did_you_mean(package, [f"{parent}.{found.name}".lstrip(".") for found in iter_modules(places)])
         raise CommandError(f"{where}: no module {package!r} here{hint} Run the command in the directory of {folder}.")
+
+
+def _import_failed(where: str, error: Exception) -> CommandError:
+    return CommandError(f"{where}: the import failed with {type(error).__name__}: {error}")
 
 
 def _section_of(path: Path) -> dict[str, str]:

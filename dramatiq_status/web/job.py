@@ -228,7 +228,7 @@ def _exception(snapshot: Snapshot, shown: dict[str, Any], with_text: bool) -> Ma
     elif not with_text:
         more = tag(
             "p",
-            "Its text and traceback are not shown here: they are not among the fields that this page may send.",
+            "Its text is not shown here: it is not among the fields that this page may send.",
             class_="muted",
         )
     note = "" if snapshot.finished else "is removed if a later run completes"

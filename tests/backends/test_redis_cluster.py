@@ -491,6 +491,25 @@ class TestRedisCluster(RedisHooks, BackendConformance):
         # Then it uses the present map: its error is still the reply of the nodes
         assert cluster_map.renew(time.monotonic() - 1)
 
+    def test_nodes_that_another_thread_finds(self, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Given a map to which another thread adds a node whenever a node's circuit breaker is used
+        cluster_map, ports = backend.transport._map, itertools.count(1)
+
+        class Breaker:
+            def __getattr__(self, name: str) -> Any:
+                cluster_map._node(("127.0.0.1", next(ports)))
+                return (lambda: None) if name == "succeeded" else True
+
+            def __setattr__(self, name: str, value: Any) -> None:
+                cluster_map._node(("127.0.0.1", next(ports)))
+
+        for node in list(cluster_map.nodes.values()):
+            monkeypatch.setattr(node, "breaker", Breaker())
+        # When a call goes through the nodes
+        # Then it goes through those that the map had before
+        assert cluster_map.is_down
+        cluster_map.answered(cluster_map.first[0])
+
     def test_a_call_that_reached_no_node_says_that_none_has_answered(
         self, backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -501,6 +501,14 @@ def test_the_first_rule_wins(place: Place, tmp_path: Path) -> None:
     for broker, text in (("shop:other", "no broker"), ("shop.tasks", "no module"), ("nothing", "no module")):
         done = on_pipe("where", "--broker", broker, cwd=tmp_path)
         assert done.status == 2 and text in done.errors and len(done.errors.splitlines()) == 1, done
+    # And so does a package whose own code raises an error
+    for name, code in (("broken", "raise RuntimeError('boom')"), ("lacking", "import missing_one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+        for broker in (name, f"{name}.tasks"):
+            done = on_pipe("where", "--broker", broker, cwd=tmp_path)
+            assert done.status == 2 and "the import failed with" in done.errors, done
+            assert ("boom" in done.errors or "missing_one" in done.errors) and len(done.errors.splitlines()) == 1, done
 
 
 def test_a_command_without_a_store_names_the_options(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ class ClusterMap:
         self.clock = node.clock
         if node.breaker.down:
             node.breaker.succeeded()
-            for other in self.nodes.values():
+            for other in list(self.nodes.values()):
                 # Nodes that failed at the same time may answer again at the same time.
                 other.breaker.retry_at = 0.0
 
@@ -125,7 +125,7 @@ class ClusterMap:
         """Whether all nodes have failed.  Then requests are sent to blocked nodes as well: an attempt that comes too
         early costs nothing.
         """
-        return all(node.breaker.down for node in self.nodes.values())
+        return all(node.breaker.down for node in list(self.nodes.values()))
 
     def available(self) -> list[Node]:
         """Return the nodes that are not blocked, or all nodes if all are blocked.  Nodes with shards come first."""

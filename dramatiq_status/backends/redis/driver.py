@@ -100,14 +100,14 @@ def check_client(client: Any) -> None:
 
 def errors() -> tuple[type[Exception], ...]:
     """Return the exceptions that a call to a server may raise."""
-    return (OSError, *(driver.error for driver in _loaded.values()))
+    return (OSError, *[driver.error for driver in list(_loaded.values())])
 
 
 def hang_ups() -> tuple[type[Exception], ...]:
     """Return the exceptions of a connection that the server has closed, or did not accept."""
-    return (ConnectionError, SSLEOFError, SSLZeroReturnError, *(d.connection_error for d in _loaded.values()))
+    return (ConnectionError, SSLEOFError, SSLZeroReturnError, *[d.connection_error for d in list(_loaded.values())])
 
 
 def response_errors() -> tuple[type[Exception], ...]:
     """Return the exceptions that the drivers raise for an error reply of the server."""
-    return tuple(driver.response_error for driver in _loaded.values())
+    return tuple([driver.response_error for driver in list(_loaded.values())])
