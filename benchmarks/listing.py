@@ -59,7 +59,7 @@ def run(options: Options) -> Iterator[Table]:
                 f"{store}, {what}": partial(page, backend, after=after)
                 for what, after in places(backend, sizes[-1]).items()
             }
-            with placed("same", *servers):
+            with placed("same", *servers, *cluster.nodes):
                 times = interleave(cases, rounds=options.rounds(40), calls=10)
             first, *others = cases
             rows += timed_rows(times, first, goals=dict.fromkeys(others, "<= 1.10"))

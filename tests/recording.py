@@ -172,6 +172,19 @@ def eventually(predicate: Callable[[], Any]) -> Any:
     return found
 
 
+def answered(ask: Callable[[], Any]) -> Any:
+    """Repeat a call until servers answer in time, which they may not on a busy machine, and return its result."""
+
+    def answer() -> Any:
+        try:
+            found = ask()
+        except BackendError:
+            return None
+        return None if isinstance(found, list) and any(isinstance(one, BackendError) for one in found) else found
+
+    return eventually(answer)
+
+
 def raised_by(call: Callable[[], Any]) -> BaseException | None:
     """Call a function, and return the exception that it raises."""
     try:

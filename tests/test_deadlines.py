@@ -26,7 +26,7 @@ from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 
 from .pace import own_clock
 from .proxy import Proxy
-from .recording import PATIENCE, eventually, make_broker
+from .recording import PATIENCE, answered, make_broker
 from .servers import RedisCluster, RedisSentinels, RedisServer
 
 #: The time-out of the backends here, in milliseconds.
@@ -63,19 +63,6 @@ def in_time(*, fails: bool | None = True, timeout: int = TIMEOUT) -> Iterator[No
 
 def enqueue(number: int = 1, *, fields: dict[str, str] = FIELDS) -> Update:
     return Update(Kind.ENQUEUE, EnqueueId(number, 1), fields=fields)
-
-
-def answered(ask: Callable[[], Any]) -> Any:
-    """Repeat a call until servers answer in time, which they may not on a busy machine, and return its result."""
-
-    def answer() -> Any:
-        try:
-            found = ask()
-        except BackendError:
-            return None
-        return None if isinstance(found, list) and any(isinstance(one, BackendError) for one in found) else found
-
-    return eventually(answer)
 
 
 def filled(

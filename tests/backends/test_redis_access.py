@@ -35,7 +35,7 @@ from dramatiq_status.update import Outcome
 
 from ..conftest import StartServer
 from ..proxy import Proxy
-from ..recording import eventually, working
+from ..recording import answered, eventually, working
 from ..servers import RedisCluster, RedisSentinels, RedisServer, _free_cluster_port, _Sentinel, free_port
 
 #: Enough for a busy machine: most tests are not about time-outs.
@@ -324,7 +324,7 @@ def test_the_error_of_a_silent_server_contains_the_time_out(
         server = request.getfixturevalue("tls_server")
         url = f"rediss://127.0.0.1:{server.tls_port}?ssl_ca_certs={certificates / 'ca.crt'}"
     with closing(RedisBackend(url=url, timeout=1500)) as backend:
-        backend.read("m")
+        assert answered(lambda: backend.read_many(["m"]))
         server.pause()
         try:
             # When a call is made
