@@ -44,7 +44,7 @@ def fit(line: str) -> str:
 
 
 def follow(backend: SQLiteBackend, message_ids: list[str]) -> None:
-    """Show jobs: on a terminal as bars that move, otherwise as a line for each new state, step and tenth."""
+    """Show jobs: on a terminal as moving bars, otherwise as a line for each new state, run, step and tenth of a bar."""
     shown: dict[str, object] = {}
     for batch in StatusRegistry.batch(message_ids, backend=backend).watch(timeout=60_000):
         snapshots = [snapshot for snapshot in batch.children.values() if snapshot is not None]
@@ -67,7 +67,7 @@ def main(path: str, *message_ids: str) -> None:
     # Any process may write to a status, too.
     StatusRegistry.get(message_ids[0], backend=backend)["reader"] = os.getpid()
     follow(backend, list(message_ids))
-    print("\nThe first status as JSON:")
+    print("\nThe status of the first job as JSON:")
     print(StatusRegistry.get(message_ids[0], backend=backend).to_json())
 
 

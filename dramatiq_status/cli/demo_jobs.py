@@ -14,7 +14,7 @@ from ..registry import StatusRegistry
 #: Number of messages that the last job sends.
 CHILDREN: Final = 60
 
-#: Seconds between two increments of a job's loops.
+#: Unit of the pauses between two increments, in seconds.
 _BEAT: Final = 0.05
 
 

@@ -98,8 +98,8 @@ def facts_of(message_id: str, snapshot: Snapshot | None, now: datetime) -> Facts
 
 
 def _has_moved_since_end(snapshot: Snapshot, now: datetime) -> bool:
-    """Return whether the progress of a completed job is below 100 %, and has changed after the job's end and a short
-    time ago.
+    """Return whether a completed job is below 100 %, and its status has changed after its end and within the last 10
+    seconds.
     """
     end, last = snapshot.finished_at, snapshot.updated_at
     if not snapshot.completed or snapshot.percent in (None, 100.0) or end is None or last is None:

@@ -41,7 +41,7 @@ class Store(NamedTuple):
 
     Parameters:
       backend(StatusBackend)
-      name(str): The store's URL without a login, or the repr of a broker's backend, made harmless by :func:`.clean`.
+      name(str): The store's URL with its login masked, or the repr of a broker's backend; harmless for a terminal.
       rule(str): The rule that has found it.
     """
 
