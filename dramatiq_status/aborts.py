@@ -22,8 +22,8 @@ _PACKAGE: Final = "dramatiq_abort"
 
 
 def is_abort(exception: BaseException | None) -> bool:
-    """Whether dramatiq-abort has raised an exception: ``Abort`` in a running actor, or ``SkipMessage`` before the
-    actor.
+    """Whether dramatiq-abort has raised the exception: ``Abort`` in a running actor, or ``SkipMessage`` before the
+    actor is called.
     """
     if exception is None or _PACKAGE not in sys.modules:
         return False

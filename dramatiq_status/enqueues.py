@@ -218,8 +218,8 @@ class Enqueues:
         return enqueue_id
 
     def _enqueue_directly(self, thread: ThreadState, message: Any, update: Update) -> None:
-        """Send `queued` and do not wait for the reply.  Before an enqueue, the reply is read when the broker has the
-        message, so that the two round trips overlap.
+        """Send `queued` and do not wait for the reply.  If this is called before the enqueue, the reply is read
+        after the enqueue, so that the two round trips overlap.
         """
         # A reply is still pending if the broker has refused the last enqueue of this thread.
         self._complete_pending(thread)

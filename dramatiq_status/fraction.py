@@ -45,5 +45,5 @@ def percent_of(fraction: float) -> float:
     >>> percent_of(2 / 3), percent_of(2999 / 3000), percent_of(1.0)
     (66.6, 99.9, 100.0)
     """
-    # The float 0.285 is a little less than the decimal number 0.285. Without the addend, its percentage would be 28.4.
+    # Eight additions of 0.1 result in 0.7999999999999999. Without the addend, its percentage would be 79.9.
     return 100.0 if fraction >= 1.0 else min(999, int(fraction * 1000 + 1e-9)) / 10

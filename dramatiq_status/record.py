@@ -48,7 +48,7 @@ UNKNOWN_TOTAL: Final = "null"
 USER_PREFIX: Final = ":"
 
 #: Prefix of the stored name of a deletion mark.  With the mark, a field that was deleted does not come back from an
-#: enqueue that arrives later: ``-:step`` marks ``:step``.
+#: enqueue that arrives later.  The deletion mark of ``:step`` is ``-:step``.
 DELETED_PREFIX: Final = "-"
 
 # Stored names of the library's own fields.

@@ -34,7 +34,7 @@ class StatePage:
     state :attr:`read_from`, after the cursor :attr:`read_after`, and passes them to :meth:`take`.
 
     Parameters:
-      state(str): A state that stores index, or a key of :data:`AMONG`.
+      state(str): An indexed state, or a key of :data:`AMONG`; None for all states.
       limit(int): Maximum number of jobs.
       after(str): :attr:`after` of the page before.
       searched(int): Maximum number of jobs that are read for a key of :data:`AMONG`.

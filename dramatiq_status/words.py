@@ -84,7 +84,9 @@ def count_of(done: Any, total: Any, *, percent: float | None, is_over: bool) -> 
 
 
 def attempt_of(state: str, snapshot: Snapshot) -> str:
-    """Return the number of the present or next run as ``attempt 2``; an empty text for the first run."""
+    """Return the number of the last run as ``attempt 2``, or of the next run while the message waits for a retry.
+    Return an empty text for the first run.
+    """
     attempt = snapshot.attempts + (state == RETRYING)
     return f"attempt {attempt:,}" if attempt > 1 else ""
 

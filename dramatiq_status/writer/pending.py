@@ -99,7 +99,7 @@ class MergedState:
     """The result of all operations of a message so far.
 
     A thread that merges operations replaces it as a whole, so that an interrupt leaves the old state or the new one.
-    The writer changes it in place only when it freezes or removes pending updates.
+    The writer changes it in place when it freezes, replaces or removes pending updates.
 
     Parameters:
       template(dict): Arguments of all its updates: their kind, enqueue and run.

@@ -136,7 +136,7 @@ class SendQueue:
     def postpone(self, buffer: MessageBuffer, pause: float) -> None:
         """Send a buffer again after `pause` seconds, and let no thread wait for it.
 
-        One server of many does not answer, calls with this buffer alone have failed, or a record is missing.
+        Called if one server of many does not answer, calls with this buffer alone have failed, or a record is missing.
         """
         buffer.give_up()
         self.later[buffer] = buffer.retry_at = due = time.monotonic() + pause
