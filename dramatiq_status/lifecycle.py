@@ -153,9 +153,9 @@ class BegunEnqueue(NamedTuple):
     enqueue_id: EnqueueId
 
     def is_repeated_by(self, message_timestamp: Any, carried: EnqueueId) -> bool:
-        """Whether another call of the hook for the same message id belongs to this enqueue. A broker repeats an enqueue
-        with the same message or with a new copy of it. The same message already has the new enqueue id in its options.
-        A new copy still has the earlier id.
+        """Whether another call of the hook for the same message id belongs to this enqueue. A broker may repeat an
+        enqueue with the same message or with a new copy of it. The same message already has the new enqueue id in its
+        options. A new copy still has the earlier id.
         """
         return message_timestamp == self.message_timestamp and carried in (self.before, self.enqueue_id)
 
