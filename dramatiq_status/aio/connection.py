@@ -90,7 +90,7 @@ class _Call:
 class PipelinedConnection:
     """One connection for all calls of an event loop.
 
-    Calls that are made while others are under way are sent together, by a task: 100 reads at once take 27 microseconds
+    Calls that are made while others are under way are sent together, by a task.  Then 100 reads take 27 microseconds
     each, and 51 with the driver's pool of connections.  If no other call is under way, the caller sends the requests
     and receives the replies: the task, and a second one for its time-out, would make a call 1.5 times as long.  A
     caller that stops waiting disturbs no other call.  A connection that was idle for :data:`IDLE_TIMEOUT` seconds is

@@ -204,9 +204,7 @@ class StatusRegistry:
     ) -> int:
         """Count the statuses that :meth:`list` would list without a limit.
 
-        Raises:
-          NotSupported: When the backend cannot list.  The text of the error has the reason.
-          BackendError: As for :meth:`list`.
+        Parameters and errors are those of :meth:`dramatiq_status.StatusRegistry.count`.
         """
         query = make_query(state, actor_name, queue_name)
         return await (await async_backend(find_backend(backend, broker))).count(query)

@@ -43,7 +43,7 @@ class IdlePool(Generic[C]):
     - A child process leaves the connections to its parent.
 
     It takes no locks, because a deque needs none.  The pool of redis-py takes locks, and makes system calls for each
-    connection that is taken: they would take a fifth of the time of an update.
+    connection that is taken.  These locks and calls would take a fifth of the time of an update.
     """
 
     #: Seconds after which an idle connection is checked before it is used.

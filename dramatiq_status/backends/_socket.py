@@ -45,7 +45,7 @@ def limit_first_wait(found: Any) -> None:
 
 
 def wait_longer(found: Any, seconds: float, call: Callable[[Any], T], argument: Any) -> T:
-    """Repeat a call of a socket, which has raised one of :data:`TIME_OUTS`, with more time.
+    """Repeat a socket's call that has raised one of :data:`TIME_OUTS`, with more time.
 
     Parameters:
       found(socket.socket): The socket.  After an error, it has to be closed.

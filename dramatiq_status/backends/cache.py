@@ -421,7 +421,7 @@ def _signature_of(cache: Any, name: str, *args: str) -> Signature:
                 return found
             problem = f"has a {name}{found} that cannot be called with ({', '.join(args)})"
     raise TypeError(
-        f"cache must have get(key), set(key, value, timeout) and delete(key), as those of Django, cachelib and "
+        f"cache must have get(key), set(key, value[, timeout]) and delete(key), as the caches of Django, cachelib and "
         f"dogpile.cache do; this {_name_of(type(cache))} {problem}."
     )
 

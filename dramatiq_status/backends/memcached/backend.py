@@ -202,7 +202,7 @@ class MemcachedBackend(StatusBackend):
 
     def begin_update(self, message_id: str, update: Update) -> Callable[[], Outcome]:
         """Send the first enqueue of a message; the returned function reads the reply.  Other updates are carried out
-        before this returns.
+        before this method returns.
         """
         deadline = monotonic() + self.timeout / 1000
         try:

@@ -122,7 +122,7 @@ class PendingItem(PendingDocument):
       conflicts(int): Number of compare-and-sets that failed because of another writer.
       retry_at(float): Earliest time of the next read after a conflict, by the monotonic clock.
       has_turn(bool): Whether this process has the turn to write to the item.
-      turn_until(float): Time after which the updates try without a turn, by the monotonic clock.
+      turn_until(float): Time after which the updates need no turn, by the monotonic clock.
     """
 
     outcomes: list[Outcome]

@@ -73,7 +73,7 @@ class Item(NamedTuple):
     Parameters:
       value: Its value.
       cas: Number of its last write.
-      ttl: Whole seconds until the server expires it; None where the protocol does not contain them.
+      ttl: Whole seconds until the server expires it; None if the reply does not contain them.
     """
 
     value: bytes
@@ -284,7 +284,7 @@ class Connection(Stream):
         return values
 
     def _split_values(self, count: int) -> list[tuple[bytes, int | None] | None] | None:
-        """Split the replies at their line breaks, which takes half the time of reading one after the other.
+        """Split the replies at their line breaks.  This takes half the time of reading one reply after the other.
 
         Return None if a reply is not of the expected form: a value of another program may contain line breaks.
         """

@@ -20,7 +20,7 @@ from .protocol import Connection, StoreReply
 #: for this many items.  With more, the client and the server could each wait for the other to read.
 WRITES_PER_ROUND_TRIP: Final = 128
 
-#: Compare-and-set conflicts after which an update takes a turn before it reads again.
+#: Number of compare-and-set conflicts after which an update takes a turn before it reads again.
 PATIENT_CONFLICTS: Final = 3
 
 #: Maximum number of seconds that an update waits before it takes a turn, so that a writer with the item in its cache
@@ -93,7 +93,7 @@ class Rounds:
         for document in documents:
             # Without meta commands, no writer caches an item, so the update does not wait.
             document.retry_at = began + (random.uniform(0.5, 1.0) * TURN_AFTER if connection.meta else 0.0)
-            # The process that has the turn may have been killed, so later the update tries without a turn.
+            # The process that has the turn may have been killed, so later the update needs no turn.
             document.turn_until = began + patience / 2
         while documents:
             now = monotonic()

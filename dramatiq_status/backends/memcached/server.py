@@ -231,7 +231,8 @@ class ServerWithBreaker(Server):
 
     def forget(self) -> None:
         super().forget()
-        #: Its circuit breaker.  A child process makes a new one, because another thread may hold the lock of this one.
+        #: Its circuit breaker.  A child process makes a new one, because a thread of the parent may hold the lock of
+        #: this one.
         self.breaker: CircuitBreaker = CircuitBreaker(f"memcached at {self.address}")
         #: Time of its last answer, by the monotonic clock.
         self.answered_at = float("-inf")

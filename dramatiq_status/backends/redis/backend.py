@@ -45,7 +45,7 @@ class RedisBackend(StatusBackend):
     queries them once a second, or 15 seconds after a query without an answer.  A failover loses the updates that the
     old master had not sent to its replicas.  A running job restores its status with its next write if the new master
     does not have it.  The status of a job that had just finished stays as the new master has it.  With
-    ``min-replicas-to-write``, a master takes writes only while it has replicas, and a failover loses less.
+    ``min-replicas-to-write``, a master takes writes only while it has replicas, and a failover loses fewer updates.
 
     **Cluster.** The CRC-32 of a message's id assigns it to one of 64 shards.  A shard has one slot, so a message and
     the index that lists it are always on one node.  Requests to different nodes run at the same time, with one script

@@ -287,7 +287,7 @@ def _is_plain(found: Any) -> bool:
 
 
 def error_of(error: BaseException) -> BaseException:
-    """Return the error that redis-py raises in the place of an error of a socket; every other one unchanged."""
+    """Return the error that redis-py raises in the place of an error of a socket, and every other error unchanged."""
     if isinstance(error, TimeoutError):
         return exceptions.TimeoutError(str(error))
     return exceptions.ConnectionError(str(error)) if isinstance(error, OSError) else error

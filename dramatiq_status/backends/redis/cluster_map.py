@@ -42,7 +42,8 @@ class Node(ServerPool):
 
     def forget(self) -> None:
         super().forget()
-        #: Its circuit breaker.  A child process makes a new one, because another thread may hold the lock of this one.
+        #: Its circuit breaker.  A child process makes a new one, because a thread of the parent may hold the lock of
+        #: this one.
         self.breaker: CircuitBreaker = CircuitBreaker("Redis at {}:{}".format(*self.address))
 
     def fail(self, error: BaseException) -> None:

@@ -28,7 +28,7 @@ class Connection:
     """A connection to a server.
 
     The driver connects: it supports TLS, logins and Unix sockets.  If hiredis is installed, requests and replies then
-    use the socket without the driver, which saves a tenth of an update's time.
+    use the socket without the driver.  This saves a tenth of an update's time.
 
     A call has one deadline.  To save time, only two kinds of system calls use it: those that wait for long, and those
     that receive a further part of the replies.

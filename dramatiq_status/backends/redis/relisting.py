@@ -51,7 +51,7 @@ def _may_move(update: Update, outcome: Outcome) -> bool:
     if outcome is Outcome.LATE:
         return renames(update.fields)
     if update.kind is Kind.CANCEL:
-        # A running message stays where it is.
+        # A running message stays in its set.
         return outcome is Outcome.APPLIED
     if outcome is Outcome.CANCELLED:
         # The message was dropped, so its record has another time to live.

@@ -188,7 +188,7 @@ class Connections:
     def end_fork_in_child(self) -> None:
         """Continue in the child process."""
         # Connections that are still open belong to the parent: closing them could release its locks.  Either a call has
-        # used them for longer than the fork has waited, or the process was forked in C, without the hooks of Python.
+        # used them for longer than the fork has waited, or the process was forked in C, without `begin_fork`.
         self._inherited += self._open
         self._idle, self._open = deque(), WeakList()
         self._forking = False

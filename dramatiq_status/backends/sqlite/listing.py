@@ -34,7 +34,7 @@ def page_query(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str
     alive = "listed_until > :now"
     if is_late:
         alive += f" AND rowid NOT IN (SELECT rowid FROM {_LATE})"
-    # Where the index is ordered by the state first, the newest messages of each state are merged.
+    # Where the state comes before the position in the index, the newest messages of each state are merged.
     states = [""] if "state" in wanted or index == "positions" else [f" AND state = '{n}'" for n in range(len(STATES))]
     page = " UNION ALL ".join(
         f"SELECT rowid AS id, position FROM {TABLE} INDEXED BY {TABLE}_{index} "
@@ -49,7 +49,7 @@ def page_query(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str
 
 
 def count_query(connection: sqlite3.Connection, wanted: Mapping[str, Any]) -> str:
-    """Return the query for the number of messages: the rows of one index, minus the rows that have expired and that the
+    """Return the query for the number of messages: the rows of one index, minus the expired rows that the
     index still contains.
 
     Parameters:

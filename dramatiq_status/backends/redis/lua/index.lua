@@ -1,8 +1,8 @@
 -- Adds a message to one set of the index, or a name to the set of names.  It does for one key what `index` and `keep` in
--- update/index.lua do. While a slot of a cluster moves, Redis locates the key of a script only if it has one key, and
--- the update script cannot announce the keys that it needs.
+-- update/index.lua do. While a slot of a cluster moves, Redis locates the key of a script only if the script has one
+-- key, and the update script cannot announce the keys that it needs.
 --
--- KEYS[1]: the set; or the prefix of the index's keys, which is the set of the names of its sets.
+-- KEYS[1]: the set; or, for a name, the prefix of the index's keys, which is the key of the set of names.
 -- ARGV[1]: the message's id; or the name.
 -- ARGV[2]: the message's position, the time in microseconds at which it came into its state; '' for a name.
 -- ARGV[3]: the longest time to live of the set's messages, in milliseconds.

@@ -1,4 +1,4 @@
--- Returns a page of the update script's index, message ids and records, newest first; or the number of its messages.
+-- Returns a page of a list (message ids and records, newest first) from the update script's index, or a count.
 --
 -- KEYS[1]: the prefix of the index's keys.  The key with this name is the set of the names of the index's sets.  A name
 --   is a state, a time to live in milliseconds (of finished messages only), a queue and an actor as JSON, a line each.
@@ -225,7 +225,7 @@ local function advance(set)
       set.list = redis.pcall('ZREVRANGE', set.key, set.at, set.at + set.size - 1, 'WITHSCORES')
       set.at = set.at + set.size
     else
-      -- The first read behind a cursor.  To count the newer messages and to read at that index takes longer.
+      -- The first read behind a cursor.  To count the newer messages and to read behind them takes longer.
       set.list = redis.pcall('ZREVRANGEBYSCORE', set.key, after, '-inf', 'WITHSCORES', 'LIMIT', 0, size)
     end
     if set.list.err then skip_foreign(set.list) end

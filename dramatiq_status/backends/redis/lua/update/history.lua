@@ -106,7 +106,7 @@ local function define_history()
     return true
   end
 
-  -- Return whether a run has lost its message to the run of a record, or to a run before it.
+  -- Return whether a run has lost its message to the run of a record, or to a run before that run.
   local function is_earlier(key, attempts, token)
     token = ',"' .. token .. '"]'
     for _, text in ipairs(call('HMGET', key, unpack(names_of(attempts)))) do

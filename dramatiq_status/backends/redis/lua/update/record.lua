@@ -83,7 +83,7 @@ local function define_record()
   -- Remove what a key has, to make room for a new record. If the key has no value, the script does not call DEL. DEL
   -- would be its first write, and after the first write Redis no longer refuses the other writes of a script when it is
   -- out of memory. The state of a record stays until it is replaced: on a cluster, a key of a moving slot cannot be
-  -- created again here once it is gone.
+  -- created again on this node once it is gone.
   local function clear(key)
     local names = redis.pcall('HKEYS', key)
     if is_foreign(names) or #names > 0 and call('HEXISTS', key, 's') == 0 then
