@@ -26,7 +26,7 @@ from .common import ROOT, Options, Table, ratios, spread
 ROUNDS = 30
 
 
-#: Number of jobs for which each process waits, one after the other.
+#: Number of jobs for which each command waits, one after the other, with a process for each job.
 WAITS = 12
 
 #: Program that subscribes to a channel by redis-py alone, and ends with the first message.

@@ -32,7 +32,7 @@ from .listing import fill
 STREAMS = 1_000
 JOBS = 100_000
 
-#: Seconds of silence after which a page of the list is read from the store again.
+#: Seconds after which a page of the list is read from the store again.
 STALE = 1.1
 
 

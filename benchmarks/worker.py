@@ -48,7 +48,7 @@ class PreparedCalls(BrokerCalls):
       backend(RedisBackend)
     """
 
-    #: Id in the packed calls, in place of which each call has the id of its own message.
+    #: Placeholder of a message's id in the packed calls.
     ID = "0" * 36
 
     def __init__(self, backend: RedisBackend) -> None:
@@ -108,9 +108,9 @@ def run(
     Parameters:
       url: A Redis database, which is emptied.  The store uses it unless `store` is given, and the broker uses it
         unless `broker_url` is given.
-      mode: "off", "on" for our middleware, "thread" for it with a :class:`ThreadWriter`, "results" for Dramatiq's own.
-        "client" for our broker client without our middleware, "piggyback" for both, "piggyback+results" for all three,
-        "prepared" for our broker client with :class:`PreparedCalls`, without our middleware.
+      mode: "off" without our middleware, "on" with it, "thread" with it and a :class:`ThreadWriter`, "results" with
+        Dramatiq's ``Results``, "client" with our broker client, "piggyback" with our middleware and our broker client,
+        "piggyback+results" with ``Results`` as well, "prepared" with our broker client and :class:`PreparedCalls`.
       jobs: Number of messages.
       sleep: Seconds that a job sleeps.
       threads: Number of the worker's threads.

@@ -171,7 +171,7 @@ def shared_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[S
 
 @pytest.fixture(params=["stub", "memcached", "redis"])
 def polled_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StatusBackend]:
-    """Yield the backend of an empty store of each kind. Watchers poll it often unless it publishes changes."""
+    """Yield the backend of an empty store of three kinds, one after the other. Watchers poll it in short intervals."""
     with closing(_make_backend(request, tmp_path)) as made:
         made.poll_interval = (1, 20)
         yield made

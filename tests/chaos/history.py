@@ -222,7 +222,7 @@ class World:
     def _on_decided(self, fact: Fact) -> None:
         run = self._run(fact)
         if run.decided is not None:
-            # A message that the broker has not confirmed is sent again.
+            # After a connection error, Dramatiq acknowledges the message again.
             return
         run.decided, run.decision = fact["t"], fact["decision"]
         run.exception, run.skipped, run.unsure = fact["exception"], fact["skipped"], fact.get("unsure", False)

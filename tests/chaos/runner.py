@@ -117,7 +117,7 @@ def run(settings: Settings, say: Callable[[str], None] = print) -> Report:
 
 @contextmanager
 def _dead_threads() -> Iterator[list[Finding]]:
-    """Record threads of the harness that end by an exception, because their checks are missing."""
+    """Record threads of the harness that end by an exception. The run lacks the checks of these threads."""
     found: list[Finding] = []
 
     def note(died: threading.ExceptHookArgs) -> None:
@@ -325,8 +325,8 @@ class Stage:
         """Wait until the broker has no message left, and stop the workers."""
         deadline = time.monotonic() + self._settings.settle
         while True:
-            # RabbitMQ does not count what workers hold until they let go of it, and a Redis broker whose reply was lost
-            # takes a message for one that a living worker holds.
+            # RabbitMQ does not count the messages that running workers hold. If a reply of a Redis broker was lost, the
+            # broker assumes that a running worker holds the messages of this reply.
             self._wait_until_idle(deadline)
             self.crew.stop()
             left = self._queue.unfinished()

@@ -103,7 +103,7 @@ class RedisTarget(Proxied):
         self.url = f"redis://127.0.0.1:{self.proxies[0].port}/0"
 
     def unfinished(self) -> int:
-        """Return the number of messages that the broker in it still has."""
+        """Return the number of messages that the broker still has in this Redis."""
         with redis.Redis(port=self.servers[0].port) as client:
             return sum(int(client.hlen(f"dramatiq:{name}.msgs")) for name in ("default", "default.DQ"))  # type: ignore[arg-type]
 

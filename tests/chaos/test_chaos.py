@@ -25,7 +25,7 @@ def test_every_status_is_right(broker: str, store: str, seed: int, capsys: pytes
         pytest.skip(str(missing))
     assert not report.findings, "\n".join(map(str, report.findings[:5]))
     # And the run had faults and readers
-    # (A broker that restarts on a busy machine loses many messages.)
+    # (While a broker restarts on a busy machine, many messages cannot be sent.)
     assert report.figures["runs"] > 100 and report.figures["faults"] > 3 and report.figures["sights"] > 100
 
 

@@ -17,10 +17,10 @@ from dramatiq_status import BackendError, Snapshot, StatusMissing, StatusRegistr
 #: Seconds between two reads of the poller.
 POLL_INTERVAL: Final = 0.1
 
-#: Number of messages that the poller reads in one call.
+#: Maximum number of messages that the poller reads in one call.
 POLLED: Final = 400
 
-#: Number of messages that are watched at once.
+#: Maximum number of messages that are watched at once.
 WATCHED: Final = 40
 
 #: Milliseconds for which one message is watched.
@@ -55,7 +55,8 @@ class Watcher:
 
     Parameters:
       broker: The broker with the middleware under test.
-      result_of: Returns the result of a message, or raises ResultMissing; None for messages without one.
+      result_of: Returns a function that returns the result of a message or raises ResultMissing; None for messages
+        without a result.
     """
 
     def __init__(self, broker: dramatiq.Broker, result_of: Callable[[str], Callable[[], Any] | None]) -> None:

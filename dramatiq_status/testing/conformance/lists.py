@@ -216,7 +216,7 @@ class Lists(StoreTests):
         write_later(listing, newer, start(1, a=a, Q=q))
         # When a write has the names of the newer message's actor and queue, and no state
         write_later(listing, message_id, write(1, 2, a=a, Q=q) if kind == "run" else outside(a=a, Q=q))
-        # Then lists by these names have it, below the newer one, and lists by the former names do not
+        # Then lists by these names have it, below the newer one, and no list by the former names has it
         for query in (Query(actor_name=actor), Query(queue_name=queue)):
             assert (listed(listing, query), listing.count(query)) == ([newer, message_id], 2)
         for query in (Query(actor_name=f"not {actor}"), Query(queue_name=f"not {queue}")):
