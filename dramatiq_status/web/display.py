@@ -76,7 +76,7 @@ class StatusDisplay:
 
     @property
     def spoken(self) -> str:
-        """All texts and the percentage as one text, for screen readers."""
+        """Percentage or word, error or facts, and `next`, as one text for screen readers."""
         value = f"{int(self.percent)}%" if self.state == "working" and self.percent is not None else self.word
         error = ": ".join(filter(None, self.error)) if self.error else ""
         return ", ".join(filter(None, (value, error or self.facts, self.next)))
