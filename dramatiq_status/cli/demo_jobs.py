@@ -27,7 +27,7 @@ class ShopError(Exception):
 
 
 def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
-    """Declare the actors of the jobs on a broker, and return a message for each job.
+    """Declare the actors of the jobs on a broker, and yield a message for each job.
 
     Parameters:
       broker(Broker): With a :class:`.StatusMiddleware`.
