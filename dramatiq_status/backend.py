@@ -164,7 +164,7 @@ class StatusBackend(abc.ABC):
 
         Returns:
           list[Outcome]: Outcomes in the order of the updates.  ``Outcome.REFUSED`` also stands for an update that
-          is too large for the store, and ``Outcome.UNSTORABLE`` for a message that the store refuses while it
+          is too large for the store.  ``Outcome.UNSTORABLE`` stands for a message that the store refuses while it
           accepts others.  The server of an update with ``Outcome.UNAVAILABLE`` did not answer, while others did. The
           update may have been carried out or not.  If it is sent again, it counts once, unless it is an increment from
           outside of a run.
@@ -269,8 +269,8 @@ class StatusBackend(abc.ABC):
 
         Returns:
           tuple[Any, Sequence[int]]: The position for the next call, and the marks that were added since `position`.  A
-          log may drop its oldest marks, but has to keep at least 8,192.  A worker that gets so many at once also reads
-          the record of each message that was enqueued before this call, or up to a minute after it.
+          log may drop its oldest marks, but has to keep at least 8,192.  After it gets so many at once, a worker also
+          reads the record before each run of a message that was enqueued before this call, or up to a minute after it.
         """
         return None, ()
 

@@ -31,7 +31,7 @@ class CancelLogReader:
 
     Parameters:
       backend(StatusBackend)
-      breaker(CircuitBreaker): While the store is down, a read that succeeds ends the outage.
+      breaker(CircuitBreaker): A read that succeeds ends an outage, unless the store refuses updates.
       writer(Writer): Owner of the buffers of the messages that run in this process.
     """
 

@@ -101,8 +101,8 @@ class Enqueues:
           settings(Settings): Settings of the message.
           binding(Binding): Handles of the message that runs on this thread; None if no message runs.
           inside(bool): Whether this thread is a worker's, or runs a message.
-          is_watched(bool): Whether :meth:`withdraw` is called if the enqueue ends in an error.  If not, ``queued`` is
-            written after the broker has the message.
+          is_watched(bool): Whether :meth:`withdraw` is called if the enqueue ends in an error.  If not, an enqueue
+            outside of a worker writes ``queued`` after the broker has the message.
 
         Returns:
           bool: Whether ``queued`` and all earlier writes of the run are sent with the broker's command.
@@ -147,8 +147,8 @@ class Enqueues:
             # message.
             attacher = None
         if delivery is not None and delivery.message_id == message_id:
-            # If a tracing middleware comes first in the broker's list of middleware, Dramatiq enqueues the retry before
-            # it calls `after_process_message` of this middleware.
+            # If `Retries` comes later than this middleware in the broker's list, Dramatiq enqueues the retry before it
+            # calls `after_process_message` of this middleware.
             exception = delivery.exception or exception_in_flight(delivery.message)
             if exception is not None:
                 fields.update(self._fields.of_exception(exception, settings))

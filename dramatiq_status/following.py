@@ -222,8 +222,8 @@ class BatchWatcher(Deadlines):
 
 
 class PollSchedule:
-    """Times of the reads of a message.  If the store publishes changes, the watcher reads after each change, and at
-    long intervals.  If the store publishes nothing, or does not answer, the intervals grow.
+    """Times of the reads of a message or a batch.  If the store publishes changes, the watcher reads after each change,
+    and at long intervals.  If the store publishes nothing, or does not answer, the intervals grow.
 
     This object neither reads the store nor sleeps, and takes timestamps in seconds.
 

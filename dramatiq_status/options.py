@@ -21,9 +21,9 @@ from .update import NO_ENQUEUE_ID, EnqueueId
 INCLUDES: Final = frozenset(("message", "traceback", "result"))
 
 #: Message options of this package: the enqueue id of the message, the heartbeat interval of the process that enqueued
-#: it, and the time of its first enqueue in epoch milliseconds.  The interval is left out if it is the default, and the
-#: time if the message was made just before its enqueue.  The values are plain JSON (two whole numbers in a list, and
-#: whole numbers), because an encoder may not support other types, and a worker may lack this package.
+#: it, and the time of its first enqueue in epoch milliseconds.  The default interval is left out.  The time is left out
+#: if the message was made just before its enqueue.  The values are plain JSON (two whole numbers in a list, and whole
+#: numbers), because an encoder may not support other types, and a worker may lack this package.
 ENQUEUE_ID_OPTION: Final = "status_enqueue_id"
 HEARTBEAT_OPTION: Final = "status_heartbeat"
 ENQUEUED_AT_OPTION: Final = "status_enqueued_at"

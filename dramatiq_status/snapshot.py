@@ -135,7 +135,7 @@ class Snapshot:
 
         The worker sends heartbeats on a separate thread, which needs the interpreter.  A message looks stalled while
         a call into C keeps the interpreter lock for three intervals (45 seconds, unless ``heartbeat_interval`` is
-        set), and under gevent while it does not yield for this time.  Busy Python code does not look stalled.  A
+        set), and under gevent while its actor does not yield for this time.  Busy Python code does not look stalled.  A
         stalled message may still continue, and runs again when the broker delivers it again.
         """
         if self.queued:
