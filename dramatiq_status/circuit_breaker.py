@@ -147,14 +147,14 @@ class CircuitBreaker:
         return self.down and self._given_up
 
     def gave_up(self, updates: int, messages: int, seconds: float) -> None:
-        """Log the number of updates that a worker could not send before its end."""
+        """Log the number of updates that the store has not taken at the end of a worker or of this process."""
         with self._lock:
             self._given_up, dropped = True, self._dropped
         if updates or dropped:
             logger.error(
-                "The status store %s has not taken %d updates of %d messages in the last %.1f seconds of a worker; %d "
-                "were dropped before. If the process ends now, they are lost, and the statuses of these messages stay "
-                "as they are.",
+                "The status store %s has not taken %d updates of %d messages in the last %.1f seconds; %d other "
+                "updates were dropped before. If the process ends now, all these updates are lost, and the statuses of "
+                "these messages stay as they are.",
                 self._name,
                 updates,
                 messages,

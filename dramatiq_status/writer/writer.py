@@ -258,8 +258,8 @@ class Writer:
         return self._queue.count_unsent()
 
     def note_answer(self) -> None:
-        """End an outage, because the store has answered another call of this process.  The writer itself tries again
-        only while it has updates to send.
+        """End an outage after another call of this process has succeeded, unless the store refuses updates.  The writer
+        itself tries again only while it has updates to send.
         """
         if not self.breaker.refuses:
             self._sender.succeed()
