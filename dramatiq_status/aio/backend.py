@@ -38,7 +38,7 @@ class AsyncBackend:
         return await asyncio.to_thread(self.backend.snapshots, message_ids)
 
     async def update(self, message_id: str, update: Update) -> Outcome:
-        """Carry out one update in one round trip, or in two or more with memcached and caches."""
+        """Carry out one update in one round trip, or in more with memcached and caches."""
         return await asyncio.to_thread(self.backend.update, message_id, update)
 
     async def update_many(self, updates: Sequence[tuple[str, Update]]) -> list[Outcome]:

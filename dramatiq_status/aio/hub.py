@@ -216,7 +216,8 @@ class Hub:
         """
         for task in self._tasks:
             if task.done():
-                # The failed task belongs to earlier watches.  End them now, so that it does not end the new watch.
+                # If the task has failed, it belongs to earlier watches.  End them now, so that its failure does not end
+                # the new watch.
                 self._ended(task)
         if not self._tasks:
             self._begin()

@@ -65,8 +65,8 @@ class StatusRegistry:
         backend: StatusBackend | None = None,
         broker: dramatiq.Broker | None = None,
     ) -> Progress:
-        """Return a handle of a message's progress, with which other messages can increment it.  It takes no round trip.
-        Increments are atomic in the store.
+        """Return a handle of a message's progress, with which other messages can increment it.  This takes no round
+        trip.  Increments are atomic in the store.
         """
         return Progress(_channel(message_id, backend, broker))
 

@@ -63,9 +63,9 @@ class RedisBackend(StatusBackend):
     excludes sets.
 
     A list removes expired unfinished statuses from the index when it finds them.  A count looks for expired statuses
-    among 1,000 unfinished ones, and on a cluster among 64 of each shard.  It is exact if there are no more
-    unfinished statuses.  If there are more, it looks at the oldest and at some others.  Expired statuses at which it
-    has not looked are counted until a count or a list finds them.
+    among 1,000 unfinished ones, and on a cluster among 64 of each shard.  It is exact if there are at most that
+    many unfinished statuses.  If there are more, it looks at the oldest and at some others.  Expired statuses at which
+    it has not looked are counted until a count or a list finds them.
 
     Parameters:
       client(redis.Redis | redis.RedisCluster): An optional client, of redis-py or of valkey-py.  It determines how the

@@ -1,4 +1,4 @@
-"""The transport to a Redis Cluster.  It sends to many nodes at once, and follows slots and nodes that move."""
+"""The transport to a Redis Cluster.  It sends requests to many nodes at once, and follows slots and nodes that move."""
 
 from __future__ import annotations
 
