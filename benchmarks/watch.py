@@ -141,7 +141,7 @@ class Costs:
         self._memory = memory()
         self._begin = time.perf_counter()
         self._cpu = time.process_time()
-        #: Maximum memory in MB.
+        #: Maximum growth of the memory in MB.
         self.peak = 0.0
 
     def look(self) -> None:

@@ -131,8 +131,8 @@ def make_broker(backend: StatusBackend, *middleware: Middleware, asyncio: bool =
 
 
 def make_stub_broker(*middleware: Middleware) -> StubBroker:
-    """Make Dramatiq's stub, by default with Dramatiq's own middleware. Its `join` raises no exceptions of jobs. In
-    Dramatiq 2, this needs an argument.
+    """Make Dramatiq's stub, by default with Dramatiq's own middleware. Its `join` raises no exceptions of jobs. For
+    this, the stub of Dramatiq 2 needs an argument.
     """
     knows = "fail_fast_default" in signature(StubBroker).parameters
     return StubBroker(list(middleware) or None, **({"fail_fast_default": False} if knows else {}))
@@ -150,7 +150,7 @@ def working(broker: dramatiq.Broker, *, threads: int = 2) -> Iterator[dramatiq.W
 
 
 def run(broker: StubBroker, *, threads: int = 2) -> None:
-    """Process all that is enqueued, to its end."""
+    """Run a worker until all that is enqueued has been processed."""
     with working(broker, threads=threads) as worker:
         join(broker, worker)
 

@@ -100,7 +100,7 @@ def _first_client_port() -> int:
 
 
 def open_sockets(*descriptors: int) -> set[str]:
-    """Return the names of the sockets that this process has open, or has as these descriptors."""
+    """Return the names of this process's open sockets, or of the sockets among these descriptors."""
     names = set()
     for descriptor in descriptors or os.listdir("/proc/self/fd"):
         try:

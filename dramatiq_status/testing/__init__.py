@@ -73,7 +73,7 @@ def bound_status(message_id: str | None = None) -> Iterator[Status]:
 
 
 def _stored_binding(message_id: str, previous: Binding | None) -> Binding:
-    """Make handles of a running message in memory, in the store of the blocks around it if there is one."""
+    """Make handles of a running message in memory: in the store of the enclosing blocks, or in a new store."""
     backend: StatusBackend = StubBackend() if previous is None or previous.backend is None else previous.backend
     channel = DirectChannel(backend, check_message_id(message_id))
     backend.update(message_id, Update(Kind.RUN, EnqueueId(1, 1), run_token=1, sequence=1, start=True, create=True))

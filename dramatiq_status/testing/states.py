@@ -31,7 +31,7 @@ def wait_for_final_state(
     >>> snapshot["step"]
     'indexing'
 
-    A retry is no final state: the message is ``queued`` until its last run.
+    A message that waits for a retry is ``queued``, which is no final state.
 
     Parameters:
       message(str | Message): The message or its id.

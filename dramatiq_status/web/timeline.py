@@ -25,7 +25,7 @@ _LEAST: Final = 0.4
 
 
 class Timeline(NamedTuple):
-    """The timeline of a job, and the length of its life in words; both are empty for a job that has no time."""
+    """The timeline of a job, and the length of its life in words; both are empty if no step has a time."""
 
     content: Markup = Markup("")
     note: str = ""

@@ -334,7 +334,7 @@ def _send_children(job: dict[str, Any], run: Run) -> Iterator[float]:
 
 
 def _end(job: dict[str, Any], run: Run) -> Iterator[float]:
-    """End a run other than by returning."""
+    """Carry out the end of a run that the job's plan names."""
     end = job["end"]
     if end == "boom":
         raise Boom(run.token)

@@ -1,4 +1,4 @@
-"""Recorded events.  Each process writes its own file, one line for each event, before the event can have consequences.
+"""Recorded events.  Each process writes its own file, one line for each event.
 
 No fault touches these files, and a process that is killed loses no line of its own. Moments are epoch seconds.
 """
@@ -16,7 +16,7 @@ Fact = dict[str, Any]
 
 
 class FactFile:
-    """The file of a process, in a directory that all share. Threads may share it."""
+    """The file of a process, in a directory that all processes share. Threads may share the file."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -61,12 +61,12 @@ class Outages(StoreTests):
     def test_a_message_of_a_server_that_is_down_is_not_unknown(
         self, outage: tuple[PausableServer, StatusBackend], message_id: str
     ) -> None:
-        # Given a server that is down, and a backend with connections to it
+        # Given a running message, and a server that is down
         server, backend = outage
         backend.update(message_id, start(1))
         server.stop()
         for call in reads_of(backend, message_id):
-            # When its status is read in any way
+            # When the message's status is read in any way
             # Then the call raises BackendError
             with pytest.raises(BackendError):
                 call()
@@ -78,11 +78,11 @@ class Outages(StoreTests):
         for name, refusal in self.refusals(backend).items():
             with refusal:
                 for call in reads_of(backend, message_id):
-                    # When its status is read in any way
+                    # When the message's status is read in any way
                     # Then the call raises BackendError
                     with pytest.raises(BackendError, match=name):
                         call()
-            # And after that its status is the same
+            # And after that the message's status is the same
             assert StatusRegistry.get(message_id, backend=backend).working
 
     def test_begun_updates_and_a_server_that_is_down(
