@@ -379,7 +379,7 @@ def test_no_log_line_is_forged_by_an_id(
     handles[0]["late"] = 1
     # Then the line has printable characters only
     (line,) = (record.getMessage() for record in caplog.records if record.name == "dramatiq_status")
-    assert f"Message {odd_id!r} is finished" in line and line.isprintable()
+    assert f"message {odd_id!r} has ended" in line and line.isprintable()
     assert StatusRegistry.get(odd_id, broker=broker).completed
 
 
