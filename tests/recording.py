@@ -101,7 +101,9 @@ class Gate:
 
 
 class Broken:
-    """A fault of a backend: all updates fail while it is ``down``, before or after they are carried out."""
+    """A fault of a backend: while it is ``down``, all updates fail, before or after they are carried out, and so do
+    reads of the log of cancelled messages.  A worker reads it once a second, and a successful read ends an outage.
+    """
 
     def __init__(self, backend: RecordingBackend, *, after: bool = False) -> None:
         self.down = True
@@ -110,6 +112,13 @@ class Broken:
             backend.after = self._fail
         else:
             backend.before = self._fail
+        self._read_cancels = backend.read_cancels
+        backend.read_cancels = self._read_log  # type: ignore[method-assign]
+
+    def _read_log(self, position: Any) -> tuple[Any, Sequence[int]]:
+        if self.down:
+            raise BackendError("The store is down for this test.")
+        return self._read_cancels(position)
 
     def _fail(self, updates: Updates) -> None:
         if self.down:
