@@ -14,6 +14,8 @@ from .exits import CommandError
 from .text import clean, did_you_mean
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ..backend import StatusBackend
 
 VARIABLE: Final = "DRAMATIQ_STATUS_URL"
@@ -102,10 +104,7 @@ def _backend_of_broker(rule: StoreRule) -> StatusBackend:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     _check_module(module_name, where)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as e:
-        raise _import_failed(where, e) from e
+    module = _import(module_name, where)
     from dramatiq import Broker, get_broker
 
     from ..lookup import find_backend
@@ -120,31 +119,33 @@ def _backend_of_broker(rule: StoreRule) -> StatusBackend:
 
 
 def _check_module(name: str, where: str) -> None:
-    """Raise an error if a module or one of its packages does not exist.  The search imports the packages.  It does not
-    import the module, so errors of the module are raised later.
+    """Import the packages of a module, and raise an error if the module or one of them does not exist.  The module is
+    not imported, so its errors are raised later.
     """
     package = ""
     for part in name.split("."):
-        package = f"{package}.{part}".lstrip(".")
+        parent, package = package, f"{package}.{part}".lstrip(".")
+        if parent:
+            _import(parent, where)
         try:
             if find_spec(package) is not None:
                 continue
-        except ValueError:
+        except (ImportError, ValueError):
             pass
-        except Exception as e:
-            if not isinstance(e, ModuleNotFoundError) or e.name != package:
-                raise _import_failed(where, e) from e
         from pkgutil import iter_modules
 
-        parent, folder = package.rpartition(".")[0], name.partition(".")[0]
+        folder = name.partition(".")[0]
         spec = find_spec(parent) if parent else None
         places = [os.getcwd()] if spec is None else list(spec.submodule_search_locations or ())
         hint = did_you_mean(package, [f"{parent}.{found.name}".lstrip(".") for found in iter_modules(places)])
         raise CommandError(f"{where}: no module {package!r} here{hint} Run the command in the directory of {folder}.")
 
 
-def _import_failed(where: str, error: Exception) -> CommandError:
-    return CommandError(f"{where}: the import failed with {type(error).__name__}: {error}")
+def _import(name: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as e:
+        raise CommandError(f"{where}: the import failed with {type(e).__name__}: {e}") from e
 
 
 def _section_of(path: Path) -> dict[str, str]:

@@ -502,7 +502,12 @@ def test_the_first_rule_wins(place: Place, tmp_path: Path) -> None:
         done = on_pipe("where", "--broker", broker, cwd=tmp_path)
         assert done.status == 2 and text in done.errors and len(done.errors.splitlines()) == 1, done
     # And so does a package whose own code raises an error
-    for name, code in (("broken", "raise RuntimeError('boom')"), ("lacking", "import missing_one")):
+    packages = {
+        "broken": "raise RuntimeError('boom')",
+        "wrong": "raise ValueError('boom')",
+        "lacking": "import missing_one",
+    }
+    for name, code in packages.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(code)
         for broker in (name, f"{name}.tasks"):
