@@ -14,7 +14,7 @@ import dramatiq
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import AsyncIO, Callbacks, Middleware, Pipelines, Retries
 
-from dramatiq_status import BackendError, StatusMiddleware
+from dramatiq_status import BackendError, StatusMiddleware, StatusRegistry
 from dramatiq_status.backend import StatusBackend
 from dramatiq_status.backends import StubBackend
 from dramatiq_status.record import Record
@@ -192,6 +192,15 @@ def answered(ask: Callable[[], Any]) -> Any:
         return None if isinstance(found, list) and any(isinstance(one, BackendError) for one in found) else found
 
     return eventually(answer)
+
+
+def all_completed(messages: Sequence[Any], backend: StatusBackend) -> list[Any] | None:
+    """Return the statuses of messages if all are completed; None otherwise, and while the store does not answer."""
+    try:
+        found = StatusRegistry.read_many(messages, backend=backend)
+    except BackendError:
+        return None
+    return found if all(snapshot is not None and snapshot.completed for snapshot in found) else None
 
 
 def raised_by(call: Callable[[], Any]) -> BaseException | None:

@@ -20,7 +20,7 @@ from dramatiq_status.testing.conformance import BackendConformance, enqueue, out
 from dramatiq_status.update import Outcome
 
 from ..conftest import StartServer
-from ..recording import PATIENCE, eventually, make_broker, working
+from ..recording import PATIENCE, all_completed, answered, eventually, make_broker, working
 from ..servers import AT_ONCE, RedisSentinels, RedisServer, _Sentinel, free_port
 from .redis_hooks import RedisHooks
 
@@ -271,7 +271,7 @@ def test_jobs_go_on_when_the_master_is_killed(sentinels: RedisSentinels) -> None
         broker.join(work.queue_name, timeout=60_000)
         worker.join()
         # Then the status of each job is complete
-        found = eventually(lambda: all_finished(messages, backend))
+        found = eventually(lambda: all_completed(messages, backend))
     assert [(s["n"], s["progress"], s.attempts) for s in found] == [(n, 20, 1) for n in range(130)]
     backend.close()
 
@@ -311,7 +311,7 @@ def test_a_failover_loses_what_the_replica_lacks_except_of_running_jobs(sentinel
         old.kill()
         sentinels.wait_for_failover(old)
         # Then the status of the running job is complete again after its next heartbeat
-        seen = eventually(lambda: answered(lambda: StatusRegistry.read(running, backend=backend)))
+        seen = answered(lambda: StatusRegistry.read(running, backend=backend))
         fields = seen.to_dict()
         assert (seen.state, fields["user_id"], fields["progress"], fields["total"]) == ("working", 42, 7, 50)
         goes_on.set()
@@ -334,7 +334,7 @@ def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
     old = sentinels.master
     old.kill()
     sentinels.wait_for_failover(old)
-    eventually(lambda: answered(lambda: backend.update("m", write(1, 2, step="2"))))
+    answered(lambda: backend.update("m", write(1, 2, step="2")))
     # Then the watcher receives the next change
     assert next(seen)["step"] == 2
     # And the change after it, which the new master publishes
@@ -342,19 +342,6 @@ def test_a_watcher_during_a_failover(sentinels: RedisSentinels) -> None:
     assert next(seen)["step"] == 3
     seen.close()
     backend.close()
-
-
-def answered(call: Callable[[], Any]) -> Any:
-    """Return the result of a call; None if the store does not answer."""
-    try:
-        return call()
-    except BackendError:
-        return None
-
-
-def all_finished(messages: list[Any], backend: StatusBackend) -> list[Any] | None:
-    found = answered(lambda: StatusRegistry.read_many(messages, backend=backend))
-    return found if found and all(snapshot is not None and snapshot.completed for snapshot in found) else None
 
 
 def in_step(sentinels: RedisSentinels) -> bool:

@@ -21,6 +21,7 @@ from dramatiq_status.backends import RedisBackend
 
 from ..recording import (
     PATIENCE,
+    all_completed,
     eventually,
     join,
     make_broker,
@@ -89,7 +90,7 @@ def test_jobs_run_while_the_store_is_down(
         else:
             server.resume()
         # Then it has every job's status, complete
-        found = eventually(lambda: all_finished(messages, backend))
+        found = eventually(lambda: all_completed(messages, backend))
     assert [(s["n"], s["progress"], s.attempts) for s in found] == [(n, n, 1) for n in range(2, 52)]
     lines = [record.getMessage() for record in caplog.records if "status store" in record.getMessage()]
     assert ["does not answer" in line for line in lines] == [True, False]
@@ -121,17 +122,9 @@ def test_jobs_run_while_connections_to_the_store_hang(start_server: Any, store: 
                 StatusRegistry.read(messages[0], backend=backend)
         # And when the host is back, the store has every job's status
         server.start()
-        found = eventually(lambda: all_finished(messages, backend))
+        found = eventually(lambda: all_completed(messages, backend))
     assert [snapshot["progress"] for snapshot in found] == list(range(30))
     backend.close()
-
-
-def all_finished(messages: list[Any], backend: Any) -> list[Any] | None:
-    try:
-        found = StatusRegistry.read_many(messages, backend=backend)
-    except BackendError:
-        return None
-    return found if all(snapshot is not None and snapshot.completed for snapshot in found) else None
 
 
 #: Seconds of an outage; the environment variable OUTAGE_SECONDS sets another number.

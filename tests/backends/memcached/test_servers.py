@@ -28,7 +28,7 @@ from dramatiq_status.writer import sender as sender_module
 
 from ...conftest import StartServer, started
 from ...pace import own_clock
-from ...recording import RecordingBackend, eventually, make_broker, raised_by, working
+from ...recording import RecordingBackend, all_completed, answered, eventually, make_broker, raised_by, working
 from ...servers import MemcachedServer
 from .test_backend import PATIENT, MemcachedConformance
 
@@ -126,18 +126,11 @@ def test_jobs_go_on_without_a_server(
             broker.enqueue(message.copy(message_id=message_id))
         return ids
 
-    def completed(ids: list[str]) -> bool:
-        try:
-            found = StatusRegistry.read_many(ids, backend=backend)
-        except BackendError:
-            return False
-        return all(snapshot is not None and snapshot.completed for snapshot in found)
-
     with working(broker, threads=6):
         # Given completed jobs and a running job on each of three servers
         before = {server: send(server, 4) for server in fleet}
         long = {server: send(server, 1, long=True)[0] for server in fleet}
-        assert eventually(lambda: all(completed(ids) for ids in before.values()))
+        assert eventually(lambda: all(all_completed(ids, backend) for ids in before.values()))
         eventually(lambda: all(StatusRegistry.get(m, backend=backend).get("step") for m in long.values()))
         # When one server goes down, and more jobs are sent
         getattr(lost, fault)()
@@ -145,7 +138,7 @@ def test_jobs_go_on_without_a_server(
         # Then all jobs run, and the statuses on the other servers can be read
         eventually(lambda: {m for ids in after.values() for m in ids} <= set(done))
         living = [m for server in fleet if server is not lost for m in [*before[server], *after[server]]]
-        assert eventually(lambda: completed(living))
+        assert eventually(lambda: all_completed(living, backend))
         # And statuses on the server that is down cannot be read, alone or with others
         for message_id in [*after[lost], long[lost]]:
             with pytest.raises(BackendError, match=lost.address):
@@ -163,26 +156,18 @@ def test_jobs_go_on_without_a_server(
         # When the server is back
         lost.reset() if fault == "pause" else lost.start()
         # Then the status of the running job is restored with all fields
-        snapshot = eventually(lambda: read_there(long[lost], backend))
+        snapshot = answered(lambda: StatusRegistry.read(long[lost], backend=backend))
         assert (snapshot.state, snapshot["user_id"], snapshot["n"], snapshot["step"]) == ("working", 0, 0, "more")
         assert snapshot.actor_name == "work" and snapshot["progress"] > 0
         # And so are the statuses of the jobs that have ended in the outage
-        assert eventually(lambda: completed(after[lost]))
+        assert eventually(lambda: all_completed(after[lost], backend))
         found = StatusRegistry.read_many(after[lost], backend=backend)
         assert [(s["user_id"], s["n"], s.progress) for s in found if s] == [(n, n, 1.0) for n in range(10)]
         over.set()
-        assert eventually(lambda: completed(list(long.values())))
+        assert eventually(lambda: all_completed(list(long.values()), backend))
     # And the log has one line for the beginning of the server's outage, one for its end, and none for the whole store
     lines = [line.getMessage() for line in caplog.records if "status store" in line.getMessage()]
     assert [(lost.address in line, "does not answer" in line) for line in lines] == [(True, True), (True, False)]
-
-
-def read_there(message_id: str, backend: MemcachedBackend) -> Any:
-    """Return the status of a message, None for none and while its server is down."""
-    try:
-        return StatusRegistry.read(message_id, backend=backend)
-    except BackendError:
-        return None
 
 
 # Calls
