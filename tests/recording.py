@@ -147,11 +147,27 @@ def make_stub_broker(*middleware: Middleware) -> StubBroker:
     return StubBroker(list(middleware) or None, **({"fail_fast_default": False} if knows else {}))
 
 
+def start_worker(broker: dramatiq.Broker, *, threads: int = 2, queues: set[str] | None = None) -> dramatiq.Worker:
+    """Start a worker in this process that a test can stop at once."""
+    worker = dramatiq.Worker(broker, queues=queues, worker_timeout=10, worker_threads=threads)
+    worker.start()
+    wait_until_it_runs(worker)
+    return worker
+
+
+def wait_until_it_runs(worker: dramatiq.Worker) -> None:
+    """Wait until all threads of a worker run.
+
+    A thread of Dramatiq's worker sets its own flag ``running`` as it begins.  If `stop` has cleared the flag before,
+    the thread never ends, and `stop` waits for it for ten minutes.
+    """
+    eventually(lambda: all(thread.running for thread in [*worker.workers, *worker.consumers.values()]))
+
+
 @contextmanager
 def working(broker: dramatiq.Broker, *, threads: int = 2) -> Iterator[dramatiq.Worker]:
     """Run a worker in this process for the length of a ``with`` block."""
-    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=threads)
-    worker.start()
+    worker = start_worker(broker, threads=threads)
     try:
         yield worker
     finally:

@@ -47,7 +47,8 @@ def run_a_job(path: Path) -> str:
     try:
         snapshot = StatusRegistry.wait(import_rows.send())
     finally:
-        worker.stop()
+        # A thread that begins after this call never ends: see `wait_until_it_runs` in tests/recording.py.
+        worker.stop(timeout=1_000)
     assert (snapshot.state, snapshot["step"], snapshot.progress) == ("completed", "reading", 1.0)
     return snapshot.message_id
 

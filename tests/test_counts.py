@@ -368,7 +368,7 @@ def test_a_job_that_uses_no_registry_can_pickle_its_handles() -> None:
         worker = dramatiq.Worker(broker, worker_timeout=10)
         worker.start()
         broker.join("default")
-        worker.stop()
+        worker.stop(timeout=1_000)
         """
     # When a job pickles its handles
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)

@@ -53,7 +53,7 @@ for url in sys.argv[1:]:
     worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=2)
     worker.start()
     snapshot = StatusRegistry.wait(message, broker=broker, timeout=20_000)
-    worker.stop()
+    worker.stop(timeout=1_000)
     assert (snapshot.state, snapshot.total, snapshot.progress) == ("completed", 10, 1.0)
     print("done")
 """

@@ -149,7 +149,7 @@ worker = dramatiq.Worker(dramatiq.get_broker(), worker_timeout=100)
 worker.start()
 dramatiq.get_broker().join("default")
 worker.join()
-worker.stop()
+worker.stop(timeout=1_000)
 found = client.get(f"/jobs/{message.message_id}")
 print(found.json()["status"], found.json()["step"], found["Content-Type"], client.get("/jobs/unknown").status_code)
 """

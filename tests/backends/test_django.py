@@ -170,7 +170,7 @@ def test_an_outage_of_a_database_ends(project: Path) -> None:
         wait_until(lambda snapshot: snapshot.get("step") == "two")
         end.set()
         snapshot = wait_until(lambda snapshot: snapshot.finished)
-        worker.stop()
+        worker.stop(timeout=1_000)
         print("found", snapshot.state, snapshot["step"])
         """,
     )

@@ -23,6 +23,7 @@ from dramatiq_status.backends import RedisBackend
 from dramatiq_status.backends.redis.broker_calls import BrokerCalls
 from dramatiq_status.errors import NotSupported
 
+from ..recording import start_worker
 from ..servers import RedisCluster, RedisSentinels, RedisServer
 
 
@@ -120,8 +121,7 @@ def test_a_client_serves_the_results_and_other_calls_as_well(redis_url: str, cal
         return x + y
 
     message = add_up.send(1, 2)
-    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=2)
-    worker.start()
+    worker = start_worker(broker)
     # When its result is read, and other commands are called
     try:
         assert message.get_result(backend=results, block=True, timeout=10_000) == 3

@@ -37,7 +37,7 @@ from dramatiq_status.backends import RedisBackend
 from dramatiq_status.record import STATE
 from dramatiq_status.snapshot import Snapshot
 
-from ..recording import eventually, make_stub_broker
+from ..recording import eventually, make_stub_broker, wait_until_it_runs
 from .recorder import LETTERS, Recorder
 
 #: Positions of StatusMiddleware: before all other middleware, among them, after all.
@@ -337,6 +337,7 @@ class Stage:
         worker = dramatiq.Worker(self.broker, worker_timeout=20, worker_threads=threads)
         worker.start()
         watch_acks(worker, self._see_ack, after=self.piggyback)
+        wait_until_it_runs(worker)
         try:
             yield worker
         finally:

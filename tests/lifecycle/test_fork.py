@@ -26,7 +26,7 @@ from dramatiq_status.backends import MemcachedBackend, RedisBackend, SQLiteBacke
 from dramatiq_status.options import _token
 from dramatiq_status.update import EnqueueId, Kind, Update
 
-from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, run, working
+from ..recording import PATIENCE, Gate, RecordingBackend, eventually, join, make_broker, run, start_worker, working
 from ..servers import MemcachedServer, RedisServer, Server
 
 HOUR = 3_600_000
@@ -380,8 +380,7 @@ def test_an_interrupt_in_a_fork_does_not_strike_the_next_job(monkeypatch: pytest
         current_status()["struck"] = False
 
     messages = [forks.send(), next_one.send()]
-    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
-    worker.start()
+    worker = start_worker(broker, threads=1)
     join(broker, worker)
     worker.stop()
     # Then it runs to its end

@@ -29,7 +29,7 @@ from dramatiq_status.writer import Writer
 
 from ..conftest import StartServer
 from ..proxy import BUFFER, Proxy
-from ..recording import eventually
+from ..recording import eventually, start_worker
 from ..servers import RedisServer
 from .crew import ROOT
 from .recorder import RecordingRedisBackend
@@ -125,8 +125,7 @@ def test_an_interrupted_enqueue_holds_up_no_later_one(
         waits.append("sent")
 
     message = parent.send()
-    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
-    worker.start()
+    worker = start_worker(broker, threads=1)
     eventually(lambda: state_of(broker, message) == "completed")
     worker.stop()
     # Then that message waits for no reply
@@ -160,8 +159,7 @@ def test_a_job_takes_the_round_trips_that_it_takes_without_tracking(
     # When they are processed
     before = reads()
     fetches = admin.info("commandstats")["cmdstat_evalsha"]["calls"]
-    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=4)
-    worker.start()
+    worker = start_worker(broker, threads=4)
     try:
         eventually(lambda: done.count == 51)
     finally:
@@ -184,8 +182,7 @@ def test_a_job_that_takes_longer_is_shown_at_once(redis_url: str) -> None:
         assert end.wait(30)
 
     message = work.send()
-    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=1)
-    worker.start()
+    worker = start_worker(broker, threads=1)
     try:
         # When it runs, it is shown as working, and when it has ended, as completed
         eventually(lambda: state_of(broker, message) == "working")
@@ -491,8 +488,7 @@ def test_a_server_that_has_lost_its_scripts(start_server: StartServer, lost: str
     @dramatiq.actor(broker=broker)
     def work() -> None: ...
 
-    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=2)
-    worker.start()
+    worker = start_worker(broker)
     try:
         work.send()
         eventually(lambda: done.count == 1)
@@ -535,7 +531,7 @@ gevent.joinall(senders)
 worker = dramatiq.Worker(broker, worker_threads=8, worker_timeout=50)
 worker.start()
 broker.join("default")
-worker.stop()
+worker.stop(timeout=1_000)
 found = backend.snapshots([sender.value.message_id for sender in senders])
 print([(snapshot.state.value, snapshot["progress"]) for snapshot in found])
 """

@@ -22,7 +22,7 @@ from dramatiq_status.record import COMPLETED, PROGRESS, STATE
 from dramatiq_status.update import EnqueueId, Kind, Update
 from dramatiq_status.writer import Writer
 
-from ..recording import UNMEASURED, Broken, RecordingBackend, eventually, make_broker, run, working
+from ..recording import UNMEASURED, Broken, RecordingBackend, eventually, make_broker, run, start_worker, working
 from ..servers import RedisServer
 from .recorder import RecordingRedisBackend
 from .scenarios import DONE, RETRIED, failed
@@ -165,8 +165,7 @@ def test_a_job_goes_on_when_another_worker_of_its_process_stops() -> None:
 def test_a_job_that_outlives_its_worker_is_stored() -> None:
     # Given a job
     job = Long()
-    worker = dramatiq.Worker(job.broker, worker_timeout=10, worker_threads=1)
-    worker.start()
+    worker = start_worker(job.broker, threads=1)
     eventually(lambda: job.message_id)
     # When its worker no longer waits for it
     worker.stop(timeout=1)
@@ -235,8 +234,7 @@ def test_updates_are_stored_if_the_store_returns_while_the_worker_stops(start_se
 
     messages = [work.send() for _ in range(50)]
     server.stop()
-    worker = dramatiq.Worker(broker, worker_timeout=10, worker_threads=2)
-    worker.start()
+    worker = start_worker(broker)
     for _ in messages:
         assert done.acquire(timeout=PATIENCE)
     broker.join(work.queue_name, timeout=int(PATIENCE * 1000))

@@ -47,7 +47,7 @@ def stub_worker(status_broker, status_backend):
     worker = dramatiq.Worker(status_broker, worker_timeout=10)
     worker.start()
     yield worker
-    worker.stop()
+    worker.stop(timeout=1_000)
 """
 TESTS = """
 from application import broker, load

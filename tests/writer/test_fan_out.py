@@ -31,7 +31,18 @@ from dramatiq_status.record import COMPLETED, PROGRESS, STATE
 from dramatiq_status.update import EnqueueId, Kind, Outcome, Update
 from dramatiq_status.writer import Confirmation, Finish, MessageBuffer, Start, Writer
 
-from ..recording import PATIENCE, Broken, Gate, RecordingBackend, eventually, join, make_broker, run, working
+from ..recording import (
+    PATIENCE,
+    Broken,
+    Gate,
+    RecordingBackend,
+    eventually,
+    join,
+    make_broker,
+    run,
+    start_worker,
+    working,
+)
 from ..servers import MemcachedServer, RedisServer, Server
 
 CHILDREN = 400
@@ -418,9 +429,8 @@ def test_the_ack_waits_for_the_enqueues_of_a_coroutine() -> None:
         broker.enqueue(message)
 
     gate = Gate(backend, holds=lambda updates: any(message_id in sent for message_id, _ in updates))
-    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=10, worker_threads=1)
+    worker = start_worker(broker, threads=1, queues={"default"})
     sender.send()
-    worker.start()
     # When the store takes it
     assert gate.reached.wait(PATIENCE)
     gate.open()
@@ -529,8 +539,7 @@ def test_a_run_drops_buffers_that_are_stored() -> None:
         kept_at_once.append(len(delivery_of_this().enqueues))
 
     # When they run
-    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=10, worker_threads=1)
-    worker.start()
+    worker = start_worker(broker, threads=1, queues={"default"})
     for actor in (writes, sends):
         actor.send()
         broker.join("default", timeout=20_000)
@@ -595,8 +604,7 @@ def test_a_run_that_sends_waits_for_one_timeout() -> None:
             later.send()
         gate.open()
 
-    worker = dramatiq.Worker(broker, queues={"default"}, worker_timeout=10, worker_threads=1)
-    worker.start()
+    worker = start_worker(broker, threads=1, queues={"default"})
     sender.send()
     broker.join("default", timeout=20_000)
     worker.stop()
