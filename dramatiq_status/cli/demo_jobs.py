@@ -66,7 +66,7 @@ def declare(broker: dramatiq.Broker) -> Iterator[dramatiq.Message[Any]]:
             current_progress().increment()
         raise CardDeclined("insufficient funds")
 
-    # A low priority, so that the retries of the other jobs run first.
+    # The priority is low, so that the retries of the other jobs run first.
     @dramatiq.actor(broker=broker, priority=10, track_status=False)
     def make_thumbnail(parent: str) -> None:
         time.sleep(8 * _BEAT)

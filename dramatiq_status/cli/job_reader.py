@@ -19,7 +19,7 @@ from .jobs import present
 _SHORTEST: Final = 0.1
 _LONGEST: Final = 0.5
 
-#: Seconds between two attempts in an outage: at first, and at most.
+#: Seconds between two reads in an outage: at first, and at most.
 _FIRST_RETRY: Final = 0.5
 _LAST_RETRY: Final = 5.0
 
@@ -45,7 +45,7 @@ class JobsView(NamedTuple):
       vanished(frozenset[str]): Ids of jobs whose status is unknown, has expired or was deleted.
       known(Mapping[str, Snapshot]): Last snapshots by id, including those of vanished jobs.
       problem(str): Error of the store; empty while the store answers.
-      retry_at(float): Time of the next attempt, by the monotonic clock.
+      retry_at(float): Time of the next read in an outage, by the monotonic clock.
       added(int): Number of jobs that are in the list now and are not watched.
     """
 

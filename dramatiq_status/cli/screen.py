@@ -14,7 +14,7 @@ from typing import Any, Final
 from .terminal import Segment, Terminal
 from .text import width
 
-#: Codes that hide the cursor and switch line wrapping off, and codes that show the cursor and switch it on again.
+#: Codes that hide the cursor and switch line wrapping off, and codes that undo both.
 _BEGIN: Final = "\x1b[?25l\x1b[?7l"
 _END: Final = "\x1b[?7h\x1b[?25h"
 

@@ -79,7 +79,7 @@ def find_store(url: str | None, broker: str | None, namespace: str | None) -> St
     section = _section_of(Path("pyproject.toml"))
     found = next((rule for rule in store_rules(url, broker, section) if rule.value), None)
     if found is None:
-        raise CommandError(f"no store is named. Give --url or --broker, or set {VARIABLE}. See: dramatiq-status where")
+        raise CommandError(f"no store is named. Give --url or --broker, set {VARIABLE}, or use pyproject.toml.")
     namespace = namespace or section.get("namespace")
     if found.kind == "broker":
         if namespace is not None:
