@@ -122,9 +122,10 @@ class Deliveries:
         buffer, options = binding.delivery.buffer, given.options
         fields = {STARTED_AT: str(now_ms())}
         if self._heartbeat_interval != DEFAULT_HEARTBEAT_INTERVAL or HEARTBEAT_OPTION in options:
-            # This replaces the interval of the process that has enqueued the message: the record may contain it.
-            # (Otherwise this worker writes no interval, and the record keeps the interval of a worker that died. If
-            # the default is more than three times that interval, the message counts as stalled.)
+            # This replaces the interval of the process that has enqueued the message, which the record may contain.
+            # (If both processes have the default, this worker writes no interval. The record may then keep a shorter
+            # interval of a worker that died. If the default is more than three times as long, the message counts as
+            # stalled.)
             fields[HEARTBEAT_INTERVAL] = str(self._heartbeat_interval)
         retries = whole_number(options.get("retries"), 0)
         # Each redelivery adds 1 to the stored number of attempts, and a record holds numbers of at most 15 digits.

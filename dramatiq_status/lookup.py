@@ -1,4 +1,4 @@
-"""The look-ups of the registry: the backend, the page of a list."""
+"""The look-ups of the registry: the backend of a broker, and the page of a list."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ class StatusRegistry:
         message also changes when it stalls, and when it is no longer stalled.
 
         Of many changes within a short time (50 milliseconds, the
-        backend's `watch_interval`) only the newest is yielded.  So a slow caller gets the newest
+        backend's `watch_interval`) only the newest is yielded.  A slow caller gets the newest
         snapshot next.  With Redis each watcher has a
         connection of its own, until its iterator ends or is closed.  In :mod:`dramatiq_status.aio` all watchers of an
         event loop that use one backend share one connection.

@@ -36,11 +36,11 @@ class BatchSnapshot:
 
     Parameters:
       state(State): ``failed`` if a message failed; ``completed`` if `finished` is true and no message failed;
-        ``queued`` if all known messages are queued, and no unknown stage of a pipeline is before a known one; else
+        ``queued`` if all known messages are queued, and each stage of a pipeline before a known one is known; else
         ``working``.  None if all messages are unknown or unavailable.  A batch without messages is ``completed``.
       progress(float): Mean of the messages' progress, from 0.0 to
-        1.0.  A completed message counts as 1, whatever progress it has reported.  So does an unknown stage of a
-        pipeline before a known one.  A failed message keeps its progress.  So does an
+        1.0.  A completed message counts as 1, whatever progress it has reported.  So does an unknown or
+        unavailable stage of a pipeline before a known one.  A failed message keeps its progress.  So does an
         unknown or unavailable one that the batch has read before.  Any other unknown
         or unavailable message counts as 0.
       finished(bool): Whether all messages are completed or failed.  The stages of a pipeline after one
@@ -78,7 +78,7 @@ class BatchSnapshot:
 
     @property
     def queued(self) -> bool:
-        """Whether all known messages are queued, so that no message has begun."""
+        """Whether all known messages are queued, and no message has begun."""
         return self.state is State.QUEUED
 
     @property
@@ -214,7 +214,7 @@ def _look_along(
     chain: Chain, children: Mapping[str, Snapshot | None], unavailable: Set[str], passed: set[str]
 ) -> tuple[str, ...]:
     """Return a tuple with the id of the stage of a pipeline that should have a status and has none; an empty tuple if
-    there is no such stage. Add the unknown stages before a known one to `passed`.
+    there is no such stage. Add the unknown and unavailable stages before a known one to `passed`.
     """
     known = [index for index, message_id in enumerate(chain) if children[message_id] is not None]
     last = known[-1] if known else -1

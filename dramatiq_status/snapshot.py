@@ -70,7 +70,7 @@ class Snapshot:
     _position: int
 
     def __init__(self, message_id: str, values: dict[str, Any], now: int, position: int | None = None) -> None:
-        # __setattr__() below raises, so the setters of the slots are called.
+        # __setattr__() below raises an error, so the setters of the slots are called.
         set_message_id(self, message_id)
         set_values(self, values)
         set_now(self, now)
@@ -442,7 +442,7 @@ class Snapshot:
 # Returns the values of a snapshot by their stored names, without a copy.
 values_of: Callable[[Snapshot], dict[str, Any]] = vars(Snapshot)["_values"].__get__
 
-# Setters of the slots of a new snapshot: its __setattr__() raises.
+# Setters of the slots of a new snapshot: its __setattr__() raises an error.
 set_message_id: Callable[[Snapshot, str], None] = vars(Snapshot)["message_id"].__set__
 set_values: Callable[[Snapshot, dict[str, Any]], None] = vars(Snapshot)["_values"].__set__
 set_now: Callable[[Snapshot, int], None] = vars(Snapshot)["_now"].__set__

@@ -19,7 +19,7 @@ AMONG: Final[dict[str, tuple[str, ...]]] = {
     "scheduled": ("queued",),
 }
 
-#: Maximum number of jobs that are read for a page of the dashboard, and maximum number that are read at once.
+#: Maximum number of jobs that are read for a page of the dashboard, and of jobs that are read at once.
 MAX_SEARCHED: Final = 1000
 _AT_ONCE: Final = 250
 

@@ -216,10 +216,10 @@ def _is_transition(record: Record | None, update: Update) -> bool:
 
 def is_moved(record: Record | None, update: Update, applied: Applied) -> bool:
     """Whether an applied update gives the message a new position in lists: it has created the record or set its
-    state.
+    state, or a worker has dropped a cancelled message.
     """
     if applied.outcome is Outcome.CANCELLED:
-        # The message was dropped: its record has another time to live.
+        # If a worker has dropped the message, its record has another time to live.
         return applied.record is not record
     return is_stored(applied.outcome) and _is_transition(record, update)
 

@@ -153,7 +153,7 @@ class Step(NamedTuple):
 
     Parameters:
       state(str): One of :data:`STATES`, for the glyph.
-      title(str): ``Run 1 failed``.
+      title(str): Title of the step, such as ``Run 1 failed``.
       at(datetime): Time at which the step began; None where it is unknown.
       run(Run): None for a wait, for the end, and for runs that are left out.
       length(timedelta): None where a time is unknown, and for the end.
@@ -172,7 +172,7 @@ class Step(NamedTuple):
     until: datetime | None = None
 
 
-#: By outcome of a run: the state whose glyph is shown, and the verb of the title.
+#: State whose glyph is shown, and verb of the title, by outcome of a run.
 _OUTCOMES: Final = {
     RunOutcome.COMPLETED: (COMPLETED, "completed"),
     RunOutcome.FAILED: (FAILED, "failed"),

@@ -45,7 +45,7 @@ class Merger:
     """
 
     #: is_urgent: Whether the pending updates contain an operation that does not wait for the throttle. is_throttled:
-    #: Whether they contain one that does.
+    #: Whether they contain an operation that waits for it.
     is_urgent: bool = False
     is_throttled: bool = False
     #: Whether there are pending updates that wait for the outcomes of earlier updates.

@@ -123,7 +123,7 @@ class SendQueue:
         self.ready = {**{other: None for other in self.ready if other is not buffer}, buffer: None}
 
     def move_behind(self, buffer: MessageBuffer, creator: MessageBuffer) -> None:
-        """Move a buffer behind the buffer whose updates create the missing record.  Called on the writer's thread."""
+        """Move a buffer behind the buffer whose updates create the missing record; on the writer's thread."""
         if self.later.pop(creator, None) is not None:
             # Only the throttle holds the creator back.
             self.ready[creator] = None
@@ -136,7 +136,8 @@ class SendQueue:
     def postpone(self, buffer: MessageBuffer, pause: float) -> None:
         """Send a buffer again after `pause` seconds, and let no thread wait for it.
 
-        Called if one server of many does not answer, calls with this buffer alone have failed, or a record is missing.
+        The leader calls this if one server of many does not answer, calls with this buffer alone have failed, or a
+        record is missing.
         """
         buffer.give_up()
         self.later[buffer] = buffer.retry_at = due = time.monotonic() + pause

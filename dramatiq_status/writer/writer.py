@@ -123,7 +123,7 @@ class Writer:
             self._leadership.wake_thread()
 
     def put_later(self, buffer: MessageBuffer, seconds: float) -> None:
-        """Send the updates of a buffer after some time, unless they are sent with a command of the broker before.
+        """Send the updates of a buffer after `seconds`, unless they are sent earlier, with a command of the broker.
 
         While messages run, the writer's thread checks every :data:`CHECK_INTERVAL` seconds for the buffers whose time
         has come.  So a short run does not wake it.
