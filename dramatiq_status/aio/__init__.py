@@ -22,7 +22,7 @@ async def close(*, backend: StatusBackend | None = None, broker: dramatiq.Broker
     connections.
 
     Parameters:
-      backend(StatusBackend): The backend to disconnect from; by default the backend of `broker`.
+      backend(StatusBackend): The backend whose connections are closed; by default the backend of `broker`.
       broker(Broker): By default the default broker.
     """
     await close_backend(_find_backend(backend, broker))

@@ -40,7 +40,7 @@ class StatusRegistry:
 
     Names, parameters and errors are those of :class:`dramatiq_status.StatusRegistry`.  A method that takes a round trip
     is a coroutine, and :meth:`watch` is an asynchronous iterator.  :meth:`get`, :meth:`progress` and
-    :meth:`batch` take no round trip, and return handles whose methods are coroutines.
+    :meth:`batch` take no round trip, and return objects whose methods are coroutines.
 
     A :class:`.RedisBackend` has two connections for an event loop, by ``redis.asyncio``: one for reads and writes,
     and one for the changes of all watched messages.  On a cluster, it has only the second one, and threads read and

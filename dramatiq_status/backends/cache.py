@@ -159,7 +159,7 @@ class CacheBackend(StatusBackend):
         self._on_error = on_error or (close_broken_connections if _is_djangos(cache) else None)
         self._call_style = None if _is_proxy(cache) else _find_call_style(cache)
         self._prefix = escape_namespace(self.namespace) + ":"
-        # No key of a message contains "%" behind its namespace.
+        # In the key of a message, ":" comes directly behind the namespace.
         self._log_key = escape_namespace(self.namespace) + "%cancels"
 
     def __repr__(self) -> str:

@@ -109,7 +109,7 @@ def check_login(url: str) -> None:
 
 
 def mask(url: str) -> str:
-    """Hide the login in a URL, and every other part that may belong to a password that was not percent-encoded.
+    """Hide the login in a URL, and every other part that may belong to an unencoded password.
 
     >>> mask("redis://ann:secret@db.internal/1?timeout=250")
     'redis://***@db.internal/1?timeout=250'

@@ -115,7 +115,7 @@ class MemcachedBackend(StatusBackend):
         # Returns the key of a message, and the server of that key.
         self._locate: Callable[[str], tuple[bytes, Server]] = lru_cache(LOCATIONS_CACHED)(self._find_location)
         self._items = ItemCache()
-        # No key of a message contains "%" behind its namespace.
+        # In the key of a message, ":" comes directly behind the namespace.
         self._log_key: bytes = f"{prefix[:-1]}%cancels".encode()
         self._rounds = Rounds(self._items, prefix[:-1] + "%turn:")
         # Ids of messages for which `_log` has logged an error.

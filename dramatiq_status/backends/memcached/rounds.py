@@ -197,7 +197,7 @@ class Rounds:
         """Return the cached item of a message, or :data:`.ABSENT` for a new message.  Return None if the item has to be
         read.
 
-        A wrong guess does no harm, because the server refuses its cas.
+        A wrong guess does no harm, because the server then stores nothing.
         """
         if not document.may_guess:
             return None

@@ -149,7 +149,7 @@ class Connection:
         return False
 
     def close(self) -> None:
-        """Close the connection for good."""
+        """Close the connection.  It is never used again."""
         self._socket = self._reader = None
         if self._connection is not None:
             self._connection.disconnect()

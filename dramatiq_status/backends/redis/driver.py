@@ -53,7 +53,7 @@ def driver(package: str) -> Driver:
 
 
 def any_driver() -> Driver:
-    """Load redis-py; valkey-py if only that is installed.
+    """Load redis-py, or valkey-py if only that is installed.
 
     Raises:
       ModuleNotFoundError: When neither is installed.  The error names redis-py.

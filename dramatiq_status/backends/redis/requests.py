@@ -227,7 +227,7 @@ class Exchange:
     """Requests that go to a server together, and their replies.
 
     The exchange counts the replies that are to come.  So the code that reads a connection does not depend on the
-    requests, and can send further requests before these have their replies.
+    requests, and can send other exchanges before this one has its replies.
 
     Parameters:
       requests(Sequence[Request])

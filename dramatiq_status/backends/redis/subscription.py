@@ -32,7 +32,7 @@ class RedisSubscription:
 
     Parameters:
       connection(redis.Connection): A connection of the driver's with RESP2 and without other users.  Its deadline is
-        that of the first replies.
+        the deadline of the first replies.
       channels(Mapping[str, str]): Message ids by the names of their channels.
       timeout(float): Seconds that the server may take to answer.
 

@@ -197,7 +197,7 @@ class Connections:
 def _make_file(path: Path) -> None:
     """Create the file if there is none, readable for this user only; SQLite would make it readable for all users.
 
-    SQLite gives the same mode to the files beside it.
+    SQLite gives the mode of this file to the files beside it.
 
     Raises:
       BackendError: When the path is a symbolic link: another user may have created the link.

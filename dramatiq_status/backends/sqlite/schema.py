@@ -60,7 +60,7 @@ COLUMNS: Final = {STATE: "state", ACTOR_NAME: "actor", QUEUE_NAME: "queue"}
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Prepare a new connection: set its pragmas, and create the table if there is none."""
+    """Prepare a new connection: set its pragmas, and create the tables if there are none."""
     connection.execute("PRAGMA journal_mode = WAL").fetchall()
     connection.execute("PRAGMA synchronous = NORMAL")
     last = f"SELECT 1 FROM sqlite_master WHERE name = '{LOG}'"

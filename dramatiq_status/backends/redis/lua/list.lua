@@ -144,8 +144,8 @@ local function check(set, first, last)
 end
 
 -- Remove unfinished messages that have expired, and return their number. No set shows which messages have expired,
--- because a heartbeat renews a record's expiry. Where a set has more messages than the call may check, it checks some
--- of the oldest and as many others, and then more of the oldest as long as all of these have expired.
+-- because a heartbeat renews a record's expiry. Where a set has more messages than its share of the check, the function
+-- checks some of the oldest and as many others, and then more of the oldest as long as all of these have expired.
 local function clean()
   local live, sum, dropped, checked = {}, 0, 0, tonumber(after)
   local left = checked
