@@ -46,7 +46,7 @@ def run(options: Options) -> Iterator[Table]:
 def fill(backend: StatusBackend, size: int) -> list[str]:
     """Store running jobs, and return up to a hundred of their ids.
 
-    A memcached backend caches the items of a limited number of messages.
+    The number is limited, because a memcached backend caches a limited number of items.
     """
     ids = [str(uuid4()) for _ in range(size)]
     updates = running_updates(EnqueueId(1_234_567_890, 1))

@@ -23,7 +23,7 @@ FLOOR = "a lock, a clock and an addition"
 
 
 class Floor:
-    """The minimum of a throttled increment: a lock, a clock and an addition."""
+    """A simple throttled increment, to compare: a lock, a clock and an addition."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

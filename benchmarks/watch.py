@@ -33,7 +33,7 @@ class Result(NamedTuple):
 
     Parameters:
       seen: Number of snapshots that were shown.
-      latencies: Milliseconds from each final write until its watcher saw it.
+      latencies: Milliseconds from each final write until its watcher saw it; of the blocking watcher, from each write.
       cpu: Seconds of processor time.
       seconds: Seconds from the first change to the last watcher's end.
       memory: Growth of the process in MB.

@@ -36,7 +36,7 @@ def seconds_since(then: datetime | None, now: datetime) -> float:
 
 
 def label_of(shown: dict[str, Any]) -> str:
-    """Return the field ``label`` as a text; an empty one where there is none."""
+    """Return the field ``label`` as a text, which is empty without a label."""
     label = shown.get("label")
     return "" if label is None else str(label)
 

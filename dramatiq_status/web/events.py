@@ -55,7 +55,7 @@ class EventViews:
         self._site = site
 
     async def one(self, request: Request) -> ASGIApp:
-        """Answer with the events of one message: the id of an event is the version of the status."""
+        """Answer with the events of one message.  The id of an event is the version of the status."""
         snapshot, access = await self._site.read(request)
         followed = FollowedMessage(
             request.headers.get(TOKEN_HEADER), request.headers.get("last-event-id"), snapshot, access

@@ -10,7 +10,7 @@ from .files import STATIC
 from .markup import Markup, icon, join, tag
 from .site import Site
 
-#: Content-Security-Policy of the pages: they load only what this application serves.
+#: Content-Security-Policy of the pages: they load files of their own origin only.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'self'; require-trusted-types-for 'script'"

@@ -11,7 +11,7 @@ They need pytest.  The test class of a backend inherits from :class:`BackendConf
 Some tests need another fixture or hook.  They are skipped with the name of this fixture or hook until the test class
 has it:
 
-- the fixture ``make_backend`` makes a backend with another namespace,
+- the fixture ``make_backend`` is a function that makes another backend of the store, with an optional `namespace`,
 - the fixture ``outage`` has a server that the test pauses and stops,
 - the hooks ``ttl_of`` and ``set_ttl`` read and set a time to live,
 - the hook ``damages`` writes values that are no records under the key of a record,

@@ -7,7 +7,7 @@ from ...update import Outcome, Update
 from ..updates import cancel, counting, deleting, enqueue, finish, heartbeat, outside, start, to_total, write
 
 #: Cases by names: updates that make a record, another update, and its outcome.  Every branch of `apply` has a case,
-#: except for withdrawals.
+#: except for withdrawals, and for progress from before the first run.
 CASES: dict[str, tuple[list[Update], Update, Outcome]] = {
     # Enqueues
     "enqueue, first": ([], enqueue(step='"a"'), Outcome.APPLIED),

@@ -37,7 +37,7 @@ class Refused(StoreTests):
                 time.sleep(0.01)
 
         with self.refusing(backend, refused):
-            # When all of them are written to
+            # When the run of each message writes
             for buffer in buffers.values():
                 writer.running[buffer] = None
                 buffer.add(Start({}, 1))

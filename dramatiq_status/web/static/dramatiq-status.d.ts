@@ -93,7 +93,10 @@ export const texts: Record<
   string
 >;
 
-/** Format a duration in seconds: two units at most, seconds only below 20 minutes; with `exact` tenths below 10 seconds; with `long` the units as words. */
+/**
+ * Format a duration in seconds, with two units at most.  Seconds are shown only below 20 minutes.  `exact` adds tenths below 10 seconds.
+ * `long` writes the units as words.
+ */
 export function duration(seconds: number, lang?: string, own?: typeof texts, exact?: boolean, long?: "long"): string;
 
 /** A message that is watched. */

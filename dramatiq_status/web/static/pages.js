@@ -1,4 +1,4 @@
-// Additions to the pages, which also work without script: rows that change in place, the number of new jobs, ages, keys, copying.
+// Additions to the pages: rows that change in place, the number of new jobs, ages, keys, copying.  Without script, the pages work, too.
 import { duration, texts } from "./dramatiq-status.js";
 
 const $ = (selector, from = document) => from.querySelector(selector);
